@@ -1,0 +1,2 @@
+//! What runs inside a guest.
+#![no_std]

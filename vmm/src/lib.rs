@@ -1,0 +1,7 @@
+//! Samepage: a small KVM hypervisor for memory.
+
+pub mod image;
+pub mod measure;
+pub mod memory;
+pub mod merge;
+pub mod vm;

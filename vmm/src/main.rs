@@ -1,0 +1,2 @@
+//! The `samepage` command.
+fn main() {}
