@@ -8,6 +8,7 @@ use thiserror::Error;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use super::Extent;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
@@ -49,17 +50,6 @@ pub enum RamError {
     Regions(#[from] vm_memory::GuestRegionCollectionError),
 }
 
-/// One extent of guest RAM as the host sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MappedStretch {
-    /// Guest-physical address.
-    pub gpa: u64,
-    /// Address in this process.
-    pub hva: u64,
-    /// Length in bytes.
-    pub bytes: u64,
-}
-
 /// Guest RAM. It stays mapped until the process ends, for a VM lives in a process of its own and
 /// devices keep references to it.
 #[derive(Clone)]
@@ -86,10 +76,10 @@ impl Ram {
     }
 
     /// Where each stretch lies in this process.
-    pub fn mapped(&self) -> Vec<MappedStretch> {
+    pub fn extents(&self) -> Vec<Extent> {
         self.memory
             .iter()
-            .map(|r| MappedStretch { gpa: r.start_addr().0, hva: r.as_ptr() as u64, bytes: r.len() })
+            .map(|r| Extent { gpa: r.start_addr().0, hva: r.as_ptr() as u64, bytes: r.len() })
             .collect()
     }
 
@@ -115,7 +105,7 @@ impl Ram {
     }
 
     fn advise(&self, advice: i32, what: &'static str) -> Result<(), RamError> {
-        for s in self.mapped() {
+        for s in self.extents() {
             // SAFETY: the range is a mapping this Ram made and never unmaps; the advices used keep its contents.
             let done = unsafe { libc::madvise(s.hva as *mut libc::c_void, s.bytes as usize, advice) };
             if done != 0 {
@@ -173,8 +163,8 @@ mod tests {
     fn a_guest_above_the_hole_has_two_stretches_and_costs_nothing_until_touched() {
         let ram = Ram::new(8 << 30).unwrap();
         assert_eq!(ram.bytes(), 8 << 30);
-        assert_eq!(ram.mapped().len(), 2);
-        assert!(ram.mapped().iter().all(|m| m.hva.is_multiple_of(HUGE_PAGE_BYTES as u64)));
+        assert_eq!(ram.extents().len(), 2);
+        assert!(ram.extents().iter().all(|m| m.hva.is_multiple_of(HUGE_PAGE_BYTES as u64)));
         ram.memory().write_obj(7u64, GuestAddress((9 << 30) - 8)).unwrap();
         assert!(ram.memory().write_obj(7u64, GuestAddress((3 << 30) - 4)).is_err());
     }
