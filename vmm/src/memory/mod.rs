@@ -1,22 +1,5 @@
-//! Guest RAM and everything that maps, advises or reads it.
-//!
-//! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this module.
+//! memory.
 
-use serde::{Deserialize, Serialize};
-
-pub mod layout;
-pub mod ram;
-
-/// Bytes of a page; Samepage knows no other size for merging and accounting.
-pub const PAGE_BYTES: u64 = 4096;
-
-/// One contiguous stretch of guest RAM as mapped in a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    /// Guest-physical address of its first byte.
-    pub gpa: u64,
-    /// Its address in the process that runs the guest.
-    pub hva: u64,
-    /// Its length in bytes.
-    pub bytes: u64,
-}
+pub mod ksm_stat;
+pub mod pagemap;
+pub mod remote;
