@@ -10,7 +10,9 @@ pub mod report;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::memory::pagemap::{PAGE_BYTES, PagemapError};
+use crate::memory::PAGE_BYTES;
+pub use crate::memory::Extent;
+use crate::memory::pagemap::PagemapError;
 use crate::memory::remote::RemoteError;
 
 /// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
@@ -32,17 +34,6 @@ impl Space {
     pub fn pages(&self) -> u64 {
         self.extents.iter().map(|extent| extent.bytes / PAGE_BYTES).sum()
     }
-}
-
-/// One range of guest memory, contiguous for the guest and for its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    /// First guest-physical address.
-    pub gpa: u64,
-    /// First address in the VM process; a multiple of the page size.
-    pub hva: u64,
-    /// Length; a multiple of the page size.
-    pub bytes: u64,
 }
 
 /// What can go wrong while measuring.
