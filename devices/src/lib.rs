@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+#[cfg(test)]
+mod hostile;
 pub mod interrupt;
 pub mod legacy;
 pub mod reclaim;
