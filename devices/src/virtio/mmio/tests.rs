@@ -234,6 +234,23 @@ fn a_stopped_queue_reads_as_stopped_and_is_not_processed() {
 }
 
 #[test]
+fn a_reset_during_setup_forgets_the_queues() {
+    let (mut driver, seen) = probe();
+    driver.negotiate(TRANSPORT_FEATURES);
+    driver.add_queue(0, 4);
+    driver.negotiate(TRANSPORT_FEATURES);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
+    driver.add_queue(1, 4);
+    driver.add_status(DRIVER_OK);
+    assert_eq!(seen.lock().unwrap().queues, [false, true]);
+    assert_eq!(
+        seen.lock().unwrap().resets,
+        0,
+        "a device that was never started is not reset"
+    );
+}
+
+#[test]
 fn widths_and_unknown_registers_are_ignored() {
     let (mut driver, _) = probe();
     for (offset, len) in [
