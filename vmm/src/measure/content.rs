@@ -106,7 +106,11 @@ fn measure_with(
     let mut batch = Vec::with_capacity(BATCH_PAGES);
     progress(0, total);
     for (guest, space) in spaces.iter().enumerate() {
-        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
+        let wrap = |source| MeasureError::Pages {
+            guest: space.name.clone(),
+            pid: space.pid,
+            source,
+        };
         let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
         for (extent, number) in space.extents.iter().zip(numbers(space)) {
             let pages = (extent.bytes / PAGE_BYTES) as usize;
@@ -227,7 +231,10 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(spaces: &'a [Space], hash: &'a dyn Fn(&[u8]) -> u128) -> Self {
         let layout = |space: &Space| {
-            numbers(space).zip(&space.extents).map(|(number, extent)| (number, extent.hva)).collect()
+            numbers(space)
+                .zip(&space.extents)
+                .map(|(number, extent)| (number, extent.hva))
+                .collect()
         };
         Self {
             spaces,
@@ -271,17 +278,28 @@ impl<'a> Reader<'a> {
         let hash = (self.hash)(content);
         match self.index.entry(Key([hash as u64, (hash >> 64) as u64])) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Holder { page, first: guest, last: guest });
+                vacant.insert(Holder {
+                    page,
+                    first: guest,
+                    last: guest,
+                });
                 Class::Distinct
             }
             Entry::Occupied(mut occupied) => {
                 let holder = occupied.get_mut();
-                self.suspects.push(Suspect { guest: holder.first, page: holder.page, slot });
+                self.suspects.push(Suspect {
+                    guest: holder.first,
+                    page: holder.page,
+                    slot,
+                });
                 if holder.last == guest {
                     return Class::SelfDuplicate;
                 }
                 holder.last = guest;
-                Class::CrossDuplicate { guest: holder.first, page: holder.page }
+                Class::CrossDuplicate {
+                    guest: holder.first,
+                    page: holder.page,
+                }
             }
         }
     }
@@ -293,8 +311,9 @@ impl<'a> Reader<'a> {
         suspects.sort_unstable_by_key(|suspect| (suspect.guest, suspect.page));
         for group in suspects.chunk_by(|a, b| a.guest == b.guest) {
             let holder = usize::from(group[0].guest);
-            let (here, elsewhere): (Vec<Suspect>, Vec<Suspect>) =
-                group.iter().partition(|suspect| holder == guest && pages.binary_search(&suspect.page).is_ok());
+            let (here, elsewhere): (Vec<Suspect>, Vec<Suspect>) = group
+                .iter()
+                .partition(|suspect| holder == guest && pages.binary_search(&suspect.page).is_ok());
             for suspect in here {
                 // What was indexed a moment ago is this buffer, not what the guest has there by now.
                 let first = pages.binary_search(&suspect.page).unwrap_or(suspect.slot);
