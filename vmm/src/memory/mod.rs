@@ -3,3 +3,4 @@
 pub mod ksm_stat;
 pub mod pagemap;
 pub mod remote;
+pub mod userfault;
