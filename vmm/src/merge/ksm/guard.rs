@@ -93,7 +93,7 @@ fn prepare(request: &Request) -> Result<(File, Saved), EngineError> {
 }
 
 /// Takes the lock for `owner` or says who has it.
-fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
+pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
     let failed = |source| EngineError::Lock {
         path: path.to_owned(),
         source,
