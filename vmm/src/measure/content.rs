@@ -1,8 +1,8 @@
 //! What could be shared: every present page of every guest read, hashed, and compared byte by byte.
 //!
-//! A hash only finds the page to compare with; it never decides. Absent and swapped pages are not read,
-//! so measuring neither grows a guest nor swaps it in. The one exception is a page that the guest gives
-//! back between our look at its page table and our read: the kernel then maps its zero frame there.
+//! A hash only finds the page to compare with; it never decides. Absent and swapped pages are not read, so
+//! measuring neither grows a guest nor swaps it in. One exception: a page given back between our look at
+//! the page table and our read gets the kernel's zero frame.
 //!
 //! Memory needed besides two buffers of 1 MiB: the index, 25 bytes a bucket. It has between 8/7 and 16/7
 //! buckets for each distinct page, so 29 to 57 bytes, and half as much again while it grows.
@@ -25,6 +25,9 @@ const BATCH_PAGES: usize = 256;
 const CHUNK_PAGES: usize = 16 * 1024;
 /// Bytes of an index bucket: 16 of hash, 8 of holder, 1 of the table's own.
 const BUCKET_BYTES: u64 = 25;
+
+/// How a page is hashed; tests put in a bad one.
+type PageHash<'a> = &'a dyn Fn(&[u8]) -> u128;
 
 /// What the present pages hold. `zero + self_duplicates + cross_duplicates + distinct` is their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +98,7 @@ pub fn measure(spaces: &[Space], progress: &mut dyn FnMut(u64, u64)) -> Result<C
 
 fn measure_with(
     spaces: &[Space],
-    hash: &dyn Fn(&[u8]) -> u128,
+    hash: PageHash<'_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Content, MeasureError> {
     check(spaces)?;
@@ -136,7 +139,7 @@ fn measure_with(
                 progress(done, total);
             }
         }
-        reader.end_of_guest();
+        reader.end_run();
     }
     Ok(reader.finish())
 }
@@ -161,6 +164,7 @@ impl Hash for Key {
     }
 }
 
+/// Takes a [`Key`] as its own hash.
 #[derive(Default)]
 struct Uniform(u64);
 
@@ -212,9 +216,9 @@ struct Suspect {
 
 struct Reader<'a> {
     spaces: &'a [Space],
-    /// For each guest the first page number, first address and pages of each extent.
+    /// For each guest the first page number and first address of each extent.
     layout: Vec<Vec<(u32, u64)>>,
-    hash: &'a dyn Fn(&[u8]) -> u128,
+    hash: PageHash<'a>,
     index: HashMap<Key, Holder, BuildHasherDefault<Uniform>>,
     content: Content,
     /// Pages of the batch, then pages to compare them with.
@@ -229,7 +233,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(spaces: &'a [Space], hash: &'a dyn Fn(&[u8]) -> u128) -> Self {
+    fn new(spaces: &'a [Space], hash: PageHash<'a>) -> Self {
         let layout = |space: &Space| {
             numbers(space)
                 .zip(&space.extents)
@@ -387,10 +391,6 @@ impl<'a> Reader<'a> {
         self.content.runs.add(self.run_pages);
         self.run = None;
         self.run_pages = 0;
-    }
-
-    fn end_of_guest(&mut self) {
-        self.end_run();
     }
 
     fn finish(self) -> Content {

@@ -143,6 +143,45 @@ fn private_memory_of_ours_is_private() {
 }
 
 #[test]
+fn pages_that_were_only_read_are_on_the_zero_frame() {
+    const PAGES: usize = 64;
+    // Above 32 MiB an allocation is always a fresh mapping, which `vec!` does not touch. Without
+    // privilege the frame is hidden and the answer an estimate, which is right where KSM merged nothing.
+    let memory = vec![0u8; 64 << 20];
+    let skip = memory.as_ptr().align_offset(PAGE_BYTES as usize) + (1 << 20);
+    let sum: u64 = memory[skip..]
+        .iter()
+        .step_by(PAGE_BYTES as usize)
+        .take(PAGES)
+        .map(|byte| u64::from(*byte))
+        .sum();
+    assert_eq!(std::hint::black_box(sum), 0);
+    let hva = memory[skip..].as_ptr() as u64;
+    let extent = Extent {
+        gpa: 0,
+        hva,
+        bytes: 2 * PAGES as u64 * PAGE_BYTES,
+    };
+    let me = Space {
+        name: "me".to_owned(),
+        pid: std::process::id(),
+        extents: vec![extent],
+    };
+    let frames = measure(&[me]).unwrap();
+    let half = PAGES as u64;
+    assert_eq!(
+        frames.pages,
+        Pages {
+            total: 2 * half,
+            absent: half,
+            zero: half,
+            ..Pages::default()
+        }
+    );
+    assert_eq!((frames.saved_pages, frames.frames), (half, 0));
+}
+
+#[test]
 fn a_guest_that_is_gone_is_named_with_its_pid() {
     let mut gone = space("web-3");
     gone.pid = i32::MAX as u32;

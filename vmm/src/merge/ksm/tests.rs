@@ -16,9 +16,11 @@ use crate::memory::pagemap::PAGE_BYTES;
 const ROLE: &str = "SAMEPAGE_KSM_TEST";
 const PAGE: usize = PAGE_BYTES as usize;
 
-/// One at a time, over all test programs on this host.
+/// One at a time, over all test programs of this user: only root's change the host's KSM.
 fn serial() -> fs::File {
-    let path = std::env::temp_dir().join("samepage-ksm-tests.lock");
+    use std::os::unix::fs::MetadataExt;
+    let user = fs::metadata("/proc/self").unwrap().uid();
+    let path = std::env::temp_dir().join(format!("samepage-ksm-tests-{user}.lock"));
     loop {
         match guard::take_lock(&path, std::process::id()) {
             Ok(file) => return file,
