@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::runs::{RunFollower, Runs};
 use super::{MeasureError, Space, check};
 use crate::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
 use crate::memory::remote::{self, RemoteRange};
@@ -57,31 +58,6 @@ impl Content {
     /// Pages that were read.
     pub fn present(&self) -> u64 {
         self.zero + self.self_duplicates + self.cross_duplicates + self.distinct
-    }
-}
-
-/// Runs of cross duplicates: neighbours in their guest whose first holders are neighbours in theirs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Runs {
-    /// Number of runs, of any length.
-    pub runs: u64,
-    /// Pages in runs of 8 pages or more.
-    pub pages_in_8: u64,
-    /// Pages in runs of 64 pages or more.
-    pub pages_in_64: u64,
-    /// Pages of the longest run.
-    pub longest: u64,
-}
-
-impl Runs {
-    fn add(&mut self, pages: u64) {
-        if pages == 0 {
-            return;
-        }
-        self.runs += 1;
-        self.pages_in_8 += if pages >= 8 { pages } else { 0 };
-        self.pages_in_64 += if pages >= 64 { pages } else { 0 };
-        self.longest = self.longest.max(pages);
     }
 }
 
@@ -139,7 +115,7 @@ fn measure_with(
                 progress(done, total);
             }
         }
-        reader.end_run();
+        reader.runs.end();
     }
     Ok(reader.finish())
 }
@@ -227,9 +203,7 @@ struct Reader<'a> {
     ranges: Vec<RemoteRange>,
     classes: Vec<Class>,
     suspects: Vec<Suspect>,
-    /// The run being followed: its last page, that page's holder, its length.
-    run: Option<(u32, u16, u32)>,
-    run_pages: u64,
+    runs: RunFollower,
 }
 
 impl<'a> Reader<'a> {
@@ -251,8 +225,7 @@ impl<'a> Reader<'a> {
             ranges: Vec::with_capacity(BATCH_PAGES),
             classes: Vec::with_capacity(BATCH_PAGES),
             suspects: Vec::with_capacity(BATCH_PAGES),
-            run: None,
-            run_pages: 0,
+            runs: RunFollower::default(),
         }
     }
 
@@ -374,27 +347,16 @@ impl<'a> Reader<'a> {
             Class::SelfDuplicate => self.content.self_duplicates += 1,
             Class::CrossDuplicate { .. } => self.content.cross_duplicates += 1,
         }
-        let Class::CrossDuplicate { guest, page: held } = class else {
-            return self.end_run();
+        let holder = match class {
+            Class::CrossDuplicate { guest, page } => Some((guest, page)),
+            _ => None,
         };
-        let continues = self.run.is_some_and(|(last, holder, last_held)| {
-            last.checked_add(1) == Some(page) && holder == guest && last_held.checked_add(1) == Some(held)
-        });
-        if !continues {
-            self.end_run();
-        }
-        self.run = Some((page, guest, held));
-        self.run_pages += 1;
-    }
-
-    fn end_run(&mut self) {
-        self.content.runs.add(self.run_pages);
-        self.run = None;
-        self.run_pages = 0;
+        self.runs.step(page, holder);
     }
 
     fn finish(self) -> Content {
         let mut content = self.content;
+        content.runs = self.runs.found;
         content.ideal_saved_pages = content.zero + content.self_duplicates + content.cross_duplicates;
         content.index_bytes = (self.index.capacity() as u64 * 8).div_ceil(7) * BUCKET_BYTES;
         content

@@ -6,6 +6,7 @@
 pub mod content;
 pub mod frames;
 pub mod report;
+pub mod runs;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

@@ -6,8 +6,9 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
-use super::content::{Content, Runs};
+use super::content::Content;
 use super::frames::{Frames, Pages};
+use super::runs::Runs;
 use crate::memory::pagemap::PAGE_BYTES;
 
 /// What only the caller knows of a run.
