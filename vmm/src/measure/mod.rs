@@ -6,6 +6,7 @@
 pub mod content;
 pub mod frames;
 pub mod report;
+pub mod runs;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -78,7 +79,10 @@ pub enum MeasureError {
         bytes: u64,
     },
     /// A guest is larger than an index entry can say.
-    #[error("guest {guest:?} has {pages} pages; one measurement takes at most {} a guest", u32::MAX)]
+    #[error(
+        "guest {guest:?} has {pages} pages; one measurement takes at most {} a guest",
+        u32::MAX
+    )]
     TooLarge {
         /// The guest's name.
         guest: String,
@@ -102,13 +106,23 @@ fn check(spaces: &[Space]) -> Result<(), MeasureError> {
         for extent in &space.extents {
             if extent.hva % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
                 let (hva, bytes) = (extent.hva, extent.bytes);
-                return Err(MeasureError::Unaligned { guest: space.name.clone(), hva, bytes });
+                return Err(MeasureError::Unaligned {
+                    guest: space.name.clone(),
+                    hva,
+                    bytes,
+                });
             }
         }
-        let pages = space.extents.iter().fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
+        let pages = space
+            .extents
+            .iter()
+            .fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
         // One number is left free after each extent, so that no run crosses into the next.
         if pages.saturating_add(space.extents.len() as u64) > u64::from(u32::MAX) {
-            return Err(MeasureError::TooLarge { guest: space.name.clone(), pages });
+            return Err(MeasureError::TooLarge {
+                guest: space.name.clone(),
+                pages,
+            });
         }
     }
     Ok(())
