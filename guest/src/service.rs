@@ -3,7 +3,7 @@
 //! The caller owns the clock and the ports: it passes lines to [`Service::line`], calls [`Service::step`] in
 //! between, and sleeps for as long as that says.
 
-use crate::protocol::{Command, Done, ErrorCode, Fill, ParseError, Reply, Target, Text};
+use crate::protocol::{Command, Done, ErrorCode, ParseError, Reply, Target, Text};
 use crate::workload::{Pages, Verify, Workload};
 
 /// Pages a step goes on with before the caller may look at its input again. On a host that has to find memory
