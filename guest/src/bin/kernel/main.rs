@@ -103,13 +103,14 @@ fn poll<P: Pages>(service: &mut Service<'_, P>, ports: &mut Ports, now: u64) -> 
     for port in [Port::Control, Port::Console] {
         let input = ports.read(port);
         some |= !matches!(input, Input::Nothing);
-        let Input::Line(mut line) = input else { continue };
-        if let Some(line) = line.push(b'\n')
+        if !matches!(input, Input::Line) {
+            continue;
+        }
+        if let Some(line) = ports.take_line(port).push(b'\n')
             && let Some(power) = service.line(port, line, now, ports)
         {
             port::end(power);
         }
-        ports.prompt(port);
     }
     some
 }

@@ -100,11 +100,12 @@ impl Ports {
         let _ = writeln!(self.control, "{reply}");
     }
 
-    /// Shows that another command may be typed.
-    pub(crate) fn prompt(&mut self, port: Port) {
-        if port == Port::Console {
-            let _ = self.console.write_str(PROMPT);
-        }
+    /// The line whose end was read, but for its `\n`.
+    pub(crate) fn take_line(&mut self, port: Port) -> LineReader {
+        core::mem::take(match port {
+            Port::Control => &mut self.control.line,
+            Port::Console => &mut self.console.line,
+        })
     }
 
     /// Reads what has arrived, at most to the end of a line.
@@ -122,8 +123,8 @@ pub(crate) enum Input {
     Nothing,
     /// Part of a line.
     Part,
-    /// A line, but for its `\n`.
-    Line(LineReader),
+    /// The end of a line, for [`Ports::take_line`].
+    Line,
 }
 
 impl Serial {
@@ -136,7 +137,7 @@ impl Serial {
         for _ in 0..MAX_LINE {
             match self.read() {
                 0 => break,
-                b'\n' => return Input::Line(core::mem::take(&mut self.line)),
+                b'\n' => return Input::Line,
                 // Only `\n` ends a line.
                 byte => _ = self.line.push(byte),
             }
@@ -152,17 +153,15 @@ impl Serial {
         match self.read() {
             b'\r' | b'\n' => {
                 let _ = self.write_str("\r\n");
-                let line = core::mem::take(&mut self.line);
-                if !matches!(line.clone().push(b'\n'), Some(Ok("help" | "?"))) {
-                    return Input::Line(line);
+                match self.line.so_far() {
+                    "help" | "?" => _ = write!(self, "{HELP}{PROMPT}"),
+                    "" => _ = self.write_str(PROMPT),
+                    // The reply brings the next prompt.
+                    _ => return Input::Line,
                 }
-                let _ = write!(self, "{HELP}{PROMPT}");
+                self.line.clear();
             }
-            0x08 | 0x7f => {
-                if self.line.pop() {
-                    let _ = self.write_str("\x08 \x08");
-                }
-            }
+            0x08 | 0x7f if self.line.pop() => _ = self.write_str("\x08 \x08"),
             0x03 | 0x15 => {
                 self.line.clear();
                 let _ = write!(self, "\r\n{PROMPT}");
@@ -181,7 +180,11 @@ impl Out for Ports {
     fn send(&mut self, port: Port, reply: &Reply) {
         let _ = match port {
             Port::Control => writeln!(self.control, "{reply}"),
-            Port::Console => write!(self.console, "{reply}\r\n"),
+            // It may come in the middle of what is being typed.
+            Port::Console => {
+                let typed = self.console.line.clone();
+                write!(self.console, "\r{reply}\r\n{PROMPT}{}", typed.so_far())
+            }
         };
     }
 }
