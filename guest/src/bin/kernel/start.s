@@ -69,7 +69,7 @@ ring3:
 1:
     mov rdx, rax
     mov word ptr [rdi], dx
-    mov dword ptr [rdi + 2], 0x8e000000 + KERNEL_CODE
+    mov dword ptr [rdi + 2], 0xee000000 + KERNEL_CODE      # ring 3 may use int3
     shr rdx, 16
     mov word ptr [rdi + 6], dx
     mov qword ptr [rdi + 8], 0
