@@ -1,2 +1,19 @@
-//! What runs inside a guest.
+//! What runs inside a guest, and what the host must know about it.
+//!
+//! The same control protocol and the same memory workloads run in two guests: the built-in bare-metal kernel
+//! (`src/bin/kernel`) and the `/init` of a Linux guest (`src/bin/agent`). This library holds what they share, and
+//! what the host needs to drive them and to check their memory:
+//!
+//! - [`protocol`]: the lines that travel over the second serial port;
+//! - [`content`]: what a page holds, as a function of its key;
+//! - [`layout`]: which page has which key.
+//!
+//! It needs neither `std` nor an allocator, and imports nothing of ours.
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod content;
+pub mod layout;
+pub mod protocol;

@@ -1,1 +1,124 @@
-//! measure.
+//! Measuring a fleet from outside: who maps which frame, what could be shared, and the report of both.
+//!
+//! Works on any process whose guest memory extents are known; it neither stops nor changes what it
+//! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
+
+pub mod content;
+pub mod frames;
+pub mod report;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::memory::pagemap::{PAGE_BYTES, PagemapError};
+use crate::memory::remote::RemoteError;
+
+/// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
+pub const MAX_SPACES: usize = 1 << 16;
+
+/// The guest memory of one VM process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// The guest's name, for reports and errors.
+    pub name: String,
+    /// The process that maps the guest's memory.
+    pub pid: u32,
+    /// Where it maps it. Extents do not overlap.
+    pub extents: Vec<Extent>,
+}
+
+impl Space {
+    /// The pages of all extents.
+    pub fn pages(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.bytes / PAGE_BYTES).sum()
+    }
+}
+
+/// One range of guest memory, contiguous for the guest and for its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// First guest-physical address.
+    pub gpa: u64,
+    /// First address in the VM process; a multiple of the page size.
+    pub hva: u64,
+    /// Length; a multiple of the page size.
+    pub bytes: u64,
+}
+
+/// What can go wrong while measuring.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MeasureError {
+    /// The page table of a guest could not be read.
+    #[error("cannot see the pages of guest {guest:?} (pid {pid})")]
+    Pages {
+        /// The guest's name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: PagemapError,
+    },
+    /// The memory of a guest could not be read.
+    #[error("cannot read the memory of guest {guest:?} (pid {pid})")]
+    Memory {
+        /// The guest's name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: RemoteError,
+    },
+    /// The host's frame table could not be read.
+    #[error("cannot read the host's frame table")]
+    FrameTable(#[source] PagemapError),
+    /// An extent is not made of whole pages.
+    #[error(
+        "extent at {hva:#x} of {bytes} bytes of guest {guest:?} is not made of whole pages of {PAGE_BYTES} bytes"
+    )]
+    Unaligned {
+        /// The guest's name.
+        guest: String,
+        /// The extent's address.
+        hva: u64,
+        /// The extent's length.
+        bytes: u64,
+    },
+    /// A guest is larger than an index entry can say.
+    #[error("guest {guest:?} has {pages} pages; one measurement takes at most {} a guest", u32::MAX)]
+    TooLarge {
+        /// The guest's name.
+        guest: String,
+        /// Its pages.
+        pages: u64,
+    },
+    /// There are more guests than an index entry can say.
+    #[error("{guests} guests were given; one measurement takes at most {MAX_SPACES}")]
+    TooMany {
+        /// How many.
+        guests: usize,
+    },
+}
+
+/// Refuses what the counters below could not represent.
+fn check(spaces: &[Space]) -> Result<(), MeasureError> {
+    if spaces.len() > MAX_SPACES {
+        return Err(MeasureError::TooMany { guests: spaces.len() });
+    }
+    for space in spaces {
+        for extent in &space.extents {
+            if extent.hva % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
+                let (hva, bytes) = (extent.hva, extent.bytes);
+                return Err(MeasureError::Unaligned { guest: space.name.clone(), hva, bytes });
+            }
+        }
+        let pages = space.extents.iter().fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
+        // One number is left free after each extent, so that no run crosses into the next.
+        if pages.saturating_add(space.extents.len() as u64) > u64::from(u32::MAX) {
+            return Err(MeasureError::TooLarge { guest: space.name.clone(), pages });
+        }
+    }
+    Ok(())
+}

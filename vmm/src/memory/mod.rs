@@ -1,1 +1,5 @@
 //! memory.
+
+pub mod ksm_stat;
+pub mod pagemap;
+pub mod remote;

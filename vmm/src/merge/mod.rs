@@ -1,1 +1,116 @@
-//! merge.
+//! Merging the pages that guests have in common: the engines, behind one trait so that they can be
+//! measured against each other on the same guests.
+//!
+//! An engine drives whoever merges; it maps no guest memory. Marking guest RAM as mergeable is the VM
+//! process's own work and comes before [`Engine::start`].
+
+pub mod ksm;
+pub mod off;
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::measure::Space;
+
+/// What merges.
+pub trait Engine: Send {
+    /// Its name on the command line and in reports.
+    fn name(&self) -> &'static str;
+
+    /// Starts merging the memory of `guests`. On an error nothing has been changed.
+    fn start(&mut self, guests: &[Space]) -> Result<(), EngineError>;
+
+    /// How far it has come.
+    fn progress(&mut self) -> Result<Progress, EngineError>;
+
+    /// Stops merging and puts back every host setting; what is merged stays merged. Idempotent; dropping
+    /// an engine does the same.
+    fn stop(&mut self);
+
+    /// What a reader of its numbers should know.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// How far an engine has come since [`Engine::start`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Pages of the guests on shared or zero frames now, the first page of each frame included.
+    pub merged_pages: u64,
+    /// Processor time the engine took. `None` where it cannot be seen.
+    pub cpu_seconds: Option<f64>,
+    /// Complete passes over all memory offered for merging. 0 for an engine that does not scan.
+    pub full_passes: u64,
+}
+
+/// What can go wrong with an engine.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The kernel was built without it.
+    #[error("this kernel has no KSM ({} is missing): boot one with CONFIG_KSM=y, or use --engine off", path.display())]
+    NoKsm {
+        /// The directory that is missing.
+        path: PathBuf,
+    },
+    /// We may not change its settings, and it does not run.
+    #[error(
+        "KSM is stopped and {} may not be written: run as root, or have root do `echo 1 > {}`, or use --engine off",
+        path.display(), path.display()
+    )]
+    Denied {
+        /// The switch.
+        path: PathBuf,
+    },
+    /// Another fleet drives it.
+    #[error("KSM is already driven by process {owner} ({} is locked): stop that fleet first, or use --engine off", lock.display())]
+    Busy {
+        /// Who has it.
+        owner: u32,
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// A setting could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A setting could not be written.
+    #[error("cannot write {value:?} to {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What we wrote.
+        value: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The process that puts the settings back could not be started.
+    #[error("cannot start the process that guards the KSM settings; nothing was changed")]
+    Guard(#[source] io::Error),
+    /// The lock file could not be used.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A guest exited.
+    #[error("guest {guest:?} (pid {pid}) has exited")]
+    GuestGone {
+        /// Its name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+    },
+}

@@ -1,1 +1,62 @@
-//! vm.
+//! One VM: what it is made of, in the order it is built, and the loop it runs in.
+//!
+//! This is the only place that names KVM. It never knows that there is a fleet.
+
+mod acpi;
+mod boot;
+mod channel;
+mod console;
+pub mod control;
+mod cpuid;
+mod error;
+mod exit;
+mod feed;
+mod machine;
+mod platform;
+pub mod probe;
+mod registers;
+mod run;
+pub mod stats;
+mod terminal;
+mod vcpu;
+
+pub use boot::KernelSource;
+pub use console::Console;
+pub use error::{MAX_VCPUS, VmError};
+pub use exit::{Ending, FaultReport};
+pub use run::run;
+
+use std::path::PathBuf;
+
+use devices::legacy::power;
+
+const _: () = assert!(power::POWER_BASE as u64 + power::POWER_LEN <= platform::IDLE_PORT as u64);
+
+/// What a VM is to be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name, for people.
+    pub name: String,
+    /// What it starts.
+    pub kernel: KernelSource,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Where COM1 goes.
+    pub console: Console,
+    /// Where the control socket is made.
+    pub control: Option<PathBuf>,
+    /// Where COM2's socket is made.
+    pub com2: Option<PathBuf>,
+    /// Let the host kernel's samepage merging have the RAM from the start.
+    pub mergeable: bool,
+    /// Ask for (or forbid) huge pages; None leaves it to the host.
+    pub huge_pages: Option<bool>,
+    /// End the VM when standard input ends; then it is no console input.
+    pub lifeline: bool,
+}

@@ -1,0 +1,27 @@
+//! The only way a device gives guest memory back to the host.
+//!
+//! A device decides *which* pages the guest no longer needs; how they are dropped depends on what backs them
+//! and is the VMM's business.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+/// A guest-physical address, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+impl fmt::Display for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Takes guest memory back.
+pub trait Reclaim: Send {
+    /// Frees the host frames behind `range`; the guest reads zeros there when it touches it again.
+    ///
+    /// Both ends must be multiples of the page size (4096). The range comes from a guest: an implementation
+    /// checks it against RAM and answers anything outside with `ErrorKind::InvalidInput`, having freed nothing.
+    fn discard(&self, range: Range<Gpa>) -> io::Result<()>;
+}

@@ -1,0 +1,103 @@
+//! How a virtio device interrupts its driver: the interrupt status register, suppression, and the line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+
+use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::drain::RingError;
+use crate::GuestMemory;
+use crate::interrupt::IrqLine;
+
+/// A handle on the device's interrupt. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Interrupt(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    line: IrqLine,
+    /// The InterruptStatus register.
+    status: AtomicU32,
+    /// The ConfigGeneration register.
+    generation: AtomicU32,
+    /// The DEVICE_NEEDS_RESET bit of the Status register.
+    needs_reset: AtomicBool,
+}
+
+impl Interrupt {
+    pub(super) fn new(line: IrqLine) -> Self {
+        Self(Arc::new(Shared {
+            line,
+            status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+        }))
+    }
+
+    /// Buffers have been put in the used ring: interrupts unless the driver asked not to be
+    /// (VIRTQ_AVAIL_F_NO_INTERRUPT, or used_event with EVENT_IDX; Virtio 1.2, 2.7.7).
+    pub fn used_buffers(&self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
+        let wanted = if queue.event_idx_enabled() {
+            queue.needs_notification(memory)?
+        } else {
+            // virtio-queue leaves the flag to its caller. As there, the used index must be visible before it is read.
+            fence(Ordering::SeqCst);
+            let flags: u16 = memory
+                .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
+            self.raise(VIRTIO_MMIO_INT_VRING);
+        }
+        Ok(())
+    }
+
+    /// The device changed its configuration space.
+    pub fn config_changed(&self) {
+        self.0.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    /// The device cannot go on until the driver resets it. Notifications are ignored from now on.
+    pub fn device_needs_reset(&self) {
+        self.0.needs_reset.store(true, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn raise(&self, bits: u32) {
+        // The status must be there before the guest can look at it.
+        self.0.status.fetch_or(bits, Ordering::SeqCst);
+        self.0.line.trigger();
+    }
+
+    /// As [`Interrupt::device_needs_reset`], without an interrupt: for a driver that is not running yet.
+    pub(super) fn set_needs_reset(&self) {
+        self.0.needs_reset.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn needs_reset(&self) -> bool {
+        self.0.needs_reset.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.0.status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.0.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.0.generation.load(Ordering::SeqCst)
+    }
+
+    /// Back to the state after power-on. The generation stays: it only ever has to differ.
+    pub(super) fn reset(&self) {
+        self.0.status.store(0, Ordering::SeqCst);
+        self.0.needs_reset.store(false, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,86 @@
+//! Virtio 1.2 devices: what a device is ([`VirtioDevice`]), what it gets when the driver is ready
+//! ([`Activation`]), the transport ([`mmio`]) and the ring loop ([`drain`]).
+//!
+//! Only split virtqueues. Packed rings, queue reset and shared memory regions are not offered.
+
+mod chain;
+pub mod drain;
+mod interrupt;
+pub mod mmio;
+pub mod rng;
+mod setup;
+#[cfg(test)]
+mod testing;
+
+use std::sync::Arc;
+
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::Queue;
+
+use crate::GuestMemory;
+
+pub use chain::{Buffer, Chain};
+pub use drain::RingError;
+pub use interrupt::Interrupt;
+
+/// What the transport and the ring loop offer for every device, as a feature mask.
+pub const TRANSPORT_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Whether a pass over a queue left work behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The queue is empty; the next notification will come from the driver.
+    Idle,
+    /// The bound on passes was reached and there is more. No notification will come: process again.
+    More,
+}
+
+/// A virtio device behind a transport.
+///
+/// Order: `activate` once the driver is ready; then `process_queue`, any number of times; `reset` at any
+/// time, after which only `activate` brings it back. Configuration space may be accessed in any state.
+/// Every method runs under the transport's lock, on a vCPU's thread or the event loop's.
+pub trait VirtioDevice: Send {
+    /// The virtio device ID (Virtio 1.2, section 5).
+    fn device_id(&self) -> u32;
+
+    /// For each queue the largest size offered: a power of two, at most 32768. Constant.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Device-specific feature bits (0 to 23, 50 and up); the transport adds [`TRANSPORT_FEATURES`]. Constant.
+    fn features(&self) -> u64;
+
+    /// Reads device configuration space. Bytes outside of it are left as they are (the transport zeroes them).
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    /// Writes device configuration space. Writes outside of it, or to read-only fields, are ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver has set DRIVER_OK.
+    fn activate(&mut self, activation: Activation);
+
+    /// The driver has made buffers available in queue `index`, which is ready.
+    ///
+    /// An error means that the ring itself cannot be used any more: the transport then tells the driver to
+    /// reset the device, and calls nothing but `reset` until it does.
+    fn process_queue(&mut self, index: usize) -> Result<Progress, RingError>;
+
+    /// Forget the activation: drop queues and memory, stop everything in flight before returning.
+    fn reset(&mut self);
+}
+
+/// What a device gets when its driver is ready.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest RAM.
+    pub memory: Arc<GuestMemory>,
+    /// By queue index; None where the driver did not make the queue ready. Each queue given has been checked:
+    /// its size is a power of two within the maximum and its rings are aligned and inside RAM.
+    pub queues: Vec<Option<Queue>>,
+    /// Features that both sides agreed on, [`TRANSPORT_FEATURES`] included.
+    pub features: u64,
+    /// How the device tells the driver that something happened.
+    pub interrupt: Interrupt,
+}

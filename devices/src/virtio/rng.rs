@@ -1,0 +1,116 @@
+//! The entropy device (Virtio 1.2, section 5.4): one queue, no configuration, no feature bits.
+//!
+//! Bytes come from the host's getrandom(2). There is no rate limit: a request is bounded, and a guest that
+//! asks without end burns its own vCPU's time.
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::Queue;
+
+use super::drain::{Completion, drain};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice};
+use crate::GuestMemory;
+use crate::virtio::Chain;
+use crate::warn::Limited;
+
+/// Drivers keep one or two requests in flight.
+const QUEUE_SIZES: [u16; 1] = [16];
+
+/// Most bytes answered per request. The device may use less than the whole buffer (5.4.6.2). Linux asks for at
+/// most a cache line to a page; without a cap one descriptor could keep a host thread in getrandom for
+/// gigabytes.
+const MAX_REQUEST_BYTES: usize = 4096;
+
+/// The device.
+#[derive(Debug)]
+pub struct Rng {
+    active: Option<Active>,
+    broken: Limited,
+    misused: Limited,
+    unavailable: Limited,
+}
+
+#[derive(Debug)]
+struct Active {
+    memory: Arc<GuestMemory>,
+    queue: Option<Queue>,
+    interrupt: Interrupt,
+}
+
+impl Rng {
+    /// A device without a driver.
+    pub fn new() -> Self {
+        Self {
+            active: None,
+            broken: Limited::new("virtio-rng: broken request"),
+            misused: Limited::new("virtio-rng: request with a device-readable buffer"),
+            unavailable: Limited::new("virtio-rng: the host has no random bytes"),
+        }
+    }
+}
+
+impl Default for Rng {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn activate(&mut self, mut activation: Activation) {
+        self.active = Some(Active {
+            memory: activation.memory,
+            queue: activation.queues.pop().flatten(),
+            interrupt: activation.interrupt,
+        });
+    }
+
+    fn process_queue(&mut self, _index: usize) -> Result<Progress, RingError> {
+        let Some(Active {
+            memory,
+            queue: Some(queue),
+            interrupt,
+        }) = &mut self.active
+        else {
+            return Ok(Progress::Idle);
+        };
+        let (misused, unavailable) = (&self.misused, &self.unavailable);
+        drain(queue, memory, interrupt, &self.broken, |chain| {
+            answer(chain, misused, unavailable)
+        })
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+}
+
+/// Fills the request with random bytes, as far as the cap goes.
+fn answer(chain: &mut Chain<'_>, misused: &Limited, unavailable: &Limited) -> Completion {
+    if chain.readable_bytes() > 0 {
+        // 5.4.6.1 forbids it. The buffer is not touched; the rest of the request is as good as any.
+        misused.hit(format_args!("{} bytes", chain.readable_bytes()));
+    }
+    let mut bytes = [0; MAX_REQUEST_BYTES];
+    let wanted = MAX_REQUEST_BYTES.min(chain.writable_bytes() as usize);
+    if let Err(error) = getrandom::fill(&mut bytes[..wanted]) {
+        unavailable.hit(format_args!("{error}"));
+        return Completion::Written(0);
+    }
+    Completion::Written(chain.write(&bytes[..wanted]) as u32)
+}
+
+#[cfg(test)]
+mod tests;

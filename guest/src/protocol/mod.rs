@@ -1,0 +1,130 @@
+//! The control protocol: ASCII lines over the second serial port ([`CONTROL_PORT`]), the same in every guest.
+//!
+//! A line is at most [`MAX_LINE`] bytes, its `\n` included; a `\r` before it is ignored. Words are separated by
+//! spaces, values are `key=value` in any order, numbers are decimal or `0x` hexadecimal.
+//!
+//! When it has started, the guest says once and unasked
+//!
+//! ```text
+//! ready version=1 kind=builtin|linux pages=N base=GPA_HEX mem_pages=N
+//! ```
+//!
+//! and then answers each command with exactly one final line, `ok command=... key=value ...` or
+//! `err code=... message`. Before it, `fill` and `verify` may say `progress done=N total=N` any number of times.
+//! Send the next command when the last one is answered; one sent earlier is answered `err code=busy`, save that
+//! `idle` cancels what is running and `poweroff` and `reboot` work at any time. A guest that dies says
+//! `panic message` and powers off.
+//!
+//! | command | does |
+//! |---|---|
+//! | `fill seed= common= zero= common_pct= dup= unique= [pages=]` | writes every page; percentages sum to 100 |
+//! | `churn class=zero\|common\|dup\|unique\|all rate= [seconds=]` | rewrites pages in the background; `rate=0` stops |
+//! | `verify` | checks every page |
+//! | `free percent=` | forgets that part of the pages held, and gives them back |
+//! | `idle` | stops everything |
+//! | `report` | counts |
+//! | `poweroff`, `reboot` | end the guest |
+
+mod command;
+mod fields;
+mod line;
+mod reply;
+
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+pub use command::{Class, Command, Fill, Mix, Target};
+pub use line::{LineReader, Text, Word};
+pub use reply::{Done, ErrorCode, Kind, Ready, Reply, Report};
+
+/// I/O port of the serial port that carries the protocol (COM2).
+pub const CONTROL_PORT: u16 = 0x2f8;
+
+/// I/O port of the console (COM1). The built-in guest obeys the same commands there, typed.
+pub const CONSOLE_PORT: u16 = 0x3f8;
+
+/// Longest line in bytes, `\n` included.
+pub const MAX_LINE: usize = 256;
+
+/// The version in the `ready` line.
+pub const VERSION: u64 = 1;
+
+/// Why a line was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParseError {
+    /// Nothing but spaces.
+    Empty,
+    /// Longer than [`MAX_LINE`].
+    TooLong,
+    /// A byte that is neither printable ASCII nor a space.
+    NotText {
+        /// The byte.
+        byte: u8,
+    },
+    /// The first word is none that was expected here.
+    UnknownWord {
+        /// What stood there, cut to fit.
+        found: Word,
+        /// What may stand there.
+        expected: &'static str,
+    },
+    /// A word that is not `key=value`.
+    NotAField {
+        /// What stood there, cut to fit.
+        found: Word,
+    },
+    /// A key that this line does not have.
+    UnknownKey {
+        /// The key, cut to fit.
+        key: Word,
+        /// The keys there are.
+        expected: &'static str,
+    },
+    /// A key that stands twice.
+    RepeatedKey {
+        /// The key.
+        key: &'static str,
+    },
+    /// A key that must be there and is not.
+    MissingKey {
+        /// The key.
+        key: &'static str,
+    },
+    /// A value that is not what its key takes.
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// The value, cut to fit.
+        value: Word,
+        /// What is taken.
+        expected: &'static str,
+    },
+    /// The percentages of a mix do not sum to 100.
+    NotAHundred {
+        /// What they sum to.
+        sum: u64,
+    },
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("empty line, expected a command"),
+            Self::TooLong => write!(f, "line too long, at most {MAX_LINE} bytes"),
+            Self::NotText { byte } => write!(f, "byte {byte:#04x} in a line, expected printable ASCII"),
+            Self::UnknownWord { found, expected } => write!(f, "{found:?} is unknown, expected {expected}"),
+            Self::NotAField { found } => write!(f, "{found:?} is no key=value"),
+            Self::UnknownKey { key, expected } => write!(f, "unknown key {key:?}, expected {expected}"),
+            Self::RepeatedKey { key } => write!(f, "{key}= stands twice"),
+            Self::MissingKey { key } => write!(f, "{key}= is missing"),
+            Self::BadValue { key, value, expected } => write!(f, "{key}={value}, expected {expected}"),
+            Self::NotAHundred { sum } => {
+                write!(f, "zero + common_pct + dup + unique is {sum}, expected 100")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ParseError {}

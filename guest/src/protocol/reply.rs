@@ -1,0 +1,389 @@
+//! What a guest says.
+
+use core::fmt;
+
+use super::fields::{Fields, bad, split};
+use super::{ParseError, Text, VERSION, Word};
+
+/// Which guest speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The built-in kernel: its pages are contiguous in guest-physical space.
+    Builtin,
+    /// The agent in a Linux guest: its pages lie wherever that kernel put them.
+    Linux,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Builtin => "builtin",
+            Self::Linux => "linux",
+        })
+    }
+}
+
+/// What a guest says of itself when it has started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Which guest.
+    pub kind: Kind,
+    /// How many pages a workload may have.
+    pub pages: u64,
+    /// Guest-physical address of the first of them, in bytes. Only for [`Kind::Builtin`]; otherwise 0.
+    pub base: u64,
+    /// How many pages of memory the guest found.
+    pub mem_pages: u64,
+}
+
+/// The counts of a guest's workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Pages held, of all classes.
+    pub filled: u64,
+    /// Pages held by class, in the order of [`super::Class::ALL`].
+    pub classes: [u64; 4],
+    /// The sum over the pages held of their generations.
+    pub generations: u64,
+    /// Pages that churn rewrote since the start of the guest.
+    pub churned: u64,
+    /// How often all pages were verified since the start of the guest.
+    pub verified: u64,
+    /// Pages found wrong since the start of the guest, by `verify` or by churn before it rewrote them.
+    pub mismatched: u64,
+}
+
+/// What an `ok` line says, by the command it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// All pages are written.
+    Fill {
+        /// How many.
+        pages: u64,
+    },
+    /// Churn has begun, or stopped.
+    Churn {
+        /// Pages a second.
+        rate: u64,
+    },
+    /// All pages are checked.
+    Verify {
+        /// How many.
+        checked: u64,
+        /// How many of them were wrong.
+        mismatched: u64,
+        /// The first wrong one.
+        first: Option<u64>,
+    },
+    /// Pages are given back.
+    Free {
+        /// How many.
+        freed: u64,
+        /// How many are left.
+        filled: u64,
+    },
+    /// Nothing runs any more.
+    Idle,
+    /// The counts.
+    Report(Report),
+    /// The guest powers off.
+    Poweroff,
+    /// The guest resets.
+    Reboot,
+}
+
+/// Why a command was not obeyed, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The line was not understood.
+    Parse,
+    /// Another command is still running.
+    Busy,
+    /// `idle` came before the command was done.
+    Cancelled,
+    /// The guest does not have that many pages.
+    Memory,
+    /// The command needs pages, and none are filled.
+    Empty,
+    /// The guest could not do it.
+    Failed,
+}
+
+impl ErrorCode {
+    const ALL: [ErrorCode; 6] = [
+        Self::Parse,
+        Self::Busy,
+        Self::Cancelled,
+        Self::Memory,
+        Self::Empty,
+        Self::Failed,
+    ];
+
+    /// Its name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Parse => "parse",
+            Self::Busy => "busy",
+            Self::Cancelled => "cancelled",
+            Self::Memory => "memory",
+            Self::Empty => "empty",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A line from a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The guest has started.
+    Ready(Ready),
+    /// A long command goes on.
+    Progress {
+        /// Pages done.
+        done: u64,
+        /// Pages in all.
+        total: u64,
+    },
+    /// The command is done.
+    Ok(Done),
+    /// The command is not done.
+    Err {
+        /// Why, for programs.
+        code: ErrorCode,
+        /// Why, for people. Printable ASCII.
+        message: Text,
+    },
+    /// The guest died; it powers off.
+    Panic {
+        /// Where and why.
+        message: Text,
+    },
+}
+
+impl Reply {
+    /// The reply to a line that was not understood.
+    pub fn not_understood(error: ParseError) -> Self {
+        Self::Err {
+            code: ErrorCode::Parse,
+            message: Text::of(error),
+        }
+    }
+
+    /// Whether no more lines answer this command.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Ok(_) | Self::Err { .. } | Self::Panic { .. })
+    }
+
+    /// Reads a line, with or without its `\n`.
+    ///
+    /// # Errors
+    /// [`ParseError`], with what was found and what was expected.
+    pub fn parse(line: &str) -> Result<Self, ParseError> {
+        let (word, rest) = split(line)?;
+        match word {
+            "ready" => Ready::parse_fields(rest).map(Self::Ready),
+            "progress" => {
+                let fields = Fields::parse(rest, ["done", "total"], "done, total")?;
+                Ok(Self::Progress {
+                    done: fields.number(0)?,
+                    total: fields.number(1)?,
+                })
+            }
+            "ok" => Done::parse(rest).map(Self::Ok),
+            "err" => parse_err(rest),
+            "panic" => Ok(Self::Panic {
+                message: Text::of(rest),
+            }),
+            _ => Err(ParseError::UnknownWord {
+                found: Word::of(word),
+                expected: "ready, progress, ok, err or panic",
+            }),
+        }
+    }
+}
+
+impl Ready {
+    fn parse_fields(rest: &str) -> Result<Self, ParseError> {
+        let keys = ["version", "kind", "pages", "base", "mem_pages"];
+        let fields = Fields::parse(rest, keys, "version, kind, pages, base, mem_pages")?;
+        if fields.number(0)? != VERSION {
+            return Err(bad("version", fields.text(0)?.1, "1"));
+        }
+        let kind = match fields.text(1)? {
+            (_, "builtin") => Kind::Builtin,
+            (_, "linux") => Kind::Linux,
+            (key, value) => return Err(bad(key, value, "builtin or linux")),
+        };
+        Ok(Self {
+            kind,
+            pages: fields.number(2)?,
+            base: fields.number(3)?,
+            mem_pages: fields.number(4)?,
+        })
+    }
+}
+
+impl Done {
+    fn parse(rest: &str) -> Result<Self, ParseError> {
+        let rest = rest
+            .strip_prefix("command=")
+            .ok_or(ParseError::MissingKey { key: "command" })?;
+        let (command, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let bare = |done| Fields::parse(rest, [], "no key").map(|_| done);
+        match command {
+            "fill" => {
+                let fields = Fields::parse(rest, ["pages"], "pages")?;
+                Ok(Self::Fill {
+                    pages: fields.number(0)?,
+                })
+            }
+            "churn" => {
+                let fields = Fields::parse(rest, ["rate"], "rate")?;
+                Ok(Self::Churn {
+                    rate: fields.number(0)?,
+                })
+            }
+            "verify" => {
+                let fields = Fields::parse(
+                    rest,
+                    ["checked", "mismatched", "first"],
+                    "checked, mismatched, first",
+                )?;
+                let first = match fields.text(2)? {
+                    (_, "none") => None,
+                    _ => Some(fields.number(2)?),
+                };
+                Ok(Self::Verify {
+                    checked: fields.number(0)?,
+                    mismatched: fields.number(1)?,
+                    first,
+                })
+            }
+            "free" => {
+                let fields = Fields::parse(rest, ["freed", "filled"], "freed, filled")?;
+                Ok(Self::Free {
+                    freed: fields.number(0)?,
+                    filled: fields.number(1)?,
+                })
+            }
+            "idle" => bare(Self::Idle),
+            "report" => Report::parse(rest).map(Self::Report),
+            "poweroff" => bare(Self::Poweroff),
+            "reboot" => bare(Self::Reboot),
+            _ => Err(bad("command", command, "the name of a command")),
+        }
+    }
+}
+
+impl Report {
+    fn parse(rest: &str) -> Result<Self, ParseError> {
+        let keys = [
+            "filled",
+            "zero",
+            "common",
+            "dup",
+            "unique",
+            "generations",
+            "churned",
+            "verified",
+            "mismatched",
+        ];
+        let names = "the counts of a report";
+        let fields = Fields::parse(rest, keys, names)?;
+        Ok(Self {
+            filled: fields.number(0)?,
+            classes: [
+                fields.number(1)?,
+                fields.number(2)?,
+                fields.number(3)?,
+                fields.number(4)?,
+            ],
+            generations: fields.number(5)?,
+            churned: fields.number(6)?,
+            verified: fields.number(7)?,
+            mismatched: fields.number(8)?,
+        })
+    }
+}
+
+fn parse_err(rest: &str) -> Result<Reply, ParseError> {
+    let rest = rest
+        .strip_prefix("code=")
+        .ok_or(ParseError::MissingKey { key: "code" })?;
+    let (name, message) = rest.split_once(' ').unwrap_or((rest, ""));
+    let code = ErrorCode::ALL
+        .into_iter()
+        .find(|code| code.name() == name)
+        .ok_or_else(|| bad("code", name, "parse, busy, cancelled, memory, empty or failed"))?;
+    Ok(Reply::Err {
+        code,
+        message: Text::of(message.trim_ascii()),
+    })
+}
+
+impl fmt::Display for Reply {
+    /// Writes the line, without `\n`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready(Ready {
+                kind,
+                pages,
+                base,
+                mem_pages,
+            }) => write!(
+                f,
+                "ready version={VERSION} kind={kind} pages={pages} base={base:#x} mem_pages={mem_pages}"
+            ),
+            Self::Progress { done, total } => write!(f, "progress done={done} total={total}"),
+            Self::Ok(done) => write!(f, "ok command={done}"),
+            Self::Err { code, message } => write!(f, "err code={} {message}", code.name()),
+            Self::Panic { message } => write!(f, "panic {message}"),
+        }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fill { pages } => write!(f, "fill pages={pages}"),
+            Self::Churn { rate } => write!(f, "churn rate={rate}"),
+            Self::Verify {
+                checked,
+                mismatched,
+                first,
+            } => {
+                write!(f, "verify checked={checked} mismatched={mismatched} first=")?;
+                match first {
+                    Some(first) => write!(f, "{first}"),
+                    None => f.write_str("none"),
+                }
+            }
+            Self::Free { freed, filled } => write!(f, "free freed={freed} filled={filled}"),
+            Self::Idle => f.write_str("idle"),
+            Self::Report(report) => write!(f, "report {report}"),
+            Self::Poweroff => f.write_str("poweroff"),
+            Self::Reboot => f.write_str("reboot"),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            filled,
+            classes: [zero, common, dup, unique],
+            generations,
+            churned,
+            verified,
+            mismatched,
+        } = self;
+        write!(
+            f,
+            "filled={filled} zero={zero} common={common} dup={dup} unique={unique} "
+        )?;
+        write!(
+            f,
+            "generations={generations} churned={churned} verified={verified} mismatched={mismatched}"
+        )
+    }
+}

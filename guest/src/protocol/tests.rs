@@ -1,0 +1,256 @@
+//! Round trips, limits, and rubbish.
+
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// More pages than 64 bits can address; a report of such counts still fits in a line.
+const COUNT_MAX: u64 = 1 << 52;
+
+fn mix() -> impl Strategy<Value = Mix> {
+    (0_u8..=100, 0_u8..=100, 0_u8..=100).prop_map(|(a, b, c)| {
+        let mut cuts = [a, b, c];
+        cuts.sort_unstable();
+        let [a, b, c] = cuts;
+        Mix::new(a, b - a, c - b, 100 - c).unwrap()
+    })
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    (0_u8..5).prop_map(|code| Class::from_code(code).map_or(Target::All, Target::Only))
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        (any::<u64>(), any::<u64>(), mix(), any::<Option<u64>>()).prop_map(|(seed, common, mix, pages)| {
+            Command::Fill(Fill {
+                seed,
+                common,
+                mix,
+                pages,
+            })
+        }),
+        (target(), any::<u64>(), any::<Option<u64>>()).prop_map(|(target, rate, seconds)| Command::Churn {
+            target,
+            rate,
+            seconds
+        }),
+        (0_u8..=100).prop_map(|percent| Command::Free { percent }),
+        prop::sample::select(std::vec![
+            Command::Verify,
+            Command::Idle,
+            Command::Report,
+            Command::Poweroff,
+            Command::Reboot
+        ]),
+    ]
+}
+
+fn done() -> impl Strategy<Value = Done> {
+    let report = proptest::array::uniform9(0..=COUNT_MAX).prop_map(
+        |[
+            filled,
+            zero,
+            common,
+            dup,
+            unique,
+            generations,
+            churned,
+            verified,
+            mismatched,
+        ]| {
+            let classes = [zero, common, dup, unique];
+            Done::Report(Report {
+                filled,
+                classes,
+                generations,
+                churned,
+                verified,
+                mismatched,
+            })
+        },
+    );
+    prop_oneof![
+        any::<u64>().prop_map(|pages| Done::Fill { pages }),
+        any::<u64>().prop_map(|rate| Done::Churn { rate }),
+        (any::<u64>(), any::<u64>(), any::<Option<u64>>()).prop_map(|(checked, mismatched, first)| {
+            Done::Verify {
+                checked,
+                mismatched,
+                first,
+            }
+        }),
+        (any::<u64>(), any::<u64>()).prop_map(|(freed, filled)| Done::Free { freed, filled }),
+        prop::sample::select(std::vec![Done::Idle, Done::Poweroff, Done::Reboot]),
+        report,
+    ]
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    let message = || "[!-~]([ -~]{0,158}[!-~])?".prop_map(Text::of);
+    let codes = std::vec![
+        ErrorCode::Parse,
+        ErrorCode::Busy,
+        ErrorCode::Cancelled,
+        ErrorCode::Memory,
+        ErrorCode::Empty,
+        ErrorCode::Failed
+    ];
+    prop_oneof![
+        (any::<bool>(), any::<[u64; 3]>()).prop_map(|(linux, [pages, base, mem_pages])| {
+            let kind = if linux { Kind::Linux } else { Kind::Builtin };
+            Reply::Ready(Ready {
+                kind,
+                pages,
+                base,
+                mem_pages,
+            })
+        }),
+        any::<[u64; 2]>().prop_map(|[done, total]| Reply::Progress { done, total }),
+        done().prop_map(Reply::Ok),
+        (prop::sample::select(codes), message()).prop_map(|(code, message)| Reply::Err { code, message }),
+        message().prop_map(|message| Reply::Panic { message }),
+    ]
+}
+
+/// Feeds a line to a reader and returns what it hands out.
+fn through_reader(reader: &mut LineReader, bytes: &[u8]) -> Option<Result<String, ParseError>> {
+    let mut out = None;
+    for byte in bytes {
+        assert!(out.is_none(), "a line ended early");
+        out = reader.push(*byte).map(|line| line.map(str::to_string));
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn commands_round_trip(command in command(), before in any::<Vec<u8>>()) {
+        let line = std::format!("{command}\r\n");
+        prop_assert!(line.len() <= MAX_LINE);
+        prop_assert_eq!(Command::parse(&line), Ok(command));
+        let mut reader = LineReader::new();
+        for byte in before {
+            let _ = reader.push(byte);
+        }
+        reader.clear();
+        let read = through_reader(&mut reader, line.as_bytes()).unwrap().unwrap();
+        prop_assert_eq!(Command::parse(&read), Ok(command));
+    }
+
+    #[test]
+    fn replies_round_trip(reply in reply()) {
+        let line = std::format!("{reply}\n");
+        prop_assert!(line.len() <= MAX_LINE, "{} bytes", line.len());
+        prop_assert_eq!(Reply::parse(&line), Ok(reply));
+    }
+
+    #[test]
+    fn mixes_round_trip(mix in mix()) {
+        prop_assert_eq!(mix.to_string().parse(), Ok(mix));
+    }
+
+    #[test]
+    fn rubbish_is_an_error_that_fits_in_a_reply(line in "\\PC*", bytes in any::<Vec<u8>>()) {
+        for error in [Command::parse(&line).err(), Reply::parse(&line).err()].into_iter().flatten() {
+            let reply = Reply::not_understood(error).to_string();
+            prop_assert!(reply.len() < MAX_LINE);
+        }
+        let mut reader = LineReader::new();
+        for byte in bytes {
+            if let Some(Ok(line)) = reader.push(byte) {
+                let _ = (Command::parse(line), Reply::parse(line));
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_never_panics(command in command(), reply in reply(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        for line in [command.to_string(), reply.to_string()] {
+            let mut bytes = line.into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let line = String::from_utf8_lossy(&bytes);
+            let _ = (Command::parse(&line), Reply::parse(&line));
+        }
+    }
+}
+
+#[test]
+fn errors_say_what_was_expected() {
+    for (line, message) in [
+        ("", "empty line, expected a command"),
+        (
+            "fly",
+            "\"fly\" is unknown, expected fill, churn, verify, free, idle, report, poweroff or reboot",
+        ),
+        ("free", "percent= is missing"),
+        (
+            "free percent=101",
+            "percent=101, expected a percentage from 0 to 100",
+        ),
+        (
+            "free percent=+1",
+            "percent=+1, expected a percentage from 0 to 100",
+        ),
+        ("free percent=1 percent=2", "percent= stands twice"),
+        ("free percent", "\"percent\" is no key=value"),
+        ("verify now=1", "unknown key \"now\", expected no key"),
+        (
+            "churn class=some rate=1",
+            "class=some, expected zero, common, dup, unique or all",
+        ),
+        (
+            "churn class=all rate=18446744073709551616",
+            "rate=18446744073709551616, expected a number below 2^64",
+        ),
+        (
+            "fill seed=1 common=2 zero=1 common_pct=2 dup=3 unique=4",
+            "zero + common_pct + dup + unique is 10, expected 100",
+        ),
+        ("idle \u{7}", "byte 0x07 in a line, expected printable ASCII"),
+    ] {
+        assert_eq!(
+            Command::parse(line).map_err(|error| error.to_string()),
+            Err(message.to_string()),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn an_overlong_line_is_reported_once_and_the_next_is_read() {
+    let mut reader = LineReader::new();
+    let mut line = [b'x'; 1000];
+    line[999] = b'\n';
+    assert_eq!(through_reader(&mut reader, &line), Some(Err(ParseError::TooLong)));
+    assert_eq!(
+        through_reader(&mut reader, b"idle\n"),
+        Some(Ok("idle".to_string()))
+    );
+}
+
+#[test]
+fn backspace_takes_back() {
+    let mut reader = LineReader::new();
+    assert!(through_reader(&mut reader, b"idlx").is_none());
+    assert!(reader.pop());
+    assert_eq!(through_reader(&mut reader, b"e\n"), Some(Ok("idle".to_string())));
+    assert!(!reader.pop());
+}
+
+#[test]
+fn the_longest_lines_fit() {
+    let report = Report {
+        filled: COUNT_MAX,
+        classes: [COUNT_MAX; 4],
+        generations: COUNT_MAX,
+        churned: COUNT_MAX,
+        verified: COUNT_MAX,
+        mismatched: COUNT_MAX,
+    };
+    assert!(Reply::Ok(Done::Report(report)).to_string().len() < MAX_LINE);
+}

@@ -1,0 +1,314 @@
+//! Who maps which frame: every page of every guest in exactly one class, and what the sharing saves.
+//!
+//! With CAP_SYS_ADMIN the answer is exact: pages are joined by frame number, and the host's frame table
+//! says who else maps a frame. Without it the kernel hides frame numbers; then the pages mapped once are
+//! still exact, and the rest is split by KSM's own counters and marked as an estimate.
+//!
+//! Not seen from here: a page of a file mapping that this process has not touched yet reads as absent,
+//! even where its frame is in memory already.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MeasureError, Space, check};
+use crate::memory::ksm_stat::{self, KsmStat};
+use crate::memory::pagemap::{FrameFlags, FrameTable, PAGE_BYTES, Pagemap, PagemapEntry, PagemapError, Pfn};
+
+/// Entries read at a time, for 64 MiB of guest memory.
+const CHUNK_PAGES: usize = 16 * 1024;
+/// Frames looked up at a time.
+const CHUNK_FRAMES: usize = 64 * 1024;
+/// Bits of a sort key that name the guest: see [`super::MAX_SPACES`]. The other 48 hold the frame number,
+/// of which x86-64 has 40.
+const GUEST_BITS: u32 = 16;
+
+/// Pages by class. `total` is the sum of the others, always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// Pages of guest memory.
+    pub total: u64,
+    /// Never touched, or given back.
+    pub absent: u64,
+    /// Mapping the kernel's zero frame.
+    pub zero: u64,
+    /// Alone on their frame.
+    pub private: u64,
+    /// On a frame that is mapped more than once, by whomever.
+    pub shared: u64,
+    /// On swap.
+    pub swapped: u64,
+}
+
+impl Pages {
+    /// Pages that have a frame: zero, private and shared.
+    pub fn present(&self) -> u64 {
+        self.zero + self.private + self.shared
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.total += other.total;
+        self.absent += other.absent;
+        self.zero += other.zero;
+        self.private += other.private;
+        self.shared += other.shared;
+        self.swapped += other.swapped;
+    }
+}
+
+/// One guest's pages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestFrames {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its pages by class.
+    pub pages: Pages,
+    /// Its part of the frames: a frame that n measured pages map counts 1/n for each. The sum over the
+    /// guests is [`Frames::frames`].
+    pub frames: f64,
+}
+
+/// The frames of a fleet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Frames {
+    /// Each guest, in the order given.
+    pub guests: Vec<GuestFrames>,
+    /// All guests together.
+    pub pages: Pages,
+    /// Distinct frames the present pages need, the zero frame not counted.
+    pub frames: u64,
+    /// Present pages less distinct frames: what the sharing saves. A page on the zero frame saves a whole one.
+    pub saved_pages: u64,
+    /// Frames by how many pages of these guests map them, from 1 (shared with somebody else only) up.
+    /// Private frames are not in here.
+    pub shared_by: BTreeMap<u64, u64>,
+    /// Shared frames that somebody outside these guests maps too.
+    pub also_outside: u64,
+    /// Zero and shared pages are told apart by estimate, not frame by frame.
+    pub estimated: bool,
+    /// What a reader of the numbers should know.
+    pub notes: Vec<String>,
+}
+
+/// What the host's frame table says of one frame.
+#[derive(Clone, Copy, Debug, Default)]
+struct FrameInfo {
+    flags: FrameFlags,
+    mappings: u64,
+}
+
+/// Classifies every page of `spaces`.
+///
+/// The guests may run meanwhile: a page that changes frames between two reads is counted where it was
+/// when its entry was read. Memory needed: 8 bytes for each page that is not alone on its frame.
+pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
+    check(spaces)?;
+    let mut census = Census::new(spaces);
+    let mut entries = Vec::new();
+    for (guest, space) in spaces.iter().enumerate() {
+        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
+        let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
+        for extent in &space.extents {
+            let mut left = (extent.bytes / PAGE_BYTES) as usize;
+            let mut hva = extent.hva;
+            while left > 0 {
+                let pages = left.min(CHUNK_PAGES);
+                pagemap.read(hva, pages, &mut entries).map_err(wrap)?;
+                census.count(guest, &entries);
+                left -= pages;
+                hva += pages as u64 * PAGE_BYTES;
+            }
+        }
+    }
+    if census.hidden.iter().any(|hidden| hidden.any()) {
+        return Ok(census.estimate(&KsmView::read(spaces)));
+    }
+    let mut table = FrameTable::open();
+    let (mut flags, mut counts) = (Vec::new(), Vec::new());
+    let mut frames = census.join(|batch, out| {
+        out.clear();
+        let Ok(table) = &mut table else {
+            // Unknown: two mappings each, so that whatever is not exclusive counts as shared.
+            out.resize(batch.len(), FrameInfo { flags: FrameFlags(0), mappings: 2 });
+            return Ok(());
+        };
+        table.flags(batch, &mut flags)?;
+        table.counts(batch, &mut counts)?;
+        out.extend(flags.iter().zip(&counts).map(|(&flags, &mappings)| FrameInfo { flags, mappings }));
+        Ok(())
+    })?;
+    if let Err(error) = table {
+        frames.estimated = true;
+        frames.notes.push(format!("zero pages are counted as shared: {error}"));
+    }
+    Ok(frames)
+}
+
+/// Present pages that are not alone on their frame and whose frame number the kernel hides.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hidden {
+    anonymous: u64,
+    file: u64,
+}
+
+impl Hidden {
+    fn any(self) -> bool {
+        self.anonymous + self.file > 0
+    }
+}
+
+/// The count while it is taken.
+struct Census {
+    guests: Vec<GuestFrames>,
+    hidden: Vec<Hidden>,
+    /// Frame number and guest of each page that is not alone on its frame.
+    keys: Vec<u64>,
+}
+
+impl Census {
+    fn new(spaces: &[Space]) -> Self {
+        let guest = |space: &Space| GuestFrames {
+            name: space.name.clone(),
+            pid: space.pid,
+            pages: Pages::default(),
+            frames: 0.0,
+        };
+        Self {
+            guests: spaces.iter().map(guest).collect(),
+            hidden: vec![Hidden::default(); spaces.len()],
+            keys: Vec::new(),
+        }
+    }
+
+    fn count(&mut self, guest: usize, entries: &[PagemapEntry]) {
+        let pages = &mut self.guests[guest].pages;
+        pages.total += entries.len() as u64;
+        for &entry in entries {
+            if !entry.present() {
+                if entry.swapped() { pages.swapped += 1 } else { pages.absent += 1 }
+            } else if entry.exclusive() {
+                pages.private += 1;
+            } else if let Some(Pfn(pfn)) = entry.pfn() {
+                self.keys.push(pfn << GUEST_BITS | guest as u64);
+            } else if entry.file_or_shared() {
+                self.hidden[guest].file += 1;
+            } else {
+                self.hidden[guest].anonymous += 1;
+            }
+        }
+    }
+
+    /// Joins the pages by frame; `look` fills in what the host knows of a batch of ascending frames.
+    fn join(
+        mut self,
+        mut look: impl FnMut(&[Pfn], &mut Vec<FrameInfo>) -> Result<(), PagemapError>,
+    ) -> Result<Frames, MeasureError> {
+        let mut result = Frames::default();
+        for guest in &mut self.guests {
+            guest.frames = guest.pages.private as f64;
+        }
+        let mut shared_frames = 0;
+        self.keys.sort_unstable();
+        let (mut batch, mut infos) = (Vec::new(), Vec::new());
+        let mut rest = self.keys.as_slice();
+        while !rest.is_empty() {
+            batch.clear();
+            let groups = rest.chunk_by(|a, b| a >> GUEST_BITS == b >> GUEST_BITS).take(CHUNK_FRAMES);
+            let mut taken = 0;
+            for group in groups {
+                batch.push(Pfn(group[0] >> GUEST_BITS));
+                taken += group.len();
+            }
+            look(&batch, &mut infos).map_err(MeasureError::FrameTable)?;
+            let groups = rest[..taken].chunk_by(|a, b| a >> GUEST_BITS == b >> GUEST_BITS);
+            for (group, info) in groups.zip(&infos) {
+                let mapped_here = group.len() as u64;
+                // A single page with a single mapping lost its partner while we were reading.
+                let shared = mapped_here > 1 || info.mappings > 1;
+                for key in group {
+                    let guest = &mut self.guests[(key & ((1 << GUEST_BITS) - 1)) as usize];
+                    if info.flags.zero() {
+                        guest.pages.zero += 1;
+                        continue;
+                    }
+                    guest.frames += 1.0 / mapped_here as f64;
+                    if shared { guest.pages.shared += 1 } else { guest.pages.private += 1 }
+                }
+                if !info.flags.zero() && shared {
+                    shared_frames += 1;
+                    *result.shared_by.entry(mapped_here).or_default() += 1;
+                    result.also_outside += u64::from(info.mappings > mapped_here);
+                }
+            }
+            rest = &rest[taken..];
+        }
+        result.guests = self.guests;
+        result.finish(shared_frames);
+        Ok(result)
+    }
+
+    /// Splits what has no visible frame by what KSM says of each process.
+    fn estimate(mut self, ksm: &KsmView) -> Frames {
+        let (mut merged, mut file) = (0, 0);
+        for ((guest, hidden), &merging) in self.guests.iter_mut().zip(&self.hidden).zip(&ksm.merging_pages) {
+            let shared = hidden.anonymous.min(merging);
+            guest.pages.zero += hidden.anonymous - shared;
+            guest.pages.shared += shared + hidden.file;
+            guest.frames =
+                guest.pages.private as f64 + shared as f64 * ksm.frames_per_page + hidden.file as f64 / 2.0;
+            merged += shared;
+            file += hidden.file;
+        }
+        let frames = (merged as f64 * ksm.frames_per_page).ceil() as u64 + file.div_ceil(2);
+        let mut result = Frames { guests: self.guests, estimated: true, ..Frames::default() };
+        result.notes.push(
+            "frame numbers are hidden from this user: zero and shared pages are told apart by KSM's counters; \
+             run as root for exact frames"
+                .to_owned(),
+        );
+        if file > 0 {
+            result.notes.push(format!("{file} shared pages of files are taken to be mapped twice each"));
+        }
+        result.finish(frames);
+        result
+    }
+}
+
+impl Frames {
+    fn finish(&mut self, shared_frames: u64) {
+        for guest in &self.guests {
+            self.pages.add(&guest.pages);
+        }
+        self.frames = self.pages.private + shared_frames;
+        self.saved_pages = self.pages.present().saturating_sub(self.frames);
+    }
+}
+
+/// What KSM tells everybody.
+struct KsmView {
+    /// By guest.
+    merging_pages: Vec<u64>,
+    /// Merged frames for each merged page, over the whole host.
+    frames_per_page: f64,
+}
+
+impl KsmView {
+    fn read(spaces: &[Space]) -> Self {
+        let directory = Path::new("/sys/kernel/mm/ksm");
+        let counter = |name| ksm_stat::counter(directory, name).unwrap_or(0);
+        // pages_shared counts frames, pages_sharing the pages on them beyond the first.
+        let (frames, more) = (counter("pages_shared"), counter("pages_sharing"));
+        let merging = |space: &Space| KsmStat::of(space.pid).map_or(0, |stat| stat.merging_pages);
+        Self {
+            merging_pages: spaces.iter().map(merging).collect(),
+            frames_per_page: if frames == 0 { 1.0 } else { frames as f64 / (frames + more) as f64 },
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "frames_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::measure::Extent;
+
+const ZERO_FRAME: u64 = 9;
+
+fn space(name: &str) -> Space {
+    Space { name: name.to_owned(), pid: 1, extents: Vec::new() }
+}
+
+fn present(pfn: u64, exclusive: bool) -> PagemapEntry {
+    PagemapEntry(1 << 63 | u64::from(exclusive) << 56 | pfn)
+}
+
+/// Entries as a kernel would show them, for a world in which guest g's page p is on frame `world[g][p]`
+/// (0: absent, 1: swapped, 2: marker) and an outsider maps each frame in `outside`.
+fn entries(world: &[Vec<u64>], outside: &[u64]) -> (Vec<Vec<PagemapEntry>>, HashMap<u64, u64>) {
+    let mut mappings: HashMap<u64, u64> = HashMap::new();
+    for pfn in world.iter().flatten().filter(|pfn| **pfn > 2).chain(outside) {
+        *mappings.entry(*pfn).or_default() += 1;
+    }
+    mappings.insert(ZERO_FRAME, 0);
+    let entry = |pfn: &u64| match pfn {
+        0 => PagemapEntry(0),
+        1 => PagemapEntry(1 << 62 | 1 << 8),
+        2 => PagemapEntry(1 << 62 | 1 << 57 | 0x3f),
+        _ => present(*pfn, mappings[pfn] == 1),
+    };
+    (world.iter().map(|pages| pages.iter().map(entry).collect()).collect(), mappings)
+}
+
+proptest! {
+    #[test]
+    fn classes_sum_to_total_and_frames_to_what_is_mapped(
+        world in prop::collection::vec(prop::collection::vec(0u64..40, 0..60), 1..5),
+        outside in prop::collection::vec(10u64..50, 0..10),
+    ) {
+        let (entries, mappings) = entries(&world, &outside);
+        let spaces: Vec<_> = world.iter().map(|_| space("g")).collect();
+        let mut census = Census::new(&spaces);
+        for (guest, entries) in entries.iter().enumerate() {
+            for piece in entries.chunks(7) {
+                census.count(guest, piece);
+            }
+        }
+        let frames = census.join(|batch, out| {
+            assert!(batch.is_sorted());
+            out.clear();
+            out.extend(batch.iter().map(|frame| FrameInfo {
+                flags: FrameFlags(u64::from(frame.0 == ZERO_FRAME) << 24),
+                mappings: mappings[&frame.0],
+            }));
+            Ok(())
+        }).unwrap();
+
+        let mut sum = Pages::default();
+        for (guest, pages) in frames.guests.iter().zip(&world) {
+            let p = guest.pages;
+            prop_assert_eq!(p.total, pages.len() as u64);
+            prop_assert_eq!(p.total, p.absent + p.zero + p.private + p.shared + p.swapped);
+            prop_assert_eq!(p.absent, pages.iter().filter(|pfn| [0, 2].contains(*pfn)).count() as u64);
+            prop_assert_eq!(p.swapped, pages.iter().filter(|pfn| **pfn == 1).count() as u64);
+            prop_assert_eq!(p.zero, pages.iter().filter(|pfn| **pfn == ZERO_FRAME).count() as u64);
+            prop_assert_eq!(
+                p.private,
+                pages.iter().filter(|pfn| **pfn > 2 && **pfn != ZERO_FRAME && mappings[pfn] == 1).count() as u64
+            );
+            sum.add(&p);
+        }
+        prop_assert_eq!(frames.pages, sum);
+        let mut distinct: Vec<u64> =
+            world.iter().flatten().copied().filter(|pfn| *pfn > 2 && *pfn != ZERO_FRAME).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        prop_assert_eq!(frames.frames, distinct.len() as u64);
+        prop_assert_eq!(frames.saved_pages, sum.present() - frames.frames);
+        prop_assert_eq!(frames.shared_by.iter().map(|(by, count)| by * count).sum::<u64>(), sum.shared);
+        let parts = frames.guests.iter().map(|guest| guest.frames).sum::<f64>();
+        prop_assert!((parts - frames.frames as f64).abs() < 1e-6);
+        prop_assert!(!frames.estimated);
+    }
+
+    #[test]
+    fn an_estimate_keeps_every_page_in_one_class(
+        pages in prop::collection::vec(0u8..5, 0..100), merging in 0u64..50, shared in 0u64..20, sharing in 0u64..90,
+    ) {
+        let entry = |kind: &u8| match kind {
+            0 => PagemapEntry(0),
+            1 => PagemapEntry(1 << 63 | 1 << 56),
+            2 => PagemapEntry(1 << 63 | 1 << 61),
+            3 => PagemapEntry(1 << 62 | 1 << 8),
+            _ => PagemapEntry(1 << 63),
+        };
+        let entries: Vec<_> = pages.iter().map(entry).collect();
+        let mut census = Census::new(&[space("g")]);
+        census.count(0, &entries);
+        let frames_per_page = if shared == 0 { 1.0 } else { shared as f64 / (shared + sharing) as f64 };
+        let frames = census.estimate(&KsmView { merging_pages: vec![merging], frames_per_page });
+        let p = frames.pages;
+        prop_assert!(frames.estimated);
+        prop_assert_eq!(p.total, p.absent + p.zero + p.private + p.shared + p.swapped);
+        prop_assert!(frames.saved_pages <= p.present());
+    }
+}
+
+#[test]
+fn private_memory_of_ours_is_private() {
+    const PAGES: usize = 64;
+    let memory = vec![1u8; (PAGES + 1) * PAGE_BYTES as usize];
+    let hva = (memory.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
+    let me = Space {
+        name: "me".to_owned(),
+        pid: std::process::id(),
+        extents: vec![Extent { gpa: 0, hva, bytes: PAGES as u64 * PAGE_BYTES }],
+    };
+    let frames = measure(&[me]).unwrap();
+    assert_eq!(frames.pages, Pages { total: PAGES as u64, private: PAGES as u64, ..Pages::default() });
+    assert_eq!(frames.saved_pages, 0);
+}
+
+#[test]
+fn a_guest_that_is_gone_is_named_with_its_pid() {
+    let mut gone = space("web-3");
+    gone.pid = i32::MAX as u32;
+    let error = measure(&[gone]).unwrap_err().to_string();
+    assert!(error.contains("web-3") && error.contains("2147483647"), "{error}");
+}
+
+#[test]
+fn an_extent_off_a_page_boundary_is_refused() {
+    let mut odd = space("odd");
+    odd.extents.push(Extent { gpa: 0, hva: 4096, bytes: 5000 });
+    assert!(measure(&[odd]).unwrap_err().to_string().contains("5000"));
+}

@@ -1,0 +1,230 @@
+//! Puts a kernel, its initrd and its command line into guest memory, as Linux's x86 boot protocol has it.
+
+use std::fs::File;
+use std::io::{Cursor, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use devices::GuestMemory;
+use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::elf::Elf;
+use linux_loader::loader::{BzImage, KernelLoader};
+use vm_memory::{ByteValued, Bytes, GuestAddress, ReadVolatile};
+
+use super::error::VmError;
+use super::platform::*;
+use crate::image::vmlinux::{self, Kernel};
+use crate::memory::PAGE_BYTES;
+use crate::memory::layout::Stretch;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+const BOOT_FLAG: u16 = 0xaa55;
+const HEADER_MAGIC: u32 = 0x5372_6448;
+/// "Some other loader", for those without a number of their own.
+const LOADER_UNKNOWN: u8 = 0xff;
+/// Offset of the 64-bit entry in a bzImage's protected-mode part.
+const BZIMAGE_ENTRY64: u64 = 0x200;
+
+/// What a VM starts.
+#[derive(Clone, Debug)]
+pub enum KernelSource {
+    /// A kernel inside this program: an ELF file's bytes.
+    BuiltIn(&'static [u8]),
+    /// A file: an ELF vmlinux, a bzImage, or a distribution's vmlinuz.
+    File(PathBuf),
+}
+
+/// Loads everything and returns the 64-bit entry point.
+pub fn load(
+    memory: &GuestMemory,
+    stretches: &[Stretch],
+    kernel: &KernelSource,
+    initrd: Option<&Path>,
+    cmdline: &str,
+    acpi_root: u64,
+) -> Result<u64, VmError> {
+    let low = stretches.first().map_or(0, |s| s.bytes);
+    let loaded = match kernel {
+        KernelSource::BuiltIn(elf) => load_elf(memory, &mut Cursor::new(*elf), low)?,
+        KernelSource::File(path) => match vmlinux::open(path)? {
+            Kernel::Elf(bytes) => load_elf(memory, &mut Cursor::new(&bytes[..]), low)?,
+            Kernel::BzImage(bytes) => load_bzimage(memory, &bytes, low)?,
+        },
+    };
+    let mut header = loaded.header;
+    header.type_of_loader = LOADER_UNKNOWN;
+    header.cmd_line_ptr = CMDLINE as u32;
+    header.cmdline_size = write_cmdline(memory, cmdline)?;
+    if let Some(path) = initrd {
+        let limit = match u64::from(header.initrd_addr_max) {
+            0 => low,
+            max => low.min(max + 1),
+        };
+        (header.ramdisk_image, header.ramdisk_size) = load_initrd(memory, path, loaded.end, limit)?;
+    }
+    write_params(memory, header, stretches, acpi_root)?;
+    Ok(loaded.entry)
+}
+
+struct Loaded {
+    entry: u64,
+    /// First guest-physical address after everything the kernel needs at start.
+    end: u64,
+    header: setup_header,
+}
+
+fn load_elf<F: Read + ReadVolatile + Seek>(
+    memory: &GuestMemory,
+    image: &mut F,
+    low: u64,
+) -> Result<Loaded, VmError> {
+    let result = Elf::load(memory, None, image, Some(GuestAddress(HIGH_START)));
+    // What the loader cannot write lies above the guest's memory.
+    let unwritable = linux_loader::loader::Error::Elf(linux_loader::loader::elf::Error::ReadKernelImage);
+    let loaded = match result {
+        Err(e) if e == unwritable => {
+            return Err(VmError::KernelFit { end: elf_end(image).unwrap_or(low + 1), ram: low });
+        }
+        other => other.map_err(VmError::Load)?,
+    };
+    if loaded.kernel_end > low {
+        return Err(VmError::KernelFit { end: loaded.kernel_end, ram: low });
+    }
+    let header = setup_header { boot_flag: BOOT_FLAG, header: HEADER_MAGIC, ..Default::default() };
+    Ok(Loaded { entry: loaded.kernel_load.0, end: loaded.kernel_end, header })
+}
+
+/// Where the last loadable segment ends, for the message when it is too far.
+fn elf_end<F: Read + Seek>(image: &mut F) -> Option<u64> {
+    use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
+    let mut file = Elf64_Ehdr::default();
+    image.rewind().ok()?;
+    image.read_exact(file.as_mut_slice()).ok()?;
+    image.seek(std::io::SeekFrom::Start(file.e_phoff)).ok()?;
+    let mut end = None;
+    for _ in 0..file.e_phnum {
+        let mut segment = Elf64_Phdr::default();
+        image.read_exact(segment.as_mut_slice()).ok()?;
+        if segment.p_type == PT_LOAD {
+            end = end.max(segment.p_paddr.checked_add(segment.p_memsz));
+        }
+    }
+    end
+}
+
+fn load_bzimage(memory: &GuestMemory, bytes: &[u8], low: u64) -> Result<Loaded, VmError> {
+    let loaded = BzImage::load(memory, None, &mut Cursor::new(bytes), Some(GuestAddress(HIGH_START)))
+        .map_err(|source| match bytes.len() as u64 + HIGH_START > low {
+            true => VmError::KernelFit { end: bytes.len() as u64 + HIGH_START, ram: low },
+            false => VmError::Load(source),
+        })?;
+    let header = loaded.setup_header.unwrap_or_default();
+    // The kernel unpacks itself to its preferred address and needs `init_size` bytes there.
+    let end = loaded.kernel_end.max(header.pref_address + u64::from(header.init_size));
+    if end > low {
+        return Err(VmError::KernelFit { end, ram: low });
+    }
+    Ok(Loaded { entry: loaded.kernel_load.0 + BZIMAGE_ENTRY64, end, header })
+}
+
+fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<u32, VmError> {
+    if cmdline.len() >= CMDLINE_BYTES {
+        return Err(VmError::CmdlineLength { bytes: cmdline.len() });
+    }
+    if cmdline.bytes().any(|b| b == 0) {
+        return Err(VmError::CmdlineZero);
+    }
+    memory.write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE)).map_err(VmError::BootData)?;
+    memory.write_obj(0u8, GuestAddress(CMDLINE + cmdline.len() as u64)).map_err(VmError::BootData)?;
+    Ok(cmdline.len() as u32)
+}
+
+/// Puts the initrd as high as it may lie, so that it is out of the kernel's way. Returns address and size.
+fn load_initrd(memory: &GuestMemory, path: &Path, floor: u64, limit: u64) -> Result<(u32, u32), VmError> {
+    let unreadable = |source| VmError::Initrd { path: path.into(), source };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let meta = file.metadata().map_err(unreadable)?;
+    if !meta.is_file() {
+        return Err(unreadable(std::io::Error::other("it is not a regular file")));
+    }
+    let (bytes, room) = (meta.len(), limit.saturating_sub(floor.next_multiple_of(PAGE_BYTES)));
+    if bytes == 0 {
+        return Err(unreadable(std::io::Error::other("it is empty")));
+    }
+    if bytes.next_multiple_of(PAGE_BYTES) > room {
+        return Err(VmError::InitrdFit { path: path.into(), bytes, room });
+    }
+    let at = (limit - bytes) & !(PAGE_BYTES - 1);
+    memory
+        .read_exact_volatile_from(GuestAddress(at), &mut file, bytes as usize)
+        .map_err(|e| unreadable(std::io::Error::other(e)))?;
+    Ok((at as u32, bytes as u32))
+}
+
+fn write_params(
+    memory: &GuestMemory,
+    hdr: setup_header,
+    stretches: &[Stretch],
+    acpi_root: u64,
+) -> Result<(), VmError> {
+    let mut params = boot_params { hdr, acpi_rsdp_addr: acpi_root, ..Default::default() };
+    let mut add = |addr: u64, end: u64, type_: u32| {
+        let slot = usize::from(params.e820_entries);
+        params.e820_table[slot] = boot_e820_entry { addr, size: end - addr, type_ };
+        params.e820_entries += 1;
+    };
+    for s in stretches {
+        if s.gpa == 0 {
+            add(0, LOW_END, E820_RAM);
+            add(LOW_END, HIGH_START, E820_RESERVED);
+            add(HIGH_START, s.bytes, E820_RAM);
+        } else {
+            add(s.gpa, s.gpa + s.bytes, E820_RAM);
+        }
+    }
+    memory.write_slice(params.as_slice(), GuestAddress(BOOT_PARAMS)).map_err(VmError::BootData)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::layout;
+    use crate::memory::ram::Ram;
+
+    #[test]
+    fn a_command_line_is_bounded_and_ends_with_zero() {
+        let ram = Ram::new(16 << 20).unwrap();
+        assert_eq!(write_cmdline(ram.memory(), "quiet").unwrap(), 5);
+        let long = "x".repeat(CMDLINE_BYTES);
+        assert!(matches!(write_cmdline(ram.memory(), &long), Err(VmError::CmdlineLength { bytes: 2048 })));
+        assert!(matches!(write_cmdline(ram.memory(), "a\0b"), Err(VmError::CmdlineZero)));
+        let mut back = [1u8; 6];
+        ram.memory().read_slice(&mut back, GuestAddress(CMDLINE)).unwrap();
+        assert_eq!(&back, b"quiet\0");
+    }
+
+    #[test]
+    fn an_initrd_lies_at_the_top_and_must_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("initrd");
+        std::fs::write(&path, vec![7u8; 10_000]).unwrap();
+        let ram = Ram::new(16 << 20).unwrap();
+        let (at, bytes) = load_initrd(ram.memory(), &path, 1 << 20, 16 << 20).unwrap();
+        assert_eq!(bytes, 10_000);
+        assert!(u64::from(at) + 10_000 <= 16 << 20 && at.is_multiple_of(4096));
+        let too_small = load_initrd(ram.memory(), &path, (16 << 20) - 8192, 16 << 20);
+        assert!(matches!(too_small, Err(VmError::InitrdFit { .. })));
+        assert!(matches!(load_initrd(ram.memory(), dir.path(), 0, 1 << 20), Err(VmError::Initrd { .. })));
+    }
+
+    #[test]
+    fn the_memory_map_leaves_the_hole_out() {
+        let ram = Ram::new(4 << 30).unwrap();
+        write_params(ram.memory(), setup_header::default(), &layout::stretches(4 << 30), ACPI).unwrap();
+        let params: boot_params = ram.memory().read_obj(GuestAddress(BOOT_PARAMS)).unwrap();
+        let (entries, table) = (params.e820_entries, params.e820_table);
+        assert_eq!(entries, 4);
+        let (last_at, last_size) = (table[3].addr, table[3].size);
+        assert_eq!((last_at, last_size), (4 << 30, 1 << 30));
+    }
+}

@@ -1,0 +1,165 @@
+//! A VM's control socket: one JSON object a line in each direction, answered in order.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
+
+use super::stats::Values;
+use crate::memory::Extent;
+
+/// Clients at a time; a further one is hung up on.
+const MAX_CLIENTS: usize = 16;
+/// Longest request.
+const MAX_REQUEST_BYTES: usize = 4096;
+/// How long a client may keep the VM waiting for it to take an answer.
+const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+const LISTENER: u32 = 0;
+const CLIENT: u32 = 1;
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// What this VM is and where its memory lies.
+    Status,
+    /// Stop all vCPUs in place.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// End the VM.
+    Stop,
+    /// Allow (or undo) the host kernel's samepage merging of guest RAM.
+    Mergeable {
+        /// Allow.
+        on: bool,
+    },
+    /// KVM's own statistics.
+    KvmStats,
+}
+
+/// What a VM answers.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::KvmStats`]: sums over all vCPUs where a value is theirs.
+    KvmStats(Values),
+    /// The request was carried out.
+    Done,
+    /// It was not.
+    Error(String),
+}
+
+/// What a VM is.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Do its vCPUs run?
+    pub paused: bool,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// The KVM it runs on, e.g. `svm+npt`.
+    pub backend: String,
+    /// Where guest RAM lies in the process.
+    pub extents: Vec<Extent>,
+}
+
+/// What carries requests out.
+pub trait Serve {
+    /// Answers one request.
+    fn serve(&mut self, request: Request) -> Reply;
+}
+
+/// The socket and its clients.
+pub struct Control<S> {
+    listener: UnixListener,
+    clients: HashMap<RawFd, Client>,
+    server: S,
+}
+
+struct Client {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+impl<S: Serve> Control<S> {
+    /// Serves `listener` (non-blocking) with `server`.
+    pub fn new(listener: UnixListener, server: S) -> Self {
+        Self { listener, clients: HashMap::new(), server }
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        let Ok((stream, _)) = self.listener.accept() else { return };
+        let ready = stream.set_write_timeout(Some(WRITE_LIMIT)).is_ok();
+        if ready
+            && self.clients.len() < MAX_CLIENTS
+            && ops.add(Events::with_data(&stream, CLIENT, EventSet::IN)).is_ok()
+        {
+            self.clients.insert(stream.as_raw_fd(), Client { stream, line: Vec::new() });
+        }
+    }
+
+    /// Reads once and answers every whole line. False when the client is to be hung up on.
+    fn talk(&mut self, fd: RawFd) -> bool {
+        let Some(client) = self.clients.get_mut(&fd) else { return true };
+        let mut buffer = [0u8; 1024];
+        match client.stream.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(n) => client.line.extend(&buffer[..n]),
+            Err(e) => return e.kind() == io::ErrorKind::Interrupted,
+        }
+        while let Some(end) = client.line.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = client.line.drain(..=end).collect();
+            let reply = match serde_json::from_slice(&line) {
+                Ok(request) => self.server.serve(request),
+                Err(e) => Reply::Error(format!("not a request: {e}")),
+            };
+            let Ok(mut bytes) = serde_json::to_vec(&reply) else { return false };
+            bytes.push(b'\n');
+            if client.stream.write_all(&bytes).is_err() {
+                return false;
+            }
+        }
+        client.line.len() <= MAX_REQUEST_BYTES
+    }
+}
+
+impl<S: Serve> MutEventSubscriber for Control<S> {
+    fn init(&mut self, ops: &mut EventOps) {
+        let _ = ops.add(Events::with_data(&self.listener, LISTENER, EventSet::IN));
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == LISTENER {
+            self.accept(ops);
+        } else if !self.talk(events.fd()) {
+            let _ = ops.remove(Events::empty_raw(events.fd()));
+            self.clients.remove(&events.fd());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_are_one_json_object_each() {
+        let ask = |s| serde_json::from_str::<Request>(s);
+        assert_eq!(ask(r#"{"op":"pause"}"#).unwrap(), Request::Pause);
+        assert_eq!(ask(r#"{"op":"mergeable","on":true}"#).unwrap(), Request::Mergeable { on: true });
+        assert!(ask(r#"{"op":"pause","now":1}"#).is_err());
+        assert!(ask(r#"{"op":"explode"}"#).is_err());
+        assert_eq!(serde_json::to_string(&Reply::Done).unwrap(), r#""done""#);
+    }
+}

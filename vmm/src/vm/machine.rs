@@ -1,0 +1,164 @@
+//! The devices of a VM and how they hang on KVM: buses, interrupts, queue notifications.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::GuestMemory;
+use devices::bus::Bus;
+use devices::interrupt::IrqLine;
+use devices::legacy::i8042::I8042;
+use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
+use devices::legacy::serial::Serial;
+use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::error::VmError;
+use super::platform::*;
+
+/// A VM's devices.
+pub struct Machine {
+    /// Port devices.
+    pub pio: Bus,
+    /// Memory-mapped devices.
+    pub mmio: Bus,
+    /// The console.
+    pub com1: Arc<Mutex<Serial>>,
+    /// The control channel.
+    pub com2: Arc<Mutex<Serial>>,
+    /// Readable when the guest asked for power-off.
+    pub power_off: EventFd,
+    /// Readable when the guest asked for a reset.
+    pub reset: EventFd,
+    /// Queue notifications of all virtio devices.
+    pub queues: Queues,
+}
+
+impl Machine {
+    /// Makes the devices and joins them to `vm`.
+    pub fn new(
+        vm: &VmFd,
+        memory: &GuestMemory,
+        com1_out: Box<dyn Write + Send>,
+        com2_out: Box<dyn Write + Send>,
+        virtio: Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Self, VmError> {
+        let (mut pio, mut mmio) = (Bus::default(), Bus::default());
+        let (power_off, reset) = (event()?, event()?);
+        let com1 = serial(vm, &mut pio, ("COM1", COM1_PORT, COM1_IRQ), com1_out)?;
+        let com2 = serial(vm, &mut pio, ("COM2", COM2_PORT, COM2_IRQ), com2_out)?;
+        let i8042 = I8042::new(clone(&reset)?);
+        pio.insert(I8042_PORT.into(), I8042_PORTS.into(), "i8042", Arc::new(Mutex::new(i8042)))?;
+        let power = Power::new(clone(&power_off)?, clone(&reset)?);
+        pio.insert(POWER_BASE.into(), POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
+        let mut queues = Queues::default();
+        for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
+            let transport = MmioTransport::new(memory.clone(), device, irq(vm, VIRTIO_IRQ + n as u32)?);
+            let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
+            let count = transport.queue_count();
+            let transport = Arc::new(Mutex::new(transport));
+            for queue in 0..count {
+                let notified = event()?;
+                let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
+                vm.register_ioevent(&notified, &address, queue as u32)
+                    .map_err(VmError::kvm("register a queue notification (ioeventfd)"))?;
+                queues.all.push(QueueEvent { notified, transport: transport.clone(), queue, missed: false });
+            }
+            mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
+        }
+        Ok(Self { pio, mmio, com1, com2, power_off, reset, queues })
+    }
+}
+
+fn event() -> Result<EventFd, VmError> {
+    EventFd::new(libc::EFD_NONBLOCK).map_err(VmError::host("make an eventfd"))
+}
+
+fn clone(of: &EventFd) -> Result<EventFd, VmError> {
+    of.try_clone().map_err(VmError::host("duplicate an eventfd"))
+}
+
+fn irq(vm: &VmFd, number: u32) -> Result<IrqLine, VmError> {
+    let fd = event()?;
+    vm.register_irqfd(&fd, number).map_err(VmError::kvm("register an interrupt (irqfd)"))?;
+    Ok(IrqLine::new(fd))
+}
+
+fn serial(
+    vm: &VmFd,
+    pio: &mut Bus,
+    (name, port, number): (&'static str, u16, u32),
+    out: Box<dyn Write + Send>,
+) -> Result<Arc<Mutex<Serial>>, VmError> {
+    let device = Serial::try_new(irq(vm, number)?, out).map_err(VmError::host("make an eventfd"))?;
+    let device = Arc::new(Mutex::new(device));
+    pio.insert(port.into(), COM_PORTS.into(), name, device.clone())?;
+    Ok(device)
+}
+
+struct QueueEvent {
+    notified: EventFd,
+    transport: Arc<Mutex<MmioTransport>>,
+    queue: usize,
+    /// Notified while the VM was paused.
+    missed: bool,
+}
+
+impl QueueEvent {
+    fn process(&self) {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner).notify(self.queue);
+    }
+}
+
+/// Handles queue notifications on the event loop; holds them back while the VM is paused, so that
+/// devices leave a paused guest's memory alone.
+#[derive(Default)]
+pub struct Queues {
+    all: Vec<QueueEvent>,
+    paused: Arc<AtomicBool>,
+    resumed: Option<EventFd>,
+}
+
+impl Queues {
+    /// The switch that holds notifications back, and the event to write after it is off again.
+    pub fn pausing(&mut self) -> Result<(Arc<AtomicBool>, EventFd), VmError> {
+        let resumed = event()?;
+        self.resumed = Some(clone(&resumed)?);
+        Ok((self.paused.clone(), resumed))
+    }
+}
+
+impl MutEventSubscriber for Queues {
+    fn init(&mut self, ops: &mut EventOps) {
+        for (n, event) in self.all.iter().enumerate() {
+            let _ = ops.add(Events::with_data(&event.notified, n as u32, EventSet::IN));
+        }
+        if let Some(resumed) = &self.resumed {
+            let _ = ops.add(Events::with_data(resumed, self.all.len() as u32, EventSet::IN));
+        }
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps) {
+        let paused = self.paused.load(Ordering::SeqCst);
+        match self.all.get_mut(events.data() as usize) {
+            Some(event) => {
+                let _ = event.notified.read();
+                match paused {
+                    true => event.missed = true,
+                    false => event.process(),
+                }
+            }
+            None => {
+                let _ = self.resumed.as_ref().map(EventFd::read);
+                if !paused {
+                    for event in self.all.iter_mut().filter(|e| std::mem::take(&mut e.missed)) {
+                        event.process();
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The machine a guest sees: where its devices and boot data lie, and on which interrupt each device is.
+
+use crate::memory::layout::HOLE_START;
+
+/// I/O ports of COM1, the console.
+pub const COM1_PORT: u16 = 0x3f8;
+/// I/O ports of COM2, the control channel.
+pub const COM2_PORT: u16 = 0x2f8;
+/// Ports of a 16550.
+pub const COM_PORTS: u16 = 8;
+/// Interrupt of COM1.
+pub const COM1_IRQ: u32 = 4;
+/// Interrupt of COM2.
+pub const COM2_IRQ: u32 = 3;
+/// Command port of the keyboard controller; only its reset line is there.
+pub const I8042_PORT: u16 = 0x60;
+/// Ports of the keyboard controller.
+pub const I8042_PORTS: u16 = 5;
+/// A guest that writes milliseconds here parks its vCPU until input arrives or the time is over.
+/// The built-in guest waits so, for in ring 3 it cannot halt.
+pub const IDLE_PORT: u16 = 0x604;
+
+/// First virtio-mmio window.
+pub const VIRTIO_BASE: u64 = HOLE_START + (256 << 20);
+/// Distance between windows, and their size.
+pub const VIRTIO_BYTES: u64 = 0x1000;
+/// Interrupt of the first virtio device; the next ones follow.
+pub const VIRTIO_IRQ: u32 = 5;
+/// Virtio devices there are interrupts for.
+pub const VIRTIO_MAX: usize = 16;
+
+/// Three pages that VMX needs for a task state segment when a vCPU is in real mode.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+/// One page that VMX needs for an identity map.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// The local interrupt controller.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// The I/O interrupt controller.
+pub const IO_APIC: u32 = 0xfec0_0000;
+
+/// Boot data below 1 MiB: global descriptor table,
+pub const GDT: u64 = 0x500;
+/// Linux boot parameters,
+pub const BOOT_PARAMS: u64 = 0x7000;
+/// stack pointer at entry,
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// page tables (six pages: PML4, PDPT, four directories),
+pub const PAGE_TABLES: u64 = 0x9000;
+/// command line,
+pub const CMDLINE: u64 = 0x2_0000;
+/// with its final zero byte at most as long as Linux accepts.
+pub const CMDLINE_BYTES: usize = 2048;
+/// ACPI tables, root pointer first.
+pub const ACPI: u64 = 0xe_0000;
+/// End of the ACPI tables' room, and of the low memory a guest must not use.
+pub const ACPI_END: u64 = 0x10_0000;
+/// End of the low memory a guest may use: what lies between belonged to firmware once.
+pub const LOW_END: u64 = 0x9_fc00;
+/// Where kernels begin.
+pub const HIGH_START: u64 = 0x10_0000;

@@ -1,0 +1,263 @@
+//! vCPU threads: run, pause, resume, stop, and what each KVM exit does.
+#![expect(unsafe_code, reason = "reaches kvm_run.immediate_exit of a vCPU from another thread")]
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::bus::Bus;
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::error::VmError;
+use super::exit::{Ending, Fault, Outcome};
+use super::platform::IDLE_PORT;
+
+/// How long `pause` waits for vCPUs to leave the guest before it gives up.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the vCPU threads are to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Run,
+    Pause,
+    Stop,
+}
+
+struct Gate {
+    wanted: Wanted,
+    /// vCPUs that stand still.
+    still: usize,
+    /// Threads that have not ended.
+    alive: usize,
+}
+
+/// What the threads of one VM share.
+pub struct Shared {
+    gate: Mutex<Gate>,
+    changed: Condvar,
+    /// Devices on ports.
+    pub pio: Bus,
+    /// Devices in memory.
+    pub mmio: Bus,
+    /// Is there console or control input that the guest has not read?
+    pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Where a vCPU says that the VM has ended.
+    pub outcome: Outcome,
+}
+
+impl Shared {
+    /// Joins the buses, the input test and the place where the end is told.
+    pub fn new(
+        pio: Bus,
+        mmio: Bus,
+        input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+        outcome: Outcome,
+    ) -> Arc<Self> {
+        let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
+        Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, outcome })
+    }
+
+    /// Wakes a vCPU that waits for input; to be called after the input is in the device.
+    pub fn input_arrived(&self) {
+        let _gate = self.gate();
+        self.changed.notify_all();
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stands still while the VM is paused. False when the thread is to end.
+    fn may_run(&self) -> bool {
+        let mut gate = self.gate();
+        if gate.wanted == Wanted::Pause {
+            gate.still += 1;
+            self.changed.notify_all();
+            while gate.wanted == Wanted::Pause {
+                gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+            }
+            gate.still -= 1;
+        }
+        gate.wanted == Wanted::Run
+    }
+
+    /// Parks a vCPU until input waits, the time is over (`u32::MAX`: never), or the VM is to stop or pause.
+    fn idle(&self, ms: u32) {
+        let until = (ms != u32::MAX).then(|| Instant::now() + Duration::from_millis(ms.into()));
+        let mut gate = self.gate();
+        while gate.wanted == Wanted::Run && !(self.input_waits)() {
+            gate = match until {
+                None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return;
+                    }
+                    self.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+/// The way into a vCPU's `kvm_run.immediate_exit` for other threads; empty once its thread has ended.
+struct Kick(Mutex<Option<*const AtomicU8>>);
+
+// SAFETY: the pointer is only followed under the mutex, and the vCPU's thread empties it, under the same
+// mutex, before the mapping it points into goes away.
+unsafe impl Send for Kick {}
+// SAFETY: as above.
+unsafe impl Sync for Kick {}
+
+impl Kick {
+    fn set(&self, to: Option<*const AtomicU8>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
+    /// Makes the next (or current, once a signal has interrupted it) KVM_RUN return at once.
+    fn arm(&self) {
+        if let Some(flag) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            // SAFETY: the slot is full, so the mapping is alive; KVM and the vCPU thread only do single-byte
+            // accesses to this field.
+            unsafe { (*flag).store(1, Ordering::SeqCst) };
+        }
+    }
+}
+
+/// All vCPUs of a VM, each on a thread of its own.
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    threads: Vec<(JoinHandle<()>, Arc<Kick>)>,
+}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU.
+    pub fn start(shared: Arc<Shared>, vcpus: Vec<VcpuFd>) -> Result<Self, VmError> {
+        extern "C" fn interrupt_only(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        register_signal_handler(SIGRTMIN(), interrupt_only).map_err(|e| VmError::Host {
+            what: "install the signal that interrupts vCPUs",
+            source: e.into(),
+        })?;
+        shared.gate().alive = vcpus.len();
+        let mut all = Self { shared, threads: Vec::new() };
+        for (n, vcpu) in vcpus.into_iter().enumerate() {
+            let kick = Arc::new(Kick(Mutex::new(None)));
+            let (shared, its_kick) = (all.shared.clone(), kick.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{n}"))
+                .stack_size(256 << 10)
+                .spawn(move || run(n, vcpu, &shared, &its_kick))
+                .map_err(VmError::host("start a vCPU thread"))?;
+            all.threads.push((thread, kick));
+        }
+        Ok(all)
+    }
+
+    /// Stops all vCPUs in place. True when all stand still, false when one did not within the limit.
+    pub fn pause(&self) -> bool {
+        self.want(Wanted::Pause);
+        let until = Instant::now() + PAUSE_LIMIT;
+        let mut gate = self.shared.gate();
+        while gate.still < gate.alive {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            gate = self.shared.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Lets paused vCPUs run again.
+    pub fn resume(&self) {
+        self.want(Wanted::Run);
+    }
+
+    /// Ends all threads and waits for them.
+    pub fn stop(&mut self) {
+        self.want(Wanted::Stop);
+        for (thread, _) in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    fn want(&self, wanted: Wanted) {
+        self.shared.gate().wanted = wanted;
+        self.shared.changed.notify_all();
+        if wanted != Wanted::Run {
+            for (thread, kick) in &self.threads {
+                kick.arm();
+                let _ = thread.kill(SIGRTMIN());
+            }
+        }
+    }
+}
+
+fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
+    let flag: *const u8 = &raw const vcpu.get_kvm_run().immediate_exit;
+    kick.set(Some(flag.cast()));
+    let ending = run_until_end(&mut vcpu, shared);
+    kick.set(None);
+    {
+        let mut gate = shared.gate();
+        gate.alive -= 1;
+        shared.changed.notify_all();
+    }
+    if let Some(ending) = ending {
+        tracing::debug!(vcpu = n, ?ending, "vCPU ended");
+        shared.outcome.tell(ending);
+    }
+}
+
+/// Runs until told to stop (None) or until the guest ends (its ending).
+fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
+    loop {
+        if !shared.may_run() {
+            return None;
+        }
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(IDLE_PORT, &[a, b, c, d])) => shared.idle(u32::from_le_bytes([a, b, c, d])),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                shared.pio.write(port.into(), data);
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                shared.pio.read(port.into(), data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                shared.mmio.write(address, data);
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                shared.mmio.read(address, data);
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+            Ok(VcpuExit::Hlt) => shared.idle(u32::MAX),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Ending::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Ending::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => return Some(fault(vcpu, Fault::GuestCrash)),
+            Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, Fault::TripleFault)),
+            Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, Fault::Entry { reason })),
+            Ok(VcpuExit::InternalError) => return Some(fault(vcpu, Fault::Internal)),
+            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
+                return Some(fault(vcpu, Fault::Memory { gpa, bytes: size }));
+            }
+            Ok(other) => {
+                let exit = format!("{other:?}");
+                return Some(fault(vcpu, Fault::Unhandled { exit }));
+            }
+            Err(e) => match io::Error::from(e).kind() {
+                io::ErrorKind::Interrupted => vcpu.set_kvm_immediate_exit(0),
+                // A vCPU that waits for its start signal answers so when it is woken without one.
+                io::ErrorKind::WouldBlock => {}
+                _ => return Some(fault(vcpu, Fault::Run { errno: e.errno() })),
+            },
+        }
+    }
+}
+
+fn fault(vcpu: &mut VcpuFd, fault: Fault) -> Ending {
+    Ending::Fault(Box::new(super::exit::describe(vcpu, fault)))
+}
