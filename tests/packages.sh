@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# Debian packages for tests/run and tests/lab. Sourced, never run.
+# The sourcing script defines fail MESSAGE..., which prints and exits.
+
+# Administrators' tools (depmod, modprobe) are not on everybody's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+# as_root COMMAND...: runs it as root, by sudo where sudo asks nothing.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo -n "$@"
+    fi
+}
+
+can_be_root() {
+    [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null
+}
+
+# need COMMAND:PACKAGE...: installs the packages whose command is missing, all in one go.
+need() {
+    local pair missing=()
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null ||
+        fail "these Debian packages are missing and there is no apt-get: ${missing[*]}. Install what they hold and run this again."
+    can_be_root ||
+        fail "missing packages. As root, run: apt-get install --no-install-recommends ${missing[*]}"
+    echo "installing ${missing[*]}" >&2
+    with_fresh_lists as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
+        fail "apt-get could not install ${missing[*]}; its messages are above"
+}
+
+# with_fresh_lists COMMAND...: tries the command, and once more after apt-get update: package lists that are
+# empty or older than the last security update are the usual reason for a failure.
+with_fresh_lists() {
+    local log
+    log=$("$@" 2>&1 </dev/null) && return 0
+    if can_be_root; then
+        log=$(as_root apt-get update -qq 2>&1 </dev/null; "$@" 2>&1 </dev/null) && return 0
+    fi
+    printf '%s\n' "$log" >&2
+    return 1
+}
+
+# unpack PACKAGE DIRECTORY: fetches the package's newest version and unpacks it there, without installing it.
+unpack() {
+    mkdir -p "$2"
+    (cd "$2" && with_fresh_lists apt-get download -qq "$1") ||
+        fail "could not download the Debian package $1; apt's messages are above"
+    dpkg -x "$2/$1"_*.deb "$2"
+    rm -f "$2/$1"_*.deb
+}
