@@ -1,9 +1,5 @@
 //! The `samepage` command.
 
-mod cli;
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    cli::main()
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
 }

@@ -17,14 +17,14 @@ use serde::Serialize;
   samepage doctor --json   the same for programs
 
 Changes nothing. The exit status is 1 if no guest can run here.")]
-pub struct Args {
+pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 /// Looks, prints, and answers with the exit status.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let diagnosis = Diagnosis::of_this_host();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&diagnosis)?);
@@ -41,7 +41,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// How good a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Level {
+pub(super) enum Level {
     /// As Samepage likes it.
     Ok,
     /// Works, with a limit worth knowing.
@@ -52,7 +52,7 @@ pub enum Level {
 
 /// One thing looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(super) struct Finding {
     /// What was looked at.
     pub name: &'static str,
     /// How good it is.
@@ -94,7 +94,7 @@ impl Finding {
 
 /// One thing Samepage does, and whether it does it here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Feature {
+pub(super) struct Feature {
     /// What it is.
     pub name: &'static str,
     /// Whether it works.
@@ -105,7 +105,7 @@ pub struct Feature {
 
 /// All that was found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Diagnosis {
+pub(super) struct Diagnosis {
     /// Short name of the KVM backend.
     pub backend: &'static str,
     /// Everything looked at.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use vmm::image::progress::Progress;
-use vmm::image::{self, Destination, Flavour, Image, KernelFrom, Options};
+use crate::image::progress::Progress;
+use crate::image::{self, Destination, Flavour, Image, KernelFrom, Options};
 use vmm_sys_util::signal::register_signal_handler;
 
 /// What `samepage image` takes.
@@ -23,7 +23,7 @@ Examples:
 
 The image is a directory with vmlinux, initrd.cpio and image.json. Without --out it goes to
 $XDG_CACHE_HOME/samepage/images (or ~/.cache/samepage/images), where `latest` leads to the newest.")]
-pub struct Args {
+pub(super) struct Args {
     /// Directory to make; an image that is there is replaced
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -59,7 +59,7 @@ enum FlavourName {
 }
 
 /// Makes the image with `agent` as its /init, and says what to type next.
-pub fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
     let source = match (args.deb, args.kernel) {
         (Some(deb), _) => KernelFrom::Package(deb),
         (_, Some(kernel)) => KernelFrom::Files {
@@ -152,7 +152,7 @@ fn quoted(path: &std::path::Path) -> String {
 }
 
 /// Where images go, and where `latest` is found.
-pub fn default_collection() -> anyhow::Result<PathBuf> {
+pub(super) fn default_collection() -> anyhow::Result<PathBuf> {
     let absolute = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)

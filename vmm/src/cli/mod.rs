@@ -1,5 +1,7 @@
 //! One file per subcommand: parse, call, print. All of them end here.
 
+mod doctor;
+mod image;
 mod run;
 mod size;
 
@@ -21,7 +23,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Doctor(doctor::Args),
     Run(run::Args),
+    Image(image::Args),
+    /// Restores the kernel's KSM settings when its owner is gone
+    #[command(hide = true)]
+    KsmGuard,
 }
 
 /// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
@@ -31,7 +38,10 @@ pub fn main() -> ExitCode {
     let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
     let result = match cli.command {
+        Command::Doctor(args) => doctor::run(args),
         Command::Run(args) => run::run(args),
+        Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
+        Command::KsmGuard => ksm_guard(),
     };
     result.unwrap_or_else(|error| {
         let mut out = std::io::stderr().lock();
@@ -44,5 +54,12 @@ pub fn main() -> ExitCode {
     })
 }
 
+fn ksm_guard() -> anyhow::Result<ExitCode> {
+    crate::merge::ksm::guard::run_on_stdin()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The agent for Linux guests: an ELF file that `build.rs` makes.
+static AGENT: &[u8] = include_bytes!(env!("SAMEPAGE_AGENT"));
 /// The built-in guest: an ELF file that `build.rs` makes.
 static BUILT_IN_KERNEL: &[u8] = include_bytes!(env!("SAMEPAGE_KERNEL"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use vmm::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS};
+use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS};
 
 use super::size;
 

@@ -1,7 +1,7 @@
 //! Sizes as people write them.
 
-use vmm::memory::PAGE_BYTES;
-use vmm::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use crate::memory::PAGE_BYTES;
+use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 
 /// Parses guest memory such as `64M`, `512MiB` or `2G` into bytes, and checks that a guest can have it.
 pub(super) fn memory(text: &str) -> Result<u64, String> {
