@@ -3,13 +3,15 @@
 mod doctor;
 mod image;
 mod run;
-mod size;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing::Level;
+
+use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use crate::memory::size::{SizeError, parse_size};
 
 /// Launches guest VMs, merges the pages they have in common, and accounts for every frame.
 #[derive(Parser)]
@@ -52,6 +54,11 @@ pub fn main() -> ExitCode {
         }
         ExitCode::FAILURE
     })
+}
+
+/// Parses a guest's memory.
+fn memory(text: &str) -> Result<u64, SizeError> {
+    parse_size(text, MIN_RAM_BYTES, MAX_RAM_BYTES)
 }
 
 fn ksm_guard() -> anyhow::Result<ExitCode> {
