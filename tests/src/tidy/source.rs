@@ -143,8 +143,8 @@ fn literal_or_comment(rest: &str, before: Option<char>) -> (usize, &'static str)
     if rest.starts_with("/*") {
         return (rest.find("*/").map_or(rest.len(), |end| end + 2), "");
     }
-    if rest.starts_with('"') {
-        return (1 + quoted(&rest[1..], '"'), "\"\"");
+    if let Some(inside) = rest.strip_prefix('"') {
+        return (1 + quoted(inside, '"'), "\"\"");
     }
     if !after_word && let Some(raw) = rest.strip_prefix('r').or_else(|| rest.strip_prefix("br")) {
         let hashes = raw.len() - raw.trim_start_matches('#').len();
@@ -160,11 +160,11 @@ fn literal_or_comment(rest: &str, before: Option<char>) -> (usize, &'static str)
         }
     }
     // A character, and not a lifetime.
-    if rest.starts_with('\'') {
-        let mut chars = rest[1..].chars();
+    if let Some(inside) = rest.strip_prefix('\'') {
+        let mut chars = inside.chars();
         let (first, second) = (chars.next(), chars.next());
         if first == Some('\\') || (first.is_some() && second == Some('\'')) {
-            return (1 + quoted(&rest[1..], '\''), "' '");
+            return (1 + quoted(inside, '\''), "' '");
         }
     }
     (0, "")
