@@ -1,6 +1,6 @@
 //! Device models: what a guest finds behind its ports and its MMIO windows.
 //!
-//! This crate knows guest memory, virtqueues and event descriptors. It never names KVM, maps nothing and
+//! This crate knows guest memory, virtqueues and event descriptors. It knows no hypervisor interface, maps nothing and
 //! contains no unsafe code; whoever builds the VM hands in the memory, the interrupt lines and the sinks.
 //!
 //! *Architecture invariant:* whatever a guest writes, no device panics, blocks for long or returns an error
@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+#[cfg(test)]
+mod hostile;
 pub mod interrupt;
 pub mod legacy;
 pub mod reclaim;

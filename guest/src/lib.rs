@@ -6,7 +6,9 @@
 //!
 //! - [`protocol`]: the lines that travel over the second serial port;
 //! - [`content`]: what a page holds, as a function of its key;
-//! - [`layout`]: which page has which key.
+//! - [`layout`]: which page has which key;
+//! - [`workload`]: filling, churning, verifying and freeing an array of pages;
+//! - [`service`]: commands in, replies out, over a workload.
 //!
 //! It needs neither `std` nor an allocator, and imports nothing of ours.
 #![no_std]
@@ -17,3 +19,5 @@ extern crate std;
 pub mod content;
 pub mod layout;
 pub mod protocol;
+pub mod service;
+pub mod workload;

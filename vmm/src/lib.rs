@@ -1,5 +1,6 @@
 //! Samepage: a small KVM hypervisor for memory.
 
+pub mod cli;
 pub mod image;
 pub mod measure;
 pub mod memory;

@@ -1,2 +1,5 @@
 //! The `samepage` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
+}

@@ -29,6 +29,12 @@ pub const SERIAL_LEN: u64 = 8;
 /// host memory.
 const OUTPUT_BACKLOG_BYTES: usize = 64 * 1024;
 
+/// vm-superio's receive FIFO, which it keeps private; a test holds the number to be true.
+const FIFO_BYTES: usize = 64;
+
+const MCR_OFFSET: u8 = 4;
+const MCR_LOOP: u8 = 0x10;
+
 /// The port.
 #[derive(Debug)]
 pub struct Serial {
@@ -78,8 +84,8 @@ impl Serial {
         self.uart.fifo_capacity() < FIFO_BYTES
     }
 
-    /// Becomes readable when the guest has read the last byte of what [`Serial::input`] was offered, once per
-    /// call that offered something. Non-blocking.
+    /// Becomes readable when it is worth calling [`Serial::input`] again after it was offered something: the
+    /// guest has read the last byte, or has left loopback mode. Non-blocking.
     pub fn drained_fd(&self) -> &EventFd {
         &self.drained.fd
     }
@@ -100,9 +106,6 @@ impl Serial {
     }
 }
 
-/// vm-superio's receive FIFO; a test holds this to be true.
-const FIFO_BYTES: usize = 64;
-
 impl BusDevice for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // The ISA bus splits a wide access to a byte-wide device into neighbouring ports.
@@ -116,6 +119,10 @@ impl BusDevice for Serial {
             if let Ok(register) = u8::try_from(register) {
                 // Neither the sink (see Output) nor the interrupt line ever returns an error.
                 let _ = self.uart.write(register, byte);
+                if register == MCR_OFFSET && byte & MCR_LOOP == 0 && !self.has_input() {
+                    // Input offered during loopback was refused; the guest's probing is over, so ask for it again.
+                    self.drained.signal();
+                }
             }
         }
     }
@@ -135,6 +142,12 @@ impl SerialEvents for Drained {
     fn tx_lost_byte(&self) {}
 
     fn in_buffer_empty(&self) {
+        self.signal();
+    }
+}
+
+impl Drained {
+    fn signal(&self) {
         if self.armed.swap(false, Ordering::Relaxed) {
             // Fails only when the counter is full, and then it is readable, which is all that matters.
             let _ = self.fd.write(1);

@@ -10,7 +10,7 @@ pub mod mmio;
 pub mod rng;
 mod setup;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::sync::Arc;
 

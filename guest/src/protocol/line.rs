@@ -148,6 +148,16 @@ impl LineReader {
         some
     }
 
+    /// The line so far, as far as it is text (to show it again on a console).
+    pub fn so_far(&self) -> &str {
+        let line = if self.state == State::Complete {
+            &[]
+        } else {
+            &self.bytes[..self.len]
+        };
+        checked(line).unwrap_or_default()
+    }
+
     /// Forgets the line so far.
     pub fn clear(&mut self) {
         self.len = 0;

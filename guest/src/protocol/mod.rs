@@ -3,13 +3,17 @@
 //! A line is at most [`MAX_LINE`] bytes, its `\n` included; a `\r` before it is ignored. Words are separated by
 //! spaces, values are `key=value` in any order, numbers are decimal or `0x` hexadecimal.
 //!
-//! When it has started, the guest says once and unasked
+//! When it has started, the guest says once and unasked:
 //!
 //! ```text
 //! ready version=1 kind=builtin|linux pages=N base=GPA_HEX mem_pages=N
 //! ```
 //!
-//! and then answers each command with exactly one final line, `ok command=... key=value ...` or
+//! `pages` are those that a workload may have. In the built-in guest page 0 of them is at guest-physical address
+//! `base`, the next follow it to the end of the RAM below 4 GiB, and the rest stands from 4 GiB on. In a Linux guest
+//! they may be anywhere, and `base` is 0.
+//!
+//! The guest then answers each command with exactly one final line, `ok command=... key=value ...` or
 //! `err code=... message`. Before it, `fill` and `verify` may say `progress done=N total=N` any number of times.
 //! Send the next command when the last one is answered; one sent earlier is answered `err code=busy`, save that
 //! `idle` cancels what is running and `poweroff` and `reboot` work at any time. A guest that dies says

@@ -8,7 +8,7 @@ use super::{ParseError, Text, VERSION, Word};
 /// Which guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The built-in kernel: its pages are contiguous in guest-physical space.
+    /// The built-in kernel: its pages are contiguous in guest-physical space but for the hole below 4 GiB.
     Builtin,
     /// The agent in a Linux guest: its pages lie wherever that kernel put them.
     Linux,

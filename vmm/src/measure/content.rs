@@ -1,8 +1,8 @@
 //! What could be shared: every present page of every guest read, hashed, and compared byte by byte.
 //!
-//! A hash only finds the page to compare with; it never decides. Absent and swapped pages are not read,
-//! so measuring neither grows a guest nor swaps it in. The one exception is a page that the guest gives
-//! back between our look at its page table and our read: the kernel then maps its zero frame there.
+//! A hash only finds the page to compare with; it never decides. Absent and swapped pages are not read, so
+//! measuring neither grows a guest nor swaps it in. One exception: a page given back between our look at
+//! the page table and our read gets the kernel's zero frame.
 //!
 //! Memory needed besides two buffers of 1 MiB: the index, 25 bytes a bucket. It has between 8/7 and 16/7
 //! buckets for each distinct page, so 29 to 57 bytes, and half as much again while it grows.
@@ -14,6 +14,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::runs::{RunFollower, Runs};
 use super::{MeasureError, Space, check};
 use crate::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
 use crate::memory::remote::{self, RemoteRange};
@@ -25,6 +26,9 @@ const BATCH_PAGES: usize = 256;
 const CHUNK_PAGES: usize = 16 * 1024;
 /// Bytes of an index bucket: 16 of hash, 8 of holder, 1 of the table's own.
 const BUCKET_BYTES: u64 = 25;
+
+/// How a page is hashed; tests put in a bad one.
+type PageHash<'a> = &'a dyn Fn(&[u8]) -> u128;
 
 /// What the present pages hold. `zero + self_duplicates + cross_duplicates + distinct` is their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,31 +61,6 @@ impl Content {
     }
 }
 
-/// Runs of cross duplicates: neighbours in their guest whose first holders are neighbours in theirs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Runs {
-    /// Number of runs, of any length.
-    pub runs: u64,
-    /// Pages in runs of 8 pages or more.
-    pub pages_in_8: u64,
-    /// Pages in runs of 64 pages or more.
-    pub pages_in_64: u64,
-    /// Pages of the longest run.
-    pub longest: u64,
-}
-
-impl Runs {
-    fn add(&mut self, pages: u64) {
-        if pages == 0 {
-            return;
-        }
-        self.runs += 1;
-        self.pages_in_8 += if pages >= 8 { pages } else { 0 };
-        self.pages_in_64 += if pages >= 64 { pages } else { 0 };
-        self.longest = self.longest.max(pages);
-    }
-}
-
 /// Reads and compares every present page of `spaces`; calls `progress` with the pages done and their total
 /// at least once for every 64 MiB.
 ///
@@ -95,7 +74,7 @@ pub fn measure(spaces: &[Space], progress: &mut dyn FnMut(u64, u64)) -> Result<C
 
 fn measure_with(
     spaces: &[Space],
-    hash: &dyn Fn(&[u8]) -> u128,
+    hash: PageHash<'_>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Content, MeasureError> {
     check(spaces)?;
@@ -106,7 +85,11 @@ fn measure_with(
     let mut batch = Vec::with_capacity(BATCH_PAGES);
     progress(0, total);
     for (guest, space) in spaces.iter().enumerate() {
-        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
+        let wrap = |source| MeasureError::Pages {
+            guest: space.name.clone(),
+            pid: space.pid,
+            source,
+        };
         let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
         for (extent, number) in space.extents.iter().zip(numbers(space)) {
             let pages = (extent.bytes / PAGE_BYTES) as usize;
@@ -132,7 +115,7 @@ fn measure_with(
                 progress(done, total);
             }
         }
-        reader.end_of_guest();
+        reader.runs.end();
     }
     Ok(reader.finish())
 }
@@ -157,6 +140,7 @@ impl Hash for Key {
     }
 }
 
+/// Takes a [`Key`] as its own hash.
 #[derive(Default)]
 struct Uniform(u64);
 
@@ -208,9 +192,9 @@ struct Suspect {
 
 struct Reader<'a> {
     spaces: &'a [Space],
-    /// For each guest the first page number, first address and pages of each extent.
+    /// For each guest the first page number and first address of each extent.
     layout: Vec<Vec<(u32, u64)>>,
-    hash: &'a dyn Fn(&[u8]) -> u128,
+    hash: PageHash<'a>,
     index: HashMap<Key, Holder, BuildHasherDefault<Uniform>>,
     content: Content,
     /// Pages of the batch, then pages to compare them with.
@@ -219,15 +203,16 @@ struct Reader<'a> {
     ranges: Vec<RemoteRange>,
     classes: Vec<Class>,
     suspects: Vec<Suspect>,
-    /// The run being followed: its last page, that page's holder, its length.
-    run: Option<(u32, u16, u32)>,
-    run_pages: u64,
+    runs: RunFollower,
 }
 
 impl<'a> Reader<'a> {
-    fn new(spaces: &'a [Space], hash: &'a dyn Fn(&[u8]) -> u128) -> Self {
+    fn new(spaces: &'a [Space], hash: PageHash<'a>) -> Self {
         let layout = |space: &Space| {
-            numbers(space).zip(&space.extents).map(|(number, extent)| (number, extent.hva)).collect()
+            numbers(space)
+                .zip(&space.extents)
+                .map(|(number, extent)| (number, extent.hva))
+                .collect()
         };
         Self {
             spaces,
@@ -240,8 +225,7 @@ impl<'a> Reader<'a> {
             ranges: Vec::with_capacity(BATCH_PAGES),
             classes: Vec::with_capacity(BATCH_PAGES),
             suspects: Vec::with_capacity(BATCH_PAGES),
-            run: None,
-            run_pages: 0,
+            runs: RunFollower::default(),
         }
     }
 
@@ -271,17 +255,28 @@ impl<'a> Reader<'a> {
         let hash = (self.hash)(content);
         match self.index.entry(Key([hash as u64, (hash >> 64) as u64])) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Holder { page, first: guest, last: guest });
+                vacant.insert(Holder {
+                    page,
+                    first: guest,
+                    last: guest,
+                });
                 Class::Distinct
             }
             Entry::Occupied(mut occupied) => {
                 let holder = occupied.get_mut();
-                self.suspects.push(Suspect { guest: holder.first, page: holder.page, slot });
+                self.suspects.push(Suspect {
+                    guest: holder.first,
+                    page: holder.page,
+                    slot,
+                });
                 if holder.last == guest {
                     return Class::SelfDuplicate;
                 }
                 holder.last = guest;
-                Class::CrossDuplicate { guest: holder.first, page: holder.page }
+                Class::CrossDuplicate {
+                    guest: holder.first,
+                    page: holder.page,
+                }
             }
         }
     }
@@ -293,8 +288,9 @@ impl<'a> Reader<'a> {
         suspects.sort_unstable_by_key(|suspect| (suspect.guest, suspect.page));
         for group in suspects.chunk_by(|a, b| a.guest == b.guest) {
             let holder = usize::from(group[0].guest);
-            let (here, elsewhere): (Vec<Suspect>, Vec<Suspect>) =
-                group.iter().partition(|suspect| holder == guest && pages.binary_search(&suspect.page).is_ok());
+            let (here, elsewhere): (Vec<Suspect>, Vec<Suspect>) = group
+                .iter()
+                .partition(|suspect| holder == guest && pages.binary_search(&suspect.page).is_ok());
             for suspect in here {
                 // What was indexed a moment ago is this buffer, not what the guest has there by now.
                 let first = pages.binary_search(&suspect.page).unwrap_or(suspect.slot);
@@ -351,31 +347,16 @@ impl<'a> Reader<'a> {
             Class::SelfDuplicate => self.content.self_duplicates += 1,
             Class::CrossDuplicate { .. } => self.content.cross_duplicates += 1,
         }
-        let Class::CrossDuplicate { guest, page: held } = class else {
-            return self.end_run();
+        let holder = match class {
+            Class::CrossDuplicate { guest, page } => Some((guest, page)),
+            _ => None,
         };
-        let continues = self.run.is_some_and(|(last, holder, last_held)| {
-            last.checked_add(1) == Some(page) && holder == guest && last_held.checked_add(1) == Some(held)
-        });
-        if !continues {
-            self.end_run();
-        }
-        self.run = Some((page, guest, held));
-        self.run_pages += 1;
-    }
-
-    fn end_run(&mut self) {
-        self.content.runs.add(self.run_pages);
-        self.run = None;
-        self.run_pages = 0;
-    }
-
-    fn end_of_guest(&mut self) {
-        self.end_run();
+        self.runs.step(page, holder);
     }
 
     fn finish(self) -> Content {
         let mut content = self.content;
+        content.runs = self.runs.found;
         content.ideal_saved_pages = content.zero + content.self_duplicates + content.cross_duplicates;
         content.index_bytes = (self.index.capacity() as u64 * 8).div_ceil(7) * BUCKET_BYTES;
         content

@@ -6,11 +6,14 @@
 pub mod content;
 pub mod frames;
 pub mod report;
+pub mod runs;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::memory::pagemap::{PAGE_BYTES, PagemapError};
+use crate::memory::PAGE_BYTES;
+pub use crate::memory::Extent;
+use crate::memory::pagemap::PagemapError;
 use crate::memory::remote::RemoteError;
 
 /// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
@@ -32,17 +35,6 @@ impl Space {
     pub fn pages(&self) -> u64 {
         self.extents.iter().map(|extent| extent.bytes / PAGE_BYTES).sum()
     }
-}
-
-/// One range of guest memory, contiguous for the guest and for its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    /// First guest-physical address.
-    pub gpa: u64,
-    /// First address in the VM process; a multiple of the page size.
-    pub hva: u64,
-    /// Length; a multiple of the page size.
-    pub bytes: u64,
 }
 
 /// What can go wrong while measuring.
@@ -87,7 +79,10 @@ pub enum MeasureError {
         bytes: u64,
     },
     /// A guest is larger than an index entry can say.
-    #[error("guest {guest:?} has {pages} pages; one measurement takes at most {} a guest", u32::MAX)]
+    #[error(
+        "guest {guest:?} has {pages} pages; one measurement takes at most {} a guest",
+        u32::MAX
+    )]
     TooLarge {
         /// The guest's name.
         guest: String,
@@ -111,13 +106,23 @@ fn check(spaces: &[Space]) -> Result<(), MeasureError> {
         for extent in &space.extents {
             if extent.hva % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
                 let (hva, bytes) = (extent.hva, extent.bytes);
-                return Err(MeasureError::Unaligned { guest: space.name.clone(), hva, bytes });
+                return Err(MeasureError::Unaligned {
+                    guest: space.name.clone(),
+                    hva,
+                    bytes,
+                });
             }
         }
-        let pages = space.extents.iter().fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
+        let pages = space
+            .extents
+            .iter()
+            .fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
         // One number is left free after each extent, so that no run crosses into the next.
         if pages.saturating_add(space.extents.len() as u64) > u64::from(u32::MAX) {
-            return Err(MeasureError::TooLarge { guest: space.name.clone(), pages });
+            return Err(MeasureError::TooLarge {
+                guest: space.name.clone(),
+                pages,
+            });
         }
     }
     Ok(())

@@ -26,7 +26,9 @@ impl KsmStat {
     fn parse(text: &str) -> Self {
         let mut stat = Self::default();
         for line in text.lines() {
-            let Some((key, value)) = line.split_once(' ') else { continue };
+            let Some((key, value)) = line.split_once(' ') else {
+                continue;
+            };
             let slot = match key {
                 "ksm_merging_pages" => &mut stat.merging_pages,
                 "ksm_zero_pages" => &mut stat.zero_pages,
@@ -53,7 +55,14 @@ mod tests {
         let stat = KsmStat::parse(
             "ksm_rmap_items 12\nksm_zero_pages 3\nksm_merging_pages 7\nksm_process_profit -4\nksm_merge_any: no\n",
         );
-        assert_eq!(stat, KsmStat { merging_pages: 7, zero_pages: 3, rmap_items: 12 });
+        assert_eq!(
+            stat,
+            KsmStat {
+                merging_pages: 7,
+                zero_pages: 3,
+                rmap_items: 12
+            }
+        );
         assert_eq!(KsmStat::parse(""), KsmStat::default());
     }
 }

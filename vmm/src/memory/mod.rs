@@ -1,5 +1,26 @@
-//! memory.
+//! Guest RAM and everything that maps, advises or reads it.
+//!
+//! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this module.
+
+use serde::{Deserialize, Serialize};
 
 pub mod ksm_stat;
+pub mod layout;
 pub mod pagemap;
+pub mod ram;
 pub mod remote;
+pub mod userfault;
+
+/// Bytes of a page; Samepage knows no other size for merging and accounting.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// One contiguous stretch of guest RAM as mapped in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Guest-physical address of its first byte.
+    pub gpa: u64,
+    /// Its address in the process that runs the guest; a multiple of the page size.
+    pub hva: u64,
+    /// Its length in bytes; a multiple of the page size.
+    pub bytes: u64,
+}

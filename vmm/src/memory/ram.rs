@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "maps and advises guest RAM")]
 
 use std::io;
+use std::sync::Arc;
 
 use devices::GuestMemory;
 use thiserror::Error;
@@ -54,7 +55,7 @@ pub enum RamError {
 /// devices keep references to it.
 #[derive(Clone)]
 pub struct Ram {
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
 }
 
 impl Ram {
@@ -67,11 +68,11 @@ impl Ram {
         for stretch in stretches(bytes) {
             regions.extend(map(stretch)?);
         }
-        Ok(Self { memory: GuestMemory::from_regions(regions)? })
+        Ok(Self { memory: Arc::new(GuestMemory::from_regions(regions)?) })
     }
 
     /// The memory, for devices and loaders.
-    pub fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

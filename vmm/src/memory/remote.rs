@@ -72,28 +72,50 @@ pub fn read(pid: u32, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<usize
 }
 
 fn read_batch(pid: u32, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<(), RemoteError> {
-    let mut remote = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_RANGES];
+    let mut remote = [libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    }; MAX_RANGES];
     for (slot, range) in remote.iter_mut().zip(ranges) {
-        *slot = libc::iovec { iov_base: range.hva as *mut libc::c_void, iov_len: range.bytes };
+        *slot = libc::iovec {
+            iov_base: range.hva as *mut libc::c_void,
+            iov_len: range.bytes,
+        };
     }
-    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let local = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     // SAFETY: the kernel writes at most `local.iov_len` bytes to `local`, which is `buffer`, exclusively
     // ours for the call. The remote addresses are only interpreted in the other process, which may race;
     // an address that is not mapped there is an error, not a fault here.
     let got = unsafe {
-        libc::process_vm_readv(pid as libc::pid_t, &local, 1, remote.as_ptr(), ranges.len() as libc::c_ulong, 0)
+        libc::process_vm_readv(
+            pid as libc::pid_t,
+            &local,
+            1,
+            remote.as_ptr(),
+            ranges.len() as libc::c_ulong,
+            0,
+        )
     };
     let Ok(got) = usize::try_from(got) else {
         let source = io::Error::last_os_error();
         return Err(match source.raw_os_error() {
             Some(libc::ESRCH) => RemoteError::Exited { pid },
             Some(libc::EPERM) => RemoteError::Denied { pid },
-            Some(libc::EFAULT) => RemoteError::Unmapped { pid, hva: address_after(ranges, 0) },
+            Some(libc::EFAULT) => RemoteError::Unmapped {
+                pid,
+                hva: address_after(ranges, 0),
+            },
             _ => RemoteError::Read { pid, source },
         });
     };
     if got < buffer.len() {
-        return Err(RemoteError::Unmapped { pid, hva: address_after(ranges, got) });
+        return Err(RemoteError::Unmapped {
+            pid,
+            hva: address_after(ranges, got),
+        });
     }
     Ok(())
 }
@@ -117,8 +139,13 @@ mod tests {
     fn our_own_memory_is_read_in_pieces() {
         let data: Vec<u8> = (0..=255).cycle().take(10_000).collect();
         let base = data.as_ptr() as u64;
-        let ranges =
-            [RemoteRange { hva: base + 5_000, bytes: 100 }, RemoteRange { hva: base, bytes: 50 }];
+        let ranges = [
+            RemoteRange {
+                hva: base + 5_000,
+                bytes: 100,
+            },
+            RemoteRange { hva: base, bytes: 50 },
+        ];
         let mut buffer = vec![0; 200];
         assert_eq!(read(std::process::id(), &ranges, &mut buffer).unwrap(), 150);
         assert_eq!(&buffer[..100], &data[5_000..5_100]);
@@ -128,8 +155,12 @@ mod tests {
     #[test]
     fn more_ranges_than_one_call_takes() {
         let data: Vec<u8> = (0..3_000u32).map(|byte| byte as u8).collect();
-        let ranges: Vec<_> =
-            (0..3_000).map(|at| RemoteRange { hva: data.as_ptr() as u64 + at, bytes: 1 }).collect();
+        let ranges: Vec<_> = (0..3_000)
+            .map(|at| RemoteRange {
+                hva: data.as_ptr() as u64 + at,
+                bytes: 1,
+            })
+            .collect();
         let mut buffer = vec![0; 3_000];
         read(std::process::id(), &ranges, &mut buffer).unwrap();
         assert_eq!(buffer, data);
@@ -140,7 +171,10 @@ mod tests {
         let mut buffer = [0; 16];
         let nowhere = [RemoteRange { hva: 4096, bytes: 16 }];
         let error = read(std::process::id(), &nowhere, &mut buffer).unwrap_err();
-        assert!(matches!(error, RemoteError::Unmapped { hva: 4096, .. }), "{error}");
+        assert!(
+            matches!(error, RemoteError::Unmapped { hva: 4096, .. }),
+            "{error}"
+        );
         let error = read(i32::MAX as u32, &nowhere, &mut buffer).unwrap_err();
         assert!(matches!(error, RemoteError::Exited { .. }), "{error}");
     }

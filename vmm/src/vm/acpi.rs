@@ -9,7 +9,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 use devices::GuestMemory;
-use devices::legacy::power::{POWER_BASE, RESET_VALUE};
+use devices::legacy::power::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLP_TYP_S5};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::error::VmError;
@@ -21,8 +21,6 @@ const OEM_REVISION: u32 = 1;
 
 /// FADT `IAPC_BOOT_ARCH`: no VGA, no CMOS clock; the keyboard controller bit stays 0 (absent).
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
-/// What `\_S5` says and the sleep register expects for power-off.
-const S5_TYPE: u8 = 5;
 
 /// Writes all tables and returns the address of the root pointer.
 pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u64, VmError> {
@@ -62,9 +60,7 @@ fn madt(vcpus: u8) -> MADT {
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
-    let port = |offset: u16| {
-        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(POWER_BASE + offset))
-    };
+    let port = |port: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
@@ -73,16 +69,16 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.sleep_control_reg = port(0);
-    fadt.sleep_status_reg = port(1);
-    fadt.reset_reg = port(2);
+    fadt.sleep_control_reg = port(SLEEP_CONTROL_PORT);
+    fadt.sleep_status_reg = port(SLEEP_STATUS_PORT);
+    fadt.reset_reg = port(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.finalize()
 }
 
 fn dsdt(virtio_devices: usize) -> Sdt {
     let mut body = Vec::new();
-    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&S5_TYPE, &0u8, &0u8, &0u8])).to_aml_bytes(&mut body);
+    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLP_TYP_S5, &0u8, &0u8, &0u8])).to_aml_bytes(&mut body);
     serial("_SB_.COM1", "COM1", 1, COM1_PORT, COM1_IRQ, &mut body);
     serial("_SB_.COM2", "COM2", 2, COM2_PORT, COM2_IRQ, &mut body);
     for n in 0..virtio_devices {

@@ -47,7 +47,7 @@ pub fn load(
     let loaded = match kernel {
         KernelSource::BuiltIn(elf) => load_elf(memory, &mut Cursor::new(*elf), low)?,
         KernelSource::File(path) => match vmlinux::open(path)? {
-            Kernel::Elf(bytes) => load_elf(memory, &mut Cursor::new(&bytes[..]), low)?,
+            Kernel::Elf(mut image) => load_elf(memory, &mut image, low)?,
             Kernel::BzImage(bytes) => load_bzimage(memory, &bytes, low)?,
         },
     };
@@ -168,9 +168,9 @@ fn write_params(
     acpi_root: u64,
 ) -> Result<(), VmError> {
     let mut params = boot_params { hdr, acpi_rsdp_addr: acpi_root, ..Default::default() };
-    let mut add = |addr: u64, end: u64, type_: u32| {
+    let mut add = |addr: u64, end: u64, r#type: u32| {
         let slot = usize::from(params.e820_entries);
-        params.e820_table[slot] = boot_e820_entry { addr, size: end - addr, type_ };
+        params.e820_table[slot] = boot_e820_entry { addr, size: end - addr, r#type };
         params.e820_entries += 1;
     };
     for s in stretches {

@@ -127,7 +127,7 @@ pub fn describe(vcpu: &mut VcpuFd, fault: Fault) -> FaultReport {
         }
     }
     let registers = registers(vcpu);
-    FaultReport { fault, suberror, instruction, registers, backend: probe::backend() }
+    FaultReport { fault, suberror, instruction, registers, backend: probe::backend_name().to_owned() }
 }
 
 fn registers(vcpu: &VcpuFd) -> String {

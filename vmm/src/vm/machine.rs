@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use devices::GuestMemory;
 use devices::bus::Bus;
 use devices::interrupt::IrqLine;
-use devices::legacy::i8042::I8042;
+use devices::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
 use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
 use devices::legacy::serial::Serial;
 use devices::virtio::VirtioDevice;
@@ -41,7 +41,7 @@ impl Machine {
     /// Makes the devices and joins them to `vm`.
     pub fn new(
         vm: &VmFd,
-        memory: &GuestMemory,
+        memory: &Arc<GuestMemory>,
         com1_out: Box<dyn Write + Send>,
         com2_out: Box<dyn Write + Send>,
         virtio: Vec<Box<dyn VirtioDevice>>,
@@ -51,17 +51,19 @@ impl Machine {
         let com1 = serial(vm, &mut pio, ("COM1", COM1_PORT, COM1_IRQ), com1_out)?;
         let com2 = serial(vm, &mut pio, ("COM2", COM2_PORT, COM2_IRQ), com2_out)?;
         let i8042 = I8042::new(clone(&reset)?);
-        pio.insert(I8042_PORT.into(), I8042_PORTS.into(), "i8042", Arc::new(Mutex::new(i8042)))?;
+        pio.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(i8042)))?;
         let power = Power::new(clone(&power_off)?, clone(&reset)?);
-        pio.insert(POWER_BASE.into(), POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
+        pio.insert(POWER_BASE, POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
         let mut queues = Queues::default();
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
-            let transport = MmioTransport::new(memory.clone(), device, irq(vm, VIRTIO_IRQ + n as u32)?);
+            let mut transport = MmioTransport::new(Arc::clone(memory), device, irq(vm, VIRTIO_IRQ + n as u32)?);
             let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
-            let count = transport.queue_count();
+            let notified = (0..transport.queue_count()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
+            for (queue, event) in notified.iter().enumerate() {
+                transport.set_kick(queue, clone(event)?);
+            }
             let transport = Arc::new(Mutex::new(transport));
-            for queue in 0..count {
-                let notified = event()?;
+            for (queue, notified) in notified.into_iter().enumerate() {
                 let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
                 vm.register_ioevent(&notified, &address, queue as u32)
                     .map_err(VmError::kvm("register a queue notification (ioeventfd)"))?;
@@ -154,8 +156,10 @@ impl MutEventSubscriber for Queues {
             None => {
                 let _ = self.resumed.as_ref().map(EventFd::read);
                 if !paused {
-                    for event in self.all.iter_mut().filter(|e| std::mem::take(&mut e.missed)) {
-                        event.process();
+                    for event in self.all.iter_mut() {
+                        if std::mem::take(&mut event.missed) {
+                            event.process();
+                        }
                     }
                 }
             }

@@ -12,10 +12,6 @@ pub const COM_PORTS: u16 = 8;
 pub const COM1_IRQ: u32 = 4;
 /// Interrupt of COM2.
 pub const COM2_IRQ: u32 = 3;
-/// Command port of the keyboard controller; only its reset line is there.
-pub const I8042_PORT: u16 = 0x60;
-/// Ports of the keyboard controller.
-pub const I8042_PORTS: u16 = 5;
 /// A guest that writes milliseconds here parks its vCPU until input arrives or the time is over.
 /// The built-in guest waits so, for in ring 3 it cannot halt.
 pub const IDLE_PORT: u16 = 0x604;

@@ -34,7 +34,7 @@ const LAPIC_MODE_NMI: u32 = 0x4 << 8;
 /// Writes the descriptor table and the page tables that [`enter`] points the vCPU at.
 pub fn write_tables(memory: &GuestMemory) -> Result<(), VmError> {
     let mut at = GDT;
-    let mut put = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at)).map_err(VmError::BootData);
+    let put = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at)).map_err(VmError::BootData);
     for entry in GDT_ENTRIES {
         put(at, entry)?;
         at += 8;

@@ -329,7 +329,7 @@ impl Serve for Server {
                 paused: self.devices_paused.load(Ordering::SeqCst),
                 vcpus: self.vcpu_count,
                 memory_bytes: self.ram.bytes(),
-                backend: probe::backend(),
+                backend: probe::backend_name().to_owned(),
                 extents: self.ram.extents(),
             }),
             Request::Pause if vcpus.pause() => {

@@ -1,1 +1,79 @@
+use virtio_bindings::bindings::virtio_mmio as reg;
+use vm_memory::{Bytes, GuestAddress};
 
+use super::*;
+use crate::virtio::testing::*;
+
+/// Chance makes 64 random bytes all zero once in 2^512 runs.
+fn is_random(bytes: &[u8]) -> bool {
+    bytes.iter().any(|&byte| byte != 0)
+}
+
+#[test]
+fn a_whole_life() {
+    let mut driver = Driver::new(Rng::new());
+    assert_eq!(
+        driver.read(reg::VIRTIO_MMIO_MAGIC_VALUE),
+        u32::from_le_bytes(*b"virt")
+    );
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_VERSION), 2);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_DEVICE_ID), 4);
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX), 16);
+
+    for life in 0..3 {
+        let mut ring = driver.start(8, life % 2 == 0);
+        // More requests than the ring has entries, so that the indices wrap.
+        for request in 0..20u16 {
+            let at = BUFFERS + 0x1000 * u64::from(request);
+            ring.descriptor(request % 8, (at, 64, WRITE, 0));
+            ring.set_used_event(request);
+            ring.offer(request % 8);
+            driver.kick(0);
+            assert_eq!(driver.interrupted(), Some(reg::VIRTIO_MMIO_INT_VRING));
+            assert_eq!(ring.used_idx(), request + 1);
+            assert_eq!(ring.used(request), (u32::from(request % 8), 64));
+            assert!(is_random(&driver.bytes(at, 64)));
+            assert!(!is_random(&driver.bytes(at + 64, 64)), "nothing past the buffer");
+        }
+        driver.write(reg::VIRTIO_MMIO_STATUS, 0);
+        ring.offer(0);
+        driver.kick(0);
+        assert_eq!(driver.interrupted(), None, "no life after a reset");
+        assert_eq!(ring.used_idx(), 20);
+        let zeros = vec![0; 0x2_0000];
+        driver.memory.write_slice(&zeros, GuestAddress(BUFFERS)).unwrap();
+    }
+}
+
+#[test]
+fn a_request_is_capped_and_may_be_scattered() {
+    let mut driver = Driver::new(Rng::new());
+    let mut ring = driver.start(16, false);
+    ring.descriptor(0, (BUFFERS, 100, WRITE | NEXT, 1));
+    ring.descriptor(1, (BUFFERS + 0x1000, 0, WRITE | NEXT, 2));
+    ring.descriptor(2, (BUFFERS + 0x2000, 0x2_0000, WRITE, 0));
+    ring.offer(0);
+    driver.kick(0);
+    assert_eq!(ring.used(0), (0, MAX_REQUEST_BYTES as u32));
+    assert!(is_random(&driver.bytes(BUFFERS, 100)));
+    assert!(!is_random(&driver.bytes(BUFFERS + 100, 100)));
+    assert!(is_random(
+        &driver.bytes(BUFFERS + 0x2000, MAX_REQUEST_BYTES - 100)
+    ));
+    assert!(!is_random(&driver.bytes(BUFFERS + 0x2000 + 4096 - 100, 4096)));
+}
+
+#[test]
+fn a_readable_buffer_is_not_written() {
+    let mut driver = Driver::new(Rng::new());
+    let mut ring = driver.start(16, false);
+    ring.descriptor(0, (BUFFERS, 64, 0, 0));
+    ring.descriptor(1, (BUFFERS, 64, NEXT, 2));
+    ring.descriptor(2, (BUFFERS + 0x1000, 64, WRITE, 0));
+    ring.offer(0);
+    ring.offer(1);
+    driver.kick(0);
+    assert_eq!((ring.used(0), ring.used(1)), ((0, 0), (1, 64)));
+    assert!(!is_random(&driver.bytes(BUFFERS, 64)));
+    assert!(is_random(&driver.bytes(BUFFERS + 0x1000, 64)));
+}

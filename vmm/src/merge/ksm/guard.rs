@@ -6,7 +6,10 @@
 //! does the owner change anything. When the owner's end closes, be it by its own hand or by SIGKILL, the
 //! guard restores and exits; the lock goes with it.
 
-#![expect(unsafe_code, reason = "setsid, signal and flock have no safe wrapper in std at our minimum version")]
+#![expect(
+    unsafe_code,
+    reason = "setsid, signal and flock have no safe wrapper in std at our minimum version"
+)]
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -53,7 +56,10 @@ pub(super) enum Answer {
 
 /// The hidden subcommand `samepage ksm-guard`: [`run`] on standard input, which must be a socket.
 pub fn run_on_stdin() -> Result<(), EngineError> {
-    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(EngineError::Guard)?;
+    let socket = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(EngineError::Guard)?;
     run(UnixStream::from(socket))
 }
 
@@ -68,7 +74,10 @@ pub fn run(owner: UnixStream) -> Result<(), EngineError> {
         Err(error) => Answer::Failed { reason: chain(error) },
     };
     send(&mut &owner, &answer).map_err(EngineError::Guard)?;
-    let (lock, saved) = prepared?;
+    // The owner knows why and says so.
+    let Ok((lock, saved)) = prepared else {
+        return Ok(());
+    };
     // Anything that ends the reading means that the owner is gone.
     let _ = io::copy(&mut &owner, &mut io::sink());
     let restored = request.knobs.restore(&saved);
@@ -84,8 +93,11 @@ fn prepare(request: &Request) -> Result<(File, Saved), EngineError> {
 }
 
 /// Takes the lock for `owner` or says who has it.
-fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
-    let failed = |source| EngineError::Lock { path: path.to_owned(), source };
+pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
+    let failed = |source| EngineError::Lock {
+        path: path.to_owned(),
+        source,
+    };
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed)?;
     }
@@ -105,9 +117,14 @@ fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
         let mut text = String::new();
         let _ = file.take(MAX_LINE).read_to_string(&mut text);
         let owner = text.trim().parse().unwrap_or(0);
-        return Err(EngineError::Busy { owner, lock: path.to_owned() });
+        return Err(EngineError::Busy {
+            owner,
+            lock: path.to_owned(),
+        });
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{owner}")).map_err(failed)?;
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{owner}"))
+        .map_err(failed)?;
     Ok(file)
 }
 
@@ -116,7 +133,13 @@ fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
 fn detach() {
     // SAFETY: no memory is involved. It fails for a process group leader, which is then out of reach already.
     unsafe { libc::setsid() };
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+    for signal in [
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGPIPE,
+    ] {
         // SAFETY: ignoring a signal installs no handler of ours.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }

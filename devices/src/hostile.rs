@@ -1,0 +1,204 @@
+//! A guest that writes rubbish to every register of every device, through the buses, as a vCPU would.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use virtio_bindings::bindings::virtio_mmio as reg;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::bus::Bus;
+use crate::interrupt::IrqLine;
+use crate::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
+use crate::legacy::power::{POWER_BASE, POWER_LEN, Power};
+use crate::legacy::serial::{COM1_BASE, COM2_BASE, SERIAL_LEN, Serial};
+use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::{BUFFERS, ram};
+
+const RNG_BASE: u64 = 0xd000_0000;
+const RING: u64 = 0x1_0000;
+
+/// A terminal that sometimes has had enough, or is gone.
+struct Moody(u32);
+
+impl Write for Moody {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        match self.0 >> 30 {
+            0 => Ok(bytes.len()),
+            1 => Err(ErrorKind::WouldBlock.into()),
+            2 => Err(ErrorKind::BrokenPipe.into()),
+            _ => Ok(0),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Err(ErrorKind::BrokenPipe.into())
+    }
+}
+
+fn event() -> EventFd {
+    EventFd::new(EFD_NONBLOCK).unwrap()
+}
+
+struct Machine {
+    ports: Bus,
+    mmio: Bus,
+    com1: Arc<Mutex<Serial>>,
+    rng: Arc<Mutex<MmioTransport>>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let memory = ram();
+        // A ring full of chains, so that a notification that gets through finds something to do.
+        for slot in 0..16u64 {
+            let descriptor = virtio_queue::desc::split::Descriptor::new(BUFFERS + slot, 64, 2, 0);
+            memory
+                .write_obj(descriptor, GuestAddress(RING + 16 * slot))
+                .unwrap();
+        }
+        memory.write_obj(8u16, GuestAddress(RING + 0x4002)).unwrap();
+
+        let serial = || Arc::new(Mutex::new(Serial::new(IrqLine::new(event()), Box::new(Moody(1)))));
+        let com1 = serial();
+        let rng = Arc::new(Mutex::new(MmioTransport::new(
+            memory,
+            Box::new(Rng::new()),
+            IrqLine::new(event()),
+        )));
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        ports.insert(COM1_BASE, SERIAL_LEN, "com1", com1.clone()).unwrap();
+        ports.insert(COM2_BASE, SERIAL_LEN, "com2", serial()).unwrap();
+        ports
+            .insert(
+                I8042_BASE,
+                I8042_LEN,
+                "i8042",
+                Arc::new(Mutex::new(I8042::new(event()))),
+            )
+            .unwrap();
+        let power = Arc::new(Mutex::new(Power::new(event(), event())));
+        ports.insert(POWER_BASE, POWER_LEN, "power", power).unwrap();
+        mmio.insert(RNG_BASE, MMIO_LEN, "rng", rng.clone()).unwrap();
+        Self {
+            ports,
+            mmio,
+            com1,
+            rng,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Port(u64, Vec<u8>),
+    Mmio(u64, Vec<u8>),
+    Register(u32, u32),
+    Input(Vec<u8>),
+    Event(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let port = prop_oneof![
+        COM1_BASE..COM1_BASE + SERIAL_LEN,
+        COM2_BASE..COM2_BASE + SERIAL_LEN,
+        I8042_BASE..I8042_BASE + I8042_LEN,
+        POWER_BASE..POWER_BASE + POWER_LEN,
+        0u64..0x1_0000,
+    ];
+    let bytes = || prop::collection::vec(any::<u8>(), 0..9);
+    // Values that mean something somewhere, so that a random driver gets as far as a running queue.
+    let value = prop_oneof![
+        Just(0u32),
+        Just(1),
+        Just(3),
+        Just(0xb),
+        Just(0xf),
+        Just(16),
+        Just(RING as u32),
+        Just(RING as u32 + 0x4000),
+        Just(RING as u32 + 0x8000),
+        any::<u32>(),
+    ];
+    let register = (0u32..0x44).prop_map(|word| 4 * word);
+    prop_oneof![
+        3 => (port, bytes()).prop_map(|(port, data)| Step::Port(port, data)),
+        1 => (RNG_BASE - 8..RNG_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
+        4 => (register, value).prop_map(|(register, value)| Step::Register(register, value)),
+        1 => bytes().prop_map(Step::Input),
+        1 => (0usize..3).prop_map(Step::Event),
+    ]
+}
+
+/// The writes of a good driver up to a running queue.
+fn start() -> Vec<Step> {
+    let ring = RING as u32;
+    [
+        (reg::VIRTIO_MMIO_STATUS, 0),
+        (reg::VIRTIO_MMIO_STATUS, 1),
+        (reg::VIRTIO_MMIO_STATUS, 3),
+        (reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1),
+        (reg::VIRTIO_MMIO_DRIVER_FEATURES, 1),
+        (reg::VIRTIO_MMIO_STATUS, 0xb),
+        (reg::VIRTIO_MMIO_QUEUE_NUM, 16),
+        (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, ring),
+        (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, ring + 0x4000),
+        (reg::VIRTIO_MMIO_QUEUE_USED_LOW, ring + 0x8000),
+        (reg::VIRTIO_MMIO_QUEUE_READY, 1),
+        (reg::VIRTIO_MMIO_STATUS, 0xf),
+        (reg::VIRTIO_MMIO_QUEUE_NOTIFY, 0),
+    ]
+    .map(|(register, value)| Step::Register(register, value))
+    .into()
+}
+
+fn run(machine: &Machine, step: &Step) {
+    match step {
+        Step::Port(port, data) => {
+            machine.ports.write(*port, data);
+            machine.ports.read(*port, &mut data.clone());
+        }
+        Step::Mmio(address, data) => {
+            machine.mmio.write(*address, data);
+            machine.mmio.read(*address, &mut data.clone());
+        }
+        Step::Register(register, value) => {
+            let address = RNG_BASE + u64::from(*register);
+            machine.mmio.write(address, &value.to_le_bytes());
+            machine.mmio.read(address, &mut [0; 4]);
+        }
+        Step::Input(data) => {
+            let mut com1 = machine.com1.lock().unwrap();
+            let room = com1.input_room();
+            assert!(com1.input(data) <= room.min(data.len()));
+            com1.flush_output();
+        }
+        Step::Event(queue) => _ = machine.rng.lock().unwrap().notify(*queue),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn rubbish_in_every_register_is_survived(
+        started in any::<bool>(),
+        steps in prop::collection::vec(step(), 0..200),
+    ) {
+        let machine = Machine::new();
+        let prelude = if started { start() } else { Vec::new() };
+        for step in prelude.iter().chain(&steps) {
+            run(&machine, step);
+        }
+        // Whatever happened, a reset brings the device back.
+        for step in start() {
+            run(&machine, &step);
+        }
+        let mut status = [0; 4];
+        prop_assert!(machine.mmio.read(RNG_BASE + u64::from(reg::VIRTIO_MMIO_STATUS), &mut status));
+        prop_assert_eq!(status[0] & 0x8f, 0xf);
+    }
+}

@@ -1,0 +1,141 @@
+//! What the first process of a Linux guest does before it serves: mounts, modules, the channel.
+
+use core::ffi::CStr;
+use core::fmt::{self, Write};
+
+use guest::protocol::Text;
+
+use crate::sys::{self, Access, Errno, Fd, STDERR, STDIN, STDOUT};
+
+/// The first thing written, on the console: benches time its arrival.
+const FIRST_LINE: &str = "samepage agent: init\n";
+
+const MODULES: &str = "/modules/";
+const MODULE_ORDER: &CStr = c"/modules/order";
+const CHANNEL: &CStr = c"/dev/ttyS1";
+
+/// Longest path and longest parameters of a module, with the final NUL.
+const PATH_MAX: usize = 256;
+
+/// Writes a line to the console. Where there is none, nobody is there to be told.
+pub(crate) fn log(message: fmt::Arguments<'_>) {
+    let mut line = Text::new();
+    let _ = writeln!(line, "samepage agent: {message}");
+    let _ = STDERR.write(line.as_bytes());
+}
+
+/// Mounts, loads modules, and opens the control channel. Whatever fails is reported, and the rest goes on.
+pub(crate) fn start() -> Channel {
+    let told = STDOUT.write(FIRST_LINE.as_bytes());
+    for (kind, at) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
+        if let Err(error) = sys::mkdir(at).and_then(|()| sys::mount(kind, at)) {
+            log(format_args!("mounting {kind:?} on {at:?}: {error}"));
+        }
+    }
+    if told.is_err() {
+        open_console();
+        let _ = STDOUT.write(FIRST_LINE.as_bytes());
+    }
+    load_modules();
+    Channel::open()
+}
+
+/// An initramfs without /dev/console starts its first process with no files open.
+fn open_console() {
+    if let Ok(console) = Fd::open(c"/dev/console", Access::ReadWrite) {
+        for standard in [STDIN, STDOUT, STDERR] {
+            if console != standard {
+                console.dup_to(standard);
+            }
+        }
+    }
+}
+
+fn load_modules() {
+    let mut buffer = [0; 8192];
+    let read = Fd::open(MODULE_ORDER, Access::Read).and_then(|file| {
+        let len = file.read_all(&mut buffer);
+        file.close();
+        len
+    });
+    let len = match read {
+        Ok(len) => len,
+        Err(error) => return log(format_args!("{MODULE_ORDER:?}: {error}")),
+    };
+    for line in buffer[..len].split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        if let Err(error) = load_module(line) {
+            log(format_args!(
+                "module {}: {error}",
+                str::from_utf8(line).unwrap_or("?")
+            ));
+        }
+    }
+}
+
+/// `line` is a file name and, behind a space, parameters.
+fn load_module(line: &[u8]) -> Result<(), Errno> {
+    const NAME_TOO_LONG: Errno = Errno(36);
+    let (name, parameters) = match line.iter().position(|byte| *byte == b' ') {
+        Some(at) => (&line[..at], line[at..].trim_ascii()),
+        None => (line, &[][..]),
+    };
+    let (mut path, mut parameter_string) = ([0; PATH_MAX], [0; PATH_MAX]);
+    let path = c_string(&mut path, &[MODULES.as_bytes(), name]).ok_or(NAME_TOO_LONG)?;
+    let parameters = c_string(&mut parameter_string, &[parameters]).ok_or(NAME_TOO_LONG)?;
+    let file = Fd::open(path, Access::Read)?;
+    let loaded = file.load_module(parameters);
+    file.close();
+    match loaded {
+        Err(sys::EEXIST) => Ok(()),
+        loaded => loaded,
+    }
+}
+
+/// The parts after one another, as a C string in `buffer`.
+fn c_string<'a>(buffer: &'a mut [u8; PATH_MAX], parts: &[&[u8]]) -> Option<&'a CStr> {
+    let mut len = 0;
+    for part in parts {
+        buffer.get_mut(len..len + part.len())?.copy_from_slice(part);
+        len += part.len();
+    }
+    CStr::from_bytes_until_nul(buffer).ok()
+}
+
+/// Where commands come from and replies go.
+#[derive(Clone, Copy)]
+pub(crate) struct Channel {
+    /// Commands.
+    pub(crate) input: Fd,
+    /// Replies.
+    pub(crate) output: Fd,
+}
+
+impl Channel {
+    /// Standard input and output.
+    pub(crate) const STANDARD: Channel = Channel {
+        input: STDIN,
+        output: STDOUT,
+    };
+
+    /// The second serial port, or the console if this machine has none.
+    fn open() -> Self {
+        let port = Fd::open(CHANNEL, Access::ReadWrite).and_then(|fd| {
+            fd.probe()?;
+            fd.set_raw().map(|()| fd)
+        });
+        match port {
+            Ok(fd) => Self {
+                input: fd,
+                output: fd,
+            },
+            Err(error) => {
+                log(format_args!("{CHANNEL:?}: {error}; the console takes commands"));
+                Self::STANDARD
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The agent: the same protocol and the same workloads as the built-in guest, in a real kernel.
+//!
+//! As process 1 (the initramfs' `/init`) it mounts what it needs, loads the modules that `/modules/order` lists, and
+//! takes commands on the second serial port, or on the console if there is none. As any other process it takes
+//! commands on standard input, and neither `poweroff` nor `reboot` does more than end it.
+//!
+//! Static, with neither a C library nor `std`: it is all there is in the guest's user space.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "the entry point from assembly")]
+
+use core::arch::global_asm;
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicI32, Ordering};
+
+use guest::protocol::{Kind, LineReader, MAX_LINE, Ready, Reply, Text};
+use guest::service::{Out, Port, Power, Service, Wait};
+use guest::workload::{Pages, Workload};
+
+use init::{Channel, log};
+use memory::{MappedPages, MemInfo};
+use sys::Fd;
+
+mod init;
+mod memory;
+#[path = "../runtime.rs"]
+mod runtime;
+mod sys;
+
+global_asm!(
+    ".global _start",
+    "_start:",
+    "xor ebp, ebp",
+    "and rsp, -16",
+    "call agent_main",
+    "ud2"
+);
+
+/// Where replies go, for the panic handler.
+static OUTPUT: AtomicI32 = AtomicI32::new(sys::STDOUT.0);
+
+/// How long to wait before a channel that failed is tried again.
+const RETRY_MILLIS: usize = 1000;
+
+/// The first Rust code.
+#[unsafe(no_mangle)]
+extern "C" fn agent_main() -> ! {
+    let is_init = sys::pid() == 1;
+    let channel = if is_init { init::start() } else { Channel::STANDARD };
+    OUTPUT.store(channel.output.0, Ordering::Relaxed);
+    let memory = MemInfo::read().unwrap_or_else(|error| {
+        log(format_args!("/proc/meminfo: {error}; no pages for a workload"));
+        MemInfo {
+            total: 0,
+            available: 0,
+        }
+    });
+    let (pages, generations) = MappedPages::new(memory.usable());
+    let ready = Ready {
+        kind: Kind::Linux,
+        pages: pages.count(),
+        base: 0,
+        mem_pages: memory.total,
+    };
+    let mut service = Service::new(Workload::new(pages, generations));
+    let mut agent = Agent {
+        channel,
+        line: LineReader::new(),
+        is_init,
+    };
+    agent.send(Port::Control, &Reply::Ready(ready));
+    agent.serve(&mut service)
+}
+
+struct Agent {
+    channel: Channel,
+    line: LineReader,
+    is_init: bool,
+}
+
+impl Agent {
+    fn serve<P: Pages>(&mut self, service: &mut Service<'_, P>) -> ! {
+        loop {
+            let millis = match service.step(sys::now_micros(), self) {
+                Wait::No => 0,
+                Wait::Millis(millis) => i32::try_from(millis).unwrap_or(i32::MAX),
+                Wait::Forever => -1,
+            };
+            if self.channel.input.wait_readable(millis) {
+                self.obey(service);
+            }
+        }
+    }
+
+    /// Reads once, and obeys the lines that this completes.
+    fn obey<P: Pages>(&mut self, service: &mut Service<'_, P>) {
+        let mut buffer = [0; MAX_LINE];
+        let len = match self.channel.input.read(&mut buffer) {
+            Ok(len @ 1..) => len,
+            Ok(0) if !self.is_init => sys::exit(0),
+            // A port that hung up, or a signal: there is nobody else to serve.
+            _ => return sys::sleep_millis(RETRY_MILLIS),
+        };
+        for byte in &buffer[..len] {
+            if *byte == b'\n' {
+                let mut line = core::mem::take(&mut self.line);
+                let Some(line) = line.push(*byte) else { continue };
+                if let Some(power) = service.line(Port::Control, line, sys::now_micros(), self) {
+                    self.end(power);
+                }
+            } else {
+                // Only `\n` ends a line.
+                let _ = self.line.push(*byte);
+            }
+        }
+    }
+
+    fn end(&self, power: Power) -> ! {
+        self.channel.output.drain();
+        end(self.is_init, power)
+    }
+}
+
+impl Out for Agent {
+    fn send(&mut self, _port: Port, reply: &Reply) {
+        send(self.channel.output, reply);
+    }
+}
+
+/// Sends a line. A channel that does not take it is not told about that.
+fn send(output: Fd, reply: &Reply) {
+    let mut line = Line {
+        bytes: [0; MAX_LINE],
+        len: 0,
+    };
+    // Replies fit by construction.
+    let _ = writeln!(line, "{reply}");
+    let _ = output.write(&line.bytes[..line.len]);
+}
+
+/// A reply, gathered so that it is written by one system call.
+struct Line {
+    bytes: [u8; MAX_LINE],
+    len: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        let end = self.len + text.len();
+        self.bytes
+            .get_mut(self.len..end)
+            .ok_or(core::fmt::Error)?
+            .copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+fn end(is_init: bool, power: Power) -> ! {
+    if !is_init {
+        sys::exit(0);
+    }
+    let how = match power {
+        Power::Off => sys::Reboot::PowerOff,
+        Power::Reset => sys::Reboot::Restart,
+    };
+    loop {
+        let error = sys::reboot(how);
+        log(format_args!("the kernel does not end: {error}"));
+        sys::sleep_millis(RETRY_MILLIS);
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    let message = match info.location() {
+        Some(at) => Text::of(format_args!("{} at {}:{}", info.message(), at.file(), at.line())),
+        None => Text::of(info.message()),
+    };
+    log(format_args!("panic {message}"));
+    let output = Fd(OUTPUT.load(Ordering::Relaxed));
+    send(output, &Reply::Panic { message });
+    output.drain();
+    if sys::pid() != 1 {
+        sys::exit(101);
+    }
+    end(true, Power::Off)
+}

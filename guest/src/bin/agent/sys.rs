@@ -1,0 +1,373 @@
+//! The system calls the agent makes, and nothing else of Linux.
+#![expect(unsafe_code, reason = "system calls without a C library")]
+
+use core::arch::asm;
+use core::ffi::CStr;
+use core::fmt;
+use core::ptr;
+use core::slice;
+
+// Numbers and constants: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi of the kernel.
+const READ: usize = 0;
+const WRITE: usize = 1;
+const OPEN: usize = 2;
+const CLOSE: usize = 3;
+const POLL: usize = 7;
+const MMAP: usize = 9;
+const IOCTL: usize = 16;
+const MADVISE: usize = 28;
+const DUP2: usize = 33;
+const GETPID: usize = 39;
+const EXIT: usize = 60;
+const MKDIR: usize = 83;
+const SYNC: usize = 162;
+const MOUNT: usize = 165;
+const REBOOT: usize = 169;
+const CLOCK_GETTIME: usize = 228;
+const FINIT_MODULE: usize = 313;
+
+const O_RDWR: usize = 2;
+const O_NOCTTY: usize = 0o400;
+const O_CLOEXEC: usize = 0o2_000_000;
+const POLLIN: i16 = 1;
+const PROT_READ_WRITE: usize = 1 | 2;
+const MAP_PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
+const MADV_DONTNEED: usize = 4;
+const CLOCK_MONOTONIC: usize = 1;
+const TCSETS: usize = 0x5402;
+const TCSBRK: usize = 0x5409;
+const REBOOT_MAGIC: (usize, usize) = (0xfee1_dead, 672_274_793);
+
+/// An error number of the kernel's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Errno(pub(crate) u16);
+
+/// It is there already.
+pub(crate) const EEXIST: Errno = Errno(17);
+/// It is mounted already.
+pub(crate) const EBUSY: Errno = Errno(16);
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.0 {
+            1 => "not permitted",
+            2 => "no such file",
+            5 => "input/output error",
+            8 => "not a module for this kernel",
+            9 => "bad descriptor",
+            12 => "out of memory",
+            13 => "permission denied",
+            16 => "busy",
+            17 => "exists",
+            19 => "no such device",
+            22 => "invalid argument",
+            _ => return write!(f, "errno {}", self.0),
+        };
+        write!(f, "{name} (errno {})", self.0)
+    }
+}
+
+/// # Safety
+/// The arguments are what call `number` takes; memory they point to stays valid until it returns.
+unsafe fn syscall(number: usize, args: [usize; 6]) -> Result<usize, Errno> {
+    let [a, b, c, d, e, f] = args;
+    let result: isize;
+    // SAFETY: the kernel clobbers rcx and r11, and of memory only what the arguments point to.
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
+             in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    if (-4095..0).contains(&result) {
+        Err(Errno(result.unsigned_abs() as u16))
+    } else {
+        Ok(result as usize)
+    }
+}
+
+/// An open file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fd(pub(crate) i32);
+
+/// Standard input, output and error.
+pub(crate) const STDIN: Fd = Fd(0);
+/// See [`STDIN`].
+pub(crate) const STDOUT: Fd = Fd(1);
+/// See [`STDIN`].
+pub(crate) const STDERR: Fd = Fd(2);
+
+/// How a file is opened.
+#[derive(Clone, Copy)]
+pub(crate) enum Access {
+    /// For reading.
+    Read,
+    /// For both; a terminal does not become the controlling one.
+    ReadWrite,
+}
+
+impl Fd {
+    /// Opens a file.
+    pub(crate) fn open(path: &CStr, access: Access) -> Result<Self, Errno> {
+        let flags = match access {
+            Access::Read => O_CLOEXEC,
+            Access::ReadWrite => O_CLOEXEC | O_RDWR | O_NOCTTY,
+        };
+        // SAFETY: a C string.
+        unsafe { syscall(OPEN, [path.as_ptr() as usize, flags, 0, 0, 0, 0]) }.map(|fd| Self(fd as i32))
+    }
+
+    /// Closes it. Errors of `close` tell nothing that could be acted on.
+    pub(crate) fn close(self) {
+        // SAFETY: no memory is passed.
+        let _ = unsafe { syscall(CLOSE, [self.0 as usize, 0, 0, 0, 0, 0]) };
+    }
+
+    /// Makes `other` another name for this file.
+    pub(crate) fn dup_to(self, other: Self) {
+        // SAFETY: no memory is passed.
+        let _ = unsafe { syscall(DUP2, [self.0 as usize, other.0 as usize, 0, 0, 0, 0]) };
+    }
+
+    /// Reads once.
+    pub(crate) fn read(self, into: &mut [u8]) -> Result<usize, Errno> {
+        // SAFETY: the slice is writable and as long as said.
+        unsafe {
+            syscall(
+                READ,
+                [self.0 as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0],
+            )
+        }
+    }
+
+    /// Reads to the end, or until `into` is full.
+    pub(crate) fn read_all(self, into: &mut [u8]) -> Result<usize, Errno> {
+        let mut len = 0;
+        while len < into.len() {
+            match self.read(&mut into[len..])? {
+                0 => break,
+                count => len += count,
+            }
+        }
+        Ok(len)
+    }
+
+    /// Whether it would take output: a serial port that is not there opens all the same.
+    pub(crate) fn probe(self) -> Result<(), Errno> {
+        // SAFETY: no byte is read.
+        unsafe { syscall(WRITE, [self.0 as usize, self.0 as usize, 0, 0, 0, 0]) }.map(|_| ())
+    }
+
+    /// Writes all of it.
+    pub(crate) fn write(self, mut bytes: &[u8]) -> Result<(), Errno> {
+        while !bytes.is_empty() {
+            // SAFETY: the slice is readable and as long as said.
+            let count = unsafe {
+                syscall(
+                    WRITE,
+                    [self.0 as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0],
+                )
+            }?;
+            bytes = &bytes[count.min(bytes.len())..];
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to read, at most so many milliseconds (for ever if negative).
+    pub(crate) fn wait_readable(self, millis: i32) -> bool {
+        #[repr(C)]
+        struct PollFd {
+            fd: i32,
+            events: i16,
+            revents: i16,
+        }
+        let mut poll = PollFd {
+            fd: self.0,
+            events: POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one `struct pollfd`, which the kernel writes `revents` of.
+        let ready = unsafe {
+            syscall(
+                POLL,
+                [ptr::from_mut(&mut poll) as usize, 1, millis as usize, 0, 0, 0],
+            )
+        };
+        ready.is_ok_and(|count| count > 0) && poll.revents != 0
+    }
+
+    /// Makes a serial port pass bytes through as they are.
+    pub(crate) fn set_raw(self) -> Result<(), Errno> {
+        /// `struct termios` of the kernel (not of a C library).
+        #[repr(C)]
+        struct Termios {
+            iflag: u32,
+            oflag: u32,
+            cflag: u32,
+            lflag: u32,
+            line: u8,
+            cc: [u8; 19],
+        }
+        const { assert!(size_of::<Termios>() == 36) };
+        const B115200_CS8_CREAD_CLOCAL: u32 = 0x1002 | 0x30 | 0x80 | 0x800;
+        const VMIN: usize = 6;
+        let mut cc = [0; 19];
+        cc[VMIN] = 1;
+        let termios = Termios {
+            iflag: 0,
+            oflag: 0,
+            cflag: B115200_CS8_CREAD_CLOCAL,
+            lflag: 0,
+            line: 0,
+            cc,
+        };
+        // SAFETY: the kernel reads one `struct termios`.
+        unsafe {
+            syscall(
+                IOCTL,
+                [self.0 as usize, TCSETS, ptr::from_ref(&termios) as usize, 0, 0, 0],
+            )
+        }
+        .map(|_| ())
+    }
+
+    /// Waits until a terminal has sent what was written.
+    pub(crate) fn drain(self) {
+        // SAFETY: no memory is passed. Not every file is a terminal: an error is no matter.
+        let _ = unsafe { syscall(IOCTL, [self.0 as usize, TCSBRK, 1, 0, 0, 0]) };
+    }
+
+    /// Loads the kernel module that this file holds.
+    pub(crate) fn load_module(self, parameters: &CStr) -> Result<(), Errno> {
+        // SAFETY: a C string.
+        unsafe {
+            syscall(
+                FINIT_MODULE,
+                [self.0 as usize, parameters.as_ptr() as usize, 0, 0, 0, 0],
+            )
+        }
+        .map(|_| ())
+    }
+}
+
+/// The number of this process.
+pub(crate) fn pid() -> usize {
+    // SAFETY: no arguments.
+    unsafe { syscall(GETPID, [0; 6]) }.unwrap_or(0)
+}
+
+/// Ends this process.
+pub(crate) fn exit(status: u8) -> ! {
+    loop {
+        // SAFETY: no memory is passed.
+        let _ = unsafe { syscall(EXIT, [usize::from(status), 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// Sleeps.
+pub(crate) fn sleep_millis(millis: usize) {
+    // SAFETY: no descriptors are passed.
+    let _ = unsafe { syscall(POLL, [0, 0, millis, 0, 0, 0]) };
+}
+
+/// Makes a directory, which may be there already.
+pub(crate) fn mkdir(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: a C string.
+    match unsafe { syscall(MKDIR, [path.as_ptr() as usize, 0o755, 0, 0, 0, 0]) } {
+        Ok(_) | Err(EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Mounts a file system that has no device.
+pub(crate) fn mount(kind: &CStr, at: &CStr) -> Result<(), Errno> {
+    let (kind, at) = (kind.as_ptr() as usize, at.as_ptr() as usize);
+    // SAFETY: C strings; no data.
+    match unsafe { syscall(MOUNT, [kind, at, kind, 0, 0, 0]) } {
+        Ok(_) | Err(EBUSY) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// How to end the machine.
+#[derive(Clone, Copy)]
+pub(crate) enum Reboot {
+    /// Power off.
+    PowerOff = 0x4321_fedc,
+    /// Restart.
+    Restart = 0x0123_4567,
+}
+
+/// Ends the machine. Returns only if the kernel refuses.
+pub(crate) fn reboot(how: Reboot) -> Errno {
+    // SAFETY: no memory is passed.
+    let result = unsafe {
+        let _ = syscall(SYNC, [0; 6]);
+        syscall(REBOOT, [REBOOT_MAGIC.0, REBOOT_MAGIC.1, how as usize, 0, 0, 0])
+    };
+    result.err().unwrap_or(EBUSY)
+}
+
+/// Microseconds since some fixed moment.
+pub(crate) fn now_micros() -> u64 {
+    let mut time = [0_u64; 2];
+    // SAFETY: the kernel writes one `struct timespec`: seconds, nanoseconds.
+    let _ = unsafe {
+        syscall(
+            CLOCK_GETTIME,
+            [CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0],
+        )
+    };
+    time[0] * 1_000_000 + time[1] / 1000
+}
+
+/// Maps `count` zeroed elements of fresh anonymous memory, for good. Nothing is allocated before it is touched.
+pub(crate) fn map<T: Zeroed>(count: usize) -> Result<&'static mut [T], Errno> {
+    if count == 0 {
+        return Ok(&mut []);
+    }
+    let bytes = count.checked_mul(size_of::<T>()).ok_or(Errno(12))?;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let at = unsafe {
+        syscall(
+            MMAP,
+            [
+                0,
+                bytes,
+                PROT_READ_WRITE,
+                MAP_PRIVATE_ANONYMOUS_NORESERVE,
+                usize::MAX,
+                0,
+            ],
+        )
+    }?;
+    // SAFETY: page-aligned, writable, as long as asked, zero, never unmapped, and known to nobody else.
+    Ok(unsafe { slice::from_raw_parts_mut(at as *mut T, count) })
+}
+
+/// Gives pages of a mapping back; they read as zeros when touched again.
+pub(crate) fn discard<T: Zeroed>(pages: &mut [T]) {
+    // SAFETY: `pages` is borrowed mutably, and zeros, which the kernel puts there, are valid. The kernel refuses what
+    // is not page-aligned.
+    let _ = unsafe {
+        syscall(
+            MADVISE,
+            [
+                pages.as_mut_ptr() as usize,
+                size_of_val(pages),
+                MADV_DONTNEED,
+                0,
+                0,
+                0,
+            ],
+        )
+    };
+}
+
+/// Types of which all zeros is a value.
+///
+/// # Safety
+/// Only for such.
+pub(crate) unsafe trait Zeroed {}
+// SAFETY: an integer.
+unsafe impl Zeroed for u32 {}
+// SAFETY: an array of integers.
+unsafe impl Zeroed for guest::content::Page {}

@@ -1,0 +1,150 @@
+//! The built-in guest: a bare-metal kernel of one program, which obeys the control protocol.
+//!
+//! Loaded as ELF64 at 1 MiB by Samepage and entered in 64-bit mode with `rsi` at Linux boot parameters (of which it
+//! reads the memory map and the command line). `start.s` leaves ring 0 after some thirty instructions; everything
+//! here runs in ring 3, with the ports it needs opened by the I/O bitmap of its task. So it runs at full speed on every
+//! KVM, also where ring 0 is emulated. It uses no interrupts: it waits in the VMM, through a port of Samepage's.
+//!
+//! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn.
+#![no_std]
+#![no_main]
+#![expect(
+    unsafe_code,
+    reason = "the entry points from assembly, and reading the time stamp counter"
+)]
+
+use core::arch::{global_asm, x86_64::_rdtsc};
+use core::panic::PanicInfo;
+
+use guest::protocol::{Kind, Ready, Reply};
+use guest::service::{Out, Port, Power, Service, Wait};
+use guest::workload::{Pages, Workload};
+
+use memory::{BootParams, Plan, Unfit};
+use serial::{Input, Ports};
+
+mod memory;
+mod port;
+#[path = "../runtime.rs"]
+mod runtime;
+mod serial;
+
+global_asm!(include_str!("start.s"));
+
+const DEFAULT_TSC_KHZ: u64 = 2_500_000;
+
+/// While there is work, input is looked at this often.
+const POLL_MICROS: u64 = 10_000;
+
+struct Clock {
+    khz: u64,
+}
+
+impl Clock {
+    fn micros(&self) -> u64 {
+        // SAFETY: every x86-64 processor has it, and CR4 does not forbid it to ring 3.
+        let ticks = u128::from(unsafe { _rdtsc() });
+        (ticks * 1000 / u128::from(self.khz)) as u64
+    }
+}
+
+/// The first Rust code, in ring 3.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(boot_params: *const u8) -> ! {
+    let mut ports = Ports::new();
+    // SAFETY: `start.s` passes on what the VMM gave it.
+    let boot = unsafe { BootParams::new(boot_params) };
+    // SAFETY: this is the only call, and nothing has used memory but the image.
+    let Plan {
+        pages,
+        generations,
+        mem_pages,
+    } = match unsafe { memory::plan(&boot) } {
+        Ok(plan) => plan,
+        Err(Unfit::NoRam) => panic!("the memory map has no RAM around the kernel at 1 MiB"),
+        Err(Unfit::TooSmall { have }) => {
+            panic!("{have} bytes of RAM above 1 MiB leave no page for a workload")
+        }
+    };
+    let khz = boot
+        .parameter("tsc_khz")
+        .filter(|khz| *khz > 0)
+        .unwrap_or(DEFAULT_TSC_KHZ);
+    let clock = Clock { khz };
+    let ready = Ready {
+        kind: Kind::Builtin,
+        pages: pages.count(),
+        base: pages.base(),
+        mem_pages,
+    };
+    let mut service = Service::new(Workload::new(pages, generations));
+    ports.send(Port::Control, &Reply::Ready(ready));
+    ports.greet();
+    serve(&mut service, &mut ports, &clock)
+}
+
+fn serve<P: Pages>(service: &mut Service<'_, P>, ports: &mut Ports, clock: &Clock) -> ! {
+    let mut wait = Wait::Forever;
+    let mut polled_micros = 0;
+    loop {
+        let now = clock.micros();
+        if wait != Wait::No || now.saturating_sub(polled_micros) >= POLL_MICROS {
+            polled_micros = now;
+            while poll(service, ports, now) {}
+        }
+        wait = service.step(clock.micros(), ports);
+        port::wait(wait);
+    }
+}
+
+/// Obeys what has arrived. False if nothing had.
+fn poll<P: Pages>(service: &mut Service<'_, P>, ports: &mut Ports, now: u64) -> bool {
+    let mut some = false;
+    for port in [Port::Control, Port::Console] {
+        let input = ports.read(port);
+        some |= !matches!(input, Input::Nothing);
+        if !matches!(input, Input::Line) {
+            continue;
+        }
+        if let Some(line) = ports.take_line(port).push(b'\n')
+            && let Some(power) = service.line(port, line, now, ports)
+        {
+            port::end(power);
+        }
+    }
+    some
+}
+
+/// What `start.s` goes to after an exception, in ring 3 with a fresh stack.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_trap(vector: u64, error: u64, rip: u64, cr2: u64, rsp: u64) -> ! {
+    let name = match vector {
+        0 => "divide error",
+        3 => "breakpoint",
+        6 => "invalid opcode",
+        8 => "double fault",
+        12 => "stack fault",
+        13 => "general protection",
+        14 => "page fault",
+        17 => "alignment check",
+        18 => "machine check",
+        19 => "SIMD exception",
+        _ => "exception",
+    };
+    die(format_args!(
+        "{name} vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x} rsp={rsp:#x}"
+    ))
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(at) => die(format_args!("{} at {}:{}", info.message(), at.file(), at.line())),
+        None => die(format_args!("{}", info.message())),
+    }
+}
+
+fn die(message: core::fmt::Arguments<'_>) -> ! {
+    Ports::new().last_words(message);
+    port::end(Power::Off)
+}

@@ -1,0 +1,229 @@
+//! What memory there is, page tables for all of it, and the array of pages that the workload gets.
+#![expect(
+    unsafe_code,
+    reason = "physical memory, mapped to itself, is handed out here once"
+)]
+
+use core::ops::Range;
+use core::ptr;
+use core::slice;
+
+use guest::content::{PAGE_SIZE, Page};
+use guest::workload::Pages;
+
+// Linux's boot protocol, Documentation/arch/x86/zero-page.rst.
+const E820_COUNT: usize = 0x1e8;
+const E820_TABLE: usize = 0x2d0;
+const E820_ENTRY_SIZE: usize = 20;
+const E820_ENTRIES_MAX: usize = 128;
+const E820_RAM: u32 = 1;
+const CMDLINE_POINTER: usize = 0x228;
+const CMDLINE_MAX: usize = 4096;
+
+const GIB: u64 = 1 << 30;
+const FOUR_GIB: u64 = 4 * GIB;
+const LARGE_PAGE: u64 = 2 << 20;
+/// One page of page directory pointers.
+const MAPPED_MAX: u64 = 512 * GIB;
+const TABLE_ENTRIES: u64 = 512;
+
+/// Present, writable, for ring 3.
+const TABLE: u64 = 0x7;
+/// The same, and a large page.
+const LARGE: u64 = 0x87;
+
+unsafe extern "C" {
+    /// In `start.s`: maps gigabytes; only the first is there at the start.
+    static mut page_directory_pointers: [u64; 512];
+    /// From the linker script: the end of the image, its stack included.
+    static __image_end: u8;
+}
+
+/// The boot parameters that the VMM left.
+pub(crate) struct BootParams {
+    at: *const u8,
+}
+
+impl BootParams {
+    /// # Safety
+    /// `at` is what the VMM passed at entry: a page of boot parameters, and a command line where they say.
+    pub(crate) unsafe fn new(at: *const u8) -> Self {
+        Self { at }
+    }
+
+    fn read<T: Copy>(&self, offset: usize) -> T {
+        // SAFETY: offsets are constants of the boot protocol or bounded by `E820_ENTRIES_MAX`, and lie in the page;
+        // `T` is an integer. Fields are not aligned.
+        unsafe { self.at.add(offset).cast::<T>().read_unaligned() }
+    }
+
+    /// The ranges of RAM.
+    fn ram(&self) -> impl Iterator<Item = Range<u64>> {
+        let count = usize::from(self.read::<u8>(E820_COUNT)).min(E820_ENTRIES_MAX);
+        (0..count)
+            .map(|entry| E820_TABLE + entry * E820_ENTRY_SIZE)
+            .filter_map(|offset| {
+                let (start, length) = (self.read::<u64>(offset), self.read::<u64>(offset + 8));
+                (self.read::<u32>(offset + 16) == E820_RAM).then(|| start..start.saturating_add(length))
+            })
+    }
+
+    /// The value of `name=N` on the command line.
+    pub(crate) fn parameter(&self, name: &str) -> Option<u64> {
+        let at = self.read::<u32>(CMDLINE_POINTER) as usize as *const u8;
+        if at.is_null() {
+            return None;
+        }
+        // SAFETY: the VMM put a command line there, in the first gigabyte, which is mapped.
+        let bytes = unsafe { slice::from_raw_parts(at, CMDLINE_MAX) };
+        let line = bytes
+            .split(|byte| *byte == 0)
+            .next()
+            .and_then(|line| str::from_utf8(line).ok())?;
+        let values = line
+            .split_ascii_whitespace()
+            .filter_map(|word| word.split_once('='));
+        values
+            .filter(|(key, _)| *key == name)
+            .find_map(|(_, value)| value.parse().ok())
+    }
+}
+
+/// Everything that [`plan`] hands out.
+pub(crate) struct Plan {
+    /// The pages of the workload.
+    pub(crate) pages: PhysicalPages,
+    /// Room for a generation for each.
+    pub(crate) generations: &'static mut [u32],
+    /// Pages of RAM in all.
+    pub(crate) mem_pages: u64,
+}
+
+/// The pages of the workload: from `base` to the end of the RAM below 4 GiB, and on from 4 GiB.
+pub(crate) struct PhysicalPages {
+    base: u64,
+    low_count: u64,
+    high_count: u64,
+}
+
+/// Why there is no plan.
+pub(crate) enum Unfit {
+    /// The memory map does not have the image in RAM.
+    NoRam,
+    /// Nothing is left behind the image and its tables.
+    TooSmall {
+        /// Bytes of RAM above 1 MiB.
+        have: u64,
+    },
+}
+
+/// Divides the RAM: behind the image come page directories, the table of generations, and the workload.
+///
+/// # Safety
+/// Called once, before anything else uses memory outside the image.
+pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
+    let image_end = ptr::addr_of!(__image_end) as u64;
+    let low = boot
+        .ram()
+        .find(|ram| ram.contains(&(image_end - 1)))
+        .ok_or(Unfit::NoRam)?;
+    let low_end = low.end.min(FOUR_GIB);
+    let high = boot
+        .ram()
+        .find(|ram| ram.start == FOUR_GIB)
+        .unwrap_or(FOUR_GIB..FOUR_GIB);
+    let high_end = high.end.min(MAPPED_MAX);
+    let mem_pages = boot
+        .ram()
+        .map(|ram| (ram.end - ram.start) / PAGE_SIZE as u64)
+        .sum();
+
+    // SAFETY: the caller's promise: what lies between the image and the end of its range is nobody's.
+    let tables_end = unsafe { map(image_end, low_end, high_end) };
+    let room = (low_end.saturating_sub(tables_end) + (high_end - FOUR_GIB)) / PAGE_SIZE as u64;
+    let generations_bytes = (room * size_of::<u32>() as u64).next_multiple_of(PAGE_SIZE as u64);
+    let base = tables_end + generations_bytes;
+    if base + PAGE_SIZE as u64 > low_end {
+        return Err(Unfit::TooSmall {
+            have: low.end - low.start,
+        });
+    }
+    let pages = PhysicalPages {
+        base,
+        low_count: (low_end - base) / PAGE_SIZE as u64,
+        high_count: (high_end - FOUR_GIB) / PAGE_SIZE as u64,
+    };
+    // SAFETY: `room` entries fit between `tables_end` and `base`, which are RAM, mapped by now, and nobody's. Any
+    // content is a valid `u32`.
+    let generations = unsafe { slice::from_raw_parts_mut(tables_end as *mut u32, room as usize) };
+    Ok(Plan {
+        pages,
+        generations,
+        mem_pages,
+    })
+}
+
+/// Maps to itself what the first gigabyte does not hold, with page directories from `at` on. Returns where they end.
+///
+/// # Safety
+/// The RAM from `at` on is nobody's.
+unsafe fn map(mut at: u64, low_end: u64, high_end: u64) -> u64 {
+    let gibs = 1..MAPPED_MAX / GIB;
+    let has_ram = |gib: &u64| {
+        let start = gib * GIB;
+        if start < FOUR_GIB {
+            start < low_end
+        } else {
+            start < high_end
+        }
+    };
+    for gib in gibs.filter(has_ram) {
+        let directory = at as *mut u64;
+        for entry in 0..TABLE_ENTRIES {
+            // SAFETY: a page from `at` on, by the caller's promise; a large guest has room for its tables.
+            unsafe {
+                directory
+                    .add(entry as usize)
+                    .write(gib * GIB + entry * LARGE_PAGE + LARGE)
+            };
+        }
+        // SAFETY: below 512. The processor reads this entry behind our back, but not before an address in that
+        // gigabyte is used: nothing was mapped there, so nothing is cached.
+        unsafe {
+            ptr::addr_of_mut!(page_directory_pointers)
+                .cast::<u64>()
+                .add(gib as usize)
+                .write_volatile(at + TABLE);
+        }
+        at += PAGE_SIZE as u64;
+    }
+    at
+}
+
+impl PhysicalPages {
+    /// Guest-physical address of the first page.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+}
+
+impl Pages for PhysicalPages {
+    fn count(&self) -> u64 {
+        self.low_count + self.high_count
+    }
+
+    fn page(&mut self, index: u64) -> &mut Page {
+        assert!(index < self.count(), "page {index} of {}", self.count());
+        let address = if index < self.low_count {
+            self.base + index * PAGE_SIZE as u64
+        } else {
+            FOUR_GIB + (index - self.low_count) * PAGE_SIZE as u64
+        };
+        // SAFETY: RAM that `plan` set aside for this array alone, mapped, page-aligned; `&mut self` makes the
+        // borrow unique.
+        unsafe { &mut *(address as *mut Page) }
+    }
+
+    /// Without a balloon there is nobody to give a page back to: it keeps its content until it is filled again.
+    fn release(&mut self, _pages: Range<u64>) {}
+}

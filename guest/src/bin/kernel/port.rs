@@ -1,0 +1,58 @@
+//! Port I/O, and the VMM's own ports. Each access is an exit to the VMM: tens of microseconds, so count them.
+#![expect(unsafe_code, reason = "in and out")]
+
+use core::arch::asm;
+
+use guest::service::{Power, Wait};
+
+/// Parks this vCPU in the VMM until input is pending on a serial port or as many milliseconds as are written are over.
+const IDLE: u16 = 0x604;
+
+/// ACPI sleep control: SLP_EN and the sleep type of S5.
+const SLEEP: u16 = 0x600;
+const SLEEP_S5: u8 = 0x20 | 5 << 2;
+
+/// ACPI reset register.
+const RESET: u16 = 0x602;
+const RESET_NOW: u8 = 1;
+
+/// Writes a byte.
+pub(crate) fn write_u8(port: u16, value: u8) {
+    // SAFETY: the ports that this program names are the VMM's devices, none of which reaches into memory; the
+    // compiler must take memory as read, since the VMM may look at it now.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
+}
+
+/// Reads a byte.
+pub(crate) fn read_u8(port: u16) -> u8 {
+    let value;
+    // SAFETY: as for `write_u8`.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags)) }
+    value
+}
+
+fn write_u32(port: u16, value: u32) {
+    // SAFETY: as for `write_u8`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)) }
+}
+
+/// Waits as long as said, unless input is pending or arrives.
+pub(crate) fn wait(wait: Wait) {
+    match wait {
+        Wait::No => {}
+        Wait::Millis(millis) => write_u32(IDLE, millis),
+        Wait::Forever => write_u32(IDLE, u32::MAX),
+    }
+}
+
+/// Ends the guest.
+pub(crate) fn end(power: Power) -> ! {
+    match power {
+        Power::Off => write_u8(SLEEP, SLEEP_S5),
+        Power::Reset => write_u8(RESET, RESET_NOW),
+    }
+    // A VMM that lets this vCPU run on has no such ports. There is nothing left to do but not to burn its time.
+    loop {
+        wait(Wait::Forever);
+    }
+}

@@ -1,0 +1,315 @@
+//! Commands in, replies out, over a workload.
+//!
+//! The caller owns the clock and the ports: it passes lines to [`Service::line`], calls [`Service::step`] in
+//! between, and sleeps for as long as that says.
+
+use crate::protocol::{Command, Done, ErrorCode, ParseError, Reply, Target, Text};
+use crate::workload::{Pages, Verify, Workload};
+
+/// Pages a step goes on with before the caller may look at its input again. On a host that has to find memory
+/// for each, that is some 10 ms.
+const STEP_PAGES: u64 = 256;
+
+/// Least time between two `progress` lines.
+const PROGRESS_MICROS: u64 = 1_000_000;
+
+/// Churn rewrites in batches at least this far apart: waking for each page would cost more than the page.
+const CHURN_BATCH_MS: u64 = 10;
+
+const MICROS: u64 = 1_000_000;
+
+/// Where a command came from and its replies go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// The protocol.
+    Control,
+    /// A person.
+    Console,
+}
+
+/// How the guest is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// Power off.
+    Off,
+    /// Reset.
+    Reset,
+}
+
+/// How long there is nothing to do unless a line arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// No time at all.
+    No,
+    /// At most so many milliseconds.
+    Millis(u32),
+    /// For ever.
+    Forever,
+}
+
+/// Takes a reply to its port.
+pub trait Out {
+    /// Sends `reply`, as a line.
+    fn send(&mut self, port: Port, reply: &Reply);
+}
+
+/// A workload that obeys commands.
+#[derive(Debug)]
+pub struct Service<'t, P> {
+    workload: Workload<'t, P>,
+    job: Option<Job>,
+    churn: Option<Churn>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    kind: JobKind,
+    port: Port,
+    told_micros: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum JobKind {
+    Fill,
+    Verify(Verify),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Churn {
+    target: Target,
+    rate: u64,
+    until_micros: u64,
+    seen_micros: u64,
+    /// Pages due, in millionths.
+    credit: u64,
+}
+
+impl<'t, P: Pages> Service<'t, P> {
+    /// A service over `workload`.
+    pub fn new(workload: Workload<'t, P>) -> Self {
+        Self {
+            workload,
+            job: None,
+            churn: None,
+        }
+    }
+
+    /// The workload.
+    pub fn workload(&self) -> &Workload<'t, P> {
+        &self.workload
+    }
+
+    /// Obeys a line. Returns how the guest is to end, if that is what it says.
+    pub fn line(
+        &mut self,
+        port: Port,
+        line: Result<&str, ParseError>,
+        now_micros: u64,
+        out: &mut impl Out,
+    ) -> Option<Power> {
+        match line.and_then(Command::parse) {
+            Ok(command) => self.command(port, command, now_micros, out),
+            // A person's empty line, or the end of `\r\n\r\n`, asks for nothing.
+            Err(ParseError::Empty) => None,
+            Err(error) => {
+                out.send(port, &Reply::not_understood(error));
+                None
+            }
+        }
+    }
+
+    fn command(
+        &mut self,
+        port: Port,
+        command: Command,
+        now_micros: u64,
+        out: &mut impl Out,
+    ) -> Option<Power> {
+        let power = match command {
+            Command::Poweroff => Some((Power::Off, Done::Poweroff)),
+            Command::Reboot => Some((Power::Reset, Done::Reboot)),
+            _ => None,
+        };
+        if let Some((power, done)) = power {
+            out.send(port, &Reply::Ok(done));
+            return Some(power);
+        }
+        if command == Command::Idle {
+            self.churn = None;
+            if let Some(job) = self.job.take() {
+                out.send(
+                    job.port,
+                    &refusal(ErrorCode::Cancelled, format_args!("idle came before the end")),
+                );
+            }
+            out.send(port, &Reply::Ok(Done::Idle));
+            return None;
+        }
+        if self.job.is_some() {
+            out.send(
+                port,
+                &refusal(
+                    ErrorCode::Busy,
+                    format_args!("wait for the last command, or send idle"),
+                ),
+            );
+            return None;
+        }
+        if let Some(reply) = self.obey(port, command, now_micros) {
+            out.send(port, &reply);
+        }
+        None
+    }
+
+    /// The reply, or nothing if the command became a job.
+    fn obey(&mut self, port: Port, command: Command, now_micros: u64) -> Option<Reply> {
+        match command {
+            Command::Fill(fill) => {
+                if !self.workload.begin_fill(fill) {
+                    let (asked, have) = (fill.pages.unwrap_or(0), self.workload.capacity());
+                    let message = format_args!("pages={asked}, expected at most {have}");
+                    return Some(refusal(ErrorCode::Memory, message));
+                }
+                self.churn = None;
+                self.job = Some(Job {
+                    kind: JobKind::Fill,
+                    port,
+                    told_micros: now_micros,
+                });
+                None
+            }
+            Command::Verify => {
+                let kind = JobKind::Verify(Verify::default());
+                self.job = Some(Job {
+                    kind,
+                    port,
+                    told_micros: now_micros,
+                });
+                None
+            }
+            Command::Churn {
+                target,
+                rate,
+                seconds,
+            } => {
+                if rate > 0 && self.workload.held(target) == 0 {
+                    return Some(refusal(
+                        ErrorCode::Empty,
+                        format_args!("no pages of class {target} are held"),
+                    ));
+                }
+                self.churn = (rate > 0).then(|| Churn {
+                    target,
+                    rate,
+                    until_micros: seconds.map_or(u64::MAX, |seconds| {
+                        now_micros.saturating_add(seconds.saturating_mul(MICROS))
+                    }),
+                    seen_micros: now_micros,
+                    credit: 0,
+                });
+                Some(Reply::Ok(Done::Churn { rate }))
+            }
+            Command::Free { percent } => {
+                let freed = self.workload.free(percent);
+                Some(Reply::Ok(Done::Free {
+                    freed,
+                    filled: self.workload.held(Target::All),
+                }))
+            }
+            Command::Report => Some(Reply::Ok(Done::Report(self.workload.report()))),
+            // Dealt with by the caller.
+            Command::Idle | Command::Poweroff | Command::Reboot => None,
+        }
+    }
+
+    /// Goes on with whatever is running. Returns how long to wait before the next step.
+    pub fn step(&mut self, now_micros: u64, out: &mut impl Out) -> Wait {
+        let churn = self.step_churn(now_micros);
+        if self.job.is_some() {
+            self.step_job(now_micros, out);
+            // Even after its last step: what was waiting for it may have arrived.
+            return Wait::No;
+        }
+        churn
+    }
+
+    fn step_job(&mut self, now_micros: u64, out: &mut impl Out) {
+        let Some(mut job) = self.job.take() else { return };
+        let (done, total) = match &mut job.kind {
+            JobKind::Fill => {
+                let (done, total) = (self.workload.fill_step(STEP_PAGES), self.workload.total());
+                if done == total {
+                    out.send(job.port, &Reply::Ok(Done::Fill { pages: total }));
+                    return;
+                }
+                (done, total)
+            }
+            JobKind::Verify(verify) => {
+                if self.workload.verify_step(verify, STEP_PAGES) {
+                    let Verify {
+                        checked,
+                        mismatched,
+                        first,
+                        ..
+                    } = *verify;
+                    out.send(
+                        job.port,
+                        &Reply::Ok(Done::Verify {
+                            checked,
+                            mismatched,
+                            first,
+                        }),
+                    );
+                    return;
+                }
+                (verify.checked, self.workload.held(Target::All))
+            }
+        };
+        if now_micros.saturating_sub(job.told_micros) >= PROGRESS_MICROS {
+            job.told_micros = now_micros;
+            out.send(job.port, &Reply::Progress { done, total });
+        }
+        self.job = Some(job);
+    }
+
+    fn step_churn(&mut self, now_micros: u64) -> Wait {
+        let Some(churn) = &mut self.churn else {
+            return Wait::Forever;
+        };
+        let now = now_micros.min(churn.until_micros);
+        let elapsed = now.saturating_sub(churn.seen_micros);
+        churn.seen_micros = now;
+        // A guest that cannot keep up falls behind by a second at most: it must not make up for an hour's pause.
+        let second = churn.rate.saturating_mul(MICROS);
+        churn.credit = churn
+            .credit
+            .saturating_add(churn.rate.saturating_mul(elapsed))
+            .min(second);
+        let due = churn.credit / MICROS;
+        let pages = due.min(STEP_PAGES);
+        churn.credit -= pages * MICROS;
+        let (target, rate, credit, over) =
+            (churn.target, churn.rate, churn.credit, now == churn.until_micros);
+        self.workload.churn_step(target, pages);
+        if due > pages {
+            return Wait::No;
+        }
+        if over || self.workload.held(target) == 0 {
+            self.churn = None;
+            return Wait::Forever;
+        }
+        let next_micros = (MICROS - credit).div_ceil(rate);
+        let millis = next_micros.div_ceil(1000).max(CHURN_BATCH_MS);
+        Wait::Millis(u32::try_from(millis).unwrap_or(u32::MAX - 1))
+    }
+}
+
+fn refusal(code: ErrorCode, message: core::fmt::Arguments<'_>) -> Reply {
+    Reply::Err {
+        code,
+        message: Text::of(message),
+    }
+}
+
+#[cfg(test)]
+mod tests;

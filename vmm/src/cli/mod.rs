@@ -1,0 +1,65 @@
+//! One file per subcommand: parse, call, print. All of them end here.
+
+mod doctor;
+mod image;
+mod run;
+mod size;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::Level;
+
+/// Launches guest VMs, merges the pages they have in common, and accounts for every frame.
+#[derive(Parser)]
+#[command(name = "samepage", version, arg_required_else_help = true, propagate_version = true)]
+#[command(after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and \
+                        measured).\nMessages of more detail: RUST_LOG=info or debug.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Doctor(doctor::Args),
+    Run(run::Args),
+    Image(image::Args),
+    /// Restores the kernel's KSM settings when its owner is gone
+    #[command(hide = true)]
+    KsmGuard,
+}
+
+/// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
+/// not, 2 the command line was wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+    let result = match cli.command {
+        Command::Doctor(args) => doctor::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
+        Command::KsmGuard => ksm_guard(),
+    };
+    result.unwrap_or_else(|error| {
+        let mut out = std::io::stderr().lock();
+        // Standard error may be closed; there is nowhere else to say so.
+        let _ = writeln!(out, "error: {error}");
+        for cause in error.chain().skip(1) {
+            let _ = writeln!(out, "  because: {cause}");
+        }
+        ExitCode::FAILURE
+    })
+}
+
+fn ksm_guard() -> anyhow::Result<ExitCode> {
+    crate::merge::ksm::guard::run_on_stdin()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The agent for Linux guests: an ELF file that `build.rs` makes.
+static AGENT: &[u8] = include_bytes!(env!("SAMEPAGE_AGENT"));
+/// The built-in guest: an ELF file that `build.rs` makes.
+static BUILT_IN_KERNEL: &[u8] = include_bytes!(env!("SAMEPAGE_KERNEL"));

@@ -1,0 +1,193 @@
+//! Why no image could be made.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::unpack::UnpackError;
+use super::vmlinux::KernelError;
+
+/// Why no image could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The user or the system asked to stop.
+    #[error("stopped; nothing was changed")]
+    Stopped,
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was to be done, as in "cannot ... PATH".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// This is not a machine with apt.
+    #[error(
+        "cannot look up kernel packages: {tool} is not installed here; \
+         give a package with --deb FILE, or a kernel with --kernel VMLINUZ --modules DIR"
+    )]
+    NoApt {
+        /// The missing program.
+        tool: &'static str,
+    },
+    /// A program of apt could not be run.
+    #[error("cannot run {tool}")]
+    Run {
+        /// The program.
+        tool: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A program of apt failed.
+    #[error("{tool} {what} failed: {detail}")]
+    Apt {
+        /// The program.
+        tool: &'static str,
+        /// What it was asked.
+        what: String,
+        /// Its own words.
+        detail: String,
+    },
+    /// apt knows no such kernel.
+    #[error(
+        "apt knows no package linux-image-{release}.*{flavour}-amd64{}; {}",
+        if known.is_empty() { String::new() } else { format!(" (it has releases {})", known.join(", ")) },
+        if *fresh { "give one with --deb FILE, or --kernel VMLINUZ --modules DIR" }
+        else { "run `apt-get update` as root, or give one with --deb FILE, or --kernel VMLINUZ --modules DIR" },
+    )]
+    NoPackage {
+        /// The release that was asked for, as in `6.12`.
+        release: String,
+        /// `-cloud` or nothing.
+        flavour: &'static str,
+        /// The releases that there are.
+        known: Vec<String>,
+        /// Whether the lists have just been updated.
+        fresh: bool,
+    },
+    /// Something that cannot be a release.
+    #[error("--release {0:?} is not a kernel release; expected a number like 6.12")]
+    Release(String),
+    /// A file that is no Debian package.
+    #[error("{} is not a Debian package: {expected}", path.display())]
+    NotADeb {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and not found.
+        expected: &'static str,
+    },
+    /// A package in a compression that is not unpacked here.
+    #[error("the package {} cannot be unpacked", path.display())]
+    Deb {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: UnpackError,
+    },
+    /// A package without a kernel.
+    #[error(
+        "the package {}{} has no boot/vmlinuz-*; expected a kernel package such as linux-image-6.12.*-cloud-amd64",
+        path.display(),
+        package.as_ref().map(|p| format!(" ({p})")).unwrap_or_default(),
+    )]
+    NoKernel {
+        /// The file.
+        path: PathBuf,
+        /// The name it has for itself.
+        package: Option<String>,
+    },
+    /// More than any kernel package has.
+    #[error("the package {} unpacks to more than {cap} bytes, which no kernel package does", path.display())]
+    DebTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The bound, in bytes.
+        cap: u64,
+    },
+    /// The kernel cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// No modules there.
+    #[error("{} is not a modules directory: it has neither *.ko files nor modules.builtin; expected one like /lib/modules/6.12.9-amd64", .0.display())]
+    NotModules(PathBuf),
+    /// Modules of several kernels.
+    #[error("{} holds the modules of several kernels ({}); name one of them", path.display(), found.join(", "))]
+    SeveralModules {
+        /// The directory.
+        path: PathBuf,
+        /// Names of the directories in it.
+        found: Vec<String>,
+    },
+    /// A module that is nowhere.
+    #[error(
+        "the module {name} is neither in {} nor built into the kernel{}{}",
+        path.display(),
+        needed_by.as_ref().map(|m| format!(" ({m} needs it)")).unwrap_or_default(),
+        near.as_ref().map(|n| format!("; did you mean {n}?")).unwrap_or_default(),
+    )]
+    NoModule {
+        /// Its name, with underscores.
+        name: String,
+        /// The modules directory.
+        path: PathBuf,
+        /// The module whose dependency it is.
+        needed_by: Option<String>,
+        /// The module with the name nearest to it.
+        near: Option<String>,
+    },
+    /// A chain of dependencies that does not end.
+    #[error("the dependencies of the module {name} are more than {cap} deep; is {} damaged?", path.display())]
+    Depth {
+        /// The module where it was given up.
+        name: String,
+        /// The modules directory.
+        path: PathBuf,
+        /// The bound.
+        cap: usize,
+    },
+    /// A module that cannot be unpacked.
+    #[error("the module {} cannot be unpacked", path.display())]
+    Module {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: UnpackError,
+    },
+    /// A file that is called .ko and is no module.
+    #[error("{} is not a kernel module: it has no .modinfo section", .0.display())]
+    NotAModule(PathBuf),
+    /// Modules of another kernel.
+    #[error("the module {} is for kernel {module}, and the kernel is {kernel}; give the modules of the same kernel", path.display())]
+    VersionMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The version it was built for.
+        module: String,
+        /// The version of the kernel.
+        kernel: String,
+    },
+    /// The agent is no static program.
+    #[error("the agent is not a static x86-64 program ({0} bytes), so it cannot be /init")]
+    Agent(usize),
+    /// A directory that is not ours to replace.
+    #[error("{} exists and holds {found}, which is not part of an image; choose another --out", path.display())]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+        /// A file or directory in it.
+        found: String,
+    },
+}
+
+impl ImageError {
+    /// For `map_err`: a failed file operation. `action` as in "cannot ... PATH".
+    pub(super) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}
