@@ -1,1 +1,41 @@
-//! Harness for the integration tests.
+//! What the integration tests and the benches stand on: running the `samepage` binary and seeing what it leaves
+//! behind, the nested-paging lab, and the architecture invariants as code.
+
+pub mod host;
+pub mod lab;
+pub mod run;
+pub mod sandbox;
+pub mod tidy;
+
+use std::path::{Path, PathBuf};
+
+/// The workspace's root.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests)
+}
+
+/// The `samepage` binary under test: `$SAMEPAGE_BIN`, or the release build of this workspace.
+///
+/// # Panics
+/// If there is none: tests of something else would be worse than none.
+#[must_use]
+pub fn samepage() -> PathBuf {
+    let binary = std::env::var_os("SAMEPAGE_BIN").map_or_else(built, PathBuf::from);
+    assert!(
+        binary.is_file(),
+        "no samepage binary at {}: build it with `cargo build --release -p vmm`, or set SAMEPAGE_BIN",
+        binary.display()
+    );
+    binary
+}
+
+/// `release/samepage` in the target directory that holds this test.
+fn built() -> PathBuf {
+    let this = std::env::current_exe().unwrap_or_default();
+    let target = this.ancestors().find(|d| d.join("CACHEDIR.TAG").is_file());
+    target
+        .map_or_else(|| workspace().join("target"), Path::to_path_buf)
+        .join("release/samepage")
+}

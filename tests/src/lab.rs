@@ -1,0 +1,39 @@
+//! The nested-paging lab, for tests: see `tests/lab`.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::run::{Outcome, Run};
+
+/// Runs a command in the lab, for at most `limit`, boot included.
+///
+/// # Panics
+/// If the lab cannot be started at all; the lab's own failures are statuses 124 and 125.
+pub fn lab_run(limit: Duration, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Outcome {
+    let seconds = limit.as_secs().to_string();
+    let mut args = vec!["-t".into(), seconds.into(), "--".into()];
+    args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
+    // The lab ends itself; the rest is for provisioning it.
+    Run::program(crate::workspace().join("tests/lab"), args)
+        .timeout(limit + Duration::from_secs(300))
+        .output()
+}
+
+/// Runs a shell script in the lab; it ends at the first command that fails, and shows each.
+///
+/// # Panics
+/// As [`lab_run`].
+#[must_use]
+pub fn lab_script(limit: Duration, script: &str) -> Outcome {
+    lab_run(limit, ["bash", "-euxo", "pipefail", "-c", script])
+}
+
+/// Where Linux images for the lab are kept: a directory of this user's cache.
+#[must_use]
+pub fn image_dir() -> PathBuf {
+    let home = std::env::var_os("HOME").map_or_else(|| "/root".into(), PathBuf::from);
+    std::env::var_os("XDG_CACHE_HOME")
+        .map_or_else(|| home.join(".cache"), PathBuf::from)
+        .join("samepage/image")
+}
