@@ -1,7 +1,9 @@
 //! One file per subcommand: parse, call, print. All of them end here.
 
+mod demo;
 mod doctor;
 mod image;
+mod progress;
 mod run;
 
 use std::io::Write;
@@ -26,6 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Doctor(doctor::Args),
+    Demo(demo::Args),
     Run(run::Args),
     Image(image::Args),
     /// Restores the kernel's KSM settings when its owner is gone
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
     let result = match cli.command {
         Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::KsmGuard => ksm_guard(),

@@ -136,6 +136,15 @@ pub enum HostError {
     /// The daemon said so.
     #[error("the fleet's daemon says: {0}")]
     Daemon(String),
+    /// The host's check of a guest's pages could not be made.
+    #[error("the pages of guest {guest} could not be checked")]
+    Check {
+        /// Its name.
+        guest: String,
+        /// Why.
+        #[source]
+        source: super::check::CheckError,
+    },
     /// Measuring failed.
     #[error("measuring the fleet failed")]
     Measure(#[from] MeasureError),
