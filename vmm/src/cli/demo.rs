@@ -100,10 +100,7 @@ fn measure(spec: FleetSpec, dir: &FleetDir, watch: &Watch, mut notes: Vec<String
         let (verified_pages, mismatched_pages) = fleet.verify(watch)?;
         let outcome = Outcome {
             backend: probe::backend_name().into(),
-            engine: match engine {
-                EngineName::Ksm => "ksm".into(),
-                EngineName::Off => "off".into(),
-            },
+            engine: engine.name().into(),
             merge_seconds: merged.seconds,
             merge_cpu_seconds: merged.progress.cpu_seconds,
             verified_pages,

@@ -2,6 +2,9 @@
 
 mod demo;
 mod doctor;
+mod fleet;
+mod fleet_table;
+mod host;
 mod image;
 mod progress;
 mod run;
@@ -30,6 +33,8 @@ enum Command {
     Doctor(doctor::Args),
     Demo(demo::Args),
     Run(run::Args),
+    Fleet(fleet::Args),
+    Host(host::Args),
     Image(image::Args),
     /// Restores the kernel's KSM settings when its owner is gone
     #[command(hide = true)]
@@ -46,6 +51,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
+        Command::Fleet(args) => fleet::run(args),
+        Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::KsmGuard => ksm_guard(),
     };

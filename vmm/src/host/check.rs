@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::guest::Guest;
 use crate::memory::layout::{HOLE_END, HOLE_START};
 use crate::memory::pagemap::{Pagemap, PagemapError};
-use crate::memory::remote::{self, RemoteError, RemoteRange};
+use crate::memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 use crate::memory::{Extent, PAGE_BYTES};
 
 /// Why a guest's pages could not be read.
@@ -117,7 +117,7 @@ fn each_page(
     extent: Extent,
     mut work: impl FnMut(u64, &[u8; PAGE_SIZE]),
 ) -> Result<(), CheckError> {
-    let mut pagemap = Pagemap::open(pid)?;
+    let (mut pagemap, memory) = (Pagemap::open(pid)?, RemoteMemory::open(pid)?);
     let (mut entries, mut buffer) = (Vec::new(), vec![0u8; BATCH_PAGES * PAGE_SIZE]);
     let pages = extent.bytes / PAGE_BYTES;
     for at in (0..pages).step_by(BATCH_PAGES) {
@@ -127,7 +127,7 @@ fn each_page(
         for run in entries.chunk_by(|a, b| a.present() == b.present()) {
             if run.first().is_some_and(|e| e.present()) {
                 let bytes = run.len() * PAGE_SIZE;
-                remote::read(pid, &[RemoteRange { hva: extent.hva + from * PAGE_BYTES, bytes }], &mut buffer)?;
+                memory.read(&[RemoteRange { hva: extent.hva + from * PAGE_BYTES, bytes }], &mut buffer)?;
                 for (n, page) in (from..).zip(buffer[..bytes].as_chunks::<PAGE_SIZE>().0) {
                     work(n, page);
                 }

@@ -133,6 +133,12 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// The fleet's daemon is gone.
+    #[error("the daemon of fleet {fleet:?} is gone; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them")]
+    NoDaemon {
+        /// The fleet.
+        fleet: String,
+    },
     /// The daemon said so.
     #[error("the fleet's daemon says: {0}")]
     Daemon(String),

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::check;
 use super::guest::{Guest, Lifetime};
 use super::runtime::FleetDir;
@@ -26,7 +28,8 @@ const MERGE_POLL: Duration = Duration::from_millis(100);
 const SETTLED_PASSES: u64 = 3;
 
 /// What a fleet is busy with, for those who watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Stage {
     /// Guests start.
     Ready,

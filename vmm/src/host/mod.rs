@@ -5,10 +5,12 @@
 
 pub mod check;
 pub mod client;
+pub mod daemon;
 mod error;
 pub mod fleet;
 pub mod guest;
 pub mod runtime;
 pub mod spec;
+pub mod status;
 
 pub use error::HostError;

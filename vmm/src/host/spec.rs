@@ -82,6 +82,16 @@ pub enum EngineName {
     Off,
 }
 
+impl EngineName {
+    /// As in files, on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ksm => "ksm",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// Percentages of each class of page that a guest fills its memory with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

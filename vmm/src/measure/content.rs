@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use super::runs::{RunFollower, Runs};
 use super::{MeasureError, Space, check};
 use crate::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
-use crate::memory::remote::{self, RemoteRange};
+use crate::memory::remote::{RemoteMemory, RemoteRange};
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// Pages read in one call: 1 MiB stays in the cache from the read to the hash.
@@ -201,6 +201,8 @@ struct Reader<'a> {
     buffer: Vec<u8>,
     other: Vec<u8>,
     ranges: Vec<RemoteRange>,
+    /// Each guest's memory, opened when it is first read.
+    memories: Vec<Option<RemoteMemory>>,
     classes: Vec<Class>,
     suspects: Vec<Suspect>,
     runs: RunFollower,
@@ -223,6 +225,7 @@ impl<'a> Reader<'a> {
             buffer: vec![0; BATCH_PAGES * PAGE],
             other: vec![0; BATCH_PAGES * PAGE],
             ranges: Vec::with_capacity(BATCH_PAGES),
+            memories: spaces.iter().map(|_| None).collect(),
             classes: Vec::with_capacity(BATCH_PAGES),
             suspects: Vec::with_capacity(BATCH_PAGES),
             runs: RunFollower::default(),
@@ -332,11 +335,12 @@ impl<'a> Reader<'a> {
             }
         }
         let space = &self.spaces[guest];
-        remote::read(space.pid, &self.ranges, buffer).map_err(|source| MeasureError::Memory {
-            guest: space.name.clone(),
-            pid: space.pid,
-            source,
-        })?;
+        let failed = |source| MeasureError::Memory { guest: space.name.clone(), pid: space.pid, source };
+        let memory = match &mut self.memories[guest] {
+            Some(memory) => memory,
+            closed => closed.insert(RemoteMemory::open(space.pid).map_err(failed)?),
+        };
+        memory.read(&self.ranges, buffer).map_err(failed)?;
         Ok(())
     }
 

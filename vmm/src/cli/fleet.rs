@@ -1,0 +1,220 @@
+//! `samepage fleet`: up, status, verify, down.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
+
+use super::fleet_table::{kvm_table, status_table};
+use super::progress::{Bars, interrupt_flag, is_set};
+use crate::host::HostError;
+use crate::host::daemon::{request, take_down_orphans};
+use crate::host::fleet::Stage;
+use crate::host::runtime::{FleetDir, choose};
+use crate::host::spec::FleetSpec;
+use crate::host::status::{FleetStatus, Reply, Request};
+
+/// How long the daemon may take for what it does at once, and for what reads all memory.
+const SHORT: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(3600);
+/// How long `status --settle` lets merging take.
+const SETTLE_SECONDS: u64 = 300;
+
+/// Launches a fleet from a file, shows it, verifies it, takes it down.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start all guests of a fleet file, fill them, begin to merge
+    #[command(after_help = "Examples:
+  samepage fleet up resources/fleets/builtin.toml
+  samepage fleet up resources/fleets/linux.toml --json        (after `samepage image`)")]
+    Up {
+        /// The fleet file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print the fleet as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the guests, their pages and what merging saved
+    #[command(after_help = "Examples:
+  samepage fleet status
+  samepage fleet status --settle --content      what is shared, against what could be
+  samepage fleet status --kvm                   faults, mappings, TLB flushes and exits of each guest")]
+    Status {
+        /// Which fleet; not needed while only one is up
+        #[arg(long)]
+        name: Option<String>,
+        /// Print it as one JSON object
+        #[arg(long)]
+        json: bool,
+        /// With KVM's own statistics of each guest
+        #[arg(long)]
+        kvm: bool,
+        /// With what could be shared: pauses the guests while every page is hashed and compared
+        #[arg(long)]
+        content: bool,
+        /// First wait until merging brings nothing new
+        #[arg(long)]
+        settle: bool,
+    },
+    /// Check every page of every guest, from inside and from the host
+    #[command(after_help = "The exit status is 1 when a page does not hold what was written to it.\n\nExamples:
+  samepage fleet verify
+  samepage fleet verify --name builtin --json")]
+    Verify {
+        /// Which fleet; not needed while only one is up
+        #[arg(long)]
+        name: Option<String>,
+        /// Print the result as one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// End all guests and the daemon
+    #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
+    Down {
+        /// Which fleet; not needed while only one is up
+        #[arg(long)]
+        name: Option<String>,
+    },
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Up { file, json } => up(&file, json),
+        Command::Status { name, json, kvm, content, settle } => {
+            let settle_seconds = settle.then_some(SETTLE_SECONDS);
+            let limit = if content || settle { LONG } else { SHORT };
+            status(&choose(name)?, json, &Request::Status { kvm, content, settle_seconds }, limit)
+        }
+        Command::Verify { name, json } => verify(&choose(name)?, json),
+        Command::Down { name } => down(&choose(name)?),
+    }
+}
+
+/// What the daemon says while it comes up.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Progress { stage: Stage, guest: usize, done: u64, total: u64 },
+    Up { up: Box<FleetStatus> },
+    Error { error: String },
+}
+
+fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    // Read here too, so that mistakes in the file are told with their causes and nothing is started.
+    let spec = FleetSpec::read(file)?;
+    let dir = FleetDir::of(&spec.name);
+    let interrupted = interrupt_flag()?;
+    dir.create()?;
+    if std::os::unix::net::UnixStream::connect(dir.host_socket()?).is_ok() {
+        return Err(HostError::UpAlready { fleet: spec.name }.into());
+    }
+    let log = File::create(dir.host_log()).context("cannot make the daemon's log")?;
+    let mut daemon = Process::new(std::env::current_exe()?)
+        .arg("host")
+        .arg(file)
+        .arg("--detach")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .context("cannot start the daemon")?;
+    let bars = Bars::new(spec.guests.len());
+    let (sender, lines) = std::sync::mpsc::channel();
+    let out = daemon.stdout.take().context("the daemon has no output")?;
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            let Ok(line) = serde_json::from_str::<Line>(&line) else { continue };
+            let last = !matches!(line, Line::Progress { .. });
+            if sender.send(line).is_err() || last {
+                return;
+            }
+        }
+    });
+    let result = loop {
+        if is_set(&interrupted) {
+            break Err(HostError::Interrupted.into());
+        }
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(Line::Progress { stage, guest, done, total }) => bars.tell(stage, guest, done, total),
+            Ok(Line::Up { up }) => break Ok(up),
+            Ok(Line::Error { error }) => break Err(anyhow::Error::msg(error)),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                break Err(anyhow::Error::msg("the daemon ended without a word"));
+            }
+        }
+    };
+    bars.finish();
+    match result {
+        Ok(status) => {
+            print(&status, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(e) => {
+            if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            let _ = daemon.wait();
+            dir.remove();
+            Err(e.context(format!("fleet {} is not up; everything that was started is stopped", spec.name)))
+        }
+    }
+}
+
+fn status(fleet: &str, json: bool, ask: &Request, limit: Duration) -> anyhow::Result<ExitCode> {
+    match request(fleet, ask, limit)? {
+        Reply::Status(status) => print(&status, json)?,
+        other => bail!("the daemon answered something else: {other:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(status: &FleetStatus, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(status)?);
+        return Ok(());
+    }
+    println!("{}", status_table(status));
+    if status.guests.iter().any(|g| g.kvm.is_some()) {
+        println!("{}", kvm_table(status));
+    }
+    Ok(())
+}
+
+fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let Reply::Verified(result) = request(fleet, &Request::Verify, LONG)? else {
+        bail!("the daemon answered something else");
+    };
+    match json {
+        true => println!("{}", serde_json::to_string(&result)?),
+        false => println!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages),
+    }
+    Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn down(fleet: &str) -> anyhow::Result<ExitCode> {
+    match request(fleet, &Request::Down, SHORT) {
+        Ok(_) => println!("fleet {fleet} is down"),
+        Err(HostError::NoDaemon { .. }) => {
+            let vms = take_down_orphans(fleet)?;
+            println!("fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running");
+        }
+        Err(e) => return Err(e.into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

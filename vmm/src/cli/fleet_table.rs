@@ -1,0 +1,104 @@
+//! The tables of `samepage fleet status`.
+
+use std::fmt::Write;
+
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use crate::host::status::{FleetStatus, State};
+use crate::measure::frames::Pages;
+use crate::memory::PAGE_BYTES;
+
+/// The fleet, a row a guest, and a headline.
+pub(super) fn status_table(status: &FleetStatus) -> String {
+    let mut table = table(&["guest", "state", "pid", "kind", "memory", "absent", "zero", "private", "shared", "swapped", "frames"], 4);
+    for guest in &status.guests {
+        let state = match (guest.state, &guest.ended) {
+            (State::Running, _) => "running".into(),
+            (State::Paused, _) => "paused".into(),
+            (State::Dead, Some(how)) => format!("dead: {how}"),
+            (State::Dead, None) => "dead".into(),
+        };
+        let mut row = vec![
+            guest.name.clone(),
+            state,
+            guest.pid.map_or("-".into(), |p| p.to_string()),
+            guest.kind.clone().unwrap_or("-".into()),
+            mib(guest.memory_bytes),
+        ];
+        row.extend(classes(&guest.pages));
+        row.push(mib((guest.frames * PAGE_BYTES as f64) as u64));
+        table.add_row(row);
+    }
+    let mut all = vec!["all".into(), String::new(), String::new(), String::new(), mib(status.promised_bytes)];
+    all.extend(classes(&status.pages));
+    all.push(mib(status.frames * PAGE_BYTES));
+    table.add_row(all);
+    let estimated = if status.estimated { " (estimated)" } else { "" };
+    let mut text = format!(
+        "{table}\nfleet {}: {} guests on {}, engine {}; MiB: {} promised, {} of frames, {} saved{estimated}",
+        status.fleet,
+        status.guests.len(),
+        status.backend,
+        status.engine,
+        mib(status.promised_bytes),
+        mib(status.frames * PAGE_BYTES),
+        mib(status.saved_pages * PAGE_BYTES),
+    );
+    if let Some(c) = &status.content {
+        let ideal = c.ideal_saved_pages;
+        let fraction = if ideal == 0 { 1.0 } else { status.saved_pages as f64 / ideal as f64 };
+        let _ = write!(
+            text,
+            "\ncould be saved: {} MiB (zeros {}, within a guest {}, between guests {}); that is saved to {:.1} %",
+            mib(ideal * PAGE_BYTES),
+            mib(c.zero * PAGE_BYTES),
+            mib(c.self_duplicates * PAGE_BYTES),
+            mib(c.cross_duplicates * PAGE_BYTES),
+            fraction * 100.0
+        );
+    }
+    for note in &status.notes {
+        let _ = write!(text, "\nnote: {note}");
+    }
+    text
+}
+
+/// KVM's statistics that say what nested paging and merging cost, then exits by kind; values that are 0 in all
+/// guests are left out.
+pub(super) fn kvm_table(status: &FleetStatus) -> String {
+    let guests: Vec<_> = status.guests.iter().filter_map(|g| g.kvm.as_ref().map(|k| (&g.name, k))).collect();
+    let mut header = vec!["KVM statistic"];
+    header.extend(guests.iter().map(|(name, _)| name.as_str()));
+    let mut table = table(&header, 1);
+    let mut names: Vec<&String> = guests.iter().flat_map(|(_, k)| k.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        let values: Vec<u64> = guests.iter().map(|(_, k)| k.get(name).copied().unwrap_or(0)).collect();
+        if values.iter().any(|v| *v > 0) {
+            let mut row = vec![name.clone()];
+            row.extend(values.iter().map(u64::to_string));
+            table.add_row(row);
+        }
+    }
+    table.to_string()
+}
+
+/// An empty table whose columns from `numbers` on are aligned to the right.
+fn table(header: &[&str], numbers: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header.to_vec());
+    for column in table.column_iter_mut().skip(numbers) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn classes(pages: &Pages) -> [String; 5] {
+    [pages.absent, pages.zero, pages.private, pages.shared, pages.swapped].map(|p| mib(p * PAGE_BYTES))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1 << 20) as f64)
+}

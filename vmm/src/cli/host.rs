@@ -1,0 +1,68 @@
+//! `samepage host`: the daemon over one fleet.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::progress::interrupt_flag;
+use crate::host::daemon::{Daemon, one_line};
+use crate::host::fleet::Watch;
+use crate::host::spec::FleetSpec;
+
+/// Brings a fleet up and stays over it until it is told to end; `samepage fleet up` starts this by itself.
+#[derive(clap::Args)]
+#[command(after_help = "Standard output carries one JSON object a line: {\"stage\", \"guest\", \"done\", \"total\"} while the
+fleet comes up, then {\"up\": STATUS} or {\"error\": TEXT}. SIGINT and SIGTERM take the fleet down. After a
+SIGKILL the guests run on: start it again to take them over, or `samepage fleet down` to end them.
+
+Examples:
+  samepage host resources/fleets/builtin.toml")]
+pub(super) struct Args {
+    /// The fleet file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Leave the session of the terminal
+    #[arg(long, hide = true)]
+    detach: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.detach {
+        // Fails only for a process that leads its group already, which then has no terminal to leave.
+        let _ = rustix::process::setsid();
+    }
+    let spec = FleetSpec::read(&args.file)?;
+    let interrupted = interrupt_flag()?;
+    let out = Arc::new(Mutex::new(std::io::stdout()));
+    let say = {
+        let interrupted = interrupted.clone();
+        move |line: serde_json::Value| {
+            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+            // Who started us is gone before the fleet was up: so is the wish for it.
+            if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+                interrupted.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    let tell = say.clone();
+    let watch = Watch::new(
+        move |stage, guest, done, total| {
+            tell(serde_json::json!({ "stage": stage, "guest": guest, "done": done, "total": total }));
+        },
+        interrupted.clone(),
+    );
+    let up = Daemon::up(spec, &watch, interrupted).and_then(|mut daemon| Ok((daemon.status()?, daemon)));
+    match up {
+        Ok((status, daemon)) => {
+            say(serde_json::json!({ "up": status }));
+            daemon.serve();
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(e) => {
+            say(serde_json::json!({ "error": one_line(&e) }));
+            Err(e.into())
+        }
+    }
+}

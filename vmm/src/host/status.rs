@@ -1,0 +1,184 @@
+//! What the daemon is asked and what it answers: the JSON of its socket and of `fleet ... --json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::HostError;
+use super::fleet::Fleet;
+use crate::measure::content::Content;
+use crate::measure::frames::Pages;
+use crate::vm::control::{Reply as VmReply, Request as VmRequest};
+use crate::vm::probe;
+use crate::vm::stats::Values;
+
+/// What a client asks the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the fleet is.
+    Status {
+        /// With KVM's own statistics of each guest.
+        #[serde(default)]
+        kvm: bool,
+        /// With what could be shared: pauses the guests while every page is hashed and compared.
+        #[serde(default)]
+        content: bool,
+        /// Wait until merging brings nothing new, at most so many seconds.
+        #[serde(default)]
+        settle_seconds: Option<u64>,
+    },
+    /// Check every page, in the guests and from the host.
+    Verify,
+    /// End all guests and the daemon.
+    Down,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<FleetStatus>),
+    /// To [`Request::Verify`].
+    Verified(Verified),
+    /// It was done.
+    Done,
+    /// It was not.
+    Error(String),
+}
+
+/// The result of checking every page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Pages that their guests checked.
+    pub verified_pages: u64,
+    /// Pages that were wrong, in the guests' or the host's eyes.
+    pub mismatched_pages: u64,
+}
+
+/// A guest's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still.
+    Paused,
+    /// Its VM process is gone.
+    Dead,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// Its name.
+    pub name: String,
+    /// Does it run?
+    pub state: State,
+    /// How it ended, if it did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ended: Option<String>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// `builtin` or `linux`; None until it was ready.
+    pub kind: Option<String>,
+    /// vCPUs.
+    pub cpus: u8,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// Its pages by class.
+    pub pages: Pages,
+    /// Its part of the frames: a frame shared by n counts 1/n.
+    pub frames: f64,
+    /// KVM's own statistics, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kvm: Option<Values>,
+}
+
+/// A fleet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetStatus {
+    /// Its name.
+    pub fleet: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// The KVM the guests run on.
+    pub backend: String,
+    /// What merges.
+    pub engine: String,
+    /// Its guests.
+    pub guests: Vec<GuestStatus>,
+    /// Memory promised to all guests, in bytes.
+    pub promised_bytes: u64,
+    /// All guests' pages by class.
+    pub pages: Pages,
+    /// Frames they have together.
+    pub frames: u64,
+    /// Pages that need no frame of their own.
+    pub saved_pages: u64,
+    /// Figures are estimates: this user may not see which frame a page is on.
+    pub estimated: bool,
+    /// What could be shared, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub content: Option<Content>,
+    /// Processor time of the engine so far, where it can be seen.
+    pub merge_cpu_seconds: Option<f64>,
+    /// Complete passes of the engine.
+    pub full_passes: u64,
+    /// What a reader of the numbers should know.
+    pub notes: Vec<String>,
+}
+
+impl FleetStatus {
+    /// Reads the state of every guest and frame of `fleet` as they are now.
+    pub fn of(fleet: &mut Fleet, kvm: bool) -> Result<Self, HostError> {
+        let frames = fleet.frames()?;
+        let mut guests = Vec::new();
+        for guest in &mut fleet.guests {
+            let ended = guest.ended().map(str::to_owned);
+            let state = match ended {
+                Some(_) => State::Dead,
+                None => match guest.vm_status() {
+                    Ok(status) if status.paused => State::Paused,
+                    _ => State::Running,
+                },
+            };
+            let values = match (kvm, &ended) {
+                (true, None) => match guest.control(&VmRequest::KvmStats)? {
+                    VmReply::KvmStats(values) => Some(values),
+                    _ => None,
+                },
+                _ => None,
+            };
+            let seen = frames.guests.iter().find(|f| f.name == guest.spec.name);
+            guests.push(GuestStatus {
+                name: guest.spec.name.clone(),
+                state,
+                ended,
+                pid: guest.pid(),
+                kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
+                cpus: guest.spec.cpus,
+                memory_bytes: guest.spec.memory_bytes,
+                pages: seen.map(|f| f.pages).unwrap_or_default(),
+                frames: seen.map(|f| f.frames).unwrap_or_default(),
+                kvm: values,
+            });
+        }
+        let progress = fleet.progress().unwrap_or_default();
+        Ok(Self {
+            fleet: fleet.spec.name.clone(),
+            pid: std::process::id(),
+            backend: probe::backend_name().into(),
+            engine: fleet.spec.engine.name().into(),
+            guests,
+            promised_bytes: fleet.promised_bytes(),
+            pages: frames.pages,
+            frames: frames.frames,
+            saved_pages: frames.saved_pages,
+            estimated: frames.estimated,
+            content: None,
+            merge_cpu_seconds: progress.cpu_seconds,
+            full_passes: progress.full_passes,
+            notes: frames.notes.iter().cloned().chain(fleet.notes()).collect(),
+        })
+    }
+}
