@@ -71,7 +71,8 @@ pub(crate) const SILENCE: &[u8] = &[0xeb, 0xfe];
 /// Writes rubbish of every width to every port and reads it back, then resets.
 pub(crate) const RUBBISH: &[u8] = &[
     0x31, 0xd2, // xor edx, edx
-    0xb8, 0x55, 0x55, 0x55, 0x55, // again: mov eax, 0x55555555
+    0xb8, 0x55, 0, 0,
+    0, // again: mov eax, 0x55; small, because one port takes it for milliseconds to idle
     0xee, 0x66, 0xef, 0xef, // out dx, al; out dx, ax; out dx, eax
     0xec, 0x66, 0xed, 0xed, // in al, dx; in ax, dx; in eax, dx
     0x66, 0xff, 0xc2, // inc dx
