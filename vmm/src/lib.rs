@@ -1,6 +1,7 @@
 //! Samepage: a small KVM hypervisor for memory.
 
 pub mod cli;
+pub mod host;
 pub mod image;
 pub mod measure;
 pub mod memory;

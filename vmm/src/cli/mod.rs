@@ -1,15 +1,19 @@
 //! One file per subcommand: parse, call, print. All of them end here.
 
+mod demo;
 mod doctor;
 mod image;
+mod progress;
 mod run;
-mod size;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing::Level;
+
+use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use crate::memory::size::{SizeError, parse_size};
 
 /// Launches guest VMs, merges the pages they have in common, and accounts for every frame.
 #[derive(Parser)]
@@ -24,6 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Doctor(doctor::Args),
+    Demo(demo::Args),
     Run(run::Args),
     Image(image::Args),
     /// Restores the kernel's KSM settings when its owner is gone
@@ -39,6 +44,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
     let result = match cli.command {
         Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::KsmGuard => ksm_guard(),
@@ -52,6 +58,11 @@ pub fn main() -> ExitCode {
         }
         ExitCode::FAILURE
     })
+}
+
+/// Parses a guest's memory.
+fn memory(text: &str) -> Result<u64, SizeError> {
+    parse_size(text, MIN_RAM_BYTES, MAX_RAM_BYTES)
 }
 
 fn ksm_guard() -> anyhow::Result<ExitCode> {

@@ -6,8 +6,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS};
 
-use super::size;
-
 /// The command line a Linux guest gets unless told otherwise.
 const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
@@ -31,7 +29,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
     /// Guest memory, with its unit
-    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = size::memory)]
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
     memory: u64,
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]

@@ -370,7 +370,7 @@ mod tests {
 
         #[test]
         fn no_name_panics(name in "(linux-image-)?[0-9a-z.+~-]{0,30}(-amd64)?", release in "[0-9.]{0,5}") {
-            let _ = newest(&[name.clone()], &release, Flavour::Cloud);
+            let _ = newest(std::slice::from_ref(&name), &release, Flavour::Cloud);
             let _ = releases(&[name]);
         }
     }

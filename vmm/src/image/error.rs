@@ -88,6 +88,12 @@ pub enum ImageError {
         #[source]
         source: UnpackError,
     },
+    /// A package whose contents are damaged.
+    #[error("the package {} is damaged; download it again", path.display())]
+    DebDamaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A package without a kernel.
     #[error(
         "the package {}{} has no boot/vmlinuz-*; expected a kernel package such as linux-image-6.12.*-cloud-amd64",
@@ -124,16 +130,15 @@ pub enum ImageError {
     },
     /// A module that is nowhere.
     #[error(
-        "the module {name} is neither in {} nor built into the kernel{}{}",
-        path.display(),
+        "the module {name} is neither among the modules in {place} nor built into the kernel{}{}",
         needed_by.as_ref().map(|m| format!(" ({m} needs it)")).unwrap_or_default(),
         near.as_ref().map(|n| format!("; did you mean {n}?")).unwrap_or_default(),
     )]
     NoModule {
         /// Its name, with underscores.
         name: String,
-        /// The modules directory.
-        path: PathBuf,
+        /// The name of the modules directory, which is the kernel's version.
+        place: String,
         /// The module whose dependency it is.
         needed_by: Option<String>,
         /// The module with the name nearest to it.

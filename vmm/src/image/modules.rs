@@ -102,10 +102,16 @@ impl Modules {
                 return Ok(());
             }
             let near = self.nearest(name);
-            let (name, path) = (name.into(), self.root.clone());
+            // The directory above may be a temporary one, which would tell nobody anything.
+            let place = self
+                .root
+                .file_name()
+                .unwrap_or(self.root.as_os_str())
+                .to_string_lossy()
+                .into_owned();
             return Err(ImageError::NoModule {
-                name,
-                path,
+                name: name.into(),
+                place,
                 needed_by: needed_by.map(Into::into),
                 near,
             });

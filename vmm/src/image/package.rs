@@ -4,7 +4,7 @@
 //! Links, devices, owners and times in the archive are left out, and nothing is run.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path, PathBuf};
 
 use super::error::ImageError;
@@ -13,8 +13,12 @@ use super::unpack::{Compression, UnpackError};
 
 /// The most that a package may unpack to. The largest kernel package of Debian has half a GB.
 const UNPACKED_CAP_BYTES: u64 = 4 << 30;
+/// The same where the package is unpacked in memory, as zstd is.
+const ZSTD_CAP_BYTES: u64 = 1 << 30;
 /// A control file has a few KB.
 const CONTROL_CAP_BYTES: u64 = 1 << 20;
+/// How much is copied at once.
+const COPY_BYTES: usize = 1 << 18;
 const AR_MAGIC: &[u8; 8] = b"!<arch>\n";
 const AR_HEADER_BYTES: usize = 60;
 /// `debian-binary`, `control.tar.*`, `data.tar.*`, and room for signatures.
@@ -137,7 +141,7 @@ fn tar<'a, R: Read + 'a>(source: R, name: &str) -> Result<tar::Archive<Box<dyn R
         Compression::of(first)
     };
     Ok(tar::Archive::new(match compression {
-        Some(compression) => compression.reader(source)?,
+        Some(compression) => compression.reader(source, ZSTD_CAP_BYTES)?,
         None => Box::new(source),
     }))
 }
@@ -178,8 +182,9 @@ fn extract(
     into: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>, ImageError> {
-    let read = || ImageError::file("unpack the package", deb);
-    file.seek(SeekFrom::Start(member.at)).map_err(read())?;
+    let mut buffer = vec![0; COPY_BYTES];
+    file.seek(SeekFrom::Start(member.at))
+        .map_err(ImageError::file("read the package", deb))?;
     let watched = Watched {
         inner: file.take(member.bytes),
         bytes: 0,
@@ -189,9 +194,11 @@ fn extract(
         path: deb.into(),
         source,
     })?;
+    // The decoder's own words may quote whatever bytes it stumbled over.
+    let damaged = |_| ImageError::DebDamaged { path: deb.into() };
     let (mut kernel, mut unpacked) = (None, 0);
-    for entry in archive.entries().map_err(read())? {
-        let mut entry = entry.map_err(read())?;
+    for entry in archive.entries().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
         unpacked += entry.size();
         if unpacked > UNPACKED_CAP_BYTES {
             return Err(ImageError::DebTooLarge {
@@ -199,7 +206,7 @@ fn extract(
                 cap: UNPACKED_CAP_BYTES,
             });
         }
-        let path = entry.path().map_err(read())?.into_owned();
+        let path = entry.path().map_err(damaged)?.into_owned();
         let Some(path) = wanted(&path).filter(|_| entry.header().entry_type().is_file()) else {
             continue;
         };
@@ -207,12 +214,20 @@ fn extract(
         let parent = to.parent().unwrap_or(into);
         fs::create_dir_all(parent).map_err(ImageError::file("make the directory", parent))?;
         let mut out = File::create(&to).map_err(ImageError::file("write", &to))?;
-        // The reader is what can be damaged; a full disk gives the same message with its own cause.
-        io::copy(&mut entry, &mut out).map_err(read())?;
+        loop {
+            let got = entry.read(&mut buffer).map_err(damaged)?;
+            if got == 0 {
+                break;
+            }
+            out.write_all(&buffer[..got])
+                .map_err(ImageError::file("write", &to))?;
+        }
         if path.starts_with("boot") {
             kernel = Some(to);
         }
     }
+    // To the very end, where the checksums are.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(damaged)?;
     Ok(kernel)
 }
 

@@ -68,8 +68,10 @@ fn xz(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
-    use structured_zstd::encoding::{CompressionLevel, compress_slice_to_vec};
-    sized(compress_slice_to_vec(bytes, CompressionLevel::Fastest), bytes)
+    let mut out = Vec::new();
+    let mut compressor = zstd_rs::Compressor::new(zstd_rs::CompressionConfig::FAST).unwrap();
+    compressor.compress(bytes, None, &mut out).unwrap();
+    sized(out, bytes)
 }
 
 fn lz4(bytes: &[u8]) -> Vec<u8> {

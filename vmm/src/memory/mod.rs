@@ -9,6 +9,7 @@ pub mod layout;
 pub mod pagemap;
 pub mod ram;
 pub mod remote;
+pub mod size;
 pub mod userfault;
 
 /// Bytes of a page; Samepage knows no other size for merging and accounting.

@@ -1,0 +1,123 @@
+//! The two ways into a VM process: its control socket (JSON lines) and its COM2 socket (the guest's protocol).
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use guest::protocol::{Command, LineReader, Reply};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::HostError;
+use crate::vm::control;
+
+/// How long a VM process, or the daemon, may take to answer what it can answer at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// Longest answer that is read.
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
+/// How often a silent socket is looked at again, for an interrupt.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Asks one question of a JSON-lines socket at `path` and reads one answer, within `limit`.
+pub fn ask<Q: Serialize, A: DeserializeOwned>(path: &Path, question: &Q, limit: Duration) -> io::Result<A> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    let mut line = serde_json::to_vec(question)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = Vec::new();
+    BufReader::new(stream).take(MAX_ANSWER_BYTES).read_until(b'\n', &mut answer)?;
+    if answer.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up without an answer"));
+    }
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Asks a VM's control socket; its refusal is an error.
+pub fn control(guest: &str, path: &Path, request: &control::Request) -> Result<control::Reply, HostError> {
+    match ask(path, request, ANSWER_LIMIT) {
+        Ok(control::Reply::Error(answer)) => Err(HostError::Control { guest: guest.into(), answer }),
+        Ok(reply) => Ok(reply),
+        Err(source) => Err(HostError::Socket { who: format!("the VM of guest {guest}"), source }),
+    }
+}
+
+/// A guest's control channel.
+pub struct Com2 {
+    guest: String,
+    stream: UnixStream,
+    reader: LineReader,
+    buffered: Vec<u8>,
+}
+
+impl Com2 {
+    /// Connects to the COM2 socket of `guest`.
+    pub fn connect(guest: &str, path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(POLL))?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        Ok(Self { guest: guest.into(), stream, reader: LineReader::new(), buffered: Vec::new() })
+    }
+
+    /// The next reply, or None after [`POLL`] without one. What is no reply is skipped: a guest may say anything.
+    pub fn poll(&mut self) -> Result<Option<Reply>, HostError> {
+        let failed = |source| HostError::Socket { who: format!("COM2 of guest {}", self.guest), source };
+        if self.buffered.is_empty() {
+            let mut bytes = [0u8; 1024];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => self.buffered.extend(&bytes[..n]),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return Ok(None),
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        let mut used = 0;
+        let mut reply = None;
+        for byte in &self.buffered {
+            used += 1;
+            if let Some(Ok(line)) = self.reader.push(*byte)
+                && let Ok(parsed) = Reply::parse(line)
+            {
+                reply = Some(parsed);
+                break;
+            }
+        }
+        self.buffered.drain(..used);
+        Ok(reply)
+    }
+
+    /// Sends a command and waits for its final reply. `step` sees progress and may end the wait by an error;
+    /// it is also called, without progress, while the guest is silent. Silence is allowed for `limit`.
+    pub fn command(
+        &mut self,
+        command: &Command,
+        limit: Duration,
+        step: &mut dyn FnMut(Option<(u64, u64)>) -> Result<(), HostError>,
+    ) -> Result<Reply, HostError> {
+        let failed = |guest: &str, source| HostError::Socket { who: format!("COM2 of guest {guest}"), source };
+        self.stream.write_all(format!("{command}\n").as_bytes()).map_err(|e| failed(&self.guest, e))?;
+        let mut heard = Instant::now();
+        loop {
+            match self.poll()? {
+                Some(Reply::Progress { done, total }) => {
+                    heard = Instant::now();
+                    step(Some((done, total)))?;
+                }
+                Some(reply @ (Reply::Err { .. } | Reply::Panic { .. })) => {
+                    return Err(HostError::Refused {
+                        guest: self.guest.clone(),
+                        command: command.to_string(),
+                        answer: reply.to_string(),
+                    });
+                }
+                Some(reply) if reply.is_final() => return Ok(reply),
+                _ => step(None)?,
+            }
+            if heard.elapsed() > limit {
+                return Err(HostError::Stuck { guest: self.guest.clone(), command: command.to_string(), limit });
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What can go wrong with a fleet.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::measure::MeasureError;
+use crate::merge::EngineError;
+
+/// Why a fleet, or one of its guests, could not do what was asked.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The fleet file cannot be read.
+    #[error("the fleet file {path} cannot be read", path = path.display())]
+    SpecRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The fleet file is not one.
+    #[error("the fleet file {path} is wrong", path = path.display())]
+    Spec {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        #[source]
+        source: super::spec::SpecError,
+    },
+    /// A directory or file of the runtime directory cannot be used.
+    #[error("cannot {what} {path}", path = path.display())]
+    Runtime {
+        /// What was being done.
+        what: &'static str,
+        /// With which path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket's path is longer than the kernel takes.
+    #[error("the socket path {path} is too long: a Unix socket takes at most 107 bytes; set SAMEPAGE_RUNTIME_DIR to a shorter directory", path = path.display())]
+    PathLength {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The fleet is up already.
+    #[error("fleet {fleet:?} is up already: `samepage fleet status --name {fleet}` shows it, `samepage fleet down --name {fleet}` ends it")]
+    UpAlready {
+        /// Its name.
+        fleet: String,
+    },
+    /// No such fleet.
+    #[error("no fleet {fleet:?} is up{known}")]
+    NotUp {
+        /// The name asked for.
+        fleet: String,
+        /// Those that are, as a clause.
+        known: String,
+    },
+    /// None at all, or more than one to choose from.
+    #[error("which fleet? {known}")]
+    WhichFleet {
+        /// What there is.
+        known: String,
+    },
+    /// A VM process could not be started.
+    #[error("guest {guest}: its VM process could not be started")]
+    Spawn {
+        /// Its name.
+        guest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A VM process ended before it was told to.
+    #[error("guest {guest}: its VM ended ({how}){log}")]
+    Ended {
+        /// Its name.
+        guest: String,
+        /// Exit status or signal.
+        how: String,
+        /// The end of its log, as a clause.
+        log: String,
+    },
+    /// The guest did not say that it is ready.
+    #[error("guest {guest} did not answer on COM2 within {} s: is the agent in its initrd? Its console is in {log}", limit.as_secs(), log = log.display())]
+    Silent {
+        /// Its name.
+        guest: String,
+        /// How long it had.
+        limit: Duration,
+        /// Its console.
+        log: PathBuf,
+    },
+    /// The guest did not finish a command.
+    #[error("guest {guest} said nothing for {} s after `{command}`", limit.as_secs())]
+    Stuck {
+        /// Its name.
+        guest: String,
+        /// What it was told.
+        command: String,
+        /// How long it was silent.
+        limit: Duration,
+    },
+    /// The guest refused a command.
+    #[error("guest {guest} refused `{command}`: {answer}")]
+    Refused {
+        /// Its name.
+        guest: String,
+        /// What it was told.
+        command: String,
+        /// What it said.
+        answer: String,
+    },
+    /// A VM's control socket answered with an error.
+    #[error("the VM of guest {guest} refused: {answer}")]
+    Control {
+        /// Its name.
+        guest: String,
+        /// What it said.
+        answer: String,
+    },
+    /// A socket failed.
+    #[error("{who}: its socket failed")]
+    Socket {
+        /// Whose.
+        who: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon said so.
+    #[error("the fleet's daemon says: {0}")]
+    Daemon(String),
+    /// The host's check of a guest's pages could not be made.
+    #[error("the pages of guest {guest} could not be checked")]
+    Check {
+        /// Its name.
+        guest: String,
+        /// Why.
+        #[source]
+        source: super::check::CheckError,
+    },
+    /// Measuring failed.
+    #[error("measuring the fleet failed")]
+    Measure(#[from] MeasureError),
+    /// The merging engine failed.
+    #[error("merging failed")]
+    Engine(#[from] EngineError),
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}

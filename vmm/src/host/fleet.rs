@@ -1,0 +1,267 @@
+//! A fleet: all its guests, started, filled, merged, measured and checked together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::check;
+use super::guest::{Guest, Lifetime};
+use super::runtime::FleetDir;
+use super::spec::{EngineName, FleetSpec};
+use super::HostError;
+use crate::measure::content::{self, Content};
+use crate::measure::frames::{self, Frames};
+use crate::measure::Space;
+use crate::memory::PAGE_BYTES;
+use crate::merge::ksm::{Ksm, KsmSettings};
+use crate::merge::off::Off;
+use crate::merge::{Engine, Progress};
+use crate::vm::control::Request;
+
+/// How often merging is looked at.
+const MERGE_POLL: Duration = Duration::from_millis(100);
+/// Merging has settled when this many passes brought nothing new: the first pass after a change only
+/// remembers what it saw.
+const SETTLED_PASSES: u64 = 3;
+
+/// What a fleet is busy with, for those who watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Guests start.
+    Ready,
+    /// Guests fill their memory.
+    Fill,
+    /// Every page is hashed and compared.
+    Content,
+    /// The engine merges.
+    Merge,
+    /// Guests check their pages.
+    Verify,
+    /// The host checks them.
+    Check,
+}
+
+type Teller = dyn Fn(Stage, usize, u64, u64) + Send + Sync;
+
+/// Who watches, and whether the user wants an end.
+pub struct Watch {
+    tell: Box<Teller>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Watch {
+    /// `tell` gets (stage, guest number, done, total); `interrupted` ends everything once it is true.
+    pub fn new(
+        tell: impl Fn(Stage, usize, u64, u64) + Send + Sync + 'static,
+        interrupted: Arc<AtomicBool>,
+    ) -> Self {
+        Self { tell: Box::new(tell), interrupted }
+    }
+
+    /// Nobody watches.
+    pub fn nobody() -> Self {
+        Self::new(|_, _, _, _| {}, Arc::default())
+    }
+
+    /// Tells how far guest number `guest` is in `stage`.
+    pub fn tell(&self, stage: Stage, guest: usize, done: u64, total: u64) {
+        (self.tell)(stage, guest, done, total);
+    }
+
+    /// An error once the user wants an end.
+    pub fn check(&self) -> Result<(), HostError> {
+        match self.interrupted.load(Ordering::Relaxed) {
+            true => Err(HostError::Interrupted),
+            false => Ok(()),
+        }
+    }
+}
+
+/// How merging went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Merged {
+    /// From the start to the last page that was merged.
+    pub seconds: f64,
+    /// What the engine says at the end.
+    pub progress: Progress,
+}
+
+/// A fleet of running guests. Dropping it ends those that live with us and stops the engine.
+pub struct Fleet {
+    /// What it is to be.
+    pub spec: FleetSpec,
+    /// Its guests, in the order of the file.
+    pub guests: Vec<Guest>,
+    engine: Box<dyn Engine>,
+    merging: bool,
+}
+
+impl Fleet {
+    /// Starts all guests (or takes over those that an earlier daemon left), waits until they are ready and
+    /// fills them. On an error those that were started are ended.
+    pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
+        dir.create()?;
+        let engine: Box<dyn Engine> = match spec.engine {
+            EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
+            EngineName::Off => Box::new(Off),
+        };
+        let mut fleet = Self { guests: Vec::new(), engine, merging: false, spec };
+        let result = fleet.bring_up(dir, lifetime, watch);
+        match result {
+            Ok(()) => Ok(fleet),
+            Err(e) => {
+                fleet.stop();
+                Err(e)
+            }
+        }
+    }
+
+    fn bring_up(&mut self, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<(), HostError> {
+        for (n, spec) in self.spec.guests.iter().enumerate() {
+            let left = match lifetime {
+                Lifetime::TheirOwn => Guest::adopt(spec, n, dir)?,
+                Lifetime::WithUs => None,
+            };
+            self.guests.push(match left {
+                Some(guest) => guest,
+                None => Guest::start(spec, n, dir, lifetime)?,
+            });
+        }
+        self.each(|guest| guest.wait_ready(watch))?;
+        self.each(|guest| guest.fill(watch))?;
+        Ok(())
+    }
+
+    /// Does something with every guest that runs, all at the same time.
+    fn each<T: Send>(
+        &mut self,
+        work: impl Fn(&mut Guest) -> Result<T, HostError> + Sync,
+    ) -> Result<Vec<T>, HostError> {
+        let work = &work;
+        let results: Vec<_> = thread::scope(|scope| {
+            let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
+            let threads: Vec<_> = running.map(|guest| scope.spawn(move || work(guest))).collect();
+            threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
+        });
+        results.into_iter().map(|r| r.unwrap_or(Err(HostError::Interrupted))).collect()
+    }
+
+    /// Where the memory of the guests that run lies.
+    pub fn spaces(&mut self) -> Result<Vec<Space>, HostError> {
+        self.each(|guest| guest.space())
+    }
+
+    /// Holds all guests still while `work` runs.
+    pub fn paused<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, HostError>,
+    ) -> Result<T, HostError> {
+        let paused = self.each(|guest| guest.control(&Request::Pause));
+        let result = paused.and_then(|_| work(self));
+        let resumed = self.each(|guest| guest.control(&Request::Resume));
+        let value = result?;
+        resumed?;
+        Ok(value)
+    }
+
+    /// What could be shared: every page hashed and compared, while all guests stand still.
+    pub fn content(&mut self, watch: &Watch) -> Result<Content, HostError> {
+        self.paused(|fleet| {
+            let spaces = fleet.spaces()?;
+            Ok(content::measure(&spaces, &mut |done, total| watch.tell(Stage::Content, 0, done, total))?)
+        })
+    }
+
+    /// Which frames the guests have.
+    pub fn frames(&mut self) -> Result<Frames, HostError> {
+        let spaces = self.spaces()?;
+        Ok(frames::measure(&spaces)?)
+    }
+
+    /// Lets the engine begin.
+    pub fn start_merging(&mut self) -> Result<(), HostError> {
+        if self.spec.engine == EngineName::Ksm {
+            self.each(|guest| guest.control(&Request::Mergeable { on: true }))?;
+        }
+        let spaces = self.spaces()?;
+        self.engine.start(&spaces)?;
+        self.merging = true;
+        Ok(())
+    }
+
+    /// Waits until merging brings nothing new, or `limit` is over. `goal` is what could be merged, for the bar.
+    pub fn settle(&mut self, goal: u64, limit: Duration, watch: &Watch) -> Result<Merged, HostError> {
+        let begin = Instant::now();
+        let mut best = (0, 0, 0.0);
+        loop {
+            watch.check()?;
+            let progress = self.engine.progress()?;
+            let seconds = begin.elapsed().as_secs_f64();
+            if progress.merged_pages > best.0 {
+                best = (progress.merged_pages, progress.full_passes, seconds);
+            }
+            watch.tell(Stage::Merge, 0, progress.merged_pages.min(goal), goal);
+            let settled = progress.full_passes >= best.1 + SETTLED_PASSES;
+            if self.spec.engine == EngineName::Off || settled || begin.elapsed() > limit {
+                return Ok(Merged { seconds: best.2, progress });
+            }
+            thread::sleep(MERGE_POLL);
+        }
+    }
+
+    /// How far the engine has come; None before it has begun.
+    pub fn progress(&mut self) -> Option<Progress> {
+        self.merging.then(|| self.engine.progress().ok()).flatten()
+    }
+
+    /// What a reader of the engine's numbers should know.
+    pub fn notes(&self) -> Vec<String> {
+        self.engine.notes()
+    }
+
+    /// Stops the engine and puts the host's settings back; what is merged stays so.
+    pub fn stop_merging(&mut self) {
+        self.engine.stop();
+    }
+
+    /// Has every guest check all its pages, and the host check them too. Returns (pages checked by their
+    /// guests, pages wrong in either check).
+    pub fn verify(&mut self, watch: &Watch) -> Result<(u64, u64), HostError> {
+        let by_guests = self.each(|guest| guest.verify(watch))?;
+        let reports = self.each(|guest| guest.report(watch))?;
+        let by_host = self.paused(|fleet| {
+            let total = fleet.guests.len() as u64;
+            let mut wrong = 0;
+            let running = fleet.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
+            for ((n, guest), report) in running.enumerate().zip(reports) {
+                watch.check()?;
+                if let Some(report) = report {
+                    wrong += check::wrong_pages(guest, &report)
+                        .map_err(|source| HostError::Check { guest: guest.spec.name.clone(), source })?;
+                }
+                watch.tell(Stage::Check, 0, n as u64 + 1, total);
+            }
+            Ok(wrong)
+        })?;
+        let (checked, wrong) = by_guests.iter().fold((0, 0), |(a, b), (c, m)| (a + c, b + m));
+        Ok((checked, wrong + by_host))
+    }
+
+    /// Memory promised to all guests, in bytes; always whole pages.
+    pub fn promised_bytes(&self) -> u64 {
+        let bytes = self.spec.guests.iter().map(|g| g.memory_bytes).sum();
+        debug_assert!(u64::is_multiple_of(bytes, PAGE_BYTES));
+        bytes
+    }
+
+    /// Ends all guests and the engine.
+    pub fn stop(&mut self) {
+        self.engine.stop();
+        thread::scope(|scope| {
+            for guest in &mut self.guests {
+                scope.spawn(move || guest.stop());
+            }
+        });
+    }
+}

@@ -1,0 +1,350 @@
+//! One guest of a fleet: its VM process, what it said when it was ready, what it was filled with.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report};
+use serde::{Deserialize, Serialize};
+
+use super::HostError;
+use super::client::{Com2, control};
+use super::fleet::{Stage, Watch};
+use super::runtime::FleetDir;
+use super::spec::GuestSpec;
+use crate::measure::Space;
+use crate::vm::control as vm;
+
+/// How long the built-in guest may take until it is ready.
+const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
+/// How long a Linux guest may take.
+const LINUX_LIMIT: Duration = Duration::from_secs(180);
+/// How long a guest may be silent during a long command: progress comes more often than this.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a VM process may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// How much of a log an error message shows.
+const LOG_TAIL_BYTES: usize = 600;
+
+/// Who keeps VM processes alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// They end when this process does, however it ends.
+    WithUs,
+    /// They run on; a later daemon takes them over.
+    TheirOwn,
+}
+
+/// A guest.
+pub struct Guest {
+    /// What it is to be.
+    pub spec: GuestSpec,
+    /// Its number in the fleet.
+    pub number: usize,
+    dir: FleetDir,
+    process: Running,
+    com2: Option<Com2>,
+    ready: Option<Ready>,
+    fill: Option<Fill>,
+}
+
+/// What a later daemon needs to know; the rest it asks.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    ready: Option<String>,
+    fill: Option<String>,
+}
+
+enum Running {
+    /// Started by us. The pipe ends the VM when it is dropped (with [`Lifetime::WithUs`]).
+    Child(Child, Option<ChildStdin>),
+    /// Started by an earlier daemon.
+    Adopted { pid: u32 },
+    Ended(String),
+}
+
+impl Guest {
+    /// Starts the VM process of guest `number`.
+    pub fn start(spec: &GuestSpec, number: usize, dir: &FleetDir, lifetime: Lifetime) -> Result<Self, HostError> {
+        let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
+        let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
+        for stale in [&control, &com2, &log] {
+            let _ = fs::remove_file(stale);
+        }
+        let messages = fs::File::create(&log).map_err(failed)?;
+        let mut process = Process::new(std::env::current_exe().map_err(failed)?);
+        process
+            .arg("run")
+            .args(["--name", &spec.name, "--memory", &format!("{}K", spec.memory_bytes >> 10)])
+            .args(["--cpus", &spec.cpus.to_string()])
+            .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
+            .args(["--console".as_ref(), log.as_os_str()])
+            .args(spec.kernel.iter().flat_map(|k| ["--kernel".as_ref(), k.as_os_str()]))
+            .args(spec.initrd.iter().flat_map(|i| ["--initrd".as_ref(), i.as_os_str()]))
+            .args(spec.cmdline.iter().flat_map(|c| ["--cmdline", c.as_str()]))
+            .stdout(Stdio::null())
+            .stderr(messages)
+            // A Control-C on the terminal is for us, and we tell the guests.
+            .process_group(0);
+        match lifetime {
+            Lifetime::WithUs => process.arg("--lifeline").stdin(Stdio::piped()),
+            Lifetime::TheirOwn => process.stdin(Stdio::null()),
+        };
+        let mut child = process.spawn().map_err(failed)?;
+        let lifeline = child.stdin.take();
+        let process = Running::Child(child, lifeline);
+        Ok(Self { spec: spec.clone(), number, dir: dir.clone(), process, com2: None, ready: None, fill: None })
+    }
+
+    /// Takes over a VM that an earlier daemon started, if there is one that answers.
+    pub fn adopt(spec: &GuestSpec, number: usize, dir: &FleetDir) -> Result<Option<Self>, HostError> {
+        let path = dir.control(&spec.name)?;
+        let Ok(vm::Reply::Status(status)) = control(&spec.name, &path, &vm::Request::Status) else {
+            return Ok(None);
+        };
+        let saved: Option<Saved> =
+            fs::read(dir.state(&spec.name)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let ready = saved.as_ref().and_then(|s| match Reply::parse(s.ready.as_deref()?) {
+            Ok(Reply::Ready(ready)) => Some(ready),
+            _ => None,
+        });
+        let fill = saved.as_ref().and_then(|s| match Command::parse(s.fill.as_deref()?) {
+            Ok(Command::Fill(fill)) => Some(fill),
+            _ => None,
+        });
+        let com2 = Com2::connect(&spec.name, &dir.com2(&spec.name)?).ok();
+        let process = Running::Adopted { pid: status.pid };
+        Ok(Some(Self { spec: spec.clone(), number, dir: dir.clone(), process, com2, ready, fill }))
+    }
+
+    /// Waits until the guest says that it is ready.
+    pub fn wait_ready(&mut self, watch: &Watch) -> Result<(), HostError> {
+        let limit = if self.spec.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
+        let path = self.dir.com2(&self.spec.name)?;
+        let begin = Instant::now();
+        while self.ready.is_none() {
+            watch.check()?;
+            self.check_alive()?;
+            if begin.elapsed() > limit {
+                let log = self.dir.log(&self.spec.name);
+                return Err(HostError::Silent { guest: self.spec.name.clone(), limit, log });
+            }
+            match &mut self.com2 {
+                None => match Com2::connect(&self.spec.name, &path) {
+                    Ok(com2) => self.com2 = Some(com2),
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                },
+                Some(com2) => match com2.poll() {
+                    Ok(Some(Reply::Ready(ready))) => self.ready = Some(ready),
+                    Ok(_) => {}
+                    // Its VM ended: say how, for that is the cause.
+                    Err(e) => {
+                        std::thread::sleep(Duration::from_millis(100));
+                        self.check_alive()?;
+                        return Err(e);
+                    }
+                },
+            }
+        }
+        self.save();
+        watch.tell(Stage::Ready, self.number, 1, 1);
+        Ok(())
+    }
+
+    /// Fills its memory as the fleet file says; without a word there, not at all.
+    pub fn fill(&mut self, watch: &Watch) -> Result<(), HostError> {
+        if self.fill.is_some() {
+            return Ok(());
+        }
+        let Some(fill) = self.spec.fill.and_then(|f| f.command(self.number)) else { return Ok(()) };
+        self.command(&Command::Fill(fill), Stage::Fill, watch)?;
+        self.fill = Some(fill);
+        self.save();
+        Ok(())
+    }
+
+    /// Has the guest check every page it filled. Returns pages checked and pages wrong.
+    pub fn verify(&mut self, watch: &Watch) -> Result<(u64, u64), HostError> {
+        match self.command(&Command::Verify, Stage::Verify, watch)? {
+            Reply::Ok(Done::Verify { checked, mismatched, .. }) => Ok((checked, mismatched)),
+            _ => Ok((0, 0)),
+        }
+    }
+
+    /// What the guest says of its pages.
+    pub fn report(&mut self, watch: &Watch) -> Result<Option<Report>, HostError> {
+        match self.command(&Command::Report, Stage::Verify, watch)? {
+            Reply::Ok(Done::Report(report)) => Ok(Some(report)),
+            _ => Ok(None),
+        }
+    }
+
+    fn command(&mut self, command: &Command, stage: Stage, watch: &Watch) -> Result<Reply, HostError> {
+        let number = self.number;
+        let Some(com2) = &mut self.com2 else {
+            return Err(HostError::Socket {
+                who: format!("COM2 of guest {}", self.spec.name),
+                source: io::ErrorKind::NotConnected.into(),
+            });
+        };
+        let result = com2.command(command, SILENCE_LIMIT, &mut |progress| {
+            if let Some((done, total)) = progress {
+                watch.tell(stage, number, done, total);
+            }
+            watch.check()
+        });
+        if result.is_err() {
+            self.check_alive()?;
+        } else {
+            watch.tell(stage, number, 1, 1);
+        }
+        result
+    }
+
+    /// Asks the VM process.
+    pub fn control(&self, request: &vm::Request) -> Result<vm::Reply, HostError> {
+        control(&self.spec.name, &self.dir.control(&self.spec.name)?, request)
+    }
+
+    /// What the VM process says of itself.
+    pub fn vm_status(&self) -> Result<vm::Status, HostError> {
+        match self.control(&vm::Request::Status)? {
+            vm::Reply::Status(status) => Ok(status),
+            other => Err(HostError::Control { guest: self.spec.name.clone(), answer: format!("{other:?}") }),
+        }
+    }
+
+    /// Where its memory lies, for measuring.
+    pub fn space(&self) -> Result<Space, HostError> {
+        let status = self.vm_status()?;
+        Ok(Space { name: self.spec.name.clone(), pid: status.pid, extents: status.extents })
+    }
+
+    /// What it said when it was ready.
+    pub fn ready(&self) -> Option<Ready> {
+        self.ready
+    }
+
+    /// Is it the built-in guest, whose pages lie where it says?
+    pub fn is_built_in(&self) -> bool {
+        self.ready.is_some_and(|r| r.kind == Kind::Builtin)
+    }
+
+    /// What it was filled with.
+    pub fn filled(&self) -> Option<&Fill> {
+        self.fill.as_ref()
+    }
+
+    /// Its process, while it has one.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.process {
+            Running::Child(child, _) => Some(child.id()),
+            Running::Adopted { pid } => Some(*pid),
+            Running::Ended(_) => None,
+        }
+    }
+
+    /// None while its VM runs, else how it ended.
+    pub fn ended(&mut self) -> Option<&str> {
+        let how = match &mut self.process {
+            Running::Child(child, _) => match child.try_wait() {
+                Ok(Some(status)) => Some(describe(status)),
+                _ => None,
+            },
+            Running::Adopted { pid } => (!is_running(*pid)).then(|| "its process is gone".into()),
+            Running::Ended(_) => None,
+        };
+        if let Some(how) = how {
+            self.process = Running::Ended(how);
+        }
+        match &self.process {
+            Running::Ended(how) => Some(how),
+            _ => None,
+        }
+    }
+
+    fn check_alive(&mut self) -> Result<(), HostError> {
+        let log = self.log_tail();
+        let guest = self.spec.name.clone();
+        match self.ended() {
+            None => Ok(()),
+            Some(how) => Err(HostError::Ended { guest, how: how.into(), log }),
+        }
+    }
+
+    /// The end of what it and its VM wrote, as a clause for an error message.
+    fn log_tail(&self) -> String {
+        let bytes = fs::read(self.dir.log(&self.spec.name)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned();
+        match text.trim() {
+            "" => String::new(),
+            text => format!(":\n    {}", text.replace('\n', "\n    ")),
+        }
+    }
+
+    fn save(&self) {
+        let saved = Saved {
+            ready: self.ready.map(|r| Reply::Ready(r).to_string()),
+            fill: self.fill.map(|f| Command::Fill(f).to_string()),
+        };
+        // Without it a later daemon knows less of this guest, nothing more.
+        if let Ok(bytes) = serde_json::to_vec(&saved) {
+            let _ = fs::write(self.dir.state(&self.spec.name), bytes);
+        }
+    }
+
+    /// Ends its VM, by force if it does not end when told, and removes its sockets.
+    pub fn stop(&mut self) {
+        if self.ended().is_none() {
+            let _ = self.control(&vm::Request::Stop);
+            let begin = Instant::now();
+            while self.ended().is_none() && begin.elapsed() < END_LIMIT {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        if self.ended().is_none()
+            && let Some(pid) = self.pid()
+        {
+            kill(pid);
+        }
+        if let Running::Child(child, _) = &mut self.process {
+            let _ = child.wait();
+        }
+        self.process = Running::Ended("stopped".into());
+        for path in [self.dir.control(&self.spec.name), self.dir.com2(&self.spec.name)].into_iter().flatten() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Running::Child(child, Some(_)) = &mut self.process {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        _ => "unknown".into(),
+    }
+}
+
+/// Does the process exist and is it more than a zombie?
+pub(super) fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Kills a VM process that does not end by itself.
+pub(super) fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}

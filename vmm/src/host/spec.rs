@@ -1,0 +1,324 @@
+//! The fleet file: which guests, with what memory and work, merged how.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use guest::protocol::{Fill, Mix};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::HostError;
+use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use crate::memory::size::{SizeError, parse_size};
+use crate::vm::MAX_VCPUS;
+
+/// The most guests of one fleet.
+pub const MAX_GUESTS: usize = 1024;
+/// The longest name of a fleet or guest: it is part of a socket's path.
+const MAX_NAME_BYTES: usize = 32;
+
+/// What is wrong with a fleet file.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// It is not TOML, or has a key that no fleet file has.
+    #[error(transparent)]
+    Toml(#[from] toml::de::Error),
+    /// It has no guest.
+    #[error("it has no guests: expected at least one [[guest]]")]
+    NoGuests,
+    /// It has too many.
+    #[error("it has {0} guests: expected at most {MAX_GUESTS}")]
+    TooMany(usize),
+    /// A name is used twice.
+    #[error("two guests are called {0:?}: give each a name of its own")]
+    SameName(String),
+    /// A name cannot be part of a path.
+    #[error("{0:?} is no name: expected 1 to {MAX_NAME_BYTES} letters, digits, - or _")]
+    Name(String),
+    /// A guest's memory.
+    #[error("guest {guest}: memory")]
+    Memory {
+        /// Whose.
+        guest: String,
+        /// What is wrong.
+        #[source]
+        source: SizeError,
+    },
+    /// A guest's vCPUs.
+    #[error("guest {guest}: {cpus} vCPUs are not possible: expected 1 to {MAX_VCPUS}")]
+    Cpus {
+        /// Whose.
+        guest: String,
+        /// How many.
+        cpus: u8,
+    },
+    /// A guest's percentages.
+    #[error("guest {guest}: the percentages of its fill make {sum}: expected 100")]
+    Mix {
+        /// Whose.
+        guest: String,
+        /// Their sum.
+        sum: u32,
+    },
+    /// An initrd without a kernel.
+    #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
+    InitrdWithoutKernel {
+        /// Whose.
+        guest: String,
+    },
+    /// KSM merges across everything, which several domains forbid.
+    #[error("engine \"ksm\" merges across all guests of the host and cannot keep the domains {0} apart: use one domain, or engine \"off\"")]
+    Domains(String),
+}
+
+/// Which engine merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// The host kernel's samepage merging.
+    Ksm,
+    /// None.
+    Off,
+}
+
+/// Percentages of each class of page that a guest fills its memory with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FillSpec {
+    /// Zeros.
+    #[serde(default)]
+    pub zero: u8,
+    /// The same in all guests of the fleet.
+    #[serde(default)]
+    pub common: u8,
+    /// Four times in the same guest.
+    #[serde(default)]
+    pub duplicate: u8,
+    /// Nowhere else.
+    #[serde(default)]
+    pub unique: u8,
+    /// How many pages; all the guest can spare unless said.
+    #[serde(default)]
+    pub pages: Option<u64>,
+}
+
+impl FillSpec {
+    /// As the command for guest number `n`.
+    pub fn command(&self, n: usize) -> Option<Fill> {
+        let mix = Mix::new(self.zero, self.common, self.duplicate, self.unique).ok()?;
+        // The seeds only have to differ: between guests, and from the one they have in common.
+        Some(Fill { seed: 1000 + n as u64, common: 7, mix, pages: self.pages })
+    }
+
+    fn sum(&self) -> u32 {
+        [self.zero, self.common, self.duplicate, self.unique].map(u32::from).iter().sum()
+    }
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// Its name, unique in the fleet.
+    pub name: String,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// vCPUs.
+    pub cpus: u8,
+    /// A Linux kernel; None is the built-in guest.
+    pub kernel: Option<PathBuf>,
+    /// Its initrd.
+    pub initrd: Option<PathBuf>,
+    /// Its command line; None is the default one.
+    pub cmdline: Option<String>,
+    /// What it fills its memory with once it is ready.
+    pub fill: Option<FillSpec>,
+}
+
+/// A fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetSpec {
+    /// Its name; a part of the runtime directory's paths.
+    pub name: String,
+    /// What merges.
+    pub engine: EngineName,
+    /// Its guests, at least one.
+    pub guests: Vec<GuestSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FleetFile {
+    name: String,
+    #[serde(default = "default_engine")]
+    engine: EngineName,
+    #[serde(default)]
+    defaults: GuestKeys,
+    #[serde(default)]
+    guest: Vec<NamedGuest>,
+}
+
+fn default_engine() -> EngineName {
+    EngineName::Ksm
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GuestKeys {
+    memory: Option<String>,
+    cpus: Option<u8>,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    cmdline: Option<String>,
+    domain: Option<String>,
+    fill: Option<FillSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedGuest {
+    name: String,
+    count: Option<u16>,
+    memory: Option<String>,
+    cpus: Option<u8>,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    cmdline: Option<String>,
+    domain: Option<String>,
+    fill: Option<FillSpec>,
+}
+
+impl FleetSpec {
+    /// Reads and checks a fleet file. Relative paths in it are relative to it; `~/` is the home directory.
+    pub fn read(path: &Path) -> Result<Self, HostError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| HostError::SpecRead { path: path.into(), source })?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, dir).map_err(|source| HostError::Spec { path: path.into(), source })
+    }
+
+    /// As [`Self::read`], for text whose relative paths begin at `dir`.
+    pub fn parse(text: &str, dir: &Path) -> Result<Self, SpecError> {
+        let file: FleetFile = toml::from_str(text)?;
+        check_name(&file.name)?;
+        let mut guests = Vec::new();
+        let mut domains = BTreeSet::new();
+        for named in &file.guest {
+            domains.insert(named.domain.clone().or(file.defaults.domain.clone()).unwrap_or(file.name.clone()));
+            let copies = named.count.map_or(1, usize::from);
+            if guests.len() + copies > MAX_GUESTS {
+                return Err(SpecError::TooMany(guests.len() + copies));
+            }
+            for n in 0..copies {
+                let name = match named.count {
+                    None => named.name.clone(),
+                    Some(_) => format!("{}-{n}", named.name),
+                };
+                guests.push(one_guest(name, named, &file.defaults, dir)?);
+            }
+        }
+        if guests.is_empty() {
+            return Err(SpecError::NoGuests);
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = guests.iter().find(|g| !names.insert(&g.name)) {
+            return Err(SpecError::SameName(twice.name.clone()));
+        }
+        if file.engine == EngineName::Ksm && domains.len() > 1 {
+            let all: Vec<_> = domains.into_iter().collect();
+            return Err(SpecError::Domains(all.join(", ")));
+        }
+        Ok(Self { name: file.name, engine: file.engine, guests })
+    }
+}
+
+fn one_guest(name: String, own: &NamedGuest, common: &GuestKeys, dir: &Path) -> Result<GuestSpec, SpecError> {
+    check_name(&name)?;
+    let path = |own: &Option<PathBuf>, common: &Option<PathBuf>| {
+        own.as_ref().or(common.as_ref()).map(|p| resolve(p, dir))
+    };
+    let memory = own.memory.as_ref().or(common.memory.as_ref()).map_or("128M", String::as_str);
+    let memory_bytes = parse_size(memory, MIN_RAM_BYTES, MAX_RAM_BYTES)
+        .map_err(|source| SpecError::Memory { guest: name.clone(), source })?;
+    let cpus = own.cpus.or(common.cpus).unwrap_or(1);
+    if !(1..=MAX_VCPUS).contains(&cpus) {
+        return Err(SpecError::Cpus { guest: name, cpus });
+    }
+    let fill = own.fill.or(common.fill);
+    if let Some(sum) = fill.map(|f| f.sum()).filter(|s| *s != 100) {
+        return Err(SpecError::Mix { guest: name, sum });
+    }
+    let (kernel, initrd) = (path(&own.kernel, &common.kernel), path(&own.initrd, &common.initrd));
+    if initrd.is_some() && kernel.is_none() {
+        return Err(SpecError::InitrdWithoutKernel { guest: name });
+    }
+    let cmdline = own.cmdline.clone().or(common.cmdline.clone());
+    Ok(GuestSpec { name, memory_bytes, cpus, kernel, initrd, cmdline, fill })
+}
+
+fn resolve(path: &Path, dir: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::var_os("HOME")) {
+        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => dir.join(path),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), SpecError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    match !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(allowed) {
+        true => Ok(()),
+        false => Err(SpecError::Name(name.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<FleetSpec, String> {
+        FleetSpec::parse(text, Path::new("/fleets")).map_err(|e| match std::error::Error::source(&e) {
+            Some(source) => format!("{e}: {source}"),
+            None => e.to_string(),
+        })
+    }
+
+    #[test]
+    fn defaults_count_and_paths() {
+        let text = "name = 'f'\n[defaults]\nmemory = '64M'\nkernel = 'k'\n[[guest]]\nname = 'a'\ncount = 2\n\
+                    [[guest]]\nname = 'b'\nmemory = '1G'\nfill = { zero = 50, unique = 50 }\n";
+        let fleet = parse(text).unwrap();
+        let names: Vec<_> = fleet.guests.iter().map(|g| g.name.as_str()).collect();
+        assert_eq!(names, ["a-0", "a-1", "b"]);
+        assert_eq!(fleet.guests[2].memory_bytes, 1 << 30);
+        assert_eq!(fleet.guests[0].kernel.as_deref(), Some(Path::new("/fleets/k")));
+        assert_eq!(fleet.engine, EngineName::Ksm);
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        for (text, expected) in [
+            ("name = 'f'", "no guests"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'a'", "two guests are called \"a\""),
+            ("name = 'f'\nnme = 1", "unknown field `nme`"),
+            ("name = 'f'\nname = 'g'\n[[guest]]\nname = 'a'", "duplicate key"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\nmemry = '1G'", "unknown field `memry`"),
+            ("name = '../f'\n[[guest]]\nname = 'a'", "no name"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\nmemory = '0'", "memory"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\ncpus = 33", "33 vCPUs"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\nfill = { zero = 99 }", "make 99"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\ninitrd = 'i'", "needs a kernel"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'", "apart"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text:?} gave {error:?}, expected {expected:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rubbish_never_panics(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}
