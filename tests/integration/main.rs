@@ -4,3 +4,10 @@
 //! `cargo test -p tests --test integration lab_ -- --test-threads=1`.
 
 mod architecture;
+mod bad_input;
+mod demo;
+mod doctor;
+mod fleet;
+mod kernels;
+mod nested;
+mod run;

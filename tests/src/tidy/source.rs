@@ -15,6 +15,8 @@ pub struct Source {
     pub path: String,
     /// All of it.
     pub text: String,
+    /// Whether all of it is compiled for tests only.
+    pub test_only: bool,
 }
 
 /// One line of Rust without comments and with the contents of string and character literals taken out.
@@ -29,6 +31,20 @@ pub struct Line {
 }
 
 impl Source {
+    /// A file by itself: its path tells whether it holds tests.
+    #[must_use]
+    pub fn new(path: impl Into<String>, text: impl Into<String>) -> Self {
+        let path = path.into();
+        let test_only = ["tests.rs", "_tests.rs"].iter().any(|end| path.ends_with(end))
+            || path.starts_with("tests/")
+            || path.contains("/tests/");
+        Self {
+            path,
+            text: text.into(),
+            test_only,
+        }
+    }
+
     /// Every Rust, TOML and Markdown file below `root`.
     ///
     /// # Errors
@@ -56,6 +72,7 @@ impl Source {
             }
         }
         found.sort_by(|a, b| a.path.cmp(&b.path));
+        mark_test_modules(&mut found);
         Ok(found)
     }
 
@@ -68,21 +85,46 @@ impl Source {
     /// Its lines as the compiler sees them.
     #[must_use]
     pub fn lines(&self) -> Vec<Line> {
-        let whole_file_is_test = ["tests.rs", "_tests.rs"]
-            .iter()
-            .any(|end| self.path.ends_with(end))
-            || self.path.starts_with("tests/")
-            || self.path.contains("/tests/");
         let mut test = TestBlock::default();
         code_of(&self.text)
             .lines()
             .enumerate()
             .map(|(index, code)| Line {
                 number: index + 1,
-                in_test: test.holds(code) || whole_file_is_test,
+                in_test: test.holds(code) || self.test_only,
                 code: code.to_owned(),
             })
             .collect()
+    }
+}
+
+/// Marks the files of modules that are declared under `#[cfg(test)]`.
+fn mark_test_modules(sources: &mut [Source]) {
+    let mut modules = Vec::new();
+    for source in sources.iter().filter(|s| s.path.ends_with(".rs")) {
+        let stem = source.path.trim_end_matches(".rs");
+        let is_root = ["mod", "lib", "main"]
+            .iter()
+            .any(|root| stem.ends_with(&format!("/{root}")));
+        let directory = if is_root {
+            stem.rsplit_once('/').map_or("", |(directory, _)| directory)
+        } else {
+            stem
+        };
+        for line in source
+            .lines()
+            .iter()
+            .filter(|line| line.in_test && line.code.trim_end().ends_with(';'))
+        {
+            if let Some((_, name)) = line.code.trim_end_matches([';', ' ']).split_once("mod ") {
+                modules.push(format!("{directory}/{name}"));
+            }
+        }
+    }
+    for source in sources {
+        source.test_only |= modules
+            .iter()
+            .any(|m| source.path == format!("{m}.rs") || source.path.starts_with(&format!("{m}/")));
     }
 }
 
@@ -213,5 +255,17 @@ mod tests {
         let text = "a();\n#[cfg(test)]\nmod tests {\n  fn b() { c() }\n}\nd();\n#[cfg(test)]\nmod x;\ne();\n";
         let in_test: Vec<bool> = lines(text).into_iter().map(|(_, _, in_test)| in_test).collect();
         assert_eq!(in_test, [false, true, true, true, true, false, true, true, false]);
+    }
+
+    #[test]
+    fn modules_for_tests_are_marked() {
+        let mut sources = [
+            Source::new("a/src/b/mod.rs", "mod c;\n#[cfg(test)]\npub(crate) mod fake;\n"),
+            Source::new("a/src/b/c.rs", ""),
+            Source::new("a/src/b/fake.rs", ""),
+            Source::new("a/src/b/fake/d.rs", ""),
+        ];
+        mark_test_modules(&mut sources);
+        assert_eq!(sources.map(|s| s.test_only), [false, false, true, true]);
     }
 }

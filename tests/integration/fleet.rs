@@ -1,0 +1,126 @@
+//! `samepage fleet`: up, status, down, and what a killed VM or daemon does to the rest.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::require_ksm;
+use tests::sandbox::{Process, Sandbox};
+
+const LIMIT: Duration = Duration::from_secs(240);
+const SOON: Duration = Duration::from_secs(10);
+
+fn example() -> PathBuf {
+    tests::workspace().join("resources/fleets/builtin.toml")
+}
+
+fn up(sandbox: &Sandbox) {
+    let file = example();
+    let _ = sandbox
+        .samepage(["fleet", "up", file.to_str().expect("UTF-8")])
+        .timeout(LIMIT)
+        .output()
+        .success();
+}
+
+fn status(sandbox: &Sandbox) -> Value {
+    sandbox
+        .samepage(["fleet", "status", "--json"])
+        .timeout(LIMIT)
+        .output()
+        .success()
+        .json()
+}
+
+fn down(sandbox: &Sandbox) {
+    let _ = sandbox
+        .samepage(["fleet", "down"])
+        .timeout(LIMIT)
+        .output()
+        .success();
+    sandbox.assert_clean_within(SOON);
+}
+
+fn guests(status: &Value) -> &Vec<Value> {
+    status["guests"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no guests in {status:#}"))
+}
+
+fn in_state(status: &Value, state: &str) -> usize {
+    guests(status)
+        .iter()
+        .filter(|guest| guest["state"] == state)
+        .count()
+}
+
+/// The processes whose subcommand this is: `run` for VMs, `host` for the daemon.
+fn running(sandbox: &Sandbox, subcommand: &str) -> Vec<Process> {
+    let is = |p: &Process| p.args.split(' ').nth(1) == Some(subcommand);
+    sandbox.processes().into_iter().filter(is).collect()
+}
+
+#[test]
+fn it_comes_up_and_goes_down() {
+    let _ksm = require_ksm!();
+    let sandbox = Sandbox::new();
+    up(&sandbox);
+    let report = status(&sandbox);
+    let vms = running(&sandbox, "run");
+    assert_eq!(in_state(&report, "running"), vms.len(), "{report:#}");
+    assert_eq!(running(&sandbox, "host").len(), 1, "{:?}", sandbox.processes());
+    let kvm = sandbox
+        .samepage(["fleet", "status", "--kvm"])
+        .timeout(LIMIT)
+        .output()
+        .success();
+    assert!(kvm.stdout.contains("exits"), "{kvm}");
+    let file = example();
+    let again = sandbox
+        .samepage(["fleet", "up", file.to_str().expect("UTF-8")])
+        .timeout(LIMIT)
+        .output();
+    assert!(
+        again.code == Some(1) && again.stderr.contains("up already"),
+        "{again}"
+    );
+    assert_eq!(
+        running(&sandbox, "run").len(),
+        vms.len(),
+        "a second `up` must not touch the first"
+    );
+    down(&sandbox);
+}
+
+#[test]
+fn a_killed_vm_is_reported_and_harms_no_other() {
+    let _ksm = require_ksm!();
+    let sandbox = Sandbox::new();
+    up(&sandbox);
+    let vms = running(&sandbox, "run");
+    vms[0].kill();
+    let until = Instant::now() + SOON;
+    let mut report = status(&sandbox);
+    while in_state(&report, "dead") == 0 && Instant::now() < until {
+        thread::sleep(Duration::from_millis(200));
+        report = status(&sandbox);
+    }
+    assert_eq!(in_state(&report, "dead"), 1, "{report:#}");
+    assert_eq!(in_state(&report, "running"), vms.len() - 1, "{report:#}");
+    down(&sandbox);
+}
+
+#[test]
+fn guests_outlive_a_killed_daemon() {
+    let _ksm = require_ksm!();
+    let sandbox = Sandbox::new();
+    up(&sandbox);
+    let before = running(&sandbox, "run").len();
+    for daemon in running(&sandbox, "host") {
+        daemon.kill();
+    }
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(running(&sandbox, "run").len(), before, "the guests run on");
+    down(&sandbox);
+}

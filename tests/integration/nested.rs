@@ -1,0 +1,61 @@
+//! In the nested-paging lab: AMD SVM with nested paging, where Linux guests run too.
+
+use std::time::Duration;
+
+use tests::lab::{image_dir, lab_run, lab_script};
+use tests::run::Run;
+
+use super::demo::check_report;
+
+fn samepage() -> String {
+    tests::samepage().to_str().expect("a path in UTF-8").to_owned()
+}
+
+#[test]
+fn lab_doctor_sees_nested_paging() {
+    let outcome = lab_run(
+        Duration::from_secs(120),
+        [samepage().as_str(), "doctor", "--json"],
+    )
+    .success();
+    let report = outcome.json().to_string().to_lowercase();
+    assert!(report.contains("svm") && report.contains("npt"), "{outcome}");
+}
+
+#[test]
+fn lab_demo_merges_and_loses_nothing() {
+    let outcome = lab_run(Duration::from_secs(300), [samepage().as_str(), "demo", "--json"]).success();
+    check_report(&outcome.json(), 4.0);
+}
+
+/// Four Debian guests: each boots to its agent, fills, is merged, verified and reported.
+#[test]
+fn lab_linux_fleet() {
+    let image = image_dir();
+    if !image.join("image.json").is_file() {
+        let args = ["image".as_ref(), "--out".as_ref(), image.as_os_str()];
+        let _ = Run::program(tests::samepage(), args)
+            .timeout(Duration::from_secs(300))
+            .output()
+            .success();
+    }
+    let script = r#"
+        samepage=$1 fleet=$2
+        "$samepage" fleet up "$fleet" >&2
+        "$samepage" fleet status --json
+        "$samepage" fleet status --kvm >&2
+        "$samepage" fleet down >&2
+        if pgrep -x samepage >&2; then exit 1; fi
+    "#;
+    let fleet = tests::workspace().join("resources/fleets/linux.toml");
+    let script = format!("set -- '{}' '{}'\n{script}", samepage(), fleet.display());
+    let outcome = lab_script(Duration::from_secs(580), &script).success();
+    let status = outcome.json();
+    let guests = status["guests"].as_array().map_or(&[][..], Vec::as_slice);
+    assert_eq!(guests.len(), 4, "{outcome}");
+    assert!(
+        guests.iter().all(|guest| guest["state"] == "running"),
+        "{outcome}"
+    );
+    assert_eq!(status["mismatched_pages"].as_u64().unwrap_or(0), 0, "{outcome}");
+}

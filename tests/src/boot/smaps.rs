@@ -1,0 +1,98 @@
+//! What a VMM holds in memory besides its guest's RAM, from /proc/PID/smaps.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+/// A mapping this large, writable and without a name can only be guest RAM.
+const RAM_MIN_BYTES: u64 = 16 << 20;
+
+/// One mapping.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Mapping {
+    bytes: u64,
+    pss_bytes: u64,
+    writable: bool,
+    /// Neither a file nor one of the kernel's own names, such as [heap].
+    nameless: bool,
+}
+
+/// Proportional set size of everything but guest RAM, which is `memory_bytes` long.
+///
+/// # Errors
+/// No such process, or no mappings that could be guest RAM of that size.
+pub fn overhead_bytes(pid: u32, memory_bytes: u64) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    without_ram(&parse(&text), memory_bytes)
+}
+
+fn without_ram(mappings: &[Mapping], memory_bytes: u64) -> Result<u64> {
+    let is_ram = |m: &&Mapping| m.writable && m.nameless && m.bytes >= RAM_MIN_BYTES;
+    let ram_bytes: u64 = mappings.iter().filter(is_ram).map(|m| m.bytes).sum();
+    ensure!(
+        (memory_bytes..memory_bytes + RAM_MIN_BYTES).contains(&ram_bytes),
+        "cannot tell guest RAM from the rest: large anonymous mappings have {ram_bytes} bytes, the guest {memory_bytes}"
+    );
+    Ok(mappings.iter().filter(|m| !is_ram(m)).map(|m| m.pss_bytes).sum())
+}
+
+fn parse(text: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["Pss:", kib, "kB"] => {
+                if let Some(mapping) = mappings.last_mut() {
+                    mapping.pss_bytes = kib.parse().unwrap_or(0) * 1024;
+                }
+            }
+            [range, access, _offset, _device, inode, name @ ..]
+                if range.contains('-') && !range.contains(':') =>
+            {
+                let ends = range.split_once('-');
+                let ends = ends.map(|(a, b)| (u64::from_str_radix(a, 16), u64::from_str_radix(b, 16)));
+                let Some((Ok(start), Ok(end))) = ends else {
+                    continue;
+                };
+                mappings.push(Mapping {
+                    bytes: end - start,
+                    pss_bytes: 0,
+                    writable: access.contains('w'),
+                    nameless: *inode == "0" && (name.is_empty() || name[0].starts_with("[anon:")),
+                });
+            }
+            _ => {}
+        }
+    }
+    mappings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+55d000000000-55d000100000 r-xp 00000000 08:01 77 /usr/bin/vmm
+Size:               1024 kB
+Pss:                 600 kB
+Pss_Dirty:             0 kB
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+Pss:               50000 kB
+7f0020000000-7f0024000000 ---p 00000000 00:00 0
+Pss:                   0 kB
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]
+Pss:                  20 kB
+";
+
+    #[test]
+    fn guest_ram_is_left_out() {
+        assert_eq!(without_ram(&parse(SMAPS), 256 << 20).unwrap(), 620 * 1024);
+    }
+
+    #[test]
+    fn another_amount_of_ram_is_an_error() {
+        assert!(without_ram(&parse(SMAPS), 128 << 20).is_err());
+        assert!(without_ram(&parse(SMAPS), 512 << 20).is_err());
+    }
+}
