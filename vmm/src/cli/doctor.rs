@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-/// Look at this host: which KVM, which kernel features, which limits; what works here and what to change
+/// Look at this host: which KVM, kernel features and limits; what works here and what to change
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   samepage doctor          a line for each thing looked at, then what works here

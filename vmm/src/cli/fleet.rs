@@ -27,8 +27,17 @@ const LONG: Duration = Duration::from_secs(3600);
 /// How long `status --settle` lets merging take.
 const SETTLE_SECONDS: u64 = 300;
 
-/// Launches a fleet from a file, shows it, verifies it, takes it down.
+/// Launch a fleet of guests from a file; show it, verify it, take it down
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  samepage fleet up resources/fleets/builtin.toml
+  samepage fleet status --settle --content
+  samepage fleet verify
+  samepage fleet down
+
+Each guest is a process of its own; a daemon (`samepage host`) stands over them. Their sockets and logs are in
+a directory for this user alone: below $SAMEPAGE_RUNTIME_DIR, else /run/samepage (root), else
+$XDG_RUNTIME_DIR/samepage.")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -39,12 +48,14 @@ enum Command {
     /// Start all guests of a fleet file, fill them, begin to merge
     #[command(after_help = "Examples:
   samepage fleet up resources/fleets/builtin.toml
-  samepage fleet up resources/fleets/linux.toml --json        (after `samepage image`)")]
+  samepage fleet up resources/fleets/linux.toml --json     after `samepage image`
+
+These two files show how a fleet file is written; the README lists every key.")]
     Up {
         /// The fleet file
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Print the fleet as one JSON object
+        /// Print one JSON object, as `fleet status --json` does
         #[arg(long)]
         json: bool,
     },
@@ -57,7 +68,7 @@ enum Command {
         /// Which fleet; not needed while only one is up
         #[arg(long)]
         name: Option<String>,
-        /// Print it as one JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
         /// With KVM's own statistics of each guest
@@ -66,7 +77,7 @@ enum Command {
         /// With what could be shared: pauses the guests while every page is hashed and compared
         #[arg(long)]
         content: bool,
-        /// First wait until merging brings nothing new
+        /// First wait until merging brings nothing new, at most 5 minutes
         #[arg(long)]
         settle: bool,
     },
@@ -78,11 +89,11 @@ enum Command {
         /// Which fleet; not needed while only one is up
         #[arg(long)]
         name: Option<String>,
-        /// Print the result as one JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// End all guests and the daemon
+    /// End all guests and the daemon, also where the daemon is gone already
     #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
     Down {
         /// Which fleet; not needed while only one is up

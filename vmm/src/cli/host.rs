@@ -11,7 +11,7 @@ use crate::host::daemon::{Daemon, one_line};
 use crate::host::fleet::Watch;
 use crate::host::spec::FleetSpec;
 
-/// Brings a fleet up and stays over it until it is told to end; `samepage fleet up` starts this by itself.
+/// Be the daemon over one fleet, in the foreground; `samepage fleet up` starts it by itself
 #[derive(clap::Args)]
 #[command(after_help = "Standard output carries one JSON object a line: {\"stage\", \"guest\", \"done\", \"total\"} while the
 fleet comes up, then {\"up\": STATUS} or {\"error\": TEXT}. SIGINT and SIGTERM take the fleet down. After a

@@ -11,7 +11,7 @@ use crate::image::progress::Progress;
 use crate::image::{self, Destination, Flavour, Image, KernelFrom, Options};
 use vmm_sys_util::signal::register_signal_handler;
 
-/// What `samepage image` takes.
+/// Make a kernel and an initramfs for Linux guests
 #[derive(Clone, Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -24,13 +24,13 @@ Examples:
 The image is a directory with vmlinux, initrd.cpio and image.json. Without --out it goes to
 $XDG_CACHE_HOME/samepage/images (or ~/.cache/samepage/images), where `latest` leads to the newest.")]
 pub(super) struct Args {
-    /// Directory to make; an image that is there is replaced
+    /// Directory to make the image in; an image that is there is replaced
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Take the kernel and its modules out of this Debian package
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "flavour", "release"])]
     deb: Option<PathBuf>,
-    /// Take this vmlinux, bzImage or vmlinuz
+    /// Take this kernel: a vmlinux, bzImage or vmlinuz
     #[arg(long, value_name = "FILE", conflicts_with_all = ["flavour", "release"])]
     kernel: Option<PathBuf>,
     /// The modules of --kernel; without it, all that are needed must be built in

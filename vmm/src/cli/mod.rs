@@ -18,11 +18,16 @@ use tracing::Level;
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
 
-/// Launches guest VMs, merges the pages they have in common, and accounts for every frame.
+/// Launch guest VMs, merge the pages they have in common, and account for every frame
 #[derive(Parser)]
 #[command(name = "samepage", version, arg_required_else_help = true, propagate_version = true)]
-#[command(after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and \
-                        measured).\nMessages of more detail: RUST_LOG=info or debug.")]
+#[command(after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and measured).
+`samepage help COMMAND` has examples of each.
+
+Exit status: 0 it worked; 1 it did not, and standard error says why; 2 the command line was wrong;
+130 a second Control-C came before the first one had been dealt with.
+
+RUST_LOG=info (or debug) makes it say more.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,13 +41,13 @@ enum Command {
     Fleet(fleet::Args),
     Host(host::Args),
     Image(image::Args),
-    /// Restores the kernel's KSM settings when its owner is gone
+    /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
 }
 
 /// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
-/// not, 2 the command line was wrong.
+/// not, 2 the command line was wrong, 130 a second signal came before the first was dealt with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);

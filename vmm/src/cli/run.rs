@@ -9,14 +9,15 @@ use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS};
 /// The command line a Linux guest gets unless told otherwise.
 const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
-/// Runs one VM in the foreground: the built-in guest, or a Linux kernel.
+/// Run one VM in the foreground: the built-in guest, or a Linux kernel
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  samepage run                                   the built-in guest, on this terminal
+  samepage run                                   the built-in guest, on this terminal: type `help`
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
-  samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control /run/vm.sock
+  samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
+  samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
 
-On a terminal, Control-A x ends the VM. The exit status is 0 when the guest powered off or was
+`samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is 0 when the guest powered off or was
 stopped, 1 when it could not start or could not go on.")]
 pub(super) struct Args {
     /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
@@ -25,25 +26,25 @@ pub(super) struct Args {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// The kernel's command line
+    /// The command line of --kernel
     #[arg(long, value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// Guest memory, with its unit
+    /// Guest memory with its unit: 16M to 1T
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
     memory: u64,
-    /// Number of vCPUs
+    /// Number of vCPUs, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
     cpus: u8,
     /// Where the console (COM1) goes: stdio, none, or a file to append to
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     console: Console,
-    /// Make a control socket here: status, pause, resume, stop, one JSON object a line
+    /// Make a control socket here, one JSON object a line: status, pause, resume, stop, mergeable, kvm_stats
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// Make a socket here that carries COM2, the guest's control channel
+    /// Make a socket here that carries COM2, through which the guest takes commands (fill, verify, ...)
     #[arg(long, value_name = "SOCKET")]
     com2: Option<PathBuf>,
-    /// A name for messages
+    /// The VM's name, for messages
     #[arg(long, default_value = "vm")]
     name: String,
     /// Let the host kernel's samepage merging (KSM) have the guest's memory

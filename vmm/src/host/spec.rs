@@ -78,7 +78,7 @@ pub enum SpecError {
 pub enum EngineName {
     /// The host kernel's samepage merging.
     Ksm,
-    /// None.
+    /// Nothing: the baseline to compare with.
     Off,
 }
 
