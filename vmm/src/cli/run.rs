@@ -17,8 +17,8 @@ const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
 
-`samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is 0 when the guest powered off or was
-stopped, 1 when it could not start or could not go on.")]
+`samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is
+0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on.")]
 pub(super) struct Args {
     /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
     #[arg(long, value_name = "FILE")]
