@@ -101,10 +101,7 @@ mod tests {
     use super::*;
 
     fn found(path: &str, text: &str) -> Vec<String> {
-        let sources = [Source {
-            path: path.into(),
-            text: text.into(),
-        }];
+        let sources = [Source::new(path, text)];
         imports_point_downwards(&sources)
             .into_iter()
             .map(|f| f.rule)

@@ -278,11 +278,7 @@ mod tests {
 
     /// How many lines the rule finds in one file of this path and text.
     fn found(rule: Rule, path: &str, text: &str) -> usize {
-        rule(&[Source {
-            path: path.into(),
-            text: text.into(),
-        }])
-        .len()
+        rule(&[Source::new(path, text)]).len()
     }
 
     #[test]

@@ -64,10 +64,7 @@ impl Source {
                 } else if path.extension().is_some_and(|e| KINDS.iter().any(|k| e == *k)) {
                     let below = path.strip_prefix(root).unwrap_or(&path);
                     let below = below.to_string_lossy().into_owned();
-                    found.push(Self {
-                        path: below,
-                        text: fs::read_to_string(&path)?,
-                    });
+                    found.push(Self::new(below, fs::read_to_string(&path)?));
                 }
             }
         }
@@ -231,10 +228,7 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<(usize, String, bool)> {
-        let source = Source {
-            path: "vmm/src/a.rs".into(),
-            text: text.into(),
-        };
+        let source = Source::new("vmm/src/a.rs", text);
         source
             .lines()
             .into_iter()
