@@ -21,13 +21,15 @@ use crate::memory::size::{SizeError, parse_size};
 /// Launch guest VMs, merge the pages they have in common, and account for every frame
 #[derive(Parser)]
 #[command(name = "samepage", version, arg_required_else_help = true, propagate_version = true)]
-#[command(after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and measured).
+#[command(
+    after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and measured).
 `samepage help COMMAND` has examples of each.
 
 Exit status: 0 it worked; 1 it did not, and standard error says why; 2 the command line was wrong;
 130 a second Control-C came before the first one had been dealt with.
 
-RUST_LOG=info (or debug) makes it say more.")]
+RUST_LOG=info (or debug) makes it say more."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
