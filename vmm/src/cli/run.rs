@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS};
+use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, probe};
 use anyhow::Context;
 
 /// The command line a Linux guest gets unless told otherwise.
@@ -60,6 +60,16 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let name = args.name;
+    if args.kernel.is_some()
+        && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
+    {
+        // Linux gets as far as an instruction that is not emulated only after minutes, and says nothing meanwhile.
+        eprintln!(
+            "note: this KVM ({}) emulates ring 0: a stock kernel crawls for minutes and then fails; \
+             `samepage doctor` says more",
+            backend.short_name()
+        );
+    }
     let config = Config {
         name: name.clone(),
         kernel: args.kernel.map_or(KernelSource::BuiltIn(super::BUILT_IN_KERNEL), KernelSource::File),
