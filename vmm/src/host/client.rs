@@ -61,7 +61,7 @@ impl Com2 {
         Ok(Self { guest: guest.into(), stream, reader: LineReader::new(), buffered: Vec::new() })
     }
 
-    /// The next reply, or None after [`POLL`] without one. What is no reply is skipped: a guest may say anything.
+    /// The next reply, or None after `POLL` without one. What is no reply is skipped: a guest may say anything.
     pub fn poll(&mut self) -> Result<Option<Reply>, HostError> {
         let failed = |source| HostError::Socket { who: format!("COM2 of guest {}", self.guest), source };
         if self.buffered.is_empty() {

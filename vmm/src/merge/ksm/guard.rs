@@ -1,8 +1,8 @@
 //! The process that puts KSM's settings back when its owner is gone, however it went.
 //!
 //! The owner starts it with one end of a socket pair as standard input and sends one line, the
-//! [`Request`]. The guard leaves the owner's session, takes the lock, saves the settings *under* the lock
-//! (so that it never saves what another fleet has set), and answers one line, the [`Answer`]. Only then
+//! `Request`. The guard leaves the owner's session, takes the lock, saves the settings *under* the lock
+//! (so that it never saves what another fleet has set), and answers one line, the `Answer`. Only then
 //! does the owner change anything. When the owner's end closes, be it by its own hand or by SIGKILL, the
 //! guard restores and exits; the lock goes with it.
 
