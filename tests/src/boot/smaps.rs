@@ -2,15 +2,13 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
-
-/// A mapping this large, writable and without a name can only be guest RAM.
-const RAM_MIN_BYTES: u64 = 16 << 20;
+use anyhow::{Context, Result};
 
 /// One mapping.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Mapping {
-    bytes: u64,
+    start: u64,
+    end: u64,
     pss_bytes: u64,
     writable: bool,
     /// Neither a file nor one of the kernel's own names, such as [heap].
@@ -28,13 +26,28 @@ pub fn overhead_bytes(pid: u32, memory_bytes: u64) -> Result<u64> {
 }
 
 fn without_ram(mappings: &[Mapping], memory_bytes: u64) -> Result<u64> {
-    let is_ram = |m: &&Mapping| m.writable && m.nameless && m.bytes >= RAM_MIN_BYTES;
-    let ram_bytes: u64 = mappings.iter().filter(is_ram).map(|m| m.bytes).sum();
-    ensure!(
-        (memory_bytes..memory_bytes + RAM_MIN_BYTES).contains(&ram_bytes),
-        "cannot tell guest RAM from the rest: large anonymous mappings have {ram_bytes} bytes, the guest {memory_bytes}"
-    );
-    Ok(mappings.iter().filter(|m| !is_ram(m)).map(|m| m.pss_bytes).sum())
+    let ram = (0..mappings.len()).find_map(|first| ram_from(&mappings[first..], memory_bytes));
+    let ram = ram.with_context(|| {
+        format!("cannot tell guest RAM from the rest: no writable stretch has {memory_bytes} bytes")
+    })?;
+    Ok(mappings.iter().map(|m| m.pss_bytes).sum::<u64>() - ram.iter().map(|m| m.pss_bytes).sum::<u64>())
+}
+
+/// Guest RAM, if it begins with the first mapping: contiguous, writable, of just this size. Pieces of it may be
+/// private mappings of the kernel's file; other mappings may touch it.
+fn ram_from(mappings: &[Mapping], memory_bytes: u64) -> Option<&[Mapping]> {
+    let first = mappings.first().filter(|m| m.nameless)?;
+    let mut end = first.start;
+    for (n, mapping) in mappings.iter().enumerate() {
+        if mapping.start != end || !mapping.writable {
+            return None;
+        }
+        end = mapping.end;
+        if end - first.start >= memory_bytes {
+            return (end - first.start == memory_bytes).then(|| &mappings[..=n]);
+        }
+    }
+    None
 }
 
 fn parse(text: &str) -> Vec<Mapping> {
@@ -56,7 +69,8 @@ fn parse(text: &str) -> Vec<Mapping> {
                     continue;
                 };
                 mappings.push(Mapping {
-                    bytes: end - start,
+                    start,
+                    end,
                     pss_bytes: 0,
                     writable: access.contains('w'),
                     nameless: *inode == "0" && (name.is_empty() || name[0].starts_with("[anon:")),
@@ -77,8 +91,14 @@ mod tests {
 Size:               1024 kB
 Pss:                 600 kB
 Pss_Dirty:             0 kB
-7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+7f0000000000-7f0001000000 rw-p 00000000 00:00 0
 Pss:               50000 kB
+7f0001000000-7f0002000000 rw-p 00200000 08:01 78 /images/vmlinux
+Pss:               10000 kB
+7f0002000000-7f0010000000 rw-p 00000000 00:00 0
+Pss:               50000 kB
+7f0010000000-7f0010001000 rw-p 00000000 08:01 78 /images/vmlinux
+Pss:                   0 kB
 7f0020000000-7f0024000000 ---p 00000000 00:00 0
 Pss:                   0 kB
 7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]
