@@ -25,7 +25,7 @@ pub(super) fn imports_point_downwards(sources: &[Source]) -> Vec<Finding> {
         };
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
             let rule = format!("module {module} has no place in the order of imports");
-            let advice = "give it one in tests/src/tidy/imports.rs and in docs/architecture.md";
+            let advice = "give it one in tests/src/tidy/imports.rs and in resources/docs/architecture.md";
             found.push(Finding { path: source.path.clone(), line: 0, rule, advice });
             continue;
         };
