@@ -14,10 +14,7 @@ const FREESTANDING: [&str; 7] = [
 ];
 
 fn main() {
-    let script = format!(
-        "{}/src/bin/kernel/kernel.ld",
-        env::var("CARGO_MANIFEST_DIR").unwrap_or_default()
-    );
+    let script = format!("{}/src/bin/kernel/kernel.ld", env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={script}");
     for argument in FREESTANDING {

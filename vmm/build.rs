@@ -12,11 +12,7 @@ use std::process::Command;
 const PROGRAMS: [(&str, &str); 2] = [("kernel", "SAMEPAGE_KERNEL"), ("agent", "SAMEPAGE_AGENT")];
 
 /// The baseline processor, fixed addresses, and small code.
-const FLAGS: [&str; 3] = [
-    "-Ctarget-cpu=x86-64",
-    "-Crelocation-model=static",
-    "-Cforce-unwind-tables=no",
-];
+const FLAGS: [&str; 3] = ["-Ctarget-cpu=x86-64", "-Crelocation-model=static", "-Cforce-unwind-tables=no"];
 
 /// Fixed here, so that the programs are the same whatever the profile of the hypervisor.
 const PROFILE: [&str; 7] = [
@@ -50,10 +46,7 @@ fn build() -> Result<(), String> {
     for path in ["Cargo.toml", "build.rs", "src"] {
         println!("cargo:rerun-if-changed={}", guest.join(path).display());
     }
-    println!(
-        "cargo:rerun-if-changed={}",
-        workspace.join("Cargo.toml").display()
-    );
+    println!("cargo:rerun-if-changed={}", workspace.join("Cargo.toml").display());
 
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
@@ -75,15 +68,9 @@ fn build() -> Result<(), String> {
     }
     cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
 
-    let output = cargo
-        .output()
-        .map_err(|error| format!("{cargo:?} did not start: {error}"))?;
+    let output = cargo.output().map_err(|error| format!("{cargo:?} did not start: {error}"))?;
     if !output.status.success() {
-        return Err(format!(
-            "{cargo:?}: {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        ));
+        return Err(format!("{cargo:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)));
     }
     for (program, name) in PROGRAMS {
         let path = target_dir.join(&target).join("release").join(program);
@@ -93,20 +80,8 @@ fn build() -> Result<(), String> {
 }
 
 fn is_for_the_outer_build(name: &str) -> bool {
-    let exact = [
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_TARGET_DIR",
-        "CARGO_MAKEFLAGS",
-        "MAKEFLAGS",
-    ];
-    let prefixes = [
-        "CARGO_PROFILE_",
-        "CARGO_BUILD_",
-        "CARGO_CFG_",
-        "CARGO_FEATURE_",
-        "CARGO_PKG_",
-    ];
+    let exact = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_MAKEFLAGS", "MAKEFLAGS"];
+    let prefixes = ["CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PKG_"];
     exact.contains(&name)
         || prefixes.iter().any(|prefix| name.starts_with(prefix))
         || ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"].contains(&name)

@@ -84,9 +84,7 @@ impl Bus {
         device: Arc<Mutex<dyn BusDevice>>,
     ) -> Result<(), BusError> {
         let above_base = len.checked_sub(1).ok_or(BusError::Empty { name, base })?;
-        let last = base
-            .checked_add(above_base)
-            .ok_or(BusError::PastEnd { name, base, len })?;
+        let last = base.checked_add(above_base).ok_or(BusError::PastEnd { name, base, len })?;
         // Ranges never overlap, so the one that starts latest at or before `last` is the only candidate.
         if let Some((&other_first, other)) = self.entries.range(..=last).next_back()
             && other.last >= base
@@ -111,11 +109,7 @@ impl Bus {
             data.fill(0xff);
             return false;
         };
-        entry
-            .device
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .read(offset, data);
+        entry.device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
         true
     }
 
@@ -124,11 +118,7 @@ impl Bus {
         let Some((offset, entry)) = self.find(addr, data.len()) else {
             return false;
         };
-        entry
-            .device
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(offset, data);
+        entry.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
         true
     }
 

@@ -56,39 +56,22 @@ impl Machine {
         // A ring full of chains, so that a notification that gets through finds something to do.
         for slot in 0..16u64 {
             let descriptor = virtio_queue::desc::split::Descriptor::new(BUFFERS + slot, 64, 2, 0);
-            memory
-                .write_obj(descriptor, GuestAddress(RING + 16 * slot))
-                .unwrap();
+            memory.write_obj(descriptor, GuestAddress(RING + 16 * slot)).unwrap();
         }
         memory.write_obj(8u16, GuestAddress(RING + 0x4002)).unwrap();
 
-        let serial = || Arc::new(Mutex::new(Serial::new(IrqLine::new(event()), Box::new(Moody(1)))));
+        let serial = || Arc::new(Mutex::new(Serial::new(IrqLine::new(event()), Box::new(Moody(1))).unwrap()));
         let com1 = serial();
-        let rng = Arc::new(Mutex::new(MmioTransport::new(
-            memory,
-            Box::new(Rng::new()),
-            IrqLine::new(event()),
-        )));
+        let rng =
+            Arc::new(Mutex::new(MmioTransport::new(memory, Box::new(Rng::new()), IrqLine::new(event()))));
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(COM1_BASE, SERIAL_LEN, "com1", com1.clone()).unwrap();
         ports.insert(COM2_BASE, SERIAL_LEN, "com2", serial()).unwrap();
-        ports
-            .insert(
-                I8042_BASE,
-                I8042_LEN,
-                "i8042",
-                Arc::new(Mutex::new(I8042::new(event()))),
-            )
-            .unwrap();
+        ports.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(I8042::new(event())))).unwrap();
         let power = Arc::new(Mutex::new(Power::new(event(), event())));
         ports.insert(POWER_BASE, POWER_LEN, "power", power).unwrap();
         mmio.insert(RNG_BASE, MMIO_LEN, "rng", rng.clone()).unwrap();
-        Self {
-            ports,
-            mmio,
-            com1,
-            rng,
-        }
+        Self { ports, mmio, com1, rng }
     }
 }
 

@@ -21,10 +21,7 @@ pub struct IrqLine {
 impl IrqLine {
     /// A line that writes to `fd`, which should be non-blocking (`EFD_NONBLOCK`).
     pub fn new(fd: EventFd) -> Self {
-        Self {
-            fd,
-            failures: Limited::new("interrupt not delivered"),
-        }
+        Self { fd, failures: Limited::new("interrupt not delivered") }
     }
 
     /// Raises one edge. Edges that nobody has consumed yet merge into one.

@@ -17,10 +17,7 @@ pub struct Limited {
 impl Limited {
     /// A counter at zero; `what` names the mistake and leads each log line.
     pub const fn new(what: &'static str) -> Self {
-        Self {
-            what,
-            count: AtomicU64::new(0),
-        }
+        Self { what, count: AtomicU64::new(0) }
     }
 
     /// Counts one occurrence. `detail` is formatted only if this occurrence is logged.
@@ -60,10 +57,6 @@ mod tests {
             limited.hit(format_args!("{}", Formatted(&formatted)));
         }
         assert_eq!(limited.count(), 1000);
-        assert!(
-            formatted.get() <= 10,
-            "1000 occurrences are at most 10 lines, got {}",
-            formatted.get()
-        );
+        assert!(formatted.get() <= 10, "1000 occurrences are at most 10 lines, got {}", formatted.get());
     }
 }

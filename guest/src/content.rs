@@ -47,12 +47,7 @@ pub struct PageKey {
 
 impl PageKey {
     /// The key [`identify`] gives to a page of zeros; seed and index of such a page cannot be known.
-    pub const ZERO: PageKey = PageKey {
-        seed: 0,
-        class: Class::Zero,
-        index: 0,
-        generation: 0,
-    };
+    pub const ZERO: PageKey = PageKey { seed: 0, class: Class::Zero, index: 0, generation: 0 };
 
     /// Whether a page of this key is all zeros.
     pub const fn is_zero_page(self) -> bool {
@@ -68,10 +63,7 @@ impl PageKey {
         let [_, kind, index, seed] = self.header();
         // Each word passes through the multiplier before the next is added: keys that differ in one word by what
         // they differ in another must not meet.
-        let start = fold(
-            fold(fold(seed, MULTIPLIERS[0]) ^ index, MULTIPLIERS[1]) ^ kind,
-            MULTIPLIERS[2],
-        );
+        let start = fold(fold(fold(seed, MULTIPLIERS[0]) ^ index, MULTIPLIERS[1]) ^ kind, MULTIPLIERS[2]);
         Generator { counter: start }
     }
 }
@@ -117,12 +109,7 @@ pub fn identify(page: &Page) -> Option<PageKey> {
         return None;
     }
     let class = Class::from_code((kind >> 32) as u8)?;
-    let key = PageKey {
-        seed,
-        class,
-        index,
-        generation: kind as u32,
-    };
+    let key = PageKey { seed, class, index, generation: kind as u32 };
     // Such a page would have been zeros.
     (!key.is_zero_page()).then_some(key)
 }
@@ -134,12 +121,8 @@ pub fn page_from_bytes(bytes: &[u8; PAGE_SIZE]) -> Page {
 }
 
 /// The constants of wyhash, version 4 (Wang Yi, public domain): odd, 32 bits set, prime.
-const MULTIPLIERS: [u64; 4] = [
-    0xa076_1d64_78bd_642f,
-    0xe703_7ed1_a0b4_28db,
-    0x8ebc_6af0_9c88_c6e3,
-    0x5899_65cc_7537_4cc3,
-];
+const MULTIPLIERS: [u64; 4] =
+    [0xa076_1d64_78bd_642f, 0xe703_7ed1_a0b4_28db, 0x8ebc_6af0_9c88_c6e3, 0x5899_65cc_7537_4cc3];
 
 /// `wyrand`: a counter and one widening multiplication a word.
 struct Generator {
@@ -168,12 +151,7 @@ mod tests {
 
     fn key() -> impl Strategy<Value = PageKey> {
         (any::<u64>(), 0_u8..4, any::<u64>(), any::<u32>()).prop_map(|(seed, class, index, generation)| {
-            PageKey {
-                seed,
-                class: Class::from_code(class).unwrap(),
-                index,
-                generation,
-            }
+            PageKey { seed, class: Class::from_code(class).unwrap(), index, generation }
         })
     }
 
@@ -222,15 +200,7 @@ mod tests {
             for index in 0..16 {
                 for generation in 0..4 {
                     let mut page = [0; PAGE_WORDS];
-                    fill_page(
-                        &mut page,
-                        PageKey {
-                            seed,
-                            class: Class::Unique,
-                            index,
-                            generation,
-                        },
-                    );
+                    fill_page(&mut page, PageKey { seed, class: Class::Unique, index, generation });
                     assert!(page[HEADER_WORDS..].iter().all(|word| seen.insert(*word)));
                 }
             }

@@ -53,15 +53,9 @@ impl Layout {
 
     /// The class of page `page` and its index within it; `None` beyond the last.
     pub fn place(&self, page: u64) -> Option<(Class, u64)> {
-        let class = Class::ALL
-            .into_iter()
-            .find(|class| page < self.segment(*class).end)?;
+        let class = Class::ALL.into_iter().find(|class| page < self.segment(*class).end)?;
         let position = page - self.segment(class).start;
-        let index = if class == Class::Dup {
-            position % self.groups()
-        } else {
-            position
-        };
+        let index = if class == Class::Dup { position % self.groups() } else { position };
         Some((class, index))
     }
 }
@@ -69,17 +63,8 @@ impl Layout {
 /// The key of page `page` of a guest that obeyed `fill` with this layout, in this generation.
 pub fn key(fill: &Fill, layout: &Layout, page: u64, generation: u32) -> Option<PageKey> {
     let (class, index) = layout.place(page)?;
-    let seed = if class == Class::Common {
-        fill.common
-    } else {
-        fill.seed
-    };
-    Some(PageKey {
-        seed,
-        class,
-        index,
-        generation,
-    })
+    let seed = if class == Class::Common { fill.common } else { fill.seed };
+    Some(PageKey { seed, class, index, generation })
 }
 
 #[cfg(test)]
@@ -138,32 +123,11 @@ mod tests {
 
     #[test]
     fn common_pages_carry_the_shared_seed() {
-        let fill = Fill {
-            seed: 1,
-            common: 2,
-            mix: Mix::new(25, 25, 25, 25).unwrap(),
-            pages: None,
-        };
+        let fill = Fill { seed: 1, common: 2, mix: Mix::new(25, 25, 25, 25).unwrap(), pages: None };
         let layout = Layout::new(fill.mix, 16);
         let keys: [PageKey; 16] = core::array::from_fn(|page| key(&fill, &layout, page as u64, 0).unwrap());
-        assert_eq!(
-            keys[4],
-            PageKey {
-                seed: 2,
-                class: Class::Common,
-                index: 0,
-                generation: 0
-            }
-        );
+        assert_eq!(keys[4], PageKey { seed: 2, class: Class::Common, index: 0, generation: 0 });
         assert!(keys[8..12].iter().all(|key| *key == keys[8]));
-        assert_eq!(
-            keys[15],
-            PageKey {
-                seed: 1,
-                class: Class::Unique,
-                index: 3,
-                generation: 0
-            }
-        );
+        assert_eq!(keys[15], PageKey { seed: 1, class: Class::Unique, index: 3, generation: 0 });
     }
 }

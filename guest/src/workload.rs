@@ -63,15 +63,7 @@ pub struct Verify {
 impl<'t, P: Pages> Workload<'t, P> {
     /// A workload that holds nothing yet. `generations` has room for one entry a page; pages beyond it are not used.
     pub fn new(pages: P, generations: &'t mut [u32]) -> Self {
-        Self {
-            pages,
-            generations,
-            filled: None,
-            cursors: [0; 5],
-            churned: 0,
-            verified: 0,
-            mismatched: 0,
-        }
+        Self { pages, generations, filled: None, cursors: [0; 5], churned: 0, verified: 0, mismatched: 0 }
     }
 
     /// How many pages a `fill` may ask for.
@@ -104,12 +96,7 @@ impl<'t, P: Pages> Workload<'t, P> {
             self.pages.release(pages..before);
         }
         let layout = Layout::new(fill.mix, pages);
-        self.filled = Some(Filled {
-            fill,
-            layout,
-            held: [0; 4],
-            done: 0,
-        });
+        self.filled = Some(Filled { fill, layout, held: [0; 4], done: 0 });
         self.cursors = [0; 5];
         true
     }
@@ -204,11 +191,7 @@ impl<'t, P: Pages> Workload<'t, P> {
         for class in Class::ALL {
             let start = filled.layout.segment(class).start as usize;
             let end = start + filled.held[usize::from(class.code())] as usize;
-            report.generations += self.generations[start..end]
-                .iter()
-                .copied()
-                .map(u64::from)
-                .sum::<u64>();
+            report.generations += self.generations[start..end].iter().copied().map(u64::from).sum::<u64>();
         }
         report
     }
@@ -266,10 +249,7 @@ pub(crate) mod tests {
 
     impl TestPages {
         pub(crate) fn new(count: usize) -> Self {
-            Self {
-                pages: vec![[0x55; PAGE_WORDS]; count],
-                released: HashSet::new(),
-            }
+            Self { pages: vec![[0x55; PAGE_WORDS]; count], released: HashSet::new() }
         }
     }
 
@@ -289,12 +269,7 @@ pub(crate) mod tests {
     }
 
     fn fill(pages: Option<u64>) -> Fill {
-        Fill {
-            seed: 1,
-            common: 2,
-            mix: Mix::new(30, 30, 20, 20).unwrap(),
-            pages,
-        }
+        Fill { seed: 1, common: 2, mix: Mix::new(30, 30, 20, 20).unwrap(), pages }
     }
 
     fn verify<P: Pages>(workload: &mut Workload<'_, P>) -> Verify {
@@ -344,10 +319,7 @@ pub(crate) mod tests {
         workload.pages.pages[40][500] ^= 1;
         workload.pages.pages[70][0] = 0;
         let verify = verify(&mut workload);
-        assert_eq!(
-            (verify.checked, verify.mismatched, verify.first),
-            (100, 2, Some(40))
-        );
+        assert_eq!((verify.checked, verify.mismatched, verify.first), (100, 2, Some(40)));
         assert_eq!(workload.report().mismatched, 2);
         // Churn rewrites and so mends them, and says that they were wrong.
         workload.churn_step(Target::All, 100);
@@ -365,10 +337,7 @@ pub(crate) mod tests {
         for (page, content) in workload.pages.pages.iter().enumerate() {
             let key = identify(content).unwrap();
             assert!(check_page(content, key));
-            assert_eq!(
-                key.class,
-                Layout::new(fill(None).mix, 100).place(page as u64).unwrap().0
-            );
+            assert_eq!(key.class, Layout::new(fill(None).mix, 100).place(page as u64).unwrap().0);
         }
     }
 

@@ -17,15 +17,9 @@ const SOON: Duration = Duration::from_secs(5);
 #[track_caller]
 fn refused(sandbox: &Sandbox, args: &[&str], expected: &[&str]) -> Outcome {
     let outcome = sandbox.samepage(args).timeout(Duration::from_secs(30)).output();
-    assert!(
-        matches!(outcome.code, Some(1 | 2)),
-        "expected a failure: {outcome}"
-    );
+    assert!(matches!(outcome.code, Some(1 | 2)), "expected a failure: {outcome}");
     for words in expected {
-        assert!(
-            outcome.stderr.contains(words),
-            "the error does not say {words:?}: {outcome}"
-        );
+        assert!(outcome.stderr.contains(words), "the error does not say {words:?}: {outcome}");
     }
     assert!(!outcome.stderr.contains("panicked"), "{outcome}");
     sandbox.assert_clean_within(SOON);
@@ -35,11 +29,7 @@ fn refused(sandbox: &Sandbox, args: &[&str], expected: &[&str]) -> Outcome {
 #[track_caller]
 fn kernel_refused(sandbox: &Sandbox, kernel: &Path, expected: &[&str]) {
     let kernel = kernel.to_str().expect("a path in UTF-8");
-    refused(
-        sandbox,
-        &["run", "--console", "none", "--kernel", kernel],
-        &[&[kernel], expected].concat(),
-    );
+    refused(sandbox, &["run", "--console", "none", "--kernel", kernel], &[&[kernel], expected].concat());
 }
 
 #[track_caller]
@@ -62,12 +52,8 @@ fn a_missing_kernel() {
 fn a_truncated_kernel() {
     require_kvm!();
     let sandbox = Sandbox::new();
-    let kernel = Elf {
-        file_bytes: 1 << 20,
-        memory_bytes: 1 << 20,
-        ..Elf::with(SILENCE)
-    }
-    .write(&sandbox, "short");
+    let kernel =
+        Elf { file_bytes: 1 << 20, memory_bytes: 1 << 20, ..Elf::with(SILENCE) }.write(&sandbox, "short");
     kernel_refused(&sandbox, &kernel, &["cut short"]);
 }
 
@@ -75,12 +61,7 @@ fn a_truncated_kernel() {
 fn a_32_bit_kernel() {
     require_kvm!();
     let sandbox = Sandbox::new();
-    let kernel = Elf {
-        class: 1,
-        machine: 3,
-        ..Elf::with(SILENCE)
-    }
-    .write(&sandbox, "old");
+    let kernel = Elf { class: 1, machine: 3, ..Elf::with(SILENCE) }.write(&sandbox, "old");
     kernel_refused(&sandbox, &kernel, &["32-bit", "expected"]);
 }
 
@@ -88,11 +69,7 @@ fn a_32_bit_kernel() {
 fn a_kernel_for_another_architecture() {
     require_kvm!();
     let sandbox = Sandbox::new();
-    let kernel = Elf {
-        machine: 183,
-        ..Elf::with(SILENCE)
-    }
-    .write(&sandbox, "arm");
+    let kernel = Elf { machine: 183, ..Elf::with(SILENCE) }.write(&sandbox, "arm");
     kernel_refused(&sandbox, &kernel, &["AArch64", "expected x86-64"]);
 }
 
@@ -111,11 +88,7 @@ fn no_kernel_at_all() {
 fn a_kernel_that_does_not_fit() {
     require_kvm!();
     let sandbox = Sandbox::new();
-    let kernel = Elf {
-        memory_bytes: 64 << 20,
-        ..Elf::with(SILENCE)
-    }
-    .write(&sandbox, "large");
+    let kernel = Elf { memory_bytes: 64 << 20, ..Elf::with(SILENCE) }.write(&sandbox, "large");
     let kernel = kernel.to_str().expect("a path in UTF-8");
     refused(
         &sandbox,
@@ -130,9 +103,7 @@ fn an_initrd_that_does_not_fit() {
     let sandbox = Sandbox::new();
     let kernel = Elf::with(SILENCE).write(&sandbox, "kernel");
     let initrd = sandbox.file("initrd");
-    fs::File::create(&initrd)
-        .and_then(|f| f.set_len(64 << 20))
-        .expect("a file in the sandbox");
+    fs::File::create(&initrd).and_then(|f| f.set_len(64 << 20)).expect("a file in the sandbox");
     let (kernel, initrd) = (kernel.to_str().expect("UTF-8"), initrd.to_str().expect("UTF-8"));
     let args = ["run", "--kernel", kernel, "--initrd", initrd, "--memory", "64M"];
     refused(&sandbox, &args, &[initrd, "does not fit", "--memory"]);
@@ -149,11 +120,7 @@ fn memory_that_cannot_be() {
         ("-1M", "memory"),
         ("900T", "expected"),
     ] {
-        refused(
-            &sandbox,
-            &["run", &format!("--memory={memory}")],
-            &[memory, expected],
-        );
+        refused(&sandbox, &["run", &format!("--memory={memory}")], &[memory, expected]);
     }
 }
 
@@ -171,11 +138,7 @@ fn a_command_line_too_long() {
     let sandbox = Sandbox::new();
     let kernel = Elf::with(SILENCE).write(&sandbox, "kernel");
     let kernel = kernel.to_str().expect("a path in UTF-8");
-    refused(
-        &sandbox,
-        &["run", "--kernel", kernel, "--cmdline", &"a".repeat(5000)],
-        &["5000", "at most"],
-    );
+    refused(&sandbox, &["run", "--kernel", kernel, "--cmdline", &"a".repeat(5000)], &["5000", "at most"]);
 }
 
 #[test]
@@ -186,11 +149,7 @@ fn a_socket_path_in_use() {
     let _holder = UnixListener::bind(&socket).expect("a socket in the sandbox");
     let socket_name = socket.to_str().expect("a path in UTF-8");
     for option in ["--control", "--com2"] {
-        refused(
-            &sandbox,
-            &["run", "--console", "none", option, socket_name],
-            &[socket_name],
-        );
+        refused(&sandbox, &["run", "--console", "none", option, socket_name], &[socket_name]);
         assert!(socket.exists(), "somebody else's socket was removed");
     }
 }
@@ -199,38 +158,14 @@ fn a_socket_path_in_use() {
 fn fleet_files() {
     let guest = "[[guest]]\nname = \"a\"\nmemory = \"64M\"\n";
     let cases: &[(&str, String, &[&str])] = &[
-        (
-            "an unknown key",
-            format!("name = \"f\"\ncolour = \"red\"\n{guest}"),
-            &["colour", "expected"],
-        ),
-        (
-            "an unknown key of a guest",
-            format!("name = \"f\"\n{guest}colour = 1\n"),
-            &["colour", "expected"],
-        ),
-        (
-            "a repeated key",
-            format!("name = \"f\"\nname = \"g\"\n{guest}"),
-            &["name", "duplicate key"],
-        ),
-        (
-            "two guests of one name",
-            format!("name = \"f\"\n{guest}{guest}"),
-            &["\"a\"", "two guests"],
-        ),
+        ("an unknown key", format!("name = \"f\"\ncolour = \"red\"\n{guest}"), &["colour", "expected"]),
+        ("an unknown key of a guest", format!("name = \"f\"\n{guest}colour = 1\n"), &["colour", "expected"]),
+        ("a repeated key", format!("name = \"f\"\nname = \"g\"\n{guest}"), &["name", "duplicate key"]),
+        ("two guests of one name", format!("name = \"f\"\n{guest}{guest}"), &["\"a\"", "two guests"]),
         ("no guests", "name = \"f\"\n".into(), &["no guests", "[[guest]]"]),
         ("no TOML", "this is no fleet".into(), &[]),
-        (
-            "memory unparsable",
-            "name = \"f\"\n[[guest]]\nname = \"a\"\nmemory = \"lots\"\n".into(),
-            &["lots"],
-        ),
-        (
-            "too many vCPUs",
-            format!("name = \"f\"\n{guest}cpus = 33\n"),
-            &["33", "32"],
-        ),
+        ("memory unparsable", "name = \"f\"\n[[guest]]\nname = \"a\"\nmemory = \"lots\"\n".into(), &["lots"]),
+        ("too many vCPUs", format!("name = \"f\"\n{guest}cpus = 33\n"), &["33", "32"]),
     ];
     for (what, text, expected) in cases {
         eprintln!("{what}");

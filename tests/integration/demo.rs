@@ -26,21 +26,11 @@ fn number(report: &Value, pointer: &str) -> f64 {
 pub(crate) fn check_report(report: &Value, guests: f64) {
     assert_eq!(number(report, "/guests"), guests);
     for text in ["backend", "engine"] {
-        assert!(
-            report[text].as_str().is_some_and(|t| !t.is_empty()),
-            "no {text} in {report:#}"
-        );
+        assert!(report[text].as_str().is_some_and(|t| !t.is_empty()), "no {text} in {report:#}");
     }
     let classes = ["absent", "zero", "private", "shared", "swapped"];
-    let sum: f64 = classes
-        .iter()
-        .map(|class| number(report, &format!("/pages/{class}")))
-        .sum();
-    assert_eq!(
-        sum,
-        number(report, "/pages/total"),
-        "each page is in exactly one class: {report:#}"
-    );
+    let sum: f64 = classes.iter().map(|class| number(report, &format!("/pages/{class}"))).sum();
+    assert_eq!(sum, number(report, "/pages/total"), "each page is in exactly one class: {report:#}");
     for kind in ["zero", "self_duplicates", "cross_duplicates", "distinct"] {
         assert!(
             number(report, &format!("/content/{kind}")) > 0.0,
@@ -49,15 +39,9 @@ pub(crate) fn check_report(report: &Value, guests: f64) {
     }
     assert_eq!(number(report, "/mismatched_pages"), 0.0, "{report:#}");
     assert!(number(report, "/verified_pages") > 0.0, "{report:#}");
-    let (saved, ideal) = (
-        number(report, "/saved_pages"),
-        number(report, "/ideal_saved_pages"),
-    );
+    let (saved, ideal) = (number(report, "/saved_pages"), number(report, "/ideal_saved_pages"));
     assert!(number(report, "/fraction_of_ideal") >= 0.95, "{report:#}");
-    assert!(
-        (saved / ideal - number(report, "/fraction_of_ideal")).abs() < 0.01,
-        "{report:#}"
-    );
+    assert!((saved / ideal - number(report, "/fraction_of_ideal")).abs() < 0.01, "{report:#}");
     assert!(
         number(report, "/merge_seconds") > 0.0 && number(report, "/merge_cpu_seconds") > 0.0,
         "{report:#}"
@@ -68,12 +52,7 @@ pub(crate) fn check_report(report: &Value, guests: f64) {
 fn it_merges_what_can_be_merged_and_loses_nothing() {
     let _ksm = require_ksm!();
     let sandbox = Sandbox::new();
-    let report = sandbox
-        .samepage(["demo", "--json"])
-        .timeout(LIMIT)
-        .output()
-        .success()
-        .json();
+    let report = sandbox.samepage(["demo", "--json"]).timeout(LIMIT).output().success().json();
     check_report(&report, 4.0);
     assert_eq!(report["engine"], "ksm");
     sandbox.assert_clean_within(SOON);
@@ -83,9 +62,7 @@ fn it_merges_what_can_be_merged_and_loses_nothing() {
 fn without_an_engine_nothing_is_saved() {
     let _ksm = require_ksm!();
     let sandbox = Sandbox::new();
-    let args = [
-        "demo", "--guests", "2", "--memory", "32M", "--engine", "off", "--json",
-    ];
+    let args = ["demo", "--guests", "2", "--memory", "32M", "--engine", "off", "--json"];
     let report = sandbox.samepage(args).timeout(LIMIT).output().success().json();
     assert_eq!(number(&report, "/mismatched_pages"), 0.0);
     assert_eq!(number(&report, "/pages/shared"), 0.0, "{report:#}");
@@ -98,11 +75,7 @@ fn midway(sandbox: &Sandbox) -> Running {
     let mut running = sandbox.samepage(["demo"]).timeout(LIMIT).start();
     let until = Instant::now() + Duration::from_secs(60);
     while sandbox.processes().len() < 3 {
-        assert!(
-            running.is_running() && Instant::now() < until,
-            "no VMs: {}",
-            running.stderr_so_far()
-        );
+        assert!(running.is_running() && Instant::now() < until, "no VMs: {}", running.stderr_so_far());
         thread::sleep(Duration::from_millis(20));
     }
     thread::sleep(Duration::from_millis(1500));
@@ -129,11 +102,7 @@ fn a_killed_demo_leaves_no_process_and_no_changed_setting() {
     let until = Instant::now() + SOON;
     loop {
         // Nobody is left who could remove socket files; processes and KSM settings are what costs.
-        let leaks: Vec<_> = sandbox
-            .leaks()
-            .into_iter()
-            .filter(|leak| !leak.starts_with("file"))
-            .collect();
+        let leaks: Vec<_> = sandbox.leaks().into_iter().filter(|leak| !leak.starts_with("file")).collect();
         if leaks.is_empty() {
             break;
         }

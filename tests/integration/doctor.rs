@@ -7,11 +7,7 @@ use tests::sandbox::Sandbox;
 fn it_prints_json_and_changes_nothing() {
     let sandbox = Sandbox::new();
     let report = sandbox.samepage(["doctor", "--json"]).output().success().json();
-    assert_eq!(
-        report["guests_run"].as_bool(),
-        Some(without_kvm().is_none()),
-        "{report:#}"
-    );
+    assert_eq!(report["guests_run"].as_bool(), Some(without_kvm().is_none()), "{report:#}");
     assert!(sandbox.leaks().is_empty(), "{:?}", sandbox.leaks());
 }
 
@@ -19,10 +15,7 @@ fn it_prints_json_and_changes_nothing() {
 fn help_has_examples() {
     let sandbox = Sandbox::new();
     for command in [&["run"][..], &["doctor"], &["demo"], &["image"], &["fleet"]] {
-        let outcome = sandbox
-            .samepage([command, &["--help"]].concat())
-            .output()
-            .success();
+        let outcome = sandbox.samepage([command, &["--help"]].concat()).output().success();
         assert!(outcome.stdout.contains("Examples:"), "{outcome}");
     }
 }

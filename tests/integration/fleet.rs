@@ -17,42 +17,25 @@ fn example() -> PathBuf {
 
 fn up(sandbox: &Sandbox) {
     let file = example();
-    let _ = sandbox
-        .samepage(["fleet", "up", file.to_str().expect("UTF-8")])
-        .timeout(LIMIT)
-        .output()
-        .success();
+    let _ =
+        sandbox.samepage(["fleet", "up", file.to_str().expect("UTF-8")]).timeout(LIMIT).output().success();
 }
 
 fn status(sandbox: &Sandbox) -> Value {
-    sandbox
-        .samepage(["fleet", "status", "--json"])
-        .timeout(LIMIT)
-        .output()
-        .success()
-        .json()
+    sandbox.samepage(["fleet", "status", "--json"]).timeout(LIMIT).output().success().json()
 }
 
 fn down(sandbox: &Sandbox) {
-    let _ = sandbox
-        .samepage(["fleet", "down"])
-        .timeout(LIMIT)
-        .output()
-        .success();
+    let _ = sandbox.samepage(["fleet", "down"]).timeout(LIMIT).output().success();
     sandbox.assert_clean_within(SOON);
 }
 
 fn guests(status: &Value) -> &Vec<Value> {
-    status["guests"]
-        .as_array()
-        .unwrap_or_else(|| panic!("no guests in {status:#}"))
+    status["guests"].as_array().unwrap_or_else(|| panic!("no guests in {status:#}"))
 }
 
 fn in_state(status: &Value, state: &str) -> usize {
-    guests(status)
-        .iter()
-        .filter(|guest| guest["state"] == state)
-        .count()
+    guests(status).iter().filter(|guest| guest["state"] == state).count()
 }
 
 /// The processes whose subcommand this is: `run` for VMs, `host` for the daemon.
@@ -70,26 +53,12 @@ fn it_comes_up_and_goes_down() {
     let vms = running(&sandbox, "run");
     assert_eq!(in_state(&report, "running"), vms.len(), "{report:#}");
     assert_eq!(running(&sandbox, "host").len(), 1, "{:?}", sandbox.processes());
-    let kvm = sandbox
-        .samepage(["fleet", "status", "--kvm"])
-        .timeout(LIMIT)
-        .output()
-        .success();
+    let kvm = sandbox.samepage(["fleet", "status", "--kvm"]).timeout(LIMIT).output().success();
     assert!(kvm.stdout.contains("exits"), "{kvm}");
     let file = example();
-    let again = sandbox
-        .samepage(["fleet", "up", file.to_str().expect("UTF-8")])
-        .timeout(LIMIT)
-        .output();
-    assert!(
-        again.code == Some(1) && again.stderr.contains("up already"),
-        "{again}"
-    );
-    assert_eq!(
-        running(&sandbox, "run").len(),
-        vms.len(),
-        "a second `up` must not touch the first"
-    );
+    let again = sandbox.samepage(["fleet", "up", file.to_str().expect("UTF-8")]).timeout(LIMIT).output();
+    assert!(again.code == Some(1) && again.stderr.contains("up already"), "{again}");
+    assert_eq!(running(&sandbox, "run").len(), vms.len(), "a second `up` must not touch the first");
     down(&sandbox);
 }
 

@@ -27,13 +27,7 @@ pub(crate) struct Elf {
 impl Elf {
     pub(crate) fn with(code: &[u8]) -> Self {
         let bytes = code.len() as u64;
-        Self {
-            class: 2,
-            machine: 62,
-            file_bytes: bytes,
-            memory_bytes: bytes,
-            code: code.into(),
-        }
+        Self { class: 2, machine: 62, file_bytes: bytes, memory_bytes: bytes, code: code.into() }
     }
 
     pub(crate) fn write(&self, sandbox: &Sandbox, name: &str) -> PathBuf {

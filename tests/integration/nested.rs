@@ -13,11 +13,7 @@ fn samepage() -> String {
 
 #[test]
 fn lab_doctor_sees_nested_paging() {
-    let outcome = lab_run(
-        Duration::from_secs(120),
-        [samepage().as_str(), "doctor", "--json"],
-    )
-    .success();
+    let outcome = lab_run(Duration::from_secs(120), [samepage().as_str(), "doctor", "--json"]).success();
     let report = outcome.json().to_string().to_lowercase();
     assert!(report.contains("svm") && report.contains("npt"), "{outcome}");
 }
@@ -34,10 +30,7 @@ fn lab_linux_fleet() {
     let image = image_dir();
     if !image.join("image.json").is_file() {
         let args = ["image".as_ref(), "--out".as_ref(), image.as_os_str()];
-        let _ = Run::program(tests::samepage(), args)
-            .timeout(Duration::from_secs(300))
-            .output()
-            .success();
+        let _ = Run::program(tests::samepage(), args).timeout(Duration::from_secs(300)).output().success();
     }
     let script = r#"
         samepage=$1 fleet=$2
@@ -53,9 +46,6 @@ fn lab_linux_fleet() {
     let status = outcome.json();
     let guests = status["guests"].as_array().map_or(&[][..], Vec::as_slice);
     assert_eq!(guests.len(), 4, "{outcome}");
-    assert!(
-        guests.iter().all(|guest| guest["state"] == "running"),
-        "{outcome}"
-    );
+    assert!(guests.iter().all(|guest| guest["state"] == "running"), "{outcome}");
     assert_eq!(status["mismatched_pages"].as_u64().unwrap_or(0), 0, "{outcome}");
 }

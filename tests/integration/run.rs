@@ -22,15 +22,10 @@ fn run(sandbox: &Sandbox, name: &str, code: &[u8]) -> Run {
 fn a_triple_fault_is_named_and_ends_the_vm() {
     require_kvm!();
     let sandbox = Sandbox::new();
-    let outcome = run(&sandbox, "fault", TRIPLE_FAULT)
-        .timeout(Duration::from_secs(30))
-        .output();
+    let outcome = run(&sandbox, "fault", TRIPLE_FAULT).timeout(Duration::from_secs(30)).output();
     assert_eq!(outcome.code, Some(1), "{outcome}");
     for word in ["triple fault", "rip"] {
-        assert!(
-            outcome.stderr.to_lowercase().contains(word),
-            "{word} is not named: {outcome}"
-        );
+        assert!(outcome.stderr.to_lowercase().contains(word), "{word} is not named: {outcome}");
     }
     sandbox.assert_clean_within(SOON);
 }
@@ -39,9 +34,7 @@ fn a_triple_fault_is_named_and_ends_the_vm() {
 fn rubbish_to_every_port_does_no_harm() {
     require_kvm!();
     let sandbox = Sandbox::new();
-    let outcome = run(&sandbox, "rubbish", RUBBISH)
-        .timeout(Duration::from_secs(120))
-        .output();
+    let outcome = run(&sandbox, "rubbish", RUBBISH).timeout(Duration::from_secs(120)).output();
     // It may hit a power-off before it gets to its reset; either is an ordinary end.
     let _ = outcome.success();
     sandbox.assert_clean_within(SOON);
@@ -69,26 +62,12 @@ fn sockets_go_with_their_vm() {
     require_kvm!();
     let sandbox = Sandbox::new();
     let kernel = Elf::with(SILENCE).write(&sandbox, "silence");
-    let (control, com2) = (
-        sandbox.runtime_dir().join("control"),
-        sandbox.runtime_dir().join("com2"),
-    );
+    let (control, com2) = (sandbox.runtime_dir().join("control"), sandbox.runtime_dir().join("com2"));
     let running = sandbox
         .samepage(
-            [
-                "run".as_ref(),
-                "--console".as_ref(),
-                "none".as_ref(),
-                "--kernel".as_ref(),
-                kernel.as_os_str(),
-            ]
-            .into_iter()
-            .chain([
-                "--control".as_ref(),
-                control.as_os_str(),
-                "--com2".as_ref(),
-                com2.as_os_str(),
-            ]),
+            ["run".as_ref(), "--console".as_ref(), "none".as_ref(), "--kernel".as_ref(), kernel.as_os_str()]
+                .into_iter()
+                .chain(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()]),
         )
         .start();
     let until = Instant::now() + SOON;

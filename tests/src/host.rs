@@ -12,23 +12,14 @@ const KSM: &str = "/sys/kernel/mm/ksm";
 /// Why no VM can run here, if none can.
 #[must_use]
 pub fn without_kvm() -> Option<String> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .err()
-        .map(|e| format!("/dev/kvm: {e}"))
+    OpenOptions::new().read(true).write(true).open("/dev/kvm").err().map(|e| format!("/dev/kvm: {e}"))
 }
 
 /// Why the kernel's samepage merging cannot be used here, if it cannot.
 #[must_use]
 pub fn without_ksm() -> Option<String> {
     let run = Path::new(KSM).join("run");
-    OpenOptions::new()
-        .write(true)
-        .open(&run)
-        .err()
-        .map(|e| format!("{}: {e}", run.display()))
+    OpenOptions::new().write(true).open(&run).err().map(|e| format!("{}: {e}", run.display()))
 }
 
 /// Says on the terminal, past the test harness's capture, that a test was skipped and why.
@@ -79,10 +70,7 @@ impl KsmSettings {
         let writable = entries.filter(|e| e.metadata().is_ok_and(|m| m.permissions().mode() & 0o200 != 0));
         let read = writable.filter_map(|e| {
             let value = fs::read_to_string(e.path()).ok()?;
-            Some((
-                e.file_name().to_string_lossy().into_owned(),
-                value.trim().to_owned(),
-            ))
+            Some((e.file_name().to_string_lossy().into_owned(), value.trim().to_owned()))
         });
         Self(read.collect())
     }
@@ -91,33 +79,19 @@ impl KsmSettings {
     #[must_use]
     pub fn changes(&self) -> Vec<String> {
         let Self(now) = Self::now();
-        let changed = self
-            .0
-            .iter()
-            .filter(|(name, value)| now.get(*name) != Some(value));
+        let changed = self.0.iter().filter(|(name, value)| now.get(*name) != Some(value));
         changed
-            .map(|(name, was)| {
-                format!(
-                    "KSM {name}: was {was}, is {}",
-                    now.get(name).map_or("gone", |v| v)
-                )
-            })
+            .map(|(name, was)| format!("KSM {name}: was {was}, is {}", now.get(name).map_or("gone", |v| v)))
             .collect()
     }
 
     /// Puts back what is different now, so that one failing test does not fail the next.
     pub fn restore(&self) {
         let Self(now) = Self::now();
-        for (name, value) in self
-            .0
-            .iter()
-            .filter(|(name, value)| now.get(*name) != Some(value))
-        {
+        for (name, value) in self.0.iter().filter(|(name, value)| now.get(*name) != Some(value)) {
             // The advisor's file shows its choice as "[none] scan-time" and takes "none".
-            let chosen = value
-                .split_once('[')
-                .and_then(|(_, rest)| rest.split_once(']'))
-                .map_or(&**value, |c| c.0);
+            let chosen =
+                value.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or(&**value, |c| c.0);
             // Best effort: the test that changed it fails by its own assertion.
             let _ = fs::write(Path::new(KSM).join(name), chosen);
         }

@@ -35,5 +35,5 @@ pub fn image_dir() -> PathBuf {
     let home = std::env::var_os("HOME").map_or_else(|| "/root".into(), PathBuf::from);
     std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| home.join(".cache"), PathBuf::from)
-        .join("samepage/image")
+        .join("samepage/images/latest")
 }

@@ -38,7 +38,5 @@ pub fn samepage() -> PathBuf {
 fn built() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
     let target = this.ancestors().find(|d| d.join("CACHEDIR.TAG").is_file());
-    target
-        .map_or_else(|| workspace().join("target"), Path::to_path_buf)
-        .join("release/samepage")
+    target.map_or_else(|| workspace().join("target"), Path::to_path_buf).join("release/samepage")
 }

@@ -54,10 +54,7 @@ impl Run {
     pub fn program(program: impl AsRef<Path>, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         let mut command = Command::new(program.as_ref());
         command.args(args);
-        Self {
-            command,
-            limit: Duration::from_secs(60),
-        }
+        Self { command, limit: Duration::from_secs(60) }
     }
 
     /// How long it may take.
@@ -81,25 +78,11 @@ impl Run {
     #[must_use]
     pub fn start(mut self) -> Running {
         let line = format!("{:?}", self.command);
-        self.command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
-        let mut child = self
-            .command
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {line}: {error}"));
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("cannot start {line}: {error}"));
         let stdout = Captured::from(child.stdout.take());
         let stderr = Captured::from(child.stderr.take());
-        Running {
-            child,
-            line,
-            started: Instant::now(),
-            limit: self.limit,
-            stdout,
-            stderr,
-        }
+        Running { child, line, started: Instant::now(), limit: self.limit, stdout, stderr }
     }
 
     /// Runs it to its end.
@@ -159,10 +142,7 @@ impl Running {
                 Ok(None) if self.started.elapsed() < self.limit => thread::sleep(LOOK),
                 Ok(None) => {
                     let (out, err) = (self.stdout.text(), self.stderr.text());
-                    panic!(
-                        "{} still ran after {:?}\nstdout:\n{out}\nstderr:\n{err}",
-                        self.line, self.limit
-                    );
+                    panic!("{} still ran after {:?}\nstdout:\n{out}\nstderr:\n{err}", self.line, self.limit);
                 }
                 Err(error) => panic!("cannot wait for {}: {error}", self.line),
             }
@@ -221,14 +201,7 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            line,
-            code,
-            signal,
-            stdout,
-            stderr,
-            took,
-        } = self;
+        let Self { line, code, signal, stdout, stderr, took } = self;
         write!(
             f,
             "{line}: status {code:?}, signal {signal:?}, {took:?}\nstdout:\n{stdout}\nstderr:\n{stderr}"
@@ -252,10 +225,7 @@ impl Captured {
             thread::spawn(move || {
                 let mut buffer = [0; 4096];
                 while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-                    bytes
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .extend_from_slice(&buffer[..count]);
+                    bytes.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
                 }
                 drop(reading);
             });

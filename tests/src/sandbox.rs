@@ -55,11 +55,7 @@ impl Sandbox {
     #[must_use]
     pub fn new() -> Self {
         let made = || tempfile::tempdir().expect("a temporary directory");
-        Self {
-            runtime: made(),
-            files: made(),
-            ksm: KsmSettings::now(),
-        }
+        Self { runtime: made(), files: made(), ksm: KsmSettings::now() }
     }
 
     /// A path for a file of this test.
@@ -76,9 +72,7 @@ impl Sandbox {
 
     /// `samepage` with these arguments, in this sandbox.
     pub fn samepage(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Run {
-        Run::program(crate::samepage(), args)
-            .env(RUNTIME_DIR, self.runtime.path())
-            .env("NO_COLOR", "1")
+        Run::program(crate::samepage(), args).env(RUNTIME_DIR, self.runtime.path()).env("NO_COLOR", "1")
     }
 
     /// The processes that run in it, whoever their parents are: their environment tells.
@@ -91,15 +85,9 @@ impl Sandbox {
                 let pid = entry.file_name().to_str()?.parse().ok()?;
                 // A zombie's environment reads as nothing: it is gone, but for its parent's notice.
                 let environment = fs::read(entry.path().join("environ")).ok()?;
-                environment
-                    .split(|b| *b == 0)
-                    .any(|variable| variable == mark.as_bytes())
-                    .then_some(())?;
+                environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes()).then_some(())?;
                 let args = fs::read(entry.path().join("cmdline")).ok()?;
-                let args = String::from_utf8_lossy(&args)
-                    .replace('\0', " ")
-                    .trim()
-                    .to_owned();
+                let args = String::from_utf8_lossy(&args).replace('\0', " ").trim().to_owned();
                 Some(Process { pid, args })
             })
             .collect();
@@ -110,16 +98,9 @@ impl Sandbox {
     /// What is left behind: processes, files and sockets in the runtime directory, changed KSM settings.
     #[must_use]
     pub fn leaks(&self) -> Vec<String> {
-        let mut leaks: Vec<String> = self
-            .processes()
-            .iter()
-            .map(|p| format!("process {}: {}", p.pid, p.args))
-            .collect();
-        leaks.extend(
-            files_below(self.runtime.path())
-                .iter()
-                .map(|path| format!("file {}", path.display())),
-        );
+        let mut leaks: Vec<String> =
+            self.processes().iter().map(|p| format!("process {}: {}", p.pid, p.args)).collect();
+        leaks.extend(files_below(self.runtime.path()).iter().map(|path| format!("file {}", path.display())));
         leaks.extend(self.ksm.changes());
         leaks
     }
@@ -136,11 +117,7 @@ impl Sandbox {
             thread::sleep(Duration::from_millis(50));
             leaks = self.leaks();
         }
-        assert!(
-            leaks.is_empty(),
-            "left behind after {limit:?}:\n{}",
-            leaks.join("\n")
-        );
+        assert!(leaks.is_empty(), "left behind after {limit:?}:\n{}", leaks.join("\n"));
     }
 }
 
@@ -175,11 +152,7 @@ mod tests {
     fn processes_and_files_left_behind_are_found() {
         let sandbox = Sandbox::new();
         let mut leaver = std::process::Command::new("sleep");
-        let mut leaver = leaver
-            .arg("60")
-            .env(RUNTIME_DIR, sandbox.runtime_dir())
-            .spawn()
-            .unwrap();
+        let mut leaver = leaver.arg("60").env(RUNTIME_DIR, sandbox.runtime_dir()).spawn().unwrap();
         fs::write(sandbox.runtime_dir().join("vm.sock"), "").unwrap();
         let until = Instant::now() + Duration::from_secs(10);
         while sandbox.processes().is_empty() && Instant::now() < until {

@@ -63,28 +63,16 @@ fn an_overlap_names_both() {
     let mut bus = Bus::default();
     bus.insert(0x60, 5, "i8042", probe()).unwrap();
     let error = bus.insert(0x64, 2, "other", probe()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "device other at 0x64..=0x65 overlaps device i8042 at 0x60..=0x64"
-    );
+    assert_eq!(error.to_string(), "device other at 0x64..=0x65 overlaps device i8042 at 0x60..=0x64");
     // A range that encloses an existing one.
-    assert!(matches!(
-        bus.insert(0, 0x1000, "big", probe()),
-        Err(BusError::Overlap { .. })
-    ));
+    assert!(matches!(bus.insert(0, 0x1000, "big", probe()), Err(BusError::Overlap { .. })));
 }
 
 #[test]
 fn empty_and_endless_ranges_are_refused_and_the_last_address_is_usable() {
     let mut bus = Bus::default();
-    assert_eq!(
-        bus.insert(5, 0, "e", probe()),
-        Err(BusError::Empty { name: "e", base: 5 })
-    );
-    assert!(matches!(
-        bus.insert(u64::MAX, 2, "p", probe()),
-        Err(BusError::PastEnd { .. })
-    ));
+    assert_eq!(bus.insert(5, 0, "e", probe()), Err(BusError::Empty { name: "e", base: 5 }));
+    assert!(matches!(bus.insert(u64::MAX, 2, "p", probe()), Err(BusError::PastEnd { .. })));
     bus.insert(u64::MAX, 1, "top", probe()).unwrap();
     assert!(bus.write(u64::MAX, &[1]));
 }

@@ -37,10 +37,7 @@ pub struct I8042 {
 impl I8042 {
     /// A controller that writes to `reset` when the guest asks for a reset.
     pub fn new(reset: EventFd) -> Self {
-        Self {
-            reset,
-            failures: Limited::new("i8042: reset request not delivered"),
-        }
+        Self { reset, failures: Limited::new("i8042: reset request not delivered") }
     }
 }
 

@@ -63,9 +63,7 @@ impl Power {
         }
         match (value & SLP_TYP_MASK) >> SLP_TYP_SHIFT {
             SLP_TYP_S5 => super::request(&self.off, &self.failures),
-            other => self
-                .unknown_sleep
-                .hit(format_args!("SLP_TYP {other}, only {SLP_TYP_S5} (S5) is known")),
+            other => self.unknown_sleep.hit(format_args!("SLP_TYP {other}, only {SLP_TYP_S5} (S5) is known")),
         }
     }
 }
@@ -102,11 +100,7 @@ mod tests {
                 power.write(offset, &[value]);
                 let expect_off = offset == 0 && value & 0x3c == 0x34;
                 assert_eq!(off.read().is_ok(), expect_off, "{value:#x} at +{offset}");
-                assert_eq!(
-                    reset.read().is_ok(),
-                    offset == 2 && value == 1,
-                    "{value:#x} at +{offset}"
-                );
+                assert_eq!(reset.read().is_ok(), offset == 2 && value == 1, "{value:#x} at +{offset}");
             }
         }
         // SLP_EN with the seven types that are not S5, and the two other bits of the register in all values.

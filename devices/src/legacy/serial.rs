@@ -48,18 +48,10 @@ impl Serial {
     /// `out` is called on the vCPU's thread: give it a non-blocking descriptor (or something that only
     /// copies). It is flushed after every byte.
     ///
-    /// # Panics
-    /// If the process is out of file descriptors; see [`Serial::try_new`].
-    pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> Self {
-        Self::try_new(irq, out).expect("an eventfd for the serial port")
-    }
-
-    /// As [`Serial::new`], with the error of creating the eventfd behind [`Serial::drained_fd`].
-    pub fn try_new(irq: IrqLine, out: Box<dyn Write + Send>) -> io::Result<Self> {
-        let drained = Arc::new(Drained {
-            fd: EventFd::new(EFD_NONBLOCK)?,
-            armed: AtomicBool::new(false),
-        });
+    /// # Errors
+    /// If the eventfd behind [`Serial::drained_fd`] cannot be made: the process is out of file descriptors.
+    pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> io::Result<Self> {
+        let drained = Arc::new(Drained { fd: EventFd::new(EFD_NONBLOCK)?, armed: AtomicBool::new(false) });
         let uart = vm_superio::Serial::with_events(irq, Arc::clone(&drained), Output::new(out));
         Ok(Self { uart, drained })
     }
@@ -164,11 +156,7 @@ struct Output {
 
 impl Output {
     fn new(sink: Box<dyn Write + Send>) -> Self {
-        Self {
-            sink,
-            pending: VecDeque::new(),
-            lost: Limited::new("serial: output byte lost"),
-        }
+        Self { sink, pending: VecDeque::new(), lost: Limited::new("serial: output byte lost") }
     }
 
     /// Offers the backlog to the sink until it is empty or the sink has had enough.
@@ -195,9 +183,7 @@ impl Output {
         if self.pending.len() < OUTPUT_BACKLOG_BYTES {
             self.pending.push_back(byte);
         } else {
-            self.lost.hit(format_args!(
-                "the sink has not taken {OUTPUT_BACKLOG_BYTES} bytes"
-            ));
+            self.lost.hit(format_args!("the sink has not taken {OUTPUT_BACKLOG_BYTES} bytes"));
         }
     }
 }

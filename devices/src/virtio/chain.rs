@@ -78,10 +78,7 @@ impl<'m> Chain<'m> {
         let mut descriptors = descriptors;
         for descriptor in descriptors.by_ref().take(usize::from(queue_size)) {
             expects_more = descriptor.has_next();
-            let buffer = Buffer {
-                start: Gpa(descriptor.addr().0),
-                len_bytes: descriptor.len(),
-            };
+            let buffer = Buffer { start: Gpa(descriptor.addr().0), len_bytes: descriptor.len() };
             if descriptor.is_write_only() {
                 self.push_checked(buffer, Permissions::Write)?;
             } else if !self.writable.is_empty() {
@@ -101,20 +98,13 @@ impl<'m> Chain<'m> {
         if buffer.len_bytes == 0 {
             return Ok(());
         }
-        let outside = ChainError::OutsideRam {
-            start: buffer.start,
-            len: buffer.len_bytes,
-        };
+        let outside = ChainError::OutsideRam { start: buffer.start, len: buffer.len_bytes };
         let len = usize::try_from(buffer.len_bytes).map_err(|_| ChainError::Truncated)?;
         if !self.memory.check_range(GuestAddress(buffer.start.0), len, access) {
             return Err(outside);
         }
-        if matches!(access, Permissions::Write) {
-            &mut self.writable
-        } else {
-            &mut self.readable
-        }
-        .push(buffer);
+        if matches!(access, Permissions::Write) { &mut self.writable } else { &mut self.readable }
+            .push(buffer);
         Ok(())
     }
 
@@ -148,11 +138,7 @@ impl<'m> Chain<'m> {
     pub fn read(&mut self, data: &mut [u8]) -> usize {
         let mut done = 0;
         while let Some((address, room)) = self.read.next(&self.readable, data.len() - done) {
-            if self
-                .memory
-                .read_slice(&mut data[done..done + room], address)
-                .is_err()
-            {
+            if self.memory.read_slice(&mut data[done..done + room], address).is_err() {
                 break;
             }
             done += room;
@@ -164,11 +150,7 @@ impl<'m> Chain<'m> {
     pub fn write(&mut self, data: &[u8]) -> usize {
         let mut done = 0;
         while let Some((address, room)) = self.write.next(&self.writable, data.len() - done) {
-            if self
-                .memory
-                .write_slice(&data[done..done + room], address)
-                .is_err()
-            {
+            if self.memory.write_slice(&data[done..done + room], address).is_err() {
                 break;
             }
             done += room;
@@ -178,9 +160,7 @@ impl<'m> Chain<'m> {
 }
 
 fn total(buffers: &[Buffer]) -> u32 {
-    buffers
-        .iter()
-        .fold(0, |sum, buffer| sum.saturating_add(buffer.len_bytes))
+    buffers.iter().fold(0, |sum, buffer| sum.saturating_add(buffer.len_bytes))
 }
 
 /// A position in a list of buffers.

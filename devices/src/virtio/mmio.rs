@@ -67,14 +67,8 @@ struct QueueState {
 impl MmioTransport {
     /// Puts `device` behind registers. `irq` is its interrupt line.
     pub fn new(memory: Arc<GuestMemory>, device: Box<dyn VirtioDevice>, irq: IrqLine) -> Self {
-        let queues = device
-            .queue_max_sizes()
-            .iter()
-            .map(|&max| QueueState {
-                max,
-                ..Default::default()
-            })
-            .collect();
+        let queues =
+            device.queue_max_sizes().iter().map(|&max| QueueState { max, ..Default::default() }).collect();
         Self {
             device,
             memory,
@@ -112,10 +106,7 @@ impl MmioTransport {
     pub fn notify(&mut self, queue: usize) -> Progress {
         let ready = self.queues.get(queue).is_some_and(|queue| queue.setup.ready);
         if !self.running() || !ready {
-            self.ignored.hit(format_args!(
-                "notification of queue {queue}, status {:#x}",
-                self.status()
-            ));
+            self.ignored.hit(format_args!("notification of queue {queue}, status {:#x}", self.status()));
             return Progress::Idle;
         }
         match self.device.process_queue(queue) {
@@ -129,9 +120,7 @@ impl MmioTransport {
                 progress
             }
             Err(error) => {
-                let source = std::error::Error::source(&error)
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
+                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 self.violate(format_args!("queue {queue}: {error}: {source}"));
                 Progress::Idle
             }
@@ -154,12 +143,7 @@ impl MmioTransport {
     }
 
     fn status(&self) -> u32 {
-        self.status
-            | if self.interrupt.needs_reset() {
-                NEEDS_RESET
-            } else {
-                0
-            }
+        self.status | if self.interrupt.needs_reset() { NEEDS_RESET } else { 0 }
     }
 
     /// Whether the device may be given work.
@@ -208,9 +192,7 @@ impl MmioTransport {
     fn set_up(&mut self, offset: u32, change: impl FnOnce(&mut QueueSetup)) {
         let allowed = self.configuring();
         match self.selected() {
-            None => self
-                .ignored
-                .hit(format_args!("register {offset:#x} of queue {}", self.queue_sel)),
+            None => self.ignored.hit(format_args!("register {offset:#x} of queue {}", self.queue_sel)),
             Some(queue) if allowed && !queue.setup.ready => change(&mut queue.setup),
             Some(_) => self.violate(format_args!(
                 "register {offset:#x} of queue {} written in status {:#x}",

@@ -78,18 +78,11 @@ impl VirtioDevice for Rng {
     }
 
     fn process_queue(&mut self, _index: usize) -> Result<Progress, RingError> {
-        let Some(Active {
-            memory,
-            queue: Some(queue),
-            interrupt,
-        }) = &mut self.active
-        else {
+        let Some(Active { memory, queue: Some(queue), interrupt }) = &mut self.active else {
             return Ok(Progress::Idle);
         };
         let (misused, unavailable) = (&self.misused, &self.unavailable);
-        drain(queue, memory, interrupt, &self.broken, |chain| {
-            answer(chain, misused, unavailable)
-        })
+        drain(queue, memory, interrupt, &self.broken, |chain| answer(chain, misused, unavailable))
     }
 
     fn reset(&mut self) {

@@ -25,12 +25,7 @@ pub(super) enum SetupError {
     #[error(
         "a ring is outside RAM: descriptors at {desc:#x}, available {avail:#x}, used {used:#x}, size {size}"
     )]
-    OutsideRam {
-        desc: u64,
-        avail: u64,
-        used: u64,
-        size: u32,
-    },
+    OutsideRam { desc: u64, avail: u64, used: u64, size: u32 },
 }
 
 impl QueueSetup {

@@ -39,10 +39,7 @@ pub(crate) const BUFFERS: u64 = 0x4_0000;
 pub(crate) fn ram() -> Arc<GuestMemory> {
     let ranges = [
         (GuestAddress(0), LOW_RAM as usize),
-        (
-            GuestAddress(HIGH_RAM_START),
-            (HIGH_RAM_END - HIGH_RAM_START) as usize,
-        ),
+        (GuestAddress(HIGH_RAM_START), (HIGH_RAM_END - HIGH_RAM_START) as usize),
     ];
     Arc::new(GuestMemory::from_ranges(&ranges).unwrap())
 }
@@ -77,9 +74,7 @@ impl Ring {
         (addr, len, flags, next): (u64, u32, u16, u16),
     ) {
         let descriptor = Descriptor::new(addr, len, flags, next);
-        self.memory
-            .write_obj(descriptor, GuestAddress(table + 16 * u64::from(index)))
-            .unwrap();
+        self.memory.write_obj(descriptor, GuestAddress(table + 16 * u64::from(index))).unwrap();
     }
 
     pub(crate) fn descriptor(&self, index: u16, descriptor: (u64, u32, u16, u16)) {
@@ -95,9 +90,7 @@ impl Ring {
 
     pub(crate) fn set_avail_idx(&mut self, index: u16) {
         self.next_avail = index;
-        self.memory
-            .write_obj(index, GuestAddress(self.avail + 2))
-            .unwrap();
+        self.memory.write_obj(index, GuestAddress(self.avail + 2)).unwrap();
     }
 
     pub(crate) fn set_avail_flags(&self, flags: u16) {
@@ -105,9 +98,7 @@ impl Ring {
     }
 
     pub(crate) fn set_used_event(&self, index: u16) {
-        self.memory
-            .write_obj(index, GuestAddress(self.avail + 4 + 2 * u64::from(self.size)))
-            .unwrap();
+        self.memory.write_obj(index, GuestAddress(self.avail + 4 + 2 * u64::from(self.size))).unwrap();
     }
 
     pub(crate) fn used_idx(&self) -> u16 {
@@ -135,11 +126,7 @@ impl Driver {
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let line = IrqLine::new(irq.try_clone().unwrap());
         let transport = MmioTransport::new(memory.clone(), Box::new(device), line);
-        Self {
-            memory,
-            transport,
-            irq,
-        }
+        Self { memory, transport, irq }
     }
 
     pub(crate) fn read(&mut self, register: u32) -> u32 {
@@ -183,21 +170,9 @@ impl Driver {
         self.write(reg::VIRTIO_MMIO_QUEUE_SEL, index as u32);
         self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size);
         for (low, high, address) in [
-            (
-                reg::VIRTIO_MMIO_QUEUE_DESC_LOW,
-                reg::VIRTIO_MMIO_QUEUE_DESC_HIGH,
-                desc,
-            ),
-            (
-                reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-                reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
-                avail,
-            ),
-            (
-                reg::VIRTIO_MMIO_QUEUE_USED_LOW,
-                reg::VIRTIO_MMIO_QUEUE_USED_HIGH,
-                used,
-            ),
+            (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, reg::VIRTIO_MMIO_QUEUE_DESC_HIGH, desc),
+            (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH, avail),
+            (reg::VIRTIO_MMIO_QUEUE_USED_LOW, reg::VIRTIO_MMIO_QUEUE_USED_HIGH, used),
         ] {
             self.write(low, address as u32);
             self.write(high, (address >> 32) as u32);
@@ -207,9 +182,7 @@ impl Driver {
     pub(crate) fn add_queue(&mut self, index: usize, size: u16) -> Ring {
         let ring = Ring::new(&self.memory, index, size);
         // A ring from before a reset must not be seen again.
-        self.memory
-            .write_slice(&[0; 0x1_0000], GuestAddress(ring.desc))
-            .unwrap();
+        self.memory.write_slice(&[0; 0x1_0000], GuestAddress(ring.desc)).unwrap();
         self.describe_queue(index, u32::from(size), ring.desc, ring.avail, ring.used);
         self.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
         ring

@@ -1,9 +1,6 @@
 //! What the compiler expects of a C library, for programs that have none: part of both binaries, not of the
 //! library, whose tests link the real one.
-#![expect(
-    unsafe_code,
-    reason = "these are the functions that the compiler's own calls resolve to"
-)]
+#![expect(unsafe_code, reason = "these are the functions that the compiler's own calls resolve to")]
 
 use core::arch::asm;
 

@@ -99,9 +99,7 @@ impl Mix {
         if sum != 100 {
             return Err(ParseError::NotAHundred { sum });
         }
-        Ok(Self {
-            parts: [zero, common, dup, unique],
-        })
+        Ok(Self { parts: [zero, common, dup, unique] })
     }
 
     /// The percentage of `class`.
@@ -228,9 +226,7 @@ impl Command {
             "verify" => bare(Self::Verify),
             "free" => {
                 let fields = Fields::parse(rest, ["percent"], "percent")?;
-                Ok(Self::Free {
-                    percent: fields.percent(0)?,
-                })
+                Ok(Self::Free { percent: fields.percent(0)? })
             }
             "idle" => bare(Self::Idle),
             "report" => bare(Self::Report),
@@ -249,20 +245,11 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         match self {
-            Self::Fill(Fill {
-                seed,
-                common,
-                mix,
-                pages,
-            }) => {
+            Self::Fill(Fill { seed, common, mix, pages }) => {
                 write!(f, " seed={seed} common={common} {mix}")?;
                 pages.map_or(Ok(()), |pages| write!(f, " pages={pages}"))
             }
-            Self::Churn {
-                target,
-                rate,
-                seconds,
-            } => {
+            Self::Churn { target, rate, seconds } => {
                 write!(f, " class={target} rate={rate}")?;
                 seconds.map_or(Ok(()), |seconds| write!(f, " seconds={seconds}"))
             }

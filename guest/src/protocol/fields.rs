@@ -32,16 +32,12 @@ impl<'a, const N: usize> Fields<'a, N> {
     ) -> Result<Self, ParseError> {
         let mut values = [None; N];
         for word in rest.split_ascii_whitespace() {
-            let (key, value) = word.split_once('=').ok_or_else(|| ParseError::NotAField {
-                found: Word::of(word),
-            })?;
+            let (key, value) =
+                word.split_once('=').ok_or_else(|| ParseError::NotAField { found: Word::of(word) })?;
             let slot = keys
                 .iter()
                 .position(|known| *known == key)
-                .ok_or_else(|| ParseError::UnknownKey {
-                    key: Word::of(key),
-                    expected,
-                })?;
+                .ok_or_else(|| ParseError::UnknownKey { key: Word::of(key), expected })?;
             if values[slot].replace(value).is_some() {
                 return Err(ParseError::RepeatedKey { key: keys[slot] });
             }
@@ -52,9 +48,7 @@ impl<'a, const N: usize> Fields<'a, N> {
     /// The value of key number `slot` and the key.
     pub(super) fn text(&self, slot: usize) -> Result<(&'static str, &'a str), ParseError> {
         let key = self.keys[slot];
-        self.values[slot]
-            .map(|value| (key, value))
-            .ok_or(ParseError::MissingKey { key })
+        self.values[slot].map(|value| (key, value)).ok_or(ParseError::MissingKey { key })
     }
 
     /// A number that must be there.
@@ -94,9 +88,5 @@ pub(super) fn number(text: &str) -> Option<u64> {
 
 /// The error for a value that its key does not take.
 pub(super) fn bad(key: &'static str, value: &str, expected: &'static str) -> ParseError {
-    ParseError::BadValue {
-        key,
-        value: Word::of(value),
-        expected,
-    }
+    ParseError::BadValue { key, value: Word::of(value), expected }
 }

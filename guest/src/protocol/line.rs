@@ -24,10 +24,7 @@ impl<const N: usize> Inline<N> {
     /// The empty string.
     pub const fn new() -> Self {
         let () = Self::FITS;
-        Self {
-            bytes: [0; N],
-            len: 0,
-        }
+        Self { bytes: [0; N], len: 0 }
     }
 
     /// What `value` displays as, cut to fit.
@@ -103,11 +100,7 @@ enum State {
 impl LineReader {
     /// A reader at the start of a line.
     pub const fn new() -> Self {
-        Self {
-            bytes: [0; MAX_LINE],
-            len: 0,
-            state: State::Gathering,
-        }
+        Self { bytes: [0; MAX_LINE], len: 0, state: State::Gathering }
     }
 
     /// Takes one byte. When it ends a line, returns it without `\n` and `\r`.
@@ -122,11 +115,7 @@ impl LineReader {
         if byte == b'\n' {
             let overlong = self.state == State::Overlong;
             self.state = State::Complete;
-            return Some(if overlong {
-                Err(ParseError::TooLong)
-            } else {
-                self.text()
-            });
+            return Some(if overlong { Err(ParseError::TooLong) } else { self.text() });
         }
         // Room for the `\n` must be left.
         if self.len == MAX_LINE - 1 {
@@ -150,11 +139,7 @@ impl LineReader {
 
     /// The line so far, as far as it is text (to show it again on a console).
     pub fn so_far(&self) -> &str {
-        let line = if self.state == State::Complete {
-            &[]
-        } else {
-            &self.bytes[..self.len]
-        };
+        let line = if self.state == State::Complete { &[] } else { &self.bytes[..self.len] };
         checked(line).unwrap_or_default()
     }
 

@@ -110,14 +110,8 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    const ALL: [ErrorCode; 6] = [
-        Self::Parse,
-        Self::Busy,
-        Self::Cancelled,
-        Self::Memory,
-        Self::Empty,
-        Self::Failed,
-    ];
+    const ALL: [ErrorCode; 6] =
+        [Self::Parse, Self::Busy, Self::Cancelled, Self::Memory, Self::Empty, Self::Failed];
 
     /// Its name on the wire.
     pub const fn name(self) -> &'static str {
@@ -163,10 +157,7 @@ pub enum Reply {
 impl Reply {
     /// The reply to a line that was not understood.
     pub fn not_understood(error: ParseError) -> Self {
-        Self::Err {
-            code: ErrorCode::Parse,
-            message: Text::of(error),
-        }
+        Self::Err { code: ErrorCode::Parse, message: Text::of(error) }
     }
 
     /// Whether no more lines answer this command.
@@ -184,16 +175,11 @@ impl Reply {
             "ready" => Ready::parse_fields(rest).map(Self::Ready),
             "progress" => {
                 let fields = Fields::parse(rest, ["done", "total"], "done, total")?;
-                Ok(Self::Progress {
-                    done: fields.number(0)?,
-                    total: fields.number(1)?,
-                })
+                Ok(Self::Progress { done: fields.number(0)?, total: fields.number(1)? })
             }
             "ok" => Done::parse(rest).map(Self::Ok),
             "err" => parse_err(rest),
-            "panic" => Ok(Self::Panic {
-                message: Text::of(rest),
-            }),
+            "panic" => Ok(Self::Panic { message: Text::of(rest) }),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
                 expected: "ready, progress, ok, err or panic",
@@ -214,57 +200,36 @@ impl Ready {
             (_, "linux") => Kind::Linux,
             (key, value) => return Err(bad(key, value, "builtin or linux")),
         };
-        Ok(Self {
-            kind,
-            pages: fields.number(2)?,
-            base: fields.number(3)?,
-            mem_pages: fields.number(4)?,
-        })
+        Ok(Self { kind, pages: fields.number(2)?, base: fields.number(3)?, mem_pages: fields.number(4)? })
     }
 }
 
 impl Done {
     fn parse(rest: &str) -> Result<Self, ParseError> {
-        let rest = rest
-            .strip_prefix("command=")
-            .ok_or(ParseError::MissingKey { key: "command" })?;
+        let rest = rest.strip_prefix("command=").ok_or(ParseError::MissingKey { key: "command" })?;
         let (command, rest) = rest.split_once(' ').unwrap_or((rest, ""));
         let bare = |done| Fields::parse(rest, [], "no key").map(|_| done);
         match command {
             "fill" => {
                 let fields = Fields::parse(rest, ["pages"], "pages")?;
-                Ok(Self::Fill {
-                    pages: fields.number(0)?,
-                })
+                Ok(Self::Fill { pages: fields.number(0)? })
             }
             "churn" => {
                 let fields = Fields::parse(rest, ["rate"], "rate")?;
-                Ok(Self::Churn {
-                    rate: fields.number(0)?,
-                })
+                Ok(Self::Churn { rate: fields.number(0)? })
             }
             "verify" => {
-                let fields = Fields::parse(
-                    rest,
-                    ["checked", "mismatched", "first"],
-                    "checked, mismatched, first",
-                )?;
+                let fields =
+                    Fields::parse(rest, ["checked", "mismatched", "first"], "checked, mismatched, first")?;
                 let first = match fields.text(2)? {
                     (_, "none") => None,
                     _ => Some(fields.number(2)?),
                 };
-                Ok(Self::Verify {
-                    checked: fields.number(0)?,
-                    mismatched: fields.number(1)?,
-                    first,
-                })
+                Ok(Self::Verify { checked: fields.number(0)?, mismatched: fields.number(1)?, first })
             }
             "free" => {
                 let fields = Fields::parse(rest, ["freed", "filled"], "freed, filled")?;
-                Ok(Self::Free {
-                    freed: fields.number(0)?,
-                    filled: fields.number(1)?,
-                })
+                Ok(Self::Free { freed: fields.number(0)?, filled: fields.number(1)? })
             }
             "idle" => bare(Self::Idle),
             "report" => Report::parse(rest).map(Self::Report),
@@ -277,27 +242,13 @@ impl Done {
 
 impl Report {
     fn parse(rest: &str) -> Result<Self, ParseError> {
-        let keys = [
-            "filled",
-            "zero",
-            "common",
-            "dup",
-            "unique",
-            "generations",
-            "churned",
-            "verified",
-            "mismatched",
-        ];
+        let keys =
+            ["filled", "zero", "common", "dup", "unique", "generations", "churned", "verified", "mismatched"];
         let names = "the counts of a report";
         let fields = Fields::parse(rest, keys, names)?;
         Ok(Self {
             filled: fields.number(0)?,
-            classes: [
-                fields.number(1)?,
-                fields.number(2)?,
-                fields.number(3)?,
-                fields.number(4)?,
-            ],
+            classes: [fields.number(1)?, fields.number(2)?, fields.number(3)?, fields.number(4)?],
             generations: fields.number(5)?,
             churned: fields.number(6)?,
             verified: fields.number(7)?,
@@ -307,30 +258,20 @@ impl Report {
 }
 
 fn parse_err(rest: &str) -> Result<Reply, ParseError> {
-    let rest = rest
-        .strip_prefix("code=")
-        .ok_or(ParseError::MissingKey { key: "code" })?;
+    let rest = rest.strip_prefix("code=").ok_or(ParseError::MissingKey { key: "code" })?;
     let (name, message) = rest.split_once(' ').unwrap_or((rest, ""));
     let code = ErrorCode::ALL
         .into_iter()
         .find(|code| code.name() == name)
         .ok_or_else(|| bad("code", name, "parse, busy, cancelled, memory, empty or failed"))?;
-    Ok(Reply::Err {
-        code,
-        message: Text::of(message.trim_ascii()),
-    })
+    Ok(Reply::Err { code, message: Text::of(message.trim_ascii()) })
 }
 
 impl fmt::Display for Reply {
     /// Writes the line, without `\n`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ready(Ready {
-                kind,
-                pages,
-                base,
-                mem_pages,
-            }) => write!(
+            Self::Ready(Ready { kind, pages, base, mem_pages }) => write!(
                 f,
                 "ready version={VERSION} kind={kind} pages={pages} base={base:#x} mem_pages={mem_pages}"
             ),
@@ -347,11 +288,7 @@ impl fmt::Display for Done {
         match self {
             Self::Fill { pages } => write!(f, "fill pages={pages}"),
             Self::Churn { rate } => write!(f, "churn rate={rate}"),
-            Self::Verify {
-                checked,
-                mismatched,
-                first,
-            } => {
+            Self::Verify { checked, mismatched, first } => {
                 write!(f, "verify checked={checked} mismatched={mismatched} first=")?;
                 match first {
                     Some(first) => write!(f, "{first}"),
@@ -369,21 +306,9 @@ impl fmt::Display for Done {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            filled,
-            classes: [zero, common, dup, unique],
-            generations,
-            churned,
-            verified,
-            mismatched,
-        } = self;
-        write!(
-            f,
-            "filled={filled} zero={zero} common={common} dup={dup} unique={unique} "
-        )?;
-        write!(
-            f,
-            "generations={generations} churned={churned} verified={verified} mismatched={mismatched}"
-        )
+        let Self { filled, classes: [zero, common, dup, unique], generations, churned, verified, mismatched } =
+            self;
+        write!(f, "filled={filled} zero={zero} common={common} dup={dup} unique={unique} ")?;
+        write!(f, "generations={generations} churned={churned} verified={verified} mismatched={mismatched}")
     }
 }

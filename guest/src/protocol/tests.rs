@@ -25,14 +25,8 @@ fn target() -> impl Strategy<Value = Target> {
 
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
-        (any::<u64>(), any::<u64>(), mix(), any::<Option<u64>>()).prop_map(|(seed, common, mix, pages)| {
-            Command::Fill(Fill {
-                seed,
-                common,
-                mix,
-                pages,
-            })
-        }),
+        (any::<u64>(), any::<u64>(), mix(), any::<Option<u64>>())
+            .prop_map(|(seed, common, mix, pages)| { Command::Fill(Fill { seed, common, mix, pages }) }),
         (target(), any::<u64>(), any::<Option<u64>>()).prop_map(|(target, rate, seconds)| Command::Churn {
             target,
             rate,
@@ -51,38 +45,16 @@ fn command() -> impl Strategy<Value = Command> {
 
 fn done() -> impl Strategy<Value = Done> {
     let report = proptest::array::uniform9(0..=COUNT_MAX).prop_map(
-        |[
-            filled,
-            zero,
-            common,
-            dup,
-            unique,
-            generations,
-            churned,
-            verified,
-            mismatched,
-        ]| {
+        |[filled, zero, common, dup, unique, generations, churned, verified, mismatched]| {
             let classes = [zero, common, dup, unique];
-            Done::Report(Report {
-                filled,
-                classes,
-                generations,
-                churned,
-                verified,
-                mismatched,
-            })
+            Done::Report(Report { filled, classes, generations, churned, verified, mismatched })
         },
     );
     prop_oneof![
         any::<u64>().prop_map(|pages| Done::Fill { pages }),
         any::<u64>().prop_map(|rate| Done::Churn { rate }),
-        (any::<u64>(), any::<u64>(), any::<Option<u64>>()).prop_map(|(checked, mismatched, first)| {
-            Done::Verify {
-                checked,
-                mismatched,
-                first,
-            }
-        }),
+        (any::<u64>(), any::<u64>(), any::<Option<u64>>())
+            .prop_map(|(checked, mismatched, first)| { Done::Verify { checked, mismatched, first } }),
         (any::<u64>(), any::<u64>()).prop_map(|(freed, filled)| Done::Free { freed, filled }),
         prop::sample::select(std::vec![Done::Idle, Done::Poweroff, Done::Reboot]),
         report,
@@ -102,12 +74,7 @@ fn reply() -> impl Strategy<Value = Reply> {
     prop_oneof![
         (any::<bool>(), any::<[u64; 3]>()).prop_map(|(linux, [pages, base, mem_pages])| {
             let kind = if linux { Kind::Linux } else { Kind::Builtin };
-            Reply::Ready(Ready {
-                kind,
-                pages,
-                base,
-                mem_pages,
-            })
+            Reply::Ready(Ready { kind, pages, base, mem_pages })
         }),
         any::<[u64; 2]>().prop_map(|[done, total]| Reply::Progress { done, total }),
         done().prop_map(Reply::Ok),
@@ -183,26 +150,14 @@ proptest! {
 fn errors_say_what_was_expected() {
     for (line, message) in [
         ("", "empty line, expected a command"),
-        (
-            "fly",
-            "\"fly\" is unknown, expected fill, churn, verify, free, idle, report, poweroff or reboot",
-        ),
+        ("fly", "\"fly\" is unknown, expected fill, churn, verify, free, idle, report, poweroff or reboot"),
         ("free", "percent= is missing"),
-        (
-            "free percent=101",
-            "percent=101, expected a percentage from 0 to 100",
-        ),
-        (
-            "free percent=+1",
-            "percent=+1, expected a percentage from 0 to 100",
-        ),
+        ("free percent=101", "percent=101, expected a percentage from 0 to 100"),
+        ("free percent=+1", "percent=+1, expected a percentage from 0 to 100"),
         ("free percent=1 percent=2", "percent= stands twice"),
         ("free percent", "\"percent\" is no key=value"),
         ("verify now=1", "unknown key \"now\", expected no key"),
-        (
-            "churn class=some rate=1",
-            "class=some, expected zero, common, dup, unique or all",
-        ),
+        ("churn class=some rate=1", "class=some, expected zero, common, dup, unique or all"),
         (
             "churn class=all rate=18446744073709551616",
             "rate=18446744073709551616, expected a number below 2^64",
@@ -227,10 +182,7 @@ fn an_overlong_line_is_reported_once_and_the_next_is_read() {
     let mut line = [b'x'; 1000];
     line[999] = b'\n';
     assert_eq!(through_reader(&mut reader, &line), Some(Err(ParseError::TooLong)));
-    assert_eq!(
-        through_reader(&mut reader, b"idle\n"),
-        Some(Ok("idle".to_string()))
-    );
+    assert_eq!(through_reader(&mut reader, b"idle\n"), Some(Ok("idle".to_string())));
 }
 
 #[test]

@@ -87,11 +87,7 @@ struct Churn {
 impl<'t, P: Pages> Service<'t, P> {
     /// A service over `workload`.
     pub fn new(workload: Workload<'t, P>) -> Self {
-        Self {
-            workload,
-            job: None,
-            churn: None,
-        }
+        Self { workload, job: None, churn: None }
     }
 
     /// The workload.
@@ -137,10 +133,7 @@ impl<'t, P: Pages> Service<'t, P> {
         if command == Command::Idle {
             self.churn = None;
             if let Some(job) = self.job.take() {
-                out.send(
-                    job.port,
-                    &refusal(ErrorCode::Cancelled, format_args!("idle came before the end")),
-                );
+                out.send(job.port, &refusal(ErrorCode::Cancelled, format_args!("idle came before the end")));
             }
             out.send(port, &Reply::Ok(Done::Idle));
             return None;
@@ -148,10 +141,7 @@ impl<'t, P: Pages> Service<'t, P> {
         if self.job.is_some() {
             out.send(
                 port,
-                &refusal(
-                    ErrorCode::Busy,
-                    format_args!("wait for the last command, or send idle"),
-                ),
+                &refusal(ErrorCode::Busy, format_args!("wait for the last command, or send idle")),
             );
             return None;
         }
@@ -171,27 +161,15 @@ impl<'t, P: Pages> Service<'t, P> {
                     return Some(refusal(ErrorCode::Memory, message));
                 }
                 self.churn = None;
-                self.job = Some(Job {
-                    kind: JobKind::Fill,
-                    port,
-                    told_micros: now_micros,
-                });
+                self.job = Some(Job { kind: JobKind::Fill, port, told_micros: now_micros });
                 None
             }
             Command::Verify => {
                 let kind = JobKind::Verify(Verify::default());
-                self.job = Some(Job {
-                    kind,
-                    port,
-                    told_micros: now_micros,
-                });
+                self.job = Some(Job { kind, port, told_micros: now_micros });
                 None
             }
-            Command::Churn {
-                target,
-                rate,
-                seconds,
-            } => {
+            Command::Churn { target, rate, seconds } => {
                 if rate > 0 && self.workload.held(target) == 0 {
                     return Some(refusal(
                         ErrorCode::Empty,
@@ -211,10 +189,7 @@ impl<'t, P: Pages> Service<'t, P> {
             }
             Command::Free { percent } => {
                 let freed = self.workload.free(percent);
-                Some(Reply::Ok(Done::Free {
-                    freed,
-                    filled: self.workload.held(Target::All),
-                }))
+                Some(Reply::Ok(Done::Free { freed, filled: self.workload.held(Target::All) }))
             }
             Command::Report => Some(Reply::Ok(Done::Report(self.workload.report()))),
             // Dealt with by the caller.
@@ -246,20 +221,8 @@ impl<'t, P: Pages> Service<'t, P> {
             }
             JobKind::Verify(verify) => {
                 if self.workload.verify_step(verify, STEP_PAGES) {
-                    let Verify {
-                        checked,
-                        mismatched,
-                        first,
-                        ..
-                    } = *verify;
-                    out.send(
-                        job.port,
-                        &Reply::Ok(Done::Verify {
-                            checked,
-                            mismatched,
-                            first,
-                        }),
-                    );
+                    let Verify { checked, mismatched, first, .. } = *verify;
+                    out.send(job.port, &Reply::Ok(Done::Verify { checked, mismatched, first }));
                     return;
                 }
                 (verify.checked, self.workload.held(Target::All))
@@ -281,10 +244,7 @@ impl<'t, P: Pages> Service<'t, P> {
         churn.seen_micros = now;
         // A guest that cannot keep up falls behind by a second at most: it must not make up for an hour's pause.
         let second = churn.rate.saturating_mul(MICROS);
-        churn.credit = churn
-            .credit
-            .saturating_add(churn.rate.saturating_mul(elapsed))
-            .min(second);
+        churn.credit = churn.credit.saturating_add(churn.rate.saturating_mul(elapsed)).min(second);
         let due = churn.credit / MICROS;
         let pages = due.min(STEP_PAGES);
         churn.credit -= pages * MICROS;
@@ -305,10 +265,7 @@ impl<'t, P: Pages> Service<'t, P> {
 }
 
 fn refusal(code: ErrorCode, message: core::fmt::Arguments<'_>) -> Reply {
-    Reply::Err {
-        code,
-        message: Text::of(message),
-    }
+    Reply::Err { code, message: Text::of(message) }
 }
 
 #[cfg(test)]

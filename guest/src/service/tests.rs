@@ -31,10 +31,7 @@ fn a_session() {
     let mut service = Service::new(Workload::new(TestPages::new(1000), &mut generations));
     for (line, reply) in [
         ("verify", "ok command=verify checked=0 mismatched=0 first=none"),
-        (
-            "churn class=dup rate=1",
-            "err code=empty no pages of class dup are held",
-        ),
+        ("churn class=dup rate=1", "err code=empty no pages of class dup are held"),
         ("fill seed=1", "err code=parse common= is missing"),
         (FILL, "ok command=fill pages=1000"),
         ("verify", "ok command=verify checked=1000 mismatched=0 first=none"),
@@ -67,18 +64,12 @@ fn only_idle_and_power_interrupt_a_job() {
     assert_eq!(service.step(PROGRESS_MICROS, &mut out), Wait::No);
     service.line(Port::Console, Ok("idle"), 0, &mut out);
     assert_eq!(service.step(0, &mut out), Wait::Forever);
-    assert_eq!(
-        service.line(Port::Console, Ok("poweroff"), 0, &mut out),
-        Some(Power::Off)
-    );
+    assert_eq!(service.line(Port::Console, Ok("poweroff"), 0, &mut out), Some(Power::Off));
     let said: Vec<_> = out.0.iter().map(|(port, line)| (*port, line.as_str())).collect();
     assert_eq!(
         said,
         [
-            (
-                Port::Console,
-                "err code=busy wait for the last command, or send idle"
-            ),
+            (Port::Console, "err code=busy wait for the last command, or send idle"),
             (Port::Control, "progress done=512 total=1000"),
             (Port::Control, "err code=cancelled idle came before the end"),
             (Port::Console, "ok command=idle"),
@@ -92,10 +83,7 @@ fn churn_keeps_its_rate_and_its_end() {
     let mut generations = [0; 1000];
     let mut service = Service::new(Workload::new(TestPages::new(1000), &mut generations));
     say(&mut service, FILL, 0);
-    assert_eq!(
-        say(&mut service, "churn class=unique rate=700 seconds=2", 0),
-        ["ok command=churn rate=700"]
-    );
+    assert_eq!(say(&mut service, "churn class=unique rate=700 seconds=2", 0), ["ok command=churn rate=700"]);
     let mut out = Sent::default();
     let mut now = 0;
     loop {
@@ -107,10 +95,7 @@ fn churn_keeps_its_rate_and_its_end() {
     }
     assert!((2 * MICROS..2 * MICROS + 20_000).contains(&now), "{now}");
     let report = service.workload().report();
-    assert_eq!(
-        (report.churned, report.generations, report.mismatched),
-        (1400, 1400, 0)
-    );
+    assert_eq!((report.churned, report.generations, report.mismatched), (1400, 1400, 0));
     assert_eq!(service.workload().held(Target::Only(Class::Unique)), 250);
 }
 
@@ -126,10 +111,6 @@ fn slow_churn_sleeps_and_a_pause_is_not_made_up_for() {
     assert_eq!(service.workload().report().churned, 2);
     say(&mut service, "churn class=all rate=0", 0);
     assert_eq!(service.step(7200 * MICROS, &mut out), Wait::Forever);
-    say(
-        &mut service,
-        "churn class=all rate=18446744073709551615 seconds=18446744073709551615",
-        0,
-    );
+    say(&mut service, "churn class=all rate=18446744073709551615 seconds=18446744073709551615", 0);
     assert_eq!(service.step(1, &mut out), Wait::No);
 }

@@ -43,13 +43,8 @@ struct Options {
 }
 
 fn options() -> Result<Option<Options>> {
-    let mut options = Options {
-        image: PathBuf::new(),
-        rounds: 3,
-        memory_mib: 256,
-        thp: "always".into(),
-        json: false,
-    };
+    let mut options =
+        Options { image: PathBuf::new(), rounds: 3, memory_mib: 256, thp: "always".into(), json: false };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -84,41 +79,15 @@ fn main() -> Result<()> {
         fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
         files.push(to);
     }
-    let [kernel, initrd] = files.as_slice() else {
-        bail!("an image is a kernel and an initrd")
-    };
+    let [kernel, initrd] = files.as_slice() else { bail!("an image is a kernel and an initrd") };
     let words = |list: &[&str]| -> Vec<OsString> { list.iter().map(OsString::from).collect() };
     let mib = options.memory_mib.to_string();
     let mut samepage: Vec<OsString> = vec![tests::samepage().into()];
-    samepage.extend(words(&[
-        "run",
-        "--memory",
-        &format!("{mib}M"),
-        "--cmdline",
-        CMDLINE,
-        "--kernel",
-    ]));
+    samepage.extend(words(&["run", "--memory", &format!("{mib}M"), "--cmdline", CMDLINE, "--kernel"]));
     samepage.extend([kernel.into(), "--initrd".into(), initrd.into()]);
-    let mut qemu = words(&[
-        "qemu-system-x86_64",
-        "-M",
-        MACHINE,
-        "-cpu",
-        "host",
-        "-enable-kvm",
-        "-m",
-        &mib,
-        "-smp",
-        "1",
-    ]);
-    qemu.extend(words(&[
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-nographic",
-        "-serial",
-        "stdio",
-    ]));
+    let mut qemu =
+        words(&["qemu-system-x86_64", "-M", MACHINE, "-cpu", "host", "-enable-kvm", "-m", &mib, "-smp", "1"]);
+    qemu.extend(words(&["-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-serial", "stdio"]));
     qemu.extend(words(&["-append", CMDLINE, "-kernel"]));
     qemu.extend([kernel.into(), "-initrd".into(), initrd.into()]);
 
@@ -137,14 +106,7 @@ fn main() -> Result<()> {
             rounds.push(pair);
         }
         if !options.json {
-            row(
-                &if round == 0 {
-                    "warm-up".into()
-                } else {
-                    format!("round {round}")
-                },
-                &pair,
-            );
+            row(&if round == 0 { "warm-up".into() } else { format!("round {round}") }, &pair);
         }
     }
     let seconds = |of: fn(&(Boot, Boot)) -> Boot| median(rounds.iter().map(|r| of(r).seconds));

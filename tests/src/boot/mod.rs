@@ -37,25 +37,12 @@ pub struct Boot {
 /// # Errors
 /// The VMM does not start, ends early, takes longer than a minute, or its memory cannot be told apart.
 pub fn boot(command: &[OsString], memory_bytes: u64) -> Result<Boot> {
-    let [program, args @ ..] = command else {
-        bail!("no command to boot with")
-    };
+    let [program, args @ ..] = command else { bail!("no command to boot with") };
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .process_group(0);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).process_group(0);
     let started = Instant::now();
-    let mut vmm = Vmm(command
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?);
-    let stdout = vmm
-        .0
-        .stdout
-        .take()
-        .context("no stdout to read the console from")?;
+    let mut vmm = Vmm(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
+    let stdout = vmm.0.stdout.take().context("no stdout to read the console from")?;
     let (send, console) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
@@ -69,10 +56,7 @@ pub fn boot(command: &[OsString], memory_bytes: u64) -> Result<Boot> {
         match console.recv_timeout(left) {
             Ok((when, line)) if line.contains(FIRST_LINE) => {
                 let overhead_bytes = overhead_bytes(vmm.0.id(), memory_bytes)?;
-                return Ok(Boot {
-                    seconds: (when - started).as_secs_f64(),
-                    overhead_bytes,
-                });
+                return Ok(Boot { seconds: (when - started).as_secs_f64(), overhead_bytes });
             }
             Ok((_, line)) => last = line,
             Err(_) => {

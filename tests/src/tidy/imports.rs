@@ -4,14 +4,8 @@ use super::{Finding, Source};
 
 /// Each module of `vmm`, and the modules it may name. Whatever is not listed here is refused.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    (
-        "cli",
-        &["host", "vm", "merge", "overcommit", "measure", "image", "memory"],
-    ),
-    (
-        "host",
-        &["vm", "merge", "overcommit", "measure", "image", "memory"],
-    ),
+    ("cli", &["host", "vm", "merge", "overcommit", "measure", "image", "memory"]),
+    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory"]),
     ("vm", &["image", "memory"]),
     ("merge", &["measure", "memory"]),
     ("measure", &["memory"]),
@@ -32,12 +26,7 @@ pub(super) fn imports_point_downwards(sources: &[Source]) -> Vec<Finding> {
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
             let rule = format!("module {module} has no place in the order of imports");
             let advice = "give it one in tests/src/tidy/imports.rs and in the README's architecture";
-            found.push(Finding {
-                path: source.path.clone(),
-                line: 0,
-                rule,
-                advice,
-            });
+            found.push(Finding { path: source.path.clone(), line: 0, rule, advice });
             continue;
         };
         for line in source.lines() {
@@ -47,12 +36,7 @@ pub(super) fn imports_point_downwards(sources: &[Source]) -> Vec<Finding> {
                     let rule = format!("{module} imports {named}");
                     let advice = "the order is cli, host, {vm, merge, overcommit, measure, image}, memory: \
                                   pass a value, or a trait that the importing module defines";
-                    found.push(Finding {
-                        path: source.path.clone(),
-                        line: line.number,
-                        rule,
-                        advice,
-                    });
+                    found.push(Finding { path: source.path.clone(), line: line.number, rule, advice });
                 }
             }
         }
@@ -91,9 +75,7 @@ fn modules_named(code: &str) -> Vec<&str> {
 }
 
 fn word(text: &str) -> &str {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_')
-        .next()
-        .unwrap_or(text)
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -101,50 +83,26 @@ mod tests {
     use super::*;
 
     fn found(path: &str, text: &str) -> Vec<String> {
-        let sources = [Source {
-            path: path.into(),
-            text: text.into(),
-        }];
-        imports_point_downwards(&sources)
-            .into_iter()
-            .map(|f| f.rule)
-            .collect()
+        let sources = [Source::new(path, text)];
+        imports_point_downwards(&sources).into_iter().map(|f| f.rule).collect()
     }
 
     #[test]
     fn upward_imports_are_found() {
-        assert_eq!(
-            found("vmm/src/vm/a.rs", "use crate::host::Fleet;\n"),
-            ["vm imports host"]
-        );
-        assert_eq!(
-            found("vmm/src/vm/a.rs", "use crate::{memory::Ram, merge};\n"),
-            ["vm imports merge"]
-        );
+        assert_eq!(found("vmm/src/vm/a.rs", "use crate::host::Fleet;\n"), ["vm imports host"]);
+        assert_eq!(found("vmm/src/vm/a.rs", "use crate::{memory::Ram, merge};\n"), ["vm imports merge"]);
         assert_eq!(
             found("vmm/src/overcommit/a.rs", "fn f(x: crate::vm::Vm) {}\n"),
             ["overcommit imports vm"]
         );
-        assert_eq!(
-            found("vmm/src/memory/a.rs", "use crate::vm::Vm;\n"),
-            ["memory imports vm"]
-        );
-        assert_eq!(
-            found("vmm/src/shiny/a.rs", ""),
-            ["module shiny has no place in the order of imports"]
-        );
+        assert_eq!(found("vmm/src/memory/a.rs", "use crate::vm::Vm;\n"), ["memory imports vm"]);
+        assert_eq!(found("vmm/src/shiny/a.rs", ""), ["module shiny has no place in the order of imports"]);
     }
 
     #[test]
     fn downward_imports_are_fine() {
         assert!(found("vmm/src/cli/a.rs", "use vmm::{host::Fleet, vm};\n").is_empty());
-        assert!(
-            found(
-                "vmm/src/vm/a.rs",
-                "use crate::memory::{Ram, Gpa}; // crate::host\n"
-            )
-            .is_empty()
-        );
+        assert!(found("vmm/src/vm/a.rs", "use crate::memory::{Ram, Gpa}; // crate::host\n").is_empty());
         assert!(found("vmm/src/merge/a.rs", "use crate::merge::ksm;\n").is_empty());
     }
 }

@@ -27,14 +27,7 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}: {}; {}",
-            self.path,
-            self.line.max(1),
-            self.rule,
-            self.advice
-        )
+        write!(f, "{}:{}: {}; {}", self.path, self.line.max(1), self.rule, self.advice)
     }
 }
 
@@ -46,19 +39,13 @@ pub const RULES: &[(&str, Rule)] = &[
     ("devices forbid unsafe", rules::devices_forbid_unsafe),
     ("devices never name KVM", rules::devices_without_kvm),
     ("only vmm/src/vm names KVM", rules::kvm_in_vm_only),
-    (
-        "guest RAM is mapped in vmm/src/memory only",
-        rules::mapping_in_memory_only,
-    ),
+    ("guest RAM is mapped in vmm/src/memory only", rules::mapping_in_memory_only),
     ("guest depends on nothing", rules::guest_depends_on_nothing),
     ("imports point downwards", imports::imports_point_downwards),
     ("files are short", rules::short_files),
     ("nothing is left undone", rules::nothing_undone),
     ("no panic within a guest's reach", rules::no_panics),
-    (
-        "files are named for what they hold",
-        rules::named_for_what_they_hold,
-    ),
+    ("files are named for what they hold", rules::named_for_what_they_hold),
     ("every number names its command", rules::numbers_name_a_command),
 ];
 
@@ -77,12 +64,7 @@ mod tests {
 
     #[test]
     fn a_finding_reads_as_a_compiler_message() {
-        let finding = Finding {
-            path: "a/b.rs".into(),
-            line: 3,
-            rule: "no x".into(),
-            advice: "use y",
-        };
+        let finding = Finding { path: "a/b.rs".into(), line: 3, rule: "no x".into(), advice: "use y" };
         assert_eq!(finding.to_string(), "a/b.rs:3: no x; use y");
     }
 }

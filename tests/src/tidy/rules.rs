@@ -32,12 +32,7 @@ fn findings<'a>(
     for source in sources {
         for line in source.lines().iter().filter(|line| with_tests || !line.in_test) {
             if let Some(rule) = breaks(&line.code) {
-                found.push(Finding {
-                    path: source.path.clone(),
-                    line: line.number,
-                    rule,
-                    advice,
-                });
+                found.push(Finding { path: source.path.clone(), line: line.number, rule, advice });
             }
         }
     }
@@ -53,31 +48,19 @@ fn has_word(code: &str, word: &str) -> bool {
 }
 
 fn names_kvm(code: &str) -> Option<String> {
-    ["kvm_ioctls", "kvm_bindings"]
-        .iter()
-        .find(|w| has_word(code, w))
-        .map(|w| format!("{w} is named here"))
+    ["kvm_ioctls", "kvm_bindings"].iter().find(|w| has_word(code, w)).map(|w| format!("{w} is named here"))
 }
 
 /// Invariant 1, first half.
 pub(super) fn devices_forbid_unsafe(sources: &[Source]) -> Vec<Finding> {
     let root = "devices/src/lib.rs";
-    let said = |s: &Source| {
-        s.path == root
-            && s.lines()
-                .iter()
-                .any(|l| l.code.contains("#![forbid(unsafe_code)]"))
-    };
+    let said =
+        |s: &Source| s.path == root && s.lines().iter().any(|l| l.code.contains("#![forbid(unsafe_code)]"));
     if sources.iter().any(said) {
         return Vec::new();
     }
     let rule = "the devices crate does not forbid unsafe code".into();
-    vec![Finding {
-        path: root.into(),
-        line: 0,
-        rule,
-        advice: "add #![forbid(unsafe_code)]",
-    }]
+    vec![Finding { path: root.into(), line: 0, rule, advice: "add #![forbid(unsafe_code)]" }]
 }
 
 /// Invariant 1, second half.
@@ -86,19 +69,9 @@ pub(super) fn devices_without_kvm(sources: &[Source]) -> Vec<Finding> {
     let code = sources.iter().filter(|s| s.is_rust_below("devices/"));
     let mut found = findings(code, true, advice, names_kvm);
     for source in sources.iter().filter(|s| s.path == "devices/Cargo.toml") {
-        for (index, _) in source
-            .text
-            .lines()
-            .enumerate()
-            .filter(|(_, l)| l.starts_with("kvm-"))
-        {
+        for (index, _) in source.text.lines().enumerate().filter(|(_, l)| l.starts_with("kvm-")) {
             let rule = "devices depends on a KVM crate".into();
-            found.push(Finding {
-                path: source.path.clone(),
-                line: index + 1,
-                rule,
-                advice,
-            });
+            found.push(Finding { path: source.path.clone(), line: index + 1, rule, advice });
         }
     }
     found
@@ -106,15 +79,8 @@ pub(super) fn devices_without_kvm(sources: &[Source]) -> Vec<Finding> {
 
 /// Invariant 2.
 pub(super) fn kvm_in_vm_only(sources: &[Source]) -> Vec<Finding> {
-    let code = sources
-        .iter()
-        .filter(|s| s.is_rust_below("") && !s.is_rust_below("vmm/src/vm/"));
-    findings(
-        code,
-        true,
-        "move it into vmm/src/vm and give it a name of ours there",
-        names_kvm,
-    )
+    let code = sources.iter().filter(|s| s.is_rust_below("") && !s.is_rust_below("vmm/src/vm/"));
+    findings(code, true, "move it into vmm/src/vm and give it a name of ours there", names_kvm)
 }
 
 /// Invariant 3.
@@ -122,18 +88,10 @@ pub(super) fn mapping_in_memory_only(sources: &[Source]) -> Vec<Finding> {
     let code = sources.iter().filter(|s| {
         ["vmm/", "devices/"].iter().any(|d| s.is_rust_below(d)) && !s.is_rust_below("vmm/src/memory/")
     });
-    findings(
-        code,
-        false,
-        "add what is needed to vmm/src/memory and call that",
-        |code| {
-            let called = |call: &&&str| code.contains("libc::") && has_word(code, call);
-            MAPPING_CALLS
-                .iter()
-                .find(called)
-                .map(|call| format!("{call} outside vmm/src/memory"))
-        },
-    )
+    findings(code, false, "add what is needed to vmm/src/memory and call that", |code| {
+        let called = |call: &&&str| code.contains("libc::") && has_word(code, call);
+        MAPPING_CALLS.iter().find(called).map(|call| format!("{call} outside vmm/src/memory"))
+    })
 }
 
 /// Invariant 4, and more: the guest has no dependency at all.
@@ -147,17 +105,9 @@ pub(super) fn guest_depends_on_nothing(sources: &[Source]) -> Vec<Finding> {
                 let last = section.rsplit('.').next().unwrap_or(section);
                 in_dependencies = matches!(last, "dependencies" | "build-dependencies");
             } else if in_dependencies && !line.trim().is_empty() && !line.starts_with('#') {
-                let rule = format!(
-                    "guest depends on {}",
-                    line.split(['.', ' ', '=']).next().unwrap_or(line)
-                );
+                let rule = format!("guest depends on {}", line.split(['.', ' ', '=']).next().unwrap_or(line));
                 let advice = "it is built without an operating system: write the few lines it needs";
-                found.push(Finding {
-                    path: source.path.clone(),
-                    line: index + 1,
-                    rule,
-                    advice,
-                });
+                found.push(Finding { path: source.path.clone(), line: index + 1, rule, advice });
             }
         }
     }
@@ -166,9 +116,7 @@ pub(super) fn guest_depends_on_nothing(sources: &[Source]) -> Vec<Finding> {
 
 /// A file that has to be scrolled through holds more than one thing.
 pub(super) fn short_files(sources: &[Source]) -> Vec<Finding> {
-    let long = sources
-        .iter()
-        .filter(|s| s.is_rust_below("") && s.text.lines().count() > MAX_LINES);
+    let long = sources.iter().filter(|s| s.is_rust_below("") && s.text.lines().count() > MAX_LINES);
     long.map(|s| Finding {
         path: s.path.clone(),
         line: MAX_LINES + 1,
@@ -180,21 +128,15 @@ pub(super) fn short_files(sources: &[Source]) -> Vec<Finding> {
 
 /// No placeholders, no debugging left over, no test that never runs.
 pub(super) fn nothing_undone(sources: &[Source]) -> Vec<Finding> {
-    let marks = [
-        ("todo!", "todo"),
-        ("unimplemented!", "unimplemented"),
-        ("dbg!", "dbg"),
-        ("#[ignore", "ignore"),
-    ];
+    let marks =
+        [("todo!", "todo"), ("unimplemented!", "unimplemented"), ("dbg!", "dbg"), ("#[ignore", "ignore")];
     let code = sources.iter().filter(|s| s.is_rust_below(""));
     findings(
         code,
         true,
         "finish it, or take it out; a test that cannot run here skips and says why",
         |code| {
-            let found = marks
-                .iter()
-                .find(|(mark, word)| code.contains(mark) && has_word(code, word));
+            let found = marks.iter().find(|(mark, word)| code.contains(mark) && has_word(code, word));
             found.map(|(mark, _)| format!("{mark} is left here"))
         },
     )
@@ -202,21 +144,11 @@ pub(super) fn nothing_undone(sources: &[Source]) -> Vec<Finding> {
 
 /// Invariant 9: whatever a guest does, the VMM does not panic.
 pub(super) fn no_panics(sources: &[Source]) -> Vec<Finding> {
-    let code = sources
-        .iter()
-        .filter(|s| GUEST_REACH.iter().any(|d| s.is_rust_below(d)));
-    findings(
-        code,
-        false,
-        "return an error, or count, warn and complete the descriptor",
-        |code| {
-            let calls = [".unwrap()", ".expect(", "panic!(", "unreachable!("];
-            calls
-                .iter()
-                .find(|call| code.contains(**call))
-                .map(|call| format!("{call} within a guest's reach"))
-        },
-    )
+    let code = sources.iter().filter(|s| GUEST_REACH.iter().any(|d| s.is_rust_below(d)));
+    findings(code, false, "return an error, or count, warn and complete the descriptor", |code| {
+        let calls = [".unwrap()", ".expect(", "panic!(", "unreachable!("];
+        calls.iter().find(|call| code.contains(**call)).map(|call| format!("{call} within a guest's reach"))
+    })
 }
 
 /// A name says what is inside.
@@ -228,12 +160,7 @@ pub(super) fn named_for_what_they_hold(sources: &[Source]) -> Vec<Finding> {
         if let Some(word) = words.into_iter().find(|word| EMPTY_NAMES.contains(word)) {
             let rule = format!("'{word}' says nothing about what the file holds");
             let advice = "name it for the thing inside, or put each thing where it belongs";
-            found.push(Finding {
-                path: source.path.clone(),
-                line: 0,
-                rule,
-                advice,
-            });
+            found.push(Finding { path: source.path.clone(), line: 0, rule, advice });
         }
     }
     found
@@ -244,27 +171,14 @@ pub(super) fn numbers_name_a_command(sources: &[Source]) -> Vec<Finding> {
     let mut found = Vec::new();
     for source in sources.iter().filter(|s| s.path == "README.md") {
         let lines: Vec<&str> = source.text.lines().collect();
-        for (index, row) in lines
-            .iter()
-            .enumerate()
-            .filter(|(_, l)| l.trim_start().starts_with('|'))
-        {
-            let header = lines[..index]
-                .iter()
-                .rev()
-                .take_while(|l| l.trim_start().starts_with('|'))
-                .last();
+        for (index, row) in lines.iter().enumerate().filter(|(_, l)| l.trim_start().starts_with('|')) {
+            let header = lines[..index].iter().rev().take_while(|l| l.trim_start().starts_with('|')).last();
             let is_result = header.is_some_and(|h| h.to_lowercase().contains("measured"));
             let separator = row.chars().all(|c| "|-: ".contains(c));
             if is_result && !separator && !row.contains('`') {
                 let rule = "a measured number without its command".into();
                 let advice = "say in this row, in `code`, which command prints it";
-                found.push(Finding {
-                    path: source.path.clone(),
-                    line: index + 1,
-                    rule,
-                    advice,
-                });
+                found.push(Finding { path: source.path.clone(), line: index + 1, rule, advice });
             }
         }
     }
@@ -278,99 +192,40 @@ mod tests {
 
     /// How many lines the rule finds in one file of this path and text.
     fn found(rule: Rule, path: &str, text: &str) -> usize {
-        rule(&[Source {
-            path: path.into(),
-            text: text.into(),
-        }])
-        .len()
+        rule(&[Source::new(path, text)]).len()
     }
 
     #[test]
     fn devices_must_forbid_unsafe() {
-        assert_eq!(
-            found(
-                devices_forbid_unsafe,
-                "devices/src/lib.rs",
-                "//! #![forbid(unsafe_code)]\n"
-            ),
-            1
-        );
-        assert_eq!(
-            found(
-                devices_forbid_unsafe,
-                "devices/src/lib.rs",
-                "#![forbid(unsafe_code)]\n"
-            ),
-            0
-        );
+        assert_eq!(found(devices_forbid_unsafe, "devices/src/lib.rs", "//! #![forbid(unsafe_code)]\n"), 1);
+        assert_eq!(found(devices_forbid_unsafe, "devices/src/lib.rs", "#![forbid(unsafe_code)]\n"), 0);
     }
 
     #[test]
     fn devices_must_not_name_kvm() {
+        assert_eq!(found(devices_without_kvm, "devices/src/a.rs", "use kvm_ioctls::VmFd;\n"), 1);
         assert_eq!(
-            found(devices_without_kvm, "devices/src/a.rs", "use kvm_ioctls::VmFd;\n"),
+            found(devices_without_kvm, "devices/Cargo.toml", "[dependencies]\nkvm-ioctls = \"1\"\n"),
             1
         );
-        assert_eq!(
-            found(
-                devices_without_kvm,
-                "devices/Cargo.toml",
-                "[dependencies]\nkvm-ioctls = \"1\"\n"
-            ),
-            1
-        );
-        assert_eq!(
-            found(devices_without_kvm, "devices/src/a.rs", "// not kvm_ioctls\n"),
-            0
-        );
+        assert_eq!(found(devices_without_kvm, "devices/src/a.rs", "// not kvm_ioctls\n"), 0);
     }
 
     #[test]
     fn kvm_is_named_in_vm_only() {
-        assert_eq!(
-            found(
-                kvm_in_vm_only,
-                "vmm/src/host/a.rs",
-                "fn f(x: kvm_bindings::kvm_regs) {}\n"
-            ),
-            1
-        );
-        assert_eq!(
-            found(kvm_in_vm_only, "vmm/src/vm/a.rs", "use kvm_ioctls::Kvm;\n"),
-            0
-        );
+        assert_eq!(found(kvm_in_vm_only, "vmm/src/host/a.rs", "fn f(x: kvm_bindings::kvm_regs) {}\n"), 1);
+        assert_eq!(found(kvm_in_vm_only, "vmm/src/vm/a.rs", "use kvm_ioctls::Kvm;\n"), 0);
     }
 
     #[test]
     fn mapping_is_done_in_memory_only() {
         assert_eq!(
-            found(
-                mapping_in_memory_only,
-                "vmm/src/vm/a.rs",
-                "unsafe { libc::madvise(a, b, c) }\n"
-            ),
+            found(mapping_in_memory_only, "vmm/src/vm/a.rs", "unsafe { libc::madvise(a, b, c) }\n"),
             1
         );
-        assert_eq!(
-            found(
-                mapping_in_memory_only,
-                "vmm/src/host/a.rs",
-                "use libc::{c_int, munmap};\n"
-            ),
-            1
-        );
-        assert_eq!(
-            found(
-                mapping_in_memory_only,
-                "vmm/src/memory/a.rs",
-                "unsafe { libc::mmap() }\n"
-            ),
-            0
-        );
-        assert_eq!(
-            found(mapping_in_memory_only, "vmm/src/vm/a.rs", "ram.fallocate();\n"),
-            0
-        );
+        assert_eq!(found(mapping_in_memory_only, "vmm/src/host/a.rs", "use libc::{c_int, munmap};\n"), 1);
+        assert_eq!(found(mapping_in_memory_only, "vmm/src/memory/a.rs", "unsafe { libc::mmap() }\n"), 0);
+        assert_eq!(found(mapping_in_memory_only, "vmm/src/vm/a.rs", "ram.fallocate();\n"), 0);
     }
 
     #[test]
@@ -396,38 +251,20 @@ mod tests {
 
     #[test]
     fn unfinished_code_is_found() {
-        for line in [
-            "todo!()",
-            "unimplemented!(\"x\")",
-            "dbg!(x)",
-            "#[ignore]",
-            "#[ignore = \"slow\"]",
-        ] {
+        for line in ["todo!()", "unimplemented!(\"x\")", "dbg!(x)", "#[ignore]", "#[ignore = \"slow\"]"] {
             assert_eq!(found(nothing_undone, "guest/src/a.rs", line), 1, "{line}");
         }
-        assert_eq!(
-            found(nothing_undone, "guest/src/a.rs", "ignore(\"todo!\"); // dbg!"),
-            0
-        );
+        assert_eq!(found(nothing_undone, "guest/src/a.rs", "ignore(\"todo!\"); // dbg!"), 0);
     }
 
     #[test]
     fn panics_are_found_outside_tests() {
-        for line in [
-            "a.unwrap();",
-            "a.expect(\"b\");",
-            "panic!(\"c\")",
-            "_ => unreachable!()",
-        ] {
+        for line in ["a.unwrap();", "a.expect(\"b\");", "panic!(\"c\")", "_ => unreachable!()"] {
             assert_eq!(found(no_panics, "vmm/src/vm/a.rs", line), 1, "{line}");
             assert_eq!(found(no_panics, "vmm/src/cli/a.rs", line), 0, "{line}");
         }
         assert_eq!(
-            found(
-                no_panics,
-                "devices/src/a.rs",
-                "#[cfg(test)]\nmod tests { fn a() { b.unwrap() } }\n"
-            ),
+            found(no_panics, "devices/src/a.rs", "#[cfg(test)]\nmod tests { fn a() { b.unwrap() } }\n"),
             0
         );
         assert_eq!(found(no_panics, "devices/src/a.rs", "a.unwrap_or(0)"), 0);
@@ -436,28 +273,15 @@ mod tests {
     #[test]
     fn empty_names_are_found() {
         assert_eq!(found(named_for_what_they_hold, "vmm/src/utils.rs", ""), 1);
-        assert_eq!(
-            found(named_for_what_they_hold, "vmm/src/device_manager.rs", ""),
-            1
-        );
+        assert_eq!(found(named_for_what_they_hold, "vmm/src/device_manager.rs", ""), 1);
         assert_eq!(found(named_for_what_they_hold, "vmm/src/misc/mod.rs", ""), 1);
-        assert_eq!(
-            found(named_for_what_they_hold, "vmm/src/vm/utilisation.rs", ""),
-            0
-        );
+        assert_eq!(found(named_for_what_they_hold, "vmm/src/vm/utilisation.rs", ""), 0);
     }
 
     #[test]
     fn numbers_without_a_command_are_found() {
         let table = "| what | measured |\n|---|---|\n| a | 3 |\n| b | 4, `samepage demo` |\n";
         assert_eq!(found(numbers_name_a_command, "README.md", table), 1);
-        assert_eq!(
-            found(
-                numbers_name_a_command,
-                "README.md",
-                "| key | meaning |\n|--|--|\n| a | b |\n"
-            ),
-            0
-        );
+        assert_eq!(found(numbers_name_a_command, "README.md", "| key | meaning |\n|--|--|\n| a | b |\n"), 0);
     }
 }

@@ -38,11 +38,7 @@ impl Source {
         let test_only = ["tests.rs", "_tests.rs"].iter().any(|end| path.ends_with(end))
             || path.starts_with("tests/")
             || path.contains("/tests/");
-        Self {
-            path,
-            text: text.into(),
-            test_only,
-        }
+        Self { path, text: text.into(), test_only }
     }
 
     /// Every Rust, TOML and Markdown file below `root`.
@@ -64,10 +60,7 @@ impl Source {
                 } else if path.extension().is_some_and(|e| KINDS.iter().any(|k| e == *k)) {
                     let below = path.strip_prefix(root).unwrap_or(&path);
                     let below = below.to_string_lossy().into_owned();
-                    found.push(Self {
-                        path: below,
-                        text: fs::read_to_string(&path)?,
-                    });
+                    found.push(Self::new(below, fs::read_to_string(&path)?));
                 }
             }
         }
@@ -103,19 +96,10 @@ fn mark_test_modules(sources: &mut [Source]) {
     let mut modules = Vec::new();
     for source in sources.iter().filter(|s| s.path.ends_with(".rs")) {
         let stem = source.path.trim_end_matches(".rs");
-        let is_root = ["mod", "lib", "main"]
-            .iter()
-            .any(|root| stem.ends_with(&format!("/{root}")));
-        let directory = if is_root {
-            stem.rsplit_once('/').map_or("", |(directory, _)| directory)
-        } else {
-            stem
-        };
-        for line in source
-            .lines()
-            .iter()
-            .filter(|line| line.in_test && line.code.trim_end().ends_with(';'))
-        {
+        let is_root = ["mod", "lib", "main"].iter().any(|root| stem.ends_with(&format!("/{root}")));
+        let directory =
+            if is_root { stem.rsplit_once('/').map_or("", |(directory, _)| directory) } else { stem };
+        for line in source.lines().iter().filter(|line| line.in_test && line.code.trim_end().ends_with(';')) {
             if let Some((_, name)) = line.code.trim_end_matches([';', ' ']).split_once("mod ") {
                 modules.push(format!("{directory}/{name}"));
             }
@@ -193,12 +177,7 @@ fn literal_or_comment(rest: &str, before: Option<char>) -> (usize, &'static str)
         if raw[hashes..].starts_with('"') {
             let start = rest.len() - raw.len() + hashes + 1;
             let end = format!("\"{}", "#".repeat(hashes));
-            return (
-                rest[start..]
-                    .find(&end)
-                    .map_or(rest.len(), |at| start + at + end.len()),
-                "\"\"",
-            );
+            return (rest[start..].find(&end).map_or(rest.len(), |at| start + at + end.len()), "\"\"");
         }
     }
     // A character, and not a lifetime.
@@ -231,15 +210,8 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<(usize, String, bool)> {
-        let source = Source {
-            path: "vmm/src/a.rs".into(),
-            text: text.into(),
-        };
-        source
-            .lines()
-            .into_iter()
-            .map(|l| (l.number, l.code, l.in_test))
-            .collect()
+        let source = Source::new("vmm/src/a.rs", text);
+        source.lines().into_iter().map(|l| (l.number, l.code, l.in_test)).collect()
     }
 
     #[test]

@@ -22,7 +22,8 @@ const MERGE_LIMIT: Duration = Duration::from_secs(300);
 
 /// Launches a fleet of built-in guests, merges what they share, and prints what that saved.
 #[derive(clap::Args)]
-#[command(after_help = "Each guest fills its memory with 10 % zero pages, 40 % pages that all guests have in common, 10 % pages
+#[command(
+    after_help = "Each guest fills its memory with 10 % zero pages, 40 % pages that all guests have in common, 10 % pages
 that it has four times itself, and 40 % pages that nobody else has. What could be shared is found by
 hashing and comparing every page; what is shared, by asking the kernel which frames are mapped; and in
 the end every page is verified, by the guests and by the host.
@@ -30,7 +31,8 @@ the end every page is verified, by the guests and by the host.
 Examples:
   samepage demo
   samepage demo --guests 8 --memory 256M
-  samepage demo --engine off --json")]
+  samepage demo --engine off --json"
+)]
 pub(super) struct Args {
     /// Number of guests
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -85,7 +87,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(spec: FleetSpec, dir: &FleetDir, watch: &Watch, mut notes: Vec<String>) -> Result<Report, HostError> {
+fn measure(
+    spec: FleetSpec,
+    dir: &FleetDir,
+    watch: &Watch,
+    mut notes: Vec<String>,
+) -> Result<Report, HostError> {
     let engine = spec.engine;
     let mut fleet = Fleet::up(spec, dir, Lifetime::WithUs, watch)?;
     let result = (|| {

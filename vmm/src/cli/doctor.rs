@@ -31,11 +31,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         println!("{diagnosis}");
     }
-    Ok(if diagnosis.guests_run {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if diagnosis.guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// How good a finding is.
@@ -65,30 +61,15 @@ pub(super) struct Finding {
 
 impl Finding {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            level: Level::Ok,
-            found: found.into(),
-            change: None,
-        }
+        Self { name, level: Level::Ok, found: found.into(), change: None }
     }
 
     fn limited(name: &'static str, found: impl Into<String>, change: impl Into<String>) -> Self {
-        Self {
-            name,
-            level: Level::Limited,
-            found: found.into(),
-            change: Some(change.into()),
-        }
+        Self { name, level: Level::Limited, found: found.into(), change: Some(change.into()) }
     }
 
     fn missing(name: &'static str, found: impl Into<String>, change: impl Into<String>) -> Self {
-        Self {
-            name,
-            level: Level::Missing,
-            found: found.into(),
-            change: Some(change.into()),
-        }
+        Self { name, level: Level::Missing, found: found.into(), change: Some(change.into()) }
     }
 }
 
@@ -124,11 +105,7 @@ impl Diagnosis {
         let kernel = kernel::look();
         let guests_run = kvm.trouble.is_none();
         let features = vec![
-            Feature {
-                name: "built-in guests",
-                works: guests_run,
-                why: kvm.trouble.clone(),
-            },
+            Feature { name: "built-in guests", works: guests_run, why: kvm.trouble.clone() },
             kvm.linux_guests(),
             kernel.ksm_engine(),
             kernel.exact_frames(),
@@ -191,11 +168,7 @@ mod tests {
         let text = diagnosis.to_string();
         for finding in &diagnosis.findings {
             assert!(text.contains(finding.name), "{text}");
-            assert_eq!(
-                finding.change.is_none(),
-                finding.level == Level::Ok,
-                "{finding:?}"
-            );
+            assert_eq!(finding.change.is_none(), finding.level == Level::Ok, "{finding:?}");
         }
         assert_eq!(diagnosis.guests_run, diagnosis.kvm.is_some(), "{text}");
         assert_eq!(diagnosis.features[0].works, diagnosis.guests_run);
@@ -204,11 +177,7 @@ mod tests {
 
     #[test]
     fn a_host_without_kvm_is_told_of_the_lab() {
-        let none = Diagnosis {
-            guests_run: false,
-            kvm: None,
-            ..Diagnosis::of_this_host()
-        };
+        let none = Diagnosis { guests_run: false, kvm: None, ..Diagnosis::of_this_host() };
         assert!(none.to_string().contains("tests/lab"));
     }
 }

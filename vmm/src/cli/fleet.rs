@@ -71,9 +71,11 @@ enum Command {
         settle: bool,
     },
     /// Check every page of every guest, from inside and from the host
-    #[command(after_help = "The exit status is 1 when a page does not hold what was written to it.\n\nExamples:
+    #[command(
+        after_help = "The exit status is 1 when a page does not hold what was written to it.\n\nExamples:
   samepage fleet verify
-  samepage fleet verify --name builtin --json")]
+  samepage fleet verify --name builtin --json"
+    )]
     Verify {
         /// Which fleet; not needed while only one is up
         #[arg(long)]
@@ -212,7 +214,9 @@ fn down(fleet: &str) -> anyhow::Result<ExitCode> {
         Ok(_) => println!("fleet {fleet} is down"),
         Err(HostError::NoDaemon { .. }) => {
             let vms = take_down_orphans(fleet)?;
-            println!("fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running");
+            println!(
+                "fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running"
+            );
         }
         Err(e) => return Err(e.into()),
     }

@@ -11,7 +11,13 @@ use crate::memory::PAGE_BYTES;
 
 /// The fleet, a row a guest, and a headline.
 pub(super) fn status_table(status: &FleetStatus) -> String {
-    let mut table = table(&["guest", "state", "pid", "kind", "memory", "absent", "zero", "private", "shared", "swapped", "frames"], 4);
+    let mut table = table(
+        &[
+            "guest", "state", "pid", "kind", "memory", "absent", "zero", "private", "shared", "swapped",
+            "frames",
+        ],
+        4,
+    );
     for guest in &status.guests {
         let state = match (guest.state, &guest.ended) {
             (State::Running, _) => "running".into(),

@@ -13,12 +13,14 @@ use crate::host::spec::FleetSpec;
 
 /// Brings a fleet up and stays over it until it is told to end; `samepage fleet up` starts this by itself.
 #[derive(clap::Args)]
-#[command(after_help = "Standard output carries one JSON object a line: {\"stage\", \"guest\", \"done\", \"total\"} while the
+#[command(
+    after_help = "Standard output carries one JSON object a line: {\"stage\", \"guest\", \"done\", \"total\"} while the
 fleet comes up, then {\"up\": STATUS} or {\"error\": TEXT}. SIGINT and SIGTERM take the fleet down. After a
 SIGKILL the guests run on: start it again to take them over, or `samepage fleet down` to end them.
 
 Examples:
-  samepage host resources/fleets/builtin.toml")]
+  samepage host resources/fleets/builtin.toml"
+)]
 pub(super) struct Args {
     /// The fleet file
     #[arg(value_name = "FILE")]

@@ -4,14 +4,14 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::image::progress::Progress;
+use crate::image::{self, Destination, Flavour, Image, KernelFrom, Options};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use crate::image::progress::Progress;
-use crate::image::{self, Destination, Flavour, Image, KernelFrom, Options};
 use vmm_sys_util::signal::register_signal_handler;
 
-/// What `samepage image` takes.
+/// Makes a kernel and an initramfs for Linux guests, from a Debian kernel package or any kernel.
 #[derive(Clone, Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
@@ -62,10 +62,7 @@ enum FlavourName {
 pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
     let source = match (args.deb, args.kernel) {
         (Some(deb), _) => KernelFrom::Package(deb),
-        (_, Some(kernel)) => KernelFrom::Files {
-            kernel,
-            modules: args.modules,
-        },
+        (_, Some(kernel)) => KernelFrom::Files { kernel, modules: args.modules },
         _ => KernelFrom::Newest {
             release: args.release,
             flavour: match args.flavour {
@@ -76,10 +73,7 @@ pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
     };
     let without_modules = matches!(source, KernelFrom::Files { modules: None, .. });
     if without_modules && !args.module.is_empty() {
-        bail!(
-            "--module needs --modules DIR to take {} from",
-            args.module.join(", ")
-        );
+        bail!("--module needs --modules DIR to take {} from", args.module.join(", "));
     }
     let to = match args.out {
         Some(dir) => Destination::Dir(dir),
@@ -87,15 +81,7 @@ pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
     };
     stop_on_signals()?;
     let mut bar = Bar::new();
-    let image = image::make(
-        &Options {
-            source,
-            modules: args.module,
-            to,
-        },
-        agent,
-        &mut bar,
-    );
+    let image = image::make(&Options { source, modules: args.module, to }, agent, &mut bar);
     bar.0.finish_and_clear();
     let image = image?;
     if args.json {
@@ -103,10 +89,7 @@ pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
     } else {
         print(&image);
         if without_modules {
-            eprintln!(
-                "note: no modules; the kernel must have {} built in",
-                image::MODULES.join(", ")
-            );
+            eprintln!("note: no modules; the kernel must have {} built in", image::MODULES.join(", "));
         }
     }
     Ok(())
@@ -117,47 +100,27 @@ fn print(image: &Image) {
         Some(package) => println!("Linux {} from {} {}", image.name, package.name, package.version),
         None => println!("Linux {}", image.name),
     }
-    println!(
-        "  kernel  {}  {}",
-        image.kernel.display(),
-        HumanBytes(image.kernel_bytes)
-    );
-    println!(
-        "  initrd  {}  {}",
-        image.initrd.display(),
-        HumanBytes(image.initrd_bytes)
-    );
+    println!("  kernel  {}  {}", image.kernel.display(), HumanBytes(image.kernel_bytes));
+    println!("  initrd  {}  {}", image.initrd.display(), HumanBytes(image.initrd_bytes));
     for (what, names) in [("modules", &image.modules), ("built in", &image.builtin)] {
         if !names.is_empty() {
             println!("  {what}: {}", names.join(", "));
         }
     }
     println!("\nStart a guest from it:");
-    println!(
-        "  samepage run --kernel {} --initrd {}",
-        quoted(&image.kernel),
-        quoted(&image.initrd)
-    );
+    println!("  samepage run --kernel {} --initrd {}", quoted(&image.kernel), quoted(&image.initrd));
 }
 
 /// A path as a shell takes it.
 fn quoted(path: &std::path::Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-~=:@%,".contains(c);
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// Where images go, and where `latest` is found.
 pub(super) fn default_collection() -> anyhow::Result<PathBuf> {
-    let absolute = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
-    };
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
     let cache = cache.context("neither XDG_CACHE_HOME nor HOME is set; say where with --out DIR")?;
     Ok(cache.join("samepage/images"))

@@ -21,8 +21,10 @@ use crate::memory::size::{SizeError, parse_size};
 /// Launches guest VMs, merges the pages they have in common, and accounts for every frame.
 #[derive(Parser)]
 #[command(name = "samepage", version, arg_required_else_help = true, propagate_version = true)]
-#[command(after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and \
-                        measured).\nMessages of more detail: RUST_LOG=info or debug.")]
+#[command(
+    after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and \
+                        measured).\nMessages of more detail: RUST_LOG=info or debug."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -16,7 +16,8 @@ pub(super) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // A second one ends the program at once, should the first not be enough.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone()).context("cannot watch for signals")?;
+        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
+            .context("cannot watch for signals")?;
         signal_hook::flag::register(signal, flag.clone()).context("cannot watch for signals")?;
     }
     Ok(flag)

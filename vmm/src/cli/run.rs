@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS};
+use anyhow::Context;
 
 /// The command line a Linux guest gets unless told otherwise.
-const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
 
 /// Runs one VM in the foreground: the built-in guest, or a Linux kernel.
 #[derive(clap::Args)]

@@ -69,7 +69,9 @@ impl Com2 {
             match self.stream.read(&mut bytes) {
                 Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => self.buffered.extend(&bytes[..n]),
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return Ok(None),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return Ok(None);
+                }
                 Err(e) => return Err(failed(e)),
             }
         }
@@ -96,7 +98,8 @@ impl Com2 {
         limit: Duration,
         step: &mut dyn FnMut(Option<(u64, u64)>) -> Result<(), HostError>,
     ) -> Result<Reply, HostError> {
-        let failed = |guest: &str, source| HostError::Socket { who: format!("COM2 of guest {guest}"), source };
+        let failed =
+            |guest: &str, source| HostError::Socket { who: format!("COM2 of guest {guest}"), source };
         self.stream.write_all(format!("{command}\n").as_bytes()).map_err(|e| failed(&self.guest, e))?;
         let mut heard = Instant::now();
         loop {
@@ -116,7 +119,11 @@ impl Com2 {
                 _ => step(None)?,
             }
             if heard.elapsed() > limit {
-                return Err(HostError::Stuck { guest: self.guest.clone(), command: command.to_string(), limit });
+                return Err(HostError::Stuck {
+                    guest: self.guest.clone(),
+                    command: command.to_string(),
+                    limit,
+                });
             }
         }
     }

@@ -48,7 +48,9 @@ pub enum HostError {
         path: PathBuf,
     },
     /// The fleet is up already.
-    #[error("fleet {fleet:?} is up already: `samepage fleet status --name {fleet}` shows it, `samepage fleet down --name {fleet}` ends it")]
+    #[error(
+        "fleet {fleet:?} is up already: `samepage fleet status --name {fleet}` shows it, `samepage fleet down --name {fleet}` ends it"
+    )]
     UpAlready {
         /// Its name.
         fleet: String,
@@ -134,7 +136,9 @@ pub enum HostError {
         source: io::Error,
     },
     /// The fleet's daemon is gone.
-    #[error("the daemon of fleet {fleet:?} is gone; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them")]
+    #[error(
+        "the daemon of fleet {fleet:?} is gone; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them"
+    )]
     NoDaemon {
         /// The fleet.
         fleet: String,

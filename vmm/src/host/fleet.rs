@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::HostError;
 use super::check;
 use super::guest::{Guest, Lifetime};
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec};
-use super::HostError;
+use crate::measure::Space;
 use crate::measure::content::{self, Content};
 use crate::measure::frames::{self, Frames};
-use crate::measure::Space;
 use crate::memory::PAGE_BYTES;
 use crate::merge::ksm::{Ksm, KsmSettings};
 use crate::merge::off::Off;

@@ -61,13 +61,20 @@ enum Running {
     /// Started by us. The pipe ends the VM when it is dropped (with [`Lifetime::WithUs`]).
     Child(Child, Option<ChildStdin>),
     /// Started by an earlier daemon.
-    Adopted { pid: u32 },
+    Adopted {
+        pid: u32,
+    },
     Ended(String),
 }
 
 impl Guest {
     /// Starts the VM process of guest `number`.
-    pub fn start(spec: &GuestSpec, number: usize, dir: &FleetDir, lifetime: Lifetime) -> Result<Self, HostError> {
+    pub fn start(
+        spec: &GuestSpec,
+        number: usize,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+    ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
         let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
         for stale in [&control, &com2, &log] {
@@ -95,7 +102,15 @@ impl Guest {
         let mut child = process.spawn().map_err(failed)?;
         let lifeline = child.stdin.take();
         let process = Running::Child(child, lifeline);
-        Ok(Self { spec: spec.clone(), number, dir: dir.clone(), process, com2: None, ready: None, fill: None })
+        Ok(Self {
+            spec: spec.clone(),
+            number,
+            dir: dir.clone(),
+            process,
+            com2: None,
+            ready: None,
+            fill: None,
+        })
     }
 
     /// Takes over a VM that an earlier daemon started, if there is one that answers.
@@ -313,7 +328,8 @@ impl Guest {
             let _ = child.wait();
         }
         self.process = Running::Ended("stopped".into());
-        for path in [self.dir.control(&self.spec.name), self.dir.com2(&self.spec.name)].into_iter().flatten() {
+        for path in [self.dir.control(&self.spec.name), self.dir.com2(&self.spec.name)].into_iter().flatten()
+        {
             let _ = fs::remove_file(path);
         }
     }

@@ -127,10 +127,12 @@ pub fn choose(name: Option<String>) -> Result<String, HostError> {
         }
         None => match <[String; 1]>::try_from(known) {
             Ok([only]) => Ok(only),
-            Err(none) if none.is_empty() => {
-                Err(HostError::WhichFleet { known: "none is up: `samepage fleet up FILE.toml` starts one".into() })
+            Err(none) if none.is_empty() => Err(HostError::WhichFleet {
+                known: "none is up: `samepage fleet up FILE.toml` starts one".into(),
+            }),
+            Err(many) => {
+                Err(HostError::WhichFleet { known: format!("say --name with one of: {}", many.join(", ")) })
             }
-            Err(many) => Err(HostError::WhichFleet { known: format!("say --name with one of: {}", many.join(", ")) }),
         },
     }
 }

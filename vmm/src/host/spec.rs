@@ -68,7 +68,9 @@ pub enum SpecError {
         guest: String,
     },
     /// KSM merges across everything, which several domains forbid.
-    #[error("engine \"ksm\" merges across all guests of the host and cannot keep the domains {0} apart: use one domain, or engine \"off\"")]
+    #[error(
+        "engine \"ksm\" merges across all guests of the host and cannot keep the domains {0} apart: use one domain, or engine \"off\""
+    )]
     Domains(String),
 }
 
@@ -214,7 +216,8 @@ impl FleetSpec {
         let mut guests = Vec::new();
         let mut domains = BTreeSet::new();
         for named in &file.guest {
-            domains.insert(named.domain.clone().or(file.defaults.domain.clone()).unwrap_or(file.name.clone()));
+            domains
+                .insert(named.domain.clone().or(file.defaults.domain.clone()).unwrap_or(file.name.clone()));
             let copies = named.count.map_or(1, usize::from);
             if guests.len() + copies > MAX_GUESTS {
                 return Err(SpecError::TooMany(guests.len() + copies));

@@ -60,12 +60,7 @@ pub fn fetch(
             },
             None if fresh || !root => {
                 let (release, flavour) = (release.into(), flavour.infix());
-                return Err(ImageError::NoPackage {
-                    release,
-                    flavour,
-                    known: releases(&search()?),
-                    fresh,
-                });
+                return Err(ImageError::NoPackage { release, flavour, known: releases(&search()?), fresh });
             }
             None => {}
         }
@@ -79,32 +74,19 @@ pub fn fetch(
 fn search() -> Result<Vec<String>, ImageError> {
     let tool = "apt-cache";
     let arguments = ["search", "--names-only", "^linux-image-[0-9].*-amd64$"];
-    let output = command(tool)
-        .args(arguments)
-        .output()
-        .map_err(|e| cannot_run(tool, e))?;
+    let output = command(tool).args(arguments).output().map_err(|e| cannot_run(tool, e))?;
     if !output.status.success() {
         return Err(failed(tool, arguments[0], &output.stderr));
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text
-        .lines()
-        .filter_map(|l| l.split_whitespace().next())
-        .map(Into::into)
-        .collect())
+    Ok(text.lines().filter_map(|l| l.split_whitespace().next()).map(Into::into).collect())
 }
 
 fn update(progress: &mut dyn Progress) -> Result<(), ImageError> {
     progress.stage("updating apt's lists", None);
     let began = Instant::now();
     loop {
-        let result = run(
-            "apt-get",
-            "update",
-            command("apt-get").arg("update"),
-            progress,
-            |_| {},
-        );
+        let result = run("apt-get", "update", command("apt-get").arg("update"), progress, |_| {});
         match result {
             Err(ImageError::Apt { detail, .. })
                 if detail.contains("lock") && began.elapsed() < LOCK_PATIENCE =>
@@ -117,13 +99,9 @@ fn update(progress: &mut dyn Progress) -> Result<(), ImageError> {
 }
 
 fn download(name: &str, dir: &Path, progress: &mut dyn Progress) -> Result<PathBuf, ImageError> {
-    let size = command("apt-cache")
-        .args(["show", "--no-all-versions", name])
-        .output();
+    let size = command("apt-cache").args(["show", "--no-all-versions", name]).output();
     let size = size.ok().and_then(|o| {
-        String::from_utf8_lossy(&o.stdout)
-            .lines()
-            .find_map(|l| l.strip_prefix("Size: ")?.trim().parse().ok())
+        String::from_utf8_lossy(&o.stdout).lines().find_map(|l| l.strip_prefix("Size: ")?.trim().parse().ok())
     });
     progress.stage(&format!("fetching {name}"), size);
     let files = || fs::read_dir(dir).into_iter().flatten().flatten();
@@ -137,18 +115,13 @@ fn download(name: &str, dir: &Path, progress: &mut dyn Progress) -> Result<PathB
         progress,
         fetched,
     )?;
-    let deb = files()
-        .map(|f| f.path())
-        .find(|p| p.extension().is_some_and(|e| e == "deb"));
+    let deb = files().map(|f| f.path()).find(|p| p.extension().is_some_and(|e| e == "deb"));
     deb.ok_or_else(|| failed("apt-get", &format!("download {name}"), b"it left no .deb file"))
 }
 
 fn command(tool: &str) -> Command {
     let mut command = Command::new(tool);
-    command
-        .env("LC_ALL", "C")
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null());
+    command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
     command
 }
 
@@ -164,11 +137,7 @@ fn run(
     let log = || ImageError::file("make a temporary file in", std::env::temp_dir());
     let mut words = tempfile::tempfile().map_err(log())?;
     let stderr: File = words.try_clone().map_err(log())?;
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(stderr)
-        .spawn()
-        .map_err(|e| cannot_run(tool, e))?;
+    let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().map_err(|e| cannot_run(tool, e))?;
     let status = loop {
         if progress.stopped() {
             // It may have ended by itself; either way it is gone after `wait`.
@@ -204,11 +173,7 @@ fn failed(tool: &'static str, what: &str, stderr: &[u8]) -> ImageError {
     if errors.is_empty() {
         errors.extend(text.lines().last());
     }
-    ImageError::Apt {
-        tool,
-        what: what.into(),
-        detail: errors.join("; "),
-    }
+    ImageError::Apt { tool, what: what.into(), detail: errors.join("; ") }
 }
 
 /// The newest of `names` that is a signed kernel of this release and flavour.
@@ -221,9 +186,7 @@ fn newest(names: &[String], release: &str, flavour: Flavour) -> Option<String> {
         follows.then(|| version.to_string())
     };
     let found = names.iter().filter_map(|n| Some((version(n)?, n)));
-    found
-        .max_by(|a, b| compare_versions(&a.0, &b.0))
-        .map(|(_, name)| name.clone())
+    found.max_by(|a, b| compare_versions(&a.0, &b.0)).map(|(_, name)| name.clone())
 }
 
 /// `6.12.9+deb12` of `linux-image-6.12.9+deb12-cloud-amd64`, if that is a kernel of this flavour.
@@ -284,10 +247,7 @@ fn weight(c: Option<&u8>) -> i32 {
 
 /// The leading digits without leading zeros, and the rest.
 fn number(text: &[u8]) -> (&[u8], &[u8]) {
-    let end = text
-        .iter()
-        .position(|c| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.iter().position(|c| !c.is_ascii_digit()).unwrap_or(text.len());
     let zeros = text[..end].iter().take_while(|&&c| c == b'0').count();
     (&text[zeros..end], &text[end..])
 }
@@ -318,39 +278,17 @@ mod tests {
             "cloud-amd64",
         ]);
         let find = |release, flavour| newest(&known, release, flavour);
-        assert_eq!(
-            find("6.12", Flavour::Cloud).as_deref(),
-            Some("linux-image-6.12.117+deb12-cloud-amd64")
-        );
-        assert_eq!(
-            find("6.12", Flavour::Generic).as_deref(),
-            Some("linux-image-6.12.22+bpo-amd64")
-        );
-        assert_eq!(
-            find("6.1", Flavour::Cloud).as_deref(),
-            Some("linux-image-6.1.0-48-cloud-amd64")
-        );
-        assert_eq!(
-            find("6.1", Flavour::Generic).as_deref(),
-            Some("linux-image-6.1.0-47-amd64")
-        );
+        assert_eq!(find("6.12", Flavour::Cloud).as_deref(), Some("linux-image-6.12.117+deb12-cloud-amd64"));
+        assert_eq!(find("6.12", Flavour::Generic).as_deref(), Some("linux-image-6.12.22+bpo-amd64"));
+        assert_eq!(find("6.1", Flavour::Cloud).as_deref(), Some("linux-image-6.1.0-48-cloud-amd64"));
+        assert_eq!(find("6.1", Flavour::Generic).as_deref(), Some("linux-image-6.1.0-47-amd64"));
         assert_eq!(find("6.13", Flavour::Cloud), None);
         assert_eq!(releases(&known), ["6.1", "6.12"]);
     }
 
     #[test]
     fn versions_are_in_debians_order() {
-        let order = [
-            "1.0~rc1",
-            "1.0",
-            "1.0+deb12",
-            "1.0.1",
-            "1.2",
-            "1.10",
-            "1.10a",
-            "1.10+",
-            "2",
-        ];
+        let order = ["1.0~rc1", "1.0", "1.0+deb12", "1.0.1", "1.2", "1.10", "1.10a", "1.10+", "2"];
         for pair in order.windows(2) {
             assert_eq!(compare_versions(pair[0], pair[1]), Ordering::Less, "{pair:?}");
             assert_eq!(compare_versions(pair[1], pair[0]), Ordering::Greater, "{pair:?}");

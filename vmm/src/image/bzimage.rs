@@ -76,10 +76,7 @@ pub fn parse(bytes: &[u8]) -> Result<BzImage<'_>, HeaderProblem> {
     }
     // Both are at most `len`, so they fit.
     let payload = &bytes[payload_at as usize..payload_end as usize];
-    Ok(BzImage {
-        payload,
-        version: version_string(bytes),
-    })
+    Ok(BzImage { payload, version: version_string(bytes) })
 }
 
 fn version_string(bytes: &[u8]) -> Option<&str> {

@@ -20,11 +20,7 @@ pub struct Cpio<W> {
 impl<W: Write> Cpio<W> {
     /// Begins an archive.
     pub fn new(out: W) -> Self {
-        Self {
-            out,
-            entries: 0,
-            written: 0,
-        }
+        Self { out, entries: 0, written: 0 }
     }
 
     /// Adds a directory; its parent must have been added before.
@@ -55,21 +51,7 @@ impl<W: Write> Cpio<W> {
         let name_bytes = u32::try_from(path.len() + 1).map_err(io::Error::other)?;
         self.entries += 1;
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            size,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_bytes,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_bytes, 0];
         let mut header = b"070701".to_vec();
         for field in fields {
             write!(header, "{field:08X}")?;

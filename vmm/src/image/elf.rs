@@ -145,11 +145,7 @@ pub fn check_kernel<F: Read + Seek>(image: &mut F, len: u64) -> Result<u64, ElfP
     let (header_bytes, headers) = (u16_at(&head, 54), u16_at(&head, 56));
     if headers == 0 {
         let relocatable = file_type.0 != TYPE_EXECUTABLE;
-        return Err(if relocatable {
-            ElfProblem::Type(file_type)
-        } else {
-            ElfProblem::NothingToLoad
-        });
+        return Err(if relocatable { ElfProblem::Type(file_type) } else { ElfProblem::NothingToLoad });
     }
     if usize::from(header_bytes) != PROGRAM_HEADER_BYTES {
         return Err(ElfProblem::HeaderSize(header_bytes));
@@ -187,19 +183,11 @@ fn check_segments<'a>(
             (u64_at(segment, 8), u64_at(segment, 16), u64_at(segment, 24));
         let (file_bytes, memory_bytes) = (u64_at(segment, 32), u64_at(segment, 40));
         if file_bytes > memory_bytes || address.checked_add(memory_bytes).is_none() {
-            return Err(ElfProblem::Segment {
-                file_bytes,
-                memory_bytes,
-                address,
-            });
+            return Err(ElfProblem::Segment { file_bytes, memory_bytes, address });
         }
         let segment_end = offset.saturating_add(file_bytes);
         if segment_end > len {
-            return Err(ElfProblem::Truncated {
-                what: "loadable segments",
-                end: segment_end,
-                len,
-            });
+            return Err(ElfProblem::Truncated { what: "loadable segments", end: segment_end, len });
         }
         end = end.max(segment_end);
         loads |= file_bytes > 0;
@@ -226,15 +214,9 @@ pub fn is_static_program(image: &[u8]) -> bool {
     if !header || usize::from(u16_at(image, 54)) != PROGRAM_HEADER_BYTES {
         return false;
     }
-    let table = usize::try_from(u64_at(image, 32))
-        .ok()
-        .and_then(|at| image.get(at..))
-        .unwrap_or_default();
+    let table = usize::try_from(u64_at(image, 32)).ok().and_then(|at| image.get(at..)).unwrap_or_default();
     let count = usize::from(u16_at(image, 56));
-    let mut segments = table
-        .chunks_exact(PROGRAM_HEADER_BYTES)
-        .take(count)
-        .map(|s| u32_at(s, 0));
+    let mut segments = table.chunks_exact(PROGRAM_HEADER_BYTES).take(count).map(|s| u32_at(s, 0));
     table.len() >= count * PROGRAM_HEADER_BYTES && segments.all(|kind| kind != SEGMENT_INTERPRETER)
 }
 
@@ -252,11 +234,7 @@ pub fn section<'a>(image: &'a [u8], name: &str) -> Option<&'a [u8]> {
     if usize::from(u16_at(image, 58)) != SECTION_HEADER_BYTES {
         return None;
     }
-    let headers = || {
-        table
-            .chunks_exact(SECTION_HEADER_BYTES)
-            .take(usize::from(u16_at(image, 60)))
-    };
+    let headers = || table.chunks_exact(SECTION_HEADER_BYTES).take(usize::from(u16_at(image, 60)));
     let contents = |header: &[u8]| {
         let at = usize::try_from(u64_at(header, 24)).ok()?;
         image.get(at..at.checked_add(usize::try_from(u64_at(header, 32)).ok()?)?)
@@ -264,8 +242,7 @@ pub fn section<'a>(image: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let names = contents(headers().nth(usize::from(u16_at(image, 62)))?)?;
     let found = headers().find(|header| {
         let tail = names.get(u32_at(header, 0) as usize..).unwrap_or_default();
-        tail.strip_prefix(name.as_bytes())
-            .is_some_and(|rest| rest.first() == Some(&0))
+        tail.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     });
     contents(found?)
 }
@@ -289,24 +266,15 @@ fn read_up_to<F: Read + Seek>(image: &mut F, at: u64, buffer: &mut [u8]) -> io::
 
 /// The little-endian number at byte `at`.
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u16::from_le_bytes(*b))
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
 }
 
 /// The little-endian number at byte `at`.
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u32::from_le_bytes(*b))
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
 }
 
 /// The little-endian number at byte `at`.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u64::from_le_bytes(*b))
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }

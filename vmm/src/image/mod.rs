@@ -134,11 +134,7 @@ pub fn make(options: &Options, agent: &[u8], progress: &mut dyn Progress) -> Res
         Err(error) => {
             publish::remove_dirs(&made_parent);
             // When it was told to stop, that is why readers and programs failed.
-            Err(if progress.stopped() {
-                ImageError::Stopped
-            } else {
-                error
-            })
+            Err(if progress.stopped() { ImageError::Stopped } else { error })
         }
     }
 }
@@ -164,11 +160,8 @@ fn make_below(
     progress.stage("collecting modules", None);
     let plan = match &modules_dir {
         Some(dir) => {
-            let wanted: Vec<_> = MODULES
-                .into_iter()
-                .map(String::from)
-                .chain(options.modules.clone())
-                .collect();
+            let wanted: Vec<_> =
+                MODULES.into_iter().map(String::from).chain(options.modules.clone()).collect();
             Modules::open(dir)?.plan(&wanted, version.as_deref())?
         }
         None => Plan::default(),
@@ -178,9 +171,7 @@ fn make_below(
     let initrd_bytes = initrd::write(&initrd, agent, &plan.load)?;
 
     let name = version.unwrap_or_else(|| {
-        kernel
-            .file_name()
-            .map_or_else(|| "kernel".into(), |n| n.to_string_lossy().into_owned())
+        kernel.file_name().map_or_else(|| "kernel".into(), |n| n.to_string_lossy().into_owned())
     });
     let dir = match &options.to {
         Destination::Dir(dir) => std::path::absolute(dir).map_err(ImageError::file("find", dir))?,
@@ -212,9 +203,7 @@ type Gathered = (Option<PackageId>, PathBuf, Option<PathBuf>);
 fn gather(source: &KernelFrom, work: &Path, progress: &mut dyn Progress) -> Result<Gathered, ImageError> {
     let subdirectory = |name| {
         let dir = work.join(name);
-        fs::create_dir(&dir)
-            .map_err(ImageError::file("make the directory", &dir))
-            .map(|()| dir)
+        fs::create_dir(&dir).map_err(ImageError::file("make the directory", &dir)).map(|()| dir)
     };
     let deb = match source {
         KernelFrom::Files { kernel, modules } => return Ok((None, kernel.clone(), modules.clone())),
@@ -229,12 +218,8 @@ fn gather(source: &KernelFrom, work: &Path, progress: &mut dyn Progress) -> Resu
 
 /// Writes the kernel, unpacked where possible; returns its version, its file name and its size.
 fn write_kernel(path: &Path, staged: &Path) -> Result<(Option<String>, &'static str, u64), ImageError> {
-    let unreadable = |source| {
-        ImageError::Kernel(KernelError {
-            path: path.into(),
-            problem: KernelProblem::Read(source),
-        })
-    };
+    let unreadable =
+        |source| ImageError::Kernel(KernelError { path: path.into(), problem: KernelProblem::Read(source) });
     let kernel = vmlinux::open(path)?;
     let version = version_of(path).map_err(unreadable)?;
     let file = match &kernel {
@@ -253,9 +238,7 @@ fn write_kernel(path: &Path, staged: &Path) -> Result<(Option<String>, &'static 
 /// The version of the kernel at `path`: from its setup header, or from the banner inside a vmlinux.
 fn version_of(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
-    File::open(path)?
-        .take(VERSION_SEARCH_BYTES)
-        .read_to_end(&mut bytes)?;
+    File::open(path)?.take(VERSION_SEARCH_BYTES).read_to_end(&mut bytes)?;
     let text = if bzimage::is_bzimage(&bytes) {
         bzimage::parse(&bytes).ok().and_then(|header| header.version)
     } else {
@@ -268,10 +251,7 @@ fn version_of(path: &Path) -> io::Result<Option<String>> {
     };
     // It becomes the name of a directory.
     let safe = |v: &&str| !v.starts_with('.') && !v.contains('/');
-    Ok(text
-        .and_then(|t| t.split_whitespace().next())
-        .filter(safe)
-        .map(Into::into))
+    Ok(text.and_then(|t| t.split_whitespace().next()).filter(safe).map(Into::into))
 }
 
 fn describe(image: &Image, staged: &Path) -> Result<(), ImageError> {
@@ -283,9 +263,5 @@ fn describe(image: &Image, staged: &Path) -> Result<(), ImageError> {
 }
 
 fn check_stop(progress: &dyn Progress) -> Result<(), ImageError> {
-    if progress.stopped() {
-        Err(ImageError::Stopped)
-    } else {
-        Ok(())
-    }
+    if progress.stopped() { Err(ImageError::Stopped) } else { Ok(()) }
 }

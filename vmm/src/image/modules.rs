@@ -52,20 +52,12 @@ impl Modules {
         let mut files = BTreeMap::new();
         collect(&root, 0, &mut files)?;
         let list = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_default();
-        let builtin = list("modules.builtin")
-            .lines()
-            .filter_map(name_of)
-            .collect::<BTreeSet<_>>();
+        let builtin = list("modules.builtin").lines().filter_map(name_of).collect::<BTreeSet<_>>();
         if files.is_empty() && builtin.is_empty() {
             return Err(ImageError::NotModules(dir.into()));
         }
         let dependencies = parse_dep(&list("modules.dep"));
-        Ok(Self {
-            root,
-            files,
-            builtin,
-            dependencies,
-        })
+        Ok(Self { root, files, builtin, dependencies })
     }
 
     /// Unpacks the modules in `wanted` and all that they depend on. `kernel` is the version that every one
@@ -90,11 +82,7 @@ impl Modules {
             return Ok(());
         }
         if depth > DEPTH_CAP {
-            return Err(ImageError::Depth {
-                name: name.into(),
-                path: self.root.clone(),
-                cap: DEPTH_CAP,
-            });
+            return Err(ImageError::Depth { name: name.into(), path: self.root.clone(), cap: DEPTH_CAP });
         }
         let Some(path) = self.files.get(name) else {
             if self.builtin.contains(name) {
@@ -103,12 +91,7 @@ impl Modules {
             }
             let near = self.nearest(name);
             // The directory above may be a temporary one, which would tell nobody anything.
-            let place = self
-                .root
-                .file_name()
-                .unwrap_or(self.root.as_os_str())
-                .to_string_lossy()
-                .into_owned();
+            let place = self.root.file_name().unwrap_or(self.root.as_os_str()).to_string_lossy().into_owned();
             return Err(ImageError::NoModule {
                 name: name.into(),
                 place,
@@ -117,40 +100,22 @@ impl Modules {
             });
         };
         let packed = fs::read(path).map_err(ImageError::file("read the module", path))?;
-        let bytes = unpack::unpack(&packed, MODULE_CAP_BYTES).map_err(|source| ImageError::Module {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes = unpack::unpack(&packed, MODULE_CAP_BYTES)
+            .map_err(|source| ImageError::Module { path: path.clone(), source })?;
         let info = elf::section(&bytes, ".modinfo").ok_or_else(|| ImageError::NotAModule(path.clone()))?;
         let built_for = info_value(info, "vermagic").and_then(|v| v.split_whitespace().next());
         if let (Some(module), Some(kernel)) = (built_for, kernel)
             && module != kernel
         {
             let (module, kernel) = (module.into(), kernel.into());
-            return Err(ImageError::VersionMismatch {
-                path: path.clone(),
-                module,
-                kernel,
-            });
+            return Err(ImageError::VersionMismatch { path: path.clone(), module, kernel });
         }
-        let own = || {
-            info_value(info, "depends")
-                .unwrap_or_default()
-                .split(',')
-                .filter(|d| !d.is_empty())
-        };
-        let depends = self
-            .dependencies
-            .get(name)
-            .cloned()
-            .unwrap_or_else(|| own().map(normalise).collect());
+        let own = || info_value(info, "depends").unwrap_or_default().split(',').filter(|d| !d.is_empty());
+        let depends = self.dependencies.get(name).cloned().unwrap_or_else(|| own().map(normalise).collect());
         for dependency in depends {
             self.add(&dependency, Some(name), kernel, depth + 1, plan)?;
         }
-        plan.load.push(Module {
-            name: name.into(),
-            bytes,
-        });
+        plan.load.push(Module { name: name.into(), bytes });
         Ok(())
     }
 
@@ -158,9 +123,7 @@ impl Modules {
     fn nearest(&self, name: &str) -> Option<String> {
         let names = self.files.keys().chain(&self.builtin);
         let scored = names.map(|n| (strsim::jaro_winkler(name, n), n));
-        let best = scored
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .filter(|(score, _)| *score > 0.8);
+        let best = scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.8);
         best.map(|(_, n)| n.clone())
     }
 }
@@ -168,26 +131,15 @@ impl Modules {
 /// Follows `lib/modules/VERSION` below `dir`, or a single VERSION, where `dir` itself is no modules directory.
 fn find_root(dir: &Path) -> Result<PathBuf, ImageError> {
     fs::read_dir(dir).map_err(ImageError::file("read the modules directory", dir))?;
-    let is_root = |d: &Path| {
-        ["modules.builtin", "modules.dep", "kernel"]
-            .iter()
-            .any(|f| d.join(f).exists())
-    };
+    let is_root = |d: &Path| ["modules.builtin", "modules.dep", "kernel"].iter().any(|f| d.join(f).exists());
     if is_root(dir) {
         return Ok(dir.into());
     }
     let below = ["lib/modules", "usr/lib/modules"].map(|d| dir.join(d));
-    let dir_of_versions = below
-        .into_iter()
-        .find(|d| d.is_dir())
-        .unwrap_or_else(|| dir.into());
+    let dir_of_versions = below.into_iter().find(|d| d.is_dir()).unwrap_or_else(|| dir.into());
     let entries = fs::read_dir(&dir_of_versions)
         .map_err(ImageError::file("read the modules directory", &dir_of_versions))?;
-    let mut roots: Vec<_> = entries
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| is_root(p))
-        .collect();
+    let mut roots: Vec<_> = entries.flatten().map(|e| e.path()).filter(|p| is_root(p)).collect();
     roots.sort();
     match roots.len() {
         // Perhaps a plain directory of .ko files.
@@ -195,10 +147,7 @@ fn find_root(dir: &Path) -> Result<PathBuf, ImageError> {
         1 => Ok(roots.remove(0)),
         _ => {
             let name = |p: &PathBuf| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Err(ImageError::SeveralModules {
-                path: dir_of_versions,
-                found: roots.iter().map(name).collect(),
-            })
+            Err(ImageError::SeveralModules { path: dir_of_versions, found: roots.iter().map(name).collect() })
         }
     }
 }
@@ -225,10 +174,7 @@ fn parse_dep(text: &str) -> BTreeMap<String, Vec<String>> {
     let line = |line: &str| {
         let (module, needs) = line.split_once(':')?;
         // The one to be loaded first comes last.
-        Some((
-            name_of(module)?,
-            needs.split_whitespace().rev().filter_map(name_of).collect(),
-        ))
+        Some((name_of(module)?, needs.split_whitespace().rev().filter_map(name_of).collect()))
     };
     text.lines().filter_map(line).collect()
 }
@@ -251,12 +197,8 @@ fn name_without_suffix(name: &str) -> &str {
 
 /// The first `key=value` of a .modinfo section with that key.
 fn info_value<'a>(info: &'a [u8], key: &str) -> Option<&'a str> {
-    info.split(|&b| b == 0).find_map(|entry| {
-        std::str::from_utf8(entry)
-            .ok()?
-            .strip_prefix(key)?
-            .strip_prefix('=')
-    })
+    info.split(|&b| b == 0)
+        .find_map(|entry| std::str::from_utf8(entry).ok()?.strip_prefix(key)?.strip_prefix('='))
 }
 
 #[cfg(test)]
@@ -309,10 +251,7 @@ mod tests {
     #[test]
     fn dependencies_come_first_and_once() {
         let dir = tree(&[
-            (
-                "kernel/a/virtio-rng.ko.xz",
-                xz(&module("vermagic=6.1 SMP\0depends=rng-core,virtio\0")),
-            ),
+            ("kernel/a/virtio-rng.ko.xz", xz(&module("vermagic=6.1 SMP\0depends=rng-core,virtio\0"))),
             ("kernel/b/rng-core.ko", module("depends=virtio_ring\0")),
             ("kernel/b/virtio_ring.ko", module("depends=\0")),
             ("modules.builtin", b"kernel/drivers/virtio/virtio.ko\n".to_vec()),
@@ -340,14 +279,8 @@ mod tests {
             ),
         ]);
         let modules = Modules::open(dir.path()).unwrap();
-        assert_eq!(
-            names(&modules.plan(&["a".into()], None).unwrap()),
-            ["c", "b", "a"]
-        );
-        assert!(matches!(
-            modules.plan(&["d".into()], None),
-            Err(ImageError::Depth { .. })
-        ));
+        assert_eq!(names(&modules.plan(&["a".into()], None).unwrap()), ["c", "b", "a"]);
+        assert!(matches!(modules.plan(&["d".into()], None), Err(ImageError::Depth { .. })));
     }
 
     #[test]
@@ -358,30 +291,17 @@ mod tests {
         ]);
         let modules = Modules::open(dir.path()).unwrap();
         let text = |name: &str| modules.plan(&[name.into()], None).unwrap_err().to_string();
-        assert!(
-            text("virtio_baloon").ends_with("did you mean virtio_balloon?"),
-            "{}",
-            text("virtio_baloon")
-        );
+        assert!(text("virtio_baloon").ends_with("did you mean virtio_balloon?"), "{}", text("virtio_baloon"));
         assert!(
             text("virtio-balloon").contains("nowhere")
                 && text("virtio-balloon").contains("virtio_balloon needs it")
         );
         assert!(text("bad").contains("not a kernel module"));
         let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            Modules::open(empty.path()),
-            Err(ImageError::NotModules(_))
-        ));
+        assert!(matches!(Modules::open(empty.path()), Err(ImageError::NotModules(_))));
         let gone = Modules::open(&empty.path().join("gone"));
         assert!(matches!(gone, Err(ImageError::File { .. })));
-        let two = tree(&[
-            ("lib/modules/1/modules.dep", vec![]),
-            ("lib/modules/2/modules.dep", vec![]),
-        ]);
-        assert!(matches!(
-            Modules::open(two.path()),
-            Err(ImageError::SeveralModules { .. })
-        ));
+        let two = tree(&[("lib/modules/1/modules.dep", vec![]), ("lib/modules/2/modules.dep", vec![])]);
+        assert!(matches!(Modules::open(two.path()), Err(ImageError::SeveralModules { .. })));
     }
 }

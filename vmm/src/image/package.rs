@@ -57,10 +57,7 @@ pub fn unpack(deb: &Path, into: &Path, progress: &mut dyn Progress) -> Result<Un
     let members = members(&mut file, deb)?;
     let find = |prefix, expected| {
         let found = members.iter().find(|m| m.name.starts_with(prefix));
-        found.ok_or(ImageError::NotADeb {
-            path: deb.into(),
-            expected,
-        })
+        found.ok_or(ImageError::NotADeb { path: deb.into(), expected })
     };
     let data = find("data.tar", "expected a member data.tar.*")?;
     let control = find("control.tar", "expected a member control.tar.*")?;
@@ -71,15 +68,8 @@ pub fn unpack(deb: &Path, into: &Path, progress: &mut dyn Progress) -> Result<Un
     let kernel = extract(&mut file, data, deb, into, progress)?;
     let package = id.as_ref().map(|id: &PackageId| id.name.clone());
     match kernel {
-        Some(kernel) => Ok(Unpacked {
-            id,
-            kernel,
-            root: into.into(),
-        }),
-        None => Err(ImageError::NoKernel {
-            path: deb.into(),
-            package,
-        }),
+        Some(kernel) => Ok(Unpacked { id, kernel, root: into.into() }),
+        None => Err(ImageError::NoKernel { path: deb.into(), package }),
     }
 }
 
@@ -92,10 +82,7 @@ struct Member {
 }
 
 fn members<F: Read + Seek>(file: &mut F, path: &Path) -> Result<Vec<Member>, ImageError> {
-    let bad = |expected| ImageError::NotADeb {
-        path: path.into(),
-        expected,
-    };
+    let bad = |expected| ImageError::NotADeb { path: path.into(), expected };
     let read = || ImageError::file("read the package", path);
     let len = file.seek(SeekFrom::End(0)).map_err(read())?;
     file.rewind().map_err(read())?;
@@ -107,8 +94,7 @@ fn members<F: Read + Seek>(file: &mut F, path: &Path) -> Result<Vec<Member>, Ima
     while at < len && found.len() < AR_MEMBERS_CAP {
         let mut header = [0; AR_HEADER_BYTES];
         file.seek(SeekFrom::Start(at)).map_err(read())?;
-        file.read_exact(&mut header)
-            .map_err(|_| bad("it is cut short; download it again"))?;
+        file.read_exact(&mut header).map_err(|_| bad("it is cut short; download it again"))?;
         if header[58..] != *b"`\n" {
             return Err(bad("its archive headers are damaged"));
         }
@@ -121,11 +107,7 @@ fn members<F: Read + Seek>(file: &mut F, path: &Path) -> Result<Vec<Member>, Ima
         if at + bytes > len {
             return Err(bad("it is cut short; download it again"));
         }
-        found.push(Member {
-            name: name.trim_end_matches('/').into(),
-            at,
-            bytes,
-        });
+        found.push(Member { name: name.trim_end_matches('/').into(), at, bytes });
         at += bytes.next_multiple_of(2);
     }
     Ok(found)
@@ -135,11 +117,7 @@ fn members<F: Read + Seek>(file: &mut F, path: &Path) -> Result<Vec<Member>, Ima
 fn tar<'a, R: Read + 'a>(source: R, name: &str) -> Result<tar::Archive<Box<dyn Read + 'a>>, UnpackError> {
     let mut source = BufReader::with_capacity(1 << 20, source);
     let first = io::BufRead::fill_buf(&mut source).unwrap_or_default();
-    let compression = if name.ends_with(".tar") {
-        None
-    } else {
-        Compression::of(first)
-    };
+    let compression = if name.ends_with(".tar") { None } else { Compression::of(first) };
     Ok(tar::Archive::new(match compression {
         Some(compression) => compression.reader(source, ZSTD_CAP_BYTES)?,
         None => Box::new(source),
@@ -152,16 +130,9 @@ fn control_fields(file: &mut File, member: &Member) -> Result<Option<PackageId>,
     let mut archive = tar(file.take(member.bytes), &member.name)?;
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
-        if entry
-            .path()
-            .is_ok_and(|p| p.file_name().is_some_and(|n| n == "control"))
-        {
+        if entry.path().is_ok_and(|p| p.file_name().is_some_and(|n| n == "control")) {
             let mut text = String::new();
-            entry
-                .by_ref()
-                .take(CONTROL_CAP_BYTES)
-                .read_to_string(&mut text)
-                .map_err(damaged)?;
+            entry.by_ref().take(CONTROL_CAP_BYTES).read_to_string(&mut text).map_err(damaged)?;
             let field = |name: &str| {
                 let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
                 line.map(|value| value.trim().to_string())
@@ -183,17 +154,10 @@ fn extract(
     progress: &mut dyn Progress,
 ) -> Result<Option<PathBuf>, ImageError> {
     let mut buffer = vec![0; COPY_BYTES];
-    file.seek(SeekFrom::Start(member.at))
-        .map_err(ImageError::file("read the package", deb))?;
-    let watched = Watched {
-        inner: file.take(member.bytes),
-        bytes: 0,
-        progress,
-    };
-    let mut archive = tar(watched, &member.name).map_err(|source| ImageError::Deb {
-        path: deb.into(),
-        source,
-    })?;
+    file.seek(SeekFrom::Start(member.at)).map_err(ImageError::file("read the package", deb))?;
+    let watched = Watched { inner: file.take(member.bytes), bytes: 0, progress };
+    let mut archive =
+        tar(watched, &member.name).map_err(|source| ImageError::Deb { path: deb.into(), source })?;
     // The decoder's own words may quote whatever bytes it stumbled over.
     let damaged = |_| ImageError::DebDamaged { path: deb.into() };
     let (mut kernel, mut unpacked) = (None, 0);
@@ -201,10 +165,7 @@ fn extract(
         let mut entry = entry.map_err(damaged)?;
         unpacked += entry.size();
         if unpacked > UNPACKED_CAP_BYTES {
-            return Err(ImageError::DebTooLarge {
-                path: deb.into(),
-                cap: UNPACKED_CAP_BYTES,
-            });
+            return Err(ImageError::DebTooLarge { path: deb.into(), cap: UNPACKED_CAP_BYTES });
         }
         let path = entry.path().map_err(damaged)?.into_owned();
         let Some(path) = wanted(&path).filter(|_| entry.header().entry_type().is_file()) else {
@@ -219,8 +180,7 @@ fn extract(
             if got == 0 {
                 break;
             }
-            out.write_all(&buffer[..got])
-                .map_err(ImageError::file("write", &to))?;
+            out.write_all(&buffer[..got]).map_err(ImageError::file("write", &to))?;
         }
         if path.starts_with("boot") {
             kernel = Some(to);
@@ -261,21 +221,14 @@ mod tests {
     fn only_the_kernel_and_its_modules_are_wanted() {
         let to = |path: &str| wanted(Path::new(path)).map(|p| p.display().to_string());
         assert_eq!(to("./boot/vmlinuz-6.12").as_deref(), Some("boot/vmlinuz-6.12"));
-        assert_eq!(
-            to("./usr/lib/modules/6.12/kernel/a.ko").as_deref(),
-            Some("lib/modules/6.12/kernel/a.ko")
-        );
+        assert_eq!(to("./usr/lib/modules/6.12/kernel/a.ko").as_deref(), Some("lib/modules/6.12/kernel/a.ko"));
         assert_eq!(
             to("/lib/modules/6.12/modules.builtin").as_deref(),
             Some("lib/modules/6.12/modules.builtin")
         );
-        for path in [
-            "./boot/config-6.12",
-            "lib/modules/../../etc/passwd",
-            "etc/passwd",
-            "boot/vmlinuz/..",
-            "",
-        ] {
+        for path in
+            ["./boot/config-6.12", "lib/modules/../../etc/passwd", "etc/passwd", "boot/vmlinuz/..", ""]
+        {
             assert_eq!(to(path), None, "{path}");
         }
     }

@@ -15,10 +15,7 @@ const LATEST: &str = "latest";
 
 /// Refuses a destination that is anything but absent, empty, or an image of ours.
 pub(super) fn check(dir: &Path) -> Result<(), ImageError> {
-    let occupied = |found: String| ImageError::Occupied {
-        path: dir.into(),
-        found,
-    };
+    let occupied = |found: String| ImageError::Occupied { path: dir.into(), found };
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -26,9 +23,7 @@ pub(super) fn check(dir: &Path) -> Result<(), ImageError> {
     };
     let ours = [KERNEL_FILE, PACKED_KERNEL_FILE, INITRD_FILE, DESCRIPTION_FILE];
     for entry in entries {
-        let name = entry
-            .map_err(ImageError::file("read the directory", dir))?
-            .file_name();
+        let name = entry.map_err(ImageError::file("read the directory", dir))?.file_name();
         if !ours.iter().any(|o| *o == name) {
             return Err(occupied(name.to_string_lossy().into_owned()));
         }
@@ -70,9 +65,7 @@ pub(super) fn link_latest(root: &Path, work: &Path, name: &str) -> Result<(), Im
 
 /// Makes `dir` and its missing parents; returns those that it made, outermost first.
 pub(super) fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let missing = dir
-        .ancestors()
-        .take_while(|d| !d.as_os_str().is_empty() && !d.exists());
+    let missing = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists());
     let mut made: Vec<_> = missing.map(Path::to_path_buf).collect();
     made.reverse();
     fs::create_dir_all(dir).map_err(|e| {

@@ -86,18 +86,7 @@ fn lz4(bytes: &[u8]) -> Vec<u8> {
 
 /// Code-like contents: calls for the branch filter, and more than one lz4 block.
 fn text(bytes: usize) -> Vec<u8> {
-    let word = |i: usize| {
-        [
-            0xe8,
-            i as u8,
-            (i >> 8) as u8,
-            (i >> 16) as u8,
-            0,
-            0x90,
-            0x48,
-            (i * 7) as u8,
-        ]
-    };
+    let word = |i: usize| [0xe8, i as u8, (i >> 8) as u8, (i >> 16) as u8, 0, 0x90, 0x48, (i * 7) as u8];
     (0..bytes / 8).flat_map(word).collect()
 }
 
@@ -117,9 +106,7 @@ fn payloads_of_every_format_are_unpacked() {
         let kernel = vmlinux(&text(bytes));
         let with_relocations = [&kernel[..], &[7; 64]].concat();
         let packed = bzimage(&pack(&with_relocations));
-        let Kernel::Elf(image) = vmlinux::parse(packed).unwrap() else {
-            panic!("not unpacked")
-        };
+        let Kernel::Elf(image) = vmlinux::parse(packed).unwrap() else { panic!("not unpacked") };
         assert!(image.into_bytes().unwrap() == kernel);
     }
 }
@@ -179,24 +166,16 @@ fn files_are_opened_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kernel");
     let text = |path: &Path| vmlinux::open(path).unwrap_err().to_string();
-    assert_eq!(
-        text(&path),
-        format!("the kernel {} cannot be read", path.display())
-    );
+    assert_eq!(text(&path), format!("the kernel {} cannot be read", path.display()));
     assert!(text(dir.path()).ends_with("is a directory; expected a vmlinux, bzImage or vmlinuz file"));
     assert!(text(Path::new("/dev/null")).contains("is not a regular file"));
     std::fs::write(&path, b"").unwrap();
-    assert!(matches!(
-        vmlinux::open(&path).unwrap_err().problem,
-        KernelProblem::Empty
-    ));
+    assert!(matches!(vmlinux::open(&path).unwrap_err().problem, KernelProblem::Empty));
 
     let kernel = vmlinux(&[0x90; 64]);
     for file in [kernel.clone(), bzimage(&gzip(&kernel))] {
         std::fs::write(&path, file).unwrap();
-        let Kernel::Elf(mut image) = vmlinux::open(&path).unwrap() else {
-            panic!("not unpacked")
-        };
+        let Kernel::Elf(mut image) = vmlinux::open(&path).unwrap() else { panic!("not unpacked") };
         let mut bytes = Vec::new();
         image.read_to_end(&mut bytes).unwrap();
         assert_eq!((bytes.len() as u64, &bytes), (image.len(), &kernel));
@@ -210,28 +189,14 @@ fn an_image_appears_whole_or_not_at_all() {
     let kernel = dir.path().join("kernel");
     std::fs::write(&kernel, bzimage(&zstd(&vmlinux(&text(4096))))).unwrap();
     let listing = |path: &Path| -> Vec<_> {
-        let mut names: Vec<_> = std::fs::read_dir(path)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let mut names: Vec<_> = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         names
     };
     let images = dir.path().join("cache/images");
     let from = |source: &Path, to: Destination| {
-        let source = KernelFrom::Files {
-            kernel: source.into(),
-            modules: None,
-        };
-        make(
-            &Options {
-                source,
-                modules: Vec::new(),
-                to,
-            },
-            &vmlinux(b"agent"),
-            &mut progress::Quiet,
-        )
+        let source = KernelFrom::Files { kernel: source.into(), modules: None };
+        make(&Options { source, modules: Vec::new(), to }, &vmlinux(b"agent"), &mut progress::Quiet)
     };
 
     // What fails leaves nothing, not even the directories above.
@@ -242,14 +207,8 @@ fn an_image_appears_whole_or_not_at_all() {
         let image = from(&kernel, Destination::Collection(images.clone())).unwrap();
         assert_eq!(image.name, "6.12.9-test");
         assert_eq!(listing(&images), ["6.12.9-test", "latest"]);
-        assert_eq!(
-            listing(&images.join("latest")),
-            ["image.json", "initrd.cpio", "vmlinux"]
-        );
-        assert_eq!(
-            std::fs::metadata(&image.initrd).unwrap().len(),
-            image.initrd_bytes
-        );
+        assert_eq!(listing(&images.join("latest")), ["image.json", "initrd.cpio", "vmlinux"]);
+        assert_eq!(std::fs::metadata(&image.initrd).unwrap().len(), image.initrd_bytes);
         assert!(matches!(vmlinux::open(&image.kernel), Ok(Kernel::Elf(k)) if k.len() == image.kernel_bytes));
     }
 

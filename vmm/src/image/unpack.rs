@@ -80,11 +80,7 @@ impl Compression {
     ) -> Result<Box<dyn Read + 'a>, UnpackError> {
         Ok(match self {
             Self::Gzip => Box::new(GzDecoder::new(source)),
-            Self::Xz => Box::new(XzReader::new_mem_limit(
-                source,
-                false,
-                (WINDOW_BYTES >> 10) as u32,
-            )),
+            Self::Xz => Box::new(XzReader::new_mem_limit(source, false, (WINDOW_BYTES >> 10) as u32)),
             Self::Zstd => {
                 let mut packed = Vec::new();
                 // What is larger packed than it may be unpacked is cut, and then fails.
@@ -109,10 +105,7 @@ pub fn unpack(bytes: &[u8], cap: u64) -> Result<Vec<u8>, UnpackError> {
         return Ok(bytes.to_vec());
     };
     let reader = compression.reader(bytes, cap)?;
-    reader
-        .take(cap + 1)
-        .read_to_end(&mut out)
-        .map_err(|e| UnpackError::Damaged(compression, e))?;
+    reader.take(cap + 1).read_to_end(&mut out).map_err(|e| UnpackError::Damaged(compression, e))?;
     if out.len() as u64 > cap {
         return Err(UnpackError::TooLarge(cap + 1, cap));
     }
@@ -127,28 +120,16 @@ pub fn unpack_payload(payload: &[u8], cap: u64) -> Result<Option<Vec<u8>>, Unpac
         return Ok(payload.starts_with(&elf::MAGIC).then(|| payload.to_vec()));
     };
     let Some((data, size)) = payload.split_last_chunk::<4>() else {
-        return Err(UnpackError::Size {
-            compression,
-            got: 0,
-            expected: 0,
-        });
+        return Err(UnpackError::Size { compression, got: 0, expected: 0 });
     };
     let expected = u32::from_le_bytes(*size) as usize;
     if expected as u64 > cap {
         return Err(UnpackError::TooLarge(expected as u64, cap));
     }
-    let mut out = if compression == Compression::Zstd {
-        Vec::new()
-    } else {
-        vec![0; expected]
-    };
+    let mut out = if compression == Compression::Zstd { Vec::new() } else { vec![0; expected] };
     let got = match compression {
         Compression::Gzip | Compression::Xz => {
-            let source = if compression == Compression::Gzip {
-                payload
-            } else {
-                data
-            };
+            let source = if compression == Compression::Gzip { payload } else { data };
             fill(&mut *compression.reader(source, cap)?, &mut out)
         }
         Compression::Zstd => unzstd(data, expected).map(|unpacked| {
@@ -160,11 +141,7 @@ pub fn unpack_payload(payload: &[u8], cap: u64) -> Result<Option<Vec<u8>>, Unpac
     };
     let got = got.map_err(|e| UnpackError::Damaged(compression, e))?;
     if got != expected {
-        return Err(UnpackError::Size {
-            compression,
-            got,
-            expected,
-        });
+        return Err(UnpackError::Size { compression, got, expected });
     }
     Ok(Some(out))
 }
@@ -172,9 +149,7 @@ pub fn unpack_payload(payload: &[u8], cap: u64) -> Result<Option<Vec<u8>>, Unpac
 /// Unpacks all frames in `data`, which must come to at most `cap` bytes.
 fn unzstd(data: &[u8], cap: usize) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
-    Decompressor::new()
-        .decompress(data, None, cap, &mut out)
-        .map_err(io::Error::other)?;
+    Decompressor::new().decompress(data, None, cap, &mut out).map_err(io::Error::other)?;
     Ok(out)
 }
 
@@ -207,9 +182,5 @@ fn fill_lz4(mut data: &[u8], out: &mut [u8]) -> io::Result<usize> {
         let room_bytes = room.len().min(LZ4_BLOCK_BYTES);
         got += lz4_flex::block::decompress_into(block, &mut room[..room_bytes]).map_err(io::Error::other)?;
     }
-    if data.is_empty() {
-        Ok(got)
-    } else {
-        Err(cut_short())
-    }
+    if data.is_empty() { Ok(got) } else { Err(cut_short()) }
 }

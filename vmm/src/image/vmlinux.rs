@@ -118,10 +118,7 @@ impl std::error::Error for KernelError {
 /// # Errors
 /// Everything that makes it impossible to start the file as a 64-bit x86 kernel.
 pub fn open(path: &Path) -> Result<Kernel, KernelError> {
-    open_file(path).map_err(|problem| KernelError {
-        path: path.into(),
-        problem,
-    })
+    open_file(path).map_err(|problem| KernelError { path: path.into(), problem })
 }
 
 fn open_file(path: &Path) -> Result<Kernel, KernelProblem> {
@@ -135,17 +132,11 @@ fn open_file(path: &Path) -> Result<Kernel, KernelProblem> {
     let mut file = File::open(path).map_err(KernelProblem::Read)?;
     let len = file.metadata().map_err(KernelProblem::Read)?.len();
     let mut magic = Vec::new();
-    file.by_ref()
-        .take(4)
-        .read_to_end(&mut magic)
-        .map_err(KernelProblem::Read)?;
+    file.by_ref().take(4).read_to_end(&mut magic).map_err(KernelProblem::Read)?;
     if magic == elf::MAGIC {
         elf::check_kernel(&mut file, len)?;
         file.rewind().map_err(KernelProblem::Read)?;
-        return Ok(Kernel::Elf(KernelImage {
-            source: Source::File(file),
-            len,
-        }));
+        return Ok(Kernel::Elf(KernelImage { source: Source::File(file), len }));
     }
     if len > PACKED_CAP_BYTES {
         return Err(KernelProblem::TooLarge(len));
@@ -153,9 +144,7 @@ fn open_file(path: &Path) -> Result<Kernel, KernelProblem> {
     let mut bytes = magic;
     bytes.reserve(len as usize);
     // `take`: the file may grow meanwhile.
-    file.take(PACKED_CAP_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(KernelProblem::Read)?;
+    file.take(PACKED_CAP_BYTES).read_to_end(&mut bytes).map_err(KernelProblem::Read)?;
     parse(bytes)
 }
 
@@ -212,10 +201,7 @@ fn looks_like(bytes: &[u8]) -> Looks {
 
 impl KernelImage {
     fn in_memory(bytes: Vec<u8>) -> Self {
-        Self {
-            len: bytes.len() as u64,
-            source: Source::Memory(Cursor::new(bytes)),
-        }
+        Self { len: bytes.len() as u64, source: Source::Memory(Cursor::new(bytes)) }
     }
 
     /// Length in bytes.

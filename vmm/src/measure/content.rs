@@ -85,19 +85,13 @@ fn measure_with(
     let mut batch = Vec::with_capacity(BATCH_PAGES);
     progress(0, total);
     for (guest, space) in spaces.iter().enumerate() {
-        let wrap = |source| MeasureError::Pages {
-            guest: space.name.clone(),
-            pid: space.pid,
-            source,
-        };
+        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
         let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
         for (extent, number) in space.extents.iter().zip(numbers(space)) {
             let pages = (extent.bytes / PAGE_BYTES) as usize;
             for first in (0..pages).step_by(CHUNK_PAGES) {
                 let len = (pages - first).min(CHUNK_PAGES);
-                pagemap
-                    .read(extent.hva + first as u64 * PAGE_BYTES, len, &mut entries)
-                    .map_err(wrap)?;
+                pagemap.read(extent.hva + first as u64 * PAGE_BYTES, len, &mut entries).map_err(wrap)?;
                 for (at, entry) in entries.iter().enumerate() {
                     reader.content.swapped_unread += u64::from(PagemapEntry::swapped(*entry));
                     if entry.present() {
@@ -211,10 +205,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(spaces: &'a [Space], hash: PageHash<'a>) -> Self {
         let layout = |space: &Space| {
-            numbers(space)
-                .zip(&space.extents)
-                .map(|(number, extent)| (number, extent.hva))
-                .collect()
+            numbers(space).zip(&space.extents).map(|(number, extent)| (number, extent.hva)).collect()
         };
         Self {
             spaces,
@@ -258,28 +249,17 @@ impl<'a> Reader<'a> {
         let hash = (self.hash)(content);
         match self.index.entry(Key([hash as u64, (hash >> 64) as u64])) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Holder {
-                    page,
-                    first: guest,
-                    last: guest,
-                });
+                vacant.insert(Holder { page, first: guest, last: guest });
                 Class::Distinct
             }
             Entry::Occupied(mut occupied) => {
                 let holder = occupied.get_mut();
-                self.suspects.push(Suspect {
-                    guest: holder.first,
-                    page: holder.page,
-                    slot,
-                });
+                self.suspects.push(Suspect { guest: holder.first, page: holder.page, slot });
                 if holder.last == guest {
                     return Class::SelfDuplicate;
                 }
                 holder.last = guest;
-                Class::CrossDuplicate {
-                    guest: holder.first,
-                    page: holder.page,
-                }
+                Class::CrossDuplicate { guest: holder.first, page: holder.page }
             }
         }
     }

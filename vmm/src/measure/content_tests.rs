@@ -14,10 +14,7 @@ struct Ram {
 impl Ram {
     /// One page for each of `contents`: 0 is zeros, any other value a content of its own.
     fn filled(contents: &[u32]) -> Self {
-        let mut ram = Self {
-            memory: vec![0; (contents.len() + 1) * PAGE],
-            pages: contents.len(),
-        };
+        let mut ram = Self { memory: vec![0; (contents.len() + 1) * PAGE], pages: contents.len() };
         let start = ram.start();
         for (page, content) in contents.iter().enumerate() {
             let bytes = &mut ram.memory[start + page * PAGE..][..PAGE];
@@ -35,16 +32,8 @@ impl Ram {
 
     fn space(&self, name: &str) -> Space {
         let hva = (self.memory.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
-        let extents = vec![Extent {
-            gpa: 0,
-            hva,
-            bytes: self.pages as u64 * PAGE_BYTES,
-        }];
-        Space {
-            name: name.to_owned(),
-            pid: std::process::id(),
-            extents,
-        }
+        let extents = vec![Extent { gpa: 0, hva, bytes: self.pages as u64 * PAGE_BYTES }];
+        Space { name: name.to_owned(), pid: std::process::id(), extents }
     }
 }
 
@@ -73,13 +62,7 @@ fn expected(guests: &[Vec<u32>]) -> Content {
 
 fn counts(content: &Content) -> [u64; 5] {
     let c = content;
-    [
-        c.zero,
-        c.self_duplicates,
-        c.cross_duplicates,
-        c.distinct,
-        c.ideal_saved_pages,
-    ]
+    [c.zero, c.self_duplicates, c.cross_duplicates, c.distinct, c.ideal_saved_pages]
 }
 
 fn run(guests: &[Vec<u32>], hash: Option<PageHash<'_>>) -> Content {
@@ -129,23 +112,10 @@ proptest! {
 fn runs_follow_the_first_holder() {
     let first: Vec<u32> = (1..=300).collect();
     // 100 in a row, a page of its own, 10 in a row, then 3.
-    let second: Vec<u32> = (51..=150)
-        .chain([1000])
-        .chain(201..=210)
-        .chain([0])
-        .chain(1..=3)
-        .collect();
+    let second: Vec<u32> = (51..=150).chain([1000]).chain(201..=210).chain([0]).chain(1..=3).collect();
     let content = run(&[first, second], None);
     assert_eq!(content.cross_duplicates, 113);
-    assert_eq!(
-        content.runs,
-        Runs {
-            runs: 3,
-            pages_in_8: 110,
-            pages_in_64: 100,
-            longest: 100
-        }
-    );
+    assert_eq!(content.runs, Runs { runs: 3, pages_in_8: 110, pages_in_64: 100, longest: 100 });
 }
 
 #[test]
@@ -155,40 +125,20 @@ fn a_run_does_not_cross_extents() {
     let mut split = second.space("second");
     let whole = split.extents[0];
     let half = whole.bytes / 2;
-    split.extents = vec![
-        Extent { bytes: half, ..whole },
-        Extent {
-            gpa: 1 << 32,
-            hva: whole.hva + half,
-            bytes: half,
-        },
-    ];
+    split.extents =
+        vec![Extent { bytes: half, ..whole }, Extent { gpa: 1 << 32, hva: whole.hva + half, bytes: half }];
     let content = measure(&[first.space("first"), split], &mut |_, _| {}).unwrap();
-    assert_eq!(
-        content.runs,
-        Runs {
-            runs: 2,
-            pages_in_8: 20,
-            pages_in_64: 0,
-            longest: 10
-        }
-    );
+    assert_eq!(content.runs, Runs { runs: 2, pages_in_8: 20, pages_in_64: 0, longest: 10 });
 }
 
 #[test]
 fn absent_pages_are_neither_read_nor_touched() {
     // Above 32 MiB an allocation is always a fresh mapping, which `vec!` does not touch.
-    let ram = Ram {
-        memory: vec![0; 64 << 20],
-        pages: 1024,
-    };
+    let ram = Ram { memory: vec![0; 64 << 20], pages: 1024 };
     let space = ram.space("idle");
     let absent = || {
         let mut entries = Vec::new();
-        Pagemap::open_self()
-            .unwrap()
-            .read(space.extents[0].hva, 1024, &mut entries)
-            .unwrap();
+        Pagemap::open_self().unwrap().read(space.extents[0].hva, 1024, &mut entries).unwrap();
         entries.iter().filter(|entry| !entry.present()).count()
     };
     let before = absent();
@@ -203,30 +153,15 @@ fn a_guest_that_is_gone_is_named_with_its_pid() {
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let pid = child.id();
     child.kill().unwrap();
-    while !std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .unwrap()
-        .contains(") Z ")
-    {
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
         std::thread::yield_now();
     }
-    let gone = Space {
-        name: "db-1".to_owned(),
-        pid,
-        extents: vec![Extent {
-            gpa: 0,
-            hva: 4096,
-            bytes: 4096,
-        }],
-    };
+    let gone =
+        Space { name: "db-1".to_owned(), pid, extents: vec![Extent { gpa: 0, hva: 4096, bytes: 4096 }] };
     // First a zombie, then nothing at all.
     for _ in 0..2 {
-        let error = measure(std::slice::from_ref(&gone), &mut |_, _| {})
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("db-1") && error.contains(&pid.to_string()),
-            "{error}"
-        );
+        let error = measure(std::slice::from_ref(&gone), &mut |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains("db-1") && error.contains(&pid.to_string()), "{error}");
         child.wait().unwrap();
     }
 }

@@ -109,11 +109,7 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
     let mut census = Census::new(spaces);
     let mut entries = Vec::new();
     for (guest, space) in spaces.iter().enumerate() {
-        let wrap = |source| MeasureError::Pages {
-            guest: space.name.clone(),
-            pid: space.pid,
-            source,
-        };
+        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
         let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
         for extent in &space.extents {
             let mut left = (extent.bytes / PAGE_BYTES) as usize;
@@ -136,30 +132,17 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
         out.clear();
         let Ok(table) = &mut table else {
             // Unknown: two mappings each, so that whatever is not exclusive counts as shared.
-            out.resize(
-                batch.len(),
-                FrameInfo {
-                    flags: FrameFlags(0),
-                    mappings: 2,
-                },
-            );
+            out.resize(batch.len(), FrameInfo { flags: FrameFlags(0), mappings: 2 });
             return Ok(());
         };
         table.flags(batch, &mut flags)?;
         table.counts(batch, &mut counts)?;
-        out.extend(
-            flags
-                .iter()
-                .zip(&counts)
-                .map(|(&flags, &mappings)| FrameInfo { flags, mappings }),
-        );
+        out.extend(flags.iter().zip(&counts).map(|(&flags, &mappings)| FrameInfo { flags, mappings }));
         Ok(())
     })?;
     if let Err(error) = table {
         frames.estimated = true;
-        frames
-            .notes
-            .push(format!("zero pages are counted as shared: {error}"));
+        frames.notes.push(format!("zero pages are counted as shared: {error}"));
     }
     Ok(frames)
 }
@@ -205,11 +188,7 @@ impl Census {
         pages.total += entries.len() as u64;
         for &entry in entries {
             if !entry.present() {
-                if entry.swapped() {
-                    pages.swapped += 1
-                } else {
-                    pages.absent += 1
-                }
+                if entry.swapped() { pages.swapped += 1 } else { pages.absent += 1 }
             } else if entry.exclusive() {
                 pages.private += 1;
             } else if let Some(Pfn(pfn)) = entry.pfn() {
@@ -237,9 +216,7 @@ impl Census {
         let mut rest = self.keys.as_slice();
         while !rest.is_empty() {
             batch.clear();
-            let groups = rest
-                .chunk_by(|a, b| a >> GUEST_BITS == b >> GUEST_BITS)
-                .take(CHUNK_FRAMES);
+            let groups = rest.chunk_by(|a, b| a >> GUEST_BITS == b >> GUEST_BITS).take(CHUNK_FRAMES);
             let mut taken = 0;
             for group in groups {
                 batch.push(Pfn(group[0] >> GUEST_BITS));
@@ -258,11 +235,7 @@ impl Census {
                         continue;
                     }
                     guest.frames += 1.0 / mapped_here as f64;
-                    if shared {
-                        guest.pages.shared += 1
-                    } else {
-                        guest.pages.private += 1
-                    }
+                    if shared { guest.pages.shared += 1 } else { guest.pages.private += 1 }
                 }
                 if !info.flags.zero() && shared {
                     shared_frames += 1;
@@ -290,20 +263,14 @@ impl Census {
             file += hidden.file;
         }
         let frames = (merged as f64 * ksm.frames_per_page).ceil() as u64 + file.div_ceil(2);
-        let mut result = Frames {
-            guests: self.guests,
-            estimated: true,
-            ..Frames::default()
-        };
+        let mut result = Frames { guests: self.guests, estimated: true, ..Frames::default() };
         result.notes.push(
             "frame numbers are hidden from this user: zero and shared pages are told apart by KSM's counters; \
              run as root for exact frames"
                 .to_owned(),
         );
         if file > 0 {
-            result.notes.push(format!(
-                "{file} shared pages of files are taken to be mapped twice each"
-            ));
+            result.notes.push(format!("{file} shared pages of files are taken to be mapped twice each"));
         }
         result.finish(frames);
         result
@@ -337,11 +304,7 @@ impl KsmView {
         let merging = |space: &Space| KsmStat::of(space.pid).map_or(0, |stat| stat.merging_pages);
         Self {
             merging_pages: spaces.iter().map(merging).collect(),
-            frames_per_page: if frames == 0 {
-                1.0
-            } else {
-                frames as f64 / (frames + more) as f64
-            },
+            frames_per_page: if frames == 0 { 1.0 } else { frames as f64 / (frames + more) as f64 },
         }
     }
 }

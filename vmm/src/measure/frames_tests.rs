@@ -8,11 +8,7 @@ use crate::measure::Extent;
 const ZERO_FRAME: u64 = 9;
 
 fn space(name: &str) -> Space {
-    Space {
-        name: name.to_owned(),
-        pid: 1,
-        extents: Vec::new(),
-    }
+    Space { name: name.to_owned(), pid: 1, extents: Vec::new() }
 }
 
 fn present(pfn: u64, exclusive: bool) -> PagemapEntry {
@@ -33,13 +29,7 @@ fn entries(world: &[Vec<u64>], outside: &[u64]) -> (Vec<Vec<PagemapEntry>>, Hash
         2 => PagemapEntry(1 << 62 | 1 << 57 | 0x3f),
         _ => present(*pfn, mappings[pfn] == 1),
     };
-    (
-        world
-            .iter()
-            .map(|pages| pages.iter().map(entry).collect())
-            .collect(),
-        mappings,
-    )
+    (world.iter().map(|pages| pages.iter().map(entry).collect()).collect(), mappings)
 }
 
 proptest! {
@@ -124,21 +114,10 @@ fn private_memory_of_ours_is_private() {
     let me = Space {
         name: "me".to_owned(),
         pid: std::process::id(),
-        extents: vec![Extent {
-            gpa: 0,
-            hva,
-            bytes: PAGES as u64 * PAGE_BYTES,
-        }],
+        extents: vec![Extent { gpa: 0, hva, bytes: PAGES as u64 * PAGE_BYTES }],
     };
     let frames = measure(&[me]).unwrap();
-    assert_eq!(
-        frames.pages,
-        Pages {
-            total: PAGES as u64,
-            private: PAGES as u64,
-            ..Pages::default()
-        }
-    );
+    assert_eq!(frames.pages, Pages { total: PAGES as u64, private: PAGES as u64, ..Pages::default() });
     assert_eq!(frames.saved_pages, 0);
 }
 
@@ -149,35 +128,15 @@ fn pages_that_were_only_read_are_on_the_zero_frame() {
     // privilege the frame is hidden and the answer an estimate, which is right where KSM merged nothing.
     let memory = vec![0u8; 64 << 20];
     let skip = memory.as_ptr().align_offset(PAGE_BYTES as usize) + (1 << 20);
-    let sum: u64 = memory[skip..]
-        .iter()
-        .step_by(PAGE_BYTES as usize)
-        .take(PAGES)
-        .map(|byte| u64::from(*byte))
-        .sum();
+    let sum: u64 =
+        memory[skip..].iter().step_by(PAGE_BYTES as usize).take(PAGES).map(|byte| u64::from(*byte)).sum();
     assert_eq!(std::hint::black_box(sum), 0);
     let hva = memory[skip..].as_ptr() as u64;
-    let extent = Extent {
-        gpa: 0,
-        hva,
-        bytes: 2 * PAGES as u64 * PAGE_BYTES,
-    };
-    let me = Space {
-        name: "me".to_owned(),
-        pid: std::process::id(),
-        extents: vec![extent],
-    };
+    let extent = Extent { gpa: 0, hva, bytes: 2 * PAGES as u64 * PAGE_BYTES };
+    let me = Space { name: "me".to_owned(), pid: std::process::id(), extents: vec![extent] };
     let frames = measure(&[me]).unwrap();
     let half = PAGES as u64;
-    assert_eq!(
-        frames.pages,
-        Pages {
-            total: 2 * half,
-            absent: half,
-            zero: half,
-            ..Pages::default()
-        }
-    );
+    assert_eq!(frames.pages, Pages { total: 2 * half, absent: half, zero: half, ..Pages::default() });
     assert_eq!((frames.saved_pages, frames.frames), (half, 0));
 }
 
@@ -192,10 +151,6 @@ fn a_guest_that_is_gone_is_named_with_its_pid() {
 #[test]
 fn an_extent_off_a_page_boundary_is_refused() {
     let mut odd = space("odd");
-    odd.extents.push(Extent {
-        gpa: 0,
-        hva: 4096,
-        bytes: 5000,
-    });
+    odd.extents.push(Extent { gpa: 0, hva: 4096, bytes: 5000 });
     assert!(measure(&[odd]).unwrap_err().to_string().contains("5000"));
 }

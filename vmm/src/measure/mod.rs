@@ -11,8 +11,8 @@ pub mod runs;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::memory::PAGE_BYTES;
 pub use crate::memory::Extent;
+use crate::memory::PAGE_BYTES;
 use crate::memory::pagemap::PagemapError;
 use crate::memory::remote::RemoteError;
 
@@ -79,10 +79,7 @@ pub enum MeasureError {
         bytes: u64,
     },
     /// A guest is larger than an index entry can say.
-    #[error(
-        "guest {guest:?} has {pages} pages; one measurement takes at most {} a guest",
-        u32::MAX
-    )]
+    #[error("guest {guest:?} has {pages} pages; one measurement takes at most {} a guest", u32::MAX)]
     TooLarge {
         /// The guest's name.
         guest: String,
@@ -106,23 +103,14 @@ fn check(spaces: &[Space]) -> Result<(), MeasureError> {
         for extent in &space.extents {
             if extent.hva % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
                 let (hva, bytes) = (extent.hva, extent.bytes);
-                return Err(MeasureError::Unaligned {
-                    guest: space.name.clone(),
-                    hva,
-                    bytes,
-                });
+                return Err(MeasureError::Unaligned { guest: space.name.clone(), hva, bytes });
             }
         }
-        let pages = space
-            .extents
-            .iter()
-            .fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
+        let pages =
+            space.extents.iter().fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
         // One number is left free after each extent, so that no run crosses into the next.
         if pages.saturating_add(space.extents.len() as u64) > u64::from(u32::MAX) {
-            return Err(MeasureError::TooLarge {
-                guest: space.name.clone(),
-                pages,
-            });
+            return Err(MeasureError::TooLarge { guest: space.name.clone(), pages });
         }
     }
     Ok(())

@@ -114,16 +114,10 @@ impl Report {
         let mut notes = outcome.notes;
         notes.extend(frames.notes.iter().cloned());
         if content.swapped_unread > 0 {
-            notes.push(format!(
-                "{} swapped pages were not read and not compared",
-                content.swapped_unread
-            ));
+            notes.push(format!("{} swapped pages were not read and not compared", content.swapped_unread));
         }
         if content.differed > 0 {
-            notes.push(format!(
-                "{} pages changed while they were compared",
-                content.differed
-            ));
+            notes.push(format!("{} pages changed while they were compared", content.differed));
         }
         Self {
             guests: frames.guests.len() as u64,
@@ -155,11 +149,7 @@ impl Report {
 
     /// The result in one sentence.
     pub fn headline(&self) -> String {
-        let guests = if self.guests == 1 {
-            "1 guest".to_owned()
-        } else {
-            format!("{} guests", self.guests)
-        };
+        let guests = if self.guests == 1 { "1 guest".to_owned() } else { format!("{} guests", self.guests) };
         let about = if self.estimated { "about " } else { "" };
         let ideal = if self.ideal_saved_pages == 0 {
             "nothing could be".to_owned()
@@ -189,28 +179,14 @@ impl fmt::Display for Report {
             ("  private", p.private, "alone on their frame"),
             ("  shared", p.shared, "on a frame mapped more than once"),
             ("  swapped", p.swapped, "on swap"),
-            (
-                "could be saved",
-                self.ideal_saved_pages,
-                "zero and duplicate pages",
-            ),
+            ("could be saved", self.ideal_saved_pages, "zero and duplicate pages"),
             ("  zeros", c.zero, "all bytes zero"),
-            (
-                "  within a guest",
-                c.self_duplicates,
-                "equal to an earlier page of the guest",
-            ),
-            (
-                "  between guests",
-                c.cross_duplicates,
-                "equal to a page of another guest",
-            ),
+            ("  within a guest", c.self_duplicates, "equal to an earlier page of the guest"),
+            ("  between guests", c.cross_duplicates, "equal to a page of another guest"),
             ("is saved", self.saved_pages, "pages that need no frame"),
         ];
         let mut table = Table::new();
-        table
-            .load_style(UTF8_BORDERS_ONLY)
-            .set_header(["", "pages", "MiB", ""]);
+        table.load_style(UTF8_BORDERS_ONLY).set_header(["", "pages", "MiB", ""]);
         for (name, pages, meaning) in rows {
             table.add_row([
                 name.to_owned(),
@@ -225,9 +201,7 @@ impl fmt::Display for Report {
             }
         }
         writeln!(f, "{table}")?;
-        let cpu = self
-            .merge_cpu_seconds
-            .map_or("unknown".to_owned(), |seconds| format!("{seconds:.2} s"));
+        let cpu = self.merge_cpu_seconds.map_or("unknown".to_owned(), |seconds| format!("{seconds:.2} s"));
         writeln!(
             f,
             "backend {}, engine {}: {:.2} s, processor time {cpu}",
@@ -245,11 +219,7 @@ fn mib(pages: u64) -> f64 {
 }
 
 fn fraction(part: u64, whole: u64) -> f64 {
-    if whole == 0 {
-        1.0
-    } else {
-        part as f64 / whole as f64
-    }
+    if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
 /// Four digits after the point: more would be noise.
@@ -263,27 +233,11 @@ mod tests {
     use crate::measure::frames::GuestFrames;
 
     fn example() -> Report {
-        let pages = Pages {
-            total: 65536,
-            absent: 10000,
-            zero: 15000,
-            private: 19000,
-            shared: 21536,
-            swapped: 0,
-        };
-        let guest = GuestFrames {
-            name: "a".to_owned(),
-            pid: 7,
-            pages,
-            frames: 22000.25,
-        };
-        let frames = Frames {
-            guests: vec![guest; 4],
-            pages,
-            frames: 22000,
-            saved_pages: 33536,
-            ..Frames::default()
-        };
+        let pages =
+            Pages { total: 65536, absent: 10000, zero: 15000, private: 19000, shared: 21536, swapped: 0 };
+        let guest = GuestFrames { name: "a".to_owned(), pid: 7, pages, frames: 22000.25 };
+        let frames =
+            Frames { guests: vec![guest; 4], pages, frames: 22000, saved_pages: 33536, ..Frames::default() };
         let content = Content {
             zero: 15000,
             self_duplicates: 5000,
@@ -330,23 +284,13 @@ mod tests {
         ] {
             assert!(!json[field].is_null(), "{field}");
         }
-        let keys = |name: &str| {
-            json[name]
-                .as_object()
-                .unwrap()
-                .keys()
-                .cloned()
-                .collect::<Vec<_>>()
-        };
+        let keys = |name: &str| json[name].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         let mut pages = keys("pages");
         pages.sort();
         assert_eq!(pages, ["absent", "private", "shared", "swapped", "total", "zero"]);
         let mut content = keys("content");
         content.sort();
-        assert_eq!(
-            content,
-            ["cross_duplicates", "distinct", "self_duplicates", "zero"]
-        );
+        assert_eq!(content, ["cross_duplicates", "distinct", "self_duplicates", "zero"]);
         assert_eq!(json["merge_seconds"], 2.3457);
         let back: Report = serde_json::from_value(json).unwrap();
         assert_eq!(back, example());
@@ -355,10 +299,7 @@ mod tests {
     #[test]
     fn the_table_ends_with_the_headline() {
         let text = example().to_string();
-        assert!(
-            text.contains("between guests") && text.ends_with("pages wrong"),
-            "{text}"
-        );
+        assert!(text.contains("between guests") && text.ends_with("pages wrong"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     }
 
@@ -366,10 +307,6 @@ mod tests {
     fn nothing_to_save_is_all_that_could_be() {
         let report = Report::new(Outcome::default(), &Frames::default(), &Content::default());
         assert_eq!(report.fraction_of_ideal, 1.0);
-        assert!(
-            report.headline().contains("nothing could be"),
-            "{}",
-            report.headline()
-        );
+        assert!(report.headline().contains("nothing could be"), "{}", report.headline());
     }
 }

@@ -79,14 +79,6 @@ mod tests {
         runs.step(23, None);
         runs.step(24, Some((1, 202)));
         runs.end();
-        assert_eq!(
-            runs.found,
-            Runs {
-                runs: 5,
-                pages_in_8: 9,
-                pages_in_64: 0,
-                longest: 9
-            }
-        );
+        assert_eq!(runs.found, Runs { runs: 5, pages_in_8: 9, pages_in_64: 0, longest: 9 });
     }
 }

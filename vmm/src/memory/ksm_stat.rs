@@ -55,14 +55,7 @@ mod tests {
         let stat = KsmStat::parse(
             "ksm_rmap_items 12\nksm_zero_pages 3\nksm_merging_pages 7\nksm_process_profit -4\nksm_merge_any: no\n",
         );
-        assert_eq!(
-            stat,
-            KsmStat {
-                merging_pages: 7,
-                zero_pages: 3,
-                rmap_items: 12
-            }
-        );
+        assert_eq!(stat, KsmStat { merging_pages: 7, zero_pages: 3, rmap_items: 12 });
         assert_eq!(KsmStat::parse(""), KsmStat::default());
     }
 }

@@ -133,11 +133,7 @@ struct EntryFile {
 impl EntryFile {
     fn open(path: PathBuf) -> Result<Self, PagemapError> {
         match File::open(&path) {
-            Ok(file) => Ok(Self {
-                file,
-                path,
-                buffer: Vec::new(),
-            }),
+            Ok(file) => Ok(Self { file, path, buffer: Vec::new() }),
             Err(source) => Err(PagemapError::Open { path, source }),
         }
     }
@@ -149,10 +145,7 @@ impl EntryFile {
             let wanted = (entries - done).min(READ_ENTRIES) * ENTRY_BYTES;
             self.buffer.resize(wanted, 0);
             let at = index + done as u64;
-            let got = match self
-                .file
-                .read_at(&mut self.buffer, at.saturating_mul(ENTRY_BYTES as u64))
-            {
+            let got = match self.file.read_at(&mut self.buffer, at.saturating_mul(ENTRY_BYTES as u64)) {
                 Ok(got) => got / ENTRY_BYTES,
                 Err(source) if source.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => {
@@ -200,10 +193,7 @@ impl Pagemap {
         let index = hva / PAGE_BYTES;
         let got = self.0.read(index, pages, |word| out.push(PagemapEntry(word)))?;
         if got < pages {
-            return Err(PagemapError::Ended {
-                path: self.0.path.clone(),
-                index: index + got as u64,
-            });
+            return Err(PagemapError::Ended { path: self.0.path.clone(), index: index + got as u64 });
         }
         Ok(())
     }
@@ -264,11 +254,7 @@ fn lookup(file: &mut EntryFile, frames: &[Pfn], out: &mut Vec<u64>) -> Result<()
         let last = batch[len - 1].0;
         words.clear();
         file.read(first, (last - first + 1) as usize, |word| words.push(word))?;
-        out.extend(
-            batch
-                .iter()
-                .map(|frame| words.get((frame.0 - first) as usize).copied().unwrap_or(0)),
-        );
+        out.extend(batch.iter().map(|frame| words.get((frame.0 - first) as usize).copied().unwrap_or(0)));
         rest = after;
     }
     Ok(())
@@ -326,11 +312,7 @@ mod tests {
         let mut entries = Vec::new();
         Pagemap::open_self().unwrap().read(hva, 2, &mut entries).unwrap();
         assert_eq!(entries.len(), 2);
-        assert!(
-            entries
-                .iter()
-                .all(|entry| entry.present() && !entry.file_or_shared())
-        );
+        assert!(entries.iter().all(|entry| entry.present() && !entry.file_or_shared()));
     }
 
     #[test]

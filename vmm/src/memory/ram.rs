@@ -141,8 +141,7 @@ fn map(stretch: Stretch) -> Result<Option<GuestRegionMmap>, RamError> {
     let (prot, flags) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
     // SAFETY: [start, start + len) lies inside the reservation made above, which nothing else uses yet.
-    let inside =
-        unsafe { libc::mmap(start as *mut libc::c_void, len, prot, flags | libc::MAP_FIXED, -1, 0) };
+    let inside = unsafe { libc::mmap(start as *mut libc::c_void, len, prot, flags | libc::MAP_FIXED, -1, 0) };
     if inside == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }

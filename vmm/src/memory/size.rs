@@ -66,7 +66,8 @@ mod tests {
         assert_eq!(parse("64M"), Ok(64 << 20));
         assert_eq!(parse("2GiB"), Ok(2 << 30));
         assert_eq!(parse("20480k"), Ok(20 << 20));
-        for wrong in ["", "0", "0M", "64", "M", "-1G", "1.5G", "8M", "20481k1", "99999999999999999999G", "2T"] {
+        for wrong in ["", "0", "0M", "64", "M", "-1G", "1.5G", "8M", "20481k1", "99999999999999999999G", "2T"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse("20481k"), Err(SizeError::Pages("20481k".into())));

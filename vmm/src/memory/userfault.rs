@@ -69,10 +69,7 @@ pub struct Support {
 impl Support {
     /// Whether the feature of this name (as in the kernel's header, in small letters) is there.
     pub fn has(self, name: &str) -> bool {
-        FEATURES
-            .iter()
-            .position(|feature| *feature == name)
-            .is_some_and(|bit| self.features >> bit & 1 != 0)
+        FEATURES.iter().position(|feature| *feature == name).is_some_and(|bit| self.features >> bit & 1 != 0)
     }
 
     /// Names of all features that are there.
@@ -87,19 +84,12 @@ pub fn probe() -> io::Result<Support> {
         Ok(descriptor) => (descriptor, Access::Device),
         Err(_) => (system_call()?, Access::SystemCall),
     };
-    let mut api = UffdioApi {
-        api: UFFD_API,
-        features: 0,
-        ioctls: 0,
-    };
+    let mut api = UffdioApi { api: UFFD_API, features: 0, ioctls: 0 };
     // SAFETY: the kernel reads and writes one UffdioApi, which is exclusively ours.
     if unsafe { libc::ioctl(descriptor.as_raw_fd(), UFFDIO_API, &mut api) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Support {
-        access,
-        features: api.features,
-    })
+    Ok(Support { access, features: api.features })
 }
 
 fn open_device() -> io::Result<OwnedFd> {
@@ -127,10 +117,7 @@ mod tests {
 
     #[test]
     fn features_have_the_kernels_names() {
-        let support = Support {
-            access: Access::Device,
-            features: 1 | 1 << 13 | 1 << 16,
-        };
+        let support = Support { access: Access::Device, features: 1 | 1 << 13 | 1 << 16 };
         assert_eq!(support.names(), ["pagefault_flag_wp", "wp_unpopulated", "move"]);
         assert!(!support.has("wp_async") && !support.has("no_such"));
     }

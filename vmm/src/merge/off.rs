@@ -17,10 +17,7 @@ impl Engine for Off {
     }
 
     fn progress(&mut self) -> Result<Progress, EngineError> {
-        Ok(Progress {
-            cpu_seconds: Some(0.0),
-            ..Progress::default()
-        })
+        Ok(Progress { cpu_seconds: Some(0.0), ..Progress::default() })
     }
 
     fn stop(&mut self) {}

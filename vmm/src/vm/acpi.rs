@@ -78,7 +78,8 @@ fn fadt(dsdt: u64) -> impl Aml {
 
 fn dsdt(virtio_devices: usize) -> Sdt {
     let mut body = Vec::new();
-    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLP_TYP_S5, &0u8, &0u8, &0u8])).to_aml_bytes(&mut body);
+    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLP_TYP_S5, &0u8, &0u8, &0u8]))
+        .to_aml_bytes(&mut body);
     serial("_SB_.COM1", "COM1", 1, COM1_PORT, COM1_IRQ, &mut body);
     serial("_SB_.COM2", "COM2", 2, COM2_PORT, COM2_IRQ, &mut body);
     for n in 0..virtio_devices {

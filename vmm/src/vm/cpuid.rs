@@ -14,7 +14,8 @@ const LEAF8000_0001_ECX_SVM: u32 = 1 << 2;
 
 /// What every vCPU of this host can offer, before topology.
 pub fn supported(kvm: &Kvm) -> Result<(CpuId, bool), VmError> {
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::kvm("read the CPUID it supports"))?;
+    let cpuid =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(VmError::kvm("read the CPUID it supports"))?;
     Ok((cpuid, kvm.check_extension(Cap::TscDeadlineTimer)))
 }
 

@@ -23,7 +23,9 @@ pub enum VmError {
     )]
     NoKvm,
     /// KVM is there but closed to this user.
-    #[error("/dev/kvm may not be opened by this user: join the group that owns it (`ls -l /dev/kvm`), or run as root")]
+    #[error(
+        "/dev/kvm may not be opened by this user: join the group that owns it (`ls -l /dev/kvm`), or run as root"
+    )]
     KvmPermission,
     /// A KVM call failed.
     #[error("KVM did not {what}")]

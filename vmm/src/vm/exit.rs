@@ -30,7 +30,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub enum Fault {
     /// An exception while delivering an exception while delivering an exception.
-    TripleFault,
+    Triple,
     /// The guest said that it crashed.
     GuestCrash,
     /// The processor refused the vCPU's state.
@@ -72,9 +72,11 @@ pub struct FaultReport {
 impl fmt::Display for FaultReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.fault {
-            Fault::TripleFault => write!(f, "the guest ended in a triple fault")?,
+            Fault::Triple => write!(f, "the guest ended in a triple fault")?,
             Fault::GuestCrash => write!(f, "the guest reported a crash")?,
-            Fault::Entry { reason } => write!(f, "the processor refused to enter the guest (reason {reason:#x})")?,
+            Fault::Entry { reason } => {
+                write!(f, "the processor refused to enter the guest (reason {reason:#x})")?
+            }
             Fault::Internal => write!(f, "KVM cannot go on with this guest (suberror {:?})", self.suberror)?,
             Fault::Memory { gpa, bytes } => {
                 write!(f, "KVM could not back {bytes} bytes at guest-physical {gpa:#x}")?;
@@ -95,7 +97,9 @@ impl fmt::Display for FaultReport {
 impl FaultReport {
     fn cause(&self) -> &'static str {
         match &self.fault {
-            Fault::TripleFault => "the guest's kernel faulted before it could handle faults: a kernel for other hardware, or one that lacks memory",
+            Fault::Triple => {
+                "the guest's kernel faulted before it could handle faults: a kernel for other hardware, or one that lacks memory"
+            }
             Fault::Internal if self.suberror == Some(EMULATION) && self.backend == "pvm" => {
                 "this KVM (PVM) emulates ring-0 code one instruction at a time and does not know this one; \
                  Linux guests need VMX or SVM here, as in the nested-paging lab (tests/lab)"
@@ -103,7 +107,9 @@ impl FaultReport {
             Fault::Internal if self.suberror == Some(EMULATION) => {
                 "an instruction on a device's memory, or code that ran away, which KVM cannot emulate"
             }
-            Fault::Entry { .. } => "a register state the processor does not allow; a defect of this VMM or of KVM",
+            Fault::Entry { .. } => {
+                "a register state the processor does not allow; a defect of this VMM or of KVM"
+            }
             Fault::Memory { .. } => "the host has no memory left for this guest, or its mapping is damaged",
             Fault::GuestCrash => "the guest's own console says more",
             _ => "unknown; run with RUST_LOG=debug and compare with `samepage doctor`",
@@ -141,8 +147,31 @@ fn registers(vcpu: &VcpuFd) -> String {
          \x20 r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}\n\
          \x20 r13 {:016x} r14 {:016x} r15 {:016x}\n\
          \x20 cr0 {:08x} cr2 {:016x} cr3 {:08x} cr4 {:08x} efer {:04x}",
-        r.rip, r.rsp, r.rflags, s.cs.selector, s.cs.dpl, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.r8,
-        r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, s.cr0, s.cr2, s.cr3, s.cr4, s.efer
+        r.rip,
+        r.rsp,
+        r.rflags,
+        s.cs.selector,
+        s.cs.dpl,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer
     )
 }
 

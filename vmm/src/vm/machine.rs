@@ -56,7 +56,8 @@ impl Machine {
         pio.insert(POWER_BASE, POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
         let mut queues = Queues::default();
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
-            let mut transport = MmioTransport::new(Arc::clone(memory), device, irq(vm, VIRTIO_IRQ + n as u32)?);
+            let mut transport =
+                MmioTransport::new(Arc::clone(memory), device, irq(vm, VIRTIO_IRQ + n as u32)?);
             let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
             let notified = (0..transport.queue_count()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
             for (queue, event) in notified.iter().enumerate() {
@@ -95,7 +96,7 @@ fn serial(
     (name, port, number): (&'static str, u16, u32),
     out: Box<dyn Write + Send>,
 ) -> Result<Arc<Mutex<Serial>>, VmError> {
-    let device = Serial::try_new(irq(vm, number)?, out).map_err(VmError::host("make an eventfd"))?;
+    let device = Serial::new(irq(vm, number)?, out).map_err(VmError::host("make an eventfd"))?;
     let device = Arc::new(Mutex::new(device));
     pio.insert(port.into(), COM_PORTS.into(), name, device.clone())?;
     Ok(device)

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 use devices::legacy::power;
 
-const _: () = assert!(power::POWER_BASE as u64 + power::POWER_LEN <= platform::IDLE_PORT as u64);
+const _: () = assert!(power::POWER_BASE + power::POWER_LEN <= platform::IDLE_PORT as u64);
 
 /// What a VM is to be.
 #[derive(Clone, Debug)]

@@ -93,13 +93,9 @@ fn backend_in(modules: &Path) -> Option<Backend> {
     if loaded("kvm_pvm") {
         Some(Backend::Pvm)
     } else if loaded("kvm_intel") {
-        Some(Backend::Vmx {
-            ept: on("kvm_intel/parameters/ept"),
-        })
+        Some(Backend::Vmx { ept: on("kvm_intel/parameters/ept") })
     } else if loaded("kvm_amd") {
-        Some(Backend::Svm {
-            npt: on("kvm_amd/parameters/npt"),
-        })
+        Some(Backend::Svm { npt: on("kvm_amd/parameters/npt") })
     } else {
         None
     }

@@ -47,7 +47,10 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     if config.mergeable {
         ram.set_mergeable(true)?;
     }
-    // Sockets before the kernel is loaded: a path in use is known at once.
+    // Signals before sockets: whoever sees a socket may end the VM, and it is removed. Sockets before the kernel is
+    // loaded: a path in use is known at once.
+    let outcome = Outcome::new().map_err(VmError::host("make an eventfd"))?;
+    let signals = Signals::new(outcome.clone())?;
     let control = config.control.as_deref().map(Listener::bind).transpose()?;
     let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
 
@@ -73,7 +76,6 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
         registers::enter(first, entry)?;
     }
 
-    let outcome = Outcome::new().map_err(VmError::host("make an eventfd"))?;
     let stats = KvmStats::open(&vm, &vcpus);
     let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues } = machine;
     let waits = {
@@ -89,7 +91,7 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     for (event, ending) in [(power_off, GuestAsks::PowerOff), (reset, GuestAsks::Reset)] {
         events.add_subscriber(Box::new(GuestEnd { event, ending, outcome: outcome.clone() }));
     }
-    events.add_subscriber(Box::new(Signals::new(outcome.clone())?));
+    events.add_subscriber(Box::new(signals));
     let raw = console_input(config, &mut events, &shared, &com1, &outcome)?;
     if let Some(listener) = &com2 {
         let drained = drained(&com2_port)?;
@@ -218,7 +220,9 @@ impl Listener {
     fn bind(path: &Path) -> Result<Self, VmError> {
         let failed = |hint, source| VmError::Socket { path: path.into(), hint, source };
         let socket = UnixListener::bind(path).map_err(|e| match e.kind() {
-            io::ErrorKind::AddrInUse => failed(": it is there already; another VM uses it, or one was killed (then remove it)", e),
+            io::ErrorKind::AddrInUse => {
+                failed(": it is there already; another VM uses it, or one was killed (then remove it)", e)
+            }
             io::ErrorKind::NotFound => failed(": its directory does not exist", e),
             _ => failed("", e),
         })?;
@@ -286,7 +290,8 @@ struct Signals {
 impl Signals {
     fn new(outcome: Outcome) -> Result<Self, VmError> {
         let failed = VmError::host::<io::Error>;
-        let (pipe, end) = std::os::unix::net::UnixStream::pair().map_err(failed("make a pipe for signals"))?;
+        let (pipe, end) =
+            std::os::unix::net::UnixStream::pair().map_err(failed("make a pipe for signals"))?;
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             let end = end.try_clone().map_err(failed("make a pipe for signals"))?;
             signal_hook::low_level::pipe::register(signal, end).map_err(failed("watch for signals"))?;

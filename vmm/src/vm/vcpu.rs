@@ -237,8 +237,10 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             Ok(VcpuExit::Hlt) => shared.idle(u32::MAX),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Ending::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Ending::Reset),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => return Some(fault(vcpu, Fault::GuestCrash)),
-            Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, Fault::TripleFault)),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                return Some(fault(vcpu, Fault::GuestCrash));
+            }
+            Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, Fault::Triple)),
             Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, Fault::Entry { reason })),
             Ok(VcpuExit::InternalError) => return Some(fault(vcpu, Fault::Internal)),
             Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {

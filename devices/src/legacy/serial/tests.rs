@@ -60,10 +60,7 @@ impl Write for Sink {
 
 fn serial(sink: &Sink) -> (Serial, EventFd) {
     let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    (
-        Serial::new(IrqLine::new(irq.try_clone().unwrap()), Box::new(sink.clone())),
-        irq,
-    )
+    (Serial::new(IrqLine::new(irq.try_clone().unwrap()), Box::new(sink.clone())).unwrap(), irq)
 }
 
 fn get(serial: &mut Serial, register: u64) -> u8 {
@@ -102,10 +99,7 @@ fn input_is_accepted_up_to_the_fifo_and_draining_it_is_announced() {
         assert_eq!(usize::from(get(&mut serial, DATA)), expected);
     }
     assert_eq!(get(&mut serial, LSR) & 1, 0);
-    assert_eq!(
-        (serial.drained_fd().read().unwrap(), serial.has_input()),
-        (1, false)
-    );
+    assert_eq!((serial.drained_fd().read().unwrap(), serial.has_input()), (1, false));
 
     // A guest that polls an empty port wakes nobody.
     for _ in 0..10 {
@@ -121,10 +115,7 @@ fn nothing_is_accepted_in_loopback_and_the_loop_does_not_overflow() {
     serial.write(MCR, &[MCR_LOOP]);
     assert_eq!(serial.input(b"x"), 0);
     serial.write(MCR, &[0]);
-    assert!(
-        serial.drained_fd().read().is_ok(),
-        "the refused byte is asked for again"
-    );
+    assert!(serial.drained_fd().read().is_ok(), "the refused byte is asked for again");
     serial.write(MCR, &[MCR_LOOP]);
     for _ in 0..1000 {
         serial.write(DATA, &[7]);
@@ -149,10 +140,7 @@ fn output_waits_for_a_slow_sink() {
     sink.make_room(usize::MAX);
     serial.write(DATA, b"g");
     assert_eq!(sink.taken(), b"abcdefg");
-    assert_eq!(
-        (serial.has_pending_output(), serial.lost_output_bytes()),
-        (false, 0)
-    );
+    assert_eq!((serial.has_pending_output(), serial.lost_output_bytes()), (false, 0));
 }
 
 #[test]
@@ -177,10 +165,7 @@ fn a_closed_sink_loses_bytes_and_nothing_else() {
     for _ in 0..100 {
         serial.write(DATA, b"x");
     }
-    assert_eq!(
-        (serial.lost_output_bytes(), serial.has_pending_output()),
-        (100, false)
-    );
+    assert_eq!((serial.lost_output_bytes(), serial.has_pending_output()), (100, false));
     sink.make_room(usize::MAX);
     serial.write(DATA, b"y");
     assert_eq!(sink.taken(), b"y");

@@ -38,14 +38,7 @@ impl Bench {
         let queue = setup.build(size, event_idx, &memory).unwrap();
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let interrupt = Interrupt::new(IrqLine::new(irq.try_clone().unwrap()));
-        Self {
-            memory,
-            ring,
-            queue,
-            interrupt,
-            irq,
-            broken: Limited::new("bench"),
-        }
+        Self { memory, ring, queue, interrupt, irq, broken: Limited::new("bench") }
     }
 
     fn drain(&mut self, each: impl FnMut(&mut Chain<'_>) -> Completion) -> Progress {
@@ -69,36 +62,24 @@ impl Bench {
 fn reading_and_writing_stream_across_buffers() {
     let mut bench = Bench::new(8, true);
     bench.memory.write_slice(b"abc", GuestAddress(BUFFERS)).unwrap();
-    bench
-        .memory
-        .write_slice(b"defgh", GuestAddress(HIGH_RAM_START))
-        .unwrap();
+    bench.memory.write_slice(b"defgh", GuestAddress(HIGH_RAM_START)).unwrap();
     bench.ring.descriptor(0, (BUFFERS, 3, NEXT, 3));
     bench.ring.descriptor(3, (HIGH_RAM_START, 5, NEXT, 1));
     bench.ring.descriptor(1, (BUFFERS + 100, 2, WRITE | NEXT, 2));
     bench.ring.descriptor(2, (BUFFERS + 200, 4, WRITE, 0));
     bench.ring.offer(0);
     bench.drain(|chain| {
-        assert_eq!(
-            (chain.head(), chain.readable().len(), chain.writable().len()),
-            (0, 2, 2)
-        );
+        assert_eq!((chain.head(), chain.readable().len(), chain.writable().len()), (0, 2, 2));
         let mut data = [0; 4];
         assert_eq!((chain.read(&mut data), &data), (4, b"abcd"));
         let mut rest = [0; 10];
         assert_eq!((chain.read(&mut rest), &rest[..4]), (4, &b"efgh"[..]));
         assert_eq!(chain.read(&mut rest), 0);
-        assert_eq!(
-            (chain.write(b"1"), chain.write(b"2345678"), chain.write(b"9")),
-            (1, 5, 0)
-        );
+        assert_eq!((chain.write(b"1"), chain.write(b"2345678"), chain.write(b"9")), (1, 5, 0));
         Completion::Written(6)
     });
     let mut written = [0; 2];
-    bench
-        .memory
-        .read_slice(&mut written, GuestAddress(BUFFERS + 100))
-        .unwrap();
+    bench.memory.read_slice(&mut written, GuestAddress(BUFFERS + 100)).unwrap();
     assert_eq!(&written, b"12");
     assert_eq!(bench.ring.used(0), (0, 6));
     assert_eq!(bench.broken.count(), 0);
@@ -108,12 +89,8 @@ fn reading_and_writing_stream_across_buffers() {
 fn an_indirect_chain_is_followed() {
     let mut bench = Bench::new(4, true);
     bench.ring.descriptor(0, (BUFFERS, 32, INDIRECT, 0));
-    bench
-        .ring
-        .descriptor_at(BUFFERS, 0, (BUFFERS + 0x1000, 10, NEXT, 1));
-    bench
-        .ring
-        .descriptor_at(BUFFERS, 1, (BUFFERS + 0x2000, 20, WRITE, 0));
+    bench.ring.descriptor_at(BUFFERS, 0, (BUFFERS + 0x1000, 10, NEXT, 1));
+    bench.ring.descriptor_at(BUFFERS, 1, (BUFFERS + 0x2000, 20, WRITE, 0));
     assert_eq!(bench.shapes(0), [(10, 20)]);
 }
 
@@ -126,35 +103,19 @@ fn broken_chains_are_completed_with_nothing_and_counted() {
             ring.descriptor(0, (BUFFERS, 8, NEXT, 1));
             ring.descriptor(1, (BUFFERS, 8, NEXT, 0));
         }),
-        ("next outside the table", |ring| {
-            ring.descriptor(0, (BUFFERS, 8, NEXT, 4))
-        }),
+        ("next outside the table", |ring| ring.descriptor(0, (BUFFERS, 8, NEXT, 4))),
         ("outside RAM", |ring| ring.descriptor(0, (LOW_RAM, 8, WRITE, 0))),
-        ("across the end of RAM", |ring| {
-            ring.descriptor(0, (HIGH_RAM_END - 4, 8, 0, 0))
-        }),
-        ("across the hole", |ring| {
-            ring.descriptor(0, (LOW_RAM - 4, HIGH_RAM_START as u32, 0, 0))
-        }),
-        ("the last address", |ring| {
-            ring.descriptor(0, (u64::MAX, 8, WRITE, 0))
-        }),
-        ("longest", |ring| {
-            ring.descriptor(0, (BUFFERS, u32::MAX, WRITE, 0))
-        }),
+        ("across the end of RAM", |ring| ring.descriptor(0, (HIGH_RAM_END - 4, 8, 0, 0))),
+        ("across the hole", |ring| ring.descriptor(0, (LOW_RAM - 4, HIGH_RAM_START as u32, 0, 0))),
+        ("the last address", |ring| ring.descriptor(0, (u64::MAX, 8, WRITE, 0))),
+        ("longest", |ring| ring.descriptor(0, (BUFFERS, u32::MAX, WRITE, 0))),
         ("readable after writable", |ring| {
             ring.descriptor(0, (BUFFERS, 8, WRITE | NEXT, 1));
             ring.descriptor(1, (BUFFERS, 8, 0, 0));
         }),
-        ("empty indirect table", |ring| {
-            ring.descriptor(0, (BUFFERS, 0, INDIRECT, 0))
-        }),
-        ("indirect table of half a descriptor", |ring| {
-            ring.descriptor(0, (BUFFERS, 24, INDIRECT, 0))
-        }),
-        ("indirect table outside RAM", |ring| {
-            ring.descriptor(0, (LOW_RAM, 64, INDIRECT, 0))
-        }),
+        ("empty indirect table", |ring| ring.descriptor(0, (BUFFERS, 0, INDIRECT, 0))),
+        ("indirect table of half a descriptor", |ring| ring.descriptor(0, (BUFFERS, 24, INDIRECT, 0))),
+        ("indirect table outside RAM", |ring| ring.descriptor(0, (LOW_RAM, 64, INDIRECT, 0))),
         ("indirect table in an indirect table", |ring| {
             ring.descriptor(0, (BUFFERS, 16, INDIRECT, 0));
             ring.descriptor_at(BUFFERS, 0, (BUFFERS, 16, INDIRECT, 0));
@@ -183,9 +144,7 @@ fn an_indirect_chain_longer_than_the_queue_is_cut() {
         bench.ring.descriptor(0, (BUFFERS, 16 * 1000, INDIRECT, 0));
         for index in 0..len {
             let flags = if index + 1 == len { 0 } else { NEXT };
-            bench
-                .ring
-                .descriptor_at(BUFFERS, index, (BUFFERS + 0x8000, 8, flags, index + 1));
+            bench.ring.descriptor_at(BUFFERS, index, (BUFFERS + 0x8000, 8, flags, index + 1));
         }
         assert_eq!(bench.shapes(0), expected);
     }

@@ -68,9 +68,7 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_STATUS => self.write_status(value),
             // No region exists, so any selection gives the same answer.
             reg::VIRTIO_MMIO_SHM_SEL => {}
-            _ => self
-                .ignored
-                .hit(format_args!("write of {value:#x} to register {offset:#x}")),
+            _ => self.ignored.hit(format_args!("write of {value:#x} to register {offset:#x}")),
         }
     }
 }
@@ -83,8 +81,7 @@ impl BusDevice for MmioTransport {
         } else if let (Some(register), Ok(data)) = (aligned(offset), <&mut [u8; 4]>::try_from(&mut *data)) {
             *data = self.read_register(register).to_le_bytes();
         } else {
-            self.ignored
-                .hit(format_args!("read of {} bytes at {offset:#x}", data.len()));
+            self.ignored.hit(format_args!("read of {} bytes at {offset:#x}", data.len()));
         }
     }
 
@@ -94,8 +91,7 @@ impl BusDevice for MmioTransport {
         } else if let (Some(register), Ok(&data)) = (aligned(offset), <&[u8; 4]>::try_from(data)) {
             self.write_register(register, u32::from_le_bytes(data));
         } else {
-            self.ignored
-                .hit(format_args!("write of {} bytes at {offset:#x}", data.len()));
+            self.ignored.hit(format_args!("write of {} bytes at {offset:#x}", data.len()));
         }
     }
 }

@@ -14,13 +14,7 @@ use crate::virtio::{Progress, TRANSPORT_FEATURES};
 
 fn probe() -> (Driver, Arc<Mutex<Seen>>) {
     let seen = Arc::new(Mutex::new(Seen::default()));
-    (
-        Driver::new(Probe {
-            seen: seen.clone(),
-            ..Default::default()
-        }),
-        seen,
-    )
+    (Driver::new(Probe { seen: seen.clone(), ..Default::default() }), seen)
 }
 
 #[test]
@@ -30,11 +24,7 @@ fn features_are_offered_in_words_and_handed_over() {
     for word in [0u32, 1, 2, u32::MAX] {
         driver.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, word);
         let value = u64::from(driver.read(reg::VIRTIO_MMIO_DEVICE_FEATURES));
-        if word < 2 {
-            offered |= value << (32 * word)
-        } else {
-            assert_eq!(value, 0)
-        }
+        if word < 2 { offered |= value << (32 * word) } else { assert_eq!(value, 0) }
     }
     assert_eq!(offered, TRANSPORT_FEATURES | 1 << 3);
     driver.negotiate(1 << 32 | 1 << 3);
@@ -42,11 +32,7 @@ fn features_are_offered_in_words_and_handed_over() {
     driver.add_status(DRIVER_OK);
     let seen = seen.lock().unwrap();
     assert_eq!(seen.features, 1 << 32 | 1 << 3);
-    assert_eq!(
-        seen.queues,
-        [false, true],
-        "a queue that was not made ready is not handed over"
-    );
+    assert_eq!(seen.queues, [false, true], "a queue that was not made ready is not handed over");
 }
 
 #[test]
@@ -68,11 +54,7 @@ fn steps_out_of_order_need_a_reset() {
     let sequences: [&[u32]; 7] = [
         &[ACKNOWLEDGE, ACKNOWLEDGE | FEATURES_OK],
         &[ACKNOWLEDGE, ready],
-        &[
-            ACKNOWLEDGE,
-            ACKNOWLEDGE | DRIVER,
-            ACKNOWLEDGE | DRIVER | DRIVER_OK,
-        ],
+        &[ACKNOWLEDGE, ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | DRIVER_OK],
         &[ACKNOWLEDGE, ACKNOWLEDGE | DRIVER, ready | DRIVER_OK],
         &[ACKNOWLEDGE, ACKNOWLEDGE | DRIVER, DRIVER],
         &[ACKNOWLEDGE, ACKNOWLEDGE | 0x10],
@@ -85,15 +67,8 @@ fn steps_out_of_order_need_a_reset() {
         }
         assert_ne!(driver.status() & NEEDS_RESET, 0, "{sequence:x?}");
         assert_eq!(driver.transport.violations(), 1);
-        assert_eq!(
-            driver.interrupted(),
-            None,
-            "a driver that is not running is not interrupted"
-        );
-        assert!(
-            seen.lock().unwrap().interrupt.is_none(),
-            "the device was not started"
-        );
+        assert_eq!(driver.interrupted(), None, "a driver that is not running is not interrupted");
+        assert!(seen.lock().unwrap().interrupt.is_none(), "the device was not started");
         driver.start(4, false);
     }
 }
@@ -105,10 +80,7 @@ fn before_initialisation_nothing_sticks() {
     driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 8);
     driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
     driver.write(reg::VIRTIO_MMIO_QUEUE_NUM, 4);
-    assert_eq!(
-        (driver.status(), driver.read(reg::VIRTIO_MMIO_QUEUE_READY)),
-        (0, 0)
-    );
+    assert_eq!((driver.status(), driver.read(reg::VIRTIO_MMIO_QUEUE_READY)), (0, 0));
     assert_eq!(driver.transport.violations(), 4);
     driver.start(4, false);
 }
@@ -180,11 +152,7 @@ fn a_queue_that_cannot_be_needs_a_reset() {
         driver.negotiate(TRANSPORT_FEATURES);
         driver.describe_queue(0, size, desc, avail, used);
         driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(
-            driver.read(reg::VIRTIO_MMIO_QUEUE_READY),
-            0,
-            "{size} {desc:#x} {avail:#x} {used:#x}"
-        );
+        assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0, "{size} {desc:#x} {avail:#x} {used:#x}");
         assert_ne!(driver.status() & NEEDS_RESET, 0);
         driver.add_status(DRIVER_OK);
         driver.kick(0);
@@ -243,27 +211,14 @@ fn a_reset_during_setup_forgets_the_queues() {
     driver.add_queue(1, 4);
     driver.add_status(DRIVER_OK);
     assert_eq!(seen.lock().unwrap().queues, [false, true]);
-    assert_eq!(
-        seen.lock().unwrap().resets,
-        0,
-        "a device that was never started is not reset"
-    );
+    assert_eq!(seen.lock().unwrap().resets, 0, "a device that was never started is not reset");
 }
 
 #[test]
 fn widths_and_unknown_registers_are_ignored() {
     let (mut driver, _) = probe();
-    for (offset, len) in [
-        (0u64, 1),
-        (0, 2),
-        (0, 8),
-        (1, 4),
-        (2, 4),
-        (0xfc, 8),
-        (0x70, 1),
-        (0x9c, 4),
-        (0, 0),
-    ] {
+    for (offset, len) in [(0u64, 1), (0, 2), (0, 8), (1, 4), (2, 4), (0xfc, 8), (0x70, 1), (0x9c, 4), (0, 0)]
+    {
         let mut data = vec![0xaa; len];
         driver.transport.read(offset, &mut data);
         assert!(data.iter().all(|&byte| byte == 0), "{offset:#x}+{len}");
@@ -318,10 +273,7 @@ fn an_available_index_that_jumps_breaks_the_ring_and_a_reset_mends_it() {
 
 #[test]
 fn a_driver_that_never_stops_yields_and_is_not_forgotten() {
-    let mut driver = Driver::new(Probe {
-        refill: true,
-        ..Default::default()
-    });
+    let mut driver = Driver::new(Probe { refill: true, ..Default::default() });
     let kick = EventFd::new(EFD_NONBLOCK).unwrap();
     driver.transport.set_kick(0, kick.try_clone().unwrap());
     driver.transport.set_kick(99, kick.try_clone().unwrap());
@@ -329,10 +281,6 @@ fn a_driver_that_never_stops_yields_and_is_not_forgotten() {
     ring.descriptor(0, (BUFFERS, 8, WRITE, 0));
     ring.offer(0);
     assert_eq!(driver.transport.notify(0), Progress::More);
-    assert_eq!(
-        usize::from(ring.used_idx()),
-        4 * MAX_PASSES,
-        "a bounded number of chains"
-    );
+    assert_eq!(usize::from(ring.used_idx()), 4 * MAX_PASSES, "a bounded number of chains");
     assert_eq!(kick.read().unwrap(), 1, "the event loop is asked to come back");
 }

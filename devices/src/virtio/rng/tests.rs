@@ -12,10 +12,7 @@ fn is_random(bytes: &[u8]) -> bool {
 #[test]
 fn a_whole_life() {
     let mut driver = Driver::new(Rng::new());
-    assert_eq!(
-        driver.read(reg::VIRTIO_MMIO_MAGIC_VALUE),
-        u32::from_le_bytes(*b"virt")
-    );
+    assert_eq!(driver.read(reg::VIRTIO_MMIO_MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
     assert_eq!(driver.read(reg::VIRTIO_MMIO_VERSION), 2);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_DEVICE_ID), 4);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX), 16);
@@ -57,9 +54,7 @@ fn a_request_is_capped_and_may_be_scattered() {
     assert_eq!(ring.used(0), (0, MAX_REQUEST_BYTES as u32));
     assert!(is_random(&driver.bytes(BUFFERS, 100)));
     assert!(!is_random(&driver.bytes(BUFFERS + 100, 100)));
-    assert!(is_random(
-        &driver.bytes(BUFFERS + 0x2000, MAX_REQUEST_BYTES - 100)
-    ));
+    assert!(is_random(&driver.bytes(BUFFERS + 0x2000, MAX_REQUEST_BYTES - 100)));
     assert!(!is_random(&driver.bytes(BUFFERS + 0x2000 + 4096 - 100, 4096)));
 }
 

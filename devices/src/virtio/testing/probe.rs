@@ -65,12 +65,7 @@ impl VirtioDevice for Probe {
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, RingError> {
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = self.active.as_mut().unwrap();
+        let Activation { memory, queues, interrupt, .. } = self.active.as_mut().unwrap();
         let queue = queues[index].as_mut().unwrap();
         let avail_idx = GuestAddress(virtio_queue::QueueT::avail_ring(queue) + 2);
         drain(queue, memory, interrupt, self.broken.as_ref().unwrap(), |_| {

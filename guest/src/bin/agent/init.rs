@@ -68,10 +68,7 @@ fn load_modules() {
             continue;
         }
         if let Err(error) = load_module(line) {
-            log(format_args!(
-                "module {}: {error}",
-                str::from_utf8(line).unwrap_or("?")
-            ));
+            log(format_args!("module {}: {error}", str::from_utf8(line).unwrap_or("?")));
         }
     }
 }
@@ -116,10 +113,7 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Standard input and output.
-    pub(crate) const STANDARD: Channel = Channel {
-        input: STDIN,
-        output: STDOUT,
-    };
+    pub(crate) const STANDARD: Channel = Channel { input: STDIN, output: STDOUT };
 
     /// The second serial port, or the console if this machine has none.
     fn open() -> Self {
@@ -128,10 +122,7 @@ impl Channel {
             fd.set_raw().map(|()| fd)
         });
         match port {
-            Ok(fd) => Self {
-                input: fd,
-                output: fd,
-            },
+            Ok(fd) => Self { input: fd, output: fd },
             Err(error) => {
                 log(format_args!("{CHANNEL:?}: {error}; the console takes commands"));
                 Self::STANDARD

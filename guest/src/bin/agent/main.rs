@@ -28,14 +28,7 @@ mod memory;
 mod runtime;
 mod sys;
 
-global_asm!(
-    ".global _start",
-    "_start:",
-    "xor ebp, ebp",
-    "and rsp, -16",
-    "call agent_main",
-    "ud2"
-);
+global_asm!(".global _start", "_start:", "xor ebp, ebp", "and rsp, -16", "call agent_main", "ud2");
 
 /// Where replies go, for the panic handler.
 static OUTPUT: AtomicI32 = AtomicI32::new(sys::STDOUT.0);
@@ -51,24 +44,12 @@ extern "C" fn agent_main() -> ! {
     OUTPUT.store(channel.output.0, Ordering::Relaxed);
     let memory = MemInfo::read().unwrap_or_else(|error| {
         log(format_args!("/proc/meminfo: {error}; no pages for a workload"));
-        MemInfo {
-            total: 0,
-            available: 0,
-        }
+        MemInfo { total: 0, available: 0 }
     });
     let (pages, generations) = MappedPages::new(memory.usable());
-    let ready = Ready {
-        kind: Kind::Linux,
-        pages: pages.count(),
-        base: 0,
-        mem_pages: memory.total,
-    };
+    let ready = Ready { kind: Kind::Linux, pages: pages.count(), base: 0, mem_pages: memory.total };
     let mut service = Service::new(Workload::new(pages, generations));
-    let mut agent = Agent {
-        channel,
-        line: LineReader::new(),
-        is_init,
-    };
+    let mut agent = Agent { channel, line: LineReader::new(), is_init };
     agent.send(Port::Control, &Reply::Ready(ready));
     agent.serve(&mut service)
 }
@@ -130,10 +111,7 @@ impl Out for Agent {
 
 /// Sends a line. A channel that does not take it is not told about that.
 fn send(output: Fd, reply: &Reply) {
-    let mut line = Line {
-        bytes: [0; MAX_LINE],
-        len: 0,
-    };
+    let mut line = Line { bytes: [0; MAX_LINE], len: 0 };
     // Replies fit by construction.
     let _ = writeln!(line, "{reply}");
     let _ = output.write(&line.bytes[..line.len]);
@@ -148,10 +126,7 @@ struct Line {
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
         let end = self.len + text.len();
-        self.bytes
-            .get_mut(self.len..end)
-            .ok_or(core::fmt::Error)?
-            .copy_from_slice(text.as_bytes());
+        self.bytes.get_mut(self.len..end).ok_or(core::fmt::Error)?.copy_from_slice(text.as_bytes());
         self.len = end;
         Ok(())
     }

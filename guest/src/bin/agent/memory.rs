@@ -32,10 +32,7 @@ impl MemInfo {
             let kib: u64 = line.split_ascii_whitespace().next()?.parse().ok()?;
             Some(kib / (PAGE_SIZE as u64 / 1024))
         };
-        Ok(Self {
-            total: pages("MemTotal:").unwrap_or(0),
-            available: pages("MemAvailable:").unwrap_or(0),
-        })
+        Ok(Self { total: pages("MemTotal:").unwrap_or(0), available: pages("MemAvailable:").unwrap_or(0) })
     }
 
     /// How many pages a workload may have.

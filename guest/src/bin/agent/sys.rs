@@ -77,11 +77,7 @@ unsafe fn syscall(number: usize, args: [usize; 6]) -> Result<usize, Errno> {
         asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
              in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
     }
-    if (-4095..0).contains(&result) {
-        Err(Errno(result.unsigned_abs() as u16))
-    } else {
-        Ok(result as usize)
-    }
+    if (-4095..0).contains(&result) { Err(Errno(result.unsigned_abs() as u16)) } else { Ok(result as usize) }
 }
 
 /// An open file.
@@ -130,12 +126,7 @@ impl Fd {
     /// Reads once.
     pub(crate) fn read(self, into: &mut [u8]) -> Result<usize, Errno> {
         // SAFETY: the slice is writable and as long as said.
-        unsafe {
-            syscall(
-                READ,
-                [self.0 as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0],
-            )
-        }
+        unsafe { syscall(READ, [self.0 as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0]) }
     }
 
     /// Reads to the end, or until `into` is full.
@@ -160,12 +151,8 @@ impl Fd {
     pub(crate) fn write(self, mut bytes: &[u8]) -> Result<(), Errno> {
         while !bytes.is_empty() {
             // SAFETY: the slice is readable and as long as said.
-            let count = unsafe {
-                syscall(
-                    WRITE,
-                    [self.0 as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0],
-                )
-            }?;
+            let count =
+                unsafe { syscall(WRITE, [self.0 as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }?;
             bytes = &bytes[count.min(bytes.len())..];
         }
         Ok(())
@@ -179,18 +166,10 @@ impl Fd {
             events: i16,
             revents: i16,
         }
-        let mut poll = PollFd {
-            fd: self.0,
-            events: POLLIN,
-            revents: 0,
-        };
+        let mut poll = PollFd { fd: self.0, events: POLLIN, revents: 0 };
         // SAFETY: one `struct pollfd`, which the kernel writes `revents` of.
-        let ready = unsafe {
-            syscall(
-                POLL,
-                [ptr::from_mut(&mut poll) as usize, 1, millis as usize, 0, 0, 0],
-            )
-        };
+        let ready =
+            unsafe { syscall(POLL, [ptr::from_mut(&mut poll) as usize, 1, millis as usize, 0, 0, 0]) };
         ready.is_ok_and(|count| count > 0) && poll.revents != 0
     }
 
@@ -211,22 +190,10 @@ impl Fd {
         const VMIN: usize = 6;
         let mut cc = [0; 19];
         cc[VMIN] = 1;
-        let termios = Termios {
-            iflag: 0,
-            oflag: 0,
-            cflag: B115200_CS8_CREAD_CLOCAL,
-            lflag: 0,
-            line: 0,
-            cc,
-        };
+        let termios = Termios { iflag: 0, oflag: 0, cflag: B115200_CS8_CREAD_CLOCAL, lflag: 0, line: 0, cc };
         // SAFETY: the kernel reads one `struct termios`.
-        unsafe {
-            syscall(
-                IOCTL,
-                [self.0 as usize, TCSETS, ptr::from_ref(&termios) as usize, 0, 0, 0],
-            )
-        }
-        .map(|_| ())
+        unsafe { syscall(IOCTL, [self.0 as usize, TCSETS, ptr::from_ref(&termios) as usize, 0, 0, 0]) }
+            .map(|_| ())
     }
 
     /// Waits until a terminal has sent what was written.
@@ -238,13 +205,8 @@ impl Fd {
     /// Loads the kernel module that this file holds.
     pub(crate) fn load_module(self, parameters: &CStr) -> Result<(), Errno> {
         // SAFETY: a C string.
-        unsafe {
-            syscall(
-                FINIT_MODULE,
-                [self.0 as usize, parameters.as_ptr() as usize, 0, 0, 0, 0],
-            )
-        }
-        .map(|_| ())
+        unsafe { syscall(FINIT_MODULE, [self.0 as usize, parameters.as_ptr() as usize, 0, 0, 0, 0]) }
+            .map(|_| ())
     }
 }
 
@@ -310,12 +272,7 @@ pub(crate) fn reboot(how: Reboot) -> Errno {
 pub(crate) fn now_micros() -> u64 {
     let mut time = [0_u64; 2];
     // SAFETY: the kernel writes one `struct timespec`: seconds, nanoseconds.
-    let _ = unsafe {
-        syscall(
-            CLOCK_GETTIME,
-            [CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0],
-        )
-    };
+    let _ = unsafe { syscall(CLOCK_GETTIME, [CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     time[0] * 1_000_000 + time[1] / 1000
 }
 
@@ -327,17 +284,7 @@ pub(crate) fn map<T: Zeroed>(count: usize) -> Result<&'static mut [T], Errno> {
     let bytes = count.checked_mul(size_of::<T>()).ok_or(Errno(12))?;
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
     let at = unsafe {
-        syscall(
-            MMAP,
-            [
-                0,
-                bytes,
-                PROT_READ_WRITE,
-                MAP_PRIVATE_ANONYMOUS_NORESERVE,
-                usize::MAX,
-                0,
-            ],
-        )
+        syscall(MMAP, [0, bytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, usize::MAX, 0])
     }?;
     // SAFETY: page-aligned, writable, as long as asked, zero, never unmapped, and known to nobody else.
     Ok(unsafe { slice::from_raw_parts_mut(at as *mut T, count) })
@@ -348,17 +295,7 @@ pub(crate) fn discard<T: Zeroed>(pages: &mut [T]) {
     // SAFETY: `pages` is borrowed mutably, and zeros, which the kernel puts there, are valid. The kernel refuses what
     // is not page-aligned.
     let _ = unsafe {
-        syscall(
-            MADVISE,
-            [
-                pages.as_mut_ptr() as usize,
-                size_of_val(pages),
-                MADV_DONTNEED,
-                0,
-                0,
-                0,
-            ],
-        )
+        syscall(MADVISE, [pages.as_mut_ptr() as usize, size_of_val(pages), MADV_DONTNEED, 0, 0, 0])
     };
 }
 

@@ -8,10 +8,7 @@
 //! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn.
 #![no_std]
 #![no_main]
-#![expect(
-    unsafe_code,
-    reason = "the entry points from assembly, and reading the time stamp counter"
-)]
+#![expect(unsafe_code, reason = "the entry points from assembly, and reading the time stamp counter")]
 
 use core::arch::{global_asm, x86_64::_rdtsc};
 use core::panic::PanicInfo;
@@ -55,28 +52,16 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
     // SAFETY: `start.s` passes on what the VMM gave it.
     let boot = unsafe { BootParams::new(boot_params) };
     // SAFETY: this is the only call, and nothing has used memory but the image.
-    let Plan {
-        pages,
-        generations,
-        mem_pages,
-    } = match unsafe { memory::plan(&boot) } {
+    let Plan { pages, generations, mem_pages } = match unsafe { memory::plan(&boot) } {
         Ok(plan) => plan,
         Err(Unfit::NoRam) => panic!("the memory map has no RAM around the kernel at 1 MiB"),
         Err(Unfit::TooSmall { have }) => {
             panic!("{have} bytes of RAM above 1 MiB leave no page for a workload")
         }
     };
-    let khz = boot
-        .parameter("tsc_khz")
-        .filter(|khz| *khz > 0)
-        .unwrap_or(DEFAULT_TSC_KHZ);
+    let khz = boot.parameter("tsc_khz").filter(|khz| *khz > 0).unwrap_or(DEFAULT_TSC_KHZ);
     let clock = Clock { khz };
-    let ready = Ready {
-        kind: Kind::Builtin,
-        pages: pages.count(),
-        base: pages.base(),
-        mem_pages,
-    };
+    let ready = Ready { kind: Kind::Builtin, pages: pages.count(), base: pages.base(), mem_pages };
     let mut service = Service::new(Workload::new(pages, generations));
     ports.send(Port::Control, &Reply::Ready(ready));
     ports.greet();
@@ -131,9 +116,7 @@ extern "C" fn kernel_trap(vector: u64, error: u64, rip: u64, cr2: u64, rsp: u64)
         19 => "SIMD exception",
         _ => "exception",
     };
-    die(format_args!(
-        "{name} vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x} rsp={rsp:#x}"
-    ))
+    die(format_args!("{name} vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x} rsp={rsp:#x}"))
 }
 
 #[panic_handler]

@@ -1,8 +1,5 @@
 //! What memory there is, page tables for all of it, and the array of pages that the workload gets.
-#![expect(
-    unsafe_code,
-    reason = "physical memory, mapped to itself, is handed out here once"
-)]
+#![expect(unsafe_code, reason = "physical memory, mapped to itself, is handed out here once")]
 
 use core::ops::Range;
 use core::ptr;
@@ -60,12 +57,10 @@ impl BootParams {
     /// The ranges of RAM.
     fn ram(&self) -> impl Iterator<Item = Range<u64>> {
         let count = usize::from(self.read::<u8>(E820_COUNT)).min(E820_ENTRIES_MAX);
-        (0..count)
-            .map(|entry| E820_TABLE + entry * E820_ENTRY_SIZE)
-            .filter_map(|offset| {
-                let (start, length) = (self.read::<u64>(offset), self.read::<u64>(offset + 8));
-                (self.read::<u32>(offset + 16) == E820_RAM).then(|| start..start.saturating_add(length))
-            })
+        (0..count).map(|entry| E820_TABLE + entry * E820_ENTRY_SIZE).filter_map(|offset| {
+            let (start, length) = (self.read::<u64>(offset), self.read::<u64>(offset + 8));
+            (self.read::<u32>(offset + 16) == E820_RAM).then(|| start..start.saturating_add(length))
+        })
     }
 
     /// The value of `name=N` on the command line.
@@ -76,16 +71,9 @@ impl BootParams {
         }
         // SAFETY: the VMM put a command line there, in the first gigabyte, which is mapped.
         let bytes = unsafe { slice::from_raw_parts(at, CMDLINE_MAX) };
-        let line = bytes
-            .split(|byte| *byte == 0)
-            .next()
-            .and_then(|line| str::from_utf8(line).ok())?;
-        let values = line
-            .split_ascii_whitespace()
-            .filter_map(|word| word.split_once('='));
-        values
-            .filter(|(key, _)| *key == name)
-            .find_map(|(_, value)| value.parse().ok())
+        let line = bytes.split(|byte| *byte == 0).next().and_then(|line| str::from_utf8(line).ok())?;
+        let values = line.split_ascii_whitespace().filter_map(|word| word.split_once('='));
+        values.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse().ok())
     }
 }
 
@@ -123,20 +111,11 @@ pub(crate) enum Unfit {
 /// Called once, before anything else uses memory outside the image.
 pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     let image_end = ptr::addr_of!(__image_end) as u64;
-    let low = boot
-        .ram()
-        .find(|ram| ram.contains(&(image_end - 1)))
-        .ok_or(Unfit::NoRam)?;
+    let low = boot.ram().find(|ram| ram.contains(&(image_end - 1))).ok_or(Unfit::NoRam)?;
     let low_end = low.end.min(FOUR_GIB);
-    let high = boot
-        .ram()
-        .find(|ram| ram.start == FOUR_GIB)
-        .unwrap_or(FOUR_GIB..FOUR_GIB);
+    let high = boot.ram().find(|ram| ram.start == FOUR_GIB).unwrap_or(FOUR_GIB..FOUR_GIB);
     let high_end = high.end.min(MAPPED_MAX);
-    let mem_pages = boot
-        .ram()
-        .map(|ram| (ram.end - ram.start) / PAGE_SIZE as u64)
-        .sum();
+    let mem_pages = boot.ram().map(|ram| (ram.end - ram.start) / PAGE_SIZE as u64).sum();
 
     // SAFETY: the caller's promise: what lies between the image and the end of its range is nobody's.
     let tables_end = unsafe { map(image_end, low_end, high_end) };
@@ -144,9 +123,7 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     let generations_bytes = (room * size_of::<u32>() as u64).next_multiple_of(PAGE_SIZE as u64);
     let base = tables_end + generations_bytes;
     if base + PAGE_SIZE as u64 > low_end {
-        return Err(Unfit::TooSmall {
-            have: low.end - low.start,
-        });
+        return Err(Unfit::TooSmall { have: low.end - low.start });
     }
     let pages = PhysicalPages {
         base,
@@ -156,11 +133,7 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     // SAFETY: `room` entries fit between `tables_end` and `base`, which are RAM, mapped by now, and nobody's. Any
     // content is a valid `u32`.
     let generations = unsafe { slice::from_raw_parts_mut(tables_end as *mut u32, room as usize) };
-    Ok(Plan {
-        pages,
-        generations,
-        mem_pages,
-    })
+    Ok(Plan { pages, generations, mem_pages })
 }
 
 /// Maps to itself what the first gigabyte does not hold, with page directories from `at` on. Returns where they end.
@@ -171,21 +144,13 @@ unsafe fn map(mut at: u64, low_end: u64, high_end: u64) -> u64 {
     let gibs = 1..MAPPED_MAX / GIB;
     let has_ram = |gib: &u64| {
         let start = gib * GIB;
-        if start < FOUR_GIB {
-            start < low_end
-        } else {
-            start < high_end
-        }
+        if start < FOUR_GIB { start < low_end } else { start < high_end }
     };
     for gib in gibs.filter(has_ram) {
         let directory = at as *mut u64;
         for entry in 0..TABLE_ENTRIES {
             // SAFETY: a page from `at` on, by the caller's promise; a large guest has room for its tables.
-            unsafe {
-                directory
-                    .add(entry as usize)
-                    .write(gib * GIB + entry * LARGE_PAGE + LARGE)
-            };
+            unsafe { directory.add(entry as usize).write(gib * GIB + entry * LARGE_PAGE + LARGE) };
         }
         // SAFETY: below 512. The processor reads this entry behind our back, but not before an address in that
         // gigabyte is used: nothing was mapped there, so nothing is cached.

@@ -39,18 +39,12 @@ pub(crate) struct Serial {
 
 impl Serial {
     fn new(base: u16) -> Self {
-        for (register, value) in [
-            (INTERRUPT_ENABLE, 0),
-            (LINE_CONTROL, 0x03),
-            (FIFO_CONTROL, 0x07),
-            (MODEM_CONTROL, 0x03),
-        ] {
+        for (register, value) in
+            [(INTERRUPT_ENABLE, 0), (LINE_CONTROL, 0x03), (FIFO_CONTROL, 0x07), (MODEM_CONTROL, 0x03)]
+        {
             write_u8(base + register, value);
         }
-        Self {
-            base,
-            line: LineReader::new(),
-        }
+        Self { base, line: LineReader::new() }
     }
 
     fn pending(&self) -> bool {
@@ -80,10 +74,7 @@ pub(crate) struct Ports {
 impl Ports {
     /// Both ports, initialised.
     pub(crate) fn new() -> Self {
-        Self {
-            control: Serial::new(CONTROL_PORT),
-            console: Serial::new(CONSOLE_PORT),
-        }
+        Self { control: Serial::new(CONTROL_PORT), console: Serial::new(CONSOLE_PORT) }
     }
 
     /// Greets whoever sits at the console.

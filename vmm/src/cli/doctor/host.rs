@@ -14,9 +14,7 @@ pub(super) fn look() -> Vec<Finding> {
     let number = |path: &str| text(path).trim().parse::<u64>().ok();
     let limits = text("/proc/self/limits");
     vec![
-        cgroups(&text("/proc/self/mounts"), &|root| {
-            text(&format!("{root}/cgroup.controllers"))
-        }),
+        cgroups(&text("/proc/self/mounts"), &|root| text(&format!("{root}/cgroup.controllers"))),
         swap(&text("/proc/swaps"), zram_bytes()),
         pressure(&text("/proc/pressure/memory")),
         locked(limit(&limits, "Max locked memory")),
@@ -60,18 +58,10 @@ fn swap(swaps: &str, zram: u64) -> Finding {
     let sizes: Vec<_> = sizes.collect();
     let total: u64 = sizes.iter().map(|(_, kib)| kib / 1024).sum();
     if total > 0 {
-        let compressed = if sizes.iter().any(|(zram, _)| *zram) {
-            ", zram among it"
-        } else {
-            ""
-        };
+        let compressed = if sizes.iter().any(|(zram, _)| *zram) { ", zram among it" } else { "" };
         return Finding::ok(NAME, format!("{total} MiB{compressed}"));
     }
-    let found = if zram > 0 {
-        "none in use; a zram device is set up"
-    } else {
-        "none"
-    };
+    let found = if zram > 0 { "none in use; a zram device is set up" } else { "none" };
     Finding::limited(
         NAME,
         found,
@@ -84,16 +74,10 @@ fn zram_bytes() -> u64 {
     let Ok(devices) = fs::read_dir("/sys/block") else {
         return 0;
     };
-    let zrams = devices
-        .flatten()
-        .filter(|device| device.file_name().to_string_lossy().starts_with("zram"));
+    let zrams = devices.flatten().filter(|device| device.file_name().to_string_lossy().starts_with("zram"));
     zrams
         .filter_map(|device| {
-            fs::read_to_string(device.path().join("disksize"))
-                .ok()?
-                .trim()
-                .parse::<u64>()
-                .ok()
+            fs::read_to_string(device.path().join("disksize")).ok()?.trim().parse::<u64>().ok()
         })
         .sum()
 }
@@ -102,20 +86,10 @@ fn pressure(text: &str) -> Finding {
     const NAME: &str = "pressure (PSI)";
     match text.lines().find(|line| line.starts_with("some")) {
         Some(line) => {
-            let average = line
-                .split_whitespace()
-                .find_map(|word| word.strip_prefix("avg10="))
-                .unwrap_or("?");
-            Finding::ok(
-                NAME,
-                format!("{average} % of the last 10 s somebody waited for memory"),
-            )
+            let average = line.split_whitespace().find_map(|word| word.strip_prefix("avg10=")).unwrap_or("?");
+            Finding::ok(NAME, format!("{average} % of the last 10 s somebody waited for memory"))
         }
-        None => Finding::limited(
-            NAME,
-            "not shown",
-            "boot with psi=1 to see memory pressure before it hurts",
-        ),
+        None => Finding::limited(NAME, "not shown", "boot with psi=1 to see memory pressure before it hurts"),
     }
 }
 
@@ -186,9 +160,7 @@ fn memory(text: &str) -> Finding {
 
 /// The number of a key in the text of /proc/meminfo: KiB, or a count of pages.
 pub(super) fn meminfo(text: &str, key: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
@@ -200,11 +172,7 @@ enum Limit {
 
 /// The soft limit of a line of /proc/self/limits.
 fn limit(text: &str, name: &str) -> Option<Limit> {
-    let soft = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name))?
-        .split_whitespace()
-        .next()?;
+    let soft = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?;
     match soft {
         "unlimited" => Some(Limit::Unlimited),
         number => number.parse().ok().map(Limit::At),
@@ -219,19 +187,10 @@ mod tests {
     #[test]
     fn cgroup_versions_are_told_apart() {
         let v2 = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
-        assert_eq!(
-            cgroups(v2, &|_| "cpu io memory pids\n".to_owned()).level,
-            Level::Ok
-        );
-        assert_eq!(
-            cgroups(v2, &|_| "cpu io\n".to_owned()).found,
-            "v2 without the memory controller"
-        );
+        assert_eq!(cgroups(v2, &|_| "cpu io memory pids\n".to_owned()).level, Level::Ok);
+        assert_eq!(cgroups(v2, &|_| "cpu io\n".to_owned()).found, "v2 without the memory controller");
         let v1 = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n";
-        assert_eq!(
-            cgroups(v1, &|_| String::new()).found,
-            "v1 with the memory controller"
-        );
+        assert_eq!(cgroups(v1, &|_| String::new()).found, "v1 with the memory controller");
         assert_eq!(cgroups("", &|_| String::new()).level, Level::Missing);
     }
 
@@ -268,10 +227,6 @@ mod tests {
         assert_eq!(overcommit(Some(2)).level, Level::Limited);
         assert_eq!(map_count(Some(1000)).level, Level::Limited);
         assert_eq!(pressure("").level, Level::Limited);
-        assert!(
-            pressure("some avg10=1.50 avg60=0 avg300=0 total=1\n")
-                .found
-                .starts_with("1.50 %")
-        );
+        assert!(pressure("some avg10=1.50 avg60=0 avg300=0 total=1\n").found.starts_with("1.50 %"));
     }
 }

@@ -29,11 +29,7 @@ pub(super) fn look() -> Kernel {
         ),
         hugetlb(&text("/proc/meminfo")),
     ];
-    Kernel {
-        findings,
-        ksm,
-        frames,
-    }
+    Kernel { findings, ksm, frames }
 }
 
 impl Kernel {
@@ -44,29 +40,20 @@ impl Kernel {
             Availability::Stopped => Some("KSM is stopped and only root may start it".to_owned()),
             Availability::Missing => Some("this kernel has no KSM".to_owned()),
         };
-        Feature {
-            name: "merging, ksm engine",
-            works: self.ksm.usable(),
-            why,
-        }
+        Feature { name: "merging, ksm engine", works: self.ksm.usable(), why }
     }
 
     pub(super) fn exact_frames(&self) -> Feature {
         let why =
             (!self.frames).then(|| "only root sees frame numbers; numbers will be estimates".to_owned());
-        Feature {
-            name: "exact frame accounting",
-            works: self.frames,
-            why,
-        }
+        Feature { name: "exact frame accounting", works: self.frames, why }
     }
 }
 
 fn version(release: &str) -> Finding {
     const NAME: &str = "kernel";
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let number = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if number >= (6, 4) {
         Finding::ok(NAME, release)
@@ -94,16 +81,12 @@ fn ksm_finding(state: Availability, read: &dyn Fn(&str) -> String) -> Finding {
     );
     match state {
         Availability::Full => Finding::ok(NAME, format!("{now}; Samepage may set it")),
-        Availability::AsItIs => Finding::limited(
-            NAME,
-            format!("{now}; its settings are root's"),
-            "run as root to merge faster",
-        ),
-        Availability::Stopped => Finding::limited(
-            NAME,
-            now,
-            "run as root, or have root do: echo 1 > /sys/kernel/mm/ksm/run",
-        ),
+        Availability::AsItIs => {
+            Finding::limited(NAME, format!("{now}; its settings are root's"), "run as root to merge faster")
+        }
+        Availability::Stopped => {
+            Finding::limited(NAME, now, "run as root, or have root do: echo 1 > /sys/kernel/mm/ksm/run")
+        }
         Availability::Missing => {
             Finding::missing(NAME, "not in this kernel", "boot a kernel with CONFIG_KSM=y")
         }
@@ -169,15 +152,12 @@ fn frames_finding(shown: bool) -> Finding {
 fn huge_pages(enabled: &str, defrag: &str) -> Finding {
     const NAME: &str = "huge pages (THP)";
     let choice = |text: &str| {
-        text.split_once('[')
-            .and_then(|(_, rest)| rest.split_once(']'))
-            .map(|(word, _)| word.to_owned())
+        text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(word, _)| word.to_owned())
     };
     match (choice(enabled), choice(defrag)) {
-        (Some(enabled), defrag) => Finding::ok(
-            NAME,
-            format!("{enabled}, defrag {}", defrag.as_deref().unwrap_or("unknown")),
-        ),
+        (Some(enabled), defrag) => {
+            Finding::ok(NAME, format!("{enabled}, defrag {}", defrag.as_deref().unwrap_or("unknown")))
+        }
         (None, _) => Finding::limited(
             NAME,
             "not in this kernel",
@@ -189,11 +169,7 @@ fn huge_pages(enabled: &str, defrag: &str) -> Finding {
 fn hugetlb(meminfo: &str) -> Finding {
     const NAME: &str = "huge pages (pool)";
     let value = |key| super::host::meminfo(meminfo, key);
-    match (
-        value("HugePages_Total"),
-        value("HugePages_Free"),
-        value("Hugepagesize"),
-    ) {
+    match (value("HugePages_Total"), value("HugePages_Free"), value("Hugepagesize")) {
         (Some(total), Some(free), Some(size)) => {
             Finding::ok(NAME, format!("{free} of {total} free, {} MiB each", size / 1024))
         }
@@ -222,33 +198,17 @@ mod tests {
     #[test]
     fn every_state_of_ksm_has_its_advice() {
         let read = |name: &str| {
-            if name == "run" {
-                "1\n".to_owned()
-            } else {
-                "100\n".to_owned()
-            }
+            if name == "run" { "1\n".to_owned() } else { "100\n".to_owned() }
         };
         let found = ksm_finding(Availability::AsItIs, &read);
-        assert!(
-            found.found.starts_with("running, 100 pages every 100 ms"),
-            "{}",
-            found.found
-        );
+        assert!(found.found.starts_with("running, 100 pages every 100 ms"), "{}", found.found);
         assert_eq!(ksm_finding(Availability::Missing, &read).level, Level::Missing);
-        assert!(
-            ksm_finding(Availability::Stopped, &read)
-                .change
-                .unwrap()
-                .contains("echo 1")
-        );
+        assert!(ksm_finding(Availability::Stopped, &read).change.unwrap().contains("echo 1"));
     }
 
     #[test]
     fn the_chosen_huge_page_mode_is_shown() {
-        assert_eq!(
-            huge_pages("always [madvise] never\n", "[never]").found,
-            "madvise, defrag never"
-        );
+        assert_eq!(huge_pages("always [madvise] never\n", "[never]").found, "madvise, defrag never");
         assert_eq!(huge_pages("", "").level, Level::Limited);
     }
 }

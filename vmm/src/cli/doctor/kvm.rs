@@ -18,9 +18,7 @@ pub(super) struct Kvm {
 
 pub(super) fn look() -> Kvm {
     let backend = probe::backend();
-    let mut findings = vec![processor(
-        &fs::read_to_string("/proc/cpuinfo").unwrap_or_default(),
-    )];
+    let mut findings = vec![processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())];
     findings.push(module(backend));
     let probed = probe::capabilities();
     findings.push(device(probed.as_ref().err()));
@@ -33,12 +31,7 @@ pub(super) fn look() -> Kvm {
         findings.push(capability);
         findings.push(optional(found));
     }
-    Kvm {
-        findings,
-        capabilities: probed.ok().filter(|_| trouble.is_none()),
-        trouble,
-        backend,
-    }
+    Kvm { findings, capabilities: probed.ok().filter(|_| trouble.is_none()), trouble, backend }
 }
 
 impl Kvm {
@@ -51,19 +44,14 @@ impl Kvm {
             )),
             _ => None,
         };
-        Feature {
-            name: "Linux guests",
-            works: why.is_none(),
-            why,
-        }
+        Feature { name: "Linux guests", works: why.is_none(), why }
     }
 }
 
 fn processor(cpuinfo: &str) -> Finding {
     let value = |key: &str| {
-        let line = cpuinfo
-            .lines()
-            .find(|line| line.split(':').next().is_some_and(|name| name.trim() == key))?;
+        let line =
+            cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == key))?;
         line.split_once(':').map(|(_, value)| value.trim())
     };
     let flags = value("flags").unwrap_or_default();
@@ -73,11 +61,7 @@ fn processor(cpuinfo: &str) -> Finding {
         (_, true) => "SVM",
         _ => "neither VMX nor SVM",
     };
-    let place = if has("hypervisor") {
-        "inside a virtual machine (nested)"
-    } else {
-        "on the bare machine"
-    };
+    let place = if has("hypervisor") { "inside a virtual machine (nested)" } else { "on the bare machine" };
     let model = value("model name").unwrap_or("unknown processor");
     Finding::ok("processor", format!("{model}, {extension}, {place}"))
 }
@@ -93,10 +77,7 @@ fn module(backend: Option<Backend>) -> Finding {
         ),
         Some(backend) => Finding::limited(
             NAME,
-            format!(
-                "{}: no nested paging, guest page faults are slow",
-                backend.short_name()
-            ),
+            format!("{}: no nested paging, guest page faults are slow", backend.short_name()),
             "reload the KVM module with ept=1 (kvm_intel) or npt=1 (kvm_amd)",
         ),
         None => Finding::missing(
@@ -112,14 +93,8 @@ fn device(error: Option<&ProbeError>) -> Finding {
     let metadata = fs::metadata(KVM_DEVICE);
     let owner = match &metadata {
         Ok(metadata) => {
-            let group = group_name(
-                &fs::read_to_string("/etc/group").unwrap_or_default(),
-                metadata.gid(),
-            );
-            format!(
-                "{KVM_DEVICE}, mode {:04o}, group {group}",
-                metadata.mode() & 0o7777
-            )
+            let group = group_name(&fs::read_to_string("/etc/group").unwrap_or_default(), metadata.gid());
+            format!("{KVM_DEVICE}, mode {:04o}, group {group}", metadata.mode() & 0o7777)
         }
         Err(error) => format!("{KVM_DEVICE}: {error}"),
     };
@@ -161,29 +136,16 @@ fn group_name(groups: &str, gid: u32) -> String {
 
 fn required(found: &Capabilities) -> Finding {
     const NAME: &str = "KVM capabilities";
-    let missing: Vec<_> = found
-        .required()
-        .into_iter()
-        .filter(|(_, there)| !there)
-        .map(|(name, _)| name)
-        .collect();
+    let missing: Vec<_> =
+        found.required().into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
     if missing.is_empty() {
-        let Capabilities {
-            api_version,
-            max_vcpus,
-            memslots,
-            ..
-        } = found;
+        let Capabilities { api_version, max_vcpus, memslots, .. } = found;
         return Finding::ok(
             NAME,
             format!("API {api_version}, {max_vcpus} vCPUs, {memslots} memslots, irqchip, irqfd, ioeventfd"),
         );
     }
-    Finding::missing(
-        NAME,
-        format!("KVM lacks {}", missing.join(", ")),
-        "use a kernel of 5.10 or later",
-    )
+    Finding::missing(NAME, format!("KVM lacks {}", missing.join(", ")), "use a kernel of 5.10 or later")
 }
 
 fn optional(found: &Capabilities) -> Finding {
@@ -196,11 +158,8 @@ fn optional(found: &Capabilities) -> Finding {
         ("TSC control", found.tsc_control),
     ];
     let list = |wanted: bool| {
-        let names: Vec<_> = extras
-            .iter()
-            .filter(|(_, there)| *there == wanted)
-            .map(|(name, _)| *name)
-            .collect();
+        let names: Vec<_> =
+            extras.iter().filter(|(_, there)| *there == wanted).map(|(name, _)| *name).collect();
         names.join(", ")
     };
     match (found.manual_dirty_log && found.stats_fd, list(false).as_str()) {
@@ -229,10 +188,7 @@ mod tests {
     #[test]
     fn the_processor_line_says_nested_or_not() {
         let inside = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu svm hypervisor npt\n";
-        assert_eq!(
-            processor(inside).found,
-            "AMD EPYC, SVM, inside a virtual machine (nested)"
-        );
+        assert_eq!(processor(inside).found, "AMD EPYC, SVM, inside a virtual machine (nested)");
         let bare = "model name\t: Xeon\nflags\t\t: fpu vmx ept\n";
         assert_eq!(processor(bare).found, "Xeon, VMX, on the bare machine");
         assert!(processor("").found.contains("unknown"));
@@ -256,12 +212,7 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named() {
-        let found = Capabilities {
-            irqchip: true,
-            user_memory: true,
-            irqfd: true,
-            ..Capabilities::default()
-        };
+        let found = Capabilities { irqchip: true, user_memory: true, irqfd: true, ..Capabilities::default() };
         assert_eq!(required(&found).found, "KVM lacks ioeventfd, immediate exit");
         assert_eq!(optional(&found).level, Level::Limited);
     }

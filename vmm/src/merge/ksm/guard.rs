@@ -56,10 +56,7 @@ pub(super) enum Answer {
 
 /// The hidden subcommand `samepage ksm-guard`: [`run`] on standard input, which must be a socket.
 pub fn run_on_stdin() -> Result<(), EngineError> {
-    let socket = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(EngineError::Guard)?;
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(EngineError::Guard)?;
     run(UnixStream::from(socket))
 }
 
@@ -94,10 +91,7 @@ fn prepare(request: &Request) -> Result<(File, Saved), EngineError> {
 
 /// Takes the lock for `owner` or says who has it.
 pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
-    let failed = |source| EngineError::Lock {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| EngineError::Lock { path: path.to_owned(), source };
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed)?;
     }
@@ -117,14 +111,9 @@ pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
         let mut text = String::new();
         let _ = file.take(MAX_LINE).read_to_string(&mut text);
         let owner = text.trim().parse().unwrap_or(0);
-        return Err(EngineError::Busy {
-            owner,
-            lock: path.to_owned(),
-        });
+        return Err(EngineError::Busy { owner, lock: path.to_owned() });
     }
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{owner}"))
-        .map_err(failed)?;
+    file.set_len(0).and_then(|()| writeln!(file, "{owner}")).map_err(failed)?;
     Ok(file)
 }
 
@@ -133,13 +122,7 @@ pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
 fn detach() {
     // SAFETY: no memory is involved. It fails for a process group leader, which is then out of reach already.
     unsafe { libc::setsid() };
-    for signal in [
-        libc::SIGINT,
-        libc::SIGTERM,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGPIPE,
-    ] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
         // SAFETY: ignoring a signal installs no handler of ours.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }

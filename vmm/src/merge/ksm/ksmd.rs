@@ -12,9 +12,8 @@ impl Ksmd {
     /// Looks for it in /proc; `None` in a container, which does not show the host's threads.
     pub(super) fn find() -> Option<Self> {
         let processes = fs::read_dir("/proc").ok()?;
-        let mut pids = processes
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let mut pids =
+            processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let is_ksmd = |pid: &u32| {
             // A process of that name with a command line is somebody's joke.
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "ksmd")

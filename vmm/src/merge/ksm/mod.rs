@@ -111,9 +111,7 @@ impl Ksm {
     fn spawn_guard(&self) -> Result<Guard, EngineError> {
         let command = match self.guard_command.as_slice() {
             [] => vec![
-                std::env::current_exe()
-                    .map_err(EngineError::Guard)?
-                    .into_os_string(),
+                std::env::current_exe().map_err(EngineError::Guard)?.into_os_string(),
                 OsString::from("ksm-guard"),
             ],
             command => command.to_vec(),
@@ -131,21 +129,15 @@ impl Ksm {
     /// Has the settings saved and locked by a guard.
     fn protect(&self) -> Result<Guard, EngineError> {
         let mut guard = self.spawn_guard()?;
-        let request = Request {
-            owner: std::process::id(),
-            lock: self.lock.clone(),
-            knobs: self.knobs.clone(),
-        };
+        let request =
+            Request { owner: std::process::id(), lock: self.lock.clone(), knobs: self.knobs.clone() };
         let answer = guard::send(&mut &guard.socket, &request)
             .and_then(|()| guard::receive(&mut BufReader::new(&guard.socket)));
         match answer {
             Ok(Answer::Ready(_)) => Ok(guard),
             Ok(Answer::Busy { owner }) => {
                 guard.close();
-                Err(EngineError::Busy {
-                    owner,
-                    lock: self.lock.clone(),
-                })
+                Err(EngineError::Busy { owner, lock: self.lock.clone() })
             }
             Ok(Answer::Failed { reason }) => {
                 guard.close();
@@ -184,9 +176,7 @@ impl Engine for Ksm {
         self.stop();
         self.notes.clear();
         if !self.knobs.exist() {
-            return Err(EngineError::NoKsm {
-                path: self.knobs.0.clone(),
-            });
+            return Err(EngineError::NoKsm { path: self.knobs.0.clone() });
         }
         let ksmd = Ksmd::find();
         let run = Run {
@@ -207,9 +197,7 @@ impl Engine for Ksm {
                     .to_owned(),
             );
         } else {
-            return Err(EngineError::Denied {
-                path: self.knobs.path("run"),
-            });
+            return Err(EngineError::Denied { path: self.knobs.path("run") });
         }
         if run.cpu_seconds.is_none() {
             self.notes
@@ -228,10 +216,7 @@ impl Engine for Ksm {
             match KsmStat::of(guest.pid) {
                 Ok(stat) => merged_pages += stat.merging_pages + stat.zero_pages,
                 Err(_) if !PathBuf::from(format!("/proc/{}/stat", guest.pid)).exists() => {
-                    return Err(EngineError::GuestGone {
-                        guest: guest.name.clone(),
-                        pid: guest.pid,
-                    });
+                    return Err(EngineError::GuestGone { guest: guest.name.clone(), pid: guest.pid });
                 }
                 Err(_) => {
                     // No counters for one process here: those of the host are the next best.
@@ -245,10 +230,7 @@ impl Engine for Ksm {
         Ok(Progress {
             merged_pages,
             cpu_seconds: now.zip(run.cpu_seconds).map(|(now, before)| now - before),
-            full_passes: self
-                .counter("full_scans")
-                .unwrap_or(0)
-                .saturating_sub(run.full_scans),
+            full_passes: self.counter("full_scans").unwrap_or(0).saturating_sub(run.full_scans),
         })
     }
 

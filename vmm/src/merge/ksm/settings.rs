@@ -28,32 +28,17 @@ pub struct KsmSettings {
 impl KsmSettings {
     /// One to two GiB a second, for measurements that should end soon.
     pub fn fast() -> Self {
-        Self {
-            pages_to_scan: Some(20_000),
-            sleep_ms: 10,
-            use_zero_pages: true,
-            smart_scan: false,
-        }
+        Self { pages_to_scan: Some(20_000), sleep_ms: 10, use_zero_pages: true, smart_scan: false }
     }
 
     /// What the kernel starts with: 100 pages every 20 ms.
     pub fn kernel_default() -> Self {
-        Self {
-            pages_to_scan: Some(100),
-            sleep_ms: 20,
-            use_zero_pages: false,
-            smart_scan: true,
-        }
+        Self { pages_to_scan: Some(100), sleep_ms: 20, use_zero_pages: false, smart_scan: true }
     }
 
     /// The kernel's scan-time advisor, with its own limits. Kernel 6.8.
     pub fn advisor() -> Self {
-        Self {
-            pages_to_scan: None,
-            sleep_ms: 20,
-            use_zero_pages: true,
-            smart_scan: true,
-        }
+        Self { pages_to_scan: None, sleep_ms: 20, use_zero_pages: true, smart_scan: true }
     }
 }
 
@@ -74,14 +59,7 @@ pub struct Saved {
 const ADVISOR: &str = "advisor_mode";
 const RUN: &str = "run";
 /// Every knob this module may change, and so saves.
-const KNOBS: [&str; 6] = [
-    "sleep_millisecs",
-    "use_zero_pages",
-    "smart_scan",
-    "pages_to_scan",
-    ADVISOR,
-    RUN,
-];
+const KNOBS: [&str; 6] = ["sleep_millisecs", "use_zero_pages", "smart_scan", "pages_to_scan", ADVISOR, RUN];
 
 /// The directory of KSM's knobs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,11 +141,7 @@ impl Knobs {
 
     fn put_if_there(&self, name: &str, value: &str) -> Result<(), EngineError> {
         let path = self.path(name);
-        if path.exists() {
-            self.put(&path, value)
-        } else {
-            Ok(())
-        }
+        if path.exists() { self.put(&path, value) } else { Ok(()) }
     }
 
     fn put(&self, path: &Path, value: &str) -> Result<(), EngineError> {

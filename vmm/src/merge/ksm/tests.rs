@@ -37,11 +37,7 @@ fn skipped(why: &str) {
 /// An engine whose guard is this test program.
 fn engine(role: &str) -> Ksm {
     let program = std::env::current_exe().unwrap().into_os_string();
-    let mut command = vec![
-        OsString::from("env"),
-        OsString::from(format!("{ROLE}={role}")),
-        program,
-    ];
+    let mut command = vec![OsString::from("env"), OsString::from(format!("{ROLE}={role}")), program];
     command.extend(["--exact", "merge::ksm::tests::ksm_role_guard", "--nocapture"].map(OsString::from));
     let mut ksm = Ksm::new(KsmSettings::fast()).with_guard_command(command);
     if role != "real" {
@@ -111,10 +107,7 @@ fn killed_owner_leaves_nothing(role: &str) {
         }
         other => panic!("two fleets drive KSM: {other:?}"),
     }
-    assert!(
-        knobs.running().unwrap(),
-        "the one refused has stopped the other's"
-    );
+    assert!(knobs.running().unwrap(), "the one refused has stopped the other's");
 
     owner.kill().unwrap();
     owner.wait().unwrap();
@@ -152,18 +145,11 @@ fn ksm_merges_two_guests_to_the_ideal() {
                 1 => page as u64 % 500 + 1,
                 _ => page as u64 + 10_000,
             };
-            bytes
-                .chunks_mut(8)
-                .for_each(|word| word.copy_from_slice(&content.to_ne_bytes()));
+            bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&content.to_ne_bytes()));
         }
         // SAFETY: advice on memory that `memory` owns; merging does not change what it reads as.
-        let advised = unsafe {
-            libc::madvise(
-                memory[skip..].as_mut_ptr().cast(),
-                PAGES * PAGE,
-                libc::MADV_MERGEABLE,
-            )
-        };
+        let advised =
+            unsafe { libc::madvise(memory[skip..].as_mut_ptr().cast(), PAGES * PAGE, libc::MADV_MERGEABLE) };
         assert_eq!(advised, 0);
         (memory, skip)
     };
@@ -171,11 +157,7 @@ fn ksm_merges_two_guests_to_the_ideal() {
     let spaces = rams.each_ref().map(|(memory, skip)| Space {
         name: "g".to_owned(),
         pid: std::process::id(),
-        extents: vec![Extent {
-            gpa: 0,
-            hva: memory[*skip..].as_ptr() as u64,
-            bytes: (PAGES * PAGE) as u64,
-        }],
+        extents: vec![Extent { gpa: 0, hva: memory[*skip..].as_ptr() as u64, bytes: (PAGES * PAGE) as u64 }],
     });
     let ideal = content::measure(&spaces, &mut |_, _| {}).unwrap();
     assert_eq!(ideal.zero, 2 * PAGES as u64 / 3);
@@ -185,9 +167,7 @@ fn ksm_merges_two_guests_to_the_ideal() {
     let before = knobs.save().unwrap();
     let mut ksm = engine("real");
     ksm.start(&spaces).unwrap();
-    until("merged page", || {
-        frames::measure(&spaces).unwrap().saved_pages >= ideal.ideal_saved_pages
-    });
+    until("merged page", || frames::measure(&spaces).unwrap().saved_pages >= ideal.ideal_saved_pages);
     let progress = ksm.progress().unwrap();
     ksm.stop();
     assert_eq!(knobs.save().unwrap(), before);
@@ -199,19 +179,13 @@ fn ksm_merges_two_guests_to_the_ideal() {
     assert_eq!(frames.frames, ideal.distinct);
     assert!(!frames.estimated);
     // Both guests are this one process, so each page is counted twice.
-    assert!(
-        progress.merged_pages >= 2 * ideal.ideal_saved_pages,
-        "{progress:?}"
-    );
+    assert!(progress.merged_pages >= 2 * ideal.ideal_saved_pages, "{progress:?}");
     assert!(
         progress.full_passes >= 1 && progress.cpu_seconds.is_some_and(|seconds| seconds > 0.0),
         "{progress:?}"
     );
     // Content is what it was.
-    assert_eq!(
-        content::measure(&spaces, &mut |_, _| {}).unwrap().distinct,
-        ideal.distinct
-    );
+    assert_eq!(content::measure(&spaces, &mut |_, _| {}).unwrap().distinct, ideal.distinct);
 }
 
 #[test]
@@ -220,11 +194,7 @@ fn an_exited_guest_is_named() {
     let mut ksm = Ksm::new(KsmSettings::fast());
     ksm.knobs = Knobs(fake.path().to_owned());
     ksm.run = Some(Run {
-        guests: vec![Space {
-            name: "mail".to_owned(),
-            pid: i32::MAX as u32,
-            extents: Vec::new(),
-        }],
+        guests: vec![Space { name: "mail".to_owned(), pid: i32::MAX as u32, extents: Vec::new() }],
         ksmd: None,
         cpu_seconds: None,
         full_scans: 0,
