@@ -32,32 +32,21 @@ fn status_is_what_the_host_shows() {
     let sandbox = Sandbox::new();
     let vm = Vm::start(&sandbox, "vm", &["--memory", "48M", "--cpus", "2", "--name", "mine"]);
     let status = vm.status();
-    let doctor = sandbox
-        .samepage(["doctor", "--json"])
-        .output()
-        .success()
-        .json();
+    let doctor = sandbox.samepage(["doctor", "--json"]).output().success().json();
     assert_eq!(status["name"], "mine");
     assert_eq!(status["pid"], vm.running().pid());
-    assert_eq!(
-        (&status["paused"], &status["vcpus"]),
-        (&json!(false), &json!(2)),
-        "{status}"
-    );
+    assert_eq!((&status["paused"], &status["vcpus"]), (&json!(false), &json!(2)), "{status}");
     assert_eq!(status["memory_bytes"], 48 << 20, "{status}");
     assert_eq!(status["backend"], doctor["backend"]);
     let extents = status["extents"].as_array().expect("extents");
     assert_eq!(extents.len(), 1, "{status}");
-    assert_eq!(
-        (&extents[0]["gpa"], &extents[0]["bytes"]),
-        (&json!(0), &json!(48 << 20))
-    );
+    assert_eq!((&extents[0]["gpa"], &extents[0]["bytes"]), (&json!(0), &json!(48 << 20)));
     // Where it says its memory is, the process has a mapping of that size.
     let hva = extents[0]["hva"].as_u64().expect("hva");
     let mapping = format!("{hva:x}-{:x} rw", hva + (48 << 20));
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", vm.running().pid())).expect("maps");
     assert!(maps.contains(&mapping), "no {mapping} in\n{maps}");
-    assert_eq!(vm.vcpu_threads().len(), 2);
+    eventually("2 vCPU threads", || vm.vcpu_threads().len() == 2);
     stop(&sandbox, vm);
 }
 
@@ -85,10 +74,7 @@ fn a_paused_vm_stands_still_and_goes_on() {
     assert_eq!(vm.status()["paused"], true);
     let ticks = vm.vcpu_ticks();
     assert!(!changes(500), "memory changed while the VM was paused");
-    assert!(
-        vm.vcpu_ticks() <= ticks + 1,
-        "a vCPU ran while the VM was paused"
-    );
+    assert!(vm.vcpu_ticks() <= ticks + 1, "a vCPU ran while the VM was paused");
     // What is said to it meanwhile is heard later.
     com2.send(b"report\n");
     assert!(!changes(100));
@@ -97,9 +83,7 @@ fn a_paused_vm_stands_still_and_goes_on() {
     assert_eq!(vm.status()["paused"], false);
     let report = com2.line().expect("an answer after the pause");
     assert!(report.starts_with("ok command=report"), "{report}");
-    eventually("the churn goes on", || {
-        field(&com2.command("report"), "churned") > field(&report, "churned")
-    });
+    eventually("the churn goes on", || field(&com2.command("report"), "churned") > field(&report, "churned"));
     let verify = com2.command("verify");
     assert_eq!(field(&verify, "mismatched"), 0, "{verify}");
     stop(&sandbox, vm);
@@ -119,13 +103,8 @@ fn a_paused_vm_can_be_stopped() {
 fn is_mergeable(vm: &Vm) -> bool {
     let hva = vm.status()["extents"][0]["hva"].as_u64().expect("hva");
     let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", vm.running().pid())).expect("smaps");
-    let mapping = smaps
-        .lines()
-        .skip_while(|line| !line.starts_with(&format!("{hva:x}-")));
-    let flags = mapping
-        .clone()
-        .find(|line| line.starts_with("VmFlags:"))
-        .expect("VmFlags");
+    let mapping = smaps.lines().skip_while(|line| !line.starts_with(&format!("{hva:x}-")));
+    let flags = mapping.clone().find(|line| line.starts_with("VmFlags:")).expect("VmFlags");
     flags.split_whitespace().any(|flag| flag == "mg")
 }
 
@@ -154,13 +133,13 @@ fn kvm_counts() {
     let vm = builtin(&sandbox, "16M");
     let (mut com2, _) = ready(&vm);
     let count = |key: &str| vm.ask(&json!({"op": "kvm_stats"}))["kvm_stats"][key].as_u64();
-    let (exits, io) = (count("exits"), count("io_exits"));
-    assert!(
-        exits > Some(0) && io > Some(0) && count("remote_tlb_flush").is_some(),
-        "{exits:?} {io:?}"
-    );
+    let exits = count("exits");
+    assert!(exits > Some(0), "{exits:?} exits");
+    for key in ["io_exits", "mmio_exits", "insn_emulation", "remote_tlb_flush", "pages_4k"] {
+        assert!(count(key).is_some(), "no {key}");
+    }
     let _ = com2.command("report");
-    assert!(count("io_exits") > io, "an answer is output");
+    assert!(count("exits") > exits, "an answer is output, and output an exit");
     stop(&sandbox, vm);
 }
 
@@ -262,7 +241,8 @@ fn com2_keeps_the_ready_line_for_its_first_client() {
         before == Some(vm.vcpu_ticks())
     });
     let (_com2, line) = ready(&vm);
-    assert_eq!(field(&line, "mem_pages"), (16 << 20) / 4096, "{line}");
+    // All but what firmware had below 1 MiB.
+    assert!(field(&line, "mem_pages").abs_diff((16 << 20) / 4096) < 128, "{line}");
     stop(&sandbox, vm);
 }
 
@@ -291,19 +271,14 @@ fn com2_takes_commands_in_pieces_and_clients_one_after_another() {
     drop(second);
     let mut third = vm.com2();
     third.send(b"idle\n");
-    eventually("the answer to `idle`", || {
-        third.line().expect("an answer").starts_with("ok command=idle")
-    });
+    eventually("the answer to `idle`", || third.line().expect("an answer").starts_with("ok command=idle"));
     // A new client takes the place of one that is still there.
     let mut fourth = vm.com2();
     assert!(fourth.command("report").starts_with("ok "));
     third.assert_hung_up();
     // More than all buffers hold, at once: nothing is lost on the way.
     let many = 20_000;
-    fourth
-        .stream()
-        .set_nonblocking(false)
-        .expect("a blocking socket");
+    fourth.stream().set_nonblocking(false).expect("a blocking socket");
     let writer = fourth.stream().try_clone().expect("a second handle");
     let writing = thread::spawn(move || {
         use std::io::Write;
@@ -311,10 +286,7 @@ fn com2_takes_commands_in_pieces_and_clients_one_after_another() {
     });
     writing.join().expect("the writer").expect("all are taken");
     let answer = fourth.exchange("report");
-    assert!(
-        answer.starts_with("ok ") || answer.starts_with("err "),
-        "{answer}"
-    );
+    assert!(answer.starts_with("ok ") || answer.starts_with("err "), "{answer}");
     stop(&sandbox, vm);
 }
 
@@ -325,7 +297,8 @@ fn thirty_two_vcpus_start() {
     let vm = Vm::start(&sandbox, "vm", &["--memory", "64M", "--cpus", "32"]);
     let (mut com2, _) = ready(&vm);
     assert_eq!(vm.status()["vcpus"], 32);
-    assert_eq!(vm.vcpu_threads().len(), 32);
+    // A thread has its name once it has begun to run.
+    eventually("32 vCPU threads", || vm.vcpu_threads().len() == 32);
     for op in ["pause", "resume"] {
         assert_eq!(vm.ask(&json!({"op": op})), json!("done"));
     }
@@ -339,7 +312,7 @@ fn memory_above_4_gib() {
     let sandbox = Sandbox::new();
     let vm = builtin(&sandbox, "5G");
     let (mut com2, line) = ready(&vm);
-    assert_eq!(field(&line, "mem_pages"), (5 << 30) / 4096, "{line}");
+    assert!(field(&line, "mem_pages").abs_diff((5 << 30) / 4096) < 128, "{line}");
     assert!(field(&line, "pages") > (9 << 29) / 4096, "{line}");
     let extents = vm.status()["extents"].clone();
     let places: Vec<_> = extents
@@ -348,10 +321,7 @@ fn memory_above_4_gib() {
         .iter()
         .map(|e| (e["gpa"].as_u64(), e["bytes"].as_u64()))
         .collect();
-    assert_eq!(
-        places,
-        [(Some(0), Some(3 << 30)), (Some(4 << 30), Some(2 << 30))]
-    );
+    assert_eq!(places, [(Some(0), Some(3 << 30)), (Some(4 << 30), Some(2 << 30))]);
     assert!(com2.command("report").starts_with("ok "));
     // Nothing was filled: memory is taken when it is touched, not before.
     assert!(vm.rss_kib() < 256 << 10, "{} KiB resident", vm.rss_kib());

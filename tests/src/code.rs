@@ -94,10 +94,7 @@ impl Code {
     #[must_use]
     pub fn port_read(self, width: Width, port: u16) -> Self {
         // mov dx, port; in (e)a(x/l), dx
-        self.raw(&[0x66, 0xba])
-            .raw(&port.to_le_bytes())
-            .raw(width.prefix())
-            .raw(&[width.of(0xec)])
+        self.raw(&[0x66, 0xba]).raw(&port.to_le_bytes()).raw(width.prefix()).raw(&[width.of(0xec)])
     }
 
     /// Writes `value`, repeated in the upper half of a qword, to memory.
@@ -117,10 +114,7 @@ impl Code {
     #[must_use]
     pub fn memory_read(self, width: Width, address: u32) -> Self {
         // mov ebx, address; mov (r/e)a(x/l), [rbx]
-        self.raw(&[0xbb])
-            .raw(&address.to_le_bytes())
-            .raw(width.prefix())
-            .raw(&[width.of(0x8a), 0x03])
+        self.raw(&[0xbb]).raw(&address.to_le_bytes()).raw(width.prefix()).raw(&[width.of(0x8a), 0x03])
     }
 
     /// Sends the `width` low bytes of rax to COM1, the lowest first.
@@ -134,9 +128,7 @@ impl Code {
     /// Sends `text` to a port, one byte at a time.
     #[must_use]
     pub fn say(self, port: u16, text: &str) -> Self {
-        self.each(text.bytes(), |code, byte| {
-            code.port_write(Width::Byte, port, byte.into())
-        })
+        self.each(text.bytes(), |code, byte| code.port_write(Width::Byte, port, byte.into()))
     }
 
     /// `jmp $`.
@@ -171,10 +163,7 @@ impl Rubbish {
 
     /// The next one. One in four has few bits, as the values that mean something to a device do.
     pub fn next_u32(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let value = (self.0 >> 32) as u32;
         if value & 3 == 0 { value >> 24 } else { value }
     }

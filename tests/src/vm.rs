@@ -15,7 +15,7 @@ use crate::run::Running;
 use crate::sandbox::Sandbox;
 
 /// How long a VM may take for what it does at once, on a machine that is busy with other tests.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// A VM with a control socket and a COM2 socket.
 pub struct Vm {
@@ -38,7 +38,7 @@ impl Vm {
         let mut all = Vec::from(all);
         all.extend([control.as_os_str(), "--com2".as_ref(), com2.as_os_str()].map(OsString::from));
         all.extend(args.iter().map(OsString::from));
-        Self::of(sandbox.samepage(all).timeout(SOON * 4).start(), control, com2)
+        Self::of(sandbox.samepage(all).timeout(SOON * 2).start(), control, com2)
     }
 
     /// Where the sockets of a VM called `name` are.
@@ -54,18 +54,10 @@ impl Vm {
     /// If it does not.
     #[track_caller]
     pub fn of(running: Running, control: PathBuf, com2: PathBuf) -> Self {
-        let vm = Self {
-            running,
-            control,
-            com2,
-        };
+        let vm = Self { running, control, com2 };
         let until = Instant::now() + SOON;
         while UnixStream::connect(&vm.control).is_err() {
-            assert!(
-                Instant::now() < until,
-                "no control socket: {}",
-                vm.running.stderr_so_far()
-            );
+            assert!(Instant::now() < until, "no control socket: {}", vm.running.stderr_so_far());
             thread::sleep(Duration::from_millis(10));
         }
         vm
@@ -113,10 +105,7 @@ impl Vm {
                 .is_ok_and(|c| c.trim().strip_prefix("vcpu").is_some_and(|n| n.parse::<u8>().is_ok()))
         };
         let tasks = tasks.into_iter().flatten().flatten();
-        tasks
-            .filter(|t| is_vcpu(&t.path()))
-            .filter_map(|t| t.file_name().to_str()?.parse().ok())
-            .collect()
+        tasks.filter(|t| is_vcpu(&t.path())).filter_map(|t| t.file_name().to_str()?.parse().ok()).collect()
     }
 
     /// Processor time of a thread so far, in clock ticks (of 10 ms).
@@ -130,10 +119,7 @@ impl Vm {
         let stat = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
         // After the name, which ends with the last parenthesis: utime and stime are fields 14 and 15 of all.
         let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let fields: Vec<u64> = fields
-            .split_whitespace()
-            .map(|f| f.parse().unwrap_or(0))
-            .collect();
+        let fields: Vec<u64> = fields.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
         fields[11] + fields[12]
     }
 
@@ -165,10 +151,7 @@ impl Vm {
     #[track_caller]
     pub fn memory(&self) -> Vec<u8> {
         let extent = &self.status()["extents"][0];
-        let (at, bytes) = (
-            extent["hva"].as_u64().expect("hva"),
-            extent["bytes"].as_u64().expect("bytes"),
-        );
+        let (at, bytes) = (extent["hva"].as_u64().expect("hva"), extent["bytes"].as_u64().expect("bytes"));
         let mut copy = vec![0; bytes as usize];
         fs::File::open(format!("/proc/{}/mem", self.running.pid()))
             .and_then(|memory| memory.read_exact_at(&mut copy, at))
@@ -224,8 +207,7 @@ impl Client {
     #[track_caller]
     pub fn exchange(&mut self, line: &str) -> String {
         self.send(format!("{line}\n").as_bytes());
-        self.line()
-            .unwrap_or_else(|| panic!("hung up instead of an answer to {line:?}"))
+        self.line().unwrap_or_else(|| panic!("hung up instead of an answer to {line:?}"))
     }
 
     /// Sends a command to a guest and gives the final answer, past any progress.
@@ -266,9 +248,7 @@ impl Client {
 #[must_use]
 #[track_caller]
 pub fn field(answer: &str, key: &str) -> u64 {
-    let value = answer
-        .split(' ')
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    let value = answer.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
     let parsed = value.and_then(|v| match v.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => v.parse().ok(),
