@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod ksm_stat;
 pub mod layout;
+pub mod own;
 pub mod pagemap;
 pub mod ram;
 pub mod remote;

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::rng::Rng;
@@ -27,6 +28,7 @@ use super::terminal::Raw;
 use super::vcpu::{Shared, Vcpus};
 use super::{Config, KernelSource, acpi, boot, cpuid, probe, registers};
 use crate::memory::layout;
+use crate::memory::own;
 use crate::memory::ram::Ram;
 
 type Subscribers = EventManager<Box<dyn MutEventSubscriber>>;
@@ -39,6 +41,7 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     if config.initrd.is_some() && matches!(config.kernel, KernelSource::BuiltIn(_)) {
         return Err(VmError::InitrdWithoutKernel);
     }
+    let began = Instant::now();
     let kvm = open_kvm()?;
     let ram = Ram::new(config.memory_bytes)?;
     if let Some(on) = config.huge_pages {
@@ -64,8 +67,9 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     let machine =
         Machine::new(&vm, ram.memory(), config.console.output()?, Box::new(com2_output.clone()), virtio)?;
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+    tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
     let entry = boot::load(
-        ram.memory(),
+        &ram,
         &layout::stretches(config.memory_bytes),
         &config.kernel,
         config.initrd.as_deref(),
@@ -98,6 +102,7 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
         let feed = Feed::new(com2_port, shared.clone());
         events.add_subscriber(Box::new(Channel::new(listener.socket()?, com2_output, feed, drained)));
     }
+    tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
     let vcpus = Arc::new(Mutex::new(Vcpus::start(shared, vcpus)?));
     if let Some(listener) = &control {
         let server = Server {
@@ -112,6 +117,7 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
         };
         events.add_subscriber(Box::new(Control::new(listener.socket()?, server)));
     }
+    own::release_startup_code();
     let ending = loop {
         events.run()?;
         if let Some(ending) = outcome.take() {
