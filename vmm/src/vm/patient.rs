@@ -148,7 +148,7 @@ mod tests {
             }
             all
         });
-        let sent: Vec<u8> = (0..1_000_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
         for part in sent.chunks(1000) {
             sink.write_all(part).unwrap();
         }
