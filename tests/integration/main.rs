@@ -5,9 +5,11 @@
 
 mod architecture;
 mod bad_input;
+mod control;
 mod demo;
 mod doctor;
 mod fleet;
+mod hostile;
 mod kernels;
 mod nested;
 mod run;

@@ -2,11 +2,13 @@
 //! behind, the nested-paging lab, and the architecture invariants as code.
 
 pub mod boot;
+pub mod code;
 pub mod host;
 pub mod lab;
 pub mod run;
 pub mod sandbox;
 pub mod tidy;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 

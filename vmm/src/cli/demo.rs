@@ -64,6 +64,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         kernel: None,
         initrd: None,
         cmdline: None,
+        ready_seconds: None,
         fill: Some(MIX),
     });
     let spec = FleetSpec { name: format!("demo-{}", std::process::id()), engine, guests: guests.collect() };

@@ -89,14 +89,14 @@ pub enum HostError {
         log: String,
     },
     /// The guest did not say that it is ready.
-    #[error("guest {guest} did not answer on COM2 within {} s: is the agent in its initrd? Its console is in {log}", limit.as_secs(), log = log.display())]
+    #[error("guest {guest} did not answer on COM2 within {} s: is the agent in its initrd? A slow one can be given more with ready_seconds in the fleet file; its console{log}", limit.as_secs())]
     Silent {
         /// Its name.
         guest: String,
         /// How long it had.
         limit: Duration,
-        /// Its console.
-        log: PathBuf,
+        /// The end of its console, as a clause.
+        log: String,
     },
     /// The guest did not finish a command.
     #[error("guest {guest} said nothing for {} s after `{command}`", limit.as_secs())]

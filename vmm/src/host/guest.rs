@@ -1,7 +1,7 @@
 //! One guest of a fleet: its VM process, what it said when it was ready, what it was filled with.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a VM process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How much of a log an error message shows.
-const LOG_TAIL_BYTES: usize = 600;
+const LOG_TAIL_BYTES: u64 = 600;
 
 /// Who keeps VM processes alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,8 @@ impl Guest {
         for stale in [&control, &com2, &log] {
             let _ = fs::remove_file(stale);
         }
-        let messages = fs::File::create(&log).map_err(failed)?;
+        // Appending, as the console does: else each would write over the other's lines.
+        let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
         let mut process = Process::new(std::env::current_exe().map_err(failed)?);
         process
             .arg("run")
@@ -136,14 +137,18 @@ impl Guest {
 
     /// Waits until the guest says that it is ready.
     pub fn wait_ready(&mut self, watch: &Watch) -> Result<(), HostError> {
-        let limit = if self.spec.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
+        let usual = if self.spec.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
+        let limit = self.spec.ready_seconds.map_or(usual, |s| Duration::from_secs(s.into()));
         let path = self.dir.com2(&self.spec.name)?;
         let begin = Instant::now();
         while self.ready.is_none() {
             watch.check()?;
             self.check_alive()?;
             if begin.elapsed() > limit {
-                let log = self.dir.log(&self.spec.name);
+                let log = match self.log_tail() {
+                    empty if empty.is_empty() => " is empty".into(),
+                    tail => format!(" ends with{tail}"),
+                };
                 return Err(HostError::Silent { guest: self.spec.name.clone(), limit, log });
             }
             match &mut self.com2 {
@@ -281,18 +286,25 @@ impl Guest {
     }
 
     fn check_alive(&mut self) -> Result<(), HostError> {
-        let log = self.log_tail();
-        let guest = self.spec.name.clone();
-        match self.ended() {
-            None => Ok(()),
-            Some(how) => Err(HostError::Ended { guest, how: how.into(), log }),
-        }
+        let Some(how) = self.ended().map(str::to_owned) else { return Ok(()) };
+        Err(HostError::Ended { guest: self.spec.name.clone(), how, log: self.log_tail() })
     }
 
     /// The end of what it and its VM wrote, as a clause for an error message.
     fn log_tail(&self) -> String {
-        let bytes = fs::read(self.dir.log(&self.spec.name)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned();
+        // No more than the end is read: a guest may have written any amount.
+        let read = || {
+            let mut file = fs::File::open(self.dir.log(&self.spec.name))?;
+            let bytes = file.metadata()?.len();
+            file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL_BYTES)))?;
+            let mut tail = Vec::new();
+            file.take(LOG_TAIL_BYTES).read_to_end(&mut tail)?;
+            io::Result::Ok(tail)
+        };
+        let tail = read().unwrap_or_default();
+        let text = String::from_utf8_lossy(&tail);
+        // A guest's console may hold anything, also what would command the terminal that shows this.
+        let text = text.replace(|c: char| c.is_control() && c != '\n', " ");
         match text.trim() {
             "" => String::new(),
             text => format!(":\n    {}", text.replace('\n', "\n    ")),

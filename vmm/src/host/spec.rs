@@ -18,6 +18,9 @@ pub const MAX_GUESTS: usize = 1024;
 /// The longest name of a fleet or guest: it is part of a socket's path.
 const MAX_NAME_BYTES: usize = 32;
 
+/// The longest a guest may be given to become ready: a day.
+const MAX_READY_SECONDS: u32 = 24 * 60 * 60;
+
 /// What is wrong with a fleet file.
 #[derive(Debug, Error)]
 pub enum SpecError {
@@ -60,6 +63,14 @@ pub enum SpecError {
         guest: String,
         /// Their sum.
         sum: u32,
+    },
+    /// A guest's time to become ready.
+    #[error("guest {guest}: ready_seconds = {seconds} is not possible: expected 1 to {MAX_READY_SECONDS}")]
+    ReadySeconds {
+        /// Whose.
+        guest: String,
+        /// How many.
+        seconds: u32,
     },
     /// An initrd without a kernel.
     #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
@@ -143,6 +154,8 @@ pub struct GuestSpec {
     pub initrd: Option<PathBuf>,
     /// Its command line; None is the default one.
     pub cmdline: Option<String>,
+    /// How long it may take until it is ready; None is the default of its kind of guest.
+    pub ready_seconds: Option<u32>,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
 }
@@ -183,6 +196,7 @@ struct GuestKeys {
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
     domain: Option<String>,
+    ready_seconds: Option<u32>,
     fill: Option<FillSpec>,
 }
 
@@ -197,6 +211,7 @@ struct NamedGuest {
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
     domain: Option<String>,
+    ready_seconds: Option<u32>,
     fill: Option<FillSpec>,
 }
 
@@ -257,6 +272,10 @@ fn one_guest(name: String, own: &NamedGuest, common: &GuestKeys, dir: &Path) -> 
     if !(1..=MAX_VCPUS).contains(&cpus) {
         return Err(SpecError::Cpus { guest: name, cpus });
     }
+    let ready_seconds = own.ready_seconds.or(common.ready_seconds);
+    if let Some(seconds) = ready_seconds.filter(|s| !(1..=MAX_READY_SECONDS).contains(s)) {
+        return Err(SpecError::ReadySeconds { guest: name, seconds });
+    }
     let fill = own.fill.or(common.fill);
     if let Some(sum) = fill.map(|f| f.sum()).filter(|s| *s != 100) {
         return Err(SpecError::Mix { guest: name, sum });
@@ -266,7 +285,7 @@ fn one_guest(name: String, own: &NamedGuest, common: &GuestKeys, dir: &Path) -> 
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
-    Ok(GuestSpec { name, memory_bytes, cpus, kernel, initrd, cmdline, fill })
+    Ok(GuestSpec { name, memory_bytes, cpus, kernel, initrd, cmdline, ready_seconds, fill })
 }
 
 fn resolve(path: &Path, dir: &Path) -> PathBuf {
@@ -319,6 +338,7 @@ mod tests {
             ("name = '../f'\n[[guest]]\nname = 'a'", "no name"),
             ("name = 'f'\n[[guest]]\nname = 'a'\nmemory = '0'", "memory"),
             ("name = 'f'\n[[guest]]\nname = 'a'\ncpus = 33", "33 vCPUs"),
+            ("name = 'f'\n[[guest]]\nname = 'a'\nready_seconds = 0", "expected 1 to 86400"),
             ("name = 'f'\n[[guest]]\nname = 'a'\nfill = { zero = 99 }", "make 99"),
             ("name = 'f'\n[[guest]]\nname = 'a'\ninitrd = 'i'", "needs a kernel"),
             ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'", "apart"),

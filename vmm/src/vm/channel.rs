@@ -85,8 +85,9 @@ impl Channel {
     }
 
     /// What the client is watched for: input while the guest has room for it, output while some is kept.
-    fn watch(&mut self, ops: &EventOps, kept: bool) {
+    fn watch(&mut self, ops: &EventOps) {
         if let Some(client) = &self.client {
+            let kept = !self.output.kept.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
             let mut set = EventSet::empty();
             set.set(EventSet::IN, self.feed.room() > 0);
             set.set(EventSet::OUT, kept);
@@ -112,20 +113,24 @@ impl Channel {
                 }
             }
         }
-        let left = !kept.is_empty();
         drop(kept);
         match gone {
             true => self.hang_up(ops),
-            false => self.watch(ops, left),
+            false => self.watch(ops),
         }
     }
 
-    fn receive(&mut self, ops: &mut EventOps) {
+    /// Takes what the client says; `gone` if there is nobody any more to hear an answer.
+    fn receive(&mut self, gone: bool, ops: &mut EventOps) {
         let Some(client) = &mut self.client else { return };
         let mut buffer = [0u8; 1024];
         let room = self.feed.room().min(buffer.len());
+        if room == 0 && gone {
+            // Whoever hung up is reported for as long as it is watched, so waiting for room would be spinning.
+            return self.hang_up(ops);
+        }
         if room == 0 {
-            return self.watch(ops, false);
+            return self.watch(ops);
         }
         match client.read(&mut buffer[..room]) {
             Ok(0) => self.hang_up(ops),
@@ -160,7 +165,8 @@ impl MutEventSubscriber for Channel {
                     self.send(ops);
                 }
                 if events.event_set().intersects(EventSet::IN | EventSet::HANG_UP | EventSet::ERROR) {
-                    self.receive(ops);
+                    let gone = events.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR);
+                    self.receive(gone, ops);
                 }
             }
         }

@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::error::VmError;
 use super::exit::{Ending, Outcome};
 use super::feed::Feed;
+use super::patient::PatientSink;
 
 /// Control-A: the next key is for this program.
 const ESCAPE: u8 = 1;
@@ -33,16 +34,26 @@ impl Console {
     pub fn output(&self) -> Result<Box<dyn Write + Send>, VmError> {
         Ok(match self {
             // Standard output itself, not the buffered handle: a guest's prompt has no newline.
-            Self::Stdio => Box::new(File::from(
-                rustix::io::dup(io::stdout()).map_err(VmError::host("duplicate standard output"))?,
-            )),
+            Self::Stdio => {
+                let stdout =
+                    rustix::io::dup(io::stdout()).map_err(VmError::host("duplicate standard output"))?;
+                sink(File::from(stdout)).map_err(VmError::host("start the console's thread"))?
+            }
             Self::None => Box::new(io::sink()),
             Self::File(path) => {
                 let file = OpenOptions::new().create(true).append(true).open(path);
-                Box::new(file.map_err(|source| VmError::ConsoleFile { path: path.clone(), source })?)
+                file.and_then(sink).map_err(|source| VmError::ConsoleFile { path: path.clone(), source })?
             }
         })
     }
+}
+
+/// A regular file takes everything at once; a terminal or a pipe may take its time, so that has a thread.
+fn sink(file: File) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match file.metadata()?.is_file() {
+        true => Box::new(file),
+        false => Box::new(PatientSink::new(file)?),
+    })
 }
 
 /// Standard input into COM1. Control-A x ends the VM, Control-A Control-A sends a Control-A.

@@ -77,7 +77,13 @@ impl fmt::Display for FaultReport {
             Fault::Entry { reason } => {
                 write!(f, "the processor refused to enter the guest (reason {reason:#x})")?
             }
-            Fault::Internal => write!(f, "KVM cannot go on with this guest (suberror {:?})", self.suberror)?,
+            Fault::Internal => {
+                write!(
+                    f,
+                    "KVM cannot go on with this guest (suberror {})",
+                    self.suberror.unwrap_or_default()
+                )?;
+            }
             Fault::Memory { gpa, bytes } => {
                 write!(f, "KVM could not back {bytes} bytes at guest-physical {gpa:#x}")?;
             }

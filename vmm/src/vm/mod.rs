@@ -12,6 +12,7 @@ mod error;
 mod exit;
 mod feed;
 mod machine;
+mod patient;
 mod platform;
 pub mod probe;
 mod registers;

@@ -1,5 +1,8 @@
 //! vCPU threads: run, pause, resume, stop, and what each KVM exit does.
-#![expect(unsafe_code, reason = "reaches kvm_run.immediate_exit of a vCPU from another thread")]
+#![expect(
+    unsafe_code,
+    reason = "reads kvm_run beside an exit that borrows it, and its immediate_exit from another thread"
+)]
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -215,17 +218,25 @@ fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
 
 /// Runs until told to stop (None) or until the guest ends (its ending).
 fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
+    // SAFETY: this makes a pointer into the union and reads nothing; every member is plain data.
+    let io_size: *const u8 = unsafe { &raw const vcpu.get_kvm_run().__bindgen_anon_1.io.size };
     loop {
         if !shared.may_run() {
             return None;
         }
         match vcpu.run() {
-            Ok(VcpuExit::IoOut(IDLE_PORT, &[a, b, c, d])) => shared.idle(u32::from_le_bytes([a, b, c, d])),
             Ok(VcpuExit::IoOut(port, data)) => {
-                shared.pio.write(port.into(), data);
+                for operand in data.chunks(operand_bytes(io_size)) {
+                    match (port, operand) {
+                        (IDLE_PORT, &[a, b, c, d]) => shared.idle(u32::from_le_bytes([a, b, c, d])),
+                        _ => _ = shared.pio.write(port.into(), operand),
+                    }
+                }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                shared.pio.read(port.into(), data);
+                for operand in data.chunks_mut(operand_bytes(io_size)) {
+                    shared.pio.read(port.into(), operand);
+                }
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 shared.mmio.write(address, data);
@@ -258,6 +269,15 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             },
         }
     }
+}
+
+/// Bytes of one access of the port exit that KVM_RUN has just returned. A string instruction makes many to the
+/// same port, of which KVM hands over as many as it has at once.
+fn operand_bytes(io_size: *const u8) -> usize {
+    // SAFETY: it points into the kvm_run of this thread's own vCPU, which lives as long as the vCPU, is always
+    // mapped whole, and which KVM only writes during KVM_RUN.
+    let bytes = unsafe { io_size.read_volatile() };
+    usize::from(bytes.max(1))
 }
 
 fn fault(vcpu: &mut VcpuFd, fault: Fault) -> Ending {
