@@ -161,8 +161,11 @@ impl Guest {
                     Ok(_) => {}
                     // Its VM ended: say how, for that is the cause.
                     Err(e) => {
-                        std::thread::sleep(Duration::from_millis(100));
-                        self.check_alive()?;
+                        let hung_up = Instant::now();
+                        while hung_up.elapsed() < END_LIMIT {
+                            self.check_alive()?;
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
                         return Err(e);
                     }
                 },

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::HostError;
@@ -47,7 +47,7 @@ impl FleetDir {
         if !meta.is_dir() || owner != rustix::process::getuid().as_raw() {
             return Err(failed(io::Error::other(format!("it belongs to user {owner}"))));
         }
-        Ok(())
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)).map_err(failed)
     }
 
     /// Removes it with everything in it.

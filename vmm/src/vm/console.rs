@@ -15,6 +15,8 @@ use super::patient::PatientSink;
 
 /// Control-A: the next key is for this program.
 const ESCAPE: u8 = 1;
+/// Bytes of output that one VM appends to its console's file.
+const LOG_BYTES: usize = 16 << 20;
 const INPUT: u32 = 0;
 const DRAINED: u32 = 1;
 
@@ -51,9 +53,31 @@ impl Console {
 /// A regular file takes everything at once; a terminal or a pipe may take its time, so that has a thread.
 fn sink(file: File) -> io::Result<Box<dyn Write + Send>> {
     Ok(match file.metadata()?.is_file() {
-        true => Box::new(file),
+        true => Box::new(Log { file, room: LOG_BYTES }),
         false => Box::new(PatientSink::new(file)?),
     })
+}
+
+/// A console's file, up to a bound: a guest must not fill the host's disk, or the memory under /run.
+struct Log {
+    file: File,
+    room: usize,
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.room > 0 {
+            self.room -= self.file.write(&bytes[..bytes.len().min(self.room)])?;
+            if self.room == 0 {
+                self.file.write_all(b"\n[the console's file is full; what follows is lost]\n")?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Standard input into COM1. Control-A x ends the VM, Control-A Control-A sends a Control-A.
