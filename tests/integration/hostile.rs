@@ -53,6 +53,11 @@ fn assert_fault(code: &Code, words: &[&str]) {
     }
 }
 
+/// Nothing was said but, at most, the note that this KVM emulates ring 0.
+fn quiet(stderr: &str) -> bool {
+    stderr.lines().all(|line| line.starts_with("note: this KVM"))
+}
+
 #[test]
 fn exceptions_without_a_handler_are_a_triple_fault() {
     require_kvm!();
@@ -88,7 +93,7 @@ fn power_off_and_both_resets_end_the_vm() {
     for (port, value) in [(0x600, 0x34), (0x602, 1), (0x64, 0xfe)] {
         let code = Code::new().say(COM1, "bye").port_write(Width::Byte, port, value).hang();
         let (outcome, console) = run(&code);
-        assert_eq!(outcome.success().stderr, "", "port {port:#x}");
+        assert!(quiet(&outcome.success().stderr), "port {port:#x}");
         assert_eq!(console, b"bye", "port {port:#x}");
     }
 }
@@ -247,7 +252,7 @@ fn a_guest_that_spins_can_be_stopped() {
         // Two seconds are generous for it, not for a machine that is busy with other tests.
         let mut running = vm.into_running();
         eventually("the VM has ended", || !running.is_running());
-        assert_eq!(running.wait().success().stderr, "");
+        assert!(quiet(&running.wait().success().stderr));
         sandbox.assert_clean_within(SOON);
     }
 }

@@ -22,7 +22,6 @@ pub mod vmlinux;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -233,10 +232,7 @@ fn write_kernel(path: &Path, staged: &Path) -> Result<(Option<String>, &'static 
         Kernel::Elf(mut elf) => io::copy(&mut elf, &mut out),
         Kernel::BzImage(bytes) => io::copy(&mut &bytes[..], &mut out),
     };
-    let bytes = written.map_err(ImageError::file("write", &to))?;
-    // Read-only: `samepage run` then maps it into guests instead of copying it.
-    out.set_permissions(fs::Permissions::from_mode(0o444)).map_err(ImageError::file("write-protect", &to))?;
-    Ok((version, file, bytes))
+    Ok((version, file, written.map_err(ImageError::file("write", &to))?))
 }
 
 /// The version of the kernel at `path`: from its setup header, or from the banner inside a vmlinux.

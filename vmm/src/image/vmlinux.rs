@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use vm_memory::bitmap::BitmapSlice;
@@ -203,18 +202,6 @@ fn looks_like(bytes: &[u8]) -> Looks {
 impl KernelImage {
     fn in_memory(bytes: Vec<u8>) -> Self {
         Self { len: bytes.len() as u64, source: Source::Memory(Cursor::new(bytes)) }
-    }
-
-    /// The file, if the image is still in one that nobody may write: then its pages can stand for guest memory
-    /// without a copy. Root may write all the same; who overwrites a running guest's kernel in place harms it.
-    pub fn read_only_file(&self) -> Option<&File> {
-        match &self.source {
-            Source::File(file) => {
-                let mode = file.metadata().ok()?.permissions().mode();
-                (mode & 0o222 == 0).then_some(file)
-            }
-            Source::Memory(_) => None,
-        }
     }
 
     /// Length in bytes.

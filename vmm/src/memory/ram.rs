@@ -1,9 +1,7 @@
 //! A VM's RAM: private anonymous memory, demand-paged, never reserved, with guard pages around it.
 #![expect(unsafe_code, reason = "maps and advises guest RAM")]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use devices::GuestMemory;
@@ -34,17 +32,6 @@ pub enum RamError {
     #[error("cannot map {} MiB of guest RAM: check `ulimit -v` and vm.overcommit_memory", bytes >> 20)]
     Map {
         /// Length of the stretch.
-        bytes: u64,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// A file could not be mapped into RAM.
-    #[error("cannot map {bytes} bytes of a file at guest-physical {gpa:#x}")]
-    MapFile {
-        /// Where.
-        gpa: u64,
-        /// How much.
         bytes: u64,
         /// The kernel's answer.
         #[source]
@@ -100,41 +87,6 @@ impl Ram {
     /// Total bytes of RAM.
     pub fn bytes(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum()
-    }
-
-    /// Puts `bytes` of `file`, from `offset` on, into RAM at `gpa` without copying them: a private mapping, so that
-    /// the guest's writes are its own and guests of one file share what they do not write. All three numbers are
-    /// multiples of the page size. To be called before the guest runs.
-    pub fn map_file(&self, gpa: u64, file: &File, offset: u64, bytes: u64) -> Result<(), RamError> {
-        let failed = |source| RamError::MapFile { gpa, bytes, source };
-        let aligned = [gpa, offset, bytes].iter().all(|n| n.is_multiple_of(super::PAGE_BYTES));
-        let inside = |e: &&Extent| gpa >= e.gpa && bytes > 0 && gpa.saturating_add(bytes) <= e.gpa + e.bytes;
-        let extents = self.extents();
-        let extent = extents.iter().find(inside).filter(|_| aligned);
-        let Some(extent) = extent else {
-            return Err(failed(io::ErrorKind::InvalidInput.into()));
-        };
-        let at = extent.hva + (gpa - extent.gpa);
-        // SAFETY: [at, at + bytes) lies inside RAM this Ram made and never unmaps; MAP_FIXED replaces it in one step
-        // by memory of the same protection, and no guest runs yet.
-        let mapped = unsafe {
-            libc::mmap(
-                at as *mut libc::c_void,
-                bytes as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                offset as libc::off_t,
-            )
-        };
-        match mapped {
-            libc::MAP_FAILED => Err(failed(io::Error::last_os_error())),
-            _ => {
-                // SAFETY: the mapping just made; the advice changes no contents.
-                unsafe { libc::madvise(mapped, bytes as usize, libc::MADV_DONTDUMP) };
-                Ok(())
-            }
-        }
     }
 
     /// Opts all of RAM in to (or out of) the host kernel's samepage merging. Opting out breaks every merge.
@@ -215,23 +167,6 @@ mod tests {
         assert!(ram.extents().iter().all(|m| m.hva.is_multiple_of(HUGE_PAGE_BYTES as u64)));
         ram.memory().write_obj(7u64, GuestAddress((9 << 30) - 8)).unwrap();
         assert!(ram.memory().write_obj(7u64, GuestAddress((3 << 30) - 4)).is_err());
-    }
-
-    #[test]
-    fn a_mapped_file_reads_as_itself_and_keeps_the_guests_writes_to_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        std::fs::write(&path, vec![7u8; 8192]).unwrap();
-        let (ram, file) = (Ram::new(16 << 20).unwrap(), File::open(&path).unwrap());
-        ram.map_file(1 << 20, &file, 4096, 4096).unwrap();
-        let at = GuestAddress(1 << 20);
-        assert_eq!(ram.memory().read_obj::<u8>(at).unwrap(), 7);
-        assert_eq!(ram.memory().read_obj::<u8>(GuestAddress((1 << 20) + 4096)).unwrap(), 0);
-        ram.memory().write_obj(9u8, at).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), vec![7u8; 8192]);
-        for (gpa, offset, bytes) in [(1, 0, 4096), (0, 1, 4096), (0, 0, 1), (16 << 20, 0, 4096), (0, 0, 0)] {
-            assert!(ram.map_file(gpa, &file, offset, bytes).is_err(), "{gpa:#x} {offset} {bytes}");
-        }
     }
 
     #[test]

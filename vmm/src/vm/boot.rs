@@ -1,7 +1,7 @@
 //! Puts a kernel, its initrd and its command line into guest memory, as Linux's x86 boot protocol has it.
 
 use std::fs::File;
-use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use devices::GuestMemory;
@@ -16,7 +16,6 @@ use super::platform::*;
 use crate::image::vmlinux::{self, Kernel};
 use crate::memory::PAGE_BYTES;
 use crate::memory::layout::Stretch;
-use crate::memory::ram::Ram;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -38,22 +37,18 @@ pub enum KernelSource {
 
 /// Loads everything and returns the 64-bit entry point.
 pub fn load(
-    ram: &Ram,
+    memory: &GuestMemory,
     stretches: &[Stretch],
     kernel: &KernelSource,
     initrd: Option<&Path>,
     cmdline: &str,
     acpi_root: u64,
 ) -> Result<u64, VmError> {
-    let memory = ram.memory();
     let low = stretches.first().map_or(0, |s| s.bytes);
     let loaded = match kernel {
         KernelSource::BuiltIn(elf) => load_elf(memory, &mut Cursor::new(*elf), low)?,
         KernelSource::File(path) => match vmlinux::open(path)? {
-            Kernel::Elf(mut image) => match image.read_only_file() {
-                Some(file) => map_elf(ram, file, low)?,
-                None => load_elf(memory, &mut image, low)?,
-            },
+            Kernel::Elf(mut image) => load_elf(memory, &mut image, low)?,
             Kernel::BzImage(bytes) => load_bzimage(memory, &bytes, low)?,
         },
     };
@@ -102,42 +97,6 @@ fn load_elf<F: Read + ReadVolatile + Seek>(
 /// An ELF file has no setup header: what Linux needs of one.
 fn elf_header() -> setup_header {
     setup_header { boot_flag: BOOT_FLAG, header: HEADER_MAGIC, ..Default::default() }
-}
-
-/// As [`load_elf`], for a checked file that nobody writes: whole pages of its segments are mapped, which costs
-/// nothing until the guest touches them, and guests of one image share them from the start.
-fn map_elf(ram: &Ram, mut file: &File, low: u64) -> Result<Loaded, VmError> {
-    let unreadable = |what| move |e: io::Error| VmError::Host { what, source: e };
-    let mut elf = Elf64_Ehdr::default();
-    file.read_exact(elf.as_mut_slice()).map_err(unreadable("read the kernel's ELF header"))?;
-    file.seek(SeekFrom::Start(elf.e_phoff)).map_err(unreadable("read the kernel's segments"))?;
-    let mut segments = vec![Elf64_Phdr::default(); elf.e_phnum.into()];
-    for segment in &mut segments {
-        file.read_exact(segment.as_mut_slice()).map_err(unreadable("read the kernel's segments"))?;
-    }
-    segments.retain(|s| s.p_type == PT_LOAD);
-    let end = segments.iter().map(|s| s.p_paddr.saturating_add(s.p_memsz)).max().unwrap_or(0);
-    let below = segments.iter().any(|s| s.p_paddr < HIGH_START);
-    if end > low || below || elf.e_entry < HIGH_START {
-        return match end > low {
-            true => Err(VmError::KernelFit { end, ram: low }),
-            // Let the loader say what is wrong.
-            false => load_elf(ram.memory(), &mut file, low),
-        };
-    }
-    for s in &segments {
-        let fits = s.p_paddr.is_multiple_of(PAGE_BYTES) && s.p_offset.is_multiple_of(PAGE_BYTES);
-        let mapped = if fits { s.p_filesz & !(PAGE_BYTES - 1) } else { 0 };
-        if mapped > 0 {
-            ram.map_file(s.p_paddr, file, s.p_offset, mapped)?;
-        }
-        file.seek(SeekFrom::Start(s.p_offset + mapped)).map_err(unreadable("read the kernel's segments"))?;
-        let rest = (s.p_filesz - mapped) as usize;
-        ram.memory()
-            .read_exact_volatile_from(GuestAddress(s.p_paddr + mapped), &mut file, rest)
-            .map_err(VmError::BootData)?;
-    }
-    Ok(Loaded { entry: elf.e_entry, end, header: elf_header() })
 }
 
 /// Where the last loadable segment ends, for the message when it is too far.
@@ -234,6 +193,7 @@ fn write_params(
 mod tests {
     use super::*;
     use crate::memory::layout;
+    use crate::memory::ram::Ram;
 
     #[test]
     fn a_command_line_is_bounded_and_ends_with_zero() {

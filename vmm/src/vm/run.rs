@@ -44,6 +44,12 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     let began = Instant::now();
     let kvm = open_kvm()?;
     let ram = Ram::new(config.memory_bytes)?;
+    if let Some(on) = config.huge_pages {
+        ram.set_huge_pages(on)?;
+    }
+    if config.mergeable {
+        ram.set_mergeable(true)?;
+    }
     // Signals before sockets: whoever sees a socket may end the VM, and it is removed. Sockets before the kernel is
     // loaded: a path in use is known at once.
     let outcome = Outcome::new().map_err(VmError::host("make an eventfd"))?;
@@ -63,20 +69,13 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
     tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
     let entry = boot::load(
-        &ram,
+        ram.memory(),
         &layout::stretches(config.memory_bytes),
         &config.kernel,
         config.initrd.as_deref(),
         &cmdline(config, &vcpus),
         acpi_root,
     )?;
-    // After the kernel: a mapping of its file begins without advice.
-    if let Some(on) = config.huge_pages {
-        ram.set_huge_pages(on)?;
-    }
-    if config.mergeable {
-        ram.set_mergeable(true)?;
-    }
     if let Some(first) = vcpus.first() {
         registers::enter(first, entry)?;
     }
