@@ -170,7 +170,15 @@ impl Client {
     /// If there is none.
     #[track_caller]
     pub fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        // A socket is there a moment before it listens.
+        let begin = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(e) if begin.elapsed() > SOON => panic!("{}: {e}", path.display()),
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        };
         for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
             set(&stream, Some(SOON)).expect("a time limit of a socket");
         }
