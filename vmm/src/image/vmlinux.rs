@@ -204,6 +204,14 @@ impl KernelImage {
         Self { len: bytes.len() as u64, source: Source::Memory(Cursor::new(bytes)) }
     }
 
+    /// The file, if the image is still in one.
+    pub fn file(&self) -> Option<&File> {
+        match &self.source {
+            Source::File(file) => Some(file),
+            Source::Memory(_) => None,
+        }
+    }
+
     /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a checked ELF file is never empty")]
     pub fn len(&self) -> u64 {

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod file;
 pub mod ksm_stat;
 pub mod layout;
 pub mod own;
