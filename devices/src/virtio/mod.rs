@@ -3,6 +3,7 @@
 //!
 //! Only split virtqueues. Packed rings, queue reset and shared memory regions are not offered.
 
+pub mod balloon;
 mod chain;
 pub mod drain;
 mod interrupt;
