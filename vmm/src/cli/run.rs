@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::memory::ram::Backing;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, probe};
 use anyhow::Context;
 
@@ -50,6 +51,9 @@ pub(super) struct Args {
     /// Let the host kernel's samepage merging (KSM) have the guest's memory
     #[arg(long)]
     mergeable: bool,
+    /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
+    #[arg(long, value_name = "KIND", default_value = "anonymous")]
+    backing: Backing,
     /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
@@ -76,6 +80,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         initrd: args.initrd,
         cmdline: args.cmdline,
         memory_bytes: args.memory,
+        backing: args.backing,
         vcpus: args.cpus,
         console: args.console,
         control: args.control,

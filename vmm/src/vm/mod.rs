@@ -31,6 +31,8 @@ use std::path::PathBuf;
 
 use devices::legacy::power;
 
+use crate::memory::ram::Backing;
+
 const _: () = assert!(power::POWER_BASE + power::POWER_LEN <= platform::IDLE_PORT as u64);
 
 /// What a VM is to be.
@@ -46,6 +48,8 @@ pub struct Config {
     pub cmdline: String,
     /// RAM in bytes.
     pub memory_bytes: u64,
+    /// What RAM is made of.
+    pub backing: Backing,
     /// vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
     /// Where COM1 goes.

@@ -43,7 +43,7 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     }
     let began = Instant::now();
     let kvm = open_kvm()?;
-    let ram = Ram::new(config.memory_bytes)?;
+    let ram = Ram::new(config.memory_bytes, config.backing)?;
     if let Some(on) = config.huge_pages {
         ram.set_huge_pages(on)?;
     }
