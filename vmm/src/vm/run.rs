@@ -1,5 +1,6 @@
 //! Builds a VM and runs it to its end.
 
+use std::fmt::Write;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -7,14 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{self, Balloon};
 use devices::virtio::rng::Rng;
+use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::balloon::BalloonStatus;
 use super::channel::{Channel, ChannelOutput};
 use super::console::{Console, ConsoleInput, Lifeline};
 use super::control::{Control, Reply, Request, Serve, Status};
@@ -22,11 +25,12 @@ use super::error::{MAX_VCPUS, VmError};
 use super::exit::{Ending, Outcome};
 use super::feed::Feed;
 use super::machine::Machine;
-use super::platform::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::stats::KvmStats;
 use super::terminal::Raw;
 use super::vcpu::{Shared, Vcpus};
 use super::{Config, KernelSource, acpi, boot, cpuid, probe, registers};
+use crate::memory::PAGE_BYTES;
 use crate::memory::layout;
 use crate::memory::own;
 use crate::memory::ram::Ram;
@@ -58,10 +62,16 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
 
     let vm = create_vm(&kvm, &ram)?;
-    let virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+    let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+    let balloon = config.balloon.map(|balloon| {
+        let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
+        virtio.push(Box::new(device));
+        handle
+    });
+    let virtio_count = virtio.len();
     let acpi_root = {
         registers::write_tables(ram.memory())?;
-        acpi::write(ram.memory(), config.vcpus, virtio.len())?
+        acpi::write(ram.memory(), config.vcpus, virtio_count)?
     };
     let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
     let machine =
@@ -73,7 +83,7 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
         &layout::stretches(config.memory_bytes),
         &config.kernel,
         config.initrd.as_deref(),
-        &cmdline(config, &vcpus),
+        &cmdline(config, &vcpus, virtio_count),
         acpi_root,
     )?;
     if let Some(first) = vcpus.first() {
@@ -81,12 +91,15 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
     }
 
     let stats = KvmStats::open(&vm, &vcpus);
-    let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues } = machine;
+    let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues, interrupts } = machine;
     let waits = {
         let ports = [com1.clone(), com2_port.clone()];
-        Box::new(move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input()))
+        let input =
+            move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
+        Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
     };
     let shared = Shared::new(pio, mmio, waits, outcome.clone());
+    queues.wake(shared.clone());
     let (devices_paused, devices_resumed) = queues.pausing()?;
 
     let mut events = Subscribers::new()?;
@@ -103,13 +116,15 @@ pub fn run(config: &Config) -> Result<Ending, VmError> {
         events.add_subscriber(Box::new(Channel::new(listener.socket()?, com2_output, feed, drained)));
     }
     tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
-    let vcpus = Arc::new(Mutex::new(Vcpus::start(shared, vcpus)?));
+    let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?));
     if let Some(listener) = &control {
         let server = Server {
             name: config.name.clone(),
             vcpu_count: config.vcpus,
             ram,
             stats,
+            balloon,
+            shared,
             vcpus: vcpus.clone(),
             devices_paused,
             devices_resumed,
@@ -182,12 +197,14 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError>
         .collect()
 }
 
-/// The built-in guest keeps time by the TSC and is told its rate.
-fn cmdline(config: &Config, vcpus: &[VcpuFd]) -> String {
-    match (&config.kernel, vcpus.first().and_then(|v| v.get_tsc_khz().ok())) {
-        (KernelSource::BuiltIn(_), Some(khz)) => format!("{} tsc_khz={khz}", config.cmdline),
-        _ => config.cmdline.clone(),
+/// The built-in guest reads no ACPI tables: it keeps time by the TSC and is told its rate, and where its devices are.
+fn cmdline(config: &Config, vcpus: &[VcpuFd], virtio_count: usize) -> String {
+    let KernelSource::BuiltIn(_) = config.kernel else { return config.cmdline.clone() };
+    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline);
+    if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
+        let _ = write!(line, " tsc_khz={khz}");
     }
+    line
 }
 
 fn drained(port: &Mutex<devices::legacy::serial::Serial>) -> Result<EventFd, VmError> {
@@ -324,6 +341,8 @@ struct Server {
     vcpu_count: u8,
     ram: Ram,
     stats: KvmStats,
+    balloon: Option<balloon::Handle>,
+    shared: Arc<Shared>,
     vcpus: Arc<Mutex<Vcpus>>,
     devices_paused: Arc<AtomicBool>,
     devices_resumed: EventFd,
@@ -365,11 +384,38 @@ impl Serve for Server {
                 Ok(()) => Reply::Done,
                 Err(e) => Reply::Error(chain(&e)),
             },
+            Request::Balloon => self.balloon(|balloon, server| {
+                let status = BalloonStatus::of(balloon, &server.ram).map_err(|e| chain(&e))?;
+                if !server.devices_paused.load(Ordering::SeqCst) {
+                    balloon.request_statistics();
+                }
+                Ok(Reply::Balloon(Box::new(status)))
+            }),
+            Request::BalloonTarget { pages } => self.balloon(|balloon, server| {
+                let most = server.ram.bytes() / PAGE_BYTES;
+                if u64::from(pages) > most {
+                    return Err(format!("a balloon of {pages} pages is not possible: this guest has {most}"));
+                }
+                balloon.set_target(pages);
+                Ok(Reply::Done)
+            }),
             Request::KvmStats => match self.stats.read() {
                 Ok(values) => Reply::KvmStats(values),
                 Err(e) => Reply::Error(format!("KVM's statistics cannot be read: {e}")),
             },
         }
+    }
+}
+
+impl Server {
+    /// Does something with the balloon, after which the guest has something to look at.
+    fn balloon(&self, work: impl FnOnce(&balloon::Handle, &Self) -> Result<Reply, String>) -> Reply {
+        let Some(balloon) = &self.balloon else {
+            return Reply::Error("this VM has no balloon".into());
+        };
+        let reply = work(balloon, self).unwrap_or_else(Reply::Error);
+        self.shared.input_arrived();
+        reply
     }
 }
 
