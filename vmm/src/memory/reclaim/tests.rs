@@ -106,15 +106,9 @@ fn transparent_huge_pages_are_split() {
 fn what_is_not_whole_pages_of_one_stretch_is_refused_and_changes_nothing() {
     let ram = Ram::new(BYTES, Backing::Anonymous).unwrap();
     fill(&ram, 7);
-    for (start, end) in [
-        (1, 4096),
-        (0, 4095),
-        (0, 0),
-        (8192, 4096),
-        (0, BYTES + 4096),
-        (BYTES, BYTES + 4096),
-        (!4095, 0),
-    ] {
+    for (start, end) in
+        [(1, 4096), (0, 4095), (0, 0), (8192, 4096), (0, BYTES + 4096), (BYTES, BYTES + 4096), (!4095, 0)]
+    {
         let error = ram.discard(Gpa(start)..Gpa(end)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{start:#x}..{end:#x}");
     }
