@@ -4,10 +4,30 @@ use std::collections::BTreeMap;
 
 use devices::virtio::balloon::{Counters, Handle, Tag};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::memory::PAGE_BYTES;
 use crate::memory::pagemap::{Pagemap, PagemapError};
 use crate::memory::ram::Ram;
+
+/// Why a balloon did not do what was asked.
+#[derive(Debug, Error)]
+pub enum BalloonError {
+    /// There is none.
+    #[error("this VM has no balloon")]
+    None,
+    /// The guest is smaller than that.
+    #[error("a balloon of {pages} pages is not possible: the guest has {ram_pages} pages of memory")]
+    TooLarge {
+        /// What was asked for.
+        pages: u32,
+        /// What there is.
+        ram_pages: u64,
+    },
+    /// The page table could not be read.
+    #[error("cannot see what the host has of the balloon")]
+    Pagemap(#[from] PagemapError),
+}
 
 /// How a balloon is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,28 +5,36 @@
 mod acpi;
 pub mod balloon;
 mod boot;
+mod build;
 mod channel;
 mod console;
 pub mod control;
 mod cpuid;
 mod error;
+mod events;
 mod exit;
 mod feed;
+mod listener;
 mod machine;
 mod patient;
 mod platform;
 pub mod probe;
 mod registers;
 mod run;
+mod running;
 pub mod stats;
 mod terminal;
 mod vcpu;
 
 pub use boot::KernelSource;
+pub use build::Vm;
 pub use console::Console;
 pub use error::{MAX_VCPUS, VmError};
+pub use events::EventLoop;
 pub use exit::{Ending, FaultReport};
+pub use listener::Listener;
 pub use run::run;
+pub use running::{Running, chain};
 
 use std::path::PathBuf;
 
