@@ -22,7 +22,7 @@ use super::error::{MAX_VCPUS, VmError};
 use super::exit::{Ending, Outcome};
 use super::feed::Feed;
 use super::machine::Machine;
-use super::platform::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE, VIRTIO_MAX};
 use super::stats::KvmStats;
 use super::terminal::Raw;
 use super::vcpu::{Shared, Vcpus};
@@ -182,10 +182,12 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError>
         .collect()
 }
 
-/// The built-in guest keeps time by the TSC and is told its rate.
+/// The built-in guest keeps time by the TSC and is told its rate, and where to look for virtio devices.
 fn cmdline(config: &Config, vcpus: &[VcpuFd]) -> String {
     match (&config.kernel, vcpus.first().and_then(|v| v.get_tsc_khz().ok())) {
-        (KernelSource::BuiltIn(_), Some(khz)) => format!("{} tsc_khz={khz}", config.cmdline),
+        (KernelSource::BuiltIn(_), Some(khz)) => {
+            format!("{} tsc_khz={khz} virtio_mmio={VIRTIO_BASE:#x}:{VIRTIO_MAX}", config.cmdline)
+        }
         _ => config.cmdline.clone(),
     }
 }
