@@ -11,7 +11,7 @@ use super::*;
 const COUNT_MAX: u64 = 1 << 52;
 
 /// A balloon's size is a number of 32 bits; what it counts stays below this, and so do its features.
-const BALLOON_MAX: u64 = 1 << 40;
+const BALLOON_MAX: u64 = 1 << 39;
 
 fn mix() -> impl Strategy<Value = Mix> {
     (0_u8..=100, 0_u8..=100, 0_u8..=100).prop_map(|(a, b, c)| {

@@ -331,3 +331,6 @@ fn refusal(code: ErrorCode, message: core::fmt::Arguments<'_>) -> Reply {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod balloon_tests;

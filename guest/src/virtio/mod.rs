@@ -6,6 +6,11 @@
 pub mod balloon;
 pub mod ring;
 
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod ring_tests;
+
 /// "virt", what [`register::MAGIC_VALUE`] reads as.
 pub const MAGIC: u32 = 0x7472_6976;
 /// What [`register::VERSION`] reads as.

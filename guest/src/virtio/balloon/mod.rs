@@ -14,9 +14,6 @@ mod moving;
 mod pages;
 mod statistics;
 
-#[cfg(test)]
-mod tests;
-
 use core::ops::Range;
 use core::sync::atomic::AtomicU32;
 
