@@ -33,7 +33,7 @@ fn chains_are_laid_out_as_the_specification_says() {
 #[test]
 fn a_full_ring_takes_nothing_and_is_free_again_when_all_is_back() {
     let (mut ring, device) = ring(4);
-    let one = [buffer(0, 4, false)];
+    let one = [buffer(0, 4, true)];
     assert_eq!(ring.add(&[]), Err(Full));
     assert_eq!(ring.add(&[one[0]; 5]), Err(Full));
     for round in 0..40_000 {
@@ -53,7 +53,7 @@ fn a_full_ring_takes_nothing_and_is_free_again_when_all_is_back() {
 fn what_was_not_given_cannot_be_used() {
     for (index, id) in [(2, 0), (1, 1), (1, u32::MAX), (0xffff, 0)] {
         let (mut ring, device) = ring(4);
-        ring.add(&[buffer(0, 4, false)]).unwrap();
+        ring.add(&[buffer(0, 4, true)]).unwrap();
         let used = words(&device, USED..USED + 3);
         used[1].store(id, Ordering::Relaxed);
         used[0].store(index << 16, Ordering::Release);
