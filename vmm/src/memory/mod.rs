@@ -10,6 +10,7 @@ pub mod layout;
 pub mod own;
 pub mod pagemap;
 pub mod ram;
+mod reclaim;
 pub mod remote;
 pub mod size;
 pub mod userfault;

@@ -1,10 +1,15 @@
-//! A VM's RAM: private anonymous memory, demand-paged, never reserved, with guard pages around it.
+//! A VM's RAM: demand-paged, with guard pages around it.
 #![expect(unsafe_code, reason = "maps and advises guest RAM")]
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use devices::GuestMemory;
+use devices::reclaim::Gpa;
+use rustix::fs::{FallocateFlags, MemfdFlags};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
@@ -13,7 +18,19 @@ use super::Extent;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// What guest RAM is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backing {
+    /// Private anonymous memory, never reserved. The host kernel can merge it, and back it with huge pages by itself.
+    #[default]
+    Anonymous,
+    /// A memfd, never reserved: memory that another process can map.
+    Memfd,
+    /// 2 MiB pages of the host's pool (`vm.nr_hugepages`), reserved from the start.
+    Hugetlb,
+}
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, Error)]
@@ -37,6 +54,31 @@ pub enum RamError {
         #[source]
         source: io::Error,
     },
+    /// The pool of huge pages is too small.
+    #[error(
+        "cannot map {} MiB of guest RAM in 2 MiB pages: set vm.nr_hugepages to at least {} free ones",
+        bytes >> 20,
+        bytes >> 21
+    )]
+    HugePages {
+        /// Length of the stretch.
+        bytes: u64,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Huge pages come whole.
+    #[error("memory of {bytes} bytes is not possible in 2 MiB pages: expected a multiple of 2 MiB")]
+    NotHuge {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// Only anonymous memory can be merged by the kernel, or get huge pages by its own choice.
+    #[error("cannot {what} for guest RAM that is not anonymous memory: leave out `--backing`")]
+    NotAnonymous {
+        /// What was asked of the kernel.
+        what: &'static str,
+    },
     /// The host refused the advice.
     #[error("cannot {what} for guest RAM")]
     Advise {
@@ -56,19 +98,46 @@ pub enum RamError {
 #[derive(Clone)]
 pub struct Ram {
     memory: Arc<GuestMemory>,
+    backing: Backing,
+    /// Behind all of RAM in guest-physical order without the hole, with [`Backing::Memfd`].
+    file: Option<Arc<File>>,
+}
+
+/// Where a range of guest RAM lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its address in this process.
+    pub hva: usize,
+    /// Its offset in the file, if there is one.
+    pub file_offset: u64,
+    /// Its length.
+    pub bytes: usize,
 }
 
 impl Ram {
     /// Maps `bytes` of RAM in the layout of [`stretches`].
-    pub fn new(bytes: u64) -> Result<Self, RamError> {
+    pub fn new(bytes: u64, backing: Backing) -> Result<Self, RamError> {
         if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&bytes) || !bytes.is_multiple_of(super::PAGE_BYTES) {
             return Err(RamError::Size { bytes });
         }
-        let mut regions = Vec::new();
-        for stretch in stretches(bytes) {
-            regions.extend(map(stretch)?);
+        if backing == Backing::Hugetlb && !bytes.is_multiple_of(HUGE_PAGE_BYTES as u64) {
+            return Err(RamError::NotHuge { bytes });
         }
-        Ok(Self { memory: Arc::new(GuestMemory::from_regions(regions)?) })
+        let file = match backing {
+            Backing::Memfd => Some(memfd(bytes).map_err(|source| RamError::Map { bytes, source })?),
+            Backing::Anonymous | Backing::Hugetlb => None,
+        };
+        let (mut regions, mut file_offset) = (Vec::new(), 0);
+        for stretch in stretches(bytes) {
+            regions.extend(map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?);
+            file_offset += stretch.bytes;
+        }
+        Ok(Self { memory: Arc::new(GuestMemory::from_regions(regions)?), backing, file: file.map(Arc::new) })
+    }
+
+    /// What RAM is made of.
+    pub fn backing(&self) -> Backing {
+        self.backing
     }
 
     /// The memory, for devices and loaders.
@@ -89,6 +158,33 @@ impl Ram {
         self.memory.iter().map(GuestMemoryRegion::len).sum()
     }
 
+    /// Where `range`, whole pages in one stretch of RAM, lies. None for any other range.
+    pub fn place(&self, range: &Range<Gpa>) -> Option<Place> {
+        let (start, bytes) = (range.start.0, range.end.0.checked_sub(range.start.0)?);
+        if bytes == 0 || !start.is_multiple_of(super::PAGE_BYTES) || !bytes.is_multiple_of(super::PAGE_BYTES)
+        {
+            return None;
+        }
+        let mut file_offset = 0;
+        for region in self.memory.iter() {
+            let first = region.start_addr().0;
+            if start >= first && range.end.0 <= first + region.len() {
+                let offset = start - first;
+                let hva = region.as_ptr() as usize + offset as usize;
+                return Some(Place { hva, file_offset: file_offset + offset, bytes: bytes as usize });
+            }
+            file_offset += region.len();
+        }
+        None
+    }
+
+    /// Frees the frames of a part of the file behind RAM.
+    pub(super) fn punch(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(file, how, offset, bytes as u64)?)
+    }
+
     /// Opts all of RAM in to (or out of) the host kernel's samepage merging. Opting out breaks every merge.
     pub fn set_mergeable(&self, on: bool) -> Result<(), RamError> {
         match on {
@@ -106,6 +202,9 @@ impl Ram {
     }
 
     fn advise(&self, advice: i32, what: &'static str) -> Result<(), RamError> {
+        if self.backing != Backing::Anonymous {
+            return Err(RamError::NotAnonymous { what });
+        }
         for s in self.extents() {
             // SAFETY: the range is a mapping this Ram made and never unmaps; the advices used keep its contents.
             let done = unsafe { libc::madvise(s.hva as *mut libc::c_void, s.bytes as usize, advice) };
@@ -117,10 +216,24 @@ impl Ram {
     }
 }
 
-/// Reserves the stretch with a guard before and behind it, then makes the inside usable.
-fn map(stretch: Stretch) -> Result<Option<GuestRegionMmap>, RamError> {
+fn memfd(bytes: u64) -> io::Result<File> {
+    let fd = rustix::fs::memfd_create("samepage-ram", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, bytes)?;
+    Ok(fd.into())
+}
+
+/// Reserves the stretch with a guard before and behind it, then makes the inside usable: from `file`, at an offset, where
+/// there is one.
+fn map(
+    stretch: Stretch,
+    backing: Backing,
+    file: Option<(&File, u64)>,
+) -> Result<Option<GuestRegionMmap>, RamError> {
     let len = stretch.bytes as usize;
-    let failed = |source| RamError::Map { bytes: stretch.bytes, source };
+    let failed = |source| match backing {
+        Backing::Hugetlb => RamError::HugePages { bytes: stretch.bytes, source },
+        Backing::Anonymous | Backing::Memfd => RamError::Map { bytes: stretch.bytes, source },
+    };
     // The guards take up the slack of the alignment: at least one page each.
     let reserve = len + 2 * HUGE_PAGE_BYTES;
     // SAFETY: a fresh reservation at an address of the kernel's choice touches no other mapping.
@@ -138,10 +251,17 @@ fn map(stretch: Stretch) -> Result<Option<GuestRegionMmap>, RamError> {
         return Err(failed(io::Error::last_os_error()));
     }
     let start = (base as usize + 1).next_multiple_of(HUGE_PAGE_BYTES);
-    let (prot, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = match backing {
+        Backing::Anonymous => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        Backing::Memfd => libc::MAP_SHARED | libc::MAP_NORESERVE,
+        // Reserved, for a pool that runs dry is a SIGBUS in the middle of the guest's work.
+        Backing::Hugetlb => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+    };
+    let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset as libc::off_t));
     // SAFETY: [start, start + len) lies inside the reservation made above, which nothing else uses yet.
-    let inside = unsafe { libc::mmap(start as *mut libc::c_void, len, prot, flags | libc::MAP_FIXED, -1, 0) };
+    let inside =
+        unsafe { libc::mmap(start as *mut libc::c_void, len, prot, flags | libc::MAP_FIXED, fd, offset) };
     if inside == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }
@@ -161,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_guest_above_the_hole_has_two_stretches_and_costs_nothing_until_touched() {
-        let ram = Ram::new(8 << 30).unwrap();
+        let ram = Ram::new(8 << 30, Backing::Anonymous).unwrap();
         assert_eq!(ram.bytes(), 8 << 30);
         assert_eq!(ram.extents().len(), 2);
         assert!(ram.extents().iter().all(|m| m.hva.is_multiple_of(HUGE_PAGE_BYTES as u64)));
@@ -172,13 +292,13 @@ mod tests {
     #[test]
     fn impossible_sizes_are_refused() {
         for bytes in [0, 4096, (16 << 20) + 1, MAX_RAM_BYTES + 4096] {
-            assert!(matches!(Ram::new(bytes), Err(RamError::Size { .. })), "{bytes}");
+            assert!(matches!(Ram::new(bytes, Backing::Anonymous), Err(RamError::Size { .. })), "{bytes}");
         }
     }
 
     #[test]
     fn merging_can_be_allowed_and_undone_where_the_kernel_has_it() {
-        let ram = Ram::new(16 << 20).unwrap();
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
         if std::path::Path::new("/sys/kernel/mm/ksm").exists() {
             ram.set_mergeable(true).unwrap();
             ram.set_mergeable(false).unwrap();

@@ -132,11 +132,11 @@ fn virtio(n: usize, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::ram::Ram;
+    use crate::memory::ram::{Backing, Ram};
 
     #[test]
     fn every_table_sums_to_zero_and_the_largest_machine_fits() {
-        let ram = Ram::new(16 << 20).unwrap();
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
         let root = write(ram.memory(), 32, VIRTIO_MAX).unwrap();
         let mut header = [0u8; 36];
         ram.memory().read_slice(&mut header, GuestAddress(root)).unwrap();

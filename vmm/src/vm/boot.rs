@@ -199,11 +199,11 @@ fn write_params(
 mod tests {
     use super::*;
     use crate::memory::layout;
-    use crate::memory::ram::Ram;
+    use crate::memory::ram::{Backing, Ram};
 
     #[test]
     fn a_command_line_is_bounded_and_ends_with_zero() {
-        let ram = Ram::new(16 << 20).unwrap();
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
         assert_eq!(write_cmdline(ram.memory(), "quiet").unwrap(), 5);
         let long = "x".repeat(CMDLINE_BYTES);
         assert!(matches!(write_cmdline(ram.memory(), &long), Err(VmError::CmdlineLength { bytes: 2048 })));
@@ -218,7 +218,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("initrd");
         std::fs::write(&path, vec![7u8; 10_000]).unwrap();
-        let ram = Ram::new(16 << 20).unwrap();
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
         let (at, bytes) = load_initrd(ram.memory(), &path, 1 << 20, 16 << 20).unwrap();
         assert_eq!(bytes, 10_000);
         assert!(u64::from(at) + 10_000 <= 16 << 20 && at.is_multiple_of(4096));
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_memory_map_leaves_the_hole_out() {
-        let ram = Ram::new(4 << 30).unwrap();
+        let ram = Ram::new(4 << 30, Backing::Anonymous).unwrap();
         write_params(ram.memory(), setup_header::default(), &layout::stretches(4 << 30), ACPI).unwrap();
         let params: boot_params = ram.memory().read_obj(GuestAddress(BOOT_PARAMS)).unwrap();
         let (entries, table) = (params.e820_entries, params.e820_table);

@@ -3,33 +3,45 @@
 //! This is the only place that names KVM. It never knows that there is a fleet.
 
 mod acpi;
+pub mod balloon;
 mod boot;
+mod build;
 mod channel;
 mod console;
 pub mod control;
 mod cpuid;
 mod error;
+mod events;
 mod exit;
 mod feed;
+mod listener;
 mod machine;
 mod patient;
 mod platform;
 pub mod probe;
 mod registers;
 mod run;
+mod running;
 pub mod stats;
 mod terminal;
 mod vcpu;
 
 pub use boot::KernelSource;
+pub use build::Vm;
 pub use console::Console;
 pub use error::{MAX_VCPUS, VmError};
+pub use events::EventLoop;
 pub use exit::{Ending, FaultReport};
+pub use listener::Listener;
 pub use run::run;
+pub use running::{Running, chain};
 
 use std::path::PathBuf;
 
 use devices::legacy::power;
+use devices::virtio::balloon as device;
+
+use crate::memory::ram::Backing;
 
 const _: () = assert!(power::POWER_BASE + power::POWER_LEN <= platform::IDLE_PORT as u64);
 
@@ -46,6 +58,8 @@ pub struct Config {
     pub cmdline: String,
     /// RAM in bytes.
     pub memory_bytes: u64,
+    /// What RAM is made of.
+    pub backing: Backing,
     /// vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
     /// Where COM1 goes.
@@ -56,6 +70,8 @@ pub struct Config {
     pub com2: Option<PathBuf>,
     /// Let the host kernel's samepage merging have the RAM from the start.
     pub mergeable: bool,
+    /// Its balloon.
+    pub balloon: Option<device::Config>,
     /// Ask for (or forbid) huge pages; None leaves it to the host.
     pub huge_pages: Option<bool>,
     /// End the VM when standard input ends; then it is no console input.

@@ -46,7 +46,7 @@ pub struct Shared {
     pub pio: Bus,
     /// Devices in memory.
     pub mmio: Bus,
-    /// Is there console or control input that the guest has not read?
+    /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where a vCPU says that the VM has ended.
     pub outcome: Outcome,
@@ -153,8 +153,15 @@ impl Vcpus {
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{n}"))
                 .stack_size(256 << 10)
-                .spawn(move || run(n, vcpu, &shared, &its_kick))
-                .map_err(VmError::host("start a vCPU thread"))?;
+                .spawn(move || run(n, vcpu, &shared, &its_kick));
+            let thread = match thread {
+                Ok(thread) => thread,
+                Err(e) => {
+                    // The others must not run on without it: the program may, and tries again.
+                    all.stop();
+                    return Err(VmError::host("start a vCPU thread")(e));
+                }
+            };
             all.threads.push((thread, kick));
         }
         Ok(all)

@@ -1,0 +1,270 @@
+//! Builds one VM, in order: from `/dev/kvm` to vCPU threads that run.
+
+use std::fmt::Write;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use devices::legacy::serial::Serial;
+use devices::virtio::balloon::Balloon;
+use devices::virtio::rng::Rng;
+use devices::virtio::{Interrupt, VirtioDevice};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::channel::{Channel, ChannelOutput};
+use super::console::{Console, ConsoleInput};
+use super::control::Control;
+use super::error::{MAX_VCPUS, VmError};
+use super::events::EventLoop;
+use super::exit::{Ending, Outcome};
+use super::feed::Feed;
+use super::listener::Listener;
+use super::machine::Machine;
+use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
+use super::running::Running;
+use super::stats::KvmStats;
+use super::terminal::Raw;
+use super::vcpu::{Shared, Vcpus};
+use super::{Config, KernelSource, acpi, boot, cpuid, registers};
+use crate::memory::layout;
+use crate::memory::own;
+use crate::memory::ram::Ram;
+
+/// A VM whose vCPUs run.
+pub struct Vm {
+    running: Running,
+    /// Removed from the file system with the VM.
+    _sockets: Vec<Listener>,
+    /// The terminal is as it was again when this is dropped.
+    raw: Option<Raw>,
+}
+
+impl Vm {
+    /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If that fails,
+    /// `events` is as it was.
+    pub fn start(config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(VmError::Vcpus { asked: config.vcpus });
+        }
+        if config.initrd.is_some() && matches!(config.kernel, KernelSource::BuiltIn(_)) {
+            return Err(VmError::InitrdWithoutKernel);
+        }
+        let began = Instant::now();
+        let outcome = events.outcome().clone();
+        let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
+        let kvm = open_kvm()?;
+        let ram = Ram::new(config.memory_bytes, config.backing)?;
+        if let Some(on) = config.huge_pages {
+            ram.set_huge_pages(on)?;
+        }
+        if config.mergeable {
+            ram.set_mergeable(true)?;
+        }
+        // Sockets before the kernel is loaded: a path in use is known at once.
+        let control = config.control.as_deref().map(Listener::bind).transpose()?;
+        let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
+
+        let vm = create_vm(&kvm, &ram)?;
+        let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        let balloon = config.balloon.map(|balloon| {
+            let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
+            virtio.push(Box::new(device));
+            handle
+        });
+        let virtio_count = virtio.len();
+        let acpi_root = {
+            registers::write_tables(ram.memory())?;
+            acpi::write(ram.memory(), config.vcpus, virtio_count)?
+        };
+        let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
+        let console = config.console.output()?;
+        let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
+        let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+        tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
+        let entry = boot::load(
+            ram.memory(),
+            &layout::stretches(config.memory_bytes),
+            &config.kernel,
+            config.initrd.as_deref(),
+            &cmdline(config, &vcpus, virtio_count),
+            acpi_root,
+        )?;
+        if let Some(first) = vcpus.first() {
+            registers::enter(first, entry)?;
+        }
+
+        let stats = Arc::new(KvmStats::open(&vm, &vcpus));
+        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues, interrupts } = machine;
+        let waits = {
+            let ports = [com1.clone(), com2_port.clone()];
+            let input =
+                move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
+            Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
+        };
+        let shared = Shared::new(pio, mmio, waits, outcome.clone());
+        queues.wake(shared.clone());
+        let (devices_paused, devices_resumed) = queues.pausing()?;
+
+        subscribers.push(Box::new(queues));
+        for (event, ending) in [(power_off, GuestAsks::PowerOff), (reset, GuestAsks::Reset)] {
+            subscribers.push(Box::new(GuestEnd { event, ending, outcome: outcome.clone() }));
+        }
+        let (raw, input) = console_input(config, &shared, &com1, &outcome)?.unzip();
+        if let Some(input) = input {
+            subscribers.push(Box::new(input));
+        }
+        if let Some(listener) = &com2 {
+            let drained = drained(&com2_port)?;
+            let feed = Feed::new(com2_port, shared.clone());
+            subscribers.push(Box::new(Channel::new(listener.socket()?, com2_output, feed, drained)));
+        }
+        let control_socket = control.as_ref().map(Listener::socket).transpose()?;
+        tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
+        let running = Running {
+            name: config.name.clone(),
+            vcpu_count: config.vcpus,
+            ram,
+            stats,
+            vcpus: Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?)),
+            devices_paused,
+            devices_resumed: Arc::new(devices_resumed),
+            balloon,
+            shared,
+            outcome,
+        };
+        if let Some(socket) = control_socket {
+            subscribers.push(Box::new(Control::new(socket, running.clone())));
+        }
+        for subscriber in subscribers {
+            events.add(subscriber);
+        }
+        own::release_startup_code();
+        Ok(Self { running, _sockets: control.into_iter().chain(com2).collect(), raw: raw.flatten() })
+    }
+
+    /// The way to it.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Ends its vCPUs.
+    pub fn stop(self) {
+        self.running.vcpus().stop();
+        drop(self.raw);
+    }
+}
+
+fn open_kvm() -> Result<Kvm, VmError> {
+    Kvm::new().map_err(|source| match io::Error::from(source).kind() {
+        io::ErrorKind::NotFound => VmError::NoKvm,
+        io::ErrorKind::PermissionDenied => VmError::KvmPermission,
+        _ => VmError::Kvm { what: "open /dev/kvm", source },
+    })
+}
+
+fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            // Creating a VM waits for other work of the host and can be interrupted.
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => break other.map_err(VmError::kvm("create a VM"))?,
+        }
+    };
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(VmError::kvm("set the identity map's place"))?;
+    vm.set_tss_address(KVM_TSS as usize).map_err(VmError::kvm("set the task segment's place"))?;
+    vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(VmError::kvm("create the timer"))?;
+    for (slot, extent) in ram.extents().iter().enumerate() {
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: extent.gpa,
+            memory_size: extent.bytes,
+            userspace_addr: extent.hva,
+            flags: 0,
+        };
+        set_memory(&vm, region)?;
+    }
+    Ok(vm)
+}
+
+#[expect(unsafe_code, reason = "hands guest RAM to KVM")]
+fn set_memory(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), VmError> {
+    // SAFETY: the region is a mapping of `Ram`, which is never unmapped.
+    unsafe { vm.set_user_memory_region(region) }.map_err(VmError::kvm("take the guest's memory"))
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+    let (supported, deadline_timer) = cpuid::supported(kvm)?;
+    (0..count)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(id.into()).map_err(VmError::kvm("create a vCPU"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, deadline_timer, id, count))
+                .map_err(VmError::kvm("set the CPUID"))?;
+            registers::reset(&vcpu)?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// The built-in guest reads no ACPI tables: it is told where its virtio devices are, and the TSC's rate, by which it
+/// keeps time.
+fn cmdline(config: &Config, vcpus: &[VcpuFd], virtio_count: usize) -> String {
+    let KernelSource::BuiltIn(_) = config.kernel else { return config.cmdline.clone() };
+    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline);
+    if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
+        let _ = write!(line, " tsc_khz={khz}");
+    }
+    line
+}
+
+fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {
+    let port = port.lock().unwrap_or_else(PoisonError::into_inner);
+    port.drained_fd().try_clone().map_err(VmError::host("duplicate an eventfd"))
+}
+
+/// Standard input to COM1 and, if it is a terminal, the guard that keeps it raw.
+fn console_input(
+    config: &Config,
+    shared: &Arc<Shared>,
+    com1: &Arc<Mutex<Serial>>,
+    outcome: &Outcome,
+) -> Result<Option<(Option<Raw>, ConsoleInput)>, VmError> {
+    if config.lifeline || config.console != Console::Stdio {
+        return Ok(None);
+    }
+    let raw = Raw::enter().map_err(VmError::host("make the terminal raw"))?;
+    let feed = Feed::new(com1.clone(), shared.clone());
+    let input = ConsoleInput::new(feed, drained(com1)?, outcome.clone(), raw.is_some());
+    Ok(Some((raw, input)))
+}
+
+#[derive(Clone, Copy)]
+enum GuestAsks {
+    PowerOff,
+    Reset,
+}
+
+/// The guest's own end, through the power or reset register.
+struct GuestEnd {
+    event: EventFd,
+    ending: GuestAsks,
+    outcome: Outcome,
+}
+
+impl MutEventSubscriber for GuestEnd {
+    fn init(&mut self, ops: &mut EventOps) {
+        let _ = ops.add(Events::new(&self.event, EventSet::IN));
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.event.read();
+        self.outcome.tell(match self.ending {
+            GuestAsks::PowerOff => Ending::PowerOff,
+            GuestAsks::Reset => Ending::Reset,
+        });
+    }
+}

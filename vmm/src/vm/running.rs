@@ -1,0 +1,159 @@
+//! What can be asked of a VM while it runs, by whatever way it is asked.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use devices::virtio::balloon;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::balloon::{BalloonError, BalloonStatus};
+use super::control::{Reply, Request, Serve, Status};
+use super::exit::{Ending, Outcome};
+use super::probe;
+use super::stats::KvmStats;
+use super::vcpu::{Shared, Vcpus};
+use crate::memory::PAGE_BYTES;
+use crate::memory::ram::Ram;
+
+/// The way to a running VM. Clones share it; all of them are used on the main thread.
+#[derive(Clone)]
+pub struct Running {
+    pub(super) name: String,
+    pub(super) vcpu_count: u8,
+    pub(super) ram: Ram,
+    pub(super) stats: Arc<KvmStats>,
+    pub(super) vcpus: Arc<Mutex<Vcpus>>,
+    pub(super) devices_paused: Arc<AtomicBool>,
+    pub(super) devices_resumed: Arc<EventFd>,
+    pub(super) balloon: Option<balloon::Handle>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) outcome: Outcome,
+}
+
+impl Running {
+    /// What the VM is.
+    pub fn status(&self) -> Status {
+        Status {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            paused: self.is_paused(),
+            vcpus: self.vcpu_count,
+            memory_bytes: self.ram.bytes(),
+            backend: probe::backend_name().to_owned(),
+            extents: self.ram.extents(),
+        }
+    }
+
+    /// Whether its vCPUs stand still.
+    pub fn is_paused(&self) -> bool {
+        self.devices_paused.load(Ordering::SeqCst)
+    }
+
+    /// Stops all vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
+    pub fn pause(&self) -> bool {
+        let vcpus = self.vcpus();
+        let still = vcpus.pause();
+        match still {
+            true => self.devices_paused.store(true, Ordering::SeqCst),
+            false => vcpus.resume(),
+        }
+        still
+    }
+
+    /// Lets the vCPUs run again.
+    pub fn resume(&self) {
+        self.devices_paused.store(false, Ordering::SeqCst);
+        let _ = self.devices_resumed.write(1);
+        self.vcpus().resume();
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// The host's way to the balloon, if there is one.
+    pub fn balloon(&self) -> Option<&balloon::Handle> {
+        self.balloon.as_ref()
+    }
+
+    /// The balloon as it is now.
+    pub fn balloon_status(&self) -> Result<BalloonStatus, BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        Ok(BalloonStatus::of(balloon, &self.ram)?)
+    }
+
+    /// Asks the guest for another balloon size.
+    pub fn set_balloon(&self, pages: u32) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        let ram_pages = self.ram.bytes() / PAGE_BYTES;
+        if u64::from(pages) > ram_pages {
+            return Err(BalloonError::TooLarge { pages, ram_pages });
+        }
+        balloon.set_target(pages);
+        self.shared.input_arrived();
+        Ok(())
+    }
+
+    /// Asks the guest for fresh balloon statistics, unless it is paused. False if it has left no buffer to ask with.
+    pub fn request_balloon_statistics(&self) -> bool {
+        let asked =
+            !self.is_paused() && self.balloon.as_ref().is_some_and(balloon::Handle::request_statistics);
+        self.shared.input_arrived();
+        asked
+    }
+
+    /// KVM's own statistics.
+    pub fn kvm_stats(&self) -> &KvmStats {
+        &self.stats
+    }
+
+    pub(super) fn vcpus(&self) -> MutexGuard<'_, Vcpus> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Serve for Running {
+    fn serve(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Status => Reply::Status(self.status()),
+            Request::Pause if self.pause() => Reply::Done,
+            Request::Pause => Reply::Error("a vCPU did not leave the guest in time; the VM runs on".into()),
+            Request::Resume => {
+                self.resume();
+                Reply::Done
+            }
+            Request::Stop => {
+                self.outcome.tell(Ending::Stopped);
+                Reply::Done
+            }
+            Request::Mergeable { on } => match self.ram.set_mergeable(on) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::Balloon => match self.balloon_status() {
+                Ok(status) => {
+                    self.request_balloon_statistics();
+                    Reply::Balloon(Box::new(status))
+                }
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::BalloonTarget { pages } => match self.set_balloon(pages) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::KvmStats => match self.stats.read() {
+                Ok(values) => Reply::KvmStats(values),
+                Err(e) => Reply::Error(format!("KVM's statistics cannot be read: {e}")),
+            },
+        }
+    }
+}
+
+/// An error and its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
