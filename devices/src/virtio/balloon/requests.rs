@@ -142,7 +142,7 @@ impl Requests {
             self.refuse(1, format_args!("a report with {} device-readable bytes", chain.readable_bytes()));
         }
         let mut state = self.handle.lock();
-        let (pages, bytes) = self.free_pages(&mut state, chain, |_| true);
+        let (pages, bytes) = self.free_pages(&mut state, chain, true);
         state.counters.reported_bytes += bytes;
         pages
     }
@@ -163,19 +163,16 @@ impl Requests {
         if let Some(cmd) = cmd {
             state.answer_hinting(cmd);
         }
-        let (pages, bytes) = self.free_pages(&mut state, chain, State::is_hinting);
+        let wanted = state.is_hinting();
+        let (pages, bytes) = self.free_pages(&mut state, chain, wanted);
         state.counters.hinted_bytes += bytes;
         pages
     }
 
     /// Discards the whole pages in the device-writable buffers, if they are `wanted`. Returns how many pages were named,
     /// and how many bytes discarded.
-    fn free_pages(
-        &self,
-        state: &mut State,
-        chain: &Chain<'_>,
-        wanted: impl Fn(&State) -> bool,
-    ) -> (u64, u64) {
+    fn free_pages(&self, state: &mut State, chain: &Chain<'_>, wanted: bool) -> (u64, u64) {
+        let wanted = wanted && !state.keeps_free_pages();
         let (mut named, mut discarded_bytes) = (0, 0);
         for buffer in chain.writable() {
             let (start, len) = (buffer.start.0, u64::from(buffer.len_bytes));
@@ -190,7 +187,7 @@ impl Requests {
                 self.refused.hit(format_args!("more than {MAX_REQUEST_PAGES} free pages in one request"));
                 break;
             }
-            if wanted(state) && !state.keeps_free_pages() {
+            if wanted {
                 for part in self.ram.parts(pages) {
                     discarded_bytes += self.discard(state, &part);
                 }
