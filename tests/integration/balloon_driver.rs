@@ -19,10 +19,10 @@ use devices::virtio::mmio::MmioTransport;
 use guest::content::{PAGE_SIZE, PAGE_WORDS, Page};
 use guest::protocol::Reply;
 use guest::service::{Out, Port, Service, Wait};
-use guest::virtio::Transport;
 use guest::virtio::balloon::{Driver, Frames, PageMap, SHARED_WORDS};
+use guest::virtio::{Transport, register};
 use guest::workload::{Pages, Workload};
-use vm_memory::{GuestAddress, GuestMemory as _};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const SHARED_GPA: u64 = 0x1_0000;
@@ -132,6 +132,8 @@ impl Guest {
         for _ in 0..5000 {
             self.service.poll_balloon();
             match self.service.step(self.now_micros, &mut out) {
+                // A VMM wakes a guest that has not seen an interrupt.
+                Wait::Forever if self.registers.read(register::INTERRUPT_STATUS) != 0 => {}
                 Wait::Forever => return out.0,
                 Wait::No => {}
                 Wait::Millis(millis) => {
