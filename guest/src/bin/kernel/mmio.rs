@@ -34,7 +34,7 @@ impl Transport for Window {
 /// The balloon among `count` windows from `base` on, as the command line says them. None if there is none.
 pub(crate) fn find_balloon(base: u64, count: u64) -> Option<Window> {
     let mapped = (DEVICE_BYTES - base % DEVICE_BYTES) / WINDOW_BYTES;
-    if base % WINDOW_BYTES != 0 || !memory::map_devices(base) {
+    if !base.is_multiple_of(WINDOW_BYTES) || !memory::map_devices(base) {
         return None;
     }
     let windows = (0..count.min(mapped)).map(|n| Window { base: base + n * WINDOW_BYTES });
