@@ -5,6 +5,8 @@
 
 mod architecture;
 mod bad_input;
+mod balloon;
+mod balloon_driver;
 mod control;
 mod demo;
 mod doctor;
