@@ -122,8 +122,8 @@ fn statistics_are_the_guest_s_own() {
     com2.command(&format!("{FILL} pages=10000"));
     let report = com2.command("balloon report");
     let free_bytes = field(&report, "free") * 4096;
-    // Asking brings the ones for the next time.
     eventually("fresh statistics", || {
+        vm.ask(&json!({"op": "balloon_statistics"}));
         let guest = balloon(&vm)["guest"].clone();
         guest["free_memory"] == free_bytes && guest["minor_faults"] == 10_000
     });

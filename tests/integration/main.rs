@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod fleet;
 mod hostile;
+mod inside;
 mod kernels;
 mod nested;
 mod run;

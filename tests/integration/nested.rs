@@ -24,14 +24,43 @@ fn lab_demo_merges_and_loses_nothing() {
     check_report(&outcome.json(), 4.0);
 }
 
-/// Four Debian guests: each boots to its agent, fills, is merged, verified and reported.
-#[test]
-fn lab_linux_fleet() {
+/// The tests of a module of this binary, inside the lab.
+#[track_caller]
+fn inside(module: &str, seconds: u64) {
+    let this = std::env::current_exe().expect("this binary");
+    let this = this.to_str().expect("a path in UTF-8");
+    let args = [this, module, "--test-threads=1", "--nocapture"];
+    let outcome = lab_run(Duration::from_secs(seconds), args).success();
+    let passed = outcome.stdout.lines().find(|line| line.starts_with("test result: ok."));
+    let passed = passed.unwrap_or_else(|| panic!("no result: {outcome}"));
+    assert!(!passed.contains(" 0 passed") && !outcome.stderr.contains("SKIPPED"), "{outcome}");
+}
+
+/// The kernel and the initrd that the lab's guests boot, made once.
+fn need_image() {
     let image = image_dir();
     if !image.join("image.json").is_file() {
         let args = ["image".as_ref(), "--out".as_ref(), image.as_os_str()];
         let _ = Run::program(tests::samepage(), args).timeout(Duration::from_secs(300)).output().success();
     }
+}
+
+/// What the built-in guest's balloon does on the local KVM, it does with nested paging.
+#[test]
+fn lab_balloon_of_the_built_in_guest() {
+    inside("balloon::", 300);
+}
+
+#[test]
+fn lab_balloon_of_a_linux_guest() {
+    need_image();
+    inside("inside::", 400);
+}
+
+/// Four Debian guests: each boots to its agent, fills, is merged, verified and reported.
+#[test]
+fn lab_linux_fleet() {
+    need_image();
     let script = r#"
         samepage=$1 fleet=$2
         "$samepage" fleet up "$fleet" >&2

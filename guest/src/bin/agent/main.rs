@@ -14,7 +14,7 @@ use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use guest::protocol::{Kind, LineReader, MAX_LINE, Ready, Reply, Text};
+use guest::protocol::{Command, Kind, LineReader, MAX_LINE, Ready, Reply, Text};
 use guest::service::{Out, Port, Power, Service, Wait};
 use guest::workload::{Pages, Workload};
 
@@ -22,6 +22,7 @@ use init::{Channel, log};
 use memory::{MappedPages, MemInfo};
 use sys::Fd;
 
+mod balloon;
 mod init;
 mod memory;
 #[path = "../runtime.rs"]
@@ -87,6 +88,10 @@ impl Agent {
             if *byte == b'\n' {
                 let mut line = core::mem::take(&mut self.line);
                 let Some(line) = line.push(*byte) else { continue };
+                if let Ok(Command::Balloon(action)) = line.and_then(Command::parse) {
+                    self.send(Port::Control, &balloon::obey(action));
+                    continue;
+                }
                 if let Some(power) = service.line(Port::Control, line, sys::now_micros(), self) {
                     self.end(power);
                 }

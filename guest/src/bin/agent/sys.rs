@@ -44,6 +44,8 @@ pub(crate) struct Errno(pub(crate) u16);
 
 /// It is there already.
 pub(crate) const EEXIST: Errno = Errno(17);
+/// There is no such device, or not here.
+pub(crate) const ENODEV: Errno = Errno(19);
 /// It is mounted already.
 pub(crate) const EBUSY: Errno = Errno(16);
 

@@ -1,0 +1,197 @@
+//! What needs Linux guests, and so runs inside the nested-paging lab: `nested` starts these tests there.
+//!
+//! The balloon's are what Firecracker asserts of its own (its `functional/test_balloon.py`, snapshots aside), here with
+//! Linux's own driver. Each boot of a guest takes seconds there, so one guest is asked many things.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::lab::image_dir;
+use tests::sandbox::Sandbox;
+use tests::vm::{Client, SOON, Vm, eventually};
+
+const MIB_PAGES: u64 = 256;
+
+/// A Debian guest, its agent, and its console.
+struct Linux {
+    vm: Vm,
+    agent: Client,
+    console: PathBuf,
+}
+
+impl Linux {
+    fn boot(sandbox: &Sandbox, name: &str, more: &[&str]) -> Self {
+        let (control, com2) = Vm::sockets(sandbox, name);
+        let console = sandbox.runtime_dir().join(format!("{name}.log"));
+        let image = image_dir();
+        let path = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+        let mut args = vec!["run".to_owned(), "--memory".into(), "256M".into()];
+        args.extend(["--kernel".into(), path(image.join("vmlinux")), "--initrd".into()]);
+        args.extend([path(image.join("initrd.cpio")), "--console".into(), path(console.clone())]);
+        args.extend(["--control".into(), path(control.clone()), "--com2".into(), path(com2.clone())]);
+        args.extend(more.iter().map(ToString::to_string));
+        let vm = Vm::of(sandbox.samepage(args).timeout(SOON * 4).start(), control, com2);
+        let mut agent = vm.com2();
+        let line = agent.line().expect("the ready line");
+        assert!(line.starts_with("ready "), "{line:?}");
+        Self { vm, agent, console }
+    }
+
+    fn balloon(&self) -> Value {
+        self.vm.ask(&json!({"op": "balloon"}))["balloon"].clone()
+    }
+
+    fn actual(&self) -> u64 {
+        self.balloon()["actual_pages"].as_u64().expect("a number")
+    }
+
+    fn target(&self, pages: u64) {
+        assert_eq!(self.vm.ask(&json!({"op": "balloon_target", "pages": pages})), json!("done"));
+    }
+
+    #[track_caller]
+    fn inflate(&self, mib: u64) {
+        let pages = mib * MIB_PAGES;
+        self.target(pages);
+        eventually("the balloon gets to its size", || self.actual() == pages);
+        let host = self.balloon()["host"].clone();
+        assert_eq!((&host["held_pages"], &host["absent_pages"]), (&json!(pages), &json!(pages)), "{host}");
+    }
+
+    /// The guest's statistics from after now.
+    fn statistics(&self) -> Value {
+        let before = self.balloon()["updates"].as_u64().expect("a number");
+        eventually("fresh statistics", || {
+            self.vm.ask(&json!({"op": "balloon_statistics"}));
+            self.balloon()["updates"].as_u64().expect("a number") > before
+        });
+        self.balloon()["guest"].clone()
+    }
+
+    /// Writes to so much of the guest's memory, and frees it again.
+    fn dirty(&mut self, mib: u64) {
+        let pages = mib * MIB_PAGES;
+        let fill = format!("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages={pages}");
+        assert_eq!(self.agent.command(&fill), format!("ok command=fill pages={pages}"));
+        let verified = self.agent.command("verify");
+        assert_eq!(verified, format!("ok command=verify checked={pages} mismatched=0 first=none"));
+        let freed = self.agent.command("free percent=100");
+        assert!(freed.starts_with("ok command=free"), "{freed}");
+    }
+
+    /// Ends the guest, which must have had no trouble.
+    fn end(self, sandbox: &Sandbox) {
+        let log = fs::read_to_string(&self.console).expect("the console");
+        for trouble in ["soft lockup", "rcu: INFO", "Call Trace", "BUG:", "WARNING:"] {
+            assert!(!log.contains(trouble), "{trouble} in the guest's log:\n{log}");
+        }
+        assert_eq!(self.vm.ask(&json!({"op": "stop"})), json!("done"));
+        let _ = self.vm.into_running().wait().success();
+        sandbox.assert_clean_within(SOON);
+    }
+}
+
+/// Whether two sizes differ by at most so many percent.
+fn within(percent: u64, a: u64, b: u64) -> bool {
+    a.abs_diff(b) * 100 <= percent * a.max(b)
+}
+
+#[test]
+fn the_balloon_of_a_linux_guest() {
+    let sandbox = Sandbox::new();
+    let mut linux = Linux::boot(&sandbox, "vm", &[]);
+    let free = |statistics: &Value| statistics["free_memory"].as_u64().expect("a number");
+
+    // Inflation takes memory from the guest, and gives it to the host.
+    linux.dirty(64);
+    let (before, full_kib) = (linux.statistics(), linux.vm.rss_kib());
+    linux.inflate(64);
+    let after = linux.statistics();
+    let taken = free(&before).saturating_sub(free(&after));
+    assert!(taken >= (64 << 20) / 100 * 85, "of 64 MiB, {taken} bytes left the guest's free memory");
+    assert!(linux.vm.rss_kib() < full_kib, "the host has got none of it");
+    for name in ["swap_in", "major_faults", "minor_faults", "total_memory", "available_memory", "disk_caches"]
+    {
+        assert!(after.get(name).is_some(), "no {name} in {after}");
+    }
+    // A kernel of 6.12 has these too.
+    for name in ["oom_kill", "alloc_stall", "async_scan", "direct_scan", "async_reclaim", "direct_reclaim"] {
+        assert!(after.get(name).is_some(), "no {name} in {after}");
+    }
+    let faults = |statistics: &Value| statistics["minor_faults"].as_u64().expect("a number");
+    assert!(faults(&after) >= faults(&before), "faults are counted up");
+
+    // What the host holds does not move by itself.
+    let rss_kib = linux.vm.rss_kib();
+    thread::sleep(Duration::from_secs(1));
+    assert!(within(1, rss_kib, linux.vm.rss_kib()), "{rss_kib} KiB, then {} KiB", linux.vm.rss_kib());
+
+    // Deflation gives it back, all of it usable; statistics follow.
+    linux.inflate(0);
+    assert!(free(&linux.statistics()) > free(&after), "the guest has not got its memory back");
+    linux.dirty(64);
+
+    // A second inflation brings as much as the first.
+    linux.inflate(128);
+    let first_kib = linux.vm.rss_kib();
+    linux.inflate(0);
+    linux.dirty(64);
+    linux.inflate(128);
+    assert!(within(5, first_kib, linux.vm.rss_kib()), "{first_kib} KiB, then {} KiB", linux.vm.rss_kib());
+
+    // While the VM is paused nothing moves, and the new target is not forgotten.
+    assert_eq!(linux.vm.ask(&json!({"op": "pause"})), json!("done"));
+    linux.target(32 * MIB_PAGES);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(linux.actual(), 128 * MIB_PAGES);
+    assert_eq!(linux.vm.ask(&json!({"op": "resume"})), json!("done"));
+    eventually("the balloon follows after the pause", || linux.actual() == 32 * MIB_PAGES);
+
+    // A driver that goes gives everything back; one that comes inflates to the target.
+    assert_eq!(linux.agent.command("balloon off"), "ok command=balloon action=off");
+    eventually("the driver is gone", || linux.balloon()["driver"] == json!(false));
+    assert_eq!(linux.balloon()["host"]["held_pages"], json!(0));
+    let on = linux.agent.command("balloon on");
+    assert!(on.starts_with("ok command=balloon action=on features=0x"), "{on}");
+    linux.inflate(32);
+    let _ = linux.statistics();
+    linux.dirty(32);
+
+    // More than the guest has: it gives what it can and lives.
+    linux.target(255 * MIB_PAGES);
+    eventually("the balloon has taken what there is", || linux.actual() > 150 * MIB_PAGES);
+    thread::sleep(Duration::from_secs(2));
+    assert!(linux.actual() < 255 * MIB_PAGES);
+    linux.inflate(0);
+    linux.dirty(64);
+    linux.end(&sandbox);
+}
+
+#[test]
+fn a_linux_guest_takes_back_what_it_needs_where_that_was_agreed() {
+    let sandbox = Sandbox::new();
+    let mut linux = Linux::boot(&sandbox, "vm", &["--deflate-on-oom"]);
+    linux.inflate(128);
+    // What is left to it is less than this.
+    linux.dirty(120);
+    assert!(linux.actual() < 128 * MIB_PAGES, "the balloon is as large as before");
+    linux.end(&sandbox);
+}
+
+#[test]
+fn freed_memory_of_a_linux_guest_is_reported() {
+    let sandbox = Sandbox::new();
+    let mut linux = Linux::boot(&sandbox, "vm", &["--free-page-reporting"]);
+    linux.dirty(100);
+    let dirty_kib = linux.vm.rss_kib();
+    eventually("free pages are reported and dropped", || {
+        linux.balloon()["host"]["reported_bytes"].as_u64().expect("a number") > 80 << 20
+            && linux.vm.rss_kib() + (60 << 10) < dirty_kib
+    });
+    // They are the guest's to use all the while.
+    linux.dirty(100);
+    linux.end(&sandbox);
+}
