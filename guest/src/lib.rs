@@ -7,7 +7,8 @@
 //! - [`protocol`]: the lines that travel over the second serial port;
 //! - [`content`]: what a page holds, as a function of its key;
 //! - [`layout`]: which page has which key;
-//! - [`workload`]: filling, churning, verifying and freeing an array of pages;
+//! - [`workload`]: filling, churning, verifying and freeing an array of pages, [`in_use`] which of them it uses;
+//! - [`virtio`]: the built-in guest's balloon driver, over registers and memory that its caller provides;
 //! - [`service`]: commands in, replies out, over a workload.
 //!
 //! It needs neither `std` nor an allocator, and imports nothing of ours.
@@ -17,7 +18,9 @@
 extern crate std;
 
 pub mod content;
+pub mod in_use;
 pub mod layout;
 pub mod protocol;
 pub mod service;
+pub mod virtio;
 pub mod workload;

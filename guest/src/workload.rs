@@ -9,6 +9,7 @@
 use core::ops::Range;
 
 use crate::content::{Page, check_page, fill_page};
+use crate::in_use::InUse;
 use crate::layout::{self, Layout};
 use crate::protocol::{Class, Fill, Report, Target};
 
@@ -46,6 +47,8 @@ struct Filled {
     held: [u64; 4],
     /// While filling: pages written so far.
     done: u64,
+    /// Whether the rest is still to be written.
+    going_on: bool,
 }
 
 /// A `verify` on its way.
@@ -96,7 +99,7 @@ impl<'t, P: Pages> Workload<'t, P> {
             self.pages.release(pages..before);
         }
         let layout = Layout::new(fill.mix, pages);
-        self.filled = Some(Filled { fill, layout, held: [0; 4], done: 0 });
+        self.filled = Some(Filled { fill, layout, held: [0; 4], done: 0, going_on: true });
         self.cursors = [0; 5];
         true
     }
@@ -112,11 +115,38 @@ impl<'t, P: Pages> Workload<'t, P> {
             }
         }
         filled.done = end;
+        filled.going_on &= end < filled.layout.pages();
         for class in Class::ALL {
             let segment = filled.layout.segment(class);
             filled.held[usize::from(class.code())] = end.clamp(segment.start, segment.end) - segment.start;
         }
         end
+    }
+
+    /// Leaves a fill at what is written by now.
+    pub fn stop_fill(&mut self) {
+        if let Some(filled) = &mut self.filled {
+            filled.going_on = false;
+        }
+    }
+
+    /// The pages held, or all those to be filled while a fill goes on. The others may be given away.
+    pub fn in_use(&self) -> InUse {
+        let Some(filled) = &self.filled else { return InUse::default() };
+        if filled.going_on {
+            let none = || filled.layout.pages()..filled.layout.pages();
+            return InUse::new([0..filled.layout.pages(), none(), none(), none()]);
+        }
+        InUse::new(Class::ALL.map(|class| {
+            let start = filled.layout.segment(class).start;
+            start..start + filled.held[usize::from(class.code())]
+        }))
+    }
+
+    /// A page that is not held, to look at or to write to. None if it is held or there is no such page.
+    pub fn idle_page(&mut self, page: u64) -> Option<&mut Page> {
+        let is_idle = page < self.capacity() && self.in_use().range_of(page).is_none();
+        is_idle.then(|| self.pages.page(page))
     }
 
     /// Rewrites `budget` pages of `target`, going round in order, each with its next generation. Each is checked
@@ -351,6 +381,25 @@ pub(crate) mod tests {
         assert!(workload.begin_fill(fill(Some(10))));
         assert_eq!(workload.fill_step(u64::MAX), 10);
         assert_eq!(workload.pages.released.len(), 80);
+    }
+
+    #[test]
+    fn pages_are_in_use_from_the_begin_of_a_fill_until_they_are_freed() {
+        let mut generations = [0; 100];
+        let mut workload = Workload::new(TestPages::new(100), &mut generations);
+        assert_eq!(workload.in_use().pages(), 0);
+        workload.begin_fill(fill(Some(80)));
+        assert_eq!((workload.in_use().pages(), workload.in_use().range_of(79)), (80, Some(&(0..80))));
+        workload.fill_step(1000);
+        assert_eq!(workload.in_use().pages(), 80);
+        workload.free(50);
+        assert_eq!(workload.in_use().ranges(), [0..12, 24..36, 48..56, 64..72]);
+        assert!(workload.idle_page(11).is_none() && workload.idle_page(100).is_none());
+        assert!(workload.idle_page(12).is_some());
+        workload.begin_fill(fill(Some(80)));
+        workload.fill_step(30);
+        workload.stop_fill();
+        assert_eq!((workload.in_use().pages(), workload.in_use().next_start(0)), (30, 24));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod code;
 pub mod host;
 pub mod lab;
+pub mod peer;
 pub mod run;
 pub mod sandbox;
 pub mod tidy;

@@ -27,6 +27,8 @@ pub struct RingError(#[from] virtio_queue::Error);
 pub enum Completion {
     /// It is finished; so many bytes were written to its device-writable part, from its start.
     Written(u32),
+    /// As `Written`, and it was much: [`drain`] returns with [`Progress::More`], so that others get their turn.
+    Last(u32),
     /// The device keeps it and calls [`complete`] with its head later.
     Held,
 }
@@ -45,7 +47,7 @@ pub fn drain(
     let mut completed = false;
     let mut progress = Progress::More;
     let mut chain = Chain::new(memory);
-    for _ in 0..MAX_PASSES {
+    'passes: for _ in 0..MAX_PASSES {
         queue.disable_notification(memory)?;
         for _ in 0..queue.size() {
             let Some(descriptors) = queue.iter(memory)?.next() else {
@@ -64,9 +66,12 @@ pub fn drain(
                     Completion::Written(0)
                 }
             };
-            if let Completion::Written(bytes) = completion {
+            if let Completion::Written(bytes) | Completion::Last(bytes) = completion {
                 queue.add_used(memory, head, bytes)?;
                 completed = true;
+            }
+            if matches!(completion, Completion::Last(_)) {
+                break 'passes;
             }
         }
         if !queue.enable_notification(memory)? {

@@ -37,6 +37,11 @@ impl Interrupt {
         }))
     }
 
+    /// Whether the driver has an interrupt to look at: the InterruptStatus register is not 0.
+    pub fn is_pending(&self) -> bool {
+        self.status() != 0
+    }
+
     /// Buffers have been put in the used ring: interrupts unless the driver asked not to be
     /// (VIRTQ_AVAIL_F_NO_INTERRUPT, or used_event with EVENT_IDX; Virtio 1.2, 2.7.7).
     pub fn used_buffers(&self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {

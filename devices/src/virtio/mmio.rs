@@ -89,6 +89,11 @@ impl MmioTransport {
         self.queues.len()
     }
 
+    /// The device's interrupt.
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
+    }
+
     /// Gives the transport the event (a duplicate of the ioeventfd) by which the event loop learns that a queue
     /// wants processing. The transport writes to it when a bounded pass left work behind, so that
     /// [`Progress::More`] is never forgotten, whoever called [`MmioTransport::notify`]. Out-of-range

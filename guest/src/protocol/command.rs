@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use super::fields::{Fields, bad, split};
-use super::{ParseError, Word};
+use super::{Balloon, ParseError, Word};
 
 /// What a page is for. The order is the order of the segments in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,6 +175,8 @@ pub enum Command {
     Idle,
     /// Say the counts.
     Report,
+    /// See to the balloon.
+    Balloon(Balloon),
     /// Power off.
     Poweroff,
     /// Reset.
@@ -191,6 +193,7 @@ impl Command {
             Self::Free { .. } => "free",
             Self::Idle => "idle",
             Self::Report => "report",
+            Self::Balloon(_) => "balloon",
             Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
         }
@@ -230,11 +233,12 @@ impl Command {
             }
             "idle" => bare(Self::Idle),
             "report" => bare(Self::Report),
+            "balloon" => Balloon::parse(rest).map(Self::Balloon),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, verify, free, idle, report, poweroff or reboot",
+                expected: "fill, churn, verify, free, idle, report, balloon, poweroff or reboot",
             }),
         }
     }
@@ -254,6 +258,7 @@ impl fmt::Display for Command {
                 seconds.map_or(Ok(()), |seconds| write!(f, " seconds={seconds}"))
             }
             Self::Free { percent } => write!(f, " percent={percent}"),
+            Self::Balloon(action) => write!(f, " {action}"),
             Self::Verify | Self::Idle | Self::Report | Self::Poweroff | Self::Reboot => Ok(()),
         }
     }

@@ -27,8 +27,10 @@
 //! | `free percent=` | forgets that part of the pages held, and gives them back |
 //! | `idle` | stops everything |
 //! | `report` | counts |
+//! | `balloon report\|check\|touch\|off\|on\|hostile ...` | looks after the balloon, or misuses it: see [`Balloon`] |
 //! | `poweroff`, `reboot` | end the guest |
 
+mod balloon;
 mod command;
 mod fields;
 mod line;
@@ -39,6 +41,7 @@ mod tests;
 
 use core::fmt;
 
+pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
 pub use command::{Class, Command, Fill, Mix, Target};
 pub use line::{LineReader, Text, Word};
 pub use reply::{Done, ErrorCode, Kind, Ready, Reply, Report};

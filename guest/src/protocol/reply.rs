@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::fields::{Fields, bad, split};
-use super::{ParseError, Text, VERSION, Word};
+use super::{BalloonDone, ParseError, Text, VERSION, Word};
 
 /// Which guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,8 @@ pub enum Done {
     Idle,
     /// The counts.
     Report(Report),
+    /// What was asked of the balloon is done.
+    Balloon(BalloonDone),
     /// The guest powers off.
     Poweroff,
     /// The guest resets.
@@ -107,11 +109,20 @@ pub enum ErrorCode {
     Empty,
     /// The guest could not do it.
     Failed,
+    /// The guest has nothing that could.
+    Unsupported,
 }
 
 impl ErrorCode {
-    const ALL: [ErrorCode; 6] =
-        [Self::Parse, Self::Busy, Self::Cancelled, Self::Memory, Self::Empty, Self::Failed];
+    const ALL: [ErrorCode; 7] = [
+        Self::Parse,
+        Self::Busy,
+        Self::Cancelled,
+        Self::Memory,
+        Self::Empty,
+        Self::Failed,
+        Self::Unsupported,
+    ];
 
     /// Its name on the wire.
     pub const fn name(self) -> &'static str {
@@ -122,6 +133,7 @@ impl ErrorCode {
             Self::Memory => "memory",
             Self::Empty => "empty",
             Self::Failed => "failed",
+            Self::Unsupported => "unsupported",
         }
     }
 }
@@ -233,6 +245,7 @@ impl Done {
             }
             "idle" => bare(Self::Idle),
             "report" => Report::parse(rest).map(Self::Report),
+            "balloon" => BalloonDone::parse(rest).map(Self::Balloon),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(bad("command", command, "the name of a command")),
@@ -263,7 +276,7 @@ fn parse_err(rest: &str) -> Result<Reply, ParseError> {
     let code = ErrorCode::ALL
         .into_iter()
         .find(|code| code.name() == name)
-        .ok_or_else(|| bad("code", name, "parse, busy, cancelled, memory, empty or failed"))?;
+        .ok_or_else(|| bad("code", name, "parse, busy, cancelled, memory, empty, failed or unsupported"))?;
     Ok(Reply::Err { code, message: Text::of(message.trim_ascii()) })
 }
 
@@ -298,6 +311,7 @@ impl fmt::Display for Done {
             Self::Free { freed, filled } => write!(f, "free freed={freed} filled={filled}"),
             Self::Idle => f.write_str("idle"),
             Self::Report(report) => write!(f, "report {report}"),
+            Self::Balloon(done) => write!(f, "balloon {done}"),
             Self::Poweroff => f.write_str("poweroff"),
             Self::Reboot => f.write_str("reboot"),
         }

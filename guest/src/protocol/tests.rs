@@ -10,6 +10,9 @@ use super::*;
 /// More pages than 64 bits can address; a report of such counts still fits in a line.
 const COUNT_MAX: u64 = 1 << 52;
 
+/// A balloon's size is a number of 32 bits; what it counts stays below this, and so do its features.
+const BALLOON_MAX: u64 = 1 << 39;
+
 fn mix() -> impl Strategy<Value = Mix> {
     (0_u8..=100, 0_u8..=100, 0_u8..=100).prop_map(|(a, b, c)| {
         let mut cuts = [a, b, c];
@@ -33,6 +36,7 @@ fn command() -> impl Strategy<Value = Command> {
             seconds
         }),
         (0_u8..=100).prop_map(|percent| Command::Free { percent }),
+        balloon().prop_map(Command::Balloon),
         prop::sample::select(std::vec![
             Command::Verify,
             Command::Idle,
@@ -40,6 +44,50 @@ fn command() -> impl Strategy<Value = Command> {
             Command::Poweroff,
             Command::Reboot
         ]),
+    ]
+}
+
+fn balloon() -> impl Strategy<Value = Balloon> {
+    prop_oneof![
+        any::<u64>().prop_map(|pages| Balloon::Touch { pages }),
+        prop::sample::select(&Hostile::ALL[..]).prop_map(Balloon::Hostile),
+        prop::sample::select(std::vec![Balloon::Report, Balloon::Check, Balloon::Off, Balloon::On]),
+    ]
+}
+
+fn balloon_done() -> impl Strategy<Value = BalloonDone> {
+    let drives = std::vec![Drive::Off, Drive::On, Drive::Leaving, Drive::Broken];
+    let stands = std::vec![Hinting::Idle, Hinting::Running, Hinting::Finished];
+    let states = (prop::sample::select(drives), prop::sample::select(stands), any::<u32>());
+    let report = (states, 0..BALLOON_MAX, proptest::array::uniform7(0..=BALLOON_MAX)).prop_map(
+        |(
+            (drive, hinting, hint_cmd),
+            features,
+            [target, actual, given, free, reported, hinted, statistics],
+        )| {
+            BalloonDone::Report(BalloonReport {
+                drive,
+                features,
+                target,
+                actual,
+                given,
+                free,
+                reported,
+                hinted,
+                hinting,
+                hint_cmd,
+                statistics,
+            })
+        },
+    );
+    prop_oneof![
+        report,
+        any::<[u64; 2]>().prop_map(|[checked, nonzero]| BalloonDone::Check { checked, nonzero }),
+        any::<u64>().prop_map(|touched| BalloonDone::Touch { touched }),
+        any::<u64>().prop_map(|features| BalloonDone::On { features }),
+        (prop::sample::select(&Hostile::ALL[..]), any::<bool>(), any::<u32>())
+            .prop_map(|(kind, completed, status)| BalloonDone::Hostile { kind, completed, status }),
+        Just(BalloonDone::Off),
     ]
 }
 
@@ -58,6 +106,7 @@ fn done() -> impl Strategy<Value = Done> {
         (any::<u64>(), any::<u64>()).prop_map(|(freed, filled)| Done::Free { freed, filled }),
         prop::sample::select(std::vec![Done::Idle, Done::Poweroff, Done::Reboot]),
         report,
+        balloon_done().prop_map(Done::Balloon),
     ]
 }
 
@@ -69,7 +118,8 @@ fn reply() -> impl Strategy<Value = Reply> {
         ErrorCode::Cancelled,
         ErrorCode::Memory,
         ErrorCode::Empty,
-        ErrorCode::Failed
+        ErrorCode::Failed,
+        ErrorCode::Unsupported
     ];
     prop_oneof![
         (any::<bool>(), any::<[u64; 3]>()).prop_map(|(linux, [pages, base, mem_pages])| {
@@ -150,7 +200,13 @@ proptest! {
 fn errors_say_what_was_expected() {
     for (line, message) in [
         ("", "empty line, expected a command"),
-        ("fly", "\"fly\" is unknown, expected fill, churn, verify, free, idle, report, poweroff or reboot"),
+        (
+            "fly",
+            "\"fly\" is unknown, expected fill, churn, verify, free, idle, report, balloon, poweroff or reboot",
+        ),
+        ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
+        ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),
+        ("balloon touch", "pages= is missing"),
         ("free", "percent= is missing"),
         ("free percent=101", "percent=101, expected a percentage from 0 to 100"),
         ("free percent=+1", "percent=+1, expected a percentage from 0 to 100"),
@@ -204,5 +260,19 @@ fn the_longest_lines_fit() {
         verified: COUNT_MAX,
         mismatched: COUNT_MAX,
     };
+    let balloon = BalloonReport {
+        drive: Drive::Leaving,
+        features: BALLOON_MAX,
+        target: BALLOON_MAX,
+        actual: BALLOON_MAX,
+        given: BALLOON_MAX,
+        free: BALLOON_MAX,
+        reported: BALLOON_MAX,
+        hinted: BALLOON_MAX,
+        hinting: Hinting::Finished,
+        hint_cmd: u32::MAX,
+        statistics: BALLOON_MAX,
+    };
+    assert!(Reply::Ok(Done::Balloon(BalloonDone::Report(balloon))).to_string().len() < MAX_LINE);
     assert!(Reply::Ok(Done::Report(report)).to_string().len() < MAX_LINE);
 }

@@ -3,8 +3,13 @@
 //! The caller owns the clock and the ports: it passes lines to [`Service::line`], calls [`Service::step`] in
 //! between, and sleeps for as long as that says.
 
-use crate::protocol::{Command, Done, ErrorCode, ParseError, Reply, Target, Text};
+use crate::protocol::{Command, Done, ErrorCode, Fill, ParseError, Reply, Target, Text};
+use crate::virtio::balloon::{Driver, Rest, Room};
+use crate::virtio::{NoDevice, Transport};
 use crate::workload::{Pages, Verify, Workload};
+use balloon::Task;
+
+mod balloon;
 
 /// Pages a step goes on with before the caller may look at its input again. On a host that has to find memory
 /// for each, that is some 10 ms.
@@ -15,6 +20,9 @@ const PROGRESS_MICROS: u64 = 1_000_000;
 
 /// Churn rewrites in batches at least this far apart: waking for each page would cost more than the page.
 const CHURN_BATCH_MS: u64 = 10;
+
+/// How long to sleep at most while the balloon's device has requests to answer. It wakes a sleeping guest anyway.
+const BALLOON_MILLIS: u32 = 1;
 
 const MICROS: u64 = 1_000_000;
 
@@ -53,10 +61,11 @@ pub trait Out {
     fn send(&mut self, port: Port, reply: &Reply);
 }
 
-/// A workload that obeys commands.
+/// A workload that obeys commands, and the driver of the balloon that its pages go into, if there is one.
 #[derive(Debug)]
-pub struct Service<'t, P> {
+pub struct Service<'t, P, T = NoDevice> {
     workload: Workload<'t, P>,
+    balloon: Option<Driver<'t, T>>,
     job: Option<Job>,
     churn: Option<Churn>,
 }
@@ -70,8 +79,18 @@ struct Job {
 
 #[derive(Clone, Copy, Debug)]
 enum JobKind {
+    /// Waits for pages that are in the balloon or in its requests.
+    MakeRoom,
     Fill,
     Verify(Verify),
+    Balloon(Task),
+}
+
+impl JobKind {
+    /// Whether only the balloon's device can get it on.
+    fn waits_for_device(self) -> bool {
+        matches!(self, Self::MakeRoom | Self::Balloon(Task::Off | Task::Hostile))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,9 +104,16 @@ struct Churn {
 }
 
 impl<'t, P: Pages> Service<'t, P> {
-    /// A service over `workload`.
+    /// A service over `workload`, without a balloon.
     pub fn new(workload: Workload<'t, P>) -> Self {
-        Self { workload, job: None, churn: None }
+        Service::with_balloon(workload, None)
+    }
+}
+
+impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
+    /// A service over `workload`, whose pages `balloon` gives away.
+    pub fn with_balloon(workload: Workload<'t, P>, balloon: Option<Driver<'t, T>>) -> Self {
+        Self { workload, balloon, job: None, churn: None }
     }
 
     /// The workload.
@@ -133,6 +159,10 @@ impl<'t, P: Pages> Service<'t, P> {
         if command == Command::Idle {
             self.churn = None;
             if let Some(job) = self.job.take() {
+                self.workload.stop_fill();
+                if let Some(balloon) = &mut self.balloon {
+                    balloon.fill_cancelled();
+                }
                 out.send(job.port, &refusal(ErrorCode::Cancelled, format_args!("idle came before the end")));
             }
             out.send(port, &Reply::Ok(Done::Idle));
@@ -155,13 +185,15 @@ impl<'t, P: Pages> Service<'t, P> {
     fn obey(&mut self, port: Port, command: Command, now_micros: u64) -> Option<Reply> {
         match command {
             Command::Fill(fill) => {
-                if !self.workload.begin_fill(fill) {
-                    let (asked, have) = (fill.pages.unwrap_or(0), self.workload.capacity());
+                let limits = self.fill_limits();
+                let (asked, have) = (fill.pages.unwrap_or(limits.default), limits.most);
+                let fill = Fill { pages: Some(asked), ..fill };
+                if asked > have || !self.workload.begin_fill(fill) {
                     let message = format_args!("pages={asked}, expected at most {have}");
                     return Some(refusal(ErrorCode::Memory, message));
                 }
                 self.churn = None;
-                self.job = Some(Job { kind: JobKind::Fill, port, told_micros: now_micros });
+                self.job = Some(Job { kind: JobKind::MakeRoom, port, told_micros: now_micros });
                 None
             }
             Command::Verify => {
@@ -189,9 +221,13 @@ impl<'t, P: Pages> Service<'t, P> {
             }
             Command::Free { percent } => {
                 let freed = self.workload.free(percent);
+                if let Some(balloon) = &mut self.balloon {
+                    balloon.freed();
+                }
                 Some(Reply::Ok(Done::Free { freed, filled: self.workload.held(Target::All) }))
             }
             Command::Report => Some(Reply::Ok(Done::Report(self.workload.report()))),
+            Command::Balloon(action) => self.obey_balloon(port, action, now_micros),
             // Dealt with by the caller.
             Command::Idle | Command::Poweroff | Command::Reboot => None,
         }
@@ -200,32 +236,57 @@ impl<'t, P: Pages> Service<'t, P> {
     /// Goes on with whatever is running. Returns how long to wait before the next step.
     pub fn step(&mut self, now_micros: u64, out: &mut impl Out) -> Wait {
         let churn = self.step_churn(now_micros);
+        let patient = self.job.map_or(churn != Wait::No, |job| job.kind.waits_for_device());
+        let rest = self.step_balloon(now_micros, patient);
         if self.job.is_some() {
             self.step_job(now_micros, out);
-            // Even after its last step: what was waiting for it may have arrived.
-            return Wait::No;
+            return match self.job {
+                Some(job) if job.kind.waits_for_device() => Wait::Millis(BALLOON_MILLIS),
+                // Even after its last step: what was waiting for it may have arrived.
+                _ => Wait::No,
+            };
         }
-        churn
+        match (rest, churn) {
+            (Rest::Waiting, Wait::Millis(_) | Wait::Forever) => Wait::Millis(BALLOON_MILLIS),
+            _ => churn,
+        }
     }
 
     fn step_job(&mut self, now_micros: u64, out: &mut impl Out) {
         let Some(mut job) = self.job.take() else { return };
+        if let JobKind::MakeRoom = job.kind {
+            match self.room_for_fill() {
+                Room::Ready => job.kind = JobKind::Fill,
+                Room::Soon => {}
+                Room::Never => {
+                    self.workload.stop_fill();
+                    let message = format_args!("the balloon has those pages and its device is broken");
+                    return out.send(job.port, &refusal(ErrorCode::Failed, message));
+                }
+            }
+        }
         let (done, total) = match &mut job.kind {
+            JobKind::MakeRoom => (0, self.workload.total()),
             JobKind::Fill => {
                 let (done, total) = (self.workload.fill_step(STEP_PAGES), self.workload.total());
                 if done == total {
-                    out.send(job.port, &Reply::Ok(Done::Fill { pages: total }));
-                    return;
+                    return out.send(job.port, &Reply::Ok(Done::Fill { pages: total }));
                 }
                 (done, total)
             }
             JobKind::Verify(verify) => {
                 if self.workload.verify_step(verify, STEP_PAGES) {
                     let Verify { checked, mismatched, first, .. } = *verify;
-                    out.send(job.port, &Reply::Ok(Done::Verify { checked, mismatched, first }));
-                    return;
+                    return out.send(job.port, &Reply::Ok(Done::Verify { checked, mismatched, first }));
                 }
                 (verify.checked, self.workload.held(Target::All))
+            }
+            JobKind::Balloon(task) => {
+                if let Some(done) = self.step_task(task) {
+                    return out.send(job.port, &balloon::done(done));
+                }
+                self.job = Some(job);
+                return;
             }
         };
         if now_micros.saturating_sub(job.told_micros) >= PROGRESS_MICROS {
@@ -270,3 +331,6 @@ fn refusal(code: ErrorCode, message: core::fmt::Arguments<'_>) -> Reply {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod balloon_tests;

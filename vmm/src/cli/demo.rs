@@ -10,7 +10,7 @@ use crate::host::HostError;
 use crate::host::fleet::{Fleet, Watch};
 use crate::host::guest::Lifetime;
 use crate::host::runtime::FleetDir;
-use crate::host::spec::{EngineName, FillSpec, FleetSpec, GuestSpec};
+use crate::host::spec::{BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec};
 use crate::measure::report::{Outcome, Report};
 use crate::merge::ksm;
 use crate::vm::probe;
@@ -65,6 +65,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         initrd: None,
         cmdline: None,
         ready_seconds: None,
+        balloon: BalloonSpec::default(),
         fill: Some(MIX),
     });
     let spec = FleetSpec { name: format!("demo-{}", std::process::id()), engine, guests: guests.collect() };

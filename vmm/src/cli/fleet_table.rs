@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
-use crate::host::status::{FleetStatus, State};
+use crate::host::status::{FleetStatus, GuestStatus, State};
 use crate::measure::frames::Pages;
 use crate::memory::PAGE_BYTES;
 
@@ -13,8 +13,8 @@ use crate::memory::PAGE_BYTES;
 pub(super) fn status_table(status: &FleetStatus) -> String {
     let mut table = table(
         &[
-            "guest", "state", "pid", "kind", "memory", "absent", "zero", "private", "shared", "swapped",
-            "frames",
+            "guest", "state", "pid", "kind", "memory", "balloon", "absent", "zero", "private", "shared",
+            "swapped", "frames",
         ],
         4,
     );
@@ -31,12 +31,15 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
             guest.pid.map_or("-".into(), |p| p.to_string()),
             guest.kind.clone().unwrap_or("-".into()),
             mib(guest.memory_bytes),
+            guest.balloon.as_ref().map_or("-".into(), |b| mib(b.host.held_pages * PAGE_BYTES)),
         ];
         row.extend(classes(&guest.pages));
         row.push(mib((guest.frames * PAGE_BYTES as f64) as u64));
         table.add_row(row);
     }
     let mut all = vec!["all".into(), String::new(), String::new(), String::new(), mib(status.promised_bytes)];
+    let ballooned = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.held_pages);
+    all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
     all.extend(classes(&status.pages));
     all.push(mib(status.frames * PAGE_BYTES));
     table.add_row(all);
@@ -92,7 +95,7 @@ pub(super) fn kvm_table(status: &FleetStatus) -> String {
 }
 
 /// An empty table whose columns from `numbers` on are aligned to the right.
-fn table(header: &[&str], numbers: usize) -> Table {
+pub(super) fn table(header: &[&str], numbers: usize) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_header(header.to_vec());
     for column in table.column_iter_mut().skip(numbers) {
@@ -105,6 +108,6 @@ fn classes(pages: &Pages) -> [String; 5] {
     [pages.absent, pages.zero, pages.private, pages.shared, pages.swapped].map(|p| mib(p * PAGE_BYTES))
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / (1 << 20) as f64)
 }

@@ -1,5 +1,7 @@
 //! One file per subcommand: parse, call, print. All of them end here.
 
+mod balloon;
+mod balloon_table;
 mod demo;
 mod doctor;
 mod fleet;
@@ -41,6 +43,7 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Fleet(fleet::Args),
+    Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
     /// Restore the kernel's KSM settings when their owner is gone
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Fleet(args) => fleet::run(args),
+        Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::KsmGuard => ksm_guard(),

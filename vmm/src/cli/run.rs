@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::memory::ram::Backing;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, probe};
 use anyhow::Context;
+use devices::virtio::balloon;
 
 /// The command line a Linux guest gets unless told otherwise.
 const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
@@ -48,6 +49,18 @@ pub(super) struct Args {
     /// The VM's name, for messages
     #[arg(long, default_value = "vm")]
     name: String,
+    /// Leave the balloon out
+    #[arg(long)]
+    no_balloon: bool,
+    /// Let the guest take pages back from its balloon when it runs out of memory
+    #[arg(long, conflicts_with = "no_balloon")]
+    deflate_on_oom: bool,
+    /// Let the guest tell of free pages as it frees them, and give them back to the host
+    #[arg(long, conflicts_with = "no_balloon")]
+    free_page_reporting: bool,
+    /// Let the host ask for free pages (over the API)
+    #[arg(long, conflicts_with = "no_balloon")]
+    free_page_hinting: bool,
     /// Let the host kernel's samepage merging (KSM) have the guest's memory
     #[arg(long)]
     mergeable: bool,
@@ -85,6 +98,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         console: args.console,
         control: args.control,
         com2: args.com2,
+        balloon: (!args.no_balloon).then_some(balloon::Config {
+            target_pages: 0,
+            deflate_on_oom: args.deflate_on_oom,
+            statistics: true,
+            hinting: args.free_page_hinting,
+            reporting: args.free_page_reporting,
+        }),
         mergeable: args.mergeable,
         huge_pages: args.huge_pages,
         lifeline: args.lifeline,

@@ -55,6 +55,16 @@ pub enum HostError {
         /// Its name.
         fleet: String,
     },
+    /// No such guest.
+    #[error("fleet {fleet:?} has no guest {guest:?}; it has: {known}")]
+    NoGuest {
+        /// Who was meant.
+        guest: String,
+        /// Where.
+        fleet: String,
+        /// Who is there.
+        known: String,
+    },
     /// No such fleet.
     #[error("no fleet {fleet:?} is up{known}")]
     NotUp {

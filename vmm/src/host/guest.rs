@@ -92,6 +92,8 @@ impl Guest {
             .args(spec.kernel.iter().flat_map(|k| ["--kernel".as_ref(), k.as_os_str()]))
             .args(spec.initrd.iter().flat_map(|i| ["--initrd".as_ref(), i.as_os_str()]))
             .args(spec.cmdline.iter().flat_map(|c| ["--cmdline", c.as_str()]))
+            .args(spec.balloon.deflate_on_oom.then_some("--deflate-on-oom"))
+            .args(spec.balloon.free_page_reporting.then_some("--free-page-reporting"))
             .stdout(Stdio::null())
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.

@@ -3,6 +3,7 @@
 //! Opens no KVM descriptor and maps no guest memory; everything goes through each VM's control socket, its
 //! COM2 socket, and the host's /proc.
 
+pub mod balloon;
 pub mod check;
 pub mod client;
 pub mod daemon;

@@ -139,6 +139,18 @@ impl FillSpec {
     }
 }
 
+/// What a guest's balloon can do, besides being inflated and deflated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonSpec {
+    /// The guest may take pages back when it runs out of memory.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
+    /// The guest tells of free pages as it frees them, and they go back to the host.
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
 /// One guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSpec {
@@ -156,6 +168,9 @@ pub struct GuestSpec {
     pub cmdline: Option<String>,
     /// How long it may take until it is ready; None is the default of its kind of guest.
     pub ready_seconds: Option<u32>,
+    /// What its balloon can do.
+    #[serde(default)]
+    pub balloon: BalloonSpec,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
 }
@@ -197,6 +212,7 @@ struct GuestKeys {
     cmdline: Option<String>,
     domain: Option<String>,
     ready_seconds: Option<u32>,
+    balloon: Option<BalloonSpec>,
     fill: Option<FillSpec>,
 }
 
@@ -212,6 +228,7 @@ struct NamedGuest {
     cmdline: Option<String>,
     domain: Option<String>,
     ready_seconds: Option<u32>,
+    balloon: Option<BalloonSpec>,
     fill: Option<FillSpec>,
 }
 
@@ -284,8 +301,9 @@ fn one_guest(name: String, own: &NamedGuest, common: &GuestKeys, dir: &Path) -> 
     if initrd.is_some() && kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
+    let balloon = own.balloon.or(common.balloon).unwrap_or_default();
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
-    Ok(GuestSpec { name, memory_bytes, cpus, kernel, initrd, cmdline, ready_seconds, fill })
+    Ok(GuestSpec { name, memory_bytes, cpus, kernel, initrd, cmdline, ready_seconds, balloon, fill })
 }
 
 fn resolve(path: &Path, dir: &Path) -> PathBuf {

@@ -6,6 +6,7 @@ use super::HostError;
 use super::fleet::Fleet;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
+use crate::vm::balloon::BalloonStatus;
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
 use crate::vm::probe;
 use crate::vm::stats::Values;
@@ -89,6 +90,9 @@ pub struct GuestStatus {
     pub pages: Pages,
     /// Its part of the frames: a frame shared by n counts 1/n.
     pub frames: f64,
+    /// Its balloon.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub balloon: Option<BalloonStatus>,
     /// KVM's own statistics, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kvm: Option<Values>,
@@ -149,6 +153,10 @@ impl FleetStatus {
                 },
                 _ => None,
             };
+            let balloon = match (&ended, guest.control(&VmRequest::Balloon)) {
+                (None, Ok(VmReply::Balloon(balloon))) => Some(*balloon),
+                _ => None,
+            };
             let seen = frames.guests.iter().find(|f| f.name == guest.spec.name);
             guests.push(GuestStatus {
                 name: guest.spec.name.clone(),
@@ -160,9 +168,11 @@ impl FleetStatus {
                 memory_bytes: guest.spec.memory_bytes,
                 pages: seen.map(|f| f.pages).unwrap_or_default(),
                 frames: seen.map(|f| f.frames).unwrap_or_default(),
+                balloon,
                 kvm: values,
             });
         }
+        let touched = touched(&guests);
         let progress = fleet.progress().unwrap_or_default();
         Ok(Self {
             fleet: fleet.spec.name.clone(),
@@ -178,7 +188,18 @@ impl FleetStatus {
             content: None,
             merge_cpu_seconds: progress.cpu_seconds,
             full_passes: progress.full_passes,
-            notes: frames.notes.iter().cloned().chain(fleet.notes()).collect(),
+            notes: frames.notes.iter().cloned().chain(touched).chain(fleet.notes()).collect(),
         })
     }
+}
+
+/// A note for each guest that uses memory it has given to its balloon.
+fn touched(guests: &[GuestStatus]) -> Vec<String> {
+    let touched = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.touched_pages);
+    let liars = guests.iter().filter(|g| touched(g) > 0);
+    liars
+        .map(|g| {
+            format!("guest {} has touched {} pages again that it gave to its balloon", g.name, touched(g))
+        })
+        .collect()
 }

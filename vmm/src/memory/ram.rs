@@ -105,13 +105,13 @@ pub struct Ram {
 
 /// Where a range of guest RAM lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     /// Its address in this process.
-    pub(super) hva: usize,
+    pub hva: usize,
     /// Its offset in the file, if there is one.
-    pub(super) file_offset: u64,
+    pub file_offset: u64,
     /// Its length.
-    pub(super) bytes: usize,
+    pub bytes: usize,
 }
 
 impl Ram {
@@ -159,7 +159,7 @@ impl Ram {
     }
 
     /// Where `range`, whole pages in one stretch of RAM, lies. None for any other range.
-    pub(super) fn place(&self, range: &Range<Gpa>) -> Option<Place> {
+    pub fn place(&self, range: &Range<Gpa>) -> Option<Place> {
         let (start, bytes) = (range.start.0, range.end.0.checked_sub(range.start.0)?);
         if bytes == 0 || !start.is_multiple_of(super::PAGE_BYTES) || !bytes.is_multiple_of(super::PAGE_BYTES)
         {

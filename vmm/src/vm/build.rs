@@ -1,12 +1,14 @@
 //! Builds one VM, in order: from `/dev/kvm` to vCPU threads that run.
 
+use std::fmt::Write;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use devices::legacy::serial::Serial;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::rng::Rng;
-use devices::virtio::{VirtioDevice, balloon};
+use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -21,7 +23,7 @@ use super::exit::{Ending, Outcome};
 use super::feed::Feed;
 use super::listener::Listener;
 use super::machine::Machine;
-use super::platform::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::running::Running;
 use super::stats::KvmStats;
 use super::terminal::Raw;
@@ -66,12 +68,16 @@ impl Vm {
         let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
 
         let vm = create_vm(&kvm, &ram)?;
-        let virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
-        // HOOK: the balloon's handle comes from here, beside its device in `virtio`.
-        let balloon: Option<balloon::Handle> = None;
+        let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        let balloon = config.balloon.map(|balloon| {
+            let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
+            virtio.push(Box::new(device));
+            handle
+        });
+        let virtio_count = virtio.len();
         let acpi_root = {
             registers::write_tables(ram.memory())?;
-            acpi::write(ram.memory(), config.vcpus, virtio.len())?
+            acpi::write(ram.memory(), config.vcpus, virtio_count)?
         };
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
         let console = config.console.output()?;
@@ -83,7 +89,7 @@ impl Vm {
             &layout::stretches(config.memory_bytes),
             &config.kernel,
             config.initrd.as_deref(),
-            &cmdline(config, &vcpus),
+            &cmdline(config, &vcpus, virtio_count),
             acpi_root,
         )?;
         if let Some(first) = vcpus.first() {
@@ -91,14 +97,15 @@ impl Vm {
         }
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
-        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues } = machine;
+        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues, interrupts } = machine;
         let waits = {
             let ports = [com1.clone(), com2_port.clone()];
-            Box::new(move || {
-                ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input())
-            })
+            let input =
+                move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
+            Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
         };
         let shared = Shared::new(pio, mmio, waits, outcome.clone());
+        queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 
         subscribers.push(Box::new(queues));
@@ -121,10 +128,11 @@ impl Vm {
             vcpu_count: config.vcpus,
             ram,
             stats,
-            vcpus: Arc::new(Mutex::new(Vcpus::start(shared, vcpus)?)),
+            vcpus: Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?)),
             devices_paused,
             devices_resumed: Arc::new(devices_resumed),
             balloon,
+            shared,
             outcome,
         };
         if let Some(socket) = control_socket {
@@ -202,12 +210,15 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError>
         .collect()
 }
 
-/// The built-in guest keeps time by the TSC and is told its rate.
-fn cmdline(config: &Config, vcpus: &[VcpuFd]) -> String {
-    match (&config.kernel, vcpus.first().and_then(|v| v.get_tsc_khz().ok())) {
-        (KernelSource::BuiltIn(_), Some(khz)) => format!("{} tsc_khz={khz}", config.cmdline),
-        _ => config.cmdline.clone(),
+/// The built-in guest reads no ACPI tables: it is told where its virtio devices are, and the TSC's rate, by which it
+/// keeps time.
+fn cmdline(config: &Config, vcpus: &[VcpuFd], virtio_count: usize) -> String {
+    let KernelSource::BuiltIn(_) = config.kernel else { return config.cmdline.clone() };
+    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline);
+    if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
+        let _ = write!(line, " tsc_khz={khz}");
     }
+    line
 }
 
 fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {

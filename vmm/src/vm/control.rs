@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
 
+use super::balloon::BalloonStatus;
 use super::stats::Values;
 use crate::memory::Extent;
 
@@ -39,6 +40,13 @@ pub enum Request {
     },
     /// KVM's own statistics.
     KvmStats,
+    /// The balloon as it is, and fresh statistics for the next time.
+    Balloon,
+    /// Ask the guest for another balloon size.
+    BalloonTarget {
+        /// The size, in pages of 4096 bytes.
+        pages: u32,
+    },
 }
 
 impl Request {
@@ -63,6 +71,8 @@ pub enum Reply {
     Status(Status),
     /// To [`Request::KvmStats`]: sums over all vCPUs where a value is theirs.
     KvmStats(Values),
+    /// To [`Request::Balloon`].
+    Balloon(Box<BalloonStatus>),
     /// The request was carried out.
     Done,
     /// It was not.

@@ -10,14 +10,15 @@ use devices::interrupt::IrqLine;
 use devices::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
 use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
 use devices::legacy::serial::Serial;
-use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::VmError;
 use super::platform::*;
+use super::vcpu::Shared;
 
 /// A VM's devices.
 pub struct Machine {
@@ -35,6 +36,8 @@ pub struct Machine {
     pub reset: EventFd,
     /// Queue notifications of all virtio devices.
     pub queues: Queues,
+    /// The interrupts of all virtio devices.
+    pub interrupts: Vec<Interrupt>,
 }
 
 impl Machine {
@@ -54,7 +57,7 @@ impl Machine {
         pio.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(i8042)))?;
         let power = Power::new(clone(&power_off)?, clone(&reset)?);
         pio.insert(POWER_BASE, POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
-        let mut queues = Queues::default();
+        let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
             let mut transport =
                 MmioTransport::new(Arc::clone(memory), device, irq(vm, VIRTIO_IRQ + n as u32)?);
@@ -63,6 +66,7 @@ impl Machine {
             for (queue, event) in notified.iter().enumerate() {
                 transport.set_kick(queue, clone(event)?);
             }
+            interrupts.push(transport.interrupt());
             let transport = Arc::new(Mutex::new(transport));
             for (queue, notified) in notified.into_iter().enumerate() {
                 let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
@@ -72,7 +76,7 @@ impl Machine {
             }
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
         }
-        Ok(Self { pio, mmio, com1, com2, power_off, reset, queues })
+        Ok(Self { pio, mmio, com1, com2, power_off, reset, queues, interrupts })
     }
 }
 
@@ -123,9 +127,15 @@ pub struct Queues {
     all: Vec<QueueEvent>,
     paused: Arc<AtomicBool>,
     resumed: Option<EventFd>,
+    vcpus: Option<Arc<Shared>>,
 }
 
 impl Queues {
+    /// Whom to wake after work on a queue: a vCPU that waits in us does not see the interrupt.
+    pub fn wake(&mut self, vcpus: Arc<Shared>) {
+        self.vcpus = Some(vcpus);
+    }
+
     /// The switch that holds notifications back, and the event to write after it is off again.
     pub fn pausing(&mut self) -> Result<(Arc<AtomicBool>, EventFd), VmError> {
         let resumed = event()?;
@@ -164,6 +174,9 @@ impl MutEventSubscriber for Queues {
                     }
                 }
             }
+        }
+        if let Some(vcpus) = &self.vcpus {
+            vcpus.input_arrived();
         }
     }
 }

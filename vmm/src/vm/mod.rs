@@ -3,6 +3,7 @@
 //! This is the only place that names KVM. It never knows that there is a fleet.
 
 mod acpi;
+pub mod balloon;
 mod boot;
 mod build;
 mod channel;
@@ -38,6 +39,7 @@ pub use running::{Running, chain};
 use std::path::PathBuf;
 
 use devices::legacy::power;
+use devices::virtio::balloon as device;
 
 use crate::memory::ram::Backing;
 
@@ -68,6 +70,8 @@ pub struct Config {
     pub com2: Option<PathBuf>,
     /// Let the host kernel's samepage merging have the RAM from the start.
     pub mergeable: bool,
+    /// Its balloon.
+    pub balloon: Option<device::Config>,
     /// Ask for (or forbid) huge pages; None leaves it to the host.
     pub huge_pages: Option<bool>,
     /// End the VM when standard input ends; then it is no console input.

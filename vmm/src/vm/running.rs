@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::virtio::balloon;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::balloon::{BalloonError, BalloonStatus};
 use super::control::{Reply, Request, Serve, Status};
 use super::exit::{Ending, Outcome};
 use super::probe;
 use super::stats::KvmStats;
-use super::vcpu::Vcpus;
+use super::vcpu::{Shared, Vcpus};
+use crate::memory::PAGE_BYTES;
 use crate::memory::ram::Ram;
 
 /// The way to a running VM. Clones share it; all of them are used on the main thread.
@@ -24,6 +26,7 @@ pub struct Running {
     pub(super) devices_paused: Arc<AtomicBool>,
     pub(super) devices_resumed: Arc<EventFd>,
     pub(super) balloon: Option<balloon::Handle>,
+    pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
 }
 
@@ -74,6 +77,32 @@ impl Running {
         self.balloon.as_ref()
     }
 
+    /// The balloon as it is now.
+    pub fn balloon_status(&self) -> Result<BalloonStatus, BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        Ok(BalloonStatus::of(balloon, &self.ram)?)
+    }
+
+    /// Asks the guest for another balloon size.
+    pub fn set_balloon(&self, pages: u32) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        let ram_pages = self.ram.bytes() / PAGE_BYTES;
+        if u64::from(pages) > ram_pages {
+            return Err(BalloonError::TooLarge { pages, ram_pages });
+        }
+        balloon.set_target(pages);
+        self.shared.input_arrived();
+        Ok(())
+    }
+
+    /// Asks the guest for fresh balloon statistics, unless it is paused. False if it has left no buffer to ask with.
+    pub fn request_balloon_statistics(&self) -> bool {
+        let asked =
+            !self.is_paused() && self.balloon.as_ref().is_some_and(balloon::Handle::request_statistics);
+        self.shared.input_arrived();
+        asked
+    }
+
     /// KVM's own statistics.
     pub fn kvm_stats(&self) -> &KvmStats {
         &self.stats
@@ -99,6 +128,17 @@ impl Serve for Running {
                 Reply::Done
             }
             Request::Mergeable { on } => match self.ram.set_mergeable(on) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::Balloon => match self.balloon_status() {
+                Ok(status) => {
+                    self.request_balloon_statistics();
+                    Reply::Balloon(Box::new(status))
+                }
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::BalloonTarget { pages } => match self.set_balloon(pages) {
                 Ok(()) => Reply::Done,
                 Err(e) => Reply::Error(chain(&e)),
             },

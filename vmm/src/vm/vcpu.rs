@@ -46,7 +46,7 @@ pub struct Shared {
     pub pio: Bus,
     /// Devices in memory.
     pub mmio: Bus,
-    /// Is there console or control input that the guest has not read?
+    /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where a vCPU says that the VM has ended.
     pub outcome: Outcome,

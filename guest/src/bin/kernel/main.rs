@@ -5,7 +5,8 @@
 //! here runs in ring 3, with the ports it needs opened by the I/O bitmap of its task. So it runs at full speed on every
 //! KVM, also where ring 0 is emulated. It uses no interrupts: it waits in the VMM, through a port of Samepage's.
 //!
-//! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn.
+//! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn; `virtio_mmio=0xADDRESS:N`,
+//! where to look for a balloon.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the entry points from assembly, and reading the time stamp counter")]
@@ -15,12 +16,15 @@ use core::panic::PanicInfo;
 
 use guest::protocol::{Kind, Ready, Reply};
 use guest::service::{Out, Port, Power, Service, Wait};
+use guest::virtio::Transport;
+use guest::virtio::balloon::{Driver, PageMap};
 use guest::workload::{Pages, Workload};
 
 use memory::{BootParams, Plan, Unfit};
 use serial::{Input, Ports};
 
 mod memory;
+mod mmio;
 mod port;
 #[path = "../runtime.rs"]
 mod runtime;
@@ -52,7 +56,7 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
     // SAFETY: `start.s` passes on what the VMM gave it.
     let boot = unsafe { BootParams::new(boot_params) };
     // SAFETY: this is the only call, and nothing has used memory but the image.
-    let Plan { pages, generations, mem_pages } = match unsafe { memory::plan(&boot) } {
+    let Plan { pages, generations, page_map, mem_pages } = match unsafe { memory::plan(&boot) } {
         Ok(plan) => plan,
         Err(Unfit::NoRam) => panic!("the memory map has no RAM around the kernel at 1 MiB"),
         Err(Unfit::TooSmall { have }) => {
@@ -62,19 +66,29 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
     let khz = boot.parameter("tsc_khz").filter(|khz| *khz > 0).unwrap_or(DEFAULT_TSC_KHZ);
     let clock = Clock { khz };
     let ready = Ready { kind: Kind::Builtin, pages: pages.count(), base: pages.base(), mem_pages };
-    let mut service = Service::new(Workload::new(pages, generations));
+    let balloon =
+        boot.virtio_mmio().and_then(|(base, count)| mmio::find_balloon(base, count)).map(|window| {
+            let (shared, gpa) = mmio::shared();
+            let mut driver =
+                Driver::new(window, shared, gpa, PageMap::new(pages.frames(), page_map), mem_pages);
+            // One that does not start is no reason not to: `balloon report` tells.
+            let _ = driver.on();
+            driver
+        });
+    let mut service = Service::with_balloon(Workload::new(pages, generations), balloon);
     ports.send(Port::Control, &Reply::Ready(ready));
     ports.greet();
     serve(&mut service, &mut ports, &clock)
 }
 
-fn serve<P: Pages>(service: &mut Service<'_, P>, ports: &mut Ports, clock: &Clock) -> ! {
+fn serve<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Ports, clock: &Clock) -> ! {
     let mut wait = Wait::Forever;
     let mut polled_micros = 0;
     loop {
         let now = clock.micros();
         if wait != Wait::No || now.saturating_sub(polled_micros) >= POLL_MICROS {
             polled_micros = now;
+            service.poll_balloon();
             while poll(service, ports, now) {}
         }
         wait = service.step(clock.micros(), ports);
@@ -83,7 +97,7 @@ fn serve<P: Pages>(service: &mut Service<'_, P>, ports: &mut Ports, clock: &Cloc
 }
 
 /// Obeys what has arrived. False if nothing had.
-fn poll<P: Pages>(service: &mut Service<'_, P>, ports: &mut Ports, now: u64) -> bool {
+fn poll<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Ports, now: u64) -> bool {
     let mut some = false;
     for port in [Port::Control, Port::Console] {
         let input = ports.read(port);

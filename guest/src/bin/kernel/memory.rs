@@ -4,8 +4,10 @@
 use core::ops::Range;
 use core::ptr;
 use core::slice;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest::content::{PAGE_SIZE, Page};
+use guest::virtio::balloon::{Frames, PageMap};
 use guest::workload::Pages;
 
 // Linux's boot protocol, Documentation/arch/x86/zero-page.rst.
@@ -19,6 +21,8 @@ const CMDLINE_MAX: usize = 4096;
 
 const GIB: u64 = 1 << 30;
 const FOUR_GIB: u64 = 4 * GIB;
+/// The gigabyte that the hole for devices is in.
+const DEVICE_GIB: u64 = 3;
 const LARGE_PAGE: u64 = 2 << 20;
 /// One page of page directory pointers.
 const MAPPED_MAX: u64 = 512 * GIB;
@@ -28,6 +32,11 @@ const TABLE_ENTRIES: u64 = 512;
 const TABLE: u64 = 0x7;
 /// The same, and a large page.
 const LARGE: u64 = 0x87;
+/// The same, and not cached.
+const LARGE_UNCACHED: u64 = 0x9f;
+
+/// Bytes of device registers that are mapped: one large page.
+pub(crate) const DEVICE_BYTES: u64 = LARGE_PAGE;
 
 unsafe extern "C" {
     /// In `start.s`: maps gigabytes; only the first is there at the start.
@@ -35,6 +44,13 @@ unsafe extern "C" {
     /// From the linker script: the end of the image, its stack included.
     static __image_end: u8;
 }
+
+/// A page of page table entries.
+#[repr(align(4096))]
+struct Table([AtomicU64; TABLE_ENTRIES as usize]);
+
+/// Maps device registers; used by [`map_devices`].
+static DEVICES: Table = Table([const { AtomicU64::new(0) }; TABLE_ENTRIES as usize]);
 
 /// The boot parameters that the VMM left.
 pub(crate) struct BootParams {
@@ -65,6 +81,17 @@ impl BootParams {
 
     /// The value of `name=N` on the command line.
     pub(crate) fn parameter(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// Where virtio-mmio windows are, and how many: `virtio_mmio=0xADDRESS:N` on the command line.
+    pub(crate) fn virtio_mmio(&self) -> Option<(u64, u64)> {
+        let (base, count) = self.text("virtio_mmio")?.split_once(':')?;
+        Some((u64::from_str_radix(base.strip_prefix("0x")?, 16).ok()?, count.parse().ok()?))
+    }
+
+    /// The value of `name=TEXT` on the command line.
+    fn text(&self, name: &str) -> Option<&str> {
         let at = self.read::<u32>(CMDLINE_POINTER) as usize as *const u8;
         if at.is_null() {
             return None;
@@ -72,8 +99,8 @@ impl BootParams {
         // SAFETY: the VMM put a command line there, in the first gigabyte, which is mapped.
         let bytes = unsafe { slice::from_raw_parts(at, CMDLINE_MAX) };
         let line = bytes.split(|byte| *byte == 0).next().and_then(|line| str::from_utf8(line).ok())?;
-        let values = line.split_ascii_whitespace().filter_map(|word| word.split_once('='));
-        values.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse().ok())
+        let mut values = line.split_ascii_whitespace().filter_map(|word| word.split_once('='));
+        values.find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 }
 
@@ -83,15 +110,15 @@ pub(crate) struct Plan {
     pub(crate) pages: PhysicalPages,
     /// Room for a generation for each.
     pub(crate) generations: &'static mut [u32],
+    /// Room for a [`PageMap`] of them. Not cleared.
+    pub(crate) page_map: &'static mut [u64],
     /// Pages of RAM in all.
     pub(crate) mem_pages: u64,
 }
 
 /// The pages of the workload: from `base` to the end of the RAM below 4 GiB, and on from 4 GiB.
 pub(crate) struct PhysicalPages {
-    base: u64,
-    low_count: u64,
-    high_count: u64,
+    frames: Frames,
 }
 
 /// Why there is no plan.
@@ -105,7 +132,7 @@ pub(crate) enum Unfit {
     },
 }
 
-/// Divides the RAM: behind the image come page directories, the table of generations, and the workload.
+/// Divides the RAM: behind the image come page directories, the tables by page, and the workload.
 ///
 /// # Safety
 /// Called once, before anything else uses memory outside the image.
@@ -121,19 +148,23 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     let tables_end = unsafe { map(image_end, low_end, high_end) };
     let room = (low_end.saturating_sub(tables_end) + (high_end - FOUR_GIB)) / PAGE_SIZE as u64;
     let generations_bytes = (room * size_of::<u32>() as u64).next_multiple_of(PAGE_SIZE as u64);
-    let base = tables_end + generations_bytes;
+    let page_map_at = tables_end + generations_bytes;
+    let page_map_words = PageMap::words(room);
+    let base = page_map_at + (page_map_words as u64 * 8).next_multiple_of(PAGE_SIZE as u64);
     if base + PAGE_SIZE as u64 > low_end {
         return Err(Unfit::TooSmall { have: low.end - low.start });
     }
-    let pages = PhysicalPages {
+    let frames = Frames {
         base,
         low_count: (low_end - base) / PAGE_SIZE as u64,
         high_count: (high_end - FOUR_GIB) / PAGE_SIZE as u64,
     };
-    // SAFETY: `room` entries fit between `tables_end` and `base`, which are RAM, mapped by now, and nobody's. Any
+    // SAFETY: `room` entries fit between `tables_end` and `page_map_at`, which are RAM, mapped by now, and nobody's. Any
     // content is a valid `u32`.
     let generations = unsafe { slice::from_raw_parts_mut(tables_end as *mut u32, room as usize) };
-    Ok(Plan { pages, generations, mem_pages })
+    // SAFETY: as above, between `page_map_at` and `base`; any content is a valid `u64`.
+    let page_map = unsafe { slice::from_raw_parts_mut(page_map_at as *mut u64, page_map_words) };
+    Ok(Plan { pages: PhysicalPages { frames }, generations, page_map, mem_pages })
 }
 
 /// Maps to itself what the first gigabyte does not hold, with page directories from `at` on. Returns where they end.
@@ -165,30 +196,50 @@ unsafe fn map(mut at: u64, low_end: u64, high_end: u64) -> u64 {
     at
 }
 
+/// Maps the large page of device registers around `address` to itself, uncached. False if it is not in the fourth
+/// gigabyte: no device of the VMM's is elsewhere, and no RAM is there.
+pub(crate) fn map_devices(address: u64) -> bool {
+    if address / GIB != DEVICE_GIB {
+        return false;
+    }
+    let entry = (address % GIB / LARGE_PAGE) as usize;
+    DEVICES.0[entry].store(address / LARGE_PAGE * LARGE_PAGE + LARGE_UNCACHED, Ordering::Relaxed);
+    // SAFETY: below 512, and the processor reads it behind our back, as in `map`. `DEVICES` is part of the image, which is
+    // mapped to itself; no RAM is mapped through this entry.
+    unsafe {
+        ptr::addr_of_mut!(page_directory_pointers)
+            .cast::<u64>()
+            .add(DEVICE_GIB as usize)
+            .write_volatile(DEVICES.0.as_ptr() as u64 + TABLE);
+    }
+    true
+}
+
 impl PhysicalPages {
+    /// Where they lie.
+    pub(crate) fn frames(&self) -> Frames {
+        self.frames
+    }
+
     /// Guest-physical address of the first page.
     pub(crate) fn base(&self) -> u64 {
-        self.base
+        self.frames.base
     }
 }
 
 impl Pages for PhysicalPages {
     fn count(&self) -> u64 {
-        self.low_count + self.high_count
+        self.frames.count()
     }
 
     fn page(&mut self, index: u64) -> &mut Page {
         assert!(index < self.count(), "page {index} of {}", self.count());
-        let address = if index < self.low_count {
-            self.base + index * PAGE_SIZE as u64
-        } else {
-            FOUR_GIB + (index - self.low_count) * PAGE_SIZE as u64
-        };
+        let address = self.frames.gpa(index);
         // SAFETY: RAM that `plan` set aside for this array alone, mapped, page-aligned; `&mut self` makes the
         // borrow unique.
         unsafe { &mut *(address as *mut Page) }
     }
 
-    /// Without a balloon there is nobody to give a page back to: it keeps its content until it is filled again.
+    /// The balloon driver asks which pages are free and gives them to the host. Without one they keep their content.
     fn release(&mut self, _pages: Range<u64>) {}
 }

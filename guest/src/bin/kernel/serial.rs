@@ -28,6 +28,7 @@ verify                                                             check every p
 free percent=P                                                     forget part of the pages\r
 idle                                                               stop everything\r
 report                                                             counts\r
+balloon report|check|touch|off|on|hostile [pages=N] [kind=KIND]    look after the balloon, or misuse it\r
 poweroff | reboot                                                  end the guest\r
 ";
 

@@ -1,0 +1,219 @@
+//! What the driver asks of the balloon: pages in, pages out, and pages that are free for now.
+//!
+//! A request is completed when everything in it has been done, hence never before its pages are gone. What makes no
+//! sense is counted, warned of at a limited rate, and left out.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::pfn::coalesce;
+use super::ram::{PAGE_BYTES, Part, Ram, addresses, inner_pages};
+use super::state::{Handle, State};
+use crate::reclaim::Reclaim;
+use crate::virtio::Chain;
+use crate::warn::Limited;
+
+/// Most pages that one request may name, 1 GiB: what is beyond is left out. Linux lists at most 256 pages at once
+/// (VIRTIO_BALLOON_ARRAY_PFNS_MAX), Windows 1024, and Linux reports at most 32 blocks of 4 MiB.
+pub(super) const MAX_REQUEST_PAGES: u64 = 1 << 18;
+/// PFNs that are read, sorted and acted on at a time; the handle's lock is let go between.
+const PIECE_PFNS: usize = 4096;
+const PFN_BYTES: usize = size_of::<u32>();
+
+/// What a request is, by the queue it came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A list of PFNs that the driver gives.
+    Inflate,
+    /// A list of PFNs that it takes back.
+    Deflate,
+    /// A command ID, or free pages that the host asked for.
+    Hint,
+    /// Pages that are free now.
+    Report,
+}
+
+/// Serves requests.
+pub(super) struct Requests {
+    ram: Ram,
+    reclaim: Box<dyn Reclaim>,
+    handle: Handle,
+    failed: Limited,
+    refused: Limited,
+    /// Kept from request to request, so that serving one allocates nothing.
+    list: Vec<u8>,
+    runs: Vec<Range<u64>>,
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("ram", &self.ram).finish_non_exhaustive()
+    }
+}
+
+impl Requests {
+    pub(super) fn new(ram: Ram, reclaim: Box<dyn Reclaim>, handle: Handle) -> Self {
+        Self {
+            ram,
+            reclaim,
+            handle,
+            failed: Limited::new("virtio-balloon: the host did not take pages back"),
+            refused: Limited::new("virtio-balloon: request refused, or a part of it"),
+            list: vec![0; PIECE_PFNS * PFN_BYTES],
+            runs: Vec::new(),
+        }
+    }
+
+    /// Serves one request. Returns its size in pages, at least 1.
+    pub(super) fn serve(&mut self, kind: Kind, chain: &mut Chain<'_>) -> u64 {
+        match kind {
+            Kind::Inflate | Kind::Deflate => self.list(kind, chain),
+            Kind::Hint => self.hint(chain),
+            Kind::Report => self.report(chain),
+        }
+        .max(1)
+    }
+
+    /// A list of PFNs of 32 bits, little-endian (5.5.6).
+    fn list(&mut self, kind: Kind, chain: &mut Chain<'_>) -> u64 {
+        let bytes = chain.readable_bytes();
+        let listed = u64::from(bytes) / PFN_BYTES as u64;
+        if listed == 0 || !(bytes as usize).is_multiple_of(PFN_BYTES) || listed > MAX_REQUEST_PAGES {
+            self.refuse(1, format_args!("a list of page frame numbers of {bytes} bytes"));
+        }
+        if chain.writable_bytes() > 0 {
+            self.refuse(
+                1,
+                format_args!("{} device-writable bytes with a list of pages", chain.writable_bytes()),
+            );
+        }
+        let pages = listed.min(MAX_REQUEST_PAGES);
+        let mut left = pages as usize;
+        while left > 0 {
+            let piece = left.min(PIECE_PFNS) * PFN_BYTES;
+            if chain.read(&mut self.list[..piece]) < piece {
+                break;
+            }
+            self.piece(kind, piece);
+            left -= piece / PFN_BYTES;
+        }
+        pages
+    }
+
+    /// The first `bytes` of the list that has been read.
+    fn piece(&mut self, kind: Kind, bytes: usize) {
+        let pfns = || self.list[..bytes].as_chunks().0.iter().map(|pfn| u32::from_le_bytes(*pfn));
+        coalesce(pfns(), &mut self.runs);
+
+        let mut state = self.handle.lock();
+        let mut reclaimed_bytes = 0;
+        let (mut named, mut inside) = (0, 0);
+        for run in &self.runs {
+            named += run.end - run.start;
+            for part in self.ram.parts(run.clone()) {
+                inside += part.len();
+                if kind == Kind::Inflate {
+                    state.held.insert(&part);
+                    reclaimed_bytes += self.discard(&mut state, &part);
+                } else {
+                    state.held.remove(&part);
+                }
+            }
+        }
+        let listed = (bytes / PFN_BYTES) as u64;
+        // Only for a driver that is wrong is it worth finding out how often.
+        let outside = |pfn: &u32| !self.ram.contains(u64::from(*pfn));
+        let refused = if inside == named { 0 } else { pfns().filter(outside).count() as u64 };
+        let counters = &mut state.counters;
+        match kind {
+            Kind::Inflate => counters.inflated_pages += listed - refused,
+            _ => counters.deflated_pages += listed - refused,
+        }
+        counters.reclaimed_bytes += reclaimed_bytes;
+        drop(state);
+        if let Some(pfn) = pfns().find(|pfn| refused > 0 && outside(pfn)) {
+            self.refuse(refused, format_args!("page {pfn:#x} and {} more outside RAM", refused - 1));
+        }
+    }
+
+    /// Free pages as the device-writable buffers themselves (5.5.6.7).
+    fn report(&mut self, chain: &Chain<'_>) -> u64 {
+        if chain.readable_bytes() > 0 || chain.writable().is_empty() {
+            self.refuse(1, format_args!("a report with {} device-readable bytes", chain.readable_bytes()));
+        }
+        let mut state = self.handle.lock();
+        let (pages, bytes) = self.free_pages(&mut state, chain, |_| true);
+        state.counters.reported_bytes += bytes;
+        pages
+    }
+
+    /// A command ID to read, pages that are free in the run that it named, or both (5.5.6.4).
+    fn hint(&mut self, chain: &mut Chain<'_>) -> u64 {
+        let mut cmd = [0; size_of::<u32>()];
+        let cmd = match (chain.readable_bytes() as usize, chain.read(&mut cmd)) {
+            (4, 4) => Some(u32::from_le_bytes(cmd)),
+            (0, _) if !chain.writable().is_empty() => None,
+            (bytes, _) => {
+                self.refuse(1, format_args!("a hint with {bytes} device-readable bytes"));
+                None
+            }
+        };
+        // One lock for the question and the deed: after a stop nothing may go.
+        let mut state = self.handle.lock();
+        if let Some(cmd) = cmd {
+            state.answer_hinting(cmd);
+        }
+        let (pages, bytes) = self.free_pages(&mut state, chain, State::is_hinting);
+        state.counters.hinted_bytes += bytes;
+        pages
+    }
+
+    /// Discards the whole pages in the device-writable buffers, if they are `wanted`. Returns how many pages were named,
+    /// and how many bytes discarded.
+    fn free_pages(
+        &self,
+        state: &mut State,
+        chain: &Chain<'_>,
+        wanted: impl Fn(&State) -> bool,
+    ) -> (u64, u64) {
+        let (mut named, mut discarded_bytes) = (0, 0);
+        for buffer in chain.writable() {
+            let (start, len) = (buffer.start.0, u64::from(buffer.len_bytes));
+            let pages = inner_pages(start, start + len);
+            if !start.is_multiple_of(PAGE_BYTES) || !len.is_multiple_of(PAGE_BYTES) {
+                state.counters.refused += 1;
+                self.refused.hit(format_args!("{len} free bytes at {}: not whole pages", buffer.start));
+            }
+            named += pages.end - pages.start;
+            if named > MAX_REQUEST_PAGES {
+                state.counters.refused += 1;
+                self.refused.hit(format_args!("more than {MAX_REQUEST_PAGES} free pages in one request"));
+                break;
+            }
+            if wanted(state) && !state.keeps_free_pages() {
+                for part in self.ram.parts(pages) {
+                    discarded_bytes += self.discard(state, &part);
+                }
+            }
+        }
+        (named.min(MAX_REQUEST_PAGES), discarded_bytes)
+    }
+
+    /// Gives pages to the host. Returns how many bytes it took.
+    fn discard(&self, state: &mut State, part: &Part) -> u64 {
+        let range = addresses(&part.pages);
+        match self.reclaim.discard(range.clone()) {
+            Ok(()) => part.len() * PAGE_BYTES,
+            Err(error) => {
+                state.counters.failed_discards += 1;
+                self.failed.hit(format_args!("{} to {}: {error}", range.start, range.end));
+                0
+            }
+        }
+    }
+
+    fn refuse(&self, count: u64, what: fmt::Arguments<'_>) {
+        self.refused.hit(what);
+        self.handle.refuse(count);
+    }
+}

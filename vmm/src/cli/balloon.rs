@@ -1,0 +1,227 @@
+//! `samepage balloon`: set, get, stats.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::balloon_table::{line, statistics_table};
+use super::progress::{interrupt_flag, is_set};
+use crate::host::HostError;
+use crate::host::balloon::{Judge, Stop, Target};
+use crate::memory::PAGE_BYTES;
+use crate::memory::layout::MAX_RAM_BYTES;
+use crate::memory::size::{SizeError, parse_size};
+use crate::vm::balloon::BalloonStatus;
+
+/// How often a balloon is looked at while it moves.
+const POLL: Duration = Duration::from_millis(50);
+/// How long a guest may take to answer with statistics before those at hand are shown.
+const STATISTICS: Duration = Duration::from_secs(2);
+
+/// Take memory from a guest and give it back, with its balloon
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  samepage balloon set web-0 128M --wait     take 128 MiB from guest web-0, and say what was reached
+  samepage balloon set web-0 0               give all of it back
+  samepage balloon get web-0 --json
+  samepage balloon stats web-0 --watch       what the guest says, against what the host sees
+
+GUEST is a guest of the fleet that is up (or of --name FLEET), or the path of a control socket made by
+`samepage run --control`, which has a / in it.")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct Which {
+    /// A guest's name, or the path of a control socket
+    #[arg(value_name = "GUEST")]
+    guest: String,
+    /// Which fleet; not needed while only one is up
+    #[arg(long, value_name = "FLEET")]
+    name: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a guest for another balloon size
+    #[command(after_help = "The exit status with --wait is 1 when the size was not reached.
+
+Examples:
+  samepage balloon set web-0 128M
+  samepage balloon set web-0 128M --wait --timeout 10
+  samepage balloon set ./vm.sock 0 --wait --json")]
+    Set {
+        #[command(flatten)]
+        which: Which,
+        /// Memory that the guest is to give, with its unit; 0 gives all back
+        #[arg(value_name = "SIZE", value_parser = size)]
+        size: u64,
+        /// Wait until it is reached, or will not be
+        #[arg(long)]
+        wait: bool,
+        /// Longest wait
+        #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "wait")]
+        timeout: u64,
+    },
+    /// Show the size asked for, the size reached, and what the host has got of it
+    #[command(after_help = "Examples:\n  samepage balloon get web-0\n  samepage balloon get web-0 --json")]
+    Get {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show the guest's memory statistics beside what the host sees
+    #[command(after_help = "Examples:
+  samepage balloon stats web-0
+  samepage balloon stats web-0 --watch           every second, until Control-C
+  samepage balloon stats web-0 --watch 5 --json  one JSON object a line")]
+    Stats {
+        #[command(flatten)]
+        which: Which,
+        /// Show them again every so many seconds
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
+        watch: Option<u64>,
+    },
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Set { which, size, wait, timeout } => {
+            set(&which, size, wait.then_some(Duration::from_secs(timeout)))
+        }
+        Command::Get { which } => {
+            let target = Target::find(&which.guest, which.name)?;
+            let status = target.status()?;
+            match which.json {
+                true => println!("{}", serde_json::to_string(&status)?),
+                false => println!("{}", line(&target.guest, &status)),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Stats { which, watch } => stats(&which, watch.map(Duration::from_secs)),
+    }
+}
+
+/// What `balloon set --wait --json` prints.
+#[derive(Serialize)]
+struct Waited<'a> {
+    guest: &'a str,
+    stopped: Stop,
+    reason: &'static str,
+    seconds: f64,
+    #[serde(flatten)]
+    status: &'a BalloonStatus,
+}
+
+fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<ExitCode> {
+    let target = Target::find(&which.guest, which.name.clone())?;
+    let interrupted = interrupt_flag()?;
+    let began = Instant::now();
+    let from = target.status()?;
+    // At most 2^28 pages: `size` has seen to it.
+    target.set((bytes / PAGE_BYTES) as u32)?;
+    let Some(limit) = wait else {
+        let status = target.status()?;
+        match which.json {
+            true => println!("{}", serde_json::to_string(&status)?),
+            false => println!("{}", line(&target.guest, &status)),
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let bar = bar(from.actual_pages.abs_diff((bytes / PAGE_BYTES) as u32).into());
+    let mut judge = Judge::new(limit);
+    let (stopped, status) = loop {
+        if is_set(&interrupted) {
+            bar.finish_and_clear();
+            return Err(HostError::Interrupted.into());
+        }
+        let status = target.status()?;
+        bar.set_position(from.actual_pages.abs_diff(status.actual_pages).into());
+        if let Some(stopped) = judge.look(began.elapsed(), &status, target.is_paused()?) {
+            break (stopped, status);
+        }
+        thread::sleep(POLL);
+    };
+    bar.finish_and_clear();
+    let (guest, seconds) = (target.guest.as_str(), began.elapsed().as_secs_f64());
+    match which.json {
+        true => {
+            let waited = Waited { guest, stopped, reason: stopped.reason(), seconds, status: &status };
+            println!("{}", serde_json::to_string(&waited)?);
+        }
+        false => println!("{}\n{}, after {seconds:.1} s", line(guest, &status), stopped.reason()),
+    }
+    Ok(if stopped == Stop::Reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn bar(pages: u64) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style =
+        ProgressStyle::with_template("balloon [{bar:32}] {human_pos:>9} / {human_len} pages, {per_sec}");
+    let bar = ProgressBar::with_draw_target(Some(pages), target);
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
+}
+
+fn stats(which: &Which, watch: Option<Duration>) -> anyhow::Result<ExitCode> {
+    let target = Target::find(&which.guest, which.name.clone())?;
+    let interrupted = interrupt_flag()?;
+    let mut before: Option<(Instant, BalloonStatus)> = None;
+    loop {
+        let status = fresh(&target, &interrupted)?;
+        match which.json {
+            true => println!("{}", serde_json::to_string(&status)?),
+            false => {
+                if before.is_some() && std::io::stdout().is_terminal() {
+                    print!("\x1b[H\x1b[J");
+                } else if watch.is_some() && std::io::stdout().is_terminal() {
+                    print!("\x1b[2J\x1b[H");
+                }
+                let earlier = before.as_ref().map(|(at, status)| (at.elapsed().as_secs_f64(), status));
+                println!("{}", statistics_table(&target.guest, &status, earlier));
+            }
+        }
+        let Some(pause) = watch else { return Ok(ExitCode::SUCCESS) };
+        before = Some((Instant::now(), status));
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            if is_set(&interrupted) {
+                return Ok(ExitCode::SUCCESS);
+            }
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// The balloon with statistics from after now, or those at hand if the guest does not answer.
+fn fresh(target: &Target, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
+    let first = target.status()?;
+    let until = Instant::now() + STATISTICS;
+    while first.driver && Instant::now() < until && !is_set(interrupted) {
+        thread::sleep(POLL);
+        let status = target.status()?;
+        if status.updates != first.updates {
+            return Ok(status);
+        }
+    }
+    target.status()
+}
+
+fn size(text: &str) -> Result<u64, SizeError> {
+    match text {
+        "0" => Ok(0),
+        _ => parse_size(text, PAGE_BYTES, MAX_RAM_BYTES),
+    }
+}

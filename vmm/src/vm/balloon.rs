@@ -1,0 +1,125 @@
+//! A VM's balloon as the host sees it: what the driver says it gave, against what the host has got.
+
+use std::collections::BTreeMap;
+
+use devices::virtio::balloon::{Counters, Handle, Tag};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::memory::PAGE_BYTES;
+use crate::memory::pagemap::{Pagemap, PagemapError};
+use crate::memory::ram::Ram;
+
+/// Why a balloon did not do what was asked.
+#[derive(Debug, Error)]
+pub enum BalloonError {
+    /// There is none.
+    #[error("this VM has no balloon")]
+    None,
+    /// The guest is smaller than that.
+    #[error("a balloon of {pages} pages is not possible: the guest has {ram_pages} pages of memory")]
+    TooLarge {
+        /// What was asked for.
+        pages: u32,
+        /// What there is.
+        ram_pages: u64,
+    },
+    /// The page table could not be read.
+    #[error("cannot see what the host has of the balloon")]
+    Pagemap(#[from] PagemapError),
+}
+
+/// How a balloon is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Does a driver run it?
+    pub driver: bool,
+    /// The size the host wants, in pages of 4096 bytes.
+    pub target_pages: u32,
+    /// The size the driver says it has.
+    pub actual_pages: u32,
+    /// How often the guest has sent statistics.
+    pub updates: u64,
+    /// The latest of them, by Firecracker's names; memory in bytes. The guest's word.
+    pub guest: BTreeMap<String, u64>,
+    /// What the host has seen for itself.
+    pub host: BalloonHost,
+}
+
+/// What the host knows of a balloon without asking the guest. Pages of 4096 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonHost {
+    /// Pages the driver has given and not taken back.
+    pub held_pages: u64,
+    /// Of these, pages without a frame: what the host really has back.
+    pub absent_pages: u64,
+    /// Of these, pages with a frame (or on swap) again: the guest touches what it gave.
+    pub touched_pages: u64,
+    /// Pages given so far, each time counted.
+    pub inflated_pages: u64,
+    /// Pages taken back so far.
+    pub deflated_pages: u64,
+    /// Bytes dropped because of inflation.
+    pub reclaimed_bytes: u64,
+    /// Bytes dropped because of free page reporting.
+    pub reported_bytes: u64,
+    /// Bytes dropped because of free page hinting.
+    pub hinted_bytes: u64,
+    /// Times the host kernel would not drop a range.
+    pub failed_discards: u64,
+    /// Pages outside RAM and requests that made no sense.
+    pub refused: u64,
+}
+
+impl BalloonHost {
+    /// Reads the counters, and the page table where the balloon holds pages.
+    pub fn of(handle: &Handle, ram: &Ram) -> Result<Self, PagemapError> {
+        let Counters {
+            inflated_pages,
+            deflated_pages,
+            reclaimed_bytes,
+            reported_bytes,
+            hinted_bytes,
+            failed_discards,
+            refused,
+        } = handle.counters();
+        let mut host = Self {
+            inflated_pages,
+            deflated_pages,
+            reclaimed_bytes,
+            reported_bytes,
+            hinted_bytes,
+            failed_discards,
+            refused,
+            ..Self::default()
+        };
+        let (mut pagemap, mut entries) = (Pagemap::open_self()?, Vec::new());
+        for range in handle.held() {
+            let Some(place) = ram.place(&range) else { continue };
+            let pages = place.bytes as u64 / PAGE_BYTES;
+            pagemap.read(place.hva as u64, pages as usize, &mut entries)?;
+            host.held_pages += pages;
+            host.touched_pages += entries.iter().filter(|e| e.present() || e.swapped()).count() as u64;
+        }
+        host.absent_pages = host.held_pages - host.touched_pages;
+        Ok(host)
+    }
+}
+
+impl BalloonStatus {
+    /// Asks `handle` and the page table.
+    pub fn of(handle: &Handle, ram: &Ram) -> Result<Self, PagemapError> {
+        let statistics = handle.statistics();
+        Ok(Self {
+            driver: handle.has_driver(),
+            target_pages: handle.target_pages(),
+            actual_pages: handle.actual_pages(),
+            updates: statistics.map_or(0, |s| s.updates),
+            guest: statistics
+                .iter()
+                .flat_map(|s| Tag::ALL.iter().filter_map(|tag| Some((tag.name().to_owned(), s.get(*tag)?))))
+                .collect(),
+            host: BalloonHost::of(handle, ram)?,
+        })
+    }
+}
