@@ -1,6 +1,6 @@
 //! The balloon in the API's units and keys.
 
-use devices::virtio::balloon::{Handle, HintStatus, Tag};
+use devices::virtio::balloon::{Config, Handle, HintStatus, Tag};
 use serde_json::{Map, Value, json};
 
 use super::fault::Fault;
@@ -9,26 +9,9 @@ use super::model::Balloon;
 /// Pages of 4096 bytes in a MiB.
 const PAGES_PER_MIB: u32 = 256;
 
-/// What the host knows of a balloon: the object `host` in statistics and metrics.
-pub type HostView = Box<dyn Fn(&Handle) -> Value>;
-
-/// The counters of the device, where nobody knows more.
-pub fn counters(handle: &Handle) -> Value {
-    let c = handle.counters();
-    json!({
-        "inflated_pages": c.inflated_pages,
-        "deflated_pages": c.deflated_pages,
-        "reclaimed_bytes": c.reclaimed_bytes,
-        "reported_bytes": c.reported_bytes,
-        "hinted_bytes": c.hinted_bytes,
-        "failed_discards": c.failed_discards,
-        "refused": c.refused,
-    })
-}
-
 /// The device's configuration for this balloon, whose target has been checked.
-pub fn device_config(balloon: &Balloon) -> devices::virtio::balloon::Config {
-    devices::virtio::balloon::Config {
+pub fn device_config(balloon: &Balloon) -> Config {
+    Config {
         target_pages: balloon.amount_mib.saturating_mul(PAGES_PER_MIB),
         deflate_on_oom: balloon.deflate_on_oom,
         statistics: balloon.stats_polling_interval_s > 0,
@@ -50,8 +33,8 @@ pub fn mib(pages: u32) -> u32 {
     pages / PAGES_PER_MIB
 }
 
-/// `GET /balloon/statistics`: sizes, what the guest has told, and what the host knows.
-pub fn statistics(handle: &Handle, host_view: &HostView) -> Value {
+/// `GET /balloon/statistics`: sizes, what the guest has told, and what the host has seen.
+pub fn statistics(handle: &Handle, host: Value) -> Value {
     let mut all = sizes(handle);
     if let Some(told) = handle.statistics() {
         for tag in Tag::ALL {
@@ -60,12 +43,19 @@ pub fn statistics(handle: &Handle, host_view: &HostView) -> Value {
             }
         }
     }
-    all.insert("host".into(), host_view(handle));
+    all.insert("host".into(), host);
+    all.into()
+}
+
+/// The balloon in metrics: sizes, and what the host has seen.
+pub fn metrics(handle: &Handle, host: Value) -> Value {
+    let mut all = sizes(handle);
+    all.insert("host".into(), host);
     all.into()
 }
 
 /// The target and what the driver has reached.
-pub fn sizes(handle: &Handle) -> Map<String, Value> {
+fn sizes(handle: &Handle) -> Map<String, Value> {
     let (target, actual) = (handle.target_pages(), handle.actual_pages());
     [
         ("target_pages", target),

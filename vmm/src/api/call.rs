@@ -64,15 +64,15 @@ pub type ConnectionId = u64;
 /// A request that waits for its answer.
 #[derive(Debug)]
 pub struct Call {
-    /// What is asked.
-    pub request: Request,
+    request: Request,
     connection: ConnectionId,
     answers: AnswerSender,
 }
 
 impl Call {
-    /// Answers it.
-    pub fn answer(self, response: Response) {
+    /// Has it carried out, and answers it.
+    pub fn carry_out(self, serve: impl FnOnce(Request) -> Response) {
+        let response = serve(self.request);
         // The thread may have ended, and its clients with it.
         let _ = self.answers.answers.send((self.connection, response));
         self.answers.wake.ring();
@@ -95,12 +95,11 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Asks. False if nobody is there any more.
-    pub fn call(&self, connection: ConnectionId, request: Request) -> bool {
+    /// Asks. If nobody is there any more, no answer comes.
+    pub fn call(&self, connection: ConnectionId, request: Request) {
         let call = Call { request, connection, answers: self.answer_sender.clone() };
-        let sent = self.calls.send(call).is_ok();
+        let _ = self.calls.send(call);
         self.called.ring();
-        sent
     }
 
     /// Readable when there are answers.
@@ -162,7 +161,7 @@ mod tests {
         let (caller, inbox) = way(Wake::new().unwrap()).unwrap();
         assert!(!is_ready(inbox.called()) && !is_ready(caller.wake()));
         for connection in [7, 8, 9] {
-            assert!(caller.call(connection, Request::GetVersion));
+            caller.call(connection, Request::GetVersion);
         }
         assert!(is_ready(inbox.called()));
         inbox.called().clear();
@@ -173,12 +172,13 @@ mod tests {
         let rest = inbox.take(2);
         assert!(!is_ready(inbox.called()));
         for call in first.into_iter().chain(rest) {
-            call.answer(Response::done());
+            call.carry_out(|_| Response::done());
         }
         assert!(is_ready(caller.wake()));
         let answered: Vec<_> = std::iter::from_fn(|| caller.next_answer()).map(|(id, _)| id).collect();
         assert_eq!(answered, [7, 8, 9]);
         drop(inbox);
-        assert!(!caller.call(1, Request::GetVersion));
+        caller.call(1, Request::GetVersion);
+        assert!(caller.next_answer().is_none());
     }
 }

@@ -8,6 +8,7 @@ use devices::virtio::balloon::HintError;
 use thiserror::Error;
 
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
+use crate::vm::balloon::BalloonError;
 use crate::vm::{MAX_VCPUS, VmError, chain};
 
 /// Why a request was not carried out.
@@ -87,10 +88,14 @@ pub enum Fault {
     StatisticsSwitch,
     #[error("The timer of balloon statistics could not be set")]
     Timer(#[source] io::Error),
-    #[error("Free page hinting is not enabled: PUT /balloon with free_page_hinting before starting the microVM.")]
+    #[error(
+        "Free page hinting is not enabled: PUT /balloon with free_page_hinting before starting the microVM."
+    )]
     NoHinting,
     #[error(transparent)]
     Hinting(#[from] HintError),
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
 }
 
 impl Fault {

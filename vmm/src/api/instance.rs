@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 use devices::virtio::balloon::Handle;
 use serde_json::{Value, json};
 
-use super::balloon::{self, HostView};
+use super::balloon;
 use super::fault::Fault;
 use super::http::Response;
 use super::metrics::{self, MetricsFile};
 use super::model::{
-    ActionType, BUILT_IN, Balloon, BootSource, HugePages, MAX_MEM_MIB, MIN_MEM_MIB, MachineConfig, Metrics, Spec,
-    StatisticsPatch, VmState,
+    ActionType, BUILT_IN, Balloon, BootSource, HugePages, MAX_MEM_MIB, MIN_MEM_MIB, MachineConfig, Metrics,
+    Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
+use crate::vm::balloon::BalloonError;
 use crate::vm::{MAX_VCPUS, VmError};
 
 /// What builds VMs.
@@ -27,8 +28,8 @@ pub trait Launch {
     /// A VM that runs.
     type Vm: Machine;
 
-    /// Builds the VM of `spec`, whose boot source is there, and starts it.
-    fn launch(&mut self, spec: &Spec) -> Result<Self::Vm, VmError>;
+    /// Builds the VM of `spec`, which boots from `source`, and starts it.
+    fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<Self::Vm, VmError>;
 }
 
 /// A VM that was started.
@@ -42,8 +43,21 @@ pub trait Machine {
     /// Lets the vCPUs run again.
     fn resume(&mut self);
 
-    /// The host's way to the balloon, if there is one.
+    /// The host's way to the balloon, if there is one. What changes it goes through the methods below, which wake
+    /// the guest.
     fn balloon(&self) -> Option<&Handle>;
+
+    /// What the host has seen of the balloon for itself, as JSON. Null if it cannot be seen.
+    fn balloon_host(&self) -> Value;
+
+    /// Asks the balloon's driver for another size, in pages of 4096 bytes.
+    fn set_balloon(&mut self, pages: u32) -> Result<(), BalloonError>;
+
+    /// Starts a run of free page hinting.
+    fn start_hinting(&mut self, acknowledge_on_stop: bool) -> Result<(), BalloonError>;
+
+    /// Ends the run.
+    fn stop_hinting(&mut self) -> Result<(), BalloonError>;
 
     /// Asks the balloon's driver for statistics this often from now on, but not while the VM is paused. Zero: never.
     fn poll_statistics(&mut self, every: Duration) -> io::Result<()>;
@@ -56,13 +70,12 @@ pub struct Instance<L: Launch> {
     launch: L,
     vm: Option<(L::Vm, Instant)>,
     metrics: Option<MetricsFile>,
-    host_view: HostView,
 }
 
 impl<L: Launch> Instance<L> {
     /// A VM that is not started.
-    pub fn new(id: String, launch: L, host_view: HostView) -> Self {
-        Self { id, spec: Spec::default(), launch, vm: None, metrics: None, host_view }
+    pub fn new(id: String, launch: L) -> Self {
+        Self { id, spec: Spec::default(), launch, vm: None, metrics: None }
     }
 
     /// What builds its VM.
@@ -100,14 +113,17 @@ impl<L: Launch> Instance<L> {
                 return Ok(Some(serde_json::to_value(config)?));
             }
             Request::GetBalloonStatistics => {
-                let config = self.spec.balloon;
-                let handle = self.balloon()?;
-                if config.is_none_or(|c| c.stats_polling_interval_s == 0) {
+                let (vm, handle) = self.balloon()?;
+                if self.spec.balloon.is_none_or(|c| c.stats_polling_interval_s == 0) {
                     return Err(Fault::NoStatistics);
                 }
-                return Ok(Some(balloon::statistics(handle, &self.host_view)));
+                return Ok(Some(balloon::statistics(handle, vm.balloon_host())));
             }
-            Request::GetHinting => return Ok(Some(balloon::hinting(self.hinting()?.hinting()?))),
+            Request::GetHinting => {
+                self.hinting()?;
+                let (_, handle) = self.balloon()?;
+                return Ok(Some(balloon::hinting(handle.hinting()?)));
+            }
             Request::PutMachineConfig(config) => self.set_machine_config(config)?,
             Request::PatchMachineConfig(patch) => {
                 self.set_machine_config(patch.apply(self.spec.machine_config))?;
@@ -130,8 +146,9 @@ impl<L: Launch> Instance<L> {
             Request::PatchVm(VmState::Resumed) => self.vm()?.resume(),
             Request::PatchBalloon(patch) => {
                 let mem_size_mib = self.spec.machine_config.mem_size_mib;
-                let handle = self.balloon()?;
-                handle.set_target(balloon::target_pages(patch.amount_mib, mem_size_mib)?);
+                self.balloon()?;
+                let pages = balloon::target_pages(patch.amount_mib, mem_size_mib)?;
+                self.vm()?.set_balloon(pages)?;
             }
             Request::PatchBalloonStatistics(patch) => self.set_statistics(patch)?,
             Request::StartHinting(start) => self.hinting()?.start_hinting(start.acknowledge_on_stop)?,
@@ -163,16 +180,17 @@ impl<L: Launch> Instance<L> {
         self.vm.as_mut().map(|(vm, _)| vm).ok_or(Fault::BeforeStart)
     }
 
-    /// The balloon of a VM that was started.
-    fn balloon(&self) -> Result<&Handle, Fault> {
+    /// A VM that was started, and its balloon.
+    fn balloon(&self) -> Result<(&L::Vm, &Handle), Fault> {
         let (vm, _) = self.vm.as_ref().ok_or(Fault::BeforeStart)?;
-        vm.balloon().ok_or(Fault::NoBalloon)
+        Ok((vm, vm.balloon().ok_or(Fault::NoBalloon)?))
     }
 
-    fn hinting(&self) -> Result<&Handle, Fault> {
-        let handle = self.balloon()?;
+    /// A VM whose balloon has free page hinting.
+    fn hinting(&mut self) -> Result<&mut L::Vm, Fault> {
+        let (_, handle) = self.balloon()?;
         match handle.config().hinting {
-            true => Ok(handle),
+            true => self.vm(),
             false => Err(Fault::NoHinting),
         }
     }
@@ -250,10 +268,8 @@ impl<L: Launch> Instance<L> {
 
     fn start(&mut self) -> Result<(), Fault> {
         self.before_start()?;
-        if self.spec.boot_source.is_none() {
-            return Err(Fault::NoBootSource);
-        }
-        let vm = self.launch.launch(&self.spec).map_err(Fault::Start)?;
+        let source = self.spec.boot_source.as_ref().ok_or(Fault::NoBootSource)?;
+        let vm = self.launch.launch(&self.spec, source).map_err(Fault::Start)?;
         let (vm, _) = self.vm.insert((vm, Instant::now()));
         if let Some(seconds) = self.spec.balloon.map(|b| b.stats_polling_interval_s).filter(|s| *s > 0) {
             vm.poll_statistics(Duration::from_secs(seconds.into())).map_err(Fault::Timer)?;
@@ -282,8 +298,8 @@ impl<L: Launch> Instance<L> {
         let state = self.state();
         let (vm, started) = self.vm.as_ref().ok_or(Fault::BeforeStart)?;
         let file = self.metrics.as_mut().ok_or(Fault::NoMetrics)?;
-        let view = vm.balloon().map(|handle| (self.host_view)(handle));
-        let sample = metrics::sample(&self.id, state, started.elapsed(), &self.spec, vm.balloon(), view);
+        let balloon = vm.balloon().map(|handle| balloon::metrics(handle, vm.balloon_host()));
+        let sample = metrics::sample(&self.id, state, started.elapsed(), &self.spec, balloon);
         file.append(&sample).map_err(Fault::MetricsWrite)
     }
 }

@@ -6,10 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use devices::virtio::balloon::Handle;
 use serde_json::{Value, json};
 
-use super::balloon;
 use super::model::Spec;
 use crate::memory::PAGE_BYTES;
 
@@ -32,21 +30,9 @@ impl MetricsFile {
     }
 }
 
-/// The metrics of this moment. `host` is what the host knows of the balloon.
-pub fn sample(
-    id: &str,
-    state: &str,
-    uptime: Duration,
-    spec: &Spec,
-    handle: Option<&Handle>,
-    host: Option<Value>,
-) -> Value {
+/// The metrics of this moment.
+pub fn sample(id: &str, state: &str, uptime: Duration, spec: &Spec, balloon: Option<Value>) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let balloon = handle.map(|handle| {
-        let mut all = balloon::sizes(handle);
-        all.insert("host".into(), host.unwrap_or_default());
-        Value::Object(all)
-    });
     json!({
         "utc_timestamp_ms": u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         "id": id,
@@ -79,14 +65,17 @@ mod tests {
         let mut file = MetricsFile::open(&path).unwrap();
         for ms in [1, 2] {
             let spec = Spec::default();
-            let sample = sample("a\"b", "Running", Duration::from_millis(ms), &spec, None, None);
+            let sample = sample("a\"b", "Running", Duration::from_millis(ms), &spec, None);
             file.append(&sample).unwrap();
         }
         let text = fs::read_to_string(&path).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!((lines.len(), lines[0]), (3, "before"));
         let last: Value = serde_json::from_str(lines[2]).unwrap();
-        assert_eq!((&last["uptime_ms"], &last["id"], &last["balloon"]), (&json!(2), &json!("a\"b"), &json!(null)));
+        assert_eq!(
+            (&last["uptime_ms"], &last["id"], &last["balloon"]),
+            (&json!(2), &json!("a\"b"), &json!(null))
+        );
         assert!(last["resident_bytes"].as_u64().unwrap() > 1 << 20, "{last}");
     }
 

@@ -74,7 +74,6 @@ impl Default for MachineConfig {
 /// `PATCH /machine-config`: what is to be different.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "as in MachineConfig")]
 pub struct MachineConfigPatch {
     pub vcpu_count: Option<u8>,
     pub mem_size_mib: Option<u64>,
@@ -111,7 +110,6 @@ pub struct Metrics {
 
 /// What `/actions` can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[expect(missing_docs, reason = "Firecracker's names")]
 pub enum ActionType {
     InstanceStart,
     FlushMetrics,
@@ -128,7 +126,6 @@ pub struct Action {
 
 /// What a VM is to be by `PATCH /vm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[expect(missing_docs, reason = "Firecracker's names")]
 pub enum VmState {
     Paused,
     Resumed,
@@ -199,7 +196,6 @@ fn yes() -> bool {
 /// Everything a VM is to be, as `GET /vm/config` shows it and as a config file has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "each is the endpoint of its name")]
 pub struct Spec {
     pub machine_config: MachineConfig,
     pub boot_source: Option<BootSource>,

@@ -4,12 +4,12 @@ use serde::de::DeserializeOwned;
 
 use super::fault::Fault;
 use super::model::{
-    Action, ActionType, Balloon, BalloonPatch, BootSource, HintingStart, MachineConfig, MachineConfigPatch, Metrics,
-    StatisticsPatch, VmPatch, VmState,
+    Action, ActionType, Balloon, BalloonPatch, BootSource, HintingStart, MachineConfig, MachineConfigPatch,
+    Metrics, StatisticsPatch, VmPatch, VmState,
 };
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
-const NOT_YET: &[&str] = &[
+pub const NOT_YET: &[&str] = &[
     "cpu-config",
     "drives",
     "entropy",
@@ -25,7 +25,6 @@ const NOT_YET: &[&str] = &[
 
 /// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the method and the path of its name")]
 pub enum Request {
     GetInstance,
     GetVersion,
@@ -51,7 +50,8 @@ impl Request {
     /// Reads a request.
     pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Self, Fault> {
         // A slash at the end is as good as none.
-        let route = path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
+        let route =
+            path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
         let first = route.and_then(|r| r.split('/').next()).unwrap_or_default();
         if matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
             return Err(Fault::NotYet { method: method.into(), path: path.into() });
@@ -143,7 +143,11 @@ mod tests {
     #[test]
     fn values_arrive() {
         assert_eq!(
-            parse("PUT", "/machine-config", r#"{"vcpu_count":3,"mem_size_mib":64,"huge_pages":"Transparent"}"#),
+            parse(
+                "PUT",
+                "/machine-config",
+                r#"{"vcpu_count":3,"mem_size_mib":64,"huge_pages":"Transparent"}"#
+            ),
             Ok(Request::PutMachineConfig(MachineConfig {
                 vcpu_count: 3,
                 mem_size_mib: 64,
@@ -188,7 +192,12 @@ mod tests {
             ("PUT", "/machine-config", r#"{"vcpu_count":1}"#, "missing field `mem_size_mib`"),
             ("PUT", "/machine-config", r#"{"vcpu_count":300,"mem_size_mib":1}"#, "expected u8"),
             ("PUT", "/machine-config", r#"{"vcpu_count":-1,"mem_size_mib":1}"#, "expected u8"),
-            ("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":1,"huge_pages":"1G"}"#, "unknown variant"),
+            (
+                "PUT",
+                "/machine-config",
+                r#"{"vcpu_count":1,"mem_size_mib":1,"huge_pages":"1G"}"#,
+                "unknown variant",
+            ),
             ("PUT", "/balloon", r#"{"amount_mib":1}"#, "missing field `deflate_on_oom`"),
             ("PATCH", "/balloon", r#"{"amount_mib":4294967296}"#, "expected u32"),
             ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":65536}"#, "expected u16"),

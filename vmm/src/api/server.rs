@@ -92,8 +92,8 @@ impl Clients {
         for id in ready {
             self.go_on(id, now);
         }
-        let late: Vec<_> = self.all.iter().filter(|(_, c)| c.connection.deadline().is_some_and(|d| d <= now));
-        let late: Vec<_> = late.map(|(id, _)| *id).collect();
+        let is_late = |c: &Client| c.connection.deadline().is_some_and(|d| d <= now);
+        let late: Vec<_> = self.all.iter().filter(|(_, c)| is_late(c)).map(|(id, _)| *id).collect();
         for id in late {
             match self.all.get_mut(&id).is_some_and(|c| c.connection.expire(now)) {
                 true => self.go_on(id, now),
@@ -155,9 +155,8 @@ impl Clients {
                     return;
                 }
                 Step::Ask(asked) => match Request::parse(&asked.method, &asked.path, &asked.body) {
-                    Ok(request) if self.caller.call(id, request) => {}
-                    // The VM has ended, and so does this thread.
-                    Ok(_) => return,
+                    // Nobody there: the VM has ended, and so does this thread.
+                    Ok(request) => self.caller.call(id, request),
                     Err(fault) => client.connection.answer(&Response::fault(fault.message()), now),
                 },
             }
@@ -169,7 +168,9 @@ impl Clients {
         for _ in 0..MAX_ACCEPTS_A_TURN {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return;
+                }
                 Err(e) => {
                     // The client waits on in the queue. Asking again at once would be spinning.
                     tracing::warn!(error = %e, "no API client can be let in for now");

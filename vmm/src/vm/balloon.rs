@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use devices::virtio::balloon::{Counters, Handle, Tag};
+use devices::virtio::balloon::{Counters, Handle, HintError, Tag};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -24,6 +24,9 @@ pub enum BalloonError {
         /// What there is.
         ram_pages: u64,
     },
+    /// Hinting was not possible.
+    #[error(transparent)]
+    Hinting(#[from] HintError),
     /// The page table could not be read.
     #[error("cannot see what the host has of the balloon")]
     Pagemap(#[from] PagemapError),
