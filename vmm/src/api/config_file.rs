@@ -1,7 +1,8 @@
 //! A file that says what the API would be told: one JSON object, with a section for each endpoint.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
-use std::{fs, io};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -21,11 +22,8 @@ pub enum ConfigFileError {
     #[error("it cannot be read")]
     Read(#[source] io::Error),
     /// It is far longer than any description of a VM.
-    #[error("it has {bytes} bytes: expected at most {MAX_FILE_BYTES}")]
-    Length {
-        /// Its length.
-        bytes: u64,
-    },
+    #[error("it is longer than {MAX_FILE_BYTES} bytes")]
+    Length,
     /// It is something else.
     #[error("it is not a JSON object")]
     Json(#[source] serde_json::Error),
@@ -57,11 +55,13 @@ impl ConfigFileError {
 
 /// The requests that a file stands for, with their sections, without the one that starts the VM.
 pub fn read(path: &Path) -> Result<Vec<(&'static str, Request)>, ConfigFileError> {
-    let bytes = fs::metadata(path).map_err(ConfigFileError::Read)?.len();
-    if bytes > MAX_FILE_BYTES {
-        return Err(ConfigFileError::Length { bytes });
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(ConfigFileError::Read)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(ConfigFileError::Read)?;
+    match text.len() as u64 > MAX_FILE_BYTES {
+        true => Err(ConfigFileError::Length),
+        false => requests(&text),
     }
-    requests(&fs::read(path).map_err(ConfigFileError::Read)?)
 }
 
 fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError> {

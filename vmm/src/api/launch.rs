@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::reclaim::{Gpa, Reclaim};
 use devices::virtio::balloon::Handle;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::time::{
@@ -16,21 +17,55 @@ use serde_json::Value;
 use super::balloon::device_config;
 use super::instance::{Launch, Machine};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
-use crate::memory::ram::Backing;
+use crate::memory::ram::{Backing, Ram};
 use crate::vm::balloon::{BalloonError, BalloonHost};
 use crate::vm::{Config, EventLoop, KernelSource, Running, Vm, VmError};
 
 /// Starts VMs.
 pub struct Launcher {
     /// What the API does not say: sockets, console, name.
-    pub rest: Config,
+    rest: Config,
     /// Samepage's own guest: an ELF file's bytes.
-    pub built_in: &'static [u8],
+    built_in: &'static [u8],
     /// The main thread's loop.
     pub events: EventLoop,
+    spare: Option<Spare>,
+}
+
+/// RAM of a VM that was not started after all. RAM is never unmapped, so a client that tries again and again must not
+/// have new RAM each time.
+struct Spare {
+    ram: Ram,
+    huge_pages: Option<bool>,
 }
 
 impl Launcher {
+    /// A launcher that has started nothing yet.
+    pub fn new(rest: Config, built_in: &'static [u8], events: EventLoop) -> Self {
+        Self { rest, built_in, events, spare: None }
+    }
+
+    /// RAM for `config`: the spare one, if it is of the same kind.
+    fn ram(&mut self, config: &Config) -> Result<Ram, VmError> {
+        let fits = |s: &mut Spare| {
+            s.ram.bytes() == config.memory_bytes
+                && s.ram.backing() == config.backing
+                && s.huge_pages == config.huge_pages
+        };
+        match self.spare.take_if(fits) {
+            Some(spare) => Ok(spare.ram),
+            None => Vm::map_ram(config),
+        }
+    }
+
+    /// Keeps `ram`, emptied, for the next attempt.
+    fn keep(&mut self, ram: Ram, config: &Config) {
+        let mut all = ram.extents().into_iter().map(|e| Gpa(e.gpa)..Gpa(e.gpa + e.bytes));
+        if all.all(|range| ram.discard(range).is_ok()) {
+            self.spare = Some(Spare { ram, huge_pages: config.huge_pages });
+        }
+    }
+
     /// The VM of `spec`.
     fn config(&self, spec: &Spec, source: &BootSource) -> Config {
         let machine = spec.machine_config;
@@ -64,7 +99,14 @@ impl Launch for Launcher {
         let config = self.config(spec, source);
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC);
         let timer = Arc::new(timer.map_err(VmError::host("make a timer"))?);
-        let vm = Vm::start(&config, &mut self.events)?;
+        let ram = self.ram(&config)?;
+        let vm = match Vm::start_in(ram.clone(), &config, &mut self.events) {
+            Ok(vm) => vm,
+            Err(e) => {
+                self.keep(ram, &config);
+                return Err(e);
+            }
+        };
         self.events.add(Box::new(StatisticsTimer { timer: timer.clone(), running: vm.running().clone() }));
         Ok(LaunchedVm { vm, timer })
     }

@@ -101,7 +101,7 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         }
         None => (None, None),
     };
-    let mut instance = Instance::new(rest.name.clone(), Launcher { rest, built_in, events });
+    let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, built_in, events));
     if let Some(path) = config_file {
         configure(&mut instance, &path)
             .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;
