@@ -1,6 +1,7 @@
 //! A guest that writes rubbish to every register of every device, through the buses, as a vCPU would.
 
 use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -13,11 +14,15 @@ use crate::interrupt::IrqLine;
 use crate::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
 use crate::legacy::power::{POWER_BASE, POWER_LEN, Power};
 use crate::legacy::serial::{COM1_BASE, COM2_BASE, SERIAL_LEN, Serial};
+use crate::reclaim::{Gpa, Reclaim};
+use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::{Balloon, Config, Handle};
 use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{BUFFERS, ram};
+use crate::virtio::testing::{BUFFERS, HIGH_RAM_END, ram};
 
 const RNG_BASE: u64 = 0xd000_0000;
+const BALLOON_BASE: u64 = RNG_BASE + MMIO_LEN;
 const RING: u64 = 0x1_0000;
 
 /// A terminal that sometimes has had enough, or is gone.
@@ -47,7 +52,19 @@ struct Machine {
     ports: Bus,
     mmio: Bus,
     com1: Arc<Mutex<Serial>>,
-    rng: Arc<Mutex<MmioTransport>>,
+    /// rng and balloon.
+    virtio: [Arc<Mutex<MmioTransport>>; 2],
+    balloon: Handle,
+}
+
+/// A host that takes what is RAM, and sometimes does not.
+struct Host;
+
+impl Reclaim for Host {
+    fn discard(&self, range: Range<Gpa>) -> io::Result<()> {
+        assert!(range.start < range.end && range.end.0 <= HIGH_RAM_END, "{range:?}");
+        if range.start.0.is_multiple_of(3) { Err(ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+    }
 }
 
 impl Machine {
@@ -62,16 +79,27 @@ impl Machine {
 
         let serial = || Arc::new(Mutex::new(Serial::new(IrqLine::new(event()), Box::new(Moody(1))).unwrap()));
         let com1 = serial();
-        let rng =
-            Arc::new(Mutex::new(MmioTransport::new(memory, Box::new(Rng::new()), IrqLine::new(event()))));
+        let config = Config {
+            target_pages: 5,
+            deflate_on_oom: true,
+            statistics: true,
+            hinting: true,
+            reporting: true,
+        };
+        let (device, balloon) = Balloon::new(config, &memory, Box::new(Host));
+        let devices: [Box<dyn VirtioDevice>; 2] = [Box::new(Rng::new()), Box::new(device)];
+        let virtio = devices.map(|device| {
+            Arc::new(Mutex::new(MmioTransport::new(memory.clone(), device, IrqLine::new(event()))))
+        });
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(COM1_BASE, SERIAL_LEN, "com1", com1.clone()).unwrap();
         ports.insert(COM2_BASE, SERIAL_LEN, "com2", serial()).unwrap();
         ports.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(I8042::new(event())))).unwrap();
         let power = Arc::new(Mutex::new(Power::new(event(), event())));
         ports.insert(POWER_BASE, POWER_LEN, "power", power).unwrap();
-        mmio.insert(RNG_BASE, MMIO_LEN, "rng", rng.clone()).unwrap();
-        Self { ports, mmio, com1, rng }
+        mmio.insert(RNG_BASE, MMIO_LEN, "rng", virtio[0].clone()).unwrap();
+        mmio.insert(BALLOON_BASE, MMIO_LEN, "balloon", virtio[1].clone()).unwrap();
+        Self { ports, mmio, com1, virtio, balloon }
     }
 }
 
@@ -79,9 +107,12 @@ impl Machine {
 enum Step {
     Port(u64, Vec<u8>),
     Mmio(u64, Vec<u8>),
+    /// Of both virtio devices.
     Register(u32, u32),
     Input(Vec<u8>),
     Event(usize),
+    /// The host's way to the balloon.
+    Handle(u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -106,13 +137,14 @@ fn step() -> impl Strategy<Value = Step> {
         Just(RING as u32 + 0x8000),
         any::<u32>(),
     ];
-    let register = (0u32..0x44).prop_map(|word| 4 * word);
+    let register = (0u32..0x46).prop_map(|word| 4 * word);
     prop_oneof![
         3 => (port, bytes()).prop_map(|(port, data)| Step::Port(port, data)),
-        1 => (RNG_BASE - 8..RNG_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
+        1 => (RNG_BASE - 8..BALLOON_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
         4 => (register, value).prop_map(|(register, value)| Step::Register(register, value)),
         1 => bytes().prop_map(Step::Input),
-        1 => (0usize..3).prop_map(Step::Event),
+        1 => (0usize..7).prop_map(Step::Event),
+        1 => any::<u32>().prop_map(Step::Handle),
     ]
 }
 
@@ -149,9 +181,11 @@ fn run(machine: &Machine, step: &Step) {
             machine.mmio.read(*address, &mut data.clone());
         }
         Step::Register(register, value) => {
-            let address = RNG_BASE + u64::from(*register);
-            machine.mmio.write(address, &value.to_le_bytes());
-            machine.mmio.read(address, &mut [0; 4]);
+            for base in [RNG_BASE, BALLOON_BASE] {
+                let address = base + u64::from(*register);
+                machine.mmio.write(address, &value.to_le_bytes());
+                machine.mmio.read(address, &mut [0; 4]);
+            }
         }
         Step::Input(data) => {
             let mut com1 = machine.com1.lock().unwrap();
@@ -159,7 +193,15 @@ fn run(machine: &Machine, step: &Step) {
             assert!(com1.input(data) <= room.min(data.len()));
             com1.flush_output();
         }
-        Step::Event(queue) => _ = machine.rng.lock().unwrap().notify(*queue),
+        Step::Event(queue) => {
+            machine.virtio.iter().for_each(|device| _ = device.lock().unwrap().notify(*queue));
+        }
+        Step::Handle(value) => {
+            let balloon = &machine.balloon;
+            balloon.set_target(*value);
+            let _ = (balloon.request_statistics(), balloon.held(), balloon.start_hinting(value % 2 == 0));
+            let _ = (balloon.statistics(), balloon.stop_hinting());
+        }
     }
 }
 
@@ -181,7 +223,9 @@ proptest! {
             run(&machine, &step);
         }
         let mut status = [0; 4];
-        prop_assert!(machine.mmio.read(RNG_BASE + u64::from(reg::VIRTIO_MMIO_STATUS), &mut status));
-        prop_assert_eq!(status[0] & 0x8f, 0xf);
+        for base in [RNG_BASE, BALLOON_BASE] {
+            prop_assert!(machine.mmio.read(base + u64::from(reg::VIRTIO_MMIO_STATUS), &mut status));
+            prop_assert_eq!(status[0] & 0x8f, 0xf);
+        }
     }
 }

@@ -24,4 +24,15 @@ pub trait Reclaim: Send {
     /// Both ends must be multiples of the page size (4096). The range comes from a guest: an implementation
     /// checks it against RAM and answers anything outside with `ErrorKind::InvalidInput`, having freed nothing.
     fn discard(&self, range: Range<Gpa>) -> io::Result<()>;
+
+    /// As [`Reclaim::discard`], for each of `ranges`; `failed` hears of those that were not freed.
+    ///
+    /// For implementations to whom many at once are cheaper than each by itself.
+    fn discard_all(&self, ranges: &[Range<Gpa>], failed: &mut dyn FnMut(&Range<Gpa>, io::Error)) {
+        for range in ranges {
+            if let Err(error) = self.discard(range.clone()) {
+                failed(range, error);
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Everything in a ring comes from the guest and may change while it is read. The bounds: a chain has at
 //! most as many descriptors as the queue ([`Chain`] checks it before the device sees it), a pass takes at
 //! most as many chains as the queue has entries, and there are at most [`MAX_PASSES`] passes before the
-//! caller is asked to come back.
+//! caller is asked to come back. A device whose requests can be large ends its turn earlier ([`Completion::Last`]).
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 

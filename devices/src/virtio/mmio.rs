@@ -281,6 +281,12 @@ impl MmioTransport {
             features: self.driver_features,
             interrupt: self.interrupt.clone(),
         });
+        // Linux's balloon driver notifies before it sets DRIVER_OK, when nobody may look, and not again after.
+        for queue in self.queues.iter().filter(|queue| queue.setup.ready) {
+            if let Some(kick) = &queue.kick {
+                let _ = kick.write(1);
+            }
+        }
     }
 
     fn reset(&mut self) {

@@ -34,7 +34,8 @@ pub const TRANSPORT_FEATURES: u64 =
 pub enum Progress {
     /// The queue is empty; the next notification will come from the driver.
     Idle,
-    /// The bound on passes was reached and there is more. No notification will come: process again.
+    /// A turn is over, by the bound on passes or by the device's own, and there may be more. No notification will
+    /// come: process again.
     More,
 }
 

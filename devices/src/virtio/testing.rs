@@ -122,7 +122,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(device: impl VirtioDevice + 'static) -> Self {
-        let memory = ram();
+        Self::over(ram(), device)
+    }
+
+    /// With other RAM, which must reach up to [`LOW_RAM`] at least.
+    pub(crate) fn over(memory: Arc<GuestMemory>, device: impl VirtioDevice + 'static) -> Self {
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let line = IrqLine::new(irq.try_clone().unwrap());
         let transport = MmioTransport::new(memory.clone(), Box::new(device), line);

@@ -64,8 +64,8 @@ impl Balloon for Samepage {
     }
 
     fn actual(&mut self) -> Result<u64> {
-        let answer = self.ask(&json!({"op": "balloon"}));
-        let pages = answer["balloon"]["actual_pages"].as_u64().with_context(|| answer.to_string())?;
+        let answer = self.ask(&json!({"op": "balloon_size"}));
+        let pages = answer["balloon_size"]["actual_pages"].as_u64().with_context(|| answer.to_string())?;
         Ok(pages * 4096)
     }
 

@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use serde::Serialize;
 use super::balloon_table::{line, statistics_table};
 use super::progress::{interrupt_flag, is_set};
 use crate::host::HostError;
-use crate::host::balloon::{Judge, Stop, Target};
+use crate::host::balloon::{Judge, Stop, Target, why};
 use crate::memory::PAGE_BYTES;
 use crate::memory::layout::MAX_RAM_BYTES;
 use crate::memory::size::{SizeError, parse_size};
@@ -127,7 +126,7 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     let target = Target::find(&which.guest, which.name.clone())?;
     let interrupted = interrupt_flag()?;
     let began = Instant::now();
-    let from = target.status()?;
+    let from = target.size()?;
     // At most 2^28 pages: `size` has seen to it.
     target.set((bytes / PAGE_BYTES) as u32)?;
     let Some(limit) = wait else {
@@ -140,20 +139,22 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     };
     let bar = bar(from.actual_pages.abs_diff((bytes / PAGE_BYTES) as u32).into());
     let mut judge = Judge::new(limit);
-    let (stopped, status) = loop {
+    let stopped = loop {
         if is_set(&interrupted) {
             bar.finish_and_clear();
             return Err(HostError::Interrupted.into());
         }
-        let status = target.status()?;
-        bar.set_position(from.actual_pages.abs_diff(status.actual_pages).into());
-        if let Some(stopped) = judge.look(began.elapsed(), &status, target.is_paused()?) {
-            break (stopped, status);
+        let size = target.size()?;
+        bar.set_position(from.actual_pages.abs_diff(size.actual_pages).into());
+        if let Some(stopped) = judge.look(began.elapsed(), size, target.is_paused()?) {
+            break stopped;
         }
         thread::sleep(POLL);
     };
     bar.finish_and_clear();
     let (guest, seconds) = (target.guest.as_str(), began.elapsed().as_secs_f64());
+    let status = target.fresh(STATISTICS, &interrupted)?;
+    let stopped = why(stopped, &status);
     match which.json {
         true => {
             let waited = Waited { guest, stopped, reason: stopped.reason(), seconds, status: &status };
@@ -180,7 +181,7 @@ fn stats(which: &Which, watch: Option<Duration>) -> anyhow::Result<ExitCode> {
     let interrupted = interrupt_flag()?;
     let mut before: Option<(Instant, BalloonStatus)> = None;
     loop {
-        let status = fresh(&target, &interrupted)?;
+        let status = target.fresh(STATISTICS, &interrupted)?;
         match which.json {
             true => println!("{}", serde_json::to_string(&status)?),
             false => {
@@ -203,20 +204,6 @@ fn stats(which: &Which, watch: Option<Duration>) -> anyhow::Result<ExitCode> {
             thread::sleep(POLL);
         }
     }
-}
-
-/// The balloon with statistics from after now, or those at hand if the guest does not answer.
-fn fresh(target: &Target, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
-    let first = target.status()?;
-    let until = Instant::now() + STATISTICS;
-    while first.driver && Instant::now() < until && !is_set(interrupted) {
-        thread::sleep(POLL);
-        let status = target.status()?;
-        if status.updates != first.updates {
-            return Ok(status);
-        }
-    }
-    target.status()
 }
 
 fn size(text: &str) -> Result<u64, SizeError> {

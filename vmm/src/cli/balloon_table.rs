@@ -11,8 +11,8 @@ const BAR: usize = 40;
 
 /// One line on one balloon.
 pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
-    if !status.driver {
-        return format!("{guest}: {} MiB asked for; no driver", pages(status.target_pages.into()));
+    if !status.size.driver {
+        return format!("{guest}: {} MiB asked for; no driver", pages(status.size.target_pages.into()));
     }
     let touched = match status.host.touched_pages {
         0 => String::new(),
@@ -20,8 +20,8 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
     };
     format!(
         "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}",
-        pages(status.actual_pages.into()),
-        pages(status.target_pages.into()),
+        pages(status.size.actual_pages.into()),
+        pages(status.size.target_pages.into()),
         pages(status.host.absent_pages),
     )
 }
@@ -33,10 +33,10 @@ pub(super) fn statistics_table(
     before: Option<(f64, &BalloonStatus)>,
 ) -> String {
     let mut text = line(guest, status);
-    let full = status.target_pages.max(status.actual_pages).max(1) as usize;
-    let filled = status.actual_pages as usize * BAR / full;
+    let full = status.size.target_pages.max(status.size.actual_pages).max(1) as usize;
+    let filled = status.size.actual_pages as usize * BAR / full;
     let rate = before.map_or(String::new(), |(seconds, then)| {
-        let moved = f64::from(status.actual_pages) - f64::from(then.actual_pages);
+        let moved = f64::from(status.size.actual_pages) - f64::from(then.size.actual_pages);
         format!(" {:+.1} MiB/s", moved * PAGE_BYTES as f64 / seconds.max(0.001) / (1 << 20) as f64)
     });
     let _ = write!(text, "\n[{:<BAR$}]{rate}", "=".repeat(filled));

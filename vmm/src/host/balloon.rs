@@ -1,7 +1,9 @@
 //! Setting a guest's balloon from outside and waiting for it: what was reached, and why it stopped there.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +11,11 @@ use super::HostError;
 use super::client::control;
 use super::runtime::{FleetDir, choose};
 use crate::memory::PAGE_BYTES;
-use crate::vm::balloon::BalloonStatus;
+use crate::vm::balloon::{BalloonSize, BalloonStatus};
 use crate::vm::control::{Reply, Request};
 
+/// How often fresh statistics are looked for.
+const POLL: Duration = Duration::from_millis(20);
 /// A balloon that has not moved for this long will not: Linux's driver tries again every 200 ms.
 const STALL: Duration = Duration::from_secs(5);
 /// How long a guest that is starting may take to bring its driver up.
@@ -89,6 +93,31 @@ impl Target {
         }
     }
 
+    /// Its sizes alone.
+    pub fn size(&self) -> Result<BalloonSize, HostError> {
+        match control(&self.guest, &self.socket, &Request::BalloonSize)? {
+            Reply::BalloonSize(size) => Ok(size),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// Its balloon with statistics from after now, if the guest gives some within `limit`; else with those at hand.
+    pub fn fresh(&self, limit: Duration, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
+        let first = self.status()?;
+        if control(&self.guest, &self.socket, &Request::BalloonStatistics).is_err() {
+            return Ok(first);
+        }
+        let until = Instant::now() + limit;
+        loop {
+            thread::sleep(POLL);
+            let status = self.status()?;
+            let over = Instant::now() > until || interrupted.load(Ordering::Relaxed);
+            if status.updates != first.updates || over {
+                return Ok(status);
+            }
+        }
+    }
+
     /// Asks for another size, in pages.
     pub fn set(&self, pages: u32) -> Result<(), HostError> {
         control(&self.guest, &self.socket, &Request::BalloonTarget { pages }).map(|_| ())
@@ -107,7 +136,7 @@ impl Target {
     }
 }
 
-/// Decides, from one look at a balloon after another, when it has stopped and why.
+/// Decides, from one look at a balloon after another, when it has stopped.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge {
     limit: Duration,
@@ -121,20 +150,21 @@ impl Judge {
         Self { limit, actual_pages: None, moved: Duration::ZERO }
     }
 
-    /// Looks at the balloon, `now` after the beginning. None while it may still move.
-    pub fn look(&mut self, now: Duration, status: &BalloonStatus, paused: bool) -> Option<Stop> {
-        if self.actual_pages != Some(status.actual_pages) {
-            (self.actual_pages, self.moved) = (Some(status.actual_pages), now);
+    /// Looks at the balloon, `now` after the beginning. None while it may still move. A guest that does not follow
+    /// is [`Stop::Refused`], until [`why`] knows better.
+    pub fn look(&mut self, now: Duration, size: BalloonSize, paused: bool) -> Option<Stop> {
+        if self.actual_pages != Some(size.actual_pages) {
+            (self.actual_pages, self.moved) = (Some(size.actual_pages), now);
         }
         let still = now.saturating_sub(self.moved);
-        if status.driver && status.actual_pages == status.target_pages {
+        if size.driver && size.actual_pages == size.target_pages {
             Some(Stop::Reached)
         } else if paused {
             Some(Stop::Paused)
-        } else if !status.driver && still >= NO_DRIVER {
+        } else if !size.driver && still >= NO_DRIVER {
             Some(Stop::NoDriver)
-        } else if status.driver && still >= STALL {
-            Some(if out_of_memory(status) { Stop::OutOfMemory } else { Stop::Refused })
+        } else if size.driver && still >= STALL {
+            Some(Stop::Refused)
         } else if now >= self.limit {
             Some(Stop::TimedOut)
         } else {
@@ -143,57 +173,60 @@ impl Judge {
     }
 }
 
-/// Whether, by its own word, the guest cannot spare what is still asked of it.
-fn out_of_memory(status: &BalloonStatus) -> bool {
-    let asked = u64::from(status.target_pages.saturating_sub(status.actual_pages)) * PAGE_BYTES;
+/// A better reason than `stop`, if the guest's statistics give one: by its own word, it may not be able to spare what
+/// is still asked of it.
+pub fn why(stop: Stop, status: &BalloonStatus) -> Stop {
+    let asked = u64::from(status.size.target_pages.saturating_sub(status.size.actual_pages)) * PAGE_BYTES;
     let spare = ["available_memory", "free_memory"].iter().find_map(|name| status.guest.get(*name));
-    asked > 0 && spare.is_some_and(|spare| *spare < asked.saturating_add(RESERVE_BYTES))
+    let short = asked > 0 && spare.is_some_and(|spare| *spare < asked.saturating_add(RESERVE_BYTES));
+    if stop == Stop::Refused && short { Stop::OutOfMemory } else { stop }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn status(driver: bool, target: u32, actual: u32, available: Option<u64>) -> BalloonStatus {
-        let guest = available.map(|bytes| ("available_memory".to_owned(), bytes));
-        BalloonStatus {
-            driver,
-            target_pages: target,
-            actual_pages: actual,
-            guest: guest.into_iter().collect(),
-            ..BalloonStatus::default()
-        }
+    fn size(driver: bool, target_pages: u32, actual_pages: u32) -> BalloonSize {
+        BalloonSize { driver, target_pages, actual_pages }
     }
 
     /// Looks once a second at a balloon that stays as it is.
-    fn stuck(status: &BalloonStatus, paused: bool) -> (u64, Stop) {
+    fn stuck(size: BalloonSize, paused: bool) -> (u64, Stop) {
         let mut judge = Judge::new(Duration::from_secs(60));
-        let look = |s| judge.look(Duration::from_secs(s), status, paused).map(|stop| (s, stop));
+        let look = |s| judge.look(Duration::from_secs(s), size, paused).map(|stop| (s, stop));
         (0..100).find_map(look).unwrap()
     }
 
     #[test]
-    fn each_end_has_its_reason() {
-        assert_eq!(stuck(&status(true, 5, 5, None), false), (0, Stop::Reached));
-        assert_eq!(stuck(&status(true, 5, 4, None), true), (0, Stop::Paused));
-        assert_eq!(stuck(&status(false, 5, 0, None), false), (3, Stop::NoDriver));
-        assert_eq!(stuck(&status(true, 5, 4, Some(1 << 20)), false), (5, Stop::OutOfMemory));
-        assert_eq!(stuck(&status(true, 5, 4, Some(1 << 30)), false), (5, Stop::Refused));
-        assert_eq!(stuck(&status(true, 5, 4, None), false), (5, Stop::Refused));
+    fn each_end_has_its_time() {
+        assert_eq!(stuck(size(true, 5, 5), false), (0, Stop::Reached));
+        assert_eq!(stuck(size(true, 5, 4), true), (0, Stop::Paused));
+        assert_eq!(stuck(size(false, 5, 0), false), (3, Stop::NoDriver));
+        assert_eq!(stuck(size(true, 5, 4), false), (5, Stop::Refused));
+        assert_eq!(stuck(size(true, 4, 5), false), (5, Stop::Refused));
+    }
+
+    #[test]
+    fn a_guest_that_does_not_follow_may_have_nothing_to_spare() {
+        let status = |target, actual, available: Option<u64>| BalloonStatus {
+            size: size(true, target, actual),
+            guest: available.into_iter().map(|bytes| ("available_memory".to_owned(), bytes)).collect(),
+            ..BalloonStatus::default()
+        };
+        assert_eq!(why(Stop::Refused, &status(5, 4, Some(1 << 20))), Stop::OutOfMemory);
+        assert_eq!(why(Stop::Refused, &status(5, 4, Some(1 << 30))), Stop::Refused);
+        assert_eq!(why(Stop::Refused, &status(5, 4, None)), Stop::Refused);
         // Nothing is asked of a guest that should take pages back.
-        assert_eq!(stuck(&status(true, 4, 5, Some(0)), false), (5, Stop::Refused));
+        assert_eq!(why(Stop::Refused, &status(4, 5, Some(0))), Stop::Refused);
+        assert_eq!(why(Stop::NoDriver, &status(5, 4, Some(0))), Stop::NoDriver);
     }
 
     #[test]
     fn a_balloon_that_moves_has_all_the_time_it_was_given() {
         let mut judge = Judge::new(Duration::from_secs(60));
         for second in 0..60 {
-            let moving = status(true, 1000, second, None);
-            assert_eq!(judge.look(Duration::from_secs(second.into()), &moving, false), None);
+            assert_eq!(judge.look(Duration::from_secs(second.into()), size(true, 1000, second), false), None);
         }
-        assert_eq!(
-            judge.look(Duration::from_secs(60), &status(true, 1000, 60, None), false),
-            Some(Stop::TimedOut)
-        );
+        assert_eq!(judge.look(Duration::from_secs(60), size(true, 1000, 60), false), Some(Stop::TimedOut));
     }
 }

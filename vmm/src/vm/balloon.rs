@@ -27,20 +27,44 @@ pub enum BalloonError {
     /// Hinting was not possible.
     #[error(transparent)]
     Hinting(#[from] HintError),
+    /// The guest cannot be asked for statistics.
+    #[error(
+        "the guest cannot be asked for statistics now: it has no balloon driver, has not answered the last time, or is paused"
+    )]
+    Unasked,
     /// The page table could not be read.
     #[error("cannot see what the host has of the balloon")]
     Pagemap(#[from] PagemapError),
 }
 
-/// How a balloon is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BalloonStatus {
+/// How large a balloon is and should be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonSize {
     /// Does a driver run it?
     pub driver: bool,
     /// The size the host wants, in pages of 4096 bytes.
     pub target_pages: u32,
     /// The size the driver says it has.
     pub actual_pages: u32,
+}
+
+impl BalloonSize {
+    /// Asks `handle`.
+    pub fn of(handle: &Handle) -> Self {
+        Self {
+            driver: handle.has_driver(),
+            target_pages: handle.target_pages(),
+            actual_pages: handle.actual_pages(),
+        }
+    }
+}
+
+/// How a balloon is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Its sizes.
+    #[serde(flatten)]
+    pub size: BalloonSize,
     /// How often the guest has sent statistics.
     pub updates: u64,
     /// The latest of them, by Firecracker's names; memory in bytes. The guest's word.
@@ -114,9 +138,7 @@ impl BalloonStatus {
     pub fn of(handle: &Handle, ram: &Ram) -> Result<Self, PagemapError> {
         let statistics = handle.statistics();
         Ok(Self {
-            driver: handle.has_driver(),
-            target_pages: handle.target_pages(),
-            actual_pages: handle.actual_pages(),
+            size: BalloonSize::of(handle),
             updates: statistics.map_or(0, |s| s.updates),
             guest: statistics
                 .iter()

@@ -36,6 +36,8 @@ use crate::memory::ram::Ram;
 /// A VM whose vCPUs run.
 pub struct Vm {
     running: Running,
+    /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself.
+    _vm: VmFd,
     /// Removed from the file system with the VM.
     _sockets: Vec<Listener>,
     /// The terminal is as it was again when this is dropped.
@@ -152,7 +154,7 @@ impl Vm {
             events.add(subscriber);
         }
         own::release_startup_code();
-        Ok(Self { running, _sockets: control.into_iter().chain(com2).collect(), raw: raw.flatten() })
+        Ok(Self { running, _vm: vm, _sockets: control.into_iter().chain(com2).collect(), raw: raw.flatten() })
     }
 
     /// The way to it.

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
 
-use super::balloon::BalloonStatus;
+use super::balloon::{BalloonSize, BalloonStatus};
 use super::stats::Values;
 use crate::memory::Extent;
 
@@ -40,8 +40,12 @@ pub enum Request {
     },
     /// KVM's own statistics.
     KvmStats,
-    /// The balloon as it is, and fresh statistics for the next time.
+    /// The balloon as it is, with what the page table says of it.
     Balloon,
+    /// Its sizes alone, which costs nothing.
+    BalloonSize,
+    /// Ask the guest for fresh statistics, which [`Request::Balloon`] shows once they have come.
+    BalloonStatistics,
     /// Ask the guest for another balloon size.
     BalloonTarget {
         /// The size, in pages of 4096 bytes.
@@ -73,6 +77,8 @@ pub enum Reply {
     KvmStats(Values),
     /// To [`Request::Balloon`].
     Balloon(Box<BalloonStatus>),
+    /// To [`Request::BalloonSize`].
+    BalloonSize(BalloonSize),
     /// The request was carried out.
     Done,
     /// It was not.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::virtio::balloon;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::balloon::{BalloonError, BalloonStatus};
+use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
 use super::control::{Reply, Request, Serve, Status};
 use super::exit::{Ending, Outcome};
 use super::probe;
@@ -148,11 +148,16 @@ impl Serve for Running {
                 Err(e) => Reply::Error(chain(&e)),
             },
             Request::Balloon => match self.balloon_status() {
-                Ok(status) => {
-                    self.request_balloon_statistics();
-                    Reply::Balloon(Box::new(status))
-                }
+                Ok(status) => Reply::Balloon(Box::new(status)),
                 Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::BalloonSize => match &self.balloon {
+                Some(balloon) => Reply::BalloonSize(BalloonSize::of(balloon)),
+                None => Reply::Error(chain(&BalloonError::None)),
+            },
+            Request::BalloonStatistics => match self.request_balloon_statistics() {
+                true => Reply::Done,
+                false => Reply::Error(chain(&BalloonError::Unasked)),
             },
             Request::BalloonTarget { pages } => match self.set_balloon(pages) {
                 Ok(()) => Reply::Done,

@@ -152,3 +152,6 @@ impl VirtioDevice for Balloon {
         self.handle.detach();
     }
 }
+
+#[cfg(test)]
+mod tests;

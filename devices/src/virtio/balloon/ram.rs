@@ -37,14 +37,9 @@ impl Ram {
     /// What of `pages` is RAM, ascending, cut at the ends of regions.
     pub(super) fn parts(&self, pages: Range<u64>) -> impl Iterator<Item = Part> {
         let first = self.0.partition_point(|region| region.end <= pages.start);
-        let reached = self.0.iter().enumerate().skip(first).take_while({
-            let end = pages.end;
-            move |(_, region)| region.start < end
-        });
-        reached.map(move |(region, all)| Part {
-            region,
-            pages: all.start.max(pages.start)..all.end.min(pages.end),
-        })
+        let cut = move |region: &Range<u64>| region.start.max(pages.start)..region.end.min(pages.end);
+        let cuts = self.0.iter().map(cut).enumerate().skip(first);
+        cuts.map(|(region, pages)| Part { region, pages }).filter(|part| !part.pages.is_empty())
     }
 
     /// Whether the page is RAM.
@@ -88,6 +83,7 @@ mod tests {
         assert_eq!(Ram::new(&ram()).regions(), [LOW, HIGH]);
         assert_eq!(parts(0..u64::MAX), [(0, LOW), (1, HIGH)]);
         assert_eq!(parts(3..4), [(0, 3..4)]);
+        assert_eq!(parts(3..3), []);
         assert_eq!(
             parts(LOW.end - 1..HIGH.start + 1),
             [(0, LOW.end - 1..LOW.end), (1, HIGH.start..HIGH.start + 1)]

@@ -7,9 +7,9 @@ use std::fmt;
 use std::ops::Range;
 
 use super::pfn::coalesce;
-use super::ram::{PAGE_BYTES, Part, Ram, addresses, inner_pages};
+use super::ram::{PAGE_BYTES, Ram, addresses, inner_pages};
 use super::state::{Handle, State};
-use crate::reclaim::Reclaim;
+use crate::reclaim::{Gpa, Reclaim};
 use crate::virtio::Chain;
 use crate::warn::Limited;
 
@@ -43,6 +43,7 @@ pub(super) struct Requests {
     /// Kept from request to request, so that serving one allocates nothing.
     list: Vec<u8>,
     runs: Vec<Range<u64>>,
+    ranges: Vec<Range<Gpa>>,
 }
 
 impl fmt::Debug for Requests {
@@ -61,6 +62,7 @@ impl Requests {
             refused: Limited::new("virtio-balloon: request refused, or a part of it"),
             list: vec![0; PIECE_PFNS * PFN_BYTES],
             runs: Vec::new(),
+            ranges: Vec::new(),
         }
     }
 
@@ -106,20 +108,21 @@ impl Requests {
         coalesce(pfns(), &mut self.runs);
 
         let mut state = self.handle.lock();
-        let mut reclaimed_bytes = 0;
         let (mut named, mut inside) = (0, 0);
+        self.ranges.clear();
         for run in &self.runs {
             named += run.end - run.start;
             for part in self.ram.parts(run.clone()) {
                 inside += part.len();
                 if kind == Kind::Inflate {
                     state.held.insert(&part);
-                    reclaimed_bytes += self.discard(&mut state, &part);
+                    self.ranges.push(addresses(&part.pages));
                 } else {
                     state.held.remove(&part);
                 }
             }
         }
+        let reclaimed_bytes = self.discard(&mut state, &self.ranges);
         let listed = (bytes / PFN_BYTES) as u64;
         // Only for a driver that is wrong is it worth finding out how often.
         let outside = |pfn: &u32| !self.ram.contains(u64::from(*pfn));
@@ -141,9 +144,12 @@ impl Requests {
         if chain.readable_bytes() > 0 || chain.writable().is_empty() {
             self.refuse(1, format_args!("a report with {} device-readable bytes", chain.readable_bytes()));
         }
+        let mut ranges = std::mem::take(&mut self.ranges);
         let mut state = self.handle.lock();
-        let (pages, bytes) = self.free_pages(&mut state, chain, |_| true);
+        let (pages, bytes) = self.free_pages(&mut state, chain, true, &mut ranges);
         state.counters.reported_bytes += bytes;
+        drop(state);
+        self.ranges = ranges;
         pages
     }
 
@@ -158,13 +164,17 @@ impl Requests {
                 None
             }
         };
+        let mut ranges = std::mem::take(&mut self.ranges);
         // One lock for the question and the deed: after a stop nothing may go.
         let mut state = self.handle.lock();
         if let Some(cmd) = cmd {
             state.answer_hinting(cmd);
         }
-        let (pages, bytes) = self.free_pages(&mut state, chain, State::is_hinting);
+        let wanted = state.is_hinting();
+        let (pages, bytes) = self.free_pages(&mut state, chain, wanted, &mut ranges);
         state.counters.hinted_bytes += bytes;
+        drop(state);
+        self.ranges = ranges;
         pages
     }
 
@@ -174,9 +184,12 @@ impl Requests {
         &self,
         state: &mut State,
         chain: &Chain<'_>,
-        wanted: impl Fn(&State) -> bool,
+        wanted: bool,
+        ranges: &mut Vec<Range<Gpa>>,
     ) -> (u64, u64) {
-        let (mut named, mut discarded_bytes) = (0, 0);
+        let wanted = wanted && !state.keeps_free_pages();
+        let mut named = 0;
+        ranges.clear();
         for buffer in chain.writable() {
             let (start, len) = (buffer.start.0, u64::from(buffer.len_bytes));
             let pages = inner_pages(start, start + len);
@@ -190,26 +203,23 @@ impl Requests {
                 self.refused.hit(format_args!("more than {MAX_REQUEST_PAGES} free pages in one request"));
                 break;
             }
-            if wanted(state) && !state.keeps_free_pages() {
-                for part in self.ram.parts(pages) {
-                    discarded_bytes += self.discard(state, &part);
-                }
+            if wanted {
+                ranges.extend(self.ram.parts(pages).map(|part| addresses(&part.pages)));
             }
         }
-        (named.min(MAX_REQUEST_PAGES), discarded_bytes)
+        (named.min(MAX_REQUEST_PAGES), self.discard(state, ranges))
     }
 
     /// Gives pages to the host. Returns how many bytes it took.
-    fn discard(&self, state: &mut State, part: &Part) -> u64 {
-        let range = addresses(&part.pages);
-        match self.reclaim.discard(range.clone()) {
-            Ok(()) => part.len() * PAGE_BYTES,
-            Err(error) => {
-                state.counters.failed_discards += 1;
-                self.failed.hit(format_args!("{} to {}: {error}", range.start, range.end));
-                0
-            }
-        }
+    fn discard(&self, state: &mut State, ranges: &[Range<Gpa>]) -> u64 {
+        let bytes = |range: &Range<Gpa>| range.end.0 - range.start.0;
+        let mut taken = ranges.iter().map(bytes).sum();
+        self.reclaim.discard_all(ranges, &mut |range, error| {
+            taken -= bytes(range);
+            state.counters.failed_discards += 1;
+            self.failed.hit(format_args!("{} to {}: {error}", range.start, range.end));
+        });
+        taken
     }
 
     fn refuse(&self, count: u64, what: fmt::Arguments<'_>) {

@@ -145,6 +145,10 @@ impl Handle {
     /// soon as it has reported everything, and may use the pages again.
     ///
     /// A page is discarded as soon as its hint is seen. A run that goes on is replaced.
+    ///
+    /// Linux's driver keeps hinted pages to itself until the run is done, but under memory pressure it frees some
+    /// earlier, without asking whether the device has seen the hint. Such a page may be in use again when it is
+    /// discarded, and what is in it is lost. So a run is for guests that have memory to spare; reporting has no such gap.
     pub fn start_hinting(&self, acknowledge_on_stop: bool) -> Result<(), HintError> {
         self.change_hinting(|hinting| hinting.start(acknowledge_on_stop))
     }
