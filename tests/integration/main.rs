@@ -6,6 +6,8 @@
 mod api;
 mod architecture;
 mod bad_input;
+mod balloon;
+mod balloon_driver;
 mod control;
 mod demo;
 mod doctor;

@@ -93,7 +93,7 @@ impl<P: Pages, T: Transport> Service<'_, P, T> {
     }
 
     /// Goes on with a task. The answer when it is done.
-    pub(super) fn step_task(&mut self, task: &mut Task) -> Option<BalloonDone> {
+    pub(super) fn step_task(&mut self, task: &mut Task, now_micros: u64) -> Option<BalloonDone> {
         let balloon = self.balloon.as_mut()?;
         match task {
             Task::Check { next, checked, nonzero } => {
@@ -125,7 +125,13 @@ impl<P: Pages, T: Transport> Service<'_, P, T> {
                 }
                 (*left == 0).then_some(BalloonDone::Touch { touched: *touched })
             }
-            Task::Off => (balloon.drive() == Drive::Off).then_some(BalloonDone::Off),
+            Task::Off => {
+                // One that broke on the way is reset without further ado.
+                if balloon.drive() == Drive::Broken {
+                    balloon.off(now_micros);
+                }
+                (balloon.drive() == Drive::Off).then_some(BalloonDone::Off)
+            }
             Task::Hostile => balloon.attempted().map(|(kind, completed, status)| BalloonDone::Hostile {
                 kind,
                 completed,

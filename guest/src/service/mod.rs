@@ -282,7 +282,7 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                 (verify.checked, self.workload.held(Target::All))
             }
             JobKind::Balloon(task) => {
-                if let Some(done) = self.step_task(task) {
+                if let Some(done) = self.step_task(task, now_micros) {
                     return out.send(job.port, &balloon::done(done));
                 }
                 self.job = Some(job);

@@ -184,8 +184,12 @@ impl Guest {
             return Ok(());
         }
         let Some(fill) = self.spec.fill.and_then(|f| f.command(self.number)) else { return Ok(()) };
-        self.command(&Command::Fill(fill), Stage::Fill, watch)?;
-        self.fill = Some(fill);
+        // Where the fleet file says no number, the guest fills what is not in its balloon, and says how much that is.
+        let pages = match self.command(&Command::Fill(fill), Stage::Fill, watch)? {
+            Reply::Ok(Done::Fill { pages }) => Some(pages),
+            _ => fill.pages,
+        };
+        self.fill = Some(Fill { pages, ..fill });
         self.save();
         Ok(())
     }

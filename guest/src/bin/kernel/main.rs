@@ -71,7 +71,7 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
             let (shared, gpa) = mmio::shared();
             let mut driver =
                 Driver::new(window, shared, gpa, PageMap::new(pages.frames(), page_map), mem_pages);
-            // One that does not start is no reason not to: `balloon report` tells.
+            // A device that does not start is no reason not to serve: `balloon report` tells.
             let _ = driver.on();
             driver
         });

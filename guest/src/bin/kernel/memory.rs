@@ -4,7 +4,7 @@
 use core::ops::Range;
 use core::ptr;
 use core::slice;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use guest::content::{PAGE_SIZE, Page};
 use guest::virtio::balloon::{Frames, PageMap};
@@ -212,6 +212,8 @@ pub(crate) fn map_devices(address: u64) -> bool {
             .add(DEVICE_GIB as usize)
             .write_volatile(DEVICES.0.as_ptr() as u64 + TABLE);
     }
+    // The first access must not come before the entries.
+    fence(Ordering::SeqCst);
     true
 }
 

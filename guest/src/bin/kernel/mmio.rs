@@ -33,19 +33,16 @@ impl Transport for Window {
 
 /// The balloon among `count` windows from `base` on, as the command line says them. None if there is none.
 pub(crate) fn find_balloon(base: u64, count: u64) -> Option<Window> {
-    let count = count.min(DEVICE_BYTES / WINDOW_BYTES);
-    if !memory::map_devices(base) {
+    let mapped = (DEVICE_BYTES - base % DEVICE_BYTES) / WINDOW_BYTES;
+    if !base.is_multiple_of(WINDOW_BYTES) || !memory::map_devices(base) {
         return None;
     }
-    let windows = (0..count).map(|n| base + n * WINDOW_BYTES).map(|base| Window { base });
+    let windows = (0..count.min(mapped)).map(|n| Window { base: base + n * WINDOW_BYTES });
     // Devices stand one behind the other: the first window without one is the last.
-    let mut devices = windows
-        .take_while(|base| base.base % DEVICE_BYTES + WINDOW_BYTES <= DEVICE_BYTES)
-        .map_while(|mut window| {
-            let known =
-                window.read(register::MAGIC_VALUE) == MAGIC && window.read(register::VERSION) == VERSION;
-            known.then_some(window)
-        });
+    let mut devices = windows.map_while(|mut window| {
+        let known = window.read(register::MAGIC_VALUE) == MAGIC && window.read(register::VERSION) == VERSION;
+        known.then_some(window)
+    });
     devices.find_map(|mut window| (window.read(register::DEVICE_ID) == DEVICE_ID).then_some(window))
 }
 
