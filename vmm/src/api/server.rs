@@ -173,7 +173,7 @@ impl Clients {
                 }
                 Err(e) => {
                     // The client waits on in the queue. Asking again at once would be spinning.
-                    tracing::warn!(error = %e, "no API client can be let in for now");
+                    tracing::debug!(error = %e, "no API client can be let in for now");
                     self.shut_until = Some(now + SHORTAGE);
                     return;
                 }

@@ -79,7 +79,7 @@ pub(super) struct Args {
     /// Let the guest tell of free pages as it frees them, and give them back to the host
     #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     free_page_reporting: bool,
-    /// Let the host ask for free pages (over the API)
+    /// Offer free page hinting: the host may ask for free pages
     #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     free_page_hinting: bool,
     /// Let the host kernel's samepage merging (KSM) have the guest's memory
