@@ -3,6 +3,7 @@
 //! Tests whose names begin with `lab_` run in the nested-paging lab (`tests/lab`); they are run by themselves:
 //! `cargo test -p tests --test integration lab_ -- --test-threads=1`.
 
+mod api;
 mod architecture;
 mod bad_input;
 mod balloon;

@@ -1,6 +1,7 @@
 //! What the integration tests and the benches stand on: running the `samepage` binary and seeing what it leaves
 //! behind, the nested-paging lab, and the architecture invariants as code.
 
+pub mod api;
 pub mod boot;
 pub mod code;
 pub mod host;

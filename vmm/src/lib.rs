@@ -1,5 +1,6 @@
 //! Samepage: a small KVM hypervisor for memory.
 
+pub mod api;
 pub mod cli;
 pub mod host;
 pub mod image;

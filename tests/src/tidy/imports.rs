@@ -1,10 +1,11 @@
-//! Who may import whom inside `vmm`: `cli -> host -> {vm, merge, overcommit, measure, image} -> memory`.
+//! Who may import whom inside `vmm`: `cli -> {api, host} -> {vm, merge, overcommit, measure, image} -> memory`.
 
 use super::{Finding, Source};
 
 /// Each module of `vmm`, and the modules it may name. Whatever is not listed here is refused.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("cli", &["host", "vm", "merge", "overcommit", "measure", "image", "memory"]),
+    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory"]),
+    ("api", &["vm", "memory"]),
     ("host", &["vm", "merge", "overcommit", "measure", "image", "memory"]),
     ("vm", &["image", "memory"]),
     ("merge", &["measure", "memory"]),
@@ -34,7 +35,7 @@ pub(super) fn imports_point_downwards(sources: &[Source]) -> Vec<Finding> {
                 if named != module && !allowed.contains(&named) && MAY_IMPORT.iter().any(|(m, _)| *m == named)
                 {
                     let rule = format!("{module} imports {named}");
-                    let advice = "the order is cli, host, {vm, merge, overcommit, measure, image}, memory: \
+                    let advice = "the order is cli, {api, host}, {vm, merge, overcommit, measure, image}, memory: \
                                   pass a value, or a trait that the importing module defines";
                     found.push(Finding { path: source.path.clone(), line: line.number, rule, advice });
                 }
@@ -95,6 +96,7 @@ mod tests {
             found("vmm/src/overcommit/a.rs", "fn f(x: crate::vm::Vm) {}\n"),
             ["overcommit imports vm"]
         );
+        assert_eq!(found("vmm/src/vm/a.rs", "use crate::api::Options;\n"), ["vm imports api"]);
         assert_eq!(found("vmm/src/memory/a.rs", "use crate::vm::Vm;\n"), ["memory imports vm"]);
         assert_eq!(found("vmm/src/shiny/a.rs", ""), ["module shiny has no place in the order of imports"]);
     }

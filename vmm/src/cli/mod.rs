@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
+use crate::api::{ApiError, EXIT_BAD_CONFIGURATION};
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
 
@@ -28,7 +29,7 @@ use crate::memory::size::{SizeError, parse_size};
 `samepage help COMMAND` has examples of each.
 
 Exit status: 0 it worked; 1 it did not, and standard error says why; 2 the command line was wrong;
-130 a second Control-C came before the first one had been dealt with.
+152 the config file of `samepage run` was wrong; 130 a second Control-C came before the first one had been dealt with.
 
 RUST_LOG=info (or debug) makes it say more."
 )]
@@ -52,7 +53,7 @@ enum Command {
 }
 
 /// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
-/// not, 2 the command line was wrong, 130 a second signal came before the first was dealt with.
+/// not, 2 the command line was wrong, 152 a VM's config file was wrong, 130 a second signal came before the first was dealt with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
@@ -74,7 +75,10 @@ pub fn main() -> ExitCode {
         for cause in error.chain().skip(1) {
             let _ = writeln!(out, "  because: {cause}");
         }
-        ExitCode::FAILURE
+        match error.downcast_ref::<ApiError>() {
+            Some(e) if e.is_bad_configuration() => ExitCode::from(EXIT_BAD_CONFIGURATION),
+            _ => ExitCode::FAILURE,
+        }
     })
 }
 

@@ -3,39 +3,60 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::api;
 use crate::memory::ram::Backing;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, probe};
 use anyhow::Context;
 use devices::virtio::balloon;
 
+/// The longest name of a VM in the API; Firecracker's limit.
+const MAX_ID_BYTES: usize = 64;
 /// The command line a Linux guest gets unless told otherwise.
 const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
 
 /// Run one VM in the foreground: the built-in guest, or a Linux kernel
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("api").args(["api_sock", "config_file"]).multiple(true))]
 #[command(after_help = "Examples:
   samepage run                                   the built-in guest, on this terminal: type `help`
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
+  samepage run --api-sock ./api.sock             Firecracker's REST API: nothing runs before it is told to
+    curl --unix-socket ./api.sock -X PUT http://localhost/boot-source -d '{\"kernel_image_path\": \"builtin\"}'
+    curl --unix-socket ./api.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
+  samepage run --api-sock ./api.sock --config-file resources/api/vm.json   the same, started from a file
 
 `samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is
-0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on.")]
+0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on; 152 when
+--config-file cannot be used.")]
 pub(super) struct Args {
-    /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
+    /// Make the API's socket here and wait to be told what to start: Firecracker's REST API
+    #[arg(long, value_name = "SOCKET")]
+    api_sock: Option<PathBuf>,
+    /// Start the VM that this JSON file describes, with the API's objects as its sections
     #[arg(long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// No API socket: --config-file says everything
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    no_api: bool,
+    /// The VM's name in the API: letters, digits and hyphens
+    #[arg(long, requires = "api", conflicts_with = "name", value_parser = id)]
+    id: Option<String>,
+    /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
+    #[arg(long, conflicts_with = "api", value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, conflicts_with = "api", value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
     /// The command line of --kernel
-    #[arg(long, value_name = "TEXT", default_value = LINUX_CMDLINE)]
+    #[arg(long, conflicts_with = "api", value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
     /// Guest memory with its unit: 16M to 1T
-    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
+    #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
     memory: u64,
     /// Number of vCPUs, 1 to 32
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
+    #[arg(long, conflicts_with = "api", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
     cpus: u8,
     /// Where the console (COM1) goes: stdio, none, or a file to append to
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
@@ -50,25 +71,25 @@ pub(super) struct Args {
     #[arg(long, default_value = "vm")]
     name: String,
     /// Leave the balloon out
-    #[arg(long)]
+    #[arg(long, conflicts_with = "api")]
     no_balloon: bool,
     /// Let the guest take pages back from its balloon when it runs out of memory
-    #[arg(long, conflicts_with = "no_balloon")]
+    #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     deflate_on_oom: bool,
     /// Let the guest tell of free pages as it frees them, and give them back to the host
-    #[arg(long, conflicts_with = "no_balloon")]
+    #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     free_page_reporting: bool,
-    /// Let the host ask for free pages (over the API)
-    #[arg(long, conflicts_with = "no_balloon")]
+    /// Offer free page hinting: the host may ask for free pages
+    #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     free_page_hinting: bool,
     /// Let the host kernel's samepage merging (KSM) have the guest's memory
     #[arg(long)]
     mergeable: bool,
     /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
-    #[arg(long, value_name = "KIND", default_value = "anonymous")]
+    #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous")]
     backing: Backing,
     /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
-    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
     /// End when standard input ends
     #[arg(long, hide = true)]
@@ -76,7 +97,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let name = args.name;
+    let name = args.id.unwrap_or(args.name);
     if args.kernel.is_some()
         && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
     {
@@ -109,7 +130,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         huge_pages: args.huge_pages,
         lifeline: args.lifeline,
     };
-    match vm::run(&config).with_context(|| format!("{name} did not start"))? {
+    let ending = if args.api_sock.is_some() || args.config_file.is_some() {
+        api::run(api::Options {
+            socket: args.api_sock,
+            config_file: args.config_file,
+            rest: config,
+            built_in: super::BUILT_IN_KERNEL,
+        })?
+    } else {
+        vm::run(&config).with_context(|| format!("{name} did not start"))?
+    };
+    match ending {
         Ending::PowerOff | Ending::Reset | Ending::Stopped => Ok(ExitCode::SUCCESS),
         Ending::Fault(report) => {
             eprintln!("error: {name}: {report}");
@@ -124,6 +155,14 @@ fn console(text: &str) -> Result<Console, String> {
         "stdio" => Ok(Console::Stdio),
         "none" => Ok(Console::None),
         file => Ok(Console::File(file.into())),
+    }
+}
+
+/// Parses an API's name of a VM, as Firecracker does.
+fn id(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=MAX_ID_BYTES if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => Ok(text.into()),
+        _ => Err(format!("expected 1 to {MAX_ID_BYTES} letters, digits and hyphens")),
     }
 }
 

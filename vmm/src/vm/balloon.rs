@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use devices::virtio::balloon::{Counters, Handle, Tag};
+use devices::virtio::balloon::{Counters, Handle, HintError, Tag};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -24,6 +24,9 @@ pub enum BalloonError {
         /// What there is.
         ram_pages: u64,
     },
+    /// Hinting was not possible.
+    #[error(transparent)]
+    Hinting(#[from] HintError),
     /// The guest cannot be asked for statistics.
     #[error(
         "the guest cannot be asked for statistics now: it has no balloon driver, has not answered the last time, or is paused"

@@ -48,6 +48,23 @@ impl Vm {
     /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If that fails,
     /// `events` is as it was.
     pub fn start(config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
+        Self::start_in(Self::map_ram(config)?, config, events)
+    }
+
+    /// RAM for the VM of `config`.
+    pub fn map_ram(config: &Config) -> Result<Ram, VmError> {
+        let ram = Ram::new(config.memory_bytes, config.backing)?;
+        if let Some(on) = config.huge_pages {
+            ram.set_huge_pages(on)?;
+        }
+        if config.mergeable {
+            ram.set_mergeable(true)?;
+        }
+        Ok(ram)
+    }
+
+    /// As [`Self::start`], with RAM that [`Self::map_ram`] made for this `config` and that reads as zeros.
+    pub fn start_in(ram: Ram, config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(VmError::Vcpus { asked: config.vcpus });
         }
@@ -58,13 +75,6 @@ impl Vm {
         let outcome = events.outcome().clone();
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
         let kvm = open_kvm()?;
-        let ram = Ram::new(config.memory_bytes, config.backing)?;
-        if let Some(on) = config.huge_pages {
-            ram.set_huge_pages(on)?;
-        }
-        if config.mergeable {
-            ram.set_mergeable(true)?;
-        }
         // Sockets before the kernel is loaded: a path in use is known at once.
         let control = config.control.as_deref().map(Listener::bind).transpose()?;
         let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;

@@ -103,6 +103,22 @@ impl Running {
         asked
     }
 
+    /// Starts a run of free page hinting; see [`balloon::Handle::start_hinting`].
+    pub fn start_hinting(&self, acknowledge_on_stop: bool) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        balloon.start_hinting(acknowledge_on_stop)?;
+        self.shared.input_arrived();
+        Ok(())
+    }
+
+    /// Ends the run of free page hinting.
+    pub fn stop_hinting(&self) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        balloon.stop_hinting()?;
+        self.shared.input_arrived();
+        Ok(())
+    }
+
     /// KVM's own statistics.
     pub fn kvm_stats(&self) -> &KvmStats {
         &self.stats

@@ -1,0 +1,187 @@
+//! The real thing: VMs on KVM, started as the API's objects say, on the main thread's event loop.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devices::reclaim::{Gpa, Reclaim};
+use devices::virtio::balloon::Handle;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use serde_json::Value;
+
+use super::balloon::device_config;
+use super::instance::{Launch, Machine};
+use super::model::{BUILT_IN, BootSource, HugePages, Spec};
+use crate::memory::ram::{Backing, Ram};
+use crate::vm::balloon::{BalloonError, BalloonHost};
+use crate::vm::{Config, EventLoop, KernelSource, Running, Vm, VmError};
+
+/// Starts VMs.
+pub struct Launcher {
+    /// What the API does not say: sockets, console, name.
+    rest: Config,
+    /// Samepage's own guest: an ELF file's bytes.
+    built_in: &'static [u8],
+    /// The main thread's loop.
+    pub events: EventLoop,
+    spare: Option<Spare>,
+}
+
+/// RAM of a VM that was not started after all. RAM is never unmapped, so a client that tries again and again must not
+/// have new RAM each time.
+struct Spare {
+    ram: Ram,
+    huge_pages: Option<bool>,
+}
+
+impl Launcher {
+    /// A launcher that has started nothing yet.
+    pub fn new(rest: Config, built_in: &'static [u8], events: EventLoop) -> Self {
+        Self { rest, built_in, events, spare: None }
+    }
+
+    /// RAM for `config`: the spare one, if it is of the same kind.
+    fn ram(&mut self, config: &Config) -> Result<Ram, VmError> {
+        let fits = |s: &mut Spare| {
+            s.ram.bytes() == config.memory_bytes
+                && s.ram.backing() == config.backing
+                && s.huge_pages == config.huge_pages
+        };
+        match self.spare.take_if(fits) {
+            Some(spare) => Ok(spare.ram),
+            None => Vm::map_ram(config),
+        }
+    }
+
+    /// Keeps `ram`, emptied, for the next attempt.
+    fn keep(&mut self, ram: Ram, config: &Config) {
+        let mut all = ram.extents().into_iter().map(|e| Gpa(e.gpa)..Gpa(e.gpa + e.bytes));
+        if all.all(|range| ram.discard(range).is_ok()) {
+            self.spare = Some(Spare { ram, huge_pages: config.huge_pages });
+        }
+    }
+
+    /// The VM of `spec`.
+    fn config(&self, spec: &Spec, source: &BootSource) -> Config {
+        let machine = spec.machine_config;
+        let (backing, huge_pages) = match machine.huge_pages {
+            HugePages::None => (Backing::Anonymous, None),
+            HugePages::Transparent => (Backing::Anonymous, Some(true)),
+            HugePages::Pool2M => (Backing::Hugetlb, None),
+        };
+        let kernel = match source.kernel_image_path == Path::new(BUILT_IN) {
+            true => KernelSource::BuiltIn(self.built_in),
+            false => KernelSource::File(source.kernel_image_path.clone()),
+        };
+        Config {
+            kernel,
+            initrd: source.initrd_path.clone(),
+            cmdline: source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone()),
+            memory_bytes: machine.mem_size_mib << 20,
+            backing,
+            vcpus: machine.vcpu_count,
+            balloon: spec.balloon.as_ref().map(device_config),
+            huge_pages,
+            ..self.rest.clone()
+        }
+    }
+}
+
+impl Launch for Launcher {
+    type Vm = LaunchedVm;
+
+    fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
+        let config = self.config(spec, source);
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC);
+        let timer = Arc::new(timer.map_err(VmError::host("make a timer"))?);
+        let ram = self.ram(&config)?;
+        let vm = match Vm::start_in(ram.clone(), &config, &mut self.events) {
+            Ok(vm) => vm,
+            Err(e) => {
+                self.keep(ram, &config);
+                return Err(e);
+            }
+        };
+        self.events.add(Box::new(StatisticsTimer { timer: timer.clone(), running: vm.running().clone() }));
+        Ok(LaunchedVm { vm, timer })
+    }
+}
+
+/// A VM that the API started.
+pub struct LaunchedVm {
+    vm: Vm,
+    timer: Arc<OwnedFd>,
+}
+
+impl LaunchedVm {
+    /// Ends its vCPUs.
+    pub fn stop(self) {
+        self.vm.stop();
+    }
+}
+
+impl Machine for LaunchedVm {
+    fn is_paused(&self) -> bool {
+        self.vm.running().is_paused()
+    }
+
+    fn pause(&mut self) -> bool {
+        self.vm.running().pause()
+    }
+
+    fn resume(&mut self) {
+        self.vm.running().resume();
+    }
+
+    fn balloon(&self) -> Option<&Handle> {
+        self.vm.running().balloon()
+    }
+
+    fn balloon_host(&self) -> Value {
+        let running = self.vm.running();
+        let host = running.balloon().and_then(|handle| BalloonHost::of(handle, running.ram()).ok());
+        host.and_then(|host| serde_json::to_value(host).ok()).unwrap_or_default()
+    }
+
+    fn set_balloon(&mut self, pages: u32) -> Result<(), BalloonError> {
+        self.vm.running().set_balloon(pages)
+    }
+
+    fn start_hinting(&mut self, acknowledge_on_stop: bool) -> Result<(), BalloonError> {
+        self.vm.running().start_hinting(acknowledge_on_stop)
+    }
+
+    fn stop_hinting(&mut self) -> Result<(), BalloonError> {
+        self.vm.running().stop_hinting()
+    }
+
+    fn poll_statistics(&mut self, every: Duration) -> io::Result<()> {
+        let every = Timespec { tv_sec: every.as_secs() as i64, tv_nsec: every.subsec_nanos().into() };
+        let interval = Itimerspec { it_interval: every, it_value: every };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &interval)?;
+        Ok(())
+    }
+}
+
+/// Asks the balloon's driver for statistics whenever its time has come.
+struct StatisticsTimer {
+    timer: Arc<OwnedFd>,
+    running: Running,
+}
+
+impl MutEventSubscriber for StatisticsTimer {
+    fn init(&mut self, ops: &mut EventOps) {
+        let _ = ops.add(Events::new(&*self.timer, EventSet::IN));
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        // However often the time came meanwhile, once is enough.
+        let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+        self.running.request_balloon_statistics();
+    }
+}

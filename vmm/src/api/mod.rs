@@ -1,0 +1,132 @@
+//! A VM's API: Firecracker's REST API over a Unix socket.
+//!
+//! Two threads. The one called "api" ([`server`]) deals with clients and their bytes. The main thread carries out what
+//! they ask ([`instance`]), between the turns of the event loop that also serves the VM's devices.
+
+mod balloon;
+mod call;
+mod config_file;
+mod connection;
+mod fault;
+mod http;
+mod instance;
+mod launch;
+mod metrics;
+mod model;
+mod request;
+mod server;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use config_file::ConfigFileError;
+pub use fault::Fault;
+pub use instance::VERSION;
+
+use self::instance::{Instance, Launch};
+use self::launch::Launcher;
+use self::model::ActionType;
+use self::request::Request;
+use self::server::{MAX_CONNECTIONS, Server};
+use crate::vm::{Config, Ending, EventLoop, Listener, VmError};
+
+/// The exit status for a config file that cannot be used; Firecracker's.
+pub const EXIT_BAD_CONFIGURATION: u8 = 152;
+
+/// What the API and the command line say together.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the API's socket is made. None: the config file is all there is.
+    pub socket: Option<PathBuf>,
+    /// A VM to start at once.
+    pub config_file: Option<PathBuf>,
+    /// What the API does not say: sockets, console, the VM's name. Its `cmdline` is for kernels without `boot_args`.
+    pub rest: Config,
+    /// Samepage's own guest: an ELF file's bytes.
+    pub built_in: &'static [u8],
+}
+
+/// Why a VM with an API could not be served.
+#[derive(Debug, Error)]
+pub enum ApiError {
+    /// The config file cannot be used.
+    #[error("the VM cannot be configured by {path}", path = path.display())]
+    ConfigFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ConfigFileError,
+    },
+    /// The config file is right, but the VM does not start.
+    #[error("the VM of {path} cannot be started", path = path.display())]
+    Start {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+    /// The socket or the event loop failed.
+    #[error("the API cannot be served")]
+    Vm(#[from] VmError),
+    /// The API's thread could not be started.
+    #[error("cannot start the API's thread")]
+    Thread(#[source] io::Error),
+}
+
+impl ApiError {
+    /// Whether it is the config file's fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        match self {
+            Self::ConfigFile { .. } => true,
+            Self::Start { source, .. } => !matches!(source, Fault::Start(_)),
+            Self::Vm(_) | Self::Thread(_) => false,
+        }
+    }
+}
+
+/// Serves the API, with a VM once it is started, until the VM ends or the program is told to end.
+pub fn run(options: Options) -> Result<Ending, ApiError> {
+    let Options { socket, config_file, rest, built_in } = options;
+    let mut events = EventLoop::new(rest.lifeline)?;
+    let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
+    let (_server, inbox) = match &listener {
+        Some(listener) => {
+            let (server, inbox) = Server::start(listener.socket()?).map_err(ApiError::Thread)?;
+            events.add(Box::new(inbox.called().clone()));
+            (Some(server), Some(inbox))
+        }
+        None => (None, None),
+    };
+    let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, built_in, events));
+    if let Some(path) = config_file {
+        configure(&mut instance, &path)
+            .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;
+        let start = instance.carry_out(Request::PutAction(ActionType::InstanceStart));
+        start.map_err(|source| ApiError::Start { path, source })?;
+    }
+    let ending = loop {
+        let ending = instance.launch_mut().events.turn()?;
+        for call in inbox.iter().flat_map(|inbox| inbox.take(MAX_CONNECTIONS)) {
+            call.carry_out(|request| instance.serve(request));
+        }
+        if let Some(ending) = ending {
+            break ending;
+        }
+    };
+    if let Some(vm) = instance.into_vm() {
+        vm.stop();
+    }
+    Ok(ending)
+}
+
+/// Tells the instance what a file says.
+fn configure<L: Launch>(instance: &mut Instance<L>, file: &Path) -> Result<(), ConfigFileError> {
+    for (section, request) in config_file::read(file)? {
+        instance.carry_out(request).map_err(ConfigFileError::section(section))?;
+    }
+    Ok(())
+}

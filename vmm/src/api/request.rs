@@ -1,0 +1,212 @@
+//! What a method, a path and a body ask for.
+
+use serde::de::DeserializeOwned;
+
+use super::fault::Fault;
+use super::model::{
+    Action, ActionType, Balloon, BalloonPatch, BootSource, HintingStart, MachineConfig, MachineConfigPatch,
+    Metrics, StatisticsPatch, VmPatch, VmState,
+};
+
+/// First parts of paths that Firecracker serves and Samepage does not yet.
+pub const NOT_YET: &[&str] = &[
+    "cpu-config",
+    "drives",
+    "entropy",
+    "hotplug",
+    "logger",
+    "mmds",
+    "network-interfaces",
+    "pmem",
+    "serial",
+    "snapshot",
+    "vsock",
+];
+
+/// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    GetInstance,
+    GetVersion,
+    GetVmConfig,
+    GetMachineConfig,
+    PutMachineConfig(MachineConfig),
+    PatchMachineConfig(MachineConfigPatch),
+    PutBootSource(BootSource),
+    PutMetrics(Metrics),
+    PutAction(ActionType),
+    PatchVm(VmState),
+    GetBalloon,
+    PutBalloon(Balloon),
+    PatchBalloon(BalloonPatch),
+    GetBalloonStatistics,
+    PatchBalloonStatistics(StatisticsPatch),
+    StartHinting(HintingStart),
+    GetHinting,
+    StopHinting,
+}
+
+impl Request {
+    /// Reads a request.
+    pub fn parse(method: &str, path: &str, body: &[u8]) -> Result<Self, Fault> {
+        // A slash at the end is as good as none.
+        let route =
+            path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
+        let first = route.and_then(|r| r.split('/').next()).unwrap_or_default();
+        if matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
+            return Err(Fault::NotYet { method: method.into(), path: path.into() });
+        }
+        let request = match (method, route.unwrap_or("?")) {
+            ("GET", "") => Self::GetInstance,
+            ("GET", "version") => Self::GetVersion,
+            ("GET", "vm/config") => Self::GetVmConfig,
+            ("GET", "machine-config") => Self::GetMachineConfig,
+            ("GET", "balloon") => Self::GetBalloon,
+            ("GET", "balloon/statistics") => Self::GetBalloonStatistics,
+            ("GET", "balloon/hinting/status") => Self::GetHinting,
+            ("PUT", "machine-config") => Self::PutMachineConfig(json(method, body)?),
+            ("PUT", "boot-source") => Self::PutBootSource(json(method, body)?),
+            ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
+            ("PUT", "actions") => Self::PutAction(json::<Action>(method, body)?.action_type),
+            ("PUT", "balloon") => Self::PutBalloon(json(method, body)?),
+            ("PATCH", "machine-config") => {
+                let patch: MachineConfigPatch = json(method, body)?;
+                match patch.is_empty() {
+                    true => return Err(Fault::Empty { method: method.into() }),
+                    false => Self::PatchMachineConfig(patch),
+                }
+            }
+            ("PATCH", "vm") => Self::PatchVm(json::<VmPatch>(method, body)?.state),
+            ("PATCH", "balloon") => Self::PatchBalloon(json(method, body)?),
+            ("PATCH", "balloon/statistics") => Self::PatchBalloonStatistics(json(method, body)?),
+            ("PATCH", "balloon/hinting/start") => match body {
+                b"" => Self::StartHinting(HintingStart::default()),
+                _ => Self::StartHinting(json(method, body)?),
+            },
+            ("PATCH", "balloon/hinting/stop") => match body {
+                b"" => Self::StopHinting,
+                _ => return Err(Fault::Body { method: method.into() }),
+            },
+            _ => return Err(Fault::Route { method: method.into(), path: path.into() }),
+        };
+        match method == "GET" && !body.is_empty() {
+            true => Err(Fault::Body { method: method.into() }),
+            false => Ok(request),
+        }
+    }
+}
+
+fn json<T: DeserializeOwned>(method: &str, body: &[u8]) -> Result<T, Fault> {
+    match body {
+        b"" => Err(Fault::Empty { method: method.into() }),
+        _ => Ok(serde_json::from_slice(body)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::model::HugePages;
+
+    fn parse(method: &str, path: &str, body: &str) -> Result<Request, String> {
+        Request::parse(method, path, body.as_bytes()).map_err(|f| f.message())
+    }
+
+    #[test]
+    fn every_route_is_found() {
+        let balloon = r#"{"amount_mib":64,"deflate_on_oom":true}"#;
+        for (method, path, body) in [
+            ("GET", "/", ""),
+            ("GET", "/version", ""),
+            ("GET", "/vm/config", ""),
+            ("GET", "/machine-config/", ""),
+            ("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":64,"smt":false,"huge_pages":"2M"}"#),
+            ("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#),
+            ("PUT", "/boot-source", r#"{"kernel_image_path":"a","boot_args":null}"#),
+            ("PUT", "/metrics", r#"{"metrics_path":"a"}"#),
+            ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
+            ("PATCH", "/vm", r#"{"state":"Paused"}"#),
+            ("GET", "/balloon", ""),
+            ("PUT", "/balloon", balloon),
+            ("PATCH", "/balloon", r#"{"amount_mib":0}"#),
+            ("GET", "/balloon/statistics", ""),
+            ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":1}"#),
+            ("PATCH", "/balloon/hinting/start", ""),
+            ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":false}"#),
+            ("GET", "/balloon/hinting/status", ""),
+            ("PATCH", "/balloon/hinting/stop", ""),
+        ] {
+            assert!(parse(method, path, body).is_ok(), "{method} {path}: {:?}", parse(method, path, body));
+        }
+    }
+
+    #[test]
+    fn values_arrive() {
+        assert_eq!(
+            parse(
+                "PUT",
+                "/machine-config",
+                r#"{"vcpu_count":3,"mem_size_mib":64,"huge_pages":"Transparent"}"#
+            ),
+            Ok(Request::PutMachineConfig(MachineConfig {
+                vcpu_count: 3,
+                mem_size_mib: 64,
+                huge_pages: HugePages::Transparent,
+                ..MachineConfig::default()
+            }))
+        );
+        assert_eq!(
+            parse("PATCH", "/balloon/hinting/start", "{}"),
+            Ok(Request::StartHinting(HintingStart { acknowledge_on_stop: true }))
+        );
+        assert_eq!(parse("PATCH", "/vm", r#"{"state":"Resumed"}"#), Ok(Request::PatchVm(VmState::Resumed)));
+    }
+
+    #[test]
+    fn unknown_routes_are_named() {
+        for (method, path) in
+            [("PUT", "/foo"), ("DELETE", "/"), ("get", "/"), ("PUT", "/version"), ("GET", "//"), ("GET", "*")]
+        {
+            let said = format!("Invalid request method and/or path: {method} {path}.");
+            assert_eq!(parse(method, path, "{}"), Err(said));
+        }
+        for first in NOT_YET {
+            let said = format!("PUT /{first}/a is not supported by Samepage yet.");
+            assert_eq!(parse("PUT", &format!("/{first}/a"), "{}"), Err(said));
+        }
+    }
+
+    #[test]
+    fn bodies_must_be_what_is_expected() {
+        for (method, path, body, said) in [
+            ("PUT", "/actions", "", "Empty PUT request."),
+            ("PATCH", "/vm", "", "Empty PATCH request."),
+            ("PATCH", "/machine-config", "{}", "Empty PATCH request."),
+            ("GET", "/balloon", "{}", "GET request cannot have a body."),
+            ("PATCH", "/balloon/hinting/stop", "{}", "PATCH request cannot have a body."),
+            ("PUT", "/actions", "{", "EOF while parsing"),
+            ("PUT", "/actions", "\u{1}", "expected value"),
+            ("PUT", "/actions", r#"{"action_type":"Explode"}"#, "unknown variant `Explode`"),
+            ("PUT", "/actions", r#"{"action_type":"InstanceStart","now":1}"#, "unknown field `now`"),
+            ("PUT", "/actions", r#"{"action_type":"InstanceStart"} x"#, "trailing characters"),
+            ("PUT", "/machine-config", r#"{"vcpu_count":1}"#, "missing field `mem_size_mib`"),
+            ("PUT", "/machine-config", r#"{"vcpu_count":300,"mem_size_mib":1}"#, "expected u8"),
+            ("PUT", "/machine-config", r#"{"vcpu_count":-1,"mem_size_mib":1}"#, "expected u8"),
+            (
+                "PUT",
+                "/machine-config",
+                r#"{"vcpu_count":1,"mem_size_mib":1,"huge_pages":"1G"}"#,
+                "unknown variant",
+            ),
+            ("PUT", "/balloon", r#"{"amount_mib":1}"#, "missing field `deflate_on_oom`"),
+            ("PATCH", "/balloon", r#"{"amount_mib":4294967296}"#, "expected u32"),
+            ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":65536}"#, "expected u16"),
+            ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":1}"#, "expected a boolean"),
+        ] {
+            let answer = parse(method, path, body).expect_err(body);
+            assert!(answer.contains(said), "{method} {path} {body}: {answer}");
+        }
+        let deep = "[".repeat(50_000);
+        assert!(parse("PUT", "/balloon", &deep).is_err());
+    }
+}
