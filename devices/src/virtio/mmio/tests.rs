@@ -278,6 +278,7 @@ fn a_driver_that_never_stops_yields_and_is_not_forgotten() {
     driver.transport.set_kick(0, kick.try_clone().unwrap());
     driver.transport.set_kick(99, kick.try_clone().unwrap());
     let mut ring = driver.start(4, false);
+    assert_eq!(kick.read().unwrap(), 1, "what was offered before DRIVER_OK is looked at");
     ring.descriptor(0, (BUFFERS, 8, WRITE, 0));
     ring.offer(0);
     assert_eq!(driver.transport.notify(0), Progress::More);
