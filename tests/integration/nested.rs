@@ -1,5 +1,6 @@
 //! In the nested-paging lab: AMD SVM with nested paging, where Linux guests run too.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tests::lab::{image_dir, lab_run, lab_script};
@@ -36,12 +37,12 @@ fn inside(module: &str, seconds: u64) {
     assert!(!passed.contains(" 0 passed") && !outcome.stderr.contains("SKIPPED"), "{outcome}");
 }
 
-/// The kernel and the initrd that the lab's guests boot, made once.
+/// The kernel and the initrd that the lab's guests boot, made again after the agent in them may have changed.
 fn need_image() {
     let image = image_dir();
-    if !image.join("image.json").is_file() {
-        let args = ["image".as_ref(), "--out".as_ref(), image.as_os_str()];
-        let _ = Run::program(tests::samepage(), args).timeout(Duration::from_secs(300)).output().success();
+    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    if modified(&image.join("image.json")) <= modified(&tests::samepage()) {
+        let _ = Run::program(tests::samepage(), ["image"]).timeout(Duration::from_secs(300)).output().success();
     }
 }
 
