@@ -19,13 +19,24 @@ const MIB_PAGES: u64 = 256;
 struct Linux {
     vm: Vm,
     agent: Client,
-    console: PathBuf,
+    console: Console,
+}
+
+/// What the guest's kernel said, shown where a test fails.
+struct Console(PathBuf);
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the guest's console:\n{}", fs::read_to_string(&self.0).unwrap_or_default());
+        }
+    }
 }
 
 impl Linux {
     fn boot(sandbox: &Sandbox, name: &str, more: &[&str]) -> Self {
         let (control, com2) = Vm::sockets(sandbox, name);
-        let console = sandbox.runtime_dir().join(format!("{name}.log"));
+        let console = sandbox.file(&format!("{name}.log"));
         let image = image_dir();
         let path = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
         let mut args = vec!["run".to_owned(), "--memory".into(), "256M".into()];
@@ -37,7 +48,7 @@ impl Linux {
         let mut agent = vm.com2();
         let line = agent.line().expect("the ready line");
         assert!(line.starts_with("ready "), "{line:?}");
-        Self { vm, agent, console }
+        Self { vm, agent, console: Console(console) }
     }
 
     fn balloon(&self) -> Value {
@@ -57,8 +68,11 @@ impl Linux {
         let pages = mib * MIB_PAGES;
         self.target(pages);
         eventually("the balloon gets to its size", || self.actual() == pages);
-        let host = self.balloon()["host"].clone();
-        assert_eq!((&host["held_pages"], &host["absent_pages"]), (&json!(pages), &json!(pages)), "{host}");
+        // Where the host's huge pages cover some of it again, that takes a while.
+        eventually("the host has got all of it", || {
+            let host = self.balloon()["host"].clone();
+            host["held_pages"] == pages && host["absent_pages"] == pages
+        });
     }
 
     /// The guest's statistics from after now.
@@ -71,20 +85,30 @@ impl Linux {
         self.balloon()["guest"].clone()
     }
 
-    /// Writes to so much of the guest's memory, and frees it again.
-    fn dirty(&mut self, mib: u64) {
+    /// Writes to so much of the guest's memory.
+    fn fill(&mut self, mib: u64) {
         let pages = mib * MIB_PAGES;
         let fill = format!("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages={pages}");
         assert_eq!(self.agent.command(&fill), format!("ok command=fill pages={pages}"));
         let verified = self.agent.command("verify");
         assert_eq!(verified, format!("ok command=verify checked={pages} mismatched=0 first=none"));
+    }
+
+    /// Frees all that it wrote to.
+    fn free(&mut self) {
         let freed = self.agent.command("free percent=100");
         assert!(freed.starts_with("ok command=free"), "{freed}");
     }
 
+    /// Writes to so much of the guest's memory, and frees it again.
+    fn dirty(&mut self, mib: u64) {
+        self.fill(mib);
+        self.free();
+    }
+
     /// Ends the guest, which must have had no trouble.
     fn end(self, sandbox: &Sandbox) {
-        let log = fs::read_to_string(&self.console).expect("the console");
+        let log = fs::read_to_string(&self.console.0).expect("the console");
         for trouble in ["soft lockup", "rcu: INFO", "Call Trace", "BUG:", "WARNING:"] {
             assert!(!log.contains(trouble), "{trouble} in the guest's log:\n{log}");
         }
@@ -106,8 +130,10 @@ fn the_balloon_of_a_linux_guest() {
     let free = |statistics: &Value| statistics["free_memory"].as_u64().expect("a number");
 
     // Inflation takes memory from the guest, and gives it to the host.
+    // Asked before so much is freed: what waits in a processor's list is not counted as free.
+    let before = linux.statistics();
     linux.dirty(64);
-    let (before, full_kib) = (linux.statistics(), linux.vm.rss_kib());
+    let full_kib = linux.vm.rss_kib();
     linux.inflate(64);
     let after = linux.statistics();
     let taken = free(&before).saturating_sub(free(&after));
@@ -176,7 +202,7 @@ fn a_linux_guest_takes_back_what_it_needs_where_that_was_agreed() {
     let mut linux = Linux::boot(&sandbox, "vm", &["--deflate-on-oom"]);
     linux.inflate(128);
     // What is left to it is less than this.
-    linux.dirty(120);
+    linux.dirty(110);
     assert!(linux.actual() < 128 * MIB_PAGES, "the balloon is as large as before");
     linux.end(&sandbox);
 }
@@ -185,11 +211,13 @@ fn a_linux_guest_takes_back_what_it_needs_where_that_was_agreed() {
 fn freed_memory_of_a_linux_guest_is_reported() {
     let sandbox = Sandbox::new();
     let mut linux = Linux::boot(&sandbox, "vm", &["--free-page-reporting"]);
-    linux.dirty(100);
-    let dirty_kib = linux.vm.rss_kib();
+    let reported = |linux: &Linux| linux.balloon()["host"]["reported_bytes"].as_u64().expect("a number");
+    linux.fill(100);
+    let (full_kib, before) = (linux.vm.rss_kib(), reported(&linux));
+    linux.free();
+    // Linux reports whole blocks of 2 MiB, and whatever else lies in them stays.
     eventually("free pages are reported and dropped", || {
-        linux.balloon()["host"]["reported_bytes"].as_u64().expect("a number") > 80 << 20
-            && linux.vm.rss_kib() + (60 << 10) < dirty_kib
+        reported(&linux) > before + (30 << 20) && linux.vm.rss_kib() + (30 << 10) < full_kib
     });
     // They are the guest's to use all the while.
     linux.dirty(100);

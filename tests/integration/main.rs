@@ -8,6 +8,7 @@ mod architecture;
 mod bad_input;
 mod balloon;
 mod balloon_driver;
+mod balloon_merged;
 mod control;
 mod demo;
 mod doctor;

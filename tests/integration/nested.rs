@@ -42,7 +42,8 @@ fn need_image() {
     let image = image_dir();
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
     if modified(&image.join("image.json")) <= modified(&tests::samepage()) {
-        let _ = Run::program(tests::samepage(), ["image"]).timeout(Duration::from_secs(300)).output().success();
+        let _ =
+            Run::program(tests::samepage(), ["image"]).timeout(Duration::from_secs(300)).output().success();
     }
 }
 

@@ -69,7 +69,8 @@ impl Vm {
     /// If there is no answer.
     #[track_caller]
     pub fn ask(&self, request: &Value) -> Value {
-        Client::connect(&self.control).ask(request)
+        let gone = || panic!("the VM has ended: {}", self.running.stderr_so_far());
+        if self.control.exists() { Client::connect(&self.control).ask(request) } else { gone() }
     }
 
     /// What it says of itself.

@@ -110,6 +110,10 @@ impl MmioTransport {
     /// attention only from a caller that has not given [`MmioTransport::set_kick`] an event.
     pub fn notify(&mut self, queue: usize) -> Progress {
         let ready = self.queues.get(queue).is_some_and(|queue| queue.setup.ready);
+        if ready && self.configuring() {
+            // Linux's balloon driver does that; what it means is looked at when the device runs.
+            return Progress::Idle;
+        }
         if !self.running() || !ready {
             self.ignored.hit(format_args!("notification of queue {queue}, status {:#x}", self.status()));
             return Progress::Idle;

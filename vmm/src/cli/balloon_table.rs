@@ -16,7 +16,7 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
     }
     let touched = match status.host.touched_pages {
         0 => String::new(),
-        touched => format!("; the guest has touched {} MiB of it again", pages(touched)),
+        touched => format!("; {} MiB of it have frames again", pages(touched)),
     };
     format!(
         "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}",
@@ -59,7 +59,8 @@ pub(super) fn statistics_table(
     for (name, bytes) in [
         ("in the balloon", host.held_pages * PAGE_BYTES),
         ("without a frame", host.absent_pages * PAGE_BYTES),
-        ("touched again", host.touched_pages * PAGE_BYTES),
+        ("with a frame again", host.touched_pages * PAGE_BYTES),
+        ("dropped again so far", host.swept_pages * PAGE_BYTES),
         ("reclaimed so far, by inflation", host.reclaimed_bytes),
         ("by free page reporting", host.reported_bytes),
         ("by free page hinting", host.hinted_bytes),

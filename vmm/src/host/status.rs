@@ -6,7 +6,7 @@ use super::HostError;
 use super::fleet::Fleet;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
-use crate::vm::balloon::BalloonStatus;
+use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
 use crate::vm::probe;
 use crate::vm::stats::Values;
@@ -193,13 +193,18 @@ impl FleetStatus {
     }
 }
 
-/// A note for each guest that uses memory it has given to its balloon.
+/// A note for each guest whose balloon has frames.
 fn touched(guests: &[GuestStatus]) -> Vec<String> {
-    let touched = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.touched_pages);
-    let liars = guests.iter().filter(|g| touched(g) > 0);
-    liars
-        .map(|g| {
-            format!("guest {} has touched {} pages again that it gave to its balloon", g.name, touched(g))
+    let note = |g: &GuestStatus| {
+        let BalloonHost { touched_pages, swept_pages, .. } = g.balloon.as_ref()?.host;
+        let again = touched_pages + swept_pages;
+        (again > 0).then(|| {
+            format!(
+                "guest {}: {again} pages of its balloon got frames again, because it touched them or a huge page of the \
+                 host covers them; {swept_pages} of them were dropped again",
+                g.name
+            )
         })
-        .collect()
+    };
+    guests.iter().filter_map(note).collect()
 }

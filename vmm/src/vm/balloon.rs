@@ -80,8 +80,11 @@ pub struct BalloonHost {
     pub held_pages: u64,
     /// Of these, pages without a frame: what the host really has back.
     pub absent_pages: u64,
-    /// Of these, pages with a frame (or on swap) again: the guest touches what it gave.
+    /// Of these, pages with a frame (or on swap) again: the guest has touched them, or the host kernel has put a huge page
+    /// over them and their neighbours.
     pub touched_pages: u64,
+    /// Pages that were found so and dropped again, each time counted.
+    pub swept_pages: u64,
     /// Pages given so far, each time counted.
     pub inflated_pages: u64,
     /// Pages taken back so far.
@@ -105,6 +108,7 @@ impl BalloonHost {
             inflated_pages,
             deflated_pages,
             reclaimed_bytes,
+            swept_pages,
             reported_bytes,
             hinted_bytes,
             failed_discards,
@@ -114,6 +118,7 @@ impl BalloonHost {
             inflated_pages,
             deflated_pages,
             reclaimed_bytes,
+            swept_pages,
             reported_bytes,
             hinted_bytes,
             failed_discards,

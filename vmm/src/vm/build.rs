@@ -26,6 +26,7 @@ use super::machine::Machine;
 use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::running::Running;
 use super::stats::KvmStats;
+use super::sweep::Sweep;
 use super::terminal::Raw;
 use super::vcpu::{Shared, Vcpus};
 use super::{Config, KernelSource, acpi, boot, cpuid, registers};
@@ -132,6 +133,10 @@ impl Vm {
             let drained = drained(&com2_port)?;
             let feed = Feed::new(com2_port, shared.clone());
             subscribers.push(Box::new(Channel::new(listener.socket()?, com2_output, feed, drained)));
+        }
+        if let Some(balloon) = &balloon {
+            let sweep = Sweep::new(balloon.clone(), ram.clone()).map_err(VmError::host("make a timer"))?;
+            subscribers.push(Box::new(sweep));
         }
         let control_socket = control.as_ref().map(Listener::socket).transpose()?;
         tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");

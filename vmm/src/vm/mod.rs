@@ -23,6 +23,7 @@ mod registers;
 mod run;
 mod running;
 pub mod stats;
+mod sweep;
 mod terminal;
 mod vcpu;
 

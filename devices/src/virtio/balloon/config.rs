@@ -3,7 +3,7 @@
 use super::requests::Kind;
 
 /// The driver tells before it uses a page from the balloon. Always offered.
-const MUST_TELL_HOST: u64 = 1 << 0;
+pub(super) const MUST_TELL_HOST: u64 = 1 << 0;
 const STATS_VQ: u64 = 1 << 1;
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 pub(super) const FREE_PAGE_HINT: u64 = 1 << 3;

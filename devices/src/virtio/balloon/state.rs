@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_queue::Queue;
 
 use super::Config;
-use super::config::{FREE_PAGE_HINT, PAGE_POISON};
+use super::config::{FREE_PAGE_HINT, MUST_TELL_HOST, PAGE_POISON};
 use super::held::Held;
 use super::hint::{HintStatus, Hinting};
 use super::ram::Ram;
@@ -64,6 +64,8 @@ pub struct Counters {
     pub deflated_pages: u64,
     /// Bytes given back to the host because of the inflate queue.
     pub reclaimed_bytes: u64,
+    /// Pages of the balloon that had got frames again and were dropped again, by [`Handle::sweep`].
+    pub swept_pages: u64,
     /// Bytes given back by free page reporting.
     pub reported_bytes: u64,
     /// Bytes given back by free page hinting.
@@ -124,6 +126,18 @@ impl Handle {
     /// How many pages [`Handle::held`] has. Unlike [`Handle::actual_pages`] this is counted, not said.
     pub fn held_pages(&self) -> u64 {
         self.lock().held.pages()
+    }
+
+    /// Lets `drop_again` look through the pages in the balloon and drop those that have got frames again; it says how many
+    /// pages those were. No page leaves the balloon meanwhile.
+    ///
+    /// Does nothing with a driver that may use pages before it tells (without VIRTIO_BALLOON_F_MUST_TELL_HOST).
+    pub fn sweep(&self, drop_again: impl FnOnce(&[Range<Gpa>]) -> u64) {
+        let mut state = self.lock();
+        let tells = state.running().is_some_and(|driver| driver.features & MUST_TELL_HOST != 0);
+        if tells && state.held.pages() > 0 {
+            state.counters.swept_pages += drop_again(&state.held.ranges());
+        }
     }
 
     /// Asks the driver for fresh statistics. False if it has left no buffer to ask with (yet).

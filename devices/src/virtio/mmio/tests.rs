@@ -180,6 +180,9 @@ fn notifications_that_mean_nothing_are_counted() {
     driver.kick(0);
     driver.negotiate(TRANSPORT_FEATURES);
     driver.kick(0);
+    let _ = driver.add_queue(0, 4);
+    driver.kick(0);
+    assert_eq!(driver.transport.ignored(), 2, "a queue that is set up is only early");
     driver.start(4, false);
     driver.kick(1);
     driver.kick(2);

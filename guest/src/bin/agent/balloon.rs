@@ -57,7 +57,7 @@ pub(crate) fn obey(action: Balloon) -> Reply {
 fn first(file: &CStr) -> Result<&'static Device, Errno> {
     let mut result = Err(ENODEV);
     for device in &DEVICES {
-        let fd = Fd::open(file, Access::ReadWrite)?;
+        let fd = Fd::open(file, Access::Write)?;
         let written = fd.write(device.name.as_bytes());
         fd.close();
         result = match written {

@@ -26,6 +26,7 @@ const REBOOT: usize = 169;
 const CLOCK_GETTIME: usize = 228;
 const FINIT_MODULE: usize = 313;
 
+const O_WRONLY: usize = 1;
 const O_RDWR: usize = 2;
 const O_NOCTTY: usize = 0o400;
 const O_CLOEXEC: usize = 0o2_000_000;
@@ -98,6 +99,8 @@ pub(crate) const STDERR: Fd = Fd(2);
 pub(crate) enum Access {
     /// For reading.
     Read,
+    /// For writing: of some files in sysfs nobody may ask more.
+    Write,
     /// For both; a terminal does not become the controlling one.
     ReadWrite,
 }
@@ -107,6 +110,7 @@ impl Fd {
     pub(crate) fn open(path: &CStr, access: Access) -> Result<Self, Errno> {
         let flags = match access {
             Access::Read => O_CLOEXEC,
+            Access::Write => O_CLOEXEC | O_WRONLY | O_NOCTTY,
             Access::ReadWrite => O_CLOEXEC | O_RDWR | O_NOCTTY,
         };
         // SAFETY: a C string.

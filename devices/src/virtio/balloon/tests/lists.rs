@@ -130,3 +130,26 @@ fn pages_in_the_balloon_go_whatever_the_poison() {
     guest.list(INFLATE, &[3]);
     assert_eq!(guest.discarded(), [(3, 4)]);
 }
+
+#[test]
+fn a_sweep_sees_what_is_held_and_is_counted() {
+    let mut guest = Guest::new(ALL);
+    let never = |_: &[Range<Gpa>]| -> u64 { panic!("swept") };
+    guest.handle.sweep(never);
+    guest.start(ALL_FEATURES);
+    guest.handle.sweep(never);
+    guest.list(INFLATE, &[10, 11, 40]);
+    let page = |number: u64| Gpa(number * 4096);
+    let mut seen = Vec::new();
+    guest.handle.sweep(|held| {
+        seen.extend_from_slice(held);
+        2
+    });
+    assert_eq!(seen, [page(10)..page(12), page(40)..page(41)]);
+    assert_eq!(guest.handle.counters().swept_pages, 2);
+
+    // One that uses pages before it tells could lose what it has written there.
+    let mut hasty = Guest::running(ALL, ALL_FEATURES & !MUST_TELL_HOST);
+    hasty.list(INFLATE, &[10]);
+    hasty.handle.sweep(never);
+}
