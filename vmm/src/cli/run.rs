@@ -140,6 +140,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         vm::run(&config).with_context(|| format!("{name} did not start"))?
     };
+    tracing::info!("{name} has ended: {ending:?}");
     match ending {
         Ending::PowerOff | Ending::Reset | Ending::Stopped => Ok(ExitCode::SUCCESS),
         Ending::Fault(report) => {
