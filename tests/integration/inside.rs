@@ -44,7 +44,8 @@ impl Linux {
         args.extend([path(image.join("initrd.cpio")), "--console".into(), path(console.clone())]);
         args.extend(["--control".into(), path(control.clone()), "--com2".into(), path(com2.clone())]);
         args.extend(more.iter().map(ToString::to_string));
-        let vm = Vm::of(sandbox.samepage(args).env("RUST_LOG", "info").timeout(SOON * 4).start(), control, com2);
+        let vm =
+            Vm::of(sandbox.samepage(args).env("RUST_LOG", "info").timeout(SOON * 4).start(), control, com2);
         let mut agent = vm.com2();
         let line = agent.line().expect("the ready line");
         assert!(line.starts_with("ready "), "{line:?}");

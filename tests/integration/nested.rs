@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tests::lab::{image_dir, lab_run, lab_script};
+use tests::lab::{image_dir, lab_run, lab_run_on_one, lab_script};
 use tests::run::Run;
 
 use super::demo::check_report;
@@ -25,13 +25,13 @@ fn lab_demo_merges_and_loses_nothing() {
     check_report(&outcome.json(), 4.0);
 }
 
-/// The tests of a module of this binary, inside the lab.
+/// The tests of a module of this binary, inside the lab. All are about memory that is given back.
 #[track_caller]
 fn inside(module: &str, seconds: u64) {
     let this = std::env::current_exe().expect("this binary");
     let this = this.to_str().expect("a path in UTF-8");
     let args = [this, module, "--test-threads=1", "--nocapture"];
-    let outcome = lab_run(Duration::from_secs(seconds), args).success();
+    let outcome = lab_run_on_one(Duration::from_secs(seconds), args).success();
     let passed = outcome.stdout.lines().find(|line| line.starts_with("test result: ok."));
     let passed = passed.unwrap_or_else(|| panic!("no result: {outcome}"));
     assert!(!passed.contains(" 0 passed") && !outcome.stderr.contains("SKIPPED"), "{outcome}");

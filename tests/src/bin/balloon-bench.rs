@@ -22,13 +22,16 @@ use tests::peer::{Balloon, Linux, Moved, Qemu, Samepage, move_to};
 const USAGE: &str = "\
 Inflates and deflates a Linux guest's balloon with Samepage and with QEMU's microvm, alternating, and compares.
 
-Usage: balloon-bench --image DIR [--rounds N] [--memory MIB] [--balloon MIB] [--thp always|madvise|never] [--json]
+Usage: balloon-bench --image DIR [--rounds N] [--memory MIB] [--balloon MIB] [--thp always|madvise|never]
+                     [--append TEXT] [--json]
 
   --image DIR    what `samepage image --out DIR` made
   --rounds N     measured boots of each [default: 3]
   --memory MIB   guest RAM [default: 512]
   --balloon MIB  size of the balloon [default: 192]
   --thp VALUE    transparent huge pages of the host while it runs [default: never]
+  --append TEXT  more for the guest's command line: Debian's kernel zeroes every page that it allocates, and so touches
+                 what was untouched; with init_on_alloc=0 it does not
   --json         print one JSON object
 
 Changes this host's huge page setting: run it in the lab, with tests/bench balloon.";
@@ -43,6 +46,7 @@ struct Options {
     memory_mib: u64,
     balloon_mib: u64,
     thp: String,
+    append: String,
     json: bool,
 }
 
@@ -55,6 +59,7 @@ fn options() -> Result<Option<Options>> {
         memory_mib: 512,
         balloon_mib: 192,
         thp: "never".into(),
+        append: String::new(),
         json: false,
     };
     let mut args = std::env::args().skip(1);
@@ -67,6 +72,7 @@ fn options() -> Result<Option<Options>> {
             "--balloon" => {
                 options.balloon_mib = value()?.parse().context("--balloon takes a number of MiB")?
             }
+            "--append" => options.append = value()?,
             "--thp" => options.thp = value()?,
             "--json" => options.json = true,
             "-h" | "--help" => return Ok(None),
@@ -93,7 +99,8 @@ fn main() -> Result<()> {
         fs::copy(&from, dir.path().join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     let (kernel, initrd) = (dir.path().join("vmlinux"), dir.path().join("initrd.cpio"));
-    let linux = Linux { kernel: &kernel, initrd: &initrd, memory_mib: options.memory_mib };
+    let linux =
+        Linux { kernel: &kernel, initrd: &initrd, memory_mib: options.memory_mib, append: &options.append };
     let bytes = options.balloon_mib << 20;
     let mut rounds: Vec<[Round; 2]> = Vec::new();
     for round in 0..options.rounds {
@@ -185,6 +192,6 @@ fn report(
     });
     json!({
         "rounds": options.rounds, "memory_mib": options.memory_mib, "balloon_mib": options.balloon_mib,
-        "thp": options.thp, "steps": steps.collect::<Vec<_>>(),
+        "thp": options.thp, "append": options.append, "steps": steps.collect::<Vec<_>>(),
     })
 }

@@ -32,6 +32,15 @@ pub struct Linux<'a> {
     pub initrd: &'a Path,
     /// RAM in MiB.
     pub memory_mib: u64,
+    /// More for its command line.
+    pub append: &'a str,
+}
+
+impl Linux<'_> {
+    /// The whole command line.
+    fn cmdline(&self) -> String {
+        format!("console=ttyS0 quiet panic=-1 {}", self.append)
+    }
 }
 
 /// What every VMM does with a balloon.

@@ -45,7 +45,7 @@ impl Qemu {
             "virtio-balloon-device",
         ]);
         command.arg("-qmp").arg(format!("unix:{},server,nowait", socket.display()));
-        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        command.args(["-append", &linux.cmdline()]);
         command.arg("-kernel").arg(linux.kernel).arg("-initrd").arg(linux.initrd);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut process = Process(command.spawn().context("cannot start qemu-system-x86_64")?);

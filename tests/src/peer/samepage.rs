@@ -28,7 +28,7 @@ impl Samepage {
     pub fn start(linux: &Linux<'_>, dir: &Path) -> Result<Self> {
         let (control, com2) = (dir.join("samepage.ctl"), dir.join("samepage.com2"));
         let mut command = Command::new(crate::samepage());
-        command.args(["run", "--console", "none", "--cmdline", "console=ttyS0 quiet panic=-1"]);
+        command.args(["run", "--console", "none", "--cmdline", &linux.cmdline()]);
         command.args(["--memory", &format!("{}M", linux.memory_mib)]);
         command.arg("--kernel").arg(linux.kernel).arg("--initrd").arg(linux.initrd);
         command.arg("--control").arg(&control).arg("--com2").arg(&com2);
