@@ -107,7 +107,7 @@ fn a_balloon_is_sized_and_watched() {
         "free_page_hinting": true}),
     );
     vm.boot(64);
-    let _com2 = ready(&vm);
+    let mut com2 = ready(&vm);
     let statistics = || vm.get("/balloon/statistics");
     eventually("a balloon of 4 MiB", || statistics()["actual_pages"] == 1024);
     vm.patch("/balloon", &json!({"amount_mib": 16}));
@@ -128,9 +128,20 @@ fn a_balloon_is_sized_and_watched() {
     vm.patch("/balloon", &json!({"amount_mib": 0}));
     eventually("the guest has its memory again", || used().is_some_and(|mib| mib < 16));
     assert_eq!(statistics()["actual_pages"], 0);
-    vm.patch("/balloon/hinting/start", &Value::Null);
-    assert!(vm.get("/balloon/hinting/status")["host_cmd"].is_u64());
+    // What the guest had written to and freed goes back by a run of hinting, and what it holds stays.
+    let fill = "fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages=8000";
+    assert_eq!(com2.command(fill), "ok command=fill pages=8000");
+    com2.command("free percent=50");
+    let full_kib = vm.running().rss_kib();
+    vm.patch("/balloon/hinting/start", &json!({"acknowledge_on_stop": true}));
+    eventually("the freed pages are hinted", || {
+        statistics()["host"]["hinted_bytes"].as_u64() >= Some(4000 * 4096)
+            && vm.running().rss_kib() + 3500 * 4 < full_kib
+    });
+    eventually("the run is done", || vm.get("/balloon/hinting/status")["host_cmd"] == 1);
     vm.patch("/balloon/hinting/stop", &Value::Null);
+    assert_eq!(com2.command("verify"), "ok command=verify checked=4000 mismatched=0 first=none");
+    assert_eq!(field(&com2.command("balloon check"), "nonzero"), 0);
     for (path, body, said) in [
         ("/balloon", json!({"amount_mib": 65}), "more than the guest's memory"),
         ("/balloon/statistics", json!({"stats_polling_interval_s": 0}), "cannot be enabled or disabled"),

@@ -1,6 +1,7 @@
 //! One command, run with a time limit and captured; whatever happens, its process group ends with it.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -100,6 +101,20 @@ impl Running {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Resident memory in KiB.
+    ///
+    /// # Panics
+    /// If it is gone.
+    #[must_use]
+    #[track_caller]
+    pub fn rss_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let number = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no VmRSS in {status}"))
     }
 
     /// Sends a signal to the process alone, as `kill PID` does.

@@ -141,11 +141,7 @@ impl Vm {
     #[must_use]
     #[track_caller]
     pub fn rss_kib(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.running.pid());
-        let status = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-        let number = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
-        number.unwrap_or_else(|| panic!("no VmRSS in {status}"))
+        self.running.rss_kib()
     }
 
     /// A copy of guest memory from physical address 0 to the end of its first extent.
