@@ -5,14 +5,18 @@
 use serde::{Deserialize, Serialize};
 
 pub mod file;
+mod freeze;
+pub mod in_flight;
 pub mod ksm_stat;
 pub mod layout;
+pub mod merge_run;
 pub mod own;
 pub mod pagemap;
 pub mod ram;
 mod reclaim;
 pub mod remote;
 pub mod size;
+pub mod slab;
 pub mod userfault;
 
 /// Bytes of a page; Samepage knows no other size for merging and accounting.

@@ -1,4 +1,4 @@
-//! Whether userfaultfd is there for us, and which of its features. Registers no memory.
+//! Whether userfaultfd is there for us, which of its features, and a descriptor of it. Registers no memory.
 //!
 //! Source: the kernel's include/uapi/linux/userfaultfd.h and Documentation/admin-guide/mm/userfaultfd.rst.
 
@@ -80,16 +80,33 @@ impl Support {
 
 /// Asks for a descriptor that handles faults from the kernel (KVM's are such) and for its features.
 pub fn probe() -> io::Result<Support> {
-    let (descriptor, access) = match open_device() {
-        Ok(descriptor) => (descriptor, Access::Device),
-        Err(_) => (system_call()?, Access::SystemCall),
-    };
-    let mut api = UffdioApi { api: UFFD_API, features: 0, ioctls: 0 };
+    let (descriptor, access) = descriptor()?;
+    Ok(Support { access, features: api(&descriptor, 0)? })
+}
+
+/// A descriptor that handles faults from the kernel, with the features of these names (as for [`Support::has`]).
+pub(super) fn open(features: &[&str]) -> io::Result<OwnedFd> {
+    let bit = |name: &&str| FEATURES.iter().position(|feature| feature == name).map_or(0, |bit| 1u64 << bit);
+    let (descriptor, _) = descriptor()?;
+    api(&descriptor, features.iter().map(bit).sum())?;
+    Ok(descriptor)
+}
+
+fn descriptor() -> io::Result<(OwnedFd, Access)> {
+    match open_device() {
+        Ok(descriptor) => Ok((descriptor, Access::Device)),
+        Err(_) => Ok((system_call()?, Access::SystemCall)),
+    }
+}
+
+/// Says hello, once for each descriptor; returns what the kernel has. Features that it lacks are an error.
+fn api(descriptor: &OwnedFd, features: u64) -> io::Result<u64> {
+    let mut api = UffdioApi { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: the kernel reads and writes one UffdioApi, which is exclusively ours.
     if unsafe { libc::ioctl(descriptor.as_raw_fd(), UFFDIO_API, &mut api) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Support { access, features: api.features })
+    Ok(api.features)
 }
 
 fn open_device() -> io::Result<OwnedFd> {

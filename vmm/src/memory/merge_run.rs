@@ -1,0 +1,134 @@
+//! The merge step: replacing a run of private pages with pages of a sealed slab that hold the same.
+//!
+//! Whatever led here, a hash, another process, a mistake, the pages are compared byte by byte while nobody can write to
+//! them. Freeze, look for pages in flight, compare, map, wake: in that order, and all of it here. In between there is no lock,
+//! no message to another process, no allocation and no log, for the guest's vCPUs may be asleep.
+#![expect(unsafe_code, reason = "compares and replaces guest pages")]
+
+use std::ffi::c_void;
+use std::io;
+
+use rustix::mm::{MapFlags, ProtFlags};
+use thiserror::Error;
+
+use super::PAGE_BYTES;
+use super::freeze::Freezer;
+use super::in_flight::InFlight;
+use super::slab::Slab;
+
+/// Pages of the longest run: longer ones gain little, and stall whoever writes.
+pub const MAX_RUN_PAGES: u64 = 64;
+
+/// Why a run was not merged. It is as it was.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// It cannot be: no pages or too many, outside RAM, or more than the slab has.
+    #[error("the run is not one that can be merged")]
+    Run,
+    /// Nobody could be kept from writing.
+    #[error("cannot freeze pages of guest RAM")]
+    Freeze(#[source] io::Error),
+    /// A device writes to it, or is about to.
+    #[error("a device may be writing to the pages")]
+    InFlight,
+    /// The pages hold something else.
+    #[error("the pages differ from those of the slab")]
+    Differs,
+    /// The process may have no more mappings (vm.max_map_count).
+    #[error("no mapping is left: raise vm.max_map_count")]
+    Mappings,
+    /// The kernel would not map the slab.
+    #[error("cannot map pages of a slab")]
+    Map(#[source] io::Error),
+}
+
+/// One stretch of private anonymous guest RAM in this process, and what merges its pages.
+pub struct Mergeable {
+    hva: usize,
+    pages: u64,
+    freezer: Freezer,
+    /// Called between the steps, so that tests can do there what the worst moment has in store.
+    #[cfg(test)]
+    between: fn(Step),
+}
+
+/// Where a merge has got to.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Frozen,
+    Compared,
+    Mapped,
+}
+
+impl Mergeable {
+    /// The stretch of `bytes` at address `hva`.
+    ///
+    /// # Safety
+    /// It must be private anonymous memory that is guest RAM and stays mapped for ever, and of which no reference (`&[u8]` and
+    /// the like) is held by anybody: its pages are replaced by others with the same contents.
+    pub unsafe fn new(hva: usize, bytes: u64) -> io::Result<Self> {
+        Ok(Self {
+            hva,
+            pages: bytes / PAGE_BYTES,
+            freezer: Freezer::new()?,
+            #[cfg(test)]
+            between: |_| {},
+        })
+    }
+
+    /// Replaces `pages` pages from `page` on with those of `slab` from `slab_page` on, if they hold the same.
+    pub fn merge(
+        &mut self,
+        (page, pages): (u64, u64),
+        (slab, slab_page): (&Slab, u64),
+        in_flight: &InFlight,
+    ) -> Result<(), Refusal> {
+        let end = page.checked_add(pages).filter(|end| *end <= self.pages).ok_or(Refusal::Run)?;
+        let shared = slab.bytes(slab_page, pages).ok_or(Refusal::Run)?;
+        if !(1..=MAX_RUN_PAGES).contains(&pages) {
+            return Err(Refusal::Run);
+        }
+        let (hva, bytes) = (self.hva + (page * PAGE_BYTES) as usize, shared.len());
+
+        let frozen = self.freezer.freeze(hva, bytes).map_err(Refusal::Freeze)?;
+        #[cfg(test)]
+        (self.between)(Step::Frozen);
+        if in_flight.any(page..end) {
+            return Err(Refusal::InFlight);
+        }
+        // SAFETY: both ranges are mapped and that long. Nobody writes to the first: it is frozen, and no device has it. Even if
+        // somebody did, this reads bytes and believes nothing of them.
+        if unsafe { libc::memcmp(hva as *const c_void, shared.as_ptr().cast(), bytes) } != 0 {
+            return Err(Refusal::Differs);
+        }
+        #[cfg(test)]
+        (self.between)(Step::Compared);
+        // SAFETY: the range is guest RAM, to which nobody holds references (`Mergeable::new`), and what is mapped there instead has
+        // the same contents. Where it fails, the old mapping stays.
+        let mapped = unsafe {
+            rustix::mm::mmap(
+                hva as *mut c_void,
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+                slab,
+                slab_page * PAGE_BYTES,
+            )
+        };
+        #[cfg(test)]
+        (self.between)(Step::Mapped);
+        match mapped {
+            Ok(_) => frozen.replaced(),
+            Err(rustix::io::Errno::NOMEM) => return Err(Refusal::Mappings),
+            Err(error) => return Err(Refusal::Map(error.into())),
+        }
+        // The guest is awake: what is left is to keep its memory out of core dumps, as the old mapping was.
+        // SAFETY: advice on the range that was mapped just now; it changes no content.
+        unsafe { libc::madvise(hva as *mut c_void, bytes, libc::MADV_DONTDUMP) };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

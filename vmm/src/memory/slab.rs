@@ -1,0 +1,209 @@
+//! Sealed slabs: memory files of page contents that nobody can change any more, not even who made them.
+//!
+//! A shared page lives in one. Whoever gets a slab from another process checks the seals, and the size, before it believes
+//! anything of it; after that the bytes it reads are the bytes there will ever be.
+#![expect(unsafe_code, reason = "maps a sealed file for reading")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ptr::NonNull;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use thiserror::Error;
+
+use super::PAGE_BYTES;
+
+/// Pages a slab may have: 1 GiB.
+pub const MAX_SLAB_PAGES: u64 = 1 << 18;
+/// `f_type` of the file system of memfds that are not made of huge pages (TMPFS_MAGIC).
+const TMPFS: i64 = 0x0102_1994;
+/// What must be sealed, no more and no less: contents, size, mode, and the seals.
+const SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::GROW)
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::SEAL)
+    .union(SealFlags::EXEC);
+
+/// Why there is no slab.
+#[derive(Debug, Error)]
+pub enum SlabError {
+    /// So many pages cannot be.
+    #[error("a slab of {pages} pages is not possible: expected 1 to {MAX_SLAB_PAGES}")]
+    Size {
+        /// What was asked for.
+        pages: u64,
+    },
+    /// It has another size than was said.
+    #[error("a slab of {bytes} bytes was received: expected {pages} pages of {PAGE_BYTES} bytes")]
+    WrongSize {
+        /// What it has.
+        bytes: u64,
+        /// What was said.
+        pages: u64,
+    },
+    /// It can still be changed, or is no memory file.
+    #[error("a slab was received that is not sealed: its seals are {seals:#x}, expected {:#x}", SEALS.bits())]
+    NotSealed {
+        /// Its seals; 0 for a file that has none.
+        seals: u32,
+    },
+    /// Huge pages answer to seals, but are mapped in other units.
+    #[error("a slab was received that is not made of ordinary pages")]
+    NotOrdinary,
+    /// The kernel refused.
+    #[error("cannot {what} a slab")]
+    Kernel {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SlabError {
+    fn kernel<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Kernel { what, source: source.into() }
+    }
+}
+
+/// A slab that is still being filled.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    pages: u64,
+}
+
+impl Draft {
+    /// An empty one of `pages` pages, all of which are charged to this process's cgroup, whoever fills them.
+    pub fn new(pages: u64) -> Result<Self, SlabError> {
+        if !(1..=MAX_SLAB_PAGES).contains(&pages) {
+            return Err(SlabError::Size { pages });
+        }
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
+        let file = rustix::fs::memfd_create("samepage-slab", flags).map_err(SlabError::kernel("make"))?;
+        // Reserves the frames as well as setting the size.
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, pages * PAGE_BYTES)
+            .map_err(SlabError::kernel("reserve memory for"))?;
+        Ok(Self { file: file.into(), pages })
+    }
+
+    /// One that another process made and wants filled.
+    pub fn receive(file: OwnedFd, pages: u64) -> Result<Self, SlabError> {
+        let file = File::from(file);
+        check_size(&file, pages)?;
+        Ok(Self { file, pages })
+    }
+
+    /// Writes whole pages from `page` on.
+    pub fn write(&self, page: u64, bytes: &[u8]) -> Result<(), SlabError> {
+        let end = page.checked_add(bytes.len() as u64 / PAGE_BYTES);
+        if !(bytes.len() as u64).is_multiple_of(PAGE_BYTES) || end.is_none_or(|end| end > self.pages) {
+            let source = io::ErrorKind::InvalidInput.into();
+            return Err(SlabError::Kernel { what: "write beyond the end of", source });
+        }
+        // Not through a mapping: one that is still there would make sealing fail.
+        self.file.write_all_at(bytes, page * PAGE_BYTES).map_err(SlabError::kernel("fill"))
+    }
+
+    /// From now on nobody can change it.
+    pub fn seal(self) -> Result<Slab, SlabError> {
+        rustix::fs::fcntl_add_seals(&self.file, SEALS).map_err(SlabError::kernel("seal"))?;
+        Slab::receive(self.file.into(), self.pages)
+    }
+}
+
+impl AsFd for Draft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// A slab that cannot change, mapped for reading.
+#[derive(Debug)]
+pub struct Slab {
+    file: File,
+    pages: u64,
+    view: NonNull<u8>,
+}
+
+// SAFETY: the mapping is for reading, and nothing can change what is in it.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    /// One that another process says it has sealed, of `pages` pages.
+    pub fn receive(file: OwnedFd, pages: u64) -> Result<Self, SlabError> {
+        let file = File::from(file);
+        let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
+        if seals != SEALS {
+            return Err(SlabError::NotSealed { seals: seals.bits() });
+        }
+        // After the seals: before, it could still change.
+        check_size(&file, pages)?;
+        let file_system = rustix::fs::fstatfs(&file).map_err(SlabError::kernel("look at"))?;
+        if file_system.f_type != TMPFS {
+            return Err(SlabError::NotOrdinary);
+        }
+        let bytes = (pages * PAGE_BYTES) as usize;
+        // SAFETY: a new mapping where the kernel likes, of a file that holds that many bytes for ever.
+        let view = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::PRIVATE, &file, 0)
+        };
+        let view = view.map_err(SlabError::kernel("map"))?;
+        let view = NonNull::new(view.cast()).ok_or(SlabError::NotOrdinary)?;
+        Ok(Self { file, pages, view })
+    }
+
+    /// How many pages it has.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// What is in `pages` pages from `page` on; None if there are not as many.
+    pub fn bytes(&self, page: u64, pages: u64) -> Option<&[u8]> {
+        if page.checked_add(pages)? > self.pages {
+            return None;
+        }
+        // SAFETY: the range is inside the mapping, which lives as long as `self` and never changes.
+        Some(unsafe {
+            std::slice::from_raw_parts(
+                self.view.as_ptr().add((page * PAGE_BYTES) as usize),
+                (pages * PAGE_BYTES) as usize,
+            )
+        })
+    }
+
+    /// Bytes of frames it takes, mapped anywhere or not.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+}
+
+impl AsFd for Slab {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference into it outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.view.as_ptr().cast(), (self.pages * PAGE_BYTES) as usize) };
+    }
+}
+
+fn check_size(file: &File, pages: u64) -> Result<(), SlabError> {
+    if !(1..=MAX_SLAB_PAGES).contains(&pages) {
+        return Err(SlabError::Size { pages });
+    }
+    let bytes = file.metadata().map_err(SlabError::kernel("look at"))?.len();
+    if bytes == pages * PAGE_BYTES { Ok(()) } else { Err(SlabError::WrongSize { bytes, pages }) }
+}
+
+#[cfg(test)]
+mod tests;
