@@ -417,8 +417,35 @@ fn curl_is_served() {
         }
         Run::program("curl", args).output().success().stdout
     };
-    assert_eq!(curl("PUT", "/boot-source", r#"{"kernel_image_path":"builtin"}"#), " 204");
-    assert_eq!(curl("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#), " 204");
+    let metrics = sandbox.file("metrics");
+    let metrics = json!({"metrics_path": metrics}).to_string();
+    let balloon =
+        r#"{"amount_mib":8,"deflate_on_oom":true,"stats_polling_interval_s":1,"free_page_hinting":true}"#;
+    // Every endpoint, in an order in which each works.
+    for (method, path, body, shows) in [
+        ("GET", "/version", "", "firecracker_version"),
+        ("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64}"#, ""),
+        ("PATCH", "/machine-config", r#"{"vcpu_count":2}"#, ""),
+        ("GET", "/machine-config", "", r#""vcpu_count":2"#),
+        ("PUT", "/boot-source", r#"{"kernel_image_path":"builtin"}"#, ""),
+        ("PUT", "/metrics", &metrics, ""),
+        ("PUT", "/balloon", balloon, ""),
+        ("GET", "/vm/config", "", r#""amount_mib":8"#),
+        ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#, ""),
+        ("PATCH", "/balloon", r#"{"amount_mib":16}"#, ""),
+        ("GET", "/balloon", "", r#""amount_mib":16"#),
+        ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":2}"#, ""),
+        ("GET", "/balloon/statistics", "", r#""host":"#),
+        ("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#, ""),
+    ] {
+        let said = curl(method, path, body);
+        let code = if shows.is_empty() { " 204" } else { " 200" };
+        assert!(said.contains(shows) && said.ends_with(code), "{method} {path}: {said}");
+    }
+    // These need the guest's driver.
+    eventually("hinting starts", || curl("PATCH", "/balloon/hinting/start", "").ends_with(" 204"));
+    assert!(curl("GET", "/balloon/hinting/status", "").contains("host_cmd"));
+    assert_eq!(curl("PATCH", "/balloon/hinting/stop", ""), " 204");
     assert_eq!(curl("PATCH", "/vm", r#"{"state":"Paused"}"#), " 204");
     let said = curl("GET", "/", "");
     assert!(said.contains(r#""state":"Paused""#) && said.ends_with(" 200"), "{said}");
