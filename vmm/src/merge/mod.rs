@@ -6,6 +6,7 @@
 
 pub mod ksm;
 pub mod off;
+pub mod slab;
 
 use std::io;
 use std::path::PathBuf;

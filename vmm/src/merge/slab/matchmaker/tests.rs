@@ -1,0 +1,245 @@
+//! The matchmaker among simulated agents, honest and not.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const A: GuestId = GuestId(0);
+const B: GuestId = GuestId(1);
+const C: GuestId = GuestId(2);
+
+/// Guests whose pages are numbers, 0 apart: what is in a slab page, and which slab page each guest page was replaced by.
+#[derive(Default)]
+struct World {
+    matchmaker: Matchmaker,
+    guests: BTreeMap<GuestId, Vec<u64>>,
+    slabs: BTreeMap<u32, Vec<u64>>,
+    merged: BTreeMap<(GuestId, u64), (u32, u32)>,
+    todo: Vec<(GuestId, Orders)>,
+    differed: u64,
+}
+
+impl World {
+    fn offer(&mut self, guest: GuestId) {
+        let pages: Vec<_> = (0u64..).zip(self.guests[&guest].iter().map(|content| hash(*content))).collect();
+        let orders = self.matchmaker.offer(guest, pages);
+        self.todo.push((guest, orders));
+    }
+
+    fn follow(&mut self, guest: GuestId, orders: Orders) {
+        for Publish { slab, pages } in orders.publish {
+            assert!(pages.len() <= DRAFT_PAGES && !self.slabs.contains_key(&slab));
+            let contents: Vec<u64> = pages.iter().map(|page| self.guests[&guest][*page as usize]).collect();
+            let hashes: Vec<_> = contents.iter().map(|content| hash(*content)).collect();
+            self.slabs.insert(slab, contents);
+            let all = self.matchmaker.published(guest, slab, &hashes).expect("it was asked for");
+            self.todo.extend(all);
+        }
+        for Run { page, pages, slab, slab_page } in orders.merge {
+            for n in 0..pages {
+                let (page, slab_page) = (page + u64::from(n), slab_page + n);
+                // As the agent does, whatever it was told.
+                if self.guests[&guest][page as usize] == self.slabs[&slab][slab_page as usize] {
+                    self.merged.insert((guest, page), (slab, slab_page));
+                } else {
+                    self.differed += 1;
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some((guest, orders)) = self.todo.pop() {
+            self.follow(guest, orders);
+        }
+    }
+
+    /// Every content that stands twice is in one slab page, and all that have it share that one.
+    fn assert_all_shared(&self) {
+        let mut places: BTreeMap<u64, Vec<(GuestId, u64)>> = BTreeMap::new();
+        for (guest, pages) in &self.guests {
+            for (page, content) in (0u64..).zip(pages) {
+                places.entry(*content).or_default().push((*guest, page));
+            }
+        }
+        for (content, places) in places {
+            let shared: Vec<_> = places.iter().map(|place| self.merged.get(place)).collect();
+            match places.len() {
+                1 => assert_eq!(shared, [None], "{content} is nobody else's"),
+                _ => assert!(
+                    shared[0].is_some() && shared.iter().all(|s| *s == shared[0]),
+                    "{content}: {shared:?}"
+                ),
+            }
+        }
+        assert_eq!(self.differed, 0);
+    }
+}
+
+/// A stand-in for a keyed hash.
+fn hash(content: u64) -> PageHash {
+    (content + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[test]
+fn places_are_packed_without_loss() {
+    for place in [
+        Place::Owner(GuestPage { guest: GuestId(u16::MAX), page: MAX_PAGES - 1 }),
+        Place::Owner(GuestPage { guest: A, page: 0 }),
+        Place::Drafted(MAX_SLABS - 1, (DRAFT_PAGES - 1) as u16),
+        Place::Slab(MAX_SLABS - 1, (DRAFT_PAGES - 1) as u32),
+        Place::Slab(0, 0),
+    ] {
+        assert_eq!(place.pack().unpack(), place);
+    }
+}
+
+#[test]
+fn equal_guests_are_shared_in_one_run() {
+    let mut world = World::default();
+    for guest in [A, B, C] {
+        world.guests.insert(guest, (0..1000).collect());
+        world.offer(guest);
+    }
+    assert_eq!(world.todo[0].1, Orders::default(), "the first has nobody to share with");
+    assert_eq!(world.todo[1].1.publish, [Publish { slab: 0, pages: (0..1000).collect() }]);
+    let (guest, orders) = world.todo.swap_remove(1);
+    world.follow(guest, orders);
+    let whole = Run { page: 0, pages: 1000, slab: 0, slab_page: 0 };
+    assert!(world.todo.iter().filter(|(_, o)| o.merge == [whole]).count() == 3, "{:?}", world.todo);
+    world.settle();
+    world.assert_all_shared();
+}
+
+#[test]
+fn a_page_offered_again_is_no_news() {
+    let mut matchmaker = Matchmaker::default();
+    for _ in 0..3 {
+        assert_eq!(matchmaker.offer(A, [(7, 70), (8, 80)]), Orders::default());
+    }
+    assert_eq!(matchmaker.len(), 2);
+    assert_eq!(matchmaker.offer(A, [(MAX_PAGES, 90)]), Orders::default());
+    assert_eq!(matchmaker.len(), 2, "there is no such page");
+}
+
+#[test]
+fn what_changed_before_it_was_published_is_matched_anew() {
+    let mut matchmaker = Matchmaker::default();
+    matchmaker.offer(A, [(1, 10), (2, 20)]);
+    assert_eq!(matchmaker.offer(B, [(5, 10), (6, 20)]).publish, [Publish { slab: 0, pages: vec![5, 6] }]);
+    matchmaker.offer(C, [(9, 10)]);
+    // B's page 5 holds something else by now: A and C still have the old one.
+    let all = matchmaker.published(B, 0, &[99, 20]).unwrap();
+    let one = |page, slab_page| vec![Run { page, pages: 1, slab: 0, slab_page }];
+    assert_eq!((&all[&A].merge, &all[&B].merge), (&one(2, 1), &one(6, 1)));
+    assert_eq!(all[&C].publish, [Publish { slab: 1, pages: vec![9] }]);
+    let all = matchmaker.published(C, 1, &[10]).unwrap();
+    assert_eq!(all[&A].merge, [Run { page: 1, pages: 1, slab: 1, slab_page: 0 }]);
+}
+
+#[test]
+fn nobody_publishes_what_another_was_asked_for() {
+    let mut matchmaker = Matchmaker::default();
+    matchmaker.offer(A, [(1, 10)]);
+    matchmaker.offer(B, [(1, 10)]);
+    for (guest, slab, hashes) in [(A, 0, vec![10]), (B, 1, vec![10]), (B, 0, vec![]), (B, 0, vec![10, 10])] {
+        assert_eq!(matchmaker.published(guest, slab, &hashes), None, "{guest:?} {slab}");
+        assert!(matchmaker.unpublished(A, slab).is_empty());
+    }
+    assert_eq!(matchmaker.published(B, 0, &[10]).unwrap().len(), 2);
+    assert_eq!(matchmaker.published(B, 0, &[10]), None, "once");
+}
+
+#[test]
+fn those_who_waited_for_a_guest_that_ended_find_each_other() {
+    let mut matchmaker = Matchmaker::default();
+    matchmaker.offer(A, [(1, 10)]);
+    matchmaker.offer(B, [(2, 10)]);
+    matchmaker.offer(C, [(3, 10)]);
+    let all = matchmaker.gone(B);
+    assert_eq!(all.values().map(|orders| orders.publish.len()).sum::<usize>(), 1, "{all:?}");
+    // Its own pages find nobody any more.
+    let mut matchmaker = Matchmaker::default();
+    matchmaker.offer(A, [(1, 10)]);
+    assert!(matchmaker.gone(A).is_empty());
+    assert_eq!(matchmaker.offer(B, [(2, 10)]), Orders::default());
+}
+
+#[test]
+fn a_slab_that_is_gone_is_not_merged_with() {
+    let mut matchmaker = Matchmaker::default();
+    matchmaker.offer(A, [(1, 10)]);
+    matchmaker.offer(B, [(1, 10)]);
+    matchmaker.published(B, 0, &[10]).unwrap();
+    assert_eq!(matchmaker.offer(C, [(1, 10)]).merge.len(), 1);
+    matchmaker.forget(0);
+    assert_eq!(matchmaker.offer(C, [(1, 10)]), Orders::default());
+}
+
+#[test]
+fn drafts_are_bounded() {
+    let mut world = World::default();
+    let pages = DRAFT_PAGES as u64 * 2 + 5;
+    for guest in [A, B] {
+        world.guests.insert(guest, (0..pages).collect());
+        world.offer(guest);
+    }
+    let lens: Vec<_> = world.todo[1].1.publish.iter().map(|p| p.pages.len()).collect();
+    assert_eq!(lens, [DRAFT_PAGES, DRAFT_PAGES, 5]);
+    world.settle();
+    world.assert_all_shared();
+}
+
+proptest! {
+    /// Guests with pages in common, offered and published in any order.
+    #[test]
+    fn all_that_is_equal_is_shared_in_the_end(
+        guests in prop::collection::vec(prop::collection::vec(0u64..30, 0..40), 1..6),
+        order in prop::collection::vec(any::<prop::sample::Index>(), 0..200),
+    ) {
+        let mut world = World::default();
+        world.guests = (0u16..).map(GuestId).zip(guests).collect();
+        let mut waiting: Vec<GuestId> = world.guests.keys().copied().collect();
+        for index in order {
+            // Either the next guest offers, or somebody does what it was told.
+            let at = index.index(waiting.len() + world.todo.len() + 1);
+            if at < waiting.len() {
+                let guest = waiting.swap_remove(at);
+                world.offer(guest);
+            } else if at < waiting.len() + world.todo.len() {
+                let (guest, orders) = world.todo.swap_remove(at - waiting.len());
+                world.follow(guest, orders);
+            }
+        }
+        waiting.into_iter().for_each(|guest| world.offer(guest));
+        world.settle();
+        world.assert_all_shared();
+    }
+
+    /// Nothing that guests say makes it panic, or merge somebody with a slab that was not published.
+    #[test]
+    fn it_survives_whatever_is_said(
+        words in prop::collection::vec((0u8..5, 0u16..4, any::<u64>(), 0u64..6, 0u32..4), 0..200),
+    ) {
+        let mut matchmaker = Matchmaker::default();
+        let mut published = HashSet::new();
+        for (what, guest, page, hash, slab) in words {
+            let guest = GuestId(guest);
+            let all: Vec<Orders> = match what {
+                0 | 1 => vec![matchmaker.offer(guest, [(page % 64, hash), (page, hash + 1)])],
+                2 => match matchmaker.published(guest, slab, &vec![hash; page as usize % 4]) {
+                    Some(all) => { published.insert(slab); all.into_values().collect() }
+                    None => Vec::new(),
+                },
+                3 => matchmaker.unpublished(guest, slab).into_values().collect(),
+                _ if page % 8 == 0 => matchmaker.gone(guest).into_values().collect(),
+                _ => Vec::new(),
+            };
+            for run in all.iter().flat_map(|orders| &orders.merge) {
+                prop_assert!(published.contains(&run.slab), "{run:?}");
+            }
+        }
+    }
+}
