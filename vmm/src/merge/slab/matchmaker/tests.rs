@@ -199,8 +199,8 @@ proptest! {
         guests in prop::collection::vec(prop::collection::vec(0u64..30, 0..40), 1..6),
         order in prop::collection::vec(any::<prop::sample::Index>(), 0..200),
     ) {
-        let mut world = World::default();
-        world.guests = (0u16..).map(GuestId).zip(guests).collect();
+        let guests = (0u16..).map(GuestId).zip(guests).collect();
+        let mut world = World { guests, ..World::default() };
         let mut waiting: Vec<GuestId> = world.guests.keys().copied().collect();
         for index in order {
             // Either the next guest offers, or somebody does what it was told.
