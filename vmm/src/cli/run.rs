@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use crate::api;
 use crate::memory::ram::Backing;
-use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, probe};
+use crate::merge::slab::agent;
+use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, Running, probe};
 use anyhow::Context;
 use devices::virtio::balloon;
 
@@ -85,6 +86,9 @@ pub(super) struct Args {
     /// Let the host kernel's samepage merging (KSM) have the guest's memory
     #[arg(long)]
     mergeable: bool,
+    /// Let Samepage's own merging have the guest's memory: the socket of its matchmaker, which may come later
+    #[arg(long, conflicts_with_all = ["api", "mergeable"], value_name = "SOCKET")]
+    merge: Option<PathBuf>,
     /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
     #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous")]
     backing: Backing,
@@ -138,7 +142,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             built_in: super::BUILT_IN_KERNEL,
         })?
     } else {
-        vm::run(&config).with_context(|| format!("{name} did not start"))?
+        let merge = |running: &Running| {
+            if let Some(socket) = args.merge
+                && let Err(error) = agent::start(running.ram().clone(), socket)
+            {
+                tracing::warn!("{name}: its pages are not merged: {error}");
+            }
+        };
+        vm::run(&config, merge).with_context(|| format!("{name} did not start"))?
     };
     tracing::info!("{name} has ended: {ending:?}");
     match ending {

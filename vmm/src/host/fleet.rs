@@ -18,6 +18,7 @@ use crate::measure::frames::{self, Frames};
 use crate::memory::PAGE_BYTES;
 use crate::merge::ksm::{Ksm, KsmSettings};
 use crate::merge::off::Off;
+use crate::merge::slab::engine::SlabEngine;
 use crate::merge::{Engine, Progress};
 use crate::vm::control::Request;
 
@@ -107,6 +108,7 @@ impl Fleet {
         dir.create()?;
         let engine: Box<dyn Engine> = match spec.engine {
             EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
+            EngineName::Slab => Box::new(SlabEngine::new(dir.merge_socket()?)),
             EngineName::Off => Box::new(Off),
         };
         let mut fleet = Self { guests: Vec::new(), engine, merging: false, spec };
@@ -128,7 +130,7 @@ impl Fleet {
             };
             self.guests.push(match left {
                 Some(guest) => guest,
-                None => Guest::start(spec, n, dir, lifetime)?,
+                None => Guest::start(spec, n, dir, lifetime, self.spec.engine)?,
             });
         }
         self.each(|guest| guest.wait_ready(watch))?;

@@ -13,7 +13,7 @@ use super::HostError;
 use super::client::{Com2, control};
 use super::fleet::{Stage, Watch};
 use super::runtime::FleetDir;
-use super::spec::GuestSpec;
+use super::spec::{EngineName, GuestSpec};
 use crate::measure::Space;
 use crate::vm::control as vm;
 
@@ -74,6 +74,7 @@ impl Guest {
         number: usize,
         dir: &FleetDir,
         lifetime: Lifetime,
+        engine: EngineName,
     ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
         let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
@@ -98,6 +99,9 @@ impl Guest {
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
+        if engine == EngineName::Slab {
+            process.arg("--merge").arg(dir.merge_socket()?);
+        }
         match lifetime {
             Lifetime::WithUs => process.arg("--lifeline").stdin(Stdio::piped()),
             Lifetime::TheirOwn => process.stdin(Stdio::null()),

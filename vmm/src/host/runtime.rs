@@ -65,6 +65,11 @@ impl FleetDir {
         self.socket("host.sock")
     }
 
+    /// Where the engine waits for the agents of VMs.
+    pub fn merge_socket(&self) -> Result<PathBuf, HostError> {
+        self.socket("merge.sock")
+    }
+
     /// The daemon's log.
     pub fn host_log(&self) -> PathBuf {
         self.0.join("host.log")

@@ -91,6 +91,8 @@ pub enum SpecError {
 pub enum EngineName {
     /// The host kernel's samepage merging.
     Ksm,
+    /// Samepage's own: sealed slabs.
+    Slab,
     /// Nothing: the baseline to compare with.
     Off,
 }
@@ -100,6 +102,7 @@ impl EngineName {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ksm => "ksm",
+            Self::Slab => "slab",
             Self::Off => "off",
         }
     }

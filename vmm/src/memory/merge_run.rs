@@ -42,6 +42,9 @@ pub enum Refusal {
     Map(#[source] io::Error),
 }
 
+/// What a run of zeros is compared with.
+static ZEROS: [u8; (MAX_RUN_PAGES * PAGE_BYTES) as usize] = [0; (MAX_RUN_PAGES * PAGE_BYTES) as usize];
+
 /// One stretch of private anonymous guest RAM in this process, and what merges its pages.
 pub struct Mergeable {
     hva: usize,
@@ -84,12 +87,29 @@ impl Mergeable {
         (slab, slab_page): (&Slab, u64),
         in_flight: &InFlight,
     ) -> Result<(), Refusal> {
+        let same = slab.bytes(slab_page, pages).ok_or(Refusal::Run)?;
+        self.replace((page, pages), same, Some((slab, slab_page)), in_flight)
+    }
+
+    /// Gives `pages` pages from `page` on back to the host, if all of them are zeros. They read as zeros after.
+    pub fn drop_zeros(&mut self, (page, pages): (u64, u64), in_flight: &InFlight) -> Result<(), Refusal> {
+        let zeros = ZEROS.get(..pages.saturating_mul(PAGE_BYTES) as usize).ok_or(Refusal::Run)?;
+        self.replace((page, pages), zeros, None, in_flight)
+    }
+
+    /// The step itself: the run is replaced by pages that hold `same`, those of a slab or fresh ones.
+    fn replace(
+        &mut self,
+        (page, pages): (u64, u64),
+        same: &[u8],
+        from: Option<(&Slab, u64)>,
+        in_flight: &InFlight,
+    ) -> Result<(), Refusal> {
         let end = page.checked_add(pages).filter(|end| *end <= self.pages).ok_or(Refusal::Run)?;
-        let shared = slab.bytes(slab_page, pages).ok_or(Refusal::Run)?;
         if !(1..=MAX_RUN_PAGES).contains(&pages) {
             return Err(Refusal::Run);
         }
-        let (hva, bytes) = (self.hva + (page * PAGE_BYTES) as usize, shared.len());
+        let (hva, bytes) = (self.hva + (page * PAGE_BYTES) as usize, same.len());
 
         let frozen = self.freezer.freeze(hva, bytes).map_err(Refusal::Freeze)?;
         #[cfg(test)]
@@ -99,7 +119,7 @@ impl Mergeable {
         }
         // SAFETY: both ranges are mapped and that long. Nobody writes to the first: it is frozen, and no device has it. Even if
         // somebody did, this reads bytes and believes nothing of them.
-        if unsafe { libc::memcmp(hva as *const c_void, shared.as_ptr().cast(), bytes) } != 0 {
+        if unsafe { libc::memcmp(hva as *const c_void, same.as_ptr().cast(), bytes) } != 0 {
             return Err(Refusal::Differs);
         }
         #[cfg(test)]
@@ -107,14 +127,14 @@ impl Mergeable {
         // SAFETY: the range is guest RAM, to which nobody holds references (`Mergeable::new`), and what is mapped there instead has
         // the same contents. Where it fails, the old mapping stays.
         let mapped = unsafe {
-            rustix::mm::mmap(
-                hva as *mut c_void,
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-                slab,
-                slab_page * PAGE_BYTES,
-            )
+            let (at, prot) = (hva as *mut c_void, ProtFlags::READ | ProtFlags::WRITE);
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+            match from {
+                Some((slab, slab_page)) => {
+                    rustix::mm::mmap(at, bytes, prot, flags, slab, slab_page * PAGE_BYTES)
+                }
+                None => rustix::mm::mmap_anonymous(at, bytes, prot, flags),
+            }
         };
         #[cfg(test)]
         (self.between)(Step::Mapped);
@@ -126,6 +146,11 @@ impl Mergeable {
         // The guest is awake: what is left is to keep its memory out of core dumps, as the old mapping was.
         // SAFETY: advice on the range that was mapped just now; it changes no content.
         unsafe { libc::madvise(hva as *mut c_void, bytes, libc::MADV_DONTDUMP) };
+        if from.is_some() {
+            // Pages of a file that nobody has read yet look as if they were not there, to pagemap and to whoever counts frames.
+            // SAFETY: as above.
+            unsafe { libc::madvise(hva as *mut c_void, bytes, libc::MADV_POPULATE_READ) };
+        }
         Ok(())
     }
 }

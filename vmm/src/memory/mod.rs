@@ -17,6 +17,7 @@ mod reclaim;
 pub mod remote;
 pub mod size;
 pub mod slab;
+pub mod slabbed;
 pub mod userfault;
 
 /// Bytes of a page; Samepage knows no other size for merging and accounting.

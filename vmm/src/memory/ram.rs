@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::GuestMemory;
 use devices::reclaim::Gpa;
@@ -16,6 +16,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 
 use super::Extent;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
+use super::merge_run::Mergeable;
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -101,6 +102,8 @@ pub struct Ram {
     backing: Backing,
     /// Behind all of RAM in guest-physical order without the hole, with [`Backing::Memfd`].
     file: Option<Arc<File>>,
+    /// Whether some of its pages may be those of slabs; locked by whoever replaces pages by others.
+    slabs: Arc<Mutex<bool>>,
 }
 
 /// Where a range of guest RAM lies.
@@ -132,7 +135,12 @@ impl Ram {
             regions.extend(map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?);
             file_offset += stretch.bytes;
         }
-        Ok(Self { memory: Arc::new(GuestMemory::from_regions(regions)?), backing, file: file.map(Arc::new) })
+        Ok(Self {
+            memory: Arc::new(GuestMemory::from_regions(regions)?),
+            backing,
+            file: file.map(Arc::new),
+            slabs: Arc::default(),
+        })
     }
 
     /// What RAM is made of.
@@ -151,6 +159,18 @@ impl Ram {
             .iter()
             .map(|r| Extent { gpa: r.start_addr().0, hva: r.as_ptr() as u64, bytes: r.len() })
             .collect()
+    }
+
+    /// Whether some of its pages may be those of slabs. Until the guard is dropped nobody else replaces pages.
+    pub(super) fn slabs(&self) -> MutexGuard<'_, bool> {
+        self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What merges the pages of one of its [`Ram::extents`].
+    pub(super) fn mergeable(&self, extent: &Extent) -> io::Result<Mergeable> {
+        // SAFETY: RAM is private anonymous memory (the caller has looked) that stays mapped for ever, and every access of ours to it
+        // is by raw pointers.
+        unsafe { Mergeable::new(extent.hva as usize, extent.bytes) }
     }
 
     /// Total bytes of RAM.

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use devices::reclaim::{Gpa, Reclaim};
+use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::PidfdFlags;
 
 use super::PAGE_BYTES;
@@ -38,7 +39,10 @@ impl Reclaim for Ram {
     fn discard(&self, range: Range<Gpa>) -> io::Result<()> {
         let place = self.place(&range).ok_or(io::ErrorKind::InvalidInput)?;
         match self.backing() {
-            Backing::Anonymous => drop_pages(place.hva, place.bytes),
+            Backing::Anonymous => {
+                let slabs = self.slabs();
+                if *slabs { map_fresh(place.hva, place.bytes) } else { drop_pages(place.hva, place.bytes) }
+            }
             Backing::Memfd => self.punch(place.file_offset, place.bytes),
             Backing::Hugetlb => {
                 let end = place.hva + place.bytes;
@@ -60,7 +64,8 @@ impl Ram {
     /// once for each. Returns how many of them are done; 0 on a kernel that does not let a process advise itself so
     /// (before 6.13).
     fn drop_batch(&self, ranges: &[Range<Gpa>]) -> usize {
-        let Some(process) = own_process() else { return 0 };
+        let slabs = self.slabs();
+        let (false, Some(process)) = (*slabs, own_process()) else { return 0 };
         let mut places = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         for (place, range) in places.iter_mut().zip(ranges) {
             // One that is not RAM ends the batch; by itself it gets the error it deserves.
@@ -105,6 +110,18 @@ fn drop_pages(hva: usize, bytes: usize) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Puts fresh memory in the place of pages that may be those of a slab, which would come back if they were only dropped.
+fn map_fresh(hva: usize, bytes: usize) -> io::Result<()> {
+    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // SAFETY: as in `drop_pages`; the range is mapped all the time, and as it was before.
+    unsafe {
+        rustix::mm::mmap_anonymous(hva as *mut libc::c_void, bytes, prot, flags | MapFlags::FIXED)?;
+        // Else guest memory would be in core dumps, and the mapping would not join its neighbours.
+        libc::madvise(hva as *mut libc::c_void, bytes, libc::MADV_DONTDUMP);
+    }
+    Ok(())
 }
 
 /// Zeros [start, end), a part of one huge page, unless it has no frame: then it reads as zeros, and writing would get it one.

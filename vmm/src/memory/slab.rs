@@ -98,6 +98,11 @@ impl Draft {
         Ok(Self { file, pages })
     }
 
+    /// Its file, for whoever is to fill and seal it.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Writes whole pages from `page` on.
     pub fn write(&self, page: u64, bytes: &[u8]) -> Result<(), SlabError> {
         let end = page.checked_add(bytes.len() as u64 / PAGE_BYTES);

@@ -5,12 +5,14 @@ use super::build::Vm;
 use super::error::VmError;
 use super::events::EventLoop;
 use super::exit::Ending;
+use super::running::Running;
 
-/// Builds the VM of `config` and runs it until it ends.
-pub fn run(config: &Config) -> Result<Ending, VmError> {
+/// Builds the VM of `config` and runs it until it ends; `started` hears of it once it runs.
+pub fn run(config: &Config, started: impl FnOnce(&Running)) -> Result<Ending, VmError> {
     // Signals before sockets: whoever sees a socket may end the VM, and it is removed.
     let mut events = EventLoop::new(config.lifeline)?;
     let vm = Vm::start(config, &mut events)?;
+    started(vm.running());
     let ending = loop {
         if let Some(ending) = events.turn()? {
             break ending;

@@ -262,6 +262,13 @@ impl Matchmaker {
         all
     }
 
+    /// There will be no such slab. Its pages are anybody's to offer again. Whether it was a draft.
+    pub fn abandon(&mut self, slab: u32) -> bool {
+        let draft = self.drafts.remove(&slab);
+        draft.iter().flat_map(|draft| &draft.pages).for_each(|(_, hash)| _ = self.places.remove(hash));
+        draft.is_some()
+    }
+
     /// `guest` has ended. What it was to publish, somebody else may.
     pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
         self.gone.insert(guest);
