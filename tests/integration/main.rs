@@ -18,3 +18,4 @@ mod inside;
 mod kernels;
 mod nested;
 mod run;
+mod slab;

@@ -75,7 +75,7 @@ pub struct Report {
     pub content: ContentClasses,
     /// Pages that ideal sharing would save.
     pub ideal_saved_pages: u64,
-    /// Pages that are saved.
+    /// Pages that were there when their contents were compared, and need no frame now.
     pub saved_pages: u64,
     /// The same in MiB.
     pub saved_mib: f64,
@@ -102,7 +102,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Puts together what was measured. `content` is of the same guests, read before or after merging.
+    /// Puts together what was measured. `content` is of the same guests, read before merging: pages of zeros that an engine gives
+    /// back are absent afterwards.
     pub fn new(outcome: Outcome, frames: &Frames, content: &Content) -> Self {
         let per_guest = frames.guests.iter().map(|guest| GuestReport {
             name: guest.name.clone(),
@@ -119,6 +120,7 @@ impl Report {
         if content.differed > 0 {
             notes.push(format!("{} pages changed while they were compared", content.differed));
         }
+        let saved_pages = content.present().saturating_sub(frames.frames);
         Self {
             guests: frames.guests.len() as u64,
             backend: outcome.backend,
@@ -132,9 +134,9 @@ impl Report {
                 distinct: content.distinct,
             },
             ideal_saved_pages: content.ideal_saved_pages,
-            saved_pages: frames.saved_pages,
-            saved_mib: rounded(mib(frames.saved_pages)),
-            fraction_of_ideal: rounded(fraction(frames.saved_pages, content.ideal_saved_pages)),
+            saved_pages,
+            saved_mib: rounded(mib(saved_pages)),
+            fraction_of_ideal: rounded(fraction(saved_pages, content.ideal_saved_pages)),
             frames: frames.frames,
             merge_seconds: rounded(outcome.merge_seconds),
             merge_cpu_seconds: outcome.merge_cpu_seconds.map(rounded),
