@@ -25,6 +25,13 @@ fn lab_demo_merges_and_loses_nothing() {
     check_report(&outcome.json(), 4.0);
 }
 
+#[test]
+fn lab_slabs_merge_and_lose_nothing() {
+    let args = [samepage().as_str(), "demo", "--engine", "slab", "--json"].map(str::to_owned);
+    let outcome = lab_run_on_one(Duration::from_secs(300), args).success();
+    check_report(&outcome.json(), 4.0);
+}
+
 /// The tests of a module of this binary, inside the lab. All are about memory that is given back.
 #[track_caller]
 fn inside(module: &str, seconds: u64) {

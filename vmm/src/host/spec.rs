@@ -78,11 +78,17 @@ pub enum SpecError {
         /// Whose.
         guest: String,
     },
-    /// KSM merges across everything, which several domains forbid.
+    /// KSM merges across everything, and the slab engine across the fleet as yet, which several domains forbid.
     #[error(
-        "engine \"ksm\" merges across all guests of the host and cannot keep the domains {0} apart: use one domain, or engine \"off\""
+        "engine \"{engine}\" cannot keep the domains {domains} apart: use one domain, or engine \"off\"",
+        engine = engine.name()
     )]
-    Domains(String),
+    Domains {
+        /// What was to merge.
+        engine: EngineName,
+        /// All domains of the fleet.
+        domains: String,
+    },
 }
 
 /// Which engine merges.
@@ -91,7 +97,7 @@ pub enum SpecError {
 pub enum EngineName {
     /// The host kernel's samepage merging.
     Ksm,
-    /// Samepage's own: sealed slabs.
+    /// Samepage's own: pages of sealed memory files. Early: see the README.
     Slab,
     /// Nothing: the baseline to compare with.
     Off,
@@ -272,9 +278,9 @@ impl FleetSpec {
         if let Some(twice) = guests.iter().find(|g| !names.insert(&g.name)) {
             return Err(SpecError::SameName(twice.name.clone()));
         }
-        if file.engine == EngineName::Ksm && domains.len() > 1 {
-            let all: Vec<_> = domains.into_iter().collect();
-            return Err(SpecError::Domains(all.join(", ")));
+        if file.engine != EngineName::Off && domains.len() > 1 {
+            let domains = domains.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(SpecError::Domains { engine: file.engine, domains });
         }
         Ok(Self { name: file.name, engine: file.engine, guests })
     }
@@ -363,6 +369,10 @@ mod tests {
             ("name = 'f'\n[[guest]]\nname = 'a'\nfill = { zero = 99 }", "make 99"),
             ("name = 'f'\n[[guest]]\nname = 'a'\ninitrd = 'i'", "needs a kernel"),
             ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'", "apart"),
+            (
+                "name = 'f'\nengine = 'slab'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'",
+                "slab",
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text:?} gave {error:?}, expected {expected:?}");

@@ -57,6 +57,21 @@ pub enum EngineError {
         /// The directory that is missing.
         path: PathBuf,
     },
+    /// Pages cannot be frozen.
+    #[error(
+        "userfaultfd cannot be had: give this user access to {}, or sysctl vm.unprivileged_userfaultfd=1, or use --engine ksm or off",
+        crate::memory::userfault::DEVICE
+    )]
+    NoUserfaultfd(#[source] io::Error),
+    /// The matchmaker could not be started.
+    #[error("cannot serve the agents of VMs at {}", socket.display())]
+    Matchmaker {
+        /// Where it was to listen.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// We may not change its settings, and it does not run.
     #[error(
         "KSM is stopped and {} may not be written: run as root, or have root do `echo 1 > {}`, or use --engine off",

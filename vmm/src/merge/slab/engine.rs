@@ -17,6 +17,7 @@ use super::matchmaker::{GuestId, Matchmaker, Orders};
 use super::wire::{self, Link, MERGE_RUNS, Message, Report};
 use crate::measure::Space;
 use crate::memory::slab::{Draft, Slab};
+use crate::memory::userfault;
 use crate::merge::{Engine, EngineError, Progress};
 
 /// Agents at a time; more are hung up on.
@@ -61,8 +62,9 @@ impl Engine for SlabEngine {
     }
 
     fn start(&mut self, _guests: &[Space]) -> Result<(), EngineError> {
-        let failed =
-            |source| EngineError::Write { path: self.socket.clone(), value: "a socket".into(), source };
+        // The VMs are of the same user, and need it.
+        userfault::probe().map_err(EngineError::NoUserfaultfd)?;
+        let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
         let _ = std::fs::remove_file(&self.socket);
         let listener = listen(&self.socket).map_err(failed)?;
         let (ended, end) = io::pipe().map_err(failed)?;
