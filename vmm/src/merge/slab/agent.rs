@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::matchmaker::{PageHash, Run};
-use super::wire::{Link, Message, OFFER_PAGES, Report};
+use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Report};
 use crate::memory::PAGE_BYTES;
 use crate::memory::merge_run::{MAX_RUN_PAGES, Refusal};
 use crate::memory::pagemap::{Pagemap, PagemapEntry};
@@ -23,7 +23,7 @@ use crate::memory::slabbed::Slabbed;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// How long to wait before the matchmaker is looked for again.
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY: Duration = Duration::from_millis(500);
 /// The shortest and the longest wait from one pass to the next: twice as long each time that nothing was new.
 const PAUSE_MILLIS: (i64, i64) = (20, 2000);
 
@@ -76,7 +76,6 @@ impl Agent {
         // Another matchmaker has another key, and knows nothing.
         self.seen.fill(0);
         self.slabs.clear();
-        self.report.passes = 0;
         let mut pause = PAUSE_MILLIS.0;
         loop {
             let before = self.report;
@@ -186,6 +185,10 @@ impl Agent {
         let (message, file) = session.link.receive()?;
         match (&message, file) {
             (Message::Done, _) => {}
+            // A matchmaker that keeps the rules has started over by then.
+            (Message::Publish(..) | Message::Slab(..), _) if self.slabs.len() > 2 * MAX_OPEN_SLABS => {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             (Message::Publish(slab, pages), Some(file)) => {
                 let answer = match self.publish(session.key, pages, file.into()) {
                     Ok((sealed, hashes)) => {
@@ -271,3 +274,6 @@ impl Agent {
 fn hash(key: u64, page: &[u8]) -> PageHash {
     xxh3_64_with_seed(page, key)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use rustix::net::{SocketAddrUnix, SocketFlags};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::matchmaker::{GuestId, Matchmaker, Orders};
-use super::wire::{self, Link, MERGE_RUNS, Message, Report};
+use super::wire::{self, Link, MAX_OPEN_SLABS, MERGE_RUNS, Message, Report};
 use crate::measure::Space;
 use crate::memory::slab::{Draft, Slab};
 use crate::memory::userfault;
@@ -22,6 +22,10 @@ use crate::merge::{Engine, EngineError, Progress};
 
 /// Agents at a time; more are hung up on.
 const MAX_AGENTS: usize = 1024;
+/// Entries of the index for each page of the guests. Pages that change leave entries of what they held.
+const INDEX_PER_PAGE: u64 = 2;
+/// Entries that there may be in any case.
+const MIN_INDEX: u64 = 1 << 16;
 /// Packets that wait for one agent. One that takes none of so many is hung up on.
 const MAX_WAITING: usize = 1 << 16;
 /// Packets of one agent that are dealt with before the next one's turn.
@@ -61,14 +65,14 @@ impl Engine for SlabEngine {
         "slab"
     }
 
-    fn start(&mut self, _guests: &[Space]) -> Result<(), EngineError> {
+    fn start(&mut self, guests: &[Space]) -> Result<(), EngineError> {
         // The VMs are of the same user, and need it.
         userfault::probe().map_err(EngineError::NoUserfaultfd)?;
         let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
         let _ = std::fs::remove_file(&self.socket);
         let listener = listen(&self.socket).map_err(failed)?;
         let (ended, end) = io::pipe().map_err(failed)?;
-        let hub = Hub::new(listener, ended, self.reports.clone());
+        let hub = Hub::new(listener, ended, self.reports.clone(), guests);
         let thread =
             std::thread::Builder::new().name("merge".into()).spawn(move || hub.run()).map_err(failed)?;
         self.running = Some(Running { thread, end });
@@ -130,11 +134,13 @@ struct Hub {
     drafts: HashMap<u32, Arc<File>>,
     slabs: HashMap<u32, (Arc<File>, u64)>,
     guests: u16,
+    /// Entries of the index that are too many.
+    index_limit: usize,
     reports: Arc<Mutex<Reports>>,
 }
 
 impl Hub {
-    fn new(listener: OwnedFd, ended: PipeReader, reports: Arc<Mutex<Reports>>) -> Self {
+    fn new(listener: OwnedFd, ended: PipeReader, reports: Arc<Mutex<Reports>>, guests: &[Space]) -> Self {
         Self {
             listener,
             ended,
@@ -145,6 +151,8 @@ impl Hub {
             drafts: HashMap::new(),
             slabs: HashMap::new(),
             guests: 0,
+            index_limit: (guests.iter().map(Space::pages).sum::<u64>() * INDEX_PER_PAGE).max(MIN_INDEX)
+                as usize,
             reports,
         }
     }
@@ -172,6 +180,11 @@ impl Hub {
             }
             for at in gone.into_iter().rev() {
                 self.hang_up(at);
+            }
+            if self.matchmaker.len() > self.index_limit
+                || self.slabs.len() + self.drafts.len() > MAX_OPEN_SLABS
+            {
+                self.start_over();
             }
             if ready[1] {
                 self.accept();
@@ -230,10 +243,13 @@ impl Hub {
         // What it says of a slab that is not sealed is worth nothing.
         let sealed = Slab::receive(draft.try_clone()?.into(), hashes.len() as u64);
         let all = match sealed {
-            Ok(_) => self.matchmaker.published(guest, slab, hashes).ok_or(io::ErrorKind::InvalidData)?,
+            Ok(_) => {
+                let all = self.matchmaker.published(guest, slab, hashes).ok_or(io::ErrorKind::InvalidData)?;
+                self.slabs.insert(slab, (draft, hashes.len() as u64));
+                all
+            }
             Err(_) => self.matchmaker.unpublished(guest, slab),
         };
-        self.slabs.insert(slab, (draft, hashes.len() as u64));
         // It has made it, and has it.
         if let Some(peer) = self.peers.iter_mut().find(|peer| peer.guest == Some(guest)) {
             peer.knows.insert(slab);
@@ -294,6 +310,21 @@ impl Hub {
         if waiting.len() > MAX_WAITING { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
     }
 
+    /// Forgets everything, and has the agents come again and offer what they have. What is merged stays so, and slabs that nobody
+    /// maps go.
+    fn start_over(&mut self) {
+        tracing::debug!(
+            "merging: starts over, with {} pages known, {} slabs",
+            self.matchmaker.len(),
+            self.slabs.len()
+        );
+        self.peers.clear();
+        self.reports().agents.clear();
+        self.matchmaker = Matchmaker::default();
+        self.drafts.clear();
+        self.slabs.clear();
+    }
+
     fn hang_up(&mut self, at: usize) {
         if let Some(guest) = self.peers.remove(at).guest {
             self.reports().agents.remove(&guest);
@@ -302,3 +333,6 @@ impl Hub {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

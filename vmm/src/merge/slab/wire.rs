@@ -16,6 +16,9 @@ use super::matchmaker::{DRAFT_PAGES, PageHash, Run};
 pub const OFFER_PAGES: usize = 4096;
 /// Runs in one order to merge.
 pub const MERGE_RUNS: usize = 1024;
+/// Slabs that are open at a time: each is a descriptor in the host and in every agent that merges with it, of which a process
+/// has 1024 unless it was given more.
+pub const MAX_OPEN_SLABS: usize = 512;
 /// Words of the longest packet.
 const MAX_WORDS: usize = 1 + 4 * OFFER_PAGES;
 
@@ -119,7 +122,7 @@ impl Message {
                 let run = |[page, pages, slab, slab_page]: &[u64; 4]| {
                     Some(Run {
                         page: *page,
-                        pages: u32::try_from(*pages).ok()?,
+                        pages: u32::try_from(*pages).ok().filter(|pages| *pages as usize <= DRAFT_PAGES)?,
                         slab: u32::try_from(*slab).ok()?,
                         slab_page: u32::try_from(*slab_page).ok()?,
                     })
