@@ -1,17 +1,11 @@
 //! The real thing: VMs on KVM, started as the API's objects say, on the main thread's event loop.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use devices::reclaim::{Gpa, Reclaim};
 use devices::virtio::balloon::Handle;
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use serde_json::Value;
 
 use super::balloon::device_config;
@@ -19,7 +13,7 @@ use super::instance::{Launch, Machine};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
 use crate::memory::ram::{Backing, Ram};
 use crate::vm::balloon::{BalloonError, BalloonHost};
-use crate::vm::{Config, EventLoop, KernelSource, Running, Vm, VmError};
+use crate::vm::{Config, EventLoop, KernelSource, Timer, Vm, VmError};
 
 /// Starts VMs.
 pub struct Launcher {
@@ -97,8 +91,7 @@ impl Launch for Launcher {
 
     fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
         let config = self.config(spec, source);
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC);
-        let timer = Arc::new(timer.map_err(VmError::host("make a timer"))?);
+        let timer = Timer::new().map_err(VmError::host("make a timer"))?;
         let ram = self.ram(&config)?;
         let vm = match Vm::start_in(ram.clone(), &config, &mut self.events) {
             Ok(vm) => vm,
@@ -107,7 +100,8 @@ impl Launch for Launcher {
                 return Err(e);
             }
         };
-        self.events.add(Box::new(StatisticsTimer { timer: timer.clone(), running: vm.running().clone() }));
+        let running = vm.running().clone();
+        self.events.add(timer.subscriber(move || _ = running.request_balloon_statistics()));
         Ok(LaunchedVm { vm, timer })
     }
 }
@@ -115,7 +109,8 @@ impl Launch for Launcher {
 /// A VM that the API started.
 pub struct LaunchedVm {
     vm: Vm,
-    timer: Arc<OwnedFd>,
+    /// For statistics.
+    timer: Timer,
 }
 
 impl LaunchedVm {
@@ -161,27 +156,6 @@ impl Machine for LaunchedVm {
     }
 
     fn poll_statistics(&mut self, every: Duration) -> io::Result<()> {
-        let every = Timespec { tv_sec: every.as_secs() as i64, tv_nsec: every.subsec_nanos().into() };
-        let interval = Itimerspec { it_interval: every, it_value: every };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &interval)?;
-        Ok(())
-    }
-}
-
-/// Asks the balloon's driver for statistics whenever its time has come.
-struct StatisticsTimer {
-    timer: Arc<OwnedFd>,
-    running: Running,
-}
-
-impl MutEventSubscriber for StatisticsTimer {
-    fn init(&mut self, ops: &mut EventOps) {
-        let _ = ops.add(Events::new(&*self.timer, EventSet::IN));
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps) {
-        // However often the time came meanwhile, once is enough.
-        let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
-        self.running.request_balloon_statistics();
+        self.timer.every(every)
     }
 }

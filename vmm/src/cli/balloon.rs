@@ -6,11 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::balloon_table::{line, statistics_table};
-use super::progress::{interrupt_flag, is_set};
+use super::progress::{draw_target, interrupt_flag, is_set};
 use crate::host::HostError;
 use crate::host::balloon::{Judge, Stop, Target, why};
 use crate::memory::PAGE_BYTES;
@@ -100,15 +100,20 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Get { which } => {
             let target = Target::find(&which.guest, which.name)?;
-            let status = target.status()?;
-            match which.json {
-                true => println!("{}", serde_json::to_string(&status)?),
-                false => println!("{}", line(&target.guest, &status)),
-            }
-            Ok(ExitCode::SUCCESS)
+            show(&target, which.json)
         }
         Command::Stats { which, watch } => stats(&which, watch.map(Duration::from_secs)),
     }
+}
+
+/// Prints a balloon as it is now.
+fn show(target: &Target, json: bool) -> anyhow::Result<ExitCode> {
+    let status = target.status()?;
+    match json {
+        true => println!("{}", serde_json::to_string(&status)?),
+        false => println!("{}", line(&target.guest, &status)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What `balloon set --wait --json` prints.
@@ -130,12 +135,7 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     // At most 2^28 pages: `size` has seen to it.
     target.set((bytes / PAGE_BYTES) as u32)?;
     let Some(limit) = wait else {
-        let status = target.status()?;
-        match which.json {
-            true => println!("{}", serde_json::to_string(&status)?),
-            false => println!("{}", line(&target.guest, &status)),
-        }
-        return Ok(ExitCode::SUCCESS);
+        return show(&target, which.json);
     };
     let bar = bar(from.actual_pages.abs_diff((bytes / PAGE_BYTES) as u32).into());
     let mut judge = Judge::new(limit);
@@ -166,13 +166,9 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
 }
 
 fn bar(pages: u64) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
     let style =
         ProgressStyle::with_template("balloon [{bar:32}] {human_pos:>9} / {human_len} pages, {per_sec}");
-    let bar = ProgressBar::with_draw_target(Some(pages), target);
+    let bar = ProgressBar::with_draw_target(Some(pages), draw_target());
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
 }
 

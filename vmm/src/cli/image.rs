@@ -1,14 +1,14 @@
 //! `samepage image`: makes a kernel and an initramfs for Linux guests.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::progress::draw_target;
 use crate::image::progress::Progress;
 use crate::image::{self, Destination, Flavour, Image, KernelFrom, Options};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use vmm_sys_util::signal::register_signal_handler;
 
 /// Make a kernel and an initramfs for Linux guests, from a Debian kernel package or any kernel
@@ -145,11 +145,7 @@ struct Bar(ProgressBar);
 
 impl Bar {
     fn new() -> Self {
-        let target = match std::io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        Self(ProgressBar::with_draw_target(None, target))
+        Self(ProgressBar::with_draw_target(None, draw_target()))
     }
 }
 

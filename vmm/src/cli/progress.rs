@@ -11,6 +11,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::host::fleet::{Stage, Watch};
 
+/// Where progress is shown: on stderr if it is a terminal, and nowhere else.
+pub(super) fn draw_target() -> ProgressDrawTarget {
+    match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    }
+}
+
 /// A flag that SIGINT, SIGTERM and SIGHUP set, so that long work can end in good order.
 pub(super) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -39,11 +47,11 @@ struct Bar {
 impl Bars {
     /// Bars for a fleet of `guests`.
     pub(super) fn new(guests: usize) -> Self {
-        let target = match std::io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        Self { all: MultiProgress::with_draw_target(target), guests: guests as u64, stages: Arc::default() }
+        Self {
+            all: MultiProgress::with_draw_target(draw_target()),
+            guests: guests as u64,
+            stages: Arc::default(),
+        }
     }
 
     /// A watch that moves these bars.

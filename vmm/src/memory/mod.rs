@@ -15,6 +15,7 @@ pub mod pagemap;
 pub mod ram;
 mod reclaim;
 pub mod remote;
+pub mod resident;
 pub mod size;
 pub mod slab;
 pub mod slabbed;

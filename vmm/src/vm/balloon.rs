@@ -6,9 +6,9 @@ use devices::virtio::balloon::{Counters, Handle, HintError, Tag};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::memory::PAGE_BYTES;
-use crate::memory::pagemap::{Pagemap, PagemapError};
+use crate::memory::pagemap::PagemapError;
 use crate::memory::ram::Ram;
+use crate::memory::resident::page_count;
 
 /// Why a balloon did not do what was asked.
 #[derive(Debug, Error)]
@@ -114,7 +114,12 @@ impl BalloonHost {
             failed_discards,
             refused,
         } = handle.counters();
-        let mut host = Self {
+        let held = handle.held();
+        let (held_pages, touched_pages) = (page_count(&held), page_count(&ram.resident(&held)?));
+        Ok(Self {
+            held_pages,
+            absent_pages: held_pages - touched_pages,
+            touched_pages,
             inflated_pages,
             deflated_pages,
             reclaimed_bytes,
@@ -123,18 +128,7 @@ impl BalloonHost {
             hinted_bytes,
             failed_discards,
             refused,
-            ..Self::default()
-        };
-        let (mut pagemap, mut entries) = (Pagemap::open_self()?, Vec::new());
-        for range in handle.held() {
-            let Some(place) = ram.place(&range) else { continue };
-            let pages = place.bytes as u64 / PAGE_BYTES;
-            pagemap.read(place.hva as u64, pages as usize, &mut entries)?;
-            host.held_pages += pages;
-            host.touched_pages += entries.iter().filter(|e| e.present() || e.swapped()).count() as u64;
-        }
-        host.absent_pages = host.held_pages - host.touched_pages;
-        Ok(host)
+        })
     }
 }
 

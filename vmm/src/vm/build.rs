@@ -26,7 +26,7 @@ use super::machine::Machine;
 use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::running::Running;
 use super::stats::KvmStats;
-use super::sweep::Sweep;
+use super::sweep::sweeper;
 use super::terminal::Raw;
 use super::vcpu::{Shared, Vcpus};
 use super::{Config, KernelSource, acpi, boot, cpuid, registers};
@@ -135,8 +135,8 @@ impl Vm {
             subscribers.push(Box::new(Channel::new(listener.socket()?, com2_output, feed, drained)));
         }
         if let Some(balloon) = &balloon {
-            let sweep = Sweep::new(balloon.clone(), ram.clone()).map_err(VmError::host("make a timer"))?;
-            subscribers.push(Box::new(sweep));
+            let sweeper = sweeper(balloon.clone(), ram.clone());
+            subscribers.push(sweeper.map_err(VmError::host("make a timer"))?);
         }
         let control_socket = control.as_ref().map(Listener::socket).transpose()?;
         tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");

@@ -25,6 +25,7 @@ mod running;
 pub mod stats;
 mod sweep;
 mod terminal;
+mod timer;
 mod vcpu;
 
 pub use boot::KernelSource;
@@ -36,6 +37,7 @@ pub use exit::{Ending, FaultReport};
 pub use listener::Listener;
 pub use run::run;
 pub use running::{Running, chain};
+pub use timer::Timer;
 
 use std::path::PathBuf;
 
