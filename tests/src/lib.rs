@@ -6,6 +6,7 @@ pub mod boot;
 pub mod code;
 pub mod host;
 pub mod lab;
+pub mod linux_bench;
 pub mod peer;
 pub mod run;
 pub mod sandbox;

@@ -10,13 +10,13 @@
 //! Fair to QEMU: same kernel, initrd, command line, RAM and vCPU; the same wait on the driver's own word (`actual`);
 //! transparent huge pages at one value for both. QEMU has no free page reporting on, and neither has Samepage.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tests::boot::median;
+use tests::linux_bench::{InMemory, Options};
 use tests::peer::{Balloon, Linux, Moved, Qemu, Samepage, move_to};
 
 const USAGE: &str = "\
@@ -36,72 +36,28 @@ Usage: balloon-bench --image DIR [--rounds N] [--memory MIB] [--balloon MIB] [--
 
 Changes this host's huge page setting: run it in the lab, with tests/bench balloon.";
 
-const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// What is measured, in the order in which it happens.
 const STEPS: [&str; 4] = ["reclaim untouched", "return + install", "reclaim touched", "return"];
 
-struct Options {
-    image: PathBuf,
-    rounds: usize,
-    memory_mib: u64,
-    balloon_mib: u64,
-    thp: String,
-    append: String,
-    json: bool,
-}
-
 type Round = [Moved; STEPS.len()];
 
-fn options() -> Result<Option<Options>> {
-    let mut options = Options {
-        image: PathBuf::new(),
-        rounds: 3,
-        memory_mib: 512,
-        balloon_mib: 192,
-        thp: "never".into(),
-        append: String::new(),
-        json: false,
-    };
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
-        match arg.as_str() {
-            "--image" => options.image = value()?.into(),
-            "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
-            "--memory" => options.memory_mib = value()?.parse().context("--memory takes a number of MiB")?,
-            "--balloon" => {
-                options.balloon_mib = value()?.parse().context("--balloon takes a number of MiB")?
-            }
-            "--append" => options.append = value()?,
-            "--thp" => options.thp = value()?,
-            "--json" => options.json = true,
-            "-h" | "--help" => return Ok(None),
-            other => bail!("unknown argument {other}\n\n{USAGE}"),
-        }
-    }
-    ensure!(
-        options.image.is_dir(),
-        "--image DIR is needed; make one with `samepage image --out DIR`\n\n{USAGE}"
-    );
-    ensure!(options.rounds > 0, "--rounds must be at least 1");
-    Ok(Some(options))
-}
-
 fn main() -> Result<()> {
-    let Some(options) = options()? else {
+    let (mut balloon_mib, mut append) = (192u32, String::new());
+    let options = Options::new(512, "never").parse(USAGE, |arg, value| {
+        match arg {
+            "--balloon" => balloon_mib = value()?.parse().context("--balloon takes a number of MiB")?,
+            "--append" => append = value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    let Some(options) = options else {
         println!("{USAGE}");
         return Ok(());
     };
-    fs::write(THP, &options.thp).with_context(|| format!("cannot write '{}' to {THP}", options.thp))?;
-    let dir = tempfile::tempdir_in("/dev/shm").context("cannot make a directory in /dev/shm")?;
-    for name in ["vmlinux", "initrd.cpio"] {
-        let from = options.image.join(name);
-        fs::copy(&from, dir.path().join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
-    }
-    let (kernel, initrd) = (dir.path().join("vmlinux"), dir.path().join("initrd.cpio"));
-    let linux =
-        Linux { kernel: &kernel, initrd: &initrd, memory_mib: options.memory_mib, append: &options.append };
-    let bytes = options.balloon_mib << 20;
+    let InMemory { kernel, initrd, dir } = options.prepare()?;
+    let linux = Linux { kernel: &kernel, initrd: &initrd, memory_mib: options.memory_mib, append: &append };
+    let bytes = u64::from(balloon_mib) << 20;
     let mut rounds: Vec<[Round; 2]> = Vec::new();
     for round in 0..options.rounds {
         // Who goes first alternates.
@@ -122,7 +78,7 @@ fn main() -> Result<()> {
         vmm_cpu_seconds: median(rounds.iter().map(|r| r[who][n].vmm_cpu_seconds)),
     };
     if options.json {
-        println!("{:#}", report(&options, bytes, middle, &rounds));
+        println!("{:#}", report(&options, &linux, bytes, middle, &rounds));
     } else {
         show("median", bytes, middle);
     }
@@ -171,6 +127,7 @@ fn show(title: &str, bytes: u64, of: impl Fn(usize, usize) -> Moved) {
 
 fn report(
     options: &Options,
+    linux: &Linux<'_>,
     bytes: u64,
     middle: impl Fn(usize, usize) -> Moved,
     rounds: &[[Round; 2]],
@@ -191,7 +148,7 @@ fn report(
         json!({"step": step, "samepage": of(0), "qemu": of(1), "rate_ratio": ratio})
     });
     json!({
-        "rounds": options.rounds, "memory_mib": options.memory_mib, "balloon_mib": options.balloon_mib,
-        "thp": options.thp, "append": options.append, "steps": steps.collect::<Vec<_>>(),
+        "rounds": options.rounds, "memory_mib": options.memory_mib, "balloon_mib": bytes >> 20,
+        "thp": options.thp, "append": linux.append, "steps": steps.collect::<Vec<_>>(),
     })
 }

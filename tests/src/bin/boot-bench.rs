@@ -9,12 +9,12 @@
 //! - transparent huge pages are set to one value for both (`--thp`), and QEMU asks for them by itself.
 
 use std::ffi::OsString;
-use std::fs;
-use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 use serde_json::json;
 use tests::boot::{Boot, boot, median};
+use tests::linux_bench::{InMemory, Options};
+use tests::peer::{CMDLINE, MICROVM};
 
 const USAGE: &str = "\
 Boots a Linux guest with Samepage and with QEMU's microvm, alternating, and compares.
@@ -29,67 +29,22 @@ Usage: boot-bench --image DIR [--rounds N] [--memory MIB] [--thp always|madvise|
 
 Changes this host's huge page setting: run it in the lab, with tests/bench boot.";
 
-/// What both guests get: no PCI probing that no VMM here answers, and the lines that count.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
-const MACHINE: &str = "microvm,x-option-roms=off,isa-serial=on,acpi=on";
-const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-
-struct Options {
-    image: PathBuf,
-    rounds: usize,
-    memory_mib: u64,
-    thp: String,
-    json: bool,
-}
-
-fn options() -> Result<Option<Options>> {
-    let mut options =
-        Options { image: PathBuf::new(), rounds: 3, memory_mib: 256, thp: "always".into(), json: false };
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
-        match arg.as_str() {
-            "--image" => options.image = value()?.into(),
-            "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
-            "--memory" => options.memory_mib = value()?.parse().context("--memory takes a number of MiB")?,
-            "--thp" => options.thp = value()?,
-            "--json" => options.json = true,
-            "-h" | "--help" => return Ok(None),
-            other => bail!("unknown argument {other}\n\n{USAGE}"),
-        }
-    }
-    ensure!(
-        options.image.is_dir(),
-        "--image DIR is needed; make one with `samepage image --out DIR`\n\n{USAGE}"
-    );
-    ensure!(options.rounds > 0, "--rounds must be at least 1");
-    Ok(Some(options))
-}
-
 fn main() -> Result<()> {
-    let Some(options) = options()? else {
+    let Some(options) = Options::new(256, "always").parse(USAGE, |_, _| Ok(false))? else {
         println!("{USAGE}");
         return Ok(());
     };
-    fs::write(THP, &options.thp).with_context(|| format!("cannot write '{}' to {THP}", options.thp))?;
-    let in_memory = tempfile::tempdir_in("/dev/shm").context("cannot make a directory in /dev/shm")?;
-    let mut files = Vec::new();
-    for name in ["vmlinux", "initrd.cpio"] {
-        let (from, to) = (options.image.join(name), in_memory.path().join(name));
-        fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
-        files.push(to);
-    }
-    let [kernel, initrd] = files.as_slice() else { bail!("an image is a kernel and an initrd") };
+    let InMemory { kernel, initrd, dir: _dir } = options.prepare()?;
     let words = |list: &[&str]| -> Vec<OsString> { list.iter().map(OsString::from).collect() };
     let mib = options.memory_mib.to_string();
     let mut samepage: Vec<OsString> = vec![tests::samepage().into()];
     samepage.extend(words(&["run", "--memory", &format!("{mib}M"), "--cmdline", CMDLINE, "--kernel"]));
-    samepage.extend([kernel.into(), "--initrd".into(), initrd.into()]);
+    samepage.extend([kernel.as_os_str(), "--initrd".as_ref(), initrd.as_os_str()].map(OsString::from));
     let mut qemu =
-        words(&["qemu-system-x86_64", "-M", MACHINE, "-cpu", "host", "-enable-kvm", "-m", &mib, "-smp", "1"]);
+        words(&["qemu-system-x86_64", "-M", MICROVM, "-cpu", "host", "-enable-kvm", "-m", &mib, "-smp", "1"]);
     qemu.extend(words(&["-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-serial", "stdio"]));
     qemu.extend(words(&["-append", CMDLINE, "-kernel"]));
-    qemu.extend([kernel.into(), "-initrd".into(), initrd.into()]);
+    qemu.extend([kernel.as_os_str(), "-initrd".as_ref(), initrd.as_os_str()].map(OsString::from));
 
     let memory_bytes = options.memory_mib << 20;
     let mut rounds: Vec<(Boot, Boot)> = Vec::new();
@@ -124,7 +79,7 @@ fn main() -> Result<()> {
         let result = json!({
             "rounds": options.rounds, "memory_mib": options.memory_mib, "thp": options.thp,
             "samepage": {"median_seconds": ours, "median_overhead_bytes": our_bytes, "boots": list(|r| r.0)},
-            "qemu": {"machine": MACHINE, "median_seconds": theirs, "median_overhead_bytes": their_bytes, "boots": list(|r| r.1)},
+            "qemu": {"machine": MICROVM, "median_seconds": theirs, "median_overhead_bytes": their_bytes, "boots": list(|r| r.1)},
             "time_ratio": ours / theirs,
         });
         println!("{result:#}");

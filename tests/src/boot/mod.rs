@@ -6,13 +6,13 @@ mod smaps;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::peer::Process;
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
 
 pub use smaps::overhead_bytes;
 
@@ -41,7 +41,7 @@ pub fn boot(command: &[OsString], memory_bytes: u64) -> Result<Boot> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).process_group(0);
     let started = Instant::now();
-    let mut vmm = Vmm(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
+    let mut vmm = Process(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
     let stdout = vmm.0.stdout.take().context("no stdout to read the console from")?;
     let (send, console) = mpsc::channel();
     thread::spawn(move || {
@@ -79,17 +79,6 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
         (0, 0) => 0.0,
         (middle, 0) => f64::midpoint(values[middle - 1], values[middle]),
         (middle, _) => values[middle],
-    }
-}
-
-/// A VMM that ends with its measurement.
-struct Vmm(Child);
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is reported elsewhere.
-        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
-        let _ = self.0.wait();
     }
 }
 

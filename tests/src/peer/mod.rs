@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-pub use qemu::Qemu;
+pub use qemu::{MICROVM, Qemu};
 pub use samepage::Samepage;
 
+/// What guests get: no PCI probing that no VMM here answers, and the lines that count.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 /// How long a guest may take to boot, or to obey one command.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How often a balloon that moves is looked at.
@@ -39,7 +41,7 @@ pub struct Linux<'a> {
 impl Linux<'_> {
     /// The whole command line.
     fn cmdline(&self) -> String {
-        format!("console=ttyS0 quiet panic=-1 {}", self.append)
+        format!("{CMDLINE} {}", self.append)
     }
 }
 
@@ -153,10 +155,11 @@ impl Agent {
 }
 
 /// A VMM that ends with its measurement.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // It may have ended by itself, which is reported elsewhere.
         let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
         let _ = self.0.wait();
     }

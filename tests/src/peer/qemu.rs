@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::{Agent, Balloon, LIMIT, Linux, Process};
 
-/// As for the boot bench: what an ACPI guest needs and nothing else.
-const MACHINE: &str = "microvm,x-option-roms=off,isa-serial=on,acpi=on";
+/// QEMU's microvm with what an ACPI guest needs and nothing else.
+pub const MICROVM: &str = "microvm,x-option-roms=off,isa-serial=on,acpi=on";
 
 /// A running guest.
 pub struct Qemu {
@@ -32,7 +32,7 @@ impl Qemu {
     pub fn start(linux: &Linux<'_>, dir: &Path) -> Result<Self> {
         let socket = dir.join("qemu.qmp");
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-M", MACHINE, "-cpu", "host", "-enable-kvm", "-smp", "1"]);
+        command.args(["-M", MICROVM, "-cpu", "host", "-enable-kvm", "-smp", "1"]);
         command.args(["-m", &linux.memory_mib.to_string(), "-nodefaults", "-no-user-config", "-no-reboot"]);
         // With one serial port only, the agent talks on it.
         command.args([
