@@ -26,9 +26,9 @@ pub const WORD_PAGES: u64 = u64::BITS as u64;
 /// Pages that are given back set no bit: see [`Ram::discards`]. Nor do those of a slab that replace what holds the same.
 ///
 /// While the log is on KVM maps pages of 4 KiB only, and breaks up huge ones where bits are cleared. The guest pays for its first write to
-/// each page after a clear: 22 us (shadow paging) to 31 us (nested paging, emulated). Its reads cost nothing. For 256 MiB reading the
-/// log takes some 45 us, most of it for the VMM's own bits, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose bit is
-/// left set costs the guest nothing: leave the bits of pages that keep changing.
+/// each page after a clear: 10 to 22 us (shadow paging), 27 to 31 us (nested paging, emulated). Its reads cost nothing. For 256 MiB reading
+/// the log takes some 45 us, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose bit is left set costs the
+/// guest nothing: leave the bits of pages that keep changing.
 ///
 /// There is one log for a VM, and clearing is for everybody: whoever uses it, alone. After an error of `read` or `clear` nothing is known
 /// of any page, until the log is stopped and started.
