@@ -49,12 +49,6 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If that fails,
-    /// `events` is as it was.
-    pub fn start(config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
-        Self::start_in(Self::map_ram(config)?, config, events)
-    }
-
     /// RAM for the VM of `config`.
     pub fn map_ram(config: &Config) -> Result<Ram, VmError> {
         let ram = Ram::new(config.memory_bytes, config.backing)?;
@@ -67,8 +61,15 @@ impl Vm {
         Ok(ram)
     }
 
-    /// As [`Self::start`], with RAM that [`Self::map_ram`] made for this `config` and that reads as zeros.
-    pub fn start_in(ram: Ram, config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
+    /// Builds the VM of `config` of RAM that [`Self::map_ram`] made for it and that reads as zeros, has `events` watch what belongs
+    /// to it, and starts its vCPUs. Before these run, `loaded` gets the RAM with everything in it that the VM starts from. If it
+    /// fails, `events` is as it was.
+    pub fn start(
+        ram: Ram,
+        config: &Config,
+        events: &mut EventLoop,
+        loaded: impl FnOnce(&Ram),
+    ) -> Result<Self, VmError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(VmError::Vcpus { asked: config.vcpus });
         }
@@ -111,6 +112,7 @@ impl Vm {
         if let Some(first) = vcpus.first() {
             registers::enter(first, entry)?;
         }
+        loaded(&ram);
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
         let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues, interrupts } = machine;

@@ -208,7 +208,8 @@ fn a_running_vm_has_one() {
     };
     let (started, when_started) = mpsc::channel();
     let vm = thread::spawn(move || {
-        run(&config, |running| started.send((running.write_log(), running.ram().clone())).unwrap()).unwrap()
+        run(&config, |_| {}, |running| started.send((running.write_log(), running.ram().clone())).unwrap())
+            .unwrap()
     });
     let (mut log, ram) = when_started.recv().unwrap();
     let mut guest = UnixStream::connect(&com2).unwrap();
