@@ -16,6 +16,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 
 use super::Extent;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
+use super::merge_log::MergeLog;
 use super::merge_run::Mergeable;
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
@@ -104,6 +105,7 @@ pub struct Ram {
     file: Option<Arc<File>>,
     /// Whether some of its pages may be those of slabs; locked by whoever replaces pages by others.
     slabs: Arc<Mutex<bool>>,
+    merges: MergeLog,
 }
 
 /// Where a range of guest RAM lies.
@@ -140,6 +142,7 @@ impl Ram {
             backing,
             file: file.map(Arc::new),
             slabs: Arc::default(),
+            merges: MergeLog::default(),
         })
     }
 
@@ -164,6 +167,11 @@ impl Ram {
     /// Whether some of its pages may be those of slabs. Until the guard is dropped nobody else replaces pages.
     pub(super) fn slabs(&self) -> MutexGuard<'_, bool> {
         self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which of its pages were replaced last.
+    pub fn merges(&self) -> &MergeLog {
+        &self.merges
     }
 
     /// What merges the pages of one of its [`Ram::extents`].

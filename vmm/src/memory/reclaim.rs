@@ -15,6 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::PidfdFlags;
 
 use super::PAGE_BYTES;
+use super::merge_log::With;
 use super::ram::{Backing, HUGE_PAGE_BYTES, Ram};
 
 /// Ranges in one system call (UIO_MAXIOV).
@@ -41,7 +42,12 @@ impl Reclaim for Ram {
         match self.backing() {
             Backing::Anonymous => {
                 let slabs = self.slabs();
-                if *slabs { map_fresh(place.hva, place.bytes) } else { drop_pages(place.hva, place.bytes) }
+                if !*slabs {
+                    return drop_pages(place.hva, place.bytes);
+                }
+                map_fresh(place.hva, place.bytes)?;
+                self.merges().add(range.start.0, place.bytes as u64 / PAGE_BYTES, With::Fresh);
+                Ok(())
             }
             Backing::Memfd => self.punch(place.file_offset, place.bytes),
             Backing::Hugetlb => {

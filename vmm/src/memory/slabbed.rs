@@ -4,6 +4,7 @@ use std::io;
 
 use super::PAGE_BYTES;
 use super::in_flight::InFlight;
+use super::merge_log::With;
 use super::merge_run::{Mergeable, Refusal};
 use super::pagemap::Pagemap;
 use super::ram::{Backing, Ram};
@@ -58,17 +59,21 @@ impl Slabbed {
 
     /// See [`Mergeable::merge`].
     pub fn merge(&mut self, run: (u64, u64), from: (&Slab, u64)) -> Result<(), Refusal> {
-        self.remap(run, |stretch, run| stretch.mergeable.merge(run, from, &stretch.in_flight))
+        let with = With::Slab { first: from.1 };
+        self.remap(run, with, |stretch, run| stretch.mergeable.merge(run, from, &stretch.in_flight))
     }
 
     /// See [`Mergeable::drop_zeros`].
     pub fn drop_zeros(&mut self, page: u64, pages: u64) -> Result<(), Refusal> {
-        self.remap((page, pages), |stretch, run| stretch.mergeable.drop_zeros(run, &stretch.in_flight))
+        self.remap((page, pages), With::Zeros, |stretch, run| {
+            stretch.mergeable.drop_zeros(run, &stretch.in_flight)
+        })
     }
 
     fn remap(
         &mut self,
         (page, pages): (u64, u64),
+        with: With,
         work: impl FnOnce(&mut Stretch, (u64, u64)) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Self { ram, stretches, mappings } = self;
@@ -81,7 +86,9 @@ impl Slabbed {
         let mut slabs = ram.slabs();
         *slabs = true;
         let run = (page - stretch.first, pages);
-        work(stretch, run)
+        work(stretch, run)?;
+        ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
+        Ok(())
     }
 
     /// How many pages are those of slabs now. Also counts anew how many mappings there may be.

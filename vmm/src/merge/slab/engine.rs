@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketAddrUnix, SocketFlags};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::matchmaker::{GuestId, Matchmaker, Orders};
+use super::matchmaker::{GuestId, Matchmaker, Orders, PageHash};
 use super::wire::{self, Link, MAX_OPEN_SLABS, MERGE_RUNS, Message, Report};
 use crate::measure::Space;
 use crate::memory::slab::{Draft, Slab};
@@ -34,6 +34,7 @@ const TURN: usize = 16;
 /// Merges by slabs.
 pub struct SlabEngine {
     socket: PathBuf,
+    hash_mask: PageHash,
     running: Option<Running>,
     reports: Arc<Mutex<Reports>>,
 }
@@ -56,7 +57,14 @@ struct Reports {
 impl SlabEngine {
     /// Will listen for agents at `socket`.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, running: None, reports: Arc::default() }
+        Self { socket, hash_mask: PageHash::MAX, running: None, reports: Arc::default() }
+    }
+
+    /// With only these bits of every hash, so that tests have pages of equal hashes that differ.
+    #[doc(hidden)]
+    pub fn with_hash_mask(mut self, hash_mask: PageHash) -> Self {
+        self.hash_mask = hash_mask;
+        self
     }
 }
 
@@ -72,7 +80,8 @@ impl Engine for SlabEngine {
         let _ = std::fs::remove_file(&self.socket);
         let listener = listen(&self.socket).map_err(failed)?;
         let (ended, end) = io::pipe().map_err(failed)?;
-        let hub = Hub::new(listener, ended, self.reports.clone(), guests);
+        let hash_mask = self.hash_mask;
+        let hub = Hub { hash_mask, ..Hub::new(listener, ended, self.reports.clone(), guests) };
         let thread =
             std::thread::Builder::new().name("merge".into()).spawn(move || hub.run()).map_err(failed)?;
         self.running = Some(Running { thread, end });
@@ -128,6 +137,8 @@ struct Hub {
     listener: OwnedFd,
     ended: PipeReader,
     key: u64,
+    /// What counts of a hash.
+    hash_mask: PageHash,
     peers: Vec<Peer>,
     matchmaker: Matchmaker,
     /// Those that are being filled, and those that are sealed with how many pages they have.
@@ -146,6 +157,7 @@ impl Hub {
             ended,
             // Random for each start, from the kernel.
             key: RandomState::new().build_hasher().finish(),
+            hash_mask: PageHash::MAX,
             peers: Vec::new(),
             matchmaker: Matchmaker::default(),
             drafts: HashMap::new(),
@@ -220,12 +232,16 @@ impl Hub {
                     self.guests += 1;
                     self.tell(at, Message::Key(self.key), None);
                 }
-                (Message::Offer(pages), Some(guest)) => {
+                (Message::Offer(mut pages), Some(guest)) => {
+                    pages.iter_mut().for_each(|(_, hash)| *hash &= self.hash_mask);
                     let orders = self.matchmaker.offer(guest, pages);
                     self.order(guest, orders);
                     self.tell(at, Message::Done, None);
                 }
-                (Message::Published(slab, hashes), Some(guest)) => self.published(guest, slab, &hashes)?,
+                (Message::Published(slab, mut hashes), Some(guest)) => {
+                    hashes.iter_mut().for_each(|hash| *hash &= self.hash_mask);
+                    self.published(guest, slab, &hashes)?;
+                }
                 (Message::Unpublished(slab), Some(guest)) => {
                     let all = self.matchmaker.unpublished(guest, slab);
                     self.drafts.remove(&slab);
