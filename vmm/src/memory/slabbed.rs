@@ -111,3 +111,6 @@ fn budget() -> io::Result<u64> {
     let used = std::fs::read_to_string("/proc/self/maps")?.lines().count() as u64;
     Ok(u64::saturating_sub(most, used + SPARE_MAPPINGS))
 }
+
+#[cfg(test)]
+mod tests;
