@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tests::code::{Code, Width};
-use tests::require_kvm;
+use tests::require_slabs;
 use tests::sandbox::Sandbox;
 use tests::torture::{Options, Tally};
 use tests::vm::{Client, SOON, Vm, eventually, field};
@@ -12,16 +12,6 @@ use vmm::merge::Engine;
 use vmm::merge::slab::engine::SlabEngine;
 
 use super::kernels::Elf;
-
-/// Ends the test, visibly, where merging by slabs is not possible.
-macro_rules! require_slabs {
-    () => {
-        require_kvm!();
-        if let Err(why) = vmm::memory::userfault::probe() {
-            return tests::host::skipped(module_path!(), &format!("userfaultfd: {why}"));
-        }
-    };
-}
 
 struct Guest {
     vm: Vm,

@@ -22,6 +22,12 @@ pub fn without_ksm() -> Option<String> {
     OpenOptions::new().write(true).open(&run).err().map(|e| format!("{}: {e}", run.display()))
 }
 
+/// Why VMs cannot be merged by slabs here, if they cannot.
+#[must_use]
+pub fn without_slabs() -> Option<String> {
+    without_kvm().or_else(|| Some(format!("userfaultfd: {}", vmm::memory::userfault::probe().err()?)))
+}
+
 /// Says on the terminal, past the test harness's capture, that a test was skipped and why.
 pub fn skipped(test: &str, why: &str) {
     // Nobody to tell is no reason to fail.
@@ -33,6 +39,17 @@ pub fn skipped(test: &str, why: &str) {
 macro_rules! require_kvm {
     () => {
         if let Some(why) = $crate::host::without_kvm() {
+            $crate::host::skipped(module_path!(), &why);
+            return;
+        }
+    };
+}
+
+/// Ends the test, visibly, where there is no KVM or merging by slabs is not possible.
+#[macro_export]
+macro_rules! require_slabs {
+    () => {
+        if let Some(why) = $crate::host::without_slabs() {
             $crate::host::skipped(module_path!(), &why);
             return;
         }
