@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 use tests::require_slabs;
 use tests::run::Run;
@@ -160,15 +161,19 @@ fn a_daemon_killed_at_any_moment_takes_nothing_with_it() {
 #[test]
 fn a_daemon_killed_while_the_fleet_comes_up_is_followed_by_the_next() {
     require_slabs!();
-    for millis in [5, 30, 100, 250] {
+    for (millis, with_client) in [(0, false), (5, true), (30, false), (60, true), (100, false), (250, true)] {
         let fleet = Fleet::new();
         let up = fleet.up().start();
         eventually("there is a daemon", || !fleet.processes("host").is_empty());
         thread::sleep(Duration::from_millis(millis));
+        if with_client {
+            up.kill(Signal::KILL);
+        }
         fleet.kill_daemon();
         let _ = up.wait();
         let again = fleet.up().output();
         assert_eq!(again.code, Some(0), "killed after {millis} ms: {again}");
+        assert_eq!(fleet.processes("run").len(), GUESTS, "killed after {millis} ms");
         fleet.wait_until_merged();
         let _ = fleet.samepage(&["verify"]).output().success();
         fleet.down();
