@@ -52,13 +52,13 @@ pub struct Mergeable {
     freezer: Freezer,
     /// Called between the steps, so that tests can do there what the worst moment has in store.
     #[cfg(test)]
-    between: fn(Step),
+    pub(super) between: fn(Step),
 }
 
 /// Where a merge has got to.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Frozen,
     Compared,
     Mapped,

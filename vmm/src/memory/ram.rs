@@ -18,6 +18,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 
 use super::Extent;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
+use super::merge_log::MergeLog;
 use super::merge_run::Mergeable;
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
@@ -106,6 +107,7 @@ pub struct Ram {
     file: Option<Arc<File>>,
     /// Whether some of its pages may be those of slabs; locked by whoever replaces pages by others.
     slabs: Arc<Mutex<bool>>,
+    merges: MergeLog,
     /// See [`Ram::discards`].
     discards: Arc<AtomicU64>,
 }
@@ -144,6 +146,7 @@ impl Ram {
             backing,
             file: file.map(Arc::new),
             slabs: Arc::default(),
+            merges: MergeLog::default(),
             discards: Arc::default(),
         })
     }
@@ -169,6 +172,11 @@ impl Ram {
     /// Whether some of its pages may be those of slabs. Until the guard is dropped nobody else replaces pages.
     pub(super) fn slabs(&self) -> MutexGuard<'_, bool> {
         self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which of its pages were replaced last.
+    pub fn merges(&self) -> &MergeLog {
+        &self.merges
     }
 
     /// Pages that were given back so far, each as often as it was. No write log tells of them: they read as zeros and nobody wrote
