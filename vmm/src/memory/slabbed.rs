@@ -96,6 +96,7 @@ impl Slabbed {
         *slabs = true;
         let run = (page - stretch.first, pages);
         work(stretch, run)?;
+        ram.advise_anew((stretch.hva + run.0 * PAGE_BYTES) as usize, (pages * PAGE_BYTES) as usize);
         ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
         Ok(())
     }
