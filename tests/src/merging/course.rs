@@ -1,0 +1,352 @@
+//! The course that every contender runs, alone, with fresh guests: merge, settle, rest, change, be written to.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use guest::protocol::{Class, Command, Done, Latency, Reply, Target};
+use vmm::host::HostError;
+use vmm::host::fleet::{Fleet, Watch};
+use vmm::host::guest::Lifetime;
+use vmm::host::runtime::FleetDir;
+use vmm::host::spec::{BalloonSpec, FillSpec, FleetSpec, GuestSpec};
+use vmm::measure::Space;
+use vmm::measure::content::Content;
+use vmm::memory::PAGE_BYTES;
+use vmm::merge::{EngineError, Progress};
+
+use super::accounting::{Memory, ThreadSeconds, mapping_bytes};
+use super::contender::{Contender, ksm_knobs, sweep_ksm};
+use super::figures::{Round, SECONDS};
+
+/// What counts as merged: so much of the ideal.
+const GOAL_PERCENT: u64 = 95;
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+/// Settled: nothing new for so long.
+const QUIET: Duration = Duration::from_secs(3);
+/// And that is waited for no longer than this.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// Writes a second that the first guest times.
+const TIMED_RATE: u64 = 2000;
+/// How long writes to common pages are timed.
+const SHARED_WRITES: Duration = Duration::from_secs(5);
+/// Of all pages so many change a second: one in.
+const CHURN_PART: u64 = 100;
+
+/// What everybody runs with.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Guests.
+    pub guests: u16,
+    /// RAM of each, in bytes.
+    pub memory_bytes: u64,
+    /// A Linux kernel and its initrd; None is the built-in guest.
+    pub linux: Option<(PathBuf, PathBuf)>,
+    /// How long each window is in which processor time is counted.
+    pub window: Duration,
+    /// How long merging may take.
+    pub limit: Duration,
+}
+
+impl Setting {
+    fn fleet(&self, contender: Contender) -> FleetSpec {
+        let guest = |n| GuestSpec {
+            name: format!("guest-{n}"),
+            memory_bytes: self.memory_bytes,
+            cpus: 1,
+            kernel: self.linux.as_ref().map(|(kernel, _)| kernel.clone()),
+            initrd: self.linux.as_ref().map(|(_, initrd)| initrd.clone()),
+            cmdline: None,
+            ready_seconds: None,
+            balloon: BalloonSpec::default(),
+            fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
+        };
+        FleetSpec {
+            name: format!("merge-bench-{}", std::process::id()),
+            engine: contender.kind(),
+            guests: (0..self.guests).map(guest).collect(),
+        }
+    }
+}
+
+/// What one contender did.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Its figures.
+    pub figures: Round,
+    /// What a reader of them should know.
+    pub notes: Vec<String>,
+    /// KSM's knobs while it ran.
+    pub knobs: Vec<(&'static str, String)>,
+}
+
+/// Runs the course. Everything that it starts has ended when it returns.
+///
+/// # Errors
+/// A guest or the engine fails, a page is wrong in the end, or the user wants an end.
+pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Outcome> {
+    let mut notes = Vec::new();
+    for attempt in 1.. {
+        if contender.is_ksm() && !sweep_ksm(watch)? {
+            notes.push(
+                "something else on this host is merged by KSM too: its records are counted here".into(),
+            );
+        }
+        let spec = setting.fleet(contender);
+        let dir = FleetDir::of(&spec.name);
+        let course = || -> Result<Outcome> {
+            let mut fleet =
+                Fleet::up_with(spec.clone(), contender.engine(&dir)?, &dir, Lifetime::WithUs, watch)?;
+            let outcome = Course { setting, contender, watch, fleet: &mut fleet }.run();
+            fleet.stop();
+            outcome
+        };
+        let outcome = course();
+        dir.remove();
+        match outcome {
+            // Another fleet took KSM while ours came up.
+            Err(error) if attempt < 3 && is_busy(&error) => {}
+            Err(error) => return Err(error),
+            Ok(mut outcome) => {
+                outcome.notes.extend(notes);
+                return Ok(outcome);
+            }
+        }
+    }
+    bail!("KSM is always taken by somebody else")
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(HostError::Engine(EngineError::Busy { .. })))
+}
+
+struct Course<'a> {
+    setting: &'a Setting,
+    contender: Contender,
+    watch: &'a Watch,
+    fleet: &'a mut Fleet,
+}
+
+/// Processor time of a window, in percent of one processor.
+struct Load {
+    engine: f64,
+    vms: f64,
+}
+
+impl Course<'_> {
+    fn run(&mut self) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        let figures = &mut outcome.figures;
+        let content = self.fleet.content(self.watch)?;
+        ensure!(content.ideal_saved_pages > 0, "these guests have nothing in common");
+        figures.insert("ideal_pages", content.ideal_saved_pages as f64);
+        let spaces = self.fleet.spaces()?;
+        let memory = Memory::now(&spaces)?;
+
+        self.time_writes(Class::Unique, TIMED_RATE)?;
+        self.merge(&content, &spaces, figures)?;
+        put_latency(figures, self.time_writes(Class::Unique, 0)?);
+        if self.contender.is_ksm() {
+            outcome.knobs = ksm_knobs();
+        }
+        if self.contender != Contender::Off {
+            self.settle()?;
+            let unmapped = self.share(content, &spaces, "share_percent", figures)?;
+            self.memory(memory, &spaces, unmapped, figures)?;
+        }
+        self.windows(&spaces, figures)?;
+        self.time_writes(Class::Common, TIMED_RATE)?;
+        self.rest(SHARED_WRITES)?;
+        let shared = self.time_writes(Class::Common, 0)?;
+        figures.insert("shared_write_p50_ns", shared.p50_ns as f64);
+        figures.insert("shared_write_p99_ns", shared.p99_ns as f64);
+        figures.insert("shared_write_max_ns", shared.max_ns as f64);
+        outcome.notes.extend(self.fleet.notes());
+        self.fleet.stop_merging();
+        let (_, wrong) = self.fleet.verify(self.watch)?;
+        ensure!(
+            wrong == 0,
+            "{wrong} pages do not hold what was written to them, by {}",
+            self.contender.name()
+        );
+        Ok(outcome)
+    }
+
+    /// Lets the engine begin and waits for the goal.
+    fn merge(&mut self, content: &Content, spaces: &[Space], figures: &mut Round) -> Result<()> {
+        // An engine counts the pages on shared frames, the first of each frame too. Ours are in all guests, so there are as
+        // many first ones as there are pages saved in each of the other guests.
+        let first = content.ideal_saved_pages.div_ceil(u64::from(self.setting.guests) - 1);
+        let goal = content.ideal_saved_pages * GOAL_PERCENT / 100 + first;
+        let before = ThreadSeconds::now(spaces)?;
+        let began = Instant::now();
+        self.fleet.start_merging()?;
+        let (merged, seconds) = loop {
+            self.watch.check()?;
+            let (progress, seconds) = (self.progress()?, began.elapsed());
+            if progress.merged_pages >= goal {
+                break (Some(progress), seconds);
+            }
+            let is_over = match self.contender {
+                Contender::Off => seconds >= self.setting.window,
+                _ => seconds >= self.setting.limit,
+            };
+            if is_over {
+                break (None, seconds);
+            }
+            thread::sleep(LOOK);
+        };
+        let Some(progress) = merged else { return Ok(()) };
+        let used = ThreadSeconds::now(spaces)?.since(before);
+        figures.insert(SECONDS, seconds.as_secs_f64());
+        let Some(cpu_seconds) = self.engine_seconds(progress, used.engine) else { return Ok(()) };
+        figures.insert("cpu_seconds", cpu_seconds);
+        let merged_gib = (progress.merged_pages * PAGE_BYTES) as f64 / GIB;
+        figures.insert("cpu_seconds_per_merged_gib", cpu_seconds / merged_gib);
+        if let (Contender::Slab, Some(said)) = (self.contender, progress.cpu_seconds) {
+            figures.insert("progress_cpu_share", said / used.engine);
+        }
+        Ok(())
+    }
+
+    /// Processor time of the engine: the kernel's word where the engine is threads of ours, `ksmd`'s where it is KSM.
+    fn engine_seconds(&self, progress: Progress, threads: f64) -> Option<f64> {
+        if self.contender.is_ksm() { progress.cpu_seconds } else { Some(threads) }
+    }
+
+    fn progress(&mut self) -> Result<Progress> {
+        self.fleet.progress().context("the engine does not say how far it is: a guest may have ended")
+    }
+
+    /// Waits until merging brings nothing new.
+    fn settle(&mut self) -> Result<()> {
+        let began = Instant::now();
+        let (mut most, mut since) = (self.progress()?.merged_pages, Instant::now());
+        while since.elapsed() < QUIET && began.elapsed() < SETTLE_LIMIT {
+            self.rest(LOOK)?;
+            let merged = self.progress()?.merged_pages;
+            // A page or two come and go for ever.
+            if merged > most + most / 1000 {
+                (most, since) = (merged, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// How much of the ideal is shared, by the kernel's own tables. Returns the bytes of slabs that no guest maps.
+    fn share(
+        &mut self,
+        content: Content,
+        spaces: &[Space],
+        key: &'static str,
+        figures: &mut Round,
+    ) -> Result<u64> {
+        let frames = self.fleet.paused(Fleet::frames)?;
+        // Not the pages that are present now: zeros may have been given back, which saves them too.
+        let saved = content.present().saturating_sub(frames.frames);
+        figures.insert(key, 100.0 * saved as f64 / content.ideal_saved_pages as f64);
+        let mapped = frames.frames.saturating_sub(frames.pages.private) * PAGE_BYTES;
+        Ok(Memory::now(spaces)?.slab_bytes.saturating_sub(mapped))
+    }
+
+    /// What the engine needs beside guest RAM, grown since `before`.
+    fn memory(&mut self, before: Memory, spaces: &[Space], unmapped: u64, figures: &mut Round) -> Result<()> {
+        let now = Memory::now(spaces)?;
+        let grown = |of: fn(&Memory) -> u64| of(&now) as f64 - of(&before) as f64;
+        let mappings = grown(|memory| memory.mappings);
+        let parts = [
+            ("memory_private_bytes", grown(|memory| memory.private_bytes)),
+            ("memory_page_table_bytes", grown(|memory| memory.page_table_bytes)),
+            ("memory_mapping_bytes", mappings * mapping_bytes() as f64),
+            ("memory_ksm_bytes", if self.contender.is_ksm() { now.ksm_bytes as f64 } else { 0.0 }),
+            ("memory_unmapped_slab_bytes", if self.contender.is_ksm() { 0.0 } else { unmapped as f64 }),
+        ];
+        let guest_gib = (self.setting.memory_bytes * u64::from(self.setting.guests)) as f64 / GIB;
+        let all: f64 = parts.iter().map(|(_, bytes)| bytes).sum();
+        figures.extend(parts);
+        figures.insert("mappings", mappings);
+        figures.insert("memory_bytes_per_gib", all / guest_gib);
+        Ok(())
+    }
+
+    /// The windows in which nothing changes, unique pages do, and common ones do.
+    fn windows(&mut self, spaces: &[Space], figures: &mut Round) -> Result<()> {
+        let load = self.load(spaces)?;
+        figures.insert("idle_cpu_percent", load.engine);
+        figures.insert("idle_vm_cpu_percent", load.vms);
+        for (class, engine, vms) in [
+            (Class::Unique, "churn_unique_cpu_percent", "churn_unique_vm_cpu_percent"),
+            (Class::Common, "churn_common_cpu_percent", "churn_common_vm_cpu_percent"),
+        ] {
+            self.churn(class, CHURN_PART)?;
+            let load = self.load(spaces)?;
+            figures.insert(engine, load.engine);
+            figures.insert(vms, load.vms);
+        }
+        if self.contender != Contender::Off {
+            // While they still change: an engine that only catches up at rest does not keep up.
+            let content = self.fleet.content(self.watch)?;
+            self.share(content, spaces, "share_after_churn_percent", figures)?;
+        }
+        self.churn(Class::Common, 0)
+    }
+
+    /// One window.
+    fn load(&mut self, spaces: &[Space]) -> Result<Load> {
+        let (before, progress, began) = (ThreadSeconds::now(spaces)?, self.progress()?, Instant::now());
+        self.rest(self.setting.window)?;
+        let used = ThreadSeconds::now(spaces)?.since(before);
+        let (now, seconds) = (self.progress()?, began.elapsed().as_secs_f64());
+        let engine = match (self.contender.is_ksm(), now.cpu_seconds, progress.cpu_seconds) {
+            (true, Some(now), Some(before)) => now - before,
+            (true, ..) => bail!("ksmd cannot be seen, so its processor time cannot be had"),
+            _ => used.engine,
+        };
+        Ok(Load { engine: 100.0 * engine / seconds, vms: 100.0 * used.vms / seconds })
+    }
+
+    /// Has every guest change one page in `part` each second, all of this class; 0 ends it.
+    fn churn(&mut self, class: Class, part: u64) -> Result<()> {
+        for guest in &mut self.fleet.guests {
+            let pages = guest.filled().and_then(|fill| fill.pages).unwrap_or(0);
+            let rate = pages.checked_div(part).unwrap_or(0);
+            let command = Command::Churn { target: Target::Only(class), rate, seconds: None };
+            guest.obey(&command, self.watch)?;
+        }
+        Ok(())
+    }
+
+    /// What the first guest has timed by now; it goes on at `rate`, 0 ends it.
+    fn time_writes(&mut self, class: Class, rate: u64) -> Result<Latency> {
+        let guest = self.fleet.guests.first_mut().context("a fleet without guests")?;
+        let command = Command::Latency { target: Target::Only(class), rate, seconds: None };
+        match guest.obey(&command, self.watch)? {
+            Reply::Ok(Done::Latency(latency)) => Ok(latency),
+            other => bail!("{command} was answered {other}"),
+        }
+    }
+
+    fn rest(&self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        loop {
+            self.watch.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(Duration::from_millis(100)));
+        }
+    }
+}
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+fn put_latency(figures: &mut Round, latency: Latency) {
+    figures.insert("writes", latency.writes as f64);
+    figures.insert("write_p50_ns", latency.p50_ns as f64);
+    figures.insert("write_p99_ns", latency.p99_ns as f64);
+    figures.insert("write_p999_ns", latency.p999_ns as f64);
+    figures.insert("write_max_ns", latency.max_ns as f64);
+}
