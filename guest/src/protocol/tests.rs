@@ -106,8 +106,8 @@ fn done() -> impl Strategy<Value = Done> {
     prop_oneof![
         any::<u64>().prop_map(|pages| Done::Fill { pages }),
         any::<u64>().prop_map(|rate| Done::Churn { rate }),
-        any::<[u64; 5]>().prop_map(|[writes, p50_ns, p99_ns, p999_ns, max_ns]| {
-            Done::Latency(Latency { writes, p50_ns, p99_ns, p999_ns, max_ns })
+        any::<[u64; 7]>().prop_map(|[writes, p50_ns, p99_ns, p999_ns, max_ns, late_p99_us, late_max_us]| {
+            Done::Latency(Latency { writes, p50_ns, p99_ns, p999_ns, max_ns, late_p99_us, late_max_us })
         }),
         (any::<u64>(), any::<u64>(), any::<Option<u64>>())
             .prop_map(|(checked, mismatched, first)| { Done::Verify { checked, mismatched, first } }),
@@ -282,5 +282,15 @@ fn the_longest_lines_fit() {
         statistics: BALLOON_MAX,
     };
     assert!(Reply::Ok(Done::Balloon(BalloonDone::Report(balloon))).to_string().len() < MAX_LINE);
+    let latency = Latency {
+        writes: u64::MAX,
+        p50_ns: u64::MAX,
+        p99_ns: u64::MAX,
+        p999_ns: u64::MAX,
+        max_ns: u64::MAX,
+        late_p99_us: u64::MAX,
+        late_max_us: u64::MAX,
+    };
+    assert!(Reply::Ok(Done::Latency(latency)).to_string().len() < MAX_LINE);
     assert!(Reply::Ok(Done::Report(report)).to_string().len() < MAX_LINE);
 }

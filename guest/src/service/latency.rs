@@ -16,6 +16,8 @@ const BATCH_MILLIS: u64 = 1;
 pub(super) struct TimedWrites {
     running: Option<(Target, Pace)>,
     histogram: Histogram,
+    /// How many microseconds late the batches began.
+    late: Histogram,
     /// Ticks and microseconds at the last answer, to tell how long a tick is.
     began: (u64, u64),
     /// State of the generator that picks pages.
@@ -24,7 +26,13 @@ pub(super) struct TimedWrites {
 
 impl TimedWrites {
     pub(super) fn new() -> Self {
-        Self { running: None, histogram: Histogram::new(), began: (0, 0), random: 0x9e37_79b9_7f4a_7c15 }
+        Self {
+            running: None,
+            histogram: Histogram::new(),
+            late: Histogram::new(),
+            began: (0, 0),
+            random: 0x9e37_79b9_7f4a_7c15,
+        }
     }
 
     /// Ends the writing; the times are kept.
@@ -48,8 +56,10 @@ impl TimedWrites {
             p99_ns: nanoseconds(seen.quantile(990)),
             p999_ns: nanoseconds(seen.quantile(999)),
             max_ns: nanoseconds(seen.max()),
+            late_p99_us: self.late.quantile(990),
+            late_max_us: self.late.max(),
         };
-        self.histogram = Histogram::new();
+        (self.histogram, self.late) = (Histogram::new(), Histogram::new());
         latency
     }
 
@@ -84,6 +94,9 @@ impl<P: Pages, T: Transport> Service<'_, P, T> {
         let Some((target, pace)) = &mut self.timed.running else { return Wait::Forever };
         let (target, due) = (*target, pace.due(now_micros));
         let held = self.workload.held(target);
+        if let Some(micros) = due.late_micros {
+            self.timed.late.record(micros);
+        }
         if due.wait == Wait::Forever || held == 0 {
             self.timed.stop();
         }

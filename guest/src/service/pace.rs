@@ -12,6 +12,8 @@ pub(super) struct Pace {
     credit: u64,
     /// Least time between two batches.
     batch_millis: u64,
+    /// When it asked to be asked again, if it did.
+    next_micros: Option<u64>,
 }
 
 /// What a [`Pace`] asks for.
@@ -21,6 +23,8 @@ pub(super) struct Due {
     pub(super) times: u64,
     /// When to ask again. `Forever`: it is over.
     pub(super) wait: Wait,
+    /// How long after the time it had asked for this is, if that has come.
+    pub(super) late_micros: Option<u64>,
 }
 
 impl Pace {
@@ -33,11 +37,14 @@ impl Pace {
             seen_micros: now_micros,
             credit: 0,
             batch_millis,
+            next_micros: None,
         }
     }
 
     /// What is to be done by now.
     pub(super) fn due(&mut self, now_micros: u64) -> Due {
+        let late_micros =
+            self.next_micros.take().filter(|next| *next <= now_micros).map(|next| now_micros - next);
         let now = now_micros.min(self.until_micros);
         let elapsed = now.saturating_sub(self.seen_micros);
         self.seen_micros = now;
@@ -56,7 +63,10 @@ impl Pace {
             let millis = next_micros.div_ceil(1000).max(self.batch_millis);
             Wait::Millis(u32::try_from(millis).unwrap_or(u32::MAX - 1))
         };
-        Due { times, wait }
+        if let Wait::Millis(millis) = wait {
+            self.next_micros = Some(now_micros.saturating_add(u64::from(millis) * 1000));
+        }
+        Due { times, wait, late_micros }
     }
 }
 

@@ -13,8 +13,8 @@ use vmm::merge::{Engine, EngineError};
 
 /// How long to wait for a KSM that another fleet drives.
 const BUSY_LIMIT: Duration = Duration::from_secs(120);
-/// How long KSM may take to forget what processes that have ended left in its tables.
-const SWEEP_LIMIT: Duration = Duration::from_secs(15);
+/// KSM forgets what processes that have ended left in its tables; what is still there after so long without less is not theirs.
+const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 /// How often either is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -109,16 +109,20 @@ pub fn sweep_ksm(watch: &Watch) -> Result<bool> {
         }
         watch.check()?;
     }
-    let began = Instant::now();
-    let is_empty = || {
+    let records = || -> u64 {
         let tables = ["pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"];
-        tables.iter().all(|name| knob(name).is_none_or(|value| value == "0"))
+        tables.iter().filter_map(|name| knob(name)?.parse::<u64>().ok()).sum()
     };
-    while !is_empty() && began.elapsed() < SWEEP_LIMIT {
+    let (mut least, mut since) = (records(), Instant::now());
+    while least > 0 && since.elapsed() < SWEEP_LIMIT {
         watch.check()?;
         std::thread::sleep(LOOK);
+        let now = records();
+        if now < least {
+            (least, since) = (now, Instant::now());
+        }
     }
-    Ok(is_empty())
+    Ok(least == 0)
 }
 
 /// The knobs that decide how KSM works, as they are now.

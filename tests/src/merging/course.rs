@@ -349,4 +349,6 @@ fn put_latency(figures: &mut Round, latency: Latency) {
     figures.insert("write_p99_ns", latency.p99_ns as f64);
     figures.insert("write_p999_ns", latency.p999_ns as f64);
     figures.insert("write_max_ns", latency.max_ns as f64);
+    figures.insert("write_late_p99_us", latency.late_p99_us as f64);
+    figures.insert("write_late_max_us", latency.late_max_us as f64);
 }

@@ -52,6 +52,8 @@ pub const FIGURES: &[Figure] = &[
     lower("write_p99_ns", "write while merging, p99 ns"),
     lower("write_p999_ns", "write while merging, p99.9 ns"),
     lower("write_max_ns", "write while merging, max ns"),
+    lower("write_late_p99_us", "writer wakes up late while merging, p99 us"),
+    lower("write_late_max_us", "writer wakes up late while merging, max us"),
     neither("writes", "  writes timed"),
     lower("shared_write_p50_ns", "write to common pages, settled, p50 ns"),
     lower("shared_write_p99_ns", "write to common pages, settled, p99 ns"),
