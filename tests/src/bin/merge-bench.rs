@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tests::merging::contender::Contender;
+use tests::merging::contender::{Contender, ksm_knobs};
 use tests::merging::course::{self, Setting};
 use tests::merging::machine;
 use tests::merging::table::{Record, Table};
@@ -73,7 +73,7 @@ fn main() -> Result<ExitCode> {
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
     let watch = Watch::new(|_, _, _, _| {}, interrupted);
-    let machine = machine();
+    let (machine, knobs) = (machine(), ksm_knobs());
     let mut records: Vec<Record> =
         options.contenders.iter().map(|who| Record { contender: *who, outcomes: Vec::new() }).collect();
     for round in 0..options.rounds {
@@ -88,6 +88,12 @@ fn main() -> Result<ExitCode> {
             eprintln!("round {} {:<12} {seconds}", round + 1, who.name());
             record.outcomes.push(outcome);
         }
+    }
+    let now = ksm_knobs();
+    if now != knobs {
+        notes.push(format!(
+            "KSM is not set as it was before, and no engine runs: somebody else did that. It was {knobs:?} and is {now:?}"
+        ));
     }
     print(&options, &records, &machine, &notes);
     Ok(ExitCode::SUCCESS)
@@ -130,6 +136,9 @@ fn print(options: &Options, records: &[Record], machine: &serde_json::Value, not
         for note in record.outcomes.iter().flat_map(|outcome| &outcome.notes) {
             println!("{}: {note}", record.contender.name());
         }
+    }
+    for note in notes {
+        println!("{note}");
     }
     print!("{}", table.text());
 }

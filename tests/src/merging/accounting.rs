@@ -14,10 +14,11 @@ use vmm::merge::ksm::Knobs;
 
 /// The name of the slab engine's threads, in VM processes and in the host's.
 const ENGINE_THREAD: &str = "merge";
-/// Bytes of a record that KSM keeps of a page, and of one that it keeps of a shared frame.
-const KSM_ITEM_BYTES: u64 = 64;
-/// Bytes of a `struct vm_area_struct` where the kernel does not tell.
-const VMA_BYTES: u64 = 192;
+/// The kernel's caches of the record that KSM keeps of a page, of that of a shared frame, and of that of a mapping, each with
+/// the bytes of one where the kernel does not tell. Their fill does not show: the kernel joins caches of one size.
+const KSM_PAGE: (&str, u64) = ("ksm_rmap_item", 64);
+const KSM_FRAME: (&str, u64) = ("ksm_stable_node", 64);
+const MAPPING: (&str, u64) = ("vm_area_struct", 192);
 
 /// Processor seconds of threads so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -90,6 +91,7 @@ impl Memory {
         // SAFETY: gives back heap that is free; nothing that is in use is touched.
         unsafe { libc::malloc_trim(0) };
         let mut memory = Self::default();
+        let (page_bytes, frame_bytes) = (object_bytes(KSM_PAGE), object_bytes(KSM_FRAME));
         for space in spaces {
             let read = |name| {
                 let path = format!("/proc/{}/{name}", space.pid);
@@ -100,13 +102,13 @@ impl Memory {
             memory.private_bytes += private_bytes;
             memory.mappings += mappings;
             memory.page_table_bytes += kib_of(&read("status")?, "VmPTE:") * 1024;
-            memory.ksm_bytes += KsmStat::of(space.pid).map_or(0, |stat| stat.rmap_items * KSM_ITEM_BYTES);
+            memory.ksm_bytes += KsmStat::of(space.pid).map_or(0, |stat| stat.rmap_items * page_bytes);
         }
         let own = fs::read_to_string("/proc/self/smaps").context("/proc/self/smaps")?;
         memory.private_bytes += private_besides(&own, |_| false).0;
         memory.slab_bytes = memory_files();
         let frames = ksm_stat::counter(&Knobs::default().0, "pages_shared").unwrap_or(0);
-        memory.ksm_bytes += frames * KSM_ITEM_BYTES;
+        memory.ksm_bytes += frames * frame_bytes;
         Ok(memory)
     }
 }
@@ -151,14 +153,13 @@ fn memory_files() -> u64 {
 /// Bytes of the kernel's record of a mapping.
 #[must_use]
 pub fn mapping_bytes() -> u64 {
-    let slabs = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
-    object_bytes(&slabs, "vm_area_struct").unwrap_or(VMA_BYTES)
+    object_bytes(MAPPING)
 }
 
-/// The size of an object in a cache of the kernel.
-fn object_bytes(slabinfo: &str, cache: &str) -> Option<u64> {
-    let line = slabinfo.lines().find(|line| line.split_ascii_whitespace().next() == Some(cache))?;
-    line.split_ascii_whitespace().nth(3)?.parse().ok()
+/// The size of an object in a cache of the kernel, by its own word or the usual one.
+fn object_bytes((cache, usual): (&str, u64)) -> u64 {
+    let told = fs::read_to_string(format!("/sys/kernel/slab/{cache}/object_size"));
+    told.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(usual)
 }
 
 /// Where these numbers were found.
@@ -208,9 +209,8 @@ Private_Dirty:        20 kB
     #[test]
     fn the_kernel_s_numbers_are_found() {
         assert_eq!(kib_of("VmLib:\t 9 kB\nVmPTE:\t     132 kB\n", "VmPTE:"), 132);
-        let slabinfo = "slabinfo - version: 2.1\n# name <active> <num> <size>\nvm_area_struct_x 1 2 3 4\nvm_area_struct 734 1218 208 21 1 : tunables\n";
-        assert_eq!(object_bytes(slabinfo, "vm_area_struct"), Some(208));
-        assert_eq!(object_bytes(slabinfo, "ksm_rmap_item"), None);
+        assert_eq!(kib_of("VmPTE:\t x kB\n", "VmPTE:"), 0);
+        assert_eq!(object_bytes(("no such cache", 77)), 77);
     }
 
     #[test]

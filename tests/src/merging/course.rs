@@ -17,7 +17,7 @@ use vmm::memory::PAGE_BYTES;
 use vmm::merge::{EngineError, Progress};
 
 use super::accounting::{Memory, ThreadSeconds, mapping_bytes};
-use super::contender::{Contender, ksm_knobs, sweep_ksm};
+use super::contender::{Contender, Knobs, ksm_knobs, sweep_ksm};
 use super::figures::{Round, SECONDS};
 
 /// What counts as merged: so much of the ideal.
@@ -79,7 +79,7 @@ pub struct Outcome {
     /// What a reader of them should know.
     pub notes: Vec<String>,
     /// KSM's knobs while it ran.
-    pub knobs: Vec<(&'static str, String)>,
+    pub knobs: Knobs,
 }
 
 /// Runs the course. Everything that it starts has ended when it returns.
@@ -89,10 +89,8 @@ pub struct Outcome {
 pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Outcome> {
     let mut notes = Vec::new();
     for attempt in 1.. {
-        if contender.is_ksm() && !sweep_ksm(watch)? {
-            notes.push(
-                "something else on this host is merged by KSM too: its records are counted here".into(),
-            );
+        if contender.is_ksm() {
+            notes = sweep_ksm(watch)?;
         }
         let spec = setting.fleet(contender);
         let dir = FleetDir::of(&spec.name);
@@ -106,8 +104,8 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
         let outcome = course();
         dir.remove();
         match outcome {
-            // Another fleet took KSM while ours came up.
-            Err(error) if attempt < 3 && is_busy(&error) => {}
+            // Another fleet took KSM while ours came up, or somebody else set it.
+            Err(error) if attempt < 3 && is_disturbed(&error) => {}
             Err(error) => return Err(error),
             Ok(mut outcome) => {
                 outcome.notes.extend(notes);
@@ -118,8 +116,17 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
     bail!("KSM is always taken by somebody else")
 }
 
-fn is_busy(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(HostError::Engine(EngineError::Busy { .. })))
+fn is_disturbed(error: &anyhow::Error) -> bool {
+    let is_busy = matches!(error.downcast_ref(), Some(HostError::Engine(EngineError::Busy { .. })));
+    is_busy || error.is::<KnobsChanged>()
+}
+
+/// Somebody who does not care for the lock has set KSM meanwhile: nothing that was measured is worth anything.
+#[derive(Debug, thiserror::Error)]
+#[error("somebody else set KSM while it was measured: it was {was:?} and is {is:?}")]
+struct KnobsChanged {
+    was: Knobs,
+    is: Knobs,
 }
 
 struct Course<'a> {
@@ -146,11 +153,8 @@ impl Course<'_> {
         let memory = Memory::now(&spaces)?;
 
         self.time_writes(Class::Unique, TIMED_RATE)?;
-        self.merge(&content, &spaces, figures)?;
+        self.merge(&content, &spaces, &mut outcome.knobs, figures)?;
         put_latency(figures, self.time_writes(Class::Unique, 0)?);
-        if self.contender.is_ksm() {
-            outcome.knobs = ksm_knobs();
-        }
         if self.contender != Contender::Off {
             self.settle()?;
             let unmapped = self.share(content, &spaces, "share_percent", figures)?;
@@ -163,6 +167,10 @@ impl Course<'_> {
         figures.insert("shared_write_p50_ns", shared.p50_ns as f64);
         figures.insert("shared_write_p99_ns", shared.p99_ns as f64);
         figures.insert("shared_write_max_ns", shared.max_ns as f64);
+        if self.contender.is_ksm() {
+            let (was, is) = (settings(&outcome.knobs), settings(&ksm_knobs()));
+            ensure!(was == is, KnobsChanged { was, is });
+        }
         outcome.notes.extend(self.fleet.notes());
         self.fleet.stop_merging();
         let (_, wrong) = self.fleet.verify(self.watch)?;
@@ -175,7 +183,13 @@ impl Course<'_> {
     }
 
     /// Lets the engine begin and waits for the goal.
-    fn merge(&mut self, content: &Content, spaces: &[Space], figures: &mut Round) -> Result<()> {
+    fn merge(
+        &mut self,
+        content: &Content,
+        spaces: &[Space],
+        knobs: &mut Knobs,
+        figures: &mut Round,
+    ) -> Result<()> {
         // An engine counts the pages on shared frames, the first of each frame too. Ours are in all guests, so there are as
         // many first ones as there are pages saved in each of the other guests.
         let first = content.ideal_saved_pages.div_ceil(u64::from(self.setting.guests) - 1);
@@ -183,6 +197,9 @@ impl Course<'_> {
         let before = ThreadSeconds::now(spaces)?;
         let began = Instant::now();
         self.fleet.start_merging()?;
+        if self.contender.is_ksm() {
+            *knobs = ksm_knobs();
+        }
         let (merged, seconds) = loop {
             self.watch.check()?;
             let (progress, seconds) = (self.progress()?, began.elapsed());
@@ -339,6 +356,13 @@ impl Course<'_> {
             thread::sleep(left.min(Duration::from_millis(100)));
         }
     }
+}
+
+/// The knobs that nobody but their owner changes: the advisor has one of its own.
+fn settings(knobs: &Knobs) -> Knobs {
+    let is_advised =
+        knobs.iter().any(|(name, value)| *name == "advisor_mode" && value.contains("[scan-time]"));
+    knobs.iter().filter(|(name, _)| !(is_advised && *name == "pages_to_scan")).cloned().collect()
 }
 
 const GIB: f64 = (1u64 << 30) as f64;
