@@ -35,6 +35,9 @@ const SHARED_WRITES: Duration = Duration::from_secs(5);
 /// Of all pages so many change a second: one in.
 const CHURN_PART: u64 = 100;
 
+/// How long a Linux guest may take to start.
+const LINUX_READY_SECONDS: u32 = 900;
+
 /// What everybody runs with.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -59,7 +62,8 @@ impl Setting {
             kernel: self.linux.as_ref().map(|(kernel, _)| kernel.clone()),
             initrd: self.linux.as_ref().map(|(_, initrd)| initrd.clone()),
             cmdline: None,
-            ready_seconds: None,
+            // In the lab all of them share one emulated processor.
+            ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
             balloon: BalloonSpec::default(),
             fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
         };
@@ -90,7 +94,7 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
     let mut notes = Vec::new();
     for attempt in 1.. {
         if contender.is_ksm() {
-            notes = sweep_ksm(watch)?;
+            notes.extend(sweep_ksm(watch)?);
         }
         let spec = setting.fleet(contender);
         let dir = FleetDir::of(&spec.name);
@@ -105,7 +109,9 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
         dir.remove();
         match outcome {
             // Another fleet took KSM while ours came up, or somebody else set it.
-            Err(error) if attempt < 3 && is_disturbed(&error) => {}
+            Err(error) if attempt < 3 && is_disturbed(&error) => {
+                notes.push(format!("measured again: {error}"));
+            }
             Err(error) => return Err(error),
             Ok(mut outcome) => {
                 outcome.notes.extend(notes);
