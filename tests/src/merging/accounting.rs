@@ -175,6 +175,8 @@ pub fn machine() -> serde_json::Value {
         "memory_bytes": kib_of(&memory, "MemTotal:") * 1024,
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
         "kvm": vmm::vm::probe::backend_name(),
+        // Where it is 1 KSM scans while the others are measured too.
+        "ksm_run": read("/sys/kernel/mm/ksm/run").trim(),
         "transparent_hugepage": read("/sys/kernel/mm/transparent_hugepage/enabled").trim(),
         // Other people's work on this machine spoils every number here but the counts.
         "load_average": read("/proc/loadavg").trim(),
