@@ -17,8 +17,9 @@ pub mod reclaim;
 pub mod virtio;
 pub mod warn;
 
-/// The guest's RAM as every device sees it.
+/// The guest's RAM as every device sees it, with a bit for each page that is set after the VMM itself has written there
+/// (KVM knows of what the guest writes, and of nothing else).
 ///
-/// The one place that picks the concrete type, so that a dirty bitmap can be put in (`GuestMemoryMmap<B>`)
-/// without touching a device.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+/// The one place that picks the concrete type. Whoever writes by [`vm_memory::Bytes`] or a volatile slice sets the bits; writing by a
+/// raw pointer does not.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

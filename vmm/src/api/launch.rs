@@ -93,7 +93,7 @@ impl Launch for Launcher {
         let config = self.config(spec, source);
         let timer = Timer::new().map_err(VmError::host("make a timer"))?;
         let ram = self.ram(&config)?;
-        let vm = match Vm::start_in(ram.clone(), &config, &mut self.events) {
+        let vm = match Vm::start(ram.clone(), &config, &mut self.events, |_| {}) {
             Ok(vm) => vm,
             Err(e) => {
                 self.keep(ram, &config);

@@ -12,7 +12,9 @@ use crate::host::guest::Lifetime;
 use crate::host::runtime::FleetDir;
 use crate::host::spec::{BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec};
 use crate::measure::report::{Outcome, Report};
+use crate::memory::userfault;
 use crate::merge::ksm;
+use crate::merge::slab::engine::Tuning;
 use crate::vm::probe;
 
 /// The documented mix, in percent of the pages each guest fills.
@@ -40,7 +42,7 @@ pub(super) struct Args {
     /// Memory of each guest with its unit: 16M to 1T
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::memory)]
     memory: u64,
-    /// What merges [default: ksm where this user can have it, else off]
+    /// What merges [default: slab where this user can have it, else ksm, else off]
     #[arg(long, value_enum)]
     engine: Option<EngineName>,
     /// Print the result as one JSON object
@@ -50,17 +52,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut notes = Vec::new();
-    let engine = args.engine.unwrap_or_else(|| match ksm::available().usable() {
-        true => EngineName::Ksm,
-        false => {
-            notes.push("KSM cannot be had by this user on this host, so nothing was merged: `samepage doctor` says why".into());
-            EngineName::Off
-        }
-    });
+    let engine = args.engine.unwrap_or_else(|| usable(&mut notes));
     let guests = (0..args.guests).map(|n| GuestSpec {
         name: format!("guest-{n}"),
         memory_bytes: args.memory,
         cpus: 1,
+        domain: "demo".into(),
         kernel: None,
         initrd: None,
         cmdline: None,
@@ -68,7 +65,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         balloon: BalloonSpec::default(),
         fill: Some(MIX),
     });
-    let spec = FleetSpec { name: format!("demo-{}", std::process::id()), engine, guests: guests.collect() };
+    let spec = FleetSpec {
+        name: format!("demo-{}", std::process::id()),
+        engine,
+        merge: Tuning::default(),
+        guests: guests.collect(),
+    };
     let interrupted = interrupt_flag()?;
     let bars = Bars::new(spec.guests.len());
     let watch = bars.watch(interrupted);
@@ -87,6 +89,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         report.mismatched_pages
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first engine that this user can have on this host.
+fn usable(notes: &mut Vec<String>) -> EngineName {
+    let Err(error) = userfault::probe() else { return EngineName::Slab };
+    let (engine, what) = match ksm::available().usable() {
+        true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),
+        false => (EngineName::Off, "nothing was merged"),
+    };
+    notes.push(format!("userfaultfd cannot be had ({error}), so {what}: `samepage doctor` says more"));
+    engine
 }
 
 fn measure(

@@ -1,11 +1,12 @@
 //! `samepage run`: one VM in the foreground.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::api;
-use crate::memory::ram::Backing;
-use crate::merge::slab::agent;
+use crate::memory::ram::{Backing, Ram};
+use crate::merge::slab::agent::Agent;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, Running, probe};
 use anyhow::Context;
 use devices::virtio::balloon;
@@ -142,14 +143,25 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             built_in: super::BUILT_IN_KERNEL,
         })?
     } else {
-        let merge = |running: &Running| {
-            if let Some(socket) = args.merge
-                && let Err(error) = agent::start(running.ram().clone(), socket)
-            {
-                tracing::warn!("{name}: its pages are not merged: {error}");
+        let agent = Cell::new(None);
+        let unmerged = |error| tracing::warn!("{name}: its pages are not merged: {error}");
+        let loaded = |ram: &Ram| {
+            if let Some(socket) = args.merge {
+                match Agent::new(ram) {
+                    Ok(mut born) => {
+                        born.share_at_birth(&socket);
+                        agent.set(Some((born, socket)));
+                    }
+                    Err(error) => unmerged(error),
+                }
             }
         };
-        vm::run(&config, merge).with_context(|| format!("{name} did not start"))?
+        let started = |running: &Running| {
+            if let Some((agent, socket)) = agent.take() {
+                agent.start(Box::new(running.write_log()), socket).unwrap_or_else(unmerged);
+            }
+        };
+        vm::run(&config, loaded, started).with_context(|| format!("{name} did not start"))?
     };
     tracing::info!("{name} has ended: {ending:?}");
     match ending {

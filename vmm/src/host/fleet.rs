@@ -18,12 +18,12 @@ use crate::measure::frames::{self, Frames};
 use crate::memory::PAGE_BYTES;
 use crate::merge::ksm::{Ksm, KsmSettings};
 use crate::merge::off::Off;
-use crate::merge::slab::engine::SlabEngine;
+use crate::merge::slab::engine::{SlabEngine, Statistics};
 use crate::merge::{Engine, Progress};
 use crate::vm::control::Request;
 
 /// How often merging is looked at.
-const MERGE_POLL: Duration = Duration::from_millis(100);
+const MERGE_POLL: Duration = Duration::from_millis(50);
 /// Merging has settled when this many passes brought nothing new: the first pass after a change only
 /// remembers what it saw.
 const SETTLED_PASSES: u64 = 3;
@@ -107,7 +107,7 @@ impl Fleet {
     pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
         let engine: Box<dyn Engine> = match spec.engine {
             EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
-            EngineName::Slab => Box::new(SlabEngine::new(dir.merge_socket()?)),
+            EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
             EngineName::Off => Box::new(Off),
         };
         Self::up_with(spec, engine, dir, lifetime, watch)
@@ -134,15 +134,21 @@ impl Fleet {
     }
 
     fn bring_up(&mut self, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<(), HostError> {
+        // Before the guests: they share from the first instant what others have loaded.
+        self.engine.open()?;
         for (n, spec) in self.spec.guests.iter().enumerate() {
             let left = match lifetime {
                 Lifetime::TheirOwn => Guest::adopt(spec, n, dir)?,
                 Lifetime::WithUs => None,
             };
-            self.guests.push(match left {
+            let guest = match left {
                 Some(guest) => guest,
                 None => Guest::start(spec, n, dir, lifetime, self.spec.engine)?,
-            });
+            };
+            if let Some(pid) = guest.pid() {
+                self.engine.admit(&spec.name, pid, &spec.domain, spec.memory_bytes);
+            }
+            self.guests.push(guest);
         }
         self.each(|guest| guest.wait_ready(watch))?;
         self.each(|guest| guest.fill(watch))?;
@@ -229,6 +235,11 @@ impl Fleet {
     /// How far the engine has come; None before it has begun.
     pub fn progress(&mut self) -> Option<Progress> {
         self.merging.then(|| self.engine.progress().ok()).flatten()
+    }
+
+    /// What the slab engine knows of its guests; None with another one.
+    pub fn merge_statistics(&self) -> Option<Statistics> {
+        self.engine.statistics()
     }
 
     /// What a reader of the engine's numbers should know.

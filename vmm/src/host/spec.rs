@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::HostError;
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
+use crate::merge::slab::engine::Tuning;
 use crate::vm::MAX_VCPUS;
 
 /// The most guests of one fleet.
@@ -78,14 +79,12 @@ pub enum SpecError {
         /// Whose.
         guest: String,
     },
-    /// KSM merges across everything, and the slab engine across the fleet as yet, which several domains forbid.
+    /// KSM merges across everything, which several domains forbid.
     #[error(
-        "engine \"{engine}\" cannot keep the domains {domains} apart: use one domain, or engine \"off\"",
-        engine = engine.name()
+        "engine \"ksm\" merges across the whole host and cannot keep the domains {domains} apart: use engine \"slab\" or \"off\", \
+         or one domain"
     )]
     Domains {
-        /// What was to merge.
-        engine: EngineName,
         /// All domains of the fleet.
         domains: String,
     },
@@ -97,7 +96,7 @@ pub enum SpecError {
 pub enum EngineName {
     /// The host kernel's samepage merging.
     Ksm,
-    /// Samepage's own: pages of sealed memory files. Early: see the README.
+    /// Samepage's own: pages of sealed memory files, found by what guests write, each trust domain by itself.
     Slab,
     /// Nothing: the baseline to compare with.
     Off,
@@ -169,6 +168,8 @@ pub struct GuestSpec {
     pub memory_bytes: u64,
     /// vCPUs.
     pub cpus: u8,
+    /// Its trust domain: pages are never shared with a guest of another one.
+    pub domain: String,
     /// A Linux kernel; None is the built-in guest.
     pub kernel: Option<PathBuf>,
     /// Its initrd.
@@ -191,6 +192,9 @@ pub struct FleetSpec {
     pub name: String,
     /// What merges.
     pub engine: EngineName,
+    /// How the slab engine does.
+    #[serde(default)]
+    pub merge: Tuning,
     /// Its guests, at least one.
     pub guests: Vec<GuestSpec>,
 }
@@ -202,13 +206,15 @@ struct FleetFile {
     #[serde(default = "default_engine")]
     engine: EngineName,
     #[serde(default)]
+    merge: Tuning,
+    #[serde(default)]
     defaults: GuestKeys,
     #[serde(default)]
     guest: Vec<NamedGuest>,
 }
 
 fn default_engine() -> EngineName {
-    EngineName::Ksm
+    EngineName::Slab
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -255,10 +261,7 @@ impl FleetSpec {
         let file: FleetFile = toml::from_str(text)?;
         check_name(&file.name)?;
         let mut guests = Vec::new();
-        let mut domains = BTreeSet::new();
         for named in &file.guest {
-            domains
-                .insert(named.domain.clone().or(file.defaults.domain.clone()).unwrap_or(file.name.clone()));
             let copies = named.count.map_or(1, usize::from);
             if guests.len() + copies > MAX_GUESTS {
                 return Err(SpecError::TooMany(guests.len() + copies));
@@ -268,7 +271,7 @@ impl FleetSpec {
                     None => named.name.clone(),
                     Some(_) => format!("{}-{n}", named.name),
                 };
-                guests.push(one_guest(name, named, &file.defaults, dir)?);
+                guests.push(one_guest(name, named, &file, dir)?);
             }
         }
         if guests.is_empty() {
@@ -278,16 +281,20 @@ impl FleetSpec {
         if let Some(twice) = guests.iter().find(|g| !names.insert(&g.name)) {
             return Err(SpecError::SameName(twice.name.clone()));
         }
-        if file.engine != EngineName::Off && domains.len() > 1 {
+        let domains: BTreeSet<&str> = guests.iter().map(|g| g.domain.as_str()).collect();
+        if file.engine == EngineName::Ksm && domains.len() > 1 {
             let domains = domains.into_iter().collect::<Vec<_>>().join(", ");
-            return Err(SpecError::Domains { engine: file.engine, domains });
+            return Err(SpecError::Domains { domains });
         }
-        Ok(Self { name: file.name, engine: file.engine, guests })
+        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, guests })
     }
 }
 
-fn one_guest(name: String, own: &NamedGuest, common: &GuestKeys, dir: &Path) -> Result<GuestSpec, SpecError> {
+fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> Result<GuestSpec, SpecError> {
     check_name(&name)?;
+    let common = &fleet.defaults;
+    let domain = own.domain.as_ref().or(common.domain.as_ref()).unwrap_or(&fleet.name).clone();
+    check_name(&domain)?;
     let path = |own: &Option<PathBuf>, common: &Option<PathBuf>| {
         own.as_ref().or(common.as_ref()).map(|p| resolve(p, dir))
     };
@@ -312,7 +319,7 @@ fn one_guest(name: String, own: &NamedGuest, common: &GuestKeys, dir: &Path) -> 
     }
     let balloon = own.balloon.or(common.balloon).unwrap_or_default();
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
-    Ok(GuestSpec { name, memory_bytes, cpus, kernel, initrd, cmdline, ready_seconds, balloon, fill })
+    Ok(GuestSpec { name, memory_bytes, cpus, domain, kernel, initrd, cmdline, ready_seconds, balloon, fill })
 }
 
 fn resolve(path: &Path, dir: &Path) -> PathBuf {
@@ -351,7 +358,18 @@ mod tests {
         assert_eq!(names, ["a-0", "a-1", "b"]);
         assert_eq!(fleet.guests[2].memory_bytes, 1 << 30);
         assert_eq!(fleet.guests[0].kernel.as_deref(), Some(Path::new("/fleets/k")));
-        assert_eq!(fleet.engine, EngineName::Ksm);
+        assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
+        assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
+    }
+
+    #[test]
+    fn domains_and_what_merging_may_cost() {
+        let text = "name = 'f'\nmerge = { cpu_percent = 20, min_run_pages = 8 }\n[defaults]\ndomain = 'x'\n\
+                    [[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\ndomain = 'y'";
+        let fleet = parse(text).unwrap();
+        assert_eq!(fleet.guests.iter().map(|g| g.domain.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+        let merge = Tuning { cpu_percent: Some(20), min_run_pages: 8, ..Tuning::default() };
+        assert_eq!(fleet.merge, merge);
     }
 
     #[test]
@@ -368,11 +386,12 @@ mod tests {
             ("name = 'f'\n[[guest]]\nname = 'a'\nready_seconds = 0", "expected 1 to 86400"),
             ("name = 'f'\n[[guest]]\nname = 'a'\nfill = { zero = 99 }", "make 99"),
             ("name = 'f'\n[[guest]]\nname = 'a'\ninitrd = 'i'", "needs a kernel"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'", "apart"),
             (
-                "name = 'f'\nengine = 'slab'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'",
-                "slab",
+                "name = 'f'\nengine = 'ksm'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'",
+                "cannot keep the domains f, x apart",
             ),
+            ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x/y'", "no name"),
+            ("name = 'f'\nmerge = { cpu = 1 }\n[[guest]]\nname = 'a'", "unknown field `cpu`"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text:?} gave {error:?}, expected {expected:?}");

@@ -6,6 +6,7 @@ use super::HostError;
 use super::fleet::Fleet;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
+use crate::merge::slab::engine::Statistics;
 use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
 use crate::vm::probe;
@@ -84,6 +85,8 @@ pub struct GuestStatus {
     pub kind: Option<String>,
     /// vCPUs.
     pub cpus: u8,
+    /// Its trust domain.
+    pub domain: String,
     /// RAM in bytes.
     pub memory_bytes: u64,
     /// Its pages by class.
@@ -124,6 +127,9 @@ pub struct FleetStatus {
     /// What could be shared, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub content: Option<Content>,
+    /// What the slab engine counts; absent with another one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub merge: Option<Statistics>,
     /// Processor time of the engine so far, where it can be seen.
     pub merge_cpu_seconds: Option<f64>,
     /// Complete passes of the engine.
@@ -165,6 +171,7 @@ impl FleetStatus {
                 pid: guest.pid(),
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
                 cpus: guest.spec.cpus,
+                domain: guest.spec.domain.clone(),
                 memory_bytes: guest.spec.memory_bytes,
                 pages: seen.map(|f| f.pages).unwrap_or_default(),
                 frames: seen.map(|f| f.frames).unwrap_or_default(),
@@ -186,6 +193,7 @@ impl FleetStatus {
             saved_pages: frames.saved_pages,
             estimated: frames.estimated,
             content: None,
+            merge: fleet.merge_statistics(),
             merge_cpu_seconds: progress.cpu_seconds,
             full_passes: progress.full_passes,
             notes: frames.notes.iter().cloned().chain(touched).chain(fleet.notes()).collect(),

@@ -12,7 +12,7 @@ use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+use twox_hash::XxHash3_128;
 
 use super::runs::{RunFollower, Runs};
 use super::{MeasureError, Space, check};
@@ -69,7 +69,7 @@ impl Content {
 pub fn measure(spaces: &[Space], progress: &mut dyn FnMut(u64, u64)) -> Result<Content, MeasureError> {
     // A guest that knew the seed could make pages collide and so hide what they share.
     let seed = RandomState::new().build_hasher().finish();
-    measure_with(spaces, &|page| xxh3_128_with_seed(page, seed), progress)
+    measure_with(spaces, &|page| XxHash3_128::oneshot_with_seed(seed, page), progress)
 }
 
 fn measure_with(

@@ -16,10 +16,12 @@ pub mod ram;
 mod reclaim;
 pub mod remote;
 pub mod resident;
+pub mod scan;
 pub mod size;
 pub mod slab;
 pub mod slabbed;
 pub mod userfault;
+pub mod written;
 
 /// Bytes of a page; Samepage knows no other size for merging and accounting.
 pub const PAGE_BYTES: u64 = 4096;

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::GuestMemory;
 use devices::reclaim::Gpa;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
@@ -104,6 +106,8 @@ pub struct Ram {
     file: Option<Arc<File>>,
     /// Whether some of its pages may be those of slabs; locked by whoever replaces pages by others.
     slabs: Arc<Mutex<bool>>,
+    /// See [`Ram::discards`].
+    discards: Arc<AtomicU64>,
 }
 
 /// Where a range of guest RAM lies.
@@ -140,6 +144,7 @@ impl Ram {
             backing,
             file: file.map(Arc::new),
             slabs: Arc::default(),
+            discards: Arc::default(),
         })
     }
 
@@ -164,6 +169,18 @@ impl Ram {
     /// Whether some of its pages may be those of slabs. Until the guard is dropped nobody else replaces pages.
     pub(super) fn slabs(&self) -> MutexGuard<'_, bool> {
         self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pages that were given back so far, each as often as it was. No write log tells of them: they read as zeros and nobody wrote
+    /// those. Like a page's bit there, the number goes up when the pages are gone, not before; so whoever has seen it go up
+    /// and looks then, sees them gone.
+    pub fn discards(&self) -> u64 {
+        self.discards.load(Ordering::Acquire)
+    }
+
+    /// Counts pages that have just been given back.
+    pub(super) fn count_discards(&self, pages: u64) {
+        self.discards.fetch_add(pages, Ordering::Release);
     }
 
     /// What merges the pages of one of its [`Ram::extents`].
@@ -248,7 +265,7 @@ fn map(
     stretch: Stretch,
     backing: Backing,
     file: Option<(&File, u64)>,
-) -> Result<Option<GuestRegionMmap>, RamError> {
+) -> Result<Option<GuestRegionMmap<AtomicBitmap>>, RamError> {
     let len = stretch.bytes as usize;
     let failed = |source| match backing {
         Backing::Hugetlb => RamError::HugePages { bytes: stretch.bytes, source },

@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::PidfdFlags;
 
 use super::PAGE_BYTES;
-use super::ram::{Backing, HUGE_PAGE_BYTES, Ram};
+use super::ram::{Backing, HUGE_PAGE_BYTES, Place, Ram};
 
 /// Ranges in one system call (UIO_MAXIOV).
 const BATCH: usize = 1024;
@@ -38,6 +38,15 @@ impl Reclaim for Ram {
 
     fn discard(&self, range: Range<Gpa>) -> io::Result<()> {
         let place = self.place(&range).ok_or(io::ErrorKind::InvalidInput)?;
+        let discarded = self.discard_place(place);
+        // Also where it failed: it may have done a part.
+        self.count_discards(place.bytes as u64 / PAGE_BYTES);
+        discarded
+    }
+}
+
+impl Ram {
+    fn discard_place(&self, place: Place) -> io::Result<()> {
         match self.backing() {
             Backing::Anonymous => {
                 let slabs = self.slabs();
@@ -57,9 +66,7 @@ impl Reclaim for Ram {
             }
         }
     }
-}
 
-impl Ram {
     /// Drops ranges with one system call, which flushes the processors' translations once for all of them and not
     /// once for each. Returns how many of them are done; 0 on a kernel that does not let a process advise itself so
     /// (before 6.13).
@@ -87,6 +94,7 @@ impl Ram {
         };
         // What it returns is how many bytes it got through, from the beginning.
         let Ok(mut left) = usize::try_from(done) else { return 0 };
+        self.count_discards(left as u64 / PAGE_BYTES);
         let whole = |place: &&libc::iovec| {
             let fits = place.iov_len <= left;
             left = left.saturating_sub(place.iov_len);

@@ -20,6 +20,8 @@ use super::PAGE_BYTES;
 pub const MAX_SLAB_PAGES: u64 = 1 << 18;
 /// `f_type` of the file system of memfds that are not made of huge pages (TMPFS_MAGIC).
 const TMPFS: i64 = 0x0102_1994;
+/// What the kernel calls the file of a slab in lists of mappings.
+pub(super) const SLAB_NAME: &str = "/memfd:samepage-slab";
 /// What must be sealed, no more and no less: contents, size, mode, and the seals.
 const SEALS: SealFlags = SealFlags::WRITE
     .union(SealFlags::GROW)
@@ -84,7 +86,8 @@ impl Draft {
             return Err(SlabError::Size { pages });
         }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
-        let file = rustix::fs::memfd_create("samepage-slab", flags).map_err(SlabError::kernel("make"))?;
+        let file = rustix::fs::memfd_create(SLAB_NAME.trim_start_matches("/memfd:"), flags)
+            .map_err(SlabError::kernel("make"))?;
         // Reserves the frames as well as setting the size.
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, pages * PAGE_BYTES)
             .map_err(SlabError::kernel("reserve memory for"))?;
@@ -131,6 +134,7 @@ impl AsFd for Draft {
 #[derive(Debug)]
 pub struct Slab {
     file: File,
+    inode: u64,
     pages: u64,
     view: NonNull<u8>,
 }
@@ -154,6 +158,7 @@ impl Slab {
         if file_system.f_type != TMPFS {
             return Err(SlabError::NotOrdinary);
         }
+        let inode = file.metadata().map_err(SlabError::kernel("look at"))?.ino();
         let bytes = (pages * PAGE_BYTES) as usize;
         // SAFETY: a new mapping where the kernel likes, of a file that holds that many bytes for ever.
         let view = unsafe {
@@ -161,7 +166,12 @@ impl Slab {
         };
         let view = view.map_err(SlabError::kernel("map"))?;
         let view = NonNull::new(view.cast()).ok_or(SlabError::NotOrdinary)?;
-        Ok(Self { file, pages, view })
+        Ok(Self { file, inode, pages, view })
+    }
+
+    /// The number of its file, which no other one on this host has as long as this one is open or mapped.
+    pub fn inode(&self) -> u64 {
+        self.inode
     }
 
     /// How many pages it has.

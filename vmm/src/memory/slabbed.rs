@@ -1,13 +1,14 @@
 //! Guest RAM whose pages may be those of slabs: what merges them, and what keeps merging and giving back apart.
 
 use std::io;
+use std::ops::Range;
 
 use super::PAGE_BYTES;
 use super::in_flight::InFlight;
 use super::merge_run::{Mergeable, Refusal};
-use super::pagemap::Pagemap;
 use super::ram::{Backing, Ram};
-use super::slab::Slab;
+use super::scan::PageScan;
+use super::slab::{SLAB_NAME, Slab};
 
 /// Mappings that are left to the rest of the process.
 const SPARE_MAPPINGS: u64 = 8192;
@@ -16,14 +17,18 @@ const SPARE_MAPPINGS: u64 = 8192;
 pub struct Slabbed {
     ram: Ram,
     stretches: Vec<Stretch>,
-    /// How many mappings more there may be.
-    mappings: u64,
+    scan: PageScan,
+    /// How many mappings there may be, and how many more.
+    most: u64,
+    left: u64,
+    slab_mappings: u64,
 }
 
 struct Stretch {
     first: u64,
     pages: u64,
     gpa: u64,
+    hva: u64,
     mergeable: Mergeable,
     /// No device of ours pins guest pages; one that does gets this to mark them in.
     in_flight: InFlight,
@@ -42,12 +47,16 @@ impl Slabbed {
                 first,
                 pages,
                 gpa: extent.gpa,
+                hva: extent.hva,
                 mergeable: ram.mergeable(&extent)?,
                 in_flight: InFlight::new(extent.bytes),
             });
             first += pages;
         }
-        Ok(Self { ram: ram.clone(), stretches, mappings: budget()? })
+        let most = most()?;
+        let used = std::fs::read_to_string("/proc/self/maps")?.lines().count() as u64;
+        let (scan, left) = (PageScan::open_self()?, left(most, used));
+        Ok(Self { ram: ram.clone(), stretches, scan, most, left, slab_mappings: 0 })
     }
 
     /// Where in guest-physical memory page number `page` is.
@@ -71,11 +80,11 @@ impl Slabbed {
         (page, pages): (u64, u64),
         work: impl FnOnce(&mut Stretch, (u64, u64)) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let Self { ram, stretches, mappings } = self;
+        let Self { ram, stretches, left, .. } = self;
         let stretch = stretches.iter_mut().find(|s| (s.first..s.first + s.pages).contains(&page));
         let stretch = stretch.ok_or(Refusal::Run)?;
         // At worst the run is a mapping of its own, and what was around it is two.
-        *mappings = mappings.checked_sub(2).ok_or(Refusal::Mappings)?;
+        *left = left.checked_sub(2).ok_or(Refusal::Mappings)?;
         // Taken before anything is frozen. A device that gives pages back waits here: else it could drop them between our looking
         // and our mapping, and what it dropped would come back.
         let mut slabs = ram.slabs();
@@ -84,23 +93,132 @@ impl Slabbed {
         work(stretch, run)
     }
 
-    /// How many pages are those of slabs now. Also counts anew how many mappings there may be.
-    pub fn pages(&mut self) -> io::Result<u64> {
-        self.mappings = budget()?;
-        let (mut pagemap, mut entries) = (Pagemap::open_self().map_err(io::Error::other)?, Vec::new());
-        let mut pages = 0;
-        for extent in self.ram.extents() {
-            let count = (extent.bytes / PAGE_BYTES) as usize;
-            pagemap.read(extent.hva, count, &mut entries).map_err(io::Error::other)?;
-            pages += entries.iter().filter(|entry| entry.file_or_shared()).count() as u64;
+    /// Replaces the contents of `found` with those of `pages` that have frames which are this guest's alone, adjacent ones together.
+    pub fn private(&mut self, pages: Range<u64>, found: &mut Vec<Private>) -> io::Result<()> {
+        found.clear();
+        let Self { stretches, scan, .. } = self;
+        for stretch in stretches.iter() {
+            let (first, end) = (pages.start.max(stretch.first), pages.end.min(stretch.first + stretch.pages));
+            if first < end {
+                let hva = |page: u64| stretch.hva + (page - stretch.first) * PAGE_BYTES;
+                scan.anonymous(hva(first)..hva(end), |run| {
+                    let page = stretch.first + (run.hva - stretch.hva) / PAGE_BYTES;
+                    found.push(Private { page, pages: run.pages, huge: run.categories.huge() });
+                })?;
+            }
         }
-        Ok(pages)
+        Ok(())
+    }
+
+    /// All pages that are those of slabs now, ascending. Also counts anew how many mappings there may be. It takes as long as there are
+    /// mappings and pages of slabs: to be called now and then.
+    pub fn mapped(&mut self) -> io::Result<Vec<Mapped>> {
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        self.left = left(self.most, maps.lines().count() as u64);
+        let Self { stretches, scan, .. } = self;
+        let mut found = Vec::new();
+        self.slab_mappings = 0;
+        for Mapping { hvas, offset, inode } in maps.lines().filter_map(slab_mapping) {
+            let inside = |s: &&Stretch| (s.hva..s.hva + s.pages * PAGE_BYTES).contains(&hvas.start);
+            // What is outside is a slab's own view of itself.
+            let Some(stretch) = stretches.iter().find(inside) else { continue };
+            self.slab_mappings += 1;
+            scan.walk(hvas.clone(), |run| {
+                if run.categories.present() && run.categories.file() {
+                    found.push(Mapped {
+                        inode,
+                        slab_page: (offset + run.hva - hvas.start) / PAGE_BYTES,
+                        page: stretch.first + (run.hva - stretch.hva) / PAGE_BYTES,
+                        pages: run.pages,
+                    });
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// How many mappings of slabs there were when [`Self::mapped`] last looked.
+    pub fn slab_mappings(&self) -> u64 {
+        self.slab_mappings
+    }
+
+    /// How many mappings there may be more, and how many there might be in all.
+    pub fn mappings_left(&self) -> (u64, u64) {
+        (self.left, self.most)
     }
 }
 
-/// Mappings that this process may have and does not need for anything else.
-fn budget() -> io::Result<u64> {
+/// Adjacent pages that are a guest's alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Private {
+    /// The first.
+    pub page: u64,
+    /// How many.
+    pub pages: u64,
+    /// The host has them in a huge page.
+    pub huge: bool,
+}
+
+/// Adjacent pages that are adjacent pages of a slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// The slab's file.
+    pub inode: u64,
+    /// The first of its pages.
+    pub slab_page: u64,
+    /// The first of the guest's.
+    pub page: u64,
+    /// How many.
+    pub pages: u64,
+}
+
+/// Mappings that may be used for slabs.
+fn most() -> io::Result<u64> {
     let most = std::fs::read_to_string("/proc/sys/vm/max_map_count")?.trim().parse().unwrap_or(0);
-    let used = std::fs::read_to_string("/proc/self/maps")?.lines().count() as u64;
-    Ok(u64::saturating_sub(most, used + SPARE_MAPPINGS))
+    Ok(u64::saturating_sub(most, SPARE_MAPPINGS))
+}
+
+/// Of `most` mappings, those that are left when the process has `used`.
+fn left(most: u64, used: u64) -> u64 {
+    most.saturating_sub(used)
+}
+
+/// A mapping of a slab.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping {
+    hvas: Range<u64>,
+    offset: u64,
+    inode: u64,
+}
+
+/// What a line of /proc/self/maps says, if it is of a slab.
+fn slab_mapping(line: &str) -> Option<Mapping> {
+    let (fields, _) = line.split_once(SLAB_NAME)?;
+    let mut fields = fields.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    Some(Mapping {
+        hvas: hex(start)?..hex(end)?,
+        offset: hex(fields.nth(1)?)?,
+        inode: fields.nth(1)?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_of_slabs_are_known_from_others() {
+        let line = "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-slab (deleted)";
+        let mapping = Mapping { hvas: 0x7f12_a000_0000..0x7f12_a004_0000, offset: 0x3000, inode: 4711 };
+        assert_eq!(slab_mapping(line), Some(mapping));
+        for other in [
+            "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ",
+            "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-ram (deleted)",
+            "/memfd:samepage-slab",
+        ] {
+            assert_eq!(slab_mapping(other), None, "{other}");
+        }
+    }
 }

@@ -20,11 +20,24 @@ pub trait Engine: Send {
     /// Its name on the command line and in reports.
     fn name(&self) -> &'static str;
 
+    /// Makes it ready for guests that are yet to start. Idempotent; [`Engine::start`] does it too.
+    fn open(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Process `pid` is the VM of a guest, in this trust domain, with so much RAM. Only an engine that keeps domains apart listens.
+    fn admit(&mut self, _guest: &str, _pid: u32, _domain: &str, _memory_bytes: u64) {}
+
     /// Starts merging the memory of `guests`. On an error nothing has been changed.
     fn start(&mut self, guests: &[Space]) -> Result<(), EngineError>;
 
     /// How far it has come.
     fn progress(&mut self) -> Result<Progress, EngineError>;
+
+    /// What the slab engine knows of its guests; None from any other.
+    fn statistics(&self) -> Option<slab::engine::Statistics> {
+        None
+    }
 
     /// Stops merging and puts back every host setting; what is merged stays merged. Idempotent; dropping
     /// an engine does the same.

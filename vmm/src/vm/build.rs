@@ -10,13 +10,14 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::rng::Rng;
 use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
 use super::console::{Console, ConsoleInput};
 use super::control::Control;
+use super::dirty::DirtyLog;
 use super::error::{MAX_VCPUS, VmError};
 use super::events::EventLoop;
 use super::exit::{Ending, Outcome};
@@ -25,6 +26,7 @@ use super::listener::Listener;
 use super::machine::Machine;
 use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::running::Running;
+use super::slots;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::terminal::Raw;
@@ -37,8 +39,9 @@ use crate::memory::ram::Ram;
 /// A VM whose vCPUs run.
 pub struct Vm {
     running: Running,
-    /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself.
-    _vm: VmFd,
+    /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself. So nobody else has more than a weak
+    /// reference to it.
+    _vm: Arc<VmFd>,
     /// Removed from the file system with the VM.
     _sockets: Vec<Listener>,
     /// The terminal is as it was again when this is dropped.
@@ -46,12 +49,6 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If that fails,
-    /// `events` is as it was.
-    pub fn start(config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
-        Self::start_in(Self::map_ram(config)?, config, events)
-    }
-
     /// RAM for the VM of `config`.
     pub fn map_ram(config: &Config) -> Result<Ram, VmError> {
         let ram = Ram::new(config.memory_bytes, config.backing)?;
@@ -64,8 +61,15 @@ impl Vm {
         Ok(ram)
     }
 
-    /// As [`Self::start`], with RAM that [`Self::map_ram`] made for this `config` and that reads as zeros.
-    pub fn start_in(ram: Ram, config: &Config, events: &mut EventLoop) -> Result<Self, VmError> {
+    /// Builds the VM of `config` of RAM that [`Self::map_ram`] made for it and that reads as zeros, has `events` watch what belongs
+    /// to it, and starts its vCPUs. Before these run, `loaded` gets the RAM with everything in it that the VM starts from. If it
+    /// fails, `events` is as it was.
+    pub fn start(
+        ram: Ram,
+        config: &Config,
+        events: &mut EventLoop,
+        loaded: impl FnOnce(&Ram),
+    ) -> Result<Self, VmError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(VmError::Vcpus { asked: config.vcpus });
         }
@@ -80,7 +84,7 @@ impl Vm {
         let control = config.control.as_deref().map(Listener::bind).transpose()?;
         let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
 
-        let vm = create_vm(&kvm, &ram)?;
+        let vm = Arc::new(create_vm(&kvm, &ram)?);
         let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
         let balloon = config.balloon.map(|balloon| {
             let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
@@ -108,6 +112,7 @@ impl Vm {
         if let Some(first) = vcpus.first() {
             registers::enter(first, entry)?;
         }
+        loaded(&ram);
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
         let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues, interrupts } = machine;
@@ -143,6 +148,7 @@ impl Vm {
         let running = Running {
             name: config.name.clone(),
             vcpu_count: config.vcpus,
+            write_log: DirtyLog::new(&vm, &ram),
             ram,
             stats,
             vcpus: Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?)),
@@ -182,7 +188,7 @@ fn open_kvm() -> Result<Kvm, VmError> {
     })
 }
 
-fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
+pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
     let vm = loop {
         match kvm.create_vm() {
             // Creating a VM waits for other work of the host and can be interrupted.
@@ -195,26 +201,11 @@ fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
     vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(VmError::kvm("create the timer"))?;
-    for (slot, extent) in ram.extents().iter().enumerate() {
-        let region = kvm_userspace_memory_region {
-            slot: slot as u32,
-            guest_phys_addr: extent.gpa,
-            memory_size: extent.bytes,
-            userspace_addr: extent.hva,
-            flags: 0,
-        };
-        set_memory(&vm, region)?;
-    }
+    slots::set(&vm, ram, false).map_err(VmError::kvm("take the guest's memory"))?;
     Ok(vm)
 }
 
-#[expect(unsafe_code, reason = "hands guest RAM to KVM")]
-fn set_memory(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), VmError> {
-    // SAFETY: the region is a mapping of `Ram`, which is never unmapped.
-    unsafe { vm.set_user_memory_region(region) }.map_err(VmError::kvm("take the guest's memory"))
-}
-
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
     let (supported, deadline_timer) = cpuid::supported(kvm)?;
     (0..count)
         .map(|id| {

@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
 use super::control::{Reply, Request, Serve, Status};
+use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
 use super::probe;
 use super::stats::KvmStats;
@@ -21,6 +22,7 @@ pub struct Running {
     pub(super) name: String,
     pub(super) vcpu_count: u8,
     pub(super) ram: Ram,
+    pub(super) write_log: DirtyLog,
     pub(super) stats: Arc<KvmStats>,
     pub(super) vcpus: Arc<Mutex<Vcpus>>,
     pub(super) devices_paused: Arc<AtomicBool>,
@@ -70,6 +72,11 @@ impl Running {
     /// Guest RAM.
     pub fn ram(&self) -> &Ram {
         &self.ram
+    }
+
+    /// Which pages of guest RAM are written, by vCPUs and by devices. It is for another thread to use; only one may clear.
+    pub fn write_log(&self) -> DirtyLog {
+        self.write_log.clone()
     }
 
     /// The host's way to the balloon, if there is one.

@@ -1,5 +1,5 @@
 use virtio_bindings::bindings::virtio_mmio as reg;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::virtio::testing::*;
@@ -40,6 +40,29 @@ fn a_whole_life() {
         let zeros = vec![0; 0x2_0000];
         driver.memory.write_slice(&zeros, GuestAddress(BUFFERS)).unwrap();
     }
+}
+
+/// Nobody else tells that a device has written to a page of the guest.
+#[test]
+fn what_the_device_writes_is_marked_and_nothing_else() {
+    let mut driver = Driver::new(Rng::new());
+    let mut ring = driver.start(16, true);
+    // From one page into the next.
+    ring.descriptor(0, (BUFFERS + 0x2000 - 10, 64, WRITE, 0));
+    ring.offer(0);
+    let marked = |driver: &Driver| {
+        let mut pages = Vec::new();
+        for region in driver.memory.iter() {
+            let words = (**region).bitmap().get_and_reset();
+            pages.extend((0..words.len() * 64).filter(|page| words[page / 64] >> (page % 64) & 1 != 0));
+        }
+        pages
+    };
+    marked(&driver);
+    driver.kick(0);
+    assert_eq!(ring.used(0), (0, 64));
+    let pages = [ring.used, BUFFERS + 0x1000, BUFFERS + 0x2000].map(|gpa| gpa as usize / 4096);
+    assert_eq!(marked(&driver), pages);
 }
 
 #[test]

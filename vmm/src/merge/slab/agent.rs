@@ -1,278 +1,464 @@
-//! The agent: a thread in a VM process that hashes, publishes and merges its guest's pages.
+//! The agent: a thread in a VM process that finds quiet pages, and publishes and merges what the matchmaker says.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
+use twox_hash::XxHash3_64;
 use vm_memory::{Bytes, GuestAddress};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::matchmaker::{PageHash, Run};
-use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Report};
+use super::bits;
+use super::counters::Counters;
+use super::matchmaker::{PageHash, SlabPage};
+use super::merger::{Merger, Work};
+use super::watcher::Watcher;
+use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
 use crate::memory::PAGE_BYTES;
-use crate::memory::merge_run::{MAX_RUN_PAGES, Refusal};
-use crate::memory::pagemap::{Pagemap, PagemapEntry};
 use crate::memory::ram::Ram;
 use crate::memory::slab::{Draft, Slab};
-use crate::memory::slabbed::Slabbed;
+use crate::memory::slabbed::{Private, Slabbed};
+use crate::memory::written::WriteLog;
 
 const PAGE: usize = PAGE_BYTES as usize;
+/// Pages copied at a time to be hashed: as much as the nearest caches hold.
+const PIECE_PAGES: u64 = 16;
 /// How long to wait before the matchmaker is looked for again.
 const RETRY: Duration = Duration::from_millis(500);
-/// The shortest and the longest wait from one pass to the next: twice as long each time that nothing was new.
-const PAUSE_MILLIS: (i64, i64) = (20, 2000);
+/// How long a guest's start waits for the matchmaker.
+const BIRTH_LIMIT: Duration = Duration::from_secs(2);
+/// The shortest and the longest wait from one look to the next: twice as long each time that nothing was merged.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
+/// From this pause on there is time to count what is shared.
+const IDLE: Duration = Duration::from_millis(150);
+/// From one such count to the next.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 
-/// Starts the agent of `ram`, which serves whatever matchmaker is at `socket`, now or later, for as long as this process lives.
-pub fn start(ram: Ram, socket: PathBuf) -> io::Result<()> {
-    let slabbed = Slabbed::new(&ram)?;
-    let work = move || {
-        let pages = ram.bytes() / PAGE_BYTES;
-        let mut agent = Agent {
-            ram,
-            slabbed,
-            slabs: HashMap::new(),
-            seen: vec![0; pages as usize],
-            report: Report::default(),
-        };
-        loop {
-            // A matchmaker that is gone, or talks rubbish, is replaced or not; what is merged stays so.
-            if let Err(error) = agent.serve(&socket) {
-                tracing::debug!("merging: {error}");
-            }
-            thread::sleep(RETRY);
-        }
-    };
-    thread::Builder::new().name("merge".into()).spawn(work)?;
-    Ok(())
-}
-
-struct Agent {
+/// The agent of one VM.
+pub struct Agent {
     ram: Ram,
-    slabbed: Slabbed,
-    /// Those the matchmaker has spoken of.
-    slabs: HashMap<u32, Slab>,
-    /// For each page the hash it had when it was last looked at; 0 at first. The lowest bit says that it was offered.
-    seen: Vec<u64>,
-    report: Report,
+    pages: u64,
+    merger: Merger,
+    counters: Counters,
+    clock: CpuClock,
+    /// Orders to merge and to move that were carried out in this session.
+    ordered: u64,
+    /// What is shared may have changed since it was counted.
+    stale: bool,
+    discards: u64,
+    newborn: Option<Session>,
 }
 
 /// One connection to a matchmaker.
 struct Session {
     link: Link,
     key: u64,
+    settings: Option<Settings>,
 }
 
 impl Agent {
-    fn serve(&mut self, socket: &Path) -> io::Result<()> {
-        let mut link = Link::connect(socket)?;
-        link.send(&Message::Hello, None::<&OwnedFd>)?;
+    /// The agent of `ram`, which must be anonymous memory.
+    pub fn new(ram: &Ram) -> io::Result<Self> {
+        let pages = ram.bytes() / PAGE_BYTES;
+        Ok(Self {
+            ram: ram.clone(),
+            pages,
+            merger: Merger::new(Slabbed::new(ram)?, pages),
+            counters: Counters::default(),
+            clock: CpuClock::start(),
+            ordered: 0,
+            stale: true,
+            discards: 0,
+            newborn: None,
+        })
+    }
+
+    /// To be called when RAM holds what the guest starts from, and no vCPU runs: what other guests have of it is shared from
+    /// the first instant. Where there is no matchmaker, or a slow one, nothing is.
+    pub fn share_at_birth(&mut self, socket: &Path) {
+        let share = |agent: &mut Self| -> io::Result<Session> {
+            let link = Link::connect(socket)?;
+            link.set_time_limit(Some(BIRTH_LIMIT))?;
+            let mut session = agent.greet(link)?;
+            let all = vec![u64::MAX; self_words(agent.pages)];
+            agent.offer_all(&mut session, &all)?;
+            session.link.set_time_limit(None)?;
+            Ok(session)
+        };
+        match share(self) {
+            Ok(session) => self.newborn = Some(session),
+            Err(error) => tracing::debug!("merging: nothing is shared at birth: {error}"),
+        }
+    }
+
+    /// Starts the thread, which serves whatever matchmaker is at `socket`, now or later, for as long as this process lives; `log` says
+    /// what is written.
+    pub fn start(mut self, log: Box<dyn WriteLog>, socket: PathBuf) -> io::Result<()> {
+        let work = move || {
+            let mut watcher = Watcher::new(log, self.pages);
+            self.clock = CpuClock::start();
+            loop {
+                // A matchmaker that is gone, or talks rubbish, is replaced or not; what is merged stays so.
+                if let Err(error) = self.serve(&mut watcher, &socket) {
+                    tracing::debug!("merging: {error}");
+                }
+                let _ = watcher.stop();
+                thread::sleep(RETRY);
+            }
+        };
+        thread::Builder::new().name("merge".into()).spawn(work)?;
+        Ok(())
+    }
+
+    /// Says hello to a matchmaker, and gives it what is left of an earlier one.
+    fn greet(&mut self, mut link: Link) -> io::Result<Session> {
+        link.send(&Message::Hello(self.pages), NO_FILE)?;
         let (Message::Key(key), _) = link.receive()? else { return Err(io::ErrorKind::InvalidData.into()) };
-        let mut session = Session { link, key };
-        // Another matchmaker has another key, and knows nothing.
-        self.seen.fill(0);
-        self.slabs.clear();
-        let mut pause = PAUSE_MILLIS.0;
+        let mut session = Session { link, key, settings: None };
+        self.ordered = 0;
+        self.stale = true;
+        for slab in self.merger.start_over() {
+            let whole = slab.bytes(0, slab.pages()).unwrap_or_default();
+            let hashes = whole.chunks_exact(PAGE).map(|page| hash(key, page)).collect();
+            session.link.send(&Message::Have(hashes), Some(&slab))?;
+            loop {
+                match self.obey_next(&mut session)? {
+                    // What it does not take stays mapped, and is nobody else's.
+                    Message::Named(u32::MAX) => break,
+                    Message::Named(number) => {
+                        self.merger.learn(number, slab);
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.clock.lap(&mut self.counters.match_ns);
+        Ok(session)
+    }
+
+    fn serve(&mut self, watcher: &mut Watcher, socket: &Path) -> io::Result<()> {
+        let mut session = match self.newborn.take() {
+            Some(session) => session,
+            None => {
+                let link = Link::connect(socket)?;
+                self.greet(link)?
+            }
+        };
+        while session.settings.is_none() {
+            self.obey_next(&mut session)?;
+            self.report(&session)?;
+        }
+        watcher.start()?;
+        let (mut pause, mut counted) = (PAUSE.0, Instant::now());
         loop {
-            let before = self.report;
-            self.pass(&mut session)?;
-            self.report.passes += 1;
-            self.report.shared_now = self.slabbed.pages()?;
-            let cpu = clock_gettime(ClockId::ThreadCPUTime);
-            self.report.cpu_nanoseconds =
-                Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32).as_nanos() as u64;
-            session.link.send(&Message::Report(self.report), None::<&OwnedFd>)?;
-            let news = (self.report.merged, self.report.zeros) != (before.merged, before.zeros);
-            pause = if news { PAUSE_MILLIS.0 } else { (pause * 2).min(PAUSE_MILLIS.1) };
-            self.wait(&mut session, pause)?;
+            let before = self.counters;
+            let began = (Instant::now(), self.counters.cpu_seconds());
+            self.look(&mut session, watcher)?;
+            self.counters.passes += 1;
+            if self.ram.discards() != self.discards {
+                self.discards = self.ram.discards();
+                self.stale = true;
+            }
+            if self.stale && pause >= IDLE && counted.elapsed() >= COUNT_EVERY {
+                counted = Instant::now();
+                self.count(&session)?;
+            }
+            self.report(&session)?;
+            let did = |c: &Counters| (c.merged_pages - c.moved_pages, c.zero_pages);
+            pause = if did(&self.counters) != did(&before) { PAUSE.0 } else { (pause * 2).min(PAUSE.1) };
+            let rest = self.rest(&session, began);
+            self.wait(&mut session, pause.max(rest))?;
+        }
+    }
+
+    /// How long to do nothing for the time since `began` to be within the budget.
+    fn rest(&self, session: &Session, (began, cpu_seconds): (Instant, f64)) -> Duration {
+        match session.settings {
+            Some(Settings { cpu_permille: permille @ 1.., .. }) => {
+                let due = (self.counters.cpu_seconds() - cpu_seconds) * 1000.0 / permille as f64;
+                Duration::from_secs_f64(due.max(0.0)).saturating_sub(began.elapsed())
+            }
+            _ => Duration::ZERO,
         }
     }
 
     /// Does what the matchmaker says until a while is over.
-    fn wait(&mut self, session: &mut Session, millis: i64) -> io::Result<()> {
-        let mut timeout = Timespec { tv_sec: millis / 1000, tv_nsec: millis % 1000 * 1_000_000 };
+    fn wait(&mut self, session: &mut Session, pause: Duration) -> io::Result<()> {
+        let until = Instant::now() + pause;
         loop {
-            let ready = poll(&mut [PollFd::new(&session.link, PollFlags::IN)], Some(&timeout))?;
-            if ready == 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            if poll(&mut [PollFd::new(&session.link, PollFlags::IN)], Some(&timeout))? == 0 {
                 return Ok(());
             }
+            let before = self.counters.merged_pages;
             self.obey_next(session)?;
-            timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
-        }
-    }
-
-    /// Looks at all pages that are this guest's alone.
-    fn pass(&mut self, session: &mut Session) -> io::Result<()> {
-        let mut pagemap = Pagemap::open_self().map_err(io::Error::other)?;
-        let (mut entries, mut buffer) = (Vec::new(), vec![0; MAX_RUN_PAGES as usize * PAGE]);
-        let mut offer = Vec::new();
-        let mut first = 0;
-        for extent in self.ram.extents() {
-            let pages = extent.bytes / PAGE_BYTES;
-            let mut at = 0;
-            while at < pages {
-                let count = MAX_RUN_PAGES.min(pages - at);
-                pagemap
-                    .read(extent.hva + at * PAGE_BYTES, count as usize, &mut entries)
-                    .map_err(io::Error::other)?;
-                // Not a slab's, nor the kernel's one frame of zeros.
-                let alone = |e: &PagemapEntry| e.present() && !e.file_or_shared() && e.exclusive();
-                let mut begin = at;
-                for run in entries.chunk_by(|a, b| alone(a) == alone(b)) {
-                    if alone(&run[0]) {
-                        let bytes = &mut buffer[..run.len() * PAGE];
-                        let gpa = GuestAddress(extent.gpa + begin * PAGE_BYTES);
-                        self.ram.memory().read_slice(bytes, gpa).map_err(io::Error::other)?;
-                        self.look_at(session.key, first + begin, bytes, &mut offer);
-                    }
-                    begin += run.len() as u64;
-                }
-                at += count;
-                if offer.len() + MAX_RUN_PAGES as usize > OFFER_PAGES {
-                    self.exchange(session, std::mem::take(&mut offer))?;
-                }
+            self.clock.lap(&mut self.counters.match_ns);
+            if self.counters.merged_pages != before {
+                self.report(session)?;
             }
-            first += pages;
         }
-        self.exchange(session, offer)
     }
 
-    /// Hashes the pages in `bytes`, the first of which is number `page`.
-    fn look_at(&mut self, key: u64, page: u64, bytes: &[u8], offer: &mut Vec<(u64, PageHash)>) {
-        let mut zeros: Vec<(u64, u64)> = Vec::new();
-        for (page, bytes) in (page..).zip(bytes.chunks_exact(PAGE)) {
-            if bytes.iter().all(|byte| *byte == 0) {
-                match zeros.last_mut() {
-                    Some((start, count)) if *start + *count == page => *count += 1,
-                    _ => zeros.push((page, 1)),
-                }
+    /// Looks what is quiet, and offers that.
+    fn look(&mut self, session: &mut Session, watcher: &mut Watcher) -> io::Result<()> {
+        let look = watcher.look()?;
+        self.counters.candidate_pages += look.quiet;
+        self.counters.changed_pages += look.changed;
+        let broken = self.counters.broken_pages;
+        self.merger.written(watcher.written(), &mut self.counters);
+        self.stale |= self.counters.broken_pages != broken;
+        self.clock.lap(&mut self.counters.scan_ns);
+        if look.quiet > 0 {
+            self.offer_all(session, watcher.quiet())?;
+        }
+        self.merger.retry(&mut self.counters);
+        self.clock.lap(&mut self.counters.merge_ns);
+        let now = clock_gettime(ClockId::Monotonic);
+        self.counters.converged_at_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        Ok(())
+    }
+
+    /// Hashes and offers those pages of the set that are this guest's alone.
+    fn offer_all(&mut self, session: &mut Session, set: &[u64]) -> io::Result<()> {
+        let (mut private, mut buffer) = (Vec::new(), vec![0; PIECE_PAGES as usize * PAGE]);
+        let chunk_words = OFFER_PAGES / 64;
+        for (n, words) in (0u64..).zip(set.chunks(chunk_words)) {
+            if words.iter().all(|word| *word == 0) {
                 continue;
             }
-            self.report.hashed += 1;
-            let hash = hash(key, bytes);
-            let Some(seen) = self.seen.get_mut(page as usize) else { continue };
-            // New to us, or the same as the last time. One that keeps changing is not worth an offer.
-            if *seen == 0 || *seen == hash & !1 {
-                offer.push((page, hash));
-                *seen = hash | 1;
-            } else if *seen != hash | 1 {
-                *seen = (hash & !1).max(2);
+            let began = (Instant::now(), self.counters.cpu_seconds());
+            let first = n * OFFER_PAGES as u64;
+            let end = (first + words.len() as u64 * 64).min(self.pages);
+            self.merger.slabbed().private(first..end, &mut private)?;
+            self.clock.lap(&mut self.counters.scan_ns);
+            let (mut offer, mut zeros) = (Vec::new(), Vec::new());
+            for Private { page, pages, huge } in &private {
+                if *huge {
+                    self.merger.is_huge(*page, *pages);
+                }
+                for (page, pages) in runs_of(set, *page..*page + *pages, PIECE_PAGES) {
+                    let bytes = &mut buffer[..pages as usize * PAGE];
+                    let Some(gpa) = self.merger.slabbed().gpa(page) else { continue };
+                    self.ram.memory().read_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other)?;
+                    self.counters.hashed_pages += look_at(session.key, page, bytes, &mut offer, &mut zeros);
+                }
             }
+            zeros.into_iter().for_each(|work| self.merger.take(work, &mut self.counters));
+            self.clock.lap(&mut self.counters.hash_ns);
+            self.exchange(session, offer)?;
+            self.report(session)?;
+            thread::sleep(self.rest(session, began));
         }
-        for (page, count) in zeros {
-            match self.slabbed.drop_zeros(page, count) {
-                Ok(()) => self.report.zeros += count,
-                Err(refusal) => self.refused(&refusal),
-            }
-        }
+        Ok(())
     }
 
     /// Offers pages and does what comes of it.
     fn exchange(&mut self, session: &mut Session, offer: Vec<(u64, PageHash)>) -> io::Result<()> {
-        if offer.is_empty() {
-            return Ok(());
+        if !offer.is_empty() {
+            session.link.send(&Message::Offer(offer), NO_FILE)?;
+            while self.obey_next(session)? != Message::Done {}
+            self.clock.lap(&mut self.counters.match_ns);
         }
-        session.link.send(&Message::Offer(offer), None::<&OwnedFd>)?;
-        while self.obey_next(session)? != Message::Done {}
         Ok(())
     }
 
     fn obey_next(&mut self, session: &mut Session) -> io::Result<Message> {
         let (message, file) = session.link.receive()?;
+        self.clock.lap(&mut self.counters.match_ns);
         match (&message, file) {
-            (Message::Done, _) => {}
-            // A matchmaker that keeps the rules has started over by then.
-            (Message::Publish(..) | Message::Slab(..), _) if self.slabs.len() > 2 * MAX_OPEN_SLABS => {
+            (Message::Done | Message::Named(_), _) => {}
+            (Message::Go(settings), _) => {
+                session.settings = Some(*settings);
+                self.merger.settings = *settings;
+            }
+            // A matchmaker that keeps the rules has let go of some by then.
+            (Message::Publish(..) | Message::Slab(..) | Message::Compact(..), _)
+                if self.merger.slab_count() > 2 * MAX_OPEN_SLABS =>
+            {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             (Message::Publish(slab, pages), Some(file)) => {
-                let answer = match self.publish(session.key, pages, file.into()) {
-                    Ok((sealed, hashes)) => {
-                        self.slabs.insert(*slab, sealed);
-                        Message::Published(*slab, hashes)
-                    }
-                    Err(error) => {
-                        tracing::debug!("merging: {error}");
-                        Message::Unpublished(*slab)
-                    }
-                };
-                session.link.send(&answer, None::<&OwnedFd>)?;
+                let published = self.publish(session.key, pages, file.into());
+                self.answer(session, *slab, published)?;
+            }
+            (Message::Compact(slab, pages), Some(file)) => {
+                let published = self.compact(session.key, pages, file.into());
+                self.answer(session, *slab, published)?;
             }
             (Message::Slab(slab, pages), Some(file)) => {
                 // One that is not what it should be is as good as none.
                 if let Ok(sealed) = Slab::receive(file.into(), *pages) {
-                    self.slabs.insert(*slab, sealed);
+                    self.merger.learn(*slab, sealed);
                 }
             }
-            (Message::Merge(runs), _) => runs.iter().for_each(|run| self.merge(*run)),
+            (Message::Drop(slab), _) => self.merger.forget(*slab),
+            (Message::Merge(runs), _) => {
+                self.merger.merge_all(runs.clone(), &mut self.counters);
+                self.reordered();
+            }
+            (Message::Move(slab, pages), _) => {
+                self.merger.put_together(*slab, pages, &mut self.counters)?;
+                self.reordered();
+            }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
         Ok(message)
     }
 
-    /// Copies pages into a draft and seals it. Returns the hashes of what was copied.
-    fn publish(&self, key: u64, pages: &[u64], draft: OwnedFd) -> anyhow::Result<(Slab, Vec<PageHash>)> {
+    fn reordered(&mut self) {
+        self.ordered += 1;
+        self.stale = true;
+        self.clock.lap(&mut self.counters.merge_ns);
+    }
+
+    fn answer(
+        &mut self,
+        session: &Session,
+        slab: u32,
+        published: anyhow::Result<(Slab, Vec<PageHash>)>,
+    ) -> io::Result<()> {
+        let answer = match published {
+            Ok((sealed, hashes)) => {
+                self.merger.learn(slab, sealed);
+                Message::Published(slab, hashes)
+            }
+            Err(error) => {
+                tracing::debug!("merging: {error}");
+                Message::Unpublished(slab)
+            }
+        };
+        self.clock.lap(&mut self.counters.publish_ns);
+        session.link.send(&answer, NO_FILE)
+    }
+
+    /// Copies pages of the guest into a draft and seals it. Returns the hashes of what was copied.
+    fn publish(&mut self, key: u64, pages: &[u64], draft: OwnedFd) -> anyhow::Result<(Slab, Vec<PageHash>)> {
         let draft = Draft::receive(draft, pages.len() as u64)?;
-        let (mut hashes, mut page_bytes) = (Vec::with_capacity(pages.len()), vec![0; PAGE]);
-        for (n, page) in (0..).zip(pages) {
-            let gpa = self.slabbed.gpa(*page).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-            self.ram.memory().read_slice(&mut page_bytes, GuestAddress(gpa))?;
-            hashes.push(hash(key, &page_bytes));
-            draft.write(n, &page_bytes)?;
+        let (mut hashes, mut buffer) =
+            (Vec::with_capacity(pages.len()), vec![0; PIECE_PAGES as usize * PAGE]);
+        let mut at = 0;
+        for run in pages.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
+            for piece in run.chunks(PIECE_PAGES as usize) {
+                let bytes = &mut buffer[..piece.len() * PAGE];
+                for (page, bytes) in piece.iter().zip(bytes.chunks_exact_mut(PAGE)) {
+                    let gpa = self.merger.slabbed().gpa(*page);
+                    let gpa = gpa.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+                    self.ram.memory().read_slice(bytes, GuestAddress(gpa))?;
+                    hashes.push(hash(key, bytes));
+                }
+                draft.write(at, bytes)?;
+                at += piece.len() as u64;
+            }
         }
+        self.counters.published_pages += at;
         Ok((draft.seal()?, hashes))
     }
 
-    fn merge(&mut self, run: Run) {
-        let mut done = 0;
-        while done < run.pages {
-            let pages = (run.pages - done).min(MAX_RUN_PAGES as u32);
-            self.merge_some(Run {
-                page: run.page + u64::from(done),
-                pages,
-                slab_page: run.slab_page + done,
-                ..run
-            });
-            done += pages;
+    /// Copies pages of slabs into a draft and seals it.
+    fn compact(
+        &mut self,
+        key: u64,
+        pages: &[SlabPage],
+        draft: OwnedFd,
+    ) -> anyhow::Result<(Slab, Vec<PageHash>)> {
+        let draft = Draft::receive(draft, pages.len() as u64)?;
+        let mut hashes = Vec::with_capacity(pages.len());
+        for (n, place) in (0..).zip(pages) {
+            let slab = self.merger.slab(place.slab);
+            let bytes = slab.and_then(|slab| slab.bytes(place.page.into(), 1));
+            let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+            hashes.push(hash(key, bytes));
+            draft.write(n, bytes)?;
         }
+        self.counters.published_pages += pages.len() as u64;
+        Ok((draft.seal()?, hashes))
     }
 
-    /// Merges a run of at most [`MAX_RUN_PAGES`]; the halves of it, if a page in it has changed.
-    fn merge_some(&mut self, run: Run) {
-        let Some(slab) = self.slabs.get(&run.slab) else { return self.refused(&Refusal::Run) };
-        match self.slabbed.merge((run.page, run.pages.into()), (slab, run.slab_page.into())) {
-            Ok(()) => self.report.merged += u64::from(run.pages),
-            Err(Refusal::Differs) if run.pages > 1 => {
-                let half = run.pages / 2;
-                self.merge_some(Run { pages: half, ..run });
-                self.merge_some(Run {
-                    page: run.page + u64::from(half),
-                    pages: run.pages - half,
-                    slab_page: run.slab_page + half,
-                    ..run
-                });
-            }
-            Err(refusal) => self.refused(&refusal),
+    /// Counts what is shared, and tells the host which pages of slabs are in use.
+    fn count(&mut self, session: &Session) -> io::Result<()> {
+        self.stale = false;
+        for (slab, live) in self.merger.count(&mut self.counters)? {
+            session.link.send(&Message::Live(slab, Box::new(live)), NO_FILE)?;
         }
+        session.link.send(&Message::LiveEnd(self.ordered), NO_FILE)?;
+        self.clock.lap(&mut self.counters.live_ns);
+        Ok(())
     }
 
-    fn refused(&mut self, refusal: &Refusal) {
-        match refusal {
-            Refusal::Differs => self.report.differed += 1,
-            _ => {
-                self.report.refused += 1;
-                tracing::debug!("merging: {refusal}");
-            }
-        }
+    fn report(&mut self, session: &Session) -> io::Result<()> {
+        session.link.send(&Message::Report(Box::new(self.counters)), NO_FILE)?;
+        self.clock.lap(&mut self.counters.match_ns);
+        Ok(())
     }
 }
 
+const NO_FILE: Option<&OwnedFd> = None;
+
+fn self_words(pages: u64) -> usize {
+    pages.div_ceil(64) as usize
+}
+
+/// The pages of `range` that are in `set`, in runs of at most `most` pages.
+fn runs_of(set: &[u64], range: std::ops::Range<u64>, most: u64) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for page in range.filter(|page| bits::has(set, *page)) {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == page && *count < most => *count += 1,
+            _ => runs.push((page, 1)),
+        }
+    }
+    runs
+}
+
+/// Sorts the pages in `bytes`, the first of which is number `page`, into those to offer and those that are zeros. Returns how many it has
+/// hashed.
+fn look_at(
+    key: u64,
+    page: u64,
+    bytes: &[u8],
+    offer: &mut Vec<(u64, PageHash)>,
+    zeros: &mut Vec<Work>,
+) -> u64 {
+    let hashed = offer.len();
+    for (page, bytes) in (page..).zip(bytes.chunks_exact(PAGE)) {
+        if *bytes != [0; PAGE] {
+            offer.push((page, hash(key, bytes)));
+            continue;
+        }
+        match zeros.last_mut() {
+            Some(Work::Zeros(first, count)) if *first + *count == page => *count += 1,
+            _ => zeros.push(Work::Zeros(page, 1)),
+        }
+    }
+    (offer.len() - hashed) as u64
+}
+
 fn hash(key: u64, page: &[u8]) -> PageHash {
-    xxh3_64_with_seed(page, key)
+    XxHash3_64::oneshot_with_seed(key, page)
+}
+
+/// This thread's processor time, from one lap to the next.
+struct CpuClock(u64);
+
+impl CpuClock {
+    fn start() -> Self {
+        let mut clock = Self(0);
+        clock.lap(&mut 0);
+        clock
+    }
+
+    /// Adds what was used since the last lap to `stage`.
+    fn lap(&mut self, stage: &mut u64) {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        *stage += now.saturating_sub(self.0);
+        self.0 = now;
+    }
 }
 
 #[cfg(test)]

@@ -1,62 +1,128 @@
-//! The engine in the host: one thread that serves the agents of a fleet. It maps no guest memory and reads none.
+//! The engine in the host: starts the hub and tells it what is wanted, and says how far the agents have come.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, PipeReader, PipeWriter};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{SocketAddrUnix, SocketFlags};
+use rustix::net::SocketAddrUnix;
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
-use super::matchmaker::{GuestId, Matchmaker, Orders};
-use super::wire::{self, Link, MAX_OPEN_SLABS, MERGE_RUNS, Message, Report};
+use super::counters::Counters;
+use super::hub::{Board, Hub, Member, board};
+use super::matchmaker::PageHash;
+use super::wire::{self, Settings};
 use crate::measure::Space;
-use crate::memory::slab::{Draft, Slab};
-use crate::memory::userfault;
+use crate::memory::{PAGE_BYTES, userfault};
 use crate::merge::{Engine, EngineError, Progress};
 
-/// Agents at a time; more are hung up on.
-const MAX_AGENTS: usize = 1024;
-/// Entries of the index for each page of the guests. Pages that change leave entries of what they held.
-const INDEX_PER_PAGE: u64 = 2;
-/// Entries that there may be in any case.
-const MIN_INDEX: u64 = 1 << 16;
-/// Packets that wait for one agent. One that takes none of so many is hung up on.
-const MAX_WAITING: usize = 1 << 16;
-/// Packets of one agent that are dealt with before the next one's turn.
-const TURN: usize = 16;
+/// How pages are merged by slabs: the keys of `merge` in a fleet file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tuning {
+    /// Processor time that all agents together may take, in percent of one processor; None: as much as they need.
+    pub cpu_percent: Option<u16>,
+    /// Pages of the shortest run that is merged: each may cost two mappings.
+    pub min_run_pages: u16,
+    /// How much of a huge page must be saved for it to be broken up, in percent.
+    pub huge_page_percent: u8,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        // One page saved is worth the 700 bytes that two mappings cost; 26 pages of a huge page are worth its fewer TLB misses.
+        Self { cpu_percent: None, min_run_pages: 1, huge_page_percent: 5 }
+    }
+}
+
+/// What is known of merging by slabs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// All guests together.
+    pub host: Counters,
+    /// Seconds since everything that was quiet had last been dealt with in all guests; None: not yet.
+    pub seconds_since_convergence: Option<f64>,
+    /// Processor time of the matchmaker.
+    pub matchmaker_cpu_seconds: f64,
+    /// Domain by domain.
+    pub domains: BTreeMap<String, DomainStatistics>,
+    /// Guest by guest.
+    pub guests: BTreeMap<String, Counters>,
+}
+
+/// One trust domain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DomainStatistics {
+    /// Its guests together.
+    pub counters: Counters,
+    /// Its slabs.
+    pub slabs: u64,
+    /// Bytes of them that some guest uses.
+    pub slab_live_bytes: u64,
+    /// Bytes of them that no guest uses.
+    pub slab_dead_bytes: u64,
+}
 
 /// Merges by slabs.
 pub struct SlabEngine {
     socket: PathBuf,
+    settings: Settings,
+    hash_mask: PageHash,
     running: Option<Running>,
-    reports: Arc<Mutex<Reports>>,
+    board: Arc<Mutex<Board>>,
 }
 
 struct Running {
     thread: JoinHandle<()>,
-    /// Closed, it ends the thread.
-    end: PipeWriter,
-}
-
-/// What is known of all agents.
-#[derive(Default)]
-struct Reports {
-    /// Of those that are there.
-    agents: HashMap<GuestId, Report>,
-    /// Processor time of the engine's own thread.
-    cpu_seconds: f64,
+    /// Written to when the board has changed; closed, it ends the thread.
+    poke: PipeWriter,
 }
 
 impl SlabEngine {
-    /// Will listen for agents at `socket`.
+    /// Will listen for agents at `socket`. Whoever can reach it takes part, all in one domain, until [`Engine::admit`] says who may.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, running: None, reports: Arc::default() }
+        let running = None;
+        let mut engine = Self {
+            socket,
+            settings: Settings { cpu_permille: 0, min_run_pages: 0, huge_page_percent: 0 },
+            hash_mask: PageHash::MAX,
+            running,
+            board: Arc::default(),
+        };
+        engine.tune(&Tuning::default());
+        engine
+    }
+
+    /// Only those who are admitted take part.
+    pub fn for_members(socket: PathBuf, tuning: &Tuning) -> Self {
+        let mut engine = Self::new(socket);
+        engine.tune(tuning);
+        board(&engine.board).members = Some(HashMap::new());
+        engine
+    }
+
+    /// Cuts every hash down to the bits of `mask`, so that different pages collide: for tests of what happens then.
+    #[doc(hidden)]
+    pub fn with_hash_mask(mut self, mask: PageHash) -> Self {
+        self.hash_mask = mask;
+        self
+    }
+
+    fn tune(&mut self, tuning: &Tuning) {
+        self.settings = Settings {
+            cpu_permille: tuning.cpu_percent.map_or(0, |percent| u64::from(percent.max(1)) * 10),
+            min_run_pages: tuning.min_run_pages.into(),
+            huge_page_percent: tuning.huge_page_percent.into(),
+        };
+    }
+
+    fn poke(&mut self) {
+        if let Some(running) = &mut self.running {
+            let _ = running.poke.write(&[0]);
+        }
     }
 }
 
@@ -65,36 +131,82 @@ impl Engine for SlabEngine {
         "slab"
     }
 
-    fn start(&mut self, guests: &[Space]) -> Result<(), EngineError> {
+    fn open(&mut self) -> Result<(), EngineError> {
+        if self.running.is_some() {
+            return Ok(());
+        }
         // The VMs are of the same user, and need it.
         userfault::probe().map_err(EngineError::NoUserfaultfd)?;
         let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
         let _ = std::fs::remove_file(&self.socket);
         let listener = listen(&self.socket).map_err(failed)?;
-        let (ended, end) = io::pipe().map_err(failed)?;
-        let hub = Hub::new(listener, ended, self.reports.clone(), guests);
+        let (poked, poke) = io::pipe().map_err(failed)?;
+        let mut hub = Hub::new(listener, poked, self.board.clone());
+        hub.hash_mask = self.hash_mask;
         let thread =
             std::thread::Builder::new().name("merge".into()).spawn(move || hub.run()).map_err(failed)?;
-        self.running = Some(Running { thread, end });
+        self.running = Some(Running { thread, poke });
+        Ok(())
+    }
+
+    fn admit(&mut self, guest: &str, pid: u32, domain: &str, memory_bytes: u64) {
+        let member = Member { name: guest.into(), domain: domain.into(), pages: memory_bytes / PAGE_BYTES };
+        board(&self.board).members.get_or_insert_default().insert(pid, member);
+        self.poke();
+    }
+
+    fn start(&mut self, _: &[Space]) -> Result<(), EngineError> {
+        self.open()?;
+        board(&self.board).settings = Some(self.settings);
+        self.poke();
         Ok(())
     }
 
     fn progress(&mut self) -> Result<Progress, EngineError> {
-        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let agents = || reports.agents.values();
-        let cpu = agents().map(|r| r.cpu_nanoseconds as f64 / 1e9).sum::<f64>() + reports.cpu_seconds;
+        let board = board(&self.board);
+        let agents = || board.seats.values().map(|seat| &seat.counters);
         Ok(Progress {
-            merged_pages: agents().map(|r| r.shared_now + r.zeros).sum(),
-            cpu_seconds: Some(cpu),
-            full_passes: agents().map(|r| r.passes).min().unwrap_or(0),
+            merged_pages: agents().map(|c| c.shared_now + c.zero_pages).sum(),
+            cpu_seconds: Some(agents().map(Counters::cpu_seconds).sum::<f64>() + board.cpu_seconds),
+            full_passes: agents().map(|c| c.passes).min().unwrap_or(0),
         })
     }
 
+    fn statistics(&self) -> Option<Statistics> {
+        let board = board(&self.board);
+        let mut all = Statistics { matchmaker_cpu_seconds: board.cpu_seconds, ..Statistics::default() };
+        let start = Counters { converged_at_ns: u64::MAX, ..Counters::default() };
+        all.host = start;
+        for seat in board.seats.values() {
+            all.host.add(&seat.counters);
+            all.guests.insert(seat.name.clone(), seat.counters);
+            let domain = all.domains.entry(seat.domain.clone());
+            let empty = || DomainStatistics { counters: start, ..DomainStatistics::default() };
+            domain.or_insert_with(empty).counters.add(&seat.counters);
+        }
+        for (name, live, dead, slabs) in &board.domains {
+            if let Some(domain) = all.domains.get_mut(name) {
+                domain.slabs = *slabs as u64;
+                (domain.slab_live_bytes, domain.slab_dead_bytes) = (live * PAGE_BYTES, dead * PAGE_BYTES);
+            }
+        }
+        let at = all.host.converged_at_ns;
+        if (1..u64::MAX).contains(&at) {
+            let now = clock_gettime(ClockId::Monotonic);
+            let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+            all.seconds_since_convergence = Some(now.saturating_sub(at) as f64 / 1e9);
+        }
+        Some(all)
+    }
+
     fn stop(&mut self) {
-        if let Some(Running { thread, end }) = self.running.take() {
-            drop(end);
+        if let Some(Running { thread, poke }) = self.running.take() {
+            drop(poke);
             let _ = thread.join();
             let _ = std::fs::remove_file(&self.socket);
+            let mut board = board(&self.board);
+            board.settings = None;
+            board.seats.clear();
         }
     }
 }
@@ -105,233 +217,11 @@ impl Drop for SlabEngine {
     }
 }
 
-fn listen(path: &std::path::Path) -> io::Result<OwnedFd> {
+fn listen(path: &Path) -> io::Result<OwnedFd> {
     let listener = wire::socket()?;
     rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&listener, 128)?;
     Ok(listener)
-}
-
-/// A packet that is on its way to an agent.
-type Packet = (Message, Option<Arc<File>>);
-
-struct Peer {
-    link: Link,
-    /// Not before it has said hello.
-    guest: Option<GuestId>,
-    waiting: VecDeque<Packet>,
-    /// Slabs it has been told of.
-    knows: HashSet<u32>,
-}
-
-struct Hub {
-    listener: OwnedFd,
-    ended: PipeReader,
-    key: u64,
-    peers: Vec<Peer>,
-    matchmaker: Matchmaker,
-    /// Those that are being filled, and those that are sealed with how many pages they have.
-    drafts: HashMap<u32, Arc<File>>,
-    slabs: HashMap<u32, (Arc<File>, u64)>,
-    guests: u16,
-    /// Entries of the index that are too many.
-    index_limit: usize,
-    reports: Arc<Mutex<Reports>>,
-}
-
-impl Hub {
-    fn new(listener: OwnedFd, ended: PipeReader, reports: Arc<Mutex<Reports>>, guests: &[Space]) -> Self {
-        Self {
-            listener,
-            ended,
-            // Random for each start, from the kernel.
-            key: RandomState::new().build_hasher().finish(),
-            peers: Vec::new(),
-            matchmaker: Matchmaker::default(),
-            drafts: HashMap::new(),
-            slabs: HashMap::new(),
-            guests: 0,
-            index_limit: (guests.iter().map(Space::pages).sum::<u64>() * INDEX_PER_PAGE).max(MIN_INDEX)
-                as usize,
-            reports,
-        }
-    }
-
-    fn run(mut self) {
-        loop {
-            let mut ready =
-                vec![PollFd::new(&self.ended, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-            ready.extend(self.peers.iter().map(|peer| {
-                let out = if peer.waiting.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-                PollFd::new(&peer.link, PollFlags::IN | out)
-            }));
-            if poll(&mut ready, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
-                return;
-            }
-            let ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
-            if ready[0] {
-                return;
-            }
-            let mut gone = Vec::new();
-            for at in (0..self.peers.len()).filter(|at| ready[at + 2]) {
-                if self.serve(at).and_then(|()| self.flush(at)).is_err() {
-                    gone.push(at);
-                }
-            }
-            for at in gone.into_iter().rev() {
-                self.hang_up(at);
-            }
-            if self.matchmaker.len() > self.index_limit
-                || self.slabs.len() + self.drafts.len() > MAX_OPEN_SLABS
-            {
-                self.start_over();
-            }
-            if ready[1] {
-                self.accept();
-            }
-            let cpu = clock_gettime(ClockId::ThreadCPUTime);
-            self.reports().cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
-        }
-    }
-
-    fn reports(&self) -> std::sync::MutexGuard<'_, Reports> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn accept(&mut self) {
-        let Ok(socket) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) else { return };
-        let link = Link::new(socket);
-        if self.peers.len() < MAX_AGENTS && self.guests < u16::MAX && link.set_nonblocking(true).is_ok() {
-            self.peers.push(Peer { link, guest: None, waiting: VecDeque::new(), knows: HashSet::new() });
-        }
-    }
-
-    /// Deals with what one agent has sent.
-    fn serve(&mut self, at: usize) -> io::Result<()> {
-        for _ in 0..TURN {
-            let message = match self.peers[at].link.receive() {
-                Ok((message, _)) => message,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            match (message, self.peers[at].guest) {
-                (Message::Hello, None) => {
-                    self.peers[at].guest = Some(GuestId(self.guests));
-                    self.guests += 1;
-                    self.tell(at, Message::Key(self.key), None);
-                }
-                (Message::Offer(pages), Some(guest)) => {
-                    let orders = self.matchmaker.offer(guest, pages);
-                    self.order(guest, orders);
-                    self.tell(at, Message::Done, None);
-                }
-                (Message::Published(slab, hashes), Some(guest)) => self.published(guest, slab, &hashes)?,
-                (Message::Unpublished(slab), Some(guest)) => {
-                    let all = self.matchmaker.unpublished(guest, slab);
-                    self.drafts.remove(&slab);
-                    self.order_all(all);
-                }
-                (Message::Report(report), Some(guest)) => _ = self.reports().agents.insert(guest, report),
-                _ => return Err(io::ErrorKind::InvalidData.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn published(&mut self, guest: GuestId, slab: u32, hashes: &[u64]) -> io::Result<()> {
-        let draft = self.drafts.remove(&slab).ok_or(io::ErrorKind::InvalidData)?;
-        // What it says of a slab that is not sealed is worth nothing.
-        let sealed = Slab::receive(draft.try_clone()?.into(), hashes.len() as u64);
-        let all = match sealed {
-            Ok(_) => {
-                let all = self.matchmaker.published(guest, slab, hashes).ok_or(io::ErrorKind::InvalidData)?;
-                self.slabs.insert(slab, (draft, hashes.len() as u64));
-                all
-            }
-            Err(_) => self.matchmaker.unpublished(guest, slab),
-        };
-        // It has made it, and has it.
-        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.guest == Some(guest)) {
-            peer.knows.insert(slab);
-        }
-        self.order_all(all);
-        Ok(())
-    }
-
-    fn order_all(&mut self, all: HashMap<GuestId, Orders>) {
-        for (guest, orders) in all {
-            self.order(guest, orders);
-        }
-    }
-
-    /// Puts orders on their way.
-    fn order(&mut self, guest: GuestId, orders: Orders) {
-        let Some(at) = self.peers.iter().position(|peer| peer.guest == Some(guest)) else { return };
-        for publish in orders.publish {
-            match Draft::new(publish.pages.len() as u64) {
-                Ok(draft) => {
-                    let file = Arc::new(draft.into_file());
-                    self.drafts.insert(publish.slab, file.clone());
-                    self.tell(at, Message::Publish(publish.slab, publish.pages), Some(file));
-                }
-                Err(error) => {
-                    tracing::warn!("merging: {error}");
-                    self.matchmaker.abandon(publish.slab);
-                }
-            }
-        }
-        for run in &orders.merge {
-            if let Some((file, pages)) = self.slabs.get(&run.slab)
-                && self.peers[at].knows.insert(run.slab)
-            {
-                let packet = (Message::Slab(run.slab, *pages), Some(file.clone()));
-                self.peers[at].waiting.push_back(packet);
-            }
-        }
-        for runs in orders.merge.chunks(MERGE_RUNS) {
-            self.tell(at, Message::Merge(runs.to_vec()), None);
-        }
-    }
-
-    fn tell(&mut self, at: usize, message: Message, file: Option<Arc<File>>) {
-        self.peers[at].waiting.push_back((message, file));
-    }
-
-    /// Sends what an agent takes.
-    fn flush(&mut self, at: usize) -> io::Result<()> {
-        let Peer { link, waiting, .. } = &mut self.peers[at];
-        while let Some((message, file)) = waiting.front() {
-            match link.send(message, file.as_deref()) {
-                Ok(()) => _ = waiting.pop_front(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        if waiting.len() > MAX_WAITING { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
-    }
-
-    /// Forgets everything, and has the agents come again and offer what they have. What is merged stays so, and slabs that nobody
-    /// maps go.
-    fn start_over(&mut self) {
-        tracing::debug!(
-            "merging: starts over, with {} pages known, {} slabs",
-            self.matchmaker.len(),
-            self.slabs.len()
-        );
-        self.peers.clear();
-        self.reports().agents.clear();
-        self.matchmaker = Matchmaker::default();
-        self.drafts.clear();
-        self.slabs.clear();
-    }
-
-    fn hang_up(&mut self, at: usize) {
-        if let Some(guest) = self.peers.remove(at).guest {
-            self.reports().agents.remove(&guest);
-            let all = self.matchmaker.gone(guest);
-            self.order_all(all);
-        }
-    }
 }
 
 #[cfg(test)]

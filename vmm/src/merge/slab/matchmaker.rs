@@ -3,8 +3,9 @@
 //! It knows hashes and places and never sees a page. Whatever it says, right or wrong, the agent in the guest's process
 //! compares every byte before it merges, so that a collision or a lie costs a merge and no more.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::HashMap;
+
+use super::index::{Index, Place};
 
 /// Pages published at a time: long enough for long runs, short enough that nobody waits long for the first.
 pub const DRAFT_PAGES: usize = 2048;
@@ -62,46 +63,6 @@ pub struct Orders {
     pub merge: Vec<Run>,
 }
 
-/// Where the page of a hash is. In 8 bytes, for there is one for each page that was ever offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// One guest has it, and nobody else has offered it.
-    Owner(GuestPage),
-    /// It is page number `.1` of a slab that is still to come.
-    Drafted(u32, u16),
-    /// It is in a slab.
-    Slab(u32, u32),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Packed(u64);
-
-const _: () = assert!(size_of::<(PageHash, Packed)>() == 16 && DRAFT_PAGES <= 1 << 16);
-
-impl Place {
-    fn pack(self) -> Packed {
-        Packed(match self {
-            Self::Owner(GuestPage { guest, page }) => u64::from(guest.0) << 34 | page,
-            Self::Drafted(slab, page) => 1 << 62 | u64::from(slab) << 31 | u64::from(page),
-            Self::Slab(slab, page) => 2 << 62 | u64::from(slab) << 31 | u64::from(page),
-        })
-    }
-}
-
-impl Packed {
-    fn unpack(self) -> Place {
-        let (slab, page) = ((self.0 >> 31 & 0x7fff_ffff) as u32, (self.0 & 0x7fff_ffff) as u32);
-        match self.0 >> 62 {
-            0 => Place::Owner(GuestPage {
-                guest: GuestId((self.0 >> 34) as u16),
-                page: self.0 & (MAX_PAGES - 1),
-            }),
-            1 => Place::Drafted(slab, page as u16),
-            _ => Place::Slab(slab, page),
-        }
-    }
-}
-
 /// A slab that somebody was told to publish.
 #[derive(Debug)]
 struct Draft {
@@ -112,74 +73,88 @@ struct Draft {
     waiting: Vec<(GuestPage, u16)>,
 }
 
-/// The hashes are keyed and as good as random already.
-#[derive(Default)]
-struct AsItIs(u64);
+/// A slab that somebody was told to fill with pages of others.
+#[derive(Debug)]
+struct Compaction {
+    publisher: GuestId,
+    /// What is to be in it: pages of slabs.
+    pages: Vec<SlabPage>,
+}
 
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    /// Nobody calls this: hashes are u64.
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
+/// A page of a slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlabPage {
+    /// Which slab.
+    pub slab: u32,
+    /// Which page of it.
+    pub page: u32,
 }
 
 /// The index of one trust domain.
 ///
-/// *Memory:* 17 bytes a bucket of a hash table that is between 7/16 and 7/8 full: 20 to 39 bytes for each different page.
+/// *Memory:* 20 to 39 bytes for each different page ([`Index`]), 8 for each page of a guest and 8 for each page of a slab.
 #[derive(Default)]
 pub struct Matchmaker {
-    places: HashMap<PageHash, Packed, BuildHasherDefault<AsItIs>>,
+    index: Index,
+    /// For each page of a guest the hash under which the index says that it is the owner; 0: it is not.
+    owned: HashMap<GuestId, Vec<PageHash>>,
     drafts: HashMap<u32, Draft>,
-    gone: HashSet<GuestId>,
-    slabs: u32,
+    compactions: HashMap<u32, Compaction>,
+    /// The hashes of the pages of each slab.
+    slabs: HashMap<u32, Vec<PageHash>>,
+    /// The number of the next one.
+    next: u32,
 }
 
 impl Matchmaker {
     /// How many different pages it knows of.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.index.len()
     }
 
     /// Whether it knows of none.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.len() == 0
+    }
+
+    /// There is a guest of this number from now on, with so many pages. Nobody else may have the number.
+    pub fn join(&mut self, guest: GuestId, pages: u64) {
+        self.owned.insert(guest, vec![0; pages.min(MAX_PAGES) as usize]);
     }
 
     /// `guest` has these pages now, with these hashes. Says what its agent is to do. A page that cannot be is passed over.
     pub fn offer(&mut self, guest: GuestId, pages: impl IntoIterator<Item = (u64, PageHash)>) -> Orders {
         let mut orders = Orders::default();
         let mut draft = None;
-        for (page, hash) in pages.into_iter().filter(|(page, _)| *page < MAX_PAGES) {
+        let has = self.owned.get(&guest).map_or(0, |owned| owned.len() as u64);
+        for (page, hash) in pages.into_iter().filter(|(page, _)| *page < has) {
             let here = GuestPage { guest, page };
-            let place = self.places.get(&hash).map(|packed| packed.unpack());
-            match place
-                .filter(|place| !matches!(place, Place::Owner(owner) if self.gone.contains(&owner.guest)))
-            {
-                None => _ = self.places.insert(hash, Place::Owner(here).pack()),
+            match self.index.get(hash) {
                 Some(Place::Owner(owner)) if owner == here => {}
-                Some(Place::Owner(owner)) => {
-                    let Some(slab) = self.draft(guest, &mut draft, &mut orders) else { continue };
-                    let Some(drafted) = self.drafts.get_mut(&slab) else { continue };
-                    let number = drafted.pages.len() as u16;
-                    drafted.pages.push((page, hash));
-                    drafted.waiting.push((owner, number));
-                    self.places.insert(hash, Place::Drafted(slab, number).pack());
+                None => {
+                    self.disown(here);
+                    self.own(here, hash);
                 }
-                Some(Place::Drafted(slab, number)) => {
-                    if let Some(drafted) = self.drafts.get_mut(&slab) {
-                        drafted.waiting.push((here, number));
+                Some(place) => {
+                    self.disown(here);
+                    match place {
+                        Place::Owner(owner) => {
+                            let Some(slab) = self.draft(guest, &mut draft, &mut orders) else { continue };
+                            let Some(drafted) = self.drafts.get_mut(&slab) else { continue };
+                            let number = drafted.pages.len() as u16;
+                            drafted.pages.push((page, hash));
+                            drafted.waiting.push((owner, number));
+                            self.index.put(hash, Place::Drafted(slab, number));
+                        }
+                        Place::Drafted(slab, number) => {
+                            if let Some(drafted) = self.drafts.get_mut(&slab) {
+                                drafted.waiting.push((here, number));
+                            }
+                        }
+                        Place::Slab(slab, slab_page) => {
+                            orders.merge.push(Run { page, pages: 1, slab, slab_page });
+                        }
                     }
-                }
-                Some(Place::Slab(slab, slab_page)) => {
-                    orders.merge.push(Run { page, pages: 1, slab, slab_page });
                 }
             }
         }
@@ -188,19 +163,42 @@ impl Matchmaker {
         orders
     }
 
+    /// The index says from now on that this page has this hash.
+    fn own(&mut self, page: GuestPage, hash: PageHash) {
+        if let Some(owned) = self.owned.get_mut(&page.guest).and_then(|o| o.get_mut(page.page as usize)) {
+            *owned = hash;
+            self.index.put(hash, Place::Owner(page));
+        }
+    }
+
+    /// The page has changed: what the index said of it is true no more.
+    fn disown(&mut self, page: GuestPage) {
+        let owned = self.owned.get_mut(&page.guest).and_then(|owned| owned.get_mut(page.page as usize));
+        let Some(hash) = owned.map(std::mem::take).filter(|hash| *hash != 0) else { return };
+        if self.index.get(hash) == Some(Place::Owner(page)) {
+            self.index.remove(hash);
+        }
+    }
+
     /// The draft that takes one more page of `guest`: the one at hand, or a new one. None if there can be no more slabs.
     fn draft(&mut self, guest: GuestId, at_hand: &mut Option<u32>, orders: &mut Orders) -> Option<u32> {
         let full = |slab: &u32| self.drafts.get(slab).is_none_or(|draft| draft.pages.len() >= DRAFT_PAGES);
         if let Some(full) = at_hand.take_if(|slab| full(slab)) {
             self.order(Some(full), orders);
         }
-        if at_hand.is_none() && self.slabs < MAX_SLABS {
-            let draft = Draft { publisher: guest, pages: Vec::new(), waiting: Vec::new() };
-            self.drafts.insert(self.slabs, draft);
-            *at_hand = Some(self.slabs);
-            self.slabs += 1;
+        if at_hand.is_none() {
+            let slab = self.number()?;
+            self.drafts.insert(slab, Draft { publisher: guest, pages: Vec::new(), waiting: Vec::new() });
+            *at_hand = Some(slab);
         }
         *at_hand
+    }
+
+    fn number(&mut self) -> Option<u32> {
+        (self.next < MAX_SLABS).then(|| {
+            self.next += 1;
+            self.next - 1
+        })
     }
 
     fn order(&self, slab: Option<u32>, orders: &mut Orders) {
@@ -227,10 +225,10 @@ impl Matchmaker {
         for (number, ((page, asked), hash)) in (0u16..).zip(pages.iter().zip(hashes)) {
             // A page that has changed meanwhile is of no use to those who waited.
             if asked == hash {
-                self.places.insert(*hash, Place::Slab(slab, number.into()).pack());
+                self.index.put(*hash, Place::Slab(slab, number.into()));
                 found.entry(guest).or_default().push(run(*page, number));
             } else {
-                self.places.remove(asked);
+                self.index.remove(*asked);
             }
         }
         let mut again: Vec<(GuestPage, PageHash)> = Vec::new();
@@ -242,20 +240,21 @@ impl Matchmaker {
                 again.push((waiter, asked));
             }
         }
+        self.slabs.insert(slab, hashes.to_vec());
         let orders = |(guest, found)| (guest, Orders { publish: Vec::new(), merge: runs(found) });
         let mut all: HashMap<GuestId, Orders> = found.into_iter().map(orders).collect();
         self.offer_again(again, &mut all);
-        all.retain(|guest, _| !self.gone.contains(guest));
         Some(all)
     }
 
     /// `guest` could not publish a slab, or is no more to be trusted with it. Those who waited for it are matched anew.
     pub fn unpublished(&mut self, guest: GuestId, slab: u32) -> HashMap<GuestId, Orders> {
         let mut all = HashMap::new();
+        self.compactions.remove(&slab);
         if self.drafts.get(&slab).is_some_and(|draft| draft.publisher == guest)
             && let Some(Draft { pages, waiting, .. }) = self.drafts.remove(&slab)
         {
-            pages.iter().for_each(|(_, hash)| _ = self.places.remove(hash));
+            pages.iter().for_each(|(_, hash)| self.index.remove(*hash));
             let again = waiting.into_iter().map(|(waiter, number)| (waiter, pages[usize::from(number)].1));
             self.offer_again(again.collect(), &mut all);
         }
@@ -264,14 +263,21 @@ impl Matchmaker {
 
     /// There will be no such slab. Its pages are anybody's to offer again. Whether it was a draft.
     pub fn abandon(&mut self, slab: u32) -> bool {
+        self.compactions.remove(&slab);
         let draft = self.drafts.remove(&slab);
-        draft.iter().flat_map(|draft| &draft.pages).for_each(|(_, hash)| _ = self.places.remove(hash));
+        draft.iter().flat_map(|draft| &draft.pages).for_each(|(_, hash)| self.index.remove(*hash));
         draft.is_some()
     }
 
-    /// `guest` has ended. What it was to publish, somebody else may.
+    /// `guest` has ended. What it was to publish, somebody else may. Its number may be given to another.
     pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
-        self.gone.insert(guest);
+        for (page, hash) in (0u64..).zip(self.owned.remove(&guest).unwrap_or_default()) {
+            if hash != 0 && self.index.get(hash) == Some(Place::Owner(GuestPage { guest, page })) {
+                self.index.remove(hash);
+            }
+        }
+        self.drafts.values_mut().for_each(|draft| draft.waiting.retain(|(page, _)| page.guest != guest));
+        self.compactions.retain(|_, compaction| compaction.publisher != guest);
         let drafts: Vec<u32> =
             self.drafts.iter().filter(|(_, draft)| draft.publisher == guest).map(|(slab, _)| *slab).collect();
         let mut all: HashMap<GuestId, Orders> = HashMap::new();
@@ -283,13 +289,70 @@ impl Matchmaker {
         all
     }
 
+    /// Whether somebody is filling this one, with pages of guests or of slabs.
+    pub fn is_draft(&self, slab: u32) -> bool {
+        self.drafts.contains_key(&slab) || self.is_compacting(slab)
+    }
+
+    /// Whether somebody is filling this one with pages of slabs.
+    pub fn is_compacting(&self, slab: u32) -> bool {
+        self.compactions.contains_key(&slab)
+    }
+
+    /// A slab that was there before the matchmaker was: pages of these hashes are in it. Its number, and who merges with it now.
+    pub fn known(&mut self, hashes: &[PageHash]) -> Option<(u32, HashMap<GuestId, Orders>)> {
+        let slab = self.number()?;
+        let mut found: HashMap<GuestId, Vec<Run>> = HashMap::new();
+        for (slab_page, hash) in (0u32..).zip(hashes) {
+            match self.index.get(*hash) {
+                None => {}
+                Some(Place::Owner(GuestPage { guest, page })) => {
+                    found.entry(guest).or_default().push(Run { page, pages: 1, slab, slab_page });
+                }
+                // In another slab already: that one stays.
+                Some(Place::Drafted(..) | Place::Slab(..)) => continue,
+            }
+            self.index.put(*hash, Place::Slab(slab, slab_page));
+        }
+        self.slabs.insert(slab, hashes.to_vec());
+        let orders = |(guest, found)| (guest, Orders { publish: Vec::new(), merge: runs(found) });
+        Some((slab, found.into_iter().map(orders).collect()))
+    }
+
     /// A slab is not there any more: nothing is to be merged with it.
     pub fn forget(&mut self, slab: u32) {
-        self.places.retain(|_, packed| !matches!(packed.unpack(), Place::Slab(it, _) if it == slab));
+        for (page, hash) in (0u32..).zip(self.slabs.remove(&slab).unwrap_or_default()) {
+            if self.index.get(hash) == Some(Place::Slab(slab, page)) {
+                self.index.remove(hash);
+            }
+        }
+    }
+
+    /// These pages of slabs are to be together in a new one, which `guest` fills. The number of that.
+    pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPage>) -> Option<u32> {
+        let slab = self.number().filter(|_| (1..=DRAFT_PAGES).contains(&pages.len()))?;
+        self.compactions.insert(slab, Compaction { publisher: guest, pages });
+        Some(slab)
+    }
+
+    /// `guest` has filled a slab with pages of others. From now on their contents are found there. Says which pages those were,
+    /// in the order of the new slab; None if it was not asked for that.
+    pub fn compacted(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> Option<Vec<SlabPage>> {
+        let asked = |c: &Compaction| c.publisher == guest && c.pages.len() == hashes.len();
+        if !self.compactions.get(&slab).is_some_and(asked) {
+            return None;
+        }
+        let Compaction { pages, .. } = self.compactions.remove(&slab)?;
+        for (number, (old, hash)) in (0u32..).zip(pages.iter().zip(hashes)) {
+            if self.index.get(*hash) == Some(Place::Slab(old.slab, old.page)) {
+                self.index.put(*hash, Place::Slab(slab, number));
+            }
+        }
+        self.slabs.insert(slab, hashes.to_vec());
+        Some(pages)
     }
 
     fn offer_again(&mut self, mut pages: Vec<(GuestPage, PageHash)>, all: &mut HashMap<GuestId, Orders>) {
-        pages.retain(|(page, _)| !self.gone.contains(&page.guest));
         pages.sort_unstable();
         for same in pages.chunk_by(|(a, _), (b, _)| a.guest == b.guest) {
             let guest = same[0].0.guest;

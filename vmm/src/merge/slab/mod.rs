@@ -1,9 +1,20 @@
 //! Samepage's own merging: pages that are equal across guests of one trust domain are replaced by pages of sealed slabs.
 //!
-//! An agent in each VM process ([`agent`]) hashes the pages that nobody shares yet and offers them to the matchmaker in the host
-//! ([`engine`]), which says who publishes what ([`matchmaker`]) and who merges with it. Only the agents touch guest memory.
+//! An agent in each VM process ([`agent`]) learns from the log of writes which pages are quiet ([`watcher`]), hashes them, and offers
+//! them to the hub in the host ([`hub`]), whose matchmaker ([`matchmaker`], one for each [`domain`]) says who publishes what and who
+//! merges with it ([`merger`]). Only the agents touch guest memory.
 
 pub mod agent;
+mod bits;
+mod counters;
+mod domain;
 pub mod engine;
+mod hub;
+mod index;
 pub mod matchmaker;
+mod merger;
+mod watcher;
 mod wire;
+
+pub use counters::Counters;
+pub use wire::OFFER_PAGES;

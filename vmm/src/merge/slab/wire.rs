@@ -10,111 +10,123 @@ use std::path::Path;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::matchmaker::{DRAFT_PAGES, PageHash, Run};
+use super::counters::Counters;
+use super::matchmaker::{DRAFT_PAGES, PageHash, Run, SlabPage};
 
 /// Pages in one offer.
 pub const OFFER_PAGES: usize = 4096;
 /// Runs in one order to merge.
 pub const MERGE_RUNS: usize = 1024;
-/// Slabs that are open at a time: each is a descriptor in the host and in every agent that merges with it, of which a process
-/// has 1024 unless it was given more.
-pub const MAX_OPEN_SLABS: usize = 512;
+/// Slabs of a domain that are open at a time, 32 GiB: each is a descriptor in the host and in every agent that merges with it.
+pub const MAX_OPEN_SLABS: usize = 4096;
 /// Words of the longest packet.
 const MAX_WORDS: usize = 1 + 4 * OFFER_PAGES;
 
-/// What an agent has done since it began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Complete passes over guest RAM.
-    pub passes: u64,
-    /// Pages hashed.
-    pub hashed: u64,
-    /// Pages replaced by pages of slabs.
-    pub merged: u64,
-    /// Pages of zeros given back.
-    pub zeros: u64,
-    /// Runs refused because they held something else by then.
-    pub differed: u64,
-    /// Runs refused for any other reason.
-    pub refused: u64,
-    /// Pages of slabs that guest RAM is made of now.
-    pub shared_now: u64,
-    /// Processor time of the agent, in nanoseconds.
-    pub cpu_nanoseconds: u64,
+/// Pages of slabs in a set of which are in use.
+pub type Live = [u64; DRAFT_PAGES / 64];
+
+/// How an agent is to merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Processor time it may take, in thousandths of one processor; 0: as much as it likes.
+    pub cpu_permille: u64,
+    /// Pages of the shortest run that is worth a mapping of its own.
+    pub min_run_pages: u64,
+    /// How much of a huge page must be saved for it to be broken up, in percent.
+    pub huge_page_percent: u64,
 }
 
 /// A packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Agent: here I am.
-    Hello,
+    /// Agent: here I am, with so many pages.
+    Hello(u64),
     /// Host: the key of the domain's hashes.
     Key(u64),
+    /// Host: look for pages to merge from now on.
+    Go(Settings),
     /// Agent: these pages have these hashes.
     Offer(Vec<(u64, PageHash)>),
     /// Host: that was all about your last offer.
     Done,
     /// Host, with a draft: fill it with these pages, seal it, and say so.
     Publish(u32, Vec<u64>),
+    /// Host, with a draft: fill it with these pages of slabs.
+    Compact(u32, Vec<SlabPage>),
     /// Agent: it is sealed, and has pages of these hashes.
     Published(u32, Vec<PageHash>),
     /// Agent: it could not be done.
     Unpublished(u32),
+    /// Agent, with a slab: I have this from an earlier host; pages of these hashes are in it.
+    Have(Vec<PageHash>),
+    /// Host: what you had is known by this number.
+    Named(u32),
     /// Host, with a slab of so many pages.
     Slab(u32, u64),
     /// Host: merge these runs.
     Merge(Vec<Run>),
+    /// Host: what you have of these pages of slabs is to come from this slab, in this order.
+    Move(u32, Vec<SlabPage>),
+    /// Host: nobody needs this slab.
+    Drop(u32),
+    /// Agent: I use these pages of this slab.
+    Live(u32, Box<Live>),
+    /// Agent: that were all, after so many orders to merge and to move.
+    LiveEnd(u64),
     /// Agent: what it has done.
-    Report(Report),
+    Report(Box<Counters>),
 }
 
 impl Message {
     fn words(&self) -> Vec<u64> {
         let of = |tag: u64, slab: u32| tag | u64::from(slab) << 8;
+        let places = |pages: &[SlabPage]| -> Vec<u64> {
+            pages.iter().map(|p| u64::from(p.slab) << 32 | u64::from(p.page)).collect()
+        };
+        let with = |first: u64, rest: &[u64]| [&[first], rest].concat();
         match self {
-            Self::Hello => vec![0],
+            Self::Hello(pages) => vec![0, *pages],
             Self::Key(key) => vec![1, *key],
             Self::Offer(pages) => [2].into_iter().chain(pages.iter().flat_map(|(p, h)| [*p, *h])).collect(),
             Self::Done => vec![3],
-            Self::Publish(slab, pages) => [of(4, *slab)].into_iter().chain(pages.iter().copied()).collect(),
-            Self::Published(slab, hashes) => {
-                [of(5, *slab)].into_iter().chain(hashes.iter().copied()).collect()
-            }
+            Self::Publish(slab, pages) => with(of(4, *slab), pages),
+            Self::Published(slab, hashes) => with(of(5, *slab), hashes),
             Self::Unpublished(slab) => vec![of(6, *slab)],
             Self::Slab(slab, pages) => vec![of(7, *slab), *pages],
             Self::Merge(runs) => {
                 let words = |r: &Run| [r.page, u64::from(r.pages), u64::from(r.slab), u64::from(r.slab_page)];
                 [8].into_iter().chain(runs.iter().flat_map(words)).collect()
             }
-            Self::Report(r) => {
-                vec![
-                    9,
-                    r.passes,
-                    r.hashed,
-                    r.merged,
-                    r.zeros,
-                    r.differed,
-                    r.refused,
-                    r.shared_now,
-                    r.cpu_nanoseconds,
-                ]
-            }
+            Self::Report(counters) => with(9, &counters.words()),
+            Self::Go(s) => vec![10, s.cpu_permille, s.min_run_pages, s.huge_page_percent],
+            Self::Compact(slab, pages) => with(of(11, *slab), &places(pages)),
+            Self::Move(slab, pages) => with(of(12, *slab), &places(pages)),
+            Self::Drop(slab) => vec![of(13, *slab)],
+            Self::Have(hashes) => with(14, hashes),
+            Self::Named(slab) => vec![of(15, *slab)],
+            Self::Live(slab, live) => with(of(16, *slab), live.as_slice()),
+            Self::LiveEnd(orders) => vec![17, *orders],
         }
     }
 
     fn from_words(words: &[u64]) -> Option<Self> {
         let (first, rest) = words.split_first()?;
         let slab = u32::try_from(first >> 8).ok()?;
+        let places = |words: &[u64]| -> Option<Vec<SlabPage>> {
+            let place = |word: &u64| SlabPage { slab: (word >> 32) as u32, page: *word as u32 };
+            (words.len() <= DRAFT_PAGES).then(|| words.iter().map(place).collect())
+        };
+        let hashes = |words: &[u64]| (words.len() <= DRAFT_PAGES).then(|| words.to_vec());
         Some(match (first & 0xff, rest) {
-            (0, []) => Self::Hello,
+            (0, [pages]) => Self::Hello(*pages),
             (1, [key]) => Self::Key(*key),
             (2, pages) if pages.len() <= 2 * OFFER_PAGES => {
                 let (pairs, []) = pages.as_chunks::<2>() else { return None };
                 Self::Offer(pairs.iter().map(|[page, hash]| (*page, *hash)).collect())
             }
             (3, []) => Self::Done,
-            (4, pages) if pages.len() <= DRAFT_PAGES => Self::Publish(slab, pages.to_vec()),
-            (5, hashes) if hashes.len() <= DRAFT_PAGES => Self::Published(slab, hashes.to_vec()),
+            (4, pages) => Self::Publish(slab, hashes(pages)?),
+            (5, words) => Self::Published(slab, hashes(words)?),
             (6, []) => Self::Unpublished(slab),
             (7, [pages]) => Self::Slab(slab, *pages),
             (8, runs) if runs.len() <= 4 * MERGE_RUNS => {
@@ -129,18 +141,17 @@ impl Message {
                 };
                 Self::Merge(runs.iter().map(run).collect::<Option<_>>()?)
             }
-            (9, &[passes, hashed, merged, zeros, differed, refused, shared_now, cpu_nanoseconds]) => {
-                Self::Report(Report {
-                    passes,
-                    hashed,
-                    merged,
-                    zeros,
-                    differed,
-                    refused,
-                    shared_now,
-                    cpu_nanoseconds,
-                })
+            (9, words) => Self::Report(Box::new(Counters::from_words(words.try_into().ok()?))),
+            (10, &[cpu_permille, min_run_pages, huge_page_percent]) => {
+                Self::Go(Settings { cpu_permille, min_run_pages, huge_page_percent })
             }
+            (11, words) => Self::Compact(slab, places(words)?),
+            (12, words) => Self::Move(slab, places(words)?),
+            (13, []) => Self::Drop(slab),
+            (14, words) => Self::Have(hashes(words)?),
+            (15, []) => Self::Named(slab),
+            (16, words) => Self::Live(slab, Box::new(words.try_into().ok()?)),
+            (17, [orders]) => Self::LiveEnd(*orders),
             _ => return None,
         })
     }
@@ -171,8 +182,14 @@ impl Link {
         self.socket.set_nonblocking(on)
     }
 
+    /// How long calls wait before they fail with WouldBlock; None: as long as it takes.
+    pub fn set_time_limit(&self, limit: Option<std::time::Duration>) -> io::Result<()> {
+        self.socket.set_read_timeout(limit)?;
+        self.socket.set_write_timeout(limit)
+    }
+
     /// Sends a packet, whole.
-    pub fn send(&self, message: &Message, file: Option<&impl AsFd>) -> io::Result<()> {
+    pub fn send(&self, message: &Message, file: Option<impl AsFd>) -> io::Result<()> {
         let bytes: Vec<u8> = message.words().into_iter().flat_map(u64::to_le_bytes).collect();
         let sent = match file {
             Some(file) => self.socket.send_with_fd(bytes.as_slice(), file.as_fd().as_raw_fd()),
@@ -224,6 +241,8 @@ mod tests {
         (Link::new(a), Link::new(b))
     }
 
+    const PLACE: SlabPage = SlabPage { slab: u32::MAX, page: 77 };
+
     fn run(page: u64) -> Run {
         Run { page, pages: 3, slab: 5, slab_page: u32::MAX }
     }
@@ -232,8 +251,9 @@ mod tests {
     fn packets_arrive_as_they_were_sent() {
         let (a, mut b) = pair();
         for message in [
-            Message::Hello,
+            Message::Hello(u64::MAX),
             Message::Key(u64::MAX),
+            Message::Go(Settings { cpu_permille: 1, min_run_pages: 2, huge_page_percent: 3 }),
             Message::Offer(vec![(1, u64::MAX); OFFER_PAGES]),
             Message::Offer(Vec::new()),
             Message::Done,
@@ -242,7 +262,14 @@ mod tests {
             Message::Unpublished(0),
             Message::Slab(3, 1 << 40),
             Message::Merge((0..MERGE_RUNS as u64).map(run).collect()),
-            Message::Report(Report { passes: 1, cpu_nanoseconds: 8, ..Report::default() }),
+            Message::Compact(5, vec![PLACE; DRAFT_PAGES]),
+            Message::Move(6, vec![PLACE; 3]),
+            Message::Drop(7),
+            Message::Have(vec![9; DRAFT_PAGES]),
+            Message::Named(8),
+            Message::Live(9, Box::new([u64::MAX; DRAFT_PAGES / 64])),
+            Message::LiveEnd(10),
+            Message::Report(Box::new(Counters { passes: 1, converged_at_ns: 8, ..Counters::default() })),
         ] {
             a.send(&message, None::<&File>).unwrap();
             let (received, file) = b.receive().unwrap();
@@ -262,7 +289,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rubbish_is_no_packet_or_a_short_one(words in prop::collection::vec(0u64..20, 0..20)) {
+        fn rubbish_is_no_packet_or_a_short_one(words in prop::collection::vec(0u64..40, 0..40)) {
             if let Some(message) = Message::from_words(&words) {
                 prop_assert!(message.words().len() == words.len());
             }

@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::*;
@@ -88,7 +89,9 @@ impl Guest {
     }
 
     fn over(config: Config, memory: Arc<GuestMemory>) -> Self {
-        let bytes = |region: &GuestRegionMmap| region.start_addr().0..region.start_addr().0 + region.len();
+        let bytes = |region: &GuestRegionMmap<AtomicBitmap>| {
+            region.start_addr().0..region.start_addr().0 + region.len()
+        };
         let notes = Notes { ram: memory.iter().map(bytes).collect(), ..Default::default() };
         let host = Host(Arc::new(Mutex::new(notes)));
         let (balloon, handle) = Balloon::new(config, &memory, Box::new(host.clone()));

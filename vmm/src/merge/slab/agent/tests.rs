@@ -6,9 +6,11 @@ use rustix::fs::MemfdFlags;
 use rustix::net::{SocketAddrUnix, SocketFlags};
 use tempfile::TempDir;
 
+use super::super::matchmaker::Run;
 use super::super::wire;
 use super::*;
 use crate::memory::ram::Backing;
+use crate::memory::written::OwnWrites;
 
 const NO_FILE: Option<&File> = None;
 /// Where the filled pages begin: what is below would be a kernel's.
@@ -35,12 +37,23 @@ impl World {
         for page in FIRST..FIRST + PAGES {
             ram.memory().write_slice(&content(page), GuestAddress(page * PAGE_BYTES)).unwrap();
         }
-        if let Err(error) = start(ram.clone(), path) {
-            eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
-            return None;
+        match Agent::new(&ram) {
+            Ok(agent) => agent.start(Box::new(OwnWrites::new(&ram)), path).unwrap(),
+            Err(error) => {
+                eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
+                return None;
+            }
         }
         let link = accept(&listener);
-        Some(Self { _dir: dir, ram, listener, link })
+        let world = Self { _dir: dir, ram, listener, link };
+        world.begin(1);
+        Some(world)
+    }
+
+    /// Lets the agent begin.
+    fn begin(&self, key: u64) {
+        self.say(&Message::Key(key));
+        self.say(&Message::Go(Settings { cpu_permille: 0, min_run_pages: 1, huge_page_percent: 0 }));
     }
 
     fn say(&self, message: &Message) {
@@ -67,21 +80,25 @@ impl World {
     }
 
     /// What the agent has done, once it has done all that it was told.
-    fn report(&mut self) -> Report {
-        // One pass may be under way while it is told.
-        for _ in 0..2 {
-            self.hear(|message| matches!(message, Message::Report(_)));
-        }
-        match self.hear(|message| matches!(message, Message::Report(_))) {
-            Message::Report(report) => report,
-            _ => Report::default(),
+    fn report(&mut self) -> Counters {
+        // It is told between two looks, or while it makes an offer in one.
+        let next = |world: &mut Self| match world.hear(|message| matches!(message, Message::Report(_))) {
+            Message::Report(counters) => *counters,
+            _ => Counters::default(),
+        };
+        let now = next(self).passes;
+        loop {
+            let counters = next(self);
+            if counters.passes > now + 2 {
+                return counters;
+            }
         }
     }
 }
 
 fn accept(listener: &OwnedFd) -> Link {
     let mut link = Link::new(rustix::net::accept_with(listener, SocketFlags::CLOEXEC).unwrap());
-    assert_eq!(link.receive().unwrap().0, Message::Hello);
+    assert_eq!(link.receive().unwrap().0, Message::Hello(4096));
     link
 }
 
@@ -105,7 +122,6 @@ fn run(page: u64, pages: u32, slab_page: u32) -> Run {
 #[test]
 fn pages_are_offered_once_published_and_merged() {
     let Some(mut world) = World::new() else { return };
-    world.say(&Message::Key(1));
     let Message::Offer(offer) = world.hear(|message| matches!(message, Message::Offer(_))) else { return };
     let pages: Vec<u64> = offer.iter().map(|(page, _)| *page).collect();
     assert_eq!(pages, (FIRST..FIRST + PAGES).collect::<Vec<_>>());
@@ -116,15 +132,15 @@ fn pages_are_offered_once_published_and_merged() {
     world.say(&Message::Merge(vec![run(FIRST, PAGES as u32, 0)]));
     world.say(&Message::Done);
     let report = world.report();
-    assert_eq!((report.merged, report.shared_now, report.differed), (PAGES, PAGES, 0), "{report:?}");
-    assert!(report.hashed == PAGES, "what is shared is not looked at again: {report:?}");
+    let did = (report.merged_pages, report.shared_now, report.differed_pages);
+    assert_eq!(did, (PAGES, PAGES, 0), "{report:?}");
+    assert!(report.hashed_pages == PAGES, "what is shared is not looked at again: {report:?}");
     world.assert_unharmed();
 }
 
 #[test]
 fn a_matchmaker_that_lies_costs_nothing_but_merges() {
     let Some(mut world) = World::new() else { return };
-    world.say(&Message::Key(1));
     world.hear(|message| matches!(message, Message::Offer(_)));
     // A slab that is not sealed, one of another size than was said, and no slab at all.
     let unsealed = rustix::fs::memfd_create("lie", MemfdFlags::CLOEXEC).unwrap();
@@ -151,7 +167,7 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
     world.say(&Message::Merge(wrong.to_vec()));
     world.say(&Message::Done);
     let report = world.report();
-    assert_eq!((report.merged, report.shared_now), (0, 0), "{report:?}");
+    assert_eq!((report.merged_pages, report.shared_now), (0, 0), "{report:?}");
     world.assert_unharmed();
     // Pages that are not there to be published, and a draft that is none: it says so, and goes on.
     world.link.send(&Message::Publish(8, vec![u64::MAX]), Some(&Draft::new(1).unwrap())).unwrap();
@@ -159,13 +175,18 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
     world.link.send(&Message::Publish(9, vec![FIRST]), Some(&File::open("/dev/null").unwrap())).unwrap();
     world.hear(|message| *message == Message::Unpublished(9));
     // What makes no sense ends the connection, and the agent comes again.
-    world.say(&Message::Hello);
+    world.say(&Message::Hello(1));
     world.link = accept(&world.listener);
-    world.say(&Message::Key(2));
+    world.begin(2);
+    // Of what it had it has told first.
+    for _ in 0..1 {
+        world.hear(|message| matches!(message, Message::Have(_)));
+        world.say(&Message::Named(70));
+    }
     world.hear(|message| matches!(message, Message::Offer(_)));
     world.link.send(&Message::Slab(7, 8), Some(&slab(FIRST..FIRST + 8))).unwrap();
     world.say(&Message::Merge(vec![run(FIRST, 8, 0)]));
     world.say(&Message::Done);
-    assert_eq!(world.report().merged, 8);
+    assert_eq!(world.report().merged_pages, 8);
     world.assert_unharmed();
 }

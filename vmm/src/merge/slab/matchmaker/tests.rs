@@ -1,6 +1,6 @@
 //! The matchmaker among simulated agents, honest and not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -23,6 +23,7 @@ struct World {
 
 impl World {
     fn offer(&mut self, guest: GuestId) {
+        self.matchmaker.join(guest, self.guests[&guest].len() as u64);
         let pages: Vec<_> = (0u64..).zip(self.guests[&guest].iter().map(|content| hash(*content))).collect();
         let orders = self.matchmaker.offer(guest, pages);
         self.todo.push((guest, orders));
@@ -78,22 +79,16 @@ impl World {
     }
 }
 
+/// A matchmaker of three guests.
+fn joined() -> Matchmaker {
+    let mut matchmaker = Matchmaker::default();
+    [A, B, C].into_iter().for_each(|guest| matchmaker.join(guest, 64));
+    matchmaker
+}
+
 /// A stand-in for a keyed hash.
 fn hash(content: u64) -> PageHash {
     (content + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-#[test]
-fn places_are_packed_without_loss() {
-    for place in [
-        Place::Owner(GuestPage { guest: GuestId(u16::MAX), page: MAX_PAGES - 1 }),
-        Place::Owner(GuestPage { guest: A, page: 0 }),
-        Place::Drafted(MAX_SLABS - 1, (DRAFT_PAGES - 1) as u16),
-        Place::Slab(MAX_SLABS - 1, (DRAFT_PAGES - 1) as u32),
-        Place::Slab(0, 0),
-    ] {
-        assert_eq!(place.pack().unpack(), place);
-    }
 }
 
 #[test]
@@ -115,18 +110,18 @@ fn equal_guests_are_shared_in_one_run() {
 
 #[test]
 fn a_page_offered_again_is_no_news() {
-    let mut matchmaker = Matchmaker::default();
+    let mut matchmaker = joined();
     for _ in 0..3 {
         assert_eq!(matchmaker.offer(A, [(7, 70), (8, 80)]), Orders::default());
     }
     assert_eq!(matchmaker.len(), 2);
-    assert_eq!(matchmaker.offer(A, [(MAX_PAGES, 90)]), Orders::default());
+    assert_eq!(matchmaker.offer(A, [(64, 90), (u64::MAX, 90)]), Orders::default());
     assert_eq!(matchmaker.len(), 2, "there is no such page");
 }
 
 #[test]
 fn what_changed_before_it_was_published_is_matched_anew() {
-    let mut matchmaker = Matchmaker::default();
+    let mut matchmaker = joined();
     matchmaker.offer(A, [(1, 10), (2, 20)]);
     assert_eq!(matchmaker.offer(B, [(5, 10), (6, 20)]).publish, [Publish { slab: 0, pages: vec![5, 6] }]);
     matchmaker.offer(C, [(9, 10)]);
@@ -141,7 +136,7 @@ fn what_changed_before_it_was_published_is_matched_anew() {
 
 #[test]
 fn nobody_publishes_what_another_was_asked_for() {
-    let mut matchmaker = Matchmaker::default();
+    let mut matchmaker = joined();
     matchmaker.offer(A, [(1, 10)]);
     matchmaker.offer(B, [(1, 10)]);
     for (guest, slab, hashes) in [(A, 0, vec![10]), (B, 1, vec![10]), (B, 0, vec![]), (B, 0, vec![10, 10])] {
@@ -154,14 +149,14 @@ fn nobody_publishes_what_another_was_asked_for() {
 
 #[test]
 fn those_who_waited_for_a_guest_that_ended_find_each_other() {
-    let mut matchmaker = Matchmaker::default();
+    let mut matchmaker = joined();
     matchmaker.offer(A, [(1, 10)]);
     matchmaker.offer(B, [(2, 10)]);
     matchmaker.offer(C, [(3, 10)]);
     let all = matchmaker.gone(B);
     assert_eq!(all.values().map(|orders| orders.publish.len()).sum::<usize>(), 1, "{all:?}");
     // Its own pages find nobody any more.
-    let mut matchmaker = Matchmaker::default();
+    let mut matchmaker = joined();
     matchmaker.offer(A, [(1, 10)]);
     assert!(matchmaker.gone(A).is_empty());
     assert_eq!(matchmaker.offer(B, [(2, 10)]), Orders::default());
@@ -169,7 +164,7 @@ fn those_who_waited_for_a_guest_that_ended_find_each_other() {
 
 #[test]
 fn a_slab_that_is_gone_is_not_merged_with() {
-    let mut matchmaker = Matchmaker::default();
+    let mut matchmaker = joined();
     matchmaker.offer(A, [(1, 10)]);
     matchmaker.offer(B, [(1, 10)]);
     matchmaker.published(B, 0, &[10]).unwrap();
@@ -223,7 +218,7 @@ proptest! {
     fn it_survives_whatever_is_said(
         words in prop::collection::vec((0u8..5, 0u16..4, any::<u64>(), 0u64..6, 0u32..4), 0..200),
     ) {
-        let mut matchmaker = Matchmaker::default();
+        let mut matchmaker = joined();
         let mut published = HashSet::new();
         for (what, guest, page, hash, slab) in words {
             let guest = GuestId(guest);
@@ -242,4 +237,50 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_a_guest_has_no_more_is_nobody_elses_match() {
+    let mut matchmaker = joined();
+    matchmaker.offer(A, [(1, 10)]);
+    matchmaker.offer(A, [(1, 11)]);
+    assert_eq!(matchmaker.offer(B, [(1, 10)]), Orders::default());
+    assert_eq!(matchmaker.len(), 2, "what a page was is forgotten");
+    // It joins an offer of what another has, and owns nothing then.
+    assert_eq!(matchmaker.offer(A, [(1, 10)]).publish.len(), 1);
+    matchmaker.gone(A);
+    matchmaker.gone(B);
+    assert!(matchmaker.is_empty(), "{}", matchmaker.len());
+}
+
+#[test]
+fn a_slab_of_an_earlier_host_is_merged_with() {
+    let mut matchmaker = joined();
+    matchmaker.offer(A, [(1, 10), (2, 30)]);
+    let (slab, all) = matchmaker.known(&[10, 20]).unwrap();
+    assert_eq!(all[&A].merge, [Run { page: 1, pages: 1, slab, slab_page: 0 }]);
+    assert_eq!(matchmaker.offer(B, [(5, 20)]).merge, [Run { page: 5, pages: 1, slab, slab_page: 1 }]);
+    // Another copy of the same changes nothing.
+    let (other, all) = matchmaker.known(&[20]).unwrap();
+    assert!(other != slab && all.is_empty());
+    assert_eq!(matchmaker.offer(C, [(5, 20)]).merge[0].slab, slab);
+}
+
+#[test]
+fn pages_of_slabs_move_into_another() {
+    let mut matchmaker = joined();
+    matchmaker.known(&[10, 20, 30]).unwrap();
+    matchmaker.known(&[40]).unwrap();
+    let place = |slab, page| SlabPage { slab, page };
+    let pages = vec![place(0, 1), place(1, 0), place(0, 2)];
+    let new = matchmaker.compact(A, pages.clone()).unwrap();
+    assert_eq!(matchmaker.compacted(B, new, &[20, 40, 30]), None, "it was not asked");
+    assert_eq!(matchmaker.compacted(A, new, &[20, 40]), None);
+    // Of the last one it says another hash than it had.
+    assert_eq!(matchmaker.compacted(A, new, &[20, 40, 31]), Some(pages));
+    matchmaker.forget(0);
+    matchmaker.forget(1);
+    let orders = matchmaker.offer(C, [(1, 10), (2, 20), (3, 30), (4, 40)]);
+    let run = |page, slab_page| Run { page, pages: 1, slab: new, slab_page };
+    assert_eq!(orders.merge, [run(2, 0), run(4, 1)]);
 }

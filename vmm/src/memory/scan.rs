@@ -1,0 +1,265 @@
+//! A fast look at this process's page table: which pages are there, and what kind they are, in ranges.
+//!
+//! By the PAGEMAP_SCAN ioctl (Linux 6.7), 0.03 to 0.08 us a page; on older kernels by reading `/proc/self/pagemap`, which does not tell
+//! huge pages and zero pages from others. Like pagemap it touches nothing and is no snapshot.
+//!
+//! Source: the kernel's include/uapi/linux/fs.h and Documentation/admin-guide/mm/pagemap.rst.
+#![expect(unsafe_code, reason = "PAGEMAP_SCAN is an ioctl")]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use super::PAGE_BYTES;
+use super::pagemap::{Pagemap, PagemapEntry};
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// Regions the kernel may find in one call; then it is called again.
+const MAX_REGIONS: usize = 1024;
+/// Pages looked at in one call, 256 MiB, for the kernel holds the lock meanwhile that whoever maps memory needs.
+const MAX_CALL_PAGES: u64 = 1 << 16;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const _: () = assert!(size_of::<ScanArg>() == 96);
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const _: () = assert!(size_of::<Region>() == 24);
+
+/// What kind of pages they are. Those that were not asked for read as false.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Categories(u64);
+
+impl Categories {
+    const FILE: u64 = 1 << 2;
+    const PRESENT: u64 = 1 << 3;
+    const SWAPPED: u64 = 1 << 4;
+    const ZERO: u64 = 1 << 5;
+    const HUGE: u64 = 1 << 6;
+    const ALL: u64 = Self::FILE | Self::PRESENT | Self::SWAPPED | Self::ZERO | Self::HUGE;
+
+    /// They have frames, if only the kernel's one of zeros.
+    pub fn present(self) -> bool {
+        self.0 & Self::PRESENT != 0
+    }
+
+    /// The frames belong to a file: a slab's do, until the page is written and has a copy of its own.
+    pub fn file(self) -> bool {
+        self.0 & Self::FILE != 0
+    }
+
+    /// They are on swap. An absent page that carries a marker only may look so here.
+    pub fn swapped(self) -> bool {
+        self.0 & Self::SWAPPED != 0
+    }
+
+    /// They are the kernel's one frame of zeros. False on kernels without PAGEMAP_SCAN; some with it do not know the huge one.
+    pub fn zero(self) -> bool {
+        self.0 & Self::ZERO != 0
+    }
+
+    /// They are mapped as parts of huge pages. False on kernels without PAGEMAP_SCAN.
+    pub fn huge(self) -> bool {
+        self.0 & Self::HUGE != 0
+    }
+
+    fn of(entry: PagemapEntry) -> Self {
+        let bits = [
+            (entry.file_or_shared(), Self::FILE),
+            (entry.present(), Self::PRESENT),
+            (entry.swapped() || entry.is_marker(), Self::SWAPPED),
+        ];
+        Self(bits.into_iter().filter(|(is, _)| *is).map(|(_, bit)| bit).sum())
+    }
+}
+
+/// Adjacent pages of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// Address of the first.
+    pub hva: u64,
+    /// How many.
+    pub pages: u64,
+    /// What they are, of what was asked for.
+    pub categories: Categories,
+}
+
+impl Pages {
+    fn end(&self) -> u64 {
+        self.hva + self.pages * PAGE_BYTES
+    }
+}
+
+/// Which pages are wanted: those in all of `all`, in none of `none`, and in one of `any` if there are such; and what is told of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    all: u64,
+    none: u64,
+    any: u64,
+    told: u64,
+}
+
+impl Wanted {
+    fn has(self, found: Categories) -> bool {
+        found.0 & self.all == self.all
+            && found.0 & self.none == 0
+            && (self.any == 0 || found.0 & self.any != 0)
+    }
+}
+
+/// A way to look at this process's page table.
+#[derive(Debug)]
+pub struct PageScan(How);
+
+#[derive(Debug)]
+enum How {
+    Scan { pagemap: File, regions: Vec<Region> },
+    Entries { pagemap: Pagemap, entries: Vec<PagemapEntry> },
+}
+
+impl PageScan {
+    /// Opens the page table, and finds out what this kernel has.
+    pub fn open_self() -> io::Result<Self> {
+        let pagemap = File::open("/proc/self/pagemap")?;
+        // Of no pages at all.
+        match scan(&pagemap, &mut ScanArg::default(), &mut []) {
+            Ok(_) => Ok(Self(How::Scan { pagemap, regions: vec![Region::default(); MAX_REGIONS] })),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                Self::by_entries()
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn by_entries() -> io::Result<Self> {
+        let pagemap = Pagemap::open_self().map_err(io::Error::other)?;
+        Ok(Self(How::Entries { pagemap, entries: Vec::new() }))
+    }
+
+    /// Hands all pages at the addresses `hvas` that have frames or are on swap to `each`, in order, adjacent ones of one kind
+    /// together.
+    pub fn walk(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+        let any = Categories::PRESENT | Categories::SWAPPED;
+        self.find(hvas, Wanted { any, told: Categories::ALL, ..Wanted::default() }, each)
+    }
+
+    /// Hands those pages to `each` that have a frame which is neither a file's nor the kernel's one of zeros: guest memory that may be
+    /// worth merging. Of their categories only [`Categories::huge`] is told.
+    pub fn anonymous(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+        let none = Categories::FILE | Categories::ZERO;
+        self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, told: Categories::HUGE }, each)
+    }
+
+    /// How many pages there have a frame that is a file's, as those of slabs have.
+    pub fn file_pages(&mut self, hvas: Range<u64>) -> io::Result<u64> {
+        let mut sum = 0;
+        let all = Categories::PRESENT | Categories::FILE;
+        self.find(hvas, Wanted { all, ..Wanted::default() }, |found| sum += found.pages)?;
+        Ok(sum)
+    }
+
+    fn find(&mut self, hvas: Range<u64>, wanted: Wanted, mut each: impl FnMut(Pages)) -> io::Result<()> {
+        if ![hvas.start, hvas.end].iter().all(|hva| hva.is_multiple_of(PAGE_BYTES)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut open: Option<Pages> = None;
+        let mut join = |found: Pages| match &mut open {
+            Some(last) if last.end() == found.hva && last.categories == found.categories => {
+                last.pages += found.pages
+            }
+            _ => open.replace(found).into_iter().for_each(&mut each),
+        };
+        let mut at = hvas.start;
+        while at < hvas.end {
+            let end = hvas.end.min(at.saturating_add(MAX_CALL_PAGES * PAGE_BYTES));
+            at = match &mut self.0 {
+                How::Scan { pagemap, regions } => scan_once(pagemap, regions, at..end, wanted, &mut join)?,
+                How::Entries { pagemap, entries } => {
+                    let pages = ((end - at) / PAGE_BYTES) as usize;
+                    pagemap.read(at, pages, entries).map_err(io::Error::other)?;
+                    for (hva, entry) in (at..).step_by(PAGE_BYTES as usize).zip(&*entries) {
+                        let found = Categories::of(*entry);
+                        if wanted.has(found) {
+                            join(Pages { hva, pages: 1, categories: Categories(found.0 & wanted.told) });
+                        }
+                    }
+                    end
+                }
+            };
+        }
+        open.into_iter().for_each(each);
+        Ok(())
+    }
+}
+
+/// One call for some of the pages at `hvas`. Returns where it ended.
+fn scan_once(
+    pagemap: &File,
+    regions: &mut [Region],
+    hvas: Range<u64>,
+    wanted: Wanted,
+    found: &mut impl FnMut(Pages),
+) -> io::Result<u64> {
+    let mut arg = ScanArg {
+        start: hvas.start,
+        end: hvas.end,
+        category_inverted: wanted.none,
+        category_mask: wanted.all | wanted.none,
+        category_anyof_mask: wanted.any,
+        return_mask: wanted.told,
+        ..ScanArg::default()
+    };
+    let count = scan(pagemap, &mut arg, regions)?;
+    for region in regions.iter().take(count) {
+        let pages = (region.end - region.start) / PAGE_BYTES;
+        found(Pages { hva: region.start, pages, categories: Categories(region.categories) });
+    }
+    // It stops early only when there is no room for more. Where is not taken from `walk_end`: kernels (6.18 at least) leave an older place
+    // in there when the walk has gone on to the end.
+    match regions.last() {
+        Some(last) if count == regions.len() && last.end > hvas.start => Ok(last.end),
+        // Else we would be here for ever.
+        Some(_) if count == regions.len() => Err(io::Error::other("PAGEMAP_SCAN did not get on")),
+        _ => Ok(hvas.end),
+    }
+}
+
+/// The ioctl. Returns how many of `regions` it has filled.
+fn scan(pagemap: &File, arg: &mut ScanArg, regions: &mut [Region]) -> io::Result<usize> {
+    arg.size = size_of::<ScanArg>() as u64;
+    arg.vec_len = regions.len() as u64;
+    arg.vec = if regions.is_empty() { 0 } else { regions.as_mut_ptr() as u64 };
+    // SAFETY: the kernel reads and writes one ScanArg, and at most `vec_len` regions where `vec` says, all of which are
+    // exclusively ours. Without the flags for write protection it changes nothing else.
+    let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, arg) };
+    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! The index: where the page of a hash is.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::matchmaker::{DRAFT_PAGES, GuestId, GuestPage, MAX_PAGES, PageHash};
+
+/// Parts of the index: one grows at a time, so that nobody waits while all of it is moved.
+const SHARDS: usize = 64;
+
+/// Where the page of a hash is. In 8 bytes, for there is one for each page that was ever offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// One guest has it, and nobody else has offered it.
+    Owner(GuestPage),
+    /// It is page number `.1` of a slab that is still to come.
+    Drafted(u32, u16),
+    /// It is in a slab.
+    Slab(u32, u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Packed(u64);
+
+const _: () = assert!(size_of::<(PageHash, Packed)>() == 16 && DRAFT_PAGES <= 1 << 16);
+
+impl Place {
+    fn pack(self) -> Packed {
+        Packed(match self {
+            Self::Owner(GuestPage { guest, page }) => u64::from(guest.0) << 34 | page,
+            Self::Drafted(slab, page) => 1 << 62 | u64::from(slab) << 31 | u64::from(page),
+            Self::Slab(slab, page) => 2 << 62 | u64::from(slab) << 31 | u64::from(page),
+        })
+    }
+}
+
+impl Packed {
+    fn unpack(self) -> Place {
+        let (slab, page) = ((self.0 >> 31 & 0x7fff_ffff) as u32, (self.0 & 0x7fff_ffff) as u32);
+        match self.0 >> 62 {
+            0 => Place::Owner(GuestPage {
+                guest: GuestId((self.0 >> 34) as u16),
+                page: self.0 & (MAX_PAGES - 1),
+            }),
+            1 => Place::Drafted(slab, page as u16),
+            _ => Place::Slab(slab, page),
+        }
+    }
+}
+
+/// The hashes are keyed and as good as random already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    /// Nobody calls this: hashes are u64.
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+type Shard = HashMap<PageHash, Packed, BuildHasherDefault<AsItIs>>;
+
+/// The index.
+///
+/// *Memory:* 17 bytes a bucket of hash tables that are between 7/16 and 7/8 full: 20 to 39 bytes for each hash.
+pub struct Index {
+    shards: Box<[Shard]>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Shard::default()).collect() }
+    }
+}
+
+impl Index {
+    /// How many hashes there are.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(HashMap::len).sum()
+    }
+
+    /// Where the page of this hash is.
+    pub fn get(&self, hash: PageHash) -> Option<Place> {
+        self.shards[shard(hash)].get(&hash).map(|packed| packed.unpack())
+    }
+
+    /// It is here now.
+    pub fn put(&mut self, hash: PageHash, place: Place) {
+        self.shards[shard(hash)].insert(hash, place.pack());
+    }
+
+    /// It is nowhere.
+    pub fn remove(&mut self, hash: PageHash) {
+        self.shards[shard(hash)].remove(&hash);
+    }
+}
+
+/// By bits that the tables use last.
+fn shard(hash: PageHash) -> usize {
+    (hash >> 48) as usize % SHARDS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_packed_without_loss() {
+        for place in [
+            Place::Owner(GuestPage { guest: GuestId(u16::MAX), page: MAX_PAGES - 1 }),
+            Place::Owner(GuestPage { guest: GuestId(0), page: 0 }),
+            Place::Drafted(super::super::matchmaker::MAX_SLABS - 1, (DRAFT_PAGES - 1) as u16),
+            Place::Slab(super::super::matchmaker::MAX_SLABS - 1, (DRAFT_PAGES - 1) as u32),
+            Place::Slab(0, 0),
+        ] {
+            assert_eq!(place.pack().unpack(), place);
+        }
+    }
+}
