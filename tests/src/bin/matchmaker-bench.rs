@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::boot::median;
 use tests::merging::machine;
+use vmm::merge::slab;
 use vmm::merge::slab::matchmaker::{GuestId, Matchmaker, PageHash, Publish};
 
 const USAGE: &str = "\
@@ -31,7 +32,7 @@ Usage: matchmaker-bench [--pages N] [--guests N] [--rounds R] [--json]
 Memory is some 20 to 60 bytes for each different page: 100000000 pages take 3 GB at their peak.";
 
 /// Pages in an offer, as agents make them.
-const OFFER_PAGES: u64 = 4096;
+const OFFER_PAGES: u64 = slab::OFFER_PAGES as u64;
 /// An agent's answer to an order to publish comes after so many offers of others.
 const ANSWER_AFTER: u64 = 3;
 /// The first row.
@@ -84,7 +85,7 @@ struct Row {
 /// The agents of all guests.
 struct World {
     matchmaker: Matchmaker,
-    guests: u64,
+    guests: u16,
     /// By the number of the offer that brought it about.
     to_publish: VecDeque<(u64, GuestId, Publish)>,
     /// Of the stretch that runs: each offer, each publication.
@@ -94,9 +95,12 @@ struct World {
 }
 
 impl World {
-    fn new(guests: u64) -> Self {
+    /// `guests`, each with `pages` pages.
+    fn new(guests: u16, pages: u64) -> Self {
+        let mut matchmaker = Matchmaker::default();
+        (0..guests).for_each(|guest| matchmaker.join(GuestId(guest), pages));
         Self {
-            matchmaker: Matchmaker::default(),
+            matchmaker,
             guests,
             to_publish: VecDeque::new(),
             offers: Vec::new(),
@@ -107,8 +111,8 @@ impl World {
 
     /// Offer number `number` of all: guests take turns.
     fn offer(&mut self, number: u64) -> Result<()> {
-        let (guest, first) = (number % self.guests, number / self.guests * OFFER_PAGES);
-        let guest = GuestId(guest.try_into().context("too many guests")?);
+        let guests = u64::from(self.guests);
+        let (guest, first) = (GuestId((number % guests) as u16), number / guests * OFFER_PAGES);
         let pages: Vec<(u64, PageHash)> =
             (first..first + OFFER_PAGES).map(|page| (page, hash(guest, page))).collect();
         let began = Instant::now();
@@ -168,12 +172,13 @@ fn hash(guest: GuestId, page: u64) -> PageHash {
 }
 
 /// One round: a row at each power of ten, one at the end, and one for pages that are offered again.
-fn round(pages: u64, guests: u64) -> Result<Vec<Row>> {
+fn round(pages: u64, guests: u16) -> Result<Vec<Row>> {
     let base = LIVE.load(Ordering::Relaxed);
     PEAK.store(base, Ordering::Relaxed);
-    let mut world = World::new(guests);
-    let (mut rows, mut next) = (Vec::new(), FIRST_ROW);
     let offers = pages.div_ceil(OFFER_PAGES);
+    let each = offers.div_ceil(u64::from(guests)) * OFFER_PAGES;
+    let mut world = World::new(guests, each);
+    let (mut rows, mut next) = (Vec::new(), FIRST_ROW);
     for number in 0..offers {
         world.offer(number)?;
         let offered = (number + 1) * OFFER_PAGES;
@@ -186,6 +191,7 @@ fn round(pages: u64, guests: u64) -> Result<Vec<Row>> {
         world.publish()?;
     }
     // Of the common half all guests' pages but none of anybody's own, once there are two: else it has not worked.
+    let guests = u64::from(guests);
     let whole = offers / guests * guests * OFFER_PAGES / 2;
     ensure!(world.merged >= whole, "{} pages were merged, and {whole} are equal", world.merged);
     world.row(0, base);
@@ -197,7 +203,7 @@ fn round(pages: u64, guests: u64) -> Result<Vec<Row>> {
 }
 
 fn main() -> Result<()> {
-    let (mut pages, mut guests, mut rounds, mut as_json) = (10_000_000, 64, 3, false);
+    let (mut pages, mut guests, mut rounds, mut as_json) = (10_000_000, 64_u64, 3, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || -> Result<u64> {
@@ -216,8 +222,12 @@ fn main() -> Result<()> {
             other => bail!("unknown argument {other}\n\n{USAGE}"),
         }
     }
-    ensure!((2..=u64::from(u16::MAX)).contains(&guests), "--guests must be 2 to {}", u16::MAX);
-    ensure!(pages >= guests * OFFER_PAGES, "--pages must be at least an offer of {OFFER_PAGES} a guest");
+    let guests = u16::try_from(guests).ok().filter(|guests| *guests >= 2);
+    let guests = guests.with_context(|| format!("--guests must be 2 to {}", u16::MAX))?;
+    ensure!(
+        pages >= u64::from(guests) * OFFER_PAGES,
+        "--pages must be at least an offer of {OFFER_PAGES} a guest"
+    );
     ensure!(rounds > 0, "--rounds must be at least 1");
     let machine = machine();
     let all: Vec<Vec<Row>> = (0..rounds).map(|_| round(pages, guests)).collect::<Result<_>>()?;

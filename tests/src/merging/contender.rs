@@ -9,7 +9,7 @@ use vmm::host::spec::EngineName;
 use vmm::memory::ksm_stat::KsmStat;
 use vmm::merge::ksm::{self, Ksm, KsmSettings};
 use vmm::merge::off::Off;
-use vmm::merge::slab::engine::SlabEngine;
+use vmm::merge::slab::engine::{SlabEngine, Tuning};
 use vmm::merge::{Engine, EngineError};
 
 /// How long to wait for a KSM that another fleet drives.
@@ -87,7 +87,7 @@ impl Contender {
     /// The directory's path is too long for a socket.
     pub fn engine(self, dir: &FleetDir) -> Result<Box<dyn Engine>> {
         Ok(match (self, self.settings()) {
-            (Self::Slab, _) => Box::new(SlabEngine::new(dir.merge_socket()?)),
+            (Self::Slab, _) => Box::new(SlabEngine::for_members(dir.merge_socket()?, &Tuning::default())),
             (_, Some(settings)) => Box::new(Ksm::new(settings)),
             (_, None) => Box::new(Off),
         })

@@ -14,6 +14,7 @@ use vmm::host::spec::{BalloonSpec, FillSpec, FleetSpec, GuestSpec};
 use vmm::measure::Space;
 use vmm::measure::content::Content;
 use vmm::memory::PAGE_BYTES;
+use vmm::merge::slab::engine::Tuning;
 use vmm::merge::{EngineError, Progress};
 
 use super::accounting::{Memory, ThreadSeconds, mapping_bytes};
@@ -64,12 +65,14 @@ impl Setting {
             cmdline: None,
             // In the lab all of them share one emulated processor.
             ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
+            domain: "bench".into(),
             balloon: BalloonSpec::default(),
             fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
         };
         FleetSpec {
             name: format!("merge-bench-{}", std::process::id()),
             engine: contender.kind(),
+            merge: Tuning::default(),
             guests: (0..self.guests).map(guest).collect(),
         }
     }
