@@ -1,6 +1,5 @@
 //! The course that every contender runs, alone, with fresh guests: merge, settle, rest, change, be written to.
 
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,16 +9,15 @@ use vmm::host::HostError;
 use vmm::host::fleet::{Fleet, Watch};
 use vmm::host::guest::Lifetime;
 use vmm::host::runtime::FleetDir;
-use vmm::host::spec::{BalloonSpec, FillSpec, FleetSpec, GuestSpec};
 use vmm::measure::Space;
 use vmm::measure::content::Content;
 use vmm::memory::PAGE_BYTES;
-use vmm::merge::slab::engine::Tuning;
 use vmm::merge::{EngineError, Progress};
 
 use super::accounting::{Memory, ThreadSeconds, mapping_bytes};
 use super::contender::{Contender, Knobs, ksm_knobs, sweep_ksm};
 use super::figures::{Round, SECONDS};
+use super::setting::Setting;
 
 /// What counts as merged: so much of the ideal.
 const GOAL_PERCENT: u64 = 95;
@@ -35,48 +33,6 @@ const TIMED_RATE: u64 = 2000;
 const SETTLED_WRITES: Duration = Duration::from_secs(5);
 /// Of all pages so many change a second: one in.
 const CHURN_PART: u64 = 100;
-
-/// How long a Linux guest may take to start.
-const LINUX_READY_SECONDS: u32 = 900;
-
-/// What everybody runs with.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    /// Guests.
-    pub guests: u16,
-    /// RAM of each, in bytes.
-    pub memory_bytes: u64,
-    /// A Linux kernel and its initrd; None is the built-in guest.
-    pub linux: Option<(PathBuf, PathBuf)>,
-    /// How long each window is in which processor time is counted.
-    pub window: Duration,
-    /// How long merging may take.
-    pub limit: Duration,
-}
-
-impl Setting {
-    fn fleet(&self, contender: Contender) -> FleetSpec {
-        let guest = |n| GuestSpec {
-            name: format!("guest-{n}"),
-            memory_bytes: self.memory_bytes,
-            cpus: 1,
-            kernel: self.linux.as_ref().map(|(kernel, _)| kernel.clone()),
-            initrd: self.linux.as_ref().map(|(_, initrd)| initrd.clone()),
-            cmdline: None,
-            // In the lab all of them share one emulated processor.
-            ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
-            domain: "bench".into(),
-            balloon: BalloonSpec::default(),
-            fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
-        };
-        FleetSpec {
-            name: format!("merge-bench-{}", std::process::id()),
-            engine: contender.kind(),
-            merge: Tuning::default(),
-            guests: (0..self.guests).map(guest).collect(),
-        }
-    }
-}
 
 /// What one contender did.
 #[derive(Clone, Debug, Default)]

@@ -4,6 +4,7 @@ mod accounting;
 pub mod contender;
 pub mod course;
 pub mod figures;
+pub mod setting;
 pub mod table;
 
 pub use accounting::machine;

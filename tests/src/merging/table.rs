@@ -140,7 +140,8 @@ fn number(value: f64) -> String {
         0.0 => "0".into(),
         large if large >= 100.0 => format!("{value:.0}"),
         middle if middle >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+        small if small >= 0.001 => format!("{value:.4}"),
+        _ => format!("{value:.0e}"),
     }
 }
 
