@@ -19,3 +19,4 @@ mod kernels;
 mod nested;
 mod run;
 mod slab;
+mod slab_fleet;

@@ -1,5 +1,6 @@
 //! What this machine offers, and the settings of its that a test must leave as they were.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -22,6 +23,12 @@ pub fn without_ksm() -> Option<String> {
     OpenOptions::new().write(true).open(&run).err().map(|e| format!("{}: {e}", run.display()))
 }
 
+/// Why VMs cannot be merged by slabs here, if they cannot.
+#[must_use]
+pub fn without_slabs() -> Option<String> {
+    without_kvm().or_else(|| Some(format!("userfaultfd: {}", vmm::memory::userfault::probe().err()?)))
+}
+
 /// Says on the terminal, past the test harness's capture, that a test was skipped and why.
 pub fn skipped(test: &str, why: &str) {
     // Nobody to tell is no reason to fail.
@@ -33,6 +40,17 @@ pub fn skipped(test: &str, why: &str) {
 macro_rules! require_kvm {
     () => {
         if let Some(why) = $crate::host::without_kvm() {
+            $crate::host::skipped(module_path!(), &why);
+            return;
+        }
+    };
+}
+
+/// Ends the test, visibly, where there is no KVM or merging by slabs is not possible.
+#[macro_export]
+macro_rules! require_slabs {
+    () => {
+        if let Some(why) = $crate::host::without_slabs() {
             $crate::host::skipped(module_path!(), &why);
             return;
         }
@@ -51,11 +69,26 @@ macro_rules! require_ksm {
     }};
 }
 
+thread_local! {
+    static HOLDS_KSM: Cell<bool> = const { Cell::new(false) };
+}
+
+/// That this thread holds KSM.
+pub struct KsmUser(#[expect(dead_code, reason = "held until dropped")] MutexGuard<'static, ()>);
+
+impl Drop for KsmUser {
+    fn drop(&mut self) {
+        HOLDS_KSM.set(false);
+    }
+}
+
 /// Holds KSM, which the host has only one of, until dropped.
-pub fn only_user_of_ksm() -> MutexGuard<'static, ()> {
+pub fn only_user_of_ksm() -> KsmUser {
     static KSM_USER: Mutex<()> = Mutex::new(());
     // Poisoned means that another test failed: that is its own matter.
-    KSM_USER.lock().unwrap_or_else(PoisonError::into_inner)
+    let user = KsmUser(KSM_USER.lock().unwrap_or_else(PoisonError::into_inner));
+    HOLDS_KSM.set(true);
+    user
 }
 
 /// Every setting of KSM, by name.
@@ -73,6 +106,12 @@ impl KsmSettings {
             Some((e.file_name().to_string_lossy().into_owned(), value.trim().to_owned()))
         });
         Self(read.collect())
+    }
+
+    /// As they are, if this thread holds KSM. Else they are another test's to change: neither to be watched nor to be put back.
+    #[must_use]
+    pub fn if_held() -> Option<Self> {
+        HOLDS_KSM.get().then(Self::now)
     }
 
     /// What is different now, a line for each.
@@ -95,5 +134,22 @@ impl KsmSettings {
             // Best effort: the test that changed it fails by its own assertion.
             let _ = fs::write(Path::new(KSM).join(name), chosen);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn settings_are_anothers_unless_they_are_held() {
+        assert!(KsmSettings::if_held().is_none());
+        let user = only_user_of_ksm();
+        assert!(KsmSettings::if_held().is_some());
+        assert!(thread::spawn(KsmSettings::if_held).join().unwrap().is_none());
+        drop(user);
+        assert!(KsmSettings::if_held().is_none());
     }
 }

@@ -12,6 +12,7 @@ pub mod peer;
 pub mod run;
 pub mod sandbox;
 pub mod tidy;
+pub mod torture;
 pub mod vm;
 
 use std::path::{Path, PathBuf};

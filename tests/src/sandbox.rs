@@ -19,7 +19,8 @@ const RUNTIME_DIR: &str = "SAMEPAGE_RUNTIME_DIR";
 pub struct Sandbox {
     runtime: TempDir,
     files: TempDir,
-    ksm: KsmSettings,
+    /// Where the test is the only user of KSM.
+    ksm: Option<KsmSettings>,
 }
 
 /// A process of a sandbox.
@@ -55,7 +56,7 @@ impl Sandbox {
     #[must_use]
     pub fn new() -> Self {
         let made = || tempfile::tempdir().expect("a temporary directory");
-        Self { runtime: made(), files: made(), ksm: KsmSettings::now() }
+        Self { runtime: made(), files: made(), ksm: KsmSettings::if_held() }
     }
 
     /// A path for a file of this test.
@@ -95,13 +96,14 @@ impl Sandbox {
         found
     }
 
-    /// What is left behind: processes, files and sockets in the runtime directory, changed KSM settings.
+    /// What is left behind: processes, files and sockets in the runtime directory, KSM settings that only this test
+    /// may have changed.
     #[must_use]
     pub fn leaks(&self) -> Vec<String> {
         let mut leaks: Vec<String> =
             self.processes().iter().map(|p| format!("process {}: {}", p.pid, p.args)).collect();
         leaks.extend(files_below(self.runtime.path()).iter().map(|path| format!("file {}", path.display())));
-        leaks.extend(self.ksm.changes());
+        leaks.extend(self.ksm.iter().flat_map(KsmSettings::changes));
         leaks
     }
 
@@ -126,7 +128,7 @@ impl Drop for Sandbox {
         for process in self.processes() {
             process.kill();
         }
-        self.ksm.restore();
+        self.ksm.iter().for_each(KsmSettings::restore);
     }
 }
 

@@ -183,7 +183,8 @@ fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
                 let _ = kill_process(pid, Signal::TERM);
             }
             let _ = daemon.wait();
-            dir.remove();
+            // One that was killed has left its guests, and the directory is the only way to them.
+            take_down_orphans(&spec.name)?;
             Err(e.context(format!("fleet {} is not up; everything that was started is stopped", spec.name)))
         }
     }

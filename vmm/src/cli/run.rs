@@ -10,6 +10,7 @@ use crate::merge::slab::agent::Agent;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, Running, probe};
 use anyhow::Context;
 use devices::virtio::balloon;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 /// The longest name of a VM in the API; Firecracker's limit.
 const MAX_ID_BYTES: usize = 64;
@@ -99,9 +100,17 @@ pub(super) struct Args {
     /// End when standard input ends
     #[arg(long, hide = true)]
     lifeline: bool,
+    /// The daemon that starts this VM, with which it ends while nobody else can know of it
+    #[arg(long, hide = true, value_name = "PID")]
+    daemon: Option<i32>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(daemon) = args.daemon {
+        set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
+        // It may have ended before.
+        anyhow::ensure!(getppid().map(Pid::as_raw_pid) == Some(daemon), "the daemon {daemon} is gone");
+    }
     let name = args.id.unwrap_or(args.name);
     if args.kernel.is_some()
         && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
@@ -157,6 +166,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         };
         let started = |running: &Running| {
+            // From now on there is a socket through which the next daemon finds it.
+            if args.daemon.is_some() {
+                let _ = set_parent_process_death_signal(None);
+            }
             if let Some((agent, socket)) = agent.take() {
                 agent.start(Box::new(running.write_log()), socket).unwrap_or_else(unmerged);
             }

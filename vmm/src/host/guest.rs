@@ -104,7 +104,9 @@ impl Guest {
         }
         match lifetime {
             Lifetime::WithUs => process.arg("--lifeline").stdin(Stdio::piped()),
-            Lifetime::TheirOwn => process.stdin(Stdio::null()),
+            Lifetime::TheirOwn => {
+                process.args(["--daemon", &std::process::id().to_string()]).stdin(Stdio::null())
+            }
         };
         let mut child = process.spawn().map_err(failed)?;
         let lifeline = child.stdin.take();
@@ -120,7 +122,7 @@ impl Guest {
         })
     }
 
-    /// Takes over a VM that an earlier daemon started, if there is one that answers.
+    /// Takes over a VM that an earlier daemon started and filled, if there is one that answers.
     pub fn adopt(spec: &GuestSpec, number: usize, dir: &FleetDir) -> Result<Option<Self>, HostError> {
         let path = dir.control(&spec.name)?;
         let Ok(vm::Reply::Status(status)) = control(&spec.name, &path, &vm::Request::Status) else {
@@ -138,7 +140,13 @@ impl Guest {
         });
         let com2 = Com2::connect(&spec.name, &dir.com2(&spec.name)?).ok();
         let process = Running::Adopted { pid: status.pid };
-        Ok(Some(Self { spec: spec.clone(), number, dir: dir.clone(), process, com2, ready, fill }))
+        let mut guest = Self { spec: spec.clone(), number, dir: dir.clone(), process, com2, ready, fill };
+        if guest.ready.is_none() || guest.spec.fill.is_some() && guest.fill.is_none() {
+            // That daemon came no further, and what the guest said to it or still does is not known: a new one is as good.
+            guest.stop();
+            return Ok(None);
+        }
+        Ok(Some(guest))
     }
 
     /// Waits until the guest says that it is ready.
@@ -167,11 +175,8 @@ impl Guest {
                     Ok(_) => {}
                     // Its VM ended: say how, for that is the cause.
                     Err(e) => {
-                        let hung_up = Instant::now();
-                        while hung_up.elapsed() < END_LIMIT {
-                            self.check_alive()?;
-                            std::thread::sleep(Duration::from_millis(20));
-                        }
+                        self.is_ending();
+                        self.check_alive()?;
                         return Err(e);
                     }
                 },
@@ -301,6 +306,15 @@ impl Guest {
             Running::Ended(how) => Some(how),
             _ => None,
         }
+    }
+
+    /// Whether its VM is ending, which is seen on its sockets before its process is gone.
+    pub fn is_ending(&mut self) -> bool {
+        let begin = Instant::now();
+        while self.ended().is_none() && begin.elapsed() < END_LIMIT {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.ended().is_some()
     }
 
     fn check_alive(&mut self) -> Result<(), HostError> {

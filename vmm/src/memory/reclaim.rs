@@ -15,6 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::PidfdFlags;
 
 use super::PAGE_BYTES;
+use super::merge_log::With;
 use super::ram::{Backing, HUGE_PAGE_BYTES, Place, Ram};
 
 /// Ranges in one system call (UIO_MAXIOV).
@@ -38,7 +39,7 @@ impl Reclaim for Ram {
 
     fn discard(&self, range: Range<Gpa>) -> io::Result<()> {
         let place = self.place(&range).ok_or(io::ErrorKind::InvalidInput)?;
-        let discarded = self.discard_place(place);
+        let discarded = self.discard_place(range.start, place);
         // Also where it failed: it may have done a part.
         self.count_discards(place.bytes as u64 / PAGE_BYTES);
         discarded
@@ -46,11 +47,16 @@ impl Reclaim for Ram {
 }
 
 impl Ram {
-    fn discard_place(&self, place: Place) -> io::Result<()> {
+    fn discard_place(&self, gpa: Gpa, place: Place) -> io::Result<()> {
         match self.backing() {
             Backing::Anonymous => {
                 let slabs = self.slabs();
-                if *slabs { map_fresh(place.hva, place.bytes) } else { drop_pages(place.hva, place.bytes) }
+                if !*slabs {
+                    return drop_pages(place.hva, place.bytes);
+                }
+                map_fresh(self, place.hva, place.bytes)?;
+                self.merges().add(gpa.0, place.bytes as u64 / PAGE_BYTES, With::Fresh);
+                Ok(())
             }
             Backing::Memfd => self.punch(place.file_offset, place.bytes),
             Backing::Hugetlb => {
@@ -121,14 +127,11 @@ fn drop_pages(hva: usize, bytes: usize) -> io::Result<()> {
 }
 
 /// Puts fresh memory in the place of pages that may be those of a slab, which would come back if they were only dropped.
-fn map_fresh(hva: usize, bytes: usize) -> io::Result<()> {
+fn map_fresh(ram: &Ram, hva: usize, bytes: usize) -> io::Result<()> {
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
     // SAFETY: as in `drop_pages`; the range is mapped all the time, and as it was before.
-    unsafe {
-        rustix::mm::mmap_anonymous(hva as *mut libc::c_void, bytes, prot, flags | MapFlags::FIXED)?;
-        // Else guest memory would be in core dumps, and the mapping would not join its neighbours.
-        libc::madvise(hva as *mut libc::c_void, bytes, libc::MADV_DONTDUMP);
-    }
+    unsafe { rustix::mm::mmap_anonymous(hva as *mut libc::c_void, bytes, prot, flags | MapFlags::FIXED)? };
+    ram.advise_anew(hva, bytes);
     Ok(())
 }
 

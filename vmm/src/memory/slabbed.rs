@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::PAGE_BYTES;
 use super::in_flight::InFlight;
+use super::merge_log::With;
 use super::merge_run::{Mergeable, Refusal};
 use super::ram::{Backing, Ram};
 use super::scan::PageScan;
@@ -67,17 +68,21 @@ impl Slabbed {
 
     /// See [`Mergeable::merge`].
     pub fn merge(&mut self, run: (u64, u64), from: (&Slab, u64)) -> Result<(), Refusal> {
-        self.remap(run, |stretch, run| stretch.mergeable.merge(run, from, &stretch.in_flight))
+        let with = With::Slab { first: from.1 };
+        self.remap(run, with, |stretch, run| stretch.mergeable.merge(run, from, &stretch.in_flight))
     }
 
     /// See [`Mergeable::drop_zeros`].
     pub fn drop_zeros(&mut self, page: u64, pages: u64) -> Result<(), Refusal> {
-        self.remap((page, pages), |stretch, run| stretch.mergeable.drop_zeros(run, &stretch.in_flight))
+        self.remap((page, pages), With::Zeros, |stretch, run| {
+            stretch.mergeable.drop_zeros(run, &stretch.in_flight)
+        })
     }
 
     fn remap(
         &mut self,
         (page, pages): (u64, u64),
+        with: With,
         work: impl FnOnce(&mut Stretch, (u64, u64)) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Self { ram, stretches, left, .. } = self;
@@ -90,7 +95,10 @@ impl Slabbed {
         let mut slabs = ram.slabs();
         *slabs = true;
         let run = (page - stretch.first, pages);
-        work(stretch, run)
+        work(stretch, run)?;
+        ram.advise_anew((stretch.hva + run.0 * PAGE_BYTES) as usize, (pages * PAGE_BYTES) as usize);
+        ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
+        Ok(())
     }
 
     /// Replaces the contents of `found` with those of `pages` that have frames which are this guest's alone, adjacent ones together.
@@ -205,20 +213,4 @@ fn slab_mapping(line: &str) -> Option<Mapping> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mappings_of_slabs_are_known_from_others() {
-        let line = "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-slab (deleted)";
-        let mapping = Mapping { hvas: 0x7f12_a000_0000..0x7f12_a004_0000, offset: 0x3000, inode: 4711 };
-        assert_eq!(slab_mapping(line), Some(mapping));
-        for other in [
-            "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ",
-            "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-ram (deleted)",
-            "/memfd:samepage-slab",
-        ] {
-            assert_eq!(slab_mapping(other), None, "{other}");
-        }
-    }
-}
+mod tests;

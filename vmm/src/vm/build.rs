@@ -122,7 +122,7 @@ impl Vm {
                 move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
             Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
         };
-        let shared = Shared::new(pio, mmio, waits, outcome.clone());
+        let shared = Shared::new(pio, mmio, waits, outcome.clone(), ram.merges().clone());
         queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 

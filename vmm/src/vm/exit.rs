@@ -4,11 +4,13 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::probe;
+use crate::memory::merge_log::{Before, MergeLog, Replaced};
 
 /// KVM_INTERNAL_ERROR_EMULATION.
 const EMULATION: u32 = 1;
@@ -66,6 +68,9 @@ pub struct FaultReport {
     suberror: Option<u32>,
     instruction: Vec<u8>,
     registers: String,
+    /// What was done to the guest's memory last, the latest at the end.
+    merges: Vec<Replaced>,
+    at: Instant,
     backend: String,
 }
 
@@ -96,7 +101,11 @@ impl fmt::Display for FaultReport {
                 write!(f, " {b:02x}")?;
             }
         }
-        write!(f, "\n{}\n  likely cause: {}", self.registers, self.cause())
+        write!(f, "\n{}", self.registers)?;
+        if !self.merges.is_empty() {
+            write!(f, "\n  guest pages replaced last:{}", Before(&self.merges, self.at))?;
+        }
+        write!(f, "\n  likely cause: {}", self.cause())
     }
 }
 
@@ -123,8 +132,9 @@ impl FaultReport {
     }
 }
 
-/// Reads everything worth knowing from a vCPU that stopped with `fault`.
-pub fn describe(vcpu: &mut VcpuFd, fault: Fault) -> FaultReport {
+/// Reads everything worth knowing from a vCPU that stopped with `fault`, and of what was done to its memory.
+pub fn describe(vcpu: &mut VcpuFd, fault: Fault, merges: &MergeLog) -> FaultReport {
+    let (at, merges) = (Instant::now(), merges.last());
     let (mut suberror, mut instruction) = (None, Vec::new());
     if matches!(fault, Fault::Internal) {
         let run = vcpu.get_kvm_run();
@@ -139,7 +149,8 @@ pub fn describe(vcpu: &mut VcpuFd, fault: Fault) -> FaultReport {
         }
     }
     let registers = registers(vcpu);
-    FaultReport { fault, suberror, instruction, registers, backend: probe::backend_name().to_owned() }
+    let backend = probe::backend_name().to_owned();
+    FaultReport { fault, suberror, instruction, registers, merges, at, backend }
 }
 
 fn registers(vcpu: &VcpuFd) -> String {

@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::error::VmError;
 use super::exit::{Ending, Fault, Outcome};
 use super::platform::IDLE_PORT;
+use crate::memory::merge_log::MergeLog;
 
 /// How long `pause` waits for vCPUs to leave the guest before it gives up.
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
@@ -50,18 +51,21 @@ pub struct Shared {
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where a vCPU says that the VM has ended.
     pub outcome: Outcome,
+    /// What was done to guest RAM, for a fault's report.
+    merges: MergeLog,
 }
 
 impl Shared {
-    /// Joins the buses, the input test and the place where the end is told.
+    /// Joins the buses, the input test, the place where the end is told, and what is told with it.
     pub fn new(
         pio: Bus,
         mmio: Bus,
         input_waits: Box<dyn Fn() -> bool + Send + Sync>,
         outcome: Outcome,
+        merges: MergeLog,
     ) -> Arc<Self> {
         let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
-        Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, outcome })
+        Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, outcome, merges })
     }
 
     /// Wakes a vCPU that waits for input; to be called after the input is in the device.
@@ -256,23 +260,23 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Ending::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Ending::Reset),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
-                return Some(fault(vcpu, Fault::GuestCrash));
+                return Some(fault(vcpu, shared, Fault::GuestCrash));
             }
-            Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, Fault::Triple)),
-            Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, Fault::Entry { reason })),
-            Ok(VcpuExit::InternalError) => return Some(fault(vcpu, Fault::Internal)),
+            Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, shared, Fault::Triple)),
+            Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, shared, Fault::Entry { reason })),
+            Ok(VcpuExit::InternalError) => return Some(fault(vcpu, shared, Fault::Internal)),
             Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
-                return Some(fault(vcpu, Fault::Memory { gpa, bytes: size }));
+                return Some(fault(vcpu, shared, Fault::Memory { gpa, bytes: size }));
             }
             Ok(other) => {
                 let exit = format!("{other:?}");
-                return Some(fault(vcpu, Fault::Unhandled { exit }));
+                return Some(fault(vcpu, shared, Fault::Unhandled { exit }));
             }
             Err(e) => match io::Error::from(e).kind() {
                 io::ErrorKind::Interrupted => vcpu.set_kvm_immediate_exit(0),
                 // A vCPU that waits for its start signal answers so when it is woken without one.
                 io::ErrorKind::WouldBlock => {}
-                _ => return Some(fault(vcpu, Fault::Run { errno: e.errno() })),
+                _ => return Some(fault(vcpu, shared, Fault::Run { errno: e.errno() })),
             },
         }
     }
@@ -287,6 +291,6 @@ fn operand_bytes(io_size: *const u8) -> usize {
     usize::from(bytes.max(1))
 }
 
-fn fault(vcpu: &mut VcpuFd, fault: Fault) -> Ending {
-    Ending::Fault(Box::new(super::exit::describe(vcpu, fault)))
+fn fault(vcpu: &mut VcpuFd, shared: &Shared, fault: Fault) -> Ending {
+    Ending::Fault(Box::new(super::exit::describe(vcpu, fault, &shared.merges)))
 }

@@ -1,6 +1,9 @@
 //! The merge step on memory of this process, alone and among writers.
 
+use std::fs::File;
+use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,6 +13,8 @@ use std::time::Duration;
 use super::super::pagemap::Pagemap;
 use super::super::slab::Draft;
 use super::*;
+
+mod pinned;
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -153,7 +158,7 @@ fn a_write_between_any_two_steps_is_kept() {
     type When = (Step, Sender<()>, Receiver<()>);
     static WHEN: Mutex<Option<When>> = Mutex::new(None);
     for when in [Step::Frozen, Step::Compared, Step::Mapped] {
-        for how in [How::Store, How::Read] {
+        for how in How::ALL {
             let Some((hva, mut memory)) = memory(4) else { return };
             let (slab, marks) = (slab(4), InFlight::new(4 * PAGE_BYTES));
             fill(hva, 4);
@@ -188,31 +193,55 @@ fn a_write_between_any_two_steps_is_kept() {
 /// How a writer writes a word.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    /// By a store.
+    /// By a store, as any thread of ours does.
     Store,
-    /// By a system call that copies into memory.
-    Read,
+    /// By `pread` of a file.
+    File,
+    /// By `pread` of a memfd.
+    Memfd,
+    /// By `read` of a pipe.
+    Pipe,
+}
+
+impl How {
+    const ALL: [Self; 4] = [Self::Store, Self::File, Self::Memfd, Self::Pipe];
 }
 
 /// Where the writes by system calls come from.
-struct Source(OwnedFd);
+struct Source {
+    file: File,
+    memfd: OwnedFd,
+    pipe: (PipeReader, PipeWriter),
+}
 
 impl Source {
     fn new() -> Self {
-        Self(rustix::fs::memfd_create("source", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
+        let memfd = rustix::fs::memfd_create("source", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        Self { file: tempfile::tempfile().unwrap(), memfd, pipe: std::io::pipe().unwrap() }
     }
 
     fn put(&self, how: How, address: usize, value: u64) {
-        match how {
+        let (to, bytes) = (address as *mut c_void, value.to_le_bytes());
+        let got = match how {
             // SAFETY: inside a mapping; this word is this thread's alone.
-            How::Store => unsafe { (address as *mut u64).write_volatile(value) },
-            How::Read => {
-                rustix::io::pwrite(&self.0, &value.to_le_bytes(), 0).unwrap();
+            How::Store => return unsafe { (address as *mut u64).write_volatile(value) },
+            How::File => {
+                self.file.write_all_at(&bytes, 0).unwrap();
                 // SAFETY: as above; the kernel writes 8 bytes there.
-                let got = unsafe { libc::pread(self.0.as_raw_fd(), address as *mut c_void, 8, 0) };
-                assert_eq!(got, 8);
+                unsafe { libc::pread(self.file.as_raw_fd(), to, 8, 0) }
             }
-        }
+            How::Memfd => {
+                rustix::io::pwrite(&self.memfd, &bytes, 0).unwrap();
+                // SAFETY: as above.
+                unsafe { libc::pread(self.memfd.as_raw_fd(), to, 8, 0) }
+            }
+            How::Pipe => {
+                (&self.pipe.1).write_all(&bytes).unwrap();
+                // SAFETY: as above.
+                unsafe { libc::read(self.pipe.0.as_raw_fd(), to, 8) }
+            }
+        };
+        assert_eq!(got, 8);
     }
 }
 
@@ -249,7 +278,7 @@ fn no_write_is_lost_while_runs_are_merged() {
     let (end, writes) = (AtomicBool::new(false), AtomicU64::new(0));
     let (mut merged, mut differed) = (0, 0u64);
     let lost: u64 = thread::scope(|scope| {
-        let writers: Vec<_> = [How::Store, How::Read, How::Store]
+        let writers: Vec<_> = How::ALL
             .into_iter()
             .enumerate()
             .map(|(n, how)| {

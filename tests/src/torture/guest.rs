@@ -1,0 +1,246 @@
+//! One guest of the torture: its VM's process, and what it is told to do.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use vmm::memory::pagemap::Pagemap;
+
+use super::Tally;
+use super::choices::Choices;
+
+/// How long anything may take that a guest is told to do: in the lab, where it takes longest, some ten times what it does.
+const LIMIT: Duration = Duration::from_secs(300);
+/// How often it is looked whether a VM or a balloon has got there.
+const LOOK: Duration = Duration::from_millis(10);
+/// Contents that guests choose from: few, so that they have them in common and have them again.
+const SEEDS: u64 = 6;
+/// The most pages that are rewritten in a second.
+const MAX_RATE: u64 = 40_000;
+
+pub(super) struct Guest {
+    name: String,
+    process: Child,
+    com2: BufReader<UnixStream>,
+    control: PathBuf,
+    log: PathBuf,
+    ram_pages: u64,
+    /// Pages found wrong that are told of already.
+    mismatched: u64,
+}
+
+impl Guest {
+    /// Its VM ends when its standard input does, so that it does not outlive us.
+    pub(super) fn start(dir: &Path, name: &str, memory_mib: u64, merge: &Path) -> Result<Self> {
+        let file = |kind: &str| dir.join(format!("{name}.{kind}"));
+        let (control, com2, log) = (file("ctl"), file("com2"), file("log"));
+        let mut process = Command::new(crate::samepage())
+            .args(["run", "--lifeline", "--console", "none", "--name", name, "--memory"])
+            .arg(format!("{memory_mib}M"))
+            .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
+            .args(["--merge".as_ref(), merge.as_os_str()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        let until = Instant::now() + LIMIT;
+        let com2 = loop {
+            match connect(&com2) {
+                Ok(com2) => break com2,
+                Err(error) if process.try_wait()?.is_some() || Instant::now() > until => {
+                    bail!("{error:#}; it said: {}", fs::read_to_string(&log)?);
+                }
+                Err(_) => thread::sleep(LOOK),
+            }
+        };
+        let ram_pages = memory_mib << 8;
+        let mut guest = Self { name: name.to_owned(), process, com2, control, log, ram_pages, mismatched: 0 };
+        let ready = guest.line()?;
+        ensure!(ready.starts_with("ready "), "it said {ready:?} instead of being ready");
+        Ok(guest)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Does one thing, which `what` below 100 says. Returns how many pages it has checked.
+    pub(super) fn turn(&mut self, what: u64, choices: &mut Choices, tally: &mut Tally) -> Result<u64> {
+        match what {
+            0..25 => self.fill(choices)?,
+            25..55 => {
+                let class = ["zero", "common", "dup", "unique", "all"][choices.below(5) as usize];
+                let (rate, seconds) = (choices.below(MAX_RATE), 1 + choices.below(3));
+                self.command(&format!("churn class={class} rate={rate} seconds={seconds}"))?;
+            }
+            55..70 => return self.verify(tally),
+            70..80 => {
+                let freed = self.command(&format!("free percent={}", 1 + choices.below(100)))?;
+                let freed = number(&freed, "freed").unwrap_or(0);
+                self.balloon(freed)?;
+            }
+            80..90 => self.balloon(choices.below(self.ram_pages))?,
+            90..97 => {
+                self.deflate()?;
+                let checked = self.command("balloon check")?;
+                tally.ballooned += number(&checked, "checked")?;
+                // A page that was given back and does not read as zeros.
+                tally.mismatches += number(&checked, "nonzero")?;
+            }
+            // It rests, and is merged.
+            _ => thread::sleep(Duration::from_millis(choices.below(1000))),
+        }
+        Ok(0)
+    }
+
+    fn fill(&mut self, choices: &mut Choices) -> Result<()> {
+        let mut left = 100;
+        let [zero, common, dup] = [40, 80, 60].map(|most| {
+            let percent = choices.below(most).min(left);
+            left -= percent;
+            percent
+        });
+        let (seed, shared) = (choices.below(SEEDS), 100 + choices.below(2));
+        let mut fill = format!(
+            "fill seed={seed} common={shared} zero={zero} common_pct={common} dup={dup} unique={left}"
+        );
+        match choices.below(3) {
+            // Whatever the balloon has left.
+            0 => {}
+            // As much as it likes.
+            1 => fill += &format!(" pages={}", choices.below(self.ram_pages)),
+            // All of it.
+            _ => self.deflate()?,
+        }
+        self.command(&fill)?;
+        Ok(())
+    }
+
+    /// Checks all of its pages. Returns how many.
+    pub(super) fn verify(&mut self, tally: &mut Tally) -> Result<u64> {
+        let verified = self.command("verify")?;
+        let checked = number(&verified, "checked")?;
+        tally.verified += checked;
+        // Also those that churn has found since the last time.
+        let all = number(&self.command("report")?, "mismatched")?;
+        if all > self.mismatched {
+            eprintln!("guest {}: {} pages are wrong; {verified}", self.name, all - self.mismatched);
+            tally.mismatches += all - self.mismatched;
+            self.mismatched = all;
+        }
+        Ok(checked)
+    }
+
+    /// Counts its pages that are shared, from outside.
+    pub(super) fn count(&mut self, tally: &mut Tally) -> Result<()> {
+        let status = self.ask(&json!({"op": "status"}))?["status"].take();
+        let mut pagemap = Pagemap::open(self.process.id())?;
+        let mut entries = Vec::new();
+        for extent in status["extents"].as_array().context("no extents")? {
+            let number = |key: &str| extent[key].as_u64().with_context(|| format!("no {key}"));
+            pagemap.read(number("hva")?, number("bytes")? as usize / 4096, &mut entries)?;
+            for entry in entries.iter().filter(|entry| entry.present()) {
+                tally.merged += u64::from(entry.file_or_shared());
+                tally.zeros += u64::from(!entry.file_or_shared() && !entry.exclusive());
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks it for a balloon of so many pages, which it need not be able to give.
+    fn balloon(&mut self, pages: u64) -> Result<()> {
+        let set = self.ask(&json!({"op": "balloon_target", "pages": pages}))?;
+        ensure!(set == "done", "balloon of {pages} pages: {set}");
+        Ok(())
+    }
+
+    /// Empties its balloon.
+    fn deflate(&mut self) -> Result<()> {
+        self.balloon(0)?;
+        let until = Instant::now() + LIMIT;
+        while self.ask(&json!({"op": "balloon_size"}))?["balloon_size"]["actual_pages"] != 0 {
+            ensure!(Instant::now() < until, "the balloon is not empty after {LIMIT:?}");
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Has it obey, and gives its answer: also that it has no room, or no such pages, which comes with random commands.
+    pub(super) fn command(&mut self, command: &str) -> Result<String> {
+        self.com2.get_mut().write_all(format!("{command}\n").as_bytes()).or_else(|e| self.ended(&e))?;
+        let answer = loop {
+            let line = self.line()?;
+            if !line.starts_with("progress ") {
+                break line;
+            }
+        };
+        let expected = ["ok ", "err code=memory ", "err code=empty "];
+        ensure!(expected.iter().any(|e| answer.starts_with(e)), "{command:?} was answered {answer:?}");
+        Ok(answer)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        match self.com2.read_line(&mut line) {
+            Ok(0) => self.ended(&"it hung up"),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(error) => self.ended(&error),
+        }
+    }
+
+    fn ask(&mut self, request: &Value) -> Result<Value> {
+        let answered = connect(&self.control).and_then(|mut control| {
+            control.get_mut().write_all(format!("{request}\n").as_bytes())?;
+            let mut line = String::new();
+            control.read_line(&mut line)?;
+            Ok(serde_json::from_str(&line)?)
+        });
+        answered.or_else(|error| self.ended(&error))
+    }
+
+    /// What there is to say of a VM that answers no more.
+    fn ended<T>(&mut self, error: &dyn std::fmt::Display) -> Result<T> {
+        let until = Instant::now() + Duration::from_secs(2);
+        while self.process.try_wait()?.is_none() && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
+        let status = self.process.try_wait()?.map_or("it runs".into(), |status| status.to_string());
+        bail!("{error}; {status}; it said: {}", fs::read_to_string(&self.log)?)
+    }
+
+    /// Ends it in good order.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.ask(&json!({"op": "stop"}))?;
+        let status = self.process.wait()?;
+        let said = fs::read_to_string(&self.log)?;
+        ensure!(status.success() && said.is_empty(), "guest {}: {status}; it said: {said}", self.name);
+        Ok(())
+    }
+}
+
+/// However it goes, and also as a part of the torture: at once.
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn connect(socket: &Path) -> Result<BufReader<UnixStream>> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    Ok(BufReader::new(stream))
+}
+
+/// The number after `key=` in an answer.
+fn number(answer: &str, key: &str) -> Result<u64> {
+    let value = answer.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    value.and_then(|value| value.parse().ok()).with_context(|| format!("no number {key}= in {answer:?}"))
+}
