@@ -75,6 +75,9 @@ fn main() -> Result<ExitCode> {
     }
     let watch = Watch::new(|_, _, _, _| {}, interrupted);
     let (machine, knobs) = (machine(), ksm_knobs());
+    if machine["ksm_run"] == "1" {
+        notes.push("KSM ran before this began, and so runs while the others are measured".into());
+    }
     let mut records: Vec<Record> =
         options.contenders.iter().map(|who| Record { contender: *who, outcomes: Vec::new() }).collect();
     for round in 0..options.rounds {
