@@ -95,7 +95,8 @@ impl Slabbed {
         let mut slabs = ram.slabs();
         *slabs = true;
         let run = (page - stretch.first, pages);
-        work(stretch, run)?;
+        // What was refused is mapped as before.
+        work(stretch, run).inspect_err(|_| *left += 2)?;
         ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
         Ok(())
     }
