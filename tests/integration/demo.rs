@@ -52,10 +52,13 @@ pub(crate) fn check_report(report: &Value, guests: f64) {
 fn it_merges_what_can_be_merged_and_loses_nothing() {
     let _ksm = require_ksm!();
     let sandbox = Sandbox::new();
-    let report = sandbox.samepage(["demo", "--json"]).timeout(LIMIT).output().success().json();
-    check_report(&report, 4.0);
-    assert_eq!(report["engine"], "ksm");
-    sandbox.assert_clean_within(SOON);
+    for (args, engine) in [(&["demo", "--json"][..], "slab"), (&["demo", "--engine", "ksm", "--json"], "ksm")]
+    {
+        let report = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+        check_report(&report, 4.0);
+        assert_eq!(report["engine"], engine);
+        sandbox.assert_clean_within(SOON);
+    }
 }
 
 #[test]

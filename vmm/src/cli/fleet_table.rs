@@ -8,15 +8,16 @@ use comfy_table::{CellAlignment, Table};
 use crate::host::status::{FleetStatus, GuestStatus, State};
 use crate::measure::frames::Pages;
 use crate::memory::PAGE_BYTES;
+use crate::merge::slab::engine::Statistics;
 
 /// The fleet, a row a guest, and a headline.
 pub(super) fn status_table(status: &FleetStatus) -> String {
     let mut table = table(
         &[
-            "guest", "state", "pid", "kind", "memory", "balloon", "absent", "zero", "private", "shared",
-            "swapped", "frames",
+            "guest", "state", "domain", "pid", "kind", "memory", "balloon", "absent", "zero", "private",
+            "shared", "swapped", "frames",
         ],
-        4,
+        5,
     );
     for guest in &status.guests {
         let state = match (guest.state, &guest.ended) {
@@ -28,6 +29,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         let mut row = vec![
             guest.name.clone(),
             state,
+            guest.domain.clone(),
             guest.pid.map_or("-".into(), |p| p.to_string()),
             guest.kind.clone().unwrap_or("-".into()),
             mib(guest.memory_bytes),
@@ -37,7 +39,9 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         row.push(mib((guest.frames * PAGE_BYTES as f64) as u64));
         table.add_row(row);
     }
-    let mut all = vec!["all".into(), String::new(), String::new(), String::new(), mib(status.promised_bytes)];
+    let mut all = vec!["all".into()];
+    all.extend(["", "", "", ""].map(String::from));
+    all.push(mib(status.promised_bytes));
     let ballooned = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.held_pages);
     all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
     all.extend(classes(&status.pages));
@@ -67,9 +71,53 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
             fraction * 100.0
         );
     }
+    if let Some(merge) = &status.merge {
+        text.push('\n');
+        text.push_str(&merge_text(merge));
+    }
     for note in &status.notes {
         let _ = write!(text, "\nnote: {note}");
     }
+    text
+}
+
+/// What merging by slabs does, domain by domain, and what it costs.
+fn merge_text(merge: &Statistics) -> String {
+    let mut text = String::new();
+    for (name, domain) in &merge.domains {
+        let c = &domain.counters;
+        let refused =
+            c.refused_pages + c.differed_pages + c.pinned_pages + c.over_budget_pages + c.huge_pages;
+        let _ = writeln!(
+            text,
+            "domain {name}: MiB: {} shared in {} mappings, {} zeros given back, {} broken by writes, {refused} pages refused; \
+             {} slabs, {} in use, {} not",
+            mib(c.shared_now * PAGE_BYTES),
+            c.mappings_now,
+            mib(c.zero_pages * PAGE_BYTES),
+            mib(c.broken_pages * PAGE_BYTES),
+            domain.slabs,
+            mib(domain.slab_live_bytes),
+            mib(domain.slab_dead_bytes),
+        );
+    }
+    let c = &merge.host;
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let _ = write!(
+        text,
+        "merging took {:.2} s of processor time: {:.2} finding what was written, {:.2} hashing, {:.2} publishing, {:.2} merging, \
+         {:.2} matching; ",
+        c.cpu_seconds() + merge.matchmaker_cpu_seconds,
+        seconds(c.scan_ns + c.live_ns),
+        seconds(c.hash_ns),
+        seconds(c.publish_ns),
+        seconds(c.merge_ns),
+        seconds(c.match_ns) + merge.matchmaker_cpu_seconds,
+    );
+    text.push_str(&match merge.seconds_since_convergence {
+        Some(seconds) => format!("all that is quiet was dealt with {seconds:.1} s ago"),
+        None => "not all that is quiet was dealt with yet".into(),
+    });
     text
 }
 

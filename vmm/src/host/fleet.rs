@@ -1,5 +1,6 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -144,7 +145,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Does something with every guest that runs, all at the same time.
+    /// Does something with every guest that runs, all at the same time. One that ends meanwhile is left out.
     fn each<T: Send>(
         &mut self,
         work: impl Fn(&mut Guest) -> Result<T, HostError> + Sync,
@@ -152,10 +153,14 @@ impl Fleet {
         let work = &work;
         let results: Vec<_> = thread::scope(|scope| {
             let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
-            let threads: Vec<_> = running.map(|guest| scope.spawn(move || work(guest))).collect();
+            let one = move |guest: &mut Guest| match work(guest) {
+                Err(HostError::Socket { .. }) if guest.is_ending() => None,
+                result => Some(result),
+            };
+            let threads: Vec<_> = running.map(|guest| scope.spawn(move || one(guest))).collect();
             threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
         });
-        results.into_iter().map(|r| r.unwrap_or(Err(HostError::Interrupted))).collect()
+        results.into_iter().filter_map(|r| r.unwrap_or(Some(Err(HostError::Interrupted)))).collect()
     }
 
     /// Where the memory of the guests that run lies.
@@ -176,18 +181,42 @@ impl Fleet {
         Ok(value)
     }
 
-    /// What could be shared: every page hashed and compared, while all guests stand still.
+    /// What could be shared within each trust domain: every page hashed and compared, while all guests stand still.
     pub fn content(&mut self, watch: &Watch) -> Result<Content, HostError> {
         self.paused(|fleet| {
+            let mut domains: BTreeMap<&str, Vec<Space>> = BTreeMap::new();
             let spaces = fleet.spaces()?;
-            Ok(content::measure(&spaces, &mut |done, total| watch.tell(Stage::Content, 0, done, total))?)
+            let total = spaces.iter().map(Space::pages).sum();
+            for space in spaces {
+                let guest = fleet.spec.guests.iter().find(|guest| guest.name == space.name);
+                domains.entry(guest.map_or("", |guest| &guest.domain)).or_default().push(space);
+            }
+            let (mut all, mut before) = (Content::default(), 0);
+            for spaces in domains.values() {
+                let mut tell = |done, _| watch.tell(Stage::Content, 0, before + done, total);
+                all.add(&content::measure(spaces, &mut tell)?);
+                before += spaces.iter().map(Space::pages).sum::<u64>();
+            }
+            Ok(all)
         })
     }
 
     /// Which frames the guests have.
     pub fn frames(&mut self) -> Result<Frames, HostError> {
-        let spaces = self.spaces()?;
-        Ok(frames::measure(&spaces)?)
+        loop {
+            let spaces = self.spaces()?;
+            match frames::measure(&spaces) {
+                Ok(frames) => return Ok(frames),
+                // One guest less each time.
+                Err(_) if self.running() < spaces.len() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// How many guests run.
+    fn running(&mut self) -> usize {
+        self.guests.iter_mut().filter_map(|guest| guest.ended().is_none().then_some(())).count()
     }
 
     /// Lets the engine begin.

@@ -175,11 +175,8 @@ impl Guest {
                     Ok(_) => {}
                     // Its VM ended: say how, for that is the cause.
                     Err(e) => {
-                        let hung_up = Instant::now();
-                        while hung_up.elapsed() < END_LIMIT {
-                            self.check_alive()?;
-                            std::thread::sleep(Duration::from_millis(20));
-                        }
+                        self.is_ending();
+                        self.check_alive()?;
                         return Err(e);
                     }
                 },
@@ -304,6 +301,15 @@ impl Guest {
             Running::Ended(how) => Some(how),
             _ => None,
         }
+    }
+
+    /// Whether its VM is ending, which is seen on its sockets before its process is gone.
+    pub fn is_ending(&mut self) -> bool {
+        let begin = Instant::now();
+        while self.ended().is_none() && begin.elapsed() < END_LIMIT {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.ended().is_some()
     }
 
     fn check_alive(&mut self) -> Result<(), HostError> {

@@ -153,8 +153,9 @@ impl FleetStatus {
                 },
             };
             let values = match (kvm, &ended) {
-                (true, None) => match guest.control(&VmRequest::KvmStats)? {
-                    VmReply::KvmStats(values) => Some(values),
+                (true, None) => match guest.control(&VmRequest::KvmStats) {
+                    Ok(VmReply::KvmStats(values)) => Some(values),
+                    // It answers no more: its state says so, now or the next time.
                     _ => None,
                 },
                 _ => None,

@@ -59,6 +59,19 @@ impl Content {
     pub fn present(&self) -> u64 {
         self.zero + self.self_duplicates + self.cross_duplicates + self.distinct
     }
+
+    /// Adds what guests of another trust domain hold, with whom these share nothing.
+    pub fn add(&mut self, other: &Self) {
+        self.zero += other.zero;
+        self.self_duplicates += other.self_duplicates;
+        self.cross_duplicates += other.cross_duplicates;
+        self.distinct += other.distinct;
+        self.ideal_saved_pages += other.ideal_saved_pages;
+        self.runs.join(&other.runs);
+        self.swapped_unread += other.swapped_unread;
+        self.differed += other.differed;
+        self.index_bytes = self.index_bytes.max(other.index_bytes);
+    }
 }
 
 /// Reads and compares every present page of `spaces`; calls `progress` with the pages done and their total

@@ -18,6 +18,14 @@ pub struct Runs {
 }
 
 impl Runs {
+    /// Adds those of other guests.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.pages_in_8 += other.pages_in_8;
+        self.pages_in_64 += other.pages_in_64;
+        self.longest = self.longest.max(other.longest);
+    }
+
     fn add(&mut self, pages: u64) {
         if pages == 0 {
             return;

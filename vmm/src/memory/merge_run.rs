@@ -143,12 +143,9 @@ impl Mergeable {
             Err(rustix::io::Errno::NOMEM) => return Err(Refusal::Mappings),
             Err(error) => return Err(Refusal::Map(error.into())),
         }
-        // The guest is awake: what is left is to keep its memory out of core dumps, as the old mapping was.
-        // SAFETY: advice on the range that was mapped just now; it changes no content.
-        unsafe { libc::madvise(hva as *mut c_void, bytes, libc::MADV_DONTDUMP) };
         if from.is_some() {
-            // Pages of a file that nobody has read yet look as if they were not there, to pagemap and to whoever counts frames.
-            // SAFETY: as above.
+            // The guest is awake. Pages of a file that nobody has read yet look as if they were not there, to pagemap and to whoever counts frames.
+            // SAFETY: advice on the range that was mapped just now; it changes no content.
             unsafe { libc::madvise(hva as *mut c_void, bytes, libc::MADV_POPULATE_READ) };
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::GuestMemory;
@@ -110,6 +110,8 @@ pub struct Ram {
     merges: MergeLog,
     /// See [`Ram::discards`].
     discards: Arc<AtomicU64>,
+    /// What was advised of huge pages (MADV_HUGEPAGE, MADV_NOHUGEPAGE), for memory that is mapped anew; 0 is nothing.
+    huge_pages: Arc<AtomicI32>,
 }
 
 /// Where a range of guest RAM lies.
@@ -148,6 +150,7 @@ impl Ram {
             slabs: Arc::default(),
             merges: MergeLog::default(),
             discards: Arc::default(),
+            huge_pages: Arc::default(),
         })
     }
 
@@ -240,9 +243,23 @@ impl Ram {
 
     /// Lets the host back RAM with 2 MiB pages where it can, or forbids it.
     pub fn set_huge_pages(&self, on: bool) -> Result<(), RamError> {
-        match on {
-            true => self.advise(libc::MADV_HUGEPAGE, "allow huge pages (MADV_HUGEPAGE)"),
-            false => self.advise(libc::MADV_NOHUGEPAGE, "forbid huge pages (MADV_NOHUGEPAGE)"),
+        let (advice, what) = match on {
+            true => (libc::MADV_HUGEPAGE, "allow huge pages (MADV_HUGEPAGE)"),
+            false => (libc::MADV_NOHUGEPAGE, "forbid huge pages (MADV_NOHUGEPAGE)"),
+        };
+        self.advise(advice, what)?;
+        self.huge_pages.store(advice, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Advises the kernel of guest memory that has just been mapped anew as it was advised of the old: else what guests keep would be in
+    /// core dumps, and the mapping would not join its neighbours. Failure costs no more than that.
+    pub(super) fn advise_anew(&self, hva: usize, bytes: usize) {
+        for advice in [libc::MADV_DONTDUMP, self.huge_pages.load(Ordering::Relaxed)] {
+            if advice != 0 {
+                // SAFETY: the range is guest RAM, which is never unmapped; the advices used keep its contents.
+                unsafe { libc::madvise(hva as *mut libc::c_void, bytes, advice) };
+            }
         }
     }
 

@@ -54,7 +54,7 @@ impl Ram {
                 if !*slabs {
                     return drop_pages(place.hva, place.bytes);
                 }
-                map_fresh(place.hva, place.bytes)?;
+                map_fresh(self, place.hva, place.bytes)?;
                 self.merges().add(gpa.0, place.bytes as u64 / PAGE_BYTES, With::Fresh);
                 Ok(())
             }
@@ -127,14 +127,11 @@ fn drop_pages(hva: usize, bytes: usize) -> io::Result<()> {
 }
 
 /// Puts fresh memory in the place of pages that may be those of a slab, which would come back if they were only dropped.
-fn map_fresh(hva: usize, bytes: usize) -> io::Result<()> {
+fn map_fresh(ram: &Ram, hva: usize, bytes: usize) -> io::Result<()> {
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
     // SAFETY: as in `drop_pages`; the range is mapped all the time, and as it was before.
-    unsafe {
-        rustix::mm::mmap_anonymous(hva as *mut libc::c_void, bytes, prot, flags | MapFlags::FIXED)?;
-        // Else guest memory would be in core dumps, and the mapping would not join its neighbours.
-        libc::madvise(hva as *mut libc::c_void, bytes, libc::MADV_DONTDUMP);
-    }
+    unsafe { rustix::mm::mmap_anonymous(hva as *mut libc::c_void, bytes, prot, flags | MapFlags::FIXED)? };
+    ram.advise_anew(hva, bytes);
     Ok(())
 }
 

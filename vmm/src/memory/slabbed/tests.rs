@@ -123,3 +123,22 @@ fn giving_back_waits_for_the_merge() {
         }
     }
 }
+
+/// What was advised of memory holds for what is mapped in its place: else neighbours never join again.
+#[test]
+fn given_back_it_is_one_mapping_again() {
+    let Some((ram, mut slabbed, slab)) = sevens() else { return };
+    ram.set_huge_pages(false).unwrap();
+    let extent = ram.extents()[0];
+    let mappings = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let start = |line: &str| u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
+        maps.lines().filter(|line| (extent.hva..extent.hva + extent.bytes).contains(&start(line))).count()
+    };
+    assert_eq!(mappings(), 1);
+    slabbed.merge((FIRST, PAGES), (&slab, 0)).unwrap();
+    slabbed.drop_zeros(5, 3).unwrap();
+    assert_eq!(mappings(), 3, "before the slab, the slab, after it");
+    ram.discard(Gpa(FIRST * PAGE_BYTES)..Gpa((FIRST + PAGES) * PAGE_BYTES)).unwrap();
+    assert_eq!(mappings(), 1);
+}

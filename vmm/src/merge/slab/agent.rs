@@ -16,7 +16,7 @@ use super::counters::Counters;
 use super::matchmaker::{PageHash, SlabPage};
 use super::merger::{Merger, Work};
 use super::watcher::Watcher;
-use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
+use super::wire::{self, Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
 use crate::memory::PAGE_BYTES;
 use crate::memory::ram::Ram;
 use crate::memory::slab::{Draft, Slab};
@@ -63,6 +63,7 @@ impl Agent {
     /// The agent of `ram`, which must be anonymous memory.
     pub fn new(ram: &Ram) -> io::Result<Self> {
         let pages = ram.bytes() / PAGE_BYTES;
+        wire::allow_many_slabs();
         Ok(Self {
             ram: ram.clone(),
             pages,

@@ -138,6 +138,7 @@ impl Engine for SlabEngine {
         // The VMs are of the same user, and need it.
         userfault::probe().map_err(EngineError::NoUserfaultfd)?;
         let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
+        wire::allow_many_slabs();
         let _ = std::fs::remove_file(&self.socket);
         let listener = listen(&self.socket).map_err(failed)?;
         let (poked, poke) = io::pipe().map_err(failed)?;
