@@ -12,7 +12,7 @@ use tests::sandbox::Sandbox;
 use tests::torture::{Options, Tally};
 use tests::vm::{Client, SOON, Vm, eventually, field};
 use vmm::memory::PAGE_BYTES;
-use vmm::memory::pagemap::{Pagemap, Pfn};
+use vmm::memory::pagemap::{Pagemap, PagemapEntry, Pfn};
 use vmm::merge::Engine;
 use vmm::merge::slab::engine::{SlabEngine, Tuning};
 
@@ -112,6 +112,10 @@ fn pages_whose_hashes_collide_stay_as_they_are() {
     assert!(all.zeros > 500, "{all:?}");
     let many = torture(2, 20_000, 0xff);
     assert!(many.merged > 0 && many.zeros > 500, "{many:?}");
+    assert!(
+        all.agents.host.differed_pages > 1000 && many.agents.host.differed_pages > 1000,
+        "{all:?}\n{many:?}"
+    );
 }
 
 #[test]
@@ -162,8 +166,18 @@ fn a_fault_after_merges_shows_them() {
     let merge = socket.to_str().expect("UTF-8");
     let kernel = kernel.to_str().expect("UTF-8");
     let vm = Vm::start(&sandbox, "tiny", &["--memory", "32M", "--kernel", kernel, "--merge", merge]);
-    let mut engine = engine(&socket);
-    eventually("the pages are merged", || merged(&mut engine) >= 32);
+    let _engine = engine(&socket);
+    let extent = vm.status()["extents"][0].clone();
+    let hva = |gpa: u32| extent["hva"].as_u64().expect("hva") + u64::from(gpa);
+    let mut pagemap = Pagemap::open(vm.running().pid()).expect("pagemap");
+    let mut all = |gpa: u32, is: fn(&PagemapEntry) -> bool| {
+        let mut entries = Vec::new();
+        pagemap.read(hva(gpa), 16, &mut entries).expect("entries");
+        entries.iter().all(is)
+    };
+    eventually("the pages are merged", || {
+        all(SAME, |page| page.file_or_shared()) && all(ZERO, |page| !page.exclusive())
+    });
     vm.com2().send(b"\n");
     let ended = vm.into_running().wait();
     assert_eq!(ended.code, Some(1), "{ended}");

@@ -1,15 +1,15 @@
 //! The engine in a process of its own, so that it can be killed.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use vmm::merge::Engine as _;
-use vmm::merge::slab::engine::SlabEngine;
+use vmm::merge::slab::engine::{SlabEngine, Statistics};
 
 use super::choices::Choices;
 
@@ -17,10 +17,12 @@ use super::choices::Choices;
 pub const ROLE: &str = "engine";
 /// What it says once it serves.
 const READY: &str = "ready";
+/// How long agents may take to report to an engine that was just started.
+const REPORTED: Duration = Duration::from_secs(10);
 /// The longest wait before it is ended, or started again.
 const PAUSE_MILLIS: u64 = 1500;
 
-/// Is the engine, at `socket`, until standard input ends.
+/// Is the engine, at `socket`, until standard input ends. Answers each line there with what is known of merging.
 ///
 /// # Errors
 /// It cannot be started.
@@ -28,7 +30,11 @@ pub fn serve(socket: PathBuf, hash_mask: u64) -> Result<()> {
     let mut engine = SlabEngine::new(socket).with_hash_mask(hash_mask);
     engine.start(&[])?;
     println!("{READY}");
-    std::io::stdin().read_to_end(&mut Vec::new()).context("standard input")?;
+    for line in std::io::stdin().lines() {
+        line.context("standard input")?;
+        let statistics = engine.statistics().context("statistics")?;
+        println!("{}", serde_json::to_string(&statistics)?);
+    }
     Ok(())
 }
 
@@ -37,17 +43,22 @@ pub(super) struct Engine {
     program: PathBuf,
     socket: PathBuf,
     hash_mask: u64,
+    process: Process,
+    restarts: u64,
+}
+
+struct Process {
     child: Child,
     /// Closed, it ends the process.
     stdin: Option<ChildStdin>,
-    restarts: u64,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Engine {
     pub(super) fn start(program: &Path, socket: &Path, hash_mask: u64) -> Result<Self> {
-        let (child, stdin) = spawn(program, socket, hash_mask)?;
+        let process = Process::start(program, socket, hash_mask)?;
         let (program, socket) = (program.to_owned(), socket.to_owned());
-        Ok(Self { program, socket, hash_mask, child, stdin, restarts: 0 })
+        Ok(Self { program, socket, hash_mask, process, restarts: 0 })
     }
 
     pub(super) fn socket(&self) -> &Path {
@@ -62,51 +73,70 @@ impl Engine {
     pub(super) fn disturb(&mut self, choices: &mut Choices, over: &AtomicBool) -> Result<()> {
         for _ in 0..choices.below(4) {
             pause(choices, over);
-            if let Some(status) = self.child.try_wait()? {
+            let Process { child, stdin, .. } = &mut self.process;
+            if let Some(status) = child.try_wait()? {
                 bail!("has ended by itself: {status}");
             }
             match choices.below(4) {
                 // In good order.
                 0 => {
-                    self.stdin = None;
-                    let status = self.child.wait()?;
+                    *stdin = None;
+                    let status = child.wait()?;
                     ensure!(status.success(), "ended with {status}");
                 }
                 killed => {
-                    self.child.kill()?;
-                    self.child.wait()?;
+                    child.kill()?;
+                    child.wait()?;
                     if killed == 1 {
                         pause(choices, over);
                     }
                 }
             }
-            (self.child, self.stdin) = spawn(&self.program, &self.socket, self.hash_mask)?;
+            self.process = Process::start(&self.program, &self.socket, self.hash_mask)?;
             self.restarts += 1;
         }
         Ok(())
     }
+
+    /// What is known of merging, once as many as `guests` agents have reported, or will not soon.
+    pub(super) fn statistics(&mut self, guests: usize) -> Result<Statistics> {
+        let until = Instant::now() + REPORTED;
+        loop {
+            let Process { stdin, stdout, .. } = &mut self.process;
+            writeln!(stdin.as_mut().context("the engine has ended")?)?;
+            let mut line = String::new();
+            stdout.read_line(&mut line)?;
+            let statistics: Statistics = serde_json::from_str(&line)?;
+            if statistics.guests.len() >= guests || Instant::now() > until {
+                return Ok(statistics);
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
-impl Drop for Engine {
+impl Process {
+    fn start(program: &Path, socket: &Path, hash_mask: u64) -> Result<Self> {
+        let mut child = Command::new(program)
+            .args([ROLE.as_ref(), socket.as_os_str(), hash_mask.to_string().as_ref()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let stdout = child.stdout.take().context("standard output of the engine")?;
+        let mut process = Self { stdin: child.stdin.take(), stdout: BufReader::new(stdout), child };
+        let mut line = String::new();
+        process.stdout.read_line(&mut line)?;
+        ensure!(line.trim() == READY, "the engine did not start");
+        Ok(process)
+    }
+}
+
+impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn spawn(program: &Path, socket: &Path, hash_mask: u64) -> Result<(Child, Option<ChildStdin>)> {
-    let mut child = Command::new(program)
-        .args([ROLE.as_ref(), socket.as_os_str(), hash_mask.to_string().as_ref()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let mut line = String::new();
-    let stdout = child.stdout.take().context("standard output of the engine")?;
-    BufReader::new(stdout).read_line(&mut line)?;
-    ensure!(line.trim() == READY, "the engine did not start");
-    let stdin = child.stdin.take();
-    Ok((child, stdin))
 }
 
 /// Waits for a while, or until `over`.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vmm::merge::slab::engine::Statistics;
 
 use choices::Choices;
 use engine::Engine;
@@ -49,7 +50,7 @@ pub struct Options {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// Pages that guests have checked.
     pub verified: u64,
@@ -67,6 +68,8 @@ pub struct Tally {
     pub engine_restarts: u64,
     /// How often a guest was killed and another one started.
     pub guest_restarts: u64,
+    /// What the agents of the guests that are left at the end have counted.
+    pub agents: Statistics,
     /// From the start of the first guest to the end of the last.
     pub seconds: f64,
 }
@@ -80,7 +83,7 @@ impl Tally {
             "hash_mask": options.hash_mask, "pages_verified": self.verified, "mismatches": self.mismatches,
             "merged": self.merged, "zeros": self.zeros, "ballooned": self.ballooned, "rounds": self.rounds,
             "engine_restarts": self.engine_restarts, "guest_restarts": self.guest_restarts,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "agents": self.agents.host,
         })
     }
 
@@ -118,6 +121,7 @@ pub fn run(options: &Options, checked: &(impl Fn(u64) + Sync)) -> Result<Tally> 
     tally.guest_restarts = torture.guests_killed;
     tally.engine_restarts = torture.engine.restarts();
     if tally.mismatches == 0 {
+        tally.agents = torture.engine.statistics(options.guests).context("the engine")?;
         torture.end()?;
     }
     tally.seconds = began.elapsed().as_secs_f64();

@@ -50,10 +50,13 @@ fn byte(ram: &Ram, page: u64) -> u8 {
 fn what_is_replaced_is_remembered() {
     let Some((ram, mut slabbed, slab)) = sevens() else { return };
     ram.memory().write_slice(&[0; PAGE], GuestAddress(5 * PAGE_BYTES)).unwrap();
+    let left = slabbed.left;
     assert!(slabbed.drop_zeros(FIRST, 1).is_err() && slabbed.merge((5, 1), (&slab, 0)).is_err());
+    assert_eq!(slabbed.left, left, "mappings that were not made");
     assert!(ram.merges().last().is_empty(), "what was refused was not done");
     slabbed.merge((FIRST + 1, 2), (&slab, 1)).unwrap();
     slabbed.drop_zeros(5, 1).unwrap();
+    assert_eq!(slabbed.left, left - 4);
     ram.discard(Gpa(FIRST * PAGE_BYTES)..Gpa((FIRST + 3) * PAGE_BYTES)).unwrap();
     let last: Vec<_> = ram.merges().last().iter().map(|r| (r.gpa / PAGE_BYTES, r.pages, r.with)).collect();
     assert_eq!(last, [(FIRST + 1, 2, With::Slab { first: 1 }), (5, 1, With::Zeros), (FIRST, 3, With::Fresh)]);
