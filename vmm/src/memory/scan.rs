@@ -176,12 +176,10 @@ impl PageScan {
         self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, told: Categories::HUGE }, each)
     }
 
-    /// How many pages there have a frame that is a file's, as those of slabs have.
-    pub fn file_pages(&mut self, hvas: Range<u64>) -> io::Result<u64> {
-        let mut sum = 0;
+    /// Hands those pages to `each` that have a frame which is a file's, as those of slabs have. Of their categories nothing is told.
+    pub fn files(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
         let all = Categories::PRESENT | Categories::FILE;
-        self.find(hvas, Wanted { all, ..Wanted::default() }, |found| sum += found.pages)?;
-        Ok(sum)
+        self.find(hvas, Wanted { all, ..Wanted::default() }, each)
     }
 
     fn find(&mut self, hvas: Range<u64>, wanted: Wanted, mut each: impl FnMut(Pages)) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::PAGE_BYTES;
 use super::in_flight::InFlight;
-use super::maps::Maps;
+use super::maps::{Maps, SlabMapping};
 use super::merge_log::With;
 use super::merge_run::{Mergeable, Refusal};
 use super::ram::{Backing, Ram};
@@ -127,21 +127,30 @@ impl Slabbed {
         let Self { stretches, scan, .. } = self;
         let mut found = Vec::new();
         self.slab_mappings = 0;
-        for mapping in &maps.slabs {
-            let inside = |s: &&Stretch| (s.hva..s.hva + s.pages * PAGE_BYTES).contains(&mapping.hvas.start);
+        for stretch in stretches.iter() {
+            let end = stretch.hva + stretch.pages * PAGE_BYTES;
             // What is outside is a slab's own view of itself.
-            let Some(stretch) = stretches.iter().find(inside) else { continue };
-            self.slab_mappings += 1;
-            scan.walk(mapping.hvas.clone(), |run| {
-                if run.categories.present() && run.categories.file() {
+            let inside = |m: &&SlabMapping| (stretch.hva..end).contains(&m.hvas.start);
+            let mut mappings =
+                maps.slabs.iter().filter(inside).inspect(|_| self.slab_mappings += 1).peekable();
+            // One walk for all of them: they may be many, and what is found in one piece may be of several.
+            scan.files(stretch.hva..end, |run| {
+                let (mut hva, run_end) = (run.hva, run.hva + run.pages * PAGE_BYTES);
+                while hva < run_end {
+                    while mappings.next_if(|m| m.hvas.end <= hva).is_some() {}
+                    let Some(mapping) = mappings.peek().filter(|m| m.hvas.start < run_end) else { return };
+                    hva = hva.max(mapping.hvas.start);
+                    let piece_end = run_end.min(mapping.hvas.end);
                     found.push(Mapped {
                         inode: mapping.inode,
-                        slab_page: mapping.slab_page(run.hva),
-                        page: stretch.first + (run.hva - stretch.hva) / PAGE_BYTES,
-                        pages: run.pages,
+                        slab_page: mapping.slab_page(hva),
+                        page: stretch.first + (hva - stretch.hva) / PAGE_BYTES,
+                        pages: (piece_end - hva) / PAGE_BYTES,
                     });
+                    hva = piece_end;
                 }
             })?;
+            mappings.for_each(drop);
         }
         Ok(found)
     }

@@ -34,8 +34,8 @@ const BIRTH_LIMIT: Duration = Duration::from_secs(2);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 /// From this pause on there is time to count what is shared.
 const IDLE: Duration = Duration::from_millis(150);
-/// From one such count to the next.
-const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// From one such count to the next at least; and so many times as long as it takes.
+const COUNT_EVERY: (Duration, u32) = (Duration::from_secs(2), 200);
 
 /// The agent of one VM.
 pub struct Agent {
@@ -159,19 +159,20 @@ impl Agent {
             self.report(&session)?;
         }
         watcher.start()?;
-        let (mut pause, mut counted) = (PAUSE.0, Instant::now());
+        let (mut pause, mut next_count) = (PAUSE.0, Instant::now());
         loop {
             let before = self.counters;
             let began = (Instant::now(), self.counters.cpu_seconds());
-            self.look(&mut session, watcher)?;
-            self.counters.passes += 1;
+            self.look(&mut session, watcher, pause > PAUSE.0)?;
+            self.counters.passes += u64::from(watcher.watches_all());
             if self.ram.discards() != self.discards {
                 self.discards = self.ram.discards();
                 self.stale = true;
             }
-            if self.stale && pause >= IDLE && counted.elapsed() >= COUNT_EVERY {
-                counted = Instant::now();
+            if self.stale && pause >= IDLE && Instant::now() >= next_count {
+                let begin = Instant::now();
                 self.count(&session)?;
+                next_count = Instant::now() + COUNT_EVERY.0.max(begin.elapsed() * COUNT_EVERY.1);
             }
             self.report(&session)?;
             let did = |c: &Counters| (c.merged_pages - c.moved_pages, c.zero_pages);
@@ -211,12 +212,12 @@ impl Agent {
     }
 
     /// Looks what is quiet, and offers that.
-    fn look(&mut self, session: &mut Session, watcher: &mut Watcher) -> io::Result<()> {
-        let look = watcher.look()?;
+    fn look(&mut self, session: &mut Session, watcher: &mut Watcher, more: bool) -> io::Result<()> {
+        let look = watcher.look(more)?;
         self.counters.candidate_pages += look.quiet;
         self.counters.changed_pages += look.changed;
         let broken = self.counters.broken_pages;
-        self.merger.written(watcher.written(), &mut self.counters);
+        self.merger.written(watcher.hit(), &mut self.counters);
         self.stale |= self.counters.broken_pages != broken;
         self.clock.lap(&mut self.counters.scan_ns);
         if look.quiet > 0 {
@@ -249,6 +250,7 @@ impl Agent {
                 }
                 for (page, pages) in runs_of(set, *page..*page + *pages, PIECE_PAGES) {
                     let bytes = &mut buffer[..pages as usize * PAGE];
+                    self.merger.private(page, pages, &mut self.counters);
                     let Some(gpa) = self.merger.slabbed().gpa(page) else { continue };
                     self.ram.memory().read_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other)?;
                     self.counters.hashed_pages += look_at(session.key, page, bytes, &mut offer, &mut zeros);

@@ -28,9 +28,9 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Looks at what was written since the last one.
+    /// Looks since every page has had its turn to be watched.
     passes,
-    /// Pages that were seen to have been written, and were quiet at the next look.
+    /// Pages that were quiet.
     candidate_pages,
     /// Pages that were written again before they were hashed.
     changed_pages,

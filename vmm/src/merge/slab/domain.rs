@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::bits;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
@@ -18,6 +19,8 @@ const SMALL_PAGES: u64 = 256;
 /// Pages that putting slabs together must give back, or slabs that it must save: what it costs the guests is worth no less.
 const WORTH_PAGES: u64 = 256;
 const WORTH_SLABS: usize = 16;
+/// From one time that slabs are put together to the next.
+const COMPACT_EVERY: Duration = Duration::from_secs(5);
 
 /// A trust domain. Nothing of it is known to another.
 pub struct Domain {
@@ -33,6 +36,8 @@ pub struct Domain {
     by_inode: HashMap<u64, u32>,
     /// The slab into which others are put together, while it is being filled.
     compacting: Option<u32>,
+    /// When slabs were put together last.
+    compacted: Option<Instant>,
     /// Pages of slabs that somebody used when all agents had last said what they use.
     live_pages: u64,
     pages: u64,
@@ -66,6 +71,7 @@ impl Domain {
             slabs: HashMap::new(),
             by_inode: HashMap::new(),
             compacting: None,
+            compacted: None,
             live_pages: 0,
             pages: 0,
         }
@@ -196,7 +202,8 @@ impl Domain {
             self.live_pages += used;
             self.pages += open.pages;
         }
-        if self.compacting.is_none() {
+        let rested = self.compacted.is_none_or(|at| at.elapsed() >= COMPACT_EVERY);
+        if self.compacting.is_none() && rested {
             tidy.together = together(sparse, &live);
         }
         tidy
@@ -208,7 +215,7 @@ impl Domain {
         let slab = self.matchmaker.compact(guest, pages)?;
         let file = self.draft(slab, count);
         match file {
-            Some(_) => self.compacting = Some(slab),
+            Some(_) => (self.compacting, self.compacted) = (Some(slab), Some(Instant::now())),
             None => _ = self.matchmaker.abandon(slab),
         }
         file.map(|file| (slab, file))

@@ -153,6 +153,15 @@ impl Merger {
         }
     }
 
+    /// These pages are the guest's alone: what was a slab's has been written to, at a time when nobody watched.
+    pub fn private(&mut self, page: u64, pages: u64, counters: &mut Counters) {
+        for page in (page..page + pages).filter(|page| bits::has(&self.shared, *page)).collect::<Vec<_>>() {
+            bits::put(&mut self.shared, page, false);
+            counters.broken_pages += 1;
+            counters.shared_now = counters.shared_now.saturating_sub(1);
+        }
+    }
+
     /// The host has huge pages here.
     pub fn is_huge(&mut self, page: u64, pages: u64) {
         if self.settings.huge_page_percent > 0 {

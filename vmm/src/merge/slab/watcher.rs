@@ -3,27 +3,38 @@
 
 use std::io;
 
+use super::bits;
 use crate::memory::written::WriteLog;
 
-/// A page that was written in each of so many looks is left alone for 2 to the power of that many.
+/// A page that was written so many times is left alone for 2 to the power of that many looks.
 const MAX_LEVEL: u8 = 7;
+/// Looks after which pages that have not been written for so long are trusted a bit more again.
+const FORGIVE: u64 = 128;
+/// Looks over which the first watch of all pages is spread.
+const SPREAD: u64 = 4;
 
 /// See the module's description.
 ///
-/// A page that was written is marked clean in the log, which costs the guest one fault at its next write; if it is still clean at the next
-/// look, it is quiet. One that is not is marked clean less and less often. As long as it is not marked it costs the guest nothing.
+/// Every page is looked at once. To see writes to it after that, it is *watched*: marked clean in the log, which costs the guest one fault at its
+/// next write to it. A watched page that is still clean at the next look is *quiet*. One that was written is watched again later: after it was
+/// written n times, 2 to the power of n looks later. As long as it is not watched it costs the guest nothing.
 ///
-/// *Memory:* 1 byte and 4 bits for each page.
+/// *Memory:* 1 byte and 5 bits for each page.
 pub struct Watcher {
     log: Box<dyn WriteLog>,
+    /// What the log says. A page that is not watched counts as written.
     written: Vec<u64>,
-    /// Pages that were marked clean at the last look.
-    pending: Vec<u64>,
-    /// Pages that have been quiet since.
+    watched: Vec<u64>,
+    /// Watched pages that were written since the last look.
+    hit: Vec<u64>,
+    /// Pages that are watched since the last look.
+    new: Vec<u64>,
     quiet: Vec<u64>,
-    /// Of each page how often in a row it was not.
+    /// Of each page how often it was written lately.
     levels: Vec<u8>,
     looks: u64,
+    /// Looks at which more pages could be watched.
+    turns: u64,
 }
 
 /// What a look has found.
@@ -31,7 +42,7 @@ pub struct Watcher {
 pub struct Look {
     /// Pages that are quiet.
     pub quiet: u64,
-    /// Pages that were written again.
+    /// Pages that were written before they were quiet.
     pub changed: u64,
 }
 
@@ -40,12 +51,25 @@ impl Watcher {
     pub fn new(log: Box<dyn WriteLog>, pages: u64) -> Self {
         let set = || vec![0; pages.div_ceil(64) as usize];
         let levels = vec![0; pages as usize];
-        Self { log, written: Vec::new(), pending: set(), quiet: set(), levels, looks: 0 }
+        let written = Vec::new();
+        Self {
+            log,
+            written,
+            watched: set(),
+            hit: set(),
+            new: set(),
+            quiet: set(),
+            levels,
+            looks: 0,
+            turns: 0,
+        }
     }
 
-    /// From now on writes are seen. Every page counts as written.
+    /// From now on writes are seen. The first look finds every page quiet, and then all are watched bit by bit.
     pub fn start(&mut self) -> io::Result<()> {
-        self.pending.fill(0);
+        (self.looks, self.turns) = (0, 0);
+        self.watched.fill(0);
+        self.new.fill(0);
         self.log.stop()?;
         self.log.start()
     }
@@ -55,39 +79,64 @@ impl Watcher {
         self.log.stop()
     }
 
-    /// Looks what was written since the last look. The quiet pages are in [`Self::quiet`] until the next one.
-    pub fn look(&mut self) -> io::Result<Look> {
+    /// Looks what was written since the last look. The quiet pages are in [`Self::quiet`] until the next one. With `more`, pages are watched
+    /// whose turn it is: not in the middle of merging, when the guest waits for enough other things.
+    pub fn look(&mut self, more: bool) -> io::Result<Look> {
         let mut look = Look::default();
-        self.looks += 1;
         self.log.read(&mut self.written)?;
-        let sets = self.pending.iter_mut().zip(&mut self.quiet);
-        for (n, (written, (pending, quiet))) in (0u64..).zip(self.written.iter().zip(sets)) {
-            *quiet = *pending & !written;
-            let again = *pending & written;
-            look.quiet += u64::from(quiet.count_ones());
-            look.changed += u64::from(again.count_ones());
-            *pending = 0;
-            if *written | *quiet == 0 {
-                continue;
-            }
-            let Some(levels) = self.levels.get_mut((n * 64) as usize..) else { continue };
-            for (bit, level) in (0u64..64).zip(levels) {
-                if in_set(again, bit) {
-                    *level = (*level + 1).min(MAX_LEVEL);
-                } else if in_set(*quiet, bit) {
-                    *level = level.saturating_sub(1);
-                }
-                // Their turns are spread, so that no look has all of them.
-                let turn = (self.looks + bit).is_multiple_of(1 << *level);
-                if turn && in_set(*written, bit) {
-                    *pending |= 1 << bit;
-                }
+        if self.looks == 0 {
+            self.quiet.clone_from(&self.written);
+            look.quiet = bits::count(&self.quiet);
+        } else {
+            for (n, written) in self.written.iter().enumerate() {
+                self.hit[n] = self.watched[n] & written;
+                self.quiet[n] = self.new[n] & !written;
+                look.quiet += u64::from(self.quiet[n].count_ones());
+                look.changed += u64::from((self.new[n] & written).count_ones());
+                self.watched[n] &= !written;
             }
         }
-        if self.pending.iter().any(|word| *word != 0) {
-            self.log.clear(&self.pending)?;
+        for page in bits::each(&self.hit) {
+            let level = &mut self.levels[page as usize];
+            *level = (*level + 1).min(MAX_LEVEL);
+        }
+        self.looks += 1;
+        if self.looks.is_multiple_of(FORGIVE) {
+            self.forgive();
+        }
+        self.new.fill(0);
+        if more {
+            self.watch_more()?;
         }
         Ok(look)
+    }
+
+    /// Watches the pages whose turn it is.
+    fn watch_more(&mut self) -> io::Result<()> {
+        let mut any = false;
+        for (n, written) in (0u64..).zip(&self.written) {
+            // At first some words' pages, and then some more.
+            if *written == 0 || self.turns < SPREAD && n % SPREAD != self.turns {
+                continue;
+            }
+            for (bit, level) in (0u64..64).zip(&self.levels[(n * 64) as usize..]) {
+                // Turns are spread, so that no look has all of them.
+                if written >> bit & 1 != 0 && (self.turns + bit).is_multiple_of(1 << *level) {
+                    self.new[n as usize] |= 1 << bit;
+                }
+            }
+            any |= self.new[n as usize] != 0;
+            self.watched[n as usize] |= self.new[n as usize];
+        }
+        self.turns += 1;
+        if any { self.log.clear(&self.new) } else { Ok(()) }
+    }
+
+    fn forgive(&mut self) {
+        for page in bits::each(&self.watched) {
+            let level = &mut self.levels[page as usize];
+            *level = level.saturating_sub(1);
+        }
     }
 
     /// The pages that were quiet at the last look.
@@ -95,21 +144,21 @@ impl Watcher {
         &self.quiet
     }
 
-    /// The pages that had been written at the last look.
-    pub fn written(&self) -> &[u64] {
-        &self.written
+    /// Whether every page has had its turn.
+    pub fn watches_all(&self) -> bool {
+        self.turns >= SPREAD
     }
-}
 
-fn in_set(set: u64, bit: u64) -> bool {
-    set >> bit & 1 != 0
+    /// The watched pages that had been written at the last look.
+    pub fn hit(&self) -> &[u64] {
+        &self.hit
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::super::bits;
     use super::*;
 
     /// A log that a test writes, and the pages it was told to clear.
@@ -150,32 +199,63 @@ mod tests {
         (log, watcher)
     }
 
-    #[test]
-    fn all_pages_are_quiet_once_and_then_those_that_were_written() {
-        let (log, mut watcher) = started();
-        assert_eq!(watcher.look().unwrap(), Look::default());
-        log.write([3]);
-        assert_eq!(watcher.look().unwrap(), Look { quiet: 127, changed: 1 });
-        assert!(!bits::has(watcher.quiet(), 3) && bits::has(watcher.quiet(), 127));
-        let quiet: u64 = (0..4).map(|_| watcher.look().unwrap().quiet).sum();
-        assert_eq!(quiet, 1, "the one that was written");
-        log.write([70, 71]);
-        assert_eq!(watcher.look().unwrap(), Look::default());
-        assert_eq!(watcher.look().unwrap(), Look { quiet: 2, changed: 0 });
+    /// Looks until all pages are watched.
+    fn settled(watcher: &mut Watcher) -> u64 {
+        (0..=SPREAD).map(|_| watcher.look(true).unwrap().quiet).sum()
     }
 
     #[test]
-    fn a_page_that_keeps_changing_is_looked_at_less_and_less() {
+    fn all_pages_are_looked_at_and_then_those_that_were_written() {
         let (log, mut watcher) = started();
-        let mut marked = 0;
+        assert_eq!(watcher.look(false).unwrap(), Look { quiet: 128, changed: 0 });
+        assert_eq!(
+            watcher.look(false).unwrap(),
+            Look::default(),
+            "nothing is watched in the middle of merging"
+        );
+        assert_eq!(settled(&mut watcher), 128, "what changed before it was watched is found");
+        assert_eq!(watcher.look(true).unwrap(), Look::default());
+        log.write([70, 71]);
+        let looks: Vec<_> = (0..4).map(|_| watcher.look(true).unwrap()).collect();
+        assert_eq!(looks.iter().map(|look| look.quiet).sum::<u64>(), 2);
+        assert!(!bits::has(watcher.hit(), 70));
+        log.write([70]);
+        watcher.look(true).unwrap();
+        assert!(bits::has(watcher.hit(), 70) && bits::count(watcher.hit()) == 1);
+    }
+
+    #[test]
+    fn a_page_that_keeps_changing_is_watched_less_and_less() {
+        let (log, mut watcher) = started();
+        settled(&mut watcher);
+        let mut hits = 0;
         for _ in 0..1000 {
             log.write([9]);
-            watcher.look().unwrap();
-            marked += u32::from(bits::has(&watcher.pending, 9));
+            watcher.look(true).unwrap();
+            hits += u32::from(bits::has(watcher.hit(), 9));
         }
-        assert!((8..30).contains(&marked), "{marked}");
-        // And then it rests.
-        let rest = (0..2 * (1 << MAX_LEVEL)).any(|_| watcher.look().unwrap().quiet > 0);
-        assert!(rest);
+        assert!((7..20).contains(&hits), "{hits}");
+        // And then it rests, and is found.
+        let quiet: u64 = (0..2 << MAX_LEVEL).map(|_| watcher.look(true).unwrap().quiet).sum();
+        assert_eq!(quiet, 1);
+    }
+
+    #[test]
+    fn what_changes_while_it_is_hashed_is_hashed_again() {
+        let (log, mut watcher) = started();
+        settled(&mut watcher);
+        log.write([5]);
+        let mut found = 0;
+        for _ in 0..100 {
+            let look = watcher.look(true).unwrap();
+            if look.quiet > 0 {
+                found += 1;
+                // Now, when it is being hashed.
+                if found == 1 {
+                    log.write([5]);
+                }
+            }
+        }
+        assert_eq!(found, 2);
     }
 }
