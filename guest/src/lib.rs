@@ -8,6 +8,7 @@
 //! - [`content`]: what a page holds, as a function of its key;
 //! - [`layout`]: which page has which key;
 //! - [`workload`]: filling, churning, verifying and freeing an array of pages, [`in_use`] which of them it uses;
+//! - [`histogram`] and [`tsc`]: how long its writes take;
 //! - [`virtio`]: the built-in guest's balloon driver, over registers and memory that its caller provides;
 //! - [`service`]: commands in, replies out, over a workload.
 //!
@@ -18,9 +19,11 @@
 extern crate std;
 
 pub mod content;
+pub mod histogram;
 pub mod in_use;
 pub mod layout;
 pub mod protocol;
 pub mod service;
+pub mod tsc;
 pub mod virtio;
 pub mod workload;

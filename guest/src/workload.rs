@@ -12,6 +12,7 @@ use crate::content::{Page, check_page, fill_page};
 use crate::in_use::InUse;
 use crate::layout::{self, Layout};
 use crate::protocol::{Class, Fill, Report, Target};
+use crate::tsc;
 
 /// Memory as an array of pages.
 pub trait Pages {
@@ -170,6 +171,15 @@ impl<'t, P: Pages> Workload<'t, P> {
             }
             self.rewrite(page);
         }
+    }
+
+    /// Rewrites page number `ordinal` of those held of `target` with its next generation. Returns how many ticks of the time
+    /// stamp counter its first store took; None if there is no such page.
+    pub fn timed_rewrite(&mut self, target: Target, ordinal: u64) -> Option<u64> {
+        let page = self.held_page(target, ordinal)?;
+        let ticks = tsc::time_store(&mut self.pages.page(page)[0]);
+        self.rewrite(page);
+        Some(ticks)
     }
 
     /// Checks at most `budget` pages more. True when all are checked.

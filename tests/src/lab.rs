@@ -35,13 +35,13 @@ fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<O
         .output()
 }
 
-/// Runs a shell script in the lab; it ends at the first command that fails, and shows each.
+/// Runs a shell script in the lab, on one processor; it ends at the first command that fails, and shows each.
 ///
 /// # Panics
 /// As [`lab_run`].
 #[must_use]
 pub fn lab_script(limit: Duration, script: &str) -> Outcome {
-    lab_run(limit, ["bash", "-euxo", "pipefail", "-c", script])
+    lab_run_on_one(limit, ["bash", "-euxo", "pipefail", "-c", script])
 }
 
 /// Where Linux images for the lab are kept: a directory of this user's cache.

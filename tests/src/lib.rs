@@ -7,6 +7,7 @@ pub mod code;
 pub mod host;
 pub mod lab;
 pub mod linux_bench;
+pub mod merging;
 pub mod peer;
 pub mod run;
 pub mod sandbox;

@@ -164,6 +164,16 @@ pub enum Command {
         /// For how long; until stopped if not said.
         seconds: Option<u64>,
     },
+    /// Say how long the writes took that were timed since the last such command, and rewrite random pages in the background
+    /// from now on.
+    Latency {
+        /// Which pages.
+        target: Target,
+        /// Pages a second; 0 stops.
+        rate: u64,
+        /// For how long; until stopped if not said.
+        seconds: Option<u64>,
+    },
     /// Check every page.
     Verify,
     /// Forget part of the pages and give them back.
@@ -189,6 +199,7 @@ impl Command {
         match self {
             Self::Fill(_) => "fill",
             Self::Churn { .. } => "churn",
+            Self::Latency { .. } => "latency",
             Self::Verify => "verify",
             Self::Free { .. } => "free",
             Self::Idle => "idle",
@@ -218,12 +229,13 @@ impl Command {
                     pages: fields.optional(6)?,
                 }))
             }
-            "churn" => {
+            "churn" | "latency" => {
                 let fields = Fields::parse(rest, ["class", "rate", "seconds"], "class, rate, seconds")?;
-                Ok(Self::Churn {
-                    target: fields.text(0)?.1.parse()?,
-                    rate: fields.number(1)?,
-                    seconds: fields.optional(2)?,
+                let target = fields.text(0)?.1.parse()?;
+                let (rate, seconds) = (fields.number(1)?, fields.optional(2)?);
+                Ok(match word {
+                    "churn" => Self::Churn { target, rate, seconds },
+                    _ => Self::Latency { target, rate, seconds },
                 })
             }
             "verify" => bare(Self::Verify),
@@ -238,7 +250,7 @@ impl Command {
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, verify, free, idle, report, balloon, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, poweroff or reboot",
             }),
         }
     }
@@ -253,7 +265,7 @@ impl fmt::Display for Command {
                 write!(f, " seed={seed} common={common} {mix}")?;
                 pages.map_or(Ok(()), |pages| write!(f, " pages={pages}"))
             }
-            Self::Churn { target, rate, seconds } => {
+            Self::Churn { target, rate, seconds } | Self::Latency { target, rate, seconds } => {
                 write!(f, " class={target} rate={rate}")?;
                 seconds.map_or(Ok(()), |seconds| write!(f, " seconds={seconds}"))
             }

@@ -23,6 +23,7 @@
 //! |---|---|
 //! | `fill seed= common= zero= common_pct= dup= unique= [pages=]` | writes every page; percentages sum to 100 |
 //! | `churn class=zero\|common\|dup\|unique\|all rate= [seconds=]` | rewrites pages in the background; `rate=0` stops |
+//! | `latency class= rate= [seconds=]` | rewrites random pages in the background and times each write; `rate=0` stops |
 //! | `verify` | checks every page |
 //! | `free percent=` | forgets that part of the pages held, and gives them back |
 //! | `idle` | stops everything |
@@ -44,7 +45,7 @@ use core::fmt;
 pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
 pub use command::{Class, Command, Fill, Mix, Target};
 pub use line::{LineReader, Text, Word};
-pub use reply::{Done, ErrorCode, Kind, Ready, Reply, Report};
+pub use reply::{Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
 
 /// I/O port of the serial port that carries the protocol (COM2).
 pub const CONTROL_PORT: u16 = 0x2f8;

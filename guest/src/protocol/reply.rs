@@ -53,6 +53,26 @@ pub struct Report {
     pub mismatched: u64,
 }
 
+/// How long writes took, the page faults among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// How many were timed.
+    pub writes: u64,
+    /// Half of them took no longer, in nanoseconds.
+    pub p50_ns: u64,
+    /// 99 of 100.
+    pub p99_ns: u64,
+    /// 999 of 1000.
+    pub p999_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// Writes come in batches. So many microseconds after its time 99 of 100 batches had begun: what it took to wake up, and
+    /// whoever had the processor instead.
+    pub late_p99_us: u64,
+    /// The latest one.
+    pub late_max_us: u64,
+}
+
 /// What an `ok` line says, by the command it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -66,6 +86,8 @@ pub enum Done {
         /// Pages a second.
         rate: u64,
     },
+    /// The writes that were timed.
+    Latency(Latency),
     /// All pages are checked.
     Verify {
         /// How many.
@@ -230,6 +252,19 @@ impl Done {
                 let fields = Fields::parse(rest, ["rate"], "rate")?;
                 Ok(Self::Churn { rate: fields.number(0)? })
             }
+            "latency" => {
+                let keys = ["writes", "p50_ns", "p99_ns", "p999_ns", "max_ns", "late_p99_us", "late_max_us"];
+                let fields = Fields::parse(rest, keys, "the numbers of a latency")?;
+                Ok(Self::Latency(Latency {
+                    writes: fields.number(0)?,
+                    p50_ns: fields.number(1)?,
+                    p99_ns: fields.number(2)?,
+                    p999_ns: fields.number(3)?,
+                    max_ns: fields.number(4)?,
+                    late_p99_us: fields.number(5)?,
+                    late_max_us: fields.number(6)?,
+                }))
+            }
             "verify" => {
                 let fields =
                     Fields::parse(rest, ["checked", "mismatched", "first"], "checked, mismatched, first")?;
@@ -301,6 +336,10 @@ impl fmt::Display for Done {
         match self {
             Self::Fill { pages } => write!(f, "fill pages={pages}"),
             Self::Churn { rate } => write!(f, "churn rate={rate}"),
+            Self::Latency(Latency { writes, p50_ns, p99_ns, p999_ns, max_ns, late_p99_us, late_max_us }) => {
+                write!(f, "latency writes={writes} p50_ns={p50_ns} p99_ns={p99_ns} p999_ns={p999_ns} ")?;
+                write!(f, "max_ns={max_ns} late_p99_us={late_p99_us} late_max_us={late_max_us}")
+            }
             Self::Verify { checked, mismatched, first } => {
                 write!(f, "verify checked={checked} mismatched={mismatched} first=")?;
                 match first {

@@ -35,6 +35,11 @@ fn command() -> impl Strategy<Value = Command> {
             rate,
             seconds
         }),
+        (target(), any::<u64>(), any::<Option<u64>>()).prop_map(|(target, rate, seconds)| Command::Latency {
+            target,
+            rate,
+            seconds
+        }),
         (0_u8..=100).prop_map(|percent| Command::Free { percent }),
         balloon().prop_map(Command::Balloon),
         prop::sample::select(std::vec![
@@ -101,6 +106,9 @@ fn done() -> impl Strategy<Value = Done> {
     prop_oneof![
         any::<u64>().prop_map(|pages| Done::Fill { pages }),
         any::<u64>().prop_map(|rate| Done::Churn { rate }),
+        any::<[u64; 7]>().prop_map(|[writes, p50_ns, p99_ns, p999_ns, max_ns, late_p99_us, late_max_us]| {
+            Done::Latency(Latency { writes, p50_ns, p99_ns, p999_ns, max_ns, late_p99_us, late_max_us })
+        }),
         (any::<u64>(), any::<u64>(), any::<Option<u64>>())
             .prop_map(|(checked, mismatched, first)| { Done::Verify { checked, mismatched, first } }),
         (any::<u64>(), any::<u64>()).prop_map(|(freed, filled)| Done::Free { freed, filled }),
@@ -202,7 +210,7 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, verify, free, idle, report, balloon, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, poweroff or reboot",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),
@@ -274,5 +282,15 @@ fn the_longest_lines_fit() {
         statistics: BALLOON_MAX,
     };
     assert!(Reply::Ok(Done::Balloon(BalloonDone::Report(balloon))).to_string().len() < MAX_LINE);
+    let latency = Latency {
+        writes: u64::MAX,
+        p50_ns: u64::MAX,
+        p99_ns: u64::MAX,
+        p999_ns: u64::MAX,
+        max_ns: u64::MAX,
+        late_p99_us: u64::MAX,
+        late_max_us: u64::MAX,
+    };
+    assert!(Reply::Ok(Done::Latency(latency)).to_string().len() < MAX_LINE);
     assert!(Reply::Ok(Done::Report(report)).to_string().len() < MAX_LINE);
 }

@@ -8,8 +8,12 @@ use crate::virtio::balloon::{Driver, Rest, Room};
 use crate::virtio::{NoDevice, Transport};
 use crate::workload::{Pages, Verify, Workload};
 use balloon::Task;
+use latency::TimedWrites;
+use pace::Pace;
 
 mod balloon;
+mod latency;
+mod pace;
 
 /// Pages a step goes on with before the caller may look at its input again. On a host that has to find memory
 /// for each, that is some 10 ms.
@@ -67,7 +71,8 @@ pub struct Service<'t, P, T = NoDevice> {
     workload: Workload<'t, P>,
     balloon: Option<Driver<'t, T>>,
     job: Option<Job>,
-    churn: Option<Churn>,
+    churn: Option<(Target, Pace)>,
+    timed: TimedWrites,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,16 +98,6 @@ impl JobKind {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Churn {
-    target: Target,
-    rate: u64,
-    until_micros: u64,
-    seen_micros: u64,
-    /// Pages due, in millionths.
-    credit: u64,
-}
-
 impl<'t, P: Pages> Service<'t, P> {
     /// A service over `workload`, without a balloon.
     pub fn new(workload: Workload<'t, P>) -> Self {
@@ -113,7 +108,7 @@ impl<'t, P: Pages> Service<'t, P> {
 impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
     /// A service over `workload`, whose pages `balloon` gives away.
     pub fn with_balloon(workload: Workload<'t, P>, balloon: Option<Driver<'t, T>>) -> Self {
-        Self { workload, balloon, job: None, churn: None }
+        Self { workload, balloon, job: None, churn: None, timed: TimedWrites::new() }
     }
 
     /// The workload.
@@ -158,6 +153,7 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
         }
         if command == Command::Idle {
             self.churn = None;
+            self.timed.stop();
             if let Some(job) = self.job.take() {
                 self.workload.stop_fill();
                 if let Some(balloon) = &mut self.balloon {
@@ -193,6 +189,7 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                     return Some(refusal(ErrorCode::Memory, message));
                 }
                 self.churn = None;
+                self.timed.stop();
                 self.job = Some(Job { kind: JobKind::MakeRoom, port, told_micros: now_micros });
                 None
             }
@@ -208,16 +205,12 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                         format_args!("no pages of class {target} are held"),
                     ));
                 }
-                self.churn = (rate > 0).then(|| Churn {
-                    target,
-                    rate,
-                    until_micros: seconds.map_or(u64::MAX, |seconds| {
-                        now_micros.saturating_add(seconds.saturating_mul(MICROS))
-                    }),
-                    seen_micros: now_micros,
-                    credit: 0,
-                });
+                self.churn =
+                    (rate > 0).then(|| (target, Pace::new(rate, seconds, CHURN_BATCH_MS, now_micros)));
                 Some(Reply::Ok(Done::Churn { rate }))
+            }
+            Command::Latency { target, rate, seconds } => {
+                Some(self.obey_latency(target, rate, seconds, now_micros))
             }
             Command::Free { percent } => {
                 let freed = self.workload.free(percent);
@@ -235,7 +228,7 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
 
     /// Goes on with whatever is running. Returns how long to wait before the next step.
     pub fn step(&mut self, now_micros: u64, out: &mut impl Out) -> Wait {
-        let churn = self.step_churn(now_micros);
+        let churn = self.step_churn(now_micros).or(self.step_latency(now_micros));
         let patient = self.job.map_or(churn != Wait::No, |job| job.kind.waits_for_device());
         let rest = self.step_balloon(now_micros, patient);
         if self.job.is_some() {
@@ -297,31 +290,14 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
     }
 
     fn step_churn(&mut self, now_micros: u64) -> Wait {
-        let Some(churn) = &mut self.churn else {
-            return Wait::Forever;
-        };
-        let now = now_micros.min(churn.until_micros);
-        let elapsed = now.saturating_sub(churn.seen_micros);
-        churn.seen_micros = now;
-        // A guest that cannot keep up falls behind by a second at most: it must not make up for an hour's pause.
-        let second = churn.rate.saturating_mul(MICROS);
-        churn.credit = churn.credit.saturating_add(churn.rate.saturating_mul(elapsed)).min(second);
-        let due = churn.credit / MICROS;
-        let pages = due.min(STEP_PAGES);
-        churn.credit -= pages * MICROS;
-        let (target, rate, credit, over) =
-            (churn.target, churn.rate, churn.credit, now == churn.until_micros);
-        self.workload.churn_step(target, pages);
-        if due > pages {
-            return Wait::No;
-        }
-        if over || self.workload.held(target) == 0 {
+        let Some((target, pace)) = &mut self.churn else { return Wait::Forever };
+        let (target, due) = (*target, pace.due(now_micros));
+        self.workload.churn_step(target, due.times);
+        if due.wait == Wait::Forever || self.workload.held(target) == 0 {
             self.churn = None;
             return Wait::Forever;
         }
-        let next_micros = (MICROS - credit).div_ceil(rate);
-        let millis = next_micros.div_ceil(1000).max(CHURN_BATCH_MS);
-        Wait::Millis(u32::try_from(millis).unwrap_or(u32::MAX - 1))
+        due.wait
     }
 }
 

@@ -114,3 +114,41 @@ fn slow_churn_sleeps_and_a_pause_is_not_made_up_for() {
     say(&mut service, "churn class=all rate=18446744073709551615 seconds=18446744073709551615", 0);
     assert_eq!(service.step(1, &mut out), Wait::No);
 }
+
+#[test]
+fn timed_writes_are_counted_by_the_next_command_and_rewrite_pages() {
+    let mut generations = [0; 1000];
+    let mut service = Service::new(Workload::new(TestPages::new(1000), &mut generations));
+    let refused = ["err code=empty no pages of class unique are held"];
+    assert_eq!(say(&mut service, "latency class=unique rate=500", 0), refused);
+    say(&mut service, FILL, 0);
+    let none = "ok command=latency writes=0 p50_ns=0 p99_ns=0 p999_ns=0 max_ns=0 late_p99_us=0 late_max_us=0";
+    assert_eq!(say(&mut service, "latency class=unique rate=500 seconds=2", 0), [none]);
+    let mut out = Sent::default();
+    let mut now = 0;
+    loop {
+        match service.step(now, &mut out) {
+            Wait::No => {}
+            // The rate says every 2 ms; churn would come every 10. Somebody else has the processor for 7 us each time.
+            Wait::Millis(millis) => now += u64::from(millis.clamp(1, 2)) * 1000 + 7,
+            Wait::Forever => break,
+        }
+    }
+    let said = say(&mut service, "latency class=unique rate=0", now);
+    let prefix = "ok command=latency writes=1000 p50_ns=";
+    let suffix = " late_p99_us=7 late_max_us=7";
+    assert!(
+        said[0].starts_with(prefix) && said[0].ends_with(suffix) && !said[0].contains("max_ns=0"),
+        "{said:?}"
+    );
+    assert_eq!(say(&mut service, "latency class=unique rate=0", now), [none]);
+    let report = service.workload().report();
+    assert_eq!((report.churned, report.generations), (1000, 1000));
+    assert_eq!(say(&mut service, "verify", now), ["ok command=verify checked=1000 mismatched=0 first=none"]);
+    // Both go on beside each other, and the shorter wait counts.
+    say(&mut service, "churn class=common rate=2", now);
+    say(&mut service, "latency class=all rate=1000", now);
+    assert_eq!(service.step(now, &mut out), Wait::Millis(1));
+    say(&mut service, "idle", now);
+    assert_eq!(service.step(now + MICROS, &mut out), Wait::Forever);
+}

@@ -106,12 +106,23 @@ impl Fleet {
     /// Starts all guests (or takes over those that an earlier daemon left), waits until they are ready and
     /// fills them. On an error those that were started are ended.
     pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
-        dir.create()?;
         let engine: Box<dyn Engine> = match spec.engine {
             EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
             EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
             EngineName::Off => Box::new(Off),
         };
+        Self::up_with(spec, engine, dir, lifetime, watch)
+    }
+
+    /// As [`Fleet::up`], with this engine, which must be of the kind that `spec` names.
+    pub fn up_with(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        dir.create()?;
         let mut fleet = Self { guests: Vec::new(), engine, merging: false, spec };
         let result = fleet.bring_up(dir, lifetime, watch);
         match result {

@@ -219,6 +219,11 @@ impl Guest {
         }
     }
 
+    /// Has the guest obey any other command. Pages that `fill` writes this way nobody here knows of.
+    pub fn obey(&mut self, command: &Command, watch: &Watch) -> Result<Reply, HostError> {
+        self.command(command, Stage::Merge, watch)
+    }
+
     fn command(&mut self, command: &Command, stage: Stage, watch: &Watch) -> Result<Reply, HostError> {
         let number = self.number;
         let Some(com2) = &mut self.com2 else {

@@ -2,18 +2,21 @@
 //!
 //! With CAP_SYS_ADMIN the answer is exact: pages are joined by frame number, and the host's frame table
 //! says who else maps a frame. Without it the kernel hides frame numbers; then the pages mapped once are
-//! still exact, and the rest is split by KSM's own counters and marked as an estimate.
+//! still exact, pages of slabs are joined by their files, and the rest is split by KSM's own counters and marked as an estimate.
 //!
 //! Not seen from here: a page of a file mapping that this process has not touched yet reads as absent,
 //! even where its frame is in memory already.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{MeasureError, Space, check};
 use crate::memory::ksm_stat::{self, KsmStat};
+use crate::memory::maps::Maps;
 use crate::memory::pagemap::{FrameFlags, FrameTable, PAGE_BYTES, Pagemap, PagemapEntry, PagemapError, Pfn};
 
 /// Entries read at a time, for 64 MiB of guest memory.
@@ -111,19 +114,21 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
     for (guest, space) in spaces.iter().enumerate() {
         let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
         let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
+        // Only asked where frame numbers are hidden; where it cannot be read either, there is one estimate more.
+        let maps = LazyCell::new(|| Maps::of(space.pid).unwrap_or_default());
         for extent in &space.extents {
             let mut left = (extent.bytes / PAGE_BYTES) as usize;
             let mut hva = extent.hva;
             while left > 0 {
                 let pages = left.min(CHUNK_PAGES);
                 pagemap.read(hva, pages, &mut entries).map_err(wrap)?;
-                census.count(guest, &entries);
+                census.count(guest, hva, &entries, &maps);
                 left -= pages;
                 hva += pages as u64 * PAGE_BYTES;
             }
         }
     }
-    if census.hidden.iter().any(|hidden| hidden.any()) {
+    if !census.slab_pages.is_empty() || census.hidden.iter().any(|hidden| hidden.any()) {
         return Ok(census.estimate(&KsmView::read(spaces)));
     }
     let mut table = FrameTable::open();
@@ -166,6 +171,8 @@ struct Census {
     hidden: Vec<Hidden>,
     /// Frame number and guest of each page that is not alone on its frame.
     keys: Vec<u64>,
+    /// File, page in it, and guest, of each page of a slab whose frame number the kernel hides.
+    slab_pages: Vec<(u64, u64, u16)>,
 }
 
 impl Census {
@@ -180,13 +187,14 @@ impl Census {
             guests: spaces.iter().map(guest).collect(),
             hidden: vec![Hidden::default(); spaces.len()],
             keys: Vec::new(),
+            slab_pages: Vec::new(),
         }
     }
 
-    fn count(&mut self, guest: usize, entries: &[PagemapEntry]) {
+    fn count(&mut self, guest: usize, hva: u64, entries: &[PagemapEntry], maps: &impl Deref<Target = Maps>) {
         let pages = &mut self.guests[guest].pages;
         pages.total += entries.len() as u64;
-        for &entry in entries {
+        for (hva, &entry) in (hva..).step_by(PAGE_BYTES as usize).zip(entries) {
             if !entry.present() {
                 if entry.swapped() { pages.swapped += 1 } else { pages.absent += 1 }
             } else if entry.exclusive() {
@@ -194,7 +202,11 @@ impl Census {
             } else if let Some(Pfn(pfn)) = entry.pfn() {
                 self.keys.push(pfn << GUEST_BITS | guest as u64);
             } else if entry.file_or_shared() {
-                self.hidden[guest].file += 1;
+                // A slab's frames are known by the slab's file, without their numbers.
+                match maps.slab_at(hva) {
+                    Some(slab) => self.slab_pages.push((slab.inode, slab.slab_page(hva), guest as u16)),
+                    None => self.hidden[guest].file += 1,
+                }
             } else {
                 self.hidden[guest].anonymous += 1;
             }
@@ -262,11 +274,20 @@ impl Census {
             merged += shared;
             file += hidden.file;
         }
-        let frames = (merged as f64 * ksm.frames_per_page).ceil() as u64 + file.div_ceil(2);
+        let mut frames = (merged as f64 * ksm.frames_per_page).ceil() as u64 + file.div_ceil(2);
+        self.slab_pages.sort_unstable();
+        for same in self.slab_pages.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            frames += 1;
+            for (_, _, guest) in same {
+                let guest = &mut self.guests[usize::from(*guest)];
+                guest.pages.shared += 1;
+                guest.frames += 1.0 / same.len() as f64;
+            }
+        }
         let mut result = Frames { guests: self.guests, estimated: true, ..Frames::default() };
         result.notes.push(
-            "frame numbers are hidden from this user: zero and shared pages are told apart by KSM's counters; \
-             run as root for exact frames"
+            "frame numbers are hidden from this user: pages of slabs are counted by their files, zero pages and those that KSM shares are \
+             told apart by its counters; run as root for exact frames"
                 .to_owned(),
         );
         if file > 0 {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::measure::Extent;
+use crate::memory::maps::SlabMapping;
 
 const ZERO_FRAME: u64 = 9;
 
@@ -43,7 +44,7 @@ proptest! {
         let mut census = Census::new(&spaces);
         for (guest, entries) in entries.iter().enumerate() {
             for piece in entries.chunks(7) {
-                census.count(guest, piece);
+                census.count(guest, 0, piece, &&Maps::default());
             }
         }
         let frames = census.join(|batch, out| {
@@ -96,7 +97,7 @@ proptest! {
         };
         let entries: Vec<_> = pages.iter().map(entry).collect();
         let mut census = Census::new(&[space("g")]);
-        census.count(0, &entries);
+        census.count(0, 0, &entries, &&Maps::default());
         let frames_per_page = if shared == 0 { 1.0 } else { shared as f64 / (shared + sharing) as f64 };
         let frames = census.estimate(&KsmView { merging_pages: vec![merging], frames_per_page });
         let p = frames.pages;
@@ -104,6 +105,26 @@ proptest! {
         prop_assert_eq!(p.total, p.absent + p.zero + p.private + p.shared + p.swapped);
         prop_assert!(frames.saved_pages <= p.present());
     }
+}
+
+/// As an ordinary user sees them: no frame numbers.
+#[test]
+fn frames_of_slabs_are_known_by_the_slabs_files() {
+    const HVA: u64 = 0x10_0000;
+    let maps = |inode, first| {
+        let mapping = SlabMapping { hvas: HVA..HVA + 3 * PAGE_BYTES, inode, first };
+        Maps { count: 1, slabs: vec![mapping] }
+    };
+    let (slab, private) = (PagemapEntry(1 << 63 | 1 << 61), PagemapEntry(1 << 63 | 1 << 56));
+    let mut census = Census::new(&[space("a"), space("b"), space("c")]);
+    // Pages 4, 5 and 6 of slab 9; 5 and 6 of it, and one of its own; 4 and 5 of another slab.
+    census.count(0, HVA, &[slab, slab, slab], &&maps(9, 4));
+    census.count(1, HVA, &[slab, slab, private], &&maps(9, 5));
+    census.count(2, HVA, &[slab, slab], &&maps(7, 4));
+    let frames = census.estimate(&KsmView { merging_pages: vec![0; 3], frames_per_page: 1.0 });
+    assert_eq!((frames.frames, frames.saved_pages), (6, 2));
+    assert_eq!(frames.guests.iter().map(|g| g.frames).collect::<Vec<_>>(), [2.0, 2.0, 2.0]);
+    assert_eq!((frames.pages.shared, frames.pages.private), (7, 1));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod freeze;
 pub mod in_flight;
 pub mod ksm_stat;
 pub mod layout;
+pub mod maps;
 pub mod merge_log;
 pub mod merge_run;
 pub mod own;

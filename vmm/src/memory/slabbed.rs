@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use super::PAGE_BYTES;
 use super::in_flight::InFlight;
+use super::maps::Maps;
 use super::merge_log::With;
 use super::merge_run::{Mergeable, Refusal};
 use super::ram::{Backing, Ram};
 use super::scan::PageScan;
-use super::slab::{SLAB_NAME, Slab};
+use super::slab::Slab;
 
 /// Mappings that are left to the rest of the process.
 const SPARE_MAPPINGS: u64 = 8192;
@@ -55,8 +56,7 @@ impl Slabbed {
             first += pages;
         }
         let most = most()?;
-        let used = std::fs::read_to_string("/proc/self/maps")?.lines().count() as u64;
-        let (scan, left) = (PageScan::open_self()?, left(most, used));
+        let (scan, left) = (PageScan::open_self()?, most.saturating_sub(Maps::own()?.count));
         Ok(Self { ram: ram.clone(), stretches, scan, most, left, slab_mappings: 0 })
     }
 
@@ -122,21 +122,21 @@ impl Slabbed {
     /// All pages that are those of slabs now, ascending. Also counts anew how many mappings there may be. It takes as long as there are
     /// mappings and pages of slabs: to be called now and then.
     pub fn mapped(&mut self) -> io::Result<Vec<Mapped>> {
-        let maps = std::fs::read_to_string("/proc/self/maps")?;
-        self.left = left(self.most, maps.lines().count() as u64);
+        let maps = Maps::own()?;
+        self.left = self.most.saturating_sub(maps.count);
         let Self { stretches, scan, .. } = self;
         let mut found = Vec::new();
         self.slab_mappings = 0;
-        for Mapping { hvas, offset, inode } in maps.lines().filter_map(slab_mapping) {
-            let inside = |s: &&Stretch| (s.hva..s.hva + s.pages * PAGE_BYTES).contains(&hvas.start);
+        for mapping in &maps.slabs {
+            let inside = |s: &&Stretch| (s.hva..s.hva + s.pages * PAGE_BYTES).contains(&mapping.hvas.start);
             // What is outside is a slab's own view of itself.
             let Some(stretch) = stretches.iter().find(inside) else { continue };
             self.slab_mappings += 1;
-            scan.walk(hvas.clone(), |run| {
+            scan.walk(mapping.hvas.clone(), |run| {
                 if run.categories.present() && run.categories.file() {
                     found.push(Mapped {
-                        inode,
-                        slab_page: (offset + run.hva - hvas.start) / PAGE_BYTES,
+                        inode: mapping.inode,
+                        slab_page: mapping.slab_page(run.hva),
                         page: stretch.first + (run.hva - stretch.hva) / PAGE_BYTES,
                         pages: run.pages,
                     });
@@ -185,32 +185,6 @@ pub struct Mapped {
 fn most() -> io::Result<u64> {
     let most = std::fs::read_to_string("/proc/sys/vm/max_map_count")?.trim().parse().unwrap_or(0);
     Ok(u64::saturating_sub(most, SPARE_MAPPINGS))
-}
-
-/// Of `most` mappings, those that are left when the process has `used`.
-fn left(most: u64, used: u64) -> u64 {
-    most.saturating_sub(used)
-}
-
-/// A mapping of a slab.
-#[derive(Debug, PartialEq, Eq)]
-struct Mapping {
-    hvas: Range<u64>,
-    offset: u64,
-    inode: u64,
-}
-
-/// What a line of /proc/self/maps says, if it is of a slab.
-fn slab_mapping(line: &str) -> Option<Mapping> {
-    let (fields, _) = line.split_once(SLAB_NAME)?;
-    let mut fields = fields.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    Some(Mapping {
-        hvas: hex(start)?..hex(end)?,
-        offset: hex(fields.nth(1)?)?,
-        inode: fields.nth(1)?.parse().ok()?,
-    })
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@
 //! where to look for a balloon.
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "the entry points from assembly, and reading the time stamp counter")]
+#![expect(unsafe_code, reason = "the entry points from assembly")]
 
-use core::arch::{global_asm, x86_64::_rdtsc};
+use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 use guest::protocol::{Kind, Ready, Reply};
 use guest::service::{Out, Port, Power, Service, Wait};
+use guest::tsc;
 use guest::virtio::Transport;
 use guest::virtio::balloon::{Driver, PageMap};
 use guest::workload::{Pages, Workload};
@@ -43,9 +44,7 @@ struct Clock {
 
 impl Clock {
     fn micros(&self) -> u64 {
-        // SAFETY: every x86-64 processor has it, and CR4 does not forbid it to ring 3.
-        let ticks = u128::from(unsafe { _rdtsc() });
-        (ticks * 1000 / u128::from(self.khz)) as u64
+        (u128::from(tsc::now()) * 1000 / u128::from(self.khz)) as u64
     }
 }
 

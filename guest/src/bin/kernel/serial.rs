@@ -24,6 +24,7 @@ const PROMPT: &str = "> ";
 const HELP: &str = "\
 fill seed=N common=N zero=P common_pct=P dup=P unique=P [pages=N]  write every page; percentages sum to 100\r
 churn class=zero|common|dup|unique|all rate=N [seconds=N]          rewrite N pages a second; 0 stops\r
+latency class=zero|common|dup|unique|all rate=N [seconds=N]        time N random writes a second; 0 stops\r
 verify                                                             check every page\r
 free percent=P                                                     forget part of the pages\r
 idle                                                               stop everything\r

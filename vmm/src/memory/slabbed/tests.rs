@@ -47,20 +47,6 @@ fn byte(ram: &Ram, page: u64) -> u8 {
 }
 
 #[test]
-fn mappings_of_slabs_are_known_from_others() {
-    let line = "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-slab (deleted)";
-    let mapping = Mapping { hvas: 0x7f12_a000_0000..0x7f12_a004_0000, offset: 0x3000, inode: 4711 };
-    assert_eq!(slab_mapping(line), Some(mapping));
-    for other in [
-        "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ",
-        "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-ram (deleted)",
-        "/memfd:samepage-slab",
-    ] {
-        assert_eq!(slab_mapping(other), None, "{other}");
-    }
-}
-
-#[test]
 fn what_is_replaced_is_remembered() {
     let Some((ram, mut slabbed, slab)) = sevens() else { return };
     ram.memory().write_slice(&[0; PAGE], GuestAddress(5 * PAGE_BYTES)).unwrap();

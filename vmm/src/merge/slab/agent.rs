@@ -101,6 +101,11 @@ impl Agent {
         let work = move || {
             let mut watcher = Watcher::new(log, self.pages);
             self.clock = CpuClock::start();
+            if let Err(error) = watcher.start() {
+                tracing::warn!("pages are not merged: {error}");
+                return;
+            }
+            let _ = watcher.stop();
             loop {
                 // A matchmaker that is gone, or talks rubbish, is replaced or not; what is merged stays so.
                 if let Err(error) = self.serve(&mut watcher, &socket) {

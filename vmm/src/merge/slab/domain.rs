@@ -71,7 +71,7 @@ impl Domain {
         }
     }
 
-    /// A file for a slab of so many pages; the host pays for it. None if there can be no more, which is counted as no harm.
+    /// A file for a slab of so many pages; the host pays for it. None if there can be no more.
     pub fn draft(&mut self, slab: u32, pages: u64) -> Option<Arc<File>> {
         if self.slabs.len() + self.drafts.len() >= MAX_OPEN_SLABS {
             return None;

@@ -20,7 +20,7 @@ use crate::memory::layout::MAX_RAM_BYTES;
 /// Agents at a time; more are hung up on.
 const MAX_AGENTS: usize = 1024;
 /// Packets that wait for one agent. One that takes none of so many is hung up on.
-const MAX_WAITING: usize = 1 << 16;
+const MAX_WAITING: usize = 1 << 13;
 /// Packets of one agent that are dealt with before the next one's turn.
 const TURN: usize = 16;
 
@@ -187,7 +187,7 @@ impl Hub {
     /// There are new members, or new settings.
     fn board_changed(&mut self) {
         (0..self.peers.len()).for_each(|at| self.admit(at));
-        self.tell_settings();
+        self.tell_settings(None);
     }
 
     /// Lets an agent take part, if it may.
@@ -218,11 +218,11 @@ impl Hub {
         let seat = Seat { name: member.name, domain: member.domain, counters: Counters::default() };
         board(&self.board).seats.insert(self.peers[at].serial, seat);
         self.tell(at, Message::Key(self.domains[domain].key), None);
-        self.tell_settings();
+        self.tell_settings(Some(at));
     }
 
-    /// Gives each agent its part of the processor time.
-    fn tell_settings(&mut self) {
+    /// Tells agents how to merge: all of them, or one that has come, where the others have no less for that.
+    fn tell_settings(&mut self, one: Option<usize>) {
         let Some(settings) = board(&self.board).settings else { return };
         let members = |peer: &Peer| matches!(peer.state, State::Member(..));
         let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
@@ -231,8 +231,9 @@ impl Hub {
             0 => 0,
             all => (all / count).max(1),
         };
+        let one = one.filter(|_| cpu_permille == 0);
         for at in 0..self.peers.len() {
-            if members(&self.peers[at]) {
+            if members(&self.peers[at]) && one.is_none_or(|one| one == at) {
                 self.tell(at, Message::Go(Settings { cpu_permille, ..settings }), None);
             }
         }
@@ -452,7 +453,9 @@ impl Hub {
         if let State::Member(domain, guest) = peer.state {
             let all = self.domains[domain].gone(guest);
             self.order_all(domain, all);
-            self.tell_settings();
+            if board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0) {
+                self.tell_settings(None);
+            }
             // What only it has used, nobody does now.
             self.tidy(domain);
         }

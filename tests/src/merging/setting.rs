@@ -1,0 +1,53 @@
+//! The guests and the limits, the same for all contenders.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vmm::host::spec::{BalloonSpec, FillSpec, FleetSpec, GuestSpec};
+use vmm::merge::slab::engine::Tuning;
+
+use super::contender::Contender;
+
+/// How long a Linux guest may take to start.
+const LINUX_READY_SECONDS: u32 = 900;
+
+/// What everybody runs with.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Guests.
+    pub guests: u16,
+    /// RAM of each, in bytes.
+    pub memory_bytes: u64,
+    /// A Linux kernel and its initrd; None is the built-in guest.
+    pub linux: Option<(PathBuf, PathBuf)>,
+    /// How long each window is in which processor time is counted.
+    pub window: Duration,
+    /// How long merging may take.
+    pub limit: Duration,
+}
+
+impl Setting {
+    /// The fleet that `contender` gets.
+    #[must_use]
+    pub fn fleet(&self, contender: Contender) -> FleetSpec {
+        let guest = |n| GuestSpec {
+            name: format!("guest-{n}"),
+            memory_bytes: self.memory_bytes,
+            cpus: 1,
+            kernel: self.linux.as_ref().map(|(kernel, _)| kernel.clone()),
+            initrd: self.linux.as_ref().map(|(_, initrd)| initrd.clone()),
+            cmdline: None,
+            // In the lab all of them share one emulated processor.
+            ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
+            domain: "bench".into(),
+            balloon: BalloonSpec::default(),
+            fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
+        };
+        FleetSpec {
+            name: format!("merge-bench-{}", std::process::id()),
+            engine: contender.kind(),
+            merge: Tuning::default(),
+            guests: (0..self.guests).map(guest).collect(),
+        }
+    }
+}
