@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, setpriority_process};
 use serde_json::{Value, json};
 use vmm::memory::pagemap::Pagemap;
 
@@ -19,8 +20,12 @@ use super::choices::Choices;
 const LIMIT: Duration = Duration::from_secs(300);
 /// How often it is looked whether a VM or a balloon has got there.
 const LOOK: Duration = Duration::from_millis(10);
+/// What a VM's thread that merges is called.
+const AGENT: &str = "merge";
 /// Contents that guests choose from: few, so that they have them in common and have them again.
 const SEEDS: u64 = 6;
+/// Pages that are rewritten within some 20 ms, as an agent waits from one look to the next.
+const FEW_PAGES: u64 = 1000;
 /// The most pages that are rewritten in a second.
 const MAX_RATE: u64 = 40_000;
 
@@ -70,6 +75,21 @@ impl Guest {
         &self.name
     }
 
+    /// Makes its agent polite or not. A polite one has to let the vCPU go first, also in the middle of a merge: which is when
+    /// its writes are to meet the frozen pages.
+    pub(super) fn mind(&self, choices: &mut Choices) -> Result<()> {
+        let nice = [0, 10, 19][choices.below(3) as usize];
+        for task in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            let task = task?;
+            let number = task.file_name().to_string_lossy().parse().ok().and_then(Pid::from_raw);
+            if fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == AGENT) {
+                // Only root may make it less polite again.
+                let _ = setpriority_process(number, nice);
+            }
+        }
+        Ok(())
+    }
+
     /// Does one thing, which `what` below 100 says. Returns how many pages it has checked.
     pub(super) fn turn(&mut self, what: u64, choices: &mut Choices, tally: &mut Tally) -> Result<u64> {
         match what {
@@ -110,11 +130,13 @@ impl Guest {
         let mut fill = format!(
             "fill seed={seed} common={shared} zero={zero} common_pct={common} dup={dup} unique={left}"
         );
-        match choices.below(3) {
+        match choices.below(4) {
             // Whatever the balloon has left.
             0 => {}
             // As much as it likes.
             1 => fill += &format!(" pages={}", choices.below(self.ram_pages)),
+            // So few that churn comes round about when they are looked at: it meets them while they are merged.
+            2 => fill += &format!(" pages={}", 64 + choices.below(FEW_PAGES)),
             // All of it.
             _ => self.deflate()?,
         }

@@ -194,6 +194,7 @@ fn turns(guest: &mut Guest, choices: &mut Choices, checked: &(impl Fn(u64) + Syn
     let mut tally = Tally::default();
     let name = guest.name().to_owned();
     let mut all = || {
+        guest.mind(choices)?;
         for turn in 0..TURNS {
             // Every round begins with something to merge.
             let what = if turn == 0 { 0 } else { choices.below(100) };
