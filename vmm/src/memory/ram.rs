@@ -196,9 +196,11 @@ impl Ram {
 
     /// What merges the pages of one of its [`Ram::extents`].
     pub(super) fn mergeable(&self, extent: &Extent) -> io::Result<Mergeable> {
+        let ram = self.clone();
+        let advise = Box::new(move |hva, bytes| ram.advise_anew(hva, bytes));
         // SAFETY: RAM is private anonymous memory (the caller has looked) that stays mapped for ever, and every access of ours to it
         // is by raw pointers.
-        unsafe { Mergeable::new(extent.hva as usize, extent.bytes) }
+        unsafe { Mergeable::new(extent.hva as usize, extent.bytes, advise) }
     }
 
     /// Total bytes of RAM.

@@ -97,7 +97,6 @@ impl Slabbed {
         let run = (page - stretch.first, pages);
         // What was refused is mapped as before.
         work(stretch, run).inspect_err(|_| *left += 2)?;
-        ram.advise_anew((stretch.hva + run.0 * PAGE_BYTES) as usize, (pages * PAGE_BYTES) as usize);
         ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
         Ok(())
     }

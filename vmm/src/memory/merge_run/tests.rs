@@ -28,7 +28,7 @@ fn memory(pages: u64) -> Option<(usize, Mergeable)> {
     };
     let hva = mapped.unwrap() as usize;
     // SAFETY: private anonymous memory that stays mapped; this module accesses it by raw pointers.
-    match unsafe { Mergeable::new(hva, bytes as u64) } {
+    match unsafe { Mergeable::new(hva, bytes as u64, Box::new(|_, _| {})) } {
         Ok(mergeable) => Some((hva, mergeable)),
         Err(error) => {
             eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());

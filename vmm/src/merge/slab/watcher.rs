@@ -114,9 +114,10 @@ impl Watcher {
     /// Watches the pages whose turn it is.
     fn watch_more(&mut self) -> io::Result<()> {
         let mut any = false;
+        let blocks = self.written.len().max(1) as u64;
         for (n, written) in (0u64..).zip(&self.written) {
-            // At first some words' pages, and then some more.
-            if *written == 0 || self.turns < SPREAD && n % SPREAD != self.turns {
+            // At first a part of memory at a time.
+            if *written == 0 || self.turns < SPREAD && n * SPREAD / blocks != self.turns {
                 continue;
             }
             for (bit, level) in (0u64..64).zip(&self.levels[(n * 64) as usize..]) {
