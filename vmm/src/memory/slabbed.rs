@@ -9,7 +9,7 @@ use super::maps::{Maps, SlabMapping};
 use super::merge_log::With;
 use super::merge_run::{Mergeable, Refusal};
 use super::ram::{Backing, Ram};
-use super::scan::PageScan;
+use super::scan::{PageScan, Pages};
 use super::slab::Slab;
 
 /// Mappings that are left to the rest of the process.
@@ -101,18 +101,24 @@ impl Slabbed {
         Ok(())
     }
 
-    /// Replaces the contents of `found` with those of `pages` that have frames which are this guest's alone, adjacent ones together.
-    pub fn private(&mut self, pages: Range<u64>, found: &mut Vec<Private>) -> io::Result<()> {
+    /// Replaces the contents of `found` with those of `pages` that have frames which are this guest's alone, adjacent ones together. `mixed`
+    /// says that some of them may be those of slabs: to tell takes longer.
+    pub fn private(&mut self, pages: Range<u64>, mixed: bool, found: &mut Vec<Private>) -> io::Result<()> {
         found.clear();
         let Self { stretches, scan, .. } = self;
         for stretch in stretches.iter() {
             let (first, end) = (pages.start.max(stretch.first), pages.end.min(stretch.first + stretch.pages));
             if first < end {
                 let hva = |page: u64| stretch.hva + (page - stretch.first) * PAGE_BYTES;
-                scan.anonymous(hva(first)..hva(end), |run| {
+                let hvas = hva(first)..hva(end);
+                let each = |run: Pages| {
                     let page = stretch.first + (run.hva - stretch.hva) / PAGE_BYTES;
                     found.push(Private { page, pages: run.pages, huge: run.categories.huge() });
-                })?;
+                };
+                match mixed {
+                    true => scan.anonymous(hvas, each)?,
+                    false => scan.frames(hvas, each)?,
+                }
             }
         }
         Ok(())

@@ -62,6 +62,9 @@ fn pages_that_were_written_are_found_in_ranges() {
     }
     for mut scan in scans {
         assert_eq!(anonymous(&mut scan, &extent), [(0, 3), (77, 1), (4096, 1), (8191, 1)]);
+        let mut frames = Vec::new();
+        scan.frames(whole(&extent), |p| frames.push(((p.hva - extent.hva) / PAGE_BYTES, p.pages))).unwrap();
+        assert_eq!(frames, [(0, 3), (77, 1), (4096, 1), (8191, 1)]);
         let mut all = Vec::new();
         scan.walk(extent.hva + PAGE_BYTES..extent.hva + 78 * PAGE_BYTES, |p| all.push(p)).unwrap();
         assert_eq!(all.iter().map(|p| p.pages).collect::<Vec<_>>(), [2, 1]);

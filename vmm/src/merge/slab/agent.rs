@@ -245,7 +245,8 @@ impl Agent {
             let began = (Instant::now(), self.counters.cpu_seconds());
             let first = n * OFFER_PAGES as u64;
             let end = (first + words.len() as u64 * 64).min(self.pages);
-            self.merger.slabbed().private(first..end, &mut private)?;
+            let mixed = self.merger.any_shared(first..end);
+            self.merger.slabbed().private(first..end, mixed, &mut private)?;
             self.clock.lap(&mut self.counters.scan_ns);
             let (mut offer, mut zeros) = (Vec::new(), Vec::new());
             for Private { page, pages, huge } in &private {

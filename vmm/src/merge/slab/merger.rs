@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 use super::bits;
 use super::counters::Counters;
@@ -151,6 +152,12 @@ impl Merger {
                 stays
             });
         }
+    }
+
+    /// Whether some of these pages may be those of slabs.
+    pub fn any_shared(&self, pages: Range<u64>) -> bool {
+        let words = (pages.start / 64) as usize..pages.end.div_ceil(64) as usize;
+        self.shared.get(words).is_none_or(|words| words.iter().any(|word| *word != 0))
     }
 
     /// These pages are the guest's alone: what was a slab's has been written to, at a time when nobody watched.
