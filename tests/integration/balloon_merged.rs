@@ -16,6 +16,7 @@ use tests::vm::{Client, SOON, field};
 const LIMIT: Duration = Duration::from_secs(240);
 const FLEET: &str = r#"
 name = "merged"
+engine = "ksm"
 [defaults]
 memory = "32M"
 fill = { zero = 10, common = 50, duplicate = 20, unique = 20 }

@@ -93,7 +93,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The first engine that this user can have on this host.
 fn usable(notes: &mut Vec<String>) -> EngineName {
-    let Err(error) = userfault::probe() else { return EngineName::Slab };
+    let Err(error) = userfault::can_freeze() else { return EngineName::Slab };
     let (engine, what) = match ksm::available().usable() {
         true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),
         false => (EngineName::Off, "nothing was merged"),

@@ -107,6 +107,7 @@ impl Diagnosis {
         let features = vec![
             Feature { name: "built-in guests", works: guests_run, why: kvm.trouble.clone() },
             kvm.linux_guests(),
+            kernel.slab_engine(),
             kernel.ksm_engine(),
             kernel.exact_frames(),
         ];

@@ -50,7 +50,7 @@ pub(super) struct Freezer {
 impl Freezer {
     /// Needs Linux 6.4, and a userfaultfd that handles faults of the kernel (KVM's are such).
     pub(super) fn new() -> io::Result<Self> {
-        let descriptor = userfault::open(&["pagefault_flag_wp", "wp_unpopulated"])?;
+        let descriptor = userfault::open(&userfault::TO_FREEZE)?;
         Ok(Self { descriptor: Some(descriptor) })
     }
 

@@ -84,6 +84,21 @@ pub fn probe() -> io::Result<Support> {
     Ok(Support { access, features: api(&descriptor, 0)? })
 }
 
+/// What freezing pages takes ([`super::freeze`]).
+pub(super) const TO_FREEZE: [&str; 2] = ["pagefault_flag_wp", "wp_unpopulated"];
+
+/// Whether pages can be frozen, and so merged by slabs; else why not.
+pub fn can_freeze() -> io::Result<()> {
+    let support = probe()?;
+    match TO_FREEZE.into_iter().find(|feature| !support.has(feature)) {
+        None => Ok(()),
+        Some(feature) => {
+            let what = format!("userfaultfd has no {feature}: expected Linux 6.4 or later");
+            Err(io::Error::new(io::ErrorKind::Unsupported, what))
+        }
+    }
+}
+
 /// A descriptor that handles faults from the kernel, with the features of these names (as for [`Support::has`]).
 pub(super) fn open(features: &[&str]) -> io::Result<OwnedFd> {
     let bit = |name: &&str| FEATURES.iter().position(|feature| feature == name).map_or(0, |bit| 1u64 << bit);

@@ -43,6 +43,11 @@ impl Kernel {
         Feature { name: "merging, ksm engine", works: self.ksm.usable(), why }
     }
 
+    pub(super) fn slab_engine(&self) -> Feature {
+        let why = userfault::can_freeze().err().map(|error| error.to_string());
+        Feature { name: "merging, slab engine", works: why.is_none(), why }
+    }
+
     pub(super) fn exact_frames(&self) -> Feature {
         let why =
             (!self.frames).then(|| "only root sees frame numbers; numbers will be estimates".to_owned());

@@ -136,7 +136,7 @@ impl Engine for SlabEngine {
             return Ok(());
         }
         // The VMs are of the same user, and need it.
-        userfault::probe().map_err(EngineError::NoUserfaultfd)?;
+        userfault::can_freeze().map_err(EngineError::NoUserfaultfd)?;
         let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
         wire::allow_many_slabs();
         let _ = std::fs::remove_file(&self.socket);
