@@ -22,7 +22,7 @@ fn lab_doctor_sees_nested_paging() {
 #[test]
 fn lab_demo_merges_and_loses_nothing() {
     let outcome =
-        lab_run(Duration::from_secs(300), [samepage().as_str(), "demo", "--engine", "ksm", "--json"])
+        lab_run_on_one(Duration::from_secs(300), [samepage().as_str(), "demo", "--engine", "ksm", "--json"])
             .success();
     check_report(&outcome.json(), 4.0);
 }

@@ -101,10 +101,9 @@ impl Slabbed {
         Ok(())
     }
 
-    /// Replaces the contents of `found` with those of `pages` that have frames which are this guest's alone, adjacent ones together. `mixed`
+    /// Adds to `found` those of `pages` that have frames which are this guest's alone, adjacent ones together. `mixed`
     /// says that some of them may be those of slabs: to tell takes longer.
     pub fn private(&mut self, pages: Range<u64>, mixed: bool, found: &mut Vec<Private>) -> io::Result<()> {
-        found.clear();
         let Self { stretches, scan, .. } = self;
         for stretch in stretches.iter() {
             let (first, end) = (pages.start.max(stretch.first), pages.end.min(stretch.first + stretch.pages));

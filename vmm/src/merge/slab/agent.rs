@@ -1,6 +1,7 @@
 //! The agent: a thread in a VM process that finds quiet pages, and publishes and merges what the matchmaker says.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -245,8 +246,11 @@ impl Agent {
             let began = (Instant::now(), self.counters.cpu_seconds());
             let first = n * OFFER_PAGES as u64;
             let end = (first + words.len() as u64 * 64).min(self.pages);
-            let mixed = self.merger.any_shared(first..end);
-            self.merger.slabbed().private(first..end, mixed, &mut private)?;
+            private.clear();
+            for span in spans(set, first..end) {
+                let mixed = self.merger.any_shared(span.clone());
+                self.merger.slabbed().private(span, mixed, &mut private)?;
+            }
             self.clock.lap(&mut self.counters.scan_ns);
             let (mut offer, mut zeros) = (Vec::new(), Vec::new());
             for Private { page, pages, huge } in &private {
@@ -416,8 +420,22 @@ fn self_words(pages: u64) -> usize {
     pages.div_ceil(64) as usize
 }
 
+/// Stretches of `range` in which the pages of `set` lie no further than so many pages apart: to look at what is between takes less time than
+/// another call of the kernel.
+fn spans(set: &[u64], range: Range<u64>) -> Vec<Range<u64>> {
+    const GAP_PAGES: u64 = 32;
+    let mut spans: Vec<Range<u64>> = Vec::new();
+    for page in range.filter(|page| bits::has(set, *page)) {
+        match spans.last_mut() {
+            Some(last) if page < last.end + GAP_PAGES => last.end = page + 1,
+            _ => spans.push(page..page + 1),
+        }
+    }
+    spans
+}
+
 /// The pages of `range` that are in `set`, in runs of at most `most` pages.
-fn runs_of(set: &[u64], range: std::ops::Range<u64>, most: u64) -> Vec<(u64, u64)> {
+fn runs_of(set: &[u64], range: Range<u64>, most: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for page in range.filter(|page| bits::has(set, *page)) {
         match runs.last_mut() {

@@ -196,3 +196,15 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
     assert_eq!(world.report().merged_pages, 8);
     world.assert_unharmed();
 }
+
+#[test]
+fn what_is_sparse_is_looked_at_in_pieces() {
+    let mut set = vec![0; 64];
+    for page in [0, 1, 31, 63, 96, 1000, 4095] {
+        bits::put(&mut set, page, true);
+    }
+    assert_eq!(spans(&set, 0..4096), [0..64, 96..97, 1000..1001, 4095..4096]);
+    assert_eq!(spans(&set, 32..100), [63..64, 96..97]);
+    assert_eq!(runs_of(&set, 0..64, 1), [(0, 1), (1, 1), (31, 1), (63, 1)]);
+    assert_eq!(runs_of(&set, 0..64, 16), [(0, 2), (31, 1), (63, 1)]);
+}
