@@ -118,17 +118,22 @@ fn pages_whose_hashes_collide_stay_as_they_are() {
     );
 }
 
+/// Two guests that were filled, and an engine that has merged more than 9000 pages of them.
+fn merged_pair(sandbox: &Sandbox, socket: &Path, pages: u64) -> (SlabEngine, Vec<Guest>) {
+    let (mut engine, mut guests) = (engine(socket), guests(sandbox, socket, 2));
+    for (n, guest) in (0..).zip(&mut guests) {
+        guest.fill(n, pages);
+    }
+    eventually("pages are merged", || merged(&mut engine) > 9000);
+    (engine, guests)
+}
+
 #[test]
 fn what_is_merged_and_given_to_the_balloon_comes_back_as_zeros() {
     require_slabs!();
     let sandbox = Sandbox::new();
     let socket = socket(&sandbox);
-    let mut engine = engine(&socket);
-    let mut guests = guests(&sandbox, &socket, 2);
-    for (n, guest) in (0..).zip(&mut guests) {
-        guest.fill(n, 9000);
-    }
-    eventually("pages are merged", || merged(&mut engine) > 9000);
+    let (engine, mut guests) = merged_pair(&sandbox, &socket, 9000);
     for guest in &mut guests {
         let freed = field(&guest.com2.command("free percent=60"), "freed");
         guest.balloon(freed);
@@ -195,12 +200,7 @@ fn guests_go_on_without_the_engine_and_with_the_next() {
     require_slabs!();
     let sandbox = Sandbox::new();
     let socket = socket(&sandbox);
-    let mut first = engine(&socket);
-    let mut guests = guests(&sandbox, &socket, 2);
-    for (n, guest) in (0..).zip(&mut guests) {
-        guest.fill(n, 8000);
-    }
-    eventually("pages are merged", || merged(&mut first) > 9000);
+    let (first, mut guests) = merged_pair(&sandbox, &socket, 8000);
     drop(first);
     guests.iter_mut().for_each(|guest| _ = guest.verify());
     for (n, guest) in (5..).zip(&mut guests) {

@@ -147,9 +147,9 @@ impl Hash for Key {
     }
 }
 
-/// Takes a [`Key`] as its own hash.
+/// Takes a key that is a hash as its own hash.
 #[derive(Default)]
-struct Uniform(u64);
+pub struct Uniform(u64);
 
 impl Hasher for Uniform {
     fn finish(&self) -> u64 {

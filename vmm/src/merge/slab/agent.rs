@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 use twox_hash::XxHash3_64;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bits;
-use super::counters::Counters;
+use super::counters::{Counters, now_ns};
 use super::matchmaker::{PageHash, SlabPage};
 use super::merger::{Merger, Work};
 use super::watcher::Watcher;
@@ -87,8 +87,7 @@ impl Agent {
             let link = Link::connect(socket)?;
             link.set_time_limit(Some(BIRTH_LIMIT))?;
             let mut session = agent.greet(link)?;
-            let all = vec![u64::MAX; self_words(agent.pages)];
-            agent.offer_all(&mut session, &all)?;
+            agent.offer_all(&mut session, &bits::all(agent.pages))?;
             session.link.set_time_limit(None)?;
             Ok(session)
         };
@@ -209,7 +208,6 @@ impl Agent {
             }
             let before = self.counters.merged_pages;
             self.obey_next(session)?;
-            self.clock.lap(&mut self.counters.match_ns);
             if self.counters.merged_pages != before {
                 self.report(session)?;
             }
@@ -230,8 +228,7 @@ impl Agent {
         }
         self.merger.retry(&mut self.counters);
         self.clock.lap(&mut self.counters.merge_ns);
-        let now = clock_gettime(ClockId::Monotonic);
-        self.counters.converged_at_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        self.counters.converged_at_ns = now_ns(ClockId::Monotonic);
         Ok(())
     }
 
@@ -279,7 +276,6 @@ impl Agent {
         if !offer.is_empty() {
             session.link.send(&Message::Offer(offer), NO_FILE)?;
             while self.obey_next(session)? != Message::Done {}
-            self.clock.lap(&mut self.counters.match_ns);
         }
         Ok(())
     }
@@ -324,6 +320,7 @@ impl Agent {
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
+        self.clock.lap(&mut self.counters.match_ns);
         Ok(message)
     }
 
@@ -416,10 +413,6 @@ impl Agent {
 
 const NO_FILE: Option<&OwnedFd> = None;
 
-fn self_words(pages: u64) -> usize {
-    pages.div_ceil(64) as usize
-}
-
 /// Stretches of `range` in which the pages of `set` lie no further than so many pages apart: to look at what is between takes less time than
 /// another call of the kernel.
 fn spans(set: &[u64], range: Range<u64>) -> Vec<Range<u64>> {
@@ -485,8 +478,7 @@ impl CpuClock {
 
     /// Adds what was used since the last lap to `stage`.
     fn lap(&mut self, stage: &mut u64) {
-        let now = clock_gettime(ClockId::ThreadCPUTime);
-        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        let now = now_ns(ClockId::ThreadCPUTime);
         *stage += now.saturating_sub(self.0);
         self.0 = now;
     }

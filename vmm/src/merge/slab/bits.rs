@@ -1,5 +1,15 @@
 //! Sets of pages, one bit a page.
 
+/// A set of none of `pages` pages.
+pub fn none(pages: u64) -> Vec<u64> {
+    vec![0; pages.div_ceil(64) as usize]
+}
+
+/// A set of all of them, and of those that there might be in its last word.
+pub fn all(pages: u64) -> Vec<u64> {
+    vec![u64::MAX; pages.div_ceil(64) as usize]
+}
+
 /// Whether page `page` is in the set.
 pub fn has(set: &[u64], page: u64) -> bool {
     set.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)

@@ -1,6 +1,13 @@
 //! What an agent counts, guest by guest; the host adds them up.
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+/// What a clock shows, in nanoseconds.
+pub fn now_ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
 
 /// Declares the counters once: as a structure, and as the words in which they travel.
 macro_rules! counters {

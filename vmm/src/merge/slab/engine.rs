@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::net::SocketAddrUnix;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
-use super::counters::Counters;
+use super::counters::{Counters, now_ns};
 use super::hub::{Board, Hub, Member, board};
 use super::matchmaker::PageHash;
 use super::wire::{self, Settings};
@@ -193,9 +193,8 @@ impl Engine for SlabEngine {
         }
         let at = all.host.converged_at_ns;
         if (1..u64::MAX).contains(&at) {
-            let now = clock_gettime(ClockId::Monotonic);
-            let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
-            all.seconds_since_convergence = Some(now.saturating_sub(at) as f64 / 1e9);
+            let since = now_ns(ClockId::Monotonic).saturating_sub(at);
+            all.seconds_since_convergence = Some(since as f64 / 1e9);
         }
         Some(all)
     }

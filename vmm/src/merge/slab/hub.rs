@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, sockopt};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
 
-use super::counters::Counters;
+use super::counters::{Counters, now_ns};
 use super::domain::{Domain, Published};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPage};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
@@ -158,8 +158,7 @@ impl Hub {
             if ready[1] {
                 self.accept();
             }
-            let cpu = clock_gettime(ClockId::ThreadCPUTime);
-            board(&self.board).cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+            board(&self.board).cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
         }
     }
 

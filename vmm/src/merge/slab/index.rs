@@ -1,9 +1,10 @@
 //! The index: where the page of a hash is.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
 use super::matchmaker::{DRAFT_PAGES, GuestId, GuestPage, MAX_PAGES, PageHash};
+use crate::measure::content::Uniform;
 
 /// Parts of the index: one grows at a time, so that nobody waits while all of it is moved.
 const SHARDS: usize = 64;
@@ -49,25 +50,7 @@ impl Packed {
 }
 
 /// The hashes are keyed and as good as random already.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    /// Nobody calls this: hashes are u64.
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-type Shard = HashMap<PageHash, Packed, BuildHasherDefault<AsItIs>>;
+type Shard = HashMap<PageHash, Packed, BuildHasherDefault<Uniform>>;
 
 /// The index.
 ///

@@ -368,7 +368,7 @@ fn join(to: &mut Orders, more: Orders) {
 }
 
 /// Single pages as runs that are as long as can be.
-fn runs(mut pages: Vec<Run>) -> Vec<Run> {
+pub fn runs(mut pages: Vec<Run>) -> Vec<Run> {
     pages.sort_unstable();
     let mut runs: Vec<Run> = Vec::new();
     for next in pages {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::bits;
 use super::counters::Counters;
-use super::matchmaker::{DRAFT_PAGES, Run, SlabPage};
+use super::matchmaker::{DRAFT_PAGES, Run, SlabPage, runs};
 use super::wire::{Live, Settings};
 use crate::memory::merge_run::{MAX_RUN_PAGES, Refusal};
 use crate::memory::slab::Slab;
@@ -94,7 +94,7 @@ impl Merger {
             settings: Settings { cpu_permille: 0, min_run_pages: 1, huge_page_percent: 0 },
             held: HashMap::new(),
             later: Vec::new(),
-            shared: vec![0; pages.div_ceil(64) as usize],
+            shared: bits::none(pages),
         }
     }
 
@@ -215,7 +215,6 @@ impl Merger {
     }
 
     fn carry_out(&mut self, work: Work, counters: &mut Counters) {
-        let mut rest = Some(work);
         if let Work::Merge(run) = work
             && u64::from(run.pages) < self.shortest()
         {
@@ -225,6 +224,12 @@ impl Merger {
             }
             return;
         }
+        self.carry_out_now(work, counters);
+    }
+
+    /// Does it whatever it costs, a piece at a time.
+    fn carry_out_now(&mut self, work: Work, counters: &mut Counters) {
+        let mut rest = Some(work);
         while let Some(work) = rest {
             let (piece, after) = work.split(MAX_RUN_PAGES);
             rest = after;
@@ -278,44 +283,34 @@ impl Merger {
     /// Uses the `n`th page of slab `new` wherever it uses the `n`th one of `old`.
     pub fn put_together(&mut self, new: u32, old: &[SlabPage], counters: &mut Counters) -> io::Result<()> {
         let places: HashMap<SlabPage, u32> = old.iter().copied().zip(0..).collect();
-        let numbers: HashMap<u64, u32> = self.slabs.iter().map(|(n, slab)| (slab.inode(), *n)).collect();
-        let mut runs: Vec<Run> = Vec::new();
+        let numbers = self.numbers();
+        let mut found: Vec<Run> = Vec::new();
         for Mapped { inode, slab_page, page, pages } in self.slabbed.mapped()? {
             let Some(slab) = numbers.get(&inode) else { continue };
             for n in 0..pages {
                 let place = SlabPage { slab: *slab, page: (slab_page + n) as u32 };
-                let Some(slab_page) = places.get(&place) else { continue };
-                let next = Run { page: page + n, pages: 1, slab: new, slab_page: *slab_page };
-                match runs.last_mut() {
-                    Some(last)
-                        if last.page + u64::from(last.pages) == next.page
-                            && last.slab_page + last.pages == next.slab_page =>
-                    {
-                        last.pages += 1;
-                    }
-                    _ => runs.push(next),
+                if let Some(slab_page) = places.get(&place) {
+                    found.push(Run { page: page + n, pages: 1, slab: new, slab_page: *slab_page });
                 }
             }
         }
         let before = counters.merged_pages;
-        for run in runs {
-            let mut rest = Some(Work::Merge(run));
-            while let Some(work) = rest {
-                let (piece, after) = work.split(MAX_RUN_PAGES);
-                rest = after;
-                if let Work::Merge(run) = piece {
-                    self.merge(run, counters);
-                }
-            }
+        for run in runs(found) {
+            self.carry_out_now(Work::Merge(run), counters);
         }
         counters.moved_pages += counters.merged_pages - before;
         Ok(())
     }
 
+    /// The number of each slab that is known, by that of its file.
+    fn numbers(&self) -> HashMap<u64, u32> {
+        self.slabs.iter().map(|(number, slab)| (slab.inode(), *number)).collect()
+    }
+
     /// Finds out which pages are those of slabs: what it counts is exact after that. Returns which pages of each slab that is known are
     /// in use.
     pub fn count(&mut self, counters: &mut Counters) -> io::Result<HashMap<u32, Live>> {
-        let numbers: HashMap<u64, u32> = self.slabs.iter().map(|(n, slab)| (slab.inode(), *n)).collect();
+        let numbers = self.numbers();
         let mut live: HashMap<u32, Live> = HashMap::new();
         self.shared.fill(0);
         for Mapped { inode, slab_page, page, pages } in self.slabbed.mapped()? {

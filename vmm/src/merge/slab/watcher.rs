@@ -49,7 +49,7 @@ pub struct Look {
 impl Watcher {
     /// Watches `pages` pages by way of `log`, once it has been started.
     pub fn new(log: Box<dyn WriteLog>, pages: u64) -> Self {
-        let set = || vec![0; pages.div_ceil(64) as usize];
+        let set = || bits::none(pages);
         let levels = vec![0; pages as usize];
         let written = Vec::new();
         Self {
