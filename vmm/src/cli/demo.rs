@@ -10,7 +10,7 @@ use crate::host::HostError;
 use crate::host::fleet::{Fleet, Watch};
 use crate::host::guest::Lifetime;
 use crate::host::runtime::FleetDir;
-use crate::host::spec::{BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec};
+use crate::host::spec::{BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec, Standing};
 use crate::measure::report::{Outcome, Report};
 use crate::memory::userfault;
 use crate::merge::ksm;
@@ -63,6 +63,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         cmdline: None,
         ready_seconds: None,
         balloon: BalloonSpec::default(),
+        standing: Standing::usual(args.memory),
         fill: Some(MIX),
     });
     let spec = FleetSpec {

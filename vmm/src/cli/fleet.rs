@@ -63,6 +63,7 @@ These two files show how a fleet file is written; the README lists every key.")]
     #[command(after_help = "Examples:
   samepage fleet status
   samepage fleet status --settle --content      what is shared, against what could be
+  samepage fleet status --audit                 the ledger, checked against the kernel's own books
   samepage fleet status --kvm                   faults, mappings, TLB flushes and exits of each guest")]
     Status {
         /// Which fleet; not needed while only one is up
@@ -77,6 +78,9 @@ These two files show how a fleet file is written; the README lists every key.")]
         /// With what could be shared: pauses the guests while every page is hashed and compared
         #[arg(long)]
         content: bool,
+        /// With an audit of the ledger: pauses the guests while every frame is counted by other means
+        #[arg(long)]
+        audit: bool,
         /// First wait until merging brings nothing new, at most 5 minutes
         #[arg(long)]
         settle: bool,
@@ -107,10 +111,10 @@ These two files show how a fleet file is written; the README lists every key.")]
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Up { file, json } => up(&file, json),
-        Command::Status { name, json, kvm, content, settle } => {
+        Command::Status { name, json, kvm, content, audit, settle } => {
             let settle_seconds = settle.then_some(SETTLE_SECONDS);
-            let limit = if content || settle { LONG } else { SHORT };
-            status(&choose(name)?, json, &Request::Status { kvm, content, settle_seconds }, limit)
+            let limit = if content || settle || audit { LONG } else { SHORT };
+            status(&choose(name)?, json, &Request::Status { kvm, content, audit, settle_seconds }, limit)
         }
         Command::Verify { name, json } => verify(&choose(name)?, json),
         Command::Down { name } => down(&choose(name)?),

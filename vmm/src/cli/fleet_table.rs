@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
+use super::ledger_table::{audit_text, ledger_text};
 use crate::host::status::{FleetStatus, GuestStatus, State};
 use crate::measure::frames::Pages;
 use crate::memory::PAGE_BYTES;
@@ -70,6 +71,10 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
             mib(c.cross_duplicates * PAGE_BYTES),
             fraction * 100.0
         );
+    }
+    let _ = write!(text, "\n{}", ledger_text(&status.ledger));
+    if let Some(audit) = &status.audit {
+        let _ = write!(text, "\n{}", audit_text(audit));
     }
     if let Some(merge) = &status.merge {
         text.push('\n');

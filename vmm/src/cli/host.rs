@@ -55,7 +55,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         interrupted.clone(),
     );
-    let up = Daemon::up(spec, &watch, interrupted).and_then(|mut daemon| Ok((daemon.status()?, daemon)));
+    let up = Daemon::up(spec, &watch, interrupted).and_then(|daemon| Ok((daemon.status()?, daemon)));
     match up {
         Ok((status, daemon)) => {
             say(serde_json::json!({ "up": status }));

@@ -8,6 +8,7 @@ mod fleet;
 mod fleet_table;
 mod host;
 mod image;
+mod ledger_table;
 mod progress;
 mod run;
 

@@ -4,8 +4,9 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use super::HostError;
@@ -21,6 +22,8 @@ use crate::vm::control as vm;
 const POLL: Duration = Duration::from_millis(100);
 /// How long a client may take to ask, or to take its answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// Clients at a time; a further one is hung up on.
+const MAX_CLIENTS: usize = 32;
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// How long an orphaned VM may take to end.
@@ -28,10 +31,12 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 
 /// A fleet that is up, and the socket it is asked through.
 pub struct Daemon {
-    fleet: Fleet,
+    fleet: Arc<Mutex<Fleet>>,
     dir: FleetDir,
     socket: UnixListener,
     interrupted: Arc<AtomicBool>,
+    /// Clients that are being answered.
+    clients: AtomicUsize,
 }
 
 impl Daemon {
@@ -52,7 +57,13 @@ impl Daemon {
             Ok(fleet)
         });
         match result {
-            Ok(fleet) => Ok(Self { fleet, dir, socket, interrupted }),
+            Ok(fleet) => Ok(Self {
+                fleet: Arc::new(Mutex::new(fleet)),
+                dir,
+                socket,
+                interrupted,
+                clients: AtomicUsize::new(0),
+            }),
             Err(e) => {
                 dir.remove();
                 Err(e)
@@ -61,44 +72,49 @@ impl Daemon {
     }
 
     /// How the fleet is.
-    pub fn status(&mut self) -> Result<FleetStatus, HostError> {
-        FleetStatus::of(&mut self.fleet, false)
+    pub fn status(&self) -> Result<FleetStatus, HostError> {
+        let mut fleet = self.fleet();
+        let reading = fleet.ledger(false)?;
+        Ok(FleetStatus::of(&mut fleet, reading, false))
     }
 
     /// Answers clients until told to end, or interrupted; then ends all guests.
-    pub fn serve(mut self) {
-        while !self.interrupted.load(Ordering::Relaxed) {
-            match self.socket.accept() {
-                Ok((stream, _)) => {
-                    if self.talk(stream) {
-                        break;
+    pub fn serve(self) {
+        thread::scope(|scope| {
+            while !self.interrupted.load(Ordering::Relaxed) {
+                match self.socket.accept() {
+                    Ok((stream, _)) if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS => {
+                        scope.spawn(|| {
+                            self.talk(stream);
+                            self.clients.fetch_sub(1, Ordering::Relaxed);
+                        });
                     }
+                    // Hung up on.
+                    Ok(_) => _ = self.clients.fetch_sub(1, Ordering::Relaxed),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => thread::sleep(POLL),
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => std::thread::sleep(POLL),
             }
-        }
-        self.fleet.stop();
+        });
+        self.fleet().stop();
         self.dir.remove();
     }
 
-    /// Answers one client. True when the fleet is to end. A client that is slow or talks rubbish is hung up on.
-    fn talk(&mut self, mut stream: UnixStream) -> bool {
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers one client. A client that is slow or talks rubbish is hung up on.
+    fn talk(&self, mut stream: UnixStream) {
         let limits = stream.set_nonblocking(false).is_ok()
             && stream.set_read_timeout(Some(CLIENT_LIMIT)).is_ok()
             && stream.set_write_timeout(Some(CLIENT_LIMIT)).is_ok();
         let mut line = String::new();
         let read = BufReader::new(&stream).take(MAX_REQUEST_BYTES).read_line(&mut line);
         if !limits || !matches!(read, Ok(1..)) {
-            return false;
+            return;
         }
-        let request = serde_json::from_str(&line);
-        let down = matches!(request, Ok(Request::Down));
-        if down {
-            self.fleet.stop();
-            self.dir.remove();
-        }
-        let reply = match request {
+        let reply = match serde_json::from_str(&line) {
             Ok(request) => self.carry_out(request).unwrap_or_else(|e| Reply::Error(one_line(&e))),
             Err(e) => Reply::Error(format!("not a request: {e}")),
         };
@@ -106,26 +122,34 @@ impl Daemon {
             bytes.push(b'\n');
             let _ = stream.write_all(&bytes);
         }
-        down
     }
 
-    fn carry_out(&mut self, request: Request) -> Result<Reply, HostError> {
+    fn carry_out(&self, request: Request) -> Result<Reply, HostError> {
         let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone());
         match request {
-            Request::Status { kvm, content, settle_seconds } => {
+            Request::Status { kvm, content, audit, settle_seconds } => {
+                let mut fleet = self.fleet();
                 if let Some(seconds) = settle_seconds {
-                    self.fleet.settle(0, Duration::from_secs(seconds), &watch)?;
+                    fleet.settle(0, Duration::from_secs(seconds), &watch)?;
                 }
-                let content = content.then(|| self.fleet.content(&watch)).transpose()?;
-                let mut status = FleetStatus::of(&mut self.fleet, kvm)?;
+                let content = content.then(|| fleet.content(&watch)).transpose()?;
+                let reading = fleet.ledger(audit)?;
+                let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
                 Ok(Reply::Status(Box::new(status)))
             }
             Request::Verify => {
-                let (verified_pages, mismatched_pages) = self.fleet.verify(&watch)?;
+                let (verified_pages, mismatched_pages) = self.fleet().verify(&watch)?;
                 Ok(Reply::Verified(Verified { verified_pages, mismatched_pages }))
             }
-            Request::Down => Ok(Reply::Done),
+            Request::Down => {
+                // Whatever takes long gives up, and the daemon ends.
+                self.interrupted.store(true, Ordering::Relaxed);
+                // Before the answer: who asked for it may start the fleet again at once.
+                self.fleet().stop();
+                self.dir.remove();
+                Ok(Reply::Done)
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::HostError;
 use super::check;
 use super::guest::{Guest, Lifetime};
+use super::ledger::{self, Means, Reading};
+use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec};
 use crate::measure::Space;
@@ -100,6 +102,8 @@ pub struct Fleet {
     pub guests: Vec<Guest>,
     engine: Box<dyn Engine>,
     merging: bool,
+    /// What all may use, in pages.
+    capacity: u64,
 }
 
 impl Fleet {
@@ -123,7 +127,7 @@ impl Fleet {
         watch: &Watch,
     ) -> Result<Self, HostError> {
         dir.create()?;
-        let mut fleet = Self { guests: Vec::new(), engine, merging: false, spec };
+        let mut fleet = Self { guests: Vec::new(), engine, merging: false, capacity: 0, spec };
         let result = fleet.bring_up(dir, lifetime, watch);
         match result {
             Ok(()) => Ok(fleet),
@@ -184,9 +188,21 @@ impl Fleet {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, HostError>,
     ) -> Result<T, HostError> {
-        let paused = self.each(|guest| guest.control(&Request::Pause));
+        // Whom somebody else holds still stays so.
+        let ours = Mutex::new(Vec::new());
+        let paused = self.each(|guest| {
+            if !guest.vm_status()?.paused {
+                guest.control(&Request::Pause)?;
+                ours.lock().unwrap_or_else(PoisonError::into_inner).push(guest.number);
+            }
+            Ok(())
+        });
         let result = paused.and_then(|_| work(self));
-        let resumed = self.each(|guest| guest.control(&Request::Resume));
+        let ours = ours.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let resumed = self.each(|guest| match ours.contains(&guest.number) {
+            true => guest.control(&Request::Resume).map(drop),
+            false => Ok(()),
+        });
         let value = result?;
         resumed?;
         Ok(value)
@@ -210,6 +226,35 @@ impl Fleet {
             }
             Ok(all)
         })
+    }
+
+    /// The posts of the guests that run.
+    pub fn posts(&mut self) -> Result<Vec<Post>, HostError> {
+        let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
+        Ok(running.map(|guest| guest.post()).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    /// What the fleet may use, and what its engine keeps of it.
+    pub fn means(&self) -> Means {
+        let dead =
+            self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
+        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES) }
+    }
+
+    /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
+    pub fn ledger(&mut self, audited: bool) -> Result<Reading, HostError> {
+        let read = |fleet: &mut Self| ledger::read(&fleet.posts()?, fleet.means(), audited);
+        if !audited {
+            return read(self);
+        }
+        let mut reading = self.paused(read)?;
+        // That they stood still for this is nobody's business.
+        for said in &mut reading.said {
+            let guest = self.guests.iter().find(|guest| guest.spec.name == said.status.name);
+            said.status.paused =
+                guest.is_some_and(|guest| guest.vm_status().is_ok_and(|status| status.paused));
+        }
+        Ok(reading)
     }
 
     /// Which frames the guests have.

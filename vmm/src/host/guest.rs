@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::HostError;
 use super::client::{Com2, control};
 use super::fleet::{Stage, Watch};
+use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, GuestSpec};
 use crate::measure::Space;
@@ -249,6 +250,18 @@ impl Guest {
     /// Asks the VM process.
     pub fn control(&self, request: &vm::Request) -> Result<vm::Reply, HostError> {
         control(&self.spec.name, &self.dir.control(&self.spec.name)?, request)
+    }
+
+    /// Its post, while it has a process: for those who manage its memory.
+    pub fn post(&self) -> Result<Option<Post>, HostError> {
+        let socket = self.dir.control(&self.spec.name)?;
+        Ok(self.pid().map(|pid| Post {
+            guest: self.spec.name.clone(),
+            pid,
+            socket,
+            memory_bytes: self.spec.memory_bytes,
+            standing: self.spec.standing,
+        }))
     }
 
     /// What the VM process says of itself.

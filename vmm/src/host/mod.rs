@@ -10,6 +10,8 @@ pub mod daemon;
 mod error;
 pub mod fleet;
 pub mod guest;
+pub mod ledger;
+pub mod post;
 pub mod runtime;
 pub mod spec;
 pub mod status;

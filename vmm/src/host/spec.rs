@@ -1,4 +1,6 @@
-//! The fleet file: which guests, with what memory and work, merged how.
+//! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
+
+mod standing;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,6 +10,8 @@ use guest::protocol::{Fill, Mix};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::standing::Standing;
+use self::standing::{Mistake, StandingKeys};
 use super::HostError;
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
@@ -72,6 +76,15 @@ pub enum SpecError {
         guest: String,
         /// How many.
         seconds: u32,
+    },
+    /// A guest's standing.
+    #[error("guest {guest}")]
+    Standing {
+        /// Whose.
+        guest: String,
+        /// What is wrong.
+        #[source]
+        source: Mistake,
     },
     /// An initrd without a kernel.
     #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
@@ -181,6 +194,8 @@ pub struct GuestSpec {
     /// What its balloon can do.
     #[serde(default)]
     pub balloon: BalloonSpec,
+    /// What it is promised when memory is short.
+    pub standing: Standing,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
 }
@@ -228,6 +243,8 @@ struct GuestKeys {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     balloon: Option<BalloonSpec>,
+    #[serde(flatten)]
+    standing: StandingKeys,
     fill: Option<FillSpec>,
 }
 
@@ -244,6 +261,8 @@ struct NamedGuest {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     balloon: Option<BalloonSpec>,
+    #[serde(flatten)]
+    standing: StandingKeys,
     fill: Option<FillSpec>,
 }
 
@@ -317,9 +336,26 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
     if initrd.is_some() && kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
+    let standing = own
+        .standing
+        .or(&common.standing)
+        .of(memory_bytes)
+        .map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
     let balloon = own.balloon.or(common.balloon).unwrap_or_default();
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
-    Ok(GuestSpec { name, memory_bytes, cpus, domain, kernel, initrd, cmdline, ready_seconds, balloon, fill })
+    Ok(GuestSpec {
+        name,
+        memory_bytes,
+        cpus,
+        domain,
+        kernel,
+        initrd,
+        cmdline,
+        ready_seconds,
+        balloon,
+        standing,
+        fill,
+    })
 }
 
 fn resolve(path: &Path, dir: &Path) -> PathBuf {
@@ -338,70 +374,4 @@ fn check_name(name: &str) -> Result<(), SpecError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn parse(text: &str) -> Result<FleetSpec, String> {
-        FleetSpec::parse(text, Path::new("/fleets")).map_err(|e| match std::error::Error::source(&e) {
-            Some(source) => format!("{e}: {source}"),
-            None => e.to_string(),
-        })
-    }
-
-    #[test]
-    fn defaults_count_and_paths() {
-        let text = "name = 'f'\n[defaults]\nmemory = '64M'\nkernel = 'k'\n[[guest]]\nname = 'a'\ncount = 2\n\
-                    [[guest]]\nname = 'b'\nmemory = '1G'\nfill = { zero = 50, unique = 50 }\n";
-        let fleet = parse(text).unwrap();
-        let names: Vec<_> = fleet.guests.iter().map(|g| g.name.as_str()).collect();
-        assert_eq!(names, ["a-0", "a-1", "b"]);
-        assert_eq!(fleet.guests[2].memory_bytes, 1 << 30);
-        assert_eq!(fleet.guests[0].kernel.as_deref(), Some(Path::new("/fleets/k")));
-        assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
-        assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
-    }
-
-    #[test]
-    fn domains_and_what_merging_may_cost() {
-        let text = "name = 'f'\nmerge = { cpu_percent = 20, min_run_pages = 8 }\n[defaults]\ndomain = 'x'\n\
-                    [[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\ndomain = 'y'";
-        let fleet = parse(text).unwrap();
-        assert_eq!(fleet.guests.iter().map(|g| g.domain.as_str()).collect::<Vec<_>>(), ["x", "y"]);
-        let merge = Tuning { cpu_percent: Some(20), min_run_pages: 8, ..Tuning::default() };
-        assert_eq!(fleet.merge, merge);
-    }
-
-    #[test]
-    fn every_mistake_is_named() {
-        for (text, expected) in [
-            ("name = 'f'", "no guests"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'a'", "two guests are called \"a\""),
-            ("name = 'f'\nnme = 1", "unknown field `nme`"),
-            ("name = 'f'\nname = 'g'\n[[guest]]\nname = 'a'", "duplicate key"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\nmemry = '1G'", "unknown field `memry`"),
-            ("name = '../f'\n[[guest]]\nname = 'a'", "no name"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\nmemory = '0'", "memory"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\ncpus = 33", "33 vCPUs"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\nready_seconds = 0", "expected 1 to 86400"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\nfill = { zero = 99 }", "make 99"),
-            ("name = 'f'\n[[guest]]\nname = 'a'\ninitrd = 'i'", "needs a kernel"),
-            (
-                "name = 'f'\nengine = 'ksm'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'",
-                "cannot keep the domains f, x apart",
-            ),
-            ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x/y'", "no name"),
-            ("name = 'f'\nmerge = { cpu = 1 }\n[[guest]]\nname = 'a'", "unknown field `cpu`"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(expected), "{text:?} gave {error:?}, expected {expected:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn rubbish_never_panics(text in ".{0,200}") {
-            let _ = parse(&text);
-        }
-    }
-}
+mod tests;

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::HostError;
 use super::fleet::Fleet;
+use super::ledger::Reading;
+use crate::measure::audit::Audit;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
 use crate::merge::slab::engine::Statistics;
+use crate::overcommit::ledger::Ledger;
 use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
 use crate::vm::probe;
@@ -24,6 +26,9 @@ pub enum Request {
         /// With what could be shared: pauses the guests while every page is hashed and compared.
         #[serde(default)]
         content: bool,
+        /// With an audit of the ledger: pauses the guests while every frame is counted by other means.
+        #[serde(default)]
+        audit: bool,
         /// Wait until merging brings nothing new, at most so many seconds.
         #[serde(default)]
         settle_seconds: Option<u64>,
@@ -124,6 +129,13 @@ pub struct FleetStatus {
     pub saved_pages: u64,
     /// Figures are estimates: this user may not see which frame a page is on.
     pub estimated: bool,
+    /// The accounts: what is promised, owed, and what could pay.
+    pub ledger: Ledger,
+    /// How long the ledger took to read, in seconds.
+    pub ledger_seconds: f64,
+    /// The ledger, checked by other means, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub audit: Option<Audit>,
     /// What could be shared, where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub content: Option<Content>,
@@ -139,18 +151,17 @@ pub struct FleetStatus {
 }
 
 impl FleetStatus {
-    /// Reads the state of every guest and frame of `fleet` as they are now.
-    pub fn of(fleet: &mut Fleet, kvm: bool) -> Result<Self, HostError> {
-        let frames = fleet.frames()?;
+    /// The state of every guest of `fleet`, and `reading`, which was read of it just now.
+    pub fn of(fleet: &mut Fleet, reading: Reading, kvm: bool) -> Self {
+        let Reading { ledger, frames, said, seconds, audit } = reading;
         let mut guests = Vec::new();
         for guest in &mut fleet.guests {
             let ended = guest.ended().map(str::to_owned);
-            let state = match ended {
-                Some(_) => State::Dead,
-                None => match guest.vm_status() {
-                    Ok(status) if status.paused => State::Paused,
-                    _ => State::Running,
-                },
+            let said = said.iter().find(|said| said.status.name == guest.spec.name);
+            let state = match (&ended, said) {
+                (Some(_), _) => State::Dead,
+                (None, Some(said)) if said.status.paused => State::Paused,
+                _ => State::Running,
             };
             let values = match (kvm, &ended) {
                 (true, None) => match guest.control(&VmRequest::KvmStats) {
@@ -160,14 +171,11 @@ impl FleetStatus {
                 },
                 _ => None,
             };
-            let balloon = match (&ended, guest.control(&VmRequest::Balloon)) {
-                (None, Ok(VmReply::Balloon(balloon))) => Some(*balloon),
-                _ => None,
-            };
             let seen = frames.guests.iter().find(|f| f.name == guest.spec.name);
             guests.push(GuestStatus {
                 name: guest.spec.name.clone(),
                 state,
+                balloon: said.filter(|_| ended.is_none()).and_then(|said| said.balloon.clone()),
                 ended,
                 pid: guest.pid(),
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
@@ -176,13 +184,12 @@ impl FleetStatus {
                 memory_bytes: guest.spec.memory_bytes,
                 pages: seen.map(|f| f.pages).unwrap_or_default(),
                 frames: seen.map(|f| f.frames).unwrap_or_default(),
-                balloon,
                 kvm: values,
             });
         }
         let touched = touched(&guests);
         let progress = fleet.progress().unwrap_or_default();
-        Ok(Self {
+        Self {
             fleet: fleet.spec.name.clone(),
             pid: std::process::id(),
             backend: probe::backend_name().into(),
@@ -193,12 +200,15 @@ impl FleetStatus {
             frames: frames.frames,
             saved_pages: frames.saved_pages,
             estimated: frames.estimated,
+            ledger,
+            ledger_seconds: seconds,
+            audit,
             content: None,
             merge: fleet.merge_statistics(),
             merge_cpu_seconds: progress.cpu_seconds,
             full_passes: progress.full_passes,
             notes: frames.notes.iter().cloned().chain(touched).chain(fleet.notes()).collect(),
-        })
+        }
     }
 }
 

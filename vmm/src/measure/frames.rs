@@ -72,6 +72,8 @@ pub struct GuestFrames {
     /// Its part of the frames: a frame that n measured pages map counts 1/n for each. The sum over the
     /// guests is [`Frames::frames`].
     pub frames: f64,
+    /// Present pages that are anonymous: all but those of files, which slabs are. The zero frame counts.
+    pub anonymous: u64,
 }
 
 /// The frames of a fleet.
@@ -182,6 +184,7 @@ impl Census {
             pid: space.pid,
             pages: Pages::default(),
             frames: 0.0,
+            anonymous: 0,
         };
         Self {
             guests: spaces.iter().map(guest).collect(),
@@ -192,8 +195,9 @@ impl Census {
     }
 
     fn count(&mut self, guest: usize, hva: u64, entries: &[PagemapEntry], maps: &impl Deref<Target = Maps>) {
-        let pages = &mut self.guests[guest].pages;
+        let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
         pages.total += entries.len() as u64;
+        *anonymous += entries.iter().filter(|e| e.present() && !e.file_or_shared()).count() as u64;
         for (hva, &entry) in (hva..).step_by(PAGE_BYTES as usize).zip(entries) {
             if !entry.present() {
                 if entry.swapped() { pages.swapped += 1 } else { pages.absent += 1 }

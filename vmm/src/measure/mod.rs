@@ -3,6 +3,7 @@
 //! Works on any process whose guest memory extents are known; it neither stops nor changes what it
 //! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
 
+pub mod audit;
 pub mod content;
 pub mod frames;
 pub mod report;
@@ -62,6 +63,17 @@ pub enum MeasureError {
         /// Why.
         #[source]
         source: RemoteError,
+    },
+    /// The kernel's books of a process could not be read.
+    #[error("cannot read what the kernel has of guest {guest:?} (/proc/{pid}/smaps)")]
+    Books {
+        /// The guest's name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// The host's frame table could not be read.
     #[error("cannot read the host's frame table")]

@@ -22,6 +22,7 @@ pub mod scan;
 pub mod size;
 pub mod slab;
 pub mod slabbed;
+pub mod smaps;
 pub mod userfault;
 pub mod written;
 

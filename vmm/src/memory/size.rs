@@ -14,7 +14,7 @@ pub enum SizeError {
     #[error("{0:?} is no size: expected a number with its unit, such as 64M, 512MiB or 2G")]
     NotASize(String),
     /// It is too little or too much.
-    #[error("a guest cannot have {text}: expected {}M to {}G", least >> 20, most >> 30)]
+    #[error("it cannot be {text}: expected {} to {}", written(*least), written(*most))]
     Range {
         /// What was written.
         text: String,
@@ -26,6 +26,16 @@ pub enum SizeError {
     /// It ends within a page.
     #[error("{0} is not a whole number of 4 KiB pages")]
     Pages(String),
+}
+
+/// A size in the largest unit that says it exactly.
+pub fn written(bytes: u64) -> String {
+    match bytes {
+        0 => "0M".into(),
+        _ if bytes.is_multiple_of(1 << 30) => format!("{}G", bytes >> 30),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{}M", bytes >> 20),
+        _ => format!("{}K", bytes >> 10),
+    }
 }
 
 /// Parses a size such as `64M`, `512MiB` or `2G` into bytes: whole pages between `least` and `most` bytes.

@@ -1,0 +1,56 @@
+//! The ledger in words.
+
+use super::fleet_table::mib;
+use crate::measure::audit::Audit;
+use crate::memory::PAGE_BYTES;
+use crate::overcommit::ledger::Ledger;
+
+fn pages(pages: u64) -> String {
+    mib(pages * PAGE_BYTES)
+}
+
+/// What is used, owed, and what could pay.
+pub(super) fn ledger_text(ledger: &Ledger) -> String {
+    let (o, d, c) = (&ledger.overhead, &ledger.debt, &ledger.cover);
+    let ratio =
+        ledger.cover_ratio.map_or("nothing is owed".into(), |ratio| format!("{ratio:.2} times the debt"));
+    format!(
+        "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}, KSM {})\n\
+         debt: {} MiB: {} if all that is shared were written, {} if all that is absent were touched\n\
+         cover: {} MiB, {ratio}: {} free, {} swap, {} in reach of balloons",
+        pages(ledger.used),
+        pages(ledger.capacity),
+        ledger.used as f64 * 100.0 / ledger.capacity.max(1) as f64,
+        pages(ledger.frames),
+        pages(o.total()),
+        pages(o.vmm),
+        pages(o.page_tables),
+        pages(o.daemon),
+        pages(o.dead_slabs),
+        pages(o.ksm_metadata),
+        pages(d.total()),
+        pages(d.sharing),
+        pages(d.demand),
+        pages(c.total()),
+        pages(c.free),
+        pages(c.swap),
+        pages(c.balloon),
+    )
+}
+
+/// What the audit found.
+pub(super) fn audit_text(audit: &Audit) -> String {
+    let frames = match audit.frames_listed {
+        Some(listed) => format!("{listed} frames listed, {} in the ledger", audit.frames),
+        None => "frame numbers are hidden from this user, so only the page counts were checked".into(),
+    };
+    let moving = if audit.still { "" } else { "; pages moved while it looked" };
+    let mut text = format!("audit: residue {} pages ({frames}{moving})", audit.residue_pages);
+    for guest in audit.guests.iter().filter(|guest| guest.residue_pages > 0) {
+        text.push_str(&format!(
+            "\n  guest {}: {} pages resident and {} swapped by its page table, {} and {} by the kernel's books",
+            guest.name, guest.resident, guest.swapped, guest.resident_by_kernel, guest.swapped_by_kernel
+        ));
+    }
+    text
+}

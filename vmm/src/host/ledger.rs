@@ -1,0 +1,120 @@
+//! Reads a fleet's ledger off the host: page tables, the kernel's books, the balloons, the engine.
+
+use std::fs;
+use std::time::Instant;
+
+use super::HostError;
+use super::guest::is_running;
+use super::post::{Post, Said};
+use crate::measure::audit::{self, Audit};
+use crate::measure::frames::{self, Frames};
+use crate::measure::{MeasureError, Space};
+use crate::memory::PAGE_BYTES;
+use crate::memory::ksm_stat::KsmStat;
+use crate::memory::smaps::{ProcessPages, kib_field};
+use crate::overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, HostOverhead, Ledger};
+
+/// What KSM keeps of each page it has seen (struct ksm_rmap_item), in bytes.
+const RMAP_ITEM_BYTES: u64 = 64;
+
+/// What the fleet may use, and what its engine keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Means {
+    /// In pages.
+    pub capacity: u64,
+    /// Pages of slabs that no guest uses.
+    pub dead_slabs: u64,
+}
+
+/// A ledger, and what it was made of.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The frames it counts.
+    pub frames: Frames,
+    /// What each guest's VM said, in the order of `frames.guests`.
+    pub said: Vec<Said>,
+    /// How long it took to read.
+    pub seconds: f64,
+    /// The audit, where one was asked for.
+    pub audit: Option<Audit>,
+}
+
+/// Reads the ledger of those of `posts` that run. With `audited`, checks it by other means, too.
+pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, HostError> {
+    let begin = Instant::now();
+    // One that ends between two questions is left out the next time.
+    for _ in 0..=posts.len() {
+        let mut asked = Vec::new();
+        for post in posts.iter().filter(|post| is_running(post.pid)) {
+            match post.ask() {
+                Ok(said) => asked.push((post, said)),
+                Err(_) if !is_running(post.pid) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let spaces: Vec<Space> = asked.iter().map(|(_, said)| said.space()).collect();
+        let counted = match audited {
+            true => audit::audit(&spaces).map(|(frames, audit)| (frames, Some(audit))),
+            false => frames::measure(&spaces).map(|frames| (frames, None)),
+        };
+        let (frames, audit) = match counted {
+            Ok(counted) => counted,
+            Err(_) if asked.iter().any(|(post, _)| !is_running(post.pid)) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let ledger = account(&asked, &frames, means);
+        let said = asked.into_iter().map(|(_, said)| said).collect();
+        return Ok(Reading { ledger, frames, said, seconds: begin.elapsed().as_secs_f64(), audit });
+    }
+    Err(HostError::Measure(MeasureError::TooMany { guests: posts.len() }))
+}
+
+fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let host = |key| kib_field(&meminfo, key).unwrap_or(0);
+    let mut overhead = HostOverhead {
+        dead_slabs: means.dead_slabs,
+        second_level_of_host: host("SecPageTables"),
+        ..HostOverhead::default()
+    };
+    if let Ok(own) = ProcessPages::of(std::process::id()) {
+        // The program is the same file in all VM processes: its pages are counted once, here.
+        overhead.daemon = own.anonymous + own.file + own.page_tables;
+    }
+    let mut guests = Vec::new();
+    for ((post, said), seen) in asked.iter().zip(&frames.guests) {
+        let process = ProcessPages::of(post.pid).unwrap_or_default();
+        let of_guest = seen.anonymous.saturating_sub(seen.pages.zero);
+        let items = KsmStat::of(post.pid).map_or(0, |stat| stat.rmap_items);
+        overhead.ksm_metadata += (items * RMAP_ITEM_BYTES).div_ceil(PAGE_BYTES);
+        guests.push(GuestNumbers {
+            name: post.guest.clone(),
+            classes: Classes {
+                absent: seen.pages.absent,
+                ballooned: 0,
+                zero: seen.pages.zero,
+                private: seen.pages.private,
+                shared: seen.pages.shared,
+                swapped: seen.pages.swapped,
+            },
+            balloon_absent: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
+            frames: seen.frames,
+            balloon_driver: said.balloon.as_ref().is_some_and(|balloon| balloon.size.driver),
+            minimum: post.standing.min_bytes / PAGE_BYTES,
+            overhead: GuestOverhead {
+                vmm: process.anonymous.saturating_sub(of_guest),
+                page_tables: process.page_tables,
+            },
+        });
+    }
+    let host = HostNumbers {
+        capacity: means.capacity,
+        available: host("MemAvailable"),
+        swap_free: host("SwapFree"),
+        frames: frames.frames,
+        overhead,
+    };
+    Ledger::of(&guests, &host, frames.estimated)
+}

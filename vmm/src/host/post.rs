@@ -1,0 +1,71 @@
+//! A guest as whoever manages its memory sees it: its control socket, its process, and what the fleet file promised it.
+
+use std::path::PathBuf;
+
+use super::HostError;
+use super::client::control;
+use super::spec::Standing;
+use crate::measure::Space;
+use crate::memory::PAGE_BYTES;
+use crate::vm::balloon::BalloonStatus;
+use crate::vm::control::{Reply, Request, Status};
+
+/// A guest's post. Cheap to copy, and for any thread: its fleet need not stand still meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Post {
+    /// Its name.
+    pub guest: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// How it stands against the others.
+    pub standing: Standing,
+}
+
+/// What a guest's VM says of itself.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Of the VM.
+    pub status: Status,
+    /// Of its balloon; None without one.
+    pub balloon: Option<BalloonStatus>,
+}
+
+impl Post {
+    /// Asks the VM process.
+    pub fn control(&self, request: &Request) -> Result<Reply, HostError> {
+        control(&self.guest, &self.socket, request)
+    }
+
+    /// What it says of itself.
+    pub fn ask(&self) -> Result<Said, HostError> {
+        let status = match self.control(&Request::Status)? {
+            Reply::Status(status) => status,
+            other => return Err(self.nonsense(&other)),
+        };
+        let balloon = match self.control(&Request::Balloon) {
+            Ok(Reply::Balloon(balloon)) => Some(*balloon),
+            _ => None,
+        };
+        Ok(Said { status, balloon })
+    }
+
+    /// RAM in pages.
+    pub fn promised_pages(&self) -> u64 {
+        self.memory_bytes / PAGE_BYTES
+    }
+
+    fn nonsense(&self, reply: &Reply) -> HostError {
+        HostError::Control { guest: self.guest.clone(), answer: format!("something else: {reply:?}") }
+    }
+}
+
+impl Said {
+    /// Where the guest's memory lies, for measuring.
+    pub fn space(&self) -> Space {
+        Space { name: self.status.name.clone(), pid: self.status.pid, extents: self.status.extents.clone() }
+    }
+}

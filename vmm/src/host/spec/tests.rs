@@ -1,0 +1,67 @@
+//! Fleet files, right and wrong.
+
+use super::*;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Result<FleetSpec, String> {
+    FleetSpec::parse(text, Path::new("/fleets")).map_err(|e| match std::error::Error::source(&e) {
+        Some(source) => format!("{e}: {source}"),
+        None => e.to_string(),
+    })
+}
+
+#[test]
+fn defaults_count_and_paths() {
+    let text = "name = 'f'\n[defaults]\nmemory = '64M'\nkernel = 'k'\n[[guest]]\nname = 'a'\ncount = 2\n\
+                [[guest]]\nname = 'b'\nmemory = '1G'\nfill = { zero = 50, unique = 50 }\n";
+    let fleet = parse(text).unwrap();
+    let names: Vec<_> = fleet.guests.iter().map(|g| g.name.as_str()).collect();
+    assert_eq!(names, ["a-0", "a-1", "b"]);
+    assert_eq!(fleet.guests[2].memory_bytes, 1 << 30);
+    assert_eq!(fleet.guests[0].kernel.as_deref(), Some(Path::new("/fleets/k")));
+    assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
+    assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
+}
+
+#[test]
+fn domains_and_what_merging_may_cost() {
+    let text = "name = 'f'\nmerge = { cpu_percent = 20, min_run_pages = 8 }\n[defaults]\ndomain = 'x'\n\
+                [[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\ndomain = 'y'";
+    let fleet = parse(text).unwrap();
+    assert_eq!(fleet.guests.iter().map(|g| g.domain.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+    let merge = Tuning { cpu_percent: Some(20), min_run_pages: 8, ..Tuning::default() };
+    assert_eq!(fleet.merge, merge);
+}
+
+#[test]
+fn every_mistake_is_named() {
+    for (text, expected) in [
+        ("name = 'f'", "no guests"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'a'", "two guests are called \"a\""),
+        ("name = 'f'\nnme = 1", "unknown field `nme`"),
+        ("name = 'f'\nname = 'g'\n[[guest]]\nname = 'a'", "duplicate key"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nmemry = '1G'", "unknown field `memry`"),
+        ("name = '../f'\n[[guest]]\nname = 'a'", "no name"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nmemory = '0'", "memory"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\ncpus = 33", "33 vCPUs"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nready_seconds = 0", "expected 1 to 86400"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nfill = { zero = 99 }", "make 99"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\ninitrd = 'i'", "needs a kernel"),
+        (
+            "name = 'f'\nengine = 'ksm'\n[[guest]]\nname = 'a'\ndomain = 'x'\n[[guest]]\nname = 'b'",
+            "cannot keep the domains f, x apart",
+        ),
+        ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x/y'", "no name"),
+        ("name = 'f'\nmerge = { cpu = 1 }\n[[guest]]\nname = 'a'", "unknown field `cpu`"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.contains(expected), "{text:?} gave {error:?}, expected {expected:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn rubbish_never_panics(text in ".{0,200}") {
+        let _ = parse(&text);
+    }
+}

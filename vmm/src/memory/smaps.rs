@@ -1,0 +1,117 @@
+//! What `/proc/PID/smaps` and `/proc/PID/status` say of a process's memory, in pages of 4096 bytes.
+//!
+//! Source: the kernel's Documentation/filesystems/proc.rst. Counts are of the kernel's own books, kept apart from the page
+//! table's entries that `/proc/PID/pagemap` shows; so each can be checked against the other.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
+
+use super::PAGE_BYTES;
+
+/// The value of `key` in a line such as `VmPTE:   132 kB`, in pages; parts of a page count.
+pub fn kib_field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| kib_line(line, key))
+}
+
+fn kib_line(line: &str, key: &str) -> Option<u64> {
+    let value = line.strip_prefix(key)?.strip_prefix(':')?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some((kib << 10).div_ceil(PAGE_BYTES))
+}
+
+/// Whole-process figures, which the kernel keeps ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessPages {
+    /// Anonymous pages with a frame, the zero frame not counted.
+    pub anonymous: u64,
+    /// Pages of files with a frame, those of slabs and other shared memory not counted.
+    pub file: u64,
+    /// Pages of shared memory (memory files) with a frame.
+    pub shared_memory: u64,
+    /// Page tables.
+    pub page_tables: u64,
+}
+
+impl ProcessPages {
+    /// Of process `pid`. `NotFound` means that there is no such process.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        std::fs::read_to_string(format!("/proc/{pid}/status")).map(|text| Self::parse(&text))
+    }
+
+    fn parse(text: &str) -> Self {
+        let field = |key| kib_field(text, key).unwrap_or(0);
+        Self {
+            anonymous: field("RssAnon"),
+            file: field("RssFile"),
+            shared_memory: field("RssShmem"),
+            page_tables: field("VmPTE"),
+        }
+    }
+}
+
+/// Pages of some ranges of a process, by the kernel's books.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RangePages {
+    /// With a frame, the zero frame not counted.
+    pub resident: u64,
+    /// On swap.
+    pub swapped: u64,
+}
+
+impl RangePages {
+    /// Sums up all mappings of process `pid` that begin inside one of `ranges` (addresses).
+    pub fn of(pid: u32, ranges: &[Range<u64>]) -> io::Result<Self> {
+        Self::read(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), ranges)
+    }
+
+    fn read(smaps: impl BufRead, ranges: &[Range<u64>]) -> io::Result<Self> {
+        let (mut sum, mut inside) = (Self::default(), false);
+        for line in smaps.lines() {
+            let line = line?;
+            if let Some(start) = mapping_start(&line) {
+                inside = ranges.iter().any(|range| range.contains(&start));
+            } else if inside {
+                // Huge pages of the pool are not in Rss.
+                for key in ["Rss", "Shared_Hugetlb", "Private_Hugetlb"] {
+                    sum.resident += kib_line(&line, key).unwrap_or(0);
+                }
+                sum.swapped += kib_line(&line, "Swap").unwrap_or(0);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The first address of the mapping that `line` introduces, if it introduces one.
+fn mapping_start(line: &str) -> Option<u64> {
+    let (addresses, _) = line.split_once(' ')?;
+    let (start, _) = addresses.split_once('-')?;
+    u64::from_str_radix(start, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_by_key() {
+        let text = "Name:\tx\nRssAnon:\t     412 kB\nRssFile:\t    8 kB\nRssShmem:\t       0 kB\nVmPTE:\t      13 kB\n";
+        let pages = ProcessPages { anonymous: 103, file: 2, shared_memory: 0, page_tables: 4 };
+        assert_eq!(ProcessPages::parse(text), pages);
+        assert!(ProcessPages::of(std::process::id()).unwrap().anonymous > 0);
+        assert_eq!(ProcessPages::of(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn only_mappings_inside_the_ranges_count() {
+        let smaps = "1000-3000 rw-p 00000000 00:00 0 \nRss:    8 kB\nSwap:   4 kB\nSwapPss: 400 kB\n\
+                     3000-5000 rw-p 00000000 00:01 4711 /memfd:x (deleted)\nRss:    4 kB\n\
+                     7000-8000 ---p 00000000 00:00 0 \nRss:   40 kB\n\
+                     9000-a000 rw-p 00000000 00:00 0 \nPrivate_Hugetlb:    2048 kB\nVmFlags: rd wr\n";
+        let read = |ranges: &[Range<u64>]| RangePages::read(smaps.as_bytes(), ranges).unwrap();
+        assert_eq!(read(&[0x1000..0x5000]), RangePages { resident: 3, swapped: 1 });
+        assert_eq!(read(&[0x3000..0x5000, 0x9000..0xa000]), RangePages { resident: 513, swapped: 0 });
+        assert_eq!(read(&[]), RangePages::default());
+    }
+}

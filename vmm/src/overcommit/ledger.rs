@@ -1,0 +1,351 @@
+//! The ledger: every page of every guest in exactly one class, what the host spends besides, what it owes, what could pay.
+//!
+//! Savings are a loan. *Debt* is the number of frames that would be needed at once if every shared page were written
+//! (*sharing debt*) and every promised page without a frame were touched (*demand debt*). *Cover* is what could pay: free
+//! memory, swap, and what balloons can still take. What a balloon holds is neither promised nor owed.
+
+use serde::{Deserialize, Serialize};
+
+/// A guest's pages by class. Their sum is what it was promised, always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Never touched, or given back, and not in the balloon.
+    pub absent: u64,
+    /// In the balloon, and without a frame.
+    pub ballooned: u64,
+    /// On the kernel's zero frame.
+    pub zero: u64,
+    /// Alone on their frame.
+    pub private: u64,
+    /// On a frame with others.
+    pub shared: u64,
+    /// On swap.
+    pub swapped: u64,
+}
+
+impl Classes {
+    /// All of them.
+    pub fn promised(&self) -> u64 {
+        self.absent + self.ballooned + self.zero + self.private + self.shared + self.swapped
+    }
+
+    /// Pages on frames, the zero frame not counted.
+    pub fn resident(&self) -> u64 {
+        self.private + self.shared
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.absent += other.absent;
+        self.ballooned += other.ballooned;
+        self.zero += other.zero;
+        self.private += other.private;
+        self.shared += other.shared;
+        self.swapped += other.swapped;
+    }
+}
+
+/// Frames spent on a guest that are not its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestOverhead {
+    /// The VM process's own memory.
+    pub vmm: u64,
+    /// The page tables of the VM process. Those of the guest's second level are the kernel's: see [`HostOverhead`].
+    pub page_tables: u64,
+}
+
+/// Frames spent on the fleet that belong to no guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostOverhead {
+    /// All VM processes' own memory.
+    pub vmm: u64,
+    /// All VM processes' page tables.
+    pub page_tables: u64,
+    /// The daemon: index, matchmaker, the program itself, which all VM processes share with it.
+    pub daemon: u64,
+    /// Pages of slabs that no guest uses.
+    pub dead_slabs: u64,
+    /// What KSM remembers of the pages it has seen: 64 bytes a page.
+    pub ksm_metadata: u64,
+    /// The second level's page tables of all VMs of the host (and its IOMMU), as the kernel counts them. Other VMs' are
+    /// among them, so they are told but not added up.
+    pub second_level_of_host: u64,
+}
+
+impl HostOverhead {
+    /// What the fleet costs besides guest memory.
+    pub fn total(&self) -> u64 {
+        self.vmm + self.page_tables + self.daemon + self.dead_slabs + self.ksm_metadata
+    }
+}
+
+/// What is owed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debt {
+    /// Frames needed if every shared or zero page were written.
+    pub sharing: u64,
+    /// Frames needed if every absent or swapped page were touched. What is in the balloon is not promised.
+    pub demand: u64,
+}
+
+impl Debt {
+    /// Both.
+    pub fn total(&self) -> u64 {
+        self.sharing + self.demand
+    }
+}
+
+/// What could pay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cover {
+    /// Frames the fleet may still take.
+    pub free: u64,
+    /// Free swap.
+    pub swap: u64,
+    /// Frames that balloons can still take, none of a guest below its minimum.
+    pub balloon: u64,
+}
+
+impl Cover {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.free + self.swap + self.balloon
+    }
+
+    /// Cover for each frame of debt. None where nothing is owed.
+    pub fn ratio(&self, debt: &Debt) -> Option<f64> {
+        let debt = debt.total();
+        (debt > 0).then(|| self.total() as f64 / debt as f64)
+    }
+}
+
+/// What is known of a guest before it is accounted for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GuestNumbers {
+    /// Its name.
+    pub name: String,
+    /// Its pages, with those in the balloon among the absent ones.
+    pub classes: Classes,
+    /// Pages in its balloon that have no frame.
+    pub balloon_absent: u64,
+    /// Its part of the frames: a frame shared by n counts 1/n.
+    pub frames: f64,
+    /// Whether its balloon can be asked for more.
+    pub balloon_driver: bool,
+    /// What no balloon may take.
+    pub minimum: u64,
+    /// What it costs besides.
+    pub overhead: GuestOverhead,
+}
+
+/// What is known of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostNumbers {
+    /// What the fleet may use.
+    pub capacity: u64,
+    /// What the host could give without swapping, whoever asks.
+    pub available: u64,
+    /// Free swap.
+    pub swap_free: u64,
+    /// Different frames under all guests' present pages, the zero frame not counted.
+    pub frames: u64,
+    /// What belongs to no guest; the guests' sums are filled in by [`Ledger::of`].
+    pub overhead: HostOverhead,
+}
+
+/// One guest's account.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Account {
+    /// Its name.
+    pub name: String,
+    /// Pages promised.
+    pub promised: u64,
+    /// Its pages by class.
+    #[serde(flatten)]
+    pub classes: Classes,
+    /// Pages on frames: private and shared.
+    pub resident: u64,
+    /// Its part of the frames.
+    pub frames: f64,
+    /// Pages present less its part of the frames: what sharing saves of it.
+    pub saved: f64,
+    /// What it costs besides.
+    pub overhead: GuestOverhead,
+    /// What it is owed.
+    pub debt: Debt,
+    /// Frames its balloon can still take.
+    pub balloon_cover: u64,
+}
+
+/// The accounts of a fleet and its host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Each guest.
+    pub guests: Vec<Account>,
+    /// Pages promised to all.
+    pub promised: u64,
+    /// All guests' pages by class.
+    #[serde(flatten)]
+    pub classes: Classes,
+    /// Pages on frames.
+    pub resident: u64,
+    /// Different frames under them.
+    pub frames: u64,
+    /// Pages that need no frame of their own.
+    pub saved: u64,
+    /// What the fleet costs besides.
+    pub overhead: HostOverhead,
+    /// What the fleet may use.
+    pub capacity: u64,
+    /// Frames and overhead.
+    pub used: u64,
+    /// What is owed.
+    pub debt: Debt,
+    /// What could pay it.
+    pub cover: Cover,
+    /// Cover for each frame of debt; None where nothing is owed.
+    pub cover_ratio: Option<f64>,
+    /// Zero and shared pages are told apart by estimate: this user may not see frame numbers.
+    pub estimated: bool,
+}
+
+impl Ledger {
+    /// Adds everything up.
+    pub fn of(guests: &[GuestNumbers], host: &HostNumbers, estimated: bool) -> Self {
+        let mut ledger = Self {
+            frames: host.frames,
+            overhead: host.overhead,
+            capacity: host.capacity,
+            estimated,
+            ..Self::default()
+        };
+        for guest in guests {
+            let account = Account::of(guest);
+            ledger.classes.add(&account.classes);
+            ledger.overhead.vmm += account.overhead.vmm;
+            ledger.overhead.page_tables += account.overhead.page_tables;
+            ledger.debt.demand += account.debt.demand;
+            ledger.cover.balloon += account.balloon_cover;
+            ledger.guests.push(account);
+        }
+        ledger.promised = ledger.classes.promised();
+        ledger.resident = ledger.classes.resident();
+        ledger.saved = (ledger.resident + ledger.classes.zero).saturating_sub(ledger.frames);
+        // Of n pages on one frame, n - 1 need a new one: the sum over the guests' own would count no page twice,
+        // but is of fractions.
+        ledger.debt.sharing = ledger.saved;
+        ledger.used = ledger.frames + ledger.overhead.total();
+        ledger.cover.free = host.capacity.saturating_sub(ledger.used).min(host.available);
+        ledger.cover.swap = host.swap_free;
+        ledger.cover_ratio = ledger.cover.ratio(&ledger.debt);
+        ledger
+    }
+}
+
+impl Account {
+    fn of(guest: &GuestNumbers) -> Self {
+        // The balloon is asked at another moment than the page table: it cannot hold more than is absent.
+        let ballooned = guest.balloon_absent.min(guest.classes.absent);
+        let mut classes = guest.classes;
+        classes.absent -= ballooned;
+        classes.ballooned += ballooned;
+        let (promised, resident) = (classes.promised(), classes.resident());
+        let saved = ((resident + classes.zero) as f64 - guest.frames).max(0.0);
+        let debt = Debt { sharing: saved.round() as u64, demand: classes.absent + classes.swapped };
+        // Below its minimum nothing may be taken; and of what it has, only frames of its own are gained.
+        let above_minimum = (promised - classes.ballooned).saturating_sub(guest.minimum);
+        let balloon_cover = if guest.balloon_driver { classes.private.min(above_minimum) } else { 0 };
+        Self {
+            name: guest.name.clone(),
+            promised,
+            classes,
+            resident,
+            frames: guest.frames,
+            saved,
+            overhead: guest.overhead,
+            debt,
+            balloon_cover,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn guest(classes: Classes, balloon_absent: u64, frames: f64) -> GuestNumbers {
+        GuestNumbers { classes, balloon_absent, frames, balloon_driver: true, ..GuestNumbers::default() }
+    }
+
+    /// Two guests of 100 pages: each has 40 of its own and shares 30 with the other, one has a page of zeros.
+    fn pair() -> Vec<GuestNumbers> {
+        let classes = Classes { absent: 30, private: 40, shared: 30, ..Classes::default() };
+        let with_zero = Classes { absent: 29, zero: 1, ..classes };
+        vec![guest(classes, 10, 55.0), guest(with_zero, 0, 55.0)]
+    }
+
+    #[test]
+    fn savings_are_owed_and_so_is_what_was_promised_and_not_touched() {
+        let host = HostNumbers {
+            capacity: 200,
+            available: 500,
+            swap_free: 7,
+            frames: 110,
+            ..HostNumbers::default()
+        };
+        let ledger = Ledger::of(&pair(), &host, false);
+        assert_eq!((ledger.promised, ledger.resident, ledger.saved), (200, 140, 31));
+        assert_eq!(ledger.classes.ballooned, 10);
+        assert_eq!(ledger.debt, Debt { sharing: 31, demand: 49 });
+        assert_eq!(ledger.cover, Cover { free: 90, swap: 7, balloon: 80 });
+        assert_eq!(ledger.cover_ratio, Some(177.0 / 80.0));
+    }
+
+    #[test]
+    fn what_the_host_has_not_covers_nothing() {
+        let host = HostNumbers { capacity: 200, available: 5, frames: 110, ..HostNumbers::default() };
+        assert_eq!(Ledger::of(&pair(), &host, false).cover.free, 5);
+        let host = HostNumbers { capacity: 100, available: 5, frames: 110, ..HostNumbers::default() };
+        assert_eq!(Ledger::of(&pair(), &host, false).cover.free, 0);
+    }
+
+    #[test]
+    fn a_balloon_covers_nothing_below_the_minimum_nor_without_a_driver() {
+        let cover = |minimum, balloon_driver| {
+            let [first, _] = <[_; 2]>::try_from(pair()).unwrap();
+            Account::of(&GuestNumbers { minimum, balloon_driver, ..first }).balloon_cover
+        };
+        assert_eq!([cover(0, true), cover(60, true), cover(95, true), cover(0, false)], [40, 30, 0, 0]);
+    }
+
+    #[test]
+    fn nothing_owed_has_no_ratio() {
+        let ledger =
+            Ledger::of(&[], &HostNumbers { capacity: 5, available: 5, ..HostNumbers::default() }, false);
+        assert_eq!((ledger.cover_ratio, ledger.cover.free), (None, 5));
+    }
+
+    proptest! {
+        #[test]
+        fn every_page_is_in_one_class_whatever_the_balloon_says(
+            classes in proptest::array::uniform5(0u64..1 << 40),
+            balloon_absent in any::<u64>(),
+            minimum in any::<u64>(),
+            frames in 0.0..1e12,
+        ) {
+            let [absent, zero, private, shared, swapped] = classes;
+            let classes = Classes { absent, ballooned: 0, zero, private, shared, swapped };
+            let numbers = GuestNumbers { minimum, ..guest(classes, balloon_absent, frames) };
+            let host = HostNumbers { capacity: 1 << 42, frames: frames as u64, ..HostNumbers::default() };
+            let ledger = Ledger::of(&[numbers.clone(), numbers], &host, true);
+            prop_assert_eq!(ledger.promised, 2 * classes.promised());
+            prop_assert_eq!(ledger.classes.promised(), ledger.promised);
+            for account in &ledger.guests {
+                prop_assert_eq!(account.promised, account.classes.promised());
+                prop_assert!(account.balloon_cover <= account.classes.private);
+                prop_assert!(account.saved >= 0.0);
+            }
+            prop_assert!(ledger.debt.total() <= ledger.promised);
+        }
+    }
+}
