@@ -7,4 +7,5 @@ pub mod image;
 pub mod measure;
 pub mod memory;
 pub mod merge;
+pub mod overcommit;
 pub mod vm;

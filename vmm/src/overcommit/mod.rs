@@ -1,0 +1,11 @@
+//! Promising more memory than there is: who is let in, who gives way when it gets short, in which order.
+//!
+//! Everything here is a function of plain numbers. Nothing knows a VM, a socket or a guest's memory: the daemon gathers
+//! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
+//! [`readings`] alone opens files: the host's own, in `/proc` and `/sys/fs/cgroup`.
+//!
+//! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
+
+pub mod action;
+pub mod knobs;
+pub mod view;
