@@ -1,6 +1,12 @@
-//! Promising more memory than there is: what is promised, what is owed, and what could pay it.
+//! Promising more memory than there is: who is let in, who gives way when it gets short, in which order.
 //!
-//! Everything here is computed from plain numbers. Who reads them off the host and who carries decisions out is in
-//! [`crate::host`]. Pages are of 4096 bytes throughout.
+//! Everything here is a function of plain numbers. Nothing knows a VM, a socket or a guest's memory: the daemon gathers
+//! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
+//! [`readings`] alone opens files: the host's own, in `/proc` and `/sys/fs/cgroup`.
+//!
+//! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
 
+pub mod action;
+pub mod knobs;
 pub mod ledger;
+pub mod view;

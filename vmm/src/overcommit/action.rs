@@ -1,0 +1,158 @@
+//! What a decision asks for, and why.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One thing to do. `guest` is the index into the guests that [`step`](super::policy::step) was given.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "do")]
+pub enum Action {
+    /// Have engines look for pages to merge as fast as they may, or at their ease again.
+    Merge {
+        /// As fast as they may.
+        eager: bool,
+    },
+    /// Ask a guest for another balloon size.
+    Balloon {
+        /// Whom.
+        guest: usize,
+        /// The new size.
+        target_pages: u64,
+    },
+    /// Limit how fast a guest touches pages for the first time.
+    Throttle {
+        /// Whom.
+        guest: usize,
+        /// Never 0; None lifts the limit.
+        pages_per_second: Option<u64>,
+    },
+    /// Write a guest's coldest pages to swap.
+    PageOut {
+        /// Whose.
+        guest: usize,
+        /// At most so many.
+        pages: u64,
+    },
+    /// Stop a guest's vCPUs; it keeps its memory.
+    Suspend {
+        /// Whom.
+        guest: usize,
+        /// Why.
+        reason: Reason,
+    },
+    /// Let a suspended guest run again.
+    Resume {
+        /// Whom.
+        guest: usize,
+    },
+    /// End a guest; its memory is saved first by whoever can.
+    Stop {
+        /// Whom.
+        guest: usize,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl Action {
+    /// Whom it is about, if it is about one guest.
+    pub fn guest(&self) -> Option<usize> {
+        match *self {
+            Self::Merge { .. } => None,
+            Self::Balloon { guest, .. }
+            | Self::Throttle { guest, .. }
+            | Self::PageOut { guest, .. }
+            | Self::Suspend { guest, .. }
+            | Self::Resume { guest }
+            | Self::Stop { guest, .. } => Some(guest),
+        }
+    }
+}
+
+/// Why a guest was suspended or stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "because")]
+pub enum Reason {
+    /// Free memory is below the lowest threshold and does not recover.
+    FreeMemory {
+        /// What is left.
+        free_pages: u64,
+        /// The threshold.
+        threshold_pages: u64,
+        /// How fast it becomes less; 0 if there is none left to lose.
+        falling_pages_per_second: u64,
+    },
+    /// Everything waits for memory: there is more in use than fits, and it goes to swap and back.
+    Stalled {
+        /// Percent of the last ten seconds in which nothing ran for want of memory.
+        full_avg10_percent: f64,
+        /// The threshold.
+        threshold_percent: f64,
+    },
+    /// Ballooning, throttling, paging and suspending were not enough.
+    NothingHelped {
+        /// For how long.
+        seconds: u64,
+        /// What is left.
+        free_pages: u64,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FreeMemory { free_pages, threshold_pages, falling_pages_per_second: 0 } => {
+                write!(
+                    f,
+                    "{free_pages} pages are free, {threshold_pages} are the least, and they do not become more"
+                )
+            }
+            Self::FreeMemory { free_pages, threshold_pages, falling_pages_per_second } => write!(
+                f,
+                "{free_pages} pages are free, {threshold_pages} are the least, and {falling_pages_per_second} more are \
+                 taken each second"
+            ),
+            Self::Stalled { full_avg10_percent, threshold_percent } => write!(
+                f,
+                "everything waited for memory in {full_avg10_percent:.0} % of the last ten seconds, \
+                 {threshold_percent:.0} % are the most"
+            ),
+            Self::NothingHelped { seconds, free_pages } => write!(
+                f,
+                "{free_pages} pages are free, and neither ballooning nor throttling, paging or suspending has helped \
+                 for {seconds} s"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Merge { eager: true } => f.write_str("merge eagerly"),
+            Self::Merge { eager: false } => f.write_str("merge at ease"),
+            Self::Balloon { target_pages, .. } => write!(f, "balloon to {target_pages} pages"),
+            Self::Throttle { pages_per_second: Some(rate), .. } => {
+                write!(f, "at most {rate} first touches a second")
+            }
+            Self::Throttle { pages_per_second: None, .. } => f.write_str("first touches without a limit"),
+            Self::PageOut { pages, .. } => write!(f, "page out {pages} pages"),
+            Self::Suspend { reason, .. } => write!(f, "suspend: {reason}"),
+            Self::Resume { .. } => f.write_str("resume"),
+            Self::Stop { reason, .. } => write!(f, "stop: {reason}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_a_sentence_with_its_numbers() {
+        let reason = Reason::FreeMemory { free_pages: 7, threshold_pages: 9, falling_pages_per_second: 3 };
+        let text = Action::Suspend { guest: 0, reason }.to_string();
+        assert_eq!(text, "suspend: 7 pages are free, 9 are the least, and 3 more are taken each second");
+    }
+}

@@ -1,0 +1,126 @@
+//! What a decision sees: one host and its guests, in numbers.
+
+use serde::{Deserialize, Serialize};
+
+/// One host at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Monotonic time. A jump, forwards or backwards, is taken for a short step.
+    pub now_seconds: f64,
+    /// All that guests and their overhead may take together. With 0 nothing can be decided, and nothing is done.
+    pub capacity_pages: u64,
+    /// What they take: guests' frames, and the overhead of VMMs, page tables and merging.
+    pub used_pages: u64,
+    /// What they may still take: the smaller of capacity less use, and what the host has available.
+    pub free_pages: u64,
+    /// Free swap; 0 where there is none, and then nothing is paged out.
+    pub swap_free_pages: u64,
+    /// Pressure stall information, where the kernel gives it.
+    pub psi: Option<Psi>,
+    /// Whether an engine merges pages, so that it can be asked to be eager.
+    pub merging: bool,
+}
+
+/// Pressure stall information of memory: percent of the last ten seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Psi {
+    /// In which at least one task waited for memory.
+    pub some_avg10_percent: f64,
+    /// In which all did that had anything to do.
+    pub full_avg10_percent: f64,
+}
+
+/// What a guest is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestState {
+    /// Its vCPUs run.
+    #[default]
+    Running,
+    /// This policy stopped its vCPUs, and may let them run again.
+    Suspended,
+    /// Its owner stopped its vCPUs: it holds what it has, and is left alone.
+    Paused,
+    /// It has ended and holds nothing.
+    Dead,
+}
+
+/// A guest's balloon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonView {
+    /// Pages it was asked for.
+    pub target_pages: u64,
+    /// Pages that are in it.
+    pub actual_pages: u64,
+}
+
+/// One guest at one moment. What it says of itself may be a lie: it is cut to what it was promised before it is used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestView {
+    /// Its name: how it is recognised from one step to the next, in whatever order guests come.
+    pub name: String,
+    /// RAM it was promised.
+    pub promised_pages: u64,
+    /// Its balloon; None if it has no driver for one.
+    pub balloon: Option<BalloonView>,
+    /// Pages of it that are in memory.
+    pub resident_pages: u64,
+    /// Its part of the host's frames; sharing makes it less than `resident_pages`.
+    pub frames: f64,
+    /// Pages it touched lately, estimated from outside; None if nobody has looked.
+    pub working_set_pages: Option<u64>,
+    /// Memory that it could do without, by its own word.
+    pub spare_pages: Option<u64>,
+    /// Pages it touches for the first time, each second.
+    pub touched_pages_per_second: f64,
+    /// Its weight against the others when memory is divided. 0 counts as 1.
+    pub shares: u32,
+    /// It is left at least so much.
+    pub min_pages: u64,
+    /// It is left at most so much; what it was promised if that is less.
+    pub max_pages: u64,
+    /// Higher suffers later.
+    pub priority: u32,
+    /// What it is doing.
+    pub state: GuestState,
+    /// First touches each second that it is held to; None is no limit.
+    pub throttle_pages_per_second: Option<u64>,
+}
+
+impl GuestView {
+    /// The least it is left: never more than it was promised.
+    pub fn floor_pages(&self) -> u64 {
+        self.min_pages.min(self.promised_pages)
+    }
+
+    /// The most it is left: never less than the least.
+    pub fn ceiling_pages(&self) -> u64 {
+        self.max_pages.min(self.promised_pages).max(self.floor_pages())
+    }
+
+    /// Pages in memory: never more than it was promised.
+    pub fn held_pages(&self) -> u64 {
+        self.resident_pages.min(self.promised_pages)
+    }
+
+    /// Host frames it takes: between nothing and its pages in memory.
+    pub fn held_frames(&self) -> f64 {
+        let held = self.held_pages() as f64;
+        if self.frames.is_finite() { self.frames.clamp(0.0, held) } else { held }
+    }
+
+    /// Pages in its balloon: never more than it was promised.
+    pub fn ballooned_pages(&self) -> u64 {
+        self.balloon.map_or(0, |b| b.actual_pages.min(self.promised_pages))
+    }
+
+    /// The part that it uses. Where nobody has looked that is all it has; it is never more.
+    pub fn active_pages(&self) -> u64 {
+        self.working_set_pages.map_or(self.held_pages(), |w| w.min(self.held_pages()))
+    }
+
+    /// Its weight; at least 1.
+    pub fn weight(&self) -> f64 {
+        f64::from(self.shares.max(1))
+    }
+}
