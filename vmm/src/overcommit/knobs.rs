@@ -95,6 +95,9 @@ knobs! {
     /// A guest wants memory when it uses more than this, in percent of what it is left.
     wanting_active_percent: f64 = 80.0, 1 ..= 100.0;
 
+    /// What a guest used counts as used for about so long after.
+    forget_seconds: f64 = 30.0, 0 ..= MAX_SECONDS;
+
     /// A balloon is left as it is for a change of less than this, in percent of what the guest was promised ...
     dead_band_percent: f64 = 1.0, 0 ..= 50.0;
     /// ... or of less than this.
@@ -103,8 +106,10 @@ knobs! {
     inflate_pages_per_second: u64 = 32_768, 1 ..= 1e9;
     /// How fast it shrinks.
     deflate_pages_per_second: u64 = 65_536, 1 ..= 1e9;
-    /// A balloon that comes no nearer to its size for so long refuses.
+    /// A balloon that hardly comes nearer to its size for so long refuses: by less than a quarter of what is missing ...
     refusal_seconds: f64 = 15.0, 1 ..= MAX_SECONDS;
+    /// ... and more slowly than this.
+    refusal_pages_per_second: u64 = 512, 1 ..= 1e9;
     /// It is asked again after so long, and each time after twice that ...
     retry_seconds: f64 = 60.0, 1 ..= MAX_SECONDS;
     /// ... up to this.
@@ -119,7 +124,7 @@ knobs! {
     /// Swap that is left alone.
     swap_reserve_pages: u64 = 4096, 0 ..= 1e12;
 
-    /// Between one guest's suspension and the next one's.
+    /// Between one guest's suspension and the next one's. The first comes when what is free will not last so long.
     suspend_hold_seconds: f64 = 10.0, 0 ..= MAX_SECONDS;
     /// A guest stays suspended at least so long; each time twice as long ...
     resume_hold_seconds: f64 = 30.0, 0 ..= MAX_SECONDS;

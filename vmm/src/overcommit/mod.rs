@@ -7,6 +7,13 @@
 //! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
 
 pub mod action;
+pub mod allocation;
+pub mod balloon_pacing;
 pub mod knobs;
 pub mod ledger;
+mod paging;
+pub mod policy;
+pub mod pressure;
+mod suspension;
+mod throttling;
 pub mod view;

@@ -1,0 +1,276 @@
+//! One step of the policy: from what the host and its guests are like now, and what is remembered, to what is to be done.
+//!
+//! What is done adds up from state to state ([`Pressure`]), the gentlest first: *high* gives balloons, limits and suspended guests
+//! back; *soft* merges eagerly and inflates balloons; *hard* also throttles first touches and pages out what is cold;
+//! *low* also suspends guests and, when nothing else has helped, stops one.
+//!
+//! Nothing is taken from a guest below its minimum. A guest that refuses or lies is counted with what it has, so that others are divided
+//! only what there is; it is the first to be paged out. A step is right with an empty [`Memory`] too: balloons, limits and
+//! suspensions are seen in the views.
+
+use serde::{Deserialize, Serialize};
+
+use super::action::Action;
+use super::allocation::{Claim, divide};
+use super::balloon_pacing::{Pacing, next_target, wants_more};
+use super::knobs::Knobs;
+use super::pressure::{Pressure, PressureGauge, percent_of};
+use super::suspension::{LastResort, Suspension};
+use super::view::{GuestState, GuestView, HostView};
+use super::{paging, suspension, throttling};
+
+/// No step is taken for longer than this, however far the clock went.
+const MAX_STEP_SECONDS: f64 = 10.0;
+/// The first step is taken for as long as this.
+const FIRST_STEP_SECONDS: f64 = 1.0;
+/// How long the rate at which free memory changes is averaged over.
+const SLOPE_SECONDS: f64 = 3.0;
+
+/// What a step leaves for the next one. It can be kept as JSON, so that a daemon goes on where another one ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// How short of memory the host is.
+    pub gauge: PressureGauge,
+    /// The clock at the last step.
+    last_seconds: Option<f64>,
+    /// Free memory at the last step.
+    last_free_pages: u64,
+    /// How fast free memory changes; negative when it becomes less.
+    free_pages_per_second: f64,
+    /// Whether engines were asked to be eager.
+    eager: bool,
+    /// What suspensions and stops go by.
+    last_resort: LastResort,
+    /// Each guest's, in the order of the last step's guests.
+    guests: Vec<GuestMemory>,
+}
+
+/// What is remembered of one guest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct GuestMemory {
+    name: String,
+    /// What it used, forgotten slowly, in pages.
+    active_pages: f64,
+    pacing: Pacing,
+    pub(super) suspension: Suspension,
+}
+
+/// What every part of a step goes by.
+pub(super) struct Scene<'a> {
+    pub(super) host: &'a HostView,
+    pub(super) guests: &'a [GuestView],
+    pub(super) knobs: &'a Knobs,
+    pub(super) pressure: Pressure,
+    pub(super) passed_seconds: f64,
+    /// How fast free memory becomes less; 0 if it does not.
+    pub(super) falling_pages_per_second: f64,
+    /// What each guest uses, remembered for a while.
+    pub(super) active_pages: Vec<u64>,
+    /// Whether each guest's balloon can be counted on.
+    pub(super) follows: Vec<bool>,
+}
+
+impl Scene<'_> {
+    /// So many percent of capacity.
+    pub(super) fn percent(&self, percent: f64) -> u64 {
+        percent_of(self.host.capacity_pages, percent)
+    }
+
+    /// The guests in one state, by index.
+    pub(super) fn in_state(&self, state: GuestState) -> impl Iterator<Item = usize> {
+        self.guests.iter().enumerate().filter(move |(_, g)| g.state == state).map(|(i, _)| i)
+    }
+
+    /// Frames that balloons are to leave to the guests: a margin above the high threshold stays free.
+    fn frames_to_divide(&self) -> f64 {
+        let frames: f64 =
+            self.guests.iter().filter(|g| g.state != GuestState::Dead).map(GuestView::held_frames).sum();
+        frames + self.host.free_pages as f64
+            - self.percent(self.knobs.high_percent + 2.0 * self.knobs.margin_percent) as f64
+    }
+
+    /// What each guest would be left if all followed; 0 for the dead.
+    pub(super) fn fair_pages(&self) -> Vec<u64> {
+        self.divided(|i| self.guests[i].state != GuestState::Dead)
+    }
+
+    /// What each guest that `takes_part` is left; the others keep what they have.
+    fn divided(&self, takes_part: impl Fn(usize) -> bool) -> Vec<u64> {
+        let mut frames = self.frames_to_divide();
+        let mut claims = Vec::with_capacity(self.guests.len());
+        for (i, guest) in self.guests.iter().enumerate() {
+            if takes_part(i) {
+                claims.push(Claim::of(guest, self.active_pages[i]));
+            } else if guest.state != GuestState::Dead {
+                frames -= guest.held_frames();
+            }
+        }
+        let mut divided = divide(&claims, frames, self.knobs.idle_tax).pages.into_iter();
+        let held = |guest: &GuestView| if guest.state == GuestState::Dead { 0 } else { guest.held_pages() };
+        let mut left = Vec::with_capacity(self.guests.len());
+        for (i, guest) in self.guests.iter().enumerate() {
+            left.push(if takes_part(i) { divided.next().unwrap_or_default() } else { held(guest) });
+        }
+        left
+    }
+}
+
+/// Decides what is to be done now. Nothing is done for a host without capacity.
+pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &Knobs) -> Vec<Action> {
+    if host.capacity_pages == 0 {
+        return Vec::new();
+    }
+    let passed_seconds = memory.pass(host);
+    memory.recognise(guests);
+    let pressure = memory.gauge.advance(host, passed_seconds, knobs);
+    for (known, guest) in memory.guests.iter_mut().zip(guests) {
+        known.watch(guest, passed_seconds, knobs);
+    }
+    let scene = Scene {
+        host,
+        guests,
+        knobs,
+        pressure,
+        passed_seconds,
+        falling_pages_per_second: (-memory.free_pages_per_second).max(0.0),
+        active_pages: memory.guests.iter().zip(guests).map(|(k, g)| k.used_pages(g)).collect(),
+        follows: memory
+            .guests
+            .iter()
+            .zip(guests)
+            .map(|(k, g)| g.balloon.is_some() && !k.pacing.refuses())
+            .collect(),
+    };
+    let mut actions = Vec::new();
+    let eager = host.merging && pressure != Pressure::High;
+    if eager != memory.eager {
+        memory.eager = eager;
+        if host.merging {
+            actions.push(Action::Merge { eager });
+        }
+    }
+    balloon(&scene, &mut memory.guests, &mut actions);
+    throttling::limit(&scene, &mut actions);
+    let cold_pages = paging::page_out(&scene, &mut actions);
+    suspension::act(&scene, &mut memory.last_resort, &mut memory.guests, cold_pages, &mut actions);
+    actions
+}
+
+impl Memory {
+    /// How short of memory the host was at the last step.
+    pub fn pressure(&self) -> Pressure {
+        self.gauge.pressure
+    }
+
+    /// Whether a guest's balloon does not follow; None if there was no such guest at the last step.
+    pub fn refuses(&self, name: &str) -> Option<bool> {
+        self.guests.iter().find(|g| g.name == name).map(|g| g.pacing.refuses())
+    }
+
+    /// Takes note of the time and of free memory. Returns how long it has been, whatever the clock did.
+    fn pass(&mut self, host: &HostView) -> f64 {
+        let passed = match self.last_seconds {
+            Some(last) => host.now_seconds - last,
+            None => FIRST_STEP_SECONDS,
+        };
+        let sane = if passed.is_finite() { passed.clamp(0.0, MAX_STEP_SECONDS) } else { 0.0 };
+        if self.last_seconds.is_some() && sane > 0.0 {
+            let change = (host.free_pages as f64 - self.last_free_pages as f64) / sane;
+            let weight = (sane / SLOPE_SECONDS).min(1.0);
+            self.free_pages_per_second += weight * (change - self.free_pages_per_second);
+        }
+        // A clock that is no number is not remembered: every later one would be no distance from it.
+        if host.now_seconds.is_finite() {
+            self.last_seconds = Some(host.now_seconds);
+        }
+        self.last_free_pages = host.free_pages;
+        sane
+    }
+
+    /// Puts what is remembered into the order of `guests`. The unknown are met for the first time; the gone are forgotten.
+    fn recognise(&mut self, guests: &[GuestView]) {
+        let same = self.guests.len() == guests.len()
+            && self.guests.iter().zip(guests).all(|(known, guest)| known.name == guest.name);
+        if same {
+            return;
+        }
+        let mut known: std::collections::HashMap<String, GuestMemory> =
+            self.guests.drain(..).map(|g| (g.name.clone(), g)).collect();
+        let met = |g: &GuestView| GuestMemory { name: g.name.clone(), ..GuestMemory::default() };
+        self.guests = guests.iter().map(|g| known.remove(&g.name).unwrap_or_else(|| met(g))).collect();
+    }
+}
+
+impl GuestMemory {
+    fn watch(&mut self, guest: &GuestView, passed_seconds: f64, knobs: &Knobs) {
+        let active = guest.active_pages() as f64;
+        if guest.state == GuestState::Running {
+            // More is believed at once, less only slowly: as the larger of a fast and a slow average.
+            let kept = (-passed_seconds / knobs.forget_seconds.max(1e-3)).exp();
+            self.active_pages = active.max(active + (self.active_pages - active) * kept);
+            self.pacing.watch(guest, passed_seconds, knobs);
+        }
+        self.suspension.watch(guest.state, passed_seconds, knobs);
+    }
+
+    /// What the guest uses, by what it did lately: never more than it was promised.
+    pub(super) fn used_pages(&self, guest: &GuestView) -> u64 {
+        (self.active_pages as u64).max(guest.active_pages()).min(guest.promised_pages)
+    }
+}
+
+/// Inflates and deflates.
+fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) {
+    let (guests, knobs) = (scene.guests, scene.knobs);
+    let asked = |g: &GuestView| g.balloon.is_some_and(|b| b.target_pages > 0);
+    if scene.pressure == Pressure::High && !guests.iter().any(asked) {
+        return;
+    }
+    let takes_part = |i: usize| guests[i].state == GuestState::Running && scene.follows[i];
+    let left = scene.divided(takes_part);
+    let all_fit =
+        left.iter().zip(guests).enumerate().all(|(i, (l, g))| !takes_part(i) || *l >= g.ceiling_pages());
+    let mut releases = Vec::new();
+    for (i, guest) in guests.iter().enumerate() {
+        let Some(balloon) = guest.balloon.filter(|_| guest.state == GuestState::Running) else { continue };
+        let passed = scene.passed_seconds;
+        let target = if scene.follows[i] {
+            next_target(guest, guest.promised_pages - left[i], passed, knobs)
+        } else if known[i].pacing.asks_again(knobs) {
+            // It is asked for what it would have to give if it gave; nobody counts on it.
+            let fair = scene.fair_pages()[i].min(guest.promised_pages);
+            next_target(guest, guest.promised_pages - fair, passed.max(FIRST_STEP_SECONDS), knobs)
+        } else {
+            // Its minimum is kept even so.
+            next_target(guest, balloon.target_pages, 0.0, knobs)
+        };
+        let Some(target_pages) = target else { continue };
+        if target_pages > balloon.target_pages {
+            // Nothing is taken while enough is free.
+            if scene.pressure > Pressure::High {
+                actions.push(Action::Balloon { guest: i, target_pages });
+            }
+            continue;
+        }
+        let below_minimum = balloon.target_pages > guest.promised_pages - guest.floor_pages();
+        let wants = wants_more(guest, scene.active_pages[i], knobs);
+        if below_minimum {
+            actions.push(Action::Balloon { guest: i, target_pages });
+        } else if wants || all_fit || scene.pressure > Pressure::High {
+            releases.push((!wants, i, balloon.target_pages, target_pages));
+        }
+    }
+    // What is given back may be touched at once: no more than keeps the host above the soft threshold, to those who want it first.
+    let soft = Pressure::Soft.threshold_pages(scene.host, knobs) + scene.percent(knobs.margin_percent);
+    let mut spare = scene.host.free_pages.saturating_sub(soft);
+    releases.sort_unstable();
+    for (_, guest, from, to) in releases {
+        let back = (from - to).min(spare);
+        spare -= back;
+        if back > 0 {
+            actions.push(Action::Balloon { guest, target_pages: from - back });
+        }
+    }
+}

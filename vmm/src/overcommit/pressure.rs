@@ -1,0 +1,198 @@
+//! How short of memory a host is: four states by free memory, as in ESX (Waldspurger 2002, section 6.3), raised by pressure
+//! stall information where the kernel gives it.
+//!
+//! Downwards a state is entered as soon as free memory falls below its threshold. Upwards it goes one state at a time,
+//! a margin above the next threshold and after some time only, so that a load at a threshold does not make it swing.
+
+use serde::{Deserialize, Serialize};
+
+use super::knobs::Knobs;
+use super::view::{HostView, Psi};
+
+/// How short of memory a host is, from not at all to very.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pressure {
+    /// Enough is free: nothing is taken, and what was taken is given back.
+    #[default]
+    High,
+    /// Balloons are inflated.
+    Soft,
+    /// First touches are throttled and cold pages paged out too.
+    Hard,
+    /// Guests are suspended too.
+    Low,
+}
+
+impl Pressure {
+    /// All of them, from not short at all to very.
+    pub const ALL: [Self; 4] = [Self::High, Self::Soft, Self::Hard, Self::Low];
+
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Soft => "soft",
+            Self::Hard => "hard",
+            Self::Low => "low",
+        }
+    }
+
+    /// The state that is one less short of memory.
+    fn eased(self) -> Self {
+        match self {
+            Self::Low => Self::Hard,
+            Self::Hard => Self::Soft,
+            Self::Soft | Self::High => Self::High,
+        }
+    }
+
+    /// Free memory, in percent of capacity, below which this state is entered; for `High`, above which it is.
+    pub fn threshold_percent(self, knobs: &Knobs) -> f64 {
+        match self {
+            Self::High => knobs.high_percent,
+            Self::Soft => knobs.soft_percent,
+            Self::Hard => knobs.hard_percent,
+            Self::Low => knobs.low_percent,
+        }
+    }
+
+    /// The same in pages of a host.
+    pub fn threshold_pages(self, host: &HostView, knobs: &Knobs) -> u64 {
+        percent_of(host.capacity_pages, self.threshold_percent(knobs))
+    }
+}
+
+/// So many percent of so many pages.
+pub(super) fn percent_of(pages: u64, percent: f64) -> u64 {
+    (pages as f64 * percent / 100.0) as u64
+}
+
+/// The state a host is in, and for how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PressureGauge {
+    /// The state.
+    pub pressure: Pressure,
+    /// For how long it could have been left upwards; 0 while it could not.
+    pub eased_seconds: f64,
+}
+
+impl PressureGauge {
+    /// Goes on by `passed_seconds` to what the host is now like.
+    pub fn advance(&mut self, host: &HostView, passed_seconds: f64, knobs: &Knobs) -> Pressure {
+        let free_percent = 100.0 * host.free_pages as f64 / host.capacity_pages.max(1) as f64;
+        let at_least = by_free(free_percent, knobs).max(host.psi.map_or(Pressure::High, |psi| {
+            let short = free_percent < knobs.high_percent;
+            by_stall(psi, short, knobs)
+        }));
+        let eased = self.pressure.eased();
+        if at_least > self.pressure {
+            *self = Self { pressure: at_least, eased_seconds: 0.0 };
+        } else if self.pressure > at_least
+            && free_percent >= eased.threshold_percent(knobs) + knobs.margin_percent
+        {
+            self.eased_seconds += passed_seconds;
+            if self.eased_seconds >= knobs.hold_seconds {
+                *self = Self { pressure: eased, eased_seconds: 0.0 };
+            }
+        } else {
+            self.eased_seconds = 0.0;
+        }
+        self.pressure
+    }
+}
+
+fn by_free(free_percent: f64, knobs: &Knobs) -> Pressure {
+    let below = |state: &&Pressure| free_percent < state.threshold_percent(knobs);
+    [Pressure::Low, Pressure::Hard, Pressure::Soft].iter().find(below).copied().unwrap_or_default()
+}
+
+/// Stalls may come from elsewhere on the host: while enough is free they do not make it low.
+fn by_stall(psi: Psi, short: bool, knobs: &Knobs) -> Pressure {
+    if short && psi.full_avg10_percent >= knobs.psi_low_percent {
+        Pressure::Low
+    } else if psi.full_avg10_percent >= knobs.psi_hard_percent {
+        Pressure::Hard
+    } else if psi.some_avg10_percent >= knobs.psi_soft_percent {
+        Pressure::Soft
+    } else {
+        Pressure::High
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn host(free_pages: u64) -> HostView {
+        HostView { capacity_pages: 10_000, free_pages, ..HostView::default() }
+    }
+
+    fn after(gauge: &mut PressureGauge, free_pages: u64, seconds: usize) -> Pressure {
+        for _ in 0..seconds {
+            gauge.advance(&host(free_pages), 1.0, &Knobs::default());
+        }
+        gauge.pressure
+    }
+
+    #[test]
+    fn down_at_once_and_up_by_steps() {
+        let mut gauge = PressureGauge::default();
+        for (free, state) in [
+            (600, Pressure::High),
+            (400, Pressure::High),
+            (399, Pressure::Soft),
+            (199, Pressure::Hard),
+            (99, Pressure::Low),
+        ] {
+            assert_eq!(after(&mut gauge, free, 1), state, "{free}");
+        }
+        assert_eq!(after(&mut gauge, 1000, 4), Pressure::Low, "it must hold for five seconds");
+        assert_eq!(after(&mut gauge, 1000, 1), Pressure::Hard);
+        assert_eq!(after(&mut gauge, 449, 100), Pressure::Hard, "soft begins at 4 %, and a margin above");
+        assert_eq!(after(&mut gauge, 450, 5), Pressure::Soft);
+        assert_eq!(after(&mut gauge, 649, 100), Pressure::Soft);
+        assert_eq!(after(&mut gauge, 650, 5), Pressure::High);
+    }
+
+    #[test]
+    fn time_below_the_margin_does_not_count() {
+        let mut gauge = PressureGauge { pressure: Pressure::Soft, eased_seconds: 0.0 };
+        for _ in 0..10 {
+            assert_eq!(after(&mut gauge, 700, 4), Pressure::Soft);
+            assert_eq!(after(&mut gauge, 500, 1), Pressure::Soft);
+        }
+    }
+
+    #[test]
+    fn stalls_raise_it() {
+        let with = |free, some, full| {
+            let psi = Psi { some_avg10_percent: some, full_avg10_percent: full };
+            let view = HostView { psi: Some(psi), ..host(free) };
+            PressureGauge::default().advance(&view, 1.0, &Knobs::default())
+        };
+        assert_eq!(with(5000, 0.0, 0.0), Pressure::High);
+        assert_eq!(with(5000, 20.0, 0.0), Pressure::Soft);
+        assert_eq!(with(5000, 20.0, 15.0), Pressure::Hard);
+        assert_eq!(with(5000, 99.0, 99.0), Pressure::Hard, "half of it is free: nobody is to be suspended");
+        assert_eq!(with(500, 99.0, 99.0), Pressure::Low);
+        assert_eq!(with(500, f64::NAN, f64::NAN), Pressure::High);
+    }
+
+    proptest! {
+        /// However free memory swings within a margin of one value, the state changes at most three times.
+        #[test]
+        fn noise_within_the_margin_does_not_make_it_swing(
+            base in 0_u64..2000, noise in prop::collection::vec(0_u64..50, 200),
+        ) {
+            let mut gauge = PressureGauge::default();
+            let mut changes = 0;
+            for more in noise {
+                let before = gauge.pressure;
+                changes += usize::from(gauge.advance(&host(base + more), 1.0, &Knobs::default()) != before);
+            }
+            prop_assert!(changes <= 3, "{changes}");
+        }
+    }
+}

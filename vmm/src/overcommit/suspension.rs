@@ -1,0 +1,172 @@
+//! The last resorts: which guest is suspended, when it runs again, and which one is stopped when nothing else has helped.
+
+use std::cmp::Reverse;
+
+use serde::{Deserialize, Serialize};
+
+use super::action::{Action, Reason};
+use super::knobs::Knobs;
+use super::policy::{GuestMemory, Scene};
+use super::pressure::Pressure;
+use super::view::GuestState;
+
+/// With less than this part of its capacity free a host has nothing left to lose.
+const NOTHING_LEFT: u64 = 1000;
+/// In the soft state a suspended guest waits so many times as long.
+const SOFT_WAIT: f64 = 4.0;
+
+/// What is remembered of one guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Suspension {
+    /// How often it was suspended lately.
+    times: u32,
+    /// How long it has been suspended, or running since.
+    seconds: f64,
+    suspended: bool,
+    /// What it used when it was suspended.
+    active_pages: u64,
+}
+
+impl Suspension {
+    pub(super) fn watch(&mut self, state: GuestState, passed_seconds: f64, knobs: &Knobs) {
+        let suspended = state == GuestState::Suspended;
+        self.seconds += passed_seconds;
+        if suspended != self.suspended {
+            self.suspended = suspended;
+            self.seconds = 0.0;
+            self.times = self.times.saturating_add(u32::from(suspended));
+        } else if !suspended && self.seconds >= knobs.resume_most_seconds {
+            self.times = 0;
+        }
+    }
+
+    /// How long it stays suspended at least.
+    fn wait_seconds(&self, knobs: &Knobs) -> f64 {
+        let doubled = 2_f64.powi(self.times.clamp(1, 30) as i32 - 1);
+        (knobs.resume_hold_seconds * doubled).min(knobs.resume_most_seconds)
+    }
+}
+
+/// What is remembered of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastResort {
+    /// Since a guest was suspended; None if that is long ago.
+    since_suspended_seconds: Option<f64>,
+    /// Since a guest was resumed; None if that is long ago.
+    since_resumed_seconds: Option<f64>,
+    /// For how long nothing has helped.
+    helpless_seconds: f64,
+}
+
+impl LastResort {
+    fn pass(&mut self, passed_seconds: f64, knobs: &Knobs) {
+        let hold = |since: &mut Option<f64>, least: f64| {
+            *since = since.map(|s| s + passed_seconds).filter(|s| *s < least);
+        };
+        hold(&mut self.since_suspended_seconds, knobs.suspend_hold_seconds);
+        hold(&mut self.since_resumed_seconds, knobs.hold_seconds);
+    }
+}
+
+/// Suspends, resumes, stops. `cold_pages` could yet be paged out.
+pub(super) fn act(
+    scene: &Scene,
+    last: &mut LastResort,
+    known: &mut [GuestMemory],
+    cold_pages: u64,
+    actions: &mut Vec<Action>,
+) {
+    last.pass(scene.passed_seconds, scene.knobs);
+    let running = scene.in_state(GuestState::Running).count();
+    let need = if scene.pressure == Pressure::Low { need(scene) } else { None };
+    let helpless =
+        need.is_some_and(|r| matches!(r, Reason::FreeMemory { .. })) && running <= 1 && cold_pages == 0;
+    last.helpless_seconds = if helpless { last.helpless_seconds + scene.passed_seconds } else { 0.0 };
+    if let Some(reason) = need {
+        if running > 1 && last.since_suspended_seconds.is_none() {
+            suspend(scene, last, known, reason, actions);
+        } else if scene.knobs.may_stop && last.helpless_seconds >= scene.knobs.stop_after_seconds {
+            stop(scene, last, actions);
+        }
+    } else if scene.pressure <= Pressure::Soft && last.since_resumed_seconds.is_none() {
+        resume(scene, last, known, actions);
+    }
+}
+
+/// Whether somebody has to stop running, and why: free memory will not last, or everything waits.
+fn need(scene: &Scene) -> Option<Reason> {
+    let (host, knobs) = (scene.host, scene.knobs);
+    let threshold_pages = Pressure::Low.threshold_pages(host, knobs);
+    let falling = scene.falling_pages_per_second;
+    let gone = host.free_pages <= host.capacity_pages / NOTHING_LEFT;
+    let will_be_gone = host.free_pages < threshold_pages
+        && falling >= 1.0
+        && host.free_pages as f64 / falling < knobs.suspend_hold_seconds;
+    if gone || will_be_gone {
+        let falling_pages_per_second = falling as u64;
+        return Some(Reason::FreeMemory {
+            free_pages: host.free_pages,
+            threshold_pages,
+            falling_pages_per_second,
+        });
+    }
+    let full_avg10_percent = host.psi.map_or(0.0, |psi| psi.full_avg10_percent);
+    let stalled = full_avg10_percent >= knobs.psi_low_percent;
+    stalled.then_some(Reason::Stalled { full_avg10_percent, threshold_percent: knobs.psi_low_percent })
+}
+
+/// Suspends the guest of the lowest priority; among equals the one that grows fastest.
+fn suspend(
+    scene: &Scene,
+    last: &mut LastResort,
+    known: &mut [GuestMemory],
+    reason: Reason,
+    actions: &mut Vec<Action>,
+) {
+    let order = |i: &usize| {
+        let guest = &scene.guests[*i];
+        let grows = guest.touched_pages_per_second.max(0.0) as u64;
+        (guest.priority, Reverse(grows), Reverse(guest.held_frames() as u64), *i)
+    };
+    if let Some(guest) = scene.in_state(GuestState::Running).min_by_key(order) {
+        known[guest].suspension.active_pages = scene.active_pages[guest];
+        last.since_suspended_seconds = Some(0.0);
+        actions.push(Action::Suspend { guest, reason });
+    }
+}
+
+/// Stops the guest of the lowest priority; among equals one that does not run, and then the largest. Never the last one.
+fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
+    let order = |i: &usize| {
+        let guest = &scene.guests[*i];
+        (guest.priority, guest.state == GuestState::Running, Reverse(guest.held_frames() as u64), *i)
+    };
+    let candidates = || scene.in_state(GuestState::Running).chain(scene.in_state(GuestState::Suspended));
+    if candidates().count() > 1
+        && let Some(guest) = candidates().min_by_key(order)
+    {
+        let seconds = last.helpless_seconds as u64;
+        last.helpless_seconds = 0.0;
+        let reason = Reason::NothingHelped { seconds, free_pages: scene.host.free_pages };
+        actions.push(Action::Stop { guest, reason });
+    }
+}
+
+/// Resumes the suspended guest of the highest priority for which there is room.
+fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) {
+    let knobs = scene.knobs;
+    let kept = scene.pressure.threshold_pages(scene.host, knobs) + scene.percent(knobs.margin_percent);
+    let ready = |i: &usize| {
+        let (guest, suspension) = (&scene.guests[*i], &known[*i].suspension);
+        let times = if scene.pressure == Pressure::High { 1.0 } else { SOFT_WAIT };
+        let usable = guest.promised_pages - guest.ballooned_pages();
+        let uses = suspension.active_pages.max(guest.floor_pages()).min(usable);
+        let room = kept.saturating_add(uses.saturating_sub(guest.held_pages()));
+        suspension.seconds >= times * suspension.wait_seconds(knobs) && scene.host.free_pages >= room
+    };
+    let first = |i: &usize| (Reverse(scene.guests[*i].priority), *i);
+    if let Some(guest) = scene.in_state(GuestState::Suspended).filter(ready).min_by_key(first) {
+        last.since_resumed_seconds = Some(0.0);
+        actions.push(Action::Resume { guest });
+    }
+}

@@ -1,0 +1,66 @@
+//! Limits on how fast guests touch pages for the first time, so that there is time for everything that frees memory.
+
+use super::action::Action;
+use super::policy::Scene;
+use super::pressure::Pressure;
+use super::view::{GuestState, GuestView};
+
+/// A limit is tightened when the new one is less than this part of the old one ...
+const TIGHTENED: f64 = 0.75;
+/// ... and eased when it is more than this many times the old one.
+const EASED: f64 = 1.5;
+/// A limit above this is none: 256 MiB a second.
+const NO_LIMIT_PAGES_PER_SECOND: f64 = 65_536.0;
+
+/// Sets, changes and lifts limits.
+pub(super) fn limit(scene: &Scene, actions: &mut Vec<Action>) {
+    let running = || scene.in_state(GuestState::Running);
+    let limits = match scene.pressure {
+        Pressure::High => None,
+        Pressure::Soft => Some(f64::INFINITY),
+        Pressure::Hard | Pressure::Low => Some(pages_per_second(scene)),
+    };
+    let weights: f64 = running().map(|i| scene.guests[i].weight()).sum();
+    for i in running() {
+        let guest = &scene.guests[i];
+        let now = guest.throttle_pages_per_second;
+        let wanted = limits.and_then(|all| guest_limit(guest, all * guest.weight() / weights, scene));
+        // In the soft state a limit is eased by steps, for it was there for a reason.
+        let wanted = match (scene.pressure, now) {
+            (Pressure::Soft, Some(rate)) if scene.passed_seconds > 0.0 => {
+                let eased =
+                    rate.max(1) as f64 * 2_f64.powf(scene.passed_seconds / scene.knobs.hold_seconds.max(1.0));
+                (eased < NO_LIMIT_PAGES_PER_SECOND).then_some((eased as u64).max(rate + 1))
+            }
+            (Pressure::Soft, now) => now,
+            _ => wanted,
+        };
+        let changes = match (now, wanted) {
+            (None, None) => false,
+            (Some(now), Some(wanted)) if scene.pressure > Pressure::Soft => {
+                let times = wanted as f64 / now.max(1) as f64;
+                !(TIGHTENED..=EASED).contains(&times)
+            }
+            (now, wanted) => now != wanted,
+        };
+        if changes {
+            actions.push(Action::Throttle { guest: i, pages_per_second: wanted });
+        }
+    }
+}
+
+/// What all guests together may touch each second: what is free above half of the low threshold, over the horizon.
+fn pages_per_second(scene: &Scene) -> f64 {
+    let kept = Pressure::Low.threshold_pages(scene.host, scene.knobs) / 2;
+    scene.host.free_pages.saturating_sub(kept) as f64 / scene.knobs.throttle_horizon_seconds
+}
+
+/// A guest's part of it; never 0, and never too little for a guest below its minimum. None is no limit.
+fn guest_limit(guest: &GuestView, rate: f64, scene: &Scene) -> Option<u64> {
+    let least = if guest.held_pages() < guest.floor_pages() {
+        scene.knobs.throttle_floor_pages_per_second
+    } else {
+        1
+    };
+    (rate < NO_LIMIT_PAGES_PER_SECOND).then_some((rate as u64).max(least))
+}
