@@ -144,7 +144,7 @@ impl Course<'_> {
         }
         outcome.notes.extend(self.fleet.notes());
         self.fleet.stop_merging();
-        let (_, wrong) = self.fleet.verify(self.watch)?;
+        let wrong = self.fleet.verify(self.watch)?.mismatched_pages;
         ensure!(
             wrong == 0,
             "{wrong} pages do not hold what was written to them, by {}",

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmm::host::spec::{BalloonSpec, FillSpec, FleetSpec, GuestSpec};
+use vmm::host::spec::{AdmissionName, BalloonSpec, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing};
 use vmm::merge::slab::engine::Tuning;
 
 use super::contender::Contender;
@@ -41,12 +41,14 @@ impl Setting {
             ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
             domain: "bench".into(),
             balloon: BalloonSpec::default(),
+            standing: Standing::usual(self.memory_bytes),
             fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
         };
         FleetSpec {
             name: format!("merge-bench-{}", std::process::id()),
             engine: contender.kind(),
             merge: Tuning::default(),
+            overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
             guests: (0..self.guests).map(guest).collect(),
         }
     }

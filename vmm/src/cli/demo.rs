@@ -10,7 +10,10 @@ use crate::host::HostError;
 use crate::host::fleet::{Fleet, Watch};
 use crate::host::guest::Lifetime;
 use crate::host::runtime::FleetDir;
-use crate::host::spec::{BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec, Standing};
+use crate::host::spec::{
+    AdmissionName, BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing,
+};
+use crate::host::status::Verified;
 use crate::measure::report::{Outcome, Report};
 use crate::memory::userfault;
 use crate::merge::ksm;
@@ -70,6 +73,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         name: format!("demo-{}", std::process::id()),
         engine,
         merge: Tuning::default(),
+        overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
         guests: guests.collect(),
     };
     let interrupted = interrupt_flag()?;
@@ -120,7 +124,7 @@ fn measure(
         let frames = fleet.paused(Fleet::frames)?;
         notes.extend(fleet.notes());
         fleet.stop_merging();
-        let (verified_pages, mismatched_pages) = fleet.verify(watch)?;
+        let Verified { verified_pages, mismatched_pages, .. } = fleet.verify(watch)?;
         let outcome = Outcome {
             backend: probe::backend_name().into(),
             engine: engine.name().into(),

@@ -13,8 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use super::fleet_table::{kvm_table, status_table};
+use super::ledger_table::admission_text;
 use super::progress::{Bars, interrupt_flag, is_set};
 use crate::host::HostError;
+use crate::host::admission::judge;
 use crate::host::daemon::{request, take_down_orphans};
 use crate::host::fleet::Stage;
 use crate::host::runtime::{FleetDir, choose};
@@ -49,6 +51,7 @@ enum Command {
     #[command(after_help = "Examples:
   samepage fleet up resources/fleets/builtin.toml
   samepage fleet up resources/fleets/linux.toml --json     after `samepage image`
+  samepage fleet up resources/fleets/builtin.toml --dry-run
 
 These two files show how a fleet file is written; the README lists every key.")]
     Up {
@@ -58,6 +61,9 @@ These two files show how a fleet file is written; the README lists every key.")]
         /// Print one JSON object, as `fleet status --json` does
         #[arg(long)]
         json: bool,
+        /// Start nothing; say whether each guest would be let in
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Show the guests, their pages and what merging saved
     #[command(after_help = "Examples:
@@ -110,7 +116,8 @@ These two files show how a fleet file is written; the README lists every key.")]
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Up { file, json } => up(&file, json),
+        Command::Up { file, json, dry_run: true } => dry_run(&FleetSpec::read(&file)?, json),
+        Command::Up { file, json, .. } => up(&file, json),
         Command::Status { name, json, kvm, content, audit, settle } => {
             let settle_seconds = settle.then_some(SETTLE_SECONDS);
             let limit = if content || settle || audit { LONG } else { SHORT };
@@ -128,6 +135,15 @@ enum Line {
     Progress { stage: Stage, guest: usize, done: u64, total: u64 },
     Up { up: Box<FleetStatus> },
     Error { error: String },
+}
+
+fn dry_run(spec: &FleetSpec, json: bool) -> anyhow::Result<ExitCode> {
+    let admission = judge(spec)?;
+    match json {
+        true => println!("{}", serde_json::to_string(&admission)?),
+        false => println!("{}", admission_text(&admission)),
+    }
+    Ok(if admission.check().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
@@ -220,7 +236,12 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
     };
     match json {
         true => println!("{}", serde_json::to_string(&result)?),
-        false => println!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages),
+        false => {
+            println!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages);
+            if !result.skipped.is_empty() {
+                println!("not asked, because they stand still: {}", result.skipped.join(", "));
+            }
+        }
     }
     Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

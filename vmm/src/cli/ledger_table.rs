@@ -1,9 +1,12 @@
 //! The ledger in words.
 
-use super::fleet_table::mib;
+use super::fleet_table::{mib, table};
+use crate::host::admission::Admission;
 use crate::measure::audit::Audit;
 use crate::memory::PAGE_BYTES;
+use crate::overcommit::admission::Decision;
 use crate::overcommit::ledger::Ledger;
+use crate::overcommit::readings::Capacity;
 
 fn pages(pages: u64) -> String {
     mib(pages * PAGE_BYTES)
@@ -36,6 +39,22 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
         pages(c.swap),
         pages(c.balloon),
     )
+}
+
+/// Whether each guest would be let in.
+pub(super) fn admission_text(admission: &Admission) -> String {
+    let mut table = table(&["guest", "memory", "let in", "why not"], 1);
+    for judged in &admission.guests {
+        let (in_, why) = match &judged.decision {
+            Decision::Admitted { .. } => ("yes", String::new()),
+            Decision::Refused(refusal) => ("no", refusal.to_string()),
+        };
+        table.add_row([judged.promise.name.clone(), pages(judged.promise.pages), in_.into(), why]);
+    }
+    let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
+    let Capacity { pages: capacity, limited_by } = admission.capacity;
+    let capacity = format!("capacity {} MiB, set by {limited_by}; {rule}", pages(capacity));
+    if admission.guests.is_empty() { capacity } else { format!("{table}\n{capacity}") }
 }
 
 /// What the audit found.

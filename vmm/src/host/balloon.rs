@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
-use super::client::control;
+use super::client::{ANSWER_LIMIT, control};
 use super::runtime::{FleetDir, choose};
 use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};
@@ -87,7 +87,7 @@ impl Target {
 
     /// Its balloon as it is now.
     pub fn status(&self) -> Result<BalloonStatus, HostError> {
-        match control(&self.guest, &self.socket, &Request::Balloon)? {
+        match control(&self.guest, &self.socket, &Request::Balloon, ANSWER_LIMIT)? {
             Reply::Balloon(status) => Ok(*status),
             other => Err(self.nonsense(&other)),
         }
@@ -95,7 +95,7 @@ impl Target {
 
     /// Its sizes alone.
     pub fn size(&self) -> Result<BalloonSize, HostError> {
-        match control(&self.guest, &self.socket, &Request::BalloonSize)? {
+        match control(&self.guest, &self.socket, &Request::BalloonSize, ANSWER_LIMIT)? {
             Reply::BalloonSize(size) => Ok(size),
             other => Err(self.nonsense(&other)),
         }
@@ -104,7 +104,7 @@ impl Target {
     /// Its balloon with statistics from after now, if the guest gives some within `limit`; else with those at hand.
     pub fn fresh(&self, limit: Duration, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
         let first = self.status()?;
-        if control(&self.guest, &self.socket, &Request::BalloonStatistics).is_err() {
+        if control(&self.guest, &self.socket, &Request::BalloonStatistics, ANSWER_LIMIT).is_err() {
             return Ok(first);
         }
         let until = Instant::now() + limit;
@@ -120,12 +120,12 @@ impl Target {
 
     /// Asks for another size, in pages.
     pub fn set(&self, pages: u32) -> Result<(), HostError> {
-        control(&self.guest, &self.socket, &Request::BalloonTarget { pages }).map(|_| ())
+        control(&self.guest, &self.socket, &Request::BalloonTarget { pages }, ANSWER_LIMIT).map(|_| ())
     }
 
     /// Is the VM paused?
     pub fn is_paused(&self) -> Result<bool, HostError> {
-        match control(&self.guest, &self.socket, &Request::Status)? {
+        match control(&self.guest, &self.socket, &Request::Status, ANSWER_LIMIT)? {
             Reply::Status(status) => Ok(status.paused),
             other => Err(self.nonsense(&other)),
         }

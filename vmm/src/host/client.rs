@@ -13,7 +13,7 @@ use super::HostError;
 use crate::vm::control;
 
 /// How long a VM process, or the daemon, may take to answer what it can answer at once.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// How often a silent socket is looked at again, for an interrupt.
@@ -35,9 +35,14 @@ pub fn ask<Q: Serialize, A: DeserializeOwned>(path: &Path, question: &Q, limit: 
     Ok(serde_json::from_slice(&answer)?)
 }
 
-/// Asks a VM's control socket; its refusal is an error.
-pub fn control(guest: &str, path: &Path, request: &control::Request) -> Result<control::Reply, HostError> {
-    match ask(path, request, ANSWER_LIMIT) {
+/// Asks a VM's control socket, which has so long to answer; its refusal is an error.
+pub fn control(
+    guest: &str,
+    path: &Path,
+    request: &control::Request,
+    limit: Duration,
+) -> Result<control::Reply, HostError> {
+    match ask(path, request, limit) {
         Ok(control::Reply::Error(answer)) => Err(HostError::Control { guest: guest.into(), answer }),
         Ok(reply) => Ok(reply),
         Err(source) => Err(HostError::Socket { who: format!("the VM of guest {guest}"), source }),

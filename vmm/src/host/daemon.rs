@@ -5,17 +5,19 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::HostError;
 use super::client::{self, ask};
 use super::fleet::{Fleet, Watch};
+use super::governor::{Governor, Hands};
 use super::guest::{Lifetime, is_running, kill};
+use super::ledger::Means;
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
-use super::status::{FleetStatus, Reply, Request, Verified};
+use super::status::{FleetStatus, Reply, Request};
 use crate::vm::control as vm;
 
 /// How often the daemon looks for an interrupt while nobody asks.
@@ -32,6 +34,7 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// A fleet that is up, and the socket it is asked through.
 pub struct Daemon {
     fleet: Arc<Mutex<Fleet>>,
+    governor: Governor,
     dir: FleetDir,
     socket: UnixListener,
     interrupted: Arc<AtomicBool>,
@@ -56,14 +59,18 @@ impl Daemon {
             fleet.start_merging().inspect_err(|_| fleet.stop())?;
             Ok(fleet)
         });
-        match result {
-            Ok(fleet) => Ok(Self {
-                fleet: Arc::new(Mutex::new(fleet)),
-                dir,
-                socket,
-                interrupted,
-                clients: AtomicUsize::new(0),
-            }),
+        let managed = result.and_then(|mut fleet| {
+            let (posts, means, overcommit) = (fleet.posts()?, fleet.means(), fleet.spec.overcommit);
+            let fleet = Arc::new(Mutex::new(fleet));
+            let hands = Box::new(FleetHands { fleet: Arc::downgrade(&fleet), means });
+            let governor = Governor::start(posts, &dir, overcommit.knobs, overcommit.policy, hands);
+            let governor = governor.inspect_err(|_| lock(&fleet).stop())?;
+            Ok((fleet, governor))
+        });
+        match managed {
+            Ok((fleet, governor)) => {
+                Ok(Self { fleet, governor, dir, socket, interrupted, clients: AtomicUsize::new(0) })
+            }
             Err(e) => {
                 dir.remove();
                 Err(e)
@@ -101,7 +108,7 @@ impl Daemon {
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fleet)
     }
 
     /// Answers one client. A client that is slow or talks rubbish is hung up on.
@@ -136,12 +143,11 @@ impl Daemon {
                 let reading = fleet.ledger(audit)?;
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
+                status.notes.extend(self.governor.management().notes());
                 Ok(Reply::Status(Box::new(status)))
             }
-            Request::Verify => {
-                let (verified_pages, mismatched_pages) = self.fleet().verify(&watch)?;
-                Ok(Reply::Verified(Verified { verified_pages, mismatched_pages }))
-            }
+            Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
+            Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
             Request::Down => {
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);
@@ -150,6 +156,37 @@ impl Daemon {
                 self.dir.remove();
                 Ok(Reply::Done)
             }
+        }
+    }
+}
+
+fn lock(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
+    fleet.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the governor needs of the fleet, taken when nobody else has it.
+pub struct FleetHands {
+    /// Gone when the daemon ends.
+    pub fleet: Weak<Mutex<Fleet>>,
+    /// At the beginning.
+    pub means: Means,
+}
+
+impl Hands for FleetHands {
+    fn means(&mut self) -> Means {
+        if let Some(fleet) = self.fleet.upgrade()
+            && let Ok(fleet) = fleet.try_lock()
+        {
+            self.means = fleet.means();
+        }
+        self.means
+    }
+
+    fn merge(&mut self, eager: bool) {
+        if let Some(fleet) = self.fleet.upgrade()
+            && let Ok(mut fleet) = fleet.try_lock()
+        {
+            fleet.urge(eager);
         }
     }
 }
@@ -174,8 +211,10 @@ pub fn take_down_orphans(fleet: &str) -> Result<usize, HostError> {
     let mut pids = Vec::new();
     for path in dir.control_sockets() {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if let Ok(vm::Reply::Status(status)) = client::control(&name, &path, &vm::Request::Status) {
-            let _ = client::control(&name, &path, &vm::Request::Stop);
+        if let Ok(vm::Reply::Status(status)) =
+            client::control(&name, &path, &vm::Request::Status, client::ANSWER_LIMIT)
+        {
+            let _ = client::control(&name, &path, &vm::Request::Stop, client::ANSWER_LIMIT);
             pids.push(status.pid);
         }
     }

@@ -8,6 +8,8 @@ use thiserror::Error;
 
 use crate::measure::MeasureError;
 use crate::merge::EngineError;
+use crate::overcommit::admission::{AdmissionError, Refusal};
+use crate::overcommit::readings::ReadingError;
 
 /// Why a fleet, or one of its guests, could not do what was asked.
 #[derive(Debug, Error)]
@@ -47,6 +49,20 @@ pub enum HostError {
         /// The path.
         path: PathBuf,
     },
+    /// A guest is not let in.
+    #[error("guest {guest} is not let in: {refusal}; [overcommit] of the fleet file sets the rule")]
+    NotAdmitted {
+        /// Who.
+        guest: String,
+        /// By what.
+        refusal: Box<Refusal>,
+    },
+    /// The rule for letting guests in makes no sense here.
+    #[error("guests cannot be let in")]
+    Admission(#[from] AdmissionError),
+    /// What the host has could not be told, or is not enough.
+    #[error("what the fleet may use cannot be told")]
+    Reading(#[from] ReadingError),
     /// The fleet is up already.
     #[error(
         "fleet {fleet:?} is up already: `samepage fleet status --name {fleet}` shows it, `samepage fleet down --name {fleet}` ends it"

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
+use super::admission;
 use super::check;
 use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
 use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec};
+use super::status::Verified;
 use crate::measure::Space;
 use crate::measure::content::{self, Content};
 use crate::measure::frames::{self, Frames};
@@ -127,7 +129,12 @@ impl Fleet {
         watch: &Watch,
     ) -> Result<Self, HostError> {
         dir.create()?;
-        let mut fleet = Self { guests: Vec::new(), engine, merging: false, capacity: 0, spec };
+        // Those whom an earlier daemon let in are in.
+        if dir.control_sockets().is_empty() {
+            admission::judge(&spec)?.check()?;
+        }
+        let (capacity, _) = admission::capacity(&spec.overcommit)?;
+        let mut fleet = Self { guests: Vec::new(), engine, merging: false, capacity: capacity.pages, spec };
         let result = fleet.bring_up(dir, lifetime, watch);
         match result {
             Ok(()) => Ok(fleet),
@@ -238,7 +245,13 @@ impl Fleet {
     pub fn means(&self) -> Means {
         let dead =
             self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
-        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES) }
+        let merging = self.merging && self.spec.engine != EngineName::Off;
+        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging }
+    }
+
+    /// Has the engine take all the processor time that it can use, or what it may.
+    pub fn urge(&mut self, eager: bool) {
+        self.engine.urge(eager);
     }
 
     /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
@@ -326,11 +339,13 @@ impl Fleet {
         self.engine.stop();
     }
 
-    /// Has every guest check all its pages, and the host check them too. Returns (pages checked by their
-    /// guests, pages wrong in either check).
-    pub fn verify(&mut self, watch: &Watch) -> Result<(u64, u64), HostError> {
-        let by_guests = self.each(|guest| guest.verify(watch))?;
-        let reports = self.each(|guest| guest.report(watch))?;
+    /// Has every guest check all its pages, and the host check them too. A guest that stands still cannot, and is left out.
+    pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
+        let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;
+        let skipped: Vec<String> = still.into_iter().flatten().collect();
+        let skips = |guest: &Guest| skipped.contains(&guest.spec.name);
+        let by_guests = self.each(|guest| if skips(guest) { Ok((0, 0)) } else { guest.verify(watch) })?;
+        let reports = self.each(|guest| if skips(guest) { Ok(None) } else { guest.report(watch) })?;
         let by_host = self.paused(|fleet| {
             let total = fleet.guests.len() as u64;
             let mut wrong = 0;
@@ -345,8 +360,8 @@ impl Fleet {
             }
             Ok(wrong)
         })?;
-        let (checked, wrong) = by_guests.iter().fold((0, 0), |(a, b), (c, m)| (a + c, b + m));
-        Ok((checked, wrong + by_host))
+        let (verified_pages, wrong) = by_guests.iter().fold((0, 0), |(a, b), (c, m)| (a + c, b + m));
+        Ok(Verified { verified_pages, mismatched_pages: wrong + by_host, skipped })
     }
 
     /// Memory promised to all guests, in bytes; always whole pages.

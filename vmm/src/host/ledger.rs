@@ -13,6 +13,7 @@ use crate::memory::PAGE_BYTES;
 use crate::memory::ksm_stat::KsmStat;
 use crate::memory::smaps::{ProcessPages, kib_field};
 use crate::overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, HostOverhead, Ledger};
+use crate::overcommit::readings::Host;
 
 /// What KSM keeps of each page it has seen (struct ksm_rmap_item), in bytes.
 const RMAP_ITEM_BYTES: u64 = 64;
@@ -24,6 +25,8 @@ pub struct Means {
     pub capacity: u64,
     /// Pages of slabs that no guest uses.
     pub dead_slabs: u64,
+    /// Whether an engine merges.
+    pub merging: bool,
 }
 
 /// A ledger, and what it was made of.
@@ -73,10 +76,10 @@ pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, Host
 
 fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let host = |key| kib_field(&meminfo, key).unwrap_or(0);
+    let readings = Host::default().read().ok();
     let mut overhead = HostOverhead {
         dead_slabs: means.dead_slabs,
-        second_level_of_host: host("SecPageTables"),
+        second_level_of_host: kib_field(&meminfo, "SecPageTables").unwrap_or(0),
         ..HostOverhead::default()
     };
     if let Ok(own) = ProcessPages::of(std::process::id()) {
@@ -111,8 +114,8 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
     }
     let host = HostNumbers {
         capacity: means.capacity,
-        available: host("MemAvailable"),
-        swap_free: host("SwapFree"),
+        available: readings.as_ref().map_or(means.capacity, |r| r.free_pages(u64::MAX, 0)),
+        swap_free: readings.as_ref().map_or(0, |r| r.swap_free_pages),
         frames: frames.frames,
         overhead,
     };

@@ -3,14 +3,19 @@
 //! Opens no KVM descriptor and maps no guest memory; everything goes through each VM's control socket, its
 //! COM2 socket, and the host's /proc.
 
+pub mod admission;
 pub mod balloon;
 pub mod check;
 pub mod client;
 pub mod daemon;
+pub mod diary;
 mod error;
 pub mod fleet;
+pub mod governor;
 pub mod guest;
 pub mod ledger;
+mod observer;
+mod policy_state;
 pub mod post;
 pub mod runtime;
 pub mod spec;

@@ -1,14 +1,18 @@
 //! A guest as whoever manages its memory sees it: its control socket, its process, and what the fleet file promised it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::HostError;
 use super::client::control;
 use super::spec::Standing;
 use crate::measure::Space;
 use crate::memory::PAGE_BYTES;
-use crate::vm::balloon::BalloonStatus;
+use crate::vm::balloon::{BalloonSize, BalloonStatus};
 use crate::vm::control::{Reply, Request, Status};
+
+/// How long a VM process may take to answer. Many wait for the slowest.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A guest's post. Cheap to copy, and for any thread: its fleet need not stand still meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,15 +41,33 @@ pub struct Said {
 impl Post {
     /// Asks the VM process.
     pub fn control(&self, request: &Request) -> Result<Reply, HostError> {
-        control(&self.guest, &self.socket, request)
+        control(&self.guest, &self.socket, request, ANSWER_LIMIT)
+    }
+
+    /// Has the VM process do something.
+    pub fn command(&self, request: &Request) -> Result<(), HostError> {
+        self.control(request).map(drop)
+    }
+
+    /// What the VM says of itself.
+    pub fn status(&self) -> Result<Status, HostError> {
+        match self.control(&Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// The sizes of its balloon; None where it has none, or the VM does not answer.
+    pub fn balloon_size(&self) -> Option<BalloonSize> {
+        match self.control(&Request::BalloonSize) {
+            Ok(Reply::BalloonSize(size)) => Some(size),
+            _ => None,
+        }
     }
 
     /// What it says of itself.
     pub fn ask(&self) -> Result<Said, HostError> {
-        let status = match self.control(&Request::Status)? {
-            Reply::Status(status) => status,
-            other => return Err(self.nonsense(&other)),
-        };
+        let status = self.status()?;
         let balloon = match self.control(&Request::Balloon) {
             Ok(Reply::Balloon(balloon)) => Some(*balloon),
             _ => None,

@@ -95,6 +95,11 @@ impl FleetDir {
         self.0.join(format!("{guest}.json"))
     }
 
+    /// What the policy must not forget.
+    pub fn policy(&self) -> PathBuf {
+        self.0.join("policy.state")
+    }
+
     /// The guests that have a control socket here, living or dead.
     pub fn control_sockets(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();

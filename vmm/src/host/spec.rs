@@ -1,5 +1,6 @@
 //! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
 
+mod overcommit;
 mod standing;
 
 use std::collections::BTreeSet;
@@ -10,6 +11,8 @@ use guest::protocol::{Fill, Mix};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::overcommit::{AdmissionName, Overcommit};
+use self::overcommit::{OvercommitError, OvercommitKeys};
 pub use self::standing::Standing;
 use self::standing::{Mistake, StandingKeys};
 use super::HostError;
@@ -77,6 +80,9 @@ pub enum SpecError {
         /// How many.
         seconds: u32,
     },
+    /// What the fleet may use.
+    #[error("overcommit")]
+    Overcommit(#[source] OvercommitError),
     /// A guest's standing.
     #[error("guest {guest}")]
     Standing {
@@ -201,7 +207,7 @@ pub struct GuestSpec {
 }
 
 /// A fleet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetSpec {
     /// Its name; a part of the runtime directory's paths.
     pub name: String,
@@ -210,6 +216,8 @@ pub struct FleetSpec {
     /// How the slab engine does.
     #[serde(default)]
     pub merge: Tuning,
+    /// What it may use, and how it is kept within that.
+    pub overcommit: Overcommit,
     /// Its guests, at least one.
     pub guests: Vec<GuestSpec>,
 }
@@ -222,6 +230,7 @@ struct FleetFile {
     engine: EngineName,
     #[serde(default)]
     merge: Tuning,
+    overcommit: Option<OvercommitKeys>,
     #[serde(default)]
     defaults: GuestKeys,
     #[serde(default)]
@@ -305,7 +314,11 @@ impl FleetSpec {
             let domains = domains.into_iter().collect::<Vec<_>>().join(", ");
             return Err(SpecError::Domains { domains });
         }
-        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, guests })
+        let overcommit = match &file.overcommit {
+            Some(keys) => keys.check().map_err(SpecError::Overcommit)?,
+            None => Overcommit::default(),
+        };
+        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, overcommit, guests })
     }
 }
 

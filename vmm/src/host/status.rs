@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::fleet::Fleet;
+use super::governor::Management;
 use super::ledger::Reading;
 use crate::measure::audit::Audit;
 use crate::measure::content::Content;
@@ -35,6 +36,8 @@ pub enum Request {
     },
     /// Check every page, in the guests and from the host.
     Verify,
+    /// How the fleet is kept within its means. Answered at once, whatever else goes on.
+    Management,
     /// End all guests and the daemon.
     Down,
 }
@@ -47,6 +50,8 @@ pub enum Reply {
     Status(Box<FleetStatus>),
     /// To [`Request::Verify`].
     Verified(Verified),
+    /// To [`Request::Management`].
+    Management(Box<Management>),
     /// It was done.
     Done,
     /// It was not.
@@ -54,12 +59,15 @@ pub enum Reply {
 }
 
 /// The result of checking every page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Pages that their guests checked.
     pub verified_pages: u64,
     /// Pages that were wrong, in the guests' or the host's eyes.
     pub mismatched_pages: u64,
+    /// Guests that stand still and were not asked.
+    #[serde(default)]
+    pub skipped: Vec<String>,
 }
 
 /// A guest's state.

@@ -199,6 +199,16 @@ impl Engine for SlabEngine {
         Some(all)
     }
 
+    fn urge(&mut self, eager: bool) {
+        let cpu_permille = if eager { 0 } else { self.settings.cpu_permille };
+        {
+            let mut board = board(&self.board);
+            let Some(settings) = &mut board.settings else { return };
+            settings.cpu_permille = cpu_permille;
+        }
+        self.poke();
+    }
+
     fn stop(&mut self) {
         if let Some(Running { thread, poke }) = self.running.take() {
             drop(poke);

@@ -1,0 +1,247 @@
+//! Keeps a fleet within its means: looks at every guest several times a second, decides ([`policy::step`]), carries out.
+//!
+//! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on. What it must not forget is in a file
+//! before it is done: a daemon that is started again goes on from there and from what it sees.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::HostError;
+use super::diary::{Diary, Entry};
+use super::ledger::{Means, Reading};
+use super::observer::{Observation, Observer};
+use super::policy_state::PolicyState;
+use super::post::Post;
+use super::runtime::FleetDir;
+use crate::overcommit::action::Action;
+use crate::overcommit::knobs::Knobs;
+use crate::overcommit::ledger::Ledger;
+use crate::overcommit::policy;
+use crate::overcommit::pressure::Pressure;
+use crate::overcommit::view::{GuestView, HostView};
+use crate::vm::control::Request;
+
+/// From one look to the next, unless looking takes longer than a fiftieth of that.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// How often the thread sees that it is to end.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What carries out what is decided.
+pub trait Hands: Send {
+    /// What the fleet may use.
+    fn means(&mut self) -> Means;
+    /// Has the engine be eager, or not.
+    fn merge(&mut self, eager: bool);
+}
+
+/// How a fleet is managed, for those who look.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Management {
+    /// How short of memory the fleet is.
+    pub pressure: Pressure,
+    /// What was seen of the host last; None before the first look.
+    pub host: Option<HostView>,
+    /// What was seen of each guest last.
+    pub guests: Vec<GuestView>,
+    /// The last ledger.
+    pub ledger: Option<Ledger>,
+    /// How long reading it took, and how often it is read, in seconds.
+    pub ledger_seconds: (f64, f64),
+    /// Whether anything is done about it, or it is only watched.
+    pub acting: bool,
+    /// Guests that were suspended, and why.
+    pub suspended: BTreeMap<String, String>,
+    /// Guests that were stopped, and why.
+    pub stopped: BTreeMap<String, String>,
+    /// Looks so far.
+    pub looks: u64,
+    /// Processor time that looking and deciding took, in seconds.
+    pub cpu_seconds: f64,
+    /// What was done lately, the oldest first.
+    pub diary: Diary,
+}
+
+/// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
+pub struct Governor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    posts: Mutex<Vec<Post>>,
+    management: Mutex<Management>,
+    ending: AtomicBool,
+}
+
+impl Governor {
+    /// Begins to manage the guests at `posts`. With `act` false it only looks.
+    pub fn start(
+        posts: Vec<Post>,
+        dir: &FleetDir,
+        knobs: Knobs,
+        act: bool,
+        hands: Box<dyn Hands>,
+    ) -> Result<Self, HostError> {
+        let shared = Arc::new(Shared {
+            posts: Mutex::new(posts),
+            management: Mutex::default(),
+            ending: AtomicBool::new(false),
+        });
+        let path = dir.policy();
+        let failed = |source| HostError::Runtime { what: "start the thread that keeps", path, source };
+        let work = Work {
+            shared: shared.clone(),
+            observer: Observer::default(),
+            state: PolicyState::load(dir),
+            knobs,
+            act,
+            hands,
+            began: Instant::now(),
+        };
+        let thread =
+            thread::Builder::new().name("governor".into()).spawn(move || work.run()).map_err(failed)?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Manages these guests from now on.
+    pub fn set_posts(&self, posts: Vec<Post>) {
+        *lock(&self.shared.posts) = posts;
+    }
+
+    /// How the fleet is managed.
+    pub fn management(&self) -> Management {
+        lock(&self.shared.management).clone()
+    }
+}
+
+impl Management {
+    /// What a reader of the fleet's numbers should know.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
+        let suspended = self.suspended.iter().map(move |entry| said(entry, "suspended"));
+        suspended.chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
+    }
+}
+
+impl Drop for Governor {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Work {
+    shared: Arc<Shared>,
+    observer: Observer,
+    state: PolicyState,
+    knobs: Knobs,
+    act: bool,
+    hands: Box<dyn Hands>,
+    began: Instant,
+}
+
+impl Work {
+    fn run(mut self) {
+        let mut interval = INTERVAL;
+        while !self.wait(interval) {
+            let begin = Instant::now();
+            self.look();
+            interval = INTERVAL.max(begin.elapsed() * 50);
+        }
+    }
+
+    /// True when the thread is to end.
+    fn wait(&self, time: Duration) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < time && !self.shared.ending.load(Ordering::Relaxed) {
+            thread::sleep(POLL.min(time));
+        }
+        self.shared.ending.load(Ordering::Relaxed)
+    }
+
+    fn look(&mut self) {
+        let posts = lock(&self.shared.posts).clone();
+        self.observer.means = self.hands.means();
+        let Observation { host, guests, reading } =
+            self.observer.observe(&posts, self.began.elapsed().as_secs_f64(), &self.state);
+        let mut entries = Vec::new();
+        if self.act {
+            self.state.keep(&guests);
+            let mut memory = std::mem::take(&mut self.state.memory);
+            let actions = policy::step(&mut memory, &host, &guests, &self.knobs);
+            self.state.memory = memory;
+            for action in actions {
+                let guest = action.guest().and_then(|n| posts.get(n));
+                let error = self.carry_out(&action, guest).err().map(|error| super::daemon::one_line(&error));
+                entries.push(Entry::new(
+                    &action,
+                    guest.map(|post| post.guest.clone()),
+                    error,
+                    host.now_seconds,
+                ));
+            }
+        }
+        self.tell(host, guests, reading, entries);
+    }
+
+    fn carry_out(&mut self, action: &Action, guest: Option<&Post>) -> Result<(), HostError> {
+        let Some(post) = guest else {
+            if let Action::Merge { eager } = action {
+                self.hands.merge(*eager);
+            }
+            return Ok(());
+        };
+        match *action {
+            Action::Merge { .. } => {}
+            Action::Balloon { target_pages, .. } => {
+                let pages = u32::try_from(target_pages).unwrap_or(u32::MAX);
+                post.command(&Request::BalloonTarget { pages })?;
+            }
+            Action::Throttle { pages_per_second, .. } => {
+                let _ = pages_per_second;
+            }
+            Action::PageOut { pages, .. } => _ = pages,
+            // What is suspended is written down first: the next daemon must know that it was us.
+            Action::Suspend { reason, .. } => {
+                self.state.suspend(&post.guest, &reason.to_string());
+                post.command(&Request::Pause)?;
+            }
+            Action::Resume { .. } => {
+                post.command(&Request::Resume)?;
+                self.state.resume(&post.guest);
+            }
+            Action::Stop { reason, .. } => {
+                self.state.stop(&post.guest, &reason.to_string());
+                post.command(&Request::Stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
+        let mut now = lock(&self.shared.management);
+        now.pressure = self.state.memory.pressure();
+        now.host = Some(host);
+        now.guests = guests;
+        now.looks += 1;
+        now.acting = self.act;
+        (now.suspended, now.stopped) = (self.state.suspended.clone(), self.state.stopped.clone());
+        now.cpu_seconds = self.observer.cpu_seconds();
+        if let Some(reading) = reading {
+            now.ledger_seconds = (reading.seconds, self.observer.ledger_interval_seconds());
+            now.ledger = Some(reading.ledger);
+        }
+        entries.into_iter().for_each(|entry| now.diary.add(entry));
+    }
+}

@@ -1,0 +1,210 @@
+//! Sees how a fleet does, cheaply enough to be asked several times a second.
+//!
+//! The ledger is exact and reads every page table entry; so it is read only so often that it takes a hundredth of one
+//! processor. In between the kernel's own count of each process's anonymous pages, which it keeps ready, says what has changed since.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::guest::is_running;
+use super::ledger::{self, Means, Reading};
+use super::policy_state::PolicyState;
+use super::post::{Post, Said};
+use crate::memory::PAGE_BYTES;
+use crate::memory::smaps::ProcessPages;
+use crate::overcommit::readings::Host;
+use crate::overcommit::view::{BalloonView, GuestState, GuestView, HostView};
+use crate::vm::control::Request;
+
+/// The ledger is read at most so often ...
+const LEDGER_INTERVAL: Duration = Duration::from_secs(1);
+/// ... and takes at most one part in so many of one processor's time.
+const LEDGER_PART: u32 = 100;
+/// How much of a new rate of first touches counts at once.
+const RATE_WEIGHT: f64 = 0.5;
+
+/// What was seen.
+pub struct Observation {
+    /// The host.
+    pub host: HostView,
+    /// The guests, in the order of their posts.
+    pub guests: Vec<GuestView>,
+    /// The ledger, if it was read this time.
+    pub reading: Option<Reading>,
+}
+
+/// Looks at a fleet.
+#[derive(Default)]
+pub struct Observer {
+    /// What the fleet may use.
+    pub means: Means,
+    host: Host,
+    last: Option<LastReading>,
+    seen: HashMap<String, Seen>,
+    cpu: Duration,
+}
+
+struct LastReading {
+    at: Instant,
+    reading: Reading,
+    /// Anonymous pages of each process at that time.
+    anonymous: HashMap<String, u64>,
+}
+
+/// A guest at the last look.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Instant,
+    anonymous: u64,
+    touched_per_second: f64,
+}
+
+impl Observer {
+    /// Looks at the guests at `posts`; `state` knows which of those that stand still the policy has suspended.
+    pub fn observe(&mut self, posts: &[Post], now_seconds: f64, state: &PolicyState) -> Observation {
+        let begin = thread_time();
+        let processes: Vec<Option<ProcessPages>> = posts
+            .iter()
+            .map(|post| is_running(post.pid).then(|| ProcessPages::of(post.pid).ok()).flatten())
+            .collect();
+        let reading = self.read_if_due(posts, &processes);
+        let mut used = 0i64;
+        let guests = posts
+            .iter()
+            .zip(&processes)
+            .map(|(post, process)| {
+                let Some(process) = process else {
+                    self.seen.remove(&post.guest);
+                    return GuestView { state: GuestState::Dead, ..usual(post) };
+                };
+                let (view, more) = self.guest(post, process, state);
+                used += more;
+                view
+            })
+            .collect();
+        let base = self.last.as_ref().map_or(0, |last| last.reading.ledger.used);
+        let used_pages = base.saturating_add_signed(used);
+        let capacity_pages = self.means.capacity;
+        // Without /proc/meminfo nothing could be decided; capacity and use still are what they are.
+        let readings = self.host.read().ok();
+        let left = capacity_pages.saturating_sub(used_pages);
+        let host = HostView {
+            now_seconds,
+            capacity_pages,
+            used_pages,
+            free_pages: readings.as_ref().map_or(left, |r| r.free_pages(capacity_pages, used_pages)),
+            swap_free_pages: readings.as_ref().map_or(0, |r| r.swap_free_pages),
+            psi: readings.and_then(|r| r.psi),
+            merging: self.means.merging,
+        };
+        self.cpu += thread_time().saturating_sub(begin);
+        Observation { host, guests, reading }
+    }
+
+    /// Processor time that looking took so far, in seconds.
+    pub fn cpu_seconds(&self) -> f64 {
+        self.cpu.as_secs_f64()
+    }
+
+    /// How often the ledger is read, in seconds.
+    pub fn ledger_interval_seconds(&self) -> f64 {
+        self.ledger_interval().as_secs_f64()
+    }
+
+    fn ledger_interval(&self) -> Duration {
+        let took = self.last.as_ref().map_or(0.0, |last| last.reading.seconds);
+        LEDGER_INTERVAL.max(Duration::from_secs_f64(took) * LEDGER_PART)
+    }
+
+    fn read_if_due(&mut self, posts: &[Post], processes: &[Option<ProcessPages>]) -> Option<Reading> {
+        let interval = self.ledger_interval();
+        // Somebody new, or somebody gone, makes all sums others.
+        let known = |last: &LastReading| {
+            let running = posts.iter().zip(processes).filter(|(_, process)| process.is_some());
+            last.at.elapsed() < interval
+                && running.clone().count() == last.anonymous.len()
+                && running.into_iter().all(|(post, _)| last.anonymous.contains_key(&post.guest))
+        };
+        if self.last.as_ref().is_some_and(known) {
+            return None;
+        }
+        // Asked now, the guests' own statistics are there the next time.
+        for post in posts {
+            let _ = post.command(&Request::BalloonStatistics);
+        }
+        let reading = ledger::read(posts, self.means, false).ok()?;
+        let anonymous = posts
+            .iter()
+            .zip(processes)
+            .filter_map(|(post, process)| Some((post.guest.clone(), process.as_ref()?.anonymous)))
+            .collect();
+        self.last = Some(LastReading { at: Instant::now(), reading: reading.clone(), anonymous });
+        Some(reading)
+    }
+
+    /// A guest, and how many frames it has taken since the ledger was read.
+    fn guest(&mut self, post: &Post, process: &ProcessPages, state: &PolicyState) -> (GuestView, i64) {
+        let now = Instant::now();
+        let anonymous = process.anonymous;
+        let rate = match self.seen.get(&post.guest) {
+            Some(before) => {
+                let seconds = now.duration_since(before.at).as_secs_f64().max(1e-3);
+                let touched = anonymous.saturating_sub(before.anonymous) as f64 / seconds;
+                before.touched_per_second + RATE_WEIGHT * (touched - before.touched_per_second)
+            }
+            None => 0.0,
+        };
+        self.seen.insert(post.guest.clone(), Seen { at: now, anonymous, touched_per_second: rate });
+        let mut view = GuestView { touched_pages_per_second: rate, ..usual(post) };
+        let mut more = 0;
+        if let Some(last) = &self.last {
+            let at_reading = last.anonymous.get(&post.guest).copied().unwrap_or(anonymous);
+            more = anonymous as i64 - at_reading as i64;
+            let ledger = &last.reading.ledger;
+            if let Some(account) = ledger.guests.iter().find(|account| account.name == post.guest) {
+                view.resident_pages = account.resident.saturating_add_signed(more);
+                view.frames = (account.frames + more as f64).max(0.0);
+            }
+            let said = last.reading.said.iter().find(|said| said.status.name == post.guest);
+            view.spare_pages = said.and_then(spare_pages);
+        }
+        if let Ok(status) = post.status() {
+            if status.paused {
+                view.state = state.of_paused(&post.guest);
+            }
+        }
+        view.balloon = post.balloon_size().filter(|size| size.driver).map(|size| BalloonView {
+            target_pages: size.target_pages.into(),
+            actual_pages: size.actual_pages.into(),
+        });
+        (view, more)
+    }
+}
+
+/// A guest of which nothing is known yet.
+fn usual(post: &Post) -> GuestView {
+    GuestView {
+        name: post.guest.clone(),
+        promised_pages: post.promised_pages(),
+        shares: post.standing.shares,
+        min_pages: post.standing.min_bytes / PAGE_BYTES,
+        max_pages: post.standing.max_bytes / PAGE_BYTES,
+        priority: post.standing.priority,
+        ..GuestView::default()
+    }
+}
+
+/// What a guest could do without, by its own word.
+fn spare_pages(said: &Said) -> Option<u64> {
+    let balloon = said.balloon.as_ref()?;
+    let bytes = ["available_memory", "free_memory"].iter().find_map(|name| balloon.guest.get(*name))?;
+    Some(bytes / PAGE_BYTES)
+}
+
+/// Processor time of this thread.
+fn thread_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
