@@ -55,16 +55,17 @@ impl Daemon {
         let failed = |source| HostError::Runtime { what: "make the socket", path: path.clone(), source };
         let socket = UnixListener::bind(&path).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
-        let result = Fleet::up(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
-            fleet.start_merging().inspect_err(|_| fleet.stop())?;
-            Ok(fleet)
-        });
-        let managed = result.and_then(|mut fleet| {
-            let (posts, means, overcommit) = (fleet.posts()?, fleet.means(), fleet.spec.overcommit);
+        let managed = Fleet::ready(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
+            let begun = fleet.start_merging().and_then(|()| fleet.posts());
+            let posts = begun.inspect_err(|_| fleet.stop())?;
+            let (means, overcommit) = (fleet.means(), fleet.spec.overcommit);
             let fleet = Arc::new(Mutex::new(fleet));
             let hands = Box::new(FleetHands { fleet: Arc::downgrade(&fleet), means });
             let governor = Governor::start(posts, &dir, overcommit.knobs, overcommit.policy, hands);
             let governor = governor.inspect_err(|_| lock(&fleet).stop())?;
+            // Filled only now: what does not fit as it is may fit once it is merged, and somebody must see to it that it does.
+            let filled = lock(&fleet).fill(watch);
+            filled.inspect_err(|_| lock(&fleet).stop())?;
             Ok((fleet, governor))
         });
         match managed {

@@ -112,16 +112,40 @@ impl Fleet {
     /// Starts all guests (or takes over those that an earlier daemon left), waits until they are ready and
     /// fills them. On an error those that were started are ended.
     pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
-        let engine: Box<dyn Engine> = match spec.engine {
-            EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
-            EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
-            EngineName::Off => Box::new(Off),
-        };
+        let engine = engine(&spec, dir)?;
         Self::up_with(spec, engine, dir, lifetime, watch)
     }
 
     /// As [`Fleet::up`], with this engine, which must be of the kind that `spec` names.
     pub fn up_with(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let mut fleet = Self::ready_with(spec, engine, dir, lifetime, watch)?;
+        match fleet.fill(watch) {
+            Ok(()) => Ok(fleet),
+            Err(e) => {
+                fleet.stop();
+                Err(e)
+            }
+        }
+    }
+
+    /// Starts all guests (or takes over those that an earlier daemon left) and waits until they are ready. They are yet to be filled.
+    pub fn ready(
+        spec: FleetSpec,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let engine = engine(&spec, dir)?;
+        Self::ready_with(spec, engine, dir, lifetime, watch)
+    }
+
+    fn ready_with(
         spec: FleetSpec,
         engine: Box<dyn Engine>,
         dir: &FleetDir,
@@ -145,6 +169,11 @@ impl Fleet {
         }
     }
 
+    /// Has all guests fill their memory as the fleet file says, those that have not yet.
+    pub fn fill(&mut self, watch: &Watch) -> Result<(), HostError> {
+        self.each(|guest| guest.fill(watch)).map(drop)
+    }
+
     fn bring_up(&mut self, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<(), HostError> {
         // Before the guests: they share from the first instant what others have loaded.
         self.engine.open()?;
@@ -162,9 +191,7 @@ impl Fleet {
             }
             self.guests.push(guest);
         }
-        self.each(|guest| guest.wait_ready(watch))?;
-        self.each(|guest| guest.fill(watch))?;
-        Ok(())
+        self.each(|guest| guest.wait_ready(watch)).map(drop)
     }
 
     /// Does something with every guest that runs, all at the same time. One that ends meanwhile is left out.
@@ -380,4 +407,13 @@ impl Fleet {
             }
         });
     }
+}
+
+/// The engine that `spec` asks for.
+fn engine(spec: &FleetSpec, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
+    Ok(match spec.engine {
+        EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
+        EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
+        EngineName::Off => Box::new(Off),
+    })
 }

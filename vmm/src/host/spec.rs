@@ -252,8 +252,10 @@ struct GuestKeys {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     balloon: Option<BalloonSpec>,
-    #[serde(flatten)]
-    standing: StandingKeys,
+    min: Option<String>,
+    max: Option<String>,
+    shares: Option<u32>,
+    priority: Option<u32>,
     fill: Option<FillSpec>,
 }
 
@@ -270,8 +272,10 @@ struct NamedGuest {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     balloon: Option<BalloonSpec>,
-    #[serde(flatten)]
-    standing: StandingKeys,
+    min: Option<String>,
+    max: Option<String>,
+    shares: Option<u32>,
+    priority: Option<u32>,
     fill: Option<FillSpec>,
 }
 
@@ -349,11 +353,14 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
     if initrd.is_some() && kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
-    let standing = own
-        .standing
-        .or(&common.standing)
-        .of(memory_bytes)
-        .map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
+    let standing = StandingKeys {
+        min: own.min.as_ref().or(common.min.as_ref()),
+        max: own.max.as_ref().or(common.max.as_ref()),
+        shares: own.shares.or(common.shares),
+        priority: own.priority.or(common.priority),
+    };
+    let standing =
+        standing.of(memory_bytes).map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
     let balloon = own.balloon.or(common.balloon).unwrap_or_default();
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
     Ok(GuestSpec {
