@@ -7,12 +7,14 @@
 //! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
 
 pub mod action;
+pub mod admission;
 pub mod allocation;
 pub mod balloon_pacing;
 pub mod knobs;
 mod paging;
 pub mod policy;
 pub mod pressure;
+pub mod readings;
 mod suspension;
 mod throttling;
 pub mod view;

@@ -1,0 +1,366 @@
+//! Who is let in: whether a host that has promised so much may promise more.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The largest ratio, in percent: a hundred times the capacity.
+const MAX_RATIO_PERCENT: f64 = 10_000.0;
+
+/// What is compared with what before a guest is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// What is promised less what is in balloons fits the capacity. Nothing is overcommitted.
+    Strict,
+    /// The same fits Linux's `CommitLimit`: so many percent of the capacity, and swap.
+    Ratio(f64),
+    /// What could pay the debt is at least so many times the debt.
+    Covered(f64),
+}
+
+impl Mode {
+    /// The mode without its number.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Ratio(_) => "ratio",
+            Self::Covered(_) => "covered",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Strict => f.write_str("strict"),
+            Self::Ratio(percent) => write!(f, "ratio {percent} %"),
+            Self::Covered(floor) => write!(f, "covered {floor}"),
+        }
+    }
+}
+
+/// What a host has and owes, in pages. All are sums over guests or the host's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// What guests and their overhead may take.
+    pub capacity_pages: u64,
+    /// What of it is free.
+    pub free_pages: u64,
+    /// Free swap.
+    pub swap_pages: u64,
+    /// What all guests were promised.
+    pub promised_pages: u64,
+    /// What is in their balloons.
+    pub ballooned_pages: u64,
+    /// What balloons can still take and would free: above the minimums of guests that have a driver.
+    pub reclaimable_pages: u64,
+    /// Frames that are needed if all shared pages are written.
+    pub sharing_debt_pages: u64,
+    /// Frames that are needed if all that was promised, and is neither there nor in a balloon, is touched.
+    pub demand_debt_pages: u64,
+}
+
+impl Sums {
+    /// What is promised and not in balloons.
+    pub fn committed_pages(&self) -> u64 {
+        self.promised_pages.saturating_sub(self.ballooned_pages)
+    }
+
+    /// What is owed.
+    pub fn debt_pages(&self) -> u64 {
+        self.sharing_debt_pages.saturating_add(self.demand_debt_pages)
+    }
+
+    /// What could pay it.
+    pub fn cover_pages(&self) -> u64 {
+        self.free_pages.saturating_add(self.swap_pages).saturating_add(self.reclaimable_pages)
+    }
+
+    /// With one guest more, of which nothing has been touched.
+    #[must_use]
+    pub fn with(mut self, promised_pages: u64) -> Self {
+        self.promised_pages = self.promised_pages.saturating_add(promised_pages);
+        self.demand_debt_pages = self.demand_debt_pages.saturating_add(promised_pages);
+        self
+    }
+}
+
+/// A host or a rule that makes no sense.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum AdmissionError {
+    /// Nothing can be promised on nothing.
+    #[error("the capacity is 0 pages: expected what guests may take together")]
+    NoCapacity,
+    /// A ratio.
+    #[error("a ratio of {0} % is not possible: expected more than 0, and at most {MAX_RATIO_PERCENT} %")]
+    Ratio(f64),
+    /// A floor.
+    #[error("a floor of {0} is not possible: expected 0 (no cover at all) or more; 1 is all of the debt")]
+    Floor(f64),
+    /// A guest of nothing.
+    #[error("guest {0} asks for 0 pages: expected its memory")]
+    NoMemory(String),
+}
+
+/// What was found of one guest.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "decision")]
+pub enum Decision {
+    /// It may come in.
+    Admitted {
+        /// The sums with it.
+        sums: Sums,
+    },
+    /// It may not.
+    Refused(Refusal),
+}
+
+/// Why a guest is refused, and what would make it fit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Refusal {
+    /// The rule.
+    pub mode: Mode,
+    /// What it asks for.
+    pub asked_pages: u64,
+    /// The sum that is too much: what would be committed, or what would be owed.
+    pub would_be_pages: u64,
+    /// What it may be at most.
+    pub limit_pages: u64,
+    /// The largest guest that would fit.
+    pub fits_pages: u64,
+    /// What balloons would have to take from the others first; None if they cannot take so much, or it would not help.
+    pub balloon_pages: Option<u64>,
+    /// The other rules under which it would fit: `strict`, `ratio` with 150 %, `covered` with a floor of a half.
+    pub other_modes: Vec<Mode>,
+}
+
+impl Refusal {
+    /// By how much it is too much.
+    pub fn excess_pages(&self) -> u64 {
+        self.would_be_pages.saturating_sub(self.limit_pages)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sum, of) = match self.mode {
+            Mode::Strict => ("promised and not in balloons", "the capacity"),
+            Mode::Ratio(_) => ("promised and not in balloons", "the commit limit"),
+            Mode::Covered(_) => ("owed", "what the cover allows"),
+        };
+        write!(
+            f,
+            "{} pages would be {sum}, {} more than {of} of {} pages (mode {})",
+            self.would_be_pages,
+            self.excess_pages(),
+            self.limit_pages,
+            self.mode
+        )?;
+        match self.fits_pages {
+            0 => f.write_str("; no guest fits, however small")?,
+            pages => write!(f, "; a guest of {pages} pages fits")?,
+        }
+        if let Some(pages) = self.balloon_pages {
+            write!(f, "; or take {pages} pages from the others by their balloons")?;
+        }
+        for mode in &self.other_modes {
+            write!(f, "; or use mode {mode}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One guest that asks to be let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promise {
+    /// Its name, for messages.
+    pub name: String,
+    /// What it asks for.
+    pub pages: u64,
+}
+
+/// Whether a guest of `promise` may be let in.
+///
+/// # Errors
+/// A capacity of 0, a guest of nothing, a ratio or a floor that is no number or out of range.
+pub fn admit(promise: &Promise, sums: Sums, mode: Mode) -> Result<Decision, AdmissionError> {
+    check(sums, mode)?;
+    if promise.pages == 0 {
+        return Err(AdmissionError::NoMemory(promise.name.clone()));
+    }
+    let after = sums.with(promise.pages);
+    let (would_be_pages, limit_pages) = sides(after, mode);
+    if would_be_pages <= limit_pages {
+        return Ok(Decision::Admitted { sums: after });
+    }
+    let (now, _) = sides(sums, mode);
+    let excess = would_be_pages - limit_pages;
+    // What a balloon takes is no longer committed. It counts as cover already, so it changes nothing there.
+    let by_balloon = !matches!(mode, Mode::Covered(_)) && sums.reclaimable_pages >= excess;
+    let others = [Mode::Strict, Mode::Ratio(150.0), Mode::Covered(0.5)];
+    Ok(Decision::Refused(Refusal {
+        mode,
+        asked_pages: promise.pages,
+        would_be_pages,
+        limit_pages,
+        fits_pages: limit_pages.saturating_sub(now),
+        balloon_pages: by_balloon.then_some(excess),
+        other_modes: others.into_iter().filter(|m| m.name() != mode.name() && fits(after, *m)).collect(),
+    }))
+}
+
+/// Lets a whole fleet in, one guest after another. Who is refused takes nothing from those after it.
+///
+/// # Errors
+/// As [`admit`].
+pub fn plan(promises: &[Promise], mut sums: Sums, mode: Mode) -> Result<Vec<Decision>, AdmissionError> {
+    check(sums, mode)?;
+    let mut decisions = Vec::with_capacity(promises.len());
+    for promise in promises {
+        let decision = admit(promise, sums, mode)?;
+        if let Decision::Admitted { sums: after } = decision {
+            sums = after;
+        }
+        decisions.push(decision);
+    }
+    Ok(decisions)
+}
+
+fn check(sums: Sums, mode: Mode) -> Result<(), AdmissionError> {
+    match mode {
+        _ if sums.capacity_pages == 0 => Err(AdmissionError::NoCapacity),
+        Mode::Ratio(percent) if !(percent > 0.0 && percent <= MAX_RATIO_PERCENT) => {
+            Err(AdmissionError::Ratio(percent))
+        }
+        Mode::Covered(floor) if !(floor >= 0.0 && floor.is_finite()) => Err(AdmissionError::Floor(floor)),
+        _ => Ok(()),
+    }
+}
+
+fn fits(sums: Sums, mode: Mode) -> bool {
+    let (is, limit) = sides(sums, mode);
+    is <= limit
+}
+
+/// What a mode looks at, and the most that it may be.
+fn sides(sums: Sums, mode: Mode) -> (u64, u64) {
+    match mode {
+        Mode::Strict => (sums.committed_pages(), sums.capacity_pages),
+        Mode::Ratio(percent) => {
+            let part = (sums.capacity_pages as f64 * percent / 100.0) as u64;
+            (sums.committed_pages(), part.saturating_add(sums.swap_pages))
+        }
+        // cover / debt >= floor. A floor of 0 asks for no cover; the division is then infinite, and cut to the largest number.
+        Mode::Covered(floor) => {
+            let limit = if floor == 0.0 { u64::MAX } else { (sums.cover_pages() as f64 / floor) as u64 };
+            (sums.debt_pages(), limit)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn promise(pages: u64) -> Promise {
+        Promise { name: "a".into(), pages }
+    }
+
+    fn refusal(decision: Decision) -> Refusal {
+        match decision {
+            Decision::Refused(refusal) => refusal,
+            admitted @ Decision::Admitted { .. } => panic!("{admitted:?}"),
+        }
+    }
+
+    #[test]
+    fn strict_fills_the_capacity_and_no_more() {
+        let sums = Sums { capacity_pages: 1000, free_pages: 1000, ..Sums::default() };
+        let names = ["a", "b", "c"].map(|n| Promise { name: n.into(), pages: 400 });
+        let decisions = plan(&names, sums, Mode::Strict).expect("a plan");
+        assert!(matches!(decisions[1], Decision::Admitted { sums: Sums { promised_pages: 800, .. } }));
+        let third = refusal(decisions[2].clone());
+        assert_eq!((third.excess_pages(), third.fits_pages, third.balloon_pages), (200, 200, None));
+        assert_eq!(third.other_modes, [Mode::Ratio(150.0), Mode::Covered(0.5)]);
+        let text = third.to_string();
+        assert!(
+            text.starts_with("1200 pages would be promised and not in balloons, 200 more than"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn who_is_refused_takes_nothing() {
+        let sums = Sums { capacity_pages: 1000, ..Sums::default() };
+        let decisions = plan(&[promise(2000), promise(1000)], sums, Mode::Strict).expect("a plan");
+        assert!(matches!(decisions[1], Decision::Admitted { .. }));
+    }
+
+    #[test]
+    fn ratio_is_the_commit_limit_of_linux() {
+        let sums = Sums { capacity_pages: 1000, swap_pages: 100, promised_pages: 400, ..Sums::default() };
+        let sums = Sums { ballooned_pages: 50, reclaimable_pages: 20, ..sums };
+        let decide = |pages| admit(&promise(pages), sums, Mode::Ratio(50.0)).expect("a decision");
+        assert!(matches!(decide(250), Decision::Admitted { .. }));
+        assert_eq!(refusal(decide(251)).balloon_pages, Some(1));
+        assert_eq!(refusal(decide(271)).balloon_pages, None, "balloons can take 20");
+    }
+
+    #[test]
+    fn covered_weighs_cover_against_debt() {
+        let sums = Sums { capacity_pages: 1000, free_pages: 300, swap_pages: 100, ..Sums::default() };
+        let sums = Sums { reclaimable_pages: 100, sharing_debt_pages: 200, demand_debt_pages: 100, ..sums };
+        let decide = |pages, floor| admit(&promise(pages), sums, Mode::Covered(floor)).expect("a decision");
+        assert!(matches!(decide(200, 1.0), Decision::Admitted { .. }));
+        assert_eq!(refusal(decide(201, 1.0)).fits_pages, 200);
+        assert_eq!(refusal(decide(1000, 0.5)).fits_pages, 700);
+        assert!(matches!(decide(u64::MAX / 2, 0.0), Decision::Admitted { .. }));
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        let sums = Sums { capacity_pages: 1000, ..Sums::default() };
+        let error = |sums, mode| admit(&promise(1), sums, mode).expect_err("an error");
+        assert_eq!(error(Sums::default(), Mode::Strict), AdmissionError::NoCapacity);
+        for ratio in [f64::NAN, -1.0, 0.0, f64::INFINITY] {
+            assert!(matches!(error(sums, Mode::Ratio(ratio)), AdmissionError::Ratio(_)), "{ratio}");
+        }
+        for floor in [f64::NAN, -0.1, f64::INFINITY] {
+            assert!(matches!(error(sums, Mode::Covered(floor)), AdmissionError::Floor(_)), "{floor}");
+        }
+        assert!(admit(&promise(0), sums, Mode::Strict).is_err());
+    }
+
+    proptest! {
+        /// What is said to fit does, and a page more does not.
+        #[test]
+        fn advice_holds(
+            capacity_pages in 1_u64..1_000_000, free in 0_u64..1_000_000, swap_pages in 0_u64..100_000,
+            promised_pages in 0_u64..2_000_000, reclaimable_pages in 0_u64..100_000, debt in 0_u64..1_000_000,
+            asked in 1_u64..2_000_000, mode in prop_oneof![
+                Just(Mode::Strict), (1.0..300.0_f64).prop_map(Mode::Ratio), (0.1..2.0_f64).prop_map(Mode::Covered)
+            ],
+        ) {
+            let sums = Sums {
+                capacity_pages, free_pages: free.min(capacity_pages), swap_pages, promised_pages, ballooned_pages: 0,
+                reclaimable_pages, sharing_debt_pages: debt / 2, demand_debt_pages: debt - debt / 2,
+            };
+            match admit(&promise(asked), sums, mode).expect("a decision") {
+                Decision::Admitted { sums } => prop_assert!(fits(sums, mode)),
+                Decision::Refused(refusal) => {
+                    prop_assert!(refusal.fits_pages < asked && refusal.excess_pages() > 0);
+                    let fits_now = fits(sums.with(refusal.fits_pages), mode);
+                    prop_assert!(fits_now || refusal.fits_pages == 0);
+                    prop_assert!(!fits(sums.with(refusal.fits_pages + 1), mode));
+                    if let Some(pages) = refusal.balloon_pages {
+                        let ballooned = Sums { ballooned_pages: pages, ..sums };
+                        prop_assert!(fits(ballooned.with(asked), mode));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Readings of hosts that are made of files in a temporary directory, and of the real one.
+
+use super::*;
+
+const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\nSwapFree:  400 kB\n";
+const STALLS: &str =
+    "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=3\n";
+
+/// A host of these files.
+fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
+    let root = tempfile::tempdir().expect("a directory");
+    for (path, text) in files {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(path, text).expect("a file");
+    }
+    let host = Host::below(root.path());
+    (root, host)
+}
+
+#[test]
+fn a_bare_host_has_memory_and_nothing_else() {
+    let (_root, host) = host(&[("proc/meminfo", MEMINFO)]);
+    let readings = host.read().expect("readings");
+    let group = GroupMemory { limit_pages: None, free_pages: None };
+    let expected =
+        Readings { total_pages: 2000, available_pages: 1000, swap_free_pages: 100, psi: None, group };
+    assert_eq!(readings, expected);
+    assert_eq!(readings.free_pages(1500, 700), 800);
+    assert_eq!(readings.free_pages(2000, 700), 1000, "others use the rest");
+    assert_eq!(readings.free_pages(500, 700), 0);
+}
+
+#[test]
+fn version_2_is_limited_at_every_level() {
+    let (_root, host) = host(&[
+        ("proc/meminfo", MEMINFO),
+        ("proc/pressure/memory", "some avg10=9.00\nfull avg10=9.00\n"),
+        ("proc/self/cgroup", "0::/a/b\n"),
+        ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
+        ("sys/fs/cgroup/a/memory.max", "4096000\n"),
+        ("sys/fs/cgroup/a/memory.current", "2048000\n"),
+        ("sys/fs/cgroup/a/b/memory.max", "max\n"),
+        ("sys/fs/cgroup/a/b/memory.current", "1024000\n"),
+        ("sys/fs/cgroup/a/b/memory.pressure", STALLS),
+    ]);
+    let readings = host.read().expect("readings");
+    assert_eq!(readings.group, GroupMemory { limit_pages: Some(1000), free_pages: Some(500) });
+    assert_eq!(readings.psi, Some(Psi { some_avg10_percent: 1.5, full_avg10_percent: 0.25 }));
+    let capacity = readings.capacity(None).expect("a capacity");
+    assert_eq!(capacity, Capacity { pages: 1000, limited_by: Limit::ControlGroup });
+    assert_eq!(readings.free_pages(1000, 0), 500);
+}
+
+#[test]
+fn version_1_has_a_number_for_no_limit() {
+    let files = |limit| {
+        [
+            ("proc/meminfo", MEMINFO),
+            ("proc/pressure/memory", STALLS),
+            ("proc/self/cgroup", "4:memory:/x\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "0\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "409600\n"),
+            ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", limit),
+        ]
+    };
+    let (_root, unlimited) = host(&files("9223372036854771712\n"));
+    let readings = unlimited.read().expect("readings");
+    assert_eq!(readings.group.limit_pages, None);
+    assert_eq!(readings.psi.map(|p| p.some_avg10_percent), Some(1.5), "the whole host's");
+    let (_root, limited) = host(&files("819200\n"));
+    let group = limited.read().expect("readings").group;
+    assert_eq!(group, GroupMemory { limit_pages: Some(200), free_pages: Some(100) });
+}
+
+#[test]
+fn a_group_outside_of_the_mount_is_its_root() {
+    let (_root, host) = host(&[
+        ("proc/meminfo", MEMINFO),
+        ("proc/self/cgroup", "0::/../elsewhere\n"),
+        ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
+        ("sys/fs/cgroup/memory.max", "40960\n"),
+    ]);
+    assert_eq!(host.read().expect("readings").group.limit_pages, Some(10));
+}
+
+#[test]
+fn what_cannot_be_is_said() {
+    let (_root, host) = host(&[("proc/meminfo", MEMINFO)]);
+    let readings = host.read().expect("readings");
+    assert_eq!(readings.capacity(Some(1500)).expect("a capacity").limited_by, Limit::Asked);
+    let error = |asked| readings.capacity(Some(asked)).expect_err("an error").to_string();
+    assert!(error(0).contains("at most 2000 pages"), "{}", error(0));
+    assert!(error(2001).contains("this host has 2000 pages"), "{}", error(2001));
+    let nothing = Host::below("/nonexistent").read().expect_err("an error").to_string();
+    assert!(nothing.contains("/nonexistent/proc/meminfo"), "{nothing}");
+}
+
+#[test]
+fn a_broken_file_is_an_absent_one() {
+    assert_eq!(parse_psi("some avg10=NaN\nfull avg10=0\n"), None);
+    assert_eq!(parse_psi(""), None);
+    let (_root, host) = host(&[("proc/meminfo", "MemTotal: lots\n")]);
+    assert!(host.read().expect_err("an error").to_string().contains("MemTotal"));
+}
+
+#[test]
+fn this_host_can_be_read() {
+    let readings = Host::default().read().expect("readings");
+    assert!(readings.total_pages > readings.available_pages && readings.available_pages > 0, "{readings:?}");
+    assert!(readings.capacity(None).expect("a capacity").pages <= readings.total_pages);
+}
