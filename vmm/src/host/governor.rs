@@ -209,7 +209,7 @@ impl Work {
                 post.command(&Request::BalloonTarget { pages })?;
             }
             Action::Throttle { pages_per_second, .. } => {
-                let _ = pages_per_second;
+                post.command(&Request::Throttle { pages_per_second })?;
             }
             Action::PageOut { pages, .. } => _ = pages,
             // What is suspended is written down first: the next daemon must know that it was us.

@@ -174,6 +174,7 @@ impl Observer {
             if status.paused {
                 view.state = state.of_paused(&post.guest);
             }
+            view.throttle_pages_per_second = status.throttle.pages_per_second;
         }
         view.balloon = post.balloon_size().filter(|size| size.driver).map(|size| BalloonView {
             target_pages: size.target_pages.into(),

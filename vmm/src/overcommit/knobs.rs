@@ -115,6 +115,8 @@ knobs! {
     /// ... up to this.
     retry_most_seconds: f64 = 3600.0, 1 ..= MAX_SECONDS;
 
+    /// All guests together may touch no more for the first time than would use up free memory in so long, however much is free.
+    brake_seconds: f64 = 1.0, 0 ..= MAX_SECONDS;
     /// First touches are throttled so that free memory lasts so long.
     throttle_horizon_seconds: f64 = 20.0, 1 ..= MAX_SECONDS;
     /// A guest below its minimum is never held to less than this.
