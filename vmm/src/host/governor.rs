@@ -26,8 +26,11 @@ use crate::overcommit::pressure::Pressure;
 use crate::overcommit::view::{GuestView, HostView};
 use crate::vm::control::Request;
 
-/// From one look to the next, unless looking takes longer than a fiftieth of that.
+/// From one look to the next, unless that would take more than one part in so many of one processor's time ...
 const INTERVAL: Duration = Duration::from_millis(200);
+const LOOK_PART: u32 = 50;
+/// ... but no longer than this: memory may be gone faster.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the thread sees that it is to end.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -155,9 +158,10 @@ impl Work {
     fn run(mut self) {
         let mut interval = INTERVAL;
         while !self.wait(interval) {
-            let begin = Instant::now();
+            // Not by the clock: on a busy host a look waits for others, and must not be the rarer for it.
+            let before = self.observer.cpu_time();
             self.look();
-            interval = INTERVAL.max(begin.elapsed() * 50);
+            interval = ((self.observer.cpu_time() - before) * LOOK_PART).clamp(INTERVAL, LONGEST_INTERVAL);
         }
     }
 
@@ -237,7 +241,7 @@ impl Work {
         now.looks += 1;
         now.acting = self.act;
         (now.suspended, now.stopped) = (self.state.suspended.clone(), self.state.stopped.clone());
-        now.cpu_seconds = self.observer.cpu_seconds();
+        now.cpu_seconds = self.observer.cpu_time().as_secs_f64();
         if let Some(reading) = reading {
             now.ledger_seconds = (reading.seconds, self.observer.ledger_interval_seconds());
             now.ledger = Some(reading.ledger);

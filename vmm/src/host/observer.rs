@@ -6,10 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::guest::is_running;
-use super::ledger::{self, Means, Reading};
+use super::ledger::{self, Means, Reading, thread_time};
 use super::policy_state::PolicyState;
 use super::post::{Post, Said};
 use crate::memory::PAGE_BYTES;
@@ -69,7 +67,9 @@ impl Observer {
             .iter()
             .map(|post| is_running(post.pid).then(|| ProcessPages::of(post.pid).ok()).flatten())
             .collect();
+        let before_reading = thread_time();
         let reading = self.read_if_due(posts, &processes);
+        let reading_took = thread_time().saturating_sub(before_reading);
         let mut used = 0i64;
         let guests = posts
             .iter()
@@ -99,13 +99,13 @@ impl Observer {
             psi: readings.and_then(|r| r.psi),
             merging: self.means.merging,
         };
-        self.cpu += thread_time().saturating_sub(begin);
+        self.cpu += thread_time().saturating_sub(begin + reading_took);
         Observation { host, guests, reading }
     }
 
-    /// Processor time that looking took so far, in seconds.
-    pub fn cpu_seconds(&self) -> f64 {
-        self.cpu.as_secs_f64()
+    /// Processor time that looking took so far, the ledger not counted, which keeps its own limit.
+    pub fn cpu_time(&self) -> Duration {
+        self.cpu
     }
 
     /// How often the ledger is read, in seconds.
@@ -202,10 +202,4 @@ fn spare_pages(said: &Said) -> Option<u64> {
     let balloon = said.balloon.as_ref()?;
     let bytes = ["available_memory", "free_memory"].iter().find_map(|name| balloon.guest.get(*name))?;
     Some(bytes / PAGE_BYTES)
-}
-
-/// Processor time of this thread.
-fn thread_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
