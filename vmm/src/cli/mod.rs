@@ -10,6 +10,8 @@ mod host;
 mod image;
 mod progress;
 mod run;
+mod simulate;
+mod simulate_table;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -47,6 +49,7 @@ enum Command {
     Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
+    Simulate(simulate::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(args),
         Command::KsmGuard => ksm_guard(),
     };
     result.unwrap_or_else(|error| {
