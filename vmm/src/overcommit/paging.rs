@@ -43,7 +43,7 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
 }
 
 /// Pages that balloons are about to give.
-fn coming_pages(scene: &Scene) -> u64 {
+pub(super) fn coming_pages(scene: &Scene) -> u64 {
     let pending =
         |i: usize| scene.guests[i].balloon.map_or(0, |b| b.target_pages.saturating_sub(b.actual_pages));
     scene.in_state(GuestState::Running).filter(|&i| scene.follows[i]).map(pending).sum()
