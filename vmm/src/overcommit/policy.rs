@@ -113,7 +113,9 @@ impl Scene<'_> {
         let held = |guest: &GuestView| if guest.state == GuestState::Dead { 0 } else { guest.held_pages() };
         let mut left = Vec::with_capacity(self.guests.len());
         for (i, guest) in self.guests.iter().enumerate() {
-            left.push(if takes_part(i) { divided.next().unwrap_or_default() } else { held(guest) });
+            let pages = if takes_part(i) { divided.next().unwrap_or_default() } else { held(guest) };
+            // Numbers too large to be pages are rounded.
+            left.push(pages.min(guest.promised_pages));
         }
         left
     }
@@ -299,3 +301,7 @@ fn target(scene: &Scene, known: &mut GuestMemory, index: usize, left_pages: u64)
     // Its minimum is kept even so.
     next_target(guest, guest.balloon?.target_pages, 0.0, scene.knobs)
 }
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;
