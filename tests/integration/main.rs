@@ -18,5 +18,6 @@ mod inside;
 mod kernels;
 mod nested;
 mod run;
+mod simulate;
 mod slab;
 mod slab_fleet;
