@@ -18,6 +18,7 @@ mod inside;
 mod kernels;
 mod nested;
 mod run;
+mod simulate;
 mod slab;
 mod slab_fleet;
 mod throttle;

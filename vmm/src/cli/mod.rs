@@ -11,6 +11,8 @@ mod image;
 mod ledger_table;
 mod progress;
 mod run;
+mod simulate;
+mod simulate_table;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -48,6 +50,7 @@ enum Command {
     Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
+    Simulate(simulate::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(args),
         Command::KsmGuard => ksm_guard(),
     };
     result.unwrap_or_else(|error| {

@@ -81,6 +81,8 @@ knobs! {
     margin_percent: f64 = 0.5, 0 ..= 10.0;
     /// And only after so long in it.
     hold_seconds: f64 = 5.0, 0 ..= MAX_SECONDS;
+    /// Soft comes already when memory falls so fast that it will be below the threshold after so long; hard after half of it.
+    look_ahead_seconds: f64 = 4.0, 0 ..= 600.0;
     /// PSI `some` avg10 that makes it at least soft.
     psi_soft_percent: f64 = 10.0, 0 ..= 100.0;
     /// PSI `full` avg10 that makes it at least hard.

@@ -486,7 +486,10 @@ mod tests {
         assert!(phase("knobs = { idle_tax = 2.0 }").contains("phase p: knobs: idle_tax = 2 is not possible"));
         assert!(phase("knobs = { idle_taxes = 2.0 }").contains("unknown field"));
         assert!(phase("[[phase]]\nname = 'p'\nseconds = 1").contains("two phases are called \"p\""));
-        assert!(error(&GOOD.replace("32,", "0,")).contains("guest a: memory_mib = 0 is not possible"));
-        assert!(error(&GOOD.replace("= 50", "= nan")).contains("active_percent = NaN"));
+        let changed = |from: &str, to: &str| {
+            error(&format!("{}[[phase]]\nname = 'p'\nseconds = 1", GOOD.replace(from, to)))
+        };
+        assert!(changed("= 32,", "= 0,").contains("guest a: memory_mib = 0 is not possible"));
+        assert!(changed("= 50", "= nan").contains("active_percent = NaN"));
     }
 }
