@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod simulate;
 mod simulate_table;
+mod stress;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ enum Command {
     Host(host::Args),
     Image(image::Args),
     Simulate(simulate::Args),
+    Stress(stress::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),
+        Command::Stress(args) => stress::run(args),
         Command::KsmGuard => ksm_guard(),
     };
     result.unwrap_or_else(|error| {

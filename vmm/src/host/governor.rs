@@ -61,6 +61,8 @@ pub struct Management {
     pub suspended: BTreeMap<String, String>,
     /// Guests that were stopped, and why.
     pub stopped: BTreeMap<String, String>,
+    /// The most that was ever in use, in pages.
+    pub peak_used_pages: u64,
     /// Looks so far.
     pub looks: u64,
     /// Processor time that looking and deciding took, in seconds.
@@ -77,6 +79,7 @@ pub struct Governor {
 
 struct Shared {
     posts: Mutex<Vec<Post>>,
+    knobs: Mutex<Knobs>,
     management: Mutex<Management>,
     ending: AtomicBool,
 }
@@ -92,6 +95,7 @@ impl Governor {
     ) -> Result<Self, HostError> {
         let shared = Arc::new(Shared {
             posts: Mutex::new(posts),
+            knobs: Mutex::new(knobs),
             management: Mutex::default(),
             ending: AtomicBool::new(false),
         });
@@ -101,7 +105,6 @@ impl Governor {
             shared: shared.clone(),
             observer: Observer::default(),
             state: PolicyState::load(dir),
-            knobs,
             act,
             hands,
             began: Instant::now(),
@@ -114,6 +117,11 @@ impl Governor {
     /// Manages these guests from now on.
     pub fn set_posts(&self, posts: Vec<Post>) {
         *lock(&self.shared.posts) = posts;
+    }
+
+    /// Decides by these knobs from now on.
+    pub fn set_knobs(&self, knobs: Knobs) {
+        *lock(&self.shared.knobs) = knobs;
     }
 
     /// How the fleet is managed.
@@ -148,7 +156,6 @@ struct Work {
     shared: Arc<Shared>,
     observer: Observer,
     state: PolicyState,
-    knobs: Knobs,
     act: bool,
     hands: Box<dyn Hands>,
     began: Instant,
@@ -182,8 +189,9 @@ impl Work {
         let mut entries = Vec::new();
         if self.act {
             self.state.keep(&guests);
+            let knobs = *lock(&self.shared.knobs);
             let mut memory = std::mem::take(&mut self.state.memory);
-            let actions = policy::step(&mut memory, &host, &guests, &self.knobs);
+            let actions = policy::step(&mut memory, &host, &guests, &knobs);
             self.state.memory = memory;
             for action in actions {
                 let guest = action.guest().and_then(|n| posts.get(n));
@@ -236,6 +244,7 @@ impl Work {
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
         now.pressure = self.state.memory.pressure();
+        now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
         now.host = Some(host);
         now.guests = guests;
         now.looks += 1;

@@ -222,9 +222,10 @@ pub struct FleetSpec {
     pub guests: Vec<GuestSpec>,
 }
 
+/// A fleet file as it is written; [`FleetSpec::of`] checks it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FleetFile {
+pub struct FleetFile {
     name: String,
     #[serde(default = "default_engine")]
     engine: EngineName,
@@ -290,7 +291,11 @@ impl FleetSpec {
 
     /// As [`Self::read`], for text whose relative paths begin at `dir`.
     pub fn parse(text: &str, dir: &Path) -> Result<Self, SpecError> {
-        let file: FleetFile = toml::from_str(text)?;
+        Self::of(toml::from_str(text)?, dir)
+    }
+
+    /// Checks `file`, whose relative paths begin at `dir`.
+    pub fn of(file: FleetFile, dir: &Path) -> Result<Self, SpecError> {
         check_name(&file.name)?;
         let mut guests = Vec::new();
         for named in &file.guest {
