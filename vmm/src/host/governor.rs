@@ -16,7 +16,7 @@ use super::diary::{Diary, Entry};
 use super::ledger::{Means, Reading};
 use super::observer::{Observation, Observer};
 use super::policy_state::PolicyState;
-use super::post::Post;
+use super::post::{self, Post};
 use super::runtime::FleetDir;
 use crate::overcommit::action::Action;
 use crate::overcommit::knobs::Knobs;
@@ -193,52 +193,46 @@ impl Work {
             let mut memory = std::mem::take(&mut self.state.memory);
             let actions = policy::step(&mut memory, &host, &guests, &knobs);
             self.state.memory = memory;
-            for action in actions {
-                let guest = action.guest().and_then(|n| posts.get(n));
-                let error = self.carry_out(&action, guest).err().map(|error| super::daemon::one_line(&error));
-                entries.push(Entry::new(
-                    &action,
-                    guest.map(|post| post.guest.clone()),
-                    error,
-                    host.now_seconds,
-                ));
+            if !actions.is_empty() {
+                self.observer.has_acted();
             }
+            entries = self.carry_out_all(&actions, &posts, host.now_seconds);
         }
         self.tell(host, guests, reading, entries);
     }
 
-    fn carry_out(&mut self, action: &Action, guest: Option<&Post>) -> Result<(), HostError> {
-        let Some(post) = guest else {
-            if let Action::Merge { eager } = action {
-                self.hands.merge(*eager);
-            }
-            return Ok(());
-        };
-        match *action {
-            Action::Merge { .. } => {}
-            Action::Balloon { target_pages, .. } => {
-                let pages = u32::try_from(target_pages).unwrap_or(u32::MAX);
-                post.command(&Request::BalloonTarget { pages })?;
-            }
-            Action::Throttle { pages_per_second, .. } => {
-                post.command(&Request::Throttle { pages_per_second })?;
-            }
-            Action::PageOut { pages, .. } => _ = pages,
-            // What is suspended is written down first: the next daemon must know that it was us.
-            Action::Suspend { reason, .. } => {
-                self.state.suspend(&post.guest, &reason.to_string());
-                post.command(&Request::Pause)?;
-            }
-            Action::Resume { .. } => {
-                post.command(&Request::Resume)?;
-                self.state.resume(&post.guest);
-            }
-            Action::Stop { reason, .. } => {
-                self.state.stop(&post.guest, &reason.to_string());
-                post.command(&Request::Stop)?;
+    fn carry_out_all(&mut self, actions: &[Action], posts: &[Post], seconds: f64) -> Vec<Entry> {
+        // What is suspended is written down first: the next daemon must know that it was us.
+        for action in actions {
+            match (action, action.guest().and_then(|n| posts.get(n))) {
+                (Action::Merge { eager }, _) => self.hands.merge(*eager),
+                (Action::Suspend { reason, .. }, Some(post)) => {
+                    self.state.suspend(&post.guest, &reason.to_string());
+                }
+                (Action::Stop { reason, .. }, Some(post)) => {
+                    self.state.stop(&post.guest, &reason.to_string())
+                }
+                _ => {}
             }
         }
-        Ok(())
+        // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
+        let told = post::each(posts, |n, post| {
+            let its = actions.iter().filter(|action| action.guest() == Some(n));
+            its.map(|action| tell(action, post).err().map(|e| super::daemon::one_line(&e)))
+                .collect::<Vec<_>>()
+        });
+        for action in actions {
+            if let (Action::Resume { .. }, Some(post)) = (action, action.guest().and_then(|n| posts.get(n))) {
+                self.state.resume(&post.guest);
+            }
+        }
+        let mut told: Vec<_> = told.into_iter().map(Vec::into_iter).collect();
+        let entry = |action: &Action| {
+            let guest = action.guest().and_then(|n| posts.get(n)).map(|post| post.guest.clone());
+            let error = action.guest().and_then(|n| told.get_mut(n)?.next()).flatten();
+            Entry::new(action, guest, error, seconds)
+        };
+        actions.iter().map(entry).collect()
     }
 
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
@@ -257,4 +251,20 @@ impl Work {
         }
         entries.into_iter().for_each(|entry| now.diary.add(entry));
     }
+}
+
+/// Has a guest's VM do what was decided.
+fn tell(action: &Action, post: &Post) -> Result<(), HostError> {
+    let request = match *action {
+        Action::Merge { .. } => return Ok(()),
+        Action::Balloon { target_pages, .. } => {
+            Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
+        }
+        Action::Throttle { pages_per_second, .. } => Request::Throttle { pages_per_second },
+        Action::PageOut { .. } => return Ok(()),
+        Action::Suspend { .. } => Request::Pause,
+        Action::Resume { .. } => Request::Resume,
+        Action::Stop { .. } => Request::Stop,
+    };
+    post.command(&request)
 }

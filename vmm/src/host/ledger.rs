@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::HostError;
 use super::guest::is_running;
-use super::post::{Post, Said};
+use super::post::{self, Post, Said};
 use crate::measure::audit::{self, Audit};
 use crate::measure::frames::{self, Frames};
 use crate::measure::{MeasureError, Space};
@@ -52,11 +52,12 @@ pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, Host
     // One that ends between two questions is left out the next time.
     for _ in 0..=posts.len() {
         let mut asked = Vec::new();
-        for post in posts.iter().filter(|post| is_running(post.pid)) {
-            match post.ask() {
-                Ok(said) => asked.push((post, said)),
-                Err(_) if !is_running(post.pid) => {}
-                Err(error) => return Err(error),
+        let said = post::each(posts, |_, post| is_running(post.pid).then(|| post.ask()));
+        for (post, said) in posts.iter().zip(said) {
+            match said {
+                Some(Ok(said)) => asked.push((post, said)),
+                Some(Err(error)) if is_running(post.pid) => return Err(error),
+                _ => {}
             }
         }
         let spaces: Vec<Space> = asked.iter().map(|(_, said)| said.space()).collect();

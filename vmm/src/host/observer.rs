@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 use super::guest::is_running;
 use super::ledger::{self, Means, Reading, thread_time};
 use super::policy_state::PolicyState;
-use super::post::{Post, Said};
+use super::post::{self, Post, Said};
 use crate::memory::PAGE_BYTES;
 use crate::memory::smaps::ProcessPages;
 use crate::overcommit::readings::Host;
 use crate::overcommit::view::{BalloonView, GuestState, GuestView, HostView};
-use crate::vm::control::Request;
+use crate::vm::balloon::BalloonSize;
+use crate::vm::control::{Request, Status};
 
+/// VMs are asked at most so often, unless something was asked of them.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// The ledger is read at most so often ...
 const LEDGER_INTERVAL: Duration = Duration::from_secs(1);
 /// ... and takes at most one part in so many of one processor's time.
@@ -41,7 +44,15 @@ pub struct Observer {
     host: Host,
     last: Option<LastReading>,
     seen: HashMap<String, Seen>,
+    said: HashMap<String, Answer>,
+    asked: Option<Instant>,
     cpu: Duration,
+}
+
+/// What a VM said of itself.
+struct Answer {
+    status: Status,
+    size: Option<BalloonSize>,
 }
 
 struct LastReading {
@@ -67,6 +78,7 @@ impl Observer {
             .iter()
             .map(|post| is_running(post.pid).then(|| ProcessPages::of(post.pid).ok()).flatten())
             .collect();
+        self.ask(posts);
         let before_reading = thread_time();
         let reading = self.read_if_due(posts, &processes);
         let reading_took = thread_time().saturating_sub(before_reading);
@@ -113,6 +125,25 @@ impl Observer {
         self.ledger_interval().as_secs_f64()
     }
 
+    /// The next look asks the VMs again, for something was asked of them.
+    pub fn has_acted(&mut self) {
+        self.asked = None;
+    }
+
+    /// Asks the VMs how they are, now and then: what changes from look to look, `/proc` says without them.
+    fn ask(&mut self, posts: &[Post]) {
+        let all_known = posts.iter().all(|post| self.said.contains_key(&post.guest));
+        if all_known && self.asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
+            return;
+        }
+        let answers = post::each(posts, |_, post| {
+            let status = is_running(post.pid).then(|| post.status().ok()).flatten()?;
+            Some((post.guest.clone(), Answer { status, size: post.balloon_size() }))
+        });
+        self.said = answers.into_iter().flatten().collect();
+        self.asked = Some(Instant::now());
+    }
+
     fn ledger_interval(&self) -> Duration {
         let took = self.last.as_ref().map_or(0.0, |last| last.reading.seconds);
         LEDGER_INTERVAL.max(Duration::from_secs_f64(took) * LEDGER_PART)
@@ -131,9 +162,7 @@ impl Observer {
             return None;
         }
         // Asked now, the guests' own statistics are there the next time.
-        for post in posts {
-            let _ = post.command(&Request::BalloonStatistics);
-        }
+        post::each(posts, |_, post| _ = post.command(&Request::BalloonStatistics));
         let reading = ledger::read(posts, self.means, false).ok()?;
         let anonymous = posts
             .iter()
@@ -170,16 +199,16 @@ impl Observer {
             let said = last.reading.said.iter().find(|said| said.status.name == post.guest);
             view.spare_pages = said.and_then(spare_pages);
         }
-        if let Ok(status) = post.status() {
-            if status.paused {
+        if let Some(said) = self.said.get(&post.guest) {
+            if said.status.paused {
                 view.state = state.of_paused(&post.guest);
             }
-            view.throttle_pages_per_second = status.throttle.pages_per_second;
+            view.throttle_pages_per_second = said.status.throttle.pages_per_second;
+            view.balloon = said.size.filter(|size| size.driver).map(|size| BalloonView {
+                target_pages: size.target_pages.into(),
+                actual_pages: size.actual_pages.into(),
+            });
         }
-        view.balloon = post.balloon_size().filter(|size| size.driver).map(|size| BalloonView {
-            target_pages: size.target_pages.into(),
-            actual_pages: size.actual_pages.into(),
-        });
         (view, more)
     }
 }
