@@ -38,7 +38,8 @@ fn number(value: &Value) -> f64 {
 /// What a kind of guest has of something at the end of phase `phase`.
 fn of(report: &Value, phase: usize, kind: &str, what: &str) -> f64 {
     let guests = phases(report)[phase]["guests"].as_array().expect("guests");
-    let guest = guests.iter().find(|g| g["name"] == kind).unwrap_or_else(|| panic!("no {kind} in {guests:#?}"));
+    let guest =
+        guests.iter().find(|g| g["name"] == kind).unwrap_or_else(|| panic!("no {kind} in {guests:#?}"));
     number(&guest[what])
 }
 
@@ -65,12 +66,19 @@ fn five_guests_on_too_little_come_to_rest() {
     let pressed = &all[1]["state_percent"];
     assert!(number(&pressed["soft"]) + number(&pressed["hard"]) > 0.0, "it was never short: {report:#}");
     for phase in all {
-        assert_eq!((&phase["denied_pages"], &phase["suspends"]), (&Value::from(0), &Value::from(0)), "{phase:#}");
+        assert_eq!(
+            (&phase["denied_pages"], &phase["suspends"]),
+            (&Value::from(0), &Value::from(0)),
+            "{phase:#}"
+        );
     }
     assert_eq!(all[2]["actions"], 0, "the load was constant: {report:#}");
     assert!(number(&all[3]["quiet_seconds"]) > 60.0, "{report:#}");
     // Twice the shares, and memory in that order.
-    assert!(of(&report, 2, "database", "resident_pages") > of(&report, 2, "mail", "resident_pages"), "{report:#}");
+    assert!(
+        of(&report, 2, "database", "resident_pages") > of(&report, 2, "mail", "resident_pages"),
+        "{report:#}"
+    );
 }
 
 #[test]
@@ -119,7 +127,11 @@ fn a_bad_scenario_is_refused_by_name() {
     let text = fs::read_to_string(scenario("idle-tax")).expect("a scenario");
     let cases: &[(&str, &str, &[&str])] = &[
         ("capacity_mib = 1560", "capacity_mib = 0", &["host: capacity_mib = 0", "expected 1 to"]),
-        ("idle_tax = 0.75", "idle_tax = 1.5", &["phase second idle, tax 75 %", "idle_tax = 1.5", "0 to 0.99"]),
+        (
+            "idle_tax = 0.75",
+            "idle_tax = 1.5",
+            &["phase second idle, tax 75 %", "idle_tax = 1.5", "0 to 0.99"],
+        ),
         ("idle_tax = 0.75", "idle_taxes = 0.75", &["phase second idle, tax 75 %", "idle_taxes"]),
         ("second = \"idle\"", "third = \"idle\"", &["no guest \"third\"", "first, second"]),
         ("load = \"busy\"", "load = \"bussy\"", &["no load \"bussy\"", "busy, idle"]),
