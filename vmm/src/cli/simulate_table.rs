@@ -3,11 +3,12 @@
 use comfy_table::Table;
 
 use super::fleet_table::table;
+use crate::memory::PAGE_BYTES;
 use crate::overcommit::pressure::Pressure;
 use crate::overcommit::simulate::{PhaseReport, Report};
 
 /// Pages of a MiB.
-const PAGES_PER_MIB: u64 = 256;
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_BYTES;
 
 /// A row for each phase, a row for each kind of guest in each phase, and why guests were suspended or stopped.
 pub(super) fn tables(report: &Report) -> String {

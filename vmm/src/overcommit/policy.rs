@@ -218,7 +218,8 @@ impl GuestMemory {
     fn watch(&mut self, guest: &GuestView, passed_seconds: f64, knobs: &Knobs) {
         let active = guest.active_pages() as f64;
         if guest.state == GuestState::Running {
-            // A suspended guest uses nothing, and will want what it used. More is believed at once, less only slowly: as the larger of a fast and a slow average.
+            // More is believed at once, less only slowly: the larger of a fast and a slow average. Of a suspended guest
+            // what it used is kept: it will want that again.
             let kept = (-passed_seconds / knobs.forget_seconds.max(1e-3)).exp();
             self.active_pages = active.max(active + (self.active_pages - active) * kept);
             self.pacing.watch(guest, passed_seconds, knobs);

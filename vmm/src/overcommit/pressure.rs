@@ -71,6 +71,7 @@ pub(super) fn percent_of(pages: u64, percent: f64) -> u64 {
 
 /// The state a host is in, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PressureGauge {
     /// The state.
     pub pressure: Pressure,

@@ -20,6 +20,7 @@ const SOFT_WAIT: f64 = 4.0;
 
 /// What is remembered of one guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Suspension {
     /// How often it was suspended lately.
     times: u32,
@@ -56,6 +57,7 @@ impl Suspension {
 
 /// What is remembered of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LastResort {
     /// Since a guest was suspended; None if that is long ago.
     since_suspended_seconds: Option<f64>,

@@ -10,6 +10,7 @@ mod dice;
 mod guest;
 mod host;
 pub mod scenario;
+pub mod scenario_error;
 mod tally;
 
 use serde::Serialize;

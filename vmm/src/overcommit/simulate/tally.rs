@@ -243,11 +243,14 @@ fn kind_reports<'a>(
             *sum += pages;
         }
     }
-    let report = |((name, slowdown), (living, pages)): ((&&str, &Option<f64>), (u64, [f64; 4]))| {
+    let mut reports = Vec::with_capacity(kinds.len());
+    for ((name, slowdown), (living, pages)) in kinds.iter().zip(slowdowns).zip(sums) {
         let [promised_pages, left_pages, resident_pages, swapped_pages] =
             pages.map(|sum| (sum / living.max(1) as f64).round() as u64);
         let (name, slowdown) = ((*name).into(), *slowdown);
-        KindReport { name, living, promised_pages, left_pages, resident_pages, swapped_pages, slowdown }
-    };
-    kinds.iter().zip(slowdowns).zip(sums).map(report).collect()
+        let report =
+            KindReport { name, living, promised_pages, left_pages, resident_pages, swapped_pages, slowdown };
+        reports.push(report);
+    }
+    reports
 }
