@@ -17,6 +17,7 @@ mod hostile;
 mod inside;
 mod kernels;
 mod nested;
+mod overcommit;
 mod run;
 mod simulate;
 mod slab;
