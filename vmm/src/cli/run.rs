@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::api;
+use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, Running, probe};
@@ -25,6 +26,7 @@ const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
+  samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
   samepage run --api-sock ./api.sock             Firecracker's REST API: nothing runs before it is told to
     curl --unix-socket ./api.sock -X PUT http://localhost/boot-source -d '{\"kernel_image_path\": \"builtin\"}'
     curl --unix-socket ./api.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
@@ -97,6 +99,9 @@ pub(super) struct Args {
     /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
     #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
+    /// How much sooner than by its size the kernel's out-of-memory killer takes this process: -1000 (never) to 1000 (first)
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
+    oom_score_adj: Option<i16>,
     /// End when standard input ends
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -110,6 +115,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
         // It may have ended before.
         anyhow::ensure!(getppid().map(Pid::as_raw_pid) == Some(daemon), "the daemon {daemon} is gone");
+    }
+    if let Some(score) = args.oom_score_adj {
+        own::set_oom_score_adj(score).with_context(|| {
+            format!(
+                "cannot set this process's oom_score_adj to {score}: lower than it is now takes root (CAP_SYS_RESOURCE)"
+            )
+        })?;
     }
     let name = args.id.unwrap_or(args.name);
     if args.kernel.is_some()
@@ -184,6 +196,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// The range in the integer that clap compares in.
+fn oom_score_adj() -> std::ops::RangeInclusive<i64> {
+    i64::from(*own::OOM_SCORE_ADJ.start())..=i64::from(*own::OOM_SCORE_ADJ.end())
 }
 
 fn console(text: &str) -> Result<Console, String> {

@@ -15,12 +15,15 @@ use super::guest::{Lifetime, is_running, kill};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request, Verified};
+use crate::memory::own;
 use crate::vm::control as vm;
 
 /// How often the daemon looks for an interrupt while nobody asks.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a client may take to ask, or to take its answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
+const OOM_SCORE_ADJ: i16 = -900;
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// How long an orphaned VM may take to end.
@@ -42,6 +45,10 @@ impl Daemon {
         let path = dir.host_socket()?;
         if UnixStream::connect(&path).is_ok() {
             return Err(HostError::UpAlready { fleet: spec.name });
+        }
+        if let Err(error) = own::set_oom_score_adj(OOM_SCORE_ADJ) {
+            // Its guests are taken before it all the same: they ask to be.
+            tracing::debug!("the daemon's oom_score_adj stays as it is: {error}");
         }
         let _ = fs::remove_file(&path);
         let failed = |source| HostError::Runtime { what: "make the socket", path: path.clone(), source };
