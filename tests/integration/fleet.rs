@@ -62,6 +62,30 @@ fn it_comes_up_and_goes_down() {
     down(&sandbox);
 }
 
+fn oom_score_adj(pid: i32) -> i32 {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    text.trim().parse().unwrap_or_else(|e| panic!("{path}: {text:?}: {e}"))
+}
+
+#[test]
+fn the_kernel_takes_guests_before_the_daemon_when_memory_is_out() {
+    let _ksm = require_ksm!();
+    let sandbox = Sandbox::new();
+    let own = oom_score_adj(std::process::id().cast_signed());
+    up(&sandbox);
+    for vm in running(&sandbox, "run") {
+        assert_eq!(oom_score_adj(vm.pid), 300, "{}", vm.args);
+    }
+    let [daemon] = &running(&sandbox, "host")[..] else { panic!("no daemon in {:?}", sandbox.processes()) };
+    // CAP_SYS_RESOURCE, which also root may be without.
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("CapEff");
+    let may_lower = u64::from_str_radix(capabilities.trim(), 16).expect("hexadecimal") >> 24 & 1 != 0;
+    assert_eq!(oom_score_adj(daemon.pid), if may_lower { -900 } else { own });
+    down(&sandbox);
+}
+
 #[test]
 fn a_killed_vm_is_reported_and_harms_no_other() {
     let _ksm = require_ksm!();

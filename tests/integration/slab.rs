@@ -86,10 +86,10 @@ fn merged(engine: &mut SlabEngine) -> u64 {
 
 /// Runs the torture, and finds every page as it should be.
 #[track_caller]
-fn torture(seed: u64, pages: u64, hash_mask: u64) -> Tally {
+fn torture(seed: u64, pages: u64, hash_mask: u64, sampling: Option<Duration>) -> Tally {
     let program = tests::samepage().with_file_name("torture");
     let limit = SOON * 4;
-    let options = Options { seed, guests: 3, memory_mib: 32, pages, hash_mask, limit, program };
+    let options = Options { seed, guests: 3, memory_mib: 32, pages, hash_mask, sampling, limit, program };
     let tally = tests::torture::run(&options, &|_| {}).unwrap_or_else(|e| panic!("seed {seed}: {e:?}"));
     assert_eq!(tally.mismatches, 0, "seed {seed}: {tally:?}");
     assert!(tally.verified >= pages, "{tally:?}");
@@ -99,8 +99,15 @@ fn torture(seed: u64, pages: u64, hash_mask: u64) -> Tally {
 #[test]
 fn nothing_is_lost_while_pages_merge_and_break_and_merge_again() {
     require_slabs!();
-    let tally = torture(3, 100_000, u64::MAX);
+    let tally = torture(3, 100_000, u64::MAX, None);
     assert!(tally.merged > 5000 && tally.zeros > 1000 && tally.ballooned > 0, "{tally:?}");
+}
+
+#[test]
+fn nothing_is_lost_while_pages_are_sampled_and_merge_and_are_given_back() {
+    require_slabs!();
+    let tally = torture(4, 100_000, u64::MAX, Some(Duration::from_millis(50)));
+    assert!(tally.merged > 1000 && tally.ballooned > 0 && tally.periods > 3, "{tally:?}");
 }
 
 /// A hash never merges a page: not if all pages have the same one, and not if a few have.
@@ -108,9 +115,9 @@ fn nothing_is_lost_while_pages_merge_and_break_and_merge_again() {
 fn pages_whose_hashes_collide_stay_as_they_are() {
     require_slabs!();
     // Each offer finds the one content that is in a slab, and nearly always differs from it.
-    let all = torture(1, 20_000, 0);
+    let all = torture(1, 20_000, 0, None);
     assert!(all.agents.host.zero_pages > 500, "{all:?}");
-    let many = torture(2, 20_000, 0xff);
+    let many = torture(2, 20_000, 0xff, None);
     assert!(many.merged > 0 && many.agents.host.zero_pages > 500, "{many:?}");
     assert!(
         all.agents.host.differed_pages > 1000 && many.agents.host.differed_pages > 1000,

@@ -12,13 +12,14 @@ Tortures merging by slabs: guests fill, rewrite, check, free and balloon all of 
 merged and written to, and the engine and guests are killed. Ends with status 1 if a page holds something else than it
 should, or a guest or the engine ends by itself.
 
-Usage: torture [--pages N] [--seed N] [--guests N] [--memory MIB] [--hash-mask N] [--minutes N] [--json]
+Usage: torture [--pages N] [--seed N] [--guests N] [--memory MIB] [--hash-mask N] [--sampling MS] [--minutes N] [--json]
 
   --pages N      check so many pages, all guests together [default: 10000000]
   --seed N       what is done follows from it [default: from the clock, and printed]
   --guests N     built-in guests [default: 4]
   --memory MIB   RAM of each [default: 48]
   --hash-mask N  the bits of pages' hashes that count: 0 and all pages collide [default: all]
+  --sampling MS  sample each guest's working set, 1000 pages every so many milliseconds [default: not]
   --minutes N    fail if it is not done by then [default: 60]
   --json         print one JSON object
 
@@ -40,6 +41,7 @@ fn main() -> Result<ExitCode> {
         memory_mib: 48,
         pages: 10_000_000,
         hash_mask: u64::MAX,
+        sampling: None,
         limit: Duration::from_secs(60 * 60),
         program: std::env::current_exe()?,
     };
@@ -55,6 +57,7 @@ fn main() -> Result<ExitCode> {
             "--guests" => options.guests = value()? as usize,
             "--memory" => options.memory_mib = value()?,
             "--hash-mask" => options.hash_mask = value()?,
+            "--sampling" => options.sampling = Some(Duration::from_millis(value()?)),
             "--minutes" => options.limit = Duration::from_secs(60 * value()?),
             "--json" => as_json = true,
             "-h" | "--help" => {

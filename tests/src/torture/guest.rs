@@ -13,8 +13,8 @@ use rustix::process::{Pid, setpriority_process};
 use serde_json::{Value, json};
 use vmm::memory::pagemap::Pagemap;
 
-use super::Tally;
 use super::choices::Choices;
+use super::{Options, Tally};
 
 /// How long anything may take that a guest is told to do: in the lab, where it takes longest, some ten times what it does.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -26,6 +26,8 @@ const AGENT: &str = "merge";
 const SEEDS: u64 = 6;
 /// Pages that are rewritten within some 20 ms, as an agent waits from one look to the next.
 const FEW_PAGES: u64 = 1000;
+/// Pages of a working set's sample: a tenth of a guest's and more.
+const SAMPLES: &str = "1000";
 /// The most pages that are rewritten in a second.
 const MAX_RATE: u64 = 40_000;
 
@@ -42,7 +44,9 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Its VM ends when its standard input does, so that it does not outlive us.
-    pub(super) fn start(dir: &Path, name: &str, memory_mib: u64, merge: &Path) -> Result<Self> {
+    pub(super) fn start(dir: &Path, name: &str, options: &Options, merge: &Path) -> Result<Self> {
+        let memory_mib = options.memory_mib;
+        let sampling = options.sampling.map(|period| period.as_secs_f64().to_string());
         let file = |kind: &str| dir.join(format!("{name}.{kind}"));
         let (control, com2, log) = (file("ctl"), file("com2"), file("log"));
         let mut process = Command::new(crate::samepage())
@@ -50,6 +54,7 @@ impl Guest {
             .arg(format!("{memory_mib}M"))
             .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
             .args(["--merge".as_ref(), merge.as_os_str()])
+            .args(sampling.iter().flat_map(|s| ["--sample-working-set", s, "--samples", SAMPLES]))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
@@ -173,6 +178,12 @@ impl Guest {
             }
         }
         Ok(())
+    }
+
+    /// How many samples of its working set were taken.
+    pub(super) fn periods(&mut self) -> Result<u64> {
+        let known = self.ask(&json!({"op": "working_set"}))?;
+        known["working_set"]["periods"].as_u64().with_context(|| format!("no working set: {known}"))
     }
 
     /// Asks it for a balloon of so many pages, which it need not be able to give.

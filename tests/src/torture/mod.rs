@@ -43,6 +43,8 @@ pub struct Options {
     pub pages: u64,
     /// The bits of each page's hash that count: with none, all pages collide.
     pub hash_mask: u64,
+    /// From one sample of each guest's working set to the next; None: none are taken.
+    pub sampling: Option<Duration>,
     /// How long it may take. A round that has begun is brought to its end.
     pub limit: Duration,
     /// The `torture` binary, a process of which is the engine.
@@ -62,6 +64,8 @@ pub struct Tally {
     pub zeros: u64,
     /// Pages that guests gave to their balloons, and read as zeros when they had them back.
     pub ballooned: u64,
+    /// Samples that were taken of the working sets of the guests that are left at the end.
+    pub periods: u64,
     /// Rounds.
     pub rounds: u64,
     /// How often the engine was ended and started again, killed or not.
@@ -80,6 +84,7 @@ impl Tally {
     pub fn json(&self, options: &Options) -> Value {
         json!({
             "seed": options.seed, "guests": options.guests, "memory_mib": options.memory_mib,
+            "sampling_ms": options.sampling.map(|period| period.as_millis() as u64), "periods": self.periods,
             "hash_mask": options.hash_mask, "pages_verified": self.verified, "mismatches": self.mismatches,
             "merged": self.merged, "zeros": self.zeros, "ballooned": self.ballooned, "rounds": self.rounds,
             "engine_restarts": self.engine_restarts, "guest_restarts": self.guest_restarts,
@@ -122,7 +127,7 @@ pub fn run(options: &Options, checked: &(impl Fn(u64) + Sync)) -> Result<Tally> 
     tally.engine_restarts = torture.engine.restarts();
     if tally.mismatches == 0 {
         tally.agents = torture.engine.statistics(options.guests).context("the engine")?;
-        torture.end()?;
+        tally.periods = torture.end()?;
     }
     tally.seconds = began.elapsed().as_secs_f64();
     Ok(tally)
@@ -151,7 +156,7 @@ impl<'a> Torture<'a> {
     }
 
     fn guest(&self, name: &str) -> Result<Guest> {
-        Guest::start(self.dir.path(), name, self.options.memory_mib, self.engine.socket())
+        Guest::start(self.dir.path(), name, self.options, self.engine.socket())
             .with_context(|| format!("guest {name} did not start"))
     }
 
@@ -184,8 +189,16 @@ impl<'a> Torture<'a> {
         Ok(())
     }
 
-    fn end(self) -> Result<()> {
-        self.guests.into_iter().try_for_each(Guest::end)
+    /// Ends all guests. Returns how many samples of working sets they have seen.
+    fn end(self) -> Result<u64> {
+        let mut periods = 0;
+        for mut guest in self.guests {
+            if self.options.sampling.is_some() {
+                periods += guest.periods()?;
+            }
+            guest.end()?;
+        }
+        Ok(periods)
     }
 }
 

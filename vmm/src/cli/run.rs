@@ -3,10 +3,13 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::api;
+use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
+use crate::vm::working_set::{MAX_SAMPLES, Sampling};
 use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, Running, probe};
 use anyhow::Context;
 use devices::virtio::balloon;
@@ -25,6 +28,8 @@ const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
+  samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
+  samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
   samepage run --api-sock ./api.sock             Firecracker's REST API: nothing runs before it is told to
     curl --unix-socket ./api.sock -X PUT http://localhost/boot-source -d '{\"kernel_image_path\": \"builtin\"}'
     curl --unix-socket ./api.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
@@ -97,6 +102,15 @@ pub(super) struct Args {
     /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
     #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
+    /// Estimate how much of its memory the guest uses, from some pages that are watched for so long: 0.01 to 3600
+    #[arg(long, conflicts_with = "api", value_name = "SECONDS", value_parser = sampling_period)]
+    sample_working_set: Option<Duration>,
+    /// How many pages are watched for --sample-working-set: 1 to 2000
+    #[arg(long, requires = "sample_working_set", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=MAX_SAMPLES))]
+    samples: u64,
+    /// How much sooner than by its size the kernel's out-of-memory killer takes this process: -1000 (never) to 1000 (first)
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
+    oom_score_adj: Option<i16>,
     /// End when standard input ends
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -110,6 +124,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
         // It may have ended before.
         anyhow::ensure!(getppid().map(Pid::as_raw_pid) == Some(daemon), "the daemon {daemon} is gone");
+    }
+    if let Some(score) = args.oom_score_adj {
+        own::set_oom_score_adj(score).with_context(|| {
+            format!(
+                "cannot set this process's oom_score_adj to {score}: lower than it is now takes root (CAP_SYS_RESOURCE)"
+            )
+        })?;
     }
     let name = args.id.unwrap_or(args.name);
     if args.kernel.is_some()
@@ -142,6 +163,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }),
         mergeable: args.mergeable,
         huge_pages: args.huge_pages,
+        sampling: args.sample_working_set.map(|period| Sampling { period, samples: args.samples }),
         lifeline: args.lifeline,
     };
     let ending = if args.api_sock.is_some() || args.config_file.is_some() {
@@ -186,6 +208,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The range in the integer that clap compares in.
+fn oom_score_adj() -> std::ops::RangeInclusive<i64> {
+    i64::from(*own::OOM_SCORE_ADJ.start())..=i64::from(*own::OOM_SCORE_ADJ.end())
+}
+
 fn console(text: &str) -> Result<Console, String> {
     match text {
         "" => Err("expected stdio, none, or the name of a file".into()),
@@ -200,6 +227,13 @@ fn id(text: &str) -> Result<String, String> {
     match text.len() {
         1..=MAX_ID_BYTES if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => Ok(text.into()),
         _ => Err(format!("expected 1 to {MAX_ID_BYTES} letters, digits and hyphens")),
+    }
+}
+
+fn sampling_period(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0.01..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected a number of seconds, 0.01 to 3600".into()),
     }
 }
 

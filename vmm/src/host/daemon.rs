@@ -18,6 +18,7 @@ use super::ledger::Means;
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
+use crate::memory::own;
 use crate::vm::control as vm;
 
 /// How often the daemon looks for an interrupt while nobody asks.
@@ -26,6 +27,8 @@ const POLL: Duration = Duration::from_millis(100);
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 32;
+/// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
+const OOM_SCORE_ADJ: i16 = -900;
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// How long an orphaned VM may take to end.
@@ -51,6 +54,10 @@ impl Daemon {
         let path = dir.host_socket()?;
         if UnixStream::connect(&path).is_ok() {
             return Err(HostError::UpAlready { fleet: spec.name });
+        }
+        if let Err(error) = own::set_oom_score_adj(OOM_SCORE_ADJ) {
+            // Its guests are taken before it all the same: they ask to be.
+            tracing::debug!("the daemon's oom_score_adj stays as it is: {error}");
         }
         let _ = fs::remove_file(&path);
         let failed = |source| HostError::Runtime { what: "make the socket", path: path.clone(), source };

@@ -29,6 +29,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const HELD_LIMIT: Duration = Duration::from_secs(3600);
 /// How long a VM process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
+const OOM_SCORE_ADJ: &str = "300";
 /// How much of a log an error message shows.
 const LOG_TAIL_BYTES: u64 = 600;
 
@@ -94,6 +96,7 @@ impl Guest {
             .args(["--cpus", &spec.cpus.to_string()])
             .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
             .args(["--console".as_ref(), log.as_os_str()])
+            .args(["--oom-score-adj", OOM_SCORE_ADJ])
             .args(spec.kernel.iter().flat_map(|k| ["--kernel".as_ref(), k.as_os_str()]))
             .args(spec.initrd.iter().flat_map(|i| ["--initrd".as_ref(), i.as_os_str()]))
             .args(spec.cmdline.iter().flat_map(|c| ["--cmdline", c.as_str()]))

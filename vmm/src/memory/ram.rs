@@ -20,6 +20,8 @@ use super::Extent;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
 use super::merge_log::MergeLog;
 use super::merge_run::Mergeable;
+use super::parking::Parking;
+use super::written::WORD_PAGES;
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -105,13 +107,54 @@ pub struct Ram {
     backing: Backing,
     /// Behind all of RAM in guest-physical order without the hole, with [`Backing::Memfd`].
     file: Option<Arc<File>>,
-    /// Whether some of its pages may be those of slabs; locked by whoever replaces pages by others.
-    slabs: Arc<Mutex<bool>>,
+    placement: Arc<Mutex<Placement>>,
     merges: MergeLog,
     /// See [`Ram::discards`].
     discards: Arc<AtomicU64>,
     /// What was advised of huge pages (MADV_HUGEPAGE, MADV_NOHUGEPAGE), for memory that is mapped anew; 0 is nothing.
     huge_pages: Arc<AtomicI32>,
+}
+
+/// What may be in the place of pages of guest RAM; locked by whoever replaces or moves pages.
+#[derive(Debug, Default)]
+pub(super) struct Placement {
+    /// Some may be those of slabs.
+    pub(super) slabs: bool,
+    /// A bit for each page, as [`super::written`] has them, that lies in a mapping of a slab: also once it was written to, and is a copy of
+    /// the guest's own in there. Empty as long as none does.
+    slab_pages: Vec<u64>,
+    /// Some are elsewhere for a while.
+    pub(super) parking: Parking,
+}
+
+impl Placement {
+    /// Says whether `pages` pages from page number `page` on are in mappings of slabs now.
+    pub(super) fn set_slab(&mut self, page: u64, pages: u64, is: bool) {
+        for page in page..page.saturating_add(pages) {
+            let (word, bit) = ((page / WORD_PAGES) as usize, 1 << (page % WORD_PAGES));
+            match (self.slab_pages.get_mut(word), is) {
+                (Some(word), true) => *word |= bit,
+                (Some(word), false) => *word &= !bit,
+                (None, true) => {
+                    self.slab_pages.resize(word + 1, 0);
+                    self.slab_pages[word] = bit;
+                }
+                // Nor is any page after it.
+                (None, false) => return,
+            }
+        }
+    }
+
+    /// Whether page number `page` is in a mapping of a slab.
+    pub(super) fn is_slab(&self, page: u64) -> bool {
+        let word = self.slab_pages.get((page / WORD_PAGES) as usize).copied().unwrap_or(0);
+        word >> (page % WORD_PAGES) & 1 != 0
+    }
+
+    /// Has parked pages of the range brought back: to be called before anything is done to it, and if it fails nothing may be.
+    pub(super) fn settle(&mut self, hva: usize, bytes: usize) -> io::Result<()> {
+        self.parking.withdraw(hva..hva.saturating_add(bytes))
+    }
 }
 
 /// Where a range of guest RAM lies.
@@ -147,7 +190,7 @@ impl Ram {
             memory: Arc::new(GuestMemory::from_regions(regions)?),
             backing,
             file: file.map(Arc::new),
-            slabs: Arc::default(),
+            placement: Arc::default(),
             merges: MergeLog::default(),
             discards: Arc::default(),
             huge_pages: Arc::default(),
@@ -172,9 +215,25 @@ impl Ram {
             .collect()
     }
 
-    /// Whether some of its pages may be those of slabs. Until the guard is dropped nobody else replaces pages.
-    pub(super) fn slabs(&self) -> MutexGuard<'_, bool> {
-        self.slabs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What may be in the place of its pages. Until the guard is dropped nobody else replaces or moves pages. Who has it touches no guest
+    /// RAM but what he had brought back under it: see [`super::parking`].
+    pub(super) fn placement(&self) -> MutexGuard<'_, Placement> {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pages that are parked now: whoever looks into the page table from outside does not see them where they belong.
+    pub fn parked_pages(&self) -> u64 {
+        self.placement().parking.pages()
+    }
+
+    /// Brings back all parked pages, and has none parked until [`Self::allow_parking`].
+    pub fn forbid_parking(&self) {
+        self.placement().parking.close();
+    }
+
+    /// Undoes [`Self::forbid_parking`].
+    pub fn allow_parking(&self) {
+        self.placement().parking.open();
     }
 
     /// Which of its pages were replaced last.
@@ -201,6 +260,19 @@ impl Ram {
         // SAFETY: RAM is private anonymous memory (the caller has looked) that stays mapped for ever, and every access of ours to it
         // is by raw pointers.
         unsafe { Mergeable::new(extent.hva as usize, extent.bytes, advise) }
+    }
+
+    /// The number of the page at an address of this process, counted through RAM in guest-physical order without the hole. None outside.
+    pub(super) fn page_number(&self, hva: usize) -> Option<u64> {
+        let mut first = 0;
+        for region in self.memory.iter() {
+            let start = region.as_ptr() as usize;
+            match hva.checked_sub(start).map(|offset| offset as u64) {
+                Some(offset) if offset < region.len() => return Some(first + offset / super::PAGE_BYTES),
+                _ => first += region.len() / super::PAGE_BYTES,
+            }
+        }
+        None
     }
 
     /// Total bytes of RAM.
@@ -269,7 +341,12 @@ impl Ram {
         if self.backing != Backing::Anonymous {
             return Err(RamError::NotAnonymous { what });
         }
+        // What is parked is to be advised, too.
+        let mut placement = self.placement();
         for s in self.extents() {
+            placement
+                .settle(s.hva as usize, s.bytes as usize)
+                .map_err(|source| RamError::Advise { what, source })?;
             // SAFETY: the range is a mapping this Ram made and never unmaps; the advices used keep its contents.
             let done = unsafe { libc::madvise(s.hva as *mut libc::c_void, s.bytes as usize, advice) };
             if done != 0 {

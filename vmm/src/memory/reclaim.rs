@@ -50,11 +50,16 @@ impl Ram {
     fn discard_place(&self, gpa: Gpa, place: Place) -> io::Result<()> {
         match self.backing() {
             Backing::Anonymous => {
-                let slabs = self.slabs();
-                if !*slabs {
+                let mut placement = self.placement();
+                // What is parked would come back after.
+                placement.settle(place.hva, place.bytes)?;
+                if !placement.slabs {
                     return drop_pages(place.hva, place.bytes);
                 }
                 map_fresh(self, place.hva, place.bytes)?;
+                if let Some(page) = self.page_number(place.hva) {
+                    placement.set_slab(page, place.bytes as u64 / PAGE_BYTES, false);
+                }
                 self.merges().add(gpa.0, place.bytes as u64 / PAGE_BYTES, With::Fresh);
                 Ok(())
             }
@@ -77,12 +82,15 @@ impl Ram {
     /// once for each. Returns how many of them are done; 0 on a kernel that does not let a process advise itself so
     /// (before 6.13).
     fn drop_batch(&self, ranges: &[Range<Gpa>]) -> usize {
-        let slabs = self.slabs();
-        let (false, Some(process)) = (*slabs, own_process()) else { return 0 };
+        let mut placement = self.placement();
+        let (false, Some(process)) = (placement.slabs, own_process()) else { return 0 };
         let mut places = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         for (place, range) in places.iter_mut().zip(ranges) {
             // One that is not RAM ends the batch; by itself it gets the error it deserves.
             let Some(found) = self.place(range) else { break };
+            if placement.settle(found.hva, found.bytes).is_err() {
+                break;
+            }
             *place = libc::iovec { iov_base: found.hva as *mut libc::c_void, iov_len: found.bytes };
         }
         let count = places.iter().take_while(|place| place.iov_len > 0).count();

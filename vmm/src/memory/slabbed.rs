@@ -92,11 +92,15 @@ impl Slabbed {
         *left = left.checked_sub(2).ok_or(Refusal::Mappings)?;
         // Taken before anything is frozen. A device that gives pages back waits here: else it could drop them between our looking
         // and our mapping, and what it dropped would come back.
-        let mut slabs = ram.slabs();
-        *slabs = true;
+        let mut placement = ram.placement();
+        placement.slabs = true;
         let run = (page - stretch.first, pages);
+        // It is compared with the lock in our hand, and frozen by another userfaultfd.
+        let hva = stretch.hva + run.0.saturating_mul(PAGE_BYTES);
+        let settled = placement.settle(hva as usize, pages.saturating_mul(PAGE_BYTES) as usize);
         // What was refused is mapped as before.
-        work(stretch, run).inspect_err(|_| *left += 2)?;
+        settled.map_err(Refusal::Freeze).and_then(|()| work(stretch, run)).inspect_err(|_| *left += 2)?;
+        placement.set_slab(page, pages, matches!(with, With::Slab { .. }));
         ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
         Ok(())
     }

@@ -32,6 +32,7 @@ use super::sweep::sweeper;
 use super::terminal::Raw;
 use super::throttle::Throttle;
 use super::vcpu::{Shared, Vcpus};
+use super::working_set::Sampler;
 use super::{Config, KernelSource, acpi, boot, cpuid, registers};
 use crate::memory::layout;
 use crate::memory::own;
@@ -151,6 +152,8 @@ impl Vm {
             name: config.name.clone(),
             vcpu_count: config.vcpus,
             write_log: DirtyLog::new(&vm, &ram),
+            sampler: Sampler::start(&ram, config.sampling),
+            clock: Arc::default(),
             ram,
             stats,
             throttle: Throttle::new(vcpus.clone(), shared.clone()),

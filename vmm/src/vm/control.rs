@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::balloon::{BalloonSize, BalloonStatus};
 use super::stats::Values;
 use super::throttle::Throttled;
+use super::working_set::WorkingSet;
 use crate::memory::Extent;
+use crate::memory::page_out::PagedOut;
 
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 16;
@@ -46,6 +48,13 @@ pub enum Request {
         /// The pages of 4096 bytes that it may grow by in a second, at least 1; None: any.
         pages_per_second: Option<u64>,
     },
+    /// Push pages of the guest's own that were not written lately out to the host's swap.
+    PageOut {
+        /// How many at the most.
+        pages: u64,
+    },
+    /// How much of its memory the guest uses.
+    WorkingSet,
     /// The balloon as it is, with what the page table says of it.
     Balloon,
     /// Its sizes alone, which costs nothing.
@@ -74,7 +83,7 @@ impl Request {
 }
 
 /// What a VM answers.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// To [`Request::Status`].
@@ -85,6 +94,10 @@ pub enum Reply {
     Balloon(Box<BalloonStatus>),
     /// To [`Request::BalloonSize`].
     BalloonSize(BalloonSize),
+    /// To [`Request::PageOut`].
+    PagedOut(PagedOut),
+    /// To [`Request::WorkingSet`].
+    WorkingSet(WorkingSet),
     /// The request was carried out.
     Done,
     /// It was not.
@@ -111,6 +124,10 @@ pub struct Status {
     /// How its growth is paced.
     #[serde(default)]
     pub throttle: Throttled,
+    /// Pages that are elsewhere in the process just now, to see whether they are touched. They have frames, which `/proc/PID/pagemap` does not
+    /// show where they belong. There are none while it is paused.
+    #[serde(default)]
+    pub parked_pages: u64,
 }
 
 /// What carries requests out.
@@ -214,6 +231,6 @@ mod tests {
     fn the_status_of_an_older_vm_is_understood() {
         let older = r#"{"name":"vm","pid":1,"paused":false,"vcpus":1,"memory_bytes":4096,"backend":"pvm","extents":[]}"#;
         let status: Status = serde_json::from_str(older).unwrap();
-        assert_eq!(status.throttle, Throttled::default());
+        assert_eq!((status.throttle, status.parked_pages), (Throttled::default(), 0));
     }
 }

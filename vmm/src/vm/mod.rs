@@ -31,6 +31,7 @@ mod terminal;
 pub mod throttle;
 mod timer;
 mod vcpu;
+pub mod working_set;
 
 pub use boot::KernelSource;
 pub use build::Vm;
@@ -82,6 +83,8 @@ pub struct Config {
     pub balloon: Option<device::Config>,
     /// Ask for (or forbid) huge pages; None leaves it to the host.
     pub huge_pages: Option<bool>,
+    /// How its working set is sampled, if it is.
+    pub sampling: Option<working_set::Sampling>,
     /// End the VM when standard input ends; then it is no console input.
     pub lifeline: bool,
 }

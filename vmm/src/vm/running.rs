@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use devices::virtio::balloon;
 use vmm_sys_util::eventfd::EventFd;
@@ -14,8 +15,14 @@ use super::probe;
 use super::stats::KvmStats;
 use super::throttle::{Throttle, ThrottleError};
 use super::vcpu::{Shared, Vcpus};
+use super::working_set::{Sampler, WorkingSet, WorkingSetError};
 use crate::memory::PAGE_BYTES;
+use crate::memory::page_out::{Clock, PageOutError, PagedOut, keep_range};
 use crate::memory::ram::{Backing, Ram};
+use crate::memory::written::{WORD_PAGES, WriteLog};
+
+/// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
+const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
 
 /// The way to a running VM. Clones share it; all of them are used on the main thread.
 #[derive(Clone)]
@@ -30,6 +37,8 @@ pub struct Running {
     pub(super) devices_resumed: Arc<EventFd>,
     pub(super) balloon: Option<balloon::Handle>,
     pub(super) throttle: Throttle,
+    pub(super) clock: Arc<Mutex<Clock>>,
+    pub(super) sampler: Sampler,
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
 }
@@ -46,6 +55,7 @@ impl Running {
             backend: probe::backend_name().to_owned(),
             extents: self.ram.extents(),
             throttle: self.throttle.status(),
+            parked_pages: self.ram.parked_pages(),
         }
     }
 
@@ -56,11 +66,16 @@ impl Running {
 
     /// Stops all vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
     pub fn pause(&self) -> bool {
+        // Who pauses a VM wants to look at its memory, from outside: all of it is to be where it belongs.
+        self.ram.forbid_parking();
         let vcpus = self.vcpus();
         let still = vcpus.pause();
         match still {
             true => self.devices_paused.store(true, Ordering::SeqCst),
-            false => vcpus.resume(),
+            false => {
+                vcpus.resume();
+                self.ram.allow_parking();
+            }
         }
         still
     }
@@ -70,6 +85,7 @@ impl Running {
         self.devices_paused.store(false, Ordering::SeqCst);
         let _ = self.devices_resumed.write(1);
         self.vcpus().resume();
+        self.ram.allow_parking();
     }
 
     /// Guest RAM.
@@ -137,6 +153,31 @@ impl Running {
         self.throttle.set(pages_per_second)
     }
 
+    /// Pushes up to `pages` pages out to the host's swap, of those that are the guest's own and, where the log of writes is on, were not
+    /// written since it was cleared. For some milliseconds: who wants more asks again.
+    pub fn page_out(&self, pages: u64) -> Result<PagedOut, PageOutError> {
+        let until = Instant::now() + PAGE_OUT_LIMIT;
+        let mut keep = self.written().unwrap_or_default();
+        if let Some(balloon) = &self.balloon {
+            keep.resize(self.ram.bytes().div_ceil(PAGE_BYTES * WORD_PAGES) as usize, 0);
+            balloon.held().iter().for_each(|held| keep_range(&self.ram, &mut keep, held.start.0..held.end.0));
+        }
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).page_out(&self.ram, pages, &keep, until)
+    }
+
+    /// How much of its memory the guest uses.
+    pub fn working_set(&self) -> Result<WorkingSet, WorkingSetError> {
+        let written_pages =
+            self.written().map(|log| log.iter().map(|word| u64::from(word.count_ones())).sum());
+        Ok(WorkingSet { written_pages, ..self.sampler.last()? })
+    }
+
+    /// Which pages may have been written since the log was last cleared, by whoever has it on; None if it is off. Clears nothing.
+    fn written(&self) -> Option<Vec<u64>> {
+        let mut written = Vec::new();
+        self.write_log().read(&mut written).ok().map(|()| written)
+    }
+
     /// KVM's own statistics.
     pub fn kvm_stats(&self) -> &KvmStats {
         &self.stats
@@ -183,6 +224,14 @@ impl Serve for Running {
             },
             Request::Throttle { pages_per_second } => match self.set_throttle(pages_per_second) {
                 Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::PageOut { pages } => match self.page_out(pages) {
+                Ok(done) => Reply::PagedOut(done),
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::WorkingSet => match self.working_set() {
+                Ok(known) => Reply::WorkingSet(known),
                 Err(e) => Reply::Error(chain(&e)),
             },
             Request::KvmStats => match self.stats.read() {

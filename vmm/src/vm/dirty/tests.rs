@@ -204,6 +204,7 @@ fn a_running_vm_has_one() {
             reporting: false,
         }),
         huge_pages: None,
+        sampling: None,
         lifeline: false,
     };
     let (started, when_started) = mpsc::channel();

@@ -1,0 +1,275 @@
+//! Parking pages: for a while a page of guest RAM is somewhere else in this process, so that the first touch of it is noticed, by whom
+//! ever: a vCPU, a thread of ours, the kernel on their behalf. Who touches it sleeps until it is back, some microseconds later.
+//!
+//! The page is moved, never copied (mremap with MREMAP_DONTUNMAP): whoever has its frame keeps it. Where it was, userfaultfd reports a
+//! missing page. [`Parking`] is behind the lock that everybody takes who replaces pages of guest RAM, and they have what they are to
+//! replace brought back first: a page that was given back while it was parked would else come back with its old bytes, and one
+//! that was merged would be compared by a thread that sleeps on it with the lock in its hand. So:
+//!
+//! - nobody touches guest RAM with that lock, but pages that he had brought back under it;
+//! - the thread that serves faults ([`super::parker`]) never touches guest RAM at all.
+#![expect(unsafe_code, reason = "moves guest pages, and reaches userfaultfd by ioctls")]
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use super::PAGE_BYTES;
+
+const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
+const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_AA01;
+const UFFDIO_WAKE: libc::c_ulong = 0x8010_AA02;
+const UFFDIO_COPY: libc::c_ulong = 0xC028_AA03;
+const REGISTER_MODE_MISSING: u64 = 1 << 0;
+const PAGE: usize = PAGE_BYTES as usize;
+
+/// `struct uffdio_range`.
+#[repr(C)]
+struct UffdRange {
+    start: u64,
+    bytes: u64,
+}
+
+/// `struct uffdio_register`.
+#[repr(C)]
+struct Register {
+    range: UffdRange,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_copy`.
+#[repr(C)]
+struct Copy {
+    to: u64,
+    from: u64,
+    bytes: u64,
+    mode: u64,
+    copied: i64,
+}
+
+const _: () = assert!(size_of::<UffdRange>() == 16 && size_of::<Register>() == 32 && size_of::<Copy>() == 40);
+
+/// What became of the pages that were parked since [`Parking::begin`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parked {
+    /// Touched, by whomever, and brought back for that.
+    pub touched: u64,
+    /// Brought back because something else was to be done to them: of those it is not known whether they would have been touched.
+    pub withdrawn: u64,
+    /// Untouched to the end.
+    pub idle: u64,
+    /// Parking was not allowed for a part of the time.
+    pub interrupted: bool,
+}
+
+/// The pages of one VM's RAM that are parked.
+#[derive(Debug, Default)]
+pub(super) struct Parking {
+    /// Set once there is somebody who serves its faults.
+    descriptor: Option<Arc<OwnedFd>>,
+    /// Where each is, by the address where it belongs.
+    places: BTreeMap<usize, usize>,
+    closed: bool,
+    so_far: Parked,
+}
+
+impl Parking {
+    /// Parks with `descriptor`, whose faults somebody serves from now on for as long as this process lives.
+    pub(super) fn serve_by(&mut self, descriptor: Arc<OwnedFd>) {
+        self.descriptor = Some(descriptor);
+    }
+
+    /// How many pages are parked.
+    pub(super) fn pages(&self) -> u64 {
+        self.places.len() as u64
+    }
+
+    /// Begins to count anew.
+    pub(super) fn begin(&mut self) {
+        self.so_far = Parked { interrupted: self.closed, ..Parked::default() };
+    }
+
+    /// What was counted since.
+    pub(super) fn so_far(&self) -> Parked {
+        self.so_far
+    }
+
+    /// Brings all back, and parks none until it is opened. What is not back now is when somebody touches it.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.so_far.interrupted = true;
+        if let Err(error) = self.withdraw(0..usize::MAX) {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Says that nobody serves faults any more.
+    pub(super) fn retire(&mut self) {
+        self.close();
+        if self.places.is_empty() {
+            self.descriptor = None;
+        }
+    }
+
+    /// Allows parking again.
+    pub(super) fn open(&mut self) {
+        self.closed = false;
+    }
+
+    /// Parks the page at `hva`, which must be a present page of private anonymous guest RAM, seen so under the lock. False where parking is not
+    /// allowed, or it is parked already.
+    pub(super) fn park(&mut self, hva: usize) -> io::Result<bool> {
+        let Some(descriptor) = self.descriptor.as_ref().filter(|_| !self.closed) else { return Ok(false) };
+        if self.places.contains_key(&hva) {
+            return Ok(false);
+        }
+        let mut register = Register { range: page(hva), mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        ioctl(descriptor, UFFDIO_REGISTER, &mut register)?;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+        // The fifth argument must be there: the kernel takes it for a hint.
+        let anywhere: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the page is guest RAM, which stays mapped where it is: a touch there is answered by the page's return. Where it goes is the
+        // kernel's choice of what nobody has.
+        let place = unsafe { libc::mremap(hva as *mut c_void, PAGE, PAGE, flags, anywhere) };
+        if place == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            // The page is there, so nobody sleeps.
+            ioctl(descriptor, UFFDIO_UNREGISTER, &mut page(hva))?;
+            return Err(error);
+        }
+        self.places.insert(hva, place as usize);
+        Ok(true)
+    }
+
+    /// Brings back the page of an address that was touched, if it is parked, and wakes who sleeps on it in any case: the message of a touch may
+    /// come after the page was brought back.
+    pub(super) fn touched(&mut self, hva: usize) {
+        let hva = hva & !(PAGE - 1);
+        if self.bring_back(hva) {
+            self.so_far.touched += 1;
+        } else if self.places.contains_key(&hva) {
+            // Not back yet. Who was woken now would only ask again.
+            return;
+        } else if let Some(descriptor) = &self.descriptor {
+            // Nearly always there is nothing to undo. But where a registration could not be undone before, and the page is gone since, who
+            // was only woken would ask again for ever.
+            let _ = ioctl(descriptor, UFFDIO_UNREGISTER, &mut page(hva));
+        }
+        self.wake(hva);
+    }
+
+    /// Brings back what is parked of these addresses, for whoever is about to do something else to it.
+    ///
+    /// # Errors
+    /// Some is not back: nothing else may be done to it.
+    pub(super) fn withdraw(&mut self, hvas: Range<usize>) -> io::Result<()> {
+        let here: Vec<usize> = self.places.range(hvas).map(|(hva, _)| *hva).collect();
+        let mut left = 0;
+        for hva in here {
+            match self.bring_back(hva) {
+                true => {
+                    self.so_far.withdrawn += 1;
+                    self.wake(hva);
+                }
+                false => left += 1,
+            }
+        }
+        match left {
+            0 => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("{left} pages of guest RAM that are being sampled could not be brought back"),
+            )),
+        }
+    }
+
+    /// Brings back one of those that are left, which nobody has touched. False when there is none.
+    pub(super) fn bring_back_next(&mut self) -> bool {
+        let Some((&hva, _)) = self.places.first_key_value() else { return false };
+        let back = self.bring_back(hva);
+        if back {
+            self.so_far.idle += 1;
+            self.wake(hva);
+        }
+        back
+    }
+
+    /// Moves a page back. False if it is not parked, or stays so.
+    fn bring_back(&mut self, hva: usize) -> bool {
+        let Some(&place) = self.places.get(&hva) else { return false };
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: the page at `place` is ours alone, and is no more after that. What it replaces at `hva` is empty, and ends its
+        // registration. Nobody holds references to guest RAM.
+        let moved = unsafe { libc::mremap(place as *mut c_void, PAGE, PAGE, flags, hva as *mut c_void) };
+        if moved == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            if let Err(copying) = self.copy_back(hva, place) {
+                // It is tried again when the period ends, and until it is back; so long who touched it sleeps.
+                tracing::error!("a sampled page of guest RAM is not back yet: {error}; {copying}");
+                return false;
+            }
+        }
+        self.places.remove(&hva);
+        true
+    }
+
+    /// The way back that needs no mapping, where the kernel allows no more of them. Unlike the other it makes a new frame, which a device that
+    /// had pinned the old one would not know of: no device of ours pins pages ([`super::in_flight`]).
+    fn copy_back(&self, hva: usize, place: usize) -> io::Result<()> {
+        let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let (to, from) = (hva as u64, place as u64);
+        let mut copy = Copy { to, from, bytes: PAGE_BYTES, mode: 0, copied: 0 };
+        ioctl(descriptor, UFFDIO_COPY, &mut copy)?;
+        // From here on the page is the one at `hva`. A registration that stays reports nothing as long as that is there; after, see `touched`.
+        if let Err(error) = ioctl(descriptor, UFFDIO_UNREGISTER, &mut page(hva)) {
+            tracing::debug!("a sampled page of guest RAM stays watched: {error}");
+        }
+        // SAFETY: the page at `place` is ours alone.
+        unsafe { libc::munmap(place as *mut c_void, PAGE) };
+        Ok(())
+    }
+
+    fn wake(&self, hva: usize) {
+        if let Some(descriptor) = &self.descriptor
+            && let Err(error) = ioctl(descriptor, UFFDIO_WAKE, &mut page(hva))
+        {
+            tracing::error!("who waits for a sampled page of guest RAM cannot be woken: {error}");
+        }
+    }
+}
+
+fn page(hva: usize) -> UffdRange {
+    UffdRange { start: hva as u64, bytes: PAGE_BYTES }
+}
+
+fn ioctl<T>(descriptor: &OwnedFd, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+    // SAFETY: each request here takes the structure it is called with, which is exclusively ours. UFFDIO_COPY writes to a page of guest RAM
+    // that is missing, what it held; the others change no content.
+    match unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+impl Parking {
+    /// As [`Self::bring_back`], by the way that is for want of mappings.
+    pub(super) fn copy_back_now(&mut self, hva: usize) -> io::Result<()> {
+        let place = self.places.get(&hva).copied().ok_or(io::ErrorKind::NotFound)?;
+        self.copy_back(hva, place)?;
+        self.places.remove(&hva);
+        self.wake(hva);
+        Ok(())
+    }
+
+    /// Registers the page, and leaves it where it is.
+    pub(super) fn watch_only(&mut self, hva: usize) -> io::Result<()> {
+        let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let mut register = Register { range: page(hva), mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        ioctl(descriptor, UFFDIO_REGISTER, &mut register)
+    }
+}
