@@ -11,6 +11,7 @@ mod image;
 mod ledger_table;
 mod progress;
 mod run;
+mod top;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Fleet(fleet::Args),
+    Top(top::Args),
     Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Fleet(args) => fleet::run(args),
+        Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
