@@ -20,3 +20,4 @@ mod nested;
 mod run;
 mod slab;
 mod slab_fleet;
+mod watching;

@@ -166,7 +166,10 @@ fn holding_and_keys_are_shown() {
     top.press(Key::Reverse);
     assert_shows(&picture(&top, 80, 24, "").0, &["display held", "p go on", "guest↑"]);
     top.press(Key::Help);
-    assert_shows(&picture(&top, 80, 24, "").0, &["sort the other way round", "touch, limit: first touches each second."]);
+    assert_shows(
+        &picture(&top, 80, 24, "").0,
+        &["sort the other way round", "touch, limit: first touches each second."],
+    );
 }
 
 #[test]
