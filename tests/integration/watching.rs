@@ -176,7 +176,7 @@ fn metrics_say_what_the_status_says() {
         metrics.value("samepage_free_bytes", &[]),
     );
     assert!(used > metrics.value("samepage_frames_bytes", &[]) && free <= capacity - used, "{used} {free}");
-    for kind in ["vmm", "page_tables", "daemon"] {
+    for kind in ["page_tables", "daemon"] {
         let told = metrics.value("samepage_overhead_bytes", &[("kind", kind)]);
         let expected = number(&status["ledger"]["overhead"][kind]) * PAGE_BYTES;
         assert!(
