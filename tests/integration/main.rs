@@ -18,6 +18,8 @@ mod inside;
 mod kernels;
 mod nested;
 mod run;
+mod simulate;
 mod slab;
 mod slab_fleet;
+mod throttle;
 mod watching;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::progress::interrupt_flag;
+use crate::host::HostError;
 use crate::host::daemon::{Daemon, one_line};
 use crate::host::fleet::Watch;
 use crate::host::spec::FleetSpec;
@@ -55,16 +56,20 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         interrupted.clone(),
     );
-    let up = Daemon::up(spec, &watch, interrupted).and_then(|daemon| Ok((daemon.status()?, daemon)));
-    match up {
-        Ok((status, daemon)) => {
-            say(serde_json::json!({ "up": status }));
-            daemon.serve();
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(e) => {
-            say(serde_json::json!({ "error": one_line(&e) }));
-            Err(e.into())
-        }
+    let failure = Mutex::new(None);
+    let failed = |error: HostError| {
+        say(serde_json::json!({ "error": one_line(&error) }));
+        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    };
+    match Daemon::up(spec, &watch, interrupted) {
+        Ok(daemon) => daemon.serve(&watch, |up| match up {
+            Ok(status) => say(serde_json::json!({ "up": status })),
+            Err(error) => failed(error),
+        }),
+        Err(error) => failed(error),
+    }
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error.into()),
+        None => Ok(ExitCode::SUCCESS),
     }
 }

@@ -11,6 +11,9 @@ mod image;
 mod ledger_table;
 mod progress;
 mod run;
+mod simulate;
+mod simulate_table;
+mod stress;
 mod top;
 
 use std::io::Write;
@@ -50,6 +53,8 @@ enum Command {
     Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
+    Simulate(simulate::Args),
+    Stress(stress::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
@@ -70,6 +75,8 @@ pub fn main() -> ExitCode {
         Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Stress(args) => stress::run(args),
         Command::KsmGuard => ksm_guard(),
     };
     result.unwrap_or_else(|error| {

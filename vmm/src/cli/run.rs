@@ -64,7 +64,7 @@ pub(super) struct Args {
     /// Where the console (COM1) goes: stdio, none, or a file to append to
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     console: Console,
-    /// Make a control socket here, one JSON object a line: status, pause, resume, stop, mergeable, kvm_stats
+    /// Make a control socket here, one JSON object a line: status, pause, resume, stop, throttle, ...
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
     /// Make a socket here that carries COM2, through which the guest takes commands (fill, verify, ...)

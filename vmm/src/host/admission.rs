@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::HostError;
 use super::spec::{AdmissionName, FleetSpec, GuestSpec, Overcommit};
 use crate::memory::PAGE_BYTES;
-use crate::overcommit::admission::{Decision, Mode, Promise, Sums, plan};
+use crate::overcommit::admission::{Decision, Mode, Promise, Refusal, Sums, plan};
 use crate::overcommit::ledger::Ledger;
 use crate::overcommit::readings::{Capacity, Host, Readings};
 
@@ -65,9 +65,13 @@ pub fn judge(spec: &FleetSpec) -> Result<Admission, HostError> {
     Ok(Admission { capacity, mode, guests })
 }
 
-/// Judges one guest more, on top of what `ledger` says.
-pub fn judge_one(guest: &GuestSpec, ledger: &Ledger, overcommit: &Overcommit) -> Result<(), HostError> {
-    let Some(mode) = mode(overcommit) else { return Ok(()) };
+/// Judges guests that come later, on top of what `ledger` says. Who may come in has no refusal.
+pub fn judge_more(
+    guests: &[GuestSpec],
+    ledger: &Ledger,
+    overcommit: &Overcommit,
+) -> Result<Vec<Option<Box<Refusal>>>, HostError> {
+    let Some(mode) = mode(overcommit) else { return Ok(vec![None; guests.len()]) };
     let sums = Sums {
         capacity_pages: ledger.capacity,
         free_pages: ledger.cover.free,
@@ -78,7 +82,14 @@ pub fn judge_one(guest: &GuestSpec, ledger: &Ledger, overcommit: &Overcommit) ->
         sharing_debt_pages: ledger.debt.sharing,
         demand_debt_pages: ledger.debt.demand,
     };
-    refused(&decide(std::slice::from_ref(guest), sums, mode)?)
+    let judged = decide(guests, sums, mode)?;
+    Ok(judged
+        .into_iter()
+        .map(|judged| match judged.decision {
+            Decision::Refused(refusal) => Some(Box::new(refusal)),
+            Decision::Admitted { .. } => None,
+        })
+        .collect())
 }
 
 fn decide(guests: &[GuestSpec], sums: Sums, mode: Mode) -> Result<Vec<Judged>, HostError> {

@@ -96,12 +96,13 @@ impl Com2 {
     }
 
     /// Sends a command and waits for its final reply. `step` sees progress and may end the wait by an error;
-    /// it is also called, without progress, while the guest is silent. Silence is allowed for `limit`.
+    /// it is also called, without progress, while the guest is silent, and says whether that is no fault of the guest's.
+    /// Silence that is, is allowed for `limit`.
     pub fn command(
         &mut self,
         command: &Command,
         limit: Duration,
-        step: &mut dyn FnMut(Option<(u64, u64)>) -> Result<(), HostError>,
+        step: &mut dyn FnMut(Option<(u64, u64)>) -> Result<bool, HostError>,
     ) -> Result<Reply, HostError> {
         let failed =
             |guest: &str, source| HostError::Socket { who: format!("COM2 of guest {guest}"), source };
@@ -121,7 +122,8 @@ impl Com2 {
                     });
                 }
                 Some(reply) if reply.is_final() => return Ok(reply),
-                _ => step(None)?,
+                _ if step(None)? => heard = Instant::now(),
+                _ => {}
             }
             if heard.elapsed() > limit {
                 return Err(HostError::Stuck {

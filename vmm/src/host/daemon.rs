@@ -47,7 +47,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Brings the fleet up and begins merging. Guests that an earlier daemon left are taken over.
+    /// Starts the fleet's guests, begins to merge and to keep them within their means. Guests that an earlier daemon left are taken
+    /// over. They are yet to be filled: [`Self::serve`] does that.
     pub fn up(spec: FleetSpec, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
         let dir = FleetDir::of(&spec.name);
         dir.create()?;
@@ -67,12 +68,10 @@ impl Daemon {
                 dir.remove();
             }
         })?;
-        let result = Fleet::up(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
-            fleet.start_merging().inspect_err(|_| fleet.stop())?;
-            Ok(fleet)
-        });
-        let managed = result.and_then(|mut fleet| {
-            let (posts, means, overcommit) = (fleet.posts()?, fleet.means(), fleet.spec.overcommit);
+        let managed = Fleet::ready(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
+            let begun = fleet.start_merging().and_then(|()| fleet.posts());
+            let posts = begun.inspect_err(|_| fleet.stop())?;
+            let (means, overcommit) = (fleet.means(), fleet.spec.overcommit);
             let fleet = Arc::new(Mutex::new(fleet));
             let hands = Box::new(FleetHands { fleet: Arc::downgrade(&fleet), means });
             let governor = Governor::start(posts, &dir, overcommit.knobs, overcommit.policy, hands);
@@ -101,16 +100,24 @@ impl Daemon {
         }
     }
 
-    /// How the fleet is.
-    pub fn status(&self) -> Result<FleetStatus, HostError> {
-        let mut fleet = self.fleet();
-        let reading = fleet.ledger(false)?;
-        Ok(FleetStatus::of(&mut fleet, reading, false))
-    }
-
-    /// Answers clients until told to end, or interrupted; then ends all guests.
-    pub fn serve(self) {
+    /// Has the guests fill their memory, and tells `up` of it; answers clients until told to end, or interrupted; then ends all guests.
+    ///
+    /// What does not fit as it is may fit once it is merged, so they fill last.
+    pub fn serve(self, watch: &Watch, up: impl FnOnce(Result<FleetStatus, HostError>) + Send) {
         thread::scope(|scope| {
+            scope.spawn(|| {
+                let filled = self.fleet().fill(watch);
+                let filled = filled.and_then(|()| self.status());
+                // Without all of its guests it is not the fleet that was asked for.
+                let failed = filled.is_err();
+                if failed {
+                    self.fleet().stop();
+                }
+                up(filled);
+                if failed {
+                    self.interrupted.store(true, Ordering::Relaxed);
+                }
+            });
             while !self.interrupted.load(Ordering::Relaxed) {
                 match self.socket.accept() {
                     Ok((stream, _)) if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS => {
@@ -128,6 +135,12 @@ impl Daemon {
         });
         self.fleet().stop();
         self.dir.remove();
+    }
+
+    fn status(&self) -> Result<FleetStatus, HostError> {
+        let mut fleet = self.fleet();
+        let reading = fleet.ledger(false)?;
+        Ok(FleetStatus::of(&mut fleet, reading, false))
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {

@@ -33,6 +33,15 @@ pub enum HostError {
         #[source]
         source: super::spec::SpecError,
     },
+    /// A scenario file is not one.
+    #[error("the scenario {path} is wrong", path = path.display())]
+    Scenario {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        #[source]
+        source: super::stress::scenario::ScenarioError,
+    },
     /// A directory or file of the runtime directory cannot be used.
     #[error("cannot {what} {path}", path = path.display())]
     Runtime {

@@ -16,7 +16,7 @@ use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
 use super::post::Post;
 use super::runtime::FleetDir;
-use super::spec::{EngineName, FleetSpec};
+use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
 use crate::measure::Space;
 use crate::measure::content::{self, Content};
@@ -26,6 +26,7 @@ use crate::merge::ksm::{Ksm, KsmSettings};
 use crate::merge::off::Off;
 use crate::merge::slab::engine::{SlabEngine, Statistics};
 use crate::merge::{Engine, Progress};
+use crate::overcommit::admission::Refusal;
 use crate::vm::control::Request;
 
 /// How often merging is looked at.
@@ -107,22 +108,48 @@ pub struct Fleet {
     merging: bool,
     /// What all may use, in pages.
     capacity: u64,
+    dir: FleetDir,
+    lifetime: Lifetime,
 }
 
 impl Fleet {
     /// Starts all guests (or takes over those that an earlier daemon left), waits until they are ready and
     /// fills them. On an error those that were started are ended.
     pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
-        let engine: Box<dyn Engine> = match spec.engine {
-            EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
-            EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
-            EngineName::Off => Box::new(Off),
-        };
+        let engine = engine(&spec, dir)?;
         Self::up_with(spec, engine, dir, lifetime, watch)
     }
 
     /// As [`Fleet::up`], with this engine, which must be of the kind that `spec` names.
     pub fn up_with(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let mut fleet = Self::ready_with(spec, engine, dir, lifetime, watch)?;
+        match fleet.fill(watch) {
+            Ok(()) => Ok(fleet),
+            Err(e) => {
+                fleet.stop();
+                Err(e)
+            }
+        }
+    }
+
+    /// Starts all guests (or takes over those that an earlier daemon left) and waits until they are ready. They are yet to be filled.
+    pub fn ready(
+        spec: FleetSpec,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let engine = engine(&spec, dir)?;
+        Self::ready_with(spec, engine, dir, lifetime, watch)
+    }
+
+    fn ready_with(
         spec: FleetSpec,
         engine: Box<dyn Engine>,
         dir: &FleetDir,
@@ -135,8 +162,16 @@ impl Fleet {
             admission::judge(&spec)?.check()?;
         }
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
-        let mut fleet = Self { guests: Vec::new(), engine, merging: false, capacity: capacity.pages, spec };
-        let result = fleet.bring_up(dir, lifetime, watch);
+        let mut fleet = Self {
+            guests: Vec::new(),
+            engine,
+            merging: false,
+            capacity: capacity.pages,
+            dir: dir.clone(),
+            lifetime,
+            spec,
+        };
+        let result = fleet.bring_up(watch);
         match result {
             Ok(()) => Ok(fleet),
             Err(e) => {
@@ -146,30 +181,77 @@ impl Fleet {
         }
     }
 
-    fn bring_up(&mut self, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<(), HostError> {
+    /// Has all guests fill their memory as the fleet file says, those that have not yet.
+    pub fn fill(&mut self, watch: &Watch) -> Result<(), HostError> {
+        self.each(|guest| guest.fill(watch)).map(drop)
+    }
+
+    fn bring_up(&mut self, watch: &Watch) -> Result<(), HostError> {
         // Before the guests: they share from the first instant what others have loaded.
         self.engine.open()?;
-        for (n, spec) in self.spec.guests.iter().enumerate() {
-            let left = match lifetime {
-                Lifetime::TheirOwn => Guest::adopt(spec, n, dir)?,
+        for (n, spec) in self.spec.guests.clone().iter().enumerate() {
+            let left = match self.lifetime {
+                Lifetime::TheirOwn => Guest::adopt(spec, n, &self.dir)?,
                 Lifetime::WithUs => None,
             };
-            let guest = match left {
-                Some(guest) => guest,
-                None => Guest::start(spec, n, dir, lifetime, self.spec.engine)?,
-            };
-            if let Some(pid) = guest.pid() {
-                self.engine.admit(&spec.name, pid, &spec.domain, spec.memory_bytes);
+            match left {
+                Some(guest) => self.take_in(guest),
+                None => self.start(spec, n)?,
             }
-            self.guests.push(guest);
         }
-        self.each(|guest| guest.wait_ready(watch))?;
-        self.each(|guest| guest.fill(watch))?;
+        self.each(|guest| guest.wait_ready(watch)).map(drop)
+    }
+
+    fn start(&mut self, spec: &GuestSpec, number: usize) -> Result<(), HostError> {
+        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine)?;
+        self.take_in(guest);
         Ok(())
     }
 
+    fn take_in(&mut self, guest: Guest) {
+        if let Some(pid) = guest.pid() {
+            self.engine.admit(&guest.spec.name, pid, &guest.spec.domain, guest.spec.memory_bytes);
+        }
+        self.guests.push(guest);
+    }
+
+    /// Lets guests in that come later, as far as the ledger allows, and waits until they are ready; `number` is that of the first.
+    /// They are yet to be filled. Returns who was not let in, and why.
+    pub fn let_in(
+        &mut self,
+        guests: &[(usize, GuestSpec)],
+        watch: &Watch,
+    ) -> Result<Vec<(String, Box<Refusal>)>, HostError> {
+        let mut refused = Vec::new();
+        let ledger = self.ledger(false)?.ledger;
+        let specs: Vec<GuestSpec> = guests.iter().map(|(_, spec)| spec.clone()).collect();
+        let judged = admission::judge_more(&specs, &ledger, &self.spec.overcommit)?;
+        for ((number, spec), refusal) in guests.iter().zip(judged) {
+            match refusal {
+                Some(refusal) => refused.push((spec.name.clone(), refusal)),
+                None => {
+                    self.spec.guests.push(spec.clone());
+                    self.start(spec, *number)?;
+                }
+            }
+        }
+        self.each(|guest| guest.wait_ready(watch))?;
+        if self.merging && self.spec.engine == EngineName::Ksm {
+            self.each(|guest| guest.control(&Request::Mergeable { on: true }))?;
+        }
+        Ok(refused)
+    }
+
+    /// Ends a guest that is not needed any more.
+    pub fn let_go(&mut self, name: &str) {
+        if let Some(at) = self.guests.iter().position(|guest| guest.spec.name == name) {
+            self.guests.remove(at).stop();
+            self.spec.guests.retain(|guest| guest.name != name);
+        }
+    }
+
     /// Does something with every guest that runs, all at the same time. One that ends meanwhile is left out.
-    fn each<T: Send>(
+    pub(super) fn each<T: Send>(
         &mut self,
         work: impl Fn(&mut Guest) -> Result<T, HostError> + Sync,
     ) -> Result<Vec<T>, HostError> {
@@ -387,4 +469,13 @@ impl Fleet {
             }
         });
     }
+}
+
+/// The engine that `spec` asks for.
+fn engine(spec: &FleetSpec, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
+    Ok(match spec.engine {
+        EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
+        EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
+        EngineName::Off => Box::new(Off),
+    })
 }

@@ -16,7 +16,7 @@ use super::diary::{Diary, Entry};
 use super::ledger::{Means, Reading};
 use super::observer::{Observation, Observer};
 use super::policy_state::PolicyState;
-use super::post::Post;
+use super::post::{self, Post};
 use super::runtime::FleetDir;
 use crate::overcommit::action::Action;
 use crate::overcommit::knobs::Knobs;
@@ -26,8 +26,11 @@ use crate::overcommit::pressure::Pressure;
 use crate::overcommit::view::{GuestView, HostView};
 use crate::vm::control::Request;
 
-/// From one look to the next, unless looking takes longer than a fiftieth of that.
+/// From one look to the next, unless that would take more than one part in so many of one processor's time ...
 const INTERVAL: Duration = Duration::from_millis(200);
+const LOOK_PART: u32 = 50;
+/// ... but no longer than this: memory may be gone faster.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the thread sees that it is to end.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -58,6 +61,8 @@ pub struct Management {
     pub suspended: BTreeMap<String, String>,
     /// Guests that were stopped, and why.
     pub stopped: BTreeMap<String, String>,
+    /// The most that was ever in use, in pages.
+    pub peak_used_pages: u64,
     /// Looks so far.
     pub looks: u64,
     /// Processor time that looking and deciding took, in seconds.
@@ -74,6 +79,7 @@ pub struct Governor {
 
 struct Shared {
     posts: Mutex<Vec<Post>>,
+    knobs: Mutex<Knobs>,
     management: Mutex<Management>,
     ending: AtomicBool,
 }
@@ -89,6 +95,7 @@ impl Governor {
     ) -> Result<Self, HostError> {
         let shared = Arc::new(Shared {
             posts: Mutex::new(posts),
+            knobs: Mutex::new(knobs),
             management: Mutex::default(),
             ending: AtomicBool::new(false),
         });
@@ -98,7 +105,6 @@ impl Governor {
             shared: shared.clone(),
             observer: Observer::default(),
             state: PolicyState::load(dir),
-            knobs,
             act,
             hands,
             began: Instant::now(),
@@ -111,6 +117,11 @@ impl Governor {
     /// Manages these guests from now on.
     pub fn set_posts(&self, posts: Vec<Post>) {
         *lock(&self.shared.posts) = posts;
+    }
+
+    /// Decides by these knobs from now on.
+    pub fn set_knobs(&self, knobs: Knobs) {
+        *lock(&self.shared.knobs) = knobs;
     }
 
     /// How the fleet is managed.
@@ -145,7 +156,6 @@ struct Work {
     shared: Arc<Shared>,
     observer: Observer,
     state: PolicyState,
-    knobs: Knobs,
     act: bool,
     hands: Box<dyn Hands>,
     began: Instant,
@@ -155,9 +165,10 @@ impl Work {
     fn run(mut self) {
         let mut interval = INTERVAL;
         while !self.wait(interval) {
-            let begin = Instant::now();
+            // Not by the clock: on a busy host a look waits for others, and must not be the rarer for it.
+            let before = self.observer.cpu_time();
             self.look();
-            interval = INTERVAL.max(begin.elapsed() * 50);
+            interval = ((self.observer.cpu_time() - before) * LOOK_PART).clamp(INTERVAL, LONGEST_INTERVAL);
         }
     }
 
@@ -178,70 +189,82 @@ impl Work {
         let mut entries = Vec::new();
         if self.act {
             self.state.keep(&guests);
+            let knobs = *lock(&self.shared.knobs);
             let mut memory = std::mem::take(&mut self.state.memory);
-            let actions = policy::step(&mut memory, &host, &guests, &self.knobs);
+            let actions = policy::step(&mut memory, &host, &guests, &knobs);
             self.state.memory = memory;
-            for action in actions {
-                let guest = action.guest().and_then(|n| posts.get(n));
-                let error = self.carry_out(&action, guest).err().map(|error| super::daemon::one_line(&error));
-                entries.push(Entry::new(
-                    &action,
-                    guest.map(|post| post.guest.clone()),
-                    error,
-                    host.now_seconds,
-                ));
+            if !actions.is_empty() {
+                self.observer.has_acted();
             }
+            entries = self.carry_out_all(&actions, &posts, host.now_seconds);
         }
         self.tell(host, guests, reading, entries);
     }
 
-    fn carry_out(&mut self, action: &Action, guest: Option<&Post>) -> Result<(), HostError> {
-        let Some(post) = guest else {
-            if let Action::Merge { eager } = action {
-                self.hands.merge(*eager);
-            }
-            return Ok(());
-        };
-        match *action {
-            Action::Merge { .. } => {}
-            Action::Balloon { target_pages, .. } => {
-                let pages = u32::try_from(target_pages).unwrap_or(u32::MAX);
-                post.command(&Request::BalloonTarget { pages })?;
-            }
-            Action::Throttle { pages_per_second, .. } => {
-                let _ = pages_per_second;
-            }
-            Action::PageOut { pages, .. } => _ = pages,
-            // What is suspended is written down first: the next daemon must know that it was us.
-            Action::Suspend { reason, .. } => {
-                self.state.suspend(&post.guest, &reason.to_string());
-                post.command(&Request::Pause)?;
-            }
-            Action::Resume { .. } => {
-                post.command(&Request::Resume)?;
-                self.state.resume(&post.guest);
-            }
-            Action::Stop { reason, .. } => {
-                self.state.stop(&post.guest, &reason.to_string());
-                post.command(&Request::Stop)?;
+    fn carry_out_all(&mut self, actions: &[Action], posts: &[Post], seconds: f64) -> Vec<Entry> {
+        // What is suspended is written down first: the next daemon must know that it was us.
+        for action in actions {
+            match (action, action.guest().and_then(|n| posts.get(n))) {
+                (Action::Merge { eager }, _) => self.hands.merge(*eager),
+                (Action::Suspend { reason, .. }, Some(post)) => {
+                    self.state.suspend(&post.guest, &reason.to_string());
+                }
+                (Action::Stop { reason, .. }, Some(post)) => {
+                    self.state.stop(&post.guest, &reason.to_string())
+                }
+                _ => {}
             }
         }
-        Ok(())
+        // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
+        let told = post::each(posts, |n, post| {
+            let its = actions.iter().filter(|action| action.guest() == Some(n));
+            its.map(|action| tell(action, post).err().map(|e| super::daemon::one_line(&e)))
+                .collect::<Vec<_>>()
+        });
+        for action in actions {
+            if let (Action::Resume { .. }, Some(post)) = (action, action.guest().and_then(|n| posts.get(n))) {
+                self.state.resume(&post.guest);
+            }
+        }
+        let mut told: Vec<_> = told.into_iter().map(Vec::into_iter).collect();
+        let entry = |action: &Action| {
+            let guest = action.guest().and_then(|n| posts.get(n)).map(|post| post.guest.clone());
+            let error = action.guest().and_then(|n| told.get_mut(n)?.next()).flatten();
+            Entry::new(action, guest, error, seconds)
+        };
+        actions.iter().map(entry).collect()
     }
 
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
         now.pressure = self.state.memory.pressure();
+        now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
         now.host = Some(host);
         now.guests = guests;
         now.looks += 1;
         now.acting = self.act;
         (now.suspended, now.stopped) = (self.state.suspended.clone(), self.state.stopped.clone());
-        now.cpu_seconds = self.observer.cpu_seconds();
+        now.cpu_seconds = self.observer.cpu_time().as_secs_f64();
         if let Some(reading) = reading {
             now.ledger_seconds = (reading.seconds, self.observer.ledger_interval_seconds());
             now.ledger = Some(reading.ledger);
         }
         entries.into_iter().for_each(|entry| now.diary.add(entry));
     }
+}
+
+/// Has a guest's VM do what was decided.
+fn tell(action: &Action, post: &Post) -> Result<(), HostError> {
+    let request = match *action {
+        Action::Merge { .. } => return Ok(()),
+        Action::Balloon { target_pages, .. } => {
+            Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
+        }
+        Action::Throttle { pages_per_second, .. } => Request::Throttle { pages_per_second },
+        Action::PageOut { .. } => return Ok(()),
+        Action::Suspend { .. } => Request::Pause,
+        Action::Resume { .. } => Request::Resume,
+        Action::Stop { .. } => Request::Stop,
+    };
+    post.command(&request)
 }

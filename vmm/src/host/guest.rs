@@ -6,7 +6,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report};
+use guest::layout::Layout;
+use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report, Target};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
@@ -24,6 +25,8 @@ const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
 const LINUX_LIMIT: Duration = Duration::from_secs(180);
 /// How long a guest may be silent during a long command: progress comes more often than this.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a command may take a guest that is throttled or suspended.
+const HELD_LIMIT: Duration = Duration::from_secs(3600);
 /// How long a VM process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How much of a log an error message shows.
@@ -205,6 +208,17 @@ impl Guest {
         Ok(())
     }
 
+    /// Fills so many pages, whatever the fleet file says of their number; of that mix, or nothing where it says none.
+    pub fn fill_pages(&mut self, pages: u64, watch: &Watch) -> Result<(), HostError> {
+        let Some(mut fill) = self.spec.fill else { return Ok(()) };
+        fill.pages = Some(pages);
+        let Some(command) = fill.command(self.number) else { return Ok(()) };
+        self.command(&Command::Fill(command), Stage::Fill, watch)?;
+        self.fill = Some(command);
+        self.save();
+        Ok(())
+    }
+
     /// Has the guest check every page it filled. Returns pages checked and pages wrong.
     pub fn verify(&mut self, watch: &Watch) -> Result<(u64, u64), HostError> {
         match self.command(&Command::Verify, Stage::Verify, watch)? {
@@ -228,17 +242,23 @@ impl Guest {
 
     fn command(&mut self, command: &Command, stage: Stage, watch: &Watch) -> Result<Reply, HostError> {
         let number = self.number;
+        let post = self.post()?;
         let Some(com2) = &mut self.com2 else {
             return Err(HostError::Socket {
                 who: format!("COM2 of guest {}", self.spec.name),
                 source: io::ErrorKind::NotConnected.into(),
             });
         };
+        let began = Instant::now();
         let result = com2.command(command, SILENCE_LIMIT, &mut |progress| {
             if let Some((done, total)) = progress {
                 watch.tell(stage, number, done, total);
             }
-            watch.check()
+            watch.check()?;
+            // One that is held back says nothing, and is not to blame.
+            let held =
+                |post: &Post| post.status().is_ok_and(|s| s.paused || s.throttle.pages_per_second.is_some());
+            Ok(progress.is_none() && began.elapsed() < HELD_LIMIT && post.as_ref().is_some_and(held))
         });
         if result.is_err() {
             self.check_alive()?;
@@ -287,6 +307,20 @@ impl Guest {
     /// Is it the built-in guest, whose pages lie where it says?
     pub fn is_built_in(&self) -> bool {
         self.ready.is_some_and(|r| r.kind == Kind::Builtin)
+    }
+
+    /// How many pages of one kind it was filled with; None if it was not, or nobody knows.
+    pub fn pages_of(&self, target: Target) -> Option<u64> {
+        let fill = self.fill?;
+        let pages = fill.pages?;
+        let layout = Layout::new(fill.mix, pages);
+        Some(match target {
+            Target::All => pages,
+            Target::Only(class) => {
+                let segment = layout.segment(class);
+                segment.end - segment.start
+            }
+        })
     }
 
     /// What it was filled with.

@@ -1,11 +1,13 @@
 //! Reads a fleet's ledger off the host: page tables, the kernel's books, the balloons, the engine.
 
 use std::fs;
-use std::time::Instant;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::HostError;
 use super::guest::is_running;
-use super::post::{Post, Said};
+use super::post::{self, Post, Said};
 use crate::measure::audit::{self, Audit};
 use crate::measure::frames::{self, Frames};
 use crate::measure::{MeasureError, Space};
@@ -38,7 +40,7 @@ pub struct Reading {
     pub frames: Frames,
     /// What each guest's VM said, in the order of `frames.guests`.
     pub said: Vec<Said>,
-    /// How long it took to read.
+    /// Processor time that reading it took here, in seconds.
     pub seconds: f64,
     /// The audit, where one was asked for.
     pub audit: Option<Audit>,
@@ -46,15 +48,16 @@ pub struct Reading {
 
 /// Reads the ledger of those of `posts` that run. With `audited`, checks it by other means, too.
 pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, HostError> {
-    let begin = Instant::now();
+    let begin = thread_time();
     // One that ends between two questions is left out the next time.
     for _ in 0..=posts.len() {
         let mut asked = Vec::new();
-        for post in posts.iter().filter(|post| is_running(post.pid)) {
-            match post.ask() {
-                Ok(said) => asked.push((post, said)),
-                Err(_) if !is_running(post.pid) => {}
-                Err(error) => return Err(error),
+        let said = post::each(posts, |_, post| is_running(post.pid).then(|| post.ask()));
+        for (post, said) in posts.iter().zip(said) {
+            match said {
+                Some(Ok(said)) => asked.push((post, said)),
+                Some(Err(error)) if is_running(post.pid) => return Err(error),
+                _ => {}
             }
         }
         let spaces: Vec<Space> = asked.iter().map(|(_, said)| said.space()).collect();
@@ -69,7 +72,13 @@ pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, Host
         };
         let ledger = account(&asked, &frames, means);
         let said = asked.into_iter().map(|(_, said)| said).collect();
-        return Ok(Reading { ledger, frames, said, seconds: begin.elapsed().as_secs_f64(), audit });
+        return Ok(Reading {
+            ledger,
+            frames,
+            said,
+            seconds: thread_time().saturating_sub(begin).as_secs_f64(),
+            audit,
+        });
     }
     Err(HostError::Measure(MeasureError::TooMany { guests: posts.len() }))
 }
@@ -120,4 +129,10 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
         overhead,
     };
     Ledger::of(&guests, &host, frames.estimated)
+}
+
+/// Processor time of this thread.
+pub(super) fn thread_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -21,5 +21,6 @@ pub mod post;
 pub mod runtime;
 pub mod spec;
 pub mod status;
+pub mod stress;
 
 pub use error::HostError;

@@ -6,18 +6,19 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::guest::is_running;
-use super::ledger::{self, Means, Reading};
+use super::ledger::{self, Means, Reading, thread_time};
 use super::policy_state::PolicyState;
-use super::post::{Post, Said};
+use super::post::{self, Post, Said};
 use crate::memory::PAGE_BYTES;
 use crate::memory::smaps::ProcessPages;
 use crate::overcommit::readings::Host;
 use crate::overcommit::view::{BalloonView, GuestState, GuestView, HostView};
-use crate::vm::control::Request;
+use crate::vm::balloon::BalloonSize;
+use crate::vm::control::{Request, Status};
 
+/// VMs are asked at most so often, unless something was asked of them.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// The ledger is read at most so often ...
 const LEDGER_INTERVAL: Duration = Duration::from_secs(1);
 /// ... and takes at most one part in so many of one processor's time.
@@ -43,7 +44,15 @@ pub struct Observer {
     host: Host,
     last: Option<LastReading>,
     seen: HashMap<String, Seen>,
+    said: HashMap<String, Answer>,
+    asked: Option<Instant>,
     cpu: Duration,
+}
+
+/// What a VM said of itself.
+struct Answer {
+    status: Status,
+    size: Option<BalloonSize>,
 }
 
 struct LastReading {
@@ -69,7 +78,10 @@ impl Observer {
             .iter()
             .map(|post| is_running(post.pid).then(|| ProcessPages::of(post.pid).ok()).flatten())
             .collect();
+        self.ask(posts);
+        let before_reading = thread_time();
         let reading = self.read_if_due(posts, &processes);
+        let reading_took = thread_time().saturating_sub(before_reading);
         let mut used = 0i64;
         let guests = posts
             .iter()
@@ -99,18 +111,37 @@ impl Observer {
             psi: readings.and_then(|r| r.psi),
             merging: self.means.merging,
         };
-        self.cpu += thread_time().saturating_sub(begin);
+        self.cpu += thread_time().saturating_sub(begin + reading_took);
         Observation { host, guests, reading }
     }
 
-    /// Processor time that looking took so far, in seconds.
-    pub fn cpu_seconds(&self) -> f64 {
-        self.cpu.as_secs_f64()
+    /// Processor time that looking took so far, the ledger not counted, which keeps its own limit.
+    pub fn cpu_time(&self) -> Duration {
+        self.cpu
     }
 
     /// How often the ledger is read, in seconds.
     pub fn ledger_interval_seconds(&self) -> f64 {
         self.ledger_interval().as_secs_f64()
+    }
+
+    /// The next look asks the VMs again, for something was asked of them.
+    pub fn has_acted(&mut self) {
+        self.asked = None;
+    }
+
+    /// Asks the VMs how they are, now and then: what changes from look to look, `/proc` says without them.
+    fn ask(&mut self, posts: &[Post]) {
+        let all_known = posts.iter().all(|post| self.said.contains_key(&post.guest));
+        if all_known && self.asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
+            return;
+        }
+        let answers = post::each(posts, |_, post| {
+            let status = is_running(post.pid).then(|| post.status().ok()).flatten()?;
+            Some((post.guest.clone(), Answer { status, size: post.balloon_size() }))
+        });
+        self.said = answers.into_iter().flatten().collect();
+        self.asked = Some(Instant::now());
     }
 
     fn ledger_interval(&self) -> Duration {
@@ -131,9 +162,7 @@ impl Observer {
             return None;
         }
         // Asked now, the guests' own statistics are there the next time.
-        for post in posts {
-            let _ = post.command(&Request::BalloonStatistics);
-        }
+        post::each(posts, |_, post| _ = post.command(&Request::BalloonStatistics));
         let reading = ledger::read(posts, self.means, false).ok()?;
         let anonymous = posts
             .iter()
@@ -170,15 +199,16 @@ impl Observer {
             let said = last.reading.said.iter().find(|said| said.status.name == post.guest);
             view.spare_pages = said.and_then(spare_pages);
         }
-        if let Ok(status) = post.status() {
-            if status.paused {
+        if let Some(said) = self.said.get(&post.guest) {
+            if said.status.paused {
                 view.state = state.of_paused(&post.guest);
             }
+            view.throttle_pages_per_second = said.status.throttle.pages_per_second;
+            view.balloon = said.size.filter(|size| size.driver).map(|size| BalloonView {
+                target_pages: size.target_pages.into(),
+                actual_pages: size.actual_pages.into(),
+            });
         }
-        view.balloon = post.balloon_size().filter(|size| size.driver).map(|size| BalloonView {
-            target_pages: size.target_pages.into(),
-            actual_pages: size.actual_pages.into(),
-        });
         (view, more)
     }
 }
@@ -201,10 +231,4 @@ fn spare_pages(said: &Said) -> Option<u64> {
     let balloon = said.balloon.as_ref()?;
     let bytes = ["available_memory", "free_memory"].iter().find_map(|name| balloon.guest.get(*name))?;
     Some(bytes / PAGE_BYTES)
-}
-
-/// Processor time of this thread.
-fn thread_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -1,6 +1,7 @@
 //! A guest as whoever manages its memory sees it: its control socket, its process, and what the fleet file promised it.
 
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use super::HostError;
@@ -11,6 +12,8 @@ use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};
 use crate::vm::control::{Reply, Request, Status};
 
+/// How many VMs are asked at once.
+const AT_ONCE: usize = 32;
 /// How long a VM process may take to answer. Many wait for the slowest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -27,6 +30,22 @@ pub struct Post {
     pub memory_bytes: u64,
     /// How it stands against the others.
     pub standing: Standing,
+}
+
+/// Asks many VMs at once: one that is busy does not keep the others waiting. The results are in the order of `posts`.
+pub fn each<T: Send>(posts: &[Post], work: impl Fn(usize, &Post) -> T + Sync) -> Vec<T> {
+    let mut all = Vec::with_capacity(posts.len());
+    for (n, some) in posts.chunks(AT_ONCE).enumerate() {
+        let work = &work;
+        thread::scope(|scope| {
+            let begin = n * AT_ONCE;
+            let threads: Vec<_> =
+                some.iter().enumerate().map(|(m, post)| scope.spawn(move || work(begin + m, post))).collect();
+            // A thread that panicked has said so; its guest is as one that does not answer.
+            all.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
+        });
+    }
+    all
 }
 
 /// What a guest's VM says of itself.

@@ -230,9 +230,10 @@ pub struct FleetSpec {
     pub guests: Vec<GuestSpec>,
 }
 
+/// A fleet file as it is written; [`FleetSpec::of`] checks it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FleetFile {
+pub struct FleetFile {
     name: String,
     #[serde(default = "default_engine")]
     engine: EngineName,
@@ -261,8 +262,10 @@ struct GuestKeys {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     balloon: Option<BalloonSpec>,
-    #[serde(flatten)]
-    standing: StandingKeys,
+    min: Option<String>,
+    max: Option<String>,
+    shares: Option<u32>,
+    priority: Option<u32>,
     fill: Option<FillSpec>,
 }
 
@@ -279,8 +282,10 @@ struct NamedGuest {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     balloon: Option<BalloonSpec>,
-    #[serde(flatten)]
-    standing: StandingKeys,
+    min: Option<String>,
+    max: Option<String>,
+    shares: Option<u32>,
+    priority: Option<u32>,
     fill: Option<FillSpec>,
 }
 
@@ -295,7 +300,11 @@ impl FleetSpec {
 
     /// As [`Self::read`], for text whose relative paths begin at `dir`.
     pub fn parse(text: &str, dir: &Path) -> Result<Self, SpecError> {
-        let file: FleetFile = toml::from_str(text)?;
+        Self::of(toml::from_str(text)?, dir)
+    }
+
+    /// Checks `file`, whose relative paths begin at `dir`.
+    pub fn of(file: FleetFile, dir: &Path) -> Result<Self, SpecError> {
         check_name(&file.name)?;
         let mut guests = Vec::new();
         for named in &file.guest {
@@ -359,11 +368,14 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
     if initrd.is_some() && kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
-    let standing = own
-        .standing
-        .or(&common.standing)
-        .of(memory_bytes)
-        .map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
+    let standing = StandingKeys {
+        min: own.min.as_ref().or(common.min.as_ref()),
+        max: own.max.as_ref().or(common.max.as_ref()),
+        shares: own.shares.or(common.shares),
+        priority: own.priority.or(common.priority),
+    };
+    let standing =
+        standing.of(memory_bytes).map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
     let balloon = own.balloon.or(common.balloon).unwrap_or_default();
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
     Ok(GuestSpec {

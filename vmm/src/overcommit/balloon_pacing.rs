@@ -9,6 +9,7 @@ use super::view::{BalloonView, GuestView};
 
 /// What is remembered of one guest's balloon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pacing {
     /// What was in it when the watch for refusal began; None while it is where it should be.
     watched_from_pages: Option<u64>,

@@ -81,6 +81,8 @@ knobs! {
     margin_percent: f64 = 0.5, 0 ..= 10.0;
     /// And only after so long in it.
     hold_seconds: f64 = 5.0, 0 ..= MAX_SECONDS;
+    /// Soft comes already when memory falls so fast that it will be below the threshold after so long; hard after half of it.
+    look_ahead_seconds: f64 = 4.0, 0 ..= 600.0;
     /// PSI `some` avg10 that makes it at least soft.
     psi_soft_percent: f64 = 10.0, 0 ..= 100.0;
     /// PSI `full` avg10 that makes it at least hard.
@@ -115,6 +117,8 @@ knobs! {
     /// ... up to this.
     retry_most_seconds: f64 = 3600.0, 1 ..= MAX_SECONDS;
 
+    /// All guests together may touch no more for the first time than would use up free memory in so long, however much is free.
+    brake_seconds: f64 = 1.0, 0 ..= MAX_SECONDS;
     /// First touches are throttled so that free memory lasts so long.
     throttle_horizon_seconds: f64 = 20.0, 1 ..= MAX_SECONDS;
     /// A guest below its minimum is never held to less than this.

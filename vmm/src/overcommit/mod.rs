@@ -16,6 +16,7 @@ mod paging;
 pub mod policy;
 pub mod pressure;
 pub mod readings;
+pub mod simulate;
 mod suspension;
 mod throttling;
 pub mod view;

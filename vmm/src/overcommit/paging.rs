@@ -1,6 +1,7 @@
 //! Which guests' pages go to swap, when balloons are too slow.
 
 use super::action::Action;
+use super::balloon_pacing::{dead_band_pages, wants_more};
 use super::policy::Scene;
 use super::pressure::Pressure;
 use super::view::{GuestState, GuestView};
@@ -8,17 +9,29 @@ use super::view::{GuestState, GuestView};
 /// The fewest pages worth a request.
 const LEAST_PAGES: u64 = 64;
 
-/// Pages out what is cold, those first who have most above their fair part. Returns how many pages could still be paged out.
+/// Pages out what is cold, those first who have most above their fair part. While memory is not short, only who does not give
+/// by a balloon is paged out, and only what others lack for that. Returns how many pages could still be paged out.
 pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     let (host, knobs) = (scene.host, scene.knobs);
     let swap = host.swap_free_pages.saturating_sub(knobs.swap_reserve_pages);
-    if scene.pressure < Pressure::Hard || swap < LEAST_PAGES {
+    let short = scene.pressure >= Pressure::Hard;
+    if swap < LEAST_PAGES || !(short || lacks_for_others(scene)) {
         return 0;
     }
     let fair = scene.fair_pages();
     let mut victims = Vec::new();
     for (i, guest) in scene.guests.iter().enumerate() {
-        let pages = pageable(guest, scene.active_pages[i], fair[i]);
+        let refuses = guest.balloon.is_some() && !scene.follows[i];
+        let pages = match short {
+            true => pageable(guest, scene.active_pages[i], fair[i]),
+            // Who cannot give keeps what it uses; who could and does not, does not.
+            false if refuses => pageable(guest, 0, fair[i]).min(guest.held_pages().saturating_sub(fair[i])),
+            false if guest.balloon.is_none() => guest
+                .held_pages()
+                .saturating_sub(fair[i].max(scene.active_pages[i]))
+                .min(pageable(guest, 0, 0)),
+            false => 0,
+        };
         if pages >= LEAST_PAGES {
             let excess = (guest.held_pages() as f64 - fair[i] as f64) / guest.weight();
             let runs = guest.state != GuestState::Suspended;
@@ -27,10 +40,13 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     }
     // Who is suspended has no use for it; who does not give by a balloon gives so.
     victims.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)).then(a.3.cmp(&b.3)));
-    let enough = Pressure::Soft.threshold_pages(host, knobs) + scene.percent(knobs.margin_percent);
-    let coming = if scene.pressure == Pressure::Hard { coming_pages(scene) } else { 0 };
+    let wanted = match scene.pressure {
+        Pressure::High | Pressure::Soft => lacking_pages(scene, &fair),
+        Pressure::Hard => enough_pages(scene).saturating_sub(coming_pages(scene)),
+        Pressure::Low => enough_pages(scene),
+    };
     let pace = (knobs.page_out_pages_per_second as f64 * scene.passed_seconds) as u64;
-    let mut needed = enough.saturating_sub(host.free_pages.saturating_add(coming)).min(pace).min(swap);
+    let mut needed = wanted.min(pace).min(swap);
     for &(_, _, _, guest, pages) in &victims {
         let pages = pages.min(needed);
         if pages < LEAST_PAGES {
@@ -39,14 +55,49 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
         needed -= pages;
         actions.push(Action::PageOut { guest, pages });
     }
-    victims.iter().map(|v| v.4).sum::<u64>().min(swap)
+    victims.iter().map(|v| v.4).fold(0, u64::saturating_add).min(swap)
+}
+
+/// Pages that are missing until the host is out of the hard state.
+fn enough_pages(scene: &Scene) -> u64 {
+    let soft =
+        Pressure::Soft.threshold_pages(scene.host, scene.knobs) + scene.percent(scene.knobs.margin_percent);
+    soft.saturating_sub(scene.host.free_pages)
+}
+
+/// A guest whose balloon holds memory that it wants.
+fn wants_back(scene: &Scene, i: usize) -> bool {
+    let guest = &scene.guests[i];
+    let asked = guest.state == GuestState::Running && guest.balloon.is_some_and(|b| b.target_pages > 0);
+    asked && scene.follows[i] && wants_more(guest, scene.active_pages[i], scene.knobs)
+}
+
+/// Whether somebody wants memory back while somebody else does not give.
+fn lacks_for_others(scene: &Scene) -> bool {
+    let keeps = |i: usize| scene.guests[i].state == GuestState::Running && !scene.follows[i];
+    let all = 0..scene.guests.len();
+    all.clone().any(keeps) && all.into_iter().any(|i| wants_back(scene, i))
+}
+
+/// Pages by which those who want memory back are left less than they would be if all followed.
+fn lacking_pages(scene: &Scene, fair: &[u64]) -> u64 {
+    let lacks = |i: usize| {
+        let guest = &scene.guests[i];
+        let left = guest.promised_pages.saturating_sub(guest.balloon.map_or(0, |b| b.target_pages));
+        Some(fair[i].saturating_sub(left)).filter(|l| *l > dead_band_pages(guest, scene.knobs)).unwrap_or(0)
+    };
+    (0..fair.len()).filter(|&i| wants_back(scene, i)).map(lacks).fold(0, u64::saturating_add)
 }
 
 /// Pages that balloons are about to give.
-fn coming_pages(scene: &Scene) -> u64 {
+pub(super) fn coming_pages(scene: &Scene) -> u64 {
     let pending =
         |i: usize| scene.guests[i].balloon.map_or(0, |b| b.target_pages.saturating_sub(b.actual_pages));
-    scene.in_state(GuestState::Running).filter(|&i| scene.follows[i]).map(pending).sum()
+    scene
+        .in_state(GuestState::Running)
+        .filter(|&i| scene.follows[i])
+        .map(pending)
+        .fold(0, u64::saturating_add)
 }
 
 /// What of a guest may go: what it does not use, and what it uses above its fair part; never below its minimum.

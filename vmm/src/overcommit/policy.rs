@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::action::Action;
 use super::allocation::{Claim, divide};
-use super::balloon_pacing::{Pacing, next_target, wants_more};
+use super::balloon_pacing::{Pacing, dead_band_pages, next_target, wants_more};
 use super::knobs::Knobs;
 use super::pressure::{Pressure, PressureGauge, percent_of};
 use super::suspension::{LastResort, Suspension};
@@ -36,8 +36,10 @@ pub struct Memory {
     last_seconds: Option<f64>,
     /// Free memory at the last step.
     last_free_pages: u64,
-    /// How fast free memory changes; negative when it becomes less.
+    /// How fast free memory changes, on the average of a few seconds; negative when it becomes less.
     free_pages_per_second: f64,
+    /// The same in the last step alone.
+    free_pages_per_second_now: f64,
     /// Whether engines were asked to be eager.
     eager: bool,
     /// What suspensions and stops go by.
@@ -111,7 +113,9 @@ impl Scene<'_> {
         let held = |guest: &GuestView| if guest.state == GuestState::Dead { 0 } else { guest.held_pages() };
         let mut left = Vec::with_capacity(self.guests.len());
         for (i, guest) in self.guests.iter().enumerate() {
-            left.push(if takes_part(i) { divided.next().unwrap_or_default() } else { held(guest) });
+            let pages = if takes_part(i) { divided.next().unwrap_or_default() } else { held(guest) };
+            // Numbers too large to be pages are rounded.
+            left.push(pages.min(guest.promised_pages));
         }
         left
     }
@@ -124,7 +128,8 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
     }
     let passed_seconds = memory.pass(host);
     memory.recognise(guests);
-    let pressure = memory.gauge.advance(host, passed_seconds, knobs);
+    let falling_pages_per_second = memory.falling_pages_per_second();
+    let pressure = memory.gauge.advance(host, falling_pages_per_second, passed_seconds, knobs);
     for (known, guest) in memory.guests.iter_mut().zip(guests) {
         known.watch(guest, passed_seconds, knobs);
     }
@@ -134,7 +139,7 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
         knobs,
         pressure,
         passed_seconds,
-        falling_pages_per_second: (-memory.free_pages_per_second).max(0.0),
+        falling_pages_per_second,
         active_pages: memory.guests.iter().zip(guests).map(|(k, g)| k.used_pages(g)).collect(),
         follows: memory
             .guests
@@ -154,7 +159,7 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
     balloon(&scene, &mut memory.guests, &mut actions);
     throttling::limit(&scene, &mut actions);
     let cold_pages = paging::page_out(&scene, &mut actions);
-    suspension::act(&scene, &mut memory.last_resort, &mut memory.guests, cold_pages, &mut actions);
+    suspension::act(&scene, &mut memory.last_resort, &memory.guests, cold_pages, &mut actions);
     actions
 }
 
@@ -169,6 +174,11 @@ impl Memory {
         self.guests.iter().find(|g| g.name == name).map(|g| g.pacing.refuses())
     }
 
+    /// How fast free memory becomes less: only if it has for a while and still does.
+    fn falling_pages_per_second(&self) -> f64 {
+        (-self.free_pages_per_second).min(-self.free_pages_per_second_now).max(0.0)
+    }
+
     /// Takes note of the time and of free memory. Returns how long it has been, whatever the clock did.
     fn pass(&mut self, host: &HostView) -> f64 {
         let passed = match self.last_seconds {
@@ -179,6 +189,7 @@ impl Memory {
         if self.last_seconds.is_some() && sane > 0.0 {
             let change = (host.free_pages as f64 - self.last_free_pages as f64) / sane;
             let weight = (sane / SLOPE_SECONDS).min(1.0);
+            self.free_pages_per_second_now = change;
             self.free_pages_per_second += weight * (change - self.free_pages_per_second);
         }
         // A clock that is no number is not remembered: every later one would be no distance from it.
@@ -207,7 +218,8 @@ impl GuestMemory {
     fn watch(&mut self, guest: &GuestView, passed_seconds: f64, knobs: &Knobs) {
         let active = guest.active_pages() as f64;
         if guest.state == GuestState::Running {
-            // More is believed at once, less only slowly: as the larger of a fast and a slow average.
+            // More is believed at once, less only slowly: the larger of a fast and a slow average. Of a suspended guest
+            // what it used is kept: it will want that again.
             let kept = (-passed_seconds / knobs.forget_seconds.max(1e-3)).exp();
             self.active_pages = active.max(active + (self.active_pages - active) * kept);
             self.pacing.watch(guest, passed_seconds, knobs);
@@ -216,7 +228,7 @@ impl GuestMemory {
     }
 
     /// What the guest uses, by what it did lately: never more than it was promised.
-    pub(super) fn used_pages(&self, guest: &GuestView) -> u64 {
+    fn used_pages(&self, guest: &GuestView) -> u64 {
         (self.active_pages as u64).max(guest.active_pages()).min(guest.promised_pages)
     }
 }
@@ -224,47 +236,47 @@ impl GuestMemory {
 /// Inflates and deflates.
 fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) {
     let (guests, knobs) = (scene.guests, scene.knobs);
+    let waits = |i: usize| guests[i].state == GuestState::Suspended && known[i].suspension.is_over(scene);
     let asked = |g: &GuestView| g.balloon.is_some_and(|b| b.target_pages > 0);
-    if scene.pressure == Pressure::High && !guests.iter().any(asked) {
+    let waiting = (0..guests.len()).any(waits);
+    if scene.pressure == Pressure::High && !waiting && !guests.iter().any(asked) {
         return;
     }
-    let takes_part = |i: usize| guests[i].state == GuestState::Running && scene.follows[i];
+    // Room is made for who is suspended too: nobody else would give it back its part.
+    let takes_part = |i: usize| match guests[i].state {
+        GuestState::Running => scene.follows[i],
+        GuestState::Suspended => true,
+        GuestState::Paused | GuestState::Dead => false,
+    };
     let left = scene.divided(takes_part);
     let all_fit =
         left.iter().zip(guests).enumerate().all(|(i, (l, g))| !takes_part(i) || *l >= g.ceiling_pages());
+    let wants = |i: usize| scene.follows[i] && wants_more(&guests[i], scene.active_pages[i], knobs);
+    let owed = |i: usize| {
+        let balloon = guests[i].balloon.filter(|_| guests[i].state == GuestState::Running);
+        let wanted = (guests[i].promised_pages - left[i]).saturating_add(dead_band_pages(&guests[i], knobs));
+        balloon.is_some_and(|b| wanted < b.target_pages) && wants(i)
+    };
+    // While enough is free nothing is taken, but for somebody who wants what another one has above its part.
+    let takes = scene.pressure > Pressure::High || waiting || (0..guests.len()).any(owed);
     let mut releases = Vec::new();
     for (i, guest) in guests.iter().enumerate() {
         let Some(balloon) = guest.balloon.filter(|_| guest.state == GuestState::Running) else { continue };
-        let passed = scene.passed_seconds;
-        let target = if scene.follows[i] {
-            next_target(guest, guest.promised_pages - left[i], passed, knobs)
-        } else if known[i].pacing.asks_again(knobs) {
-            // It is asked for what it would have to give if it gave; nobody counts on it.
-            let fair = scene.fair_pages()[i].min(guest.promised_pages);
-            next_target(guest, guest.promised_pages - fair, passed.max(FIRST_STEP_SECONDS), knobs)
-        } else {
-            // Its minimum is kept even so.
-            next_target(guest, balloon.target_pages, 0.0, knobs)
-        };
-        let Some(target_pages) = target else { continue };
+        let Some(target_pages) = target(scene, &mut known[i], i, left[i]) else { continue };
         if target_pages > balloon.target_pages {
-            // Nothing is taken while enough is free.
-            if scene.pressure > Pressure::High {
+            if takes {
                 actions.push(Action::Balloon { guest: i, target_pages });
             }
-            continue;
-        }
-        let below_minimum = balloon.target_pages > guest.promised_pages - guest.floor_pages();
-        let wants = wants_more(guest, scene.active_pages[i], knobs);
-        if below_minimum {
+        } else if balloon.target_pages > guest.promised_pages - guest.floor_pages() {
             actions.push(Action::Balloon { guest: i, target_pages });
-        } else if wants || all_fit || scene.pressure > Pressure::High {
-            releases.push((!wants, i, balloon.target_pages, target_pages));
+        } else if wants(i) || all_fit || scene.pressure > Pressure::High {
+            releases.push((!wants(i), i, balloon.target_pages, target_pages));
         }
     }
-    // What is given back may be touched at once: no more than keeps the host above the soft threshold, to those who want it first.
-    let soft = Pressure::Soft.threshold_pages(scene.host, knobs) + scene.percent(knobs.margin_percent);
-    let mut spare = scene.host.free_pages.saturating_sub(soft);
+    // What is given back may be touched at once: no more than keeps the host in its state, to those who want it first.
+    let kept = scene.pressure.min(Pressure::Soft).threshold_pages(scene.host, knobs)
+        + scene.percent(knobs.margin_percent);
+    let mut spare = scene.host.free_pages.saturating_sub(kept);
     releases.sort_unstable();
     for (_, guest, from, to) in releases {
         let back = (from - to).min(spare);
@@ -274,3 +286,23 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
         }
     }
 }
+
+/// What a running guest's balloon is sent to, if it is left `left_pages`; None if it stays.
+fn target(scene: &Scene, known: &mut GuestMemory, index: usize, left_pages: u64) -> Option<u64> {
+    let guest = &scene.guests[index];
+    if scene.follows[index] {
+        return next_target(guest, guest.promised_pages - left_pages, scene.passed_seconds, scene.knobs);
+    }
+    if known.pacing.asks_again(scene.knobs) {
+        // It is asked for what it would have to give if it gave; nobody counts on it.
+        let fair = scene.fair_pages()[index].min(guest.promised_pages);
+        let passed = scene.passed_seconds.max(FIRST_STEP_SECONDS);
+        return next_target(guest, guest.promised_pages - fair, passed, scene.knobs);
+    }
+    // Its minimum is kept even so.
+    next_target(guest, guest.balloon?.target_pages, 0.0, scene.knobs)
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -1,7 +1,8 @@
 //! How short of memory a host is: four states by free memory, as in ESX (Waldspurger 2002, section 6.3), raised by pressure
 //! stall information where the kernel gives it.
 //!
-//! Downwards a state is entered as soon as free memory falls below its threshold. Upwards it goes one state at a time,
+//! Downwards a state is entered as soon as free memory falls below its threshold; soft and hard already when it soon will, for what is
+//! done then takes time. Upwards it goes one state at a time,
 //! a margin above the next threshold and after some time only, so that a load at a threshold does not make it swing.
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,7 @@ pub(super) fn percent_of(pages: u64, percent: f64) -> u64 {
 
 /// The state a host is in, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PressureGauge {
     /// The state.
     pub pressure: Pressure,
@@ -78,13 +80,23 @@ pub struct PressureGauge {
 }
 
 impl PressureGauge {
-    /// Goes on by `passed_seconds` to what the host is now like.
-    pub fn advance(&mut self, host: &HostView, passed_seconds: f64, knobs: &Knobs) -> Pressure {
-        let free_percent = 100.0 * host.free_pages as f64 / host.capacity_pages.max(1) as f64;
-        let at_least = by_free(free_percent, knobs).max(host.psi.map_or(Pressure::High, |psi| {
-            let short = free_percent < knobs.high_percent;
-            by_stall(psi, short, knobs)
-        }));
+    /// Goes on by `passed_seconds` to what the host is now like. Free memory becomes less by `falling_pages_per_second`.
+    pub fn advance(
+        &mut self,
+        host: &HostView,
+        falling_pages_per_second: f64,
+        passed_seconds: f64,
+        knobs: &Knobs,
+    ) -> Pressure {
+        let percent = |pages: f64| 100.0 * pages / host.capacity_pages.max(1) as f64;
+        let free_percent = percent(host.free_pages as f64);
+        let falling_percent = percent(falling_pages_per_second.max(0.0)) * knobs.look_ahead_seconds;
+        let soon = by_free(free_percent - falling_percent, knobs).min(Pressure::Soft);
+        let very_soon = by_free(free_percent - falling_percent / 2.0, knobs);
+        let very_soon = if very_soon >= Pressure::Hard { Pressure::Hard } else { Pressure::High };
+        let short = free_percent < knobs.high_percent;
+        let stalled = host.psi.map_or(Pressure::High, |psi| by_stall(psi, short, knobs));
+        let at_least = by_free(free_percent, knobs).max(soon).max(very_soon).max(stalled);
         let eased = self.pressure.eased();
         if at_least > self.pressure {
             *self = Self { pressure: at_least, eased_seconds: 0.0 };
@@ -131,7 +143,7 @@ mod tests {
 
     fn after(gauge: &mut PressureGauge, free_pages: u64, seconds: usize) -> Pressure {
         for _ in 0..seconds {
-            gauge.advance(&host(free_pages), 1.0, &Knobs::default());
+            gauge.advance(&host(free_pages), 0.0, 1.0, &Knobs::default());
         }
         gauge.pressure
     }
@@ -166,11 +178,21 @@ mod tests {
     }
 
     #[test]
+    fn what_falls_fast_is_met_before_it_is_gone() {
+        let falling = |rate| PressureGauge::default().advance(&host(2000), rate, 1.0, &Knobs::default());
+        assert_eq!(falling(400.0), Pressure::High, "20 %, and in four seconds 4 %");
+        assert_eq!(falling(401.0), Pressure::Soft);
+        assert_eq!(falling(901.0), Pressure::Hard, "in two seconds less than 2 %");
+        assert_eq!(falling(1e9), Pressure::Hard, "it is not yet gone");
+        assert_eq!(falling(f64::NAN), Pressure::High);
+    }
+
+    #[test]
     fn stalls_raise_it() {
         let with = |free, some, full| {
             let psi = Psi { some_avg10_percent: some, full_avg10_percent: full };
             let view = HostView { psi: Some(psi), ..host(free) };
-            PressureGauge::default().advance(&view, 1.0, &Knobs::default())
+            PressureGauge::default().advance(&view, 0.0, 1.0, &Knobs::default())
         };
         assert_eq!(with(5000, 0.0, 0.0), Pressure::High);
         assert_eq!(with(5000, 20.0, 0.0), Pressure::Soft);
@@ -190,7 +212,7 @@ mod tests {
             let mut changes = 0;
             for more in noise {
                 let before = gauge.pressure;
-                changes += usize::from(gauge.advance(&host(base + more), 1.0, &Knobs::default()) != before);
+                changes += usize::from(gauge.advance(&host(base + more), 0.0, 1.0, &Knobs::default()) != before);
             }
             prop_assert!(changes <= 3, "{changes}");
         }

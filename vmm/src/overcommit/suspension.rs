@@ -6,25 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use super::action::{Action, Reason};
 use super::knobs::Knobs;
+use super::paging;
 use super::policy::{GuestMemory, Scene};
 use super::pressure::Pressure;
 use super::view::GuestState;
 
 /// With less than this part of its capacity free a host has nothing left to lose.
 const NOTHING_LEFT: u64 = 1000;
+/// Throttling and paging come so long before the first suspension.
+const GENTLER_SECONDS: f64 = 3.0;
 /// In the soft state a suspended guest waits so many times as long.
 const SOFT_WAIT: f64 = 4.0;
 
 /// What is remembered of one guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Suspension {
     /// How often it was suspended lately.
     times: u32,
     /// How long it has been suspended, or running since.
     seconds: f64,
     suspended: bool,
-    /// What it used when it was suspended.
-    active_pages: u64,
 }
 
 impl Suspension {
@@ -40,6 +42,12 @@ impl Suspension {
         }
     }
 
+    /// Whether it has been suspended for long enough.
+    pub(super) fn is_over(&self, scene: &Scene) -> bool {
+        let times = if scene.pressure == Pressure::High { 1.0 } else { SOFT_WAIT };
+        scene.pressure <= Pressure::Soft && self.seconds >= times * self.wait_seconds(scene.knobs)
+    }
+
     /// How long it stays suspended at least.
     fn wait_seconds(&self, knobs: &Knobs) -> f64 {
         let doubled = 2_f64.powi(self.times.clamp(1, 30) as i32 - 1);
@@ -49,11 +57,14 @@ impl Suspension {
 
 /// What is remembered of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LastResort {
     /// Since a guest was suspended; None if that is long ago.
     since_suspended_seconds: Option<f64>,
     /// Since a guest was resumed; None if that is long ago.
     since_resumed_seconds: Option<f64>,
+    /// For how long guests have been throttled and paged out.
+    restrained_seconds: f64,
     /// For how long nothing has helped.
     helpless_seconds: f64,
 }
@@ -72,19 +83,25 @@ impl LastResort {
 pub(super) fn act(
     scene: &Scene,
     last: &mut LastResort,
-    known: &mut [GuestMemory],
+    known: &[GuestMemory],
     cold_pages: u64,
     actions: &mut Vec<Action>,
 ) {
     last.pass(scene.passed_seconds, scene.knobs);
     let running = scene.in_state(GuestState::Running).count();
-    let need = if scene.pressure == Pressure::Low { need(scene) } else { None };
+    last.restrained_seconds =
+        if scene.pressure >= Pressure::Hard { last.restrained_seconds + scene.passed_seconds } else { 0.0 };
+    // First what is gentler gets its time: a limit is felt in the next step only.
+    let need = match scene.pressure {
+        Pressure::Low if last.restrained_seconds >= GENTLER_SECONDS => need(scene, cold_pages),
+        _ => None,
+    };
     let helpless =
         need.is_some_and(|r| matches!(r, Reason::FreeMemory { .. })) && running <= 1 && cold_pages == 0;
     last.helpless_seconds = if helpless { last.helpless_seconds + scene.passed_seconds } else { 0.0 };
     if let Some(reason) = need {
         if running > 1 && last.since_suspended_seconds.is_none() {
-            suspend(scene, last, known, reason, actions);
+            suspend(scene, last, reason, actions);
         } else if scene.knobs.may_stop && last.helpless_seconds >= scene.knobs.stop_after_seconds {
             stop(scene, last, actions);
         }
@@ -94,11 +111,12 @@ pub(super) fn act(
 }
 
 /// Whether somebody has to stop running, and why: free memory will not last, or everything waits.
-fn need(scene: &Scene) -> Option<Reason> {
+fn need(scene: &Scene, cold_pages: u64) -> Option<Reason> {
     let (host, knobs) = (scene.host, scene.knobs);
     let threshold_pages = Pressure::Low.threshold_pages(host, knobs);
     let falling = scene.falling_pages_per_second;
-    let gone = host.free_pages <= host.capacity_pages / NOTHING_LEFT;
+    let coming = cold_pages > 0 || paging::coming_pages(scene) > 0;
+    let gone = host.free_pages <= host.capacity_pages / NOTHING_LEFT && !coming;
     let will_be_gone = host.free_pages < threshold_pages
         && falling >= 1.0
         && host.free_pages as f64 / falling < knobs.suspend_hold_seconds;
@@ -116,20 +134,13 @@ fn need(scene: &Scene) -> Option<Reason> {
 }
 
 /// Suspends the guest of the lowest priority; among equals the one that grows fastest.
-fn suspend(
-    scene: &Scene,
-    last: &mut LastResort,
-    known: &mut [GuestMemory],
-    reason: Reason,
-    actions: &mut Vec<Action>,
-) {
+fn suspend(scene: &Scene, last: &mut LastResort, reason: Reason, actions: &mut Vec<Action>) {
     let order = |i: &usize| {
         let guest = &scene.guests[*i];
         let grows = guest.touched_pages_per_second.max(0.0) as u64;
         (guest.priority, Reverse(grows), Reverse(guest.held_frames() as u64), *i)
     };
     if let Some(guest) = scene.in_state(GuestState::Running).min_by_key(order) {
-        known[guest].suspension.active_pages = scene.active_pages[guest];
         last.since_suspended_seconds = Some(0.0);
         actions.push(Action::Suspend { guest, reason });
     }
@@ -156,16 +167,18 @@ fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
 fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) {
     let knobs = scene.knobs;
     let kept = scene.pressure.threshold_pages(scene.host, knobs) + scene.percent(knobs.margin_percent);
-    let ready = |i: &usize| {
-        let (guest, suspension) = (&scene.guests[*i], &known[*i].suspension);
-        let times = if scene.pressure == Pressure::High { 1.0 } else { SOFT_WAIT };
+    let mut fair = None;
+    let mut ready = |i: &usize| {
+        let guest = &scene.guests[*i];
+        let part = |fair: &mut Option<Vec<u64>>| fair.get_or_insert_with(|| scene.fair_pages())[*i];
         let usable = guest.promised_pages - guest.ballooned_pages();
-        let uses = suspension.active_pages.max(guest.floor_pages()).min(usable);
-        let room = kept.saturating_add(uses.saturating_sub(guest.held_pages()));
-        suspension.seconds >= times * suspension.wait_seconds(knobs) && scene.host.free_pages >= room
+        known[*i].suspension.is_over(scene) && {
+            let uses = scene.active_pages[*i].min(part(&mut fair)).max(guest.floor_pages()).min(usable);
+            scene.host.free_pages >= kept.saturating_add(uses.saturating_sub(guest.held_pages()))
+        }
     };
     let first = |i: &usize| (Reverse(scene.guests[*i].priority), *i);
-    if let Some(guest) = scene.in_state(GuestState::Suspended).filter(ready).min_by_key(first) {
+    if let Some(guest) = scene.in_state(GuestState::Suspended).filter(|i| ready(i)).min_by_key(first) {
         last.since_resumed_seconds = Some(0.0);
         actions.push(Action::Resume { guest });
     }

@@ -15,37 +15,45 @@ const NO_LIMIT_PAGES_PER_SECOND: f64 = 65_536.0;
 /// Sets, changes and lifts limits.
 pub(super) fn limit(scene: &Scene, actions: &mut Vec<Action>) {
     let running = || scene.in_state(GuestState::Running);
-    let limits = match scene.pressure {
-        Pressure::High => None,
-        Pressure::Soft => Some(f64::INFINITY),
-        Pressure::Hard | Pressure::Low => Some(pages_per_second(scene)),
+    // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
+    let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
+    let all = match scene.pressure {
+        Pressure::High | Pressure::Soft => brake,
+        Pressure::Hard | Pressure::Low => pages_per_second(scene).min(brake),
     };
     let weights: f64 = running().map(|i| scene.guests[i].weight()).sum();
     for i in running() {
         let guest = &scene.guests[i];
         let now = guest.throttle_pages_per_second;
-        let wanted = limits.and_then(|all| guest_limit(guest, all * guest.weight() / weights, scene));
-        // In the soft state a limit is eased by steps, for it was there for a reason.
-        let wanted = match (scene.pressure, now) {
-            (Pressure::Soft, Some(rate)) if scene.passed_seconds > 0.0 => {
-                let eased =
-                    rate.max(1) as f64 * 2_f64.powf(scene.passed_seconds / scene.knobs.hold_seconds.max(1.0));
-                (eased < NO_LIMIT_PAGES_PER_SECOND).then_some((eased as u64).max(rate + 1))
-            }
-            (Pressure::Soft, now) => now,
-            _ => wanted,
+        let rate = all * guest.weight() / weights;
+        let wanted = match (guest_limit(guest, rate, scene), now) {
+            // In the soft state a limit is eased by steps, for it was there for a reason.
+            (wanted, Some(now)) if scene.pressure == Pressure::Soft => soften(now, wanted, scene),
+            // A limit that would be set again at once is not lifted.
+            (None, Some(now)) if rate < EASED * NO_LIMIT_PAGES_PER_SECOND => Some(now),
+            (wanted, _) => wanted,
         };
         let changes = match (now, wanted) {
-            (None, None) => false,
-            (Some(now), Some(wanted)) if scene.pressure > Pressure::Soft => {
+            (Some(now), Some(wanted)) => {
                 let times = wanted as f64 / now.max(1) as f64;
-                !(TIGHTENED..=EASED).contains(&times)
+                // So little as one page more is a change where it is eased by steps.
+                !(TIGHTENED..=EASED).contains(&times) || scene.pressure == Pressure::Soft && wanted > now
             }
             (now, wanted) => now != wanted,
         };
         if changes {
             actions.push(Action::Throttle { guest: i, pages_per_second: wanted });
         }
+    }
+}
+
+/// A limit of `now` that becomes twice as much every few seconds, up to `wanted`.
+fn soften(now: u64, wanted: Option<u64>, scene: &Scene) -> Option<u64> {
+    let times = 2_f64.powf(scene.passed_seconds / scene.knobs.hold_seconds.max(1.0));
+    let eased = ((now.max(1) as f64 * times) as u64).max(now.saturating_add(u64::from(times > 1.0)));
+    match wanted {
+        Some(wanted) => Some(eased.min(wanted)),
+        None => ((eased as f64) < NO_LIMIT_PAGES_PER_SECOND).then_some(eased),
     }
 }
 

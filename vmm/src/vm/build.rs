@@ -30,6 +30,7 @@ use super::slots;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::terminal::Raw;
+use super::throttle::Throttle;
 use super::vcpu::{Shared, Vcpus};
 use super::{Config, KernelSource, acpi, boot, cpuid, registers};
 use crate::memory::layout;
@@ -145,13 +146,15 @@ impl Vm {
         }
         let control_socket = control.as_ref().map(Listener::socket).transpose()?;
         tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
+        let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?));
         let running = Running {
             name: config.name.clone(),
             vcpu_count: config.vcpus,
             write_log: DirtyLog::new(&vm, &ram),
             ram,
             stats,
-            vcpus: Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?)),
+            throttle: Throttle::new(vcpus.clone(), shared.clone()),
+            vcpus,
             devices_paused,
             devices_resumed: Arc::new(devices_resumed),
             balloon,

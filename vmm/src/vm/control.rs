@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balloon::{BalloonSize, BalloonStatus};
 use super::stats::Values;
+use super::throttle::Throttled;
 use crate::memory::Extent;
 
 /// Clients at a time; a further one is hung up on.
@@ -40,6 +41,11 @@ pub enum Request {
     },
     /// KVM's own statistics.
     KvmStats,
+    /// Pace how fast the guest takes frames of the host.
+    Throttle {
+        /// The pages of 4096 bytes that it may grow by in a second, at least 1; None: any.
+        pages_per_second: Option<u64>,
+    },
     /// The balloon as it is, with what the page table says of it.
     Balloon,
     /// Its sizes alone, which costs nothing.
@@ -102,6 +108,9 @@ pub struct Status {
     pub backend: String,
     /// Where guest RAM lies in the process.
     pub extents: Vec<Extent>,
+    /// How its growth is paced.
+    #[serde(default)]
+    pub throttle: Throttled,
 }
 
 /// What carries requests out.
@@ -188,8 +197,23 @@ mod tests {
         let ask = |s: &str| Request::parse(s.as_bytes());
         assert_eq!(ask(r#"{"op":"pause"}"#).unwrap(), Request::Pause);
         assert_eq!(ask(r#"{"op":"mergeable","on":true}"#).unwrap(), Request::Mergeable { on: true });
+        let throttle = Request::Throttle { pages_per_second: Some(7) };
+        assert_eq!(ask(r#"{"op":"throttle","pages_per_second":7}"#).unwrap(), throttle);
+        let lift = Request::Throttle { pages_per_second: None };
+        assert_eq!(ask(r#"{"op":"throttle","pages_per_second":null}"#).unwrap(), lift);
+        assert!(
+            ask(r#"{"op":"throttle"}"#).is_err()
+                && ask(r#"{"op":"throttle","pages_per_second":-1}"#).is_err()
+        );
         assert!(ask(r#"{"op":"pause","now":1}"#).is_err());
         assert!(ask(r#"{"op":"explode"}"#).is_err());
         assert_eq!(serde_json::to_string(&Reply::Done).unwrap(), r#""done""#);
+    }
+
+    #[test]
+    fn the_status_of_an_older_vm_is_understood() {
+        let older = r#"{"name":"vm","pid":1,"paused":false,"vcpus":1,"memory_bytes":4096,"backend":"pvm","extents":[]}"#;
+        let status: Status = serde_json::from_str(older).unwrap();
+        assert_eq!(status.throttle, Throttled::default());
     }
 }

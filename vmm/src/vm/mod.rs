@@ -17,6 +17,7 @@ mod exit;
 mod feed;
 mod listener;
 mod machine;
+mod pacer;
 mod patient;
 mod platform;
 pub mod probe;
@@ -27,6 +28,7 @@ mod slots;
 pub mod stats;
 mod sweep;
 mod terminal;
+pub mod throttle;
 mod timer;
 mod vcpu;
 

@@ -12,9 +12,10 @@ use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
 use super::probe;
 use super::stats::KvmStats;
+use super::throttle::{Throttle, ThrottleError};
 use super::vcpu::{Shared, Vcpus};
 use crate::memory::PAGE_BYTES;
-use crate::memory::ram::Ram;
+use crate::memory::ram::{Backing, Ram};
 
 /// The way to a running VM. Clones share it; all of them are used on the main thread.
 #[derive(Clone)]
@@ -28,6 +29,7 @@ pub struct Running {
     pub(super) devices_paused: Arc<AtomicBool>,
     pub(super) devices_resumed: Arc<EventFd>,
     pub(super) balloon: Option<balloon::Handle>,
+    pub(super) throttle: Throttle,
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
 }
@@ -43,6 +45,7 @@ impl Running {
             memory_bytes: self.ram.bytes(),
             backend: probe::backend_name().to_owned(),
             extents: self.ram.extents(),
+            throttle: self.throttle.status(),
         }
     }
 
@@ -126,6 +129,14 @@ impl Running {
         Ok(())
     }
 
+    /// Paces how fast the guest takes frames: so many pages a second, at least 1; None lifts it at once.
+    pub fn set_throttle(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
+        if self.ram.backing() != Backing::Anonymous && pages_per_second.is_some() {
+            return Err(ThrottleError::NotAnonymous);
+        }
+        self.throttle.set(pages_per_second)
+    }
+
     /// KVM's own statistics.
     pub fn kvm_stats(&self) -> &KvmStats {
         &self.stats
@@ -167,6 +178,10 @@ impl Serve for Running {
                 false => Reply::Error(chain(&BalloonError::Unasked)),
             },
             Request::BalloonTarget { pages } => match self.set_balloon(pages) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::Throttle { pages_per_second } => match self.set_throttle(pages_per_second) {
                 Ok(()) => Reply::Done,
                 Err(e) => Reply::Error(chain(&e)),
             },

@@ -33,10 +33,24 @@ enum Wanted {
 
 struct Gate {
     wanted: Wanted,
+    /// Nobody passes for a moment, whatever is wanted but the end: see [`Vcpus::hold`].
+    held: bool,
     /// vCPUs that stand still.
     still: usize,
     /// Threads that have not ended.
     alive: usize,
+}
+
+impl Gate {
+    /// Two reasons that know nothing of each other: a VM that was held while it was paused is still paused after, and the other way
+    /// round. Who is to end is stopped by neither.
+    fn is_shut(&self) -> bool {
+        match self.wanted {
+            Wanted::Run => self.held,
+            Wanted::Pause => true,
+            Wanted::Stop => false,
+        }
+    }
 }
 
 /// What the threads of one VM share.
@@ -64,7 +78,7 @@ impl Shared {
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
-        let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
+        let gate = Mutex::new(Gate { wanted: Wanted::Run, held: false, still: 0, alive: 0 });
         Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, outcome, merges })
     }
 
@@ -78,13 +92,19 @@ impl Shared {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stands still while the VM is paused. False when the thread is to end.
+    /// Lets vCPUs pass the gate again that were held there, unless they are to pause.
+    pub(super) fn release(&self) {
+        self.gate().held = false;
+        self.changed.notify_all();
+    }
+
+    /// Stands still while the VM is paused or held. False when the thread is to end.
     fn may_run(&self) -> bool {
         let mut gate = self.gate();
-        if gate.wanted == Wanted::Pause {
+        if gate.is_shut() {
             gate.still += 1;
             self.changed.notify_all();
-            while gate.wanted == Wanted::Pause {
+            while gate.is_shut() {
                 gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
             }
             gate.still -= 1;
@@ -191,6 +211,13 @@ impl Vcpus {
         self.want(Wanted::Run);
     }
 
+    /// Keeps all vCPUs out of the guest until [`Shared::release`], and does not wait until they are. One that waits for input waits on,
+    /// and is held when it has got some.
+    pub(super) fn hold(&self) {
+        self.shared.gate().held = true;
+        self.kick();
+    }
+
     /// Ends all threads and waits for them.
     pub fn stop(&mut self) {
         self.want(Wanted::Stop);
@@ -203,10 +230,15 @@ impl Vcpus {
         self.shared.gate().wanted = wanted;
         self.shared.changed.notify_all();
         if wanted != Wanted::Run {
-            for (thread, kick) in &self.threads {
-                kick.arm();
-                let _ = thread.kill(SIGRTMIN());
-            }
+            self.kick();
+        }
+    }
+
+    /// Makes every vCPU leave the guest and look at the gate.
+    fn kick(&self) {
+        for (thread, kick) in &self.threads {
+            kick.arm();
+            let _ = thread.kill(SIGRTMIN());
         }
     }
 }

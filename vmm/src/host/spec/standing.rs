@@ -61,34 +61,24 @@ pub enum Mistake {
 }
 
 /// The keys of a fleet file.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct StandingKeys {
-    min: Option<String>,
-    max: Option<String>,
-    shares: Option<u32>,
-    priority: Option<u32>,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StandingKeys<'a> {
+    pub(super) min: Option<&'a String>,
+    pub(super) max: Option<&'a String>,
+    pub(super) shares: Option<u32>,
+    pub(super) priority: Option<u32>,
 }
 
-impl StandingKeys {
-    /// These, and what they leave out from `common`.
-    pub(super) fn or(&self, common: &Self) -> Self {
-        Self {
-            min: self.min.clone().or(common.min.clone()),
-            max: self.max.clone().or(common.max.clone()),
-            shares: self.shares.or(common.shares),
-            priority: self.priority.or(common.priority),
-        }
-    }
-
+impl StandingKeys<'_> {
     /// The standing of a guest of so much memory.
     pub(super) fn of(&self, memory_bytes: u64) -> Result<Standing, Mistake> {
-        let size = |key: &'static str, text: &Option<String>, usual| match text {
+        let size = |key: &'static str, text: Option<&String>, usual| match text {
             None => Ok(usual),
             Some(text) => parse_size(text, 0, memory_bytes).map_err(|source| Mistake::Size { key, source }),
         };
         let usual = Standing::usual(memory_bytes);
-        let max_bytes = size("max", &self.max, usual.max_bytes)?;
-        let min_bytes = size("min", &self.min, usual.min_bytes.min(max_bytes))?;
+        let max_bytes = size("max", self.max, usual.max_bytes)?;
+        let min_bytes = size("min", self.min, usual.min_bytes.min(max_bytes))?;
         if min_bytes > max_bytes {
             return Err(Mistake::Order { min_bytes, max_bytes });
         }
@@ -104,24 +94,21 @@ impl StandingKeys {
 mod tests {
     use super::*;
 
-    fn standing(keys: &str) -> Result<Standing, String> {
-        let keys: StandingKeys = toml::from_str(keys).unwrap();
-        keys.of(64 << 20).map_err(|e| {
-            format!("{e} {}", std::error::Error::source(&e).map_or(String::new(), ToString::to_string))
-        })
+    fn standing(min: &str, max: &str, shares: Option<u32>) -> Result<Standing, String> {
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (min, max) = (text(min), text(max));
+        let keys = StandingKeys { min: min.as_ref(), max: max.as_ref(), shares, priority: None };
+        keys.of(64 << 20).map_err(|e| crate::host::daemon::one_line(&e))
     }
 
     #[test]
     fn what_is_not_said_is_usual() {
         let usual = Standing { min_bytes: 16 << 20, max_bytes: 64 << 20, shares: 640, priority: 0 };
-        assert_eq!(standing("").unwrap(), usual);
-        assert_eq!(
-            standing("min = '0M'\nshares = 1").unwrap(),
-            Standing { min_bytes: 0, shares: 1, ..usual }
-        );
+        assert_eq!(standing("", "", None).unwrap(), usual);
+        assert_eq!(standing("0M", "", Some(1)).unwrap(), Standing { min_bytes: 0, shares: 1, ..usual });
         // A maximum below the usual minimum brings that down.
         assert_eq!(
-            standing("max = '8M'").unwrap(),
+            standing("", "8M", None).unwrap(),
             Standing { min_bytes: 8 << 20, max_bytes: 8 << 20, ..usual }
         );
         assert_eq!(Standing::usual(u64::MAX).shares, MAX_SHARES);
@@ -129,15 +116,15 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named() {
-        for (keys, expected) in [
-            ("min = '32M'\nmax = '16M'", "expected at most as much"),
-            ("shares = 0", "shares = 0 is not possible"),
-            ("min = '65M'", "min"),
-            ("max = '1G'", "max"),
-            ("max = '12'", "no unit"),
+        for (min, max, shares, expected) in [
+            ("32M", "16M", None, "expected at most as much"),
+            ("", "", Some(0), "shares = 0 is not possible"),
+            ("65M", "", None, "min: it cannot be 65M: expected 0M to 64M"),
+            ("", "1G", None, "max: it cannot be 1G"),
+            ("", "12", None, "no unit"),
         ] {
-            let error = standing(keys).unwrap_err();
-            assert!(error.contains(expected), "{keys} gave {error}");
+            let error = standing(min, max, shares).unwrap_err();
+            assert!(error.contains(expected), "{min} {max} {shares:?} gave {error}");
         }
     }
 }

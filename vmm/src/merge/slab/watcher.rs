@@ -10,6 +10,8 @@ use crate::memory::written::WriteLog;
 const MAX_LEVEL: u8 = 7;
 /// Looks after which pages that have not been written for so long are trusted a bit more again.
 const FORGIVE: u64 = 128;
+/// Pages of one huge page, which have their turn together, in words of 64.
+const BLOCK_WORDS: u64 = 8;
 /// Looks over which the first watch of all pages is spread.
 const SPREAD: u64 = 4;
 
@@ -121,8 +123,9 @@ impl Watcher {
                 continue;
             }
             for (bit, level) in (0u64..64).zip(&self.levels[(n * 64) as usize..]) {
-                // Turns are spread, so that no look has all of them.
-                if written >> bit & 1 != 0 && (self.turns + bit).is_multiple_of(1 << *level) {
+                // Turns are spread, so that no look has all of them; but not within a block: what lies together is to be
+                // offered together, else guests that do the same at the same time publish every other page each.
+                if written >> bit & 1 != 0 && (self.turns + n / BLOCK_WORDS).is_multiple_of(1 << *level) {
                     self.new[n as usize] |= 1 << bit;
                 }
             }
@@ -223,6 +226,18 @@ mod tests {
         log.write([70]);
         watcher.look(true).unwrap();
         assert!(bits::has(watcher.hit(), 70) && bits::count(watcher.hit()) == 1);
+    }
+
+    #[test]
+    fn what_was_written_together_is_found_together() {
+        let (log, mut watcher) = started();
+        settled(&mut watcher);
+        for _ in 0..3 {
+            log.write(0..128);
+            let quiet: Vec<u64> =
+                (0..2 << MAX_LEVEL).map(|_| watcher.look(true).unwrap().quiet).filter(|n| *n > 0).collect();
+            assert_eq!(quiet, [128]);
+        }
     }
 
     #[test]

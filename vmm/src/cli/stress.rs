@@ -1,0 +1,220 @@
+//! `samepage stress`: overcommit a fleet on purpose, and see what becomes of every page.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::fleet_table::{mib, table};
+use super::progress::{draw_target, interrupt_flag};
+use crate::host::fleet::Watch;
+use crate::host::stress::run;
+use crate::host::stress::scenario::Scenario;
+use crate::host::stress::verdict::{Fate, GuestVerdict, Verdict};
+use crate::memory::PAGE_BYTES;
+use crate::overcommit::pressure::Pressure;
+
+/// How often the bar moves.
+const TICK: Duration = Duration::from_millis(200);
+/// Rows of the table that shows how things went over time.
+const ROWS: usize = 24;
+
+/// Overcommit a fleet on purpose: guests arrive, fill, churn, break what they share, die; every page is checked
+#[derive(clap::Args)]
+#[command(
+    after_help = "The scenario says what the fleet is, what it may use, what is done to it phase by phase, and what must be true in
+the end. The exit status is 1 if a page was lost, a guest died that nobody killed, or something was not as expected.
+Everything that it starts has ended when it returns.
+
+Examples:
+  samepage stress resources/scenarios/ksm-52.toml
+  samepage stress resources/scenarios/cow-storm.toml --csv storm.csv
+  samepage stress resources/scenarios/hostile-guests.toml --json > verdict.json"
+)]
+pub(super) struct Args {
+    /// The scenario file
+    #[arg(value_name = "SCENARIO")]
+    file: PathBuf,
+    /// Print the verdict, with everything that was seen over time, as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Write what was seen over time to this file, a line a sample
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let scenario = Scenario::read(&args.file)?;
+    let watch = Watch::new(|_, _, _, _| {}, interrupt_flag()?);
+    let bar = ProgressBar::with_draw_target(Some(scenario.phases.len() as u64), draw_target());
+    let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("=> "));
+    bar.set_prefix(scenario.name.clone());
+    bar.enable_steady_tick(TICK);
+    let result = run::run(&scenario, &watch, &|n| {
+        bar.set_position(n as u64);
+        bar.set_message(scenario.phases[n].name.clone());
+    });
+    bar.finish_and_clear();
+    let verdict = result.context("the scenario did not come to its end; everything it started is stopped")?;
+    if let Some(path) = &args.csv {
+        fs::write(path, verdict.series.csv()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string(&verdict)?),
+        false => println!("{}", text(&verdict)),
+    }
+    Ok(if verdict.held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn pages(pages: u64) -> String {
+    mib(pages * PAGE_BYTES)
+}
+
+fn text(verdict: &Verdict) -> String {
+    let mut all = vec![over_time(verdict), guests(verdict)];
+    if !verdict.actions.is_empty() {
+        let counts = verdict.actions.iter().map(|(kind, count)| format!("{kind} {count}"));
+        all.push(format!(
+            "the policy did: {}; {} of that could not be done",
+            counts.collect::<Vec<_>>().join(", "),
+            verdict.failed_actions
+        ));
+    }
+    all.push(format!(
+        "{}, engine {}, {}: MiB: {} promised = {:.2} times the capacity of {}, at most {} in use ({:.0} %)",
+        verdict.backend,
+        verdict.engine,
+        verdict.kernel,
+        pages(verdict.promised_peak_pages),
+        verdict.promised_times(),
+        pages(verdict.capacity_pages),
+        pages(verdict.used_peak_pages),
+        verdict.used_peak_percent(),
+    ));
+    all.push(format!(
+        "{}: {} of {} pages wrong; {} guests stopped, {} suspended at some time, {} not let in; {:.1} s",
+        if verdict.held { "held" } else { "NOT HELD" },
+        verdict.mismatched_pages,
+        verdict.verified_pages,
+        verdict.count(Fate::Stopped),
+        verdict.ever_suspended(),
+        verdict.count(Fate::Refused),
+        verdict.seconds,
+    ));
+    all.extend(verdict.failures.iter().map(|failure| format!("  {failure}")));
+    all.join("\n")
+}
+
+/// A row for each of some samples, evenly over the run.
+fn over_time(verdict: &Verdict) -> String {
+    let mut table = table(
+        &[
+            "phase",
+            "pressure",
+            "s",
+            "used",
+            "free",
+            "promised",
+            "saved",
+            "balloon",
+            "swap",
+            "debt",
+            "cover",
+            "throttled",
+            "suspended",
+        ],
+        2,
+    );
+    let samples = &verdict.series.samples;
+    let every = samples.len().div_ceil(ROWS).max(1);
+    let last = samples.len().saturating_sub(1);
+    let mut before = None;
+    for (n, sample) in samples.iter().enumerate() {
+        if n % every != 0 && n != last && before == Some(sample.phase) {
+            continue;
+        }
+        before = Some(sample.phase);
+        let phase = verdict.phases.get(sample.phase).map_or("", |phase| &phase.name);
+        let pressure = Pressure::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
+        let mut row = vec![phase.to_owned(), pressure.to_owned(), format!("{:.1}", sample.seconds)];
+        row.extend(
+            [
+                sample.used_pages,
+                sample.free_pages,
+                sample.promised_pages,
+                sample.saved_pages,
+                sample.ballooned_pages,
+                sample.swapped_pages,
+                sample.debt_pages,
+                sample.cover_pages,
+            ]
+            .map(pages),
+        );
+        row.extend([sample.throttled, sample.suspended].map(|n| n.to_string()));
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+fn guests(verdict: &Verdict) -> String {
+    let mut table = table(
+        &[
+            "guest",
+            "in the end",
+            "fill s",
+            "held s",
+            "suspended s",
+            "storm MiB/s",
+            "write p50 us",
+            "p99",
+            "p99.9",
+            "max",
+        ],
+        2,
+    );
+    for guest in &verdict.guests {
+        let storm = guest.storms.iter().fold((0, 0.0), |(p, s), storm| (p + storm.pages, s + storm.seconds));
+        let storm = match storm {
+            (0, _) => "-".into(),
+            (pages, seconds) => {
+                format!("{:.0}", pages as f64 * PAGE_BYTES as f64 / seconds / f64::from(1 << 20))
+            }
+        };
+        let mut row = vec![guest.name.clone(), fate(guest)];
+        row.extend(
+            [guest.fill_seconds, guest.held_seconds, guest.suspended_seconds].map(|s| format!("{s:.1}")),
+        );
+        row.push(storm);
+        // The last phase in which writes were timed.
+        row.extend(match guest.latencies.last() {
+            Some(l) => {
+                [l.p50_ns, l.p99_ns, l.p999_ns, l.max_ns].map(|ns| format!("{:.1}", ns as f64 / 1000.0))
+            }
+            None => ["-"; 4].map(String::from),
+        });
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+fn fate(guest: &GuestVerdict) -> String {
+    let what = match guest.fate {
+        Fate::Absent => "never came",
+        Fate::Refused => "not let in",
+        Fate::Running => "runs",
+        Fate::Suspended => "suspended",
+        Fate::Left => "left",
+        Fate::Killed => "killed",
+        Fate::Stopped => "stopped",
+        Fate::Died => "died",
+    };
+    match &guest.why {
+        Some(why) => format!("{what}: {why}"),
+        None => what.into(),
+    }
+}
