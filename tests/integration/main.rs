@@ -25,3 +25,4 @@ mod slab;
 mod slab_fleet;
 mod throttle;
 mod working_set;
+mod watching;

@@ -49,6 +49,7 @@ impl Setting {
             engine: contender.kind(),
             merge: Tuning::default(),
             overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
+            metrics: None,
             guests: (0..self.guests).map(guest).collect(),
         }
     }

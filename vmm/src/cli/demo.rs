@@ -74,6 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         engine,
         merge: Tuning::default(),
         overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
+        metrics: None,
         guests: guests.collect(),
     };
     let interrupted = interrupt_flag()?;

@@ -1,4 +1,4 @@
-//! `samepage fleet`: up, status, verify, down.
+//! `samepage fleet`: up, status, verify, metrics, down.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -105,6 +105,18 @@ These two files show how a fleet file is written; the README lists every key.")]
         #[arg(long)]
         json: bool,
     },
+    /// Print the fleet's metrics once, in OpenMetrics text, as Prometheus gets them
+    #[command(after_help = "Examples:
+  samepage fleet metrics
+  samepage fleet metrics --name builtin | grep samepage_guest_memory_bytes
+
+It asks the daemon's own socket, and needs no `metrics` in the fleet file. With metrics = \"127.0.0.1:9464\" at the top
+of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics.")]
+    Metrics {
+        /// Which fleet; not needed while only one is up
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// End all guests and the daemon, also where the daemon is gone already
     #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
     Down {
@@ -124,6 +136,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             status(&choose(name)?, json, &Request::Status { kvm, content, audit, settle_seconds }, limit)
         }
         Command::Verify { name, json } => verify(&choose(name)?, json),
+        Command::Metrics { name } => metrics(&choose(name)?),
         Command::Down { name } => down(&choose(name)?),
     }
 }
@@ -244,6 +257,14 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
+    let Reply::Metrics(text) = request(fleet, &Request::Metrics, SHORT)? else {
+        bail!("the daemon answered something else");
+    };
+    print!("{text}");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn down(fleet: &str) -> anyhow::Result<ExitCode> {

@@ -14,6 +14,7 @@ mod run;
 mod simulate;
 mod simulate_table;
 mod stress;
+mod top;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -48,6 +49,7 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Fleet(fleet::Args),
+    Top(top::Args),
     Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Fleet(args) => fleet::run(args),
+        Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),

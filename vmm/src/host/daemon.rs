@@ -15,6 +15,7 @@ use super::fleet::{Fleet, Watch};
 use super::governor::{Governor, Hands};
 use super::guest::{Lifetime, is_running, kill};
 use super::ledger::Means;
+use super::metrics::{self, EngineNow, exposition};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
@@ -37,7 +38,10 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 /// A fleet that is up, and the socket it is asked through.
 pub struct Daemon {
     fleet: Arc<Mutex<Fleet>>,
-    governor: Governor,
+    page: Arc<MetricsPage>,
+    /// None: nobody is served, or no longer.
+    metrics: Mutex<Option<metrics::Server>>,
+    governor: Arc<Governor>,
     dir: FleetDir,
     socket: UnixListener,
     interrupted: Arc<AtomicBool>,
@@ -63,6 +67,14 @@ impl Daemon {
         let failed = |source| HostError::Runtime { what: "make the socket", path: path.clone(), source };
         let socket = UnixListener::bind(&path).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
+        let bound = spec.metrics.as_ref().map(metrics::Server::bind).transpose();
+        let bound = bound.inspect_err(|_| {
+            let _ = fs::remove_file(&path);
+            // What an earlier daemon left is not forgotten for this.
+            if dir.control_sockets().is_empty() {
+                dir.remove();
+            }
+        })?;
         let managed = Fleet::ready(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
             let begun = fleet.start_merging().and_then(|()| fleet.posts());
             let posts = begun.inspect_err(|_| fleet.stop())?;
@@ -70,13 +82,24 @@ impl Daemon {
             let fleet = Arc::new(Mutex::new(fleet));
             let hands = Box::new(FleetHands { fleet: Arc::downgrade(&fleet), means });
             let governor = Governor::start(posts, &dir, overcommit.knobs, overcommit.policy, hands);
-            let governor = governor.inspect_err(|_| lock(&fleet).stop())?;
-            Ok((fleet, governor))
+            let governor = Arc::new(governor.inspect_err(|_| lock(&fleet).stop())?);
+            let page = Arc::new(MetricsPage::of(&fleet, &governor));
+            let shown = page.clone();
+            let serve = |bound| metrics::Server::start(bound, Arc::new(move || shown.text()));
+            let metrics = bound.map(serve).transpose().inspect_err(|_| lock(&fleet).stop())?;
+            Ok((fleet, page, metrics, governor))
         });
         match managed {
-            Ok((fleet, governor)) => {
-                Ok(Self { fleet, governor, dir, socket, interrupted, clients: AtomicUsize::new(0) })
-            }
+            Ok((fleet, page, metrics, governor)) => Ok(Self {
+                fleet,
+                page,
+                metrics: Mutex::new(metrics),
+                governor,
+                dir,
+                socket,
+                interrupted,
+                clients: AtomicUsize::new(0),
+            }),
             Err(e) => {
                 dir.remove();
                 Err(e)
@@ -164,14 +187,19 @@ impl Daemon {
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
                 status.notes.extend(self.governor.management().notes());
+                status.notes.extend(fleet.spec.metrics.as_ref().filter(|m| m.is_public()).map(|address| {
+                    format!("metrics at {address} can be read by everyone who can reach them: there is no authentication")
+                }));
                 Ok(Reply::Status(Box::new(status)))
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
+            Request::Metrics => Ok(Reply::Metrics(self.page.text())),
             Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
             Request::Down => {
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
+                drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
                 self.fleet().stop();
                 self.dir.remove();
                 Ok(Reply::Done)
@@ -182,6 +210,36 @@ impl Daemon {
 
 fn lock(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
     fleet.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What metrics are made of. Never waits for the fleet: while somebody has it, its engine is as it was.
+struct MetricsPage {
+    name: String,
+    fleet: Weak<Mutex<Fleet>>,
+    governor: Arc<Governor>,
+    engine: Mutex<EngineNow>,
+}
+
+impl MetricsPage {
+    fn of(fleet: &Arc<Mutex<Fleet>>, governor: &Arc<Governor>) -> Self {
+        let mut now = lock(fleet);
+        Self {
+            name: now.spec.name.clone(),
+            fleet: Arc::downgrade(fleet),
+            governor: governor.clone(),
+            engine: Mutex::new(now.engine_now()),
+        }
+    }
+
+    fn text(&self) -> String {
+        let now = self.fleet.upgrade().and_then(|fleet| Some(fleet.try_lock().ok()?.engine_now()));
+        let engine = {
+            let mut last = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = now.unwrap_or_else(|| last.clone());
+            last.clone()
+        };
+        exposition(&self.name, self.governor.management(), engine)
+    }
 }
 
 /// What the governor needs of the fleet, taken when nobody else has it.

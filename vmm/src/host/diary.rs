@@ -56,6 +56,9 @@ impl Diary {
     }
 }
 
+/// All kinds of actions.
+pub const KINDS: [&str; 7] = ["merge", "balloon", "throttle", "page_out", "suspend", "resume", "stop"];
+
 /// The kind of an action, as in reports.
 pub fn kind(action: &Action) -> &'static str {
     match action {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::spec::MetricsAddress;
 use crate::measure::MeasureError;
 use crate::merge::EngineError;
 use crate::overcommit::admission::{AdmissionError, Refusal};
@@ -72,6 +73,26 @@ pub enum HostError {
     /// What the host has could not be told, or is not enough.
     #[error("what the fleet may use cannot be told")]
     Reading(#[from] ReadingError),
+    /// Somebody else listens where metrics are to be served.
+    #[error(
+        "metrics cannot be served at {address}: the address is taken, perhaps by another fleet with the same `metrics`; give this \
+         fleet another one, or leave `metrics` out of its file"
+    )]
+    MetricsTaken {
+        /// Where.
+        address: MetricsAddress,
+    },
+    /// Metrics cannot be served for another reason.
+    #[error(
+        "metrics cannot be served at {address}: `metrics` of the fleet file must be an address of this host that you may use"
+    )]
+    Metrics {
+        /// Where.
+        address: MetricsAddress,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The fleet is up already.
     #[error(
         "fleet {fleet:?} is up already: `samepage fleet status --name {fleet}` shows it, `samepage fleet down --name {fleet}` ends it"

@@ -13,6 +13,7 @@ use super::admission;
 use super::check;
 use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
+use super::metrics::EngineNow;
 use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
@@ -409,6 +410,12 @@ impl Fleet {
     /// What the slab engine knows of its guests; None with another one.
     pub fn merge_statistics(&self) -> Option<Statistics> {
         self.engine.statistics()
+    }
+
+    /// What the engine says of itself.
+    pub fn engine_now(&mut self) -> EngineNow {
+        let (progress, statistics) = (self.progress(), self.merge_statistics());
+        EngineNow { name: self.spec.engine.name().into(), progress, statistics }
     }
 
     /// What a reader of the engine's numbers should know.

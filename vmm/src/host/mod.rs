@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod governor;
 pub mod guest;
 pub mod ledger;
+pub mod metrics;
 mod observer;
 mod policy_state;
 pub mod post;

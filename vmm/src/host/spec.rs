@@ -1,5 +1,6 @@
 //! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
 
+mod metrics;
 mod overcommit;
 mod standing;
 
@@ -11,6 +12,7 @@ use guest::protocol::{Fill, Mix};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub use self::overcommit::{AdmissionName, Overcommit};
 use self::overcommit::{OvercommitError, OvercommitKeys};
 pub use self::standing::Standing;
@@ -83,6 +85,9 @@ pub enum SpecError {
     /// What the fleet may use.
     #[error("overcommit")]
     Overcommit(#[source] OvercommitError),
+    /// Where metrics are to be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsAddressError),
     /// A guest's standing.
     #[error("guest {guest}")]
     Standing {
@@ -218,6 +223,9 @@ pub struct FleetSpec {
     pub merge: Tuning,
     /// What it may use, and how it is kept within that.
     pub overcommit: Overcommit,
+    /// Where its numbers are served; None: nowhere.
+    #[serde(default)]
+    pub metrics: Option<MetricsAddress>,
     /// Its guests, at least one.
     pub guests: Vec<GuestSpec>,
 }
@@ -232,6 +240,7 @@ pub struct FleetFile {
     #[serde(default)]
     merge: Tuning,
     overcommit: Option<OvercommitKeys>,
+    metrics: Option<String>,
     #[serde(default)]
     defaults: GuestKeys,
     #[serde(default)]
@@ -327,7 +336,8 @@ impl FleetSpec {
             Some(keys) => keys.check().map_err(SpecError::Overcommit)?,
             None => Overcommit::default(),
         };
-        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, overcommit, guests })
+        let metrics = file.metrics.as_deref().map(|text| MetricsAddress::parse(text, dir)).transpose()?;
+        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, overcommit, metrics, guests })
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Request {
     Verify,
     /// How the fleet is kept within its means. Answered at once, whatever else goes on.
     Management,
+    /// The same and more, for Prometheus. Answered at once too.
+    Metrics,
     /// End all guests and the daemon.
     Down,
 }
@@ -52,6 +54,8 @@ pub enum Reply {
     Verified(Verified),
     /// To [`Request::Management`].
     Management(Box<Management>),
+    /// To [`Request::Metrics`]: OpenMetrics text.
+    Metrics(String),
     /// It was done.
     Done,
     /// It was not.

@@ -21,6 +21,9 @@ fn defaults_count_and_paths() {
     assert_eq!(fleet.guests[0].kernel.as_deref(), Some(Path::new("/fleets/k")));
     assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
     assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
+    assert_eq!(fleet.metrics, None);
+    let served = parse("name = 'f'\nmetrics = 'unix:m'\n[[guest]]\nname = 'a'").unwrap();
+    assert_eq!(served.metrics, Some(MetricsAddress::Unix("/fleets/m".into())));
 }
 
 #[test]
@@ -41,6 +44,7 @@ fn every_mistake_is_named() {
         ("name = 'f'\nnme = 1", "unknown field `nme`"),
         ("name = 'f'\nname = 'g'\n[[guest]]\nname = 'a'", "duplicate key"),
         ("name = 'f'\n[[guest]]\nname = 'a'\nmemry = '1G'", "unknown field `memry`"),
+        ("name = 'f'\nmetrics = ':9464'\n[[guest]]\nname = 'a'", "\":9464\" is no address"),
         ("name = '../f'\n[[guest]]\nname = 'a'", "no name"),
         ("name = 'f'\n[[guest]]\nname = 'a'\nmemory = '0'", "memory"),
         ("name = 'f'\n[[guest]]\nname = 'a'\ncpus = 33", "33 vCPUs"),

@@ -6,7 +6,7 @@
 
 pub mod agent;
 mod bits;
-mod counters;
+pub mod counters;
 mod domain;
 pub mod engine;
 mod hub;
