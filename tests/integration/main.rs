@@ -24,5 +24,5 @@ mod simulate;
 mod slab;
 mod slab_fleet;
 mod throttle;
-mod working_set;
 mod watching;
+mod working_set;

@@ -203,7 +203,8 @@ impl Fleet {
     }
 
     fn start(&mut self, spec: &GuestSpec, number: usize) -> Result<(), HostError> {
-        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine)?;
+        let sampling = self.spec.overcommit.sampling_seconds();
+        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine, sampling)?;
         self.take_in(guest);
         Ok(())
     }

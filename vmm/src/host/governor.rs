@@ -261,7 +261,7 @@ fn tell(action: &Action, post: &Post) -> Result<(), HostError> {
             Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
         }
         Action::Throttle { pages_per_second, .. } => Request::Throttle { pages_per_second },
-        Action::PageOut { .. } => return Ok(()),
+        Action::PageOut { pages, .. } => Request::PageOut { pages },
         Action::Suspend { .. } => Request::Pause,
         Action::Resume { .. } => Request::Resume,
         Action::Stop { .. } => Request::Stop,

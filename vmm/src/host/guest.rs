@@ -81,6 +81,7 @@ impl Guest {
         dir: &FleetDir,
         lifetime: Lifetime,
         engine: EngineName,
+        sampling_seconds: Option<f64>,
     ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
         let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
@@ -106,6 +107,9 @@ impl Guest {
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
+        if let Some(seconds) = sampling_seconds {
+            process.args(["--sample-working-set", &seconds.to_string()]);
+        }
         if engine == EngineName::Slab {
             process.arg("--merge").arg(dir.merge_socket()?);
         }

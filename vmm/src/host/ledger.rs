@@ -95,24 +95,27 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
         // The program is the same file in all VM processes: its pages are counted once, here.
         overhead.daemon = own.anonymous + own.file + own.page_tables;
     }
-    let mut guests = Vec::new();
+    let (mut guests, mut parked_frames) = (Vec::new(), 0);
     for ((post, said), seen) in asked.iter().zip(&frames.guests) {
         let process = ProcessPages::of(post.pid).unwrap_or_default();
-        let of_guest = seen.anonymous.saturating_sub(seen.pages.zero);
+        // Pages that are parked to see whether the guest touches them have frames, elsewhere.
+        let parked = said.status.parked_pages.min(seen.pages.absent);
+        parked_frames += parked;
+        let of_guest = seen.anonymous.saturating_sub(seen.pages.zero) + parked;
         let items = KsmStat::of(post.pid).map_or(0, |stat| stat.rmap_items);
         overhead.ksm_metadata += (items * RMAP_ITEM_BYTES).div_ceil(PAGE_BYTES);
         guests.push(GuestNumbers {
             name: post.guest.clone(),
             classes: Classes {
-                absent: seen.pages.absent,
+                absent: seen.pages.absent - parked,
                 ballooned: 0,
                 zero: seen.pages.zero,
-                private: seen.pages.private,
+                private: seen.pages.private + parked,
                 shared: seen.pages.shared,
                 swapped: seen.pages.swapped,
             },
             balloon_absent: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
-            frames: seen.frames,
+            frames: seen.frames + parked as f64,
             balloon_driver: said.balloon.as_ref().is_some_and(|balloon| balloon.size.driver),
             minimum: post.standing.min_bytes / PAGE_BYTES,
             overhead: GuestOverhead {
@@ -125,7 +128,7 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
         capacity: means.capacity,
         available: readings.as_ref().map_or(means.capacity, |r| r.free_pages(u64::MAX, 0)),
         swap_free: readings.as_ref().map_or(0, |r| r.swap_free_pages),
-        frames: frames.frames,
+        frames: frames.frames + parked_frames,
         overhead,
     };
     Ledger::of(&guests, &host, frames.estimated)

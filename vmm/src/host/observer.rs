@@ -16,6 +16,7 @@ use crate::overcommit::readings::Host;
 use crate::overcommit::view::{BalloonView, GuestState, GuestView, HostView};
 use crate::vm::balloon::BalloonSize;
 use crate::vm::control::{Request, Status};
+use crate::vm::working_set::WorkingSet;
 
 /// VMs are asked at most so often, unless something was asked of them.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,6 +54,7 @@ pub struct Observer {
 struct Answer {
     status: Status,
     size: Option<BalloonSize>,
+    working_set: Option<WorkingSet>,
 }
 
 struct LastReading {
@@ -138,7 +140,10 @@ impl Observer {
         }
         let answers = post::each(posts, |_, post| {
             let status = is_running(post.pid).then(|| post.status().ok()).flatten()?;
-            Some((post.guest.clone(), Answer { status, size: post.balloon_size() }))
+            Some((
+                post.guest.clone(),
+                Answer { status, size: post.balloon_size(), working_set: post.working_set() },
+            ))
         });
         self.said = answers.into_iter().flatten().collect();
         self.asked = Some(Instant::now());
@@ -204,6 +209,7 @@ impl Observer {
                 view.state = state.of_paused(&post.guest);
             }
             view.throttle_pages_per_second = said.status.throttle.pages_per_second;
+            view.working_set_pages = said.working_set.map(|part| active_pages(&part, view.resident_pages));
             view.balloon = said.size.filter(|size| size.driver).map(|size| BalloonView {
                 target_pages: size.target_pages.into(),
                 actual_pages: size.actual_pages.into(),
@@ -226,9 +232,35 @@ fn usual(post: &Post) -> GuestView {
     }
 }
 
+/// What a guest of so many pages uses, by a sample of those that are small and its own: the others are taken to be used as much, and those
+/// in huge pages, of which there is no sample, to be used all.
+fn active_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
+    let huge = sample.huge_pages.min(resident_pages);
+    let part = sample.estimated_pages as f64 / sample.sampled_pages.max(1) as f64;
+    huge + ((resident_pages - huge) as f64 * part.min(1.0)) as u64
+}
+
 /// What a guest could do without, by its own word.
 fn spare_pages(said: &Said) -> Option<u64> {
     let balloon = said.balloon.as_ref()?;
     let bytes = ["available_memory", "free_memory"].iter().find_map(|name| balloon.guest.get(*name))?;
     Some(bytes / PAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_sample_was_taken_of_counts_as_the_rest_does_or_as_used() {
+        let sample = |sampled_pages, estimated_pages, huge_pages| WorkingSet {
+            sampled_pages,
+            estimated_pages,
+            huge_pages,
+            ..WorkingSet::default()
+        };
+        assert_eq!(active_pages(&sample(100, 25, 0), 400), 100);
+        assert_eq!(active_pages(&sample(100, 25, 200), 400), 250);
+        assert_eq!(active_pages(&sample(0, 0, 1000), 400), 400);
+    }
 }

@@ -11,6 +11,7 @@ use crate::measure::Space;
 use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};
 use crate::vm::control::{Reply, Request, Status};
+use crate::vm::working_set::WorkingSet;
 
 /// How many VMs are asked at once.
 const AT_ONCE: usize = 32;
@@ -80,6 +81,14 @@ impl Post {
     pub fn balloon_size(&self) -> Option<BalloonSize> {
         match self.control(&Request::BalloonSize) {
             Ok(Reply::BalloonSize(size)) => Some(size),
+            _ => None,
+        }
+    }
+
+    /// How much of its memory the guest uses; None where no sample is taken, or none has been yet.
+    pub fn working_set(&self) -> Option<WorkingSet> {
+        match self.control(&Request::WorkingSet) {
+            Ok(Reply::WorkingSet(known)) if known.periods > 0 => Some(known),
             _ => None,
         }
     }

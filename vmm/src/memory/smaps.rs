@@ -110,7 +110,7 @@ mod tests {
                      7000-8000 ---p 00000000 00:00 0 \nRss:   40 kB\n\
                      9000-a000 rw-p 00000000 00:00 0 \nPrivate_Hugetlb:    2048 kB\nVmFlags: rd wr\n";
         let read = |ranges: &[Range<u64>]| RangePages::read(smaps.as_bytes(), ranges).unwrap();
-        assert_eq!(read(&[0x1000..0x5000]), RangePages { resident: 3, swapped: 1 });
+        assert_eq!(read(std::slice::from_ref(&(0x1000..0x5000))), RangePages { resident: 3, swapped: 1 });
         assert_eq!(read(&[0x3000..0x5000, 0x9000..0xa000]), RangePages { resident: 513, swapped: 0 });
         assert_eq!(read(&[]), RangePages::default());
     }

@@ -14,6 +14,9 @@ const USUAL_FLOOR: f64 = 0.5;
 /// Percent of capacity that may be promised, where the fleet file says nothing.
 const USUAL_RATIO_PERCENT: f64 = 100.0;
 
+/// How long pages are watched, where the fleet file says nothing.
+const USUAL_WORKING_SET_SECONDS: f64 = 10.0;
+
 /// How guests are let in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +47,15 @@ pub struct Overcommit {
     pub policy: bool,
     /// How.
     pub knobs: Knobs,
+    /// How long some pages of each guest are watched to see how many it uses, while there is a policy; 0: none are.
+    pub working_set_seconds: f64,
+}
+
+impl Overcommit {
+    /// How long pages are watched, if they are.
+    pub fn sampling_seconds(&self) -> Option<f64> {
+        (self.policy && self.working_set_seconds > 0.0).then_some(self.working_set_seconds)
+    }
 }
 
 impl Default for Overcommit {
@@ -56,6 +68,7 @@ impl Default for Overcommit {
             // Balloons that somebody has set by hand are left alone, unless the fleet file asks for a policy.
             policy: false,
             knobs: Knobs::default(),
+            working_set_seconds: USUAL_WORKING_SET_SECONDS,
         }
     }
 }
@@ -72,6 +85,9 @@ pub enum OvercommitError {
     /// Its floor.
     #[error("floor = {0} is not possible: expected 0 to 1000 frames of cover for each frame of debt")]
     Floor(f64),
+    /// How long pages are watched.
+    #[error("working_set_seconds = {0} is not possible: expected 0.1 to 3600, or 0 for not at all")]
+    WorkingSet(f64),
     /// A knob.
     #[error("knobs")]
     Knobs(#[source] KnobError),
@@ -87,6 +103,7 @@ pub(super) struct OvercommitKeys {
     floor: Option<f64>,
     policy: Option<bool>,
     knobs: Knobs,
+    working_set_seconds: Option<f64>,
 }
 
 impl OvercommitKeys {
@@ -106,12 +123,17 @@ impl OvercommitKeys {
             floor: self.floor.unwrap_or(usual.floor),
             policy: self.policy.unwrap_or(true),
             knobs: self.knobs,
+            working_set_seconds: self.working_set_seconds.unwrap_or(usual.working_set_seconds),
         };
         if !(overcommit.ratio_percent > 0.0 && overcommit.ratio_percent <= 10_000.0) {
             return Err(OvercommitError::Ratio(overcommit.ratio_percent));
         }
         if !(0.0..=1000.0).contains(&overcommit.floor) {
             return Err(OvercommitError::Floor(overcommit.floor));
+        }
+        let watched = overcommit.working_set_seconds;
+        if watched != 0.0 && !(0.1..=3600.0).contains(&watched) {
+            return Err(OvercommitError::WorkingSet(watched));
         }
         overcommit.knobs.check().map_err(OvercommitError::Knobs)?;
         Ok(overcommit)
@@ -149,6 +171,7 @@ mod tests {
             ("ratio_percent = 0", "ratio_percent = 0"),
             ("ratio_percent = nan", "ratio_percent = NaN"),
             ("floor = -1.0", "floor = -1"),
+            ("working_set_seconds = 0.01", "working_set_seconds = 0.01"),
             ("policy = 'balloon'", "invalid type"),
             ("knobs = { idle_tax = 2 }", "idle_tax = 2 is not possible"),
             ("knobs = { idle = 2 }", "unknown field `idle`"),
