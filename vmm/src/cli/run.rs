@@ -108,6 +108,9 @@ pub(super) struct Args {
     /// How many pages are watched for --sample-working-set: 1 to 2000
     #[arg(long, requires = "sample_working_set", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=MAX_SAMPLES))]
     samples: u64,
+    /// How fast the guest may take frames of the host, in pages a second, until its control socket is told otherwise
+    #[arg(long, conflicts_with = "api", value_name = "PAGES_PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
+    throttle: Option<u64>,
     /// How much sooner than by its size the kernel's out-of-memory killer takes this process: -1000 (never) to 1000 (first)
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
     oom_score_adj: Option<i16>,
@@ -188,6 +191,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         };
         let started = |running: &Running| {
+            if let Some(rate) = args.throttle
+                && let Err(error) = running.set_throttle(Some(rate))
+            {
+                tracing::warn!("{name} is not throttled: {error}");
+            }
             // From now on there is a socket through which the next daemon finds it.
             if args.daemon.is_some() {
                 let _ = set_parent_process_death_signal(None);

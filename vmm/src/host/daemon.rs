@@ -20,6 +20,7 @@ use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
 use crate::memory::own;
+use crate::merge::SlabPages;
 use crate::vm::control as vm;
 
 /// How often the daemon looks for an interrupt while nobody asks.
@@ -78,9 +79,9 @@ impl Daemon {
         let managed = Fleet::ready(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
             let begun = fleet.start_merging().and_then(|()| fleet.posts());
             let posts = begun.inspect_err(|_| fleet.stop())?;
-            let (means, overcommit) = (fleet.means(), fleet.spec.overcommit);
+            let overcommit = fleet.spec.overcommit;
             let fleet = Arc::new(Mutex::new(fleet));
-            let hands = Box::new(FleetHands { fleet: Arc::downgrade(&fleet), means });
+            let hands = Box::new(FleetHands::of(&fleet));
             let governor = Governor::start(posts, &dir, overcommit.knobs, overcommit.policy, hands);
             let governor = Arc::new(governor.inspect_err(|_| lock(&fleet).stop())?);
             let page = Arc::new(MetricsPage::of(&fleet, &governor));
@@ -245,9 +246,17 @@ impl MetricsPage {
 /// What the governor needs of the fleet, taken when nobody else has it.
 pub struct FleetHands {
     /// Gone when the daemon ends.
-    pub fleet: Weak<Mutex<Fleet>>,
-    /// At the beginning.
-    pub means: Means,
+    fleet: Weak<Mutex<Fleet>>,
+    means: Means,
+    slab_pages: Option<SlabPages>,
+}
+
+impl FleetHands {
+    /// For the governor of `fleet`.
+    pub fn of(fleet: &Arc<Mutex<Fleet>>) -> Self {
+        let now = lock(fleet);
+        Self { fleet: Arc::downgrade(fleet), means: now.means(), slab_pages: now.slab_pages() }
+    }
 }
 
 impl Hands for FleetHands {
@@ -257,7 +266,7 @@ impl Hands for FleetHands {
         {
             self.means = fleet.means();
         }
-        self.means
+        Means { slab_pages: self.slab_pages.as_ref().map(|ask| ask()), ..self.means }
     }
 
     fn merge(&mut self, eager: bool) {

@@ -25,7 +25,7 @@ use crate::memory::PAGE_BYTES;
 use crate::merge::ksm::{Ksm, KsmSettings};
 use crate::merge::off::Off;
 use crate::merge::slab::engine::{SlabEngine, Statistics};
-use crate::merge::{Engine, Progress};
+use crate::merge::{Engine, Progress, SlabPages};
 use crate::overcommit::admission::Refusal;
 use crate::vm::control::Request;
 
@@ -203,8 +203,8 @@ impl Fleet {
     }
 
     fn start(&mut self, spec: &GuestSpec, number: usize) -> Result<(), HostError> {
-        let sampling = self.spec.overcommit.sampling_seconds();
-        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine, sampling)?;
+        let overcommit = self.spec.overcommit;
+        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine, &overcommit)?;
         self.take_in(guest);
         Ok(())
     }
@@ -330,7 +330,12 @@ impl Fleet {
         let dead =
             self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
         let merging = self.merging && self.spec.engine != EngineName::Off;
-        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging }
+        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging, slab_pages: None }
+    }
+
+    /// See [`Engine::slab_pages`].
+    pub fn slab_pages(&self) -> Option<SlabPages> {
+        self.engine.slab_pages()
     }
 
     /// Has the engine take all the processor time that it can use, or what it may.

@@ -15,7 +15,7 @@ use super::client::{ANSWER_LIMIT, Com2, control};
 use super::fleet::{Stage, Watch};
 use super::post::Post;
 use super::runtime::FleetDir;
-use super::spec::{EngineName, GuestSpec};
+use super::spec::{EngineName, GuestSpec, Overcommit};
 use crate::measure::Space;
 use crate::vm::control as vm;
 
@@ -25,6 +25,8 @@ const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
 const LINUX_LIMIT: Duration = Duration::from_secs(180);
 /// How long a guest may be silent during a long command: progress comes more often than this.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// Until the governor has seen it, a guest may take this much memory a second: 64 MiB.
+const NEWCOMER_PAGES_PER_SECOND: u64 = 16_384;
 /// How long a command may take a guest that is throttled or suspended.
 const HELD_LIMIT: Duration = Duration::from_secs(3600);
 /// How long a VM process may take to end.
@@ -81,7 +83,7 @@ impl Guest {
         dir: &FleetDir,
         lifetime: Lifetime,
         engine: EngineName,
-        sampling_seconds: Option<f64>,
+        overcommit: &Overcommit,
     ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
         let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
@@ -107,8 +109,11 @@ impl Guest {
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
-        if let Some(seconds) = sampling_seconds {
+        if let Some(seconds) = overcommit.sampling_seconds() {
             process.args(["--sample-working-set", &seconds.to_string()]);
+        }
+        if overcommit.policy {
+            process.args(["--throttle", &NEWCOMER_PAGES_PER_SECOND.to_string()]);
         }
         if engine == EngineName::Slab {
             process.arg("--merge").arg(dir.merge_socket()?);

@@ -20,6 +20,10 @@ use crate::overcommit::readings::Host;
 /// What KSM keeps of each page it has seen (struct ksm_rmap_item), in bytes.
 const RMAP_ITEM_BYTES: u64 = 64;
 
+/// How long a VM that does not answer is given to end: so many looks, so far apart.
+const ENDING_LOOKS: u32 = 50;
+const ENDING_PAUSE: Duration = Duration::from_millis(20);
+
 /// What the fleet may use, and what its engine keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Means {
@@ -29,6 +33,8 @@ pub struct Means {
     pub dead_slabs: u64,
     /// Whether an engine merges.
     pub merging: bool,
+    /// Pages of all slabs, in use or not, as they are now; None where the engine has no slabs, or nobody asked.
+    pub slab_pages: Option<u64>,
 }
 
 /// A ledger, and what it was made of.
@@ -56,7 +62,8 @@ pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, Host
         for (post, said) in posts.iter().zip(said) {
             match said {
                 Some(Ok(said)) => asked.push((post, said)),
-                Some(Err(error)) if is_running(post.pid) => return Err(error),
+                // Its sockets are gone before its process is.
+                Some(Err(error)) if !ends_soon(post.pid) => return Err(error),
                 _ => {}
             }
         }
@@ -67,7 +74,7 @@ pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, Host
         };
         let (frames, audit) = match counted {
             Ok(counted) => counted,
-            Err(_) if asked.iter().any(|(post, _)| !is_running(post.pid)) => continue,
+            Err(_) if asked.iter().any(|(post, _)| ends_soon(post.pid)) => continue,
             Err(error) => return Err(error.into()),
         };
         let ledger = account(&asked, &frames, means);
@@ -81,6 +88,17 @@ pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, Host
         });
     }
     Err(HostError::Measure(MeasureError::TooMany { guests: posts.len() }))
+}
+
+/// Whether this process has ended, or does so within a moment.
+fn ends_soon(pid: u32) -> bool {
+    (0..ENDING_LOOKS).any(|_| {
+        let ended = !is_running(pid);
+        if !ended {
+            std::thread::sleep(ENDING_PAUSE);
+        }
+        ended
+    })
 }
 
 fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
@@ -117,6 +135,7 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
             balloon_absent: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
             frames: seen.frames + parked as f64,
             balloon_driver: said.balloon.as_ref().is_some_and(|balloon| balloon.size.driver),
+            spare: said.spare_pages(),
             minimum: post.standing.min_bytes / PAGE_BYTES,
             overhead: GuestOverhead {
                 vmm: process.anonymous.saturating_sub(of_guest),

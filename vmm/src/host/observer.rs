@@ -84,22 +84,20 @@ impl Observer {
         let before_reading = thread_time();
         let reading = self.read_if_due(posts, &processes);
         let reading_took = thread_time().saturating_sub(before_reading);
-        let mut used = 0i64;
+        let mapped: u64 = processes.iter().flatten().map(|process| process.shared_memory).sum();
+        let shared = self.means.slab_pages.filter(|_| mapped > 0).map(|pages| pages as f64 / mapped as f64);
         let guests = posts
             .iter()
             .zip(&processes)
-            .map(|(post, process)| {
-                let Some(process) = process else {
+            .map(|(post, process)| match process {
+                Some(process) => self.guest(post, process, shared.unwrap_or(1.0).min(1.0), state),
+                None => {
                     self.seen.remove(&post.guest);
-                    return GuestView { state: GuestState::Dead, ..usual(post) };
-                };
-                let (view, more) = self.guest(post, process, state);
-                used += more;
-                view
+                    GuestView { state: GuestState::Dead, ..usual(post) }
+                }
             })
             .collect();
-        let base = self.last.as_ref().map_or(0, |last| last.reading.ledger.used);
-        let used_pages = base.saturating_add_signed(used);
+        let used_pages = self.used_pages(&processes);
         let capacity_pages = self.means.capacity;
         // Without /proc/meminfo nothing could be decided; capacity and use still are what they are.
         let readings = self.host.read().ok();
@@ -178,8 +176,29 @@ impl Observer {
         Some(reading)
     }
 
-    /// A guest, and how many frames it has taken since the ledger was read.
-    fn guest(&mut self, post: &Post, process: &ProcessPages, state: &PolicyState) -> (GuestView, i64) {
+    /// Frames that the fleet uses.
+    ///
+    /// With slabs that is what is anonymous, what page tables take, and the slabs. KSM's frames are as anonymous as any others, so there
+    /// what the ledger said counts, and what has changed since.
+    fn used_pages(&self, processes: &[Option<ProcessPages>]) -> u64 {
+        let running = || processes.iter().flatten();
+        match (self.means.slab_pages, &self.last) {
+            (Some(slab_pages), _) => {
+                let own = ProcessPages::of(std::process::id()).unwrap_or_default();
+                let vms: u64 = running().map(|process| process.anonymous + process.page_tables).sum();
+                vms + own.anonymous + own.file + own.page_tables + slab_pages
+            }
+            (None, Some(last)) => {
+                let now: u64 = running().map(|process| process.anonymous).sum();
+                let then: u64 = last.anonymous.values().sum();
+                last.reading.ledger.used.saturating_add_signed(now as i64 - then as i64)
+            }
+            (None, None) => running().map(|process| process.anonymous).sum(),
+        }
+    }
+
+    /// A guest. Of a page of a slab it has this part of a frame.
+    fn guest(&mut self, post: &Post, process: &ProcessPages, shared: f64, state: &PolicyState) -> GuestView {
         let now = Instant::now();
         let anonymous = process.anonymous;
         let rate = match self.seen.get(&post.guest) {
@@ -192,17 +211,25 @@ impl Observer {
         };
         self.seen.insert(post.guest.clone(), Seen { at: now, anonymous, touched_per_second: rate });
         let mut view = GuestView { touched_pages_per_second: rate, ..usual(post) };
-        let mut more = 0;
         if let Some(last) = &self.last {
-            let at_reading = last.anonymous.get(&post.guest).copied().unwrap_or(anonymous);
-            more = anonymous as i64 - at_reading as i64;
             let ledger = &last.reading.ledger;
             if let Some(account) = ledger.guests.iter().find(|account| account.name == post.guest) {
-                view.resident_pages = account.resident.saturating_add_signed(more);
-                view.frames = (account.frames + more as f64).max(0.0);
+                let at_reading = last.anonymous.get(&post.guest).copied().unwrap_or(anonymous);
+                let more = anonymous as i64 - at_reading as i64;
+                (view.resident_pages, view.frames) = match self.means.slab_pages {
+                    Some(_) => {
+                        let private = anonymous.saturating_sub(account.overhead.vmm);
+                        let of_slabs = process.shared_memory;
+                        (private + of_slabs, private as f64 + of_slabs as f64 * shared)
+                    }
+                    None => (
+                        account.resident.saturating_add_signed(more),
+                        (account.frames + more as f64).max(0.0),
+                    ),
+                };
             }
             let said = last.reading.said.iter().find(|said| said.status.name == post.guest);
-            view.spare_pages = said.and_then(spare_pages);
+            view.spare_pages = said.and_then(Said::spare_pages);
         }
         if let Some(said) = self.said.get(&post.guest) {
             if said.status.paused {
@@ -215,7 +242,7 @@ impl Observer {
                 actual_pages: size.actual_pages.into(),
             });
         }
-        (view, more)
+        view
     }
 }
 
@@ -238,13 +265,6 @@ fn active_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
     let huge = sample.huge_pages.min(resident_pages);
     let part = sample.estimated_pages as f64 / sample.sampled_pages.max(1) as f64;
     huge + ((resident_pages - huge) as f64 * part.min(1.0)) as u64
-}
-
-/// What a guest could do without, by its own word.
-fn spare_pages(said: &Said) -> Option<u64> {
-    let balloon = said.balloon.as_ref()?;
-    let bytes = ["available_memory", "free_memory"].iter().find_map(|name| balloon.guest.get(*name))?;
-    Some(bytes / PAGE_BYTES)
 }
 
 #[cfg(test)]

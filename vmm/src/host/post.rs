@@ -114,6 +114,13 @@ impl Post {
 }
 
 impl Said {
+    /// What the guest could do without, by its own word.
+    pub fn spare_pages(&self) -> Option<u64> {
+        let said = &self.balloon.as_ref()?.guest;
+        let bytes = ["available_memory", "free_memory"].iter().find_map(|name| said.get(*name))?;
+        Some(bytes / PAGE_BYTES)
+    }
+
     /// Where the guest's memory lies, for measuring.
     pub fn space(&self) -> Space {
         Space { name: self.status.name.clone(), pid: self.status.pid, extents: self.status.extents.clone() }

@@ -39,6 +39,11 @@ pub trait Engine: Send {
         None
     }
 
+    /// A way to ask from any thread how many pages all slabs have; None from an engine that has none.
+    fn slab_pages(&self) -> Option<SlabPages> {
+        None
+    }
+
     /// Memory is short: what can be merged is to be merged now, whatever it costs; or it is not short any more. An engine
     /// that has no limit anyway does nothing.
     fn urge(&mut self, _eager: bool) {}
@@ -52,6 +57,9 @@ pub trait Engine: Send {
         Vec::new()
     }
 }
+
+/// See [`Engine::slab_pages`].
+pub type SlabPages = Box<dyn Fn() -> u64 + Send>;
 
 /// How far an engine has come since [`Engine::start`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

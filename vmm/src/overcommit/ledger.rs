@@ -131,6 +131,8 @@ pub struct GuestNumbers {
     pub frames: f64,
     /// Whether its balloon can be asked for more.
     pub balloon_driver: bool,
+    /// What it could do without, by its own word; None: it says nothing.
+    pub spare: Option<u64>,
     /// What no balloon may take.
     pub minimum: u64,
     /// What it costs besides.
@@ -251,9 +253,11 @@ impl Account {
         let (promised, resident) = (classes.promised(), classes.resident());
         let saved = ((resident + classes.zero) as f64 - guest.frames).max(0.0);
         let debt = Debt { sharing: saved.round() as u64, demand: classes.absent + classes.swapped };
-        // Below its minimum nothing may be taken; and of what it has, only frames of its own are gained.
+        // Below its minimum nothing may be taken; of what it has, only frames of its own are gained; and what it says that it needs it
+        // will not give.
         let above_minimum = (promised - classes.ballooned).saturating_sub(guest.minimum);
-        let balloon_cover = if guest.balloon_driver { classes.private.min(above_minimum) } else { 0 };
+        let given = classes.private.min(above_minimum).min(guest.spare.unwrap_or(u64::MAX));
+        let balloon_cover = if guest.balloon_driver { given } else { 0 };
         Self {
             name: guest.name.clone(),
             promised,
@@ -316,6 +320,8 @@ mod tests {
             Account::of(&GuestNumbers { minimum, balloon_driver, ..first }).balloon_cover
         };
         assert_eq!([cover(0, true), cover(60, true), cover(95, true), cover(0, false)], [40, 30, 0, 0]);
+        let [first, _] = <[_; 2]>::try_from(pair()).unwrap();
+        assert_eq!(Account::of(&GuestNumbers { spare: Some(7), ..first }).balloon_cover, 7);
     }
 
     #[test]

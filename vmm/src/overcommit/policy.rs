@@ -229,7 +229,9 @@ impl GuestMemory {
 
     /// What the guest uses, by what it did lately: never more than it was promised.
     fn used_pages(&self, guest: &GuestView) -> u64 {
-        (self.active_pages as u64).max(guest.active_pages()).min(guest.promised_pages)
+        let used = (self.active_pages as u64).max(guest.active_pages()).min(guest.promised_pages);
+        // It may have used it until a moment ago: what it says that it can spare now it does not use now.
+        if guest.spare_pages.is_some() { used.min(guest.not_spare_pages()) } else { used }
     }
 }
 

@@ -226,32 +226,6 @@ fn who_refuses_harms_itself() {
     assert!(world.free_pages() > 0);
 }
 
-/// However much is free, guests cannot use it up between two looks; and on a host with much to spare nothing is limited.
-#[test]
-fn the_brake_is_on_before_memory_is_short() {
-    let view = |name: &str| GuestView {
-        name: name.into(),
-        promised_pages: 1000 * MIB,
-        max_pages: 1000 * MIB,
-        shares: 1,
-        ..GuestView::default()
-    };
-    let guests = [view("a"), view("b")];
-    let host = |free_pages| HostView { capacity_pages: free_pages, free_pages, ..HostView::default() };
-    let rates = |free_pages| {
-        let actions = step(&mut Memory::default(), &host(free_pages), &guests, &Knobs::default());
-        actions
-            .iter()
-            .filter_map(|a| match a {
-                Action::Throttle { pages_per_second, .. } => *pages_per_second,
-                _ => None,
-            })
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(rates(100 * MIB), [50 * MIB, 50 * MIB]);
-    assert!(rates(10_000 * MIB).is_empty());
-}
-
 /// Guests without drivers that grow until nothing is left: first throttled, then suspended, the last one never, then stopped.
 #[test]
 fn the_last_resorts_come_last() {

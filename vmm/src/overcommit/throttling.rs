@@ -72,3 +72,39 @@ fn guest_limit(guest: &GuestView, rate: f64, scene: &Scene) -> Option<u64> {
     };
     (rate < NO_LIMIT_PAGES_PER_SECOND).then_some((rate as u64).max(least))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::overcommit::action::Action;
+    use crate::overcommit::knobs::Knobs;
+    use crate::overcommit::policy::{Memory, step};
+    use crate::overcommit::view::{GuestView, HostView};
+
+    const MIB: u64 = 256;
+
+    /// However much is free, guests cannot use it up between two looks; and on a host with much to spare nothing is limited.
+    #[test]
+    fn the_brake_is_on_before_memory_is_short() {
+        let view = |name: &str| GuestView {
+            name: name.into(),
+            promised_pages: 1000 * MIB,
+            max_pages: 1000 * MIB,
+            shares: 1,
+            ..GuestView::default()
+        };
+        let guests = [view("a"), view("b")];
+        let host = |free_pages| HostView { capacity_pages: free_pages, free_pages, ..HostView::default() };
+        let rates = |free_pages| {
+            let actions = step(&mut Memory::default(), &host(free_pages), &guests, &Knobs::default());
+            actions
+                .iter()
+                .filter_map(|a| match a {
+                    Action::Throttle { pages_per_second, .. } => *pages_per_second,
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rates(100 * MIB), [50 * MIB, 50 * MIB]);
+        assert!(rates(10_000 * MIB).is_empty());
+    }
+}

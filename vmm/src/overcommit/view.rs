@@ -114,9 +114,15 @@ impl GuestView {
         self.balloon.map_or(0, |b| b.actual_pages.min(self.promised_pages))
     }
 
-    /// The part that it uses. Where nobody has looked that is all it has; it is never more.
+    /// The most that it can be using: what it says that it could do without it does not use. Who lies about that loses it.
+    pub fn not_spare_pages(&self) -> u64 {
+        self.held_pages() - self.spare_pages.unwrap_or(0).min(self.held_pages())
+    }
+
+    /// The part that it uses. Where nobody has looked that is all it has and cannot spare; it is never more.
     pub fn active_pages(&self) -> u64 {
-        self.working_set_pages.map_or(self.held_pages(), |w| w.min(self.held_pages()))
+        let most = self.not_spare_pages();
+        self.working_set_pages.map_or(most, |w| w.min(most))
     }
 
     /// Its weight; at least 1.

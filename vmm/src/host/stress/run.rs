@@ -116,9 +116,9 @@ impl<'a> Stress<'a> {
     /// Starts what keeps the fleet within its means; it goes on from what another one has left.
     fn govern(&self) -> Result<(), HostError> {
         let mut fleet = self.fleet();
-        let (posts, means, overcommit) = (fleet.posts()?, fleet.means(), fleet.spec.overcommit);
+        let (posts, overcommit) = (fleet.posts()?, fleet.spec.overcommit);
         drop(fleet);
-        let hands = Box::new(FleetHands { fleet: Arc::downgrade(&self.fleet), means });
+        let hands = Box::new(FleetHands::of(&self.fleet));
         let governor = Governor::start(posts, self.dir, overcommit.knobs, overcommit.policy, hands)?;
         *lock(&self.governor) = Some(governor);
         Ok(())

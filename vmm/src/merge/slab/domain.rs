@@ -32,6 +32,8 @@ pub struct Domain {
     pub matchmaker: Matchmaker,
     drafts: HashMap<u32, Arc<File>>,
     slabs: HashMap<u32, OpenSlab>,
+    /// Pages of all of them.
+    held_pages: u64,
     /// Slabs by the number of their file.
     by_inode: HashMap<u64, u32>,
     /// The slab into which others are put together, while it is being filled.
@@ -69,6 +71,7 @@ impl Domain {
             matchmaker: Matchmaker::default(),
             drafts: HashMap::new(),
             slabs: HashMap::new(),
+            held_pages: 0,
             by_inode: HashMap::new(),
             compacting: None,
             compacted: None,
@@ -148,6 +151,7 @@ impl Domain {
     fn open(&mut self, slab: u32, file: Arc<File>, pages: u64) -> io::Result<()> {
         let inode = file.metadata()?.ino();
         self.by_inode.insert(inode, slab);
+        self.held_pages += pages;
         self.slabs.insert(slab, OpenSlab { file, pages, inode });
         Ok(())
     }
@@ -171,6 +175,7 @@ impl Domain {
     pub fn forget(&mut self, slab: u32) {
         self.matchmaker.forget(slab);
         if let Some(open) = self.slabs.remove(&slab) {
+            self.held_pages -= open.pages;
             self.by_inode.remove(&open.inode);
         }
     }
@@ -224,6 +229,11 @@ impl Domain {
     /// Pages of slabs in use, and those that nobody uses but that have frames.
     pub fn live_and_dead_pages(&self) -> (u64, u64) {
         (self.live_pages, self.pages.saturating_sub(self.live_pages))
+    }
+
+    /// Pages of all slabs, in use or not.
+    pub fn held_pages(&self) -> u64 {
+        self.held_pages
     }
 
     /// How many slabs there are.

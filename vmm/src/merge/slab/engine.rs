@@ -17,7 +17,7 @@ use super::matchmaker::PageHash;
 use super::wire::{self, Settings};
 use crate::measure::Space;
 use crate::memory::{PAGE_BYTES, userfault};
-use crate::merge::{Engine, EngineError, Progress};
+use crate::merge::{Engine, EngineError, Progress, SlabPages};
 
 /// How pages are merged by slabs: the keys of `merge` in a fleet file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +197,11 @@ impl Engine for SlabEngine {
             all.seconds_since_convergence = Some(since as f64 / 1e9);
         }
         Some(all)
+    }
+
+    fn slab_pages(&self) -> Option<SlabPages> {
+        let shared = self.board.clone();
+        Some(Box::new(move || board(&shared).slab_pages))
     }
 
     fn urge(&mut self, eager: bool) {

@@ -46,6 +46,8 @@ pub struct Board {
     pub seats: BTreeMap<u64, Seat>,
     /// Of each domain: its name, pages of slabs in use and not, and how many slabs there are.
     pub domains: Vec<(String, u64, u64, usize)>,
+    /// Pages of all slabs, in use or not.
+    pub slab_pages: u64,
     /// Processor time of the hub.
     pub cpu_seconds: f64,
 }
@@ -158,7 +160,9 @@ impl Hub {
             if ready[1] {
                 self.accept();
             }
-            board(&self.board).cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
+            let mut board = board(&self.board);
+            board.cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
+            board.slab_pages = self.domains.iter().map(Domain::held_pages).sum();
         }
     }
 
