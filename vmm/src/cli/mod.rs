@@ -8,6 +8,7 @@ mod fleet;
 mod fleet_table;
 mod host;
 mod image;
+mod measure;
 mod progress;
 mod run;
 
@@ -47,6 +48,7 @@ enum Command {
     Balloon(balloon::Args),
     Host(host::Args),
     Image(image::Args),
+    Measure(measure::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
@@ -66,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Balloon(args) => balloon::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
+        Command::Measure(args) => measure::run(args),
         Command::KsmGuard => ksm_guard(),
     };
     result.unwrap_or_else(|error| {

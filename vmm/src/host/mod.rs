@@ -11,6 +11,7 @@ mod error;
 pub mod fleet;
 pub mod guest;
 pub mod runtime;
+pub mod spaces;
 pub mod spec;
 pub mod status;
 

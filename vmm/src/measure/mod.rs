@@ -4,6 +4,7 @@
 //! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
 
 pub mod content;
+pub mod findings;
 pub mod frames;
 mod index;
 pub mod report;
@@ -13,6 +14,7 @@ pub mod scan;
 mod sets;
 pub mod source;
 mod tag;
+pub mod volatile;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -22,6 +24,7 @@ use crate::memory::PAGE_BYTES;
 use crate::memory::pagemap::PagemapError;
 use crate::memory::remote::RemoteError;
 use source::file::ImageError;
+use source::mappings::MappingError;
 
 /// Bytes of a page, for arrays.
 pub const PAGE: usize = PAGE_BYTES as usize;
@@ -89,7 +92,10 @@ pub enum MeasureError {
         bytes: u64,
     },
     /// A guest is larger than an index entry can say.
-    #[error("with the {pages} pages of guest {guest:?} there are too many: one measurement takes at most {}", u32::MAX)]
+    #[error(
+        "with the {pages} pages of guest {guest:?} there are too many: one measurement takes at most {}",
+        u32::MAX
+    )]
     TooLarge {
         /// The guest's name.
         guest: String,
@@ -99,6 +105,9 @@ pub enum MeasureError {
     /// A file cannot be measured.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// There is nothing to measure in a process.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
     /// The kernel has no random bytes for a key.
     #[error("cannot draw a key")]
     Random {

@@ -143,7 +143,9 @@ impl Layout {
     /// The source and its page that has this number.
     pub(super) fn place(&self, number: u32) -> (usize, u64) {
         let at = self.extents.partition_point(|extent| extent.number <= number).saturating_sub(1);
-        self.extents.get(at).map_or((0, 0), |e| (usize::from(e.guest), e.first + u64::from(number - e.number)))
+        self.extents
+            .get(at)
+            .map_or((0, 0), |e| (usize::from(e.guest), e.first + u64::from(number - e.number)))
     }
 
     fn chunks(&self) -> Vec<Extent> {
@@ -205,7 +207,8 @@ pub fn scan(
     let (mut passes, mut all) = (0u32, total);
     loop {
         let before = total * u64::from(passes);
-        taker = pass(sources, &chunks, &key, options.threads, taker, &mut |done| progress(before + done, all))?;
+        taker =
+            pass(sources, &chunks, &key, options.threads, taker, &mut |done| progress(before + done, all))?;
         contents_by_set.resize(taker.sets.len(), 0);
         taker.index.holders().for_each(|set| contents_by_set[set.0 as usize] += 1);
         passes += 1;
@@ -362,7 +365,10 @@ impl Shared<'_> {
         taker.waiting.insert(turn, batch);
         let mut spare = Vec::new();
         let before = taker.next;
-        while let Some(batch) = { let next = taker.next; taker.waiting.remove(&next) } {
+        while let Some(batch) = {
+            let next = taker.next;
+            taker.waiting.remove(&next)
+        } {
             taker.take(&batch);
             taker.next += 1;
             spare = batch.tags;

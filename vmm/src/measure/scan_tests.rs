@@ -57,8 +57,7 @@ impl PageReader for Reader<'_> {
 
 fn run(guests: &[Pages], threads: usize, index_limit_bytes: u64) -> Scan {
     let sources: Vec<&dyn Source> = guests.iter().map(|guest| guest as &dyn Source).collect();
-    let options =
-        Options { threads, index_limit_bytes, sample_contents: 100, second_look_pages: 1 << 20 };
+    let options = Options { threads, index_limit_bytes, sample_contents: 100, second_look_pages: 1 << 20 };
     scan(&sources, &options, &mut |_, _| true).unwrap()
 }
 

@@ -182,6 +182,10 @@ mod tests {
         let mut moved = first;
         moved.rotate_left(32);
         assert_ne!(key.tag(&moved), key.tag(&first));
-        assert_ne!(TagKey::random().unwrap().tag(&first), key.tag(&first), "each measurement has its own key");
+        assert_ne!(
+            TagKey::random().unwrap().tag(&first),
+            key.tag(&first),
+            "each measurement has its own key"
+        );
     }
 }

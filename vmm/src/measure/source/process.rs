@@ -42,11 +42,8 @@ impl Source for ProcessSource {
     fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
         let space = &self.space;
         let (guest, pid) = (&space.name, space.pid);
-        let pagemap = Pagemap::open(pid).map_err(|source| MeasureError::Pages {
-            guest: guest.clone(),
-            pid,
-            source,
-        })?;
+        let pagemap =
+            Pagemap::open(pid).map_err(|source| MeasureError::Pages { guest: guest.clone(), pid, source })?;
         let memory = RemoteMemory::open(pid).map_err(|source| MeasureError::Memory {
             guest: guest.clone(),
             pid,
@@ -101,11 +98,9 @@ impl Reader<'_> {
                 let vanished = self.read_run(first, half, each)?;
                 Ok(vanished + self.read_run(first + half as u64, pages - half, each)?)
             }
-            Err(source) => Err(MeasureError::Memory {
-                guest: self.space.name.clone(),
-                pid: self.space.pid,
-                source,
-            }),
+            Err(source) => {
+                Err(MeasureError::Memory { guest: self.space.name.clone(), pid: self.space.pid, source })
+            }
         }
     }
 }
