@@ -7,6 +7,7 @@ pub mod content;
 pub mod findings;
 pub mod frames;
 mod index;
+pub mod page;
 pub mod report;
 pub mod runs;
 pub mod sample;
