@@ -30,6 +30,7 @@ const SECOND_LOOK_PAGES: u64 = 64 * 1024;
   samepage measure web-0 web-1                       two of its guests
   samepage measure --pid 4711 --pid 4712             two VMs of QEMU, Firecracker or Cloud Hypervisor
   samepage measure --pid 4711 --range 7f0000000000-7f0040000000
+  samepage measure --pid 4711 --freeze               while the VM stands still
   samepage measure --file a.mem --file b.mem --json  raw memory images
 
 Nothing is stopped or changed by it, unless --freeze is given. resources/docs/measuring.md says what each number means, which memory of a
@@ -54,6 +55,9 @@ pub(super) struct Args {
     /// Put processes and files into a trust domain of this name: pages are shared within it only; may be given more than once
     #[arg(long, value_name = "NAME=PID|FILE,...", value_parser = subjects::domain)]
     domain: Vec<subjects::Domain>,
+    /// Stop the processes (SIGSTOP) while they are read; they go on whatever happens to this one
+    #[arg(long)]
+    freeze: bool,
     /// Threads that read and hash [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -72,7 +76,8 @@ fn index_size(text: &str) -> Result<u64, SizeError> {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let interrupted = interrupt_flag()?;
-    let subjects = Subjects::find(&args)?;
+    let mut subjects = Subjects::find(&args)?;
+    let frozen = subjects.freeze(args.freeze)?;
     let sources: Vec<&dyn Source> = subjects.sources();
     let mut options = Options { second_look_pages: SECOND_LOOK_PAGES, ..Options::default() };
     if let Some(threads) = args.threads {
@@ -90,6 +95,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let scan = scan?;
     let measured = Measured::new(&subjects, &scan, scan.look_again(&sources)?, options.threads)?;
+    drop(frozen);
     measured.print(args.json)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -52,6 +52,11 @@ enum Command {
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
+    /// Start stopped processes again when their owner is gone
+    #[command(hide = true)]
+    FreezeGuard {
+        pids: Vec<u32>,
+    },
 }
 
 /// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
@@ -70,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run(args),
         Command::KsmGuard => ksm_guard(),
+        Command::FreezeGuard { pids } => freeze_guard(&pids),
     };
     result.unwrap_or_else(|error| {
         let mut out = std::io::stderr().lock();
@@ -92,6 +98,11 @@ fn memory(text: &str) -> Result<u64, SizeError> {
 
 fn ksm_guard() -> anyhow::Result<ExitCode> {
     crate::merge::ksm::guard::run_on_stdin()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn freeze_guard(pids: &[u32]) -> anyhow::Result<ExitCode> {
+    crate::measure::freeze::guard(pids)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::sets::SetId;
-use super::tag::Tag;
+use super::tag::{KEPT_BITS, Tag};
 
 /// Tables, by the low bits of a tag.
 const TABLES: usize = 256;
@@ -36,6 +36,8 @@ impl Entry {
 
 const ENTRY_BYTES: u64 = 18;
 const _: () = assert!(size_of::<Entry>() as u64 == ENTRY_BYTES);
+
+const _: () = assert!(TABLES.ilog2() + 53 + 27 == KEPT_BITS);
 
 /// What a tag is kept as: 53 bits of its first number and 27 of the second.
 fn kept(Tag([first, second]): Tag) -> (u64, u16) {

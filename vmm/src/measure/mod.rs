@@ -6,6 +6,7 @@
 pub mod content;
 pub mod findings;
 pub mod frames;
+pub mod freeze;
 mod index;
 pub mod page;
 pub mod report;

@@ -11,6 +11,7 @@ use crate::host::runtime::choose;
 use crate::host::spaces::spaces;
 use crate::measure::Space;
 use crate::measure::findings::Subject;
+use crate::measure::freeze::Frozen;
 use crate::measure::source::Source;
 use crate::measure::source::file::FileSource;
 use crate::measure::source::mappings::{guest_memory, mappings, named_memory};
@@ -122,6 +123,17 @@ impl Subjects {
         self.files.push(FileSource::open(path, name.clone())?);
         self.subjects.push(Subject { name, domain, pid: None });
         Ok(())
+    }
+
+    /// Stops the processes if `wanted`, until what it returns is dropped.
+    pub(super) fn freeze(&mut self, wanted: bool) -> anyhow::Result<Option<Frozen>> {
+        if !wanted || self.spaces.is_empty() {
+            return Ok(None);
+        }
+        let pids: Vec<u32> = self.spaces.iter().map(|space| space.pid).collect();
+        let frozen = Frozen::new(&pids)?;
+        self.processes = self.spaces.iter().map(|space| ProcessSource::new(space.clone(), true)).collect();
+        Ok(Some(frozen))
     }
 
     /// All, in the order of `subjects`.
