@@ -233,6 +233,19 @@ impl Findings {
     }
 }
 
+/// What the first `guests` of a scan would save by ideal sharing within their trust domains.
+pub fn ideal_within_domains(subjects: &[Subject], scan: &Scan, guests: usize) -> u64 {
+    let present: u64 = scan.guests[..guests].iter().map(|counts| counts.zero + counts.filled).sum();
+    let distinct = |set, contents: u64| {
+        let holders = scan.sets.guests(set).map(usize::from).filter(|guest| *guest < guests);
+        let mut domains: Vec<&str> = holders.map(|guest| subjects[guest].domain.as_str()).collect();
+        domains.sort_unstable();
+        domains.dedup();
+        contents * domains.len() as u64
+    };
+    present.saturating_sub(scan.contents().map(|(set, contents)| distinct(set, contents)).sum())
+}
+
 fn model(guests: &[GuestFindings], common: Option<u64>, measured: u64) -> Model {
     let (common, n) = (common.unwrap_or(0), guests.len() as f64);
     let all: u64 = guests.iter().map(|guest| guest.contents - common).sum();

@@ -3,7 +3,9 @@
 //! Works on any process whose guest memory extents are known; it neither stops nor changes what it
 //! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
 
+pub mod beyond;
 pub mod content;
+mod delta;
 pub mod findings;
 pub mod frames;
 pub mod freeze;
@@ -17,6 +19,7 @@ mod sets;
 pub mod source;
 mod tag;
 pub mod volatile;
+pub mod watch;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

@@ -82,6 +82,21 @@ impl TagKey {
     }
 }
 
+impl TagKey {
+    /// `N` different numbers below `below`, which is at least `N`, drawn by the key.
+    pub(super) fn places<const N: usize>(&self, below: usize) -> [usize; N] {
+        let mut drawn: Vec<usize> = Vec::with_capacity(N);
+        for word in self.nh.iter() {
+            let number = (*word % below as u64) as usize;
+            if drawn.len() < N && !drawn.contains(&number) {
+                drawn.push(number);
+            }
+        }
+        // The key has hundreds of words; should they all be alike, the first numbers do as well.
+        std::array::from_fn(|n| drawn.get(n).copied().unwrap_or(n))
+    }
+}
+
 /// The rest of a number below 2^100 by the prime.
 fn modulo(number: u128) -> u64 {
     let folded = (number as u64 & PRIME) + (number >> 61) as u64;
