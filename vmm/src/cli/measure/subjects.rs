@@ -91,8 +91,10 @@ impl Subjects {
             }
         }
         let mut seen = BTreeSet::new();
+        if let Some(pid) = args.pid.iter().find(|pid| !seen.insert(**pid)) {
+            bail!("--pid {pid} is given twice");
+        }
         for pid in &args.pid {
-            ensure!(seen.insert(*pid), "--pid {pid} is given twice");
             found.push(process(*pid, args)?, domain_of(&args.domain, &pid.to_string()));
         }
         let mut seen = BTreeSet::new();

@@ -1,8 +1,8 @@
 //! Which mappings of a process are the memory of a guest: by rule, or as ranges that were named.
 //!
 //! The rule: memory that is writable, not executable, and anonymous or of a memfd, of shared memory or of huge pages (not the heap,
-//! not a stack, no file of a disk) counts; what is contiguous is one stretch. Guest memory are the stretches of at
-//! least [`LEAST_BYTES`] that have at least a [`FRACTION`]th of the largest one. So QEMU, Firecracker and Cloud Hypervisor keep their guests'
+//! not a stack, no file of a disk) counts. Neighbours are one stretch if one of them is a slab of Samepage's, if both are of
+//! that size, or if they are of one file. Guest memory are the stretches of at least [`LEAST_BYTES`] that have at least a [`FRACTION`]th of the largest one. So QEMU, Firecracker and Cloud Hypervisor keep their guests'
 //! memory. What else is as large (a framebuffer, a cache) is taken for it, and memory above a hole that is smaller than that
 //! is not: name the ranges then.
 
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::memory::slab::SLAB_NAME;
 use crate::memory::{Extent, PAGE_BYTES};
 
 /// The smallest stretch that may be guest memory.
@@ -40,6 +41,9 @@ pub struct Mapping {
     pub hvas: Range<u64>,
     /// What it is made of.
     pub backing: Backing,
+    /// The number of its file; 0 if it has none.
+    inode: u64,
+    is_slab: bool,
     is_readable: bool,
     is_data: bool,
 }
@@ -161,7 +165,8 @@ fn parse(line: &str) -> Option<Mapping> {
     let (start, end) = fields.next()?.split_once('-')?;
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let permissions = fields.next()?;
-    let name = fields.nth(3).unwrap_or("").trim();
+    let inode = fields.nth(2)?.parse().ok()?;
+    let name = fields.next().unwrap_or("").trim();
     let in_memory = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage", "/dev/hugepages"];
     let backing = match name {
         "" => Backing::Anonymous,
@@ -172,6 +177,8 @@ fn parse(line: &str) -> Option<Mapping> {
     Some(Mapping {
         hvas: hex(start)?..hex(end)?,
         backing,
+        inode,
+        is_slab: name.contains(SLAB_NAME),
         is_readable: permissions.starts_with('r'),
         is_data: permissions.starts_with("rw-"),
     })
@@ -179,13 +186,15 @@ fn parse(line: &str) -> Option<Mapping> {
 
 /// Stretches of memory that may be a guest's, the largest first.
 fn stretches(mappings: &[Mapping]) -> Vec<Stretch> {
-    let mut found: Vec<Stretch> = Vec::new();
-    for mapping in mappings.iter().filter(|m| m.is_data && m.backing != Backing::Other) {
-        match found.last_mut() {
-            Some(last) if last.0.end == mapping.hvas.start => last.0.end = mapping.hvas.end,
-            _ => found.push(Stretch(mapping.hvas.clone())),
-        }
-    }
+    let data: Vec<&Mapping> = mappings.iter().filter(|m| m.is_data && m.backing != Backing::Other).collect();
+    // A stack or an allocator's memory may lie next to a guest's: that they touch is not enough.
+    let belong = |a: &Mapping, b: &Mapping| {
+        let are_large = [a, b].iter().all(|m| m.hvas.end - m.hvas.start >= LEAST_BYTES);
+        let are_one_file = a.inode != 0 && a.inode == b.inode;
+        a.hvas.end == b.hvas.start && (a.is_slab || b.is_slab || are_large || are_one_file)
+    };
+    let stretch = |group: &[&Mapping]| Stretch(group[0].hvas.start..group[group.len() - 1].hvas.end);
+    let mut found: Vec<Stretch> = data.chunk_by(|a, b| belong(a, b)).map(stretch).collect();
     found.sort_by_key(|stretch| (std::cmp::Reverse(stretch.0.end - stretch.0.start), stretch.0.start));
     found
 }
@@ -281,16 +290,25 @@ mod tests {
         let text = "\
 7f0000000000-7f0000800000 rw-p 00000000 00:00 0 
 7f0000800000-7f0000900000 rw-p 00003000 00:01 47 /memfd:samepage-slab (deleted)
-7f0000900000-7f0001000000 rw-s 00000000 00:01 48 /dev/shm/ram with spaces
-7f0001001000-7f0001002000 rw-p 00000000 00:00 0 ";
+7f0000900000-7f0001000000 rw-p 00000000 00:00 0 
+7f0001000000-7f0001800000 rw-p 00000000 00:00 0 ";
+        let found = guest_memory(7, &all(text)).unwrap();
+        assert_eq!(ranges(&found), [(0x7f00_0000_0000, 16 << 20)], "and the stack above it is none of it");
+    }
+
+    #[test]
+    fn a_file_that_is_mapped_in_pieces_is_one_stretch() {
+        let text = "\
+7f0000000000-7f0000800000 rw-s 00000000 00:01 48 /dev/shm/ram with spaces
+7f0000800000-7f0001000000 rw-s 00800000 00:01 48 /dev/shm/ram with spaces
+7f0001000000-7f0001100000 rw-s 00000000 00:01 49 /memfd:other (deleted)";
         let found = guest_memory(7, &all(text)).unwrap();
         assert_eq!(ranges(&found), [(0x7f00_0000_0000, 16 << 20)]);
     }
 
     #[test]
     fn without_a_guest_what_there_is_is_listed() {
-        let text =
-            "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \n7f0001000000-7f0001001000 r--p 0 00:00 0 ";
+        let text = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \n7f0001000000-7f0001001000 r--p 00000000 00:00 0 ";
         let error = guest_memory(7, &all(text)).unwrap_err().to_string();
         assert!(
             error.contains("7f0000000000-7f0000800000 (8192 KiB)") && error.contains("--range"),
