@@ -14,8 +14,9 @@ use super::tag::{KEPT_BITS, Tag};
 const TABLES: usize = 256;
 /// Slices that a pass can be cut into.
 pub const SLICES: u32 = 1 << 16;
-/// The fewest entries of a table.
+/// The fewest homes of a table, and entries behind its last home.
 const LEAST: usize = 16;
+const TAIL: usize = 16;
 
 /// A content: 80 bits of its tag (8 more are the number of its table), who holds it, where it was seen first.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,9 +40,13 @@ const _: () = assert!(size_of::<Entry>() as u64 == ENTRY_BYTES);
 
 const _: () = assert!(TABLES.ilog2() + 53 + 27 == KEPT_BITS);
 
+/// An empty index, and the least that one may be limited to.
+const LEAST_BYTES: u64 = (TABLES * (LEAST + TAIL)) as u64 * ENTRY_BYTES;
+pub const LEAST_LIMIT_BYTES: u64 = 2 * LEAST_BYTES;
+
 /// What a tag is kept as: 53 bits of its first number and 27 of the second.
 fn kept(Tag([first, second]): Tag) -> (u64, u16) {
-    ((first >> 8) | (second & 0x7ff) << 53, (second >> 11) as u16)
+    (first >> 8 << 11 | second & 0x7ff, (second >> 11) as u16)
 }
 
 /// Which part of all contents this one belongs to, 0 to [`SLICES`].
@@ -62,53 +67,80 @@ pub struct Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// Entries in the order of their tags, each at its home or as little behind it as those before it allow. So who is not
+/// there is known after a few entries, and a larger table is filled from front to back.
 #[derive(Default)]
 struct Table {
+    /// One for each home, and some behind the last.
     entries: Vec<Entry>,
+    homes: usize,
     used: usize,
 }
 
 impl Table {
-    /// Where an entry like this would be first.
-    fn home(first: u64, entries: usize) -> usize {
-        ((u128::from(first << 11) * entries as u128) >> 64) as usize
+    fn new() -> Self {
+        Self { entries: vec![Entry::default(); LEAST + TAIL], homes: LEAST, used: 0 }
+    }
+
+    /// Where an entry like this would be first; never less for a larger one.
+    fn home(first: u64, homes: usize) -> usize {
+        ((u128::from(first) * homes as u128) >> 64) as usize
     }
 
     /// Where it is, or where it belongs.
     #[inline]
     fn place(&self, first: u64, second: u16) -> usize {
-        let mut at = Self::home(first, self.entries.len());
-        // Ends at the latest at an empty entry, of which there is always one.
-        loop {
-            let entry = &self.entries[at];
-            if entry.is_empty() || (entry.first == first && entry.second == second) {
-                return at;
-            }
-            at += 1;
-            if at == self.entries.len() {
-                at = 0;
-            }
-        }
+        let from = Self::home(first, self.homes);
+        let before = self.entries[from..].iter().position(|entry| {
+            entry.is_empty() || entry.first > first || (entry.first == first && entry.second >= second)
+        });
+        before.map_or(self.entries.len(), |before| from + before)
+    }
+
+    /// Puts an entry where it belongs; what is there and behind moves on.
+    fn insert(&mut self, place: usize, entry: Entry) {
+        let empty = self.entries[place..].iter().position(Entry::is_empty);
+        let empty = empty.map_or_else(
+            || {
+                let end = self.entries.len();
+                self.entries.reserve_exact(TAIL);
+                self.entries.resize(end + TAIL, Entry::default());
+                end
+            },
+            |behind| place + behind,
+        );
+        self.entries.copy_within(place..empty, place + 1);
+        self.entries[place] = entry;
+        self.used += 1;
     }
 
     fn is_full(&self) -> bool {
-        // 85 %: beyond that, empty entries are far apart.
-        self.used * 20 >= self.entries.len() * 17
+        // 85 %: beyond that, what has to move is long.
+        self.used * 20 >= self.homes * 17
     }
 
-    fn next_len(&self) -> usize {
-        (self.entries.len() * 9 / 8).max(LEAST)
+    fn next_homes(&self) -> usize {
+        (self.homes * 9 / 8).max(LEAST)
     }
 
-    /// Moves what `keep` keeps to a table of so many entries.
-    fn resize(&mut self, entries: usize, keep: impl Fn(&Entry) -> bool) {
-        let old = std::mem::replace(&mut self.entries, vec![Entry::default(); entries]);
+    fn bytes(&self) -> u64 {
+        self.entries.len() as u64 * ENTRY_BYTES
+    }
+
+    /// Moves what `keep` keeps to a table of so many homes.
+    fn resize(&mut self, homes: usize, keep: impl Fn(&Entry) -> bool) {
+        let mut entries = Vec::with_capacity(homes + TAIL);
         self.used = 0;
-        for entry in old.iter().filter(|entry| !entry.is_empty() && keep(entry)) {
-            let at = self.place(entry.first, entry.second);
-            self.entries[at] = *entry;
+        for entry in self.entries.iter().filter(|entry| !entry.is_empty() && keep(entry)) {
+            let home = Self::home(entry.first, homes);
+            if entries.len() < home {
+                entries.resize(home, Entry::default());
+            }
+            entries.push(*entry);
             self.used += 1;
         }
+        entries.resize(entries.len().max(homes + TAIL), Entry::default());
+        (self.entries, self.homes) = (entries, homes);
     }
 }
 
@@ -124,10 +156,9 @@ pub struct Index {
 impl Index {
     /// An empty index of at most `limit_bytes`, for the contents of all slices.
     pub fn new(limit_bytes: u64) -> Self {
-        let least = (TABLES * LEAST) as u64 * ENTRY_BYTES;
-        let tables = (0..TABLES).map(|_| Table { entries: vec![Entry::default(); LEAST], used: 0 }).collect();
-        let limit_bytes = limit_bytes.max(4 * least);
-        Self { tables, slices: 0..SLICES, bytes: least, peak_bytes: least, limit_bytes }
+        let tables = (0..TABLES).map(|_| Table::new()).collect();
+        let limit_bytes = limit_bytes.max(LEAST_LIMIT_BYTES);
+        Self { tables, slices: 0..SLICES, bytes: LEAST_BYTES, peak_bytes: LEAST_BYTES, limit_bytes }
     }
 
     /// The slices that it keeps.
@@ -142,10 +173,8 @@ impl Index {
 
     /// Begins another pass, over these slices.
     pub fn restart(&mut self, slices: Range<u32>) {
-        for table in &mut self.tables {
-            *table = Table { entries: vec![Entry::default(); LEAST], used: 0 };
-        }
-        self.bytes = (TABLES * LEAST) as u64 * ENTRY_BYTES;
+        self.tables.iter_mut().for_each(|table| *table = Table::new());
+        self.bytes = LEAST_BYTES;
         self.slices = slices;
     }
 
@@ -154,7 +183,7 @@ impl Index {
     pub fn touch(&self, tag: Tag) -> u16 {
         let (first, _) = kept(tag);
         let table = &self.tables[tag.0[0] as usize % TABLES];
-        table.entries[Table::home(first, table.entries.len())].second
+        table.entries[Table::home(first, table.homes)].second
     }
 
     /// Looks `tag` up, whose slice is one that is kept. A known content gets the set that `holders` makes of its own; a new
@@ -169,27 +198,29 @@ impl Index {
         let (first, second) = kept(tag);
         let table = &mut self.tables[tag.0[0] as usize % TABLES];
         let mut place = table.place(first, second);
-        let entry = &mut table.entries[place];
-        if !entry.is_empty() {
+        if let Some(entry) = table.entries.get_mut(place)
+            && !entry.is_empty()
+            && (entry.first, entry.second) == (first, second)
+        {
             let known = Known { set: SetId(entry.set), at: entry.at };
             entry.set = holders(known.set).0;
             return Ok(Some(known));
         }
+        let before = table.bytes();
         if table.is_full() {
-            let entries = table.next_len();
-            let more = (entries - table.entries.len()) as u64 * ENTRY_BYTES;
+            let homes = table.next_homes();
             // While a table is moved it stands in memory twice.
-            let moving = self.bytes + entries as u64 * ENTRY_BYTES;
+            let moving = self.bytes + (homes + TAIL) as u64 * ENTRY_BYTES;
             if moving > self.limit_bytes && self.slices.len() > 1 {
                 return Err(Full);
             }
-            table.resize(entries, |_| true);
-            self.bytes += more;
             self.peak_bytes = self.peak_bytes.max(moving);
+            table.resize(homes, |_| true);
             place = table.place(first, second);
         }
-        table.entries[place] = Entry { first, second, set: holders(SetId::NONE).0, at };
-        table.used += 1;
+        table.insert(place, Entry { first, second, set: holders(SetId::NONE).0, at });
+        self.bytes = self.bytes + table.bytes() - before;
+        self.peak_bytes = self.peak_bytes.max(self.bytes);
         Ok(None)
     }
 
@@ -202,11 +233,11 @@ impl Index {
         self.slices.end = self.slices.start + half;
         let end = self.slices.end;
         for table in &mut self.tables {
-            let kept = table.entries.iter().filter(|e| !e.is_empty() && u32::from(e.second) < end);
-            let entries = (kept.count() * 9 / 7).max(LEAST);
-            table.resize(entries, |entry| u32::from(entry.second) < end);
+            let keep = |entry: &Entry| u32::from(entry.second) < end;
+            let kept = table.entries.iter().filter(|entry| !entry.is_empty() && keep(entry)).count();
+            table.resize((kept * 9 / 7).max(LEAST), keep);
         }
-        self.bytes = self.tables.iter().map(|table| table.entries.len() as u64 * ENTRY_BYTES).sum();
+        self.bytes = self.tables.iter().map(Table::bytes).sum();
         true
     }
 

@@ -10,11 +10,14 @@
 //! In 64 GiB of pages that all differ there are 2^47 pairs: the chance that any one of them is taken for equal is 2^-41.
 //! A hash of the usual fast kind has no such bound, and one that is compared byte by byte has to read its first holder
 //! again; blake3 has a bound that rests on an assumption, and takes ten times as long.
-#![expect(unsafe_code, reason = "vector loads, and calling what was compiled for AVX2 where there is AVX2")]
+#![expect(
+    unsafe_code,
+    reason = "vector loads, prefetching, and calling what was compiled for AVX2 where there is AVX2"
+)]
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi32, _mm256_add_epi64, _mm256_loadu_si256, _mm256_mul_epu32, _mm256_setzero_si256,
-    _mm256_srli_epi64, _mm256_storeu_si256,
+    __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi32, _mm256_add_epi64, _mm256_loadu_si256,
+    _mm256_mul_epu32, _mm256_setzero_si256, _mm256_srli_epi64, _mm256_storeu_si256,
 };
 
 use super::{MeasureError, PAGE};
@@ -117,6 +120,14 @@ fn sums(page: &[u8; PAGE], key: &[u64; KEY_WORDS]) -> [u64; PASSES] {
     })
 }
 
+/// Has the processor fetch what is at an address, if there is something.
+#[inline]
+#[allow(unused_unsafe, reason = "safe from some version of Rust on, and not before")]
+fn prefetch(at: *const u8) {
+    // SAFETY: nothing is read; an address that is not there is not fetched.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
 #[target_feature(enable = "avx2")]
 fn sums_avx2(page: &[u8; PAGE], key: &[u64; KEY_WORDS]) -> [u64; PASSES] {
     let (blocks, _) = page.as_chunks::<{ BLOCK * 8 }>();
@@ -130,6 +141,8 @@ fn sums_avx2(page: &[u8; PAGE], key: &[u64; KEY_WORDS]) -> [u64; PASSES] {
     let load_key = |at: usize| unsafe { _mm256_loadu_si256(keys[at].as_ptr().cast()) };
     let (mut first, mut second) = (load_key(0), load_key(1));
     for (block, key) in blocks.iter().zip(&keys[PASSES - 1..]) {
+        // The processor's own prefetching ends with the page; most often the next one is hashed next.
+        prefetch(block.as_ptr().wrapping_add(PAGE));
         // SAFETY: a block of the page has 32 bytes; the load needs no alignment.
         let block = unsafe { _mm256_loadu_si256(block.as_ptr().cast()) };
         // SAFETY: as above.
