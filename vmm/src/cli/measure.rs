@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::progress::{draw_target, interrupt_flag, is_set};
 use crate::measure::MeasureError;
-use crate::measure::scan::{Options, Scan, scan};
+use crate::measure::scan::{Options, Progress, Scan, scan};
 use crate::measure::source::Source;
 use crate::measure::watch::{MAX_LOOKS, Watched, Watcher};
 use crate::memory::PAGE_BYTES;
@@ -112,10 +112,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let frozen = subjects.freeze(args.freeze)?;
     let sources: Vec<&dyn Source> = subjects.sources();
     let options = options(&args);
-    let scan = read("read", &interrupted, &mut |tell| scan(&sources, &options, tell))?;
+    let scan = read("read", &interrupted, |tell| scan(&sources, &options, tell))?;
     let mut measured = Measured::new(&subjects, &scan, scan.look_again(&sources)?, options.threads)?;
     if args.beyond.is_some() {
-        let beyond = read("look closer", &interrupted, &mut |tell| scan.look_beyond(&sources, tell))?;
+        let beyond = read("look closer", &interrupted, |tell| scan.look_beyond(&sources, tell))?;
         measured.beyond = Some(beyond);
     }
     drop(frozen);
@@ -154,7 +154,7 @@ fn options(args: &Args) -> Options {
 fn read<T>(
     name: &'static str,
     interrupted: &AtomicBool,
-    work: &mut dyn FnMut(&mut dyn FnMut(u64, u64) -> bool) -> Result<T, MeasureError>,
+    work: impl FnOnce(Progress<'_>) -> Result<T, MeasureError>,
 ) -> Result<T, MeasureError> {
     let style = ProgressStyle::with_template(
         "{prefix} [{bar:32}] {binary_bytes:>11} / {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",

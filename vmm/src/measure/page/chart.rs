@@ -127,7 +127,7 @@ pub(super) fn matrix(chart: &Matrix) -> String {
             let shade = value / most;
             svg.rect([x, y, cell, row], "f0", 0.06 + 0.94 * shade, &title);
             if count <= CELLS_WITH_NUMBERS {
-                let class = if shade > 0.55 { "on" } else { "v" };
+                let class = if shade > 0.75 { "on" } else { "v" };
                 svg.text(x + cell / 2.0, y + row / 2.0 + 4.0, Anchor::Middle, class, &number(*value));
             }
         }

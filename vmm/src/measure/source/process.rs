@@ -74,7 +74,7 @@ impl Reader<'_> {
             before += pages;
         }
         // Of no extent; the kernel will say that nothing is mapped there.
-        u64::MAX & !(PAGE_BYTES - 1)
+        !(PAGE_BYTES - 1)
     }
 
     /// Reads pages that are neighbours and all there, some of which may have gone.
