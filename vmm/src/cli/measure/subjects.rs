@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn ranges_are_written_as_in_maps() {
-        assert_eq!(range("7f00-1000").unwrap_err().to_string().contains("not above"), true);
+        assert!(range("7f000-1000").unwrap_err().to_string().contains("not above"));
         assert_eq!(
             range("4711:7f0000000000-0x7f0000002000").unwrap(),
             PidRange { pid: Some(4711), hvas: 0x7f00_0000_0000..0x7f00_0000_2000 }

@@ -327,8 +327,8 @@ mod tests {
         let over = [0x7f01_0000_0000..0x7f01_0000_2000, 0x7f01_0000_1000..0x7f01_0000_3000];
         assert!(matches!(named_memory(7, &maps, &over), Err(MappingError::Overlap { .. })));
         // It begins in a mapping and ends behind it.
-        let off = [0x7f02_0002_0000..0x7f02_0002_2000];
-        let error = named_memory(7, &maps, &off).unwrap_err();
+        let off = 0x7f02_0002_0000..0x7f02_0002_2000;
+        let error = named_memory(7, &maps, std::slice::from_ref(&off)).unwrap_err();
         assert!(matches!(error, MappingError::Unmapped { at: 0x7f02_0002_1000, .. }), "{error}");
     }
 
