@@ -14,7 +14,7 @@ fn it_prints_json_and_changes_nothing() {
 #[test]
 fn help_has_examples() {
     let sandbox = Sandbox::new();
-    for command in [&["run"][..], &["doctor"], &["demo"], &["image"], &["fleet"]] {
+    for command in [&["run"][..], &["doctor"], &["demo"], &["image"], &["fleet"], &["measure"]] {
         let outcome = sandbox.samepage([command, &["--help"]].concat()).output().success();
         assert!(outcome.stdout.contains("Examples:"), "{outcome}");
     }

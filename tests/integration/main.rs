@@ -16,6 +16,7 @@ mod fleet;
 mod hostile;
 mod inside;
 mod kernels;
+mod measure;
 mod nested;
 mod overcommit;
 mod page_out;

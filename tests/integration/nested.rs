@@ -57,7 +57,7 @@ fn inside(module: &str, seconds: u64) {
 }
 
 /// The kernel and the initrd that the lab's guests boot, made again after the agent in them may have changed.
-fn need_image() {
+pub(super) fn need_image() {
     let image = image_dir();
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
     if modified(&image.join("image.json")) <= modified(&tests::samepage()) {

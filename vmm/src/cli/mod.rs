@@ -9,6 +9,7 @@ mod fleet_table;
 mod host;
 mod image;
 mod ledger_table;
+mod measure;
 mod progress;
 mod run;
 mod simulate;
@@ -55,9 +56,15 @@ enum Command {
     Image(image::Args),
     Simulate(simulate::Args),
     Stress(stress::Args),
+    Measure(measure::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
+    /// Start stopped processes again when their owner is gone
+    #[command(hide = true)]
+    FreezeGuard {
+        pids: Vec<u32>,
+    },
 }
 
 /// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
@@ -77,7 +84,9 @@ pub fn main() -> ExitCode {
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),
         Command::Stress(args) => stress::run(args),
+        Command::Measure(args) => measure::run(args),
         Command::KsmGuard => ksm_guard(),
+        Command::FreezeGuard { pids } => freeze_guard(&pids),
     };
     result.unwrap_or_else(|error| {
         let mut out = std::io::stderr().lock();
@@ -100,6 +109,11 @@ fn memory(text: &str) -> Result<u64, SizeError> {
 
 fn ksm_guard() -> anyhow::Result<ExitCode> {
     crate::merge::ksm::guard::run_on_stdin()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn freeze_guard(pids: &[u32]) -> anyhow::Result<ExitCode> {
+    crate::measure::freeze::guard(pids)?;
     Ok(ExitCode::SUCCESS)
 }
 

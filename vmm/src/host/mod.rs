@@ -19,6 +19,7 @@ mod observer;
 mod policy_state;
 pub mod post;
 pub mod runtime;
+pub mod spaces;
 pub mod spec;
 pub mod status;
 pub mod stress;

@@ -23,9 +23,31 @@ use crate::memory::pagemap::{FrameFlags, FrameTable, PAGE_BYTES, Pagemap, Pagema
 const CHUNK_PAGES: usize = 16 * 1024;
 /// Frames looked up at a time.
 const CHUNK_FRAMES: usize = 64 * 1024;
-/// Bits of a sort key that name the guest: see [`super::MAX_SPACES`]. The other 48 hold the frame number,
-/// of which x86-64 has 40.
+/// Bits of a sort key that name the guest: see [`super::MAX_SPACES`]. Of the frame number x86-64 has 40.
 const GUEST_BITS: u32 = 16;
+/// Bits below the frame number: the guest, and two for [`Kind`].
+const KEY_BITS: u32 = GUEST_BITS + 2;
+
+/// What a page that is not alone on its frame is a page of, as far as the page table tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Anonymous = 0,
+    File = 1,
+    Slab = 2,
+}
+
+/// Shared pages by what shares them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedBy {
+    /// KSM.
+    pub ksm: u64,
+    /// Slabs.
+    pub slab: u64,
+    /// Files, memfds and shared memory that are no slabs.
+    pub file: u64,
+    /// Anonymous memory, where the kernel does not tell KSM from pages that a fork has left shared.
+    pub other: u64,
+}
 
 /// Pages by class. `total` is the sum of the others, always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +114,9 @@ pub struct Frames {
     pub shared_by: BTreeMap<u64, u64>,
     /// Shared frames that somebody outside these guests maps too.
     pub also_outside: u64,
+    /// Shared pages by what shares them.
+    #[serde(default)]
+    pub shared_by_what: SharedBy,
     /// Zero and shared pages are told apart by estimate, not frame by frame.
     pub estimated: bool,
     /// What a reader of the numbers should know.
@@ -134,6 +159,7 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
         return Ok(census.estimate(&KsmView::read(spaces)));
     }
     let mut table = FrameTable::open();
+    census.ksm_is_told = table.as_mut().is_ok_and(FrameTable::tells_ksm);
     let (mut flags, mut counts) = (Vec::new(), Vec::new());
     let mut frames = census.join(|batch, out| {
         out.clear();
@@ -173,6 +199,8 @@ struct Census {
     hidden: Vec<Hidden>,
     /// Frame number and guest of each page that is not alone on its frame.
     keys: Vec<u64>,
+    /// Whether the kernel marks KSM's frames and no others.
+    ksm_is_told: bool,
     /// File, page in it, and guest, of each page of a slab whose frame number the kernel hides.
     slab_pages: Vec<(u64, u64, u16)>,
 }
@@ -190,6 +218,7 @@ impl Census {
             guests: spaces.iter().map(guest).collect(),
             hidden: vec![Hidden::default(); spaces.len()],
             keys: Vec::new(),
+            ksm_is_told: false,
             slab_pages: Vec::new(),
         }
     }
@@ -204,7 +233,12 @@ impl Census {
             } else if entry.exclusive() {
                 pages.private += 1;
             } else if let Some(Pfn(pfn)) = entry.pfn() {
-                self.keys.push(pfn << GUEST_BITS | guest as u64);
+                let kind = match entry.file_or_shared() {
+                    false => Kind::Anonymous,
+                    true if maps.slab_at(hva).is_some() => Kind::Slab,
+                    true => Kind::File,
+                };
+                self.keys.push(pfn << KEY_BITS | (kind as u64) << GUEST_BITS | guest as u64);
             } else if entry.file_or_shared() {
                 // A slab's frames are known by the slab's file, without their numbers.
                 match maps.slab_at(hva) {
@@ -232,14 +266,14 @@ impl Census {
         let mut rest = self.keys.as_slice();
         while !rest.is_empty() {
             batch.clear();
-            let groups = rest.chunk_by(|a, b| a >> GUEST_BITS == b >> GUEST_BITS).take(CHUNK_FRAMES);
+            let groups = rest.chunk_by(|a, b| a >> KEY_BITS == b >> KEY_BITS).take(CHUNK_FRAMES);
             let mut taken = 0;
             for group in groups {
-                batch.push(Pfn(group[0] >> GUEST_BITS));
+                batch.push(Pfn(group[0] >> KEY_BITS));
                 taken += group.len();
             }
             look(&batch, &mut infos).map_err(MeasureError::FrameTable)?;
-            let groups = rest[..taken].chunk_by(|a, b| a >> GUEST_BITS == b >> GUEST_BITS);
+            let groups = rest[..taken].chunk_by(|a, b| a >> KEY_BITS == b >> KEY_BITS);
             for (group, info) in groups.zip(&infos) {
                 let mapped_here = group.len() as u64;
                 // A single page with a single mapping lost its partner while we were reading.
@@ -251,7 +285,18 @@ impl Census {
                         continue;
                     }
                     guest.frames += 1.0 / mapped_here as f64;
-                    if shared { guest.pages.shared += 1 } else { guest.pages.private += 1 }
+                    if !shared {
+                        guest.pages.private += 1;
+                        continue;
+                    }
+                    guest.pages.shared += 1;
+                    let by = &mut result.shared_by_what;
+                    *match key >> GUEST_BITS & 3 {
+                        kind if kind == Kind::Slab as u64 => &mut by.slab,
+                        kind if kind == Kind::File as u64 => &mut by.file,
+                        _ if info.flags.ksm() && self.ksm_is_told => &mut by.ksm,
+                        _ => &mut by.other,
+                    } += 1;
                 }
                 if !info.flags.zero() && shared {
                     shared_frames += 1;
@@ -279,6 +324,7 @@ impl Census {
             file += hidden.file;
         }
         let mut frames = (merged as f64 * ksm.frames_per_page).ceil() as u64 + file.div_ceil(2);
+        let mut slab_pages = 0;
         self.slab_pages.sort_unstable();
         for same in self.slab_pages.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             frames += 1;
@@ -286,9 +332,11 @@ impl Census {
                 let guest = &mut self.guests[usize::from(*guest)];
                 guest.pages.shared += 1;
                 guest.frames += 1.0 / same.len() as f64;
+                slab_pages += 1;
             }
         }
-        let mut result = Frames { guests: self.guests, estimated: true, ..Frames::default() };
+        let shared_by_what = SharedBy { ksm: merged, slab: slab_pages, file, other: 0 };
+        let mut result = Frames { guests: self.guests, shared_by_what, estimated: true, ..Frames::default() };
         result.notes.push(
             "frame numbers are hidden from this user: pages of slabs are counted by their files, zero pages and those that KSM shares are \
              told apart by its counters; run as root for exact frames"

@@ -12,8 +12,12 @@ fn space(name: &str) -> Space {
     Space { name: name.to_owned(), pid: 1, extents: Vec::new() }
 }
 
+/// Frames from 30 on are a file's, those that 4 divides are KSM's.
+const FILES: u64 = 30;
+const KSM: u64 = 4;
+
 fn present(pfn: u64, exclusive: bool) -> PagemapEntry {
-    PagemapEntry(1 << 63 | u64::from(exclusive) << 56 | pfn)
+    PagemapEntry(1 << 63 | u64::from(pfn >= FILES) << 61 | u64::from(exclusive) << 56 | pfn)
 }
 
 /// Entries as a kernel would show them, for a world in which guest g's page p is on frame `world[g][p]`
@@ -42,6 +46,7 @@ proptest! {
         let (entries, mappings) = entries(&world, &outside);
         let spaces: Vec<_> = world.iter().map(|_| space("g")).collect();
         let mut census = Census::new(&spaces);
+        census.ksm_is_told = true;
         for (guest, entries) in entries.iter().enumerate() {
             for piece in entries.chunks(7) {
                 census.count(guest, 0, piece, &&Maps::default());
@@ -51,7 +56,9 @@ proptest! {
             assert!(batch.is_sorted());
             out.clear();
             out.extend(batch.iter().map(|frame| FrameInfo {
-                flags: FrameFlags(u64::from(frame.0 == ZERO_FRAME) << 24),
+                flags: FrameFlags(
+                    u64::from(frame.0 == ZERO_FRAME) << 24 | u64::from(frame.0.is_multiple_of(KSM)) << 21,
+                ),
                 mappings: mappings[&frame.0],
             }));
             Ok(())
@@ -79,6 +86,14 @@ proptest! {
         prop_assert_eq!(frames.frames, distinct.len() as u64);
         prop_assert_eq!(frames.saved_pages, sum.present() - frames.frames);
         prop_assert_eq!(frames.shared_by.iter().map(|(by, count)| by * count).sum::<u64>(), sum.shared);
+        let shared = |is: fn(u64) -> bool| {
+            let pages = world.iter().flatten().filter(|pfn| **pfn > 2 && **pfn != ZERO_FRAME && mappings[pfn] > 1);
+            pages.filter(|pfn| is(**pfn)).count() as u64
+        };
+        let by = frames.shared_by_what;
+        prop_assert_eq!((by.file, by.slab), (shared(|pfn| pfn >= FILES), 0));
+        prop_assert_eq!(by.ksm, shared(|pfn| pfn < FILES && pfn.is_multiple_of(KSM)));
+        prop_assert_eq!(by.ksm + by.file + by.other, sum.shared);
         let parts = frames.guests.iter().map(|guest| guest.frames).sum::<f64>();
         prop_assert!((parts - frames.frames as f64).abs() < 1e-6);
         prop_assert!(!frames.estimated);

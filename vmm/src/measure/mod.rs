@@ -1,13 +1,26 @@
-//! Measuring a fleet from outside: who maps which frame, what could be shared, and the report of both.
+//! Measuring memory from outside: what could be shared, who maps which frame, and the reports of both.
 //!
 //! Works on any process whose guest memory extents are known; it neither stops nor changes what it
 //! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
 
 pub mod audit;
+pub mod beyond;
 pub mod content;
+mod delta;
+pub mod findings;
 pub mod frames;
+pub mod freeze;
+mod index;
+pub mod page;
 pub mod report;
 pub mod runs;
+pub mod sample;
+pub mod scan;
+mod sets;
+pub mod source;
+mod tag;
+pub mod volatile;
+pub mod watch;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,6 +29,11 @@ pub use crate::memory::Extent;
 use crate::memory::PAGE_BYTES;
 use crate::memory::pagemap::PagemapError;
 use crate::memory::remote::RemoteError;
+use source::file::ImageError;
+use source::mappings::MappingError;
+
+/// Bytes of a page, for arrays.
+pub const PAGE: usize = PAGE_BYTES as usize;
 
 /// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
 pub const MAX_SPACES: usize = 1 << 16;
@@ -91,13 +109,35 @@ pub enum MeasureError {
         bytes: u64,
     },
     /// A guest is larger than an index entry can say.
-    #[error("guest {guest:?} has {pages} pages; one measurement takes at most {} a guest", u32::MAX)]
+    #[error(
+        "with the {pages} pages of guest {guest:?} there are too many: one measurement takes at most {}",
+        u32::MAX
+    )]
     TooLarge {
         /// The guest's name.
         guest: String,
         /// Its pages.
         pages: u64,
     },
+    /// A file cannot be measured.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// There is nothing to measure in a process.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+    /// The kernel has no random bytes for a key.
+    #[error("cannot draw a key")]
+    Random {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread of the measurement ended by itself: a fault in Samepage.
+    #[error("a thread that reads memory has failed; this is a fault in Samepage, please report it")]
+    Worker,
+    /// The caller wanted no more.
+    #[error("interrupted; nothing was changed")]
+    Interrupted,
     /// There are more guests than an index entry can say.
     #[error("{guests} guests were given; one measurement takes at most {MAX_SPACES}")]
     TooMany {

@@ -115,10 +115,7 @@ impl Report {
         let mut notes = outcome.notes;
         notes.extend(frames.notes.iter().cloned());
         if content.swapped_unread > 0 {
-            notes.push(format!("{} swapped pages were not read and not compared", content.swapped_unread));
-        }
-        if content.differed > 0 {
-            notes.push(format!("{} pages changed while they were compared", content.differed));
+            notes.push(format!("{} swapped pages were not read", content.swapped_unread));
         }
         let saved_pages = content.present().saturating_sub(frames.frames);
         Self {

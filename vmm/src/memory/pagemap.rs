@@ -204,8 +204,12 @@ impl Pagemap {
 pub struct FrameFlags(pub u64);
 
 impl FrameFlags {
-    /// The kernel's zero frame, 4 KiB or huge. There is deliberately no test for KSM: Linux 6.12 sets
-    /// that flag on every anonymous page.
+    /// KSM merged it; but Linux 6.12 sets that flag on every anonymous page: see [`FrameTable::tells_ksm`].
+    pub fn ksm(self) -> bool {
+        self.0 & (1 << 21) != 0
+    }
+
+    /// The kernel's zero frame, 4 KiB or huge.
     pub fn zero(self) -> bool {
         self.0 & (1 << 24) != 0
     }
@@ -225,6 +229,16 @@ impl FrameTable {
             counts: EntryFile::open(PathBuf::from("/proc/kpagecount"))?,
             flags: EntryFile::open(PathBuf::from("/proc/kpageflags"))?,
         })
+    }
+
+    /// Whether a frame's flag for KSM means what it says: a page of our own, which nobody merges, must not have it.
+    pub fn tells_ksm(&mut self) -> bool {
+        let page = vec![1u8; 2 * PAGE_BYTES as usize];
+        let hva = (page.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
+        let (mut entries, mut flags) = (Vec::new(), Vec::new());
+        let read = Pagemap::open_self().and_then(|mut pagemap| pagemap.read(hva, 1, &mut entries));
+        let Some(frame) = entries.first().and_then(|entry| entry.pfn()) else { return false };
+        read.is_ok() && self.flags(&[frame], &mut flags).is_ok() && flags.first().is_some_and(|f| !f.ksm())
     }
 
     /// How many page table entries on the host map each of `frames` (ascending), in the same order, into

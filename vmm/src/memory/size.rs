@@ -23,6 +23,14 @@ pub enum SizeError {
         /// The most.
         most: u64,
     },
+    /// It is too little or too much for an index.
+    #[error("an index of {text} is too small or too large: expected {}M or more", least >> 20)]
+    Index {
+        /// What was written.
+        text: String,
+        /// The least there may be, in bytes.
+        least: u64,
+    },
     /// It ends within a page.
     #[error("{0} is not a whole number of 4 KiB pages")]
     Pages(String),

@@ -23,7 +23,7 @@ const TMPFS: i64 = 0x0102_1994;
 /// Bytes, aligned, that the kernel maps around a page of a file that is read (fault_around_bytes), unless it was told otherwise.
 const FAULT_AROUND: usize = 64 << 10;
 /// What the kernel calls the file of a slab in lists of mappings.
-pub(super) const SLAB_NAME: &str = "/memfd:samepage-slab";
+pub const SLAB_NAME: &str = "/memfd:samepage-slab";
 /// What must be sealed, no more and no less: contents, size, mode, and the seals.
 const SEALS: SealFlags = SealFlags::WRITE
     .union(SealFlags::GROW)

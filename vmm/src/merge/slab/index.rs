@@ -1,10 +1,9 @@
 //! The index: where the page of a hash is.
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::matchmaker::{DRAFT_PAGES, GuestId, GuestPage, MAX_PAGES, PageHash};
-use crate::measure::content::Uniform;
 
 /// Parts of the index: one grows at a time, so that nobody waits while all of it is moved.
 const SHARDS: usize = 64;
@@ -50,6 +49,26 @@ impl Packed {
 }
 
 /// The hashes are keyed and as good as random already.
+/// Takes a key that is a hash as its own hash.
+#[derive(Default)]
+struct Uniform(u64);
+
+impl Hasher for Uniform {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = word;
+    }
+}
+
 type Shard = HashMap<PageHash, Packed, BuildHasherDefault<Uniform>>;
 
 /// The index.

@@ -1,0 +1,338 @@
+//! How fast memory is measured: against the bandwidth of one core, in place, from a file, from another process, and as it grows.
+//!
+//! Run by `tests/bench measure`. Rates of one thread are by processor time, so that what else runs on the machine says
+//! little; the speed-up of a second thread is by the wall clock, and needs a machine that does nothing else.
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
+use tests::boot::median;
+use tests::merging::machine;
+use vmm::measure::content::Content;
+use vmm::measure::scan::{Options, scan};
+use vmm::measure::source::file::FileSource;
+use vmm::measure::source::mappings::{guest_memory, mappings};
+use vmm::measure::source::process::ProcessSource;
+use vmm::measure::source::{PageReader, Source, Unread};
+use vmm::measure::{MeasureError, PAGE, Space};
+
+const USAGE: &str = "\
+Measures how fast `samepage measure` reads and classifies memory.
+
+Usage: measure-bench [--mib N] [--rounds R] [--grow GIB] [--json]
+
+  --mib N     memory of the first part, in MiB [default: 1024]
+  --rounds R  rounds, of which the median is shown [default: 5]
+  --grow GIB  largest image of the second part, in GiB; they are generated while they are read [default: 16]
+  --json      print one JSON object
+
+With --mib 1024 it takes 4 GiB of memory.";
+
+/// Holds memory with the contents of a file: the process that is measured.
+const CHILD: &str = "--hold";
+
+/// Memory of this process, as a guest.
+struct InPlace<'a>(&'a [[u8; PAGE]]);
+
+impl Source for InPlace<'_> {
+    fn name(&self) -> &str {
+        "memory in place"
+    }
+
+    fn extents(&self) -> Vec<u64> {
+        vec![self.0.len() as u64]
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+
+    fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
+        Ok(Box::new(InPlace(self.0)))
+    }
+}
+
+impl PageReader for InPlace<'_> {
+    fn read(
+        &mut self,
+        first: u64,
+        pages: u64,
+        each: &mut dyn FnMut(u64, &[u8; PAGE]),
+    ) -> Result<Unread, MeasureError> {
+        let stretch = &self.0[first as usize..(first + pages) as usize];
+        (first..).zip(stretch).for_each(|(page, content)| each(page, content));
+        Ok(Unread::default())
+    }
+}
+
+/// An image that is made while it is read: half of its pages differ from all others.
+#[derive(Clone)]
+struct Generated {
+    pages: u64,
+    page: [u8; PAGE],
+}
+
+impl Source for Generated {
+    fn name(&self) -> &str {
+        "generated"
+    }
+
+    fn extents(&self) -> Vec<u64> {
+        vec![self.pages]
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+
+    fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl PageReader for Generated {
+    fn read(
+        &mut self,
+        first: u64,
+        pages: u64,
+        each: &mut dyn FnMut(u64, &[u8; PAGE]),
+    ) -> Result<Unread, MeasureError> {
+        for page in first..first + pages {
+            self.page[..8].copy_from_slice(&content(page, self.pages).to_ne_bytes());
+            each(page, &self.page);
+        }
+        Ok(Unread::default())
+    }
+}
+
+/// The content of a page of so many: a quarter all alike in pairs, half by themselves, no zeros.
+fn content(page: u64, pages: u64) -> u64 {
+    match page % 4 {
+        0 | 1 => page,
+        2 => page / 4 % (pages / 8).max(1) * 4 + 2,
+        _ => 3,
+    }
+}
+
+/// How many different contents that makes.
+fn distinct(pages: u64) -> u64 {
+    pages / 2 + (pages / 8).max(1).min(pages / 4) + 1
+}
+
+/// The memory of the first part: a fifth zeros, the rest as above, all bytes of a page different from its neighbours'.
+fn fill(memory: &mut [[u8; PAGE]]) {
+    let pages = memory.len() as u64;
+    for (page, bytes) in (0..).zip(memory) {
+        if page % 5 == 4 {
+            bytes.fill(0);
+            continue;
+        }
+        let mut state = content(page, pages);
+        for word in bytes.as_chunks_mut::<8>().0 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *word = state.to_ne_bytes();
+        }
+    }
+}
+
+/// Processor time of all threads of this process.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// What one reading took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Took {
+    wall: f64,
+    cpu: f64,
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Took)> {
+    let (wall, cpu) = (Instant::now(), cpu_time());
+    let value = work()?;
+    let took = Took { wall: wall.elapsed().as_secs_f64(), cpu: (cpu_time() - cpu).as_secs_f64() };
+    Ok((value, took))
+}
+
+fn classify(source: &dyn Source, threads: usize) -> Result<(Content, Took)> {
+    let options = Options { threads, ..Options::default() };
+    timed(|| Ok(Content::of(&scan(&[source], &options, &mut |_, _| true)?)))
+}
+
+/// Reads all of it as fast as one core can.
+fn sum(memory: &[[u8; PAGE]]) -> u64 {
+    let words = memory.as_flattened().as_chunks::<8>().0;
+    // Four sums at a time, so that no addition waits for the one before.
+    let mut sums = [0u64; 16];
+    for group in words.as_chunks::<16>().0 {
+        for (sum, word) in sums.iter_mut().zip(group) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
+}
+
+/// A process that holds the bytes of a file in anonymous memory.
+struct Holder(Child);
+
+impl Holder {
+    fn start(file: &Path) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(CHILD)
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        ensure!(line.trim() == "ready", "the process that holds memory has failed: {line}");
+        Ok(Self(child))
+    }
+
+    fn space(&self) -> Result<Space> {
+        let pid = self.0.id();
+        let extents = guest_memory(pid, &mappings(pid)?)?;
+        Ok(Space { name: "process".into(), pid, extents })
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A page where pages lie, so that the process has the same pages as the file.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Aligned([u8; PAGE]);
+
+fn hold(path: &str) -> Result<()> {
+    let mut file = BufReader::with_capacity(64 << 10, File::open(path)?);
+    let pages = file.get_ref().metadata()?.len() as usize / PAGE;
+    let mut bytes = vec![Aligned([0; PAGE]); pages];
+    bytes.iter_mut().try_for_each(|page| file.read_exact(&mut page.0))?;
+    drop(file);
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new())?;
+    black_box(&bytes);
+    Ok(())
+}
+
+/// Medians of the first part, in seconds.
+struct Speed {
+    sum: f64,
+    in_place: f64,
+    one: f64,
+    two: f64,
+    file: f64,
+    pid: f64,
+}
+
+fn speed(mib: usize, rounds: usize) -> Result<Speed> {
+    let mut memory = vec![[0u8; PAGE]; mib << 20 >> 12];
+    fill(&mut memory);
+    let dir = tempfile::tempdir_in("/dev/shm").context("cannot make a directory in /dev/shm")?;
+    let path = dir.path().join("image");
+    File::create(&path)?.write_all(memory.as_flattened())?;
+    let holder = Holder::start(&path)?;
+    let process = ProcessSource::new(holder.space()?, true);
+    let file = FileSource::open(&path, "file".into())?;
+    let in_place = InPlace(&memory);
+    let mut times: [Vec<Took>; 5] = Default::default();
+    let mut expected: Option<Content> = None;
+    for _ in 0..rounds {
+        times[0].push(timed(|| Ok(black_box(sum(&memory))))?.1);
+        let sources: [(&dyn Source, usize); 4] = [(&in_place, 1), (&in_place, 2), (&file, 1), (&process, 1)];
+        for (slot, (source, threads)) in sources.into_iter().enumerate() {
+            let (content, took) = classify(source, threads)?;
+            let first = *expected.get_or_insert(content);
+            // The process may have a few pages more than the file, its allocator's own.
+            let differ = content.distinct.abs_diff(first.distinct) + content.zero.abs_diff(first.zero);
+            ensure!(differ <= 64, "{} of {}: {content:?}, and {first:?} before", source.name(), mib);
+            times[slot + 1].push(took);
+        }
+    }
+    let cpu = |n: usize| median(times[n].iter().map(|took| took.cpu));
+    let wall = |n: usize| median(times[n].iter().map(|took| took.wall));
+    Ok(Speed { sum: cpu(0), in_place: cpu(1), one: wall(1), two: wall(2), file: cpu(3), pid: cpu(4) })
+}
+
+fn main() -> Result<()> {
+    let (mut mib, mut rounds, mut grow, mut as_json) = (1024, 5, 16, false);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--mib" => mib = value()?.parse().context("--mib takes a number")?,
+            "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
+            "--grow" => grow = value()?.parse::<u64>().context("--grow takes a number of GiB")?,
+            "--json" => as_json = true,
+            CHILD => return hold(&value()?),
+            "-h" | "--help" => {
+                println!("{USAGE}");
+                return Ok(());
+            }
+            other => bail!("unknown argument {other}\n\n{USAGE}"),
+        }
+    }
+    ensure!(rounds > 0 && mib >= 64, "--rounds must be at least 1 and --mib at least 64");
+    let speed = speed(mib, rounds)?;
+    let gib = mib as f64 / 1024.0;
+    let (sum, in_place, file, pid) =
+        (gib / speed.sum, gib / speed.in_place, gib / speed.file, gib / speed.pid);
+    let mut rows = Vec::new();
+    let mut size = 1;
+    while size <= grow {
+        let pages = size << 18;
+        let source = Generated { pages, page: [0x5a; PAGE] };
+        let (content, took) = classify(&source, 1)?;
+        ensure!(
+            content.distinct == distinct(pages),
+            "{} contents, and {} were made",
+            content.distinct,
+            distinct(pages)
+        );
+        rows.push((size, took.cpu, content.index_bytes, content.distinct));
+        size *= 2;
+    }
+    let machine = machine();
+    if as_json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(gib, cpu, index, distinct)| {
+                json!({"gib": gib, "cpu_seconds": cpu, "index_bytes": index, "distinct": distinct})
+            })
+            .collect();
+        let result = json!({
+            "machine": machine, "mib": mib, "rounds": rounds,
+            "sum_gib_per_second": sum, "classify_gib_per_second": in_place, "classify_of_sum": in_place / sum,
+            "speed_up_of_two_threads": speed.one / speed.two,
+            "file_gib_per_second": file, "pid_gib_per_second": pid, "pid_of_file": pid / file,
+            "growth": rows,
+        });
+        println!("{result:#}");
+        return Ok(());
+    }
+    println!("{machine}\n{mib} MiB, {rounds} rounds, medians; GiB a second of one core");
+    println!("  summing memory            {sum:6.2}");
+    println!("  classifying it in place   {in_place:6.2}   {:.0} % of that", 100.0 * in_place / sum);
+    println!("  two threads               x {:.2} by the wall clock", speed.one / speed.two);
+    println!("  --file                    {file:6.2}");
+    println!("  --pid                     {pid:6.2}   {:.0} % of --file", 100.0 * pid / file);
+    println!("growth, one thread: GiB, processor seconds, seconds a GiB, bytes of index a content");
+    for (gib, cpu, index, distinct) in rows {
+        let each = index as f64 / distinct as f64;
+        println!("  {gib:4} {cpu:8.2} {:8.3} {each:6.1}", cpu / gib as f64);
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! A measurement as a page of tables and plots.
+
+use super::output::Measured;
+use crate::measure::beyond::Beyond;
+use crate::measure::findings::{Findings, MAX_PAIRED};
+use crate::measure::page::{Bars, Histogram, Item, Lines, Matrix, Page, Section, Table, number};
+use crate::measure::sample::Estimate;
+use crate::measure::watch::Watched;
+use crate::memory::PAGE_BYTES;
+
+fn mib(pages: u64) -> f64 {
+    pages as f64 * PAGE_BYTES as f64 / f64::from(1 << 20)
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// The whole page.
+pub(super) fn page(measured: &Measured) -> Page {
+    let found = &measured.findings;
+    let mut sections = vec![summary(measured), by_guest(found)];
+    if found.guests.len() > 1 {
+        sections.push(between(found));
+    }
+    sections.extend(runs(found));
+    sections.extend(measured.watched.as_ref().map(watched));
+    sections.extend(measured.beyond.as_ref().map(beyond));
+    if !measured.notes.is_empty() {
+        let rows = measured.notes.iter().map(|note| vec![note.clone()]).collect();
+        let items = vec![Item::Table(Table { header: strings(&["note"]), rows })];
+        sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
+    }
+    Page { title: "What sharing equal pages would save".into(), lead: measured.headline(), sections }
+}
+
+fn summary(measured: &Measured) -> Section {
+    let found = &measured.findings;
+    let of = |pages: u64| format!("{} MiB", number(mib(pages)));
+    let mut values = vec![
+        ("in memory".to_owned(), of(found.present())),
+        ("sharing would save".to_owned(), of(found.ideal_within_domains_pages)),
+    ];
+    if let Some(now) = &measured.shared_now {
+        values.push(("saved now".to_owned(), of(now.saved_pages)));
+        values.push(("achieved of the ideal".to_owned(), format!("{:.1} %", 100.0 * now.fraction_of_ideal)));
+    }
+    if let Some(volatile) = &measured.volatile {
+        let share = format!("{:.2} %", 100.0 * volatile.share.mean);
+        values.push((format!("changed within {:.1} s", volatile.seconds), share));
+    }
+    let mut items = vec![Item::KeyValues(values)];
+    if let Some(now) = &measured.shared_now {
+        let by = &now.shared_by;
+        let parts = [
+            ("zero frame", now.pages.zero),
+            ("slabs", by.slab),
+            ("KSM", by.ksm),
+            ("files", by.file),
+            ("otherwise", by.other),
+        ];
+        let bars = parts.map(|(name, pages)| (name.to_owned(), vec![mib(pages)]));
+        items.push(Item::Bars(Bars {
+            title: "Memory that is on a shared frame now, by what shares it".into(),
+            unit: "MiB".into(),
+            series: strings(&["pages"]),
+            bars: bars.into(),
+        }));
+    }
+    let debt = format!(
+        "If every page of the ideal were written, {} more frames would be needed: what sharing saves is owed.",
+        number(found.debt_pages as f64)
+    );
+    Section { heading: "In short".into(), text: debt, items }
+}
+
+fn by_guest(found: &Findings) -> Section {
+    let bars = found.guests.iter().map(|guest| {
+        let own = guest.contents - guest.in_common;
+        let parts = [guest.zero, guest.self_duplicates, guest.in_common, own].map(mib);
+        (guest.subject.name.clone(), parts.to_vec())
+    });
+    let bars = Bars {
+        title: "Each guest's memory".into(),
+        unit: "MiB".into(),
+        series: strings(&["zero", "twice in the guest", "others have it too", "its own"]),
+        bars: bars.collect(),
+    };
+    let rows = found.domains.iter().map(|domain| {
+        let pages = [domain.present, domain.distinct, domain.ideal_saved_pages];
+        let mut row = vec![domain.domain.clone(), domain.guests.to_string()];
+        row.extend(pages.map(|pages| number(mib(pages))));
+        row
+    });
+    let header = strings(&["trust domain", "guests", "in memory, MiB", "distinct, MiB", "ideal saves, MiB"]);
+    Section {
+        heading: "What the pages hold".into(),
+        text: "Pages are shared within a trust domain only.".into(),
+        items: vec![Item::Bars(bars), Item::Table(Table { header, rows: rows.collect() })],
+    }
+}
+
+fn between(found: &Findings) -> Section {
+    let mut items = Vec::new();
+    if !found.pairs.is_empty() {
+        items.push(Item::Matrix(Matrix {
+            title: "Contents that two guests have in common, in MiB; on the diagonal all that one has".into(),
+            unit: "MiB".into(),
+            labels: found.guests.iter().map(|guest| guest.subject.name.clone()).collect(),
+            values: found.pairs.iter().map(|row| row.iter().map(|pages| mib(*pages)).collect()).collect(),
+        }));
+    }
+    let line = |of: fn(&crate::measure::findings::Growth) -> u64| {
+        found.growth.iter().map(|growth| (growth.guests as f64, mib(of(growth)))).collect()
+    };
+    let mut series: Vec<(String, Vec<(f64, f64)>)> = vec![
+        ("without sharing".into(), line(|growth| growth.present)),
+        ("shared ideally".into(), line(|growth| growth.distinct)),
+    ];
+    let mut text = String::new();
+    if let Some(model) = &found.model {
+        let page = mib(1);
+        let model_line = found.growth.iter().map(|growth| {
+            let guests = growth.guests as f64;
+            (guests, (model.common as f64 + guests * model.own) * page)
+        });
+        series.push(("model c + N d".into(), model_line.collect()));
+        text = format!(
+            "The model: c = {} MiB that all have, d = {} MiB of each guest's own; it predicts {} MiB, and {} MiB are measured.",
+            number(model.common as f64 * page),
+            number(model.own * page),
+            number(model.predicted * page),
+            number(model.measured as f64 * page)
+        );
+    }
+    if found.guests.len() > MAX_PAIRED {
+        text.push_str(" There is no matrix of so many guests.");
+    }
+    items.push(Item::Lines(Lines {
+        title: "Frames needed as guests are added one by one".into(),
+        x: "guests".into(),
+        y: "MiB".into(),
+        series,
+    }));
+    let bins = found.held_by.iter().map(|(guests, contents)| (guests.to_string(), *contents as f64));
+    items.push(Item::Histogram(Histogram {
+        title: "By how many guests a content is held".into(),
+        x: "guests".into(),
+        y: "contents".into(),
+        bins: bins.collect(),
+    }));
+    Section { heading: "Between guests".into(), text, items }
+}
+
+fn runs(found: &Findings) -> Option<Section> {
+    let runs = found.runs.filter(|runs| runs.runs > 0)?;
+    let bins = found.run_lengths.iter().map(|class| (class.from_pages.to_string(), class.pages as f64));
+    let histogram = Histogram {
+        title: "Pages in runs of so many pages up to twice as many".into(),
+        x: "pages of a run, from".into(),
+        y: "pages".into(),
+        bins: bins.collect(),
+    };
+    let text = format!(
+        "{} runs, the longest of {} pages. Merging all of them takes at most {} mappings.",
+        number(runs.runs as f64),
+        number(runs.longest as f64),
+        number(found.mappings_at_most.unwrap_or_default() as f64)
+    );
+    Some(Section { heading: "How it lies".into(), text, items: vec![Item::Histogram(histogram)] })
+}
+
+fn watched(watched: &Watched) -> Section {
+    let line = |of: fn(&crate::measure::watch::Look) -> u64| {
+        watched.looks.iter().map(|look| (look.seconds.round(), mib(of(look)))).collect()
+    };
+    let lines = Lines {
+        title: "What sharing saves, against the ideal of the moment".into(),
+        x: "seconds".into(),
+        y: "MiB".into(),
+        series: vec![
+            ("saved".into(), line(|look| look.saved_pages)),
+            ("ideal".into(), line(|look| look.ideal_saved_pages)),
+        ],
+    };
+    let lifetimes = watched.lifetimes.iter().map(|l| (format!("{:.0} s", l.seconds), l.pages as f64));
+    let histogram = Histogram {
+        title: "How long pages were shared, of those that began and ended while it was watched".into(),
+        x: "seconds".into(),
+        y: "pages".into(),
+        bins: lifetimes.collect(),
+    };
+    let half = watched.half_life_seconds;
+    let text = half.map_or("No page was seen to be shared no more.".to_owned(), |seconds| {
+        format!(
+            "At the rate that was seen, half of the shared pages are shared no more after {seconds:.0} s."
+        )
+    });
+    let mut items = vec![Item::Lines(lines)];
+    if !watched.lifetimes.is_empty() {
+        items.push(Item::Histogram(histogram));
+    }
+    Section { heading: "Over time".into(), text, items }
+}
+
+fn beyond(beyond: &Beyond) -> Section {
+    let rows = [
+        ("patches to a similar page", beyond.patches_save),
+        ("lz4", beyond.lz4_saves),
+        ("zstd", beyond.zstd_saves),
+        ("patch or lz4, the smaller", beyond.patches_and_lz4_save),
+    ];
+    let bars = rows.map(|(name, saves): (&str, Estimate)| {
+        (format!("{name} \u{b1} {:.1}", 100.0 * saves.error_95), vec![100.0 * saves.mean])
+    });
+    let text = format!(
+        "Of what is left when all that is equal is shared: estimated from {} of {} contents, with 95 % intervals. {:.1} % (\u{b1} {:.1}) \
+         have a page in memory from which they differ by half a page or less.",
+        number(beyond.sampled as f64),
+        number(beyond.contents as f64),
+        100.0 * beyond.near_duplicates.mean,
+        100.0 * beyond.near_duplicates.error_95
+    );
+    let bars = Bars {
+        title: "Part of the memory that is left which would be saved".into(),
+        unit: "%".into(),
+        series: strings(&["saved"]),
+        bars: bars.into(),
+    };
+    Section { heading: "Beyond identity".into(), text, items: vec![Item::Bars(bars)] }
+}

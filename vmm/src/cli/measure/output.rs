@@ -1,0 +1,142 @@
+//! What `samepage measure` found, in one struct; its JSON is the interface.
+
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+
+use super::subjects::Subjects;
+use crate::cli::fleet_table::mib;
+use crate::measure::MeasureError;
+use crate::measure::beyond::Beyond;
+use crate::measure::findings::{Findings, ideal_within_domains};
+use crate::measure::frames::{self, Pages, SharedBy};
+use crate::measure::scan::Scan;
+use crate::measure::source::Source;
+use crate::measure::volatile::Volatile;
+use crate::measure::watch::Watched;
+use crate::memory::PAGE_BYTES;
+
+/// What is shared now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct SharedNow {
+    /// Pages by class.
+    pub(super) pages: Pages,
+    /// Of the shared ones, by what.
+    pub(super) shared_by: SharedBy,
+    /// Distinct frames.
+    pub(super) frames: u64,
+    /// Present pages less distinct frames.
+    pub(super) saved_pages: u64,
+    /// Saved pages as a part of the ideal within the trust domains; 1 if there was nothing to save.
+    pub(super) fraction_of_ideal: f64,
+    /// Frames that writing to every shared page would take.
+    pub(super) debt_pages: u64,
+    /// Frame numbers are hidden from this user.
+    pub(super) estimated: bool,
+    /// What a reader of these numbers should know.
+    #[serde(skip)]
+    notes: Vec<String>,
+}
+
+impl SharedNow {
+    /// Of the processes among `subjects`; and what they could share at most within their trust domains, by a scan of all.
+    pub(super) fn of(subjects: &Subjects, scan: &Scan) -> Result<(Self, u64), MeasureError> {
+        let frames = frames::measure(&subjects.spaces)?;
+        let ideal = ideal_within_domains(&subjects.subjects, scan, subjects.spaces.len());
+        let fraction_of_ideal = if ideal == 0 { 1.0 } else { frames.saved_pages as f64 / ideal as f64 };
+        let now = Self {
+            pages: frames.pages,
+            shared_by: frames.shared_by_what,
+            frames: frames.frames,
+            saved_pages: frames.saved_pages,
+            fraction_of_ideal,
+            debt_pages: frames.saved_pages,
+            estimated: frames.estimated,
+            notes: frames.notes,
+        };
+        Ok((now, ideal))
+    }
+}
+
+/// All of it; field names are the JSON interface of `samepage measure --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Measured {
+    /// What could be shared.
+    #[serde(flatten)]
+    pub(super) findings: Findings,
+    /// What is, of the processes among what was measured.
+    pub(super) shared_now: Option<SharedNow>,
+    /// What changed meanwhile.
+    pub(super) volatile: Option<Volatile>,
+    /// Near-duplicates and compression, where they were asked for.
+    pub(super) beyond: Option<Beyond>,
+    /// What was seen from look to look, where that was asked for.
+    pub(super) watched: Option<Watched>,
+    /// Threads that read.
+    pub(super) threads: usize,
+    /// What a reader should know.
+    pub(super) notes: Vec<String>,
+}
+
+impl Measured {
+    pub(super) fn new(
+        subjects: &Subjects,
+        scan: &Scan,
+        volatile: Option<Volatile>,
+        threads: usize,
+    ) -> Result<Self, MeasureError> {
+        let findings = Findings::new(&subjects.subjects, scan);
+        let mut notes = Vec::new();
+        let mut shared_now = None;
+        if !subjects.spaces.is_empty() {
+            let (now, _) = SharedNow::of(subjects, scan)?;
+            notes.extend(now.notes.iter().cloned());
+            shared_now = Some(now);
+            if !subjects.files.is_empty() {
+                notes.push(
+                    "what is shared now is of the processes, and set against what they could share"
+                        .to_owned(),
+                );
+            }
+        }
+        for file in subjects.files.iter().filter(|file| file.was_written()) {
+            notes.push(format!("{} was written while it was measured: measure a copy", file.name()));
+        }
+        let swapped: u64 = findings.guests.iter().map(|guest| guest.swapped).sum();
+        if swapped > 0 {
+            notes.push(format!("{swapped} swapped pages were not read"));
+        }
+        if findings.passes > 1 {
+            notes.push(format!(
+                "the memory was read {} times, as the index was limited; how runs lie is not known then",
+                findings.passes
+            ));
+        }
+        Ok(Self { findings, shared_now, volatile, beyond: None, watched: None, threads, notes })
+    }
+
+    /// The result in one sentence.
+    pub(super) fn headline(&self) -> String {
+        let f = &self.findings;
+        let present = f.present();
+        let ideal = f.ideal_within_domains_pages;
+        let percent =
+            |part: u64, whole: u64| if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 };
+        let mut text = format!(
+            "{} MiB in memory, sharing would save {} MiB of it ({:.1} %)",
+            mib(present * PAGE_BYTES),
+            mib(ideal * PAGE_BYTES),
+            percent(ideal, present)
+        );
+        if let Some(now) = &self.shared_now {
+            let about = if now.estimated { "about " } else { "" };
+            let saved = mib(now.saved_pages * PAGE_BYTES);
+            let _ = write!(
+                text,
+                "; {about}{saved} MiB are saved now ({:.1} % of that)",
+                100.0 * now.fraction_of_ideal
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,203 @@
+//! What the command line names: guests of fleets, processes, files; and their trust domains.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+
+use super::Args;
+use crate::host::runtime::choose;
+use crate::host::spaces::spaces;
+use crate::measure::Space;
+use crate::measure::findings::Subject;
+use crate::measure::freeze::Frozen;
+use crate::measure::source::Source;
+use crate::measure::source::file::FileSource;
+use crate::measure::source::mappings::{guest_memory, mappings, named_memory};
+use crate::measure::source::process::ProcessSource;
+use crate::memory::PAGE_BYTES;
+
+/// The domain of what was not put into one.
+const DEFAULT_DOMAIN: &str = "default";
+
+/// Addresses, and of which process if that was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PidRange {
+    pid: Option<u32>,
+    hvas: Range<u64>,
+}
+
+/// Parses `[PID:]START-END`.
+pub(super) fn range(text: &str) -> anyhow::Result<PidRange> {
+    let expected = "expected [PID:]START-END in hexadecimal, as in /proc/PID/maps";
+    let (pid, hvas) = match text.split_once(':') {
+        Some((pid, rest)) => {
+            (Some(pid.parse().with_context(|| format!("{pid:?} is no process; {expected}"))?), rest)
+        }
+        None => (None, text),
+    };
+    let hex = |text: &str| {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        u64::from_str_radix(digits, 16).with_context(|| format!("{text:?} is no address; {expected}"))
+    };
+    let (start, end) = hvas.split_once('-').with_context(|| format!("no '-' in {hvas:?}; {expected}"))?;
+    let hvas = hex(start)?..hex(end)?;
+    ensure!(hvas.start < hvas.end, "{:x} is not above {:x}; {expected}", hvas.end, hvas.start);
+    let is_page = |at: u64| at.is_multiple_of(PAGE_BYTES);
+    ensure!(is_page(hvas.start) && is_page(hvas.end), "not whole pages: both addresses must end in 000");
+    Ok(PidRange { pid, hvas })
+}
+
+/// A trust domain, and the processes and files in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Domain {
+    name: String,
+    members: Vec<String>,
+}
+
+/// Parses `NAME=MEMBER,...`.
+pub(super) fn domain(text: &str) -> anyhow::Result<Domain> {
+    let (name, members) = text.split_once('=').context("expected NAME=PID,... or NAME=FILE,...")?;
+    ensure!(!name.is_empty() && !members.is_empty(), "expected NAME=PID,... or NAME=FILE,...");
+    Ok(Domain { name: name.into(), members: members.split(',').map(str::to_owned).collect() })
+}
+
+/// What is measured.
+pub(super) struct Subjects {
+    /// In order.
+    pub(super) subjects: Vec<Subject>,
+    /// The memory of those that are processes, which come first.
+    pub(super) spaces: Vec<Space>,
+    processes: Vec<ProcessSource>,
+    /// The files that come after them.
+    pub(super) files: Vec<FileSource>,
+}
+
+impl Subjects {
+    pub(super) fn find(args: &Args) -> anyhow::Result<Self> {
+        let mut found =
+            Self { subjects: Vec::new(), spaces: Vec::new(), processes: Vec::new(), files: Vec::new() };
+        let named = !args.pid.is_empty() || !args.file.is_empty();
+        if !named || !args.guests.is_empty() || args.fleet.is_some() {
+            let fleet = match choose(args.fleet.clone()) {
+                Err(e) if args.fleet.is_none() && args.guests.is_empty() => {
+                    return Err(anyhow::Error::from(e).context("nothing to measure: no --pid, no --file"));
+                }
+                chosen => chosen?,
+            };
+            for (space, domain) in spaces(&fleet, &args.guests)? {
+                found.push(space, domain);
+            }
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(pid) = args.pid.iter().find(|pid| !seen.insert(**pid)) {
+            bail!("--pid {pid} is given twice");
+        }
+        for pid in &args.pid {
+            found.push(process(*pid, args)?, domain_of(&args.domain, &pid.to_string()));
+        }
+        let mut seen = BTreeSet::new();
+        for path in &args.file {
+            let same = path.canonicalize().unwrap_or_else(|_| path.clone());
+            ensure!(seen.insert(same), "--file {} is given twice", path.display());
+            found.push_file(path, domain_of(&args.domain, &path.to_string_lossy()))?;
+        }
+        let members = args.domain.iter().flat_map(|domain| &domain.members);
+        for member in members {
+            let is_pid = args.pid.iter().any(|pid| pid.to_string() == *member);
+            if !is_pid && !args.file.contains(&PathBuf::from(member)) {
+                bail!("--domain names {member}, which is neither a --pid nor a --file of this command");
+            }
+        }
+        ensure!(!found.subjects.is_empty(), "no guest of the fleet runs");
+        Ok(found)
+    }
+
+    fn push(&mut self, space: Space, domain: String) {
+        self.subjects.push(Subject { name: space.name.clone(), domain, pid: Some(space.pid) });
+        self.processes.push(ProcessSource::new(space.clone(), false));
+        self.spaces.push(space);
+    }
+
+    fn push_file(&mut self, path: &Path, domain: String) -> anyhow::Result<()> {
+        let name = path.display().to_string();
+        self.files.push(FileSource::open(path, name.clone())?);
+        self.subjects.push(Subject { name, domain, pid: None });
+        Ok(())
+    }
+
+    /// Stops the processes if `wanted`, until what it returns is dropped.
+    pub(super) fn freeze(&mut self, wanted: bool) -> anyhow::Result<Option<Frozen>> {
+        if !wanted || self.spaces.is_empty() {
+            return Ok(None);
+        }
+        let pids: Vec<u32> = self.spaces.iter().map(|space| space.pid).collect();
+        let frozen = Frozen::new(&pids)?;
+        self.processes = self.spaces.iter().map(|space| ProcessSource::new(space.clone(), true)).collect();
+        Ok(Some(frozen))
+    }
+
+    /// All, in the order of `subjects`.
+    pub(super) fn sources(&self) -> Vec<&dyn Source> {
+        let processes = self.processes.iter().map(|source| source as &dyn Source);
+        processes.chain(self.files.iter().map(|source| source as &dyn Source)).collect()
+    }
+}
+
+/// The guest in a process.
+fn process(pid: u32, args: &Args) -> anyhow::Result<Space> {
+    let mappings = mappings(pid)?;
+    let of_this = |range: &&PidRange| range.pid == Some(pid) || (range.pid.is_none() && args.pid.len() == 1);
+    let ranges: Vec<Range<u64>> = args.range.iter().filter(of_this).map(|range| range.hvas.clone()).collect();
+    if let Some(PidRange { hvas, .. }) = args.range.iter().find(|range| range.pid.is_none())
+        && args.pid.len() > 1
+    {
+        bail!("of which process is --range {:x}-{:x}? Write PID:START-END", hvas.start, hvas.end);
+    }
+    if let Some(unknown) = args.range.iter().filter_map(|range| range.pid).find(|pid| !args.pid.contains(pid))
+    {
+        bail!("--range names process {unknown}, and --pid does not");
+    }
+    let extents = match ranges.is_empty() {
+        true => guest_memory(pid, &mappings)?,
+        false => named_memory(pid, &mappings, &ranges)?,
+    };
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = match comm.trim() {
+        "" => pid.to_string(),
+        comm => format!("{comm} {pid}"),
+    };
+    Ok(Space { name, pid, extents })
+}
+
+fn domain_of(domains: &[Domain], member: &str) -> String {
+    let found = domains.iter().find(|domain| domain.members.iter().any(|m| m == member));
+    found.map_or_else(|| DEFAULT_DOMAIN.to_owned(), |domain| domain.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_written_as_in_maps() {
+        assert!(range("7f000-1000").unwrap_err().to_string().contains("not above"));
+        assert_eq!(
+            range("4711:7f0000000000-0x7f0000002000").unwrap(),
+            PidRange { pid: Some(4711), hvas: 0x7f00_0000_0000..0x7f00_0000_2000 }
+        );
+        for wrong in ["", "1000", "x-y", "a:1000-2000", "1000-2001", "2000-1000", "1000-1000"] {
+            assert!(range(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn domains_name_their_members() {
+        let domains = [domain("a=1,2").unwrap(), domain("b=x.mem").unwrap()];
+        assert_eq!(["2", "x.mem", "3"].map(|m| domain_of(&domains, m)), ["a", "b", DEFAULT_DOMAIN]);
+        for wrong in ["", "a", "a=", "=1"] {
+            assert!(domain(wrong).is_err(), "{wrong}");
+        }
+    }
+}

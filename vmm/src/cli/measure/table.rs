@@ -1,0 +1,171 @@
+//! How `samepage measure` says what it found to people: tables, and a sentence at the end, where a terminal leaves the eye.
+
+use std::fmt;
+
+use super::output::Measured;
+use crate::cli::fleet_table::{mib, table};
+use crate::measure::beyond::Beyond;
+use crate::measure::sample::Estimate;
+use crate::measure::watch::Watched;
+use crate::memory::PAGE_BYTES;
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = &self.findings;
+        let pages = |pages: u64| [pages.to_string(), mib(pages * PAGE_BYTES)];
+        let row = |name: &str, count: u64, what: &str| {
+            let [pages, mib] = pages(count);
+            [name.to_owned(), pages, mib, what.to_owned()]
+        };
+        let mut guests = table(
+            &["guest", "domain", "MiB", "in memory", "zero", "twice in it", "contents", "in common"],
+            2,
+        );
+        for guest in &found.guests {
+            let present = guest.total - guest.absent - guest.swapped - guest.vanished;
+            let numbers =
+                [guest.total, present, guest.zero, guest.self_duplicates, guest.contents, guest.in_common];
+            let mut cells = vec![guest.subject.name.clone(), guest.subject.domain.clone()];
+            cells.extend(numbers.map(|pages| mib(pages * PAGE_BYTES)));
+            guests.add_row(cells);
+        }
+        writeln!(f, "{guests}")?;
+        let c = &found.content;
+        let mut classes = table(&["could be shared", "pages", "MiB", ""], 1);
+        for cells in [
+            row("zero", c.zero, "all bytes zero"),
+            row("within a guest", c.self_duplicates, "equal to another page of the guest"),
+            row("between guests", c.cross_duplicates, "equal to a page of another guest"),
+            row("distinct", c.distinct, "different contents"),
+            row("ideal, all with all", found.ideal_saved_pages, "the first three"),
+            row("ideal within domains", found.ideal_within_domains_pages, "what may be shared"),
+            row("debt of the ideal", found.debt_pages, "frames that writing to all of it would take"),
+        ] {
+            classes.add_row(cells);
+        }
+        if let Some(volatile) = &self.volatile {
+            let what = match volatile.share.error_95 > 0.0 {
+                true => format!(
+                    "changed within {:.1} s: {:.2} % +- {:.2} (95 %)",
+                    volatile.seconds,
+                    100.0 * volatile.share.mean,
+                    100.0 * volatile.share.error_95
+                ),
+                false => format!("changed within {:.1} s", volatile.seconds),
+            };
+            classes.add_row(row("volatile", volatile.pages, &what));
+        }
+        if let Some(column) = classes.column_mut(3) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Left);
+        }
+        writeln!(f, "{classes}")?;
+        if found.domains.len() > 1 {
+            let mut domains = table(&["domain", "guests", "in memory", "distinct", "ideal saves"], 1);
+            for d in &found.domains {
+                let [present, distinct, ideal] =
+                    [d.present, d.distinct, d.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
+                domains.add_row([d.domain.clone(), d.guests.to_string(), present, distinct, ideal]);
+            }
+            writeln!(f, "{domains}")?;
+        }
+        self.runs_and_model(f)?;
+        if let Some(now) = &self.shared_now {
+            let by = &now.shared_by;
+            let mut table = table(&["shared now", "pages", "MiB"], 1);
+            for (name, count) in [
+                ("zero frame", now.pages.zero),
+                ("by slabs", by.slab),
+                ("by KSM", by.ksm),
+                ("by files", by.file),
+                ("otherwise", by.other),
+                ("saved", now.saved_pages),
+                ("debt", now.debt_pages),
+            ] {
+                let [pages, mib] = pages(count);
+                table.add_row([name.to_owned(), pages, mib]);
+            }
+            writeln!(f, "{table}")?;
+        }
+        if let Some(beyond) = &self.beyond {
+            beyond_table(f, beyond)?;
+        }
+        if let Some(watched) = &self.watched {
+            watched_table(f, watched)?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        write!(f, "{}", self.headline())
+    }
+}
+
+impl Measured {
+    fn runs_and_model(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = &self.findings;
+        if (2..=12).contains(&found.pairs.len()) {
+            let numbers: Vec<String> = (1..=found.pairs.len()).map(|n| n.to_string()).collect();
+            let mut header = vec!["contents in common"];
+            header.extend(numbers.iter().map(String::as_str));
+            let mut pairs = table(&header, 1);
+            for (n, (guest, row)) in found.guests.iter().zip(&found.pairs).enumerate() {
+                let mut cells = vec![format!("{} {}", n + 1, guest.subject.name)];
+                cells.extend(row.iter().map(u64::to_string));
+                pairs.add_row(cells);
+            }
+            writeln!(f, "{pairs}")?;
+        }
+        if let Some(runs) = found.runs.filter(|runs| runs.runs > 0) {
+            writeln!(
+                f,
+                "{} runs of pages between guests, the longest of {}; merging them takes at most {} mappings",
+                runs.runs,
+                runs.longest,
+                found.mappings_at_most.unwrap_or_default()
+            )?;
+        }
+        if let Some(model) = &found.model {
+            writeln!(
+                f,
+                "model: {} contents common to all, {:.0} of each guest's own: {:.0} in all; {} are measured",
+                model.common, model.own, model.predicted, model.measured
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn percent(estimate: Estimate) -> String {
+    format!("{:.1} % +- {:.1}", 100.0 * estimate.mean, 100.0 * estimate.error_95)
+}
+
+fn beyond_table(f: &mut fmt::Formatter<'_>, beyond: &Beyond) -> fmt::Result {
+    let bytes = |estimate: Estimate| format!("{:.0} +- {:.0} bytes a page", estimate.mean, estimate.error_95);
+    let title = format!("beyond sharing ({} of {} contents)", beyond.sampled, beyond.contents);
+    let mut table = table(&[&title, "saves", ""], 1);
+    let rows = [
+        ("patches to a similar page", beyond.patches_save, bytes(beyond.patch_bytes)),
+        ("  pages that have one", beyond.near_duplicates, "of half a page or less".to_owned()),
+        ("lz4", beyond.lz4_saves, bytes(beyond.lz4_bytes)),
+        ("zstd", beyond.zstd_saves, bytes(beyond.zstd_bytes)),
+        ("patch or lz4, the smaller", beyond.patches_and_lz4_save, String::new()),
+    ];
+    for (name, saves, what) in rows {
+        table.add_row([name.to_owned(), percent(saves), what]);
+    }
+    writeln!(f, "{table}\nestimates with their 95 % intervals")
+}
+
+fn watched_table(f: &mut fmt::Formatter<'_>, watched: &Watched) -> fmt::Result {
+    let mut table = table(&["after", "shared pages", "began", "ended", "saved MiB", "ideal MiB"], 0);
+    for look in &watched.looks {
+        let cells = [look.shared_pages, look.began_pages, look.ended_pages].map(|pages| pages.to_string());
+        let [shared, began, ended] = cells;
+        let [saved, ideal] = [look.saved_pages, look.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
+        table.add_row([format!("{:.1} s", look.seconds), shared, began, ended, saved, ideal]);
+    }
+    writeln!(f, "{table}")?;
+    match watched.half_life_seconds {
+        Some(seconds) => writeln!(f, "half of the shared pages would be shared no more after {seconds:.0} s"),
+        None => writeln!(f, "no page was seen to be shared no more"),
+    }
+}

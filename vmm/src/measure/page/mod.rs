@@ -1,0 +1,219 @@
+//! One self-contained HTML page of tables and plots: no script, no network, readable in light and dark.
+//!
+//! Fill a [`Page`] with sections, each with items, and print it (`to_string`, or `write!`): that is the file. Colours
+//! come from the style sheet alone, so that the scheme of whoever reads is followed. Every plot has a title that
+//! screen readers read, and each mark the number it stands for.
+
+mod chart;
+mod svg;
+
+use std::fmt;
+
+use svg::escaped;
+
+/// A page.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// Its title and first heading.
+    pub title: String,
+    /// A sentence below it.
+    pub lead: String,
+    /// What follows.
+    pub sections: Vec<Section>,
+}
+
+/// A part of a page.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Section {
+    /// Its heading.
+    pub heading: String,
+    /// What the reader should know; may be empty.
+    pub text: String,
+    /// What is shown.
+    pub items: Vec<Item>,
+}
+
+/// Something that is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// Names and what belongs to them, large: for the few numbers that count.
+    KeyValues(Vec<(String, String)>),
+    /// A table.
+    Table(Table),
+    /// Horizontal bars, stacked if there are several series.
+    Bars(Bars),
+    /// Lines over a numeric axis.
+    Lines(Lines),
+    /// Columns over bins.
+    Histogram(Histogram),
+    /// A square of numbers, shaded by their size.
+    Matrix(Matrix),
+}
+
+/// A table. Cells that begin with a digit stand to the right.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// Headings of the columns.
+    pub header: Vec<String>,
+    /// Rows, as long as the header.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Horizontal bars.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Bars {
+    /// What is drawn.
+    pub title: String,
+    /// What the values are in, such as `MiB`.
+    pub unit: String,
+    /// What each part of a bar is; one name only: no stack, no legend. At most six have a colour of their own.
+    pub series: Vec<String>,
+    /// Each bar's label, and a value (0 or more) for each series.
+    pub bars: Vec<(String, Vec<f64>)>,
+}
+
+/// Lines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lines {
+    /// What is drawn.
+    pub title: String,
+    /// What runs to the right, with its unit.
+    pub x: String,
+    /// What runs up, with its unit. The axis begins at 0.
+    pub y: String,
+    /// Name and points of each, by x. At most six have a colour of their own.
+    pub series: Vec<(String, Vec<(f64, f64)>)>,
+}
+
+/// Columns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Histogram {
+    /// What is drawn.
+    pub title: String,
+    /// What the bins are of.
+    pub x: String,
+    /// What is counted.
+    pub y: String,
+    /// Label and value (0 or more) of each.
+    pub bins: Vec<(String, f64)>,
+}
+
+/// A square of numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Matrix {
+    /// What is drawn.
+    pub title: String,
+    /// What the values are in.
+    pub unit: String,
+    /// Of rows and columns alike.
+    pub labels: Vec<String>,
+    /// Values (0 or more), as many rows and columns as labels.
+    pub values: Vec<Vec<f64>>,
+}
+
+/// A number as people read it: three digits that count, thousands apart.
+pub fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 100.0 && value.fract().abs() > 1e-9 {
+        let decimals = if value.abs() < 1.0 { 3 } else { 1 };
+        return format!("{value:.decimals$}");
+    }
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::from(if value <= -0.5 { "-" } else { "" });
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Light first; dark where the reader's system is. `--s0` to `--s5` are told apart by people who see fewer colours, too.
+const STYLE: &str = "\
+:root{color-scheme:light dark;--page:#f9f9f7;--card:#fcfcfb;--ink:#0b0b0b;--soft:#52514e;--mute:#76756f;--rule:#e1e0d9;\
+--s0:#2a78d6;--s1:#1baf7a;--s2:#eda100;--s3:#008300;--s4:#4a3aa7;--s5:#e34948}
+@media(prefers-color-scheme:dark){:root{--page:#0d0d0d;--card:#1a1a19;--ink:#fff;--soft:#c3c2b7;--mute:#98978f;--rule:#2c2c2a;\
+--s0:#3987e5;--s1:#199e70;--s2:#c98500;--s3:#2fa02f;--s4:#9085e9;--s5:#e66767}}
+body{margin:0 auto;max-width:62rem;padding:1.5rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:0 0 .4rem}p{color:var(--soft);margin:.2rem 0 .8rem;max-width:48rem}
+section{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:1rem 1.2rem;margin:1rem 0}
+figure{margin:.6rem 0 0}figcaption{color:var(--soft);font-size:.9rem}
+dl{display:flex;flex-wrap:wrap;gap:1rem 2.2rem;margin:.4rem 0}dt{color:var(--soft);font-size:.85rem}dd{margin:0;font-size:1.5rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{color:var(--soft);font-weight:500}.n{text-align:right}
+svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
+svg text{fill:var(--soft)}svg .v{fill:var(--ink)}svg .on{fill:#fff}.g{stroke:var(--rule);stroke-width:1}.l{fill:none;stroke-width:2;stroke-linejoin:round}
+.m{stroke:var(--card);stroke-width:1.5}.f0{fill:var(--s0)}.f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}
+.k0{stroke:var(--s0)}.k1{stroke:var(--s1)}.k2{stroke:var(--s2)}.k3{stroke:var(--s3)}.k4{stroke:var(--s4)}.k5{stroke:var(--s5)}
+";
+
+impl fmt::Display for Page {
+    /// The whole HTML file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = escaped(&self.title);
+        writeln!(f, "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
+        writeln!(f, "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">")?;
+        writeln!(f, "<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>")?;
+        if !self.lead.is_empty() {
+            writeln!(f, "<p>{}</p>", escaped(&self.lead))?;
+        }
+        self.sections.iter().try_for_each(|section| write!(f, "{section}"))?;
+        writeln!(f, "</body>\n</html>")
+    }
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "<section>\n<h2>{}</h2>", escaped(&self.heading))?;
+        if !self.text.is_empty() {
+            writeln!(f, "<p>{}</p>", escaped(&self.text))?;
+        }
+        self.items.iter().try_for_each(|item| write!(f, "{item}"))?;
+        writeln!(f, "</section>")
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let figure = |f: &mut fmt::Formatter<'_>, title: &str, svg: String| {
+            writeln!(f, "<figure><figcaption>{}</figcaption>\n{svg}</figure>", escaped(title))
+        };
+        match self {
+            Self::KeyValues(pairs) => {
+                writeln!(f, "<dl>")?;
+                for (key, value) in pairs {
+                    writeln!(f, "<div><dt>{}</dt><dd>{}</dd></div>", escaped(key), escaped(value))?;
+                }
+                writeln!(f, "</dl>")
+            }
+            Self::Table(table) => write!(f, "{table}"),
+            Self::Bars(bars) => figure(f, &bars.title, chart::bars(bars)),
+            Self::Lines(lines) => figure(f, &lines.title, chart::lines(lines)),
+            Self::Histogram(histogram) => figure(f, &histogram.title, chart::histogram(histogram)),
+            Self::Matrix(matrix) => figure(f, &matrix.title, chart::matrix(matrix)),
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = |f: &mut fmt::Formatter<'_>, tag: &str, cells: &[String], like: &[String]| {
+            write!(f, "<tr>")?;
+            for (cell, like) in cells.iter().zip(like) {
+                let is_number = like.starts_with(|c: char| c.is_ascii_digit());
+                let class = if is_number { " class=\"n\"" } else { "" };
+                write!(f, "<{tag}{class}>{}</{tag}>", escaped(cell))?;
+            }
+            writeln!(f, "</tr>")
+        };
+        writeln!(f, "<div class=\"scroll\"><table>")?;
+        row(f, "th", &self.header, self.rows.first().unwrap_or(&self.header))?;
+        self.rows.iter().try_for_each(|cells| row(f, "td", cells, cells))?;
+        writeln!(f, "</table></div>")
+    }
+}
+
+#[cfg(test)]
+#[path = "page_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+use super::svg::{shortened, ticks};
+use super::*;
+
+fn page() -> Page {
+    let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let items = vec![
+        Item::KeyValues(vec![("saved".into(), "12 MiB".into())]),
+        Item::Table(Table { header: strings(&["a", "b"]), rows: vec![strings(&["<x>", "3"])] }),
+        Item::Bars(Bars {
+            title: "bars".into(),
+            unit: "MiB".into(),
+            series: strings(&["zero", "rest"]),
+            bars: vec![("one & only".into(), vec![1.0, 2.0]), ("nothing".into(), vec![0.0, 0.0])],
+        }),
+        Item::Lines(Lines {
+            title: "lines".into(),
+            x: "seconds".into(),
+            y: "MiB".into(),
+            series: vec![("a".into(), vec![(0.0, 1.0), (1.0, 4.0)]), ("none".into(), vec![])],
+        }),
+        Item::Histogram(Histogram {
+            bins: vec![("1".into(), 5.0), ("2".into(), 0.0)],
+            ..Histogram::default()
+        }),
+        Item::Matrix(Matrix {
+            title: "pairs".into(),
+            unit: "pages".into(),
+            labels: strings(&["a", "b"]),
+            values: vec![vec![4.0, 1.0], vec![1.0, 0.0]],
+        }),
+    ];
+    let section = Section { heading: "1 < 2".into(), text: "all".into(), items };
+    Page { title: "t<script>".into(), lead: String::new(), sections: vec![section] }
+}
+
+/// Every element that is opened is closed, in order.
+fn is_well_formed(html: &str) -> bool {
+    let mut open = Vec::new();
+    for tag in html.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').unwrap_or((tag, ""));
+        let name = tag.split([' ', '\n']).next().unwrap_or("");
+        match name.strip_prefix('/') {
+            Some(closed) if open.pop() != Some(closed) => return false,
+            Some(_) => {}
+            None if tag.ends_with('/') || ["!doctype", "meta"].contains(&name) => {}
+            None => open.push(name),
+        }
+    }
+    open.is_empty()
+}
+
+#[test]
+fn a_page_stands_alone_and_means_what_it_says() {
+    let html = page().to_string();
+    assert!(is_well_formed(&html), "{html}");
+    assert!(!html.contains("http") && !html.contains("<script") && !html.contains("url("), "{html}");
+    assert!(html.contains("&lt;x&gt;") && html.contains("one &amp; only") && html.contains("1 &lt; 2"));
+    assert!(html.contains("prefers-color-scheme:dark") && !html.contains("NaN") && !html.contains("inf\""));
+    assert_eq!(html.matches("<svg").count(), 4);
+}
+
+#[test]
+fn marks_are_as_long_as_their_values() {
+    let widths: Vec<f64> = page()
+        .to_string()
+        .lines()
+        .filter(|line| line.contains("one &amp; only") && line.starts_with("<rect"))
+        .filter_map(|line| line.split("width=\"").nth(1)?.split('"').next()?.parse().ok())
+        .collect();
+    assert!(widths.len() == 2 && (widths[1] / widths[0] - 2.0).abs() < 0.01, "{widths:?}");
+}
+
+#[test]
+fn empty_plots_are_drawn_too() {
+    let items = vec![
+        Item::Bars(Bars::default()),
+        Item::Lines(Lines::default()),
+        Item::Histogram(Histogram::default()),
+        Item::Matrix(Matrix::default()),
+        Item::Table(Table::default()),
+    ];
+    let page = Page { sections: vec![Section { items, ..Section::default() }], ..Page::default() };
+    let html = page.to_string();
+    assert!(is_well_formed(&html) && !html.contains("NaN") && !html.contains("inf"), "{html}");
+}
+
+#[test]
+fn axes_have_round_numbers_and_reach_the_top() {
+    assert_eq!(ticks(100.0), [0.0, 25.0, 50.0, 75.0, 100.0]);
+    assert_eq!(ticks(0.0), [0.0, 1.0]);
+    for most in [0.003, 1.0, 7.0, 1234.5, 8e9] {
+        let ticks = ticks(most);
+        assert!(
+            *ticks.last().unwrap() >= most * 0.999 && (2..=6).contains(&ticks.len()),
+            "{most}: {ticks:?}"
+        );
+    }
+}
+
+#[test]
+fn numbers_and_labels_are_for_people() {
+    let texts = [0.0, 0.25, 12.34, 999.0, 1234.0, 1_234_567.8, -1000.0].map(number);
+    assert_eq!(texts, ["0", "0.250", "12.3", "999", "1 234", "1 234 568", "-1 000"]);
+    assert_eq!(shortened("/a/long/path/to/an/image.mem", 12), "/a/l\u{2026}age.mem");
+    assert_eq!(shortened("short", 12), "short");
+}

@@ -1,0 +1,140 @@
+//! Shapes and axes in SVG, as text.
+
+use std::fmt::Write;
+
+/// Width of every drawing in its own units; the page scales it.
+pub(super) const WIDTH: f64 = 760.0;
+
+/// Text that means itself in HTML and SVG.
+pub(super) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+/// At most so many characters, with a mark where some were left out of the middle.
+pub(super) fn shortened(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(most / 3).collect();
+    let tail: String = text.chars().skip(count - (most - most / 3 - 1)).collect();
+    format!("{head}\u{2026}{tail}")
+}
+
+/// Where a text is held.
+#[derive(Clone, Copy)]
+pub(super) enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+/// A drawing in the making. Coordinates run right and down.
+pub(super) struct Svg {
+    body: String,
+    height: f64,
+}
+
+impl Svg {
+    /// An empty one of this height.
+    pub(super) fn new(height: f64) -> Self {
+        Self { body: String::new(), height }
+    }
+
+    /// A filled rectangle of class `class` that says `title` when pointed at. Nothing if it has no area.
+    pub(super) fn rect(&mut self, [x, y, width, height]: [f64; 4], class: &str, opacity: f64, title: &str) {
+        if width <= 0.0 || height <= 0.0 {
+            return;
+        }
+        let _ = writeln!(
+            self.body,
+            "<rect class=\"m {class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"2\" \
+             fill-opacity=\"{opacity:.2}\"><title>{}</title></rect>",
+            escaped(title)
+        );
+    }
+
+    /// A line of the grid.
+    pub(super) fn rule(&mut self, [x1, y1, x2, y2]: [f64; 4]) {
+        let _ = writeln!(
+            self.body,
+            "<line class=\"g\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"/>"
+        );
+    }
+
+    /// Text with its base line at y.
+    pub(super) fn text(&mut self, x: f64, y: f64, anchor: Anchor, class: &str, text: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let _ = writeln!(
+            self.body,
+            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            escaped(text)
+        );
+    }
+
+    /// A line through points.
+    pub(super) fn line(&mut self, points: &[(f64, f64)], class: &str) {
+        let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let _ = writeln!(self.body, "<polyline class=\"l {class}\" points=\"{}\"/>", points.join(" "));
+    }
+
+    /// A dot that says `title` when pointed at.
+    pub(super) fn dot(&mut self, (x, y): (f64, f64), class: &str, title: &str) {
+        let title = escaped(title);
+        let _ = writeln!(
+            self.body,
+            "<circle class=\"m {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{title}</title></circle>"
+        );
+    }
+
+    /// Names of series, each with its colour, from x on in the line at y.
+    pub(super) fn legend(&mut self, mut x: f64, y: f64, names: &[String]) {
+        for (n, name) in names.iter().enumerate() {
+            self.rect([x, y - 9.0, 10.0, 10.0], &fill(n), 1.0, name);
+            self.text(x + 15.0, y, Anchor::Start, "", name);
+            x += 15.0 + 7.0 * name.chars().count() as f64 + 18.0;
+        }
+    }
+
+    /// The element, with a title for those who do not see it.
+    pub(super) fn finish(self, title: &str) -> String {
+        format!(
+            "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {WIDTH} {:.0}\">\n{}</svg>\n",
+            escaped(title),
+            self.height,
+            self.body
+        )
+    }
+}
+
+/// The class that fills the nth series; from the seventh on all are like the sixth.
+pub(super) fn fill(n: usize) -> String {
+    format!("f{}", n.min(5))
+}
+
+/// Round numbers from 0 to at least `most`, about five of them.
+pub(super) fn ticks(most: f64) -> Vec<f64> {
+    if !(most > 0.0 && most.is_finite()) {
+        return vec![0.0, 1.0];
+    }
+    let rough = most / 4.0;
+    let unit = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0].iter().map(|n| n * unit).find(|step| *step >= rough * 0.999);
+    let step = step.unwrap_or(10.0 * unit);
+    let count = (most / step - 1e-9).ceil() as u32;
+    (0..=count.max(1)).map(|n| f64::from(n) * step).collect()
+}

@@ -1,0 +1,162 @@
+//! A raw memory image in a file.
+
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::{PageReader, Source, Unread};
+use crate::measure::{MeasureError, PAGE};
+use crate::memory::PAGE_BYTES;
+
+/// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
+const BATCH_PAGES: usize = 64;
+
+/// Why a file cannot be measured.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// It could not be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a directory, a pipe, a device.
+    #[error("{} is no regular file: a raw memory image is expected", path.display())]
+    Kind {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// There is nothing in it.
+    #[error("{} is empty: a raw memory image has at least a page of {PAGE_BYTES} bytes", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It ends within a page.
+    #[error(
+        "{} has {bytes} bytes, which are not whole pages of {PAGE_BYTES}: is it a raw image, without a header? \
+         `truncate -s {} {}` would leave the whole pages",
+        path.display(), bytes / PAGE_BYTES * PAGE_BYTES, path.display()
+    )]
+    Unaligned {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// It became shorter.
+    #[error("{} ended at byte {at:#x} of {bytes:#x}: it was cut short while it was measured; measure a copy", path.display())]
+    Shrunk {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that was not there.
+        at: u64,
+        /// The length it had.
+        bytes: u64,
+    },
+    /// A read failed.
+    #[error("cannot read {} at byte {at:#x}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        at: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A raw memory image.
+#[derive(Debug)]
+pub struct FileSource {
+    name: String,
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl FileSource {
+    /// Opens the image at `path`, called `name` in reports.
+    ///
+    /// # Errors
+    /// It is no raw image, or may not be read.
+    pub fn open(path: &Path, name: String) -> Result<Self, ImageError> {
+        let path = path.to_owned();
+        let opened = File::open(&path).and_then(|file| file.metadata().map(|meta| (file, meta)));
+        let (file, meta) = match opened {
+            Ok(opened) => opened,
+            Err(source) => return Err(ImageError::Open { path, source }),
+        };
+        let bytes = meta.len();
+        match bytes {
+            _ if !meta.is_file() => Err(ImageError::Kind { path }),
+            0 => Err(ImageError::Empty { path }),
+            _ if !bytes.is_multiple_of(PAGE_BYTES) => Err(ImageError::Unaligned { path, bytes }),
+            _ => Ok(Self { name, path, file, bytes, modified: modified(&meta) }),
+        }
+    }
+
+    /// Whether somebody wrote it since it was opened.
+    pub fn was_written(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.len() != self.bytes || modified(&meta) != self.modified)
+    }
+}
+
+fn modified(meta: &Metadata) -> (i64, i64) {
+    (meta.mtime(), meta.mtime_nsec())
+}
+
+impl Source for FileSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn extents(&self) -> Vec<u64> {
+        vec![self.bytes / PAGE_BYTES]
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
+
+    fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
+        Ok(Box::new(Reader { image: self, buffer: vec![0; BATCH_PAGES * PAGE] }))
+    }
+}
+
+struct Reader<'a> {
+    image: &'a FileSource,
+    buffer: Vec<u8>,
+}
+
+impl PageReader for Reader<'_> {
+    fn read(
+        &mut self,
+        first: u64,
+        pages: u64,
+        each: &mut dyn FnMut(u64, &[u8; PAGE]),
+    ) -> Result<Unread, MeasureError> {
+        let FileSource { path, file, bytes, .. } = self.image;
+        for start in (first..first + pages).step_by(BATCH_PAGES) {
+            let len = (first + pages - start).min(BATCH_PAGES as u64) as usize;
+            let buffer = &mut self.buffer[..len * PAGE];
+            let at = start * PAGE_BYTES;
+            file.read_exact_at(buffer, at).map_err(|source| match source.kind() {
+                ErrorKind::UnexpectedEof => ImageError::Shrunk { path: path.clone(), at, bytes: *bytes },
+                _ => ImageError::Read { path: path.clone(), at, source },
+            })?;
+            let (contents, _) = buffer.as_chunks::<PAGE>();
+            (start..).zip(contents).for_each(|(page, content)| each(page, content));
+        }
+        Ok(Unread::default())
+    }
+}

@@ -1,0 +1,65 @@
+//! What is measured: memory that is read page by page, whatever it is.
+
+pub mod file;
+pub mod mappings;
+pub mod process;
+
+use super::{MeasureError, PAGE};
+
+/// What was not read of a stretch of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unread {
+    /// Pages without a frame: never touched, or given back.
+    pub absent: u64,
+    /// Pages on swap.
+    pub swapped: u64,
+    /// Pages that were there when we looked and gone when we read.
+    pub vanished: u64,
+}
+
+impl Unread {
+    /// Adds those of another stretch.
+    pub fn add(&mut self, other: Self) {
+        self.absent += other.absent;
+        self.swapped += other.swapped;
+        self.vanished += other.vanished;
+    }
+}
+
+/// One guest's memory, or what is measured as such.
+pub trait Source: Sync {
+    /// Its name, for reports.
+    fn name(&self) -> &str;
+
+    /// Pages of each stretch that is contiguous in it. Pages are counted over all of them, from 0.
+    fn extents(&self) -> Vec<u64>;
+
+    /// Whether somebody may be writing while it is read.
+    fn is_live(&self) -> bool;
+
+    /// A reader for one thread.
+    ///
+    /// # Errors
+    /// It is gone or may not be read.
+    fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError>;
+
+    /// Its pages.
+    fn pages(&self) -> u64 {
+        self.extents().iter().sum()
+    }
+}
+
+/// Reads pages of a [`Source`].
+pub trait PageReader {
+    /// Hands each page of `first..first + pages`, all of one extent, that is in memory to `each`, by its number and
+    /// ascending. Says what was not.
+    ///
+    /// # Errors
+    /// The memory is gone or cannot be read.
+    fn read(
+        &mut self,
+        first: u64,
+        pages: u64,
+        each: &mut dyn FnMut(u64, &[u8; PAGE]),
+    ) -> Result<Unread, MeasureError>;
+}

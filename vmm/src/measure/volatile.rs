@@ -1,0 +1,73 @@
+//! Pages that change while they are measured: read once more, and compared by their tags.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::sample::Estimate;
+use super::scan::Scan;
+use super::source::{PageReader, Source};
+use super::{MeasureError, PAGE};
+
+/// How much of what was measured did not stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Volatile {
+    /// Pages that were read twice.
+    pub looked_pages: u64,
+    /// Of these, how many held something else the second time, or were gone.
+    pub changed_pages: u64,
+    /// Their part of all pages that were read.
+    pub share: Estimate,
+    /// How many of all pages that makes: counted where all were read twice, else estimated.
+    pub pages: u64,
+    /// From the begin of the scan to the end of the second look, wall clock.
+    pub seconds: f64,
+}
+
+impl Scan {
+    /// Reads pages of `sources`, which are those of the scan, that may have been written since once more. None if nobody can have
+    /// written there.
+    ///
+    /// # Errors
+    /// A source is gone.
+    pub fn look_again(&self, sources: &[&dyn Source]) -> Result<Option<Volatile>, MeasureError> {
+        if sources.iter().all(|source| !source.is_live()) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let mut reader: Option<(usize, Box<dyn PageReader + '_>)> = None;
+        let mut changed = Vec::with_capacity(self.second_look.len());
+        let mut rest = self.second_look.as_slice();
+        while let Some((number, _)) = rest.first() {
+            let (guest, first) = self.layout.place(*number);
+            // Neighbours are read in one go.
+            let run = rest.windows(2).take(255).take_while(|pair| pair[0].0 + 1 == pair[1].0).count() + 1;
+            let (now, after) = rest.split_at(run);
+            let open = match reader.take() {
+                Some((same, reader)) if same == guest => reader,
+                _ => sources[guest].open()?,
+            };
+            let (_, open) = reader.insert((guest, open));
+            let before = changed.len();
+            changed.resize(before + run, 1.0);
+            open.read(first, run as u64, &mut |page, content| {
+                let at = (page - first) as usize;
+                let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
+                changed[before + at] = f64::from(u8::from(tag != now[at].1));
+            })?;
+            rest = after;
+        }
+        let of = |(guest, source): (usize, &&dyn Source)| {
+            if source.is_live() { self.guests[guest].zero + self.guests[guest].filled } else { 0 }
+        };
+        let all: u64 = sources.iter().enumerate().map(of).sum();
+        let share = Estimate::of(&changed, all);
+        Ok(Some(Volatile {
+            looked_pages: changed.len() as u64,
+            changed_pages: changed.iter().sum::<f64>() as u64,
+            share,
+            pages: (share.mean * all as f64).round() as u64,
+            seconds: self.seconds + began.elapsed().as_secs_f64(),
+        }))
+    }
+}
