@@ -91,7 +91,7 @@ fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
     let file = fleet_file(&sandbox, &fleet("admission = 'strict'"));
     let up = sandbox.samepage(["fleet", "up", text(&file)]).timeout(LIMIT).output();
     assert!(up.code == Some(1) && up.stderr.contains("guest g-1 is not let in"), "{up}");
-    assert!(up.stderr.contains("a guest of 9216 pages fits"), "{up}");
+    assert!(up.stderr.contains("a guest of 36.0 MiB fits"), "{up}");
     let file = fleet_file(&sandbox, &fleet("").replace("100M", "100T"));
     let up = sandbox.samepage(["fleet", "up", text(&file)]).timeout(LIMIT).output();
     assert!(up.code == Some(1) && up.stderr.contains("this host has"), "{up}");
@@ -144,7 +144,7 @@ fn a_suspended_guest_is_not_forgotten_by_the_next_daemon() {
     daemon(&sandbox).kill();
     up("132M");
     let why = eventually("one is suspended", || suspended().filter(Value::is_string));
-    assert!(why.as_str().is_some_and(|why| why.contains("pages are free")), "{why}");
+    assert!(why.as_str().is_some_and(|why| why.contains("MiB are free")), "{why}");
     daemon(&sandbox).kill();
     up("132M");
     let known = eventually("the next daemon has looked", || {
