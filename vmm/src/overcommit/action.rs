@@ -149,8 +149,12 @@ mod tests {
 
     #[test]
     fn a_reason_is_a_sentence_with_its_numbers() {
-        let reason = Reason::FreeMemory { free_pages: 512, threshold_pages: 768, falling_pages_per_second: 128 };
+        let reason =
+            Reason::FreeMemory { free_pages: 512, threshold_pages: 768, falling_pages_per_second: 128 };
         let text = Action::Suspend { guest: 0, reason }.to_string();
-        assert_eq!(text, "suspend: 2.0 MiB are free, 3.0 MiB are the least, and 0.5 MiB more are taken each second");
+        assert_eq!(
+            text,
+            "suspend: 2.0 MiB are free, 3.0 MiB are the least, and 0.5 MiB more are taken each second"
+        );
     }
 }
