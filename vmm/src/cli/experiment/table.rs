@@ -128,7 +128,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
     }
     let plan = &outcome.plan;
     let mut text = format!(
-        "{table}\nexperiment {}, seed {}: {} of {} trials; medians of {} repetitions (least-most); guests of {}, {}\n{}",
+        "{table}\nexperiment {}, seed {}: {} of {} trials; repetitions: {}, shown are medians (least-most); guests of {}, {}\n{}",
         plan.name,
         plan.seed,
         outcome.trials.len(),

@@ -7,6 +7,7 @@ use guest::protocol::{Command, Target};
 use super::ExperimentError;
 use super::stage::{Present, Saved, Stage};
 use super::trial::Measured;
+use crate::host::HostError;
 use crate::host::fleet::Fleet;
 use crate::measure::content::{self, Content};
 use crate::measure::watch::Watcher;
@@ -86,9 +87,10 @@ fn churn(
     let look = |watcher: &mut Watcher| -> Result<(), ExperimentError> {
         let saved = present.saved()?.0.total();
         // The ideal of pages that change while they are read would be of no moment.
-        Ok(watcher.look(present.spaces(), saved, 0).map_err(crate::host::HostError::from)?)
+        Ok(watcher.look(present.spaces(), saved, 0).map_err(HostError::from)?)
     };
     look(&mut watcher)?;
+    let before = churned(stage, fleet)?;
     fleet.each(|guest| guest.obey(&command, stage.watch))?;
     while watcher.seconds() < churn.seconds {
         stage.rest(Duration::from_secs_f64(stage.plan.look_seconds))?;
@@ -100,11 +102,14 @@ fn churn(
         let frames = fleet.frames()?;
         Ok((content, frames.saved_pages))
     })?;
+    let written = churned(stage, fleet)?.saturating_sub(before);
     fleet.each(|guest| guest.obey(&Command::Idle, stage.watch))?;
     let watched = watcher.finish();
     let began: u64 = watched.looks.iter().map(|look| look.began_pages).sum();
     let ended: u64 = watched.looks.iter().map(|look| look.ended_pages).sum();
     measured.count([
+        // Some are written more than once, and most of them are not shared in the first place.
+        ("churn_written_pages", written),
         ("churn_began_pages", began),
         ("churn_ended_pages", ended),
         ("churn_still_shared_pages", watched.still_shared_pages),
@@ -119,4 +124,10 @@ fn churn(
     let looks = watched.looks.iter().map(|look| (look.seconds, look.saved_pages as f64));
     measured.series.insert("churn_saved_pages".into(), looks.collect());
     Ok(())
+}
+
+/// Pages that all guests have written by churn since they started.
+fn churned(stage: &Stage<'_>, fleet: &mut Fleet) -> Result<u64, HostError> {
+    let reports = fleet.each(|guest| guest.report(stage.watch))?;
+    Ok(reports.iter().flatten().map(|report| report.churned).sum())
 }
