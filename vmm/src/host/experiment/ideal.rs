@@ -97,13 +97,14 @@ fn churn(
         look(&mut watcher)?;
     }
     // What could be shared at the end of it, and what is, of the same moment.
-    let (content, saved) = fleet.paused(|fleet| {
+    let (content, frames) = fleet.paused(|fleet| {
         let content = content::measure(present.spaces(), &mut |_, _| {})?;
         let frames = fleet.frames()?;
-        Ok((content, frames.saved_pages))
+        Ok((content, frames))
     })?;
     let written = churned(stage, fleet)?.saturating_sub(before);
     fleet.each(|guest| guest.obey(&Command::Idle, stage.watch))?;
+    measured.notes.extend(frames.notes);
     let watched = watcher.finish();
     let began: u64 = watched.looks.iter().map(|look| look.began_pages).sum();
     let ended: u64 = watched.looks.iter().map(|look| look.ended_pages).sum();
@@ -115,7 +116,7 @@ fn churn(
         ("churn_still_shared_pages", watched.still_shared_pages),
     ]);
     if content.ideal_saved_pages > 0 {
-        let achieved = 100.0 * saved as f64 / content.ideal_saved_pages as f64;
+        let achieved = 100.0 * frames.saved_pages as f64 / content.ideal_saved_pages as f64;
         measured.put("churn_achieved_percent", achieved);
     }
     if let Some(seconds) = watched.half_life_seconds {

@@ -12,7 +12,7 @@ use crate::host::HostError;
 use crate::host::fleet::{Fleet, Watch};
 use crate::host::guest::Lifetime;
 use crate::host::runtime::FleetDir;
-use crate::host::spec::{AdmissionName, BalloonSpec, FleetSpec, GuestSpec, Overcommit, Standing};
+use crate::host::spec::{AdmissionName, BalloonSpec, EngineName, FleetSpec, GuestSpec, Overcommit, Standing};
 use crate::measure::Space;
 use crate::measure::frames::{self, Frames};
 use crate::merge::Progress;
@@ -135,7 +135,9 @@ impl Stage<'_> {
             if progress.merged_pages > best.0 {
                 best = (progress.merged_pages, progress.full_passes);
             }
-            if progress.full_passes >= best.1 + SETTLED_PASSES || seconds >= self.plan.merge_seconds {
+            let settled = progress.full_passes >= best.1 + SETTLED_PASSES;
+            // Where nothing merges there is nothing to wait for.
+            if settled || self.point.engine.kind() == EngineName::Off || seconds >= self.plan.merge_seconds {
                 look(fleet, began.elapsed().as_secs_f64())?;
                 return Ok(progress);
             }
