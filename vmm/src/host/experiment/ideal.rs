@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use guest::protocol::{Command, Target};
+use guest::protocol::{Command, Done, Reply, Target};
 
 use super::ExperimentError;
 use super::stage::{Present, Saved, Stage};
@@ -82,7 +82,11 @@ fn churn(
     measured: &mut Measured,
 ) -> Result<(), ExperimentError> {
     let churn = stage.plan.churn;
-    let command = Command::Churn { target: Target::All, rate: churn.pages_per_second, seconds: None };
+    // Pages by chance, which timed writes are; churn would go through them in order, zeros first.
+    let write = |fleet: &mut Fleet, rate| {
+        let command = Command::Latency { target: Target::All, rate, seconds: None };
+        fleet.each(|guest| guest.obey(&command, stage.watch))
+    };
     let mut watcher = Watcher::new(present.spaces());
     let look = |watcher: &mut Watcher| -> Result<(), ExperimentError> {
         let saved = present.saved()?.0.total();
@@ -90,8 +94,7 @@ fn churn(
         Ok(watcher.look(present.spaces(), saved, 0).map_err(HostError::from)?)
     };
     look(&mut watcher)?;
-    let before = churned(stage, fleet)?;
-    fleet.each(|guest| guest.obey(&command, stage.watch))?;
+    write(fleet, churn.pages_per_second)?;
     while watcher.seconds() < churn.seconds {
         stage.rest(Duration::from_secs_f64(stage.plan.look_seconds))?;
         look(&mut watcher)?;
@@ -102,14 +105,18 @@ fn churn(
         let frames = fleet.frames()?;
         Ok((content, frames))
     })?;
-    let written = churned(stage, fleet)?.saturating_sub(before);
-    fleet.each(|guest| guest.obey(&Command::Idle, stage.watch))?;
+    let timed = write(fleet, 0)?;
+    let writes = timed.iter().map(|reply| match reply {
+        Reply::Ok(Done::Latency(latency)) => latency.writes,
+        _ => 0,
+    });
+    let written = writes.sum();
     measured.notes.extend(frames.notes);
     let watched = watcher.finish();
     let began: u64 = watched.looks.iter().map(|look| look.began_pages).sum();
     let ended: u64 = watched.looks.iter().map(|look| look.ended_pages).sum();
     measured.count([
-        // Some are written more than once, and most of them are not shared in the first place.
+        // Some are written more than once, and some were not shared.
         ("churn_written_pages", written),
         ("churn_began_pages", began),
         ("churn_ended_pages", ended),
@@ -125,10 +132,4 @@ fn churn(
     let looks = watched.looks.iter().map(|look| (look.seconds, look.saved_pages as f64));
     measured.series.insert("churn_saved_pages".into(), looks.collect());
     Ok(())
-}
-
-/// Pages that all guests have written by churn since they started.
-fn churned(stage: &Stage<'_>, fleet: &mut Fleet) -> Result<u64, HostError> {
-    let reports = fleet.each(|guest| guest.report(stage.watch))?;
-    Ok(reports.iter().flatten().map(|report| report.churned).sum())
 }
