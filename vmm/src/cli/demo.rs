@@ -65,6 +65,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         initrd: None,
         cmdline: None,
         ready_seconds: None,
+        huge_pages: None,
         balloon: BalloonSpec::default(),
         standing: Standing::usual(args.memory),
         fill: Some(MIX),

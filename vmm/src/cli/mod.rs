@@ -4,6 +4,7 @@ mod balloon;
 mod balloon_table;
 mod demo;
 mod doctor;
+mod experiment;
 mod fleet;
 mod fleet_table;
 mod host;
@@ -57,6 +58,7 @@ enum Command {
     Simulate(simulate::Args),
     Stress(stress::Args),
     Measure(measure::Args),
+    Experiment(experiment::Args),
     /// Restore the kernel's KSM settings when their owner is gone
     #[command(hide = true)]
     KsmGuard,
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Simulate(args) => simulate::run(args),
         Command::Stress(args) => stress::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Experiment(args) => experiment::run(args),
         Command::KsmGuard => ksm_guard(),
         Command::FreezeGuard { pids } => freeze_guard(&pids),
     };

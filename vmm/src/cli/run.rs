@@ -10,15 +10,13 @@ use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
-use crate::vm::{self, Config, Console, Ending, KernelSource, MAX_VCPUS, Running, probe};
+use crate::vm::{self, Config, Console, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, probe};
 use anyhow::Context;
 use devices::virtio::balloon;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 /// The longest name of a VM in the API; Firecracker's limit.
 const MAX_ID_BYTES: usize = 64;
-/// The command line a Linux guest gets unless told otherwise.
-const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
 
 /// Run one VM in the foreground: the built-in guest, or a Linux kernel
 #[derive(clap::Args)]

@@ -149,7 +149,8 @@ impl Fleet {
         Self::ready_with(spec, engine, dir, lifetime, watch)
     }
 
-    fn ready_with(
+    /// As [`Fleet::ready`], with this engine.
+    pub(super) fn ready_with(
         spec: FleetSpec,
         engine: Box<dyn Engine>,
         dir: &FleetDir,

@@ -109,6 +109,9 @@ impl Guest {
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
+        if let Some(on) = spec.huge_pages {
+            process.args(["--huge-pages", if on { "yes" } else { "no" }]);
+        }
         if let Some(seconds) = overcommit.sampling_seconds() {
             process.args(["--sample-working-set", &seconds.to_string()]);
         }
@@ -209,7 +212,14 @@ impl Guest {
         if self.fill.is_some() {
             return Ok(());
         }
-        let Some(fill) = self.spec.fill.and_then(|f| f.command(self.number)) else { return Ok(()) };
+        match self.spec.fill.and_then(|f| f.command(self.number)) {
+            Some(fill) => self.fill_by(fill, watch),
+            None => Ok(()),
+        }
+    }
+
+    /// Fills its memory in this way, whatever the fleet file says.
+    pub fn fill_by(&mut self, fill: Fill, watch: &Watch) -> Result<(), HostError> {
         // Where the fleet file says no number, the guest fills what is not in its balloon, and says how much that is.
         let pages = match self.command(&Command::Fill(fill), Stage::Fill, watch)? {
             Reply::Ok(Done::Fill { pages }) => Some(pages),

@@ -10,6 +10,7 @@ pub mod client;
 pub mod daemon;
 pub mod diary;
 mod error;
+pub mod experiment;
 pub mod fleet;
 pub mod governor;
 pub mod guest;

@@ -166,7 +166,8 @@ impl FillSpec {
         Some(Fill { seed: 1000 + n as u64, common: 7, mix, pages: self.pages })
     }
 
-    fn sum(&self) -> u32 {
+    /// What the percentages make together.
+    pub(super) fn sum(&self) -> u32 {
         [self.zero, self.common, self.duplicate, self.unique].map(u32::from).iter().sum()
     }
 }
@@ -202,6 +203,9 @@ pub struct GuestSpec {
     pub cmdline: Option<String>,
     /// How long it may take until it is ready; None is the default of its kind of guest.
     pub ready_seconds: Option<u32>,
+    /// Whether the host is asked for huge pages, or they are forbidden; None: as the host does by itself.
+    #[serde(default)]
+    pub huge_pages: Option<bool>,
     /// What its balloon can do.
     #[serde(default)]
     pub balloon: BalloonSpec,
@@ -261,6 +265,7 @@ struct GuestKeys {
     cmdline: Option<String>,
     domain: Option<String>,
     ready_seconds: Option<u32>,
+    huge_pages: Option<bool>,
     balloon: Option<BalloonSpec>,
     min: Option<String>,
     max: Option<String>,
@@ -281,6 +286,7 @@ struct NamedGuest {
     cmdline: Option<String>,
     domain: Option<String>,
     ready_seconds: Option<u32>,
+    huge_pages: Option<bool>,
     balloon: Option<BalloonSpec>,
     min: Option<String>,
     max: Option<String>,
@@ -387,13 +393,15 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
         initrd,
         cmdline,
         ready_seconds,
+        huge_pages: own.huge_pages.or(common.huge_pages),
         balloon,
         standing,
         fill,
     })
 }
 
-fn resolve(path: &Path, dir: &Path) -> PathBuf {
+/// A path as a file in `dir` gives it: relative to that, or in the home directory.
+pub(super) fn resolve(path: &Path, dir: &Path) -> PathBuf {
     match (path.strip_prefix("~"), std::env::var_os("HOME")) {
         (Ok(rest), Some(home)) => Path::new(&home).join(rest),
         _ => dir.join(path),

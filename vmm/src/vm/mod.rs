@@ -54,6 +54,9 @@ use crate::memory::ram::Backing;
 
 const _: () = assert!(power::POWER_BASE + power::POWER_LEN <= platform::IDLE_PORT as u64);
 
+/// The command line a Linux guest gets unless told otherwise.
+pub const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
+
 /// What a VM is to be.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -1,0 +1,205 @@
+//! `samepage experiment`: the experiments that come along, what they report, and that an interrupted one can go on.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tests::sandbox::Sandbox;
+
+/// A run that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(240);
+/// How long a fleet may take to be gone.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Small guests, one repetition, the engine that any user can have.
+const SMALL: [&str; 6] = ["--memory", "32M", "--engine", "slab", "--repeat", "1"];
+
+fn run<'a>(name: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["experiment", "run", name], &SMALL[..], more].concat()
+}
+
+#[track_caller]
+fn number(value: &Value, pointer: &str) -> f64 {
+    let found = value.pointer(pointer).and_then(Value::as_f64);
+    found.unwrap_or_else(|| panic!("no number {pointer} in {value:#}"))
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[test]
+fn all_that_come_along_are_listed() {
+    let sandbox = Sandbox::new();
+    let plans = sandbox.samepage(["experiment", "list", "--json"]).output().success().json();
+    let names: Vec<&str> =
+        plans.as_array().expect("plans").iter().filter_map(|p| p["name"].as_str()).collect();
+    let text = sandbox.samepage(["experiment", "list"]).output().success().stdout;
+    for name in ["identical-vms", "ideal", "side-channel", "fidelity", "scanner-pareto"] {
+        assert!(names.contains(&name) && text.contains(name), "no {name} in {names:?} or {text}");
+        let file = tests::workspace().join(format!("resources/experiments/{name}.toml"));
+        assert!(file.is_file(), "{} is not there", file.display());
+    }
+}
+
+#[test]
+fn identical_guests_share_more_the_more_they_are() {
+    let sandbox = Sandbox::new();
+    let (html, csv) = (sandbox.file("page.html"), sandbox.file("figures.csv"));
+    let more = ["--guests", "1,2,3", "--json", "--html", path(&html), "--csv", path(&csv)];
+    let outcome = sandbox.samepage(run("identical-vms", &more)).timeout(LIMIT).output().success().json();
+    assert_eq!(outcome["complete"], true, "{outcome:#}");
+    for key in ["cpu", "kernel", "backend", "samepage"] {
+        let text = outcome["environment"][key].as_str().unwrap_or_default();
+        assert!(!text.is_empty(), "no {key} in {:#}", outcome["environment"]);
+    }
+    let summary = outcome["summary"].as_array().expect("a summary");
+    assert_eq!(summary.len(), 3, "{outcome:#}");
+    let median = |n: usize, figure: &str| number(&summary[n], &format!("/figures/{figure}/median"));
+    for (n, point) in summary.iter().enumerate() {
+        assert_eq!(number(point, "/guests"), n as f64 + 1.0);
+        let (saved, ideal) = (median(n, "saved_pages"), median(n, "ideal_pages"));
+        assert!(saved <= ideal && saved > 0.9 * ideal, "{saved} of {ideal} pages: {point:#}");
+        let parts = ["saved_zero_pages", "saved_self_pages", "saved_cross_pages"];
+        assert_eq!(parts.map(|part| median(n, part)).iter().sum::<f64>(), saved, "{point:#}");
+        assert!(median(n, "zero_only_pages") > 0.0, "{point:#}");
+    }
+    assert_eq!(median(0, "saved_cross_pages"), 0.0, "one guest has nobody to share with");
+    // Each guest after the first adds its common pages, and the same number of them.
+    let [one, two, three] = [0, 1, 2].map(|n| median(n, "saved_cross_pages"));
+    assert!(two > one && (three - 2.0 * two).abs() < 0.1 * two, "{one}, {two}, {three}");
+    check_page(&fs::read_to_string(&html).expect("a page"), "identical-vms");
+    let text = fs::read_to_string(&csv).expect("figures");
+    let columns = text.lines().next().expect("a heading").split(',').count();
+    assert!(
+        text.lines().count() > 30 && text.lines().all(|line| line.split(',').count() == columns),
+        "{text}"
+    );
+    sandbox.assert_clean_within(SOON);
+}
+
+/// Every element that is opened is closed, in order, and nothing is asked of a network.
+fn check_page(page: &str, name: &str) {
+    assert!(page.starts_with("<!doctype html>") && page.contains(name), "{page}");
+    for outside in ["http://", "https://", "<script", "url(", "@import"] {
+        assert!(!page.contains(outside), "{outside} in {page}");
+    }
+    let mut open = Vec::new();
+    for tag in page.split('<').skip(1).filter(|tag| !tag.starts_with('!')) {
+        let inner = tag.split('>').next().expect("a tag that ends");
+        let word = inner.trim_start_matches('/').split([' ', '/', '\n']).next().unwrap_or_default();
+        if inner.starts_with('/') {
+            assert_eq!(open.pop(), Some(word), "</{word}> in {page}");
+        } else if !inner.ends_with('/') && word != "meta" {
+            open.push(word);
+        }
+    }
+    assert!(open.is_empty(), "not closed: {open:?}");
+}
+
+#[test]
+fn the_ideal_is_approached_and_sharing_ends_where_pages_are_written() {
+    let sandbox = Sandbox::new();
+    let plan =
+        fs::read_to_string(tests::workspace().join("resources/experiments/ideal.toml")).expect("a plan");
+    let file = sandbox.file("short.toml");
+    fs::write(&file, plan.replace("seconds = 10", "seconds = 2")).expect("a file in the sandbox");
+    let args = run(path(&file), &["--guests", "2", "--json"]);
+    let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+    let trial = &outcome["trials"][0];
+    assert!(number(trial, "/figures/achieved_percent") > 90.0, "{trial:#}");
+    assert!(number(trial, "/figures/churn_ended_pages") > 0.0, "{trial:#}");
+    let achieved = trial["series"]["achieved_percent_of_ideal"].as_array().expect("a series");
+    let values: Vec<f64> = achieved.iter().map(|pair| number(pair, "/1")).collect();
+    assert!(values.len() > 1 && values.first() < values.last(), "{values:?}");
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
+fn only_a_guest_of_the_same_domain_has_merged_pages_to_observe() {
+    let sandbox = Sandbox::new();
+    let plan = fs::read_to_string(tests::workspace().join("resources/experiments/side-channel.toml"));
+    let file = sandbox.file("short.toml");
+    fs::write(&file, plan.expect("a plan").replace("windows = 40", "windows = 5"))
+        .expect("a file in the sandbox");
+    let outcome = sandbox.samepage(run(path(&file), &["--json"])).timeout(LIMIT).output().success().json();
+    let trial = &outcome["trials"][0];
+    let figure = |name: &str| number(trial, &format!("/figures/{name}"));
+    assert!(figure("same_domain_shared_pages") > 1000.0, "{trial:#}");
+    assert!(figure("other_domain_shared_pages") < 100.0, "{trial:#}");
+    for who in ["same_domain", "other_domain"] {
+        assert!((0.0..=100.0).contains(&figure(&format!("{who}_slower_percent"))), "{trial:#}");
+        for kind in ["common", "unique"] {
+            assert!(figure(&format!("{who}_{kind}_p50_ns")) > 0.0, "{trial:#}");
+            let windows = trial["series"][format!("{who}_{kind}_windows")].as_array().expect("windows");
+            assert_eq!(windows.len(), 5, "{trial:#}");
+        }
+    }
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_and_goes_on_where_it_was() {
+    let sandbox = Sandbox::new();
+    let results = sandbox.file("results.jsonl");
+    let args = run("identical-vms", &["--guests", "1,2", "--json", "--results", path(&results)]);
+    let lines = || fs::read_to_string(&results).unwrap_or_default().lines().count();
+    let running = sandbox.samepage(args.clone()).timeout(LIMIT).start();
+    let until = Instant::now() + LIMIT;
+    while lines() == 0 && Instant::now() < until {
+        thread::sleep(Duration::from_millis(5));
+    }
+    running.kill(Signal::INT);
+    let interrupted = running.wait();
+    assert_eq!(interrupted.code, Some(1), "{interrupted}");
+    assert!(
+        interrupted.stderr.contains("interrupted") && interrupted.stderr.contains("1 of 2"),
+        "{interrupted}"
+    );
+    let outcome = interrupted.json();
+    assert_eq!((&outcome["complete"], lines()), (&Value::from(false), 1), "{outcome:#}");
+    sandbox.assert_clean_within(SOON);
+
+    let first = outcome["trials"][0].clone();
+    let outcome = sandbox.samepage(args.clone()).timeout(LIMIT).output().success().json();
+    assert_eq!((&outcome["complete"], &outcome["trials"][0]), (&Value::from(true), &first), "{outcome:#}");
+    assert_eq!(outcome["trials"].as_array().map(Vec::len), Some(2));
+    // A third time there is nothing left to run.
+    let again = sandbox.samepage(args).timeout(LIMIT).output().success();
+    assert!(again.stderr.contains("2 of 2 trials are finished"), "{again}");
+    assert_eq!(again.json()["trials"], outcome["trials"]);
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_by_name() {
+    let sandbox = Sandbox::new();
+    let plan = sandbox.file("bad.toml");
+    fs::write(&plan, "name = 'x'\nkind = 'identical-vms'\n").expect("a file in the sandbox");
+    let foreign = sandbox.file("foreign.jsonl");
+    fs::write(&foreign, "a,b\n").expect("a file in the sandbox");
+    for (args, expected) in [
+        (vec!["identical-vm"], "did you mean \"identical-vms\"?"),
+        (vec!["none.toml"], "the experiment none.toml cannot be read"),
+        (vec![path(&plan)], "missing field"),
+        (vec!["identical-vms", "--guests", "0"], "guests = 0 is not possible: expected 1 to 256"),
+        (vec!["identical-vms", "--memory", "7"], "\"7\" has no unit"),
+        (vec!["side-channel", "--guests", "4"], "leave the number of guests out"),
+        (vec!["identical-vms", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
+        (vec!["identical-vms", "--results", path(&foreign)], "is no result of an experiment"),
+    ] {
+        let args = [&["experiment", "run"], &args[..]].concat();
+        let outcome = sandbox.samepage(args).timeout(LIMIT).output();
+        assert!(outcome.code == Some(1) && outcome.stderr.contains(expected), "no {expected:?} in {outcome}");
+    }
+    for args in
+        [vec!["ideal", "--repeat", "0"], vec!["ideal", "--engine", "uksm"], vec!["ideal", "--kernel", "k"]]
+    {
+        let args = [&["experiment", "run"], &args[..]].concat();
+        let outcome = sandbox.samepage(args).timeout(LIMIT).output();
+        assert_eq!(outcome.code, Some(2), "{outcome}");
+    }
+    sandbox.assert_clean_within(SOON);
+}

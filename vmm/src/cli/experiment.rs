@@ -1,0 +1,210 @@
+//! `samepage experiment`: the field's standard experiments, repeatable.
+
+mod csv;
+mod figures;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::progress::{draw_target, interrupt_flag};
+use crate::host::experiment::contender::Contender;
+use crate::host::experiment::environment::Environment;
+use crate::host::experiment::journal::{Found, Journal};
+use crate::host::experiment::plan::{MAX_REPEAT, Plan};
+use crate::host::experiment::run::Outcome;
+use crate::host::experiment::{ExperimentError, catalogue};
+use crate::host::fleet::Watch;
+
+/// How often the bar moves.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Run the field's standard experiments on fleets of their own, repeatably, with a report
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  samepage experiment list
+  samepage experiment run identical-vms --html identical-vms.html
+  samepage experiment run identical-vms --guests 2,4 --engine slab --repeat 1
+  samepage experiment run ideal --results ideal.jsonl        once more with the same file: it goes on where it was
+  samepage experiment run fidelity --kernel vmlinux --initrd initrd.cpio --json
+  samepage experiment run my-plan.toml --csv figures.csv
+
+resources/docs/experiments.md says what each shows, what each figure means, and what a plan of your own may say.")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Say which experiments there are
+    List {
+        /// Print one JSON array of plans
+        #[arg(long)]
+        json: bool,
+    },
+    Run(Box<RunArgs>),
+}
+
+/// Run an experiment: every combination of its dimensions, several times, each with a fleet of its own
+#[derive(clap::Args)]
+#[command(
+    after_help = "Results are medians over the repetitions, with the least and the most; the machine, its kernel and how that is set are part of
+them. Control-C ends the trial that runs, takes its guests down, puts the host's settings back, and prints what is finished; the exit
+status is 1 then, and 1 if a page does not hold what was written to it."
+)]
+struct RunArgs {
+    /// Its name, or a TOML file
+    #[arg(value_name = "NAME|FILE")]
+    name: String,
+    /// How often each combination is measured, instead of what the plan says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REPEAT)))]
+    repeat: Option<u32>,
+    /// What the contents of pages follow from, instead of what the plan says
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// Numbers of guests, instead of what the plan says
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    guests: Vec<u32>,
+    /// What merges, instead of what the plan says
+    #[arg(long, value_name = "ENGINE,...", value_delimiter = ',', value_enum)]
+    engine: Vec<Contender>,
+    /// Memory of each guest with its unit, instead of what the plan says
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// A Linux kernel for the guests, with an initrd that has the agent: see `samepage image`
+    #[arg(long, value_name = "FILE", requires = "initrd")]
+    kernel: Option<PathBuf>,
+    /// Its initrd
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// Keep every finished trial in this file, a line each, and leave out what is in there already
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// Print everything as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Write a page of tables and plots, complete in one file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write every number to a file, one a line
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.action {
+        Action::List { json } => list(json),
+        Action::Run(args) => experiment(&args),
+    }
+}
+
+fn list(json: bool) -> anyhow::Result<ExitCode> {
+    let plans = catalogue::all()?;
+    match json {
+        true => println!("{}", serde_json::to_string(&plans)?),
+        false => println!("{}", table::list(&plans)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let plan = plan(args)?;
+    for path in [&args.html, &args.csv].into_iter().flatten() {
+        can_be_written(path)?;
+    }
+    let environment = Environment::now();
+    let (mut journal, found) = match &args.results {
+        None => (None, Found::default()),
+        Some(path) => {
+            let (journal, found) = Journal::open(path, &plan, &environment)?;
+            (Some(journal), found)
+        }
+    };
+    let others = found.others;
+    let mut outcome = Outcome::new(plan, environment, found.trials)?;
+    let kept = outcome.trials.len();
+    if let (Some(path), true) = (&args.results, kept + others > 0) {
+        let path = path.display();
+        eprintln!(
+            "{path}: {kept} of {} trials are finished; {others} of other dimensions or another machine",
+            outcome.planned_trials
+        );
+    }
+    let result = go_on(&mut outcome, journal.as_mut());
+    if outcome.trials.is_empty() {
+        result.context("no trial was finished; everything that was started is stopped")?;
+        bail!("no trial was finished");
+    }
+    if let Some(path) = &args.csv {
+        write(path, &csv::text(&outcome))?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &figures::page(&outcome).to_string())?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string(&outcome)?),
+        false => println!("{}", table::outcome(&outcome)),
+    }
+    let (done, planned) = (outcome.trials.len(), outcome.planned_trials);
+    let go_on = match &args.results {
+        Some(path) => format!("; the same command goes on from {}", path.display()),
+        None => String::new(),
+    };
+    result.with_context(|| {
+        format!("{done} of {planned} trials are finished and shown; what was started is stopped{go_on}")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(args: &RunArgs) -> Result<Plan, ExperimentError> {
+    let mut plan = catalogue::find(&args.name)?;
+    plan.repeat = args.repeat.unwrap_or(plan.repeat);
+    plan.seed = args.seed.unwrap_or(plan.seed);
+    if !args.guests.is_empty() {
+        plan.guests.clone_from(&args.guests);
+    }
+    if !args.engine.is_empty() {
+        plan.engines.clone_from(&args.engine);
+    }
+    if let Some(memory) = &args.memory {
+        plan.guest.memory.clone_from(memory);
+    }
+    if args.kernel.is_some() {
+        plan.guest.kernel.clone_from(&args.kernel);
+        plan.guest.initrd.clone_from(&args.initrd);
+    }
+    plan.check()?;
+    Ok(plan)
+}
+
+fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result<()> {
+    let bar = ProgressBar::with_draw_target(Some(outcome.planned_trials as u64), draw_target());
+    let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("=> "));
+    bar.set_prefix(outcome.plan.name.clone());
+    bar.enable_steady_tick(TICK);
+    let watch = Watch::new(|_, _, _, _| {}, interrupt_flag()?);
+    let result = outcome.go_on(journal, &watch, &|repetition, point, done| {
+        bar.set_position(done as u64);
+        bar.set_message(format!("repetition {repetition}, {point}"));
+    });
+    bar.finish_and_clear();
+    Ok(result?)
+}
+
+/// Hours of measuring must not end at a directory that is not there.
+fn can_be_written(path: &Path) -> anyhow::Result<()> {
+    let opened = std::fs::File::options().append(true).create(true).open(path);
+    opened.map(drop).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,274 @@
+//! What came out of an experiment as a page of plots and tables.
+
+use std::collections::BTreeMap;
+
+use super::table::{columns, dimensions, readable, spread};
+use crate::host::experiment::plan::Kind;
+use crate::host::experiment::run::Outcome;
+use crate::host::experiment::summary::PointSummary;
+use crate::measure::page::{Bars, Item, Lines, Page, Section, Table, number};
+use crate::memory::PAGE_BYTES;
+
+/// What is drawn against the number of guests.
+const AGAINST_GUESTS: [(&str, &str); 4] = [
+    ("shared_pages", "on shared frames"),
+    ("saved_pages", "saved"),
+    ("zero_only_pages", "zeros alone would save"),
+    ("metadata_pages", "metadata"),
+];
+
+/// The whole page.
+pub(super) fn page(outcome: &Outcome) -> Page {
+    let plan = &outcome.plan;
+    let mut sections = vec![Section {
+        heading: "What was measured".into(),
+        text: format!("{}. After: {}.", plan.about, plan.source),
+        items: vec![Item::KeyValues(vec![
+            ("trials".into(), format!("{} of {}", outcome.trials.len(), outcome.planned_trials)),
+            ("repetitions".into(), plan.repeat.to_string()),
+            ("seed".into(), plan.seed.to_string()),
+            ("guest memory".into(), plan.guest.memory.clone()),
+        ])],
+    }];
+    sections.extend(match plan.kind {
+        Kind::IdenticalVms => against_guests(outcome),
+        Kind::Ideal => over_time(outcome),
+        Kind::SideChannel => distributions(outcome),
+        Kind::ScannerPareto => costs(outcome),
+    });
+    sections.push(all_figures(outcome));
+    sections.push(machine(outcome));
+    if !outcome.notes.is_empty() {
+        let rows = outcome.notes.iter().map(|note| vec![note.clone()]).collect();
+        let items = vec![Item::Table(Table { header: vec!["note".into()], rows })];
+        sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
+    }
+    let state = if outcome.complete { "" } else { "Not complete: it was ended before every trial was run. " };
+    Page {
+        title: format!("Experiment {}", plan.name),
+        lead: format!("{state}{}", outcome.environment.line()),
+        sections,
+    }
+}
+
+/// Which variant and engine.
+fn curve(summary: &PointSummary) -> String {
+    let point = &summary.point;
+    match point.variant.is_empty() {
+        true => point.engine.to_string(),
+        false => format!("{}, {}", point.engine, point.variant),
+    }
+}
+
+fn mib(pages: f64) -> f64 {
+    pages * PAGE_BYTES as f64 / f64::from(1 << 20)
+}
+
+/// A plot for each engine and variant: lines where the number of guests differs, bars where it does not.
+fn against_guests(outcome: &Outcome) -> Vec<Section> {
+    let mut curves: Vec<(String, Vec<&PointSummary>)> = Vec::new();
+    for summary in &outcome.summary {
+        let name = curve(summary);
+        match curves.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, points)) => points.push(summary),
+            None => curves.push((name, vec![summary])),
+        }
+    }
+    let text = "Medians of all repetitions. On shared frames counts every page that is not alone on its frame; saved is the frames that \
+                this frees, zeros included. Metadata is what the fleet costs more than before it was merged.";
+    if outcome.plan.guests.len() > 1 {
+        let plot = |(name, points): &(String, Vec<&PointSummary>)| {
+            let series = AGAINST_GUESTS.map(|(figure, label)| {
+                let at = |s: &&PointSummary| Some((f64::from(s.point.guests), mib(s.median(figure)?)));
+                (label.to_owned(), points.iter().filter_map(at).collect())
+            });
+            Item::Lines(Lines {
+                title: name.clone(),
+                x: "guests".into(),
+                y: "MiB".into(),
+                series: series.to_vec(),
+            })
+        };
+        let items = curves.iter().map(plot).collect();
+        return vec![Section { heading: "Against the number of guests".into(), text: text.into(), items }];
+    }
+    let series = ["saved_zero_pages", "saved_self_pages", "saved_cross_pages"];
+    let bar =
+        |s: &PointSummary| (curve(s), series.iter().map(|name| mib(s.median(name).unwrap_or(0.0))).collect());
+    let bars = Bars {
+        title: "Saved, by what saves it".into(),
+        unit: "MiB".into(),
+        series: ["zeros", "within a guest", "between guests"].map(String::from).to_vec(),
+        bars: outcome.summary.iter().map(bar).collect(),
+    };
+    vec![Section { heading: "Saved".into(), text: text.into(), items: vec![Item::Bars(bars)] }]
+}
+
+/// The series of the first repetition of each point: a curve is no median.
+fn first_series(outcome: &Outcome) -> Vec<(&PointSummary, &BTreeMap<String, Vec<(f64, f64)>>)> {
+    let first = |s: &PointSummary| outcome.trials.iter().find(|trial| trial.point == s.point);
+    outcome.summary.iter().filter_map(|s| Some((s, &first(s)?.measured.series))).collect()
+}
+
+fn over_time(outcome: &Outcome) -> Vec<Section> {
+    let named = [
+        ("achieved_percent_of_ideal", "all"),
+        ("zero_percent_of_ideal", "zeros"),
+        ("self_percent_of_ideal", "within a guest"),
+        ("cross_percent_of_ideal", "between guests"),
+    ];
+    let (mut merging, mut churning) = (Vec::new(), Vec::new());
+    for (summary, all) in first_series(outcome) {
+        let series =
+            named.iter().filter_map(|(key, name)| Some(((*name).to_owned(), all.get(*key)?.clone())));
+        merging.push(Item::Lines(Lines {
+            title: curve(summary),
+            x: "seconds since merging began".into(),
+            y: "% of the ideal".into(),
+            series: series.collect(),
+        }));
+        if let Some(saved) = all.get("churn_saved_pages") {
+            churning.push((curve(summary), saved.iter().map(|(at, pages)| (*at, mib(*pages))).collect()));
+        }
+    }
+    let churn = Lines {
+        title: "Saved".into(),
+        x: "seconds since guests began to write".into(),
+        y: "MiB".into(),
+        series: churning,
+    };
+    let rate = outcome.plan.churn.pages_per_second;
+    vec![
+        Section {
+            heading: "While merging".into(),
+            text: "The first repetition. The ideal is every page of zeros and every page whose content stands elsewhere, before merging."
+                .into(),
+            items: merging,
+        },
+        Section {
+            heading: "While pages change".into(),
+            text: format!("The first repetition. Each guest writes {} random pages a second.", number(rate as f64)),
+            items: vec![Item::Lines(churn)],
+        },
+    ]
+}
+
+fn distributions(outcome: &Outcome) -> Vec<Section> {
+    let named = [
+        ("same_domain_common_windows", "common, own domain"),
+        ("same_domain_unique_windows", "unique, own domain"),
+        ("other_domain_common_windows", "common, other domain"),
+        ("other_domain_unique_windows", "unique, other domain"),
+    ];
+    let plot = |(summary, all): (&PointSummary, &BTreeMap<String, Vec<(f64, f64)>>)| {
+        let line = |(key, name): &(&str, &str)| {
+            let points = all.get(*key)?.iter().map(|(ns, part)| (ns / 1000.0, *part));
+            Some(((*name).to_owned(), points.collect()))
+        };
+        Item::Lines(Lines {
+            title: curve(summary),
+            x: "us: median write of a window".into(),
+            y: "% of windows that take no longer".into(),
+            series: named.iter().filter_map(line).collect(),
+        })
+    };
+    let telling = |s: &PointSummary| {
+        let values = ["same_domain_slower_percent", "other_domain_slower_percent"];
+        values
+            .iter()
+            .zip(["own domain", "other domain"])
+            .filter_map(|(name, who)| Some((format!("{}, {who}", curve(s)), vec![s.median(name)?])))
+            .collect::<Vec<_>>()
+    };
+    let bars = Bars {
+        title: "Windows of common pages that are slower than a window of unique ones".into(),
+        unit: "% of pairs".into(),
+        series: vec!["pairs".into()],
+        bars: outcome.summary.iter().flat_map(telling).collect(),
+    };
+    vec![
+        Section {
+            heading: "Can a guest tell?".into(),
+            text: "At 50 % it can only guess; at 100 % two windows are enough. In its own domain somebody has the same common pages, and \
+                   they are merged; in the other domain somebody has them too, and they must not be."
+                .into(),
+            items: vec![Item::Bars(bars)],
+        },
+        Section {
+            heading: "Write times".into(),
+            text: "The first repetition.".into(),
+            items: first_series(outcome).into_iter().map(plot).collect(),
+        },
+    ]
+}
+
+fn costs(outcome: &Outcome) -> Vec<Section> {
+    let bars = |title: &str, unit: &str, figure: &str, of: fn(f64) -> f64| {
+        let bar = |s: &PointSummary| Some((curve(s), vec![of(s.median(figure)?)]));
+        Item::Bars(Bars {
+            title: title.into(),
+            unit: unit.into(),
+            series: vec![title.into()],
+            bars: outcome.summary.iter().filter_map(bar).collect(),
+        })
+    };
+    vec![Section {
+        heading: format!("In {} seconds of merging", number(outcome.plan.merge_seconds)),
+        text: "More saved for less processor time and shorter writes is better; medians of all repetitions."
+            .into(),
+        items: vec![
+            bars("Saved", "MiB", "saved_pages", mib),
+            bars("Processor time of the engine", "s", "merge_cpu_seconds", |seconds| seconds),
+            bars("99 of 100 writes of a guest take at most", "us", "write_p99_ns", |ns| ns / 1000.0),
+        ],
+    }]
+}
+
+/// What the terminal shows first, then the rest.
+fn all_figures(outcome: &Outcome) -> Section {
+    let dimensions = dimensions(&outcome.summary);
+    let first = columns(outcome.plan.kind);
+    let mut names: Vec<&str> = first.to_vec();
+    for name in outcome.summary.iter().flat_map(|summary| summary.figures.keys()) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let (labels, factors): (Vec<_>, Vec<_>) = names.iter().map(|name| readable(name)).unzip();
+    let row = |summary: &PointSummary| {
+        let cells = names.iter().zip(&factors).map(|(name, factor)| {
+            summary.figures.get(*name).map_or("-".into(), |figure| spread(figure, *factor))
+        });
+        dimensions.iter().map(|(_, of)| of(summary)).chain(cells).collect()
+    };
+    let table = Table {
+        header: dimensions.iter().map(|(name, _)| (*name).to_owned()).chain(labels).collect(),
+        rows: outcome.summary.iter().map(row).collect(),
+    };
+    let text = "Medians of all repetitions, with the least and the most where they differ.";
+    Section { heading: "All figures".into(), text: text.into(), items: vec![Item::Table(table)] }
+}
+
+fn machine(outcome: &Outcome) -> Section {
+    let e = &outcome.environment;
+    let known = [
+        ("processor", e.cpu.clone()),
+        ("processors", e.cores.to_string()),
+        ("memory, MiB", number((e.memory_bytes >> 20) as f64)),
+        ("swap, MiB", number((e.swap_bytes >> 20) as f64)),
+        ("kernel", e.kernel.clone()),
+        ("KVM", e.backend.clone()),
+        ("samepage", e.samepage.clone()),
+        ("as root", if e.root { "yes" } else { "no" }.into()),
+        ("load when it began", format!("{:.2}", e.load)),
+    ];
+    let known = known.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+    let knobs = e.knobs.iter().map(|(path, value)| vec![path.clone(), value.clone()]);
+    let table = Table { header: vec!["what".into(), "value".into()], rows: known.chain(knobs).collect() };
+    Section {
+        heading: "The machine".into(),
+        text: "As it was before the first trial; an engine sets KSM while it merges, and puts it back."
+            .into(),
+        items: vec![Item::Table(table)],
+    }
+}

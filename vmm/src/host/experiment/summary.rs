@@ -1,0 +1,105 @@
+//! Figures of several repetitions: their median, and how far they spread.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::trial::{Point, Trial};
+
+/// A figure over all repetitions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// Half of them are not above it; of an even number the mean of the two in the middle.
+    pub median: f64,
+    /// The least of them.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of `values`; None of none.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let least = values.iter().copied().reduce(f64::min)?;
+        let most = values.iter().copied().reduce(f64::max)?;
+        Some(Self { median: middle(values), least, most })
+    }
+}
+
+/// The median; 0 of nothing.
+pub(super) fn middle(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.len(), sorted.len() / 2) {
+        (0, _) => 0.0,
+        (n, half) if n.is_multiple_of(2) => f64::midpoint(sorted[half - 1], sorted[half]),
+        (_, half) => sorted[half],
+    }
+}
+
+/// All repetitions of one point.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PointSummary {
+    /// Which.
+    #[serde(flatten)]
+    pub point: Point,
+    /// How many repetitions are finished.
+    pub repetitions: usize,
+    /// Its figures.
+    pub figures: BTreeMap<String, Spread>,
+}
+
+impl PointSummary {
+    /// The median of a figure, where every point has one.
+    pub fn median(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).map(|spread| spread.median)
+    }
+}
+
+/// A summary of each point of which there is a trial, in the order of `points`.
+pub fn summarize(points: &[Point], trials: &[Trial]) -> Vec<PointSummary> {
+    let one = |point: &Point| {
+        let of: Vec<&Trial> = trials.iter().filter(|trial| trial.point == *point).collect();
+        let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for (name, value) in of.iter().flat_map(|trial| &trial.measured.figures) {
+            values.entry(name).or_default().push(*value);
+        }
+        let spread = |(name, values): (&str, Vec<f64>)| Some((name.to_owned(), Spread::of(&values)?));
+        (!of.is_empty()).then(|| PointSummary {
+            point: point.clone(),
+            repetitions: of.len(),
+            figures: values.into_iter().filter_map(spread).collect(),
+        })
+    };
+    points.iter().filter_map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contender::Contender;
+    use super::super::trial::Measured;
+    use super::*;
+
+    #[test]
+    fn the_median_stands_in_the_middle() {
+        assert_eq!([middle(&[]), middle(&[4.0]), middle(&[9.0, 1.0, 2.0])], [0.0, 4.0, 2.0]);
+        assert_eq!(middle(&[4.0, 1.0, 2.0, 8.0]), 3.0);
+        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
+        assert_eq!(Spread::of(&[]), None);
+    }
+
+    #[test]
+    fn points_are_summed_up_by_themselves() {
+        let point = |guests| Point { variant: String::new(), engine: Contender::Slab, guests };
+        let trial = |guests, repetition, saved| {
+            let mut measured = Measured::default();
+            measured.put("saved_pages", saved);
+            Trial { repetition, point: point(guests), measured, seconds: 1.0 }
+        };
+        let trials = [trial(1, 1, 5.0), trial(2, 1, 10.0), trial(1, 2, 7.0)];
+        let summary = summarize(&[point(1), point(2), point(3)], &trials);
+        let seen: Vec<_> =
+            summary.iter().map(|s| (s.point.guests, s.repetitions, s.median("saved_pages"))).collect();
+        assert_eq!(seen, [(1, 2, Some(6.0)), (2, 1, Some(10.0))]);
+    }
+}
