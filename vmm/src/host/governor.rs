@@ -135,7 +135,14 @@ impl Management {
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
         let suspended = self.suspended.iter().map(move |entry| said(entry, "suspended"));
-        suspended.chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
+        let stalls = self.host.as_ref().filter(|host| host.psi.is_none());
+        let unseen = stalls.map(|_| {
+            "this kernel does not tell how long tasks wait for memory (PSI): free memory alone counts".into()
+        });
+        unseen
+            .into_iter()
+            .chain(suspended)
+            .chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::mib::Mib;
+
 /// One thing to do. `guest` is the index into the guests that [`step`](super::policy::step) was given.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do")]
@@ -101,18 +103,14 @@ pub enum Reason {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::FreeMemory { free_pages, threshold_pages, falling_pages_per_second: 0 } => {
-                write!(
-                    f,
-                    "{free_pages} pages are free, {threshold_pages} are the least, and they do not become more"
-                )
+        match *self {
+            Self::FreeMemory { free_pages, threshold_pages, falling_pages_per_second } => {
+                write!(f, "{} are free, {} are the least, and ", Mib(free_pages), Mib(threshold_pages))?;
+                match falling_pages_per_second {
+                    0 => f.write_str("they do not become more"),
+                    falling => write!(f, "{} more are taken each second", Mib(falling)),
+                }
             }
-            Self::FreeMemory { free_pages, threshold_pages, falling_pages_per_second } => write!(
-                f,
-                "{free_pages} pages are free, {threshold_pages} are the least, and {falling_pages_per_second} more are \
-                 taken each second"
-            ),
             Self::Stalled { full_avg10_percent, threshold_percent } => write!(
                 f,
                 "everything waited for memory in {full_avg10_percent:.0} % of the last ten seconds, \
@@ -120,8 +118,8 @@ impl fmt::Display for Reason {
             ),
             Self::NothingHelped { seconds, free_pages } => write!(
                 f,
-                "{free_pages} pages are free, and neither ballooning nor throttling, paging or suspending has helped \
-                 for {seconds} s"
+                "{} are free, and neither ballooning nor throttling, paging or suspending has helped for {seconds} s",
+                Mib(free_pages)
             ),
         }
     }
@@ -132,12 +130,12 @@ impl fmt::Display for Action {
         match self {
             Self::Merge { eager: true } => f.write_str("merge eagerly"),
             Self::Merge { eager: false } => f.write_str("merge at ease"),
-            Self::Balloon { target_pages, .. } => write!(f, "balloon to {target_pages} pages"),
+            Self::Balloon { target_pages, .. } => write!(f, "balloon to {}", Mib(*target_pages)),
             Self::Throttle { pages_per_second: Some(rate), .. } => {
-                write!(f, "at most {rate} first touches a second")
+                write!(f, "at most {} first touched a second", Mib(*rate))
             }
             Self::Throttle { pages_per_second: None, .. } => f.write_str("first touches without a limit"),
-            Self::PageOut { pages, .. } => write!(f, "page out {pages} pages"),
+            Self::PageOut { pages, .. } => write!(f, "page out {}", Mib(*pages)),
             Self::Suspend { reason, .. } => write!(f, "suspend: {reason}"),
             Self::Resume { .. } => f.write_str("resume"),
             Self::Stop { reason, .. } => write!(f, "stop: {reason}"),
@@ -151,8 +149,12 @@ mod tests {
 
     #[test]
     fn a_reason_is_a_sentence_with_its_numbers() {
-        let reason = Reason::FreeMemory { free_pages: 7, threshold_pages: 9, falling_pages_per_second: 3 };
+        let reason =
+            Reason::FreeMemory { free_pages: 512, threshold_pages: 768, falling_pages_per_second: 128 };
         let text = Action::Suspend { guest: 0, reason }.to_string();
-        assert_eq!(text, "suspend: 7 pages are free, 9 are the least, and 3 more are taken each second");
+        assert_eq!(
+            text,
+            "suspend: 2.0 MiB are free, 3.0 MiB are the least, and 0.5 MiB more are taken each second"
+        );
     }
 }

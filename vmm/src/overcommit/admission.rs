@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::mib::Mib;
+
 /// The largest ratio, in percent: a hundred times the capacity.
 const MAX_RATIO_PERCENT: f64 = 10_000.0;
 
@@ -152,18 +154,18 @@ impl fmt::Display for Refusal {
         };
         write!(
             f,
-            "{} pages would be {sum}, {} more than {of} of {} pages (mode {})",
-            self.would_be_pages,
-            self.excess_pages(),
-            self.limit_pages,
+            "{} would be {sum}, {} more than {of} of {} (mode {})",
+            Mib(self.would_be_pages),
+            Mib(self.excess_pages()),
+            Mib(self.limit_pages),
             self.mode
         )?;
         match self.fits_pages {
             0 => f.write_str("; no guest fits, however small")?,
-            pages => write!(f, "; a guest of {pages} pages fits")?,
+            pages => write!(f, "; a guest of {} fits", Mib(pages))?,
         }
         if let Some(pages) = self.balloon_pages {
-            write!(f, "; or take {pages} pages from the others by their balloons")?;
+            write!(f, "; or take {} from the others by their balloons", Mib(pages))?;
         }
         for mode in &self.other_modes {
             write!(f, "; or use mode {mode}")?;
@@ -287,7 +289,7 @@ mod tests {
         assert_eq!(third.other_modes, [Mode::Ratio(150.0), Mode::Covered(0.5)]);
         let text = third.to_string();
         assert!(
-            text.starts_with("1200 pages would be promised and not in balloons, 200 more than"),
+            text.starts_with("4.7 MiB would be promised and not in balloons, 0.8 MiB more than"),
             "{text}"
         );
     }

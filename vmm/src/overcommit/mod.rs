@@ -12,6 +12,7 @@ pub mod allocation;
 pub mod balloon_pacing;
 pub mod knobs;
 pub mod ledger;
+mod mib;
 mod paging;
 pub mod policy;
 pub mod pressure;

@@ -101,7 +101,7 @@ fn the_smallest_terminal_shows_everything() {
             "  2.0M ",
             "guest-01 dead",
             " what was done: 1 times, 1 of them failed ",
-            "12.5 s  guest-00: balloon to 10240 pages  failed: it hung up",
+            "12.5 s  guest-00: balloon to 40.0 MiB  failed: it hung up",
             "q quit  s sort: name  r reverse  p hold  ? help",
         ],
     );
