@@ -85,7 +85,9 @@ fn main() -> Result<ExitCode> {
             };
             let record = measure(point, &options, &interrupted)
                 .with_context(|| format!("{point:?}; everything is stopped"))?;
-            eprint!("{}", record.text());
+            if !options.json {
+                print!("{}", record.text());
+            }
             records.push(record);
         }
     }
@@ -107,7 +109,6 @@ fn main() -> Result<ExitCode> {
             text("kvm"),
             text("load_average"),
         );
-        records.iter().for_each(|record| print!("{}", record.text()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -120,8 +121,15 @@ fn measure(point: Point, options: &Options, interrupted: &AtomicBool) -> Result<
             // Who goes first alternates.
             let place = (round + n) % Way::ALL.len();
             let way = Way::ALL[place];
+            let name = way.name();
             let figures = course::run(&point, way, working_set_pages, options.window, interrupted)
-                .with_context(|| format!("{} in round {}", way.name(), round + 1))?;
+                .with_context(|| format!("{name} in round {}", round + 1))?;
+            let Point { reclaim_percent, working_set_percent, .. } = point;
+            let writes = figures.get("writes_per_second").copied().unwrap_or_default();
+            eprintln!(
+                "{reclaim_percent} % taken, working set {working_set_percent} %, round {} {name:<8} {writes:.0} writes/s",
+                round + 1
+            );
             record.rounds[place].push(figures);
         }
     }
