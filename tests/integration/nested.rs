@@ -78,7 +78,7 @@ fn lab_balloon_of_a_linux_guest() {
     inside("inside::", 400);
 }
 
-/// Memory for 1.4 busy Debian guests: the balloon takes it from the idle one, and from the other when they have changed roles.
+/// Memory for 1.4 of two Debian guests: the balloon takes it from the idle one, and from the other when they have changed roles.
 #[test]
 fn lab_idle_tax_moves_memory_between_debian_guests() {
     need_image();
