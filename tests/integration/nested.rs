@@ -85,7 +85,7 @@ fn lab_idle_tax_moves_memory_between_debian_guests() {
     let scenario = tests::workspace().join("resources/scenarios/idle-tax-linux.toml");
     let scenario = scenario.to_str().expect("a path in UTF-8");
     let args = [samepage(), "stress".into(), scenario.to_owned(), "--json".into()];
-    let outcome = lab_run_on_one(Duration::from_secs(300), args).success();
+    let outcome = lab_run_on_one(Duration::from_secs(480), args).success();
     let verdict = outcome.json();
     assert_eq!((&verdict["held"], &verdict["mismatched_pages"]), (&true.into(), &0.into()), "{outcome}");
     let phases = verdict["phases"].as_array().expect("phases");
