@@ -78,6 +78,40 @@ fn lab_balloon_of_a_linux_guest() {
     inside("inside::", 400);
 }
 
+/// Memory for 1.4 of two Debian guests: the balloon takes it from the idle one, and from the other when they have changed roles.
+#[test]
+fn lab_idle_tax_moves_memory_between_debian_guests() {
+    need_image();
+    let scenario = tests::workspace().join("resources/scenarios/idle-tax-linux.toml");
+    let scenario = scenario.to_str().expect("a path in UTF-8");
+    let args = [samepage(), "stress".into(), scenario.to_owned(), "--json".into()];
+    let outcome = lab_run_on_one(Duration::from_secs(480), args).success();
+    let verdict = outcome.json();
+    assert_eq!((&verdict["held"], &verdict["mismatched_pages"]), (&true.into(), &0.into()), "{outcome}");
+    let phases = verdict["phases"].as_array().expect("phases");
+    let samples = verdict["series"].as_array().expect("samples");
+    // At the end of a phase.
+    let balloons = |phase: &str| {
+        let number = phases.iter().position(|p| p["name"] == phase).expect(phase);
+        let last = samples.iter().rfind(|sample| sample["phase"] == number).expect("a sample of the phase");
+        ["first", "second"].map(|guest| last["guests"][guest]["ballooned_pages"].as_u64().expect("a balloon"))
+    };
+    let ([idle, busy], [busy_again, idle_then]) =
+        (balloons("second is busy"), balloons("first is busy again"));
+    let more = 20 << 8;
+    assert!(idle > busy + more && idle_then > busy_again + more, "{idle} {busy}, {busy_again} {idle_then}");
+    let mib = |pages: u64| pages >> 8;
+    eprintln!(
+        "balloons in MiB, of the idle and of the busy guest: {} and {}; then {} and {}; {} pages verified in {:.0} s",
+        mib(idle),
+        mib(busy),
+        mib(idle_then),
+        mib(busy_again),
+        verdict["verified_pages"],
+        verdict["seconds"].as_f64().expect("a number"),
+    );
+}
+
 /// Four Debian guests: each boots to its agent, fills, is merged, verified and reported.
 #[test]
 fn lab_linux_fleet() {

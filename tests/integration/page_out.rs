@@ -1,16 +1,11 @@
 //! Pushing a guest's pages out to swap: on zram where the machine lets us make some, else what is said where there is none.
 
-use std::fs;
-use std::io;
-use std::path::PathBuf;
-use std::process::Command;
-
 use serde_json::{Value, json};
 use tests::require_kvm;
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, Vm, eventually, field};
+use tests::zram::Zram;
 use vmm::memory::page_out::has_swap;
-use vmm::memory::pagemap::Pagemap;
 
 fn stop(sandbox: &Sandbox, vm: Vm) {
     assert_eq!(vm.ask(&json!({"op": "stop"})), json!("done"));
@@ -18,58 +13,9 @@ fn stop(sandbox: &Sandbox, vm: Vm) {
     sandbox.assert_clean_within(SOON);
 }
 
-/// A zram device of this test's own, in use as swap of the lowest priority. Dropped, it is no more.
-struct Zram {
-    number: String,
-}
-
-impl Zram {
-    /// 256 MiB, which take memory only as they are used.
-    fn new() -> Result<Self, String> {
-        let number =
-            fs::read_to_string("/sys/class/zram-control/hot_add").map_err(|e| format!("zram: {e}"))?;
-        let zram = Self { number: number.trim().to_owned() };
-        let setting = format!("/sys/block/zram{}/disksize", zram.number);
-        fs::write(&setting, "256M").map_err(|e| format!("{setting}: {e}"))?;
-        zram.run("mkswap", &[])?;
-        zram.run("swapon", &["--priority", "0"])?;
-        Ok(zram)
-    }
-
-    fn device(&self) -> PathBuf {
-        format!("/dev/zram{}", self.number).into()
-    }
-
-    fn run(&self, tool: &str, args: &[&str]) -> Result<(), String> {
-        let said = Command::new(tool).args(args).arg(self.device()).output();
-        match said {
-            Ok(said) if said.status.success() => Ok(()),
-            Ok(said) => Err(format!("{tool}: {}", String::from_utf8_lossy(&said.stderr).trim())),
-            Err(error) => Err(format!("{tool}: {error}")),
-        }
-    }
-}
-
-impl Drop for Zram {
-    fn drop(&mut self) {
-        // Not in use yet, where making it failed.
-        let _ = self.run("swapoff", &[]);
-        let removed: io::Result<()> = fs::write("/sys/class/zram-control/hot_remove", &self.number);
-        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
-    }
-}
-
 /// Pages of guest RAM that are on swap, by the page table.
 fn swapped(vm: &Vm) -> u64 {
-    let status = vm.status();
-    let (mut pagemap, mut entries, mut pages) =
-        (Pagemap::open(vm.running().pid()).expect("its pagemap"), Vec::new(), 0);
-    for extent in status["extents"].as_array().expect("extents") {
-        let (hva, bytes) = (extent["hva"].as_u64().expect("hva"), extent["bytes"].as_u64().expect("bytes"));
-        pagemap.read(hva, bytes as usize / 4096, &mut entries).expect("its pagemap");
-        pages += entries.iter().filter(|entry| entry.swapped()).count() as u64;
-    }
-    pages
+    vm.page_entries().iter().filter(|entry| entry.swapped()).count() as u64
 }
 
 /// One test for both, for swap is the machine's, and what one does the other would see.
@@ -87,9 +33,10 @@ fn pages_are_pushed_out_where_there_is_swap_and_come_back_whole() {
     }
     let filled = com2.command("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages=10000");
     assert_eq!(field(&filled, "pages"), 10_000);
-    let _zram = match Zram::new() {
+    let _zram = match Zram::new(256) {
         Ok(zram) => zram,
         Err(why) => {
+            let why = format!("{why:#}");
             tests::host::skipped("pages_are_pushed_out_where_there_is_swap_and_come_back_whole", &why);
             return stop(&sandbox, vm);
         }

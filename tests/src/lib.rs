@@ -10,12 +10,14 @@ pub mod linux_bench;
 pub mod merging;
 pub mod open_metrics;
 pub mod peer;
+pub mod reclaiming;
 pub mod run;
 pub mod sandbox;
 pub mod terminal;
 pub mod tidy;
 pub mod torture;
 pub mod vm;
+pub mod zram;
 
 use std::path::{Path, PathBuf};
 

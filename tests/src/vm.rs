@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vmm::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
 
 use crate::run::Running;
 use crate::sandbox::Sandbox;
@@ -81,6 +82,25 @@ impl Vm {
     #[track_caller]
     pub fn status(&self) -> Value {
         self.ask(&json!({"op": "status"}))["status"].clone()
+    }
+
+    /// The page table's entries of guest RAM, in the order of the guest's memory.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn page_entries(&self) -> Vec<PagemapEntry> {
+        let status = self.status();
+        let mut pagemap = Pagemap::open(self.running.pid()).expect("its pagemap");
+        let (mut entries, mut all) = (Vec::new(), Vec::new());
+        for extent in status["extents"].as_array().expect("extents") {
+            let (hva, bytes) =
+                (extent["hva"].as_u64().expect("hva"), extent["bytes"].as_u64().expect("bytes"));
+            pagemap.read(hva, (bytes / PAGE_BYTES) as usize, &mut entries).expect("its pagemap");
+            all.append(&mut entries);
+        }
+        all
     }
 
     /// A connection to COM2.

@@ -1,22 +1,45 @@
 //! What was seen of a fleet over time.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
 use crate::host::governor::Management;
 use crate::overcommit::pressure::Pressure;
-use crate::overcommit::view::GuestState;
+use crate::overcommit::view::{GuestState, GuestView};
 
 /// Samples of one run; a longer run keeps every second one.
 const MAX_SAMPLES: usize = 20_000;
+/// Guests in all samples together; a run that has more of them keeps every second sample.
+const MAX_GUEST_SAMPLES: usize = 200_000;
 
-/// Declares a sample once: as a structure, and as a line of CSV.
+/// One guest at one moment. Pages are of 4096 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSample {
+    /// What is in its balloon.
+    pub ballooned_pages: u64,
+    /// Its pages on frames.
+    pub resident_pages: u64,
+}
+
+impl GuestSample {
+    fn of(guest: &GuestView) -> Self {
+        Self { ballooned_pages: guest.ballooned_pages(), resident_pages: guest.resident_pages }
+    }
+}
+
+/// Declares a sample once: as a structure, and as a line of CSV. Guests are not in the CSV, whose columns are the same for all fleets.
 macro_rules! sample {
     ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
         /// A fleet at one moment. Pages are of 4096 bytes.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-        pub struct Sample { $($(#[$doc])* pub $name: $type,)* }
+        pub struct Sample {
+            $($(#[$doc])* pub $name: $type,)*
+            /// Each guest, by its name.
+            #[serde(default)]
+            pub guests: BTreeMap<String, GuestSample>,
+        }
 
         const COLUMNS: &[&str] = &[$(stringify!($name)),*];
 
@@ -75,7 +98,7 @@ impl Sample {
         let host = management.host.clone().unwrap_or_default();
         let ledger = management.ledger.clone().unwrap_or_default();
         let in_state = |state| management.guests.iter().filter(|guest| guest.state == state).count();
-        let sum = |of: fn(&crate::overcommit::view::GuestView) -> u64| management.guests.iter().map(of).sum();
+        let sum = |of: fn(&GuestView) -> u64| management.guests.iter().map(of).sum();
         let psi = host.psi.unwrap_or_default();
         Self {
             seconds,
@@ -96,6 +119,7 @@ impl Sample {
             running: in_state(GuestState::Running),
             throttled: management.guests.iter().filter(|g| g.throttle_pages_per_second.is_some()).count(),
             suspended: in_state(GuestState::Suspended),
+            guests: management.guests.iter().map(|g| (g.name.clone(), GuestSample::of(g))).collect(),
         }
     }
 }
@@ -111,7 +135,8 @@ pub struct Series {
 impl Series {
     /// One more.
     pub fn add(&mut self, sample: Sample) {
-        if self.samples.len() >= MAX_SAMPLES {
+        let guests = self.samples.len().saturating_mul(sample.guests.len());
+        if self.samples.len() >= MAX_SAMPLES || guests >= MAX_GUEST_SAMPLES {
             let mut odd = false;
             self.samples.retain(|_| {
                 odd = !odd;
@@ -133,6 +158,7 @@ impl Series {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overcommit::view::BalloonView;
 
     #[test]
     fn every_line_has_every_column_and_a_long_run_is_thinned() {
@@ -145,5 +171,33 @@ mod tests {
         assert_eq!((seconds[1], seconds.last()), (2.0, Some(&(MAX_SAMPLES as f64))));
         let csv = series.csv();
         assert!(csv.lines().all(|line| line.split(',').count() == COLUMNS.len()));
+    }
+
+    #[test]
+    fn many_guests_thin_a_run_sooner() {
+        let guests: BTreeMap<_, _> = (0..1000).map(|n| (n.to_string(), GuestSample::default())).collect();
+        let mut series = Series::default();
+        let most = MAX_GUEST_SAMPLES / guests.len();
+        for _ in 0..=most {
+            series.add(Sample { guests: guests.clone(), ..Sample::default() });
+        }
+        assert_eq!(series.samples.len(), most / 2 + 1);
+    }
+
+    #[test]
+    fn each_guest_is_in_a_sample() {
+        let guest = |name: &str, actual_pages| GuestView {
+            name: name.into(),
+            promised_pages: 1000,
+            balloon: Some(BalloonView { target_pages: 900, actual_pages }),
+            resident_pages: 500,
+            ..GuestView::default()
+        };
+        let guests = vec![guest("a", 300), guest("b", 2000)];
+        let sample = Sample::of(&Management { guests, ..Management::default() }, 0.0, 0);
+        let json = serde_json::to_value(&sample).unwrap();
+        assert_eq!(json["guests"]["a"], serde_json::json!({"ballooned_pages": 300, "resident_pages": 500}));
+        assert_eq!(sample.guests["b"].ballooned_pages, 1000, "never more than it was promised");
+        assert_eq!(sample.ballooned_pages, 1300);
     }
 }
