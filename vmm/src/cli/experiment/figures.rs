@@ -155,10 +155,10 @@ fn over_time(outcome: &Outcome) -> Vec<Section> {
 
 fn distributions(outcome: &Outcome) -> Vec<Section> {
     let named = [
-        ("same_domain_common_windows", "common, own domain"),
-        ("same_domain_unique_windows", "unique, own domain"),
-        ("other_domain_common_windows", "common, other domain"),
-        ("other_domain_unique_windows", "unique, other domain"),
+        ("same_domain_common_windows", "common, own"),
+        ("same_domain_unique_windows", "unique, own"),
+        ("other_domain_common_windows", "common, other"),
+        ("other_domain_unique_windows", "unique, other"),
     ];
     let plot = |(summary, all): (&PointSummary, &BTreeMap<String, Vec<(f64, f64)>>)| {
         let line = |(key, name): &(&str, &str)| {
@@ -168,7 +168,7 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
         Item::Lines(Lines {
             title: curve(summary),
             x: "us: median write of a window".into(),
-            y: "% of windows that take no longer".into(),
+            y: "% of windows".into(),
             series: named.iter().filter_map(line).collect(),
         })
     };
@@ -196,7 +196,8 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
         },
         Section {
             heading: "Write times".into(),
-            text: "The first repetition.".into(),
+            text: "The first repetition: so many of the windows had a median write that took no longer; in the own domain and in the other."
+                .into(),
             items: first_series(outcome).into_iter().map(plot).collect(),
         },
     ]
