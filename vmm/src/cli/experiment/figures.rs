@@ -1,11 +1,10 @@
 //! What came out of an experiment as a page of plots and tables.
 
-use std::collections::BTreeMap;
-
 use super::table::{columns, dimensions, readable, spread};
 use crate::host::experiment::plan::Kind;
 use crate::host::experiment::run::Outcome;
 use crate::host::experiment::summary::PointSummary;
+use crate::host::experiment::trial::Series;
 use crate::measure::page::{Bars, Item, Lines, Page, Section, Table, number};
 use crate::memory::PAGE_BYTES;
 
@@ -105,7 +104,7 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
 }
 
 /// The series of the first repetition of each point: a curve is no median.
-fn first_series(outcome: &Outcome) -> Vec<(&PointSummary, &BTreeMap<String, Vec<(f64, f64)>>)> {
+fn first_series(outcome: &Outcome) -> Vec<(&PointSummary, &Series)> {
     let first = |s: &PointSummary| outcome.trials.iter().find(|trial| trial.point == s.point);
     outcome.summary.iter().filter_map(|s| Some((s, &first(s)?.measured.series))).collect()
 }
@@ -155,12 +154,12 @@ fn over_time(outcome: &Outcome) -> Vec<Section> {
 
 fn distributions(outcome: &Outcome) -> Vec<Section> {
     let named = [
-        ("same_domain_common_windows", "common, own domain"),
-        ("same_domain_unique_windows", "unique, own domain"),
-        ("other_domain_common_windows", "common, other domain"),
-        ("other_domain_unique_windows", "unique, other domain"),
+        ("same_domain_common_windows", "common, own"),
+        ("same_domain_unique_windows", "unique, own"),
+        ("other_domain_common_windows", "common, other"),
+        ("other_domain_unique_windows", "unique, other"),
     ];
-    let plot = |(summary, all): (&PointSummary, &BTreeMap<String, Vec<(f64, f64)>>)| {
+    let plot = |(summary, all): (&PointSummary, &Series)| {
         let line = |(key, name): &(&str, &str)| {
             let points = all.get(*key)?.iter().map(|(ns, part)| (ns / 1000.0, *part));
             Some(((*name).to_owned(), points.collect()))
@@ -168,7 +167,7 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
         Item::Lines(Lines {
             title: curve(summary),
             x: "us: median write of a window".into(),
-            y: "% of windows that take no longer".into(),
+            y: "% of windows".into(),
             series: named.iter().filter_map(line).collect(),
         })
     };
@@ -196,7 +195,8 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
         },
         Section {
             heading: "Write times".into(),
-            text: "The first repetition.".into(),
+            text: "The first repetition: so many of the windows had a median write that took no longer; in the own domain and in the other."
+                .into(),
             items: first_series(outcome).into_iter().map(plot).collect(),
         },
     ]

@@ -100,9 +100,12 @@ fn digits(value: f64) -> String {
     }
 }
 
+/// Its name, and what a point has of it.
+type Dimension = (&'static str, fn(&PointSummary) -> String);
+
 /// Dimensions of which there is more than one value, by name.
-pub(super) fn dimensions(summary: &[PointSummary]) -> Vec<(&'static str, fn(&PointSummary) -> String)> {
-    let all: [(&'static str, fn(&PointSummary) -> String); 3] = [
+pub(super) fn dimensions(summary: &[PointSummary]) -> Vec<Dimension> {
+    let all: [Dimension; 3] = [
         ("variant", |s| s.point.variant.clone()),
         ("engine", |s| s.point.engine.to_string()),
         ("guests", |s| s.point.guests.to_string()),

@@ -16,6 +16,9 @@ use crate::measure::watch::Watcher;
 const PARTS: [(f64, &str); 3] =
     [(0.5, "to_50_percent_seconds"), (0.9, "to_90_percent_seconds"), (0.95, "to_95_percent_seconds")];
 
+/// What saves, and how much of it there is.
+type Part = (&'static str, fn(&Saved) -> u64);
+
 /// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let domains = vec!["experiment"; stage.point.guests as usize];
@@ -65,7 +68,7 @@ fn converge(
     if let Some(seconds) = progress.cpu_seconds {
         measured.put("merge_cpu_seconds", seconds);
     }
-    let kinds: [(&str, fn(&Saved) -> u64); 4] =
+    let kinds: [Part; 4] =
         [("achieved", Saved::total), ("zero", |s| s.zero), ("self", |s| s.own), ("cross", |s| s.cross)];
     for (name, of) in kinds {
         let points = seen.iter().map(|(seconds, saved)| (*seconds, 100.0 * of(saved) as f64 / ideal));
