@@ -119,7 +119,8 @@ mod tests {
             let held = pages * percent / 100;
             assert!(held.abs_diff(working_set) <= 1 || pages == most, "{pages} pages, {percent} %");
             assert!((working_set..=most).contains(&pages), "{pages} pages");
-            assert!(pages - held <= cold + pages / 50, "{pages} pages, {percent} %");
+            // A percent too little of the working set is so many pages too much.
+            assert!(pages - held <= cold + pages / percent + 1, "{pages} pages, {percent} %");
         }
         assert_eq!(mix(1000, 0, 65_000), (1000, 100));
     }
