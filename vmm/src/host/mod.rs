@@ -17,6 +17,7 @@ pub mod guest;
 pub mod ledger;
 pub mod metrics;
 mod observer;
+pub mod page_types;
 mod policy_state;
 pub mod post;
 pub mod runtime;

@@ -1,6 +1,7 @@
 //! A measurement as a page of tables and plots.
 
 use super::output::Measured;
+use super::types::{ByType, TypeRow};
 use crate::measure::beyond::Beyond;
 use crate::measure::findings::{Findings, MAX_PAIRED};
 use crate::measure::page::{Bars, Histogram, Item, Lines, Matrix, Page, Section, Table, number};
@@ -24,6 +25,7 @@ pub(super) fn page(measured: &Measured) -> Page {
         sections.push(between(found));
     }
     sections.extend(runs(found));
+    sections.extend(measured.by_type.as_ref().map(by_type));
     sections.extend(measured.watched.as_ref().map(watched));
     sections.extend(measured.beyond.as_ref().map(beyond));
     if !measured.notes.is_empty() {
@@ -46,7 +48,11 @@ fn summary(measured: &Measured) -> Section {
         values.push(("achieved of the ideal".to_owned(), format!("{:.1} %", 100.0 * now.fraction_of_ideal)));
     }
     if let Some(volatile) = &measured.volatile {
-        let share = format!("{:.2} %", 100.0 * volatile.share.mean);
+        let error = match volatile.pages_error_95 {
+            0 => String::new(),
+            _ => format!(" \u{b1} {:.2}", 100.0 * volatile.share.error_95),
+        };
+        let share = format!("{:.2} %{error}", 100.0 * volatile.share.mean);
         values.push((format!("changed within {:.1} s", volatile.seconds), share));
     }
     let mut items = vec![Item::KeyValues(values)];
@@ -168,6 +174,35 @@ fn runs(found: &Findings) -> Option<Section> {
         number(found.mappings_at_most.unwrap_or_default() as f64)
     );
     Some(Section { heading: "How it lies".into(), text, items: vec![Item::Histogram(histogram)] })
+}
+
+fn by_type(found: &ByType) -> Section {
+    let bar = |row: &TypeRow| {
+        let c = &row.counts;
+        let parts = [c.zero, c.self_duplicates, c.cross_duplicates, c.distinct].map(mib);
+        (row.name.clone(), parts.to_vec())
+    };
+    let bars = Bars {
+        title: "Memory by what the guests' kernels use it for".into(),
+        unit: "MiB".into(),
+        series: strings(&["zero", "within a guest", "between guests", "had it first"]),
+        bars: found.types.iter().filter(|row| row.counts.present() > 0).map(bar).collect(),
+    };
+    let rows = found.types.iter().map(|row| {
+        let c = &row.counts;
+        let pages =
+            [c.pages, c.present(), c.zero, c.self_duplicates, c.cross_duplicates, c.distinct, c.shared_now];
+        let mut cells = vec![row.name.clone()];
+        cells.extend(pages.map(|pages| number(mib(pages))));
+        cells
+    });
+    let header = ["MiB", "all", "in memory", "zero", "within", "between", "distinct", "shared now"];
+    let names: Vec<&str> = found.guests.iter().map(|guest| guest.guest.as_str()).collect();
+    Section {
+        heading: "What the pages are for".into(),
+        text: format!("By the kernels of {}, asked before their memory was read.", names.join(", ")),
+        items: vec![Item::Bars(bars), Item::Table(Table { header: strings(&header), rows: rows.collect() })],
+    }
 }
 
 fn watched(watched: &Watched) -> Section {
