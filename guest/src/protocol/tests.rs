@@ -222,7 +222,7 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, poweroff or reboot",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),
