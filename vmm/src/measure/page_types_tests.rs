@@ -29,8 +29,8 @@ fn flag_file(dir: &TempDir, flags: &[u64]) -> PathBuf {
 
 fn image(dir: &TempDir, name: &str, contents: &[u32]) -> PathBuf {
     let path = dir.path().join(name);
-    let page = |content: &u32| content.to_le_bytes().into_iter().cycle().take(PAGE);
-    fs::write(&path, contents.iter().flat_map(page).collect::<Vec<_>>()).unwrap();
+    let pages: Vec<_> = contents.iter().map(|content| content.to_le_bytes().repeat(PAGE / 4)).collect();
+    fs::write(&path, pages.concat()).unwrap();
     path
 }
 
@@ -87,12 +87,12 @@ fn every_page_is_counted_with_its_type() {
 #[test]
 fn several_passes_do_not_count_types() {
     let dir = tempfile::tempdir().unwrap();
-    let contents: Vec<u32> = (1..=60_000).collect();
-    let ram = pc_ram("it", &[60_000 * PAGE_BYTES], LOW).unwrap();
-    let types = PageTypes::of_flags(&flag_file(&dir, &vec![ANON; 60_000]), &ram, LOW).unwrap();
+    let contents: Vec<u32> = (1..=20_000).collect();
+    let ram = pc_ram("it", &[20_000 * PAGE_BYTES], LOW).unwrap();
+    let types = PageTypes::of_flags(&flag_file(&dir, &vec![ANON; 20_000]), &ram, LOW).unwrap();
     let file = FileSource::open(&image(&dir, "a", &contents), "a".into()).unwrap();
     let file = file.with_page_types(Some(Arc::new(types)));
-    let options = Options { threads: 1, index_limit_bytes: 1 << 19, ..Options::default() };
+    let options = Options { threads: 1, index_limit_bytes: 300_000, ..Options::default() };
     let scan = scan(&[&file], &options, &mut |_, _| true).unwrap();
     assert!(scan.passes > 1 && scan.by_type.is_none(), "{} passes", scan.passes);
 }
@@ -166,7 +166,8 @@ fn what_is_shared_now_is_counted_by_type() {
     use vm_memory::{Bytes, GuestAddress};
 
     use crate::memory::ram::{Backing, Ram as GuestRam};
-    let ram = GuestRam::new(64 * PAGE_BYTES, Backing::Anonymous).unwrap();
+    let ram = GuestRam::new(4096 * PAGE_BYTES, Backing::Anonymous).unwrap();
+    ram.set_huge_pages(false).unwrap();
     for page in 0..40u64 {
         let at = GuestAddress(page * PAGE_BYTES);
         // Every other page is on the zero frame, which is shared.
@@ -176,7 +177,7 @@ fn what_is_shared_now_is_counted_by_type() {
         }
     }
     let space = Space { name: "us".into(), pid: std::process::id(), extents: ram.extents() };
-    let types = PageTypes::of_runs("us", "s10a54", &[Ram { first: 0, pages: 64 }]).unwrap();
+    let types = PageTypes::of_runs("us", "s10a4086", &[Ram { first: 0, pages: 4096 }]).unwrap();
     let shared = types.shared(&space).unwrap();
     assert_eq!((shared[PageType::Slab.code()], shared[PageType::Anonymous.code()]), (5, 15));
     assert_eq!(shared.iter().sum::<u64>(), 20);

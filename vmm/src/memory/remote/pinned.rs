@@ -22,6 +22,9 @@ use super::{RemoteError, RemoteMemory};
 /// Ranges in one call: the kernel's UIO_MAXIOV.
 const MAX_RANGES: usize = 1024;
 
+/// An address that no process has: reading it faults nothing in.
+const NOWHERE: u64 = 1 << 62;
+
 /// Whether numbers in /proc are those that system calls take: not so if it is another pid namespace's.
 pub(super) fn proc_is_ours() -> bool {
     fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&process::id().to_string()))
@@ -61,15 +64,14 @@ impl RemoteMemory {
         usize::try_from(read) == Ok(wanted)
     }
 
-    /// Whether the process that was opened is still there, after it was read by its number: that may be another's by now. `hva` is an
-    /// address of it.
+    /// Whether the process that was opened is still there, after it was read by its number: that may be another's by now.
     ///
     /// # Errors
     /// [`RemoteError::Exited`]: what [`Self::read_pinned`] read since the last check may be another process's.
-    pub fn check_alive(&self, hva: u64) -> Result<(), RemoteError> {
-        match self.file.read_at(&mut [0], hva) {
+    pub fn check_alive(&self) -> Result<(), RemoteError> {
+        match self.file.read_at(&mut [0], NOWHERE) {
             Ok(0) => Err(RemoteError::Exited { pid: self.pid }),
-            // Nothing may be mapped at the address any more; the address space is the one that was opened.
+            // There is an address space to find nothing in, and it is the one that was opened.
             _ => Ok(()),
         }
     }
@@ -88,7 +90,7 @@ mod tests {
         let mut into = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
         assert!(memory.read_pinned(&[base + 5_000, base], &mut into));
         assert_eq!((&first[..], &second[..]), (&data[5_000..5_100], &data[..50]));
-        memory.check_alive(base).unwrap();
+        memory.check_alive().unwrap();
         // Nothing is mapped there: no reason not to go on.
         let mut into = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
         assert!(!memory.read_pinned(&[base, 4096], &mut into));
@@ -101,11 +103,10 @@ mod tests {
     fn who_has_ended_is_not_taken_for_another() {
         let mut child = process::Command::new("sleep").arg("60").spawn().unwrap();
         let mut memory = RemoteMemory::open(child.id()).unwrap();
-        let hva = 1 << 20;
-        memory.check_alive(hva).unwrap();
+        memory.check_alive().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!memory.read_pinned(&[hva], &mut [IoSliceMut::new(&mut [0; 8])]));
-        assert!(matches!(memory.check_alive(hva), Err(RemoteError::Exited { .. })));
+        assert!(!memory.read_pinned(&[1 << 20], &mut [IoSliceMut::new(&mut [0; 8])]));
+        assert!(matches!(memory.check_alive(), Err(RemoteError::Exited { .. })));
     }
 }
