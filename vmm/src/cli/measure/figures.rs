@@ -29,8 +29,7 @@ pub(super) fn page(measured: &Measured) -> Page {
     sections.extend(measured.watched.as_ref().map(watched));
     sections.extend(measured.beyond.as_ref().map(beyond));
     if !measured.notes.is_empty() {
-        let rows = measured.notes.iter().map(|note| vec![note.clone()]).collect();
-        let items = vec![Item::Table(Table { header: strings(&["note"]), rows })];
+        let items = vec![Item::Notes(measured.notes.clone())];
         sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
     }
     Page { title: "What sharing equal pages would save".into(), lead: measured.headline(), sections }
@@ -148,7 +147,15 @@ fn between(found: &Findings) -> Section {
         y: "MiB".into(),
         series,
     }));
-    let bins = found.held_by.iter().map(|(guests, contents)| (guests.to_string(), *contents as f64));
+    // A number of guests that holds nothing has its place, too, unless there are very many.
+    let all = 1..=found.guests.len() as u64;
+    let numbers: Vec<u64> = match found.guests.len() {
+        ..=MAX_PAIRED => all.collect(),
+        _ => found.held_by.keys().copied().collect(),
+    };
+    let bins = numbers
+        .iter()
+        .map(|guests| (guests.to_string(), found.held_by.get(guests).copied().unwrap_or_default() as f64));
     items.push(Item::Histogram(Histogram {
         title: "By how many guests a content is held".into(),
         x: "guests".into(),
@@ -240,10 +247,10 @@ fn watched(watched: &Watched) -> Section {
 
 fn beyond(beyond: &Beyond) -> Section {
     let rows = [
-        ("patches to a similar page", beyond.patches_save),
+        ("patches", beyond.patches_save),
         ("lz4", beyond.lz4_saves),
         ("zstd", beyond.zstd_saves),
-        ("patch or lz4, the smaller", beyond.patches_and_lz4_save),
+        ("patch or lz4", beyond.patches_and_lz4_save),
     ];
     let bars = rows.map(|(name, saves): (&str, Estimate)| {
         (format!("{name} \u{b1} {:.1}", 100.0 * saves.error_95), vec![100.0 * saves.mean])

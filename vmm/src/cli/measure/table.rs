@@ -49,8 +49,8 @@ impl fmt::Display for Measured {
             let what = match volatile.pages_error_95 {
                 0 => within,
                 error => format!(
-                    "{within}: estimate, +- {error} pages (95 %), of {} read twice {} did",
-                    volatile.looked_pages, volatile.changed_pages
+                    "{within}: estimate, +- {error} pages (95 %); {} of {} read twice",
+                    volatile.changed_pages, volatile.looked_pages
                 ),
             };
             classes.add_row(row("volatile", volatile.pages, &what));
@@ -156,7 +156,10 @@ fn percent(estimate: Estimate) -> String {
 }
 
 fn beyond_table(f: &mut fmt::Formatter<'_>, beyond: &Beyond) -> fmt::Result {
-    let bytes = |estimate: Estimate| format!("{:.0} +- {:.0} bytes a page", estimate.mean, estimate.error_95);
+    let bytes = |estimate: Estimate| match estimate.mean {
+        mean if mean > 0.0 => format!("{mean:.0} +- {:.0} bytes a page", estimate.error_95),
+        _ => String::new(),
+    };
     let title = format!("beyond sharing ({} of {} contents)", beyond.sampled, beyond.contents);
     let mut table = table(&[&title, "saves", ""], 1);
     let rows = [
