@@ -137,6 +137,57 @@ fn an_image_that_is_removed_while_it_is_read_is_measured_whole() {
     }
 }
 
+/// A copy of a guest's /proc/kpageflags.
+fn page_flags(sandbox: &Sandbox, name: &str, flags: &[u64]) -> String {
+    let path = sandbox.file(name);
+    fs::write(&path, flags.iter().flat_map(|flags| flags.to_le_bytes()).collect::<Vec<_>>()).expect("a file");
+    text(&path).to_owned()
+}
+
+#[test]
+fn pages_of_images_are_told_by_what_they_are_for() {
+    let sandbox = Sandbox::new();
+    let (free, slab, reserved) = (1 << 10, 1 << 7, 1 << 32);
+    let a = image(&sandbox, "a", &pages([0, 0, 1, 1, 2]));
+    let b = image(&sandbox, "b", &pages([1, 2, 3, 0, 0]));
+    // There are a few frames behind a guest's RAM that firmware has reserved.
+    let flags_a = page_flags(&sandbox, "a.flags", &[free, free, slab, slab, 0, reserved, reserved]);
+    let flags_b = page_flags(&sandbox, "b.flags", &[slab, slab, slab, free, free]);
+    let run = |args: &[&str]| {
+        let args = [&["measure", "--json", "--file", &a, "--file", &b], args].concat();
+        sandbox.samepage(args).timeout(LIMIT).output()
+    };
+    let named = [format!("{a}={flags_a}"), format!("{b}={flags_b}")];
+    let found = run(&["--page-flags", &named[0], "--page-flags", &named[1]]).success().json();
+    let row = |name: &str, [pages, zero, within, between, distinct]: [u64; 5]| {
+        json!({"type": name, "pages": pages, "zero": zero, "self_duplicates": within,
+               "cross_duplicates": between, "distinct": distinct, "shared_now": 0})
+    };
+    let all = json!([
+        row("free", [4, 4, 0, 0, 0]),
+        row("slab", [5, 0, 1, 2, 2]),
+        row("kernel, other", [1, 0, 0, 0, 1])
+    ]);
+    assert_eq!(found["by_type"]["types"], all, "{found:#}");
+    let second = json!([row("free", [2, 2, 0, 0, 0]), row("slab", [3, 0, 0, 2, 1])]);
+    assert_eq!(found["by_type"]["guests"][1], json!({"guest": b, "types": second}));
+    assert!(run(&[]).success().json()["by_type"].is_null());
+
+    let small = format!("{a}={}", page_flags(&sandbox, "small", &[free; 4]));
+    let large = format!("{a}={}", page_flags(&sandbox, "large", &[free; 6]));
+    for (args, expected) in [
+        (vec!["--page-flags", &flags_a], "Write PID=FLAGS"),
+        (vec!["--page-flags", &named[0], "--page-flags", &named[0]], "twice"),
+        (vec!["--page-flags", &small], "tells of 4 frames"),
+        (vec!["--page-flags", &large], "frame 0x5 is used (free)"),
+        (vec!["--page-flags", &named[0], "--low-memory", "3"], "no unit"),
+        (vec!["--page-types"], "--page-flags"),
+    ] {
+        let outcome = run(&args);
+        assert!(matches!(outcome.code, Some(1 | 2)) && outcome.stderr.contains(expected), "{outcome}");
+    }
+}
+
 /// A program run by nobody.
 fn by_nobody(program: &[&str]) -> Run {
     let become_nobody = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
