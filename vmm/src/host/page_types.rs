@@ -1,6 +1,7 @@
 //! What a Linux guest's kernel uses its frames for, asked of its agent, a reply at a time.
 
 use std::fmt::Write;
+use std::io;
 use std::time::{Duration, Instant};
 
 use guest::protocol::{Command, Done, Reply};
@@ -52,7 +53,17 @@ impl Guest {
         // Each reply tells of a frame at least, or is the last one.
         while from < end.unwrap_or(0) {
             let command = Command::Frames { from };
-            let Reply::Ok(Done::Frames(frames)) = self.obey(&command, watch)? else { break };
+            let Some(com2) = &mut self.com2 else {
+                let who = format!("COM2 of guest {}", self.spec.name);
+                return Err(HostError::Socket { who, source: io::ErrorKind::NotConnected.into() });
+            };
+            // Unlike other commands this one does not wait for a guest that is held back: the whole fleet would.
+            let slow = || HostError::Slow { guest: self.spec.name.clone(), command: "frames", limit: LIMIT };
+            let reply = com2.command(&command, LIMIT, &mut |_| {
+                watch.check()?;
+                if began.elapsed() > LIMIT { Err(slow()) } else { Ok(false) }
+            })?;
+            let Reply::Ok(Done::Frames(frames)) = reply else { break };
             if from.checked_add(frames.runs.frames()) != Some(frames.next) {
                 let answer = format!("{} frames, and {} is the next", frames.runs.frames(), frames.next);
                 return Err(HostError::Refused {
@@ -65,11 +76,7 @@ impl Guest {
                 break;
             }
             if began.elapsed() > LIMIT {
-                return Err(HostError::Slow {
-                    guest: self.spec.name.clone(),
-                    command: "frames",
-                    limit: LIMIT,
-                });
+                return Err(slow());
             }
             let _ = write!(text, "{}", frames.runs);
             from = frames.next;
