@@ -7,6 +7,7 @@
 //! - [`protocol`]: the lines that travel over the second serial port;
 //! - [`content`]: what a page holds, as a function of its key;
 //! - [`layout`]: which page has which key;
+//! - [`page_type`]: what a guest's kernel uses its frames for;
 //! - [`workload`]: filling, churning, verifying and freeing an array of pages, [`in_use`] which of them it uses;
 //! - [`histogram`] and [`tsc`]: how long its writes take;
 //! - [`virtio`]: the built-in guest's balloon driver, over registers and memory that its caller provides;
@@ -22,6 +23,7 @@ pub mod content;
 pub mod histogram;
 pub mod in_use;
 pub mod layout;
+pub mod page_type;
 pub mod protocol;
 pub mod service;
 pub mod tsc;

@@ -18,6 +18,7 @@ mod hostile;
 mod inside;
 mod kernels;
 mod measure;
+mod measure_limits;
 mod nested;
 mod overcommit;
 mod page_out;

@@ -25,10 +25,10 @@ use super::nested::need_image;
 const PAGE: usize = 4096;
 /// An index of 1 MiB, and the few sets of guests that come on top of it.
 const WITH_SETS: u64 = (1 << 20) + (16 << 10);
-const LIMIT: Duration = Duration::from_secs(240);
+pub(super) const LIMIT: Duration = Duration::from_secs(240);
 
 /// Zero, within a guest, between guests, distinct.
-type Counts = [u64; 4];
+pub(super) type Counts = [u64; 4];
 
 /// By whole pages. Each guest is its pages.
 fn count(guests: &[Vec<[u8; PAGE]>]) -> Counts {
@@ -49,7 +49,7 @@ fn count(guests: &[Vec<[u8; PAGE]>]) -> Counts {
     [zero, filled - held, held - distinct, distinct]
 }
 
-fn counts(measured: &Value) -> Counts {
+pub(super) fn counts(measured: &Value) -> Counts {
     let content = &measured["content"];
     ["zero", "self_duplicates", "cross_duplicates", "distinct"]
         .map(|class| content[class].as_u64().unwrap_or_else(|| panic!("no {class} in {measured:#}")))
@@ -80,12 +80,12 @@ fn measure(sandbox: &Sandbox, args: &[&str]) -> Value {
     sandbox.samepage(args).timeout(LIMIT).output().success().json()
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
 /// A page for each number; 0 is zeros.
-fn pages(numbers: impl IntoIterator<Item = u32>) -> Vec<[u8; PAGE]> {
+pub(super) fn pages(numbers: impl IntoIterator<Item = u32>) -> Vec<[u8; PAGE]> {
     let page = |number: u32| {
         let mut page = [0; PAGE];
         page.as_chunks_mut::<4>().0.iter_mut().for_each(|word| *word = number.to_le_bytes());
@@ -94,7 +94,7 @@ fn pages(numbers: impl IntoIterator<Item = u32>) -> Vec<[u8; PAGE]> {
     numbers.into_iter().map(page).collect()
 }
 
-fn image(sandbox: &Sandbox, name: &str, pages: &[[u8; PAGE]]) -> String {
+pub(super) fn image(sandbox: &Sandbox, name: &str, pages: &[[u8; PAGE]]) -> String {
     let path = sandbox.file(name);
     fs::write(&path, pages.as_flattened()).expect("a file in the sandbox");
     text(&path).to_owned()
@@ -285,6 +285,9 @@ fn what_changes_is_volatile_and_what_is_frozen_does_not() {
     let found = measure(&sandbox, &["--pid", &filler.pid()]);
     assert!(found["volatile"]["changed_pages"].as_u64() > Some(0), "{:#}", found["volatile"]);
     assert!(found["volatile"]["share"]["error_95"].as_f64() > Some(0.0), "a part of it was looked at twice");
+    assert!(found["volatile"]["pages_error_95"].as_u64() > Some(0), "{:#}", found["volatile"]);
+    let said = sandbox.samepage(["measure", "--pid", &filler.pid()]).timeout(LIMIT).output().success().stdout;
+    assert!(said.lines().any(|line| line.contains("volatile") && line.contains("pages (95 %)")), "{said}");
     let frozen = measure(&sandbox, &["--pid", &filler.pid(), "--freeze"]);
     assert!(frozen["volatile"].is_null(), "{frozen:#}");
     assert!(!filler.is_stopped());

@@ -140,3 +140,50 @@ fn lab_linux_fleet() {
     let left = number("/content/ideal_saved_pages") - number("/saved_pages");
     assert!(shared > 50_000.0 && left < 0.03 * shared, "{left} pages are left of {shared}: {outcome}");
 }
+
+/// What a Debian guest's kernel uses its frames for is told by its agent, and all of its memory is counted so.
+#[test]
+fn lab_pages_of_a_debian_guest_by_their_type() {
+    need_image();
+    let script = r#"
+        samepage=$1 image=$2
+        cat > /tmp/typed.toml <<END
+name = "typed"
+engine = "off"
+[defaults]
+memory = "192M"
+fill = { zero = 10, common = 40, duplicate = 10, unique = 40 }
+[[guest]]
+name = "debian"
+kernel = "$image/vmlinux"
+initrd = "$image/initrd.cpio"
+[[guest]]
+name = "built-in"
+memory = "32M"
+END
+        "$samepage" fleet up /tmp/typed.toml >&2
+        "$samepage" measure --page-types --json
+        "$samepage" fleet down >&2
+    "#;
+    let script = format!("set -- '{}' '{}'\n{script}", samepage(), image_dir().display());
+    let outcome = lab_script(Duration::from_secs(300), &script).success();
+    let found = outcome.json();
+    let of = |name: &str, what: &str| {
+        let types = found["by_type"]["types"].as_array().expect("types");
+        let row = types.iter().find(|row| row["type"] == name);
+        row.map_or(0, |row| row[what].as_u64().expect("a number"))
+    };
+    let names = ["free", "slab", "page tables", "anonymous", "page cache", "kernel, other", "not in its map"];
+    assert_eq!(names.iter().map(|name| of(name, "pages")).sum::<u64>(), 192 << 8, "{found:#}");
+    assert!(of("not in its map", "pages") < 1024, "{found:#}");
+    // What the agent has filled is a process's memory, a tenth of it zeros.
+    let filled = of("anonymous", "pages");
+    assert!(filled > 15_000 && of("anonymous", "zero") * 9 > filled / 2, "{found:#}");
+    assert!(of("anonymous", "self_duplicates") * 20 > filled, "{found:#}");
+    for name in ["slab", "page tables", "page cache", "kernel, other"] {
+        assert!(of(name, "pages") > 20, "{name}: {found:#}");
+    }
+    let guests = found["by_type"]["guests"].as_array().map(Vec::len);
+    let notes = found["notes"].to_string();
+    assert!(guests == Some(1) && notes.contains("built-in") && notes.contains("no map"), "{found:#}");
+}

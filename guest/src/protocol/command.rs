@@ -187,6 +187,11 @@ pub enum Command {
     Report,
     /// See to the balloon.
     Balloon(Balloon),
+    /// Say what the guest's kernel uses its frames for.
+    Frames {
+        /// The first guest frame number of interest.
+        from: u64,
+    },
     /// Power off.
     Poweroff,
     /// Reset.
@@ -205,6 +210,7 @@ impl Command {
             Self::Idle => "idle",
             Self::Report => "report",
             Self::Balloon(_) => "balloon",
+            Self::Frames { .. } => "frames",
             Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
         }
@@ -246,11 +252,12 @@ impl Command {
             "idle" => bare(Self::Idle),
             "report" => bare(Self::Report),
             "balloon" => Balloon::parse(rest).map(Self::Balloon),
+            "frames" => Ok(Self::Frames { from: Fields::parse(rest, ["from"], "from")?.number(0)? }),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, latency, verify, free, idle, report, balloon, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, poweroff or reboot",
             }),
         }
     }
@@ -271,6 +278,7 @@ impl fmt::Display for Command {
             }
             Self::Free { percent } => write!(f, " percent={percent}"),
             Self::Balloon(action) => write!(f, " {action}"),
+            Self::Frames { from } => write!(f, " from={from}"),
             Self::Verify | Self::Idle | Self::Report | Self::Poweroff | Self::Reboot => Ok(()),
         }
     }

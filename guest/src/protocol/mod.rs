@@ -29,11 +29,13 @@
 //! | `idle` | stops everything |
 //! | `report` | counts |
 //! | `balloon report\|check\|touch\|off\|on\|hostile ...` | looks after the balloon, or misuses it: see [`Balloon`] |
+//! | `frames from=` | what the guest's kernel uses its frames for, from this one on: see [`Frames`] |
 //! | `poweroff`, `reboot` | end the guest |
 
 mod balloon;
 mod command;
 mod fields;
+mod frames;
 mod line;
 mod reply;
 
@@ -44,6 +46,7 @@ use core::fmt;
 
 pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
 pub use command::{Class, Command, Fill, Mix, Target};
+pub use frames::{FrameRuns, Frames, MAX_RUNS, frame_runs};
 pub use line::{LineReader, Text, Word};
 pub use reply::{Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
 

@@ -6,6 +6,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::page_type::PageType;
 
 /// More pages than 64 bits can address; a report of such counts still fits in a line.
 const COUNT_MAX: u64 = 1 << 52;
@@ -42,6 +43,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         (0_u8..=100).prop_map(|percent| Command::Free { percent }),
         balloon().prop_map(Command::Balloon),
+        any::<u64>().prop_map(|from| Command::Frames { from }),
         prop::sample::select(std::vec![
             Command::Verify,
             Command::Idle,
@@ -96,6 +98,15 @@ fn balloon_done() -> impl Strategy<Value = BalloonDone> {
     ]
 }
 
+fn frames() -> impl Strategy<Value = Frames> {
+    let types = prop::collection::vec(prop::sample::select(&PageType::ALL[..]), 0..MAX_RUNS);
+    (any::<u64>(), types).prop_map(|(next, types)| {
+        let mut runs = FrameRuns::new();
+        assert!(types.into_iter().all(|kind| runs.push(kind)));
+        Frames { next, runs }
+    })
+}
+
 fn done() -> impl Strategy<Value = Done> {
     let report = proptest::array::uniform9(0..=COUNT_MAX).prop_map(
         |[filled, zero, common, dup, unique, generations, churned, verified, mismatched]| {
@@ -115,6 +126,7 @@ fn done() -> impl Strategy<Value = Done> {
         prop::sample::select(std::vec![Done::Idle, Done::Poweroff, Done::Reboot]),
         report,
         balloon_done().prop_map(Done::Balloon),
+        frames().prop_map(Done::Frames),
     ]
 }
 
@@ -210,7 +222,7 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, poweroff or reboot",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),
@@ -293,4 +305,10 @@ fn the_longest_lines_fit() {
     };
     assert!(Reply::Ok(Done::Latency(latency)).to_string().len() < MAX_LINE);
     assert!(Reply::Ok(Done::Report(report)).to_string().len() < MAX_LINE);
+    // 32 runs of 99999 frames each.
+    let mut runs = FrameRuns::new();
+    let types = [PageType::Free, PageType::Slab].into_iter().cycle();
+    assert!(types.take(MAX_RUNS).all(|kind| (0..99_999).all(|_| runs.push(kind))));
+    let frames = Reply::Ok(Done::Frames(Frames { next: u64::MAX, runs })).to_string();
+    assert!(frames.len() > 230 && frames.len() < MAX_LINE, "{frames}");
 }

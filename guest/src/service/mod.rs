@@ -221,6 +221,10 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
             }
             Command::Report => Some(Reply::Ok(Done::Report(self.workload.report()))),
             Command::Balloon(action) => self.obey_balloon(port, action, now_micros),
+            Command::Frames { .. } => Some(refusal(
+                ErrorCode::Unsupported,
+                format_args!("this guest has no map of what its frames are used for; a Linux guest has"),
+            )),
             // Dealt with by the caller.
             Command::Idle | Command::Poweroff | Command::Reboot => None,
         }

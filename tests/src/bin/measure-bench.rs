@@ -20,7 +20,7 @@ use vmm::measure::scan::{Options, scan};
 use vmm::measure::source::file::FileSource;
 use vmm::measure::source::mappings::{guest_memory, mappings};
 use vmm::measure::source::process::ProcessSource;
-use vmm::measure::source::{PageReader, Source, Unread};
+use vmm::measure::source::{PageReader, Source, Unread, hand_on};
 use vmm::measure::{MeasureError, PAGE, Space};
 
 const USAGE: &str = "\
@@ -66,8 +66,7 @@ impl PageReader for InPlace<'_> {
         pages: u64,
         each: &mut dyn FnMut(u64, &[u8; PAGE]),
     ) -> Result<Unread, MeasureError> {
-        let stretch = &self.0[first as usize..(first + pages) as usize];
-        (first..).zip(stretch).for_each(|(page, content)| each(page, content));
+        hand_on(first, self.0[first as usize..(first + pages) as usize].as_flattened(), each);
         Ok(Unread::default())
     }
 }

@@ -40,6 +40,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("devices never name KVM", rules::devices_without_kvm),
     ("only vmm/src/vm names KVM", rules::kvm_in_vm_only),
     ("guest RAM is mapped in vmm/src/memory only", rules::mapping_in_memory_only),
+    ("pages are pinned where nothing is shared only", rules::pinned_where_nothing_is_shared),
     ("guest depends on nothing", rules::guest_depends_on_nothing),
     ("imports point downwards", imports::imports_point_downwards),
     ("files are short", rules::short_files),

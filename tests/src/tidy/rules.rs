@@ -95,6 +95,28 @@ pub(super) fn mapping_in_memory_only(sources: &[Source]) -> Vec<Finding> {
     })
 }
 
+/// Whoever reads a process by pinning its pages breaks up what KSM shares there, unless he looks at the page table first.
+pub(super) fn pinned_where_nothing_is_shared(sources: &[Source]) -> Vec<Finding> {
+    let homes = [
+        ("process_vm_readv", "vmm/src/memory/remote/"),
+        ("read_pinned", "vmm/src/memory/remote/"),
+        ("read_pinned", "vmm/src/measure/source/process.rs"),
+    ];
+    let mut found = Vec::new();
+    for source in sources.iter().filter(|s| s.is_rust_below("vmm/") || s.is_rust_below("devices/")) {
+        let calls = ["process_vm_readv", "read_pinned"].into_iter();
+        let foreign = calls
+            .filter(|call| !homes.iter().any(|(what, home)| what == call && source.path.starts_with(home)));
+        for call in foreign {
+            let advice = "read by RemoteMemory::read, or measure by a ProcessSource";
+            found.extend(findings(std::iter::once(source), false, advice, |code| {
+                has_word(code, call).then(|| format!("{call} pins pages, and so unshares those of KSM"))
+            }));
+        }
+    }
+    found
+}
+
 /// Invariant 4, and more: the guest has no dependency at all.
 pub(super) fn guest_depends_on_nothing(sources: &[Source]) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -227,6 +249,16 @@ mod tests {
         assert_eq!(found(mapping_in_memory_only, "vmm/src/host/a.rs", "use libc::{c_int, munmap};\n"), 1);
         assert_eq!(found(mapping_in_memory_only, "vmm/src/memory/a.rs", "unsafe { libc::mmap() }\n"), 0);
         assert_eq!(found(mapping_in_memory_only, "vmm/src/vm/a.rs", "ram.fallocate();\n"), 0);
+    }
+
+    #[test]
+    fn pages_are_pinned_at_home_only() {
+        let call = "unsafe { libc::process_vm_readv(pid, a, 1, b, 1, 0) }\n";
+        assert_eq!(found(pinned_where_nothing_is_shared, "vmm/src/host/check.rs", call), 1);
+        assert_eq!(found(pinned_where_nothing_is_shared, "vmm/src/memory/remote/pinned.rs", call), 0);
+        let use_of_it = "memory.read_pinned(&hvas, &mut into)\n";
+        assert_eq!(found(pinned_where_nothing_is_shared, "vmm/src/host/check.rs", use_of_it), 1);
+        assert_eq!(found(pinned_where_nothing_is_shared, "vmm/src/measure/source/process.rs", use_of_it), 0);
     }
 
     #[test]

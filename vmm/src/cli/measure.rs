@@ -5,6 +5,7 @@ mod figures;
 mod output;
 mod subjects;
 mod table;
+mod types;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ const POLL: Duration = Duration::from_millis(50);
   samepage measure --pid 4711 --freeze               while the VM stands still
   samepage measure --pid 4711 --range 7f0000000000-7f0040000000
   samepage measure --file a.mem --file b.mem --json  raw memory images
+  samepage measure --page-types                      by what the Linux guests' kernels use pages for
   samepage measure --html report.html --beyond       near-duplicates and compression too, as a page of plots
   samepage measure --watch 60 --every 5              how long pages stay shared
 
@@ -68,6 +70,16 @@ pub(super) struct Args {
     /// Put processes and files into a trust domain of this name: pages are shared within it only; may be given more than once
     #[arg(long, value_name = "NAME=PID|FILE,...", value_parser = subjects::domain)]
     domain: Vec<subjects::Domain>,
+    /// Tell pages by what the guests' kernels use them for: asks the agents of the fleet's Linux guests
+    #[arg(long)]
+    page_types: bool,
+    /// The same for a process or a file, by a copy of the guest's /proc/kpageflags; with several as PID=FLAGS or FILE=FLAGS; may be given
+    /// more than once
+    #[arg(long, value_name = "[PID|FILE=]FLAGS")]
+    page_flags: Vec<String>,
+    /// How much RAM the guests of --page-flags have below the hole under 4 GiB
+    #[arg(long, value_name = "SIZE", requires = "page_flags", default_value = "3G", value_parser = |text: &str| parse_size(text, 1 << 20, 4 << 30))]
+    low_memory: u64,
     /// Stop the processes (SIGSTOP) while they are read; they go on whatever happens to this one
     #[arg(long)]
     freeze: bool,

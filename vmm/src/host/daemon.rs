@@ -191,6 +191,7 @@ impl Daemon {
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
             Request::Metrics => Ok(Reply::Metrics(self.page.text())),
             Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
+            Request::PageTypes { guest } => Ok(Reply::PageTypes(self.fleet().page_types(&guest, &watch)?)),
             Request::Down => {
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);

@@ -165,6 +165,22 @@ pub enum HostError {
         /// How long it was silent.
         limit: Duration,
     },
+    /// The guest did not finish in time what takes many commands.
+    #[error("guest {guest} did not get through `{command}` within {} s; it may be busy: try again", limit.as_secs())]
+    Slow {
+        /// Its name.
+        guest: String,
+        /// What it was told, again and again.
+        command: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The guest cannot answer.
+    #[error("guest {guest} stands still and cannot be asked; resume it first")]
+    StandsStill {
+        /// Its name.
+        guest: String,
+    },
     /// The guest refused a command.
     #[error("guest {guest} refused `{command}`: {answer}")]
     Refused {

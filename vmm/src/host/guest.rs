@@ -53,7 +53,7 @@ pub struct Guest {
     pub number: usize,
     dir: FleetDir,
     process: Running,
-    com2: Option<Com2>,
+    pub(super) com2: Option<Com2>,
     ready: Option<Ready>,
     fill: Option<Fill>,
 }

@@ -18,6 +18,7 @@ mod hands;
 pub mod ledger;
 pub mod metrics;
 mod observer;
+pub mod page_types;
 mod policy_state;
 pub mod post;
 pub mod runtime;

@@ -40,6 +40,11 @@ pub enum Request {
     Management,
     /// The same and more, for Prometheus. Answered at once too.
     Metrics,
+    /// What the kernel of a guest uses its frames for.
+    PageTypes {
+        /// The guest's name.
+        guest: String,
+    },
     /// End all guests and the daemon.
     Down,
 }
@@ -56,6 +61,8 @@ pub enum Reply {
     Management(Box<Management>),
     /// To [`Request::Metrics`]: OpenMetrics text.
     Metrics(String),
+    /// To [`Request::PageTypes`]: runs of frames from guest frame 0 on, as the guest protocol writes them.
+    PageTypes(String),
     /// It was done.
     Done,
     /// It was not.

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod freeze;
 mod index;
 pub mod page;
+pub mod page_types;
 pub mod report;
 pub mod runs;
 pub mod sample;
@@ -29,6 +30,7 @@ pub use crate::memory::Extent;
 use crate::memory::PAGE_BYTES;
 use crate::memory::pagemap::PagemapError;
 use crate::memory::remote::RemoteError;
+use page_types::PageTypesError;
 use source::file::ImageError;
 use source::mappings::MappingError;
 
@@ -122,6 +124,9 @@ pub enum MeasureError {
     /// A file cannot be measured.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// What a guest's pages are used for cannot be told.
+    #[error(transparent)]
+    PageTypes(#[from] PageTypesError),
     /// There is nothing to measure in a process.
     #[error(transparent)]
     Mapping(#[from] MappingError),

@@ -10,6 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::index::{Full, Index, SLICES, slice};
+use super::page_types::{PageTypes, Seen, TYPES, TypeCounts};
 use super::runs::{RunFollower, RunLengths, Runs};
 use super::sample::{Contents, SecondLook};
 use super::sets::{SetId, Sets};
@@ -83,6 +84,8 @@ pub struct Scan {
     pub contents_by_set: Vec<u64>,
     /// How the cross duplicates lie; None if it took several passes, of which none sees neighbours.
     pub runs: Option<(Runs, Vec<RunLengths>)>,
+    /// Each source's pages by what its kernel uses them for, where that is known; None if it took several passes.
+    pub by_type: Option<Vec<[TypeCounts; TYPES]>>,
     /// Passes over the memory.
     pub passes: u32,
     /// Most memory of the index and the sets, in bytes.
@@ -166,7 +169,11 @@ impl Layout {
 #[derive(Default)]
 struct Batch {
     guest: u16,
+    /// Number and page of the first, of all pages and of those of its guest.
+    number: u32,
+    first: u64,
     zero: u64,
+    zero_by_type: [u64; TYPES],
     unread: Unread,
     /// Number and tag of each page that is not of zeros.
     tags: Vec<(u32, Tag)>,
@@ -191,6 +198,7 @@ pub fn scan(
         index: Index::new(options.index_limit_bytes),
         sets: Sets::default(),
         guests: vec![Counts::default(); sources.len()],
+        by_type: vec![Default::default(); sources.len()],
         runs: RunFollower::default(),
         sample: Contents::new(options.sample_contents),
         second_look: Vec::new(),
@@ -199,8 +207,10 @@ pub fn scan(
         next: 0,
         waiting: BTreeMap::new(),
     };
-    for (guest, source) in taker.guests.iter_mut().zip(sources) {
+    for ((guest, by_type), source) in taker.guests.iter_mut().zip(&mut taker.by_type).zip(sources) {
         guest.pages = source.pages();
+        let pages = source.page_types().map(PageTypes::pages).unwrap_or_default();
+        by_type.iter_mut().zip(pages).for_each(|(counts, pages)| counts.pages = pages);
     }
     let total: u64 = chunks.iter().map(|chunk| chunk.pages).sum();
     let mut contents_by_set = Vec::new();
@@ -228,6 +238,8 @@ pub fn scan(
         guests: taker.guests,
         sets: taker.sets,
         contents_by_set,
+        // When the index was full, contents that it had let go of were counted, and are again.
+        by_type: (passes == 1).then_some(taker.by_type),
         runs: (passes == 1).then(|| taker.runs.finish()),
         passes,
         index_bytes,
@@ -342,14 +354,22 @@ impl Shared<'_> {
         chunk: &Extent,
         tags: Vec<(u32, Tag)>,
     ) -> Result<Batch, MeasureError> {
-        let mut batch = Batch { guest: chunk.guest, tags, ..Batch::default() };
-        let looker = self.looker.filter(|_| self.sources[usize::from(chunk.guest)].is_live());
+        let Extent { guest, first, number, .. } = *chunk;
+        let mut batch = Batch { guest, first, number, tags, ..Batch::default() };
+        let source = self.sources[usize::from(guest)];
+        let types = source.page_types();
+        let looker = self.looker.filter(|_| source.is_live());
         let mut each = |page: u64, content: &[u8; PAGE]| {
             let number = chunk.number + (page - chunk.first) as u32;
             let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
             match tag {
                 Some(tag) => batch.tags.push((number, tag)),
-                None => batch.zero += 1,
+                None => {
+                    batch.zero += 1;
+                    if let Some(types) = types {
+                        batch.zero_by_type[types.of(page).code()] += 1;
+                    }
+                }
             }
             if looker.is_some_and(|looker| looker.wants(number)) {
                 batch.second_look.push((number, tag));
@@ -369,7 +389,7 @@ impl Shared<'_> {
             let next = taker.next;
             taker.waiting.remove(&next)
         } {
-            taker.take(&batch);
+            taker.take(&batch, self.sources[usize::from(batch.guest)].page_types());
             taker.next += 1;
             spare = batch.tags;
         }
@@ -389,6 +409,7 @@ struct Taker {
     index: Index,
     sets: Sets,
     guests: Vec<Counts>,
+    by_type: Vec<[TypeCounts; TYPES]>,
     runs: RunFollower,
     sample: Contents,
     looker: SecondLook,
@@ -406,9 +427,12 @@ impl Taker {
         self.next = 0;
     }
 
-    fn take(&mut self, batch: &Batch) {
+    fn take(&mut self, batch: &Batch, types: Option<&PageTypes>) {
+        let guest = usize::from(batch.guest);
         if self.is_first_pass {
-            let guest = &mut self.guests[usize::from(batch.guest)];
+            let by_type = self.by_type[guest].iter_mut().zip(batch.zero_by_type);
+            by_type.for_each(|(counts, zero)| counts.zero += zero);
+            let guest = &mut self.guests[guest];
             guest.zero += batch.zero;
             guest.filled += batch.tags.len() as u64;
             guest.unread.add(batch.unread);
@@ -419,23 +443,30 @@ impl Taker {
             let touched = part.iter().fold(0, |all, (_, tag)| all ^ self.index.touch(*tag));
             std::hint::black_box(touched);
             for (number, tag) in part {
-                self.take_page(batch.guest, *number, *tag);
+                let seen = self.take_page(batch.guest, *number, *tag);
+                if let Some((types, seen)) = types.zip(seen) {
+                    let page = batch.first + u64::from(number - batch.number);
+                    self.by_type[guest][types.of(page).code()].count(seen);
+                }
             }
         }
     }
 
-    fn take_page(&mut self, guest: u16, number: u32, tag: Tag) {
+    /// None: the content is for another pass.
+    fn take_page(&mut self, guest: u16, number: u32, tag: Tag) -> Option<Seen> {
         // Each time that it is full it gives half away; at the latest with one slice left it grows beyond its limit.
         while self.index.slices().contains(&slice(tag)) {
             let sets = &mut self.sets;
             match self.index.look_up(tag, number, |set| sets.with(set, guest)) {
                 Ok(Some(known)) => {
                     let elsewhere = !self.sets.ends_with(known.set, guest) && known.set != SetId::NONE;
-                    return self.runs.step(number, elsewhere.then_some(known.at));
+                    self.runs.step(number, elsewhere.then_some(known.at));
+                    return Some(if elsewhere { Seen::Between } else { Seen::Within });
                 }
                 Ok(None) => {
                     self.sample.offer(tag, number);
-                    return self.runs.step(number, None);
+                    self.runs.step(number, None);
+                    return Some(Seen::First);
                 }
                 Err(Full) => {
                     self.index.narrow();
@@ -444,6 +475,7 @@ impl Taker {
                 }
             }
         }
+        None
     }
 }
 

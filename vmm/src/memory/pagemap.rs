@@ -104,6 +104,13 @@ impl PagemapEntry {
         self.0 & Self::EXCLUSIVE != 0
     }
 
+    /// Whether the page stays on its frame when it is pinned for reading. Not so for an anonymous page that is mapped more than
+    /// once, which is given a frame of its own first; nor, for all that can be seen from here, for the zero frame, for which it
+    /// does not matter. An anonymous page that is mapped once may be moved to another frame, and shares nothing before or after.
+    pub fn keeps_frame_when_pinned(self) -> bool {
+        self.present() && (self.exclusive() || self.file_or_shared())
+    }
+
     /// The page was written since soft-dirty bits were last cleared; always clear on kernels without them.
     pub fn soft_dirty(self) -> bool {
         self.0 & Self::SOFT_DIRTY != 0
@@ -293,6 +300,14 @@ mod tests {
         assert!(entry.present() && entry.file_or_shared() && entry.exclusive() && entry.soft_dirty());
         assert_eq!(entry.pfn(), Some(Pfn(0x1234)));
         assert!(!entry.swapped());
+    }
+
+    #[test]
+    fn who_shares_an_anonymous_page_would_lose_it() {
+        let keeps = |bits: u64| PagemapEntry(bits | 0x1234).keeps_frame_when_pinned();
+        assert!(keeps(1 << 63 | 1 << 56) && keeps(1 << 63 | 1 << 61) && keeps(1 << 63 | 1 << 61 | 1 << 56));
+        // Anonymous and mapped more than once, or the zero frame; absent; on swap.
+        assert!(!keeps(1 << 63) && !keeps(1 << 61 | 1 << 56) && !keeps(1 << 62 | 1 << 61));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Reading the memory of another process, through /proc/PID/mem.
+//! Reading the memory of another process, through /proc/PID/mem; what nobody shares, faster: see `remote/pinned.rs`.
 //!
-//! Not process_vm_readv: it pins the pages it reads, and for a page that is shared by samepage merging the kernel
+//! Not all by process_vm_readv: it pins the pages it reads, and for a page that is shared by samepage merging the kernel
 //! breaks the sharing before it lets anybody pin it (measured on 6.18: reading a merged guest so unmerged all
 //! but its zero pages). A read through /proc/PID/mem takes plain references and leaves sharing alone.
 //!
@@ -13,6 +13,8 @@ use std::os::unix::fs::FileExt;
 
 use thiserror::Error;
 
+mod pinned;
+
 /// What can go wrong while reading another process.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -24,7 +26,10 @@ pub enum RemoteError {
         pid: u32,
     },
     /// We may not.
-    #[error("process {pid} may not be read: it must belong to the same user, or run Samepage as root")]
+    #[error(
+        "process {pid} may not be read: that takes its owner's rights (and, with kernel.yama.ptrace_scope above 0, more than those), \
+         or root's (CAP_SYS_PTRACE)"
+    )]
     Denied {
         /// Whom we tried to read.
         pid: u32,
@@ -62,6 +67,8 @@ pub struct RemoteRange {
 pub struct RemoteMemory {
     pid: u32,
     file: File,
+    /// process_vm_readv is not known to be refused.
+    may_pin: bool,
 }
 
 impl RemoteMemory {
@@ -72,7 +79,7 @@ impl RemoteMemory {
             ErrorKind::PermissionDenied => RemoteError::Denied { pid },
             _ => RemoteError::Read { pid, source },
         })?;
-        Ok(Self { pid, file })
+        Ok(Self { pid, file, may_pin: pinned::proc_is_ours() })
     }
 
     /// Reads `ranges`, one after the other, into the start of `buffer`; returns how many bytes that was, which

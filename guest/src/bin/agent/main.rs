@@ -23,6 +23,7 @@ use memory::{MappedPages, MemInfo};
 use sys::Fd;
 
 mod balloon;
+mod frames;
 mod init;
 mod memory;
 #[path = "../runtime.rs"]
@@ -88,8 +89,14 @@ impl Agent {
             if *byte == b'\n' {
                 let mut line = core::mem::take(&mut self.line);
                 let Some(line) = line.push(*byte) else { continue };
-                if let Ok(Command::Balloon(action)) = line.and_then(Command::parse) {
-                    self.send(Port::Control, &balloon::obey(action));
+                // What only this kernel can do, and the workload need not wait for.
+                let reply = match line.and_then(Command::parse) {
+                    Ok(Command::Balloon(action)) => Some(balloon::obey(action)),
+                    Ok(Command::Frames { from }) => Some(frames::obey(from)),
+                    _ => None,
+                };
+                if let Some(reply) = reply {
+                    self.send(Port::Control, &reply);
                     continue;
                 }
                 if let Some(power) = service.line(Port::Control, line, sys::now_micros(), self) {

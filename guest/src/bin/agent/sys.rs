@@ -15,6 +15,7 @@ const CLOSE: usize = 3;
 const POLL: usize = 7;
 const MMAP: usize = 9;
 const IOCTL: usize = 16;
+const PREAD64: usize = 17;
 const MADVISE: usize = 28;
 const DUP2: usize = 33;
 const GETPID: usize = 39;
@@ -43,6 +44,8 @@ const REBOOT_MAGIC: (usize, usize) = (0xfee1_dead, 672_274_793);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Errno(pub(crate) u16);
 
+/// There is no such file.
+pub(crate) const ENOENT: Errno = Errno(2);
 /// It is there already.
 pub(crate) const EEXIST: Errno = Errno(17);
 /// There is no such device, or not here.
@@ -133,6 +136,13 @@ impl Fd {
     pub(crate) fn read(self, into: &mut [u8]) -> Result<usize, Errno> {
         // SAFETY: the slice is writable and as long as said.
         unsafe { syscall(READ, [self.0 as usize, into.as_mut_ptr() as usize, into.len(), 0, 0, 0]) }
+    }
+
+    /// Reads once, from `offset` on.
+    pub(crate) fn read_at(self, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
+        let (address, bytes) = (into.as_mut_ptr() as usize, into.len());
+        // SAFETY: the slice is writable and as long as said.
+        unsafe { syscall(PREAD64, [self.0 as usize, address, bytes, offset as usize, 0, 0]) }
     }
 
     /// Reads to the end, or until `into` is full.

@@ -1,6 +1,7 @@
 //! A measurement as a page of tables and plots.
 
 use super::output::Measured;
+use super::types::{ByType, TypeRow};
 use crate::measure::beyond::Beyond;
 use crate::measure::findings::{Findings, MAX_PAIRED};
 use crate::measure::page::{Bars, Histogram, Item, Lines, Matrix, Page, Section, Table, number};
@@ -24,11 +25,11 @@ pub(super) fn page(measured: &Measured) -> Page {
         sections.push(between(found));
     }
     sections.extend(runs(found));
+    sections.extend(measured.by_type.as_ref().map(by_type));
     sections.extend(measured.watched.as_ref().map(watched));
     sections.extend(measured.beyond.as_ref().map(beyond));
     if !measured.notes.is_empty() {
-        let rows = measured.notes.iter().map(|note| vec![note.clone()]).collect();
-        let items = vec![Item::Table(Table { header: strings(&["note"]), rows })];
+        let items = vec![Item::Notes(measured.notes.clone())];
         sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
     }
     Page { title: "What sharing equal pages would save".into(), lead: measured.headline(), sections }
@@ -46,7 +47,11 @@ fn summary(measured: &Measured) -> Section {
         values.push(("achieved of the ideal".to_owned(), format!("{:.1} %", 100.0 * now.fraction_of_ideal)));
     }
     if let Some(volatile) = &measured.volatile {
-        let share = format!("{:.2} %", 100.0 * volatile.share.mean);
+        let error = match volatile.pages_error_95 {
+            0 => String::new(),
+            _ => format!(" \u{b1} {:.2}", 100.0 * volatile.share.error_95),
+        };
+        let share = format!("{:.2} %{error}", 100.0 * volatile.share.mean);
         values.push((format!("changed within {:.1} s", volatile.seconds), share));
     }
     let mut items = vec![Item::KeyValues(values)];
@@ -142,7 +147,15 @@ fn between(found: &Findings) -> Section {
         y: "MiB".into(),
         series,
     }));
-    let bins = found.held_by.iter().map(|(guests, contents)| (guests.to_string(), *contents as f64));
+    // A number of guests that holds nothing has its place, too, unless there are very many.
+    let all = 1..=found.guests.len() as u64;
+    let numbers: Vec<u64> = match found.guests.len() {
+        ..=MAX_PAIRED => all.collect(),
+        _ => found.held_by.keys().copied().collect(),
+    };
+    let bins = numbers
+        .iter()
+        .map(|guests| (guests.to_string(), found.held_by.get(guests).copied().unwrap_or_default() as f64));
     items.push(Item::Histogram(Histogram {
         title: "By how many guests a content is held".into(),
         x: "guests".into(),
@@ -168,6 +181,35 @@ fn runs(found: &Findings) -> Option<Section> {
         number(found.mappings_at_most.unwrap_or_default() as f64)
     );
     Some(Section { heading: "How it lies".into(), text, items: vec![Item::Histogram(histogram)] })
+}
+
+fn by_type(found: &ByType) -> Section {
+    let bar = |row: &TypeRow| {
+        let c = &row.counts;
+        let parts = [c.zero, c.self_duplicates, c.cross_duplicates, c.distinct].map(mib);
+        (row.name.clone(), parts.to_vec())
+    };
+    let bars = Bars {
+        title: "Memory by what the guests' kernels use it for".into(),
+        unit: "MiB".into(),
+        series: strings(&["zero", "within a guest", "between guests", "had it first"]),
+        bars: found.types.iter().filter(|row| row.counts.present() > 0).map(bar).collect(),
+    };
+    let rows = found.types.iter().map(|row| {
+        let c = &row.counts;
+        let pages =
+            [c.pages, c.present(), c.zero, c.self_duplicates, c.cross_duplicates, c.distinct, c.shared_now];
+        let mut cells = vec![row.name.clone()];
+        cells.extend(pages.map(|pages| number(mib(pages))));
+        cells
+    });
+    let header = ["MiB", "all", "in memory", "zero", "within", "between", "distinct", "shared now"];
+    let names: Vec<&str> = found.guests.iter().map(|guest| guest.guest.as_str()).collect();
+    Section {
+        heading: "What the pages are for".into(),
+        text: format!("By the kernels of {}, asked before their memory was read.", names.join(", ")),
+        items: vec![Item::Bars(bars), Item::Table(Table { header: strings(&header), rows: rows.collect() })],
+    }
 }
 
 fn watched(watched: &Watched) -> Section {
@@ -205,10 +247,10 @@ fn watched(watched: &Watched) -> Section {
 
 fn beyond(beyond: &Beyond) -> Section {
     let rows = [
-        ("patches to a similar page", beyond.patches_save),
+        ("patches", beyond.patches_save),
         ("lz4", beyond.lz4_saves),
         ("zstd", beyond.zstd_saves),
-        ("patch or lz4, the smaller", beyond.patches_and_lz4_save),
+        ("patch or lz4", beyond.patches_and_lz4_save),
     ];
     let bars = rows.map(|(name, saves): (&str, Estimate)| {
         (format!("{name} \u{b1} {:.1}", 100.0 * saves.error_95), vec![100.0 * saves.mean])

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::subjects::Subjects;
+use super::types::ByType;
 use crate::cli::fleet_table::mib;
 use crate::measure::MeasureError;
 use crate::measure::beyond::Beyond;
@@ -66,6 +67,8 @@ pub(super) struct Measured {
     pub(super) findings: Findings,
     /// What is, of the processes among what was measured.
     pub(super) shared_now: Option<SharedNow>,
+    /// Pages by what their guests' kernels use them for, where that is known.
+    pub(super) by_type: Option<ByType>,
     /// What changed meanwhile.
     pub(super) volatile: Option<Volatile>,
     /// Near-duplicates and compression, where they were asked for.
@@ -86,7 +89,8 @@ impl Measured {
         threads: usize,
     ) -> Result<Self, MeasureError> {
         let findings = Findings::new(&subjects.subjects, scan);
-        let mut notes = Vec::new();
+        let mut notes = subjects.notes.clone();
+        let by_type = ByType::of(subjects, scan)?;
         let mut shared_now = None;
         if !subjects.spaces.is_empty() {
             let (now, _) = SharedNow::of(subjects, scan)?;
@@ -108,11 +112,11 @@ impl Measured {
         }
         if findings.passes > 1 {
             notes.push(format!(
-                "the memory was read {} times, as the index was limited; how runs lie is not known then",
+                "the memory was read {} times, as the index was limited; how runs lie, and what pages are used for, is not known then",
                 findings.passes
             ));
         }
-        Ok(Self { findings, shared_now, volatile, beyond: None, watched: None, threads, notes })
+        Ok(Self { findings, shared_now, by_type, volatile, beyond: None, watched: None, threads, notes })
     }
 
     /// The result in one sentence.

@@ -3,20 +3,24 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 
 use super::Args;
+use crate::host::daemon::one_line;
+use crate::host::page_types::page_types;
 use crate::host::runtime::choose;
 use crate::host::spaces::spaces;
 use crate::measure::Space;
 use crate::measure::findings::Subject;
 use crate::measure::freeze::Frozen;
+use crate::measure::page_types::{PageTypes, Ram, pc_ram};
 use crate::measure::source::Source;
 use crate::measure::source::file::FileSource;
 use crate::measure::source::mappings::{guest_memory, mappings, named_memory};
 use crate::measure::source::process::ProcessSource;
-use crate::memory::PAGE_BYTES;
+use crate::memory::{Extent, PAGE_BYTES};
 
 /// The domain of what was not put into one.
 const DEFAULT_DOMAIN: &str = "default";
@@ -64,6 +68,7 @@ pub(super) fn domain(text: &str) -> anyhow::Result<Domain> {
 }
 
 /// What is measured.
+#[derive(Default)]
 pub(super) struct Subjects {
     /// In order.
     pub(super) subjects: Vec<Subject>,
@@ -72,12 +77,15 @@ pub(super) struct Subjects {
     processes: Vec<ProcessSource>,
     /// The files that come after them.
     pub(super) files: Vec<FileSource>,
+    /// What each one's pages are used for, where that is known.
+    pub(super) page_types: Vec<Option<Arc<PageTypes>>>,
+    /// Why it is not, where it was asked for.
+    pub(super) notes: Vec<String>,
 }
 
 impl Subjects {
     pub(super) fn find(args: &Args) -> anyhow::Result<Self> {
-        let mut found =
-            Self { subjects: Vec::new(), spaces: Vec::new(), processes: Vec::new(), files: Vec::new() };
+        let mut found = Self::default();
         let named = !args.pid.is_empty() || !args.file.is_empty();
         if !named || !args.guests.is_empty() || args.fleet.is_some() {
             let fleet = match choose(args.fleet.clone()) {
@@ -87,8 +95,15 @@ impl Subjects {
                 chosen => chosen?,
             };
             for (space, domain) in spaces(&fleet, &args.guests)? {
+                if args.page_types {
+                    found.ask_page_types(&fleet, &space)?;
+                }
                 found.push(space, domain);
             }
+        } else if args.page_types {
+            bail!(
+                "--page-types asks the agents of a fleet's guests; for a --pid or a --file give --page-flags"
+            );
         }
         let mut seen = BTreeSet::new();
         if let Some(pid) = args.pid.iter().find(|pid| !seen.insert(**pid)) {
@@ -111,20 +126,85 @@ impl Subjects {
             }
         }
         ensure!(!found.subjects.is_empty(), "no guest of the fleet runs");
+        found.read_page_flags(args)?;
+        found.processes = found.process_sources(false);
+        let files = std::mem::take(&mut found.files);
+        let types = found.page_types[found.spaces.len()..].iter().cloned();
+        found.files = files.into_iter().zip(types).map(|(file, types)| file.with_page_types(types)).collect();
         Ok(found)
     }
 
     fn push(&mut self, space: Space, domain: String) {
         self.subjects.push(Subject { name: space.name.clone(), domain, pid: Some(space.pid) });
-        self.processes.push(ProcessSource::new(space.clone(), false));
         self.spaces.push(space);
+        self.page_types.resize(self.subjects.len(), None);
     }
 
     fn push_file(&mut self, path: &Path, domain: String) -> anyhow::Result<()> {
         let name = path.display().to_string();
         self.files.push(FileSource::open(path, name.clone())?);
         self.subjects.push(Subject { name, domain, pid: None });
+        self.page_types.push(None);
         Ok(())
+    }
+
+    /// Of the next guest that will be pushed; that its kernel cannot be asked is worth a note.
+    fn ask_page_types(&mut self, fleet: &str, space: &Space) -> anyhow::Result<()> {
+        let frames =
+            |extent: &Extent| Ram { first: extent.gpa / PAGE_BYTES, pages: extent.bytes / PAGE_BYTES };
+        let ram: Vec<Ram> = space.extents.iter().map(frames).collect();
+        match page_types(fleet, &space.name) {
+            Ok(runs) => {
+                self.page_types.push(Some(Arc::new(PageTypes::of_runs(&space.name, &runs, &ram)?)));
+            }
+            Err(e) => self.notes.push(format!("{}: page types are not known: {}", space.name, one_line(&e))),
+        }
+        Ok(())
+    }
+
+    /// Of processes and files, whose numbers and paths go before what they are said to be.
+    fn read_page_flags(&mut self, args: &Args) -> anyhow::Result<()> {
+        let pids = args.pid.iter().map(u32::to_string);
+        let names: Vec<String> =
+            pids.chain(args.file.iter().map(|file| file.to_string_lossy().into())).collect();
+        let guests = self.subjects.len() - names.len();
+        for text in &args.page_flags {
+            let named = names
+                .iter()
+                .position(|name| text.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
+            let (at, path) = match (named, names.len()) {
+                (Some(at), _) => (at, &text[names[at].len() + 1..]),
+                (None, 1) => (0, text.as_str()),
+                _ => bail!(
+                    "of whom is --page-flags {text}? Write PID=FLAGS or FILE=FLAGS, of a --pid or a --file of this command"
+                ),
+            };
+            let at = guests + at;
+            let stretches: Vec<u64> = match self.spaces.get(at) {
+                Some(space) => space.extents.iter().map(|extent| extent.bytes).collect(),
+                None => self.files[at - self.spaces.len()]
+                    .extents()
+                    .iter()
+                    .map(|pages| pages * PAGE_BYTES)
+                    .collect(),
+            };
+            let ram = pc_ram(&self.subjects[at].name, &stretches, args.low_memory)?;
+            let types = PageTypes::of_flags(Path::new(path), &ram, args.low_memory)?;
+            ensure!(
+                self.page_types[at].is_none(),
+                "--page-flags of {} is given twice",
+                self.subjects[at].name
+            );
+            self.page_types[at] = Some(Arc::new(types));
+        }
+        Ok(())
+    }
+
+    fn process_sources(&self, stopped: bool) -> Vec<ProcessSource> {
+        let source = |(space, types): (&Space, &Option<Arc<PageTypes>>)| {
+            ProcessSource::new(space.clone(), stopped).with_page_types(types.clone())
+        };
+        self.spaces.iter().zip(&self.page_types).map(source).collect()
     }
 
     /// Stops the processes if `wanted`, until what it returns is dropped.
@@ -134,7 +214,7 @@ impl Subjects {
         }
         let pids: Vec<u32> = self.spaces.iter().map(|space| space.pid).collect();
         let frozen = Frozen::new(&pids)?;
-        self.processes = self.spaces.iter().map(|space| ProcessSource::new(space.clone(), true)).collect();
+        self.processes = self.process_sources(true);
         Ok(Some(frozen))
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::output::Measured;
+use super::types::{ByType, TypeRow};
 use crate::cli::fleet_table::{mib, table};
 use crate::measure::beyond::Beyond;
 use crate::measure::sample::Estimate;
@@ -44,14 +45,13 @@ impl fmt::Display for Measured {
             classes.add_row(cells);
         }
         if let Some(volatile) = &self.volatile {
-            let what = match volatile.share.error_95 > 0.0 {
-                true => format!(
-                    "changed within {:.1} s: {:.2} % +- {:.2} (95 %)",
-                    volatile.seconds,
-                    100.0 * volatile.share.mean,
-                    100.0 * volatile.share.error_95
+            let within = format!("changed within {:.1} s", volatile.seconds);
+            let what = match volatile.pages_error_95 {
+                0 => within,
+                error => format!(
+                    "{within}: estimate, +- {error} pages (95 %); {} of {} read twice",
+                    volatile.changed_pages, volatile.looked_pages
                 ),
-                false => format!("changed within {:.1} s", volatile.seconds),
             };
             classes.add_row(row("volatile", volatile.pages, &what));
         }
@@ -85,6 +85,9 @@ impl fmt::Display for Measured {
                 table.add_row([name.to_owned(), pages, mib]);
             }
             writeln!(f, "{table}")?;
+        }
+        if let Some(by_type) = &self.by_type {
+            types_table(f, by_type)?;
         }
         if let Some(beyond) = &self.beyond {
             beyond_table(f, beyond)?;
@@ -134,12 +137,29 @@ impl Measured {
     }
 }
 
+fn types_table(f: &mut fmt::Formatter<'_>, by_type: &ByType) -> fmt::Result {
+    let header =
+        ["pages used for", "pages", "in memory", "zero", "within", "between", "distinct", "shared now"];
+    let mut table = table(&header, 1);
+    for TypeRow { name, counts: c } in &by_type.types {
+        let counts =
+            [c.pages, c.present(), c.zero, c.self_duplicates, c.cross_duplicates, c.distinct, c.shared_now];
+        let mut cells = vec![name.clone()];
+        cells.extend(counts.map(|pages| pages.to_string()));
+        table.add_row(cells);
+    }
+    writeln!(f, "{table}")
+}
+
 fn percent(estimate: Estimate) -> String {
     format!("{:.1} % +- {:.1}", 100.0 * estimate.mean, 100.0 * estimate.error_95)
 }
 
 fn beyond_table(f: &mut fmt::Formatter<'_>, beyond: &Beyond) -> fmt::Result {
-    let bytes = |estimate: Estimate| format!("{:.0} +- {:.0} bytes a page", estimate.mean, estimate.error_95);
+    let bytes = |estimate: Estimate| match estimate.mean {
+        mean if mean > 0.0 => format!("{mean:.0} +- {:.0} bytes a page", estimate.error_95),
+        _ => String::new(),
+    };
     let title = format!("beyond sharing ({} of {} contents)", beyond.sampled, beyond.contents);
     let mut table = table(&[&title, "saves", ""], 1);
     let rows = [

@@ -38,6 +38,8 @@ pub struct Section {
 pub enum Item {
     /// Names and what belongs to them, large: for the few numbers that count.
     KeyValues(Vec<(String, String)>),
+    /// Sentences, one below the other.
+    Notes(Vec<String>),
     /// A table.
     Table(Table),
     /// Horizontal bars, stacked if there are several series.
@@ -128,7 +130,7 @@ pub fn number(value: f64) -> String {
     text
 }
 
-/// Light first; dark where the reader's system is. `--s0` to `--s5` are told apart by people who see fewer colours, too.
+/// Light first; lines are dashed, too, so that one does not hide another that has the same values; dark where the reader's system is. `--s0` to `--s5` are told apart by people who see fewer colours, too.
 const STYLE: &str = "\
 :root{color-scheme:light dark;--page:#f9f9f7;--card:#fcfcfb;--ink:#0b0b0b;--soft:#52514e;--mute:#76756f;--rule:#e1e0d9;\
 --s0:#2a78d6;--s1:#1baf7a;--s2:#eda100;--s3:#008300;--s4:#4a3aa7;--s5:#e34948}
@@ -145,7 +147,8 @@ th{color:var(--soft);font-weight:500}.n{text-align:right}
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--soft)}svg .v{fill:var(--ink)}svg .on{fill:#fff}.g{stroke:var(--rule);stroke-width:1}.l{fill:none;stroke-width:2;stroke-linejoin:round}
 .m{stroke:var(--card);stroke-width:1.5}.f0{fill:var(--s0)}.f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}
-.k0{stroke:var(--s0)}.k1{stroke:var(--s1)}.k2{stroke:var(--s2)}.k3{stroke:var(--s3)}.k4{stroke:var(--s4)}.k5{stroke:var(--s5)}
+ul{margin:.4rem 0;padding-left:1.2rem;max-width:48rem}li{margin:.2rem 0;overflow-wrap:anywhere}
+.k0{stroke:var(--s0)}.k1{stroke:var(--s1);stroke-dasharray:8 4}.k2{stroke:var(--s2);stroke-dasharray:3 4}.k3{stroke:var(--s3)}.k4{stroke:var(--s4)}.k5{stroke:var(--s5)}
 ";
 
 impl fmt::Display for Page {
@@ -186,6 +189,11 @@ impl fmt::Display for Item {
                     writeln!(f, "<div><dt>{}</dt><dd>{}</dd></div>", escaped(key), escaped(value))?;
                 }
                 writeln!(f, "</dl>")
+            }
+            Self::Notes(notes) => {
+                writeln!(f, "<ul>")?;
+                notes.iter().try_for_each(|note| writeln!(f, "<li>{}</li>", escaped(note)))?;
+                writeln!(f, "</ul>")
             }
             Self::Table(table) => write!(f, "{table}"),
             Self::Bars(bars) => figure(f, &bars.title, chart::bars(bars)),

@@ -5,6 +5,7 @@ fn page() -> Page {
     let strings = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let items = vec![
         Item::KeyValues(vec![("saved".into(), "12 MiB".into())]),
+        Item::Notes(strings(&["a < b", "c"])),
         Item::Table(Table { header: strings(&["a", "b"]), rows: vec![strings(&["<x>", "3"])] }),
         Item::Bars(Bars {
             title: "bars".into(),
@@ -55,6 +56,7 @@ fn a_page_stands_alone_and_means_what_it_says() {
     assert!(is_well_formed(&html), "{html}");
     assert!(!html.contains("http") && !html.contains("<script") && !html.contains("url("), "{html}");
     assert!(html.contains("&lt;x&gt;") && html.contains("one &amp; only") && html.contains("1 &lt; 2"));
+    assert!(html.contains("<li>a &lt; b</li>\n<li>c</li>"), "{html}");
     assert!(html.contains("prefers-color-scheme:dark") && !html.contains("NaN") && !html.contains("inf\""));
     assert_eq!(html.matches("<svg").count(), 4);
 }

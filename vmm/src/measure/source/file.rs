@@ -4,10 +4,12 @@ use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{PageReader, Source, Unread};
+use super::{PageReader, Source, Unread, hand_on};
+use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE};
 use crate::memory::PAGE_BYTES;
 
@@ -82,6 +84,7 @@ pub struct FileSource {
     file: File,
     bytes: u64,
     modified: (i64, i64),
+    page_types: Option<Arc<PageTypes>>,
 }
 
 impl FileSource {
@@ -101,8 +104,13 @@ impl FileSource {
             _ if !meta.is_file() => Err(ImageError::Kind { path }),
             0 => Err(ImageError::Empty { path }),
             _ if !bytes.is_multiple_of(PAGE_BYTES) => Err(ImageError::Unaligned { path, bytes }),
-            _ => Ok(Self { name, path, file, bytes, modified: modified(&meta) }),
+            _ => Ok(Self { name, path, file, bytes, modified: modified(&meta), page_types: None }),
         }
+    }
+
+    /// The same, with what its pages are used for, if that is known.
+    pub fn with_page_types(self, page_types: Option<Arc<PageTypes>>) -> Self {
+        Self { page_types, ..self }
     }
 
     /// Whether somebody wrote it since it was opened.
@@ -126,6 +134,10 @@ impl Source for FileSource {
 
     fn is_live(&self) -> bool {
         false
+    }
+
+    fn page_types(&self) -> Option<&PageTypes> {
+        self.page_types.as_deref()
     }
 
     fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
@@ -154,8 +166,7 @@ impl PageReader for Reader<'_> {
                 ErrorKind::UnexpectedEof => ImageError::Shrunk { path: path.clone(), at, bytes: *bytes },
                 _ => ImageError::Read { path: path.clone(), at, source },
             })?;
-            let (contents, _) = buffer.as_chunks::<PAGE>();
-            (start..).zip(contents).for_each(|(page, content)| each(page, content));
+            hand_on(start, buffer, each);
         }
         Ok(Unread::default())
     }

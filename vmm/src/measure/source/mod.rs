@@ -4,6 +4,7 @@ pub mod file;
 pub mod mappings;
 pub mod process;
 
+use super::page_types::PageTypes;
 use super::{MeasureError, PAGE};
 
 /// What was not read of a stretch of pages.
@@ -37,6 +38,11 @@ pub trait Source: Sync {
     /// Whether somebody may be writing while it is read.
     fn is_live(&self) -> bool;
 
+    /// What its pages are used for, if that is known.
+    fn page_types(&self) -> Option<&PageTypes> {
+        None
+    }
+
     /// A reader for one thread.
     ///
     /// # Errors
@@ -62,4 +68,10 @@ pub trait PageReader {
         pages: u64,
         each: &mut dyn FnMut(u64, &[u8; PAGE]),
     ) -> Result<Unread, MeasureError>;
+}
+
+/// Hands on the whole pages in `bytes`, the first of which has the number `first`.
+pub fn hand_on(first: u64, bytes: &[u8], each: &mut dyn FnMut(u64, &[u8; PAGE])) {
+    let (contents, _) = bytes.as_chunks::<PAGE>();
+    (first..).zip(contents).for_each(|(page, content)| each(page, content));
 }

@@ -1,9 +1,15 @@
-//! Guest memory in another process, read through `/proc/PID/mem`; what is absent or on swap is not read.
+//! Guest memory in another process, of which only what has a frame is read; what is absent or on swap is not.
 //!
 //! So measuring neither grows a guest nor swaps it in. One exception: a page that is given back between our look at the
-//! page table and our read gets the kernel's zero frame.
+//! page table and our read gets the kernel's zero frame. Pages that may share their frame are read through `/proc/PID/mem`, which leaves it
+//! so, all others by process_vm_readv, which is faster.
 
-use super::{PageReader, Source, Unread};
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{PageReader, Source, Unread, hand_on};
+use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE, Space};
 use crate::memory::Extent;
 use crate::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
@@ -17,12 +23,18 @@ const BATCH_PAGES: usize = 64;
 pub struct ProcessSource {
     space: Space,
     stopped: bool,
+    page_types: Option<Arc<PageTypes>>,
 }
 
 impl ProcessSource {
     /// Of `space`. `stopped` says that nobody writes there.
     pub fn new(space: Space, stopped: bool) -> Self {
-        Self { space, stopped }
+        Self { space, stopped, page_types: None }
+    }
+
+    /// The same, with what its pages are used for, if that is known.
+    pub fn with_page_types(self, page_types: Option<Arc<PageTypes>>) -> Self {
+        Self { page_types, ..self }
     }
 }
 
@@ -39,6 +51,10 @@ impl Source for ProcessSource {
         !self.stopped
     }
 
+    fn page_types(&self) -> Option<&PageTypes> {
+        self.page_types.as_deref()
+    }
+
     fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
         let space = &self.space;
         let (guest, pid) = (&space.name, space.pid);
@@ -49,9 +65,21 @@ impl Source for ProcessSource {
             pid,
             source,
         })?;
-        let (entries, buffer) = (Vec::new(), vec![0; BATCH_PAGES * PAGE]);
-        Ok(Box::new(Reader { space, pagemap, memory, entries, buffer }))
+        let (entries, wanted) = (Vec::new(), Vec::with_capacity(BATCH_PAGES));
+        Ok(Box::new(Reader { space, pagemap, memory, entries, wanted, buffer: vec![0; BATCH_PAGES * PAGE] }))
     }
+}
+
+/// A page that is to be read next.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    page: u64,
+    may_be_pinned: bool,
+}
+
+/// Pages that are neighbours and read the same way.
+fn runs(wanted: &[Wanted]) -> impl Iterator<Item = &[Wanted]> {
+    wanted.chunk_by(|a, b| a.page + 1 == b.page && a.may_be_pinned == b.may_be_pinned)
 }
 
 struct Reader<'a> {
@@ -59,48 +87,87 @@ struct Reader<'a> {
     pagemap: Pagemap,
     memory: RemoteMemory,
     entries: Vec<PagemapEntry>,
+    /// At most [`BATCH_PAGES`], ascending.
+    wanted: Vec<Wanted>,
+    /// A page for each of them.
     buffer: Vec<u8>,
 }
 
-impl Reader<'_> {
-    /// The address of a page.
-    fn address(&self, page: u64) -> u64 {
-        let mut before = 0;
-        for Extent { hva, bytes, .. } in &self.space.extents {
-            let pages = bytes / PAGE_BYTES;
-            if page < before + pages {
-                return hva + (page - before) * PAGE_BYTES;
-            }
-            before += pages;
+/// The address of a page.
+fn address(space: &Space, page: u64) -> u64 {
+    let mut before = 0;
+    for Extent { hva, bytes, .. } in &space.extents {
+        let pages = bytes / PAGE_BYTES;
+        if page < before + pages {
+            return hva + (page - before) * PAGE_BYTES;
         }
-        // Of no extent; the kernel will say that nothing is mapped there.
-        !(PAGE_BYTES - 1)
+        before += pages;
+    }
+    // Of no extent; the kernel will say that nothing is mapped there.
+    !(PAGE_BYTES - 1)
+}
+
+impl Reader<'_> {
+    fn error(&self, source: RemoteError) -> MeasureError {
+        MeasureError::Memory { guest: self.space.name.clone(), pid: self.space.pid, source }
     }
 
-    /// Reads pages that are neighbours and all there, some of which may have gone.
+    /// Reads the pages that are wanted, and hands them on. Says how many of them have gone.
+    fn read_wanted(&mut self, each: &mut dyn FnMut(u64, &[u8; PAGE])) -> Result<u64, MeasureError> {
+        let mut wanted = std::mem::take(&mut self.wanted);
+        let are_pinned = self.read_pinned(&wanted);
+        let (mut before, mut vanished) = (0, 0);
+        for run in runs(&wanted) {
+            let (first, slots) = (run[0].page, before..before + run.len());
+            before = slots.end;
+            if are_pinned && run[0].may_be_pinned {
+                hand_on(first, &self.buffer[slots.start * PAGE..slots.end * PAGE], each);
+            } else {
+                vanished += self.read_run(first, slots, each)?;
+            }
+        }
+        wanted.clear();
+        self.wanted = wanted;
+        Ok(vanished)
+    }
+
+    /// Reads those that may be pinned to their places in the buffer; says whether it could, all of them.
+    fn read_pinned(&mut self, wanted: &[Wanted]) -> bool {
+        let (mut hvas, mut into) = (Vec::new(), Vec::new());
+        let mut rest = self.buffer.as_mut_slice();
+        for run in runs(wanted) {
+            let (place, behind) = rest.split_at_mut(run.len() * PAGE);
+            rest = behind;
+            if run[0].may_be_pinned {
+                hvas.push(address(self.space, run[0].page));
+                into.push(IoSliceMut::new(place));
+            }
+        }
+        !hvas.is_empty() && self.memory.read_pinned(&hvas, &mut into)
+    }
+
+    /// Reads pages that are neighbours and were all there, to their places in the buffer. Some may have gone: says how many.
     fn read_run(
         &mut self,
         first: u64,
-        pages: usize,
+        slots: Range<usize>,
         each: &mut dyn FnMut(u64, &[u8; PAGE]),
     ) -> Result<u64, MeasureError> {
-        let hva = self.address(first);
-        let buffer = &mut self.buffer[..pages * PAGE];
+        let hva = address(self.space, first);
+        let buffer = &mut self.buffer[slots.start * PAGE..slots.end * PAGE];
         match self.memory.read(&[RemoteRange { hva, bytes: buffer.len() }], buffer) {
             Ok(_) => {
-                let (contents, _) = buffer.as_chunks::<PAGE>();
-                (first..).zip(contents).for_each(|(page, content)| each(page, content));
+                hand_on(first, buffer, each);
                 Ok(0)
             }
-            Err(RemoteError::Unmapped { .. }) if pages == 1 => Ok(1),
+            Err(RemoteError::Unmapped { .. }) if slots.len() == 1 => Ok(1),
             Err(RemoteError::Unmapped { .. }) => {
-                let half = pages / 2;
-                let vanished = self.read_run(first, half, each)?;
-                Ok(vanished + self.read_run(first + half as u64, pages - half, each)?)
+                let half = slots.len() / 2;
+                let middle = slots.start + half;
+                let vanished = self.read_run(first, slots.start..middle, each)?;
+                Ok(vanished + self.read_run(first + half as u64, middle..slots.end, each)?)
             }
-            Err(source) => {
-                Err(MeasureError::Memory { guest: self.space.name.clone(), pid: self.space.pid, source })
-            }
+            Err(source) => Err(self.error(source)),
         }
     }
 }
@@ -112,29 +179,88 @@ impl PageReader for Reader<'_> {
         pages: u64,
         each: &mut dyn FnMut(u64, &[u8; PAGE]),
     ) -> Result<Unread, MeasureError> {
+        let hva = address(self.space, first);
         let mut entries = std::mem::take(&mut self.entries);
-        let read = self.pagemap.read(self.address(first), pages as usize, &mut entries);
+        let read = self.pagemap.read(hva, pages as usize, &mut entries);
         read.map_err(|source| MeasureError::Pages {
             guest: self.space.name.clone(),
             pid: self.space.pid,
             source,
         })?;
         let mut unread = Unread::default();
-        let mut page = first;
-        for run in entries.chunk_by(|a, b| a.present() == b.present()) {
-            if run[0].present() {
-                for batch in run.chunks(BATCH_PAGES) {
-                    unread.vanished += self.read_run(page, batch.len(), each)?;
-                    page += batch.len() as u64;
-                }
+        for (page, entry) in (first..).zip(&entries) {
+            if entry.present() {
+                self.wanted.push(Wanted { page, may_be_pinned: entry.keeps_frame_when_pinned() });
+            } else if entry.swapped() {
+                unread.swapped += 1;
             } else {
-                let swapped = run.iter().filter(|entry| entry.swapped()).count() as u64;
-                unread.swapped += swapped;
-                unread.absent += run.len() as u64 - swapped;
-                page += run.len() as u64;
+                unread.absent += 1;
+            }
+            if self.wanted.len() == BATCH_PAGES {
+                unread.vanished += self.read_wanted(each)?;
             }
         }
+        unread.vanished += self.read_wanted(each)?;
         self.entries = entries;
+        self.memory.check_alive().map_err(|source| self.error(source))?;
         Ok(unread)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory::ram::{Backing, Ram};
+
+    const PAGES: u64 = 4096;
+
+    /// Of every seven pages two are absent, two are on the zero frame, and three hold their number.
+    fn guest() -> (Ram, Space) {
+        let ram = Ram::new(PAGES * PAGE_BYTES, Backing::Anonymous).unwrap();
+        ram.set_huge_pages(false).unwrap();
+        for page in 0..PAGES {
+            let at = GuestAddress(page * PAGE_BYTES);
+            match page % 7 {
+                0 | 1 => {}
+                2 | 3 => assert_eq!(ram.memory().read_obj::<u64>(at).unwrap(), 0),
+                _ => ram.memory().write_obj(page, at).unwrap(),
+            }
+        }
+        let space = Space { name: "us".into(), pid: std::process::id(), extents: ram.extents() };
+        (ram, space)
+    }
+
+    fn entries(space: &Space) -> Vec<PagemapEntry> {
+        let mut entries = Vec::new();
+        Pagemap::open(space.pid).unwrap().read(address(space, 0), PAGES as usize, &mut entries).unwrap();
+        entries
+    }
+
+    #[test]
+    fn pages_of_all_kinds_are_read_in_order_and_left_as_they_were() {
+        let (_ram, space) = guest();
+        let before = entries(&space);
+        let pinned = before.iter().filter(|entry| entry.keeps_frame_when_pinned()).count();
+        let present = before.iter().filter(|entry| entry.present()).count();
+        assert_eq!((pinned, present), (1755, 2925));
+        let source = ProcessSource::new(space.clone(), true);
+        // By batches of other sizes than the page table's.
+        for step in [1, 63, 64, 65, 4096] {
+            let mut reader = source.open().unwrap();
+            let (mut seen, mut unread) = (Vec::new(), Unread::default());
+            for first in (0..PAGES).step_by(step) {
+                let pages = (PAGES - first).min(step as u64);
+                let read = reader.read(first, pages, &mut |page, content| {
+                    seen.push((page, u64::from_ne_bytes(*content.first_chunk().unwrap())));
+                });
+                unread.add(read.unwrap());
+            }
+            let expected = (0..PAGES).filter(|page| page % 7 > 1).map(|n| (n, if n % 7 > 3 { n } else { 0 }));
+            assert_eq!(seen, expected.collect::<Vec<_>>(), "{step}");
+            assert_eq!(unread, Unread { absent: 1171, swapped: 0, vanished: 0 });
+        }
+        assert_eq!(entries(&space), before);
     }
 }
