@@ -17,7 +17,7 @@ use super::ledger_table::admission_text;
 use super::progress::{Bars, interrupt_flag, is_set};
 use crate::host::HostError;
 use crate::host::admission::judge;
-use crate::host::daemon::{request, take_down_orphans};
+use crate::host::daemon::{is_up, request, take_down_orphans};
 use crate::host::fleet::Stage;
 use crate::host::runtime::{FleetDir, choose};
 use crate::host::spec::FleetSpec;
@@ -165,7 +165,7 @@ fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let dir = FleetDir::of(&spec.name);
     let interrupted = interrupt_flag()?;
     dir.create()?;
-    if std::os::unix::net::UnixStream::connect(dir.host_socket()?).is_ok() {
+    if is_up(&dir.host_socket()?) {
         return Err(HostError::UpAlready { fleet: spec.name }.into());
     }
     let log = File::create(dir.host_log()).context("cannot make the daemon's log")?;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
@@ -30,6 +31,9 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 const MAX_CLIENTS: usize = 32;
 /// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
 const OOM_SCORE_ADJ: i16 = -900;
+/// How often, and how far apart, a daemon that hangs up is asked whether it is one.
+const UP_TRIES: u32 = 25;
+const UP_PAUSE: Duration = Duration::from_millis(20);
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// How long an orphaned VM may take to end.
@@ -56,7 +60,7 @@ impl Daemon {
         let dir = FleetDir::of(&spec.name);
         dir.create()?;
         let path = dir.host_socket()?;
-        if UnixStream::connect(&path).is_ok() {
+        if is_up(&path) {
             return Err(HostError::UpAlready { fleet: spec.name });
         }
         if let Err(error) = own::set_oom_score_adj(OOM_SCORE_ADJ) {
@@ -233,6 +237,23 @@ impl MetricsPage {
         };
         exposition(&self.name, self.governor.management(), engine)
     }
+}
+
+/// Whether a daemon serves the socket at `path`. That somebody accepts does not say so: a process that a daemon was just starting when it
+/// was killed has its socket until it is another program, a moment later.
+pub fn is_up(path: &Path) -> bool {
+    for _ in 0..UP_TRIES {
+        match ask::<_, Reply>(path, &Request::Management, CLIENT_LIMIT) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return false;
+            }
+            // One that is busy may be late.
+            Ok(_) => return true,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return true,
+            Err(_) => thread::sleep(UP_PAUSE),
+        }
+    }
+    true
 }
 
 /// Asks the daemon of a fleet; its refusal is an error, and so is its absence.
