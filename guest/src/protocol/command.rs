@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use super::fields::{Fields, bad, split};
-use super::{Balloon, ParseError, Word};
+use super::{Balloon, Disk, ParseError, Word};
 
 /// What a page is for. The order is the order of the segments in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -187,6 +187,8 @@ pub enum Command {
     Report,
     /// See to the balloon.
     Balloon(Balloon),
+    /// See to the disk.
+    Disk(Disk),
     /// Power off.
     Poweroff,
     /// Reset.
@@ -205,6 +207,7 @@ impl Command {
             Self::Idle => "idle",
             Self::Report => "report",
             Self::Balloon(_) => "balloon",
+            Self::Disk(_) => "disk",
             Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
         }
@@ -246,11 +249,12 @@ impl Command {
             "idle" => bare(Self::Idle),
             "report" => bare(Self::Report),
             "balloon" => Balloon::parse(rest).map(Self::Balloon),
+            "disk" => Disk::parse(rest).map(Self::Disk),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, latency, verify, free, idle, report, balloon, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, disk, poweroff or reboot",
             }),
         }
     }
@@ -271,6 +275,7 @@ impl fmt::Display for Command {
             }
             Self::Free { percent } => write!(f, " percent={percent}"),
             Self::Balloon(action) => write!(f, " {action}"),
+            Self::Disk(action) => write!(f, " {action}"),
             Self::Verify | Self::Idle | Self::Report | Self::Poweroff | Self::Reboot => Ok(()),
         }
     }

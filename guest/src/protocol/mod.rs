@@ -29,10 +29,12 @@
 //! | `idle` | stops everything |
 //! | `report` | counts |
 //! | `balloon report\|check\|touch\|off\|on\|hostile ...` | looks after the balloon, or misuses it: see [`Balloon`] |
+//! | `disk read\|drop ...` | reads the disk through the page cache, or has that forget it: see [`Disk`] |
 //! | `poweroff`, `reboot` | end the guest |
 
 mod balloon;
 mod command;
+mod disk;
 mod fields;
 mod line;
 mod reply;
@@ -44,6 +46,7 @@ use core::fmt;
 
 pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
 pub use command::{Class, Command, Fill, Mix, Target};
+pub use disk::{Disk, DiskDone, MAX_DISK_PAGES};
 pub use line::{LineReader, Text, Word};
 pub use reply::{Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
 

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::fields::{Fields, bad, split};
-use super::{BalloonDone, ParseError, Text, VERSION, Word};
+use super::{BalloonDone, DiskDone, ParseError, Text, VERSION, Word};
 
 /// Which guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,8 @@ pub enum Done {
     Report(Report),
     /// What was asked of the balloon is done.
     Balloon(BalloonDone),
+    /// What was asked of the disk is done.
+    Disk(DiskDone),
     /// The guest powers off.
     Poweroff,
     /// The guest resets.
@@ -281,6 +283,7 @@ impl Done {
             "idle" => bare(Self::Idle),
             "report" => Report::parse(rest).map(Self::Report),
             "balloon" => BalloonDone::parse(rest).map(Self::Balloon),
+            "disk" => DiskDone::parse(rest).map(Self::Disk),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(bad("command", command, "the name of a command")),
@@ -351,6 +354,7 @@ impl fmt::Display for Done {
             Self::Idle => f.write_str("idle"),
             Self::Report(report) => write!(f, "report {report}"),
             Self::Balloon(done) => write!(f, "balloon {done}"),
+            Self::Disk(done) => write!(f, "disk {done}"),
             Self::Poweroff => f.write_str("poweroff"),
             Self::Reboot => f.write_str("reboot"),
         }

@@ -221,6 +221,8 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
             }
             Command::Report => Some(Reply::Ok(Done::Report(self.workload.report()))),
             Command::Balloon(action) => self.obey_balloon(port, action, now_micros),
+            // Where there is a disk, whoever has it sees to it.
+            Command::Disk(_) => Some(refusal(ErrorCode::Unsupported, format_args!("this guest has no disk"))),
             // Dealt with by the caller.
             Command::Idle | Command::Poweroff | Command::Reboot => None,
         }

@@ -18,11 +18,13 @@ use guest::protocol::{Command, Kind, LineReader, MAX_LINE, Ready, Reply, Text};
 use guest::service::{Out, Port, Power, Service, Wait};
 use guest::workload::{Pages, Workload};
 
+use disk::Cached;
 use init::{Channel, log};
 use memory::{MappedPages, MemInfo};
 use sys::Fd;
 
 mod balloon;
+mod disk;
 mod init;
 mod memory;
 #[path = "../runtime.rs"]
@@ -50,7 +52,7 @@ extern "C" fn agent_main() -> ! {
     let (pages, generations) = MappedPages::new(memory.usable());
     let ready = Ready { kind: Kind::Linux, pages: pages.count(), base: 0, mem_pages: memory.total };
     let mut service = Service::new(Workload::new(pages, generations));
-    let mut agent = Agent { channel, line: LineReader::new(), is_init };
+    let mut agent = Agent { channel, line: LineReader::new(), is_init, disk: Cached::NEW };
     agent.send(Port::Control, &Reply::Ready(ready));
     agent.serve(&mut service)
 }
@@ -59,6 +61,7 @@ struct Agent {
     channel: Channel,
     line: LineReader,
     is_init: bool,
+    disk: Cached,
 }
 
 impl Agent {
@@ -88,8 +91,14 @@ impl Agent {
             if *byte == b'\n' {
                 let mut line = core::mem::take(&mut self.line);
                 let Some(line) = line.push(*byte) else { continue };
-                if let Ok(Command::Balloon(action)) = line.and_then(Command::parse) {
-                    self.send(Port::Control, &balloon::obey(action));
+                // What the library's service knows nothing of.
+                let own = match line.and_then(Command::parse) {
+                    Ok(Command::Balloon(action)) => Some(balloon::obey(action)),
+                    Ok(Command::Disk(action)) => Some(self.disk.obey(action)),
+                    _ => None,
+                };
+                if let Some(reply) = own {
+                    self.send(Port::Control, &reply);
                     continue;
                 }
                 if let Some(power) = service.line(Port::Control, line, sys::now_micros(), self) {
