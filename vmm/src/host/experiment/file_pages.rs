@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 
-use guest::content::{PAGE_WORDS, Page, PageKey, fill_page, identify, page_from_bytes};
+use guest::content::{PAGE_WORDS, Page, PageKey, fill_page, identify};
 use guest::protocol::Class;
 
 use crate::host::HostError;
@@ -51,11 +51,14 @@ impl Located {
 
     fn search(space: &Space, seed: u64) -> Result<Self, CheckError> {
         let (memory, mut located) = (RemoteMemory::open(space.pid)?, Self::default());
-        let mut header = [0; PAGE_BYTES as usize];
+        // Of which only the header is ever filled: the rest says nothing that is needed here.
+        let (mut header, mut page) = ([0; HEADER_BYTES], [0; PAGE_WORDS]);
         each_entry(space, |hva, entry| {
             if entry.present() {
                 memory.read(&[RemoteRange { hva, bytes: HEADER_BYTES }], &mut header)?;
-                if let Some(found) = identify(&page_from_bytes(&header))
+                let (words, _) = header.as_chunks::<8>();
+                page.iter_mut().zip(words).for_each(|(to, from)| *to = u64::from_le_bytes(*from));
+                if let Some(found) = identify(&page)
                     && found == key(seed, found.index)
                 {
                     located.hvas.insert(found.index, hva);
@@ -111,4 +114,55 @@ fn each_entry(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::memory::Extent;
+
+    #[test]
+    fn pages_are_found_by_what_they_say_they_are() {
+        let mut file = tempfile::tempfile().unwrap();
+        write(&mut file, 7, 3).unwrap();
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), 3 * PAGE_BYTES as usize);
+        // Memory of our own with two of its pages, one of another seed, and one that is no page of ours at all.
+        let mut memory = vec![[0u64; PAGE_WORDS]; 6];
+        let start = memory.as_ptr() as u64;
+        let first = (start.next_multiple_of(PAGE_BYTES) - start) / 8;
+        let mut put = |n: u64, content: &[u8]| {
+            for (at, word) in content.as_chunks::<8>().0.iter().enumerate() {
+                memory.as_flattened_mut()[(first + n * 512) as usize + at] = u64::from_le_bytes(*word);
+            }
+        };
+        let page = |n: usize| &bytes[n * PAGE_BYTES as usize..][..PAGE_BYTES as usize];
+        put(0, page(2));
+        put(1, &[9; PAGE_BYTES as usize]);
+        put(2, page(0));
+        let mut other = tempfile::tempfile().unwrap();
+        write(&mut other, 8, 2).unwrap();
+        let mut others = Vec::new();
+        other.rewind().unwrap();
+        other.read_to_end(&mut others).unwrap();
+        put(3, &others[PAGE_BYTES as usize..]);
+        let hva = start.next_multiple_of(PAGE_BYTES);
+        let extents = vec![Extent { gpa: 0, hva, bytes: 4 * PAGE_BYTES }];
+        let space = Space { name: "we".into(), pid: std::process::id(), extents };
+        let located = Located::of(&space, 7).unwrap();
+        let expected = HashMap::from([(2, hva), (0, hva + 2 * PAGE_BYTES)]);
+        assert_eq!((located.pages(), &located.hvas), (2, &expected));
+        // With itself it shares all that root sees the frames of.
+        let both = [located, Located { hvas: expected }];
+        let root = rustix::process::geteuid().is_root();
+        let spaces = [space.clone(), space];
+        assert_eq!(shared(&spaces, &both).unwrap(), if root { 2 } else { 0 });
+        let crossed = Located { hvas: HashMap::from([(2, hva + 2 * PAGE_BYTES), (0, hva)]) };
+        let [one, _] = both;
+        assert_eq!(shared(&spaces, &[one, crossed]).unwrap(), 0);
+    }
 }
