@@ -190,7 +190,7 @@ impl<'m> Chain<'m> {
     }
 
     /// Has `sink` take the next `bytes` bytes of the device-readable part, straight from guest memory. Returns how many: less only
-    /// where `sink` takes no more, or the part ends.
+    /// where the part ends. A sink that takes no more is an error.
     pub fn read_into(
         &mut self,
         sink: &mut impl WriteVolatile,
@@ -198,14 +198,7 @@ impl<'m> Chain<'m> {
     ) -> Result<usize, GuestMemoryError> {
         let mut done = 0;
         while let Some((address, room)) = self.read.next(&self.readable, bytes - done) {
-            let mut taken = 0;
-            while taken < room {
-                let from = GuestAddress(address.0 + taken as u64);
-                match self.memory.write_volatile_to(from, sink, room - taken)? {
-                    0 => return Ok(done + taken),
-                    written => taken += written,
-                }
-            }
+            self.memory.write_all_volatile_to(address, sink, room)?;
             done += room;
         }
         Ok(done)
