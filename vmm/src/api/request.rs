@@ -66,16 +66,7 @@ impl Request {
             ("GET", "balloon/hinting/status") => Self::GetHinting,
             ("PUT", "machine-config") => Self::PutMachineConfig(json(method, body)?),
             ("PUT", "boot-source") => Self::PutBootSource(json(method, body)?),
-            ("PUT", route) if first == "drives" && route.split('/').count() == 2 => {
-                let drive: Drive = json(method, body)?;
-                match route.split_once('/') {
-                    Some((_, id)) if id == drive.drive_id => Self::PutDrive(drive),
-                    _ => {
-                        let in_path = route.trim_start_matches("drives/").into();
-                        return Err(Fault::DriveIds { in_path, in_body: drive.drive_id });
-                    }
-                }
-            }
+            ("PUT", route) if first == "drives" => Self::PutDrive(drive(method, path, route, body)?),
             ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
             ("PUT", "actions") => Self::PutAction(json::<Action>(method, body)?.action_type),
             ("PUT", "balloon") => Self::PutBalloon(json(method, body)?),
@@ -103,6 +94,17 @@ impl Request {
             true => Err(Fault::Body { method: method.into() }),
             false => Ok(request),
         }
+    }
+}
+
+/// The drive of a body, whose ID stands in the path too.
+fn drive(method: &str, path: &str, route: &str, body: &[u8]) -> Result<Drive, Fault> {
+    let in_path = route.strip_prefix("drives/").filter(|id| !id.contains('/'));
+    let in_path = in_path.ok_or_else(|| Fault::Route { method: method.into(), path: path.into() })?;
+    let drive: Drive = json(method, body)?;
+    match drive.drive_id == in_path {
+        true => Ok(drive),
+        false => Err(Fault::DriveIds { in_path: in_path.into(), in_body: drive.drive_id }),
     }
 }
 

@@ -79,6 +79,11 @@ impl Rounds {
             None => self.0.push((name, vec![value])),
         }
     }
+
+    /// In how many rounds there was such a figure.
+    fn count(&self, name: &str) -> usize {
+        self.0.iter().find(|(known, _)| *known == name).map_or(0, |(_, values)| values.len())
+    }
 }
 
 /// Measures one point.
@@ -106,12 +111,14 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
         for (name, values) in &rounds.0 {
             measured.put(name, middle(values));
         }
-        let few = rounds.0.iter().find(|(name, values)| {
-            PARTS.iter().any(|(_, part)| part == name) && values.len() < stage.plan.file.rounds as usize
-        });
-        if few.is_some() || PARTS.iter().any(|(_, part)| !measured.figures.contains_key(*part)) {
-            let note = "a part of the file was not shared within merge_seconds in every round: its time is that of the other rounds";
-            measured.notes.push(note.into());
+        let all = stage.plan.file.rounds as usize;
+        for (part, name) in PARTS.iter().filter(|(_, name)| rounds.count(name) < all) {
+            measured.notes.push(format!(
+                "{} % of the file were shared within merge_seconds in {} of {all} rounds with {}: {name} is theirs",
+                100.0 * part,
+                rounds.count(name),
+                stage.point,
+            ));
         }
         let after = fleet.progress().unwrap_or_default().cpu_seconds;
         if let (Some(before), Some(after)) = (before, after) {
