@@ -93,7 +93,7 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let mut spec = stage.spec(&["experiment"; 2])?;
     for guest in &mut spec.guests {
         guest.drives = vec![drive.clone()];
-        // What a guest's kernel has freed is the host's again, or a file that was dropped would seem to be there still.
+        // What a guest's kernel frees is the host's again, as far as it says so: else a file that was forgotten would stay shared.
         guest.balloon.free_page_reporting = true;
     }
     stage.play_in(spec, |fleet, measured| {
