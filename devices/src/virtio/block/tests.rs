@@ -138,7 +138,7 @@ fn what_is_on_the_disk_is_read_and_what_is_read_is_said() {
     let mut bench = Bench::new(true);
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 3, 1024), (OK, 1025));
     assert_eq!(bench.driver.bytes(DATA, 1025), [&content(SECTORS)[3 * 512..5 * 512], &[0]].concat());
-    assert_eq!(*bench.told.0.lock().unwrap(), [DATA..DATA + 1024]);
+    assert_eq!(bench.told.0.lock().unwrap().as_slice(), std::slice::from_ref(&(DATA..DATA + 1024)));
     assert_eq!(bench.driver.interrupted(), Some(reg::VIRTIO_MMIO_INT_VRING));
     // The last sector, and none at all behind it.
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, SECTORS - 1, 512), (OK, 513));
