@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::Bus;
+use crate::in_flight::InFlight;
 use crate::interrupt::IrqLine;
 use crate::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
 use crate::legacy::power::{POWER_BASE, POWER_LEN, Power};
@@ -17,12 +18,15 @@ use crate::legacy::serial::{COM1_BASE, COM2_BASE, SERIAL_LEN, Serial};
 use crate::reclaim::{Gpa, Reclaim};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, Config, Handle};
+use crate::virtio::block::{Block, Disk, ID_BYTES};
 use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, HIGH_RAM_END, ram};
 
 const RNG_BASE: u64 = 0xd000_0000;
 const BALLOON_BASE: u64 = RNG_BASE + MMIO_LEN;
+const BLOCK_BASE: u64 = BALLOON_BASE + MMIO_LEN;
+const VIRTIO_BASES: [u64; 3] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE];
 const RING: u64 = 0x1_0000;
 
 /// A terminal that sometimes has had enough, or is gone.
@@ -52,8 +56,8 @@ struct Machine {
     ports: Bus,
     mmio: Bus,
     com1: Arc<Mutex<Serial>>,
-    /// rng and balloon.
-    virtio: [Arc<Mutex<MmioTransport>>; 2],
+    /// rng, balloon and block.
+    virtio: [Arc<Mutex<MmioTransport>>; 3],
     balloon: Handle,
 }
 
@@ -67,12 +71,21 @@ impl Reclaim for Host {
     }
 }
 
+impl InFlight for Host {
+    fn during(&self, range: Range<Gpa>, transfer: &mut dyn FnMut()) {
+        assert!(range.start < range.end && range.end.0 <= HIGH_RAM_END, "{range:?}");
+        transfer();
+    }
+}
+
 impl Machine {
     fn new() -> Self {
         let memory = ram();
-        // A ring full of chains, so that a notification that gets through finds something to do.
+        // A ring full of chains, so that a notification that gets through finds something to do: buffers to write to, and of the
+        // first eight, which are offered, the first four with something to read before them.
         for slot in 0..16u64 {
-            let descriptor = virtio_queue::desc::split::Descriptor::new(BUFFERS + slot, 64, 2, 0);
+            let (flags, next) = if slot < 4 { (1, slot as u16 + 12) } else { (2, 0) };
+            let descriptor = virtio_queue::desc::split::Descriptor::new(BUFFERS + slot, 64, flags, next);
             memory.write_obj(descriptor, GuestAddress(RING + 16 * slot)).unwrap();
         }
         memory.write_obj(8u16, GuestAddress(RING + 0x4002)).unwrap();
@@ -87,7 +100,11 @@ impl Machine {
             reporting: true,
         };
         let (device, balloon) = Balloon::new(config, &memory, Box::new(Host));
-        let devices: [Box<dyn VirtioDevice>; 2] = [Box::new(Rng::new()), Box::new(device)];
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * 512).unwrap();
+        let disk = Disk { file, sectors: 8, read_only: false, id: [7; ID_BYTES] };
+        let devices: [Box<dyn VirtioDevice>; 3] =
+            [Box::new(Rng::new()), Box::new(device), Box::new(Block::new(disk, Box::new(Host)))];
         let virtio = devices.map(|device| {
             Arc::new(Mutex::new(MmioTransport::new(memory.clone(), device, IrqLine::new(event()))))
         });
@@ -97,8 +114,9 @@ impl Machine {
         ports.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(I8042::new(event())))).unwrap();
         let power = Arc::new(Mutex::new(Power::new(event(), event())));
         ports.insert(POWER_BASE, POWER_LEN, "power", power).unwrap();
-        mmio.insert(RNG_BASE, MMIO_LEN, "rng", virtio[0].clone()).unwrap();
-        mmio.insert(BALLOON_BASE, MMIO_LEN, "balloon", virtio[1].clone()).unwrap();
+        for (n, base) in VIRTIO_BASES.into_iter().enumerate() {
+            mmio.insert(base, MMIO_LEN, "virtio", virtio[n].clone()).unwrap();
+        }
         Self { ports, mmio, com1, virtio, balloon }
     }
 }
@@ -107,7 +125,7 @@ impl Machine {
 enum Step {
     Port(u64, Vec<u8>),
     Mmio(u64, Vec<u8>),
-    /// Of both virtio devices.
+    /// Of all virtio devices.
     Register(u32, u32),
     Input(Vec<u8>),
     Event(usize),
@@ -140,7 +158,7 @@ fn step() -> impl Strategy<Value = Step> {
     let register = (0u32..0x46).prop_map(|word| 4 * word);
     prop_oneof![
         3 => (port, bytes()).prop_map(|(port, data)| Step::Port(port, data)),
-        1 => (RNG_BASE - 8..BALLOON_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
+        1 => (RNG_BASE - 8..BLOCK_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
         4 => (register, value).prop_map(|(register, value)| Step::Register(register, value)),
         1 => bytes().prop_map(Step::Input),
         1 => (0usize..7).prop_map(Step::Event),
@@ -181,7 +199,7 @@ fn run(machine: &Machine, step: &Step) {
             machine.mmio.read(*address, &mut data.clone());
         }
         Step::Register(register, value) => {
-            for base in [RNG_BASE, BALLOON_BASE] {
+            for base in VIRTIO_BASES {
                 let address = base + u64::from(*register);
                 machine.mmio.write(address, &value.to_le_bytes());
                 machine.mmio.read(address, &mut [0; 4]);
@@ -223,7 +241,7 @@ proptest! {
             run(&machine, &step);
         }
         let mut status = [0; 4];
-        for base in [RNG_BASE, BALLOON_BASE] {
+        for base in VIRTIO_BASES {
             prop_assert!(machine.mmio.read(base + u64::from(reg::VIRTIO_MMIO_STATUS), &mut status));
             prop_assert_eq!(status[0] & 0x8f, 0xf);
         }

@@ -11,6 +11,7 @@
 pub mod bus;
 #[cfg(test)]
 mod hostile;
+pub mod in_flight;
 pub mod interrupt;
 pub mod legacy;
 pub mod reclaim;

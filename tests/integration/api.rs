@@ -213,7 +213,13 @@ fn a_wrong_file_has_a_status_of_its_own() {
         ("".to_owned(), "not a JSON object"),
         ("{}".to_owned(), "without kernel configuration"),
         (format!("{{{builtin},\"machine_config\":{{}}}}"), "did you mean \"machine-config\"?"),
-        (format!("{{{builtin},\"drives\":[{{}}]}}"), "not supported by Samepage yet"),
+        (format!("{{{builtin},\"vsock\":{{\"a\":1}}}}"), "not supported by Samepage yet"),
+        (
+            format!(
+                "{{{builtin},\"drives\":[{{\"drive_id\":\"a\",\"path_on_host\":\"/none\",\"is_root_device\":true}}]}}"
+            ),
+            "the drive /none cannot be opened",
+        ),
         (format!("{{{builtin},\"balloon\":{{\"amount_mib\":1}}}}"), "missing field `deflate_on_oom`"),
         (format!("{{{builtin},\"machine-config\":{{\"vcpu_count\":99,\"mem_size_mib\":64}}}}"), "99"),
     ] {
@@ -284,7 +290,8 @@ fn malformed_requests_are_refused_and_others_are_served() {
     for (method, path, body, said) in [
         ("PUT", "/foo", json!({}), "Invalid request method and/or path: PUT /foo."),
         ("DELETE", "/", Value::Null, "Invalid request method and/or path: DELETE /."),
-        ("PUT", "/drives/root", json!({}), "not supported by Samepage yet"),
+        ("PUT", "/vsock", json!({}), "not supported by Samepage yet"),
+        ("PUT", "/drives/root", json!({}), "missing field `drive_id`"),
         ("PUT", "/actions", Value::Null, "Empty PUT request."),
         (
             "PUT",

@@ -38,7 +38,7 @@ fn all_that_come_along_are_listed() {
     let names: Vec<&str> =
         plans.as_array().expect("plans").iter().filter_map(|p| p["name"].as_str()).collect();
     let text = sandbox.samepage(["experiment", "list"]).output().success().stdout;
-    for name in ["identical-vms", "ideal", "side-channel", "fidelity", "scanner-pareto"] {
+    for name in ["identical-vms", "ideal", "side-channel", "fidelity", "page-cache", "scanner-pareto"] {
         assert!(names.contains(&name) && text.contains(name), "no {name} in {names:?} or {text}");
         let file = tests::workspace().join(format!("resources/experiments/{name}.toml"));
         assert!(file.is_file(), "{} is not there", file.display());
@@ -187,6 +187,9 @@ fn what_cannot_be_run_is_refused_by_name() {
         (vec!["identical-vms", "--guests", "0"], "guests = 0 is not possible: expected 1 to 256"),
         (vec!["identical-vms", "--memory", "7"], "\"7\" has no unit"),
         (vec!["side-channel", "--guests", "4"], "leave the number of guests out"),
+        (vec!["page-cache", "--guests", "3"], "leave the number of guests out"),
+        (vec!["page-cache"], "guests that read files are Linux guests"),
+        (vec!["page-cache", "--memory", "64M"], "file: size"),
         (vec!["identical-vms", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
         (vec!["identical-vms", "--results", path(&foreign)], "is no result of an experiment"),
     ] {

@@ -1,7 +1,9 @@
 //! What needs Linux guests, and so runs inside the nested-paging lab: `nested` starts these tests there.
 //!
-//! The balloon's are what Firecracker asserts of its own (its `functional/test_balloon.py`, snapshots aside), here with
+//! Those here are the balloon's, and are what Firecracker asserts of its own (its `functional/test_balloon.py`, snapshots aside), here with
 //! Linux's own driver. Each boot of a guest takes seconds there, so one guest is asked many things.
+
+mod drives;
 
 use std::fs;
 use std::path::PathBuf;

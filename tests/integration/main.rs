@@ -12,6 +12,7 @@ mod balloon_merged;
 mod control;
 mod demo;
 mod doctor;
+mod drives;
 mod experiment;
 mod fleet;
 mod hostile;

@@ -44,12 +44,12 @@ fn lab_slabs_merge_and_lose_nothing() {
     check_report(&outcome.json(), 4.0);
 }
 
-/// The tests of a module of this binary, inside the lab. All are about memory that is given back.
+/// The tests of this binary that these words choose, inside the lab, on one processor: nearly all are about memory that is given back or merged.
 #[track_caller]
-fn inside(module: &str, seconds: u64) {
+fn inside(tests: &[&str], seconds: u64) {
     let this = std::env::current_exe().expect("this binary");
     let this = this.to_str().expect("a path in UTF-8");
-    let args = [this, module, "--test-threads=1", "--nocapture"];
+    let args = [&[this], tests, &["--test-threads=1", "--nocapture"]].concat();
     let outcome = lab_run_on_one(Duration::from_secs(seconds), args).success();
     let passed = outcome.stdout.lines().find(|line| line.starts_with("test result: ok."));
     let passed = passed.unwrap_or_else(|| panic!("no result: {outcome}"));
@@ -69,13 +69,20 @@ pub(super) fn need_image() {
 /// What the built-in guest's balloon does on the local KVM, it does with nested paging.
 #[test]
 fn lab_balloon_of_the_built_in_guest() {
-    inside("balloon::", 300);
+    inside(&["balloon::"], 300);
 }
 
 #[test]
 fn lab_balloon_of_a_linux_guest() {
     need_image();
-    inside("inside::", 400);
+    inside(&["inside::", "--skip", "inside::drives::"], 400);
+}
+
+/// What a Linux guest reads from its drive, and that two page caches of one file are merged.
+#[test]
+fn lab_drives_of_linux_guests() {
+    need_image();
+    inside(&["inside::drives::"], 300);
 }
 
 /// Memory for 1.4 of two Debian guests: the balloon takes it from the idle one, and from the other when they have changed roles.

@@ -3,9 +3,12 @@
 use std::ops::Deref;
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, Permissions, ReadVolatile, WriteVolatile,
+};
 
 use crate::GuestMemory;
+use crate::in_flight::InFlight;
 use crate::reclaim::Gpa;
 
 /// One contiguous buffer of a chain. It lay inside RAM when the chain was checked.
@@ -156,6 +159,56 @@ impl<'m> Chain<'m> {
             done += room;
         }
         done
+    }
+
+    /// Fills the next `bytes` bytes of the device-writable part from `source`, straight into guest memory. Returns how many: less
+    /// only where `source`, or the part, ends.
+    pub fn write_from(
+        &mut self,
+        source: &mut impl ReadVolatile,
+        bytes: usize,
+        in_flight: &dyn InFlight,
+    ) -> Result<usize, GuestMemoryError> {
+        let mut done = 0;
+        while let Some((address, room)) = self.write.next(&self.writable, bytes - done) {
+            let mut filled = 0;
+            // A read may bring less than there is.
+            while filled < room {
+                let (from, end) = (address.0 + filled as u64, address.0 + room as u64);
+                let mut read = Ok(0);
+                in_flight.during(Gpa(from)..Gpa(end), &mut || {
+                    read = self.memory.read_volatile_from(GuestAddress(from), source, room - filled);
+                });
+                match read? {
+                    0 => return Ok(done + filled),
+                    read => filled += read,
+                }
+            }
+            done += room;
+        }
+        Ok(done)
+    }
+
+    /// Has `sink` take the next `bytes` bytes of the device-readable part, straight from guest memory. Returns how many: less only
+    /// where the part ends. A sink that takes no more is an error.
+    pub fn read_into(
+        &mut self,
+        sink: &mut impl WriteVolatile,
+        bytes: usize,
+    ) -> Result<usize, GuestMemoryError> {
+        let mut done = 0;
+        while let Some((address, room)) = self.read.next(&self.readable, bytes - done) {
+            self.memory.write_all_volatile_to(address, sink, room)?;
+            done += room;
+        }
+        Ok(done)
+    }
+
+    /// Writes the last byte of the device-writable part, wherever the position is. False if that part is empty.
+    pub fn write_last(&mut self, byte: u8) -> bool {
+        let Some(buffer) = self.writable.last() else { return false };
+        let last = GuestAddress(buffer.start.0 + u64::from(buffer.len_bytes) - 1);
+        self.memory.write_obj(byte, last).is_ok()
     }
 }
 

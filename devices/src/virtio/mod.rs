@@ -4,6 +4,7 @@
 //! Only split virtqueues. Packed rings, queue reset and shared memory regions are not offered.
 
 pub mod balloon;
+pub mod block;
 mod chain;
 pub mod drain;
 mod interrupt;

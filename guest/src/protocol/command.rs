@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use super::fields::{Fields, bad, split};
-use super::{Balloon, ParseError, Word};
+use super::{Balloon, Disk, ParseError, Word};
 
 /// What a page is for. The order is the order of the segments in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -192,6 +192,8 @@ pub enum Command {
         /// The first guest frame number of interest.
         from: u64,
     },
+    /// See to the disk.
+    Disk(Disk),
     /// Power off.
     Poweroff,
     /// Reset.
@@ -211,6 +213,7 @@ impl Command {
             Self::Report => "report",
             Self::Balloon(_) => "balloon",
             Self::Frames { .. } => "frames",
+            Self::Disk(_) => "disk",
             Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
         }
@@ -253,11 +256,12 @@ impl Command {
             "report" => bare(Self::Report),
             "balloon" => Balloon::parse(rest).map(Self::Balloon),
             "frames" => Ok(Self::Frames { from: Fields::parse(rest, ["from"], "from")?.number(0)? }),
+            "disk" => Disk::parse(rest).map(Self::Disk),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, poweroff or reboot",
             }),
         }
     }
@@ -279,6 +283,7 @@ impl fmt::Display for Command {
             Self::Free { percent } => write!(f, " percent={percent}"),
             Self::Balloon(action) => write!(f, " {action}"),
             Self::Frames { from } => write!(f, " from={from}"),
+            Self::Disk(action) => write!(f, " {action}"),
             Self::Verify | Self::Idle | Self::Report | Self::Poweroff | Self::Reboot => Ok(()),
         }
     }

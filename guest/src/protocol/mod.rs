@@ -30,10 +30,12 @@
 //! | `report` | counts |
 //! | `balloon report\|check\|touch\|off\|on\|hostile ...` | looks after the balloon, or misuses it: see [`Balloon`] |
 //! | `frames from=` | what the guest's kernel uses its frames for, from this one on: see [`Frames`] |
+//! | `disk read\|drop ...` | reads the disk through the page cache, or has that forget it: see [`Disk`] |
 //! | `poweroff`, `reboot` | end the guest |
 
 mod balloon;
 mod command;
+mod disk;
 mod fields;
 mod frames;
 mod line;
@@ -46,6 +48,7 @@ use core::fmt;
 
 pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
 pub use command::{Class, Command, Fill, Mix, Target};
+pub use disk::{Disk, DiskDone, MAX_DISK_PAGES};
 pub use frames::{FrameRuns, Frames, MAX_RUNS, frame_runs};
 pub use line::{LineReader, Text, Word};
 pub use reply::{Done, ErrorCode, Kind, Latency, Ready, Reply, Report};

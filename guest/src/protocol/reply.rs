@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::fields::{Fields, bad, split};
-use super::{BalloonDone, Frames, ParseError, Text, VERSION, Word};
+use super::{BalloonDone, DiskDone, Frames, ParseError, Text, VERSION, Word};
 
 /// Which guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +112,8 @@ pub enum Done {
     Balloon(BalloonDone),
     /// What frames are used for.
     Frames(Frames),
+    /// What was asked of the disk is done.
+    Disk(DiskDone),
     /// The guest powers off.
     Poweroff,
     /// The guest resets.
@@ -284,6 +286,7 @@ impl Done {
             "report" => Report::parse(rest).map(Self::Report),
             "balloon" => BalloonDone::parse(rest).map(Self::Balloon),
             "frames" => Frames::parse(rest).map(Self::Frames),
+            "disk" => DiskDone::parse(rest).map(Self::Disk),
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(bad("command", command, "the name of a command")),
@@ -355,6 +358,7 @@ impl fmt::Display for Done {
             Self::Report(report) => write!(f, "report {report}"),
             Self::Balloon(done) => write!(f, "balloon {done}"),
             Self::Frames(frames) => write!(f, "frames {frames}"),
+            Self::Disk(done) => write!(f, "disk {done}"),
             Self::Poweroff => f.write_str("poweroff"),
             Self::Reboot => f.write_str("reboot"),
         }

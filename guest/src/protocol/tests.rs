@@ -44,6 +44,7 @@ fn command() -> impl Strategy<Value = Command> {
         (0_u8..=100).prop_map(|percent| Command::Free { percent }),
         balloon().prop_map(Command::Balloon),
         any::<u64>().prop_map(|from| Command::Frames { from }),
+        disk().prop_map(Command::Disk),
         prop::sample::select(std::vec![
             Command::Verify,
             Command::Idle,
@@ -51,6 +52,14 @@ fn command() -> impl Strategy<Value = Command> {
             Command::Poweroff,
             Command::Reboot
         ]),
+    ]
+}
+
+fn disk() -> impl Strategy<Value = Disk> {
+    prop_oneof![
+        (any::<u64>(), 1..=MAX_DISK_PAGES, any::<Option<u64>>())
+            .prop_map(|(first, pages, seed)| Disk::Read { first, pages, seed }),
+        Just(Disk::Drop),
     ]
 }
 
@@ -127,6 +136,8 @@ fn done() -> impl Strategy<Value = Done> {
         report,
         balloon_done().prop_map(Done::Balloon),
         frames().prop_map(Done::Frames),
+        any::<[u64; 3]>().prop_map(|[pages, wrong, ns]| Done::Disk(DiskDone::Read { pages, wrong, ns })),
+        Just(Done::Disk(DiskDone::Drop)),
     ]
 }
 
@@ -222,11 +233,17 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, poweroff or reboot",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon touch", "pages= is missing"),
+        ("disk", "\"\" is unknown, expected read or drop"),
+        ("disk write", "\"write\" is unknown, expected read or drop"),
+        ("disk read pages=1", "first= is missing"),
+        ("disk read first=0 pages=0", "pages=0, expected a number from 1 to 65536"),
+        ("disk read first=0 pages=65537", "pages=65537, expected a number from 1 to 65536"),
+        ("disk drop now=1", "unknown key \"now\", expected no key"),
         ("free", "percent= is missing"),
         ("free percent=101", "percent=101, expected a percentage from 0 to 100"),
         ("free percent=+1", "percent=+1, expected a percentage from 0 to 100"),

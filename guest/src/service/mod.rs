@@ -225,6 +225,8 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                 ErrorCode::Unsupported,
                 format_args!("this guest has no map of what its frames are used for; a Linux guest has"),
             )),
+            // Where there is a disk, whoever has it sees to it.
+            Command::Disk(_) => Some(refusal(ErrorCode::Unsupported, format_args!("this guest has no disk"))),
             // Dealt with by the caller.
             Command::Idle | Command::Poweroff | Command::Reboot => None,
         }

@@ -35,6 +35,7 @@ fn a_session() {
         ("fill seed=1", "err code=parse common= is missing"),
         (FILL, "ok command=fill pages=1000"),
         ("verify", "ok command=verify checked=1000 mismatched=0 first=none"),
+        ("disk drop", "err code=unsupported this guest has no disk"),
         ("free percent=50", "ok command=free freed=500 filled=500"),
         (
             "report",

@@ -40,6 +40,7 @@ impl Setting {
             // In the lab all of them share one emulated processor.
             ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
             huge_pages: None,
+            drives: Vec::new(),
             domain: "bench".into(),
             balloon: BalloonSpec::default(),
             standing: Standing::usual(self.memory_bytes),

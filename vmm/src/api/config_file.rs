@@ -11,7 +11,7 @@ use super::fault::Fault;
 use super::request::{NOT_YET, Request};
 
 /// The sections, in the order in which they are carried out.
-const SECTIONS: &[&str] = &["machine-config", "boot-source", "balloon", "metrics"];
+const SECTIONS: &[&str] = &["machine-config", "boot-source", "drives", "balloon", "metrics"];
 /// The longest file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -78,9 +78,20 @@ fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError
         return Err(ConfigFileError::Unknown { section: section.clone(), nearest });
     }
     let known = SECTIONS.iter().filter_map(|name| Some((*name, sections.remove(*name)?)));
-    known
+    // Of drives there are several, each at a path of its own.
+    let objects = known.flat_map(|(section, value)| match value {
+        Value::Array(all) if section == "drives" => all.into_iter().map(|one| (section, one)).collect(),
+        value => vec![(section, value)],
+    });
+    objects
         .map(|(section, value)| {
-            let request = Request::parse("PUT", &format!("/{section}"), value.to_string().as_bytes());
+            let path = match value.get("drive_id").and_then(Value::as_str) {
+                Some(id) if section == "drives" => format!("/{section}/{id}"),
+                // What its key is missing from is said all the same.
+                _ if section == "drives" => format!("/{section}/?"),
+                _ => format!("/{section}"),
+            };
+            let request = Request::parse("PUT", &path, value.to_string().as_bytes());
             Ok((section, request.map_err(ConfigFileError::section(section))?))
         })
         .collect()
@@ -101,6 +112,9 @@ mod tests {
         let text = r#"{"balloon":{"amount_mib":0,"deflate_on_oom":true},"boot-source":{"kernel_image_path":"a"},
             "machine-config":{"vcpu_count":1,"mem_size_mib":64},"metrics":null,"drives":[],"vsock":null}"#;
         assert_eq!(read(text).unwrap(), ["machine-config", "boot-source", "balloon"]);
+        let drives = r#"{"drives":[{"drive_id":"a","path_on_host":"p","is_root_device":false},
+            {"drive_id":"b","path_on_host":"q","is_root_device":true}],"boot-source":{"kernel_image_path":"a"}}"#;
+        assert_eq!(read(drives).unwrap(), ["boot-source", "drives", "drives"]);
         assert_eq!(read("{}").unwrap(), Vec::<&str>::new());
     }
 
@@ -110,7 +124,10 @@ mod tests {
             (r#"{"machine-cfg":{}}"#, "did you mean \"machine-config\"?"),
             (r#"{"boot_source":{}}"#, "did you mean \"boot-source\"?"),
             (r#"{"baloon":{}}"#, "did you mean \"balloon\"?"),
-            (r#"{"drives":[{}]}"#, "not supported by Samepage yet"),
+            (r#"{"vsock":{"a":1}}"#, "not supported by Samepage yet"),
+            (r#"{"drives":[{}]}"#, "\"drives\" cannot be used: An error"),
+            (r#"{"drives":[{"drive_id":"a","path_on_host":"p"}]}"#, "missing field `is_root_device`"),
+            (r#"{"drives":[{"drive_id":"a/b","path_on_host":"p","is_root_device":true}]}"#, "a/b"),
             (r#"{"balloon":{}}"#, "\"balloon\" cannot be used: An error"),
             ("[]", "it is not a JSON object"),
             ("", "EOF"),

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
 use crate::vm::balloon::BalloonError;
-use crate::vm::{MAX_VCPUS, VmError, chain};
+use crate::vm::{DriveError, MAX_DRIVES, MAX_VCPUS, VmError, chain};
 
 /// Why a request was not carried out.
 #[derive(Debug, Error)]
@@ -60,6 +60,16 @@ pub enum Fault {
     },
     #[error("Samepage's own guest (\"{BUILT_IN}\") takes no initrd_path.")]
     BuiltInInitrd,
+    #[error("The id from the path [{in_path}] does not match the id from the body [{in_body}]!")]
+    DriveIds { in_path: String, in_body: String },
+    #[error("API Resource IDs can only contain alphanumeric characters and underscores: {id:?}.")]
+    DriveId { id: String },
+    #[error("A root block device already exists: {id:?}.")]
+    SecondRoot { id: String },
+    #[error("There are {MAX_DRIVES} drives already, the most that a VM of Samepage's has.")]
+    Drives,
+    #[error("Unable to create the block device")]
+    Drive(#[source] DriveError),
     #[error("The metrics file cannot be opened: {path}", path = path.display())]
     MetricsFile {
         path: PathBuf,

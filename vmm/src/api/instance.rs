@@ -16,12 +16,12 @@ use super::fault::Fault;
 use super::http::Response;
 use super::metrics::{self, MetricsFile};
 use super::model::{
-    ActionType, BUILT_IN, Balloon, BootSource, HugePages, MAX_MEM_MIB, MIN_MEM_MIB, MachineConfig, Metrics,
-    Spec, StatisticsPatch, VmState,
+    ActionType, BUILT_IN, Balloon, BootSource, Drive, HugePages, MAX_MEM_MIB, MIN_MEM_MIB, MachineConfig,
+    Metrics, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
 use crate::vm::balloon::BalloonError;
-use crate::vm::{MAX_VCPUS, VmError};
+use crate::vm::{self, MAX_DRIVES, MAX_VCPUS, VmError};
 
 /// What builds VMs.
 pub trait Launch {
@@ -129,6 +129,7 @@ impl<L: Launch> Instance<L> {
                 self.set_machine_config(patch.apply(self.spec.machine_config))?;
             }
             Request::PutBootSource(source) => self.set_boot_source(source)?,
+            Request::PutDrive(drive) => self.set_drive(drive)?,
             Request::PutMetrics(metrics) => self.set_metrics(metrics)?,
             Request::PutBalloon(config) => self.set_balloon(config)?,
             Request::PutAction(ActionType::InstanceStart) => self.start()?,
@@ -246,6 +247,31 @@ impl<L: Launch> Instance<L> {
         Ok(())
     }
 
+    /// Adds a drive, or replaces the one of that name.
+    fn set_drive(&mut self, drive: Drive) -> Result<(), Fault> {
+        self.before_start()?;
+        let id = &drive.drive_id;
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return Err(Fault::DriveId { id: id.clone() });
+        }
+        let others = || self.spec.drives.iter().filter(|other| other.drive_id != *id);
+        if let Some(root) = others().find(|other| other.is_root_device && drive.is_root_device) {
+            return Err(Fault::SecondRoot { id: root.drive_id.clone() });
+        }
+        if others().count() >= MAX_DRIVES {
+            return Err(Fault::Drives);
+        }
+        vm_drive(&drive).check().map_err(Fault::Drive)?;
+        let drives = &mut self.spec.drives;
+        match drives.iter().position(|other| other.drive_id == drive.drive_id) {
+            Some(at) => drives[at] = drive,
+            None => drives.push(drive),
+        }
+        // The guest's /dev/vda; the others stay in their order.
+        drives.sort_by_key(|drive| !drive.is_root_device);
+        Ok(())
+    }
+
     fn set_metrics(&mut self, metrics: Metrics) -> Result<(), Fault> {
         self.before_start()?;
         if self.metrics.is_some() {
@@ -306,6 +332,11 @@ impl<L: Launch> Instance<L> {
 
 /// Samepage's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The drive of the VM that the API's object means.
+pub(super) fn vm_drive(drive: &Drive) -> vm::Drive {
+    vm::Drive { id: drive.drive_id.clone(), path: drive.path_on_host.clone(), read_only: drive.is_read_only }
+}
 
 /// Whether a file is there and can be read. A FIFO, which would be waited for, and a directory are refused.
 fn readable(path: &Path) -> io::Result<File> {

@@ -9,7 +9,7 @@ use devices::virtio::balloon::Handle;
 use serde_json::Value;
 
 use super::balloon::device_config;
-use super::instance::{Launch, Machine};
+use super::instance::{Launch, Machine, vm_drive};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
 use crate::memory::ram::{Backing, Ram};
 use crate::vm::balloon::{BalloonError, BalloonHost};
@@ -72,10 +72,15 @@ impl Launcher {
             true => KernelSource::BuiltIn(self.built_in),
             false => KernelSource::File(source.kernel_image_path.clone()),
         };
+        let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone());
+        if let Some(root) = spec.drives.iter().find(|drive| drive.is_root_device) {
+            cmdline.push_str(if root.is_read_only { " root=/dev/vda ro" } else { " root=/dev/vda rw" });
+        }
         Config {
             kernel,
             initrd: source.initrd_path.clone(),
-            cmdline: source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone()),
+            cmdline,
+            drives: spec.drives.iter().map(vm_drive).collect(),
             memory_bytes: machine.mem_size_mib << 20,
             backing,
             vcpus: machine.vcpu_count,

@@ -100,6 +100,21 @@ impl MachineConfigPatch {
     }
 }
 
+/// `/drives/{drive_id}`: a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// Its name: letters, digits and underscores.
+    pub drive_id: String,
+    /// A raw image.
+    pub path_on_host: PathBuf,
+    /// Whether the kernel is told that its root file system is there. That drive is the first.
+    pub is_root_device: bool,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub is_read_only: bool,
+}
+
 /// `/metrics`: where metrics go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -199,6 +214,8 @@ fn yes() -> bool {
 pub struct Spec {
     pub machine_config: MachineConfig,
     pub boot_source: Option<BootSource>,
+    /// The root device first.
+    pub drives: Vec<Drive>,
     pub balloon: Option<Balloon>,
     pub metrics: Option<Metrics>,
 }

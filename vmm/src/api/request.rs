@@ -4,14 +4,13 @@ use serde::de::DeserializeOwned;
 
 use super::fault::Fault;
 use super::model::{
-    Action, ActionType, Balloon, BalloonPatch, BootSource, HintingStart, MachineConfig, MachineConfigPatch,
-    Metrics, StatisticsPatch, VmPatch, VmState,
+    Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, HintingStart, MachineConfig,
+    MachineConfigPatch, Metrics, StatisticsPatch, VmPatch, VmState,
 };
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
 pub const NOT_YET: &[&str] = &[
     "cpu-config",
-    "drives",
     "entropy",
     "hotplug",
     "logger",
@@ -33,6 +32,7 @@ pub enum Request {
     PutMachineConfig(MachineConfig),
     PatchMachineConfig(MachineConfigPatch),
     PutBootSource(BootSource),
+    PutDrive(Drive),
     PutMetrics(Metrics),
     PutAction(ActionType),
     PatchVm(VmState),
@@ -66,6 +66,7 @@ impl Request {
             ("GET", "balloon/hinting/status") => Self::GetHinting,
             ("PUT", "machine-config") => Self::PutMachineConfig(json(method, body)?),
             ("PUT", "boot-source") => Self::PutBootSource(json(method, body)?),
+            ("PUT", route) if first == "drives" => Self::PutDrive(drive(method, path, route, body)?),
             ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
             ("PUT", "actions") => Self::PutAction(json::<Action>(method, body)?.action_type),
             ("PUT", "balloon") => Self::PutBalloon(json(method, body)?),
@@ -93,6 +94,17 @@ impl Request {
             true => Err(Fault::Body { method: method.into() }),
             false => Ok(request),
         }
+    }
+}
+
+/// The drive of a body, whose ID stands in the path too.
+fn drive(method: &str, path: &str, route: &str, body: &[u8]) -> Result<Drive, Fault> {
+    let in_path = route.strip_prefix("drives/").filter(|id| !id.contains('/'));
+    let in_path = in_path.ok_or_else(|| Fault::Route { method: method.into(), path: path.into() })?;
+    let drive: Drive = json(method, body)?;
+    match drive.drive_id == in_path {
+        true => Ok(drive),
+        false => Err(Fault::DriveIds { in_path: in_path.into(), in_body: drive.drive_id }),
     }
 }
 
@@ -124,6 +136,7 @@ mod tests {
             ("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#),
             ("PUT", "/boot-source", r#"{"kernel_image_path":"a","boot_args":null}"#),
             ("PUT", "/metrics", r#"{"metrics_path":"a"}"#),
+            ("PUT", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","is_root_device":false}"#),
             ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
             ("PATCH", "/vm", r#"{"state":"Paused"}"#),
             ("GET", "/balloon", ""),
@@ -164,9 +177,17 @@ mod tests {
 
     #[test]
     fn unknown_routes_are_named() {
-        for (method, path) in
-            [("PUT", "/foo"), ("DELETE", "/"), ("get", "/"), ("PUT", "/version"), ("GET", "//"), ("GET", "*")]
-        {
+        for (method, path) in [
+            ("PUT", "/foo"),
+            ("PUT", "/drives"),
+            ("PUT", "/drives/a/b"),
+            ("PATCH", "/drives/a"),
+            ("DELETE", "/"),
+            ("get", "/"),
+            ("PUT", "/version"),
+            ("GET", "//"),
+            ("GET", "*"),
+        ] {
             let said = format!("Invalid request method and/or path: {method} {path}.");
             assert_eq!(parse(method, path, "{}"), Err(said));
         }
@@ -199,6 +220,19 @@ mod tests {
                 "unknown variant",
             ),
             ("PUT", "/balloon", r#"{"amount_mib":1}"#, "missing field `deflate_on_oom`"),
+            ("PUT", "/drives/a", r#"{"drive_id":"a","path_on_host":"p"}"#, "missing field `is_root_device`"),
+            (
+                "PUT",
+                "/drives/b",
+                r#"{"drive_id":"a","path_on_host":"p","is_root_device":true}"#,
+                "The id from the path [b] does not match the id from the body [a]!",
+            ),
+            (
+                "PUT",
+                "/drives/a",
+                r#"{"drive_id":"a","path_on_host":"p","is_root_device":true,"cache_type":"Unsafe"}"#,
+                "unknown field `cache_type`",
+            ),
             ("PATCH", "/balloon", r#"{"amount_mib":4294967296}"#, "expected u32"),
             ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":65536}"#, "expected u16"),
             ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":1}"#, "expected a boolean"),

@@ -66,6 +66,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         cmdline: None,
         ready_seconds: None,
         huge_pages: None,
+        drives: Vec::new(),
         balloon: BalloonSpec::default(),
         standing: Standing::usual(args.memory),
         fill: Some(MIX),

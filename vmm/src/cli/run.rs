@@ -1,6 +1,7 @@
 //! `samepage run`: one VM in the foreground.
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
-use crate::vm::{self, Config, Console, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, probe};
+use crate::vm::{
+    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, probe,
+};
 use anyhow::Context;
 use devices::virtio::balloon;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
@@ -25,6 +28,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run                                   the built-in guest, on this terminal: type `help`
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
+  samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
   samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
   samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
@@ -58,6 +62,9 @@ pub(super) struct Args {
     /// The command line of --kernel
     #[arg(long, conflicts_with = "api", value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
+    /// A disk: a raw image that the guest may write, or with `,ro` only read; up to 4 times, for /dev/vda and so on
+    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro]")]
+    drive: Vec<OsString>,
     /// Guest memory with its unit: 16M to 1T
     #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
     memory: u64,
@@ -155,6 +162,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         console: args.console,
         control: args.control,
         com2: args.com2,
+        drives: args.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
         balloon: (!args.no_balloon).then_some(balloon::Config {
             target_pages: 0,
             deflate_on_oom: args.deflate_on_oom,

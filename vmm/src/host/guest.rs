@@ -17,7 +17,7 @@ use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, GuestSpec, Overcommit};
 use crate::measure::Space;
-use crate::vm::control as vm;
+use crate::vm::{Drive, control as vm};
 
 /// How long the built-in guest may take until it is ready.
 const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
@@ -109,6 +109,9 @@ impl Guest {
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
+        for drive in &spec.drives {
+            process.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only));
+        }
         if let Some(on) = spec.huge_pages {
             process.args(["--huge-pages", if on { "yes" } else { "no" }]);
         }

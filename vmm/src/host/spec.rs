@@ -1,5 +1,6 @@
 //! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
 
+mod drive;
 mod metrics;
 mod overcommit;
 mod standing;
@@ -12,6 +13,7 @@ use guest::protocol::{Fill, Mix};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::drive::DriveSpec;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub use self::overcommit::{AdmissionName, Overcommit};
 use self::overcommit::{OvercommitError, OvercommitKeys};
@@ -21,7 +23,7 @@ use super::HostError;
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
 use crate::merge::slab::engine::Tuning;
-use crate::vm::MAX_VCPUS;
+use crate::vm::{MAX_DRIVES, MAX_VCPUS};
 
 /// The most guests of one fleet.
 pub const MAX_GUESTS: usize = 1024;
@@ -102,6 +104,28 @@ pub enum SpecError {
     InitrdWithoutKernel {
         /// Whose.
         guest: String,
+    },
+    /// A guest's drives.
+    #[error("guest {guest}: {asked} drives are not possible: expected at most {MAX_DRIVES}")]
+    Drives {
+        /// Whose.
+        guest: String,
+        /// How many.
+        asked: usize,
+    },
+    /// A drive that one of two guests may write.
+    #[error(
+        "guests {first} and {second} both have the drive {path}, and not both only read it: give each a copy, or both \
+         read_only = true",
+        path = path.display()
+    )]
+    DriveOwners {
+        /// The drive.
+        path: PathBuf,
+        /// Who has it.
+        first: String,
+        /// Who has it, too; maybe the same.
+        second: String,
     },
     /// KSM merges across everything, which several domains forbid.
     #[error(
@@ -206,6 +230,9 @@ pub struct GuestSpec {
     /// Whether the host is asked for huge pages, or they are forbidden; None: as the host does by itself.
     #[serde(default)]
     pub huge_pages: Option<bool>,
+    /// Its disks.
+    #[serde(default)]
+    pub drives: Vec<DriveSpec>,
     /// What its balloon can do.
     #[serde(default)]
     pub balloon: BalloonSpec,
@@ -266,6 +293,7 @@ struct GuestKeys {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     huge_pages: Option<bool>,
+    drives: Option<Vec<DriveSpec>>,
     balloon: Option<BalloonSpec>,
     min: Option<String>,
     max: Option<String>,
@@ -287,6 +315,7 @@ struct NamedGuest {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     huge_pages: Option<bool>,
+    drives: Option<Vec<DriveSpec>>,
     balloon: Option<BalloonSpec>,
     min: Option<String>,
     max: Option<String>,
@@ -338,6 +367,7 @@ impl FleetSpec {
             let domains = domains.into_iter().collect::<Vec<_>>().join(", ");
             return Err(SpecError::Domains { domains });
         }
+        drive::check_owners(&guests)?;
         let overcommit = match &file.overcommit {
             Some(keys) => keys.check().map_err(SpecError::Overcommit)?,
             None => Overcommit::default(),
@@ -382,6 +412,8 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
     };
     let standing =
         standing.of(memory_bytes).map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
+    let drives = own.drives.as_ref().or(common.drives.as_ref()).map_or(&[][..], Vec::as_slice);
+    let drives = drive::of(&name, drives, dir)?;
     let balloon = own.balloon.or(common.balloon).unwrap_or_default();
     let cmdline = own.cmdline.clone().or(common.cmdline.clone());
     Ok(GuestSpec {
@@ -394,6 +426,7 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
         cmdline,
         ready_seconds,
         huge_pages: own.huge_pages.or(common.huge_pages),
+        drives,
         balloon,
         standing,
         fill,

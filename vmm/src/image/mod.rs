@@ -34,7 +34,7 @@ use progress::Progress;
 use vmlinux::{Kernel, KernelError, KernelProblem};
 
 /// The modules every image has: the transport of our devices, and the devices.
-pub const MODULES: [&str; 3] = ["virtio_mmio", "virtio_rng", "virtio_balloon"];
+pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_blk"];
 
 const KERNEL_FILE: &str = "vmlinux";
 /// For a kernel that must unpack itself.

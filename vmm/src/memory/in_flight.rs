@@ -7,7 +7,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
+use devices::reclaim::Gpa;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
 use super::PAGE_BYTES;
+use super::ram::Ram;
 
 /// Pages behind one counter: as many as the longest run, so that a run looks at two at most.
 const BLOCK_PAGES: u64 = 64;
@@ -66,9 +70,38 @@ impl Drop for Mark<'_> {
     }
 }
 
+impl devices::in_flight::InFlight for Ram {
+    fn during(&self, range: Range<Gpa>, transfer: &mut dyn FnMut()) {
+        let mut marks = Vec::new();
+        for (region, in_flight) in self.memory().iter().zip(self.in_flight()) {
+            let first = region.start_addr().0;
+            let (start, end) = (range.start.0.max(first), range.end.0.min(first + region.len()));
+            if start < end {
+                marks.push(in_flight.mark((start - first) / PAGE_BYTES..(end - first).div_ceil(PAGE_BYTES)));
+            }
+        }
+        transfer();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::ram::Backing;
+
+    #[test]
+    fn what_a_device_writes_is_marked_as_long_as_it_does() {
+        let ram = Ram::new((3 << 30) + (16 << 20), Backing::Anonymous).unwrap();
+        let marked = |ram: &Ram| -> Vec<bool> { ram.in_flight().iter().map(|m| m.any(0..64)).collect() };
+        let device: &dyn devices::in_flight::InFlight = &ram;
+        let mut seen = Vec::new();
+        device.during(Gpa(4095)..Gpa(4097), &mut || seen = marked(&ram));
+        assert_eq!(seen, [true, false]);
+        let above = 4u64 << 30;
+        device.during(Gpa(above)..Gpa(above + 1), &mut || seen = marked(&ram));
+        assert_eq!(seen, [false, true]);
+        assert_eq!(marked(&ram), [false, false]);
+    }
 
     #[test]
     fn marks_are_seen_where_they_are_and_go() {

@@ -107,6 +107,11 @@ impl Parker {
                 let apart = self.ram.page_number(*hva as usize).is_some_and(|number| !in_slab(number));
                 if apart && self.entries.first().filter(alone).is_some() {
                     match placement.parking.park(*hva as usize) {
+                        // A device marks before it pins: so either we see the mark here, or it finds the page missing and waits for it.
+                        Ok(true) if self.ram.is_in_flight(*hva as usize) => {
+                            let hva = *hva as usize;
+                            placement.parking.withdraw(hva..hva + 1)?;
+                        }
                         Ok(is) => parked += u64::from(is),
                         Err(error) => {
                             // No mapping is left for more, most likely.

@@ -218,7 +218,7 @@ impl Parking {
     }
 
     /// The way back that needs no mapping, where the kernel allows no more of them. Unlike the other it makes a new frame, which a device that
-    /// had pinned the old one would not know of: no device of ours pins pages ([`super::in_flight`]).
+    /// had pinned the old one would not know of: what is marked ([`super::in_flight`]) is not parked.
     fn copy_back(&self, hva: usize, place: usize) -> io::Result<()> {
         let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let (to, from) = (hva as u64, place as u64);

@@ -17,6 +17,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::Extent;
+use super::in_flight::InFlight;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
 use super::merge_log::MergeLog;
 use super::merge_run::Mergeable;
@@ -108,6 +109,8 @@ pub struct Ram {
     /// Behind all of RAM in guest-physical order without the hole, with [`Backing::Memfd`].
     file: Option<Arc<File>>,
     placement: Arc<Mutex<Placement>>,
+    /// For each stretch the pages that a device may be having written.
+    in_flight: Arc<[InFlight]>,
     merges: MergeLog,
     /// See [`Ram::discards`].
     discards: Arc<AtomicU64>,
@@ -191,6 +194,7 @@ impl Ram {
             backing,
             file: file.map(Arc::new),
             placement: Arc::default(),
+            in_flight: stretches(bytes).iter().map(|stretch| InFlight::new(stretch.bytes)).collect(),
             merges: MergeLog::default(),
             discards: Arc::default(),
             huge_pages: Arc::default(),
@@ -219,6 +223,20 @@ impl Ram {
     /// RAM but what he had brought back under it: see [`super::parking`].
     pub(super) fn placement(&self) -> MutexGuard<'_, Placement> {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The marks of devices, for each of [`Self::extents`]. See [`InFlight::mark`].
+    pub(super) fn in_flight(&self) -> &[InFlight] {
+        &self.in_flight
+    }
+
+    /// Whether a device may be having the page at an address of this process written behind the page table.
+    pub(super) fn is_in_flight(&self, hva: usize) -> bool {
+        self.extents().iter().zip(self.in_flight()).any(|(extent, in_flight)| {
+            let offset = (hva as u64).checked_sub(extent.hva).filter(|offset| *offset < extent.bytes);
+            let page = offset.map(|offset| offset / super::PAGE_BYTES);
+            page.is_some_and(|page| in_flight.any(page..page + 1))
+        })
     }
 
     /// Pages that are parked now: whoever looks into the page table from outside does not see them where they belong.

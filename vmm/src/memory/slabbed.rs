@@ -32,8 +32,8 @@ struct Stretch {
     gpa: u64,
     hva: u64,
     mergeable: Mergeable,
-    /// No device of ours pins guest pages; one that does gets this to mark them in.
-    in_flight: InFlight,
+    /// Its number among [`Ram::in_flight`].
+    number: usize,
 }
 
 impl Slabbed {
@@ -43,7 +43,7 @@ impl Slabbed {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "guest RAM is not anonymous memory"));
         }
         let (mut stretches, mut first) = (Vec::new(), 0);
-        for extent in ram.extents() {
+        for (number, extent) in ram.extents().into_iter().enumerate() {
             let pages = extent.bytes / PAGE_BYTES;
             stretches.push(Stretch {
                 first,
@@ -51,7 +51,7 @@ impl Slabbed {
                 gpa: extent.gpa,
                 hva: extent.hva,
                 mergeable: ram.mergeable(&extent)?,
-                in_flight: InFlight::new(extent.bytes),
+                number,
             });
             first += pages;
         }
@@ -69,13 +69,13 @@ impl Slabbed {
     /// See [`Mergeable::merge`].
     pub fn merge(&mut self, run: (u64, u64), from: (&Slab, u64)) -> Result<(), Refusal> {
         let with = With::Slab { first: from.1 };
-        self.remap(run, with, |stretch, run| stretch.mergeable.merge(run, from, &stretch.in_flight))
+        self.remap(run, with, |stretch, run, in_flight| stretch.mergeable.merge(run, from, in_flight))
     }
 
     /// See [`Mergeable::drop_zeros`].
     pub fn drop_zeros(&mut self, page: u64, pages: u64) -> Result<(), Refusal> {
-        self.remap((page, pages), With::Zeros, |stretch, run| {
-            stretch.mergeable.drop_zeros(run, &stretch.in_flight)
+        self.remap((page, pages), With::Zeros, |stretch, run, in_flight| {
+            stretch.mergeable.drop_zeros(run, in_flight)
         })
     }
 
@@ -83,11 +83,12 @@ impl Slabbed {
         &mut self,
         (page, pages): (u64, u64),
         with: With,
-        work: impl FnOnce(&mut Stretch, (u64, u64)) -> Result<(), Refusal>,
+        work: impl FnOnce(&mut Stretch, (u64, u64), &InFlight) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Self { ram, stretches, left, .. } = self;
         let stretch = stretches.iter_mut().find(|s| (s.first..s.first + s.pages).contains(&page));
         let stretch = stretch.ok_or(Refusal::Run)?;
+        let in_flight = ram.in_flight().get(stretch.number).ok_or(Refusal::Run)?;
         // At worst the run is a mapping of its own, and what was around it is two.
         *left = left.checked_sub(2).ok_or(Refusal::Mappings)?;
         // Taken before anything is frozen. A device that gives pages back waits here: else it could drop them between our looking
@@ -99,7 +100,10 @@ impl Slabbed {
         let hva = stretch.hva + run.0.saturating_mul(PAGE_BYTES);
         let settled = placement.settle(hva as usize, pages.saturating_mul(PAGE_BYTES) as usize);
         // What was refused is mapped as before.
-        settled.map_err(Refusal::Freeze).and_then(|()| work(stretch, run)).inspect_err(|_| *left += 2)?;
+        settled
+            .map_err(Refusal::Freeze)
+            .and_then(|()| work(stretch, run, in_flight))
+            .inspect_err(|_| *left += 2)?;
         placement.set_slab(page, pages, matches!(with, With::Slab { .. }));
         ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
         Ok(())

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use devices::legacy::serial::Serial;
 use devices::virtio::balloon::Balloon;
+use devices::virtio::block::Block;
 use devices::virtio::rng::Rng;
 use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -18,6 +19,7 @@ use super::channel::{Channel, ChannelOutput};
 use super::console::{Console, ConsoleInput};
 use super::control::Control;
 use super::dirty::DirtyLog;
+use super::drive;
 use super::error::{MAX_VCPUS, VmError};
 use super::events::EventLoop;
 use super::exit::{Ending, Outcome};
@@ -82,6 +84,7 @@ impl Vm {
         let outcome = events.outcome().clone();
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
         let kvm = open_kvm()?;
+        let disks = drive::open_all(&config.drives)?;
         // Sockets before the kernel is loaded: a path in use is known at once.
         let control = config.control.as_deref().map(Listener::bind).transpose()?;
         let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
@@ -93,6 +96,10 @@ impl Vm {
             virtio.push(Box::new(device));
             handle
         });
+        // Behind the others, which so are where they are without drives.
+        for disk in disks {
+            virtio.push(Box::new(Block::new(disk, Box::new(ram.clone()))));
+        }
         let virtio_count = virtio.len();
         let acpi_root = {
             registers::write_tables(ram.memory())?;

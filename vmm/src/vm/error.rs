@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::drive::DriveError;
 use super::platform::CMDLINE_BYTES;
 use crate::image::vmlinux::KernelError;
 use crate::memory::ram::RamError;
@@ -89,6 +90,9 @@ pub enum VmError {
         /// What is left for it.
         room: u64,
     },
+    /// A drive cannot be used.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
     /// The command line is too long.
     #[error("the kernel command line has {bytes} bytes: expected at most {}", CMDLINE_BYTES - 1)]
     CmdlineLength {

@@ -11,6 +11,7 @@ mod console;
 pub mod control;
 mod cpuid;
 mod dirty;
+mod drive;
 mod error;
 mod events;
 mod exit;
@@ -37,6 +38,7 @@ pub use boot::KernelSource;
 pub use build::Vm;
 pub use console::Console;
 pub use dirty::DirtyLog;
+pub use drive::{Drive, DriveError, MAX_DRIVES};
 pub use error::{MAX_VCPUS, VmError};
 pub use events::EventLoop;
 pub use exit::{Ending, FaultReport};
@@ -82,6 +84,8 @@ pub struct Config {
     pub com2: Option<PathBuf>,
     /// Let the host kernel's samepage merging have the RAM from the start.
     pub mergeable: bool,
+    /// Its disks, at most [`MAX_DRIVES`].
+    pub drives: Vec<Drive>,
     /// Its balloon.
     pub balloon: Option<device::Config>,
     /// Ask for (or forbid) huge pages; None leaves it to the host.

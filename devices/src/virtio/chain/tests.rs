@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{VolatileMemoryError, VolatileSlice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
@@ -83,6 +85,69 @@ fn reading_and_writing_stream_across_buffers() {
     assert_eq!(&written, b"12");
     assert_eq!(bench.ring.used(0), (0, 6));
     assert_eq!(bench.broken.count(), 0);
+}
+
+/// A file that takes and gives 3 bytes at a time, and ends after 8.
+struct Slow(Vec<u8>, Vec<u8>);
+
+impl ReadVolatile for Slow {
+    fn read_volatile<B: BitmapSlice>(
+        &mut self,
+        to: &mut VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let bytes = to.len().min(3).min(self.0.len());
+        to.write_slice(&self.0[..bytes], 0)?;
+        self.0.drain(..bytes);
+        Ok(bytes)
+    }
+}
+
+impl WriteVolatile for Slow {
+    fn write_volatile<B: BitmapSlice>(
+        &mut self,
+        from: &VolatileSlice<'_, B>,
+    ) -> Result<usize, VolatileMemoryError> {
+        let mut bytes = vec![0; from.len().min(3).min(8 - self.1.len())];
+        from.read_slice(&mut bytes, 0)?;
+        self.1.extend(&bytes);
+        Ok(bytes.len())
+    }
+}
+
+struct Unasked;
+
+impl InFlight for Unasked {
+    fn during(&self, _: std::ops::Range<Gpa>, transfer: &mut dyn FnMut()) {
+        transfer();
+    }
+}
+
+#[test]
+fn a_file_that_moves_a_few_bytes_at_a_time_moves_all_of_them() {
+    let mut bench = Bench::new(8, true);
+    bench.memory.write_slice(b"abcdefghij", GuestAddress(BUFFERS)).unwrap();
+    bench.ring.descriptor(0, (BUFFERS, 4, NEXT, 1));
+    bench.ring.descriptor(1, (BUFFERS + 4, 6, NEXT, 2));
+    bench.ring.descriptor(2, (BUFFERS + 100, 5, WRITE | NEXT, 3));
+    bench.ring.descriptor(3, (BUFFERS + 200, 5, WRITE, 0));
+    bench.ring.offer(0);
+    bench.drain(|chain| {
+        let mut file = Slow(b"ABCDEFGH".to_vec(), Vec::new());
+        assert_eq!(chain.read_into(&mut file, 7).unwrap(), 7);
+        assert_eq!(chain.write_from(&mut file, 7, &Unasked).unwrap(), 7);
+        // Where they stopped before; and the file ends before the chain does.
+        assert!(chain.read_into(&mut file, 100).is_err());
+        assert_eq!(chain.write_from(&mut file, 100, &Unasked).unwrap(), 1);
+        assert_eq!(file.1, b"abcdefgh");
+        assert!(chain.write_last(b'!'));
+        Completion::Written(0)
+    });
+    let read = |at| {
+        let mut bytes = [0; 5];
+        bench.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    };
+    assert_eq!((&read(BUFFERS + 100), &read(BUFFERS + 200)), (b"ABCDE", b"FGH\0!"));
 }
 
 #[test]

@@ -18,11 +18,13 @@ use guest::protocol::{Command, Kind, LineReader, MAX_LINE, Ready, Reply, Text};
 use guest::service::{Out, Port, Power, Service, Wait};
 use guest::workload::{Pages, Workload};
 
+use disk::Cached;
 use init::{Channel, log};
 use memory::{MappedPages, MemInfo};
 use sys::Fd;
 
 mod balloon;
+mod disk;
 mod frames;
 mod init;
 mod memory;
@@ -51,7 +53,7 @@ extern "C" fn agent_main() -> ! {
     let (pages, generations) = MappedPages::new(memory.usable());
     let ready = Ready { kind: Kind::Linux, pages: pages.count(), base: 0, mem_pages: memory.total };
     let mut service = Service::new(Workload::new(pages, generations));
-    let mut agent = Agent { channel, line: LineReader::new(), is_init };
+    let mut agent = Agent { channel, line: LineReader::new(), is_init, disk: Cached::NEW };
     agent.send(Port::Control, &Reply::Ready(ready));
     agent.serve(&mut service)
 }
@@ -60,6 +62,7 @@ struct Agent {
     channel: Channel,
     line: LineReader,
     is_init: bool,
+    disk: Cached,
 }
 
 impl Agent {
@@ -93,6 +96,7 @@ impl Agent {
                 let reply = match line.and_then(Command::parse) {
                     Ok(Command::Balloon(action)) => Some(balloon::obey(action)),
                     Ok(Command::Frames { from }) => Some(frames::obey(from)),
+                    Ok(Command::Disk(action)) => Some(self.disk.obey(action)),
                     _ => None,
                 };
                 if let Some(reply) = reply {

@@ -46,6 +46,8 @@ pub(crate) struct Errno(pub(crate) u16);
 
 /// There is no such file.
 pub(crate) const ENOENT: Errno = Errno(2);
+/// It cannot be read, or not so far.
+pub(crate) const EIO: Errno = Errno(5);
 /// It is there already.
 pub(crate) const EEXIST: Errno = Errno(17);
 /// There is no such device, or not here.
@@ -155,6 +157,20 @@ impl Fd {
             }
         }
         Ok(len)
+    }
+
+    /// Fills `into` with what the file has from byte `offset` on. A file that ends before that is an error.
+    pub(crate) fn read_pages_at<T: Zeroed>(self, into: &mut [T], offset: u64) -> Result<(), Errno> {
+        let (to, bytes, mut done) = (into.as_mut_ptr() as usize, size_of_val(into), 0);
+        while done < bytes {
+            let at = offset as usize + done;
+            // SAFETY: the rest of the slice is writable and as long as said, and any bits are a value of integers.
+            match unsafe { syscall(PREAD64, [self.0 as usize, to + done, bytes - done, at, 0, 0]) }? {
+                0 => return Err(EIO),
+                count => done += count,
+            }
+        }
+        Ok(())
     }
 
     /// Whether it would take output: a serial port that is not there opens all the same.
@@ -286,10 +302,15 @@ pub(crate) fn reboot(how: Reboot) -> Errno {
 
 /// Microseconds since some fixed moment.
 pub(crate) fn now_micros() -> u64 {
+    now_nanos() / 1000
+}
+
+/// Nanoseconds since the same moment.
+pub(crate) fn now_nanos() -> u64 {
     let mut time = [0_u64; 2];
     // SAFETY: the kernel writes one `struct timespec`: seconds, nanoseconds.
     let _ = unsafe { syscall(CLOCK_GETTIME, [CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0]) };
-    time[0] * 1_000_000 + time[1] / 1000
+    time[0] * 1_000_000_000 + time[1]
 }
 
 /// Maps `count` zeroed elements of fresh anonymous memory, for good. Nothing is allocated before it is touched.
@@ -315,7 +336,7 @@ pub(crate) fn discard<T: Zeroed>(pages: &mut [T]) {
     };
 }
 
-/// Types of which all zeros is a value.
+/// Types of which all zeros is a value, and so is everything else: integers.
 ///
 /// # Safety
 /// Only for such.

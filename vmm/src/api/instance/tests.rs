@@ -185,6 +185,43 @@ fn each_endpoint_has_its_time() {
 }
 
 #[test]
+fn drives_are_taken_by_name_and_the_root_is_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, [0; 1024]).unwrap();
+    let drive = |id: &str, root: bool| json!({"drive_id": id, "path_on_host": path, "is_root_device": root, "is_read_only": true});
+    let put = |instance: &mut Tried, id: &str, root: bool| {
+        done(instance, "PUT", &format!("/drives/{id}"), &drive(id, root).to_string());
+    };
+    let mut instance = new();
+    assert_eq!(shown(&mut instance, "/vm/config")["drives"], json!([]));
+    put(&mut instance, "a", false);
+    put(&mut instance, "b", true);
+    put(&mut instance, "c", false);
+    // Once more, as something else.
+    put(&mut instance, "a", false);
+    let all = json!([drive("b", true), drive("a", false), drive("c", false)]);
+    assert_eq!(shown(&mut instance, "/vm/config")["drives"], all);
+    let refuse = |instance: &mut Tried, id: &str, body: &Value, said: &str| {
+        refused(instance, "PUT", &format!("/drives/{id}"), &body.to_string(), said);
+    };
+    refuse(&mut instance, "d", &drive("d", true), "A root block device already exists: \"b\"");
+    refuse(&mut instance, "d-1", &drive("d-1", false), "can only contain alphanumeric characters");
+    put(&mut instance, "d", false);
+    refuse(&mut instance, "e", &drive("e", false), "There are 4 drives already");
+    put(&mut instance, "b", false);
+    put(&mut instance, "d", true);
+    assert_eq!(shown(&mut instance, "/vm/config")["drives"][0], drive("d", true));
+    std::fs::write(&path, [0; 1000]).unwrap();
+    refuse(&mut instance, "d", &drive("d", true), "has 1000 bytes: expected a multiple of 512");
+    std::fs::remove_file(&path).unwrap();
+    refuse(&mut instance, "d", &drive("d", true), "cannot be opened for reading");
+    assert_eq!(shown(&mut instance, "/vm/config")["drives"][0], drive("d", true));
+    let mut instance = running(&[]);
+    refuse(&mut instance, "a", &drive("a", false), AFTER);
+}
+
+#[test]
 fn states_have_firecrackers_names() {
     let mut instance = new();
     let said = shown(&mut instance, "/");

@@ -33,6 +33,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
         Kind::IdenticalVms => against_guests(outcome),
         Kind::Ideal => over_time(outcome),
         Kind::SideChannel => distributions(outcome),
+        Kind::PageCache => since_the_last_byte(outcome),
         Kind::ScannerPareto => costs(outcome),
     });
     sections.push(all_figures(outcome));
@@ -200,6 +201,37 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
             items: first_series(outcome).into_iter().map(plot).collect(),
         },
     ]
+}
+
+/// A plot for each variant, with a line for each engine and round.
+fn since_the_last_byte(outcome: &Outcome) -> Vec<Section> {
+    let mut plots: Vec<Lines> = Vec::new();
+    for (summary, all) in first_series(outcome) {
+        let variant = &summary.point.variant;
+        let lines = all.iter().filter_map(|(key, points)| {
+            let round = key.strip_prefix("round_")?.strip_suffix("_shared_percent")?;
+            Some((format!("{}, round {round}", summary.point.engine), points.clone()))
+        });
+        match plots.iter_mut().find(|plot| plot.title == *variant) {
+            Some(plot) => plot.series.extend(lines),
+            None => plots.push(Lines {
+                title: variant.clone(),
+                x: "seconds since both guests have read the file".into(),
+                y: "% of the file on one frame".into(),
+                series: lines.collect(),
+            }),
+        }
+    }
+    vec![Section {
+        heading: "Pages of the file that both guests share".into(),
+        text: format!(
+            "The first repetition. Two guests read a file of {}, the second so much later; merging goes on all the time. When as much as \
+             can be is shared, or after {} s, both have their page cache forget the file.",
+            outcome.plan.file.size,
+            number(outcome.plan.merge_seconds)
+        ),
+        items: plots.into_iter().map(Item::Lines).collect(),
+    }]
 }
 
 fn costs(outcome: &Outcome) -> Vec<Section> {

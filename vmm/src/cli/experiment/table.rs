@@ -57,6 +57,16 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
             "other_domain_unique_p50_ns",
             "other_domain_slower_percent",
         ],
+        Kind::PageCache => &[
+            "to_50_percent_seconds",
+            "to_90_percent_seconds",
+            "peak_shared_pages",
+            "peak_percent",
+            "after_evict_shared_pages",
+            "first_read_seconds",
+            "second_read_seconds",
+            "merge_cpu_seconds",
+        ],
         Kind::ScannerPareto => &[
             "saved_pages",
             "achieved_percent",

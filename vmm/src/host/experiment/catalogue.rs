@@ -6,11 +6,12 @@ use super::ExperimentError;
 use super::plan::Plan;
 
 /// Name and text of each, in the order in which they are listed.
-pub const CATALOGUE: [(&str, &str); 5] = [
+pub const CATALOGUE: [(&str, &str); 6] = [
     ("identical-vms", include_str!("../../../../resources/experiments/identical-vms.toml")),
     ("ideal", include_str!("../../../../resources/experiments/ideal.toml")),
     ("side-channel", include_str!("../../../../resources/experiments/side-channel.toml")),
     ("fidelity", include_str!("../../../../resources/experiments/fidelity.toml")),
+    ("page-cache", include_str!("../../../../resources/experiments/page-cache.toml")),
     ("scanner-pareto", include_str!("../../../../resources/experiments/scanner-pareto.toml")),
 ];
 

@@ -71,6 +71,26 @@ pub enum ExperimentError {
         "{0} is always run with three guests, two of one trust domain and one of another: leave the number of guests out"
     )]
     ThreeGuests(String),
+    /// The experiment has its guests by construction.
+    #[error(
+        "{0} is always run with two guests, one that reads after the other: leave the number of guests out"
+    )]
+    TwoGuests(String),
+    /// What guests read.
+    #[error("file: size (at most half of the guests' memory)")]
+    FileSize(#[source] SizeError),
+    /// The file that guests are to read.
+    #[error("cannot {what}")]
+    Image {
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A guest is not there any more.
+    #[error("a guest ended in the middle of the experiment: this is a fault in Samepage, please report it")]
+    GuestGone,
     /// There is nothing that this machine or this user can run.
     #[error("nothing of this experiment can be run here: {0}")]
     NothingToRun(String),

@@ -21,6 +21,8 @@ pub const MAX_REPEAT: u32 = 1000;
 const MAX_SECONDS: f64 = 3600.0;
 /// Most pages a second that a guest is told to write.
 const MAX_RATE: u64 = 1_000_000;
+/// Least that there is to read.
+const MIN_FILE_BYTES: u64 = 1 << 20;
 /// Most windows in which writes are timed.
 const MAX_WINDOWS: u32 = 10_000;
 
@@ -34,6 +36,8 @@ pub enum Kind {
     Ideal,
     /// Whether a guest can tell by its own write times which of its pages are merged.
     SideChannel,
+    /// How soon the pages of a file are shared that two Linux guests have read.
+    PageCache,
     /// What an engine saves in a fixed time, what it takes for that, and what guests wait.
     ScannerPareto,
 }
@@ -68,7 +72,7 @@ fn one() -> u8 {
 }
 
 /// A way in which the guests of a point differ from those of others.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Variant {
     /// Its name.
@@ -77,6 +81,8 @@ pub struct Variant {
     pub huge_pages: Option<bool>,
     /// More words for the kernel's command line. Only Linux guests have one: without a kernel the variant is left out.
     pub cmdline: Option<String>,
+    /// How much later the second guest begins to read; for [`Kind::PageCache`].
+    pub offset_seconds: Option<f64>,
 }
 
 /// Pages that guests go on writing.
@@ -99,6 +105,18 @@ pub struct TimingPlan {
     pub writes: u32,
     /// How fast.
     pub pages_per_second: u64,
+}
+
+/// A file that guests read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilePlan {
+    /// Its size with its unit; at most half of a guest's memory.
+    pub size: String,
+    /// How often it is read and forgotten again, each time with other contents.
+    pub rounds: u32,
+    /// How long is looked on after it was forgotten.
+    pub evict_seconds: f64,
 }
 
 /// A plan.
@@ -139,6 +157,9 @@ pub struct Plan {
     /// What is timed; for [`Kind::SideChannel`] and [`Kind::ScannerPareto`].
     #[serde(default = "timing")]
     pub timing: TimingPlan,
+    /// What is read; for [`Kind::PageCache`].
+    #[serde(default = "file")]
+    pub file: FilePlan,
 }
 
 fn look_seconds() -> f64 {
@@ -151,6 +172,10 @@ fn churn() -> ChurnPlan {
 
 fn timing() -> TimingPlan {
     TimingPlan { windows: 40, writes: 50, pages_per_second: 1000 }
+}
+
+fn file() -> FilePlan {
+    FilePlan { size: "64M".into(), rounds: 3, evict_seconds: 5.0 }
 }
 
 impl Plan {
@@ -192,6 +217,12 @@ impl Plan {
         if self.kind == Kind::SideChannel && self.guests != [3] {
             return Err(ExperimentError::ThreeGuests(self.name.clone()));
         }
+        if self.kind == Kind::PageCache {
+            if self.guests != [2] {
+                return Err(ExperimentError::TwoGuests(self.name.clone()));
+            }
+            self.file_bytes()?;
+        }
         let ranges = [
             ("repeat", f64::from(self.repeat), 1.0, f64::from(MAX_REPEAT)),
             ("guest: cpus", self.guest.cpus.into(), 1.0, MAX_VCPUS.into()),
@@ -201,10 +232,14 @@ impl Plan {
             ("churn: seconds", self.churn.seconds, 0.1, MAX_SECONDS),
             ("timing: windows", self.timing.windows.into(), 1.0, MAX_WINDOWS.into()),
             ("timing: writes", self.timing.writes.into(), 1.0, MAX_RATE as f64),
+            ("file: rounds", self.file.rounds.into(), 1.0, MAX_REPEAT.into()),
+            ("file: evict_seconds", self.file.evict_seconds, 0.0, MAX_SECONDS),
             ("timing: pages_per_second", self.timing.pages_per_second as f64, 1.0, MAX_RATE as f64),
         ];
+        let offsets = self.variant.iter().filter_map(|variant| variant.offset_seconds);
+        let offsets = offsets.map(|seconds| ("variant: offset_seconds", seconds, 0.0, MAX_SECONDS));
         let guests = self.guests.iter().map(|n| ("guests", f64::from(*n), 1.0, f64::from(MAX_GUESTS)));
-        for (key, value, least, most) in ranges.into_iter().chain(guests) {
+        for (key, value, least, most) in ranges.into_iter().chain(guests).chain(offsets) {
             if !(least..=most).contains(&value) {
                 return Err(ExperimentError::Range { key, value, least, most });
             }
@@ -226,6 +261,15 @@ impl Plan {
     /// It is no size, or none that a guest can have.
     pub fn memory_bytes(&self) -> Result<u64, ExperimentError> {
         parse_size(&self.guest.memory, MIN_RAM_BYTES, MAX_RAM_BYTES).map_err(ExperimentError::Memory)
+    }
+
+    /// Size of the file that guests read.
+    ///
+    /// # Errors
+    /// It is no size, or too large for a guest to have all of it in memory at once.
+    pub fn file_bytes(&self) -> Result<u64, ExperimentError> {
+        parse_size(&self.file.size, MIN_FILE_BYTES, self.memory_bytes()? / 2)
+            .map_err(ExperimentError::FileSize)
     }
 
     /// Every combination of the dimensions, those of one variant and engine together.
@@ -303,6 +347,16 @@ mod tests {
             ("zero = 10", "zero = 11", "make 101: expected 100"),
             ("seed = 1", "sead = 1", "unknown field `sead`"),
             ("'identical-vms'", "'side-channel'", "always run with three guests"),
+            (
+                "'identical-vms'\nseed = 1\nrepeat = 2\nguests = [1, 2]",
+                "'page-cache'\nseed = 1\nrepeat = 2\nguests = [3]",
+                "always run with two guests",
+            ),
+            (
+                "'identical-vms'\nseed = 1\nrepeat = 2\nguests = [1, 2]",
+                "'page-cache'\nseed = 1\nrepeat = 2\nguests = [2]",
+                "file: size",
+            ),
             ("memory = ", "initrd = 'i'\nmemory = ", "an initrd needs a kernel"),
         ] {
             let error = parse(&PLAN.replacen(from, to, 1)).unwrap_err();

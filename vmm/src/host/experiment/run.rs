@@ -12,7 +12,7 @@ use super::plan::{Kind, Plan};
 use super::stage::Stage;
 use super::summary::{PointSummary, summarize};
 use super::trial::{Measured, Point, Trial};
-use super::{ideal, identical, scanner, side_channel};
+use super::{ideal, identical, page_cache, scanner, side_channel};
 use crate::host::fleet::Watch;
 
 /// Where the host says whether it gives huge pages to those who ask.
@@ -112,6 +112,7 @@ fn measure(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
         Kind::IdenticalVms => identical::run(stage),
         Kind::Ideal => ideal::run(stage),
         Kind::SideChannel => side_channel::run(stage),
+        Kind::PageCache => page_cache::run(stage),
         Kind::ScannerPareto => scanner::run(stage),
     }
 }
@@ -125,6 +126,10 @@ fn possible(plan: &Plan) -> (Vec<Point>, Vec<String>) {
             points.retain(|point| point.engine != *engine);
             notes.push(format!("left out: engine {engine}, because {why}"));
         }
+    }
+    if let Some(why) = missing(plan) {
+        points.clear();
+        notes.push(why.into());
     }
     let huge_pages = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
     for variant in &plan.variant {
@@ -141,6 +146,20 @@ fn possible(plan: &Plan) -> (Vec<Point>, Vec<String>) {
         notes.push(format!("left out: variant {:?}, because {why}", variant.name));
     }
     (points, notes)
+}
+
+/// What every point of a plan needs and is not there.
+fn missing(plan: &Plan) -> Option<&'static str> {
+    match plan.kind {
+        Kind::PageCache if plan.guest.kernel.is_none() => Some(
+            "guests that read files are Linux guests, the built-in one has no page cache: give --kernel and --initrd (`samepage image` \
+             makes both)",
+        ),
+        Kind::PageCache if !rustix::process::geteuid().is_root() => {
+            Some("only root sees on which frames the pages of a file are")
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -170,6 +189,21 @@ mod tests {
         linux.guest.kernel = None;
         let error = Outcome::new(linux, Environment::default(), Vec::new()).unwrap_err();
         assert!(error.to_string().contains("nothing of this experiment"), "{error}");
+    }
+
+    #[test]
+    fn files_are_read_by_linux_guests_only() {
+        let plan = catalogue::find("page-cache").unwrap();
+        let error = Outcome::new(plan.clone(), Environment::default(), Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("--kernel"), "{error}");
+        let mut linux = plan;
+        linux.guest.kernel = Some("vmlinux".into());
+        linux.engines = vec![Contender::Off];
+        let (points, notes) = possible(&linux);
+        match rustix::process::geteuid().is_root() {
+            true => assert_eq!(points.len(), linux.variant.len(), "{notes:?}"),
+            false => assert!(points.is_empty() && notes[0].contains("root"), "{notes:?}"),
+        }
     }
 
     #[test]

@@ -42,7 +42,15 @@ impl Stage<'_> {
         domains: &[&str],
         work: impl FnOnce(&mut Fleet, &mut Measured) -> Result<(), ExperimentError>,
     ) -> Result<Measured, ExperimentError> {
-        let spec = self.spec(domains)?;
+        self.play_in(self.spec(domains)?, work)
+    }
+
+    /// As [`Self::play`], with guests that are not all as the plan has them.
+    pub(super) fn play_in(
+        &self,
+        spec: FleetSpec,
+        work: impl FnOnce(&mut Fleet, &mut Measured) -> Result<(), ExperimentError>,
+    ) -> Result<Measured, ExperimentError> {
         let dir = FleetDir::of(&spec.name);
         let mut measured = Measured::default();
         let result = (|| {
@@ -61,7 +69,8 @@ impl Stage<'_> {
         result.map(|()| measured)
     }
 
-    fn spec(&self, domains: &[&str]) -> Result<FleetSpec, ExperimentError> {
+    /// The fleet of [`Self::play`].
+    pub(super) fn spec(&self, domains: &[&str]) -> Result<FleetSpec, ExperimentError> {
         let (guest, variant) = (&self.plan.guest, self.plan.variant_of(self.point));
         let memory_bytes = self.plan.memory_bytes()?;
         let cmdline = match variant.cmdline {
@@ -78,6 +87,7 @@ impl Stage<'_> {
             cmdline: cmdline.clone(),
             ready_seconds: guest.ready_seconds,
             huge_pages: variant.huge_pages,
+            drives: Vec::new(),
             balloon: BalloonSpec::default(),
             standing: Standing::usual(memory_bytes),
             // By seeds of ours, below.

@@ -37,6 +37,20 @@ fn domains_and_what_merging_may_cost() {
 }
 
 #[test]
+fn drives_are_where_the_file_is_and_each_guest_may_have_its_own() {
+    let text = "name = 'f'\n[defaults]\ndrives = [{ path = 'a.img', read_only = true }]\n[[guest]]\nname = 'a'\ncount = 2\n\
+                [[guest]]\nname = 'b'\ndrives = [{ path = '/b.img' }, { path = 'a.img', read_only = true }]\n[[guest]]\nname = 'c'\ndrives = []";
+    let fleet = parse(text).unwrap();
+    let drives: Vec<Vec<(&Path, bool)>> = fleet
+        .guests
+        .iter()
+        .map(|g| g.drives.iter().map(|d| (d.path.as_path(), d.read_only)).collect())
+        .collect();
+    let (common, own) = ((Path::new("/fleets/a.img"), true), (Path::new("/b.img"), false));
+    assert_eq!(drives, [vec![common], vec![common], vec![own, common], vec![]]);
+}
+
+#[test]
 fn every_mistake_is_named() {
     for (text, expected) in [
         ("name = 'f'", "no guests"),
@@ -56,6 +70,20 @@ fn every_mistake_is_named() {
             "cannot keep the domains f, x apart",
         ),
         ("name = 'f'\n[[guest]]\nname = 'a'\ndomain = 'x/y'", "no name"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\ndrives = [{ file = 'x' }]", "unknown field `file`"),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ndrives = [{path='1'},{path='2'},{path='3'},{path='4'},{path='5'}]",
+            "5 drives are not possible: expected at most 4",
+        ),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ncount = 2\ndrives = [{ path = 'x' }]",
+            "guests a-0 and a-1 both have the drive /fleets/x",
+        ),
+        (
+            "name = 'f'\n[defaults]\ndrives = [{ path = 'x', read_only = true }]\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\n\
+             drives = [{ path = 'x' }]",
+            "guests a and b both have the drive",
+        ),
         ("name = 'f'\nmerge = { cpu = 1 }\n[[guest]]\nname = 'a'", "unknown field `cpu`"),
     ] {
         let error = parse(text).unwrap_err();

@@ -3,6 +3,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use devices::in_flight::InFlight;
 use devices::reclaim::{Gpa, Reclaim};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -167,6 +168,21 @@ fn merging_and_advising_have_parked_pages_brought_back() {
         ram.set_mergeable(false).unwrap();
         assert!(mappings(&ram) < whole);
     }
+}
+
+#[test]
+fn pages_that_a_device_is_about_to_write_are_left_where_they_are() {
+    let Some((ram, mut parker)) = filled() else { return };
+    // Marks are those of 64 pages together: 70 is a neighbour of the page that is read into, 200 is not.
+    let (device, range): (&dyn InFlight, _) = (&ram, Gpa(80 * PAGE_BYTES)..Gpa(80 * PAGE_BYTES + 512));
+    let chosen = hvas(&ram, [70, 80, 200]);
+    let mut parked = None;
+    device.during(range, &mut || parked = Some(parker.park(&chosen).unwrap()));
+    assert_eq!((parked, ram.parked_pages()), (Some(1), 1));
+    assert_eq!((read(&ram, 70), read(&ram, 80)), (70, 80));
+    assert_eq!(parker.end(), Some(Parked { touched: 0, withdrawn: 2, idle: 1, interrupted: false }));
+    assert_eq!(parker.park(&chosen).unwrap(), 3, "the mark is gone");
+    assert!(parker.end().is_some());
 }
 
 #[test]

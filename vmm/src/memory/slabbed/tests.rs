@@ -47,6 +47,17 @@ fn byte(ram: &Ram, page: u64) -> u8 {
 }
 
 #[test]
+fn what_a_device_is_about_to_write_is_not_replaced() {
+    let Some((ram, mut slabbed, slab)) = sevens() else { return };
+    let device: &dyn devices::in_flight::InFlight = &ram;
+    let mut refused = None;
+    let range = Gpa(FIRST * PAGE_BYTES)..Gpa(FIRST * PAGE_BYTES + 512);
+    device.during(range, &mut || refused = slabbed.merge((FIRST, 1), (&slab, 0)).err());
+    assert!(matches!(refused, Some(Refusal::InFlight)), "{refused:?}");
+    slabbed.merge((FIRST, 1), (&slab, 0)).unwrap();
+}
+
+#[test]
 fn what_is_replaced_is_remembered() {
     let Some((ram, mut slabbed, slab)) = sevens() else { return };
     ram.memory().write_slice(&[0; PAGE], GuestAddress(5 * PAGE_BYTES)).unwrap();

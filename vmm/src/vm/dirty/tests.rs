@@ -203,6 +203,7 @@ fn a_running_vm_has_one() {
             hinting: false,
             reporting: false,
         }),
+        drives: Vec::new(),
         huge_pages: None,
         sampling: None,
         lifeline: false,
