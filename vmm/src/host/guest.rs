@@ -109,6 +109,9 @@ impl Guest {
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
+        if spec.kernel.is_some() {
+            process.args(["--unpack", spec.unpack.name()]);
+        }
         if let Some(on) = spec.huge_pages {
             process.args(["--huge-pages", if on { "yes" } else { "no" }]);
         }
