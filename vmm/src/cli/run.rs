@@ -10,7 +10,9 @@ use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
-use crate::vm::{self, Config, Console, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe};
+use crate::vm::{
+    self, Config, Console, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe,
+};
 use anyhow::Context;
 use devices::virtio::balloon;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};

@@ -106,7 +106,9 @@ fn payloads_of_every_format_are_unpacked() {
         let kernel = vmlinux(&text(bytes));
         let with_relocations = [&kernel[..], &[7; 64]].concat();
         let packed = bzimage(&pack(&with_relocations));
-        let Kernel::Elf(image) = vmlinux::parse(packed, Unpack::Host).unwrap() else { panic!("not unpacked") };
+        let Kernel::Elf(image) = vmlinux::parse(packed, Unpack::Host).unwrap() else {
+            panic!("not unpacked")
+        };
         assert!(image.into_bytes().unwrap() == kernel);
     }
 }
@@ -115,7 +117,9 @@ fn payloads_of_every_format_are_unpacked() {
 fn other_payloads_are_left_to_the_guest() {
     for magic in [&b"BZh9"[..], b"\x5d\0\0\0", b"\x89LZO"] {
         let file = bzimage(&[magic, &[0; 60]].concat());
-        assert!(matches!(vmlinux::parse(file.clone(), Unpack::Host), Ok(Kernel::BzImage(same)) if same == file));
+        assert!(
+            matches!(vmlinux::parse(file.clone(), Unpack::Host), Ok(Kernel::BzImage(same)) if same == file)
+        );
     }
     assert!(problem(bzimage(&[9; 64])).contains("[09, 09, 09, 09]"));
 }
@@ -124,7 +128,9 @@ fn other_payloads_are_left_to_the_guest() {
 fn a_kernel_is_left_to_the_guest_where_that_is_asked_for_and_it_can() {
     let kernel = vmlinux(&[0x90; 64]);
     let packed = bzimage(&gzip(&kernel));
-    assert!(matches!(vmlinux::parse(packed.clone(), Unpack::Guest), Ok(Kernel::BzImage(same)) if same == packed));
+    assert!(
+        matches!(vmlinux::parse(packed.clone(), Unpack::Guest), Ok(Kernel::BzImage(same)) if same == packed)
+    );
     let error = vmlinux::parse(kernel.clone(), Unpack::Guest).unwrap_err();
     assert!(error.to_string().contains("has no decompressor"), "{error}");
     let dir = tempfile::tempdir().unwrap();
@@ -189,7 +195,9 @@ fn files_are_opened_or_refused() {
     let kernel = vmlinux(&[0x90; 64]);
     for file in [kernel.clone(), bzimage(&gzip(&kernel))] {
         std::fs::write(&path, file).unwrap();
-        let Kernel::Elf(mut image) = vmlinux::open(&path, Unpack::Host).unwrap() else { panic!("not unpacked") };
+        let Kernel::Elf(mut image) = vmlinux::open(&path, Unpack::Host).unwrap() else {
+            panic!("not unpacked")
+        };
         let mut bytes = Vec::new();
         image.read_to_end(&mut bytes).unwrap();
         assert_eq!((bytes.len() as u64, &bytes), (image.len(), &kernel));
@@ -225,7 +233,9 @@ fn an_image_appears_whole_or_not_at_all() {
         let packed = image.packed_kernel.expect("it came packed");
         assert_eq!(std::fs::read(packed).unwrap(), std::fs::read(&kernel).unwrap());
         assert_eq!(std::fs::metadata(&image.initrd).unwrap().len(), image.initrd_bytes);
-        assert!(matches!(vmlinux::open(&image.kernel, Unpack::Host), Ok(Kernel::Elf(k)) if k.len() == image.kernel_bytes));
+        assert!(
+            matches!(vmlinux::open(&image.kernel, Unpack::Host), Ok(Kernel::Elf(k)) if k.len() == image.kernel_bytes)
+        );
     }
 
     // A directory of somebody else's is left alone.

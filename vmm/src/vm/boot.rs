@@ -13,8 +13,8 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, ReadVolatile};
 
 use super::error::VmError;
 use super::platform::*;
-use crate::image::vmlinux::{self, Kernel};
 pub use crate::image::vmlinux::Unpack;
+use crate::image::vmlinux::{self, Kernel};
 use crate::memory::PAGE_BYTES;
 use crate::memory::file::MappedFile;
 use crate::memory::layout::Stretch;

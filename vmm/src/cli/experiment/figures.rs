@@ -75,7 +75,7 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
         }
     }
     let text = "Medians of all repetitions. On shared frames counts every page that is not alone on its frame; saved is the frames that \
-                this frees, zeros included. Metadata is what the fleet costs more than before it was merged.";
+                this frees, zeros included. Frames in use are what is left. Metadata is what the fleet costs more than before it was merged.";
     if outcome.plan.guests.len() > 1 {
         let mut items = variants_against_guests(outcome);
         let plot = |(name, points): &(String, Vec<&PointSummary>)| {
@@ -104,7 +104,9 @@ fn by_kind<'a>(title: &str, what: &str, points: impl Iterator<Item = &'a PointSu
         title: title.into(),
         unit: "MiB".into(),
         series: ["zeros", "within a guest", "between guests"].map(String::from).to_vec(),
-        bars: points.map(|s| (curve(s), ["zero", "self", "cross"].map(|kind| part(s, kind)).to_vec())).collect(),
+        bars: points
+            .map(|s| (curve(s), ["zero", "self", "cross"].map(|kind| part(s, kind)).to_vec()))
+            .collect(),
     })
 }
 
@@ -113,22 +115,26 @@ fn variants_against_guests(outcome: &Outcome) -> Vec<Item> {
     let most = outcome.summary.iter().map(|s| s.point.guests).max().unwrap_or(0);
     let title = format!("Saved with {most} guests, by what saves it");
     let all = by_kind(&title, "saved", outcome.summary.iter().filter(|s| s.point.guests == most));
-    let compared = by_variant(outcome, "MiB", "guests", |s, lines: &mut Vec<(f64, f64)>| {
-        lines.extend(s.median("saved_pages").map(|pages| (f64::from(s.point.guests), mib(pages))));
-    });
+    let of = |what: &str, figure: &str| {
+        by_variant(outcome, what, "MiB", "guests", |s, line: &mut Vec<(f64, f64)>| {
+            line.extend(s.median(figure).map(|pages| (f64::from(s.point.guests), mib(pages))));
+        })
+    };
+    let compared = [of("frames in use", "frames_pages"), of("saved", "saved_pages")].concat();
     if compared.is_empty() { Vec::new() } else { std::iter::once(all).chain(compared).collect() }
 }
 
 /// A plot for each engine with more than one variant, and in it a line for each of them.
 fn by_variant(
     outcome: &Outcome,
+    what: &str,
     y: &str,
     x: &str,
     add: impl Fn(&PointSummary, &mut Vec<(f64, f64)>),
 ) -> Vec<Item> {
     let mut plots: Vec<Lines> = Vec::new();
     for summary in &outcome.summary {
-        let (title, name) = (format!("{}, saved", summary.point.engine), &summary.point.variant);
+        let (title, name) = (format!("{}, {what}", summary.point.engine), &summary.point.variant);
         let at = plots.iter().position(|plot| plot.title == title).unwrap_or_else(|| {
             plots.push(Lines { title, x: x.into(), y: y.into(), series: Vec::new() });
             plots.len() - 1
@@ -162,7 +168,8 @@ fn over_time(outcome: &Outcome) -> Vec<Section> {
         let of = first.iter().find(|(summary, _)| summary.point == s.point);
         line.extend(of.and_then(|(_, all)| all.get("achieved_percent_of_ideal")).into_iter().flatten());
     };
-    let mut compared = by_variant(outcome, "% of the ideal", "seconds since merging began", achieved);
+    let mut compared =
+        by_variant(outcome, "saved", "% of the ideal", "seconds since merging began", achieved);
     if !compared.is_empty() {
         compared.insert(0, by_kind("What could be saved", "ideal", outcome.summary.iter()));
         compared.insert(1, by_kind("What was saved, merging being over", "saved", outcome.summary.iter()));

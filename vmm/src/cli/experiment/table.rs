@@ -27,7 +27,9 @@ pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
         table.add_row([scenario.name.clone(), about, command(&scenario.name), "-".into(), "1".into()]);
     }
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
-    format!("{table}\nEach point is one combination of an experiment's dimensions. A scenario has a verdict instead.")
+    format!(
+        "{table}\nEach point is one combination of an experiment's dimensions. A scenario has a verdict instead."
+    )
 }
 
 /// What the table shows of each kind, in this order; everything else is in JSON, CSV and the page.
@@ -35,6 +37,7 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::IdenticalVms => &[
             "shared_pages",
+            "frames_pages",
             "saved_pages",
             "ideal_pages",
             "zero_only_pages",
@@ -74,8 +77,6 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
         ],
         Kind::InflateDeflate => &[
             "untouched_reclaim_gib_per_second",
-            "untouched_return_gib_per_second",
-            "untouched_return_install_gib_per_second",
             "touched_reclaim_gib_per_second",
             "touched_return_gib_per_second",
             "touched_return_install_gib_per_second",

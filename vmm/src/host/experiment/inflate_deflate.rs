@@ -20,7 +20,7 @@ use crate::host::guest::Guest;
 use crate::memory::PAGE_BYTES;
 
 /// How often a balloon that moves is looked at. A look costs the VMM some 50 us, which count as its processor time.
-const POLL: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(2);
 /// Longest that one move may take.
 const LIMIT: Duration = Duration::from_secs(600);
 /// What the names of threads begin with that run guest code.
@@ -129,7 +129,12 @@ fn balloons(
         vmm_seconds += spent;
         if let Some((guest, size, stop)) = stuck {
             let (target_pages, actual_pages) = (size.target_pages, size.actual_pages);
-            return Err(ExperimentError::Balloon { guest, target_pages, actual_pages, reason: stop.reason() });
+            return Err(ExperimentError::Balloon {
+                guest,
+                target_pages,
+                actual_pages,
+                reason: stop.reason(),
+            });
         }
     }
     Ok(Moved { seconds, vmm_seconds })
