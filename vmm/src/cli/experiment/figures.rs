@@ -26,6 +26,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
             ("trials".into(), format!("{} of {}", outcome.trials.len(), outcome.planned_trials)),
             ("repetitions".into(), plan.repeat.to_string()),
             ("seed".into(), plan.seed.to_string()),
+            ("guests".into(), if plan.guest.kernel.is_some() { "Linux" } else { "built-in" }.into()),
             ("guest memory".into(), plan.guest.memory.clone()),
         ])],
     }];
