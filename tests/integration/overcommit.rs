@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::require_slabs;
 use tests::sandbox::{Process, Sandbox};
+use tests::zram::{Zram, swap_alone};
+use vmm::memory::page_out::{PageOutError, has_swap};
 
 use super::experiment::check_page;
 
@@ -202,4 +204,29 @@ fn a_storm_of_copies_loses_nothing() {
         .iter()
         .filter(|g| g["storms"][3]["pages"].as_u64() > Some(20_000));
     assert!(stormed.count() >= 4, "{:#}", verdict["guests"]);
+}
+
+#[test]
+fn swap_that_is_full_loses_nothing() {
+    const NAME: &str = "swap_that_is_full_loses_nothing";
+    require_slabs!();
+    let _alone = swap_alone();
+    if !matches!(has_swap(), Err(PageOutError::NoSwap)) {
+        // It would be filled, too.
+        return tests::host::skipped(NAME, "this host has swap of its own");
+    }
+    let sandbox = Sandbox::new();
+    let file = tests::workspace().join("resources/scenarios/swap-full.toml");
+    let refused = sandbox.samepage(["stress", text(&file)]).timeout(LIMIT).output();
+    assert!(refused.stderr.contains("no active swap"), "{}", refused.stderr);
+    sandbox.assert_clean_within(SOON);
+    let _zram = match Zram::new(512) {
+        Ok(zram) => zram,
+        Err(why) => return tests::host::skipped(NAME, &format!("{why:#}")),
+    };
+    let verdict = stress(&["stress"], text(&file));
+    assert!(number(&verdict, "/swap_taken_pages") > 10_000, "{verdict:#}");
+    let swapped = |sample: &Value| number(sample, "/swapped_pages");
+    let samples = verdict["series"].as_array().expect("samples");
+    assert!(samples.iter().map(swapped).max() > Some(10_000), "nothing was on swap: {verdict:#}");
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tests::require_kvm;
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, Vm, eventually, field};
-use tests::zram::Zram;
+use tests::zram::{Zram, swap_alone};
 use vmm::memory::page_out::has_swap;
 
 fn stop(sandbox: &Sandbox, vm: Vm) {
@@ -18,10 +18,10 @@ fn swapped(vm: &Vm) -> u64 {
     vm.page_entries().iter().filter(|entry| entry.swapped()).count() as u64
 }
 
-/// One test for both, for swap is the machine's, and what one does the other would see.
 #[test]
 fn pages_are_pushed_out_where_there_is_swap_and_come_back_whole() {
     require_kvm!();
+    let _alone = swap_alone();
     let sandbox = Sandbox::new();
     let vm = Vm::start(&sandbox, "vm", &["--memory", "64M"]);
     let mut com2 = vm.com2();

@@ -3,10 +3,18 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
 const CONTROL: &str = "/sys/class/zram-control";
+
+static SWAP: Mutex<()> = Mutex::new(());
+
+/// Has swap to itself: it is the machine's, and what one test does with it another would see.
+pub fn swap_alone() -> MutexGuard<'static, ()> {
+    SWAP.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A zram device in use as swap. Dropped, it is no more: what is left on it is read back into memory before. Whoever is killed
 /// leaves it behind: `swapoff /dev/zramN; echo N >/sys/class/zram-control/hot_remove`.

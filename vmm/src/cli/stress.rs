@@ -107,6 +107,12 @@ fn text(verdict: &Verdict) -> String {
             verdict.failed_actions
         ));
     }
+    if verdict.swap_taken_pages > 0 {
+        all.push(format!(
+            "the scenario took {} MiB of the host's swap away",
+            pages(verdict.swap_taken_pages)
+        ));
+    }
     all.push(format!(
         "{}, engine {}, {}: MiB: {} promised = {:.2} times the capacity of {}, at most {} in use ({:.0} %)",
         verdict.backend,
@@ -128,6 +134,10 @@ fn text(verdict: &Verdict) -> String {
         verdict.count(Fate::Refused),
         verdict.seconds,
     ));
+    if !verdict.unchecked.is_empty() {
+        let names: Vec<_> = verdict.unchecked.iter().map(String::as_str).collect();
+        all.push(format!("left out of a check because they were suspended: {}", names.join(", ")));
+    }
     all.extend(verdict.failures.iter().map(|failure| format!("  {failure}")));
     all.join("\n")
 }

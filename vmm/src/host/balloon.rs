@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
-use super::client::{ANSWER_LIMIT, control};
+use super::client::control;
 use super::post::Post;
 use super::runtime::{FleetDir, choose};
 use crate::memory::PAGE_BYTES;
@@ -93,7 +93,7 @@ impl Target {
 
     /// Its balloon as it is now.
     pub fn status(&self) -> Result<BalloonStatus, HostError> {
-        match control(&self.guest, &self.socket, &Request::Balloon, ANSWER_LIMIT)? {
+        match control(&self.guest, &self.socket, &Request::Balloon)? {
             Reply::Balloon(status) => Ok(*status),
             other => Err(self.nonsense(&other)),
         }
@@ -101,7 +101,7 @@ impl Target {
 
     /// Its sizes alone.
     pub fn size(&self) -> Result<BalloonSize, HostError> {
-        match control(&self.guest, &self.socket, &Request::BalloonSize, ANSWER_LIMIT)? {
+        match control(&self.guest, &self.socket, &Request::BalloonSize)? {
             Reply::BalloonSize(size) => Ok(size),
             other => Err(self.nonsense(&other)),
         }
@@ -110,7 +110,7 @@ impl Target {
     /// Its balloon with statistics from after now, if the guest gives some within `limit`; else with those at hand.
     pub fn fresh(&self, limit: Duration, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
         let first = self.status()?;
-        if control(&self.guest, &self.socket, &Request::BalloonStatistics, ANSWER_LIMIT).is_err() {
+        if control(&self.guest, &self.socket, &Request::BalloonStatistics).is_err() {
             return Ok(first);
         }
         let until = Instant::now() + limit;
@@ -126,12 +126,12 @@ impl Target {
 
     /// Asks for another size, in pages.
     pub fn set(&self, pages: u32) -> Result<(), HostError> {
-        control(&self.guest, &self.socket, &Request::BalloonTarget { pages }, ANSWER_LIMIT).map(|_| ())
+        control(&self.guest, &self.socket, &Request::BalloonTarget { pages }).map(|_| ())
     }
 
     /// Is the VM paused?
     pub fn is_paused(&self) -> Result<bool, HostError> {
-        match control(&self.guest, &self.socket, &Request::Status, ANSWER_LIMIT)? {
+        match control(&self.guest, &self.socket, &Request::Status)? {
             Reply::Status(status) => Ok(status.paused),
             other => Err(self.nonsense(&other)),
         }
@@ -183,8 +183,8 @@ impl Judge {
 /// is still asked of it.
 pub fn why(stop: Stop, status: &BalloonStatus) -> Stop {
     let asked = u64::from(status.size.target_pages.saturating_sub(status.size.actual_pages)) * PAGE_BYTES;
-    let spare = ["available_memory", "free_memory"].iter().find_map(|name| status.guest.get(*name));
-    let short = asked > 0 && spare.is_some_and(|spare| *spare < asked.saturating_add(RESERVE_BYTES));
+    let short =
+        asked > 0 && status.spare_bytes().is_some_and(|spare| spare < asked.saturating_add(RESERVE_BYTES));
     if stop == Stop::Refused && short { Stop::OutOfMemory } else { stop }
 }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::guest::Guest;
 use crate::memory::layout::{HOLE_END, HOLE_START};
-use crate::memory::pagemap::{Pagemap, PagemapError};
+use crate::memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use crate::memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 use crate::memory::{Extent, PAGE_BYTES};
 
@@ -110,8 +110,8 @@ fn placed(extents: &[Extent], base: u64, pages: u64) -> Vec<(u64, Extent)> {
     runs
 }
 
-/// Reads what is present of an extent of another process and hands out its pages, numbered from 0. Absent pages
-/// stay untouched and are not handed out.
+/// Reads what there is of an extent of another process and hands out its pages, numbered from 0. What is on swap comes back to memory
+/// for that; absent pages stay untouched and are not handed out.
 fn each_page(
     pid: u32,
     extent: Extent,
@@ -124,8 +124,9 @@ fn each_page(
         let count = BATCH_PAGES.min((pages - at) as usize);
         pagemap.read(extent.hva + at * PAGE_BYTES, count, &mut entries)?;
         let mut from = at;
-        for run in entries.chunk_by(|a, b| a.present() == b.present()) {
-            if run.first().is_some_and(|e| e.present()) {
+        let is_there = |entry: &PagemapEntry| entry.present() || entry.swapped();
+        for run in entries.chunk_by(|a, b| is_there(a) == is_there(b)) {
+            if run.first().is_some_and(is_there) {
                 let bytes = run.len() * PAGE_SIZE;
                 memory.read(&[RemoteRange { hva: extent.hva + from * PAGE_BYTES, bytes }], &mut buffer)?;
                 for (n, page) in (from..).zip(buffer[..bytes].as_chunks::<PAGE_SIZE>().0) {

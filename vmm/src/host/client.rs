@@ -13,7 +13,7 @@ use super::HostError;
 use crate::vm::control;
 
 /// How long a VM process, or the daemon, may take to answer what it can answer at once.
-pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// How often a silent socket is looked at again, for an interrupt.
@@ -35,8 +35,13 @@ pub fn ask<Q: Serialize, A: DeserializeOwned>(path: &Path, question: &Q, limit: 
     Ok(serde_json::from_slice(&answer)?)
 }
 
-/// Asks a VM's control socket, which has so long to answer; its refusal is an error.
-pub fn control(
+/// Asks a VM's control socket; its refusal is an error.
+pub fn control(guest: &str, path: &Path, request: &control::Request) -> Result<control::Reply, HostError> {
+    control_within(guest, path, request, ANSWER_LIMIT)
+}
+
+/// As [`control`], with so long to answer.
+pub fn control_within(
     guest: &str,
     path: &Path,
     request: &control::Request,

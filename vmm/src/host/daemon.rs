@@ -5,22 +5,21 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::HostError;
 use super::client::{self, ask};
 use super::fleet::{Fleet, Watch};
-use super::governor::{Governor, Hands};
+use super::governor::{Governor, lock};
 use super::guest::{Lifetime, is_running, kill};
-use super::ledger::Means;
+use super::hands::govern;
 use super::metrics::{self, EngineNow, exposition};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
 use crate::memory::own;
-use crate::merge::SlabPages;
 use crate::vm::control as vm;
 
 /// How often the daemon looks for an interrupt while nobody asks.
@@ -77,13 +76,9 @@ impl Daemon {
             }
         })?;
         let managed = Fleet::ready(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
-            let begun = fleet.start_merging().and_then(|()| fleet.posts());
-            let posts = begun.inspect_err(|_| fleet.stop())?;
-            let overcommit = fleet.spec.overcommit;
+            fleet.start_merging().inspect_err(|_| fleet.stop())?;
             let fleet = Arc::new(Mutex::new(fleet));
-            let hands = Box::new(FleetHands::of(&fleet));
-            let governor = Governor::start(posts, &dir, overcommit.knobs, overcommit.policy, hands);
-            let governor = Arc::new(governor.inspect_err(|_| lock(&fleet).stop())?);
+            let governor = Arc::new(govern(&fleet, &dir).inspect_err(|_| lock(&fleet).stop())?);
             let page = Arc::new(MetricsPage::of(&fleet, &governor));
             let shown = page.clone();
             let serve = |bound| metrics::Server::start(bound, Arc::new(move || shown.text()));
@@ -200,17 +195,13 @@ impl Daemon {
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
-                drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
+                drop(lock(&self.metrics).take());
                 self.fleet().stop();
                 self.dir.remove();
                 Ok(Reply::Done)
             }
         }
     }
-}
-
-fn lock(fleet: &Mutex<Fleet>) -> MutexGuard<'_, Fleet> {
-    fleet.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What metrics are made of. Never waits for the fleet: while somebody has it, its engine is as it was.
@@ -235,46 +226,11 @@ impl MetricsPage {
     fn text(&self) -> String {
         let now = self.fleet.upgrade().and_then(|fleet| Some(fleet.try_lock().ok()?.engine_now()));
         let engine = {
-            let mut last = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = lock(&self.engine);
             *last = now.unwrap_or_else(|| last.clone());
             last.clone()
         };
         exposition(&self.name, self.governor.management(), engine)
-    }
-}
-
-/// What the governor needs of the fleet, taken when nobody else has it.
-pub struct FleetHands {
-    /// Gone when the daemon ends.
-    fleet: Weak<Mutex<Fleet>>,
-    means: Means,
-    slab_pages: Option<SlabPages>,
-}
-
-impl FleetHands {
-    /// For the governor of `fleet`.
-    pub fn of(fleet: &Arc<Mutex<Fleet>>) -> Self {
-        let now = lock(fleet);
-        Self { fleet: Arc::downgrade(fleet), means: now.means(), slab_pages: now.slab_pages() }
-    }
-}
-
-impl Hands for FleetHands {
-    fn means(&mut self) -> Means {
-        if let Some(fleet) = self.fleet.upgrade()
-            && let Ok(fleet) = fleet.try_lock()
-        {
-            self.means = fleet.means();
-        }
-        Means { slab_pages: self.slab_pages.as_ref().map(|ask| ask()), ..self.means }
-    }
-
-    fn merge(&mut self, eager: bool) {
-        if let Some(fleet) = self.fleet.upgrade()
-            && let Ok(mut fleet) = fleet.try_lock()
-        {
-            fleet.urge(eager);
-        }
     }
 }
 
@@ -298,10 +254,8 @@ pub fn take_down_orphans(fleet: &str) -> Result<usize, HostError> {
     let mut pids = Vec::new();
     for path in dir.control_sockets() {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if let Ok(vm::Reply::Status(status)) =
-            client::control(&name, &path, &vm::Request::Status, client::ANSWER_LIMIT)
-        {
-            let _ = client::control(&name, &path, &vm::Request::Stop, client::ANSWER_LIMIT);
+        if let Ok(vm::Reply::Status(status)) = client::control(&name, &path, &vm::Request::Status) {
+            let _ = client::control(&name, &path, &vm::Request::Stop);
             pids.push(status.pid);
         }
     }

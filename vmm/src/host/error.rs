@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::spec::MetricsAddress;
 use crate::measure::MeasureError;
+use crate::memory::page_out::PageOutError;
 use crate::merge::EngineError;
 use crate::overcommit::admission::{AdmissionError, Refusal};
 use crate::overcommit::readings::ReadingError;
@@ -217,6 +218,9 @@ pub enum HostError {
     /// The merging engine failed.
     #[error("merging failed")]
     Engine(#[from] EngineError),
+    /// The host's swap could not be taken up.
+    #[error("the scenario fills the host's swap, which is not possible")]
+    FillSwap(#[source] PageOutError),
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,

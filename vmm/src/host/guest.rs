@@ -11,7 +11,7 @@ use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report, Target};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
-use super::client::{ANSWER_LIMIT, Com2, control};
+use super::client::{Com2, control};
 use super::fleet::{Stage, Watch};
 use super::post::Post;
 use super::runtime::FleetDir;
@@ -147,8 +147,7 @@ impl Guest {
     /// Takes over a VM that an earlier daemon started and filled, if there is one that answers.
     pub fn adopt(spec: &GuestSpec, number: usize, dir: &FleetDir) -> Result<Option<Self>, HostError> {
         let path = dir.control(&spec.name)?;
-        let Ok(vm::Reply::Status(status)) = control(&spec.name, &path, &vm::Request::Status, ANSWER_LIMIT)
-        else {
+        let Ok(vm::Reply::Status(status)) = control(&spec.name, &path, &vm::Request::Status) else {
             return Ok(None);
         };
         let saved: Option<Saved> =
@@ -295,7 +294,7 @@ impl Guest {
 
     /// Asks the VM process.
     pub fn control(&self, request: &vm::Request) -> Result<vm::Reply, HostError> {
-        control(&self.spec.name, &self.dir.control(&self.spec.name)?, request, ANSWER_LIMIT)
+        control(&self.spec.name, &self.dir.control(&self.spec.name)?, request)
     }
 
     /// Its post, while it has a process: for those who manage its memory.

@@ -1,6 +1,5 @@
 //! Reads a fleet's ledger off the host: page tables, the kernel's books, the balloons, the engine.
 
-use std::fs;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -13,7 +12,7 @@ use crate::measure::frames::{self, Frames};
 use crate::measure::{MeasureError, Space};
 use crate::memory::PAGE_BYTES;
 use crate::memory::ksm_stat::KsmStat;
-use crate::memory::smaps::{ProcessPages, kib_field};
+use crate::memory::smaps::ProcessPages;
 use crate::overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, HostOverhead, Ledger};
 use crate::overcommit::readings::Host;
 
@@ -102,11 +101,10 @@ fn ends_soon(pid: u32) -> bool {
 }
 
 fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let readings = Host::default().read().ok();
     let mut overhead = HostOverhead {
         dead_slabs: means.dead_slabs,
-        second_level_of_host: kib_field(&meminfo, "SecPageTables").unwrap_or(0),
+        second_level_of_host: readings.as_ref().map_or(0, |r| r.second_level_pages),
         ..HostOverhead::default()
     };
     if let Ok(own) = ProcessPages::of(std::process::id()) {

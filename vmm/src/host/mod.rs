@@ -14,6 +14,7 @@ pub mod experiment;
 pub mod fleet;
 pub mod governor;
 pub mod guest;
+mod hands;
 pub mod ledger;
 pub mod metrics;
 mod observer;

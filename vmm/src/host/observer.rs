@@ -214,18 +214,18 @@ impl Observer {
         if let Some(last) = &self.last {
             let ledger = &last.reading.ledger;
             if let Some(account) = ledger.guests.iter().find(|account| account.name == post.guest) {
-                let at_reading = last.anonymous.get(&post.guest).copied().unwrap_or(anonymous);
-                let more = anonymous as i64 - at_reading as i64;
                 (view.resident_pages, view.frames) = match self.means.slab_pages {
                     Some(_) => {
                         let private = anonymous.saturating_sub(account.overhead.vmm);
                         let of_slabs = process.shared_memory;
                         (private + of_slabs, private as f64 + of_slabs as f64 * shared)
                     }
-                    None => (
-                        account.resident.saturating_add_signed(more),
-                        (account.frames + more as f64).max(0.0),
-                    ),
+                    None => {
+                        let at_reading = last.anonymous.get(&post.guest).copied().unwrap_or(anonymous);
+                        let more = anonymous as i64 - at_reading as i64;
+                        let frames = (account.frames + more as f64).max(0.0);
+                        (account.resident.saturating_add_signed(more), frames)
+                    }
                 };
             }
             let said = last.reading.said.iter().find(|said| said.status.name == post.guest);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::HostError;
-use super::client::control;
+use super::client::control_within;
 use super::spec::Standing;
 use crate::measure::Space;
 use crate::memory::PAGE_BYTES;
@@ -61,7 +61,7 @@ pub struct Said {
 impl Post {
     /// Asks the VM process.
     pub fn control(&self, request: &Request) -> Result<Reply, HostError> {
-        control(&self.guest, &self.socket, request, ANSWER_LIMIT)
+        control_within(&self.guest, &self.socket, request, ANSWER_LIMIT)
     }
 
     /// Has the VM process do something.
@@ -116,9 +116,7 @@ impl Post {
 impl Said {
     /// What the guest could do without, by its own word.
     pub fn spare_pages(&self) -> Option<u64> {
-        let said = &self.balloon.as_ref()?.guest;
-        let bytes = ["available_memory", "free_memory"].iter().find_map(|name| said.get(*name))?;
-        Some(bytes / PAGE_BYTES)
+        Some(self.balloon.as_ref()?.spare_bytes()? / PAGE_BYTES)
     }
 
     /// Where the guest's memory lies, for measuring.

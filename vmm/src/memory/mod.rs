@@ -26,6 +26,7 @@ pub mod size;
 pub mod slab;
 pub mod slabbed;
 pub mod smaps;
+pub mod swap_filler;
 pub mod userfault;
 pub mod written;
 

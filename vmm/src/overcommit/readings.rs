@@ -101,6 +101,8 @@ pub struct Readings {
     pub available_pages: u64,
     /// `SwapFree`.
     pub swap_free_pages: u64,
+    /// `SecPageTables`, all VMs' second-level page tables; 0 where the kernel does not count them.
+    pub second_level_pages: u64,
     /// Stalls: our control group's if it has a limit and says so, else the whole host's; None without `CONFIG_PSI`.
     pub psi: Option<Psi>,
     /// Our control group.
@@ -145,6 +147,7 @@ impl Host {
             total_pages: pages("MemTotal")?,
             available_pages: pages("MemAvailable")?,
             swap_free_pages: pages("SwapFree")?,
+            second_level_pages: meminfo_pages(&text, "SecPageTables").unwrap_or(0),
             psi: own.or_else(|| read_psi(&self.root.join("proc/pressure/memory"))),
             group,
         })

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\nSwapFree:  400 kB\n";
+const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\nSwapFree:  400 kB\nSecPageTables: 12 kB\n";
 const STALLS: &str =
     "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=3\n";
 
@@ -23,8 +23,14 @@ fn a_bare_host_has_memory_and_nothing_else() {
     let (_root, host) = host(&[("proc/meminfo", MEMINFO)]);
     let readings = host.read().expect("readings");
     let group = GroupMemory { limit_pages: None, free_pages: None };
-    let expected =
-        Readings { total_pages: 2000, available_pages: 1000, swap_free_pages: 100, psi: None, group };
+    let expected = Readings {
+        total_pages: 2000,
+        available_pages: 1000,
+        swap_free_pages: 100,
+        second_level_pages: 3,
+        psi: None,
+        group,
+    };
     assert_eq!(readings, expected);
     assert_eq!(readings.free_pages(1500, 700), 800);
     assert_eq!(readings.free_pages(2000, 700), 1000, "others use the rest");

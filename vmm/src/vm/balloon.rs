@@ -73,6 +73,13 @@ pub struct BalloonStatus {
     pub host: BalloonHost,
 }
 
+impl BalloonStatus {
+    /// What the guest could do without, by its own word.
+    pub fn spare_bytes(&self) -> Option<u64> {
+        ["available_memory", "free_memory"].iter().find_map(|name| self.guest.get(*name)).copied()
+    }
+}
+
 /// What the host knows of a balloon without asking the guest. Pages of 4096 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonHost {

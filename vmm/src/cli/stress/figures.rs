@@ -41,7 +41,15 @@ fn outcome(verdict: &Verdict) -> Section {
         ("not let in", verdict.count(Fate::Refused).to_string()),
         ("seconds", format!("{:.1}", verdict.seconds)),
     ];
-    let mut items = vec![Item::KeyValues(numbers.map(|(name, value)| (name.to_owned(), value)).to_vec())];
+    let mut numbers = numbers.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    if verdict.swap_taken_pages > 0 {
+        numbers.push(("swap taken away, MiB".into(), format!("{:.0}", mib(verdict.swap_taken_pages))));
+    }
+    let mut items = vec![Item::KeyValues(numbers)];
+    if !verdict.unchecked.is_empty() {
+        let rows = verdict.unchecked.iter().map(|name| vec![name.clone()]).collect();
+        items.push(Item::Table(Table { header: vec!["suspended, and so left out of a check".into()], rows }));
+    }
     if !verdict.failures.is_empty() {
         let rows = verdict.failures.iter().map(|failure| vec![failure.clone()]).collect();
         items.push(Item::Table(Table { header: vec!["lost, or not as expected".into()], rows }));

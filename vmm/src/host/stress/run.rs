@@ -1,23 +1,25 @@
 //! Runs a scenario: phase after phase, while the governor does its work and a sampler looks on.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use guest::protocol::{Balloon, Command, Done, Latency, Reply};
 
-use super::scenario::{Churn, Phase, Restart, Scenario, Storm, Who};
+use super::scenario::{Churn, Phase, Restart, Scenario, Storm, SwapState, Who};
 use super::series::{Sample, Series};
 use super::verdict::{Fate, GuestVerdict, PhaseVerdict, Stormed, Timed, Verdict};
 use crate::host::HostError;
-use crate::host::daemon::FleetHands;
 use crate::host::fleet::{Fleet, Watch};
-use crate::host::governor::{Governor, Management};
+use crate::host::governor::{Governor, Management, lock};
 use crate::host::guest::{Guest, Lifetime, kill};
+use crate::host::hands::govern;
 use crate::host::runtime::FleetDir;
 use crate::host::status::Verified;
 use crate::memory::PAGE_BYTES;
+use crate::memory::page_out::has_swap;
+use crate::memory::swap_filler::SwapFiller;
 use crate::overcommit::view::GuestState;
 use crate::vm::probe;
 
@@ -30,6 +32,10 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Runs `scenario`; what it starts has ended when it returns. `begin` hears the number of each phase as it begins.
 pub fn run(scenario: &Scenario, watch: &Watch, begin: &dyn Fn(usize)) -> Result<Verdict, HostError> {
+    if scenario.phases.iter().any(|phase| phase.swap == Some(SwapState::Full)) {
+        // Known before guests are started for it.
+        has_swap().map_err(HostError::FillSwap)?;
+    }
     let mut spec = scenario.fleet.clone();
     spec.name = format!("stress-{}", std::process::id());
     // They arrive in phases.
@@ -52,6 +58,7 @@ struct Stress<'a> {
     governor: Mutex<Option<Governor>>,
     began: Instant,
     phase: AtomicUsize,
+    swap: Mutex<SwapFiller>,
     seen: Mutex<Seen>,
 }
 
@@ -100,6 +107,7 @@ impl<'a> Stress<'a> {
             governor: Mutex::default(),
             began: Instant::now(),
             phase: AtomicUsize::new(0),
+            swap: Mutex::default(),
             seen: Mutex::new(Seen { verdict, ..Seen::default() }),
         };
         if let Err(error) = stress.govern() {
@@ -115,11 +123,7 @@ impl<'a> Stress<'a> {
 
     /// Starts what keeps the fleet within its means; it goes on from what another one has left.
     fn govern(&self) -> Result<(), HostError> {
-        let mut fleet = self.fleet();
-        let (posts, overcommit) = (fleet.posts()?, fleet.spec.overcommit);
-        drop(fleet);
-        let hands = Box::new(FleetHands::of(&self.fleet));
-        let governor = Governor::start(posts, self.dir, overcommit.knobs, overcommit.policy, hands)?;
+        let governor = govern(&self.fleet, self.dir)?;
         *lock(&self.governor) = Some(governor);
         Ok(())
     }
@@ -188,6 +192,11 @@ impl<'a> Stress<'a> {
         if let Some(what) = phase.restart {
             self.restart(what)?;
         }
+        match phase.swap {
+            Some(SwapState::Full) => self.fill_swap()?,
+            Some(SwapState::Free) => *lock(&self.swap) = SwapFiller::default(),
+            None => {}
+        }
         if let Some(fill) = &phase.fill {
             self.fill(&fill.guests, fill.mib)?;
         }
@@ -223,8 +232,9 @@ impl<'a> Stress<'a> {
             }
         }
         if phase.verify {
-            let Verified { verified_pages, mismatched_pages, .. } = self.fleet().verify(self.watch)?;
+            let Verified { verified_pages, mismatched_pages, skipped } = self.fleet().verify(self.watch)?;
             let mut seen = lock(&self.seen);
+            seen.verdict.unchecked.extend(skipped);
             seen.verdict.verified_pages += verified_pages;
             seen.verdict.mismatched_pages += mismatched_pages;
         }
@@ -298,6 +308,13 @@ impl<'a> Stress<'a> {
             fleet.start_merging()?;
         }
         if what != Restart::Engine { self.govern() } else { Ok(()) }
+    }
+
+    fn fill_swap(&self) -> Result<(), HostError> {
+        let filled = lock(&self.swap).fill(|| self.watch.check().is_ok());
+        self.watch.check()?;
+        lock(&self.seen).verdict.swap_taken_pages = filled.map_err(HostError::FillSwap)?;
+        Ok(())
     }
 
     fn leave(&self, who: &Who) -> Result<(), HostError> {
@@ -450,8 +467,4 @@ impl<'a> Stress<'a> {
         verdict.judge(&self.scenario.expect);
         verdict
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -85,7 +85,7 @@ pub enum ScenarioError {
     },
     /// A phase that does nothing.
     #[error(
-        "{0}: it does nothing: expected one of arrive, fill, churn, free, storm, latency, settle_seconds, hold_seconds, kill, refuse, restart, knobs, leave, verify"
+        "{0}: it does nothing: expected one of arrive, fill, churn, free, storm, latency, settle_seconds, hold_seconds, kill, refuse, restart, swap, knobs, leave, verify"
     )]
     Nothing(String),
 }
@@ -238,6 +238,16 @@ pub enum Restart {
     Daemon,
 }
 
+/// What a scenario can have the host's swap be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SwapState {
+    /// Nobody finds room there.
+    Full,
+    /// As it was before.
+    Free,
+}
+
 /// One phase. What it has happens in this order, and all of it while memory is short or not.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -256,6 +266,8 @@ pub struct Phase {
     pub refuse: Option<Who>,
     /// This is started again.
     pub restart: Option<Restart>,
+    /// The host's swap is so from now on.
+    pub swap: Option<SwapState>,
     /// These guests write pages.
     pub fill: Option<FillPhase>,
     /// These give some up.
@@ -367,6 +379,7 @@ impl Phase {
         let does = named.count() > 0
             || self.knobs.is_some()
             || self.restart.is_some()
+            || self.swap.is_some()
             || self.verify
             || self.settle_seconds.is_some()
             || self.hold_seconds > 0.0;
@@ -411,6 +424,7 @@ mod tests {
             ("[[phase]]\nstorm = { guests = 'all', percent = 1, pages = 'odd' }", "no class of pages"),
             ("[[phase]]\nknobs = { idle_tax = 7 }", "knobs: idle_tax = 7"),
             ("[[phase]]\nrestart = 'host'", "unknown variant `host`"),
+            ("[[phase]]\nswap = 'half'", "unknown variant `half`"),
             ("[[phase]]\nbreak = 1", "unknown field `break`"),
             ("[expect]\nlost = 1", "unknown field `lost`"),
         ] {

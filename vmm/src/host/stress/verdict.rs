@@ -1,6 +1,6 @@
 //! What became of a fleet under stress: what was lost, who waited how long, what it took.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -124,10 +124,14 @@ pub struct Verdict {
     pub verified_pages: u64,
     /// Pages found wrong.
     pub mismatched_pages: u64,
+    /// Guests that were left out of a check because they were suspended.
+    pub unchecked: BTreeSet<String>,
     /// What the policy did, by kind.
     pub actions: BTreeMap<String, u64>,
     /// What of that could not be done.
     pub failed_actions: u64,
+    /// Pages of swap that the scenario took away.
+    pub swap_taken_pages: u64,
     /// Each guest.
     pub guests: Vec<GuestVerdict>,
     /// Each phase.
