@@ -74,6 +74,17 @@ fn a_kernel_for_another_architecture() {
 }
 
 #[test]
+fn an_unpacked_kernel_for_a_guest_that_is_to_unpack_it() {
+    require_kvm!();
+    let sandbox = Sandbox::new();
+    let kernel = Elf::with(SILENCE).write(&sandbox, "vmlinux");
+    let kernel = kernel.to_str().expect("a path in UTF-8");
+    let args = ["run", "--console", "none", "--kernel", kernel, "--unpack", "guest"];
+    refused(&sandbox, &args, &[kernel, "has no decompressor", "give the vmlinuz"]);
+    refused(&sandbox, &["run", "--unpack", "guest"], &["--kernel"]);
+}
+
+#[test]
 fn no_kernel_at_all() {
     require_kvm!();
     let sandbox = Sandbox::new();

@@ -38,10 +38,33 @@ fn all_that_come_along_are_listed() {
     let names: Vec<&str> =
         plans.as_array().expect("plans").iter().filter_map(|p| p["name"].as_str()).collect();
     let text = sandbox.samepage(["experiment", "list"]).output().success().stdout;
-    for name in ["identical-vms", "ideal", "side-channel", "fidelity", "page-cache", "scanner-pareto"] {
-        assert!(names.contains(&name) && text.contains(name), "no {name} in {names:?} or {text}");
-        let file = tests::workspace().join(format!("resources/experiments/{name}.toml"));
-        assert!(file.is_file(), "{} is not there", file.display());
+    let plans = [
+        "identical-vms",
+        "ideal",
+        "side-channel",
+        "fidelity",
+        "page-cache",
+        "scanner-pareto",
+        "inflate-deflate",
+    ];
+    let scenarios = [
+        "ksm-52",
+        "cow-storm",
+        "cow-storm-ratio",
+        "cow-storm-strict",
+        "idle-tax",
+        "admission",
+        "thrashing-knee",
+        "hostile-guests",
+        "swap-full",
+    ];
+    for (directory, all) in [("experiments", &plans[..]), ("scenarios", &scenarios[..])] {
+        for name in all {
+            let command = format!("samepage experiment run {name}");
+            assert!(names.contains(name) && text.contains(&command), "no {name} in {names:?} or {text}");
+            let file = tests::workspace().join(format!("resources/{directory}/{name}.toml"));
+            assert!(file.is_file(), "{} is not there", file.display());
+        }
     }
 }
 
@@ -82,7 +105,7 @@ fn identical_guests_share_more_the_more_they_are() {
 }
 
 /// Every element that is opened is closed, in order, and nothing is asked of a network.
-fn check_page(page: &str, name: &str) {
+pub(crate) fn check_page(page: &str, name: &str) {
     assert!(page.starts_with("<!doctype html>") && page.contains(name), "{page}");
     for outside in ["http://", "https://", "<script", "url(", "@import"] {
         assert!(!page.contains(outside), "{outside} in {page}");
@@ -142,6 +165,33 @@ fn only_a_guest_of_the_same_domain_has_merged_pages_to_observe() {
 }
 
 #[test]
+fn what_a_balloon_gives_back_is_empty_and_what_was_kept_is_right() {
+    let sandbox = Sandbox::new();
+    let args = ["experiment", "run", "inflate-deflate", "--memory", "32M", "--repeat", "1", "--json"];
+    let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+    let trials = outcome["trials"].as_array().expect("trials");
+    assert!(!trials.is_empty() && outcome["complete"] == true, "{outcome:#}");
+    for trial in trials {
+        let figure = |name: String| number(trial, &format!("/figures/{name}"));
+        let moved = figure("moved_pages".into());
+        assert!(moved > 1000.0, "{trial:#}");
+        for memory in ["untouched", "touched"] {
+            // The guest has read every page that came back: zeros, or the run had ended.
+            assert!(figure(format!("{memory}_read_as_zeros_pages")) >= moved, "{trial:#}");
+            for step in ["reclaim", "return", "return_install"] {
+                assert!(figure(format!("{memory}_{step}_gib_per_second")) > 0.0, "{trial:#}");
+            }
+        }
+        if trial["point"]["variant"] == "4 KiB" {
+            assert_eq!(figure("touched_reclaimed_percent".into()), 100.0, "{trial:#}");
+        }
+    }
+    // The built-in guest has no command line.
+    assert!(trials.iter().all(|trial| trial["point"]["variant"] != "4 KiB, init_on_alloc=0"), "{outcome:#}");
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
 fn an_interrupted_run_leaves_nothing_and_goes_on_where_it_was() {
     let sandbox = Sandbox::new();
     let results = sandbox.file("results.jsonl");
@@ -190,6 +240,8 @@ fn what_cannot_be_run_is_refused_by_name() {
         (vec!["page-cache", "--guests", "3"], "leave the number of guests out"),
         (vec!["page-cache"], "guests that read files are Linux guests"),
         (vec!["page-cache", "--memory", "64M"], "file: size"),
+        (vec!["ksm-52", "--guests", "4"], "--guests is not for ksm-52"),
+        (vec!["ksm-52", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
         (vec!["identical-vms", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
         (vec!["identical-vms", "--results", path(&foreign)], "is no result of an experiment"),
     ] {

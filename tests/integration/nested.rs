@@ -119,6 +119,34 @@ fn lab_idle_tax_moves_memory_between_debian_guests() {
     );
 }
 
+/// Two Debian guests, with kernels at the same addresses and at random ones: the latter need more frames.
+#[test]
+fn lab_kaslr_leaves_less_to_share_between_debian_guests() {
+    need_image();
+    let [kernel, initrd] = ["vmlinux", "initrd.cpio"].map(|name| image_dir().join(name));
+    let (kernel, initrd) = (kernel.to_str().expect("UTF-8"), initrd.to_str().expect("UTF-8"));
+    let mut args = vec![samepage()];
+    args.extend(
+        ["experiment", "run", "identical-vms", "--guests", "2", "--engine", "slab"].map(String::from),
+    );
+    args.extend(["--repeat", "1", "--json", "--kernel", kernel, "--initrd", initrd].map(String::from));
+    let outcome = lab_run_on_one(Duration::from_secs(240), args).success();
+    let result = outcome.json();
+    assert_eq!(result["complete"], true, "{outcome}");
+    let frames = |variant: &str| {
+        let point = result["summary"].as_array().expect("a summary").iter().find(|p| p["variant"] == variant);
+        let figure = |name: &str| {
+            let pointer = format!("/figures/{name}/median");
+            point.and_then(|p| p.pointer(&pointer)).and_then(serde_json::Value::as_f64).unwrap_or_default()
+        };
+        let (saved, ideal) = (figure("saved_pages"), figure("ideal_pages"));
+        assert!(saved > 0.8 * ideal && saved > 1000.0, "{variant}: {saved} of {ideal}: {outcome}");
+        figure("frames_pages")
+    };
+    let (off, on) = (frames("KASLR off"), frames("KASLR on"));
+    assert!(on > 1.02 * off, "{on} frames with KASLR, {off} without: {outcome}");
+}
+
 /// Four Debian guests: each boots to its agent, fills, is merged, verified and reported.
 #[test]
 fn lab_linux_fleet() {

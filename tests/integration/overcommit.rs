@@ -12,6 +12,8 @@ use tests::sandbox::{Process, Sandbox};
 use tests::zram::{Zram, swap_alone};
 use vmm::memory::page_out::{PageOutError, has_swap};
 
+use super::experiment::check_page;
+
 const LIMIT: Duration = Duration::from_secs(240);
 const SOON: Duration = Duration::from_secs(10);
 
@@ -164,17 +166,21 @@ fn a_suspended_guest_is_not_forgotten_by_the_next_daemon() {
     sandbox.assert_clean_within(SOON);
 }
 
-/// Runs a shipped scenario and returns its verdict.
-fn stress(scenario: &str) -> Value {
+/// Runs a shipped scenario, by its file or as the experiment of its name, and returns its verdict.
+fn stress(command: &[&str], scenario: &str) -> Value {
     let sandbox = Sandbox::new();
-    let file = tests::workspace().join("resources/scenarios").join(scenario);
-    let csv = sandbox.file("series.csv");
-    let args = ["stress", text(&file), "--json", "--csv", text(&csv)];
+    let (csv, html) = (sandbox.file("series.csv"), sandbox.file("page.html"));
+    let more = [scenario, "--json", "--csv", text(&csv), "--html", text(&html)];
+    let args = [command, &more].concat();
     let verdict = sandbox.samepage(args).timeout(LIMIT).output().success().json();
     assert_eq!((&verdict["held"], number(&verdict, "/mismatched_pages")), (&json!(true), 0), "{verdict:#}");
     assert!(number(&verdict, "/verified_pages") > 0, "{verdict:#}");
     let lines = fs::read_to_string(csv).expect("a CSV file").lines().count();
     assert_eq!(lines, verdict["series"].as_array().expect("samples").len() + 1);
+    let page = fs::read_to_string(html).expect("a page");
+    let name = verdict["scenario"].as_str().expect("a name");
+    check_page(&page, name);
+    assert!(page.contains(verdict["phases"][0]["name"].as_str().expect("a phase")), "{page}");
     sandbox.assert_clean_within(SOON);
     verdict
 }
@@ -182,7 +188,8 @@ fn stress(scenario: &str) -> Value {
 #[test]
 fn guests_that_refuse_or_die_and_a_daemon_that_is_started_again_harm_nobody() {
     require_slabs!();
-    let verdict = stress("hostile-guests.toml");
+    let file = tests::workspace().join("resources/scenarios/hostile-guests.toml");
+    let verdict = stress(&["stress"], text(&file));
     let fates: Vec<_> = verdict["guests"].as_array().expect("guests").iter().map(|g| &g["fate"]).collect();
     assert_eq!(fates, ["running", "running", "running", "running", "killed"]);
 }
@@ -190,7 +197,7 @@ fn guests_that_refuse_or_die_and_a_daemon_that_is_started_again_harm_nobody() {
 #[test]
 fn a_storm_of_copies_loses_nothing() {
     require_slabs!();
-    let verdict = stress("cow-storm.toml");
+    let verdict = stress(&["experiment", "run"], "cow-storm");
     let stormed = verdict["guests"]
         .as_array()
         .expect("guests")
@@ -217,7 +224,7 @@ fn swap_that_is_full_loses_nothing() {
         Ok(zram) => zram,
         Err(why) => return tests::host::skipped(NAME, &format!("{why:#}")),
     };
-    let verdict = stress("swap-full.toml");
+    let verdict = stress(&["stress"], text(&file));
     assert!(number(&verdict, "/swap_taken_pages") > 10_000, "{verdict:#}");
     let swapped = |sample: &Value| number(sample, "/swapped_pages");
     let samples = verdict["series"].as_array().expect("samples");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vmm::host::spec::{AdmissionName, BalloonSpec, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing};
 use vmm::merge::slab::engine::Tuning;
+use vmm::vm::Unpack;
 
 use super::contender::Contender;
 
@@ -35,6 +36,7 @@ impl Setting {
             memory_bytes: self.memory_bytes,
             cpus: 1,
             kernel: self.linux.as_ref().map(|(kernel, _)| kernel.clone()),
+            unpack: Unpack::default(),
             initrd: self.linux.as_ref().map(|(_, initrd)| initrd.clone()),
             cmdline: None,
             // In the lab all of them share one emulated processor.

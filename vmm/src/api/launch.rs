@@ -13,7 +13,7 @@ use super::instance::{Launch, Machine, vm_drive};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
 use crate::memory::ram::{Backing, Ram};
 use crate::vm::balloon::{BalloonError, BalloonHost};
-use crate::vm::{Config, EventLoop, KernelSource, Timer, Vm, VmError};
+use crate::vm::{Config, EventLoop, KernelSource, Timer, Unpack, Vm, VmError};
 
 /// Starts VMs.
 pub struct Launcher {
@@ -70,7 +70,7 @@ impl Launcher {
         };
         let kernel = match source.kernel_image_path == Path::new(BUILT_IN) {
             true => KernelSource::BuiltIn(self.built_in),
-            false => KernelSource::File(source.kernel_image_path.clone()),
+            false => KernelSource::File { path: source.kernel_image_path.clone(), unpack: Unpack::Host },
         };
         let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone());
         if let Some(root) = spec.drives.iter().find(|drive| drive.is_root_device) {

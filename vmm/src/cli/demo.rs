@@ -18,7 +18,7 @@ use crate::measure::report::{Outcome, Report};
 use crate::memory::userfault;
 use crate::merge::ksm;
 use crate::merge::slab::engine::Tuning;
-use crate::vm::probe;
+use crate::vm::{Unpack, probe};
 
 /// The documented mix, in percent of the pages each guest fills.
 const MIX: FillSpec = FillSpec { zero: 10, common: 40, duplicate: 10, unique: 40, pages: None };
@@ -62,6 +62,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         cpus: 1,
         domain: "demo".into(),
         kernel: None,
+        unpack: Unpack::default(),
         initrd: None,
         cmdline: None,
         ready_seconds: None,

@@ -11,8 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 
 use super::progress::{draw_target, interrupt_flag};
+use super::stress;
 use crate::host::experiment::contender::Contender;
 use crate::host::experiment::environment::Environment;
 use crate::host::experiment::journal::{Found, Journal};
@@ -20,6 +22,7 @@ use crate::host::experiment::plan::{MAX_REPEAT, Plan};
 use crate::host::experiment::run::Outcome;
 use crate::host::experiment::{ExperimentError, catalogue};
 use crate::host::fleet::Watch;
+use crate::host::stress::scenario::Scenario;
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
@@ -33,6 +36,7 @@ const TICK: Duration = Duration::from_millis(200);
   samepage experiment run ideal --results ideal.jsonl        once more with the same file: it goes on where it was
   samepage experiment run fidelity --kernel vmlinux --initrd initrd.cpio --json
   samepage experiment run my-plan.toml --csv figures.csv
+  samepage experiment run ksm-52 --html ksm-52.html          a scenario of `samepage stress`
 
 resources/docs/experiments.md says what each shows, what each figure means, and what a plan of your own may say.")]
 pub(super) struct Args {
@@ -77,7 +81,7 @@ struct RunArgs {
     /// Memory of each guest with its unit, instead of what the plan says
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
-    /// A Linux kernel for the guests, with an initrd that has the agent: see `samepage image`
+    /// A Linux kernel for the guests, with an initrd that has the agent: see `samepage image`. With KASLR the vmlinuz beside a vmlinux is taken
     #[arg(long, value_name = "FILE", requires = "initrd")]
     kernel: Option<PathBuf>,
     /// Its initrd
@@ -105,15 +109,46 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn list(json: bool) -> anyhow::Result<ExitCode> {
-    let plans = catalogue::all()?;
-    match json {
-        true => println!("{}", serde_json::to_string(&plans)?),
-        false => println!("{}", table::list(&plans)),
+    let (plans, scenarios) = (catalogue::all()?, catalogue::scenarios()?);
+    if json {
+        let mut all = plans.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+        all.extend(scenarios.iter().map(|s| {
+            json!({"name": s.name, "about": s.about, "kind": "stress", "guests": s.fleet.guests.len(),
+                   "engine": s.fleet.engine.name(), "phases": s.phases.iter().map(|p| &p.name).collect::<Vec<_>>()})
+        }));
+        println!("{}", serde_json::to_string(&all)?);
+    } else {
+        println!("{}", table::list(&plans, &scenarios));
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// An experiment that is a scenario: it has a verdict instead of points, and nothing to vary.
+fn scenario(scenario: &Scenario, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let given = [
+        ("--repeat", args.repeat.is_some()),
+        ("--seed", args.seed.is_some()),
+        ("--guests", !args.guests.is_empty()),
+        ("--engine", !args.engine.is_empty()),
+        ("--memory", args.memory.is_some()),
+        ("--kernel", args.kernel.is_some()),
+        ("--results", args.results.is_some()),
+    ];
+    if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+        bail!(
+            "{option} is not for {name}, which is a scenario and says all of that itself: change a copy of resources/scenarios/{name}.toml \
+             and run it with `samepage stress`",
+            name = scenario.name
+        );
+    }
+    let output = stress::Output { json: args.json, csv: args.csv.clone(), html: args.html.clone() };
+    stress::play(scenario, &output)
+}
+
 fn experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if let Some(found) = catalogue::scenario(&args.name)? {
+        return scenario(&found, args);
+    }
     let plan = plan(args)?;
     for path in [&args.html, &args.csv].into_iter().flatten() {
         can_be_written(path)?;
@@ -172,12 +207,11 @@ fn plan(args: &RunArgs) -> Result<Plan, ExperimentError> {
     if !args.engine.is_empty() {
         plan.engines.clone_from(&args.engine);
     }
+    if let Some(kernel) = &args.kernel {
+        plan.set_linux(kernel, args.initrd.as_deref());
+    }
     if let Some(memory) = &args.memory {
         plan.guest.memory.clone_from(memory);
-    }
-    if args.kernel.is_some() {
-        plan.guest.kernel.clone_from(&args.kernel);
-        plan.guest.initrd.clone_from(&args.initrd);
     }
     plan.check()?;
     Ok(plan)
@@ -200,11 +234,11 @@ fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result
 }
 
 /// Hours of measuring must not end at a directory that is not there.
-fn can_be_written(path: &Path) -> anyhow::Result<()> {
+pub(super) fn can_be_written(path: &Path) -> anyhow::Result<()> {
     let opened = std::fs::File::options().append(true).create(true).open(path);
     opened.map(drop).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -21,7 +21,7 @@ Examples:
   samepage image --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)
   samepage image --module virtio_blk --out ./image
 
-The image is a directory with vmlinux, initrd.cpio and image.json. Without --out it goes to
+The image is a directory with vmlinux, vmlinuz (the same, packed), initrd.cpio and image.json. Without --out it goes to
 $XDG_CACHE_HOME/samepage/images (or ~/.cache/samepage/images), where `latest` leads to the newest.")]
 pub(super) struct Args {
     /// Directory to make the image in; an image that is there is replaced

@@ -12,7 +12,7 @@ use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
 use crate::vm::{
-    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, probe,
+    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe,
 };
 use anyhow::Context;
 use devices::virtio::balloon;
@@ -29,6 +29,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
+  samepage run --kernel vmlinuz --unpack guest --memory 256M   its own decompressor runs, with address randomization
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
   samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
   samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
@@ -56,6 +57,9 @@ pub(super) struct Args {
     /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
     #[arg(long, conflicts_with = "api", value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Who unpacks a compressed kernel: with `guest` it is at other addresses at each start (KASLR), unless --cmdline has nokaslr
+    #[arg(long, conflicts_with = "api", value_name = "WHO", requires = "kernel", value_enum, default_value_t = Unpack::Host)]
+    unpack: Unpack,
     /// Initial RAM disk
     #[arg(long, conflicts_with = "api", value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
@@ -153,7 +157,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let config = Config {
         name: name.clone(),
-        kernel: args.kernel.map_or(KernelSource::BuiltIn(super::BUILT_IN_KERNEL), KernelSource::File),
+        kernel: match args.kernel {
+            Some(path) => KernelSource::File { path, unpack: args.unpack },
+            None => KernelSource::BuiltIn(super::BUILT_IN_KERNEL),
+        },
         initrd: args.initrd,
         cmdline: args.cmdline,
         memory_bytes: args.memory,

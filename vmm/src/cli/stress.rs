@@ -1,6 +1,7 @@
 //! `samepage stress`: overcommit a fleet on purpose, and see what becomes of every page.
 
-use std::fs;
+mod figures;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::experiment::{can_be_written, write};
 use super::fleet_table::{mib, table};
 use super::progress::{draw_target, interrupt_flag};
 use crate::host::fleet::Watch;
@@ -31,23 +33,40 @@ Everything that it starts has ended when it returns.
 
 Examples:
   samepage stress resources/scenarios/ksm-52.toml
-  samepage stress resources/scenarios/cow-storm.toml --csv storm.csv
+  samepage stress resources/scenarios/cow-storm.toml --csv storm.csv --html storm.html
   samepage stress resources/scenarios/hostile-guests.toml --json > verdict.json"
 )]
 pub(super) struct Args {
     /// The scenario file
     #[arg(value_name = "SCENARIO")]
     file: PathBuf,
+    #[command(flatten)]
+    output: Output,
+}
+
+// Where a verdict goes. No doc comment: clap would show it as that of the command.
+#[derive(clap::Args)]
+pub(super) struct Output {
     /// Print the verdict, with everything that was seen over time, as one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Write what was seen over time to this file, a line a sample
     #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
+    pub(super) csv: Option<PathBuf>,
+    /// Write a page of tables and plots, complete in one file
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let scenario = Scenario::read(&args.file)?;
+    play(&Scenario::read(&args.file)?, &args.output)
+}
+
+/// Plays a scenario and says what came of it.
+pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitCode> {
+    for path in [&output.html, &output.csv].into_iter().flatten() {
+        can_be_written(path)?;
+    }
     let watch = Watch::new(|_, _, _, _| {}, interrupt_flag()?);
     let bar = ProgressBar::with_draw_target(Some(scenario.phases.len() as u64), draw_target());
     let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})")
@@ -55,16 +74,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     bar.set_style(style.progress_chars("=> "));
     bar.set_prefix(scenario.name.clone());
     bar.enable_steady_tick(TICK);
-    let result = run::run(&scenario, &watch, &|n| {
+    let result = run::run(scenario, &watch, &|n| {
         bar.set_position(n as u64);
         bar.set_message(scenario.phases[n].name.clone());
     });
     bar.finish_and_clear();
     let verdict = result.context("the scenario did not come to its end; everything it started is stopped")?;
-    if let Some(path) = &args.csv {
-        fs::write(path, verdict.series.csv()).with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(path) = &output.csv {
+        write(path, &verdict.series.csv())?;
     }
-    match args.json {
+    if let Some(path) = &output.html {
+        write(path, &figures::page(&verdict).to_string())?;
+    }
+    match output.json {
         true => println!("{}", serde_json::to_string(&verdict)?),
         false => println!("{}", text(&verdict)),
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::client::control;
+use super::post::Post;
 use super::runtime::{FleetDir, choose};
 use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};
@@ -83,6 +84,11 @@ impl Target {
             sockets.iter().filter_map(|s| Some(s.file_stem()?.to_string_lossy().into_owned())).collect();
         known.sort();
         Err(HostError::NoGuest { guest: guest.into(), fleet, known: known.join(", ") })
+    }
+
+    /// The guest at this post.
+    pub fn of(post: &Post) -> Self {
+        Self { guest: post.guest.clone(), socket: post.socket.clone() }
     }
 
     /// Its balloon as it is now.

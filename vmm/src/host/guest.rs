@@ -112,6 +112,9 @@ impl Guest {
         for drive in &spec.drives {
             process.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only));
         }
+        if spec.kernel.is_some() {
+            process.args(["--unpack", spec.unpack.name()]);
+        }
         if let Some(on) = spec.huge_pages {
             process.args(["--huge-pages", if on { "yes" } else { "no" }]);
         }

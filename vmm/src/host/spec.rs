@@ -23,7 +23,7 @@ use super::HostError;
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
 use crate::merge::slab::engine::Tuning;
-use crate::vm::{MAX_DRIVES, MAX_VCPUS};
+use crate::vm::{MAX_DRIVES, MAX_VCPUS, Unpack};
 
 /// The most guests of one fleet.
 pub const MAX_GUESTS: usize = 1024;
@@ -221,6 +221,9 @@ pub struct GuestSpec {
     pub domain: String,
     /// A Linux kernel; None is the built-in guest.
     pub kernel: Option<PathBuf>,
+    /// Who unpacks it.
+    #[serde(default)]
+    pub unpack: Unpack,
     /// Its initrd.
     pub initrd: Option<PathBuf>,
     /// Its command line; None is the default one.
@@ -288,6 +291,7 @@ struct GuestKeys {
     memory: Option<String>,
     cpus: Option<u8>,
     kernel: Option<PathBuf>,
+    unpack: Option<Unpack>,
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
     domain: Option<String>,
@@ -310,6 +314,7 @@ struct NamedGuest {
     memory: Option<String>,
     cpus: Option<u8>,
     kernel: Option<PathBuf>,
+    unpack: Option<Unpack>,
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
     domain: Option<String>,
@@ -422,6 +427,7 @@ fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> R
         cpus,
         domain,
         kernel,
+        unpack: own.unpack.or(common.unpack).unwrap_or_default(),
         initrd,
         cmdline,
         ready_seconds,

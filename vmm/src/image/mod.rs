@@ -1,8 +1,9 @@
 //! Kernels and the images Linux guests start from: recognising a kernel, unpacking it, and putting it
 //! together with its modules and our agent.
 //!
-//! An image is a directory with `vmlinux` (unpacked, so that no start pays for it), `initrd.cpio` (the agent
-//! as /init, the modules it loads) and `image.json` (what is in it). It appears whole or not at all.
+//! An image is a directory with `vmlinux` (unpacked, so that no start pays for it), `vmlinuz` (the same as it came, for guests that are to
+//! unpack it themselves), `initrd.cpio` (the agent as /init, the modules it loads) and `image.json` (what is in it). It appears whole or
+//! not at all.
 //! No shell and no tool but apt is run, and apt only to fetch a package.
 
 pub mod apt;
@@ -31,14 +32,14 @@ pub use error::ImageError;
 use modules::{Modules, Plan};
 use package::PackageId;
 use progress::Progress;
-use vmlinux::{Kernel, KernelError, KernelProblem};
+use vmlinux::{Kernel, KernelError, KernelProblem, Unpack};
 
 /// The modules every image has: the transport of our devices, and the devices.
 pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_blk"];
 
 const KERNEL_FILE: &str = "vmlinux";
-/// For a kernel that must unpack itself.
-const PACKED_KERNEL_FILE: &str = "vmlinuz";
+/// The kernel with its decompressor.
+pub const PACKED_KERNEL_FILE: &str = "vmlinuz";
 const INITRD_FILE: &str = "initrd.cpio";
 const DESCRIPTION_FILE: &str = "image.json";
 /// The most of an uncompressed kernel that is searched for its version.
@@ -98,6 +99,8 @@ pub struct Image {
     pub kernel: PathBuf,
     /// Its size.
     pub kernel_bytes: u64,
+    /// The same with its decompressor, if it came so.
+    pub packed_kernel: Option<PathBuf>,
     /// The initramfs, uncompressed.
     pub initrd: PathBuf,
     /// Its size.
@@ -154,7 +157,8 @@ fn make_below(
     let staged = work.path().join("image");
     fs::create_dir(&staged).map_err(ImageError::file("make the directory", &staged))?;
     progress.stage("unpacking the kernel", None);
-    let (version, file, kernel_bytes) = write_kernel(&kernel, &staged)?;
+    let written = write_kernel(&kernel, &staged)?;
+    let version = written.version;
     check_stop(progress)?;
 
     progress.stage("collecting modules", None);
@@ -180,8 +184,9 @@ fn make_below(
     let image = Image {
         name,
         package,
-        kernel: dir.join(file),
-        kernel_bytes,
+        kernel: dir.join(written.file),
+        kernel_bytes: written.bytes,
+        packed_kernel: written.has_packed.then(|| dir.join(PACKED_KERNEL_FILE)),
         initrd: dir.join(INITRD_FILE),
         initrd_bytes,
         modules: plan.load.into_iter().map(|m| m.name).collect(),
@@ -216,11 +221,19 @@ fn gather(source: &KernelFrom, work: &Path, progress: &mut dyn Progress) -> Resu
     Ok((unpacked.id, unpacked.kernel, Some(unpacked.root)))
 }
 
-/// Writes the kernel, unpacked where possible; returns its version, its file name and its size.
-fn write_kernel(path: &Path, staged: &Path) -> Result<(Option<String>, &'static str, u64), ImageError> {
+/// A kernel in an image that is made.
+struct Written {
+    version: Option<String>,
+    file: &'static str,
+    bytes: u64,
+    has_packed: bool,
+}
+
+/// Writes the kernel, unpacked where possible, and as it came where it has a decompressor.
+fn write_kernel(path: &Path, staged: &Path) -> Result<Written, ImageError> {
     let unreadable =
         |source| ImageError::Kernel(KernelError { path: path.into(), problem: KernelProblem::Read(source) });
-    let kernel = vmlinux::open(path)?;
+    let kernel = vmlinux::open(path, Unpack::Host)?;
     let version = version_of(path).map_err(unreadable)?;
     let file = match &kernel {
         Kernel::Elf(_) => KERNEL_FILE,
@@ -232,7 +245,14 @@ fn write_kernel(path: &Path, staged: &Path) -> Result<(Option<String>, &'static 
         Kernel::Elf(mut elf) => io::copy(&mut elf, &mut out),
         Kernel::BzImage(bytes) => io::copy(&mut &bytes[..], &mut out),
     };
-    Ok((version, file, written.map_err(ImageError::file("write", &to))?))
+    let bytes = written.map_err(ImageError::file("write", &to))?;
+    let mut has_packed = file == PACKED_KERNEL_FILE;
+    if !has_packed && let Ok(Kernel::BzImage(packed)) = vmlinux::open(path, Unpack::Guest) {
+        let to = staged.join(PACKED_KERNEL_FILE);
+        fs::write(&to, packed).map_err(ImageError::file("write", &to))?;
+        has_packed = true;
+    }
+    Ok(Written { version, file, bytes, has_packed })
 }
 
 /// The version of the kernel at `path`: from its setup header, or from the banner inside a vmlinux.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::vmlinux::{self, Kernel, KernelProblem};
+use super::vmlinux::{self, Kernel, KernelProblem, Unpack};
 use super::{Destination, ImageError, KernelFrom, Options, elf, make, progress};
 
 /// A vmlinux with one executable segment holding `text`.
@@ -91,7 +91,7 @@ fn text(bytes: usize) -> Vec<u8> {
 }
 
 fn problem(bytes: Vec<u8>) -> String {
-    let error = vmlinux::parse(bytes).unwrap_err();
+    let error = vmlinux::parse(bytes, Unpack::Host).unwrap_err();
     let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
     format!("{error}{}", cause.unwrap_or_default())
 }
@@ -106,7 +106,9 @@ fn payloads_of_every_format_are_unpacked() {
         let kernel = vmlinux(&text(bytes));
         let with_relocations = [&kernel[..], &[7; 64]].concat();
         let packed = bzimage(&pack(&with_relocations));
-        let Kernel::Elf(image) = vmlinux::parse(packed).unwrap() else { panic!("not unpacked") };
+        let Kernel::Elf(image) = vmlinux::parse(packed, Unpack::Host).unwrap() else {
+            panic!("not unpacked")
+        };
         assert!(image.into_bytes().unwrap() == kernel);
     }
 }
@@ -115,9 +117,27 @@ fn payloads_of_every_format_are_unpacked() {
 fn other_payloads_are_left_to_the_guest() {
     for magic in [&b"BZh9"[..], b"\x5d\0\0\0", b"\x89LZO"] {
         let file = bzimage(&[magic, &[0; 60]].concat());
-        assert!(matches!(vmlinux::parse(file.clone()), Ok(Kernel::BzImage(same)) if same == file));
+        assert!(
+            matches!(vmlinux::parse(file.clone(), Unpack::Host), Ok(Kernel::BzImage(same)) if same == file)
+        );
     }
     assert!(problem(bzimage(&[9; 64])).contains("[09, 09, 09, 09]"));
+}
+
+#[test]
+fn a_kernel_is_left_to_the_guest_where_that_is_asked_for_and_it_can() {
+    let kernel = vmlinux(&[0x90; 64]);
+    let packed = bzimage(&gzip(&kernel));
+    assert!(
+        matches!(vmlinux::parse(packed.clone(), Unpack::Guest), Ok(Kernel::BzImage(same)) if same == packed)
+    );
+    let error = vmlinux::parse(kernel.clone(), Unpack::Guest).unwrap_err();
+    assert!(error.to_string().contains("has no decompressor"), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vmlinux");
+    std::fs::write(&path, kernel).unwrap();
+    let error = vmlinux::open(&path, Unpack::Guest).unwrap_err().to_string();
+    assert!(error.contains("give the vmlinuz"), "{error}");
 }
 
 #[test]
@@ -165,17 +185,19 @@ fn what_is_wrong_with_a_kernel_is_said() {
 fn files_are_opened_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kernel");
-    let text = |path: &Path| vmlinux::open(path).unwrap_err().to_string();
+    let text = |path: &Path| vmlinux::open(path, Unpack::Host).unwrap_err().to_string();
     assert_eq!(text(&path), format!("the kernel {} cannot be read", path.display()));
     assert!(text(dir.path()).ends_with("is a directory; expected a vmlinux, bzImage or vmlinuz file"));
     assert!(text(Path::new("/dev/null")).contains("is not a regular file"));
     std::fs::write(&path, b"").unwrap();
-    assert!(matches!(vmlinux::open(&path).unwrap_err().problem, KernelProblem::Empty));
+    assert!(matches!(vmlinux::open(&path, Unpack::Host).unwrap_err().problem, KernelProblem::Empty));
 
     let kernel = vmlinux(&[0x90; 64]);
     for file in [kernel.clone(), bzimage(&gzip(&kernel))] {
         std::fs::write(&path, file).unwrap();
-        let Kernel::Elf(mut image) = vmlinux::open(&path).unwrap() else { panic!("not unpacked") };
+        let Kernel::Elf(mut image) = vmlinux::open(&path, Unpack::Host).unwrap() else {
+            panic!("not unpacked")
+        };
         let mut bytes = Vec::new();
         image.read_to_end(&mut bytes).unwrap();
         assert_eq!((bytes.len() as u64, &bytes), (image.len(), &kernel));
@@ -207,9 +229,13 @@ fn an_image_appears_whole_or_not_at_all() {
         let image = from(&kernel, Destination::Collection(images.clone())).unwrap();
         assert_eq!(image.name, "6.12.9-test");
         assert_eq!(listing(&images), ["6.12.9-test", "latest"]);
-        assert_eq!(listing(&images.join("latest")), ["image.json", "initrd.cpio", "vmlinux"]);
+        assert_eq!(listing(&images.join("latest")), ["image.json", "initrd.cpio", "vmlinux", "vmlinuz"]);
+        let packed = image.packed_kernel.expect("it came packed");
+        assert_eq!(std::fs::read(packed).unwrap(), std::fs::read(&kernel).unwrap());
         assert_eq!(std::fs::metadata(&image.initrd).unwrap().len(), image.initrd_bytes);
-        assert!(matches!(vmlinux::open(&image.kernel), Ok(Kernel::Elf(k)) if k.len() == image.kernel_bytes));
+        assert!(
+            matches!(vmlinux::open(&image.kernel, Unpack::Host), Ok(Kernel::Elf(k)) if k.len() == image.kernel_bytes)
+        );
     }
 
     // A directory of somebody else's is left alone.
@@ -255,7 +281,7 @@ proptest! {
         if shorten {
             file.truncate(cut.index(file.len()));
         }
-        if let Ok(Kernel::Elf(image)) = vmlinux::parse(file) {
+        if let Ok(Kernel::Elf(image)) = vmlinux::parse(file, Unpack::Host) {
             prop_assert!(image.len() >= 120);
         }
     }
@@ -271,7 +297,7 @@ proptest! {
         let _ = elf::section(&bytes, ".modinfo");
         let _ = elf::is_static_program(&bytes);
         let _ = elf::check_kernel(&mut Cursor::new(&bytes), bytes.len() as u64);
-        let _ = vmlinux::parse(bytes);
+        let _ = vmlinux::parse(bytes, Unpack::Host);
     }
 
     #[test]

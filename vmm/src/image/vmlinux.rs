@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
@@ -19,12 +20,33 @@ pub const UNPACKED_CAP_BYTES: u64 = 512 << 20;
 /// The most bytes of a compressed kernel that are read into memory.
 const PACKED_CAP_BYTES: u64 = 512 << 20;
 
+/// Who unpacks a compressed kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Unpack {
+    /// This program, before the guest starts: faster, and always to the same addresses
+    #[default]
+    Host,
+    /// The kernel's own decompressor, in the guest: with address randomization (KASLR), unless the command line says nokaslr
+    Guest,
+}
+
+impl Unpack {
+    /// As on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        }
+    }
+}
+
 /// A kernel, ready to be loaded.
 #[derive(Debug)]
 pub enum Kernel {
     /// A checked ELF file: 64-bit, x86-64, executable, with every segment inside.
     Elf(KernelImage),
-    /// A whole bzImage whose payload the guest must unpack itself (bzip2, lzma, lzo).
+    /// A whole bzImage that the guest unpacks itself: because it was asked to, or because nobody else can (bzip2, lzma, lzo).
     BzImage(Vec<u8>),
 }
 
@@ -78,6 +100,11 @@ pub enum KernelProblem {
     /// A bzImage, but not one that can be started.
     #[error(transparent)]
     Header(#[from] HeaderProblem),
+    /// It is unpacked already, and was to be unpacked in the guest.
+    #[error(
+        "is an unpacked vmlinux, which has no decompressor: to have the guest unpack its kernel, give the vmlinuz or bzImage that it came from"
+    )]
+    NoDecompressor,
     /// Its payload could not be unpacked.
     #[error("is a bzImage whose payload cannot be unpacked")]
     Unpack(#[from] UnpackError),
@@ -113,15 +140,15 @@ impl std::error::Error for KernelError {
     }
 }
 
-/// Opens the kernel at `path` and unpacks it where that is needed.
+/// Opens the kernel at `path` and, if that is the host's part, unpacks it where it is packed.
 ///
 /// # Errors
 /// Everything that makes it impossible to start the file as a 64-bit x86 kernel.
-pub fn open(path: &Path) -> Result<Kernel, KernelError> {
-    open_file(path).map_err(|problem| KernelError { path: path.into(), problem })
+pub fn open(path: &Path, unpack: Unpack) -> Result<Kernel, KernelError> {
+    open_file(path, unpack).map_err(|problem| KernelError { path: path.into(), problem })
 }
 
-fn open_file(path: &Path) -> Result<Kernel, KernelProblem> {
+fn open_file(path: &Path, unpack: Unpack) -> Result<Kernel, KernelProblem> {
     // Looked at before it is opened: opening a pipe would wait for a writer.
     let meta = std::fs::metadata(path).map_err(KernelProblem::Read)?;
     match meta.file_type() {
@@ -135,6 +162,9 @@ fn open_file(path: &Path) -> Result<Kernel, KernelProblem> {
     file.by_ref().take(4).read_to_end(&mut magic).map_err(KernelProblem::Read)?;
     if magic == elf::MAGIC {
         elf::check_kernel(&mut file, len)?;
+        if unpack == Unpack::Guest {
+            return Err(KernelProblem::NoDecompressor);
+        }
         file.rewind().map_err(KernelProblem::Read)?;
         return Ok(Kernel::Elf(KernelImage { source: Source::File(file), len }));
     }
@@ -145,22 +175,28 @@ fn open_file(path: &Path) -> Result<Kernel, KernelProblem> {
     bytes.reserve(len as usize);
     // `take`: the file may grow meanwhile.
     file.take(PACKED_CAP_BYTES).read_to_end(&mut bytes).map_err(KernelProblem::Read)?;
-    parse(bytes)
+    parse(bytes, unpack)
 }
 
 /// As [`open`], for a kernel that is in memory.
-pub fn parse(bytes: Vec<u8>) -> Result<Kernel, KernelProblem> {
+pub fn parse(bytes: Vec<u8>, unpack: Unpack) -> Result<Kernel, KernelProblem> {
     if bytes.is_empty() {
         return Err(KernelProblem::Empty);
     }
     if bytes.starts_with(&elf::MAGIC) {
         elf::check_kernel(&mut Cursor::new(&bytes), bytes.len() as u64)?;
+        if unpack == Unpack::Guest {
+            return Err(KernelProblem::NoDecompressor);
+        }
         return Ok(Kernel::Elf(KernelImage::in_memory(bytes)));
     }
     if !bzimage::is_bzimage(&bytes) {
         return Err(KernelProblem::NotAKernel(looks_like(&bytes)));
     }
     let payload = bzimage::parse(&bytes)?.payload;
+    if unpack == Unpack::Guest {
+        return Ok(Kernel::BzImage(bytes));
+    }
     match unpack::unpack_payload(payload, UNPACKED_CAP_BYTES)? {
         Some(mut elf) => {
             let used = elf::check_kernel(&mut Cursor::new(&elf), elf.len() as u64)

@@ -13,6 +13,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, ReadVolatile};
 
 use super::error::VmError;
 use super::platform::*;
+pub use crate::image::vmlinux::Unpack;
 use crate::image::vmlinux::{self, Kernel};
 use crate::memory::PAGE_BYTES;
 use crate::memory::file::MappedFile;
@@ -33,7 +34,12 @@ pub enum KernelSource {
     /// A kernel inside this program: an ELF file's bytes.
     BuiltIn(&'static [u8]),
     /// A file: an ELF vmlinux, a bzImage, or a distribution's vmlinuz.
-    File(PathBuf),
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Who unpacks it.
+        unpack: Unpack,
+    },
 }
 
 /// Loads everything and returns the 64-bit entry point.
@@ -48,7 +54,7 @@ pub fn load(
     let low = stretches.first().map_or(0, |s| s.bytes);
     let loaded = match kernel {
         KernelSource::BuiltIn(elf) => load_elf(memory, &mut Cursor::new(*elf), low)?,
-        KernelSource::File(path) => match vmlinux::open(path)? {
+        KernelSource::File { path, unpack } => match vmlinux::open(path, *unpack)? {
             // By way of a mapping: one copy, by the fastest instructions there are, where read(2) under emulation
             // copies a byte at a time.
             Kernel::Elf(mut image) => match image.file().map(MappedFile::new).and_then(Result::ok) {
@@ -129,8 +135,10 @@ fn load_bzimage(memory: &GuestMemory, bytes: &[u8], low: u64) -> Result<Loaded, 
             false => VmError::Load(source),
         })?;
     let header = loaded.setup_header.unwrap_or_default();
-    // The kernel unpacks itself to its preferred address and needs `init_size` bytes there.
-    let end = loaded.kernel_end.max(header.pref_address + u64::from(header.init_size));
+    // The decompressor begins by moving itself to the end of the `init_size` bytes from the preferred address on. From there it unpacks
+    // the kernel to their beginning, or with KASLR to any aligned place in RAM of that size that neither the initrd, the boot data nor
+    // the decompressor itself overlaps; where there is none it stays, and the virtual addresses alone are random.
+    let end = loaded.kernel_end.max(header.pref_address.saturating_add(header.init_size.into()));
     if end > low {
         return Err(VmError::KernelFit { end, ram: low });
     }

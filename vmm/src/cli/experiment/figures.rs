@@ -26,6 +26,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
             ("trials".into(), format!("{} of {}", outcome.trials.len(), outcome.planned_trials)),
             ("repetitions".into(), plan.repeat.to_string()),
             ("seed".into(), plan.seed.to_string()),
+            ("guests".into(), if plan.guest.kernel.is_some() { "Linux" } else { "built-in" }.into()),
             ("guest memory".into(), plan.guest.memory.clone()),
         ])],
     }];
@@ -35,6 +36,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
         Kind::SideChannel => distributions(outcome),
         Kind::PageCache => since_the_last_byte(outcome),
         Kind::ScannerPareto => costs(outcome),
+        Kind::InflateDeflate => balloon(outcome),
     });
     sections.push(all_figures(outcome));
     sections.push(machine(outcome));
@@ -75,8 +77,9 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
         }
     }
     let text = "Medians of all repetitions. On shared frames counts every page that is not alone on its frame; saved is the frames that \
-                this frees, zeros included. Metadata is what the fleet costs more than before it was merged.";
+                this frees, zeros included. Frames in use are what is left. Metadata is what the fleet costs more than before it was merged.";
     if outcome.plan.guests.len() > 1 {
+        let mut items = variants_against_guests(outcome);
         let plot = |(name, points): &(String, Vec<&PointSummary>)| {
             let series = AGAINST_GUESTS.map(|(figure, label)| {
                 let at = |s: &&PointSummary| Some((f64::from(s.point.guests), mib(s.median(figure)?)));
@@ -89,19 +92,64 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
                 series: series.to_vec(),
             })
         };
-        let items = curves.iter().map(plot).collect();
+        items.extend(curves.iter().map(plot));
         return vec![Section { heading: "Against the number of guests".into(), text: text.into(), items }];
     }
-    let series = ["saved_zero_pages", "saved_self_pages", "saved_cross_pages"];
-    let bar =
-        |s: &PointSummary| (curve(s), series.iter().map(|name| mib(s.median(name).unwrap_or(0.0))).collect());
-    let bars = Bars {
-        title: "Saved, by what saves it".into(),
+    let items = vec![by_kind("Saved, by what saves it", "saved", outcome.summary.iter())];
+    vec![Section { heading: "Saved".into(), text: text.into(), items }]
+}
+
+/// A bar for each point, of what is saved (`saved`) or could be (`ideal`), in three parts.
+fn by_kind<'a>(title: &str, what: &str, points: impl Iterator<Item = &'a PointSummary>) -> Item {
+    let part = |s: &PointSummary, kind: &str| mib(s.median(&format!("{what}_{kind}_pages")).unwrap_or(0.0));
+    Item::Bars(Bars {
+        title: title.into(),
         unit: "MiB".into(),
         series: ["zeros", "within a guest", "between guests"].map(String::from).to_vec(),
-        bars: outcome.summary.iter().map(bar).collect(),
+        bars: points
+            .map(|s| (curve(s), ["zero", "self", "cross"].map(|kind| part(s, kind)).to_vec()))
+            .collect(),
+    })
+}
+
+/// Variants side by side, where there are several: by what saves with the most guests, then over the number of guests for each engine.
+fn variants_against_guests(outcome: &Outcome) -> Vec<Item> {
+    let most = outcome.summary.iter().map(|s| s.point.guests).max().unwrap_or(0);
+    let title = format!("Saved with {most} guests, by what saves it");
+    let all = by_kind(&title, "saved", outcome.summary.iter().filter(|s| s.point.guests == most));
+    let of = |what: &str, figure: &str| {
+        by_variant(outcome, what, "MiB", "guests", |s, line: &mut Vec<(f64, f64)>| {
+            line.extend(s.median(figure).map(|pages| (f64::from(s.point.guests), mib(pages))));
+        })
     };
-    vec![Section { heading: "Saved".into(), text: text.into(), items: vec![Item::Bars(bars)] }]
+    let compared = [of("frames in use", "frames_pages"), of("saved", "saved_pages")].concat();
+    if compared.is_empty() { Vec::new() } else { std::iter::once(all).chain(compared).collect() }
+}
+
+/// A plot for each engine with more than one variant, and in it a line for each of them.
+fn by_variant(
+    outcome: &Outcome,
+    what: &str,
+    y: &str,
+    x: &str,
+    add: impl Fn(&PointSummary, &mut Vec<(f64, f64)>),
+) -> Vec<Item> {
+    let mut plots: Vec<Lines> = Vec::new();
+    for summary in &outcome.summary {
+        let (title, name) = (format!("{}, {what}", summary.point.engine), &summary.point.variant);
+        let at = plots.iter().position(|plot| plot.title == title).unwrap_or_else(|| {
+            plots.push(Lines { title, x: x.into(), y: y.into(), series: Vec::new() });
+            plots.len() - 1
+        });
+        let series = &mut plots[at].series;
+        if series.last().is_none_or(|(last, _)| last != name) {
+            series.push((name.clone(), Vec::new()));
+        }
+        if let Some((_, line)) = series.last_mut() {
+            add(summary, line);
+        }
+    }
+    plots.into_iter().filter(|plot| plot.series.len() > 1).map(Item::Lines).collect()
 }
 
 /// The series of the first repetition of each point: a curve is no median.
@@ -117,8 +165,19 @@ fn over_time(outcome: &Outcome) -> Vec<Section> {
         ("self_percent_of_ideal", "within a guest"),
         ("cross_percent_of_ideal", "between guests"),
     ];
-    let (mut merging, mut churning) = (Vec::new(), Vec::new());
-    for (summary, all) in first_series(outcome) {
+    let first = first_series(outcome);
+    let achieved = |s: &PointSummary, line: &mut Vec<(f64, f64)>| {
+        let of = first.iter().find(|(summary, _)| summary.point == s.point);
+        line.extend(of.and_then(|(_, all)| all.get("achieved_percent_of_ideal")).into_iter().flatten());
+    };
+    let mut compared =
+        by_variant(outcome, "saved", "% of the ideal", "seconds since merging began", achieved);
+    if !compared.is_empty() {
+        compared.insert(0, by_kind("What could be saved", "ideal", outcome.summary.iter()));
+        compared.insert(1, by_kind("What was saved, merging being over", "saved", outcome.summary.iter()));
+    }
+    let (mut merging, mut churning) = (compared, Vec::new());
+    for (summary, all) in first {
         let series =
             named.iter().filter_map(|(key, name)| Some(((*name).to_owned(), all.get(*key)?.clone())));
         merging.push(Item::Lines(Lines {
@@ -254,6 +313,48 @@ fn costs(outcome: &Outcome) -> Vec<Section> {
             bars("99 of 100 writes of a guest take at most", "us", "write_p99_ns", |ns| ns / 1000.0),
         ],
     }]
+}
+
+/// A plot for each step: never touched and touched memory side by side, of each point.
+fn balloon(outcome: &Outcome) -> Vec<Section> {
+    let bars = |title: &str, unit: &str, figure: &str| {
+        let bar = |s: &PointSummary| {
+            ["untouched", "touched"].map(|memory| {
+                Some((format!("{}, {memory}", variant(s)), vec![s.median(&format!("{memory}_{figure}"))?]))
+            })
+        };
+        Item::Bars(Bars {
+            title: title.into(),
+            unit: unit.into(),
+            series: vec![title.into()],
+            bars: outcome.summary.iter().flat_map(bar).flatten().collect(),
+        })
+    };
+    let steps = [("reclaim", "Reclaim"), ("return", "Return"), ("return_install", "Return and install")];
+    let rates = steps.map(|(step, title)| bars(title, "GiB/s", &format!("{step}_gib_per_second")));
+    let costs = steps.map(|(step, title)| bars(title, "s/GiB", &format!("{step}_vmm_seconds_per_gib")));
+    vec![
+        Section {
+            heading: "How fast".into(),
+            text: "Reclaim is until the driver says that all it can spare is in the balloon, return until all of it is out, return and \
+                   install until the guest has written it, too. Medians of all repetitions; longer is better."
+                .into(),
+            items: rates.to_vec(),
+        },
+        Section {
+            heading: "Processor time of the VMM".into(),
+            text: "Of its threads that run no guest code, for each GiB; shorter is better.".into(),
+            items: costs.to_vec(),
+        },
+    ]
+}
+
+/// The point without its engine, where that says nothing.
+fn variant(summary: &PointSummary) -> String {
+    match summary.point.variant.is_empty() {
+        true => summary.point.engine.to_string(),
+        false => summary.point.variant.clone(),
+    }
 }
 
 /// What the terminal shows first, then the rest.

@@ -6,22 +6,29 @@ use super::super::fleet_table::table;
 use crate::host::experiment::plan::{Kind, Plan};
 use crate::host::experiment::run::Outcome;
 use crate::host::experiment::summary::{PointSummary, Spread};
+use crate::host::stress::scenario::Scenario;
 use crate::memory::PAGE_BYTES;
 
 /// The experiments there are.
-pub(super) fn list(plans: &[Plan]) -> String {
-    let mut table = table(&["experiment", "shows", "points", "repetitions"], 2);
+pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
+    let mut table = table(&["experiment", "shows", "command", "points", "repetitions"], 3);
+    let command = |name: &str| format!("samepage experiment run {name}");
     for plan in plans {
         table.add_row([
             plan.name.clone(),
             plan.about.clone(),
+            command(&plan.name),
             plan.points().len().to_string(),
             plan.repeat.to_string(),
         ]);
     }
+    for scenario in scenarios {
+        let about = format!("{}; a scenario of `samepage stress`", scenario.about);
+        table.add_row([scenario.name.clone(), about, command(&scenario.name), "-".into(), "1".into()]);
+    }
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
     format!(
-        "{table}\n`samepage experiment run NAME` runs one; each point is one combination of its dimensions."
+        "{table}\nEach point is one combination of an experiment's dimensions. A scenario has a verdict instead."
     )
 }
 
@@ -30,6 +37,7 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::IdenticalVms => &[
             "shared_pages",
+            "frames_pages",
             "saved_pages",
             "ideal_pages",
             "zero_only_pages",
@@ -77,6 +85,13 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
             "write_p999_ns",
             "write_max_ns",
         ],
+        Kind::InflateDeflate => &[
+            "untouched_reclaim_gib_per_second",
+            "touched_reclaim_gib_per_second",
+            "touched_return_gib_per_second",
+            "touched_return_install_gib_per_second",
+            "touched_reclaim_vmm_seconds_per_gib",
+        ],
     }
 }
 
@@ -88,6 +103,10 @@ pub(super) fn readable(name: &str) -> (String, f64) {
         (name, " us", 1e-3)
     } else if let Some(name) = name.strip_suffix("_percent") {
         (name, " %", 1.0)
+    } else if let Some(name) = name.strip_suffix("_gib_per_second") {
+        (name, " GiB/s", 1.0)
+    } else if let Some(name) = name.strip_suffix("_seconds_per_gib") {
+        (name, " s/GiB", 1.0)
     } else if let Some(name) = name.strip_suffix("_seconds") {
         (name, " s", 1.0)
     } else {
@@ -166,6 +185,7 @@ mod tests {
         assert_eq!(readable("saved_pages"), ("saved MiB".into(), 1.0 / 256.0));
         assert_eq!(readable("write_p99_ns"), ("write p99 us".into(), 1e-3));
         assert_eq!(readable("to_50_percent_seconds"), ("to 50 percent s".into(), 1.0));
+        assert_eq!(readable("a_vmm_seconds_per_gib"), ("a vmm s/GiB".into(), 1.0));
         assert_eq!(readable("full_passes").0, "full passes");
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::host::HostError;
+use crate::host::stress::scenario::ScenarioError;
 use crate::memory::size::SizeError;
 
 /// Why an experiment could not be run to its end.
@@ -42,6 +43,9 @@ pub enum ExperimentError {
     /// It is not TOML, or has a key that no plan has.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
+    /// A scenario that comes along is wrong.
+    #[error(transparent)]
+    Scenario(#[from] ScenarioError),
     /// A dimension has no value.
     #[error("{0} is empty: expected at least one value")]
     Empty(&'static str),
@@ -91,6 +95,23 @@ pub enum ExperimentError {
     /// A guest is not there any more.
     #[error("a guest ended in the middle of the experiment: this is a fault in Samepage, please report it")]
     GuestGone,
+    /// A balloon experiment whose guests keep everything.
+    #[error(
+        "{0} takes from its guests what they do not keep: its fill must say how many pages they keep, as in fill = {{ unique = 100, pages = 4096 }}"
+    )]
+    Kept(String),
+    /// A balloon did not get to its size.
+    #[error("the balloon of {guest} stands at {actual_pages} of {target_pages} pages: {reason}")]
+    Balloon {
+        /// Whose.
+        guest: String,
+        /// Where it should be.
+        target_pages: u32,
+        /// Where it is.
+        actual_pages: u32,
+        /// Why it stopped.
+        reason: &'static str,
+    },
     /// There is nothing that this machine or this user can run.
     #[error("nothing of this experiment can be run here: {0}")]
     NothingToRun(String),

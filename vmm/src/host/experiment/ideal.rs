@@ -54,6 +54,7 @@ fn converge(
     let ideal = content.ideal_saved_pages.max(1) as f64;
     measured.count([
         ("saved_pages", last.total()),
+        ("frames_pages", present.total().saturating_sub(last.total())),
         ("saved_zero_pages", last.zero),
         ("saved_self_pages", last.own),
         ("saved_cross_pages", last.cross),

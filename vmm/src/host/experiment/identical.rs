@@ -30,6 +30,7 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
             ("present_pages", present.total()),
             ("shared_pages", frames.pages.shared),
             ("saved_pages", saved.total()),
+            ("frames_pages", frames.frames),
             ("saved_zero_pages", saved.zero),
             ("saved_self_pages", saved.own),
             ("saved_cross_pages", saved.cross),

@@ -40,6 +40,8 @@ pub enum Kind {
     PageCache,
     /// What an engine saves in a fixed time, what it takes for that, and what guests wait.
     ScannerPareto,
+    /// How fast memory comes back by a balloon, and how fast the guest has it again.
+    InflateDeflate,
 }
 
 /// A guest, in so far as all guests of a plan are alike.
@@ -65,6 +67,23 @@ pub struct GuestPlan {
     /// How long it may take until it is ready.
     #[serde(default)]
     pub ready_seconds: Option<u32>,
+    /// What is different where it is Linux.
+    #[serde(default)]
+    pub linux: Option<LinuxPlan>,
+}
+
+/// What Linux guests need otherwise than built-in ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinuxPlan {
+    /// RAM with its unit: the kernel alone has some 60 MiB.
+    pub memory: String,
+    /// How many pages are filled: few, where it is the kernel's own pages that are measured.
+    #[serde(default)]
+    pub fill_pages: Option<u64>,
+    /// How long it may take until it is ready.
+    #[serde(default)]
+    pub ready_seconds: Option<u32>,
 }
 
 fn one() -> u8 {
@@ -83,6 +102,9 @@ pub struct Variant {
     pub cmdline: Option<String>,
     /// How much later the second guest begins to read; for [`Kind::PageCache`].
     pub offset_seconds: Option<f64>,
+    /// Whether the kernel's own decompressor runs in the guest, and with it address randomization. Only Linux guests have that: without a
+    /// kernel the variant is left out, and a plan that has no other one has none.
+    pub kaslr: Option<bool>,
 }
 
 /// Pages that guests go on writing.
@@ -199,8 +221,27 @@ impl Plan {
         for path in [&mut plan.guest.kernel, &mut plan.guest.initrd].into_iter().flatten() {
             *path = resolve(path, dir);
         }
+        plan.settle_guest();
         plan.check()?;
         Ok(plan)
+    }
+
+    /// The same with Linux guests, as far as the plan says what they need.
+    pub fn set_linux(&mut self, kernel: &Path, initrd: Option<&Path>) {
+        self.guest.kernel = Some(kernel.into());
+        self.guest.initrd = initrd.map(Into::into);
+        self.settle_guest();
+    }
+
+    /// A guest that is Linux has what only such a guest has.
+    fn settle_guest(&mut self) {
+        if self.guest.kernel.is_some()
+            && let Some(linux) = self.guest.linux.take()
+        {
+            self.guest.memory = linux.memory;
+            self.guest.fill.pages = linux.fill_pages.or(self.guest.fill.pages);
+            self.guest.ready_seconds = linux.ready_seconds.or(self.guest.ready_seconds);
+        }
     }
 
     /// Whether it can be run at all.
@@ -222,6 +263,9 @@ impl Plan {
                 return Err(ExperimentError::TwoGuests(self.name.clone()));
             }
             self.file_bytes()?;
+        }
+        if self.kind == Kind::InflateDeflate && self.guest.fill.pages.is_none() {
+            return Err(ExperimentError::Kept(self.name.clone()));
         }
         let ranges = [
             ("repeat", f64::from(self.repeat), 1.0, f64::from(MAX_REPEAT)),
@@ -274,10 +318,14 @@ impl Plan {
 
     /// Every combination of the dimensions, those of one variant and engine together.
     pub fn points(&self) -> Vec<Point> {
-        let nothing = [Variant::default()];
-        let variants = if self.variant.is_empty() { &nothing[..] } else { &self.variant[..] };
+        let mut variants = self.variant.clone();
+        // To the built-in guest they say nothing.
+        variants.retain(|variant| self.guest.kernel.is_some() || variant.kaslr.is_none());
+        if variants.is_empty() {
+            variants.push(Variant::default());
+        }
         let mut points = Vec::new();
-        for variant in variants {
+        for variant in &variants {
             for engine in &self.engines {
                 points.extend(self.guests.iter().map(|guests| Point {
                     variant: variant.name.clone(),
@@ -327,6 +375,26 @@ mod tests {
     }
 
     #[test]
+    fn only_linux_guests_have_kaslr_and_what_such_guests_need() {
+        let text = format!(
+            "{PLAN}linux = {{ memory = '192M', fill_pages = 9 }}\n[[variant]]\nname = 'on'\nkaslr = true\n[[variant]]\nname = 'off'\nkaslr = false"
+        );
+        let names = |plan: &Plan| {
+            let mut names: Vec<_> = plan.points().into_iter().map(|point| point.variant).collect();
+            names.dedup();
+            names
+        };
+        let mut plan = parse(&text).unwrap();
+        assert_eq!(names(&plan), [""]);
+        assert_eq!((plan.memory_bytes().unwrap(), plan.guest.fill.pages), (64 << 20, None));
+        plan.set_linux(Path::new("k"), None);
+        assert_eq!(names(&plan), ["on", "off"]);
+        assert_eq!((plan.memory_bytes().unwrap(), plan.guest.fill.pages), (192 << 20, Some(9)));
+        let other = parse(&format!("{text}\n[[variant]]\nname = 'huge'\nhuge_pages = true")).unwrap();
+        assert_eq!(names(&other), ["huge"]);
+    }
+
+    #[test]
     fn other_words_and_more_repetitions_measure_the_same() {
         let plan = parse(PLAN).unwrap();
         assert!(plan.measures_the_same(&Plan { repeat: 9, about: "x".into(), ..plan.clone() }));
@@ -358,6 +426,7 @@ mod tests {
                 "file: size",
             ),
             ("memory = ", "initrd = 'i'\nmemory = ", "an initrd needs a kernel"),
+            ("'identical-vms'", "'inflate-deflate'", "its fill must say how many"),
         ] {
             let error = parse(&PLAN.replacen(from, to, 1)).unwrap_err();
             assert!(error.contains(expected), "{to} gave {error}");

@@ -12,7 +12,7 @@ use super::plan::{Kind, Plan};
 use super::stage::Stage;
 use super::summary::{PointSummary, summarize};
 use super::trial::{Measured, Point, Trial};
-use super::{ideal, identical, page_cache, scanner, side_channel};
+use super::{ideal, identical, inflate_deflate, kernel, page_cache, scanner, side_channel};
 use crate::host::fleet::Watch;
 
 /// Where the host says whether it gives huge pages to those who ask.
@@ -114,6 +114,7 @@ fn measure(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
         Kind::SideChannel => side_channel::run(stage),
         Kind::PageCache => page_cache::run(stage),
         Kind::ScannerPareto => scanner::run(stage),
+        Kind::InflateDeflate => inflate_deflate::run(stage),
     }
 }
 
@@ -131,19 +132,31 @@ fn possible(plan: &Plan) -> (Vec<Point>, Vec<String>) {
         points.clear();
         notes.push(why.into());
     }
+    let mut kaslr = false;
     let huge_pages = fs::read_to_string(HUGE_PAGES).unwrap_or_default();
     for variant in &plan.variant {
-        let why = if variant.cmdline.is_some() && plan.guest.kernel.is_none() {
-            "the built-in guest has no command line: give Linux guests with --kernel and --initrd"
+        let why: String = if variant.cmdline.is_some() && plan.guest.kernel.is_none() {
+            "the built-in guest has no command line: give Linux guests with --kernel and --initrd".into()
         } else if variant.huge_pages == Some(true)
             && (huge_pages.is_empty() || huge_pages.contains("[never]"))
         {
-            "this host gives no transparent huge pages"
+            "this host gives no transparent huge pages".into()
+        } else if variant.kaslr.is_some() && plan.guest.kernel.is_none() {
+            // Once for all of them.
+            kaslr = true;
+            continue;
+        } else if let Err(why) = kernel::of(plan, variant) {
+            why
         } else {
             continue;
         };
         points.retain(|point| point.variant != variant.name);
         notes.push(format!("left out: variant {:?}, because {why}", variant.name));
+    }
+    if kaslr {
+        notes.push(
+            "left out: KASLR, which the built-in guest does not have: give Linux guests with --kernel and --initrd".into(),
+        );
     }
     (points, notes)
 }

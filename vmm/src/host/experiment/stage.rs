@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use guest::protocol::{Command, Done, Fill, Latency, Mix, Reply, Target};
 
 use super::ExperimentError;
+use super::kernel;
 use super::plan::Plan;
 use super::trial::{Measured, Point};
 use crate::host::HostError;
@@ -72,6 +73,7 @@ impl Stage<'_> {
     /// The fleet of [`Self::play`].
     pub(super) fn spec(&self, domains: &[&str]) -> Result<FleetSpec, ExperimentError> {
         let (guest, variant) = (&self.plan.guest, self.plan.variant_of(self.point));
+        let kernel = kernel::of(self.plan, &variant).map_err(ExperimentError::NothingToRun)?;
         let memory_bytes = self.plan.memory_bytes()?;
         let cmdline = match variant.cmdline {
             Some(more) => Some(format!("{} {more}", guest.cmdline.as_deref().unwrap_or(LINUX_CMDLINE))),
@@ -82,7 +84,8 @@ impl Stage<'_> {
             memory_bytes,
             cpus: guest.cpus,
             domain: (*domain).to_owned(),
-            kernel: guest.kernel.clone(),
+            kernel: kernel.path.clone(),
+            unpack: kernel.unpack,
             initrd: guest.initrd.clone(),
             cmdline: cmdline.clone(),
             ready_seconds: guest.ready_seconds,
@@ -103,19 +106,26 @@ impl Stage<'_> {
         })
     }
 
-    fn fill(&self, fleet: &mut Fleet) -> Result<(), ExperimentError> {
+    /// Has all guests fill their memory as the plan says.
+    pub(super) fn fill(&self, fleet: &mut Fleet) -> Result<(), ExperimentError> {
+        self.fill_pages(fleet, self.plan.guest.fill.pages)
+    }
+
+    /// As [`Self::fill`], but so many pages; all that a guest can spare without a number.
+    pub(super) fn fill_pages(&self, fleet: &mut Fleet, pages: Option<u64>) -> Result<(), ExperimentError> {
         let fill = self.plan.guest.fill;
         let mix = Mix::new(fill.zero, fill.common, fill.duplicate, fill.unique);
         let mix = mix.map_err(|_| ExperimentError::Mix(fill.sum()))?;
         let common = self.plan.seed.wrapping_add(self.repetition.into()).wrapping_mul(SEED_STRIDE);
         fleet.each(|guest| {
             let seed = common.wrapping_add(1 + guest.number as u64);
-            guest.fill_by(Fill { seed, common, mix, pages: fill.pages }, self.watch)
+            guest.fill_by(Fill { seed, common, mix, pages }, self.watch)
         })?;
         Ok(())
     }
 
-    fn verify(&self, fleet: &mut Fleet) -> Result<(), ExperimentError> {
+    /// Has every page checked, by its guest and by the host.
+    pub(super) fn verify(&self, fleet: &mut Fleet) -> Result<(), ExperimentError> {
         let verified = fleet.verify(self.watch)?;
         match verified.mismatched_pages {
             0 => Ok(()),

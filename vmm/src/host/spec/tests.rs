@@ -27,6 +27,17 @@ fn defaults_count_and_paths() {
 }
 
 #[test]
+fn a_guest_may_unpack_its_own_kernel() {
+    let text = "name = 'f'\n[defaults]\nkernel = 'k'\nunpack = 'guest'\n[[guest]]\nname = 'a'\n\
+                [[guest]]\nname = 'b'\nunpack = 'host'\n";
+    let fleet = parse(text).unwrap();
+    assert_eq!(fleet.guests.iter().map(|g| g.unpack).collect::<Vec<_>>(), [Unpack::Guest, Unpack::Host]);
+    let usual = parse("name = 'f'\n[[guest]]\nname = 'a'").unwrap();
+    assert_eq!(usual.guests[0].unpack, Unpack::Host);
+    assert!(parse(&text.replace("'host'", "'qemu'")).unwrap_err().contains("unknown variant `qemu`"));
+}
+
+#[test]
 fn domains_and_what_merging_may_cost() {
     let text = "name = 'f'\nmerge = { cpu_percent = 20, min_run_pages = 8 }\n[defaults]\ndomain = 'x'\n\
                 [[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\ndomain = 'y'";

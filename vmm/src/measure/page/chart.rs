@@ -17,6 +17,8 @@ const LABEL_CHARS: usize = 28;
 /// Labels that a horizontal axis has room for, and the columns of a matrix that have room for numbers.
 const AXIS_LABELS: usize = 12;
 const CELLS_WITH_NUMBERS: usize = 10;
+/// Width of a digit, about.
+const CHAR: f64 = 7.0;
 
 pub(super) fn bars(chart: &Bars) -> String {
     let is_stack = chart.series.len() > 1;
@@ -73,8 +75,15 @@ pub(super) fn lines(chart: &Lines) -> String {
     let mut xs: Vec<f64> = points().map(|(x, _)| *x).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
+    let mut end = f64::NEG_INFINITY;
     for x in xs.iter().step_by(xs.len().div_ceil(AXIS_LABELS).max(1)) {
-        svg.text(x_of(*x), BOTTOM + 16.0, Anchor::Middle, "", &number(*x));
+        let (at, text) = (x_of(*x), number(*x));
+        let half = CHAR * text.len() as f64 / 2.0;
+        // Points need not be evenly apart: a label that would cover the one before is left out.
+        if at - half > end {
+            svg.text(at, BOTTOM + 16.0, Anchor::Middle, "", &text);
+            end = at + half + CHAR;
+        }
     }
     svg.text((LEFT + RIGHT) / 2.0, BOTTOM + 34.0, Anchor::Middle, "", &chart.x);
     for (n, (name, points)) in chart.series.iter().enumerate() {
