@@ -1,6 +1,7 @@
 //! Round trips, limits, and rubbish.
 
 use std::string::{String, ToString};
+use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::*;
