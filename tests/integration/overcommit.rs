@@ -74,6 +74,9 @@ fn the_ledger_adds_up_and_its_audit_finds_nothing() {
 #[test]
 fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
     let sandbox = Sandbox::new();
+    let _alone = swap_alone();
+    // Swap is cover, too.
+    let swap = has_swap().is_ok();
     let fleet = |admission: &str| {
         format!(
             "name = 'f'\nengine = 'off'\n[overcommit]\ncapacity = '100M'\n{admission}\n[defaults]\nmemory = '64M'\n\
@@ -84,7 +87,7 @@ fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
         ("admission = 'strict'", [true, false]),
         ("admission = 'ratio'\nratio_percent = 128", [true, true]),
         ("admission = 'covered'\nfloor = 0.78", [true, true]),
-        ("admission = 'covered'\nfloor = 1.0", [true, false]),
+        ("admission = 'covered'\nfloor = 1.0", [true, swap]),
     ] {
         let file = fleet_file(&sandbox, &fleet(admission));
         let dry = sandbox.samepage(["fleet", "up", text(&file), "--dry-run", "--json"]).output();
