@@ -17,8 +17,6 @@ use crate::memory::pagemap::{PAGE_BYTES, Pagemap};
 pub const TYPES: usize = PageType::ALL.len();
 /// Bytes of an entry of /proc/kpageflags.
 const ENTRY: usize = 8;
-/// Page table entries read at a time.
-const CHUNK_PAGES: usize = 16 * 1024;
 /// If more than this part of a guest's RAM is none by its map, it is the map of another guest, or RAM lies elsewhere.
 const MOST_HOLES: u64 = 16;
 
@@ -251,20 +249,17 @@ impl PageTypes {
     /// The process is gone.
     pub fn shared(&self, space: &Space) -> Result<[u64; TYPES], MeasureError> {
         let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
-        let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
-        let (mut shared, mut page, mut entries) = ([0; TYPES], 0, Vec::new());
-        for extent in &space.extents {
-            for at in (0..extent.bytes / PAGE_BYTES).step_by(CHUNK_PAGES) {
-                let pages = (extent.bytes / PAGE_BYTES - at).min(CHUNK_PAGES as u64);
-                pagemap.read(extent.hva + at * PAGE_BYTES, pages as usize, &mut entries).map_err(wrap)?;
-                for entry in &entries {
-                    if entry.present() && !entry.exclusive() {
-                        shared[self.of(page).code()] += 1;
-                    }
-                    page += 1;
+        let (mut shared, mut page) = ([0; TYPES], 0);
+        let walked = Pagemap::open(space.pid).and_then(|mut pagemap| {
+            pagemap.each(&space.extents, |_, entry| {
+                if entry.present() && !entry.exclusive() {
+                    shared[self.of(page).code()] += 1;
                 }
-            }
-        }
+                page += 1;
+                Ok(())
+            })
+        });
+        walked.map_err(wrap)?;
         Ok(shared)
     }
 }

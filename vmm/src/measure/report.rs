@@ -213,7 +213,8 @@ impl fmt::Display for Report {
     }
 }
 
-fn mib(pages: u64) -> f64 {
+/// Pages as MiB.
+pub(crate) fn mib(pages: u64) -> f64 {
     pages as f64 * PAGE_BYTES as f64 / f64::from(1 << 20)
 }
 

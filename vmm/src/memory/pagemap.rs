@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::Extent;
+
 /// Bytes of a page and of a frame: x86-64 has no other base size.
 pub const PAGE_BYTES: u64 = 4096;
 
@@ -18,6 +20,8 @@ pub const PAGE_BYTES: u64 = 4096;
 const ENTRY_BYTES: usize = 8;
 /// Entries asked for in one `pread`: 512 KiB, describing 256 MiB.
 const READ_ENTRIES: usize = 64 * 1024;
+/// Pages whose entries [`Pagemap::each`] has at a time.
+const CHUNK_PAGES: usize = 16 * 1024;
 /// Two frames no further apart than this are read in one call: reading an entry costs tens of
 /// nanoseconds, a call some hundreds.
 const GAP_FRAMES: u64 = 16;
@@ -188,6 +192,29 @@ impl Pagemap {
     /// Our own pagemap.
     pub fn open_self() -> Result<Self, PagemapError> {
         EntryFile::open(PathBuf::from("/proc/self/pagemap")).map(Self)
+    }
+
+    /// Hands out every page of `extents`, in their order: its address and its entry. An error of `each` ends it.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and those of `each`.
+    pub fn each<E: From<PagemapError>>(
+        &mut self,
+        extents: &[Extent],
+        mut each: impl FnMut(u64, PagemapEntry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut entries = Vec::new();
+        for extent in extents {
+            let pages = extent.bytes / PAGE_BYTES;
+            for at in (0..pages).step_by(CHUNK_PAGES) {
+                let hva = extent.hva + at * PAGE_BYTES;
+                self.read(hva, (pages - at).min(CHUNK_PAGES as u64) as usize, &mut entries)?;
+                for (hva, entry) in (hva..).step_by(PAGE_BYTES as usize).zip(&entries) {
+                    each(hva, *entry)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the contents of `out` with the entries of `pages` pages from address `hva` on.

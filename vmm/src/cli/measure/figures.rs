@@ -5,13 +5,9 @@ use super::types::{ByType, TypeRow};
 use crate::measure::beyond::Beyond;
 use crate::measure::findings::{Findings, MAX_PAIRED};
 use crate::measure::page::{Bars, Histogram, Item, Lines, Matrix, Page, Section, Table, number};
+use crate::measure::report::mib;
 use crate::measure::sample::Estimate;
 use crate::measure::watch::Watched;
-use crate::memory::PAGE_BYTES;
-
-fn mib(pages: u64) -> f64 {
-    pages as f64 * PAGE_BYTES as f64 / f64::from(1 << 20)
-}
 
 fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()

@@ -4,7 +4,7 @@ use super::fate;
 use crate::host::stress::series::Sample;
 use crate::host::stress::verdict::{Fate, Verdict};
 use crate::measure::page::{Item, Lines, Page, Section, Table};
-use crate::memory::PAGE_BYTES;
+use crate::measure::report::mib;
 
 /// Points of a line: more cannot be told apart.
 const PLOT_POINTS: usize = 120;
@@ -23,10 +23,6 @@ pub(super) fn page(verdict: &Verdict) -> Page {
         ),
         sections: vec![outcome(verdict), over_time(verdict), phases(verdict), guests(verdict)],
     }
-}
-
-fn mib(pages: u64) -> f64 {
-    (pages * PAGE_BYTES) as f64 / f64::from(1 << 20)
 }
 
 fn outcome(verdict: &Verdict) -> Section {

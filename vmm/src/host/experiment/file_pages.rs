@@ -10,14 +10,11 @@ use guest::protocol::Class;
 use crate::host::HostError;
 use crate::host::check::CheckError;
 use crate::measure::Space;
-use crate::memory::PAGE_BYTES;
-use crate::memory::pagemap::{Pagemap, PagemapEntry};
+use crate::memory::pagemap::Pagemap;
 use crate::memory::remote::{RemoteMemory, RemoteRange};
 
 /// Bytes at the beginning of a page that say what it is.
 const HEADER_BYTES: usize = 32;
-/// Entries of a page table that are read at a time.
-const CHUNK_PAGES: usize = 16 * 1024;
 
 fn key(seed: u64, index: u64) -> PageKey {
     PageKey { seed, class: Class::Unique, index, generation: 0 }
@@ -53,7 +50,7 @@ impl Located {
         let (memory, mut located) = (RemoteMemory::open(space.pid)?, Self::default());
         // Of which only the header is ever filled: the rest says nothing that is needed here.
         let (mut header, mut page) = ([0; HEADER_BYTES], [0; PAGE_WORDS]);
-        each_entry(space, |hva, entry| {
+        Pagemap::open(space.pid)?.each(&space.extents, |hva, entry| {
             if entry.present() {
                 memory.read(&[RemoteRange { hva, bytes: HEADER_BYTES }], &mut header)?;
                 let (words, _) = header.as_chunks::<8>();
@@ -64,7 +61,7 @@ impl Located {
                     located.hvas.insert(found.index, hva);
                 }
             }
-            Ok(())
+            Ok::<_, CheckError>(())
         })?;
         Ok(located)
     }
@@ -78,13 +75,15 @@ impl Located {
     fn frames(&self, space: &Space) -> Result<HashMap<u64, u64>, HostError> {
         let by_hva: HashMap<u64, u64> = self.hvas.iter().map(|(index, hva)| (*hva, *index)).collect();
         let mut frames = HashMap::new();
-        let result = each_entry(space, |hva, entry| {
-            if let (Some(index), Some(frame)) = (by_hva.get(&hva), entry.pfn()) {
-                frames.insert(*index, frame.0);
-            }
-            Ok(())
+        let walked = Pagemap::open(space.pid).and_then(|mut pagemap| {
+            pagemap.each(&space.extents, |hva, entry| {
+                if let (Some(index), Some(frame)) = (by_hva.get(&hva), entry.pfn()) {
+                    frames.insert(*index, frame.0);
+                }
+                Ok(())
+            })
         });
-        result.map_err(|source| HostError::Check { guest: space.name.clone(), source })?;
+        walked.map_err(|source| HostError::Check { guest: space.name.clone(), source: source.into() })?;
         Ok(frames)
     }
 }
@@ -96,32 +95,12 @@ pub(super) fn shared(spaces: &[Space; 2], located: &[Located; 2]) -> Result<u64,
     Ok(first.iter().filter(|(index, frame)| second.get(index) == Some(frame)).count() as u64)
 }
 
-/// Hands out every page of a guest's memory: its address and its entry.
-fn each_entry(
-    space: &Space,
-    mut each: impl FnMut(u64, PagemapEntry) -> Result<(), CheckError>,
-) -> Result<(), CheckError> {
-    let (mut pagemap, mut entries) = (Pagemap::open(space.pid)?, Vec::new());
-    for extent in &space.extents {
-        let (mut hva, end) = (extent.hva, extent.hva + extent.bytes);
-        while hva < end {
-            let pages = ((end - hva) / PAGE_BYTES).min(CHUNK_PAGES as u64);
-            pagemap.read(hva, pages as usize, &mut entries)?;
-            for entry in &entries {
-                each(hva, *entry)?;
-                hva += PAGE_BYTES;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
 
     use super::*;
-    use crate::memory::Extent;
+    use crate::memory::{Extent, PAGE_BYTES};
 
     #[test]
     fn pages_are_found_by_what_they_say_they_are() {
