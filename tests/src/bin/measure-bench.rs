@@ -1,7 +1,8 @@
 //! How fast memory is measured: against the bandwidth of one core, in place, from a file, from another process, and as it grows.
 //!
 //! Run by `tests/bench measure`. Rates of one thread are by processor time, so that what else runs on the machine says
-//! little; the speed-up of a second thread is by the wall clock, and needs a machine that does nothing else.
+//! little; the speed-up of a second thread is by the wall clock, and needs a machine that does nothing else. Ratios are
+//! those of each round, of which the median is shown: the bandwidth of a machine that others use, too, changes by the minute.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -22,6 +23,7 @@ use vmm::measure::source::mappings::{guest_memory, mappings};
 use vmm::measure::source::process::ProcessSource;
 use vmm::measure::source::{PageReader, Source, Unread, hand_on};
 use vmm::measure::{MeasureError, PAGE, Space};
+use vmm::memory::page_buffer::PageBuffer;
 
 const USAGE: &str = "\
 Measures how fast `samepage measure` reads and classifies memory.
@@ -179,6 +181,15 @@ fn sum(memory: &[[u8; PAGE]]) -> u64 {
     sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
 }
 
+/// The same by two threads, each half of it: what two cores can have at most.
+fn sum_by_two(memory: &[[u8; PAGE]]) -> u64 {
+    let (first, second) = memory.split_at(memory.len() / 2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| sum(second));
+        sum(first).wrapping_add(other.join().unwrap_or_default())
+    })
+}
+
 /// A process that holds the bytes of a file in anonymous memory.
 struct Holder(Child);
 
@@ -227,43 +238,64 @@ fn hold(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Medians of the first part, in seconds.
-struct Speed {
-    sum: f64,
-    in_place: f64,
-    one: f64,
-    two: f64,
-    file: f64,
-    pid: f64,
+/// What is timed in each round of the first part.
+#[derive(Clone, Copy)]
+enum Reading {
+    Sum,
+    SumByTwo,
+    InPlace,
+    InPlaceByTwo,
+    File,
+    Pid,
 }
 
-fn speed(mib: usize, rounds: usize) -> Result<Speed> {
-    let mut memory = vec![[0u8; PAGE]; mib << 20 >> 12];
-    fill(&mut memory);
+/// How long each reading took, round by round.
+struct Rounds(Vec<[Took; 6]>);
+
+impl Rounds {
+    /// Gibibytes a second of processor time, of which there were so many.
+    fn rate(&self, gib: f64, reading: Reading) -> f64 {
+        gib / median(self.0.iter().map(|took| took[reading as usize].cpu))
+    }
+
+    /// How many times as fast as another, by `seconds`.
+    fn times(&self, reading: Reading, other: Reading, seconds: fn(Took) -> f64) -> f64 {
+        median(self.0.iter().map(|took| seconds(took[other as usize]) / seconds(took[reading as usize])))
+    }
+}
+
+fn speed(mib: usize, rounds: usize) -> Result<Rounds> {
+    let mut buffer = PageBuffer::new(mib << 20 >> 12);
+    let memory = buffer.as_chunks_mut().0;
+    fill(memory);
+    let memory = &*memory;
     let dir = tempfile::tempdir_in("/dev/shm").context("cannot make a directory in /dev/shm")?;
     let path = dir.path().join("image");
     File::create(&path)?.write_all(memory.as_flattened())?;
     let holder = Holder::start(&path)?;
     let process = ProcessSource::new(holder.space()?, true);
     let file = FileSource::open(&path, "file".into())?;
-    let in_place = InPlace(&memory);
-    let mut times: [Vec<Took>; 5] = Default::default();
+    let in_place = InPlace(memory);
     let mut expected: Option<Content> = None;
-    for _ in 0..rounds {
-        times[0].push(timed(|| Ok(black_box(sum(&memory))))?.1);
-        let sources: [(&dyn Source, usize); 4] = [(&in_place, 1), (&in_place, 2), (&file, 1), (&process, 1)];
-        for (slot, (source, threads)) in sources.into_iter().enumerate() {
-            let (content, took) = classify(source, threads)?;
-            let first = *expected.get_or_insert(content);
-            // The process may have a few pages more than the file, its allocator's own.
-            let differ = content.distinct.abs_diff(first.distinct) + content.zero.abs_diff(first.zero);
-            ensure!(differ <= 64, "{} of {}: {content:?}, and {first:?} before", source.name(), mib);
-            times[slot + 1].push(took);
-        }
-    }
-    let cpu = |n: usize| median(times[n].iter().map(|took| took.cpu));
-    let wall = |n: usize| median(times[n].iter().map(|took| took.wall));
-    Ok(Speed { sum: cpu(0), in_place: cpu(1), one: wall(1), two: wall(2), file: cpu(3), pid: cpu(4) })
+    let mut classified = |source: &dyn Source, threads| -> Result<Took> {
+        let (content, took) = classify(source, threads)?;
+        let first = *expected.get_or_insert(content);
+        // The process may have a few pages more than the file, its allocator's own.
+        let differ = content.distinct.abs_diff(first.distinct) + content.zero.abs_diff(first.zero);
+        ensure!(differ <= 64, "{} of {}: {content:?}, and {first:?} before", source.name(), mib);
+        Ok(took)
+    };
+    let mut round = || -> Result<[Took; 6]> {
+        Ok([
+            timed(|| Ok(black_box(sum(memory))))?.1,
+            timed(|| Ok(black_box(sum_by_two(memory))))?.1,
+            classified(&in_place, 1)?,
+            classified(&in_place, 2)?,
+            classified(&file, 1)?,
+            classified(&process, 1)?,
+        ])
+    };
+    Ok(Rounds((0..rounds).map(|_| round()).collect::<Result<_>>()?))
 }
 
 fn main() -> Result<()> {
@@ -287,8 +319,13 @@ fn main() -> Result<()> {
     ensure!(rounds > 0 && mib >= 64, "--rounds must be at least 1 and --mib at least 64");
     let speed = speed(mib, rounds)?;
     let gib = mib as f64 / 1024.0;
+    let rate = |reading| speed.rate(gib, reading);
     let (sum, in_place, file, pid) =
-        (gib / speed.sum, gib / speed.in_place, gib / speed.file, gib / speed.pid);
+        (rate(Reading::Sum), rate(Reading::InPlace), rate(Reading::File), rate(Reading::Pid));
+    let of_sum = speed.times(Reading::InPlace, Reading::Sum, |took| took.cpu);
+    let pid_of_file = speed.times(Reading::Pid, Reading::File, |took| took.cpu);
+    let by_two = speed.times(Reading::InPlaceByTwo, Reading::InPlace, |took| took.wall);
+    let sum_by_two = speed.times(Reading::SumByTwo, Reading::Sum, |took| took.wall);
     let mut rows = Vec::new();
     let mut size = 1;
     while size <= grow {
@@ -314,9 +351,9 @@ fn main() -> Result<()> {
             .collect();
         let result = json!({
             "machine": machine, "mib": mib, "rounds": rounds,
-            "sum_gib_per_second": sum, "classify_gib_per_second": in_place, "classify_of_sum": in_place / sum,
-            "speed_up_of_two_threads": speed.one / speed.two,
-            "file_gib_per_second": file, "pid_gib_per_second": pid, "pid_of_file": pid / file,
+            "sum_gib_per_second": sum, "classify_gib_per_second": in_place, "classify_of_sum": of_sum,
+            "speed_up_of_two_threads": by_two, "speed_up_of_two_summing": sum_by_two,
+            "file_gib_per_second": file, "pid_gib_per_second": pid, "pid_of_file": pid_of_file,
             "growth": rows,
         });
         println!("{result:#}");
@@ -324,10 +361,12 @@ fn main() -> Result<()> {
     }
     println!("{machine}\n{mib} MiB, {rounds} rounds, medians; GiB a second of one core");
     println!("  summing memory            {sum:6.2}");
-    println!("  classifying it in place   {in_place:6.2}   {:.0} % of that", 100.0 * in_place / sum);
-    println!("  two threads               x {:.2} by the wall clock", speed.one / speed.two);
+    println!("  classifying it in place   {in_place:6.2}   {:.0} % of that", 100.0 * of_sum);
+    println!(
+        "  two threads               x {by_two:.2} by the wall clock; two that only sum x {sum_by_two:.2}"
+    );
     println!("  --file                    {file:6.2}");
-    println!("  --pid                     {pid:6.2}   {:.0} % of --file", 100.0 * pid / file);
+    println!("  --pid                     {pid:6.2}   {:.0} % of --file", 100.0 * pid_of_file);
     println!("growth, one thread: GiB, processor seconds, seconds a GiB, bytes of index a content");
     for (gib, cpu, index, distinct) in rows {
         let each = index as f64 / distinct as f64;

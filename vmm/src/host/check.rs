@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::guest::Guest;
 use crate::memory::layout::{HOLE_END, HOLE_START};
+use crate::memory::page_buffer::PageBuffer;
 use crate::memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use crate::memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 use crate::memory::{Extent, PAGE_BYTES};
@@ -118,7 +119,7 @@ fn each_page(
     mut work: impl FnMut(u64, &[u8; PAGE_SIZE]),
 ) -> Result<(), CheckError> {
     let (mut pagemap, memory) = (Pagemap::open(pid)?, RemoteMemory::open(pid)?);
-    let (mut entries, mut buffer) = (Vec::new(), vec![0u8; BATCH_PAGES * PAGE_SIZE]);
+    let (mut entries, mut buffer) = (Vec::new(), PageBuffer::new(BATCH_PAGES));
     let pages = extent.bytes / PAGE_BYTES;
     for at in (0..pages).step_by(BATCH_PAGES) {
         let count = BATCH_PAGES.min((pages - at) as usize);

@@ -1,57 +1,86 @@
-//! Which contents there are: an open-addressing table of tags in bounded memory.
+//! Which contents there are: a hash table of tags in bounded memory.
 //!
-//! An entry has 18 bytes; tables grow by an eighth, each by itself, so that the whole has 21 to 24 bytes for each content
-//! and no moment when it stands in memory twice. When the limit is reached, the index lets go of the upper half of the
-//! contents that it keeps (by [`slice`] of their tags), and goes on with the lower half, of which it has seen everything: the
-//! rest is for another pass. So the result is exact, and memory buys passes.
+//! An entry takes 18 bytes. Tables grow by a quarter, each by itself and at another moment than the others, so that the whole
+//! has some 23 bytes for each content, and never stands in memory twice. When the limit is reached, the index lets go of the
+//! upper half of the contents that it keeps (by [`slice`] of their tags), and goes on with the lower half, of which it has seen
+//! everything: the rest is for another pass. So the result is exact, and memory buys passes.
+//!
+//! A table has entries in groups of 16, each with a [mark](super::marks) that is compared before it is: so a search reads one
+//! line of marks and, if the content is known, one of entries (the way of Abseil's "Swiss tables"; there, too, nobody
+//! can predict a branch, so there is none for each entry).
 
 use std::ops::Range;
 
+use super::marks::{GROUP, Marks};
 use super::sets::SetId;
-use super::tag::{KEPT_BITS, Tag};
+use super::tag::{KEPT_BITS, Tag, prefetch};
 
 /// Tables, by the low bits of a tag.
 const TABLES: usize = 256;
 /// Slices that a pass can be cut into.
-pub const SLICES: u32 = 1 << 16;
-/// The fewest homes of a table, and entries behind its last home.
-const LEAST: usize = 16;
-const TAIL: usize = 16;
+pub const SLICES: u32 = 1 << 15;
+/// The fewest groups of a table.
+const LEAST: usize = 2;
+/// Parts that a group is counted in, so that a quarter more is a quarter more of a small table, too.
+const PARTS: usize = 1024;
 
-/// A content: 80 bits of its tag (8 more are the number of its table), who holds it, where it was seen first.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, packed(2))]
+/// A content: 72 bits of its tag (7 more are its mark, 8 the number of its table), who holds it, where it was seen first.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
 struct Entry {
     first: u64,
-    second: u16,
+    second: u8,
     /// A [`SetId`]; that of nobody in an empty entry.
     set: u32,
     at: u32,
 }
 
 impl Entry {
-    fn is_empty(&self) -> bool {
-        self.set == SetId::NONE.0
+    const EMPTY: Self = Self { first: 0, second: 0, set: SetId::NONE.0, at: 0 };
+}
+
+/// With its mark.
+const ENTRY_BYTES: u64 = 18;
+const _: () = assert!(size_of::<Entry>() as u64 + 1 == ENTRY_BYTES);
+
+/// An empty index, and the least that one may be limited to.
+const LEAST_BYTES: u64 = (TABLES * LEAST * GROUP) as u64 * ENTRY_BYTES;
+pub const LEAST_LIMIT_BYTES: u64 = 2 * LEAST_BYTES;
+
+/// What a tag is kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kept {
+    table: usize,
+    /// The rest of the tag's first number, and 11 bits of the second.
+    first: u64,
+    /// 8 bits more of it.
+    second: u8,
+    /// 7 bits more of it; the highest one says that there is an entry.
+    mark: u8,
+}
+
+const _: () = assert!(TABLES.ilog2() + 53 + 11 + 8 + 7 == KEPT_BITS);
+
+#[inline]
+fn kept(Tag([first, second]): Tag) -> Kept {
+    Kept {
+        table: first as usize % TABLES,
+        first: first >> 8 << 11 | second & 0x7ff,
+        second: (second >> 11) as u8,
+        mark: Marks::TAKEN | (second >> 19) as u8,
     }
 }
 
-const ENTRY_BYTES: u64 = 18;
-const _: () = assert!(size_of::<Entry>() as u64 == ENTRY_BYTES);
-
-const _: () = assert!(TABLES.ilog2() + 53 + 27 == KEPT_BITS);
-
-/// An empty index, and the least that one may be limited to.
-const LEAST_BYTES: u64 = (TABLES * (LEAST + TAIL)) as u64 * ENTRY_BYTES;
-pub const LEAST_LIMIT_BYTES: u64 = 2 * LEAST_BYTES;
-
-/// What a tag is kept as: 53 bits of its first number and 27 of the second.
-fn kept(Tag([first, second]): Tag) -> (u64, u16) {
-    (first >> 8 << 11 | second & 0x7ff, (second >> 11) as u16)
+/// Which part of all contents this one belongs to, 0 to [`SLICES`].
+#[inline]
+pub fn slice(tag: Tag) -> u32 {
+    let Kept { second, mark, .. } = kept(tag);
+    slice_of(second, mark)
 }
 
-/// Which part of all contents this one belongs to, 0 to [`SLICES`].
-pub fn slice(tag: Tag) -> u32 {
-    u32::from(kept(tag).1)
+#[inline]
+fn slice_of(second: u8, mark: u8) -> u32 {
+    u32::from(second) << 7 | u32::from(mark & !Marks::TAKEN)
 }
 
 /// A content that the index has.
@@ -67,80 +96,97 @@ pub struct Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// Entries in the order of their tags, each at its home or as little behind it as those before it allow. So who is not
-/// there is known after a few entries, and a larger table is filled from front to back.
-#[derive(Default)]
+/// Entries, each in its home group or, where that was full, in the first group behind it that was not; the last
+/// group is followed by the first. Nothing is ever taken out, so a group is filled from its beginning, and who is not in the
+/// first group that has room is not there.
 struct Table {
-    /// One for each home, and some behind the last.
-    entries: Vec<Entry>,
-    homes: usize,
+    marks: Vec<Marks>,
+    entries: Vec<[Entry; GROUP]>,
     used: usize,
+    /// How many groups, in parts of one.
+    size: usize,
 }
 
 impl Table {
-    fn new() -> Self {
-        Self { entries: vec![Entry::default(); LEAST + TAIL], homes: LEAST, used: 0 }
-    }
-
-    /// Where an entry like this would be first; never less for a larger one.
-    fn home(first: u64, homes: usize) -> usize {
-        ((u128::from(first) * homes as u128) >> 64) as usize
-    }
-
-    /// Where it is, or where it belongs.
-    #[inline]
-    fn place(&self, first: u64, second: u16) -> usize {
-        let from = Self::home(first, self.homes);
-        let before = self.entries[from..].iter().position(|entry| {
-            entry.is_empty() || entry.first > first || (entry.first == first && entry.second >= second)
-        });
-        before.map_or(self.entries.len(), |before| from + before)
-    }
-
-    /// Puts an entry where it belongs; what is there and behind moves on.
-    fn insert(&mut self, place: usize, entry: Entry) {
-        let empty = self.entries[place..].iter().position(Entry::is_empty);
-        let empty = empty.map_or_else(
-            || {
-                let end = self.entries.len();
-                self.entries.reserve_exact(TAIL);
-                self.entries.resize(end + TAIL, Entry::default());
-                end
-            },
-            |behind| place + behind,
-        );
-        self.entries.copy_within(place..empty, place + 1);
-        self.entries[place] = entry;
-        self.used += 1;
-    }
-
-    fn is_full(&self) -> bool {
-        // 85 %: beyond that, what has to move is long.
-        self.used * 20 >= self.homes * 17
-    }
-
-    fn next_homes(&self) -> usize {
-        (self.homes * 9 / 8).max(LEAST)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.entries.len() as u64 * ENTRY_BYTES
-    }
-
-    /// Moves what `keep` keeps to a table of so many homes.
-    fn resize(&mut self, homes: usize, keep: impl Fn(&Entry) -> bool) {
-        let mut entries = Vec::with_capacity(homes + TAIL);
-        self.used = 0;
-        for entry in self.entries.iter().filter(|entry| !entry.is_empty() && keep(entry)) {
-            let home = Self::home(entry.first, homes);
-            if entries.len() < home {
-                entries.resize(home, Entry::default());
-            }
-            entries.push(*entry);
-            self.used += 1;
+    /// An empty table.
+    fn new(size: usize) -> Self {
+        let groups = size / PARTS;
+        Self {
+            marks: vec![Marks::default(); groups],
+            entries: vec![[Entry::EMPTY; GROUP]; groups],
+            used: 0,
+            size,
         }
-        entries.resize(entries.len().max(homes + TAIL), Entry::default());
-        (self.entries, self.homes) = (entries, homes);
+    }
+
+    /// The size of the `nth` of all tables when it is new. Each is a little larger than the one before, the last one almost a
+    /// quarter larger than the first; so they grow one after the other.
+    fn first_size(nth: usize) -> usize {
+        LEAST * PARTS + LEAST * PARTS / 4 * nth / TABLES
+    }
+
+    /// A quarter more.
+    fn next_size(size: usize) -> usize {
+        size + size / 4
+    }
+
+    fn bytes_of(size: usize) -> u64 {
+        (size / PARTS * GROUP) as u64 * ENTRY_BYTES
+    }
+
+    /// Whether so many entries are too many for this size: beyond seven eighths, searches are long.
+    fn is_full(used: usize, size: usize) -> bool {
+        used * 8 >= size / PARTS * GROUP * 7
+    }
+
+    fn home(first: u64, groups: usize) -> usize {
+        ((u128::from(first) * groups as u128) >> 64) as usize
+    }
+
+    fn behind(group: usize, groups: usize) -> usize {
+        if group + 1 == groups { 0 } else { group + 1 }
+    }
+
+    /// Where it is, or else where it belongs: group and place in it, and whether it is there. A table has room.
+    #[inline]
+    fn find(&self, kept: Kept) -> (usize, usize, bool) {
+        let groups = self.marks.len();
+        let mut group = Self::home(kept.first, groups);
+        loop {
+            let marks = &self.marks[group];
+            for place in marks.equal(kept.mark) {
+                let entry = &self.entries[group][place];
+                if (entry.first, entry.second) == (kept.first, kept.second) {
+                    return (group, place, true);
+                }
+            }
+            if let Some(place) = marks.empty().next() {
+                return (group, place, false);
+            }
+            group = Self::behind(group, groups);
+        }
+    }
+
+    /// A table of this size with what `keep` says yes to.
+    fn resized(&self, size: usize, keep: impl Fn(u8, &Entry) -> bool) -> Self {
+        let mut table = Self::new(size);
+        let groups = table.marks.len();
+        // How full each group is: marks that have just been written would have to be waited for.
+        let mut full = vec![0u8; groups];
+        for (marks, entries) in self.marks.iter().zip(&self.entries) {
+            for (mark, entry) in marks.taken().zip(entries).filter(|(mark, entry)| keep(*mark, entry)) {
+                let mut group = Self::home(entry.first, groups);
+                while usize::from(full[group]) == GROUP {
+                    group = Self::behind(group, groups);
+                }
+                let place = usize::from(full[group]);
+                table.marks[group].set(place, mark);
+                table.entries[group][place] = *entry;
+                full[group] += 1;
+                table.used += 1;
+            }
+        }
+        table
     }
 }
 
@@ -156,9 +202,11 @@ pub struct Index {
 impl Index {
     /// An empty index of at most `limit_bytes`, for the contents of all slices.
     pub fn new(limit_bytes: u64) -> Self {
-        let tables = (0..TABLES).map(|_| Table::new()).collect();
         let limit_bytes = limit_bytes.max(LEAST_LIMIT_BYTES);
-        Self { tables, slices: 0..SLICES, bytes: LEAST_BYTES, peak_bytes: LEAST_BYTES, limit_bytes }
+        let mut index =
+            Self { tables: Vec::new(), slices: 0..SLICES, bytes: 0, peak_bytes: LEAST_BYTES, limit_bytes };
+        index.restart(0..SLICES);
+        index
     }
 
     /// The slices that it keeps.
@@ -173,17 +221,28 @@ impl Index {
 
     /// Begins another pass, over these slices.
     pub fn restart(&mut self, slices: Range<u32>) {
-        self.tables.iter_mut().for_each(|table| *table = Table::new());
+        self.tables = (0..TABLES).map(|nth| Table::new(Table::first_size(nth))).collect();
         self.bytes = LEAST_BYTES;
         self.slices = slices;
     }
 
-    /// Reads where `tag` would be, so that it is in the cache when it is asked for.
+    /// Has the processor fetch the marks that a search for `tag` reads.
     #[inline]
-    pub fn touch(&self, tag: Tag) -> u16 {
-        let (first, _) = kept(tag);
-        let table = &self.tables[tag.0[0] as usize % TABLES];
-        table.entries[Table::home(first, table.homes)].second
+    pub fn prefetch_marks(&self, tag: Tag) {
+        let kept = kept(tag);
+        let marks = &self.tables[kept.table].marks;
+        prefetch((&raw const marks[Table::home(kept.first, marks.len())]).cast());
+    }
+
+    /// Has it fetch the entry where that search will most likely end. Reads the marks.
+    #[inline]
+    pub fn prefetch_entry(&self, tag: Tag) {
+        let kept = kept(tag);
+        let table = &self.tables[kept.table];
+        let group = Table::home(kept.first, table.marks.len());
+        let marks = &table.marks[group];
+        let place = marks.equal(kept.mark).next().or_else(|| marks.empty().next());
+        prefetch((&raw const table.entries[group][place.unwrap_or_default()]).cast());
     }
 
     /// Looks `tag` up, whose slice is one that is kept. A known content gets the set that `holders` makes of its own; a new
@@ -195,33 +254,44 @@ impl Index {
         at: u32,
         mut holders: impl FnMut(SetId) -> SetId,
     ) -> Result<Option<Known>, Full> {
-        let (first, second) = kept(tag);
-        let table = &mut self.tables[tag.0[0] as usize % TABLES];
-        let mut place = table.place(first, second);
-        if let Some(entry) = table.entries.get_mut(place)
-            && !entry.is_empty()
-            && (entry.first, entry.second) == (first, second)
-        {
+        let kept = kept(tag);
+        let table = &mut self.tables[kept.table];
+        let (mut group, mut place, known) = table.find(kept);
+        if known {
+            let entry = &mut table.entries[group][place];
             let known = Known { set: SetId(entry.set), at: entry.at };
             entry.set = holders(known.set).0;
             return Ok(Some(known));
         }
-        let before = table.bytes();
-        if table.is_full() {
-            let homes = table.next_homes();
-            // While a table is moved it stands in memory twice.
-            let moving = self.bytes + (homes + TAIL) as u64 * ENTRY_BYTES;
-            if moving > self.limit_bytes && self.slices.len() > 1 {
-                return Err(Full);
-            }
-            self.peak_bytes = self.peak_bytes.max(moving);
-            table.resize(homes, |_| true);
-            place = table.place(first, second);
+        if Table::is_full(table.used, table.size) {
+            self.grow(kept.table)?;
+            (group, place, _) = self.tables[kept.table].find(kept);
         }
-        table.insert(place, Entry { first, second, set: holders(SetId::NONE).0, at });
-        self.bytes = self.bytes + table.bytes() - before;
-        self.peak_bytes = self.peak_bytes.max(self.bytes);
+        let table = &mut self.tables[kept.table];
+        let Kept { first, second, mark, .. } = kept;
+        table.marks[group].set(place, mark);
+        table.entries[group][place] = Entry { first, second, set: holders(SetId::NONE).0, at };
+        table.used += 1;
         Ok(None)
+    }
+
+    /// Makes room in one table.
+    #[cold]
+    fn grow(&mut self, table: usize) -> Result<(), Full> {
+        let table = &mut self.tables[table];
+        let mut size = Table::next_size(table.size);
+        while Table::is_full(table.used, size) {
+            size = Table::next_size(size);
+        }
+        // While a table is moved it stands in memory twice.
+        let moving = self.bytes + Table::bytes_of(size);
+        if moving > self.limit_bytes && self.slices.len() > 1 {
+            return Err(Full);
+        }
+        self.peak_bytes = self.peak_bytes.max(moving);
+        self.bytes = moving - Table::bytes_of(table.size);
+        *table = table.resized(size, |_, _| true);
+        Ok(())
     }
 
     /// Lets go of the contents in the upper half of its slices. Says whether it could: one slice is not divided.
@@ -232,19 +302,26 @@ impl Index {
         }
         self.slices.end = self.slices.start + half;
         let end = self.slices.end;
-        for table in &mut self.tables {
-            let keep = |entry: &Entry| u32::from(entry.second) < end;
-            let kept = table.entries.iter().filter(|entry| !entry.is_empty() && keep(entry)).count();
-            table.resize((kept * 9 / 7).max(LEAST), keep);
+        for (nth, table) in self.tables.iter_mut().enumerate() {
+            let keep = |mark: u8, entry: &Entry| slice_of(entry.second, mark) < end;
+            let entries = table.marks.iter().zip(&table.entries);
+            let kept = entries.flat_map(|(marks, entries)| marks.taken().zip(entries));
+            let kept = kept.filter(|(mark, entry)| keep(*mark, entry)).count();
+            // A size that it once had, so that tables still grow one after the other.
+            let mut size = Table::first_size(nth);
+            while Table::is_full(kept, size) {
+                size = Table::next_size(size);
+            }
+            *table = table.resized(size, keep);
         }
-        self.bytes = self.tables.iter().map(Table::bytes).sum();
+        self.bytes = self.tables.iter().map(|table| Table::bytes_of(table.size)).sum();
         true
     }
 
     /// The contents that it has: who holds each.
     pub fn holders(&self) -> impl Iterator<Item = SetId> {
-        let entries = self.tables.iter().flat_map(|table| &table.entries);
-        entries.filter(|entry| !entry.is_empty()).map(|entry| SetId(entry.set))
+        let entries = self.tables.iter().flat_map(|table| table.entries.as_flattened());
+        entries.map(|entry| SetId(entry.set)).filter(|set| *set != SetId::NONE)
     }
 }
 

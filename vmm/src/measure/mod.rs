@@ -11,6 +11,8 @@ pub mod findings;
 pub mod frames;
 pub mod freeze;
 mod index;
+mod layout;
+mod marks;
 pub mod page;
 pub mod page_types;
 pub mod report;
@@ -20,6 +22,8 @@ pub mod scan;
 mod sets;
 pub mod source;
 mod tag;
+mod taker;
+mod turns;
 pub mod volatile;
 pub mod watch;
 

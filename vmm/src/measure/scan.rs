@@ -4,24 +4,21 @@
 //! the result does not depend on how many threads there were. Where the index is full, it goes on with a part of all contents,
 //! and another pass over the memory looks at the rest: see [`super::index`].
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::index::{Full, Index, SLICES, slice};
-use super::page_types::{PageTypes, Seen, TYPES, TypeCounts};
-use super::runs::{RunFollower, RunLengths, Runs};
-use super::sample::{Contents, SecondLook};
+use super::index::SLICES;
+use super::layout::{Extent, Layout};
+use super::page_types::{TYPES, TypeCounts};
+use super::runs::{RunLengths, Runs};
+use super::sample::SecondLook;
 use super::sets::{SetId, Sets};
 use super::source::{PageReader, Source, Unread};
 use super::tag::{Tag, TagKey};
-use super::{MAX_SPACES, MeasureError, PAGE};
+use super::taker::{Batch, Taker};
+use super::turns::{Entered, Turns};
+use super::{MeasureError, PAGE};
 
-/// Pages that a thread reads before it takes the next ones.
-const CHUNK_PAGES: u64 = 1024;
-/// Chunks that may wait for one before them.
-const MAX_WAITING: usize = 64;
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(50);
 
@@ -108,78 +105,6 @@ impl Scan {
     }
 }
 
-/// Pages numbered over all sources, with one number left out after each extent.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Layout {
-    /// Source, first page in it, pages, number of the first.
-    extents: Vec<Extent>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Extent {
-    guest: u16,
-    first: u64,
-    pages: u64,
-    number: u32,
-}
-
-impl Layout {
-    fn of(sources: &[&dyn Source]) -> Result<Self, MeasureError> {
-        if sources.len() > MAX_SPACES {
-            return Err(MeasureError::TooMany { guests: sources.len() });
-        }
-        let (mut extents, mut number) = (Vec::new(), 0u64);
-        for (guest, source) in sources.iter().enumerate() {
-            let mut first = 0;
-            for pages in source.extents() {
-                if number.saturating_add(pages) >= u64::from(u32::MAX) {
-                    return Err(MeasureError::TooLarge { guest: source.name().to_owned(), pages });
-                }
-                extents.push(Extent { guest: guest as u16, first, pages, number: number as u32 });
-                first += pages;
-                number += pages + 1;
-            }
-        }
-        Ok(Self { extents })
-    }
-
-    /// The source and its page that has this number.
-    pub(super) fn place(&self, number: u32) -> (usize, u64) {
-        let at = self.extents.partition_point(|extent| extent.number <= number).saturating_sub(1);
-        self.extents
-            .get(at)
-            .map_or((0, 0), |e| (usize::from(e.guest), e.first + u64::from(number - e.number)))
-    }
-
-    fn chunks(&self) -> Vec<Extent> {
-        let cut = |extent: &Extent| {
-            let extent = *extent;
-            (0..extent.pages).step_by(CHUNK_PAGES as usize).map(move |from| Extent {
-                first: extent.first + from,
-                pages: (extent.pages - from).min(CHUNK_PAGES),
-                number: extent.number + from as u32,
-                ..extent
-            })
-        };
-        self.extents.iter().flat_map(cut).collect()
-    }
-}
-
-/// What a thread found in one chunk.
-#[derive(Default)]
-struct Batch {
-    guest: u16,
-    /// Number and page of the first, of all pages and of those of its guest.
-    number: u32,
-    first: u64,
-    zero: u64,
-    zero_by_type: [u64; TYPES],
-    unread: Unread,
-    /// Number and tag of each page that is not of zeros.
-    tags: Vec<(u32, Tag)>,
-    second_look: Vec<(u32, Option<Tag>)>,
-}
-
 /// Reads every page of `sources` and says which contents there are.
 ///
 /// # Errors
@@ -193,43 +118,24 @@ pub fn scan(
     let layout = Layout::of(sources)?;
     let chunks = layout.chunks();
     let key = TagKey::random()?;
-    let live_pages = sources.iter().filter(|s| s.is_live()).map(|s| s.pages()).sum();
-    let mut taker = Taker {
-        index: Index::new(options.index_limit_bytes),
-        sets: Sets::default(),
-        guests: vec![Counts::default(); sources.len()],
-        by_type: vec![Default::default(); sources.len()],
-        runs: RunFollower::default(),
-        sample: Contents::new(options.sample_contents),
-        second_look: Vec::new(),
-        looker: SecondLook::new(options.second_look_pages, live_pages),
-        is_first_pass: true,
-        next: 0,
-        waiting: BTreeMap::new(),
-    };
-    for ((guest, by_type), source) in taker.guests.iter_mut().zip(&mut taker.by_type).zip(sources) {
-        guest.pages = source.pages();
-        let pages = source.page_types().map(PageTypes::pages).unwrap_or_default();
-        by_type.iter_mut().zip(pages).for_each(|(counts, pages)| counts.pages = pages);
-    }
     let total: u64 = chunks.iter().map(|chunk| chunk.pages).sum();
+    let mut taker = Taker::new(sources, options);
     let mut contents_by_set = Vec::new();
     let (mut passes, mut all) = (0u32, total);
     loop {
         let before = total * u64::from(passes);
-        taker =
-            pass(sources, &chunks, &key, options.threads, taker, &mut |done| progress(before + done, all))?;
+        let mut tell = |done| progress(before + done, all);
+        taker = pass(sources, &chunks, &key, options.threads, taker, &mut tell)?;
         contents_by_set.resize(taker.sets.len(), 0);
         taker.index.holders().for_each(|set| contents_by_set[set.0 as usize] += 1);
         passes += 1;
         let done = taker.index.slices();
-        if done.end >= SLICES {
+        if !taker.restart() {
             break;
         }
         // The rest is expected to take as many passes as its size says.
         all = (total * u64::from(passes)) * u64::from(SLICES) / u64::from(done.end.max(1));
         all = all.max(total * u64::from(passes + 1));
-        taker.restart(done.end..(done.end + done.len() as u32).min(SLICES));
     }
     let done = total * u64::from(passes);
     progress(done, done);
@@ -260,6 +166,7 @@ fn pass(
     taker: Taker,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Taker, MeasureError> {
+    let threads = threads.clamp(1, chunks.len().max(1));
     let shared = Shared {
         sources,
         chunks,
@@ -267,31 +174,23 @@ fn pass(
         looker: taker.is_first_pass.then_some(taker.looker),
         next: AtomicUsize::new(0),
         done_pages: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-        taker: Mutex::new(taker),
-        moved_on: Condvar::new(),
+        turns: Turns::new(sources, taker, threads),
     };
     let result = std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..threads.clamp(1, chunks.len().max(1))).map(|_| scope.spawn(|| shared.work())).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| shared.work())).collect();
         let mut interrupted = !progress(0);
-        while workers.iter().any(|worker| !worker.is_finished()) {
+        while !shared.turns.wait(TELL) {
             interrupted |= !progress(shared.done_pages.load(Ordering::Relaxed));
             if interrupted {
-                shared.stop();
+                shared.turns.stop();
             }
-            let guard = shared.lock();
-            // Woken by each chunk; told at a human pace.
-            let all_done = |taker: &mut Taker| taker.next < chunks.len() && !shared.stopped();
-            drop(shared.moved_on.wait_timeout_while(guard, TELL, all_done));
-            std::thread::yield_now();
         }
         let results = workers.into_iter().map(|worker| worker.join().unwrap_or(Err(MeasureError::Worker)));
         let result = results.collect::<Result<Vec<()>, _>>();
         if interrupted { Err(MeasureError::Interrupted) } else { result }
     });
     result?;
-    Ok(shared.taker.into_inner().unwrap_or_else(PoisonError::into_inner))
+    shared.turns.into_taker().ok_or(MeasureError::Worker)
 }
 
 /// What the threads of a pass have in common.
@@ -301,39 +200,24 @@ struct Shared<'a> {
     key: &'a TagKey,
     /// Which pages to look at again, in the first pass.
     looker: Option<SecondLook>,
+    /// The chunk that is read next.
     next: AtomicUsize,
     done_pages: AtomicU64,
-    stop: AtomicBool,
-    taker: Mutex<Taker>,
-    moved_on: Condvar,
+    turns: Turns<'a>,
 }
 
 impl Shared<'_> {
-    fn lock(&self) -> MutexGuard<'_, Taker> {
-        self.taker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.moved_on.notify_all();
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
     fn work(&self) -> Result<(), MeasureError> {
-        let result = self.read_chunks();
+        let result = self.read_chunks(&self.turns.enter());
         if result.is_err() {
-            self.stop();
+            self.turns.stop();
         }
         result
     }
 
-    fn read_chunks(&self) -> Result<(), MeasureError> {
+    fn read_chunks(&self, turns: &Entered<'_>) -> Result<(), MeasureError> {
         let mut reader: Option<(u16, Box<dyn PageReader + '_>)> = None;
-        let mut spare = Vec::new();
-        while !self.stopped() {
+        while let Some(tags) = turns.next_vector() {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(chunk) = self.chunks.get(turn) else { break };
             let open = match reader.take() {
@@ -341,9 +225,9 @@ impl Shared<'_> {
                 _ => self.sources[usize::from(chunk.guest)].open()?,
             };
             let (_, open) = reader.insert((chunk.guest, open));
-            let batch = self.read_chunk(open.as_mut(), chunk, std::mem::take(&mut spare))?;
+            let batch = self.read_chunk(open.as_mut(), chunk, tags)?;
             self.done_pages.fetch_add(chunk.pages, Ordering::Relaxed);
-            spare = self.deliver(turn, batch);
+            turns.deliver(turn, batch);
         }
         Ok(())
     }
@@ -377,105 +261,6 @@ impl Shared<'_> {
         };
         batch.unread = reader.read(chunk.first, chunk.pages, &mut each)?;
         Ok(batch)
-    }
-
-    /// Has what is next in turn taken, this batch or those that waited for it. Returns an empty vector for use again.
-    fn deliver(&self, turn: usize, batch: Batch) -> Vec<(u32, Tag)> {
-        let mut taker = self.lock();
-        taker.waiting.insert(turn, batch);
-        let mut spare = Vec::new();
-        let before = taker.next;
-        while let Some(batch) = {
-            let next = taker.next;
-            taker.waiting.remove(&next)
-        } {
-            taker.take(&batch, self.sources[usize::from(batch.guest)].page_types());
-            taker.next += 1;
-            spare = batch.tags;
-        }
-        if taker.next > before {
-            self.moved_on.notify_all();
-        }
-        // Whoever is next in turn is not among those who wait here.
-        let full = |taker: &mut Taker| taker.waiting.len() > MAX_WAITING && !self.stopped();
-        drop(self.moved_on.wait_while(taker, full));
-        spare.clear();
-        spare
-    }
-}
-
-/// Takes batches in the order of the pages.
-struct Taker {
-    index: Index,
-    sets: Sets,
-    guests: Vec<Counts>,
-    by_type: Vec<[TypeCounts; TYPES]>,
-    runs: RunFollower,
-    sample: Contents,
-    looker: SecondLook,
-    second_look: Vec<(u32, Option<Tag>)>,
-    is_first_pass: bool,
-    /// The batch that is next.
-    next: usize,
-    waiting: BTreeMap<usize, Batch>,
-}
-
-impl Taker {
-    fn restart(&mut self, slices: std::ops::Range<u32>) {
-        self.index.restart(slices);
-        self.is_first_pass = false;
-        self.next = 0;
-    }
-
-    fn take(&mut self, batch: &Batch, types: Option<&PageTypes>) {
-        let guest = usize::from(batch.guest);
-        if self.is_first_pass {
-            let by_type = self.by_type[guest].iter_mut().zip(batch.zero_by_type);
-            by_type.for_each(|(counts, zero)| counts.zero += zero);
-            let guest = &mut self.guests[guest];
-            guest.zero += batch.zero;
-            guest.filled += batch.tags.len() as u64;
-            guest.unread.add(batch.unread);
-            self.second_look.extend(&batch.second_look);
-        }
-        // Entries lie all over memory: reading ahead lets the processor wait for many at a time.
-        for part in batch.tags.chunks(64) {
-            let touched = part.iter().fold(0, |all, (_, tag)| all ^ self.index.touch(*tag));
-            std::hint::black_box(touched);
-            for (number, tag) in part {
-                let seen = self.take_page(batch.guest, *number, *tag);
-                if let Some((types, seen)) = types.zip(seen) {
-                    let page = batch.first + u64::from(number - batch.number);
-                    self.by_type[guest][types.of(page).code()].count(seen);
-                }
-            }
-        }
-    }
-
-    /// None: the content is for another pass.
-    fn take_page(&mut self, guest: u16, number: u32, tag: Tag) -> Option<Seen> {
-        // Each time that it is full it gives half away; at the latest with one slice left it grows beyond its limit.
-        while self.index.slices().contains(&slice(tag)) {
-            let sets = &mut self.sets;
-            match self.index.look_up(tag, number, |set| sets.with(set, guest)) {
-                Ok(Some(known)) => {
-                    let elsewhere = !self.sets.ends_with(known.set, guest) && known.set != SetId::NONE;
-                    self.runs.step(number, elsewhere.then_some(known.at));
-                    return Some(if elsewhere { Seen::Between } else { Seen::Within });
-                }
-                Ok(None) => {
-                    self.sample.offer(tag, number);
-                    self.runs.step(number, None);
-                    return Some(Seen::First);
-                }
-                Err(Full) => {
-                    self.index.narrow();
-                    let end = self.index.slices().end;
-                    self.sample.retain(|tag| slice(tag) < end);
-                }
-            }
-        }
-        None
     }
 }
 

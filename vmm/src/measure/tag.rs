@@ -4,10 +4,10 @@
 //! overlap (Black, Halevi, Krawczyk, Krovetz, Rogaway: "UMAC: Fast and Secure Message Authentication", 1999, theorem on
 //! the Toeplitz construction): two pages that differ come out the same with a probability of at most 2^-96. Then two
 //! multilinear forms modulo the prime 2^61 - 1, which are pairwise independent; an index keeps [`KEPT_BITS`] bits of them.
-//! So two different pages have the same tag with a probability of at most 2^-96 + 2^-88, whatever they hold, as long as who
+//! So two different pages have the same tag with a probability of at most 2^-96 + 2^-87, whatever they hold, as long as who
 //! writes them does not know the key: it never leaves this process, and a tag never does either.
 //!
-//! In 64 GiB of pages that all differ there are 2^47 pairs: the chance that any one of them is taken for equal is 2^-41.
+//! In 64 GiB of pages that all differ there are 2^47 pairs: the chance that any one of them is taken for equal is 2^-40.
 //! A hash of the usual fast kind has no such bound, and one that is compared byte by byte has to read its first holder
 //! again; blake3 has a bound that rests on an assumption, and takes ten times as long.
 #![expect(
@@ -23,7 +23,7 @@ use std::arch::x86_64::{
 use super::{MeasureError, PAGE};
 
 /// Bits of a tag that an index tells contents apart by.
-pub const KEPT_BITS: u32 = 88;
+pub const KEPT_BITS: u32 = 87;
 
 /// 64-bit words of a page, and of one block of it.
 const WORDS: usize = PAGE / 8;
@@ -123,7 +123,7 @@ fn sums(page: &[u8; PAGE], key: &[u64; KEY_WORDS]) -> [u64; PASSES] {
 /// Has the processor fetch what is at an address, if there is something.
 #[inline]
 #[allow(unused_unsafe, reason = "safe from some version of Rust on, and not before")]
-fn prefetch(at: *const u8) {
+pub(super) fn prefetch(at: *const u8) {
     // SAFETY: nothing is read; an address that is not there is not fetched.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }

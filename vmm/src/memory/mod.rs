@@ -13,6 +13,7 @@ pub mod maps;
 pub mod merge_log;
 pub mod merge_run;
 pub mod own;
+pub mod page_buffer;
 pub mod page_out;
 pub mod pagemap;
 pub mod parker;

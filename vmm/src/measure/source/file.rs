@@ -12,6 +12,7 @@ use super::{PageReader, Source, Unread, hand_on};
 use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE};
 use crate::memory::PAGE_BYTES;
+use crate::memory::page_buffer::PageBuffer;
 
 /// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
 const BATCH_PAGES: usize = 64;
@@ -141,13 +142,13 @@ impl Source for FileSource {
     }
 
     fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
-        Ok(Box::new(Reader { image: self, buffer: vec![0; BATCH_PAGES * PAGE] }))
+        Ok(Box::new(Reader { image: self, buffer: PageBuffer::new(BATCH_PAGES) }))
     }
 }
 
 struct Reader<'a> {
     image: &'a FileSource,
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
 }
 
 impl PageReader for Reader<'_> {

@@ -12,6 +12,7 @@ use super::{PageReader, Source, Unread, hand_on};
 use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE, Space};
 use crate::memory::Extent;
+use crate::memory::page_buffer::PageBuffer;
 use crate::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
 use crate::memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 
@@ -66,7 +67,7 @@ impl Source for ProcessSource {
             source,
         })?;
         let (entries, wanted) = (Vec::new(), Vec::with_capacity(BATCH_PAGES));
-        Ok(Box::new(Reader { space, pagemap, memory, entries, wanted, buffer: vec![0; BATCH_PAGES * PAGE] }))
+        Ok(Box::new(Reader { space, pagemap, memory, entries, wanted, buffer: PageBuffer::new(BATCH_PAGES) }))
     }
 }
 
@@ -90,7 +91,7 @@ struct Reader<'a> {
     /// At most [`BATCH_PAGES`], ascending.
     wanted: Vec<Wanted>,
     /// A page for each of them.
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
 }
 
 /// The address of a page.
@@ -134,7 +135,7 @@ impl Reader<'_> {
     /// Reads those that may be pinned to their places in the buffer; says whether it could, all of them.
     fn read_pinned(&mut self, wanted: &[Wanted]) -> bool {
         let (mut hvas, mut into) = (Vec::new(), Vec::new());
-        let mut rest = self.buffer.as_mut_slice();
+        let mut rest = &mut *self.buffer;
         for run in runs(wanted) {
             let (place, behind) = rest.split_at_mut(run.len() * PAGE);
             rest = behind;

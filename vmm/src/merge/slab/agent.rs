@@ -19,6 +19,7 @@ use super::merger::{Merger, Work};
 use super::watcher::Watcher;
 use super::wire::{self, Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
 use crate::memory::PAGE_BYTES;
+use crate::memory::page_buffer::PageBuffer;
 use crate::memory::ram::Ram;
 use crate::memory::slab::{Draft, Slab};
 use crate::memory::slabbed::{Private, Slabbed};
@@ -234,7 +235,7 @@ impl Agent {
 
     /// Hashes and offers those pages of the set that are this guest's alone.
     fn offer_all(&mut self, session: &mut Session, set: &[u64]) -> io::Result<()> {
-        let (mut private, mut buffer) = (Vec::new(), vec![0; PIECE_PAGES as usize * PAGE]);
+        let (mut private, mut buffer) = (Vec::new(), PageBuffer::new(PIECE_PAGES as usize));
         let chunk_words = OFFER_PAGES / 64;
         for (n, words) in (0u64..).zip(set.chunks(chunk_words)) {
             if words.iter().all(|word| *word == 0) {
@@ -354,7 +355,7 @@ impl Agent {
     fn publish(&mut self, key: u64, pages: &[u64], draft: OwnedFd) -> anyhow::Result<(Slab, Vec<PageHash>)> {
         let draft = Draft::receive(draft, pages.len() as u64)?;
         let (mut hashes, mut buffer) =
-            (Vec::with_capacity(pages.len()), vec![0; PIECE_PAGES as usize * PAGE]);
+            (Vec::with_capacity(pages.len()), PageBuffer::new(PIECE_PAGES as usize));
         let mut at = 0;
         for run in pages.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
             for piece in run.chunks(PIECE_PAGES as usize) {

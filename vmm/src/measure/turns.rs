@@ -1,0 +1,133 @@
+//! Batches, delivered by several threads in any order, taken in the order of the chunks by one of them at a time.
+//!
+//! Who delivers while another is taking leaves its batch to that one and reads on: nobody waits, unless far more is
+//! delivered than is taken.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::source::Source;
+use super::tag::Tag;
+use super::taker::{Batch, Taker};
+
+/// Batches that may wait for one before them.
+const MAX_WAITING: usize = 64;
+
+/// What the threads of a pass deliver to.
+pub(super) struct Turns<'a> {
+    sources: &'a [&'a dyn Source],
+    state: Mutex<State>,
+    /// For threads that have delivered too much.
+    moved_on: Condvar,
+    /// For who waits until all threads have ended.
+    ended: Condvar,
+}
+
+struct State {
+    /// Absent while a thread takes with it.
+    taker: Option<Taker>,
+    /// The turn that is next.
+    next: usize,
+    waiting: BTreeMap<usize, Batch>,
+    /// Vectors for use again.
+    spare: Vec<Vec<(u32, Tag)>>,
+    /// Threads that wait for `moved_on`.
+    blocked: usize,
+    /// Threads that have not ended.
+    running: usize,
+    stop: bool,
+}
+
+impl<'a> Turns<'a> {
+    /// For so many threads, each of which must [enter](Self::enter).
+    pub(super) fn new(sources: &'a [&'a dyn Source], taker: Taker, threads: usize) -> Self {
+        let state = State {
+            taker: Some(taker),
+            next: 0,
+            waiting: BTreeMap::new(),
+            spare: Vec::new(),
+            blocked: 0,
+            running: threads,
+            stop: false,
+        };
+        Self { sources, state: Mutex::new(state), moved_on: Condvar::new(), ended: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of the threads, until this is dropped.
+    pub(super) fn enter(&self) -> Entered<'_> {
+        Entered { turns: self }
+    }
+
+    /// Has all threads end after the chunk they read.
+    pub(super) fn stop(&self) {
+        self.lock().stop = true;
+        self.moved_on.notify_all();
+    }
+
+    /// Waits for so long or until all threads have ended; says whether they have.
+    pub(super) fn wait(&self, timeout: Duration) -> bool {
+        let running = |state: &mut State| state.running > 0;
+        let waited = self.ended.wait_timeout_while(self.lock(), timeout, running);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.running == 0
+    }
+
+    /// What has taken all batches; None if a thread has ended while it took one.
+    pub(super) fn into_taker(self) -> Option<Taker> {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).taker
+    }
+}
+
+/// A thread that delivers.
+pub(super) struct Entered<'a> {
+    turns: &'a Turns<'a>,
+}
+
+impl Entered<'_> {
+    /// An empty vector for the tags of a batch; None when the thread is to end.
+    pub(super) fn next_vector(&self) -> Option<Vec<(u32, Tag)>> {
+        let mut state = self.turns.lock();
+        (!state.stop).then(|| state.spare.pop().unwrap_or_default())
+    }
+
+    /// Has a batch taken in its turn, and all that waited for it.
+    pub(super) fn deliver(&self, turn: usize, batch: Batch) {
+        let turns = self.turns;
+        let mut state = turns.lock();
+        state.waiting.insert(turn, batch);
+        if let Some(mut taker) = state.taker.take() {
+            while let Some(mut batch) = {
+                let next = state.next;
+                state.waiting.remove(&next)
+            } {
+                drop(state);
+                taker.take(&batch, turns.sources[usize::from(batch.guest)].page_types());
+                batch.tags.clear();
+                state = turns.lock();
+                state.spare.push(batch.tags);
+                state.next += 1;
+                if state.blocked > 0 {
+                    turns.moved_on.notify_all();
+                }
+            }
+            state.taker = Some(taker);
+        }
+        // Neither who takes nor who reads what is next in turn waits here.
+        state.blocked += 1;
+        let full = |state: &mut State| state.waiting.len() > MAX_WAITING && !state.stop;
+        let waited = turns.moved_on.wait_while(state, full);
+        waited.unwrap_or_else(PoisonError::into_inner).blocked -= 1;
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.turns.lock().running -= 1;
+        self.turns.ended.notify_all();
+    }
+}
