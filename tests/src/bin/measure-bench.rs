@@ -16,6 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tests::boot::median;
 use tests::merging::machine;
+use vm_memory::{Bytes, GuestAddress};
 use vmm::measure::content::Content;
 use vmm::measure::scan::{Options, scan};
 use vmm::measure::source::file::FileSource;
@@ -24,6 +25,7 @@ use vmm::measure::source::process::ProcessSource;
 use vmm::measure::source::{PageReader, Source, Unread, hand_on};
 use vmm::measure::{MeasureError, PAGE, Space};
 use vmm::memory::page_buffer::PageBuffer;
+use vmm::memory::ram::{Backing, Ram};
 
 const USAGE: &str = "\
 Measures how fast `samepage measure` reads and classifies memory.
@@ -35,10 +37,11 @@ Usage: measure-bench [--mib N] [--rounds R] [--grow GIB] [--json]
   --grow GIB  largest image of the second part, in GiB; they are generated while they are read [default: 16]
   --json      print one JSON object
 
-With --mib 1024 it takes 4 GiB of memory.";
+With --mib 1024 it takes 5 GiB of memory.";
 
-/// Holds memory with the contents of a file: the process that is measured.
+/// Holds memory with the contents of a file: the process that is measured. By pages of 4 KiB, or of 2 MiB where it can, as QEMU's.
 const CHILD: &str = "--hold";
+const CHILD_HUGE: &str = "--hold-huge";
 
 /// Memory of this process, as a guest.
 struct InPlace<'a>(&'a [[u8; PAGE]]);
@@ -168,6 +171,22 @@ fn classify(source: &dyn Source, threads: usize) -> Result<(Content, Took)> {
     timed(|| Ok(Content::of(&scan(&[source], &options, &mut |_, _| true)?)))
 }
 
+/// Has every page read and does nothing with it: what the kernel's part of it takes.
+fn read_only(source: &dyn Source) -> Result<()> {
+    let mut reader = source.open()?;
+    let (chunk, mut first) = (1024, 0);
+    for pages in source.extents() {
+        for at in (0..pages).step_by(chunk) {
+            let count = (pages - at).min(chunk as u64);
+            reader.read(first + at, count, &mut |_, page| {
+                black_box(page);
+            })?;
+        }
+        first += pages;
+    }
+    Ok(())
+}
+
 /// Reads all of it as fast as one core can.
 fn sum(memory: &[[u8; PAGE]]) -> u64 {
     let words = memory.as_flattened().as_chunks::<8>().0;
@@ -194,9 +213,9 @@ fn sum_by_two(memory: &[[u8; PAGE]]) -> u64 {
 struct Holder(Child);
 
 impl Holder {
-    fn start(file: &Path) -> Result<Self> {
+    fn start(how: &str, file: &Path) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .arg(CHILD)
+            .arg(how)
             .arg(file)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -221,20 +240,21 @@ impl Drop for Holder {
     }
 }
 
-/// A page where pages lie, so that the process has the same pages as the file.
-#[derive(Clone)]
-#[repr(align(4096))]
-struct Aligned([u8; PAGE]);
-
-fn hold(path: &str) -> Result<()> {
-    let mut file = BufReader::with_capacity(64 << 10, File::open(path)?);
-    let pages = file.get_ref().metadata()?.len() as usize / PAGE;
-    let mut bytes = vec![Aligned([0; PAGE]); pages];
-    bytes.iter_mut().try_for_each(|page| file.read_exact(&mut page.0))?;
+/// Holds what is in the file until there is a line on standard input or its end.
+fn hold(path: &str, huge: bool) -> Result<()> {
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let ram = Ram::new(bytes, Backing::Anonymous)?;
+    ram.set_huge_pages(huge)?;
+    let mut piece = PageBuffer::new(16);
+    for at in (0..bytes).step_by(piece.len()) {
+        let len = piece.len().min((bytes - at) as usize);
+        file.read_exact(&mut piece[..len])?;
+        ram.memory().write_slice(&piece[..len], GuestAddress(at))?;
+    }
     drop(file);
     println!("ready");
     std::io::stdin().read_line(&mut String::new())?;
-    black_box(&bytes);
     Ok(())
 }
 
@@ -247,10 +267,13 @@ enum Reading {
     InPlaceByTwo,
     File,
     Pid,
+    PidHuge,
+    FileReadOnly,
+    PidReadOnly,
 }
 
 /// How long each reading took, round by round.
-struct Rounds(Vec<[Took; 6]>);
+struct Rounds(Vec<[Took; 9]>);
 
 impl Rounds {
     /// Gibibytes a second of processor time, of which there were so many.
@@ -272,8 +295,9 @@ fn speed(mib: usize, rounds: usize) -> Result<Rounds> {
     let dir = tempfile::tempdir_in("/dev/shm").context("cannot make a directory in /dev/shm")?;
     let path = dir.path().join("image");
     File::create(&path)?.write_all(memory.as_flattened())?;
-    let holder = Holder::start(&path)?;
-    let process = ProcessSource::new(holder.space()?, true);
+    let (small_pages, huge_pages) = (Holder::start(CHILD, &path)?, Holder::start(CHILD_HUGE, &path)?);
+    let process = ProcessSource::new(small_pages.space()?, true);
+    let huge = ProcessSource::new(huge_pages.space()?, true);
     let file = FileSource::open(&path, "file".into())?;
     let in_place = InPlace(memory);
     let mut expected: Option<Content> = None;
@@ -285,7 +309,7 @@ fn speed(mib: usize, rounds: usize) -> Result<Rounds> {
         ensure!(differ <= 64, "{} of {}: {content:?}, and {first:?} before", source.name(), mib);
         Ok(took)
     };
-    let mut round = || -> Result<[Took; 6]> {
+    let mut round = || -> Result<[Took; 9]> {
         Ok([
             timed(|| Ok(black_box(sum(memory))))?.1,
             timed(|| Ok(black_box(sum_by_two(memory))))?.1,
@@ -293,6 +317,9 @@ fn speed(mib: usize, rounds: usize) -> Result<Rounds> {
             classified(&in_place, 2)?,
             classified(&file, 1)?,
             classified(&process, 1)?,
+            classified(&huge, 1)?,
+            timed(|| read_only(&file))?.1,
+            timed(|| read_only(&process))?.1,
         ])
     };
     Ok(Rounds((0..rounds).map(|_| round()).collect::<Result<_>>()?))
@@ -308,7 +335,8 @@ fn main() -> Result<()> {
             "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
             "--grow" => grow = value()?.parse::<u64>().context("--grow takes a number of GiB")?,
             "--json" => as_json = true,
-            CHILD => return hold(&value()?),
+            CHILD => return hold(&value()?, false),
+            CHILD_HUGE => return hold(&value()?, true),
             "-h" | "--help" => {
                 println!("{USAGE}");
                 return Ok(());
@@ -316,7 +344,10 @@ fn main() -> Result<()> {
             other => bail!("unknown argument {other}\n\n{USAGE}"),
         }
     }
-    ensure!(rounds > 0 && mib >= 64, "--rounds must be at least 1 and --mib at least 64");
+    ensure!(
+        rounds > 0 && (64..=3072).contains(&mib),
+        "--rounds must be at least 1, and --mib 64 to 3072, below the hole in a guest's addresses"
+    );
     let speed = speed(mib, rounds)?;
     let gib = mib as f64 / 1024.0;
     let rate = |reading| speed.rate(gib, reading);
@@ -324,6 +355,8 @@ fn main() -> Result<()> {
         (rate(Reading::Sum), rate(Reading::InPlace), rate(Reading::File), rate(Reading::Pid));
     let of_sum = speed.times(Reading::InPlace, Reading::Sum, |took| took.cpu);
     let pid_of_file = speed.times(Reading::Pid, Reading::File, |took| took.cpu);
+    let huge_of_file = speed.times(Reading::PidHuge, Reading::File, |took| took.cpu);
+    let read_pid_of_file = speed.times(Reading::PidReadOnly, Reading::FileReadOnly, |took| took.cpu);
     let by_two = speed.times(Reading::InPlaceByTwo, Reading::InPlace, |took| took.wall);
     let sum_by_two = speed.times(Reading::SumByTwo, Reading::Sum, |took| took.wall);
     let mut rows = Vec::new();
@@ -354,6 +387,7 @@ fn main() -> Result<()> {
             "sum_gib_per_second": sum, "classify_gib_per_second": in_place, "classify_of_sum": of_sum,
             "speed_up_of_two_threads": by_two, "speed_up_of_two_summing": sum_by_two,
             "file_gib_per_second": file, "pid_gib_per_second": pid, "pid_of_file": pid_of_file,
+            "pid_with_huge_pages_of_file": huge_of_file, "reading_pid_of_reading_file": read_pid_of_file,
             "growth": rows,
         });
         println!("{result:#}");
@@ -367,6 +401,13 @@ fn main() -> Result<()> {
     );
     println!("  --file                    {file:6.2}");
     println!("  --pid                     {pid:6.2}   {:.0} % of --file", 100.0 * pid_of_file);
+    println!("    with huge pages         {:6.2}   {:.0} %", rate(Reading::PidHuge), 100.0 * huge_of_file);
+    println!(
+        "  reading only: --file      {:6.2}\n                --pid       {:6.2}   {:.0} % of that",
+        rate(Reading::FileReadOnly),
+        rate(Reading::PidReadOnly),
+        100.0 * read_pid_of_file
+    );
     println!("growth, one thread: GiB, processor seconds, seconds a GiB, bytes of index a content");
     for (gib, cpu, index, distinct) in rows {
         let each = index as f64 / distinct as f64;

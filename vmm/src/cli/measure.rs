@@ -30,7 +30,7 @@ use subjects::Subjects;
 /// The smallest index that may be asked for, and the largest.
 const INDEX_BYTES: (u64, u64) = (1 << 20, 1 << 44);
 /// Pages that are looked at a second time where somebody may be writing.
-const SECOND_LOOK_PAGES: u64 = 64 * 1024;
+const SECOND_LOOK_PAGES: u64 = 16 * 1024;
 /// How often a pause between two looks is looked out of.
 const POLL: Duration = Duration::from_millis(50);
 

@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::sample::Estimate;
 use super::scan::Scan;
-use super::source::{PageReader, Source};
+use super::source::Source;
 use super::{MeasureError, PAGE};
+
+/// Pages that are asked for at a time.
+const SOME_PAGES: usize = 1024;
 
 /// How much of what was measured did not stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,27 +40,26 @@ impl Scan {
             return Ok(None);
         }
         let began = Instant::now();
-        let mut reader: Option<(usize, Box<dyn PageReader + '_>)> = None;
         let mut changed = Vec::with_capacity(self.second_look.len());
-        let mut rest = self.second_look.as_slice();
-        while let Some((number, _)) = rest.first() {
-            let (guest, first) = self.layout.place(*number);
-            // Neighbours are read in one go.
-            let run = rest.windows(2).take(255).take_while(|pair| pair[0].0 + 1 == pair[1].0).count() + 1;
-            let (now, after) = rest.split_at(run);
-            let open = match reader.take() {
-                Some((same, reader)) if same == guest => reader,
-                _ => sources[guest].open()?,
-            };
-            let (_, open) = reader.insert((guest, open));
-            let before = changed.len();
-            changed.resize(before + run, 1.0);
-            open.read(first, run as u64, &mut |page, content| {
-                let at = (page - first) as usize;
-                let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
-                changed[before + at] = f64::from(u8::from(tag != now[at].1));
-            })?;
-            rest = after;
+        let placed: Vec<_> =
+            self.second_look.iter().map(|(number, tag)| (self.layout.place(*number), *tag)).collect();
+        for same in placed.chunk_by(|((a, _), _), ((b, _), _)| a == b) {
+            let Some(((guest, _), _)) = same.first() else { continue };
+            let mut reader = sources[*guest].open()?;
+            for some in same.chunks(SOME_PAGES) {
+                let pages: Vec<u64> = some.iter().map(|((_, page), _)| *page).collect();
+                let mut same = vec![false; some.len()];
+                let mut at = 0;
+                reader.read_scattered(&pages, &mut |page, content| {
+                    // Pages come in this order, some of them not at all.
+                    at += pages[at..].partition_point(|before| *before < page);
+                    let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
+                    if let (Some(same), Some((_, before))) = (same.get_mut(at), some.get(at)) {
+                        *same = tag == *before;
+                    }
+                })?;
+                changed.extend(same.iter().map(|same| f64::from(u8::from(!same))));
+            }
         }
         let of = |(guest, source): (usize, &&dyn Source)| {
             if source.is_live() { self.guests[guest].zero + self.guests[guest].filled } else { 0 }

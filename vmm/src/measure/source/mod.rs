@@ -68,6 +68,22 @@ pub trait PageReader {
         pages: u64,
         each: &mut dyn FnMut(u64, &[u8; PAGE]),
     ) -> Result<Unread, MeasureError>;
+
+    /// The same for pages that lie anywhere, ascending.
+    ///
+    /// # Errors
+    /// The memory is gone or cannot be read.
+    fn read_scattered(
+        &mut self,
+        pages: &[u64],
+        each: &mut dyn FnMut(u64, &[u8; PAGE]),
+    ) -> Result<Unread, MeasureError> {
+        let mut unread = Unread::default();
+        for page in pages {
+            unread.add(self.read(*page, 1, each)?);
+        }
+        Ok(unread)
+    }
 }
 
 /// Hands on the whole pages in `bytes`, the first of which has the number `first`.
