@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vmm::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
+use vmm::memory::PAGE_BYTES;
+use vmm::memory::pagemap::{Pagemap, PagemapEntry};
 
 use crate::run::Running;
 use crate::sandbox::Sandbox;

@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::frames::{Frames, Pages};
 use super::{MeasureError, Space, frames};
-use crate::memory::pagemap::{FrameTable, PAGE_BYTES, Pagemap, Pfn};
+use crate::memory::pagemap::{FrameTable, Pfn};
 use crate::memory::smaps::RangePages;
 
 /// Looks until nothing moves any more; then the last one counts as it is.
 const MAX_LOOKS: u32 = 10;
 /// Between two looks: merging that goes on while guests stand still comes to its end.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
-/// Entries read at a time, for 64 MiB of guest memory.
-const CHUNK_PAGES: u64 = 16 * 1024;
+/// Frames looked up at a time.
+const CHUNK_FRAMES: usize = 16 * 1024;
 
 /// What the audit found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,21 +122,14 @@ struct Listed {
 
 /// None where frame numbers are hidden.
 fn list(spaces: &[Space]) -> Result<Option<Listed>, MeasureError> {
-    let mut all = Vec::new();
-    let mut entries = Vec::new();
+    let (mut all, mut are_hidden) = (Vec::new(), false);
     for space in spaces {
-        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
-        let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
-        for extent in &space.extents {
-            for at in (0..extent.bytes).step_by((CHUNK_PAGES * PAGE_BYTES) as usize) {
-                let pages = ((extent.bytes - at) / PAGE_BYTES).min(CHUNK_PAGES);
-                pagemap.read(extent.hva + at, pages as usize, &mut entries).map_err(wrap)?;
-                let present = entries.iter().filter(|entry| entry.present());
-                for entry in present {
-                    let Some(frame) = entry.pfn() else { return Ok(None) };
-                    all.push(frame);
-                }
-            }
+        space.each_entry(|_, entry| match entry.pfn() {
+            Some(frame) => all.push(frame),
+            None => are_hidden |= entry.present(),
+        })?;
+        if are_hidden {
+            return Ok(None);
         }
     }
     let Ok(mut table) = FrameTable::open() else { return Ok(None) };
@@ -145,7 +138,7 @@ fn list(spaces: &[Space]) -> Result<Option<Listed>, MeasureError> {
     let (mut flags, mut counts) = (Vec::new(), Vec::new());
     // A group of equal numbers is one frame; looked up in batches of so many frames.
     let groups: Vec<&[Pfn]> = all.chunk_by(|a, b| a == b).collect();
-    for batch in groups.chunks(CHUNK_PAGES as usize) {
+    for batch in groups.chunks(CHUNK_FRAMES) {
         let frames: Vec<Pfn> = batch.iter().map(|group| group[0]).collect();
         table.flags(&frames, &mut flags).map_err(MeasureError::FrameTable)?;
         table.counts(&frames, &mut counts).map_err(MeasureError::FrameTable)?;
@@ -163,6 +156,7 @@ fn list(spaces: &[Space]) -> Result<Option<Listed>, MeasureError> {
 mod tests {
     use super::*;
     use crate::measure::frames::GuestFrames;
+    use crate::memory::PAGE_BYTES;
 
     fn frames(private: u64, shared: u64, swapped: u64, frames: u64) -> Frames {
         let pages = Pages { total: 100, private, shared, swapped, ..Pages::default() };

@@ -17,10 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::{MeasureError, Space, check};
 use crate::memory::ksm_stat::{self, KsmStat};
 use crate::memory::maps::Maps;
-use crate::memory::pagemap::{FrameFlags, FrameTable, PAGE_BYTES, Pagemap, PagemapEntry, PagemapError, Pfn};
+use crate::memory::pagemap::{FrameFlags, FrameTable, PagemapEntry, PagemapError, Pfn};
 
-/// Entries read at a time, for 64 MiB of guest memory.
-const CHUNK_PAGES: usize = 16 * 1024;
 /// Frames looked up at a time.
 const CHUNK_FRAMES: usize = 64 * 1024;
 /// Bits of a sort key that name the guest: see [`super::MAX_SPACES`]. Of the frame number x86-64 has 40.
@@ -137,23 +135,10 @@ struct FrameInfo {
 pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
     check(spaces)?;
     let mut census = Census::new(spaces);
-    let mut entries = Vec::new();
     for (guest, space) in spaces.iter().enumerate() {
-        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
-        let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
         // Only asked where frame numbers are hidden; where it cannot be read either, there is one estimate more.
         let maps = LazyCell::new(|| Maps::of(space.pid).unwrap_or_default());
-        for extent in &space.extents {
-            let mut left = (extent.bytes / PAGE_BYTES) as usize;
-            let mut hva = extent.hva;
-            while left > 0 {
-                let pages = left.min(CHUNK_PAGES);
-                pagemap.read(hva, pages, &mut entries).map_err(wrap)?;
-                census.count(guest, hva, &entries, &maps);
-                left -= pages;
-                hva += pages as u64 * PAGE_BYTES;
-            }
-        }
+        space.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
     }
     if !census.slab_pages.is_empty() || census.hidden.iter().any(|hidden| hidden.any()) {
         return Ok(census.estimate(&KsmView::read(spaces)));
@@ -223,31 +208,36 @@ impl Census {
         }
     }
 
-    fn count(&mut self, guest: usize, hva: u64, entries: &[PagemapEntry], maps: &impl Deref<Target = Maps>) {
+    fn count(&mut self, guest: usize, hva: u64, entry: PagemapEntry, maps: &impl Deref<Target = Maps>) {
         let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
-        pages.total += entries.len() as u64;
-        *anonymous += entries.iter().filter(|e| e.present() && !e.file_or_shared()).count() as u64;
-        for (hva, &entry) in (hva..).step_by(PAGE_BYTES as usize).zip(entries) {
-            if !entry.present() {
-                if entry.swapped() { pages.swapped += 1 } else { pages.absent += 1 }
-            } else if entry.exclusive() {
-                pages.private += 1;
-            } else if let Some(Pfn(pfn)) = entry.pfn() {
-                let kind = match entry.file_or_shared() {
-                    false => Kind::Anonymous,
-                    true if maps.slab_at(hva).is_some() => Kind::Slab,
-                    true => Kind::File,
-                };
-                self.keys.push(pfn << KEY_BITS | (kind as u64) << GUEST_BITS | guest as u64);
-            } else if entry.file_or_shared() {
-                // A slab's frames are known by the slab's file, without their numbers.
-                match maps.slab_at(hva) {
-                    Some(slab) => self.slab_pages.push((slab.inode, slab.slab_page(hva), guest as u16)),
-                    None => self.hidden[guest].file += 1,
-                }
+        pages.total += 1;
+        if !entry.present() {
+            if entry.swapped() {
+                pages.swapped += 1
             } else {
-                self.hidden[guest].anonymous += 1;
+                pages.absent += 1
             }
+            return;
+        }
+        let is_file = entry.file_or_shared();
+        *anonymous += u64::from(!is_file);
+        if entry.exclusive() {
+            pages.private += 1;
+        } else if let Some(Pfn(pfn)) = entry.pfn() {
+            let kind = match is_file {
+                false => Kind::Anonymous,
+                true if maps.slab_at(hva).is_some() => Kind::Slab,
+                true => Kind::File,
+            };
+            self.keys.push(pfn << KEY_BITS | (kind as u64) << GUEST_BITS | guest as u64);
+        } else if is_file {
+            // A slab's frames are known by the slab's file, without their numbers.
+            match maps.slab_at(hva) {
+                Some(slab) => self.slab_pages.push((slab.inode, slab.slab_page(hva), guest as u16)),
+                None => self.hidden[guest].file += 1,
+            }
+        } else {
+            self.hidden[guest].anonymous += 1;
         }
     }
 

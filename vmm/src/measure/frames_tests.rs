@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::measure::Extent;
+use crate::memory::PAGE_BYTES;
 use crate::memory::maps::SlabMapping;
 
 const ZERO_FRAME: u64 = 9;
@@ -37,6 +38,12 @@ fn entries(world: &[Vec<u64>], outside: &[u64]) -> (Vec<Vec<PagemapEntry>>, Hash
     (world.iter().map(|pages| pages.iter().map(entry).collect()).collect(), mappings)
 }
 
+fn count(census: &mut Census, guest: usize, hva: u64, entries: &[PagemapEntry], maps: &Maps) {
+    for (hva, entry) in (hva..).step_by(PAGE_BYTES as usize).zip(entries) {
+        census.count(guest, hva, *entry, &maps);
+    }
+}
+
 proptest! {
     #[test]
     fn classes_sum_to_total_and_frames_to_what_is_mapped(
@@ -48,9 +55,7 @@ proptest! {
         let mut census = Census::new(&spaces);
         census.ksm_is_told = true;
         for (guest, entries) in entries.iter().enumerate() {
-            for piece in entries.chunks(7) {
-                census.count(guest, 0, piece, &&Maps::default());
-            }
+            count(&mut census, guest, 0, entries, &Maps::default());
         }
         let frames = census.join(|batch, out| {
             assert!(batch.is_sorted());
@@ -112,7 +117,7 @@ proptest! {
         };
         let entries: Vec<_> = pages.iter().map(entry).collect();
         let mut census = Census::new(&[space("g")]);
-        census.count(0, 0, &entries, &&Maps::default());
+        count(&mut census, 0, 0, &entries, &Maps::default());
         let frames_per_page = if shared == 0 { 1.0 } else { shared as f64 / (shared + sharing) as f64 };
         let frames = census.estimate(&KsmView { merging_pages: vec![merging], frames_per_page });
         let p = frames.pages;
@@ -133,9 +138,9 @@ fn frames_of_slabs_are_known_by_the_slabs_files() {
     let (slab, private) = (PagemapEntry(1 << 63 | 1 << 61), PagemapEntry(1 << 63 | 1 << 56));
     let mut census = Census::new(&[space("a"), space("b"), space("c")]);
     // Pages 4, 5 and 6 of slab 9; 5 and 6 of it, and one of its own; 4 and 5 of another slab.
-    census.count(0, HVA, &[slab, slab, slab], &&maps(9, 4));
-    census.count(1, HVA, &[slab, slab, private], &&maps(9, 5));
-    census.count(2, HVA, &[slab, slab], &&maps(7, 4));
+    count(&mut census, 0, HVA, &[slab, slab, slab], &maps(9, 4));
+    count(&mut census, 1, HVA, &[slab, slab, private], &maps(9, 5));
+    count(&mut census, 2, HVA, &[slab, slab], &maps(7, 4));
     let frames = census.estimate(&KsmView { merging_pages: vec![0; 3], frames_per_page: 1.0 });
     assert_eq!((frames.frames, frames.saved_pages), (6, 2));
     assert_eq!(frames.guests.iter().map(|g| g.frames).collect::<Vec<_>>(), [2.0, 2.0, 2.0]);

@@ -32,7 +32,7 @@ use thiserror::Error;
 
 pub use crate::memory::Extent;
 use crate::memory::PAGE_BYTES;
-use crate::memory::pagemap::PagemapError;
+use crate::memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use crate::memory::remote::RemoteError;
 use page_types::PageTypesError;
 use source::file::ImageError;
@@ -59,6 +59,20 @@ impl Space {
     /// The pages of all extents.
     pub fn pages(&self) -> u64 {
         self.extents.iter().map(|extent| extent.bytes / PAGE_BYTES).sum()
+    }
+
+    /// Hands out every page, in the order of the extents: its address and its page table entry.
+    ///
+    /// # Errors
+    /// The process is gone, or is not ours to look at.
+    pub fn each_entry(&self, mut each: impl FnMut(u64, PagemapEntry)) -> Result<(), MeasureError> {
+        let walked = Pagemap::open(self.pid).and_then(|mut pagemap| {
+            pagemap.each(&self.extents, |hva, entry| {
+                each(hva, entry);
+                Ok(())
+            })
+        });
+        walked.map_err(|source| MeasureError::Pages { guest: self.name.clone(), pid: self.pid, source })
     }
 }
 

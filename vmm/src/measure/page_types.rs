@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{MeasureError, Space};
+use crate::memory::PAGE_BYTES;
 use crate::memory::layout::HOLE_END;
-use crate::memory::pagemap::{PAGE_BYTES, Pagemap};
 
 /// How many types there are.
 pub const TYPES: usize = PageType::ALL.len();
@@ -248,18 +248,13 @@ impl PageTypes {
     /// # Errors
     /// The process is gone.
     pub fn shared(&self, space: &Space) -> Result<[u64; TYPES], MeasureError> {
-        let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
         let (mut shared, mut page) = ([0; TYPES], 0);
-        let walked = Pagemap::open(space.pid).and_then(|mut pagemap| {
-            pagemap.each(&space.extents, |_, entry| {
-                if entry.present() && !entry.exclusive() {
-                    shared[self.of(page).code()] += 1;
-                }
-                page += 1;
-                Ok(())
-            })
-        });
-        walked.map_err(wrap)?;
+        space.each_entry(|_, entry| {
+            if entry.present() && !entry.exclusive() {
+                shared[self.of(page).code()] += 1;
+            }
+            page += 1;
+        })?;
         Ok(shared)
     }
 }

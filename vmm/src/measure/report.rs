@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::content::Content;
 use super::frames::{Frames, Pages};
 use super::runs::Runs;
-use crate::memory::pagemap::PAGE_BYTES;
+use crate::memory::PAGE_BYTES;
 
 /// What only the caller knows of a run.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,10 +8,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{MeasureError, Space};
-use crate::memory::pagemap::{PAGE_BYTES, Pagemap};
 
-/// Entries read at a time.
-const CHUNK_PAGES: usize = 16 * 1024;
 /// Looks that can be told apart: their number is kept for each page.
 pub const MAX_LOOKS: usize = u16::MAX as usize - 1;
 
@@ -87,29 +84,20 @@ impl Watcher {
         let seconds = self.began.elapsed().as_secs_f64();
         let mut look = Look { seconds, saved_pages, ideal_saved_pages, ..Look::default() };
         let mut ended = vec![0u64; usize::from(number)];
-        let mut entries = Vec::new();
         for (space, since) in spaces.iter().zip(&mut self.since) {
-            let wrap = |source| MeasureError::Pages { guest: space.name.clone(), pid: space.pid, source };
-            let mut pagemap = Pagemap::open(space.pid).map_err(wrap)?;
             let mut since = since.iter_mut();
-            for extent in &space.extents {
-                let pages = (extent.bytes / PAGE_BYTES) as usize;
-                for first in (0..pages).step_by(CHUNK_PAGES) {
-                    let hva = extent.hva + first as u64 * PAGE_BYTES;
-                    pagemap.read(hva, (pages - first).min(CHUNK_PAGES), &mut entries).map_err(wrap)?;
-                    for (entry, since) in entries.iter().zip(since.by_ref()) {
-                        let is_shared = entry.present() && !entry.exclusive();
-                        look.shared_pages += u64::from(is_shared);
-                        if is_shared && *since == 0 {
-                            *since = number;
-                            look.began_pages += 1;
-                        } else if !is_shared && *since > 0 {
-                            ended[usize::from(std::mem::take(since))] += 1;
-                            look.ended_pages += 1;
-                        }
-                    }
+            space.each_entry(|_, entry| {
+                let Some(since) = since.next() else { return };
+                let is_shared = entry.present() && !entry.exclusive();
+                look.shared_pages += u64::from(is_shared);
+                if is_shared && *since == 0 {
+                    *since = number;
+                    look.began_pages += 1;
+                } else if !is_shared && *since > 0 {
+                    ended[usize::from(std::mem::take(since))] += 1;
+                    look.ended_pages += 1;
                 }
-            }
+            })?;
         }
         let ended = ended.iter().zip(0..).filter(|(pages, _)| **pages > 0);
         self.ended.extend(ended.map(|(pages, from)| (from, number, *pages)));
@@ -153,6 +141,7 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::PAGE_BYTES;
 
     fn watched(looks: &[(f64, u64, u64)], ended: &[(u16, u16, u64)]) -> Watched {
         let look = |(seconds, shared_pages, ended_pages): &(f64, u64, u64)| Look {

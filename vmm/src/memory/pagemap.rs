@@ -11,10 +11,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::Extent;
-
-/// Bytes of a page and of a frame: x86-64 has no other base size.
-pub const PAGE_BYTES: u64 = 4096;
+use super::{Extent, PAGE_BYTES};
 
 /// Bytes of one entry in each of the three files.
 const ENTRY_BYTES: usize = 8;

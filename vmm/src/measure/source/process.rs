@@ -11,10 +11,10 @@ use std::sync::Arc;
 use super::{PageReader, Source, Unread, hand_on};
 use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE, Space};
-use crate::memory::Extent;
 use crate::memory::page_buffer::PageBuffer;
-use crate::memory::pagemap::{PAGE_BYTES, Pagemap, PagemapEntry};
+use crate::memory::pagemap::{Pagemap, PagemapEntry};
 use crate::memory::remote::{RemoteError, RemoteMemory, RemoteRange};
+use crate::memory::{Extent, PAGE_BYTES};
 
 /// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
 const BATCH_PAGES: usize = 64;

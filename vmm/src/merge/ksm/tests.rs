@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::measure::{Extent, content, frames};
-use crate::memory::pagemap::PAGE_BYTES;
+use crate::memory::PAGE_BYTES;
 
 /// Set for the children that the tests make of this same test program: `real`, or the directory of a fake.
 const ROLE: &str = "SAMEPAGE_KSM_TEST";
