@@ -218,7 +218,8 @@ fn plan(args: &RunArgs) -> Result<Plan, ExperimentError> {
 }
 
 fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result<()> {
-    let bar = ProgressBar::with_draw_target(Some(outcome.planned_trials as u64), draw_target());
+    let planned = outcome.planned_trials;
+    let bar = ProgressBar::with_draw_target(Some(planned as u64), draw_target());
     let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("=> "));
@@ -228,6 +229,10 @@ fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result
     let result = outcome.go_on(journal, &watch, &|repetition, point, done| {
         bar.set_position(done as u64);
         bar.set_message(format!("repetition {repetition}, {point}"));
+        if bar.is_hidden() {
+            // In a log, which has no bars, hours should not pass in silence.
+            eprintln!("{}: {} of {planned}: repetition {repetition}, {point}", bar.prefix(), done + 1);
+        }
     });
     bar.finish_and_clear();
     Ok(result?)

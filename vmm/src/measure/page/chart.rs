@@ -1,6 +1,6 @@
 //! The plots of a page.
 
-use super::svg::{Anchor, Svg, WIDTH, fill, shortened, ticks};
+use super::svg::{Anchor, Svg, WIDTH, fill, shortened, ticks, ticks_within};
 use super::{Bars, Histogram, Lines, Matrix, number};
 
 /// Height of a plot with a vertical axis, and where its area lies.
@@ -26,7 +26,7 @@ pub(super) fn bars(chart: &Bars) -> String {
     let height = top + ROW * chart.bars.len() as f64 + 8.0;
     let mut svg = Svg::new(height);
     if is_stack {
-        svg.legend(LABEL, 16.0, &chart.series);
+        svg.legend(LABEL, &chart.series);
     }
     let sums: Vec<f64> = chart.bars.iter().map(|(_, values)| values.iter().sum()).collect();
     let most = sums.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
@@ -62,22 +62,26 @@ fn vertical(svg: &mut Svg, most: f64, name: &str) -> impl Fn(f64) -> f64 + use<>
 
 pub(super) fn lines(chart: &Lines) -> String {
     let mut svg = Svg::new(HEIGHT);
+    if chart.series.len() > 1 {
+        let names: Vec<String> = chart.series.iter().map(|(name, _)| name.clone()).collect();
+        svg.legend(LEFT + 150.0, &names);
+    }
     let points = || chart.series.iter().flat_map(|(_, points)| points);
     let y_of = vertical(&mut svg, points().map(|(_, y)| *y).fold(0.0, f64::max), &chart.y);
     let first = points().map(|(x, _)| *x).fold(f64::INFINITY, f64::min);
     let last = points().map(|(x, _)| *x).fold(f64::NEG_INFINITY, f64::max);
     let span = if last > first { last - first } else { 1.0 };
     let x_of = |x: f64| LEFT + 10.0 + (RIGHT - LEFT - 20.0) * (x - first) / span;
-    if chart.series.len() > 1 {
-        let names: Vec<String> = chart.series.iter().map(|(name, _)| name.clone()).collect();
-        svg.legend(LEFT + 150.0, 16.0, &names);
-    }
     let mut xs: Vec<f64> = points().map(|(x, _)| *x).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
+    // Few values are named themselves, such as numbers of guests; of many, round ones between them.
+    if xs.len() > AXIS_LABELS {
+        xs = ticks_within(first, last);
+    }
     let mut end = f64::NEG_INFINITY;
-    for x in xs.iter().step_by(xs.len().div_ceil(AXIS_LABELS).max(1)) {
-        let (at, text) = (x_of(*x), number(*x));
+    for x in xs {
+        let (at, text) = (x_of(x), number(x));
         let half = CHAR * text.len() as f64 / 2.0;
         // Points need not be evenly apart: a label that would cover the one before is left out.
         if at - half > end {

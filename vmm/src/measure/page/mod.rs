@@ -206,18 +206,23 @@ impl fmt::Display for Item {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let row = |f: &mut fmt::Formatter<'_>, tag: &str, cells: &[String], like: &[String]| {
+        // A column of numbers is one where everything is a number or missing, not one that has a number in it.
+        let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+        let column =
+            |n: usize| self.rows.iter().filter_map(move |row| row.get(n)).filter(|cell| !cell.is_empty());
+        let are_numbers: Vec<bool> =
+            (0..self.header.len()).map(|n| column(n).next().is_some() && column(n).all(is_number)).collect();
+        let row = |f: &mut fmt::Formatter<'_>, tag: &str, cells: &[String]| {
             write!(f, "<tr>")?;
-            for (cell, like) in cells.iter().zip(like) {
-                let is_number = like.starts_with(|c: char| c.is_ascii_digit());
-                let class = if is_number { " class=\"n\"" } else { "" };
+            for (n, cell) in cells.iter().enumerate() {
+                let class = if are_numbers.get(n) == Some(&true) { " class=\"n\"" } else { "" };
                 write!(f, "<{tag}{class}>{}</{tag}>", escaped(cell))?;
             }
             writeln!(f, "</tr>")
         };
         writeln!(f, "<div class=\"scroll\"><table>")?;
-        row(f, "th", &self.header, self.rows.first().unwrap_or(&self.header))?;
-        self.rows.iter().try_for_each(|cells| row(f, "td", cells, cells))?;
+        row(f, "th", &self.header)?;
+        self.rows.iter().try_for_each(|cells| row(f, "td", cells))?;
         writeln!(f, "</table></div>")
     }
 }

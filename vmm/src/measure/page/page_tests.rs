@@ -1,4 +1,4 @@
-use super::svg::{shortened, ticks};
+use super::svg::{shortened, ticks, ticks_within};
 use super::*;
 
 fn page() -> Page {
@@ -97,6 +97,50 @@ fn axes_have_round_numbers_and_reach_the_top() {
             "{most}: {ticks:?}"
         );
     }
+}
+
+#[test]
+fn an_axis_between_two_values_has_round_numbers_within_them() {
+    assert_eq!(ticks_within(1.1, 13.5), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
+    assert_eq!(ticks_within(3.0, 3.0), [3.0]);
+    for (first, last) in [(0.0, 1.0), (0.31, 0.37), (-4.0, 9.0), (1e6, 3e6), (0.0, 1e-9)] {
+        let ticks = ticks_within(first, last);
+        assert!((3..=9).contains(&ticks.len()), "{first} to {last}: {ticks:?}");
+        assert!(ticks[0] >= first && *ticks.last().unwrap() <= last * (1.0 + 1e-9), "{ticks:?}");
+    }
+}
+
+#[test]
+fn a_long_legend_takes_several_lines_and_the_plot_makes_room() {
+    let series = |count: usize| {
+        let series = (0..count).map(|n| (format!("a contender, round {n}"), vec![(0.0, 1.0), (1.0, 2.0)]));
+        let lines = Lines { series: series.collect(), ..Lines::default() };
+        let section = Section { items: vec![Item::Lines(lines)], ..Section::default() };
+        Page { sections: vec![section], ..Page::default() }.to_string()
+    };
+    let number_after = |text: &str, name: &str| -> Vec<f64> {
+        text.split(name).skip(1).filter_map(|rest| rest.split(['"', ' ']).next()?.parse().ok()).collect()
+    };
+    let (short, long) = (series(2), series(9));
+    let height = |html: &str| number_after(html, "viewBox=\"0 0 760 ")[0];
+    assert!(height(&long) > height(&short));
+    for html in [short, long] {
+        assert!(number_after(&html, " x=\"").iter().all(|x| *x < 740.0), "{html}");
+        let names = html.lines().filter(|line| line.starts_with("<rect"));
+        let lowest = names.flat_map(|line| number_after(line, " y=\"")).fold(0.0, f64::max);
+        let dots = number_after(&html, "cy=\"");
+        assert!(dots.iter().all(|y| *y > lowest + 10.0), "{lowest} {dots:?}");
+    }
+}
+
+#[test]
+fn a_column_is_of_numbers_if_all_of_it_is() {
+    let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
+    let rows = vec![row(["at once", "1.5", ""]), row(["5 s later", "-2", "7"])];
+    let table = Table { header: row(["when", "s", "pages"]), rows };
+    let html = Item::Table(table).to_string();
+    assert!(html.contains("<td>5 s later</td><td class=\"n\">-2</td><td class=\"n\">7</td>"), "{html}");
+    assert!(html.contains("<th>when</th><th class=\"n\">s</th>"), "{html}");
 }
 
 #[test]
