@@ -76,3 +76,81 @@ impl Scan {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::measure::scan::{Options, scan};
+    use crate::measure::source::{PageReader, Unread};
+
+    /// One number a page, which may change; the largest stands for a page that is not there.
+    struct Guest {
+        pages: Vec<AtomicU32>,
+        live: bool,
+    }
+
+    impl Source for Guest {
+        fn name(&self) -> &str {
+            "guest"
+        }
+
+        fn extents(&self) -> Vec<u64> {
+            vec![10, self.pages.len() as u64 - 10]
+        }
+
+        fn is_live(&self) -> bool {
+            self.live
+        }
+
+        fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError> {
+            Ok(Box::new(Reader(self)))
+        }
+    }
+
+    struct Reader<'a>(&'a Guest);
+
+    impl PageReader for Reader<'_> {
+        fn read(
+            &mut self,
+            first: u64,
+            pages: u64,
+            each: &mut dyn FnMut(u64, &[u8; PAGE]),
+        ) -> Result<Unread, MeasureError> {
+            let mut unread = Unread::default();
+            for page in first..first + pages {
+                let number = self.0.pages[page as usize].load(Ordering::Relaxed);
+                let mut content = [0; PAGE];
+                content[..4].copy_from_slice(&number.to_ne_bytes());
+                if number == u32::MAX {
+                    unread.absent += 1;
+                } else {
+                    each(page, &content);
+                }
+            }
+            Ok(unread)
+        }
+    }
+
+    #[test]
+    fn what_changed_or_went_is_volatile_and_nothing_else() {
+        let guest = |live| Guest { pages: (0..3000).map(AtomicU32::new).collect(), live };
+        let (first, still, last) = (guest(true), guest(false), guest(true));
+        let sources: [&dyn Source; 3] = [&first, &still, &last];
+        last.pages[5].store(u32::MAX, Ordering::Relaxed);
+        let options = Options { second_look_pages: 6000, ..Options::default() };
+        let scan = scan(&sources, &options, &mut |_, _| true).unwrap();
+        let unchanged = scan.look_again(&sources).unwrap().unwrap();
+        assert_eq!((unchanged.looked_pages, unchanged.changed_pages), (5999, 0));
+        // Another content, zeros, something instead of zeros, and gone. Who cannot have changed is not looked at.
+        first.pages[9].store(77, Ordering::Relaxed);
+        first.pages[2000].store(0, Ordering::Relaxed);
+        last.pages[0].store(1, Ordering::Relaxed);
+        last.pages[2999].store(u32::MAX, Ordering::Relaxed);
+        still.pages[1].store(5, Ordering::Relaxed);
+        let volatile = scan.look_again(&sources).unwrap().unwrap();
+        assert_eq!((volatile.looked_pages, volatile.changed_pages, volatile.pages), (5999, 4, 4));
+        assert_eq!(scan.look_again(&sources[1..2]).unwrap(), None);
+    }
+}
