@@ -22,7 +22,7 @@ use vmm::measure::scan::{Options, scan};
 use vmm::measure::source::file::FileSource;
 use vmm::measure::source::mappings::{guest_memory, mappings};
 use vmm::measure::source::process::ProcessSource;
-use vmm::measure::source::{PageReader, Source, Unread, hand_on};
+use vmm::measure::source::{EachPage, PageReader, Source, Unread, hand_on};
 use vmm::measure::{MeasureError, PAGE, Space};
 use vmm::memory::page_buffer::PageBuffer;
 use vmm::memory::ram::{Backing, Ram};
@@ -65,12 +65,7 @@ impl Source for InPlace<'_> {
 }
 
 impl PageReader for InPlace<'_> {
-    fn read(
-        &mut self,
-        first: u64,
-        pages: u64,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
         hand_on(first, self.0[first as usize..(first + pages) as usize].as_flattened(), each);
         Ok(Unread::default())
     }
@@ -102,12 +97,7 @@ impl Source for Generated {
 }
 
 impl PageReader for Generated {
-    fn read(
-        &mut self,
-        first: u64,
-        pages: u64,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
         for page in first..first + pages {
             self.page[..8].copy_from_slice(&content(page, self.pages).to_ne_bytes());
             each(page, &self.page);

@@ -122,6 +122,7 @@ struct Listed {
 
 /// None where frame numbers are hidden.
 fn list(spaces: &[Space]) -> Result<Option<Listed>, MeasureError> {
+    let Ok(mut table) = FrameTable::open() else { return Ok(None) };
     let (mut all, mut are_hidden) = (Vec::new(), false);
     for space in spaces {
         space.each_entry(|_, entry| match entry.pfn() {
@@ -132,7 +133,6 @@ fn list(spaces: &[Space]) -> Result<Option<Listed>, MeasureError> {
             return Ok(None);
         }
     }
-    let Ok(mut table) = FrameTable::open() else { return Ok(None) };
     all.sort_unstable();
     let mut listed = Listed { frames: 0, miscounted: 0 };
     let (mut flags, mut counts) = (Vec::new(), Vec::new());

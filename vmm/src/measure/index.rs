@@ -30,7 +30,7 @@ const PARTS: usize = 1024;
 struct Entry {
     first: u64,
     second: u8,
-    /// A [`SetId`]; that of nobody in an empty entry.
+    /// A [`SetId`].
     set: u32,
     at: u32,
 }
@@ -167,24 +167,36 @@ impl Table {
         }
     }
 
+    /// This size, or the next one that so many entries leave room in.
+    fn size_with_room(mut size: usize, used: usize) -> usize {
+        while Self::is_full(used, size) {
+            size = Self::next_size(size);
+        }
+        size
+    }
+
+    /// What is in it: marks and entries.
+    fn contents(&self) -> impl Iterator<Item = (u8, &Entry)> {
+        let groups = self.marks.iter().zip(&self.entries);
+        groups.flat_map(|(marks, entries)| marks.taken().zip(entries))
+    }
+
     /// A table of this size with what `keep` says yes to.
     fn resized(&self, size: usize, keep: impl Fn(u8, &Entry) -> bool) -> Self {
         let mut table = Self::new(size);
         let groups = table.marks.len();
         // How full each group is: marks that have just been written would have to be waited for.
         let mut full = vec![0u8; groups];
-        for (marks, entries) in self.marks.iter().zip(&self.entries) {
-            for (mark, entry) in marks.taken().zip(entries).filter(|(mark, entry)| keep(*mark, entry)) {
-                let mut group = Self::home(entry.first, groups);
-                while usize::from(full[group]) == GROUP {
-                    group = Self::behind(group, groups);
-                }
-                let place = usize::from(full[group]);
-                table.marks[group].set(place, mark);
-                table.entries[group][place] = *entry;
-                full[group] += 1;
-                table.used += 1;
+        for (mark, entry) in self.contents().filter(|(mark, entry)| keep(*mark, entry)) {
+            let mut group = Self::home(entry.first, groups);
+            while usize::from(full[group]) == GROUP {
+                group = Self::behind(group, groups);
             }
+            let place = usize::from(full[group]);
+            table.marks[group].set(place, mark);
+            table.entries[group][place] = *entry;
+            full[group] += 1;
+            table.used += 1;
         }
         table
     }
@@ -279,10 +291,7 @@ impl Index {
     #[cold]
     fn grow(&mut self, table: usize) -> Result<(), Full> {
         let table = &mut self.tables[table];
-        let mut size = Table::next_size(table.size);
-        while Table::is_full(table.used, size) {
-            size = Table::next_size(size);
-        }
+        let size = Table::size_with_room(table.size, table.used);
         // While a table is moved it stands in memory twice.
         let moving = self.bytes + Table::bytes_of(size);
         if moving > self.limit_bytes && self.slices.len() > 1 {
@@ -304,14 +313,9 @@ impl Index {
         let end = self.slices.end;
         for (nth, table) in self.tables.iter_mut().enumerate() {
             let keep = |mark: u8, entry: &Entry| slice_of(entry.second, mark) < end;
-            let entries = table.marks.iter().zip(&table.entries);
-            let kept = entries.flat_map(|(marks, entries)| marks.taken().zip(entries));
-            let kept = kept.filter(|(mark, entry)| keep(*mark, entry)).count();
+            let kept = table.contents().filter(|(mark, entry)| keep(*mark, entry)).count();
             // A size that it once had, so that tables still grow one after the other.
-            let mut size = Table::first_size(nth);
-            while Table::is_full(kept, size) {
-                size = Table::next_size(size);
-            }
+            let size = Table::size_with_room(Table::first_size(nth), kept);
             *table = table.resized(size, keep);
         }
         self.bytes = self.tables.iter().map(|table| Table::bytes_of(table.size)).sum();
@@ -320,8 +324,7 @@ impl Index {
 
     /// The contents that it has: who holds each.
     pub fn holders(&self) -> impl Iterator<Item = SetId> {
-        let entries = self.tables.iter().flat_map(|table| table.entries.as_flattened());
-        entries.map(|entry| SetId(entry.set)).filter(|set| *set != SetId::NONE)
+        self.tables.iter().flat_map(Table::contents).map(|(_, entry)| SetId(entry.set))
     }
 }
 

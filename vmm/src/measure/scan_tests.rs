@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::measure::content::Content;
 use crate::measure::index::LEAST_LIMIT_BYTES;
+use crate::measure::source::EachPage;
 
 /// Guests in memory: one page for each number, 0 is zeros.
 struct Pages {
@@ -40,12 +41,7 @@ impl Source for Pages {
 }
 
 impl PageReader for Reader {
-    fn read(
-        &mut self,
-        first: u64,
-        pages: u64,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
         for page in first..first + pages {
             let mut content = [0; PAGE];
             content[100..104].copy_from_slice(&self.0[page as usize].to_ne_bytes());

@@ -32,7 +32,7 @@ struct State {
     waiting: BTreeMap<usize, Batch>,
     /// Vectors for use again.
     spare: Vec<Vec<(u32, Tag)>>,
-    /// Threads that wait for `moved_on`.
+    /// Threads that wait for `moved_on`: telling nobody would be a system call for each batch.
     blocked: usize,
     /// Threads that have not ended.
     running: usize,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::sample::Estimate;
 use super::scan::Scan;
 use super::source::Source;
+use super::tag::Tag;
 use super::{MeasureError, PAGE};
 
 /// Pages that are asked for at a time.
@@ -41,24 +42,24 @@ impl Scan {
         }
         let began = Instant::now();
         let mut changed = Vec::with_capacity(self.second_look.len());
-        let placed: Vec<_> =
-            self.second_look.iter().map(|(number, tag)| (self.layout.place(*number), *tag)).collect();
-        for same in placed.chunk_by(|((a, _), _), ((b, _), _)| a == b) {
-            let Some(((guest, _), _)) = same.first() else { continue };
-            let mut reader = sources[*guest].open()?;
-            for some in same.chunks(SOME_PAGES) {
-                let pages: Vec<u64> = some.iter().map(|((_, page), _)| *page).collect();
-                let mut same = vec![false; some.len()];
-                let mut at = 0;
+        let place = |(number, tag): &(u32, Option<Tag>)| {
+            let (guest, page) = self.layout.place(*number);
+            (guest, page, *tag)
+        };
+        let placed: Vec<(usize, u64, Option<Tag>)> = self.second_look.iter().map(place).collect();
+        for of_guest in placed.chunk_by(|a, b| a.0 == b.0) {
+            let mut reader = sources[of_guest[0].0].open()?;
+            for some in of_guest.chunks(SOME_PAGES) {
+                let pages: Vec<u64> = some.iter().map(|(_, page, _)| *page).collect();
+                // As long as nobody has seen it, it may be gone.
+                let mut is_changed = vec![true; some.len()];
                 reader.read_scattered(&pages, &mut |page, content| {
-                    // Pages come in this order, some of them not at all.
-                    at += pages[at..].partition_point(|before| *before < page);
-                    let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
-                    if let (Some(same), Some((_, before))) = (same.get_mut(at), some.get(at)) {
-                        *same = tag == *before;
+                    if let Ok(at) = pages.binary_search(&page) {
+                        let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
+                        is_changed[at] = tag != some[at].2;
                     }
                 })?;
-                changed.extend(same.iter().map(|same| f64::from(u8::from(!same))));
+                changed.extend(is_changed.iter().map(|is| f64::from(u8::from(*is))));
             }
         }
         let of = |(guest, source): (usize, &&dyn Source)| {
@@ -83,7 +84,7 @@ mod tests {
 
     use super::*;
     use crate::measure::scan::{Options, scan};
-    use crate::measure::source::{PageReader, Unread};
+    use crate::measure::source::{EachPage, PageReader, Unread};
 
     /// One number a page, which may change; the largest stands for a page that is not there.
     struct Guest {
@@ -112,12 +113,7 @@ mod tests {
     struct Reader<'a>(&'a Guest);
 
     impl PageReader for Reader<'_> {
-        fn read(
-            &mut self,
-            first: u64,
-            pages: u64,
-            each: &mut dyn FnMut(u64, &[u8; PAGE]),
-        ) -> Result<Unread, MeasureError> {
+        fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
             let mut unread = Unread::default();
             for page in first..first + pages {
                 let number = self.0.pages[page as usize].load(Ordering::Relaxed);

@@ -19,9 +19,9 @@ const ENTRY_BYTES: usize = 8;
 const READ_ENTRIES: usize = 64 * 1024;
 /// Pages whose entries [`Pagemap::each`] has at a time.
 const CHUNK_PAGES: usize = 16 * 1024;
-/// Two frames no further apart than this are read in one call: reading an entry costs tens of
+/// Two frames or pages no further apart than this are read in one call: reading an entry costs tens of
 /// nanoseconds, a call some hundreds.
-const GAP_FRAMES: u64 = 16;
+pub(crate) const GAP_ENTRIES: u64 = 16;
 
 /// What can go wrong while reading the kernel's page tables for us.
 #[derive(Debug, Error)]
@@ -310,7 +310,7 @@ fn span(frames: &[Pfn]) -> usize {
     let first = frames[0].0;
     1 + frames
         .windows(2)
-        .take_while(|pair| pair[1].0 - pair[0].0 <= GAP_FRAMES && pair[1].0 - first < READ_ENTRIES as u64)
+        .take_while(|pair| pair[1].0 - pair[0].0 <= GAP_ENTRIES && pair[1].0 - first < READ_ENTRIES as u64)
         .count()
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{PageReader, Source, Unread, hand_on};
+use super::{EachPage, PageReader, Source, Unread, hand_on};
 use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE};
 use crate::memory::PAGE_BYTES;
@@ -152,12 +152,7 @@ struct Reader<'a> {
 }
 
 impl PageReader for Reader<'_> {
-    fn read(
-        &mut self,
-        first: u64,
-        pages: u64,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
         let FileSource { path, file, bytes, .. } = self.image;
         for start in (first..first + pages).step_by(BATCH_PAGES) {
             let len = (first + pages - start).min(BATCH_PAGES as u64) as usize;

@@ -55,6 +55,9 @@ pub trait Source: Sync {
     }
 }
 
+/// Called with a page's number and what it holds.
+pub type EachPage<'a> = &'a mut dyn FnMut(u64, &[u8; PAGE]);
+
 /// Reads pages of a [`Source`].
 pub trait PageReader {
     /// Hands each page of `first..first + pages`, all of one extent, that is in memory to `each`, by its number and
@@ -62,22 +65,13 @@ pub trait PageReader {
     ///
     /// # Errors
     /// The memory is gone or cannot be read.
-    fn read(
-        &mut self,
-        first: u64,
-        pages: u64,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError>;
+    fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError>;
 
     /// The same for pages that lie anywhere, ascending.
     ///
     /// # Errors
     /// The memory is gone or cannot be read.
-    fn read_scattered(
-        &mut self,
-        pages: &[u64],
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read_scattered(&mut self, pages: &[u64], each: EachPage<'_>) -> Result<Unread, MeasureError> {
         let mut unread = Unread::default();
         for page in pages {
             unread.add(self.read(*page, 1, each)?);
@@ -87,7 +81,7 @@ pub trait PageReader {
 }
 
 /// Hands on the whole pages in `bytes`, the first of which has the number `first`.
-pub fn hand_on(first: u64, bytes: &[u8], each: &mut dyn FnMut(u64, &[u8; PAGE])) {
+pub fn hand_on(first: u64, bytes: &[u8], each: EachPage<'_>) {
     let (contents, _) = bytes.as_chunks::<PAGE>();
     (first..).zip(contents).for_each(|(page, content)| each(page, content));
 }

@@ -8,20 +8,16 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{PageReader, Source, Unread, hand_on};
+use super::{EachPage, PageReader, Source, Unread, hand_on};
 use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE, Space};
 use crate::memory::page_buffer::PageBuffer;
-use crate::memory::pagemap::{Pagemap, PagemapEntry};
+use crate::memory::pagemap::{GAP_ENTRIES, Pagemap, PagemapEntry};
 use crate::memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 use crate::memory::{Extent, PAGE_BYTES};
 
 /// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
 const BATCH_PAGES: usize = 64;
-
-/// Pages that are wanted lie this far apart at most, or their page table entries are read one by one: an entry costs tens of
-/// nanoseconds, a call some hundreds.
-const GAP_PAGES: u64 = 32;
 
 /// The memory of a running guest.
 #[derive(Clone, Debug)]
@@ -124,7 +120,7 @@ impl Reader<'_> {
         pages: u64,
         mut is_wanted: impl FnMut(u64) -> bool,
         unread: &mut Unread,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
+        each: EachPage<'_>,
     ) -> Result<(), MeasureError> {
         let hva = address(self.space, first);
         let mut entries = std::mem::take(&mut self.entries);
@@ -151,17 +147,13 @@ impl Reader<'_> {
     }
 
     /// Reads what is still wanted, and makes sure that all was of the process that was opened.
-    fn finish(
-        &mut self,
-        unread: &mut Unread,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<(), MeasureError> {
+    fn finish(&mut self, unread: &mut Unread, each: EachPage<'_>) -> Result<(), MeasureError> {
         unread.vanished += self.read_wanted(each)?;
         self.memory.check_alive().map_err(|source| self.error(source))
     }
 
     /// Reads the pages that are wanted, and hands them on. Says how many of them have gone.
-    fn read_wanted(&mut self, each: &mut dyn FnMut(u64, &[u8; PAGE])) -> Result<u64, MeasureError> {
+    fn read_wanted(&mut self, each: EachPage<'_>) -> Result<u64, MeasureError> {
         let mut wanted = std::mem::take(&mut self.wanted);
         let are_pinned = self.read_pinned(&wanted);
         let (mut before, mut vanished) = (0, 0);
@@ -195,12 +187,7 @@ impl Reader<'_> {
     }
 
     /// Reads pages that are neighbours and were all there, to their places in the buffer. Some may have gone: says how many.
-    fn read_run(
-        &mut self,
-        first: u64,
-        slots: Range<usize>,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<u64, MeasureError> {
+    fn read_run(&mut self, first: u64, slots: Range<usize>, each: EachPage<'_>) -> Result<u64, MeasureError> {
         let hva = address(self.space, first);
         let buffer = &mut self.buffer[slots.start * PAGE..slots.end * PAGE];
         match self.memory.read(&[RemoteRange { hva, bytes: buffer.len() }], buffer) {
@@ -221,29 +208,20 @@ impl Reader<'_> {
 }
 
 impl PageReader for Reader<'_> {
-    fn read(
-        &mut self,
-        first: u64,
-        pages: u64,
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
         let mut unread = Unread::default();
         self.want(first, pages, |_| true, &mut unread, each)?;
         self.finish(&mut unread, each)?;
         Ok(unread)
     }
 
-    fn read_scattered(
-        &mut self,
-        pages: &[u64],
-        each: &mut dyn FnMut(u64, &[u8; PAGE]),
-    ) -> Result<Unread, MeasureError> {
+    fn read_scattered(&mut self, pages: &[u64], each: EachPage<'_>) -> Result<Unread, MeasureError> {
         let mut unread = Unread::default();
         let space = self.space;
         // Pages of two extents have something else between them.
         let are_near = |a: &u64, b: &u64| {
             let apart = b.saturating_sub(*a);
-            apart <= GAP_PAGES && address(space, *b).wrapping_sub(address(space, *a)) == apart * PAGE_BYTES
+            apart <= GAP_ENTRIES && address(space, *b).wrapping_sub(address(space, *a)) == apart * PAGE_BYTES
         };
         for near in pages.chunk_by(are_near) {
             let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
