@@ -8,4 +8,6 @@ pub mod measure;
 pub mod memory;
 pub mod merge;
 pub mod overcommit;
+#[cfg(test)]
+mod skipped;
 pub mod vm;

@@ -31,7 +31,7 @@ fn memory(pages: u64) -> Option<(usize, Mergeable)> {
     match unsafe { Mergeable::new(hva, bytes as u64, Box::new(|_, _| {})) } {
         Ok(mergeable) => Some((hva, mergeable)),
         Err(error) => {
-            eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
+            crate::skipped::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             None
         }
     }

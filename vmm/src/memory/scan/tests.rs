@@ -125,7 +125,7 @@ fn by_ioctl() -> Option<PageScan> {
     let scan = PageScan::open_self().unwrap();
     let found = matches!(scan.0, How::Scan { .. });
     if !found {
-        eprintln!("SKIPPED {}: no PAGEMAP_SCAN here", module_path!());
+        crate::skipped::skipped(module_path!(), "no PAGEMAP_SCAN here");
     }
     found.then_some(scan)
 }
@@ -153,7 +153,7 @@ fn huge_pages_are_told_from_others() {
     let of_ours = smaps.split_once(&format!("{:x}-", extent.hva)).unwrap().1;
     let huge = of_ours.lines().find(|line| line.starts_with("AnonHugePages:")).unwrap();
     if !huge.contains("2048 kB") {
-        eprintln!("SKIPPED {}: this kernel gave no huge page", module_path!());
+        crate::skipped::skipped(module_path!(), "this kernel gave no huge page");
         return;
     }
     let mut found = Vec::new();

@@ -25,7 +25,7 @@ fn sevens() -> Option<(Ram, Slabbed, Slab)> {
     let slabbed = match Slabbed::new(&ram) {
         Ok(slabbed) => slabbed,
         Err(error) => {
-            eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
+            crate::skipped::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             return None;
         }
     };

@@ -37,7 +37,7 @@ impl Writer {
     /// None, said aloud, where there is no KVM.
     fn new(bytes: u64) -> Option<Self> {
         let Ok(kvm) = Kvm::new() else {
-            eprintln!("SKIPPED {}: no usable /dev/kvm", module_path!());
+            crate::skipped::skipped(module_path!(), "no usable /dev/kvm");
             return None;
         };
         let ram = Ram::new(bytes, Backing::Anonymous).unwrap();
@@ -179,7 +179,7 @@ fn a_kvm_without_it_says_what_is_missing() {
 #[test]
 fn a_running_vm_has_one() {
     if Kvm::new().is_err() {
-        eprintln!("SKIPPED {}: no usable /dev/kvm", module_path!());
+        crate::skipped::skipped(module_path!(), "no usable /dev/kvm");
         return;
     }
     let directory = tempfile::tempdir().unwrap();

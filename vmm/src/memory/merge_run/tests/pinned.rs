@@ -102,7 +102,10 @@ fn direct_file(pages: u64) -> Option<File> {
     match OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(named.path()) {
         Ok(file) => Some(file),
         Err(error) => {
-            eprintln!("SKIPPED {}: O_DIRECT in {}: {error}", module_path!(), named.path().display());
+            crate::skipped::skipped(
+                module_path!(),
+                format_args!("O_DIRECT in {}: {error}", named.path().display()),
+            );
             None
         }
     }

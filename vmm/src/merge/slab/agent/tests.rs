@@ -40,7 +40,7 @@ impl World {
         match Agent::new(&ram) {
             Ok(agent) => agent.start(Box::new(OwnWrites::new(&ram)), path).unwrap(),
             Err(error) => {
-                eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
+                crate::skipped::skipped(module_path!(), format_args!("userfaultfd: {error}"));
                 return None;
             }
         }

@@ -22,7 +22,7 @@ fn engine() -> Option<(TempDir, SlabEngine)> {
     match engine.start(&[]) {
         Ok(()) => Some((dir, engine)),
         Err(EngineError::NoUserfaultfd(error)) => {
-            eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
+            crate::skipped::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             None
         }
         Err(error) => panic!("{error}"),

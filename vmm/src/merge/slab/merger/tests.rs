@@ -18,7 +18,7 @@ fn world(pages: u64) -> Option<(Ram, Merger, Counters)> {
     match Slabbed::new(&ram) {
         Ok(slabbed) => Some((ram, Merger::new(slabbed, 4096), Counters::default())),
         Err(error) => {
-            eprintln!("SKIPPED {}: userfaultfd: {error}", module_path!());
+            crate::skipped::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             None
         }
     }
