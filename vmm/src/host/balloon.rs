@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::client::control;
-use super::post::Post;
 use super::living::choose;
+use super::post::Post;
 use super::runtime::FleetDir;
 use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};

@@ -45,7 +45,11 @@ impl Claim {
             }
             match UnixStream::connect_addr(&address).and_then(|stream| Ok((Peer::of(&stream)?, stream))) {
                 Ok((peer, _)) if !peer.is_this_user() => {
-                    return Err(HostError::ClaimOfOther { fleet: fleet.into(), pid: peer.pid, uid: peer.uid });
+                    return Err(HostError::ClaimOfOther {
+                        fleet: fleet.into(),
+                        pid: peer.pid,
+                        uid: peer.uid,
+                    });
                 }
                 Ok((peer, stream)) if Peer::process(&stream).is_ok() || Instant::now() > until => {
                     return Err(HostError::UpAlready { fleet: fleet.into(), pid: peer.pid });

@@ -67,7 +67,8 @@ impl Daemon {
         let claim = Claim::take(&plan.spec.name)?;
         let dir = FleetDir::of(&plan.spec.name);
         dir.create()?;
-        let begun = Home::new(claim, dir.clone(), plan.log).and_then(|home| Self::begin(plan, home, watch, interrupted));
+        let begun = Home::new(claim, dir.clone(), plan.log)
+            .and_then(|home| Self::begin(plan, home, watch, interrupted));
         begun.inspect_err(|_| remove_unless_left(&dir))
     }
 
@@ -128,7 +129,7 @@ impl Daemon {
                         self.clients.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
-                self.home.look_after(|| Some(self.fleet.try_lock().ok()?.save()));
+                self.home.look_after(|| self.fleet.try_lock().map(|fleet| fleet.save()).is_ok());
             }
         });
         match failed.into_inner() {

@@ -107,7 +107,9 @@ pub enum HostError {
         pid: u32,
     },
     /// The fleet is another process's own, which ends it by itself.
-    #[error("fleet {fleet:?} belongs to process {pid}, which ends it by itself: wait for it, or end that process")]
+    #[error(
+        "fleet {fleet:?} belongs to process {pid}, which ends it by itself: wait for it, or end that process"
+    )]
     Held {
         /// Its name.
         fleet: String,

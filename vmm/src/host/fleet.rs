@@ -191,8 +191,7 @@ impl Fleet {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
         let guests = left.adopt(&spec, dir)?;
         let (dir, capacity) = (dir.clone(), capacity.pages);
-        let mut fleet =
-            Self { guests, engine, merging: false, capacity, dir, lifetime, spec, _claim: claim };
+        let mut fleet = Self { guests, engine, merging: false, capacity, dir, lifetime, spec, _claim: claim };
         fleet.judge()?;
         match fleet.bring_up(left, watch) {
             Ok(()) => Ok(fleet),

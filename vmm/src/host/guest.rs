@@ -159,7 +159,13 @@ impl Guest {
     }
 
     /// Takes over a VM that an earlier daemon started and filled, as `saved` says, and that is to be as `spec` says.
-    pub fn adopt(spec: &GuestSpec, number: usize, dir: &FleetDir, saved: &Saved, vm: Process) -> Result<Self, HostError> {
+    pub fn adopt(
+        spec: &GuestSpec,
+        number: usize,
+        dir: &FleetDir,
+        saved: &Saved,
+        vm: Process,
+    ) -> Result<Self, HostError> {
         let guest = Self {
             spec: spec.clone(),
             number,

@@ -80,8 +80,8 @@ impl Home {
     }
 
     /// Sees to it that the directory and the socket in it are there, and makes them anew if they were removed (VMs do the same with theirs).
-    /// `save` writes down there what is known of the guests; None: not now.
-    pub fn look_after(&self, save: impl FnOnce() -> Option<()>) {
+    /// `save` writes down there what is known of the guests; false: not now.
+    pub fn look_after(&self, save: impl FnOnce() -> bool) {
         let mut place = lock(&self.place);
         if place.looked.elapsed() < LOOK_INTERVAL {
             return;
@@ -97,7 +97,7 @@ impl Home {
                 Err(_) => {}
             }
         }
-        if place.to_save && save().is_some() {
+        if place.to_save && save() {
             place.to_save = false;
         }
     }
@@ -121,7 +121,9 @@ impl Home {
                 "{path} was removed and cannot be made anew ({why}): the guests run on, but are not reached by their sockets"
             )),
             (None, 0) => None,
-            (None, times) => Some(format!("{path} was removed and made anew (times: {times}); logs of before are lost")),
+            (None, times) => {
+                Some(format!("{path} was removed and made anew (times: {times}); logs of before are lost"))
+            }
         }
     }
 }

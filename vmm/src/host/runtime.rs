@@ -53,7 +53,8 @@ impl FleetDir {
 
     /// Makes it, for this user alone, or takes the one that is there.
     pub fn create(&self) -> Result<(), HostError> {
-        let failed = |source| HostError::Runtime { what: "make the directory", path: self.path.clone(), source };
+        let failed =
+            |source| HostError::Runtime { what: "make the directory", path: self.path.clone(), source };
         // Before anything is made in them, and once all of them are there.
         self.check_owners()?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
@@ -204,7 +205,10 @@ fn check_owners(path: &Path, private: usize) -> Result<(), HostError> {
         // Root's group is root; and where each user has a group of its own, it has the user's number.
         let of_group = mode & 0o020 != 0 && meta.gid() != 0 && meta.gid() != user;
         if !sticky && (mode & 0o002 != 0 || of_group) {
-            return Err(refused(format!("others than user {user} may write to it (mode {:o})", mode & 0o7777)));
+            return Err(refused(format!(
+                "others than user {user} may write to it (mode {:o})",
+                mode & 0o7777
+            )));
         }
     }
     Ok(())

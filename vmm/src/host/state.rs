@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_whole_when_it_is_ready_and_filled() {
-        let ready = Ready { version: 1, kind: guest::protocol::Kind::Builtin, pages: 5, base: 4096, mem_pages: 9 };
+        let ready = Ready { kind: guest::protocol::Kind::Builtin, pages: 5, base: 4096, mem_pages: 9 };
         let process = Some(Identity { pid: 7, start_ticks: 8 });
         let of = |spec: &str, process, ready| Saved::new(started(spec), process, ready, None);
         assert!(of("", process, Some(ready)).is_whole());

@@ -48,7 +48,9 @@ impl Left {
         }
         match differences.is_empty() || replace {
             true => Ok(left),
-            false => Err(HostError::Differs { fleet: spec.name.clone(), differences: Differences(differences) }),
+            false => {
+                Err(HostError::Differs { fleet: spec.name.clone(), differences: Differences(differences) })
+            }
         }
     }
 

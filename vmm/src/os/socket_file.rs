@@ -61,7 +61,8 @@ impl SocketFile {
     /// the socket itself has.
     pub fn stream(path: &Path, mode: Mode) -> Result<(UnixListener, Self), BindError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io::Error::from)?;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io::Error::from)?;
         fchmod(&socket, mode).map_err(io::Error::from)?;
         let file = Self::listen(&socket, path)?;
         Ok((socket.into(), file))
@@ -88,7 +89,11 @@ impl SocketFile {
                     // Who does not keep to the lock may have been faster: then it is looked at again.
                     match rustix::net::bind(&socket, &address) {
                         Err(rustix::io::Errno::ADDRINUSE) => {}
-                        bound => return bound.map_err(|e| io::Error::from(e).into()).and_then(|()| Self::of(&socket, path)),
+                        bound => {
+                            return bound
+                                .map_err(|e| io::Error::from(e).into())
+                                .and_then(|()| Self::of(&socket, path));
+                        }
                     }
                 }
                 // A process that was just starting another when it was killed: that one has its socket until it is another program.

@@ -41,9 +41,10 @@ impl Listener {
         let failed = |hint, source| VmError::Socket { path: path.into(), hint, source };
         let (socket, file) = SocketFile::stream(path, mode).map_err(|e| match e {
             BindError::Living => failed(": another VM uses it", io::ErrorKind::AddrInUse.into()),
-            BindError::File => {
-                failed(": a file is there that is no socket; it is left as it is", io::ErrorKind::AddrInUse.into())
-            }
+            BindError::File => failed(
+                ": a file is there that is no socket; it is left as it is",
+                io::ErrorKind::AddrInUse.into(),
+            ),
             BindError::Link => {
                 failed(": a symbolic link is there, which is not followed", io::ErrorKind::AddrInUse.into())
             }
