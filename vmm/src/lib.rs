@@ -7,6 +7,7 @@ pub mod image;
 pub mod measure;
 pub mod memory;
 pub mod merge;
+pub mod os;
 pub mod overcommit;
 #[cfg(test)]
 mod skipped;
