@@ -8,4 +8,5 @@ pub mod measure;
 pub mod memory;
 pub mod merge;
 pub mod overcommit;
+pub mod process;
 pub mod vm;

@@ -1,19 +1,20 @@
-//! Who may import whom inside `vmm`: `cli -> {api, host} -> {vm, merge, overcommit, measure, image} -> memory`.
+//! Who may import whom inside `vmm`: `cli -> {api, host} -> {vm, merge, overcommit, measure, image} -> memory -> process`.
 
 use super::{Finding, Source};
 
 /// Each module of `vmm`, and the modules it may name. Whatever is not listed here is refused.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory"]),
-    ("api", &["vm", "memory"]),
-    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory"]),
-    ("vm", &["image", "memory"]),
-    ("merge", &["measure", "memory"]),
-    ("measure", &["memory"]),
+    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory", "process"]),
+    ("api", &["vm", "memory", "process"]),
+    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory", "process"]),
+    ("vm", &["image", "memory", "process"]),
+    ("merge", &["measure", "memory", "process"]),
+    ("measure", &["memory", "process"]),
     // Decides on plain numbers: no VM, no memory.
     ("overcommit", &[]),
-    ("image", &[]),
-    ("memory", &[]),
+    ("image", &["process"]),
+    ("memory", &["process"]),
+    ("process", &[]),
 ];
 
 /// An import against the direction is the first step to a module that cannot be understood alone.
@@ -35,7 +36,7 @@ pub(super) fn imports_point_downwards(sources: &[Source]) -> Vec<Finding> {
                 if named != module && !allowed.contains(&named) && MAY_IMPORT.iter().any(|(m, _)| *m == named)
                 {
                     let rule = format!("{module} imports {named}");
-                    let advice = "the order is cli, {api, host}, {vm, merge, overcommit, measure, image}, memory: \
+                    let advice = "the order is cli, {api, host}, {vm, merge, overcommit, measure, image}, memory, process: \
                                   pass a value, or a trait that the importing module defines";
                     found.push(Finding { path: source.path.clone(), line: line.number, rule, advice });
                 }

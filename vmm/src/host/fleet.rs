@@ -15,6 +15,7 @@ use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
 use super::post::Post;
+use super::preflight;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
@@ -160,6 +161,7 @@ impl Fleet {
         dir.create()?;
         // Those whom an earlier daemon let in are in.
         if dir.control_sockets().is_empty() {
+            preflight::check(&spec, dir)?;
             admission::judge(&spec)?.check()?;
         }
         let (capacity, _) = admission::capacity(&spec.overcommit)?;

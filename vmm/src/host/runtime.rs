@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::HostError;
 
 /// Longest path the kernel takes for a Unix socket.
-const SOCKET_PATH_BYTES: usize = 107;
+pub(super) const SOCKET_PATH_BYTES: usize = 107;
 
 /// The directory of all fleets of this user: `$SAMEPAGE_RUNTIME_DIR`, else `/run/samepage` for root, else
 /// `$XDG_RUNTIME_DIR/samepage`, else one in the temporary directory.
@@ -35,6 +35,12 @@ impl FleetDir {
     /// The directory of the fleet called `name`; nothing is made.
     pub fn of(name: &str) -> Self {
         Self(root().join("fleets").join(name))
+    }
+
+    /// One that is elsewhere.
+    #[cfg(test)]
+    pub(super) fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
     }
 
     /// Makes it, for this user alone.
