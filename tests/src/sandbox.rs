@@ -76,6 +76,15 @@ impl Sandbox {
         Run::program(crate::samepage(), args).env(RUNTIME_DIR, self.runtime.path()).env("NO_COLOR", "1")
     }
 
+    /// A shell on a script in which `$SAMEPAGE` is the program, and `$DIR` is a directory for files of this test.
+    pub fn shell(&self, script: &str) -> Run {
+        Run::program("bash", ["--norc", "-c", script])
+            .env("SAMEPAGE", crate::samepage())
+            .env("DIR", self.files.path())
+            .env(RUNTIME_DIR, self.runtime.path())
+            .env("NO_COLOR", "1")
+    }
+
     /// The processes that run in it, whoever their parents are: their environment tells.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {

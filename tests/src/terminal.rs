@@ -3,23 +3,29 @@
 //! It knows as much of the control sequences as `samepage top` uses: moving, clearing, the other screen, the cursor. Colours
 //! are not seen.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::pipe::pipe;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 use crate::sandbox::Sandbox;
 
-/// A terminal. Dropped, it is gone for whoever still uses it.
+/// A terminal. Dropped, it is gone for whoever still uses it: as when a window is closed, or a connection lost.
 pub struct Terminal {
     master: File,
     slave: OwnedFd,
     screen: Arc<Mutex<Screen>>,
+    /// What draws, and the other side of its nothing: closed, it ends.
+    drawing: Option<(JoinHandle<()>, OwnedFd)>,
 }
 
 impl Terminal {
@@ -33,21 +39,32 @@ impl Terminal {
         let master = openpt(flags).expect("a pseudo-terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal that can be used");
         let slave = ioctl_tiocgptpeer(&master, flags).expect("its other side");
-        let terminal =
-            Self { master: File::from(master), slave, screen: Arc::new(Mutex::new(Screen::default())) };
+        let screen = Arc::new(Mutex::new(Screen::default()));
+        let mut terminal = Self { master: File::from(master), slave, screen, drawing: None };
         terminal.resize(columns, lines);
         let (mut from, screen) = (terminal.copy(), terminal.screen.clone());
         let mut answers = terminal.copy();
-        thread::spawn(move || {
+        let (end, ended) = pipe().expect("a pipe");
+        let drawing = thread::spawn(move || {
             let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = from.read(&mut bytes) {
+            loop {
+                let mut waits = [PollFd::new(&from, PollFlags::IN), PollFd::new(&end, PollFlags::IN)];
+                let waited = poll(&mut waits, None);
+                if !waits[1].revents().is_empty() || waited.is_err_and(|e| e != Errno::INTR) {
+                    return;
+                }
+                let Ok(count @ 1..) = from.read(&mut bytes) else { return };
                 let answer = lock(&screen).take(&bytes[..count]);
                 // A program that is gone wants no answer.
                 let _ = answers.write_all(&answer);
             }
         });
+        terminal.drawing = Some((drawing, ended));
         terminal
     }
+
+    /// Closes its window.
+    pub fn hang_up(self) {}
 
     /// Another size, of which the program is told by the kernel.
     ///
@@ -65,11 +82,30 @@ impl Terminal {
     /// If it cannot be started.
     #[must_use]
     pub fn samepage(&self, sandbox: &Sandbox, args: &[&str]) -> Child {
+        let program = crate::samepage();
+        self.session(
+            sandbox,
+            &[&[program.as_os_str()], &args.iter().map(OsStr::new).collect::<Vec<_>>()[..]].concat(),
+        )
+    }
+
+    /// Starts a shell with job control, in a session of its own whose terminal this is, on a script in which `$SAMEPAGE` is the program and
+    /// `$DIR` where its sockets may be.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn shell(&self, sandbox: &Sandbox, script: &str) -> Child {
+        self.session(sandbox, &["bash", "--norc", "-mc", script].map(OsStr::new))
+    }
+
+    fn session(&self, sandbox: &Sandbox, command: &[&OsStr]) -> Child {
         let side = || Stdio::from(self.slave.try_clone().expect("a copy of the terminal"));
         Command::new("setsid")
             .arg("--ctty")
-            .arg(crate::samepage())
-            .args(args)
+            .args(command)
+            .env("SAMEPAGE", crate::samepage())
+            .env("DIR", sandbox.runtime_dir())
             .env("SAMEPAGE_RUNTIME_DIR", sandbox.runtime_dir())
             .env("TERM", "xterm-256color")
             .stdin(side())
@@ -118,6 +154,16 @@ impl Terminal {
 
     fn copy(&self) -> File {
         self.master.try_clone().expect("a copy of a descriptor")
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some((drawing, ended)) = self.drawing.take() {
+            drop(ended);
+            // It has the last copies of the terminal's own side, but for ours.
+            let _ = drawing.join();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod memory;
 pub mod merge;
 pub mod os;
 pub mod overcommit;
+pub mod process;
 #[cfg(test)]
 mod skipped;
 pub mod vm;

@@ -1,21 +1,22 @@
-//! Who may import whom inside `vmm`: `cli -> {api, host} -> {vm, merge, overcommit, measure, image} -> memory`.
+//! Who may import whom inside `vmm`: `cli -> {api, host} -> {vm, merge, overcommit, measure, image} -> memory -> process`.
 
 use super::{Finding, Source};
 
 /// Each module of `vmm`, and the modules it may name. Whatever is not listed here is refused.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory", "os"]),
-    ("api", &["vm", "memory", "os"]),
-    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory", "os"]),
-    ("vm", &["image", "memory", "os"]),
-    ("merge", &["measure", "memory", "os"]),
-    ("measure", &["memory"]),
+    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory", "os", "process"]),
+    ("api", &["vm", "memory", "os", "process"]),
+    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory", "os", "process"]),
+    ("vm", &["image", "memory", "os", "process"]),
+    ("merge", &["measure", "memory", "os", "process"]),
+    ("measure", &["memory", "process"]),
     // Decides on plain numbers: no VM, no memory.
     ("overcommit", &[]),
-    ("image", &[]),
-    ("memory", &[]),
+    ("image", &["process"]),
+    ("memory", &["process"]),
     // Processes and sockets, held by descriptors.
     ("os", &[]),
+    ("process", &[]),
 ];
 
 /// An import against the direction is the first step to a module that cannot be understood alone.
@@ -37,7 +38,7 @@ pub(super) fn imports_point_downwards(sources: &[Source]) -> Vec<Finding> {
                 if named != module && !allowed.contains(&named) && MAY_IMPORT.iter().any(|(m, _)| *m == named)
                 {
                     let rule = format!("{module} imports {named}");
-                    let advice = "the order is cli, {api, host}, {vm, merge, overcommit, measure, image}, memory: \
+                    let advice = "the order is cli, {api, host}, {vm, merge, overcommit, measure, image}, memory, process: \
                                   pass a value, or a trait that the importing module defines";
                     found.push(Finding { path: source.path.clone(), line: line.number, rule, advice });
                 }

@@ -137,6 +137,42 @@ pub(super) fn guest_depends_on_nothing(sources: &[Source]) -> Vec<Finding> {
     found
 }
 
+/// `println!` and its kin panic where the other end of a pipe is gone or a disk is full.
+pub(super) fn printing_that_fails(sources: &[Source]) -> Vec<Finding> {
+    let code = sources.iter().filter(|s| s.is_rust_below("vmm/src/") || s.is_rust_below("devices/src/"));
+    let advice = "print by outln!, out! or errln! of vmm/src/process/print.rs";
+    findings(code, false, advice, |code| {
+        let macros = ["println", "print", "eprintln", "eprint"];
+        let used = macros.iter().find(|name| code.contains(&format!("{name}!(")) && has_word(code, name));
+        used.map(|name| format!("{name}! panics where it cannot print"))
+    })
+}
+
+/// The file at the path of our program may be another build by now, or none.
+pub(super) fn own_program(sources: &[Source]) -> Vec<Finding> {
+    let code = sources.iter().filter(|s| s.is_rust_below("vmm/src/"));
+    findings(code, false, "start it by vmm/src/process/executable.rs", |code| {
+        has_word(code, "current_exe")
+            .then(|| "current_exe is a path, and an upgrade replaces what is there".into())
+    })
+}
+
+/// Where commands and VMs open what their users name: open(2) of a FIFO waits, beyond every signal that has a handler.
+pub(super) fn opening_that_waits(sources: &[Source]) -> Vec<Finding> {
+    const HOMES: &[&str] =
+        &["vmm/src/cli/", "vmm/src/api/", "vmm/src/vm/", "vmm/src/host/spec", "vmm/src/host/experiment/plan"];
+    // What they open has a name of the kernel's, or was made by us.
+    const KERNELS: &[&str] = &["vmm/src/cli/doctor/", "vmm/src/vm/probe.rs", "vmm/src/vm/drive.rs"];
+    let code = sources.iter().filter(|s| {
+        HOMES.iter().any(|home| s.path.starts_with(home)) && !KERNELS.iter().any(|k| s.path.starts_with(k))
+    });
+    findings(code, false, "open it by vmm/src/process/named_file.rs", |code| {
+        let calls = ["File::open(", "File::create(", "File::options(", "fs::read(", "fs::write("];
+        let called = calls.iter().find(|call| code.contains(**call) && !code.contains("/proc/"));
+        called.map(|call| format!("{call}...) waits for the other end of a FIFO"))
+    })
+}
+
 /// A file that has to be scrolled through holds more than one thing.
 pub(super) fn short_files(sources: &[Source]) -> Vec<Finding> {
     let long = sources.iter().filter(|s| s.is_rust_below("") && s.text.lines().count() > MAX_LINES);
@@ -274,6 +310,33 @@ mod tests {
             1
         );
         assert_eq!(found(guest_depends_on_nothing, "vmm/Cargo.toml", text), 0);
+    }
+
+    #[test]
+    fn printing_that_panics_is_found() {
+        for line in ["println!(\"a\");", "print!(\"a\")", "x => eprintln!(\"{x}\"),", "eprint!(\".\");"] {
+            assert_eq!(found(printing_that_fails, "vmm/src/cli/a.rs", line), 1, "{line}");
+            assert_eq!(found(printing_that_fails, "tests/src/a.rs", line), 0, "{line}");
+        }
+        assert_eq!(found(printing_that_fails, "vmm/src/cli/a.rs", "outln!(\"println!(\")?;"), 0);
+    }
+
+    #[test]
+    fn a_path_to_ourselves_is_found() {
+        assert_eq!(found(own_program, "vmm/src/host/a.rs", "Command::new(env::current_exe()?)"), 1);
+        assert_eq!(found(own_program, "vmm/src/host/a.rs", "executable::command()"), 0);
+    }
+
+    #[test]
+    fn opening_that_may_wait_is_found() {
+        for line in ["File::open(path)?", "std::fs::write(path, text)", "fs::File::create(path)"] {
+            assert_eq!(found(opening_that_waits, "vmm/src/cli/a.rs", line), 1, "{line}");
+        }
+        assert_eq!(
+            found(opening_that_waits, "vmm/src/api/a.rs", "fs::read_to_string(\"/proc/self/statm\")"),
+            0
+        );
+        assert_eq!(found(opening_that_waits, "vmm/src/memory/a.rs", "File::open(path)?"), 0);
     }
 
     #[test]

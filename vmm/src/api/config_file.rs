@@ -1,6 +1,5 @@
 //! A file that says what the API would be told: one JSON object, with a section for each endpoint.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use thiserror::Error;
 
 use super::fault::Fault;
 use super::request::{NOT_YET, Request};
+use crate::process::named_file;
 
 /// The sections, in the order in which they are carried out.
 const SECTIONS: &[&str] = &["machine-config", "boot-source", "drives", "balloon", "metrics"];
@@ -56,7 +56,7 @@ impl ConfigFileError {
 /// The requests that a file stands for, with their sections, without the one that starts the VM.
 pub fn read(path: &Path) -> Result<Vec<(&'static str, Request)>, ConfigFileError> {
     let mut text = Vec::new();
-    let file = File::open(path).map_err(ConfigFileError::Read)?;
+    let file = named_file::stream(path).map_err(ConfigFileError::Read)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(ConfigFileError::Read)?;
     match text.len() as u64 > MAX_FILE_BYTES {
         true => Err(ConfigFileError::Length),

@@ -1,8 +1,7 @@
 //! Metrics: one line of JSON each time they are flushed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,18 +9,16 @@ use serde_json::{Value, json};
 
 use super::model::Spec;
 use crate::memory::PAGE_BYTES;
+use crate::process::named_file;
 
 /// Where metrics go.
 #[derive(Debug)]
 pub struct MetricsFile(File);
 
 impl MetricsFile {
-    /// Opens a file, made if it is not there, or a FIFO, which somebody must be reading.
+    /// Opens a file, made if it is not there, or a FIFO, whose reader may come later.
     pub fn open(path: &Path) -> io::Result<Self> {
-        // Never waits: not for a FIFO's reader, and not for room in it.
-        let mut how = OpenOptions::new();
-        let file = how.create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)?;
-        Ok(Self(file))
+        named_file::append(path).map(Self)
     }
 
     /// Appends one line.
@@ -80,11 +77,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_opened_is_said_at_once() {
+    fn what_cannot_be_opened_is_said_at_once_and_a_fifo_may_be_read_later() {
         let dir = tempfile::tempdir().unwrap();
         assert!(MetricsFile::open(dir.path()).is_err());
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(MetricsFile::open(&fifo).is_err(), "nobody reads it");
+        MetricsFile::open(&fifo).unwrap().append(&json!(1)).unwrap();
     }
 }

@@ -17,7 +17,7 @@ mod request;
 mod server;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -91,6 +91,12 @@ impl ApiError {
 /// Serves the API, with a VM once it is started, until the VM ends or the program is told to end.
 pub fn run(options: Options) -> Result<Ending, ApiError> {
     let Options { socket, config_file, rest, built_in } = options;
+    // Before signals have handlers: one ends the wait for a FIFO's writer.
+    let told = config_file.map(|path| match config_file::read(&path) {
+        Ok(requests) => Ok((path, requests)),
+        Err(source) => Err(ApiError::ConfigFile { path, source }),
+    });
+    let told = told.transpose()?;
     let mut events = EventLoop::new(rest.lifeline)?;
     let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
     let (_server, inbox) = match &listener {
@@ -102,8 +108,8 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         None => (None, None),
     };
     let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, built_in, events));
-    if let Some(path) = config_file {
-        configure(&mut instance, &path)
+    if let Some((path, requests)) = told {
+        configure(&mut instance, requests)
             .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;
         let start = instance.carry_out(Request::PutAction(ActionType::InstanceStart));
         start.map_err(|source| ApiError::Start { path, source })?;
@@ -124,8 +130,11 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
 }
 
 /// Tells the instance what a file says.
-fn configure<L: Launch>(instance: &mut Instance<L>, file: &Path) -> Result<(), ConfigFileError> {
-    for (section, request) in config_file::read(file)? {
+fn configure<L: Launch>(
+    instance: &mut Instance<L>,
+    requests: Vec<(&'static str, Request)>,
+) -> Result<(), ConfigFileError> {
+    for (section, request) in requests {
         instance.carry_out(request).map_err(ConfigFileError::section(section))?;
     }
     Ok(())

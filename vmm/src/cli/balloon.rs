@@ -16,6 +16,7 @@ use crate::host::balloon::{Judge, Stop, Target, why};
 use crate::memory::PAGE_BYTES;
 use crate::memory::layout::MAX_RAM_BYTES;
 use crate::memory::size::{SizeError, parse_size};
+use crate::process::print::{is_reader_gone, out, outln};
 use crate::vm::balloon::BalloonStatus;
 
 /// How often a balloon is looked at while it moves.
@@ -110,8 +111,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn show(target: &Target, json: bool) -> anyhow::Result<ExitCode> {
     let status = target.status()?;
     match json {
-        true => println!("{}", serde_json::to_string(&status)?),
-        false => println!("{}", line(&target.guest, &status)),
+        true => outln!("{}", serde_json::to_string(&status)?)?,
+        false => outln!("{}", line(&target.guest, &status))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -158,9 +159,9 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     match which.json {
         true => {
             let waited = Waited { guest, stopped, reason: stopped.reason(), seconds, status: &status };
-            println!("{}", serde_json::to_string(&waited)?);
+            outln!("{}", serde_json::to_string(&waited)?)?;
         }
-        false => println!("{}\n{}, after {seconds:.1} s", line(guest, &status), stopped.reason()),
+        false => outln!("{}\n{}, after {seconds:.1} s", line(guest, &status), stopped.reason())?,
     }
     Ok(if stopped == Stop::Reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -179,18 +180,18 @@ fn stats(which: &Which, watch: Option<Duration>) -> anyhow::Result<ExitCode> {
     loop {
         let status = target.fresh(STATISTICS, &interrupted)?;
         match which.json {
-            true => println!("{}", serde_json::to_string(&status)?),
+            true => outln!("{}", serde_json::to_string(&status)?)?,
             false => {
                 if before.is_some() && std::io::stdout().is_terminal() {
-                    print!("\x1b[H\x1b[J");
+                    out!("\x1b[H\x1b[J")?;
                 } else if watch.is_some() && std::io::stdout().is_terminal() {
-                    print!("\x1b[2J\x1b[H");
+                    out!("\x1b[2J\x1b[H")?;
                 }
                 let earlier = before.as_ref().map(|(at, status)| (at.elapsed().as_secs_f64(), status));
-                println!("{}", statistics_table(&target.guest, &status, earlier));
+                outln!("{}", statistics_table(&target.guest, &status, earlier))?;
             }
         }
-        let Some(pause) = watch else { return Ok(ExitCode::SUCCESS) };
+        let Some(pause) = watch.filter(|_| !is_reader_gone()) else { return Ok(ExitCode::SUCCESS) };
         before = Some((Instant::now(), status));
         let until = Instant::now() + pause;
         while Instant::now() < until {

@@ -18,6 +18,7 @@ use crate::measure::report::{Outcome, Report};
 use crate::memory::userfault;
 use crate::merge::ksm;
 use crate::merge::slab::engine::Tuning;
+use crate::process::print::outln;
 use crate::vm::{Unpack, probe};
 
 /// The documented mix, in percent of the pages each guest fills.
@@ -89,8 +90,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     dir.remove();
     let report = result.context("the demo did not come to its end; everything it started is stopped")?;
     match args.json {
-        true => println!("{}", serde_json::to_string(&report)?),
-        false => println!("{report}"),
+        true => outln!("{}", serde_json::to_string(&report)?)?,
+        false => outln!("{report}")?,
     }
     ensure!(
         report.mismatched_pages == 0,

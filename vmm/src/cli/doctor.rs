@@ -7,6 +7,7 @@ mod kvm;
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::process::print::outln;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
@@ -27,9 +28,9 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let diagnosis = Diagnosis::of_this_host();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&diagnosis)?);
+        outln!("{}", serde_json::to_string_pretty(&diagnosis)?)?;
     } else {
-        println!("{diagnosis}");
+        outln!("{diagnosis}")?;
     }
     Ok(if diagnosis.guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -23,6 +23,8 @@ use crate::host::experiment::run::Outcome;
 use crate::host::experiment::{ExperimentError, catalogue};
 use crate::host::fleet::Watch;
 use crate::host::stress::scenario::Scenario;
+use crate::process::named_file;
+use crate::process::print::{errln, outln};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
@@ -116,9 +118,9 @@ fn list(json: bool) -> anyhow::Result<ExitCode> {
             json!({"name": s.name, "about": s.about, "kind": "stress", "guests": s.fleet.guests.len(),
                    "engine": s.fleet.engine.name(), "phases": s.phases.iter().map(|p| &p.name).collect::<Vec<_>>()})
         }));
-        println!("{}", serde_json::to_string(&all)?);
+        outln!("{}", serde_json::to_string(&all)?)?;
     } else {
-        println!("{}", table::list(&plans, &scenarios));
+        outln!("{}", table::list(&plans, &scenarios))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -161,12 +163,16 @@ fn experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
             (Some(journal), found)
         }
     };
-    let others = found.others;
+    let (others, other_builds) = (found.others, found.note());
     let mut outcome = Outcome::new(plan, environment, found.trials)?;
+    if let Some(note) = other_builds {
+        errln!("note: {note}");
+        outcome.notes.push(note);
+    }
     let kept = outcome.trials.len();
     if let (Some(path), true) = (&args.results, kept + others > 0) {
         let path = path.display();
-        eprintln!(
+        errln!(
             "{path}: {kept} of {} trials are finished; {others} of other dimensions or another machine",
             outcome.planned_trials
         );
@@ -183,8 +189,8 @@ fn experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
         write(path, &figures::page(&outcome).to_string())?;
     }
     match args.json {
-        true => println!("{}", serde_json::to_string(&outcome)?),
-        false => println!("{}", table::outcome(&outcome)),
+        true => outln!("{}", serde_json::to_string(&outcome)?)?,
+        false => outln!("{}", table::outcome(&outcome))?,
     }
     let (done, planned) = (outcome.trials.len(), outcome.planned_trials);
     let go_on = match &args.results {
@@ -231,7 +237,7 @@ fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result
         bar.set_message(format!("repetition {repetition}, {point}"));
         if bar.is_hidden() {
             // In a log, which has no bars, hours should not pass in silence.
-            eprintln!("{}: {} of {planned}: repetition {repetition}, {point}", bar.prefix(), done + 1);
+            errln!("{}: {} of {planned}: repetition {repetition}, {point}", bar.prefix(), done + 1);
         }
     });
     bar.finish_and_clear();
@@ -240,10 +246,9 @@ fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result
 
 /// Hours of measuring must not end at a directory that is not there.
 pub(super) fn can_be_written(path: &Path) -> anyhow::Result<()> {
-    let opened = std::fs::File::options().append(true).create(true).open(path);
-    opened.map(drop).with_context(|| format!("cannot write {}", path.display()))
+    named_file::writable(path).map(drop).with_context(|| format!("cannot write {}", path.display()))
 }
 
 pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    named_file::write(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

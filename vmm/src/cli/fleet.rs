@@ -3,26 +3,30 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Program, ExitCode, Stdio};
+use std::process::{Child, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use rustix::process::Signal;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::fleet_table::{kvm_table, status_table};
 use super::ledger_table::admission_text;
 use super::progress::{Bars, interrupt_flag, is_set};
 use crate::host::HostError;
-use crate::host::admission::judge;
+use crate::host::admission::{Admission, judge};
 use crate::host::daemon::request;
 use crate::host::down::{Down, clean_up, take_down};
 use crate::host::fleet::Stage;
 use crate::host::living::{choose, choose_to_end, holder, pids};
+use crate::host::preflight::{self, Problem};
+use crate::host::runtime::FleetDir;
 use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
 use crate::os::Process;
+use crate::process::executable;
+use crate::process::print::{errln, out, outln};
 
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);
@@ -158,13 +162,25 @@ enum Line {
     Error { error: String },
 }
 
+/// What a dry run prints.
+#[derive(Serialize)]
+struct DryRun {
+    #[serde(flatten)]
+    admission: Admission,
+    /// For what the fleet would not come up, besides.
+    problems: Vec<Problem>,
+}
+
 fn dry_run(spec: &FleetSpec, json: bool) -> anyhow::Result<ExitCode> {
-    let admission = judge(spec)?;
+    let problems = preflight::problems(spec, &FleetDir::of(&spec.name));
+    let dry = DryRun { admission: judge(spec)?, problems };
     match json {
-        true => println!("{}", serde_json::to_string(&admission)?),
-        false => println!("{}", admission_text(&admission)),
+        true => outln!("{}", serde_json::to_string(&dry)?)?,
+        false => outln!("{}", admission_text(&dry.admission))?,
     }
-    Ok(if admission.check().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    dry.problems.iter().for_each(|problem| errln!("error: {problem}"));
+    let would_come_up = dry.admission.check().is_ok() && dry.problems.is_empty();
+    Ok(if would_come_up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
@@ -172,7 +188,7 @@ fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
     let spec = FleetSpec::read(file)?;
     let interrupted = interrupt_flag()?;
     // Whether the fleet is up already is for the daemon to find out: it alone claims the name.
-    let mut daemon = Program::new(std::env::current_exe()?)
+    let mut daemon = executable::command()
         .arg("host")
         .arg(file)
         .args(replace.then_some("--replace"))
@@ -248,12 +264,12 @@ fn status(fleet: &str, json: bool, ask: &Request, limit: Duration) -> anyhow::Re
 
 fn print(status: &FleetStatus, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string(status)?);
+        outln!("{}", serde_json::to_string(status)?)?;
         return Ok(());
     }
-    println!("{}", status_table(status));
+    outln!("{}", status_table(status))?;
     if status.guests.iter().any(|g| g.kvm.is_some()) {
-        println!("{}", kvm_table(status));
+        outln!("{}", kvm_table(status))?;
     }
     Ok(())
 }
@@ -263,11 +279,11 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
         bail!("the daemon answered something else");
     };
     match json {
-        true => println!("{}", serde_json::to_string(&result)?),
+        true => outln!("{}", serde_json::to_string(&result)?)?,
         false => {
-            println!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages);
+            outln!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages)?;
             if !result.skipped.is_empty() {
-                println!("not asked, because they stand still: {}", result.skipped.join(", "));
+                outln!("not asked, because they stand still: {}", result.skipped.join(", "))?;
             }
         }
     }
@@ -278,17 +294,17 @@ fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
     let Reply::Metrics(text) = request(fleet, &Request::Metrics, SHORT)? else {
         bail!("the daemon answered something else");
     };
-    print!("{text}");
+    out!("{text}")?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn down(fleet: &str) -> anyhow::Result<ExitCode> {
     match take_down(fleet)? {
-        Down::ByDaemon => println!("fleet {fleet} is down"),
+        Down::ByDaemon => outln!("fleet {fleet} is down")?,
         Down::Orphans(vms) => {
-            println!(
+            outln!(
                 "fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running"
-            );
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)

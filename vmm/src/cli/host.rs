@@ -1,16 +1,16 @@
 //! `samepage host`: the daemon over one fleet.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::progress::interrupt_flag;
 use crate::host::HostError;
 use crate::host::daemon::{Daemon, Plan, one_line};
 use crate::host::fleet::Watch;
 use crate::host::spec::FleetSpec;
+use crate::process::print::{is_reader_gone, outln};
 
 /// Be the daemon over one fleet, in the foreground; `samepage fleet up` starts it by itself
 #[derive(clap::Args)]
@@ -41,13 +41,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let spec = FleetSpec::read(&args.file)?;
     let interrupted = interrupt_flag()?;
-    let out = Arc::new(Mutex::new(std::io::stdout()));
     let say = {
         let interrupted = interrupted.clone();
         move |line: serde_json::Value| {
-            let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
             // Who started us is gone before the fleet was up: so is the wish for it.
-            if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+            if outln!("{line}").is_err() || is_reader_gone() {
                 interrupted.store(true, Ordering::Relaxed);
             }
         }

@@ -1,15 +1,16 @@
 //! `samepage image`: makes a kernel and an initramfs for Linux guests.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use super::progress::draw_target;
+use super::progress::{draw_target, interrupt_flag, is_set};
 use crate::image::progress::Progress;
 use crate::image::{self, Destination, Flavour, Image, KernelFrom, Options};
+use crate::process::print::{PrintError, errln, outln};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use vmm_sys_util::signal::register_signal_handler;
 
 /// Make a kernel and an initramfs for Linux guests, from a Debian kernel package or any kernel
 #[derive(Clone, Debug, ClapArgs)]
@@ -79,36 +80,36 @@ pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
         Some(dir) => Destination::Dir(dir),
         None => Destination::Collection(default_collection()?),
     };
-    stop_on_signals()?;
-    let mut bar = Bar::new();
+    // Ctrl-C, a closed terminal and `kill` end the work in order, so that nothing half done is left.
+    let mut bar = Bar::new(interrupt_flag()?);
     let image = image::make(&Options { source, modules: args.module, to }, agent, &mut bar);
     bar.0.finish_and_clear();
     let image = image?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&image)?);
+        outln!("{}", serde_json::to_string_pretty(&image)?)?;
     } else {
-        print(&image);
+        print(&image)?;
         if without_modules {
-            eprintln!("note: no modules; the kernel must have {} built in", image::MODULES.join(", "));
+            errln!("note: no modules; the kernel must have {} built in", image::MODULES.join(", "));
         }
     }
     Ok(())
 }
 
-fn print(image: &Image) {
+fn print(image: &Image) -> Result<(), PrintError> {
     match &image.package {
-        Some(package) => println!("Linux {} from {} {}", image.name, package.name, package.version),
-        None => println!("Linux {}", image.name),
+        Some(package) => outln!("Linux {} from {} {}", image.name, package.name, package.version)?,
+        None => outln!("Linux {}", image.name)?,
     }
-    println!("  kernel  {}  {}", image.kernel.display(), HumanBytes(image.kernel_bytes));
-    println!("  initrd  {}  {}", image.initrd.display(), HumanBytes(image.initrd_bytes));
+    outln!("  kernel  {}  {}", image.kernel.display(), HumanBytes(image.kernel_bytes))?;
+    outln!("  initrd  {}  {}", image.initrd.display(), HumanBytes(image.initrd_bytes))?;
     for (what, names) in [("modules", &image.modules), ("built in", &image.builtin)] {
         if !names.is_empty() {
-            println!("  {what}: {}", names.join(", "));
+            outln!("  {what}: {}", names.join(", "))?;
         }
     }
-    println!("\nStart a guest from it:");
-    println!("  samepage run --kernel {} --initrd {}", quoted(&image.kernel), quoted(&image.initrd));
+    outln!("\nStart a guest from it:")?;
+    outln!("  samepage run --kernel {} --initrd {}", quoted(&image.kernel), quoted(&image.initrd))
 }
 
 /// A path as a shell takes it.
@@ -126,26 +127,12 @@ pub(super) fn default_collection() -> anyhow::Result<PathBuf> {
     Ok(cache.join("samepage/images"))
 }
 
-static STOPPED: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn stop(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    STOPPED.store(true, Ordering::Relaxed);
-}
-
-/// Ctrl-C, a closed terminal and `kill` end the work in order, so that nothing half done is left.
-fn stop_on_signals() -> anyhow::Result<()> {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        register_signal_handler(signal, stop).context("cannot set a signal handler")?;
-    }
-    Ok(())
-}
-
 /// A progress bar where stderr is a terminal, and nothing elsewhere.
-struct Bar(ProgressBar);
+struct Bar(ProgressBar, Arc<AtomicBool>);
 
 impl Bar {
-    fn new() -> Self {
-        Self(ProgressBar::with_draw_target(None, draw_target()))
+    fn new(interrupted: Arc<AtomicBool>) -> Self {
+        Self(ProgressBar::with_draw_target(None, draw_target()), interrupted)
     }
 }
 
@@ -172,6 +159,6 @@ impl Progress for Bar {
     }
 
     fn stopped(&self) -> bool {
-        STOPPED.load(Ordering::Relaxed)
+        is_set(&self.1)
     }
 }

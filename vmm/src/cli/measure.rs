@@ -24,6 +24,8 @@ use crate::measure::source::Source;
 use crate::measure::watch::{MAX_LOOKS, Watched, Watcher};
 use crate::memory::PAGE_BYTES;
 use crate::memory::size::{SizeError, parse_size};
+use crate::process::named_file;
+use crate::process::print::outln;
 use output::{Measured, SharedNow};
 use subjects::Subjects;
 
@@ -139,15 +141,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if let Some(path) = &args.csv {
         let text = csv::text(&measured)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        named_file::write(path, text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &args.html {
         let page = figures::page(&measured).to_string();
-        std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+        named_file::write(path, page.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match args.json {
-        true => println!("{}", serde_json::to_string(&measured)?),
-        false => println!("{measured}"),
+        true => outln!("{}", serde_json::to_string(&measured)?)?,
+        false => outln!("{measured}")?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,7 +18,8 @@ mod simulate_table;
 mod stress;
 mod top;
 
-use std::io::Write;
+use std::error::Error;
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,8 @@ use tracing::Level;
 use crate::api::{ApiError, EXIT_BAD_CONFIGURATION};
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
+use crate::process::print::{Stderr, errln, out};
+use crate::process::{self, limits};
 
 /// Launch guest VMs, merge the pages they have in common, and account for every frame
 #[derive(Parser)]
@@ -37,6 +40,7 @@ use crate::memory::size::{SizeError, parse_size};
 
 Exit status: 0 it worked; 1 it did not, and standard error says why; 2 the command line was wrong;
 152 the config file of `samepage run` was wrong; 130 a second Control-C came before the first one had been dealt with.
+A pipe that nothing reads any more (`| head`) changes none of these; standard output that cannot be written is a 1.
 
 RUST_LOG=info (or debug) makes it say more."
 )]
@@ -72,9 +76,13 @@ enum Command {
 /// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
 /// not, 2 the command line was wrong, 152 a VM's config file was wrong, 130 a second signal came before the first was dealt with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    process::prepare();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return help(&said),
+    };
     let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt().with_max_level(level).with_writer(|| Stderr).without_time().init();
     let result = match cli.command {
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
@@ -92,17 +100,42 @@ pub fn main() -> ExitCode {
         Command::FreezeGuard { pids } => freeze_guard(&pids),
     };
     result.unwrap_or_else(|error| {
-        let mut out = std::io::stderr().lock();
-        // Standard error may be closed; there is nowhere else to say so.
-        let _ = writeln!(out, "error: {error}");
-        for cause in error.chain().skip(1) {
-            let _ = writeln!(out, "  because: {cause}");
-        }
+        say(&*error);
         match error.downcast_ref::<ApiError>() {
             Some(e) if e.is_bad_configuration() => ExitCode::from(EXIT_BAD_CONFIGURATION),
             _ => ExitCode::FAILURE,
         }
     })
+}
+
+/// Help and versions are results; anything else that clap says is a mistake in the command line.
+fn help(said: &clap::Error) -> ExitCode {
+    if said.use_stderr() {
+        errln!("{}", said.render().to_string().trim_end());
+        return ExitCode::from(said.exit_code().clamp(0, 255) as u8);
+    }
+    match out!("{}", said.render()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error as &dyn Error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, and what to do where a limit of this process is the cause.
+fn say(error: &(dyn Error + 'static)) {
+    errln!("error: {error}");
+    let mut cause = error.source();
+    let mut advice = None;
+    while let Some(error) = cause {
+        errln!("  because: {error}");
+        advice = advice.or_else(|| limits::advice(error.downcast_ref::<io::Error>()?));
+        cause = error.source();
+    }
+    if let Some(advice) = advice {
+        errln!("  {advice}");
+    }
 }
 
 /// Parses a guest's memory.

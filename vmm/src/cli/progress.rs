@@ -1,15 +1,14 @@
-//! Progress bars on standard error, where that is a terminal; and the flag that Control-C sets.
+//! Progress bars on standard error, where that is a terminal.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Context;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::host::fleet::{Stage, Watch};
+pub(super) use crate::process::interrupt::{flag as interrupt_flag, is_set};
 
 /// Where progress is shown: on stderr if it is a terminal, and nowhere else.
 pub(super) fn draw_target() -> ProgressDrawTarget {
@@ -17,18 +16,6 @@ pub(super) fn draw_target() -> ProgressDrawTarget {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     }
-}
-
-/// A flag that SIGINT, SIGTERM and SIGHUP set, so that long work can end in good order.
-pub(super) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A second one ends the program at once, should the first not be enough.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
-            .context("cannot watch for signals")?;
-        signal_hook::flag::register(signal, flag.clone()).context("cannot watch for signals")?;
-    }
-    Ok(flag)
 }
 
 /// One bar a stage; the guests' parts are added up.
@@ -96,9 +83,4 @@ impl Bars {
         }
         let _ = self.all.clear();
     }
-}
-
-/// True once the flag of [`interrupt_flag`] is set.
-pub(super) fn is_set(flag: &AtomicBool) -> bool {
-    flag.load(Ordering::Relaxed)
 }

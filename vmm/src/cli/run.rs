@@ -10,6 +10,7 @@ use crate::api;
 use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
+use crate::process::print::errln;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
 use crate::vm::{
     self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe,
@@ -149,7 +150,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
     {
         // Linux gets as far as an instruction that is not emulated only after minutes, and says nothing meanwhile.
-        eprintln!(
+        errln!(
             "note: this KVM ({}) emulates ring 0: a stock kernel crawls for minutes and then fails; \
              `samepage doctor` says more",
             backend.short_name()
@@ -224,7 +225,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match ending {
         Ending::PowerOff | Ending::Reset | Ending::Stopped => Ok(ExitCode::SUCCESS),
         Ending::Fault(report) => {
-            eprintln!("error: {name}: {report}");
+            errln!("error: {name}: {report}");
             Ok(ExitCode::FAILURE)
         }
     }

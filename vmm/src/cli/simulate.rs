@@ -1,6 +1,6 @@
 //! `samepage simulate`: the overcommit policy against a model of many hosts and guests.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +13,8 @@ use super::progress::{draw_target, interrupt_flag, is_set};
 use super::simulate_table::tables;
 use crate::overcommit::simulate::scenario::Scenario;
 use crate::overcommit::simulate::{Report, Sample, run as simulate};
+use crate::process::named_file;
+use crate::process::print::outln;
 
 /// A simulation that takes longer than this shows how far it is.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
@@ -55,8 +57,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = play(&scenario, args.csv.as_deref())?;
     let took = begun.elapsed();
     match args.json {
-        true => println!("{}", serde_json::to_string(&report)?),
-        false => println!("{}\n{}", tables(&report), headline(&report, took)),
+        true => outln!("{}", serde_json::to_string(&report)?)?,
+        false => outln!("{}\n{}", tables(&report), headline(&report, took))?,
     }
     let violations: u64 = report.phases.iter().map(|p| p.minimum_violations).sum();
     if violations > 0 {
@@ -66,7 +68,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn read(args: &Args) -> anyhow::Result<Scenario> {
-    let mut scenario = Scenario::parse(&fs::read_to_string(&args.file)?)?;
+    let mut scenario = Scenario::parse(&named_file::read_text(&args.file)?)?;
     if let Some(hosts) = args.hosts {
         scenario = scenario.with_hosts(hosts)?;
     }
@@ -139,7 +141,7 @@ struct Series {
 
 impl Series {
     fn create(path: &Path) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = named_file::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut series = Self { path: path.into(), out: BufWriter::new(file) };
         let columns = "seconds,host,state,free_pages,ballooned_pages,swapped_pages,saved_pages,running,suspended,throttled,actions";
         writeln!(series.out, "{columns}").with_context(|| format!("cannot write {}", path.display()))?;

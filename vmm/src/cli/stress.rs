@@ -18,6 +18,7 @@ use crate::host::stress::scenario::Scenario;
 use crate::host::stress::verdict::{Fate, GuestVerdict, Verdict};
 use crate::memory::PAGE_BYTES;
 use crate::overcommit::pressure::Pressure;
+use crate::process::print::outln;
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
@@ -87,8 +88,8 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
         write(path, &figures::page(&verdict).to_string())?;
     }
     match output.json {
-        true => println!("{}", serde_json::to_string(&verdict)?),
-        false => println!("{}", text(&verdict)),
+        true => outln!("{}", serde_json::to_string(&verdict)?)?,
+        false => outln!("{}", text(&verdict))?,
     }
     Ok(if verdict.held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

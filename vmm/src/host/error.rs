@@ -61,6 +61,12 @@ pub enum HostError {
         /// The path.
         path: PathBuf,
     },
+    /// Something is missing or wrong that the fleet needs.
+    #[error("the fleet cannot come up:{problems}")]
+    Preflight {
+        /// All of it.
+        problems: super::preflight::Listed,
+    },
     /// A guest is not let in.
     #[error("guest {guest} is not let in: {refusal}; [overcommit] of the fleet file sets the rule")]
     NotAdmitted {

@@ -16,6 +16,7 @@ use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
 use super::post::Post;
+use super::preflight;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
@@ -207,15 +208,17 @@ impl Fleet {
         self.each(|guest| guest.fill(watch)).map(drop)
     }
 
-    /// Whether those may come in that do not run yet. Those whom an earlier daemon let in are in, and count as what they are.
+    /// Whether those may come in that do not run yet, and have what they need. Those whom an earlier daemon let in are in, and count as
+    /// what they are.
     fn judge(&mut self) -> Result<(), HostError> {
-        if self.guests.is_empty() {
-            return admission::judge(&self.spec)?.check();
-        }
         let runs = |spec: &&GuestSpec| !self.guests.iter().any(|guest| guest.spec.name == spec.name);
         let newcomers: Vec<GuestSpec> = self.spec.guests.iter().filter(runs).cloned().collect();
         if newcomers.is_empty() {
             return Ok(());
+        }
+        preflight::check(&FleetSpec { guests: newcomers.clone(), ..self.spec.clone() }, &self.dir)?;
+        if self.guests.is_empty() {
+            return admission::judge(&self.spec)?.check();
         }
         let ledger = self.ledger(false)?.ledger;
         let judged = admission::judge_more(&newcomers, &ledger, &self.spec.overcommit)?;

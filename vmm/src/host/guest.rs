@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, Command as Program, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use guest::layout::Layout;
@@ -19,6 +19,7 @@ use super::spec::{EngineName, GuestSpec, Overcommit};
 use super::state::{Saved, Started};
 use crate::measure::Space;
 use crate::os::Process;
+use crate::process::{executable, limits};
 use crate::vm::{Drive, control as vm};
 
 /// How long the built-in guest may take until it is ready.
@@ -93,7 +94,7 @@ impl Guest {
         Saved::new(started, None, None, None).write(dir)?;
         // Appending, as the console does: else each would write over the other's lines.
         let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
-        let mut program = Program::new(std::env::current_exe().map_err(failed)?);
+        let mut program = executable::command();
         program
             .arg("run")
             .args(["--name", &spec.name, "--memory", &format!("{}K", spec.memory_bytes >> 10)])
@@ -201,6 +202,10 @@ impl Guest {
             match &mut self.com2 {
                 None => match Com2::connect(&self.spec.name, &path, self.pid().unwrap_or(0)) {
                     Ok(com2) => self.com2 = Some(com2),
+                    Err(source) if limits::is_shortage(&source) => {
+                        let who = format!("COM2 of guest {}", self.spec.name);
+                        return Err(HostError::Socket { who, source: limits::explained(source) });
+                    }
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
                 },
                 Some(com2) => match com2.poll() {

@@ -25,6 +25,7 @@ mod observer;
 pub mod page_types;
 mod policy_state;
 pub mod post;
+pub mod preflight;
 pub mod runtime;
 pub mod spaces;
 pub mod spec;

@@ -13,7 +13,7 @@ use super::HostError;
 use super::governor::lock;
 
 /// Longest path the kernel takes for a Unix socket.
-const SOCKET_PATH_BYTES: usize = 107;
+pub(super) const SOCKET_PATH_BYTES: usize = 107;
 
 /// The directory of all fleets of this user: `$SAMEPAGE_RUNTIME_DIR`, else `/run/samepage` for root, else
 /// `$XDG_RUNTIME_DIR/samepage`, else one in the temporary directory. Always from the root of the file system on.

@@ -6,7 +6,6 @@ mod overcommit;
 mod standing;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use guest::protocol::{Fill, Mix};
@@ -23,6 +22,7 @@ use super::HostError;
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
 use crate::merge::slab::engine::Tuning;
+use crate::process::named_file;
 use crate::vm::{MAX_DRIVES, MAX_VCPUS, Unpack};
 
 /// The most guests of one fleet.
@@ -163,7 +163,7 @@ impl EngineName {
 
 /// Percentages of each class of page that a guest fills its memory with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "percentages such as { common = 50, unique = 50 }")]
 pub struct FillSpec {
     /// Zeros.
     #[serde(default)]
@@ -198,7 +198,7 @@ impl FillSpec {
 
 /// What a guest's balloon can do, besides being inflated and deflated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "keys such as { deflate_on_oom = true }")]
 pub struct BalloonSpec {
     /// The guest may take pages back when it runs out of memory.
     #[serde(default)]
@@ -266,7 +266,7 @@ pub struct FleetSpec {
 
 /// A fleet file as it is written; [`FleetSpec::of`] checks it.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the keys of a fleet")]
 pub struct FleetFile {
     name: String,
     #[serde(default = "default_engine")]
@@ -286,7 +286,7 @@ fn default_engine() -> EngineName {
 }
 
 #[derive(Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [defaults] with keys of a guest")]
 struct GuestKeys {
     memory: Option<String>,
     cpus: Option<u8>,
@@ -307,7 +307,7 @@ struct GuestKeys {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[guest]] with a name")]
 struct NamedGuest {
     name: String,
     count: Option<u16>,
@@ -332,8 +332,8 @@ struct NamedGuest {
 impl FleetSpec {
     /// Reads and checks a fleet file. Relative paths in it are relative to it; `~/` is the home directory.
     pub fn read(path: &Path) -> Result<Self, HostError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| HostError::SpecRead { path: path.into(), source })?;
+        let text = named_file::read_regular_text(path)
+            .map_err(|source| HostError::SpecRead { path: path.into(), source })?;
         let dir = path.parent().unwrap_or(Path::new("."));
         Self::parse(&text, dir).map_err(|source| HostError::Spec { path: path.into(), source })
     }

@@ -10,6 +10,7 @@ use crate::measure::content::Content;
 use crate::measure::frames::Pages;
 use crate::merge::slab::engine::Statistics;
 use crate::overcommit::ledger::Ledger;
+use crate::process::print;
 use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
 use crate::vm::probe;
@@ -206,6 +207,19 @@ impl FleetStatus {
                 kvm: values,
             });
         }
+        let unwritten: Vec<String> = said
+            .iter()
+            .filter_map(|said| {
+                let why = said.status.log_trouble.as_ref()?;
+                Some(format!(
+                    "guest {}: its log cannot be written, and some of it is lost: {why}",
+                    said.status.name
+                ))
+            })
+            .collect();
+        let own = print::lost().map(|lost| {
+            format!("the daemon's log cannot be written, and {} messages are lost: {}", lost.times, lost.why)
+        });
         let touched = touched(&guests);
         let progress = fleet.progress().unwrap_or_default();
         Self {
@@ -226,7 +240,15 @@ impl FleetStatus {
             merge: fleet.merge_statistics(),
             merge_cpu_seconds: progress.cpu_seconds,
             full_passes: progress.full_passes,
-            notes: frames.notes.iter().cloned().chain(touched).chain(fleet.notes()).collect(),
+            notes: frames
+                .notes
+                .iter()
+                .cloned()
+                .chain(own)
+                .chain(unwritten)
+                .chain(touched)
+                .chain(fleet.notes())
+                .collect(),
         }
     }
 }

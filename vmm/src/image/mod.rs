@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::process::named_file;
 pub use apt::Flavour;
 pub use error::ImageError;
 use modules::{Modules, Plan};
@@ -258,7 +259,7 @@ fn write_kernel(path: &Path, staged: &Path) -> Result<Written, ImageError> {
 /// The version of the kernel at `path`: from its setup header, or from the banner inside a vmlinux.
 fn version_of(path: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(VERSION_SEARCH_BYTES).read_to_end(&mut bytes)?;
+    named_file::regular(path)?.0.take(VERSION_SEARCH_BYTES).read_to_end(&mut bytes)?;
     let text = if bzimage::is_bzimage(&bytes) {
         bzimage::parse(&bytes).ok().and_then(|header| header.version)
     } else {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::elf;
 use super::error::ImageError;
 use super::unpack;
+use crate::process::named_file;
 
 /// The most bytes that a module may unpack to. The largest of Debian's has 10 MB.
 const MODULE_CAP_BYTES: u64 = 128 << 20;
@@ -99,7 +100,7 @@ impl Modules {
                 near,
             });
         };
-        let packed = fs::read(path).map_err(ImageError::file("read the module", path))?;
+        let packed = named_file::read(path).map_err(ImageError::file("read the module", path))?;
         let bytes = unpack::unpack(&packed, MODULE_CAP_BYTES)
             .map_err(|source| ImageError::Module { path: path.clone(), source })?;
         let info = elf::section(&bytes, ".modinfo").ok_or_else(|| ImageError::NotAModule(path.clone()))?;

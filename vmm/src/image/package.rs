@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use super::error::ImageError;
 use super::progress::{Progress, Watched};
 use super::unpack::{Compression, UnpackError};
+use crate::process::named_file;
 
 /// The most that a package may unpack to. The largest kernel package of Debian has half a GB.
 const UNPACKED_CAP_BYTES: u64 = 4 << 30;
@@ -47,11 +48,17 @@ pub struct Unpacked {
 /// Takes the kernel and the modules in the package `deb` out into the directory `into`.
 pub fn unpack(deb: &Path, into: &Path, progress: &mut dyn Progress) -> Result<Unpacked, ImageError> {
     let read = || ImageError::file("read the package", deb);
-    let mut file = File::open(deb).map_err(read())?;
-    if fs::metadata(deb).map_err(read())?.is_dir() {
+    let (mut file, meta) = named_file::any(deb).map_err(read())?;
+    if meta.is_dir() {
         return Err(ImageError::NotADeb {
             path: deb.into(),
             expected: "it is a directory; expected a .deb file",
+        });
+    }
+    if !meta.is_file() {
+        return Err(ImageError::NotADeb {
+            path: deb.into(),
+            expected: "it is not a regular file; expected a .deb file",
         });
     }
     let members = members(&mut file, deb)?;

@@ -14,6 +14,7 @@ use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 use super::bzimage::{self, HeaderProblem};
 use super::elf::{self, ElfProblem};
 use super::unpack::{self, UnpackError};
+use crate::process::named_file;
 
 /// The most bytes that a kernel may unpack to. A distribution's has about 60 MB.
 pub const UNPACKED_CAP_BYTES: u64 = 512 << 20;
@@ -149,15 +150,13 @@ pub fn open(path: &Path, unpack: Unpack) -> Result<Kernel, KernelError> {
 }
 
 fn open_file(path: &Path, unpack: Unpack) -> Result<Kernel, KernelProblem> {
-    // Looked at before it is opened: opening a pipe would wait for a writer.
-    let meta = std::fs::metadata(path).map_err(KernelProblem::Read)?;
+    let (mut file, meta) = named_file::any(path).map_err(KernelProblem::Read)?;
     match meta.file_type() {
         t if t.is_dir() => return Err(KernelProblem::Directory),
         t if !t.is_file() => return Err(KernelProblem::NotAFile),
         _ => {}
     }
-    let mut file = File::open(path).map_err(KernelProblem::Read)?;
-    let len = file.metadata().map_err(KernelProblem::Read)?.len();
+    let len = meta.len();
     let mut magic = Vec::new();
     file.by_ref().take(4).read_to_end(&mut magic).map_err(KernelProblem::Read)?;
     if magic == elf::MAGIC {

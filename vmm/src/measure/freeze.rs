@@ -8,12 +8,13 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::process::executable;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use thiserror::Error;
@@ -135,8 +136,7 @@ impl Frozen {
             return Err(FreezeError::Ourselves { pid: *pid });
         }
         let held = pids.iter().map(|pid| Held::new(*pid)).collect::<Result<Vec<_>, _>>()?;
-        let program = std::env::current_exe().map_err(FreezeError::Guard)?;
-        let mut guard = Command::new(program)
+        let mut guard = executable::command()
             .arg("freeze-guard")
             .args(pids.iter().map(u32::to_string))
             .stdin(Stdio::piped())
@@ -198,6 +198,8 @@ pub fn guard(pids: &[u32]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]

@@ -1,6 +1,5 @@
 //! What a guest's kernel uses each page of its memory for: from what its agent says, or from a copy of its `/proc/kpageflags`.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use thiserror::Error;
 use super::{MeasureError, Space};
 use crate::memory::PAGE_BYTES;
 use crate::memory::layout::HOLE_END;
+use crate::process::named_file;
 
 /// How many types there are.
 pub const TYPES: usize = PageType::ALL.len();
@@ -194,7 +194,7 @@ impl PageTypes {
     /// It is no such copy, or does not fit: it ends too early, has memory in use where the guest has no RAM, or none where it has.
     pub fn of_flags(path: &Path, ram: &[Ram], low_bytes: u64) -> Result<Self, PageTypesError> {
         let read = |source| PageTypesError::Read { path: path.into(), source };
-        let file = File::open(path).map_err(read)?;
+        let (file, _) = named_file::regular(path).map_err(read)?;
         let bytes = file.metadata().map_err(read)?.len();
         if !bytes.is_multiple_of(ENTRY as u64) {
             return Err(PageTypesError::Unaligned { path: path.into(), bytes });

@@ -39,7 +39,7 @@ macro_rules! knobs {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:literal, $least:literal ..= $most:expr;)+) => {
         /// The policy's knobs. As TOML or JSON any may be left out, and one that does not exist is an error.
         #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
+        #[serde(default, deny_unknown_fields, expecting = "a table of knobs")]
         pub struct Knobs {
             $($(#[doc = $doc])+ pub $name: $type,)+
             /// Whether a guest may be stopped at all, after everything else.

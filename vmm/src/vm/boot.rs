@@ -1,7 +1,6 @@
 //! Puts a kernel, its initrd and its command line into guest memory, as Linux's x86 boot protocol has it.
 
-use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use devices::GuestMemory;
@@ -18,6 +17,7 @@ use crate::image::vmlinux::{self, Kernel};
 use crate::memory::PAGE_BYTES;
 use crate::memory::file::MappedFile;
 use crate::memory::layout::Stretch;
+use crate::process::named_file;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -27,6 +27,8 @@ const HEADER_MAGIC: u32 = 0x5372_6448;
 const LOADER_UNKNOWN: u8 = 0xff;
 /// Offset of the 64-bit entry in a bzImage's protected-mode part.
 const BZIMAGE_ENTRY64: u64 = 0x200;
+/// What is asked of one read(2).
+const READ_BYTES: usize = 1 << 30;
 
 /// What a VM starts.
 #[derive(Clone, Debug)]
@@ -145,13 +147,22 @@ fn load_bzimage(memory: &GuestMemory, bytes: &[u8], low: u64) -> Result<Loaded, 
     Ok(Loaded { entry: loaded.kernel_load.0 + BZIMAGE_ENTRY64, end, header })
 }
 
-fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<u32, VmError> {
+/// Whether a kernel could be given this command line.
+///
+/// # Errors
+/// It is too long, or holds a zero.
+pub fn check_cmdline(cmdline: &str) -> Result<(), VmError> {
     if cmdline.len() >= CMDLINE_BYTES {
         return Err(VmError::CmdlineLength { bytes: cmdline.len() });
     }
     if cmdline.bytes().any(|b| b == 0) {
         return Err(VmError::CmdlineZero);
     }
+    Ok(())
+}
+
+fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<u32, VmError> {
+    check_cmdline(cmdline)?;
     memory.write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE)).map_err(VmError::BootData)?;
     memory.write_obj(0u8, GuestAddress(CMDLINE + cmdline.len() as u64)).map_err(VmError::BootData)?;
     Ok(cmdline.len() as u32)
@@ -160,11 +171,7 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<u32, VmError> {
 /// Puts the initrd as high as it may lie, so that it is out of the kernel's way. Returns address and size.
 fn load_initrd(memory: &GuestMemory, path: &Path, floor: u64, limit: u64) -> Result<(u32, u32), VmError> {
     let unreadable = |source| VmError::Initrd { path: path.into(), source };
-    let mut file = File::open(path).map_err(unreadable)?;
-    let meta = file.metadata().map_err(unreadable)?;
-    if !meta.is_file() {
-        return Err(unreadable(std::io::Error::other("it is not a regular file")));
-    }
+    let (mut file, meta) = named_file::regular(path).map_err(unreadable)?;
     let (bytes, room) = (meta.len(), limit.saturating_sub(floor.next_multiple_of(PAGE_BYTES)));
     if bytes == 0 {
         return Err(unreadable(std::io::Error::other("it is empty")));
@@ -173,10 +180,25 @@ fn load_initrd(memory: &GuestMemory, path: &Path, floor: u64, limit: u64) -> Res
         return Err(VmError::InitrdFit { path: path.into(), bytes, room });
     }
     let at = (limit - bytes) & !(PAGE_BYTES - 1);
-    memory
-        .read_exact_volatile_from(GuestAddress(at), &mut file, bytes as usize)
-        .map_err(|e| unreadable(std::io::Error::other(e)))?;
+    read_into(memory, at, &mut file, bytes).map_err(unreadable)?;
     Ok((at as u32, bytes as u32))
+}
+
+/// Reads `bytes` bytes into guest memory from `at` on: in parts, for read(2) gives 2 GiB less a page at the most.
+fn read_into(memory: &GuestMemory, at: u64, from: &mut impl ReadVolatile, bytes: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes {
+        let part = usize::try_from(bytes - done).unwrap_or(READ_BYTES).min(READ_BYTES);
+        match memory.read_volatile_from(GuestAddress(at + done), from, part) {
+            Ok(0) => {
+                let ended = format!("it ended after {done} of {bytes} bytes: it was cut short meanwhile");
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, ended));
+            }
+            Ok(read) => done += read as u64,
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
 }
 
 fn write_params(
@@ -233,6 +255,32 @@ mod tests {
         let too_small = load_initrd(ram.memory(), &path, (16 << 20) - 8192, 16 << 20);
         assert!(matches!(too_small, Err(VmError::InitrdFit { .. })));
         assert!(matches!(load_initrd(ram.memory(), dir.path(), 0, 1 << 20), Err(VmError::Initrd { .. })));
+    }
+
+    /// Gives as little as it likes, as read(2) may.
+    struct Trickle(u64);
+
+    impl ReadVolatile for Trickle {
+        fn read_volatile<B: vm_memory::bitmap::BitmapSlice>(
+            &mut self,
+            buffer: &mut vm_memory::VolatileSlice<B>,
+        ) -> Result<usize, vm_memory::VolatileMemoryError> {
+            let count = (buffer.len() as u64).min(1000).min(self.0);
+            self.0 -= count;
+            buffer.subslice(0, count as usize)?.write_slice(&vec![7; count as usize], 0)?;
+            Ok(count as usize)
+        }
+    }
+
+    #[test]
+    fn what_comes_in_parts_is_read_whole_and_what_ends_early_is_said() {
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
+        read_into(ram.memory(), 4096, &mut Trickle(10_001), 10_001).unwrap();
+        let mut bytes = vec![0; 10_002];
+        ram.memory().read_slice(&mut bytes, GuestAddress(4096)).unwrap();
+        assert!(bytes[..10_001].iter().all(|b| *b == 7) && bytes[10_001] == 0);
+        let short = read_into(ram.memory(), 4096, &mut Trickle(999), 1000).unwrap_err().to_string();
+        assert!(short.contains("999 of 1000"), "{short}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
-use super::console::{Console, ConsoleInput};
+use super::console::{Console, ConsoleInput, Trouble};
 use super::control::Control;
 use super::dirty::DirtyLog;
 use super::drive;
@@ -31,7 +31,6 @@ use super::running::Running;
 use super::slots;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
-use super::terminal::Raw;
 use super::throttle::Throttle;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::Sampler;
@@ -46,8 +45,6 @@ pub struct Vm {
     /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself. So nobody else has more than a weak
     /// reference to it.
     _vm: Arc<VmFd>,
-    /// The terminal is as it was again when this is dropped.
-    raw: Option<Raw>,
 }
 
 impl Vm {
@@ -108,7 +105,8 @@ impl Vm {
             acpi::write(ram.memory(), config.vcpus, virtio_count)?
         };
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
-        let console = config.console.output()?;
+        let console_trouble = Trouble::default();
+        let console = config.console.output(&console_trouble)?;
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
         let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
@@ -141,8 +139,7 @@ impl Vm {
         for (event, ending) in [(power_off, GuestAsks::PowerOff), (reset, GuestAsks::Reset)] {
             subscribers.push(Box::new(GuestEnd { event, ending, outcome: outcome.clone() }));
         }
-        let (raw, input) = console_input(config, &shared, &com1, &outcome)?.unzip();
-        if let Some(input) = input {
+        if let Some(input) = console_input(config, &shared, &com1, &outcome)? {
             subscribers.push(Box::new(input));
         }
         if let Some(listener) = com2 {
@@ -171,6 +168,7 @@ impl Vm {
             balloon,
             shared,
             outcome,
+            console_trouble,
         };
         if let Some(listener) = control {
             subscribers.push(Box::new(Control::new(listener, running.clone())));
@@ -179,7 +177,7 @@ impl Vm {
             events.add(subscriber);
         }
         own::release_startup_code();
-        Ok(Self { running, _vm: vm, raw: raw.flatten() })
+        Ok(Self { running, _vm: vm })
     }
 
     /// The way to it.
@@ -190,7 +188,6 @@ impl Vm {
     /// Ends its vCPUs.
     pub fn stop(self) {
         self.running.vcpus().stop();
-        drop(self.raw);
     }
 }
 
@@ -248,20 +245,19 @@ fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {
     port.drained_fd().try_clone().map_err(VmError::host("duplicate an eventfd"))
 }
 
-/// Standard input to COM1 and, if it is a terminal, the guard that keeps it raw.
+/// Standard input to COM1.
 fn console_input(
     config: &Config,
     shared: &Arc<Shared>,
     com1: &Arc<Mutex<Serial>>,
     outcome: &Outcome,
-) -> Result<Option<(Option<Raw>, ConsoleInput)>, VmError> {
+) -> Result<Option<ConsoleInput>, VmError> {
     if config.lifeline || config.console != Console::Stdio {
         return Ok(None);
     }
-    let raw = Raw::enter().map_err(VmError::host("make the terminal raw"))?;
     let feed = Feed::new(com1.clone(), shared.clone());
-    let input = ConsoleInput::new(feed, drained(com1)?, outcome.clone(), raw.is_some());
-    Ok(Some((raw, input)))
+    let input = ConsoleInput::new(feed, drained(com1)?, outcome.clone());
+    input.map(Some).map_err(VmError::host("watch the terminal"))
 }
 
 #[derive(Clone, Copy)]

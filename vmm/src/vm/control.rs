@@ -130,6 +130,9 @@ pub struct Status {
     /// show where they belong. There are none while it is paused.
     #[serde(default)]
     pub parked_pages: u64,
+    /// Why output of its console, or messages of its process, are lost; None while they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_trouble: Option<String>,
 }
 
 /// What carries requests out.

@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::console::Lifeline;
 use super::error::VmError;
 use super::exit::{Ending, Outcome};
+use crate::process::print::errln;
+use crate::process::signals;
 
 /// What is watched on the main thread. It outlives the VM: signals end the program before one is built, too.
 pub struct EventLoop {
@@ -17,7 +20,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// A loop that ends at SIGINT, SIGTERM or SIGHUP, and with `lifeline` when standard input ends.
+    /// A loop that ends at SIGINT, SIGTERM or SIGHUP, where these were not ignored when the program was started, and with `lifeline` when standard input ends.
     pub fn new(lifeline: bool) -> Result<Self, VmError> {
         let outcome = Outcome::new().map_err(VmError::host("make an eventfd"))?;
         let mut events = Self { subscribers: EventManager::new()?, outcome: outcome.clone() };
@@ -62,6 +65,8 @@ impl MutEventSubscriber for Ended {
 /// Signals that ask the program to end, end the VM in good order.
 struct Signals {
     pipe: UnixStream,
+    /// Which came last.
+    last: Arc<AtomicUsize>,
     outcome: Outcome,
 }
 
@@ -69,11 +74,15 @@ impl Signals {
     fn new(outcome: Outcome) -> Result<Self, VmError> {
         let failed = VmError::host::<io::Error>;
         let (pipe, end) = UnixStream::pair().map_err(failed("make a pipe for signals"))?;
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let last = Arc::new(AtomicUsize::new(0));
+        for signal in signals::ending() {
             let end = end.try_clone().map_err(failed("make a pipe for signals"))?;
+            // In this order: who reads the pipe finds which it was.
+            signal_hook::flag::register_usize(signal, last.clone(), signal as usize)
+                .map_err(failed("watch for signals"))?;
             signal_hook::low_level::pipe::register(signal, end).map_err(failed("watch for signals"))?;
         }
-        Ok(Self { pipe, outcome })
+        Ok(Self { pipe, last, outcome })
     }
 }
 
@@ -85,6 +94,7 @@ impl MutEventSubscriber for Signals {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         let mut bytes = [0u8; 16];
         let _ = rustix::io::read(&self.pipe, &mut bytes);
+        errln!("note: {}: the VM ends", signals::name(self.last.load(Ordering::SeqCst) as i32));
         self.outcome.tell(Ending::Stopped);
     }
 }

@@ -34,7 +34,7 @@ mod timer;
 mod vcpu;
 pub mod working_set;
 
-pub use boot::{KernelSource, Unpack};
+pub use boot::{KernelSource, Unpack, check_cmdline};
 pub use build::Vm;
 pub use console::Console;
 pub use dirty::DirtyLog;

@@ -11,6 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::console::Trouble;
+
 /// Bytes that wait for the reader.
 const KEPT_BYTES: usize = 64 << 10;
 /// Bytes written at once: a reader that takes as many within [`PATIENCE`] is slow, not stuck.
@@ -42,15 +47,15 @@ struct State {
 }
 
 impl PatientSink {
-    /// Starts the thread that writes to `file`.
-    pub fn new(mut file: File) -> io::Result<Self> {
+    /// Starts the thread that writes to `file`; if that is not possible, `trouble` is told.
+    pub fn new(file: File, trouble: Trouble) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let its = shared.clone();
         // Never joined: it may wait for a reader that never comes, and ends with the process.
         thread::Builder::new()
             .name("console".into())
             .stack_size(64 << 10)
-            .spawn(move || its.write_to(&mut file))?;
+            .spawn(move || its.write_to(&file, &trouble))?;
         Ok(Self(shared))
     }
 }
@@ -60,7 +65,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_to(&self, file: &mut File) {
+    fn write_to(&self, file: &File, trouble: &Trouble) {
         let mut chunk = Vec::new();
         loop {
             {
@@ -79,11 +84,33 @@ impl Shared {
                 chunk.extend(state.kept.drain(..taken));
                 state.on_the_way = chunk.len();
             }
-            if file.write_all(&chunk).is_err() {
+            if let Err(error) = write_all(file, &chunk) {
                 self.state().closed = true;
+                // A reader that has gone is no trouble.
+                if !matches!(error, Errno::PIPE | Errno::CONNRESET) {
+                    tracing::warn!("the console cannot be written: {error}");
+                    trouble.note(&error.into());
+                }
             }
         }
     }
+}
+
+/// Writes all of it, however long that takes. A terminal or pipe may not wait by itself: whoever shares it may have made it so.
+fn write_all(file: &File, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(file, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::new(file, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            },
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 impl Write for PatientSink {
@@ -134,7 +161,7 @@ mod tests {
 
     fn pair() -> (PatientSink, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (PatientSink::new(File::from(OwnedFd::from(ours))).unwrap(), theirs)
+        (PatientSink::new(File::from(OwnedFd::from(ours)), Trouble::default()).unwrap(), theirs)
     }
 
     #[test]
@@ -175,5 +202,42 @@ mod tests {
         for _ in 0..10_000 {
             sink.write_all(&[b'x'; 100]).unwrap();
         }
+    }
+
+    #[test]
+    fn a_pipe_that_does_not_wait_gets_everything_as_well() {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        let mut sink = PatientSink::new(File::from(writer), Trouble::default()).unwrap();
+        let reading = thread::spawn(move || {
+            let (mut all, mut buffer) = (Vec::<u8>::new(), [0; 8192]);
+            loop {
+                match rustix::io::read(&reader, &mut buffer) {
+                    Ok(0) => return all,
+                    Ok(n) => all.extend(&buffer[..n]),
+                    Err(_) => thread::yield_now(),
+                }
+            }
+        });
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
+        sent.chunks(1000).for_each(|part| sink.write_all(part).unwrap());
+        drop(sink);
+        assert!(reading.join().unwrap() == sent);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_and_a_reader_that_is_gone_is_not() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let trouble = Trouble::default();
+        let mut sink = PatientSink::new(full, trouble.clone()).unwrap();
+        sink.write_all(b"x").unwrap();
+        drop(sink);
+        assert!(trouble.why().unwrap().contains("No space left"), "{trouble:?}");
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let trouble = Trouble::default();
+        let mut sink = PatientSink::new(File::from(writer), trouble.clone()).unwrap();
+        sink.write_all(b"x").unwrap();
+        drop(sink);
+        assert_eq!(trouble.why(), None);
     }
 }

@@ -8,6 +8,7 @@ use devices::virtio::balloon;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
+use super::console::Trouble;
 use super::control::{Reply, Request, Serve, Status};
 use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
@@ -41,6 +42,7 @@ pub struct Running {
     pub(super) sampler: Sampler,
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
+    pub(super) console_trouble: Trouble,
 }
 
 impl Running {
@@ -56,6 +58,7 @@ impl Running {
             extents: self.ram.extents(),
             throttle: self.throttle.status(),
             parked_pages: self.ram.parked_pages(),
+            log_trouble: self.console_trouble.why(),
         }
     }
 

@@ -29,9 +29,8 @@ impl Timer {
         Ok(())
     }
 
-    /// Its time has come: it can be watched for the next one.
+    /// Its time has come, and was seen: however often it came meanwhile, once is enough.
     pub fn clear(&self) {
-        // However often it came meanwhile, once is enough.
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 

@@ -159,13 +159,13 @@ fn widths(width: u16, longest_name: u16) -> Vec<(Column, u16)> {
 pub(super) fn table(rows: &[Row], first: usize, width: u16, sort: Sort, reversed: bool) -> Table<'static> {
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let columns = widths(width, u16::try_from(longest).unwrap_or(u16::MAX));
-    let header = columns.iter().map(|(column, _)| {
+    let header = columns.iter().map(|(column, width)| {
         let arrow = match (column.sort() == Some(sort), reversed) {
-            (false, _) => "",
-            (true, false) => "↓",
-            (true, true) => "↑",
+            (false, _) => None,
+            (true, false) => Some('↓'),
+            (true, true) => Some('↑'),
         };
-        let line = Line::from(format!("{}{arrow}", column.title())).alignment(column.alignment());
+        let line = Line::from(heading(column.title(), arrow, *width)).alignment(column.alignment());
         Cell::from(line).style(Style::new().bold().underlined())
     });
     let lines = rows.iter().skip(first).map(|row| {
@@ -176,6 +176,13 @@ pub(super) fn table(rows: &[Row], first: usize, width: u16, sort: Sort, reversed
     Table::new(lines.collect::<Vec<_>>(), columns.iter().map(|(_, width)| Constraint::Length(*width)))
         .header(TableRow::new(header.collect::<Vec<_>>()))
         .column_spacing(1)
+}
+
+/// A title and what it is sorted by. Where both do not fit, the title is cut at its end: it begins at the left of its column, and what it
+/// would lose there is what tells it from others.
+fn heading(title: &str, arrow: Option<char>, width: u16) -> String {
+    let room = usize::from(width).saturating_sub(usize::from(arrow.is_some()));
+    title.chars().take(room).chain(arrow).collect()
 }
 
 /// A guest's state, in at most five letters, and its colour.
@@ -232,6 +239,19 @@ mod tests {
             assert_eq!(size(pages), text);
             assert!(size(pages).len() <= usize::from(SIZE_WIDTH));
         }
+    }
+
+    #[test]
+    fn a_heading_with_its_arrow_fits_its_column() {
+        for column in ALL {
+            for arrow in [None, Some('↓')] {
+                let heading = heading(column.title(), arrow, column.width());
+                assert!(heading.chars().count() <= usize::from(column.width()), "{heading}");
+                assert!(heading.starts_with(&column.title()[..column.title().len() - 1]), "{heading}");
+                assert_eq!(heading.ends_with('↓'), arrow.is_some());
+            }
+        }
+        assert_eq!(heading("frames", Some('↓'), SIZE_WIDTH), "frame↓");
     }
 
     #[test]

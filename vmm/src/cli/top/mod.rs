@@ -3,6 +3,7 @@
 mod class_bar;
 mod columns;
 mod draw;
+mod keys;
 mod plain;
 mod screen;
 mod state;
@@ -10,22 +11,24 @@ mod state;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, poll, read};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use self::keys::{Input, Keys, Pressed};
 use self::screen::Screen;
-use self::state::{Key, Sort, Top};
+use self::state::{Sort, Top};
 use crate::host::HostError;
 use crate::host::daemon::{one_line, request};
 use crate::host::governor::Management;
 use crate::host::living::choose;
 use crate::host::status::{Reply, Request};
+use crate::process::print::{errln, outln};
+use crate::process::signals;
+use crate::process::terminal::{Holder, holder};
 
 /// How long the daemon may take, which answers at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -82,7 +85,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         return once(&fleet, args.json, args.sort);
     }
     if !terminal {
-        eprintln!("note: standard input or output is no terminal, so this is `samepage top --once`");
+        errln!("note: standard input or output is no terminal, so this is `samepage top --once`");
+        return once(&fleet, false, args.sort);
+    }
+    if holder() == Holder::Others {
+        // Who takes it would be stopped, where only SIGKILL ends it.
+        errln!("note: in the background of its terminal, so this is `samepage top --once`");
         return once(&fleet, false, args.sort);
     }
     watch(fleet, args.sort, Duration::from_secs_f64(args.interval))
@@ -107,8 +115,8 @@ fn once(fleet: &str, json: bool, sort: Sort) -> anyhow::Result<ExitCode> {
         thread::sleep(interval);
     };
     match json {
-        true => println!("{}", serde_json::to_string(&management)?),
-        false => println!("{}", plain::text(fleet, &management, sort)),
+        true => outln!("{}", serde_json::to_string(&management)?)?,
+        false => outln!("{}", plain::text(fleet, &management, sort))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -117,10 +125,11 @@ fn once(fleet: &str, json: bool, sort: Sort) -> anyhow::Result<ExitCode> {
 type Look = Result<Management, String>;
 
 fn watch(fleet: String, sort: Sort, interval: Duration) -> anyhow::Result<ExitCode> {
-    let ended = Arc::new(AtomicBool::new(false));
+    let signalled = Arc::new(AtomicUsize::new(0));
     // Before the terminal is changed. One is enough: this loop never waits for anybody.
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, ended.clone()).context("cannot watch for signals")?;
+    for signal in signals::ending() {
+        signal_hook::flag::register_usize(signal, signalled.clone(), signal as usize)
+            .context("cannot watch for signals")?;
     }
     let (sender, looks) = sync_channel(1);
     let asked = fleet.clone();
@@ -129,14 +138,27 @@ fn watch(fleet: String, sort: Sort, interval: Duration) -> anyhow::Result<ExitCo
         .spawn(move || keep_looking(&asked, interval, &sender))
         .context("cannot start the thread that asks the daemon")?;
     let mut screen = Screen::open().context("cannot draw on this terminal")?;
-    let result = show(&mut screen, Top::new(fleet, sort), &looks, &ended);
+    let result = show(&mut screen, Top::new(fleet, sort), &looks, &signalled);
     drop(screen);
-    match result {
+    match (signalled.load(Ordering::Relaxed), result) {
+        (0, Ok(Ended::ByKey)) => {}
+        (0, Ok(Ended::WithoutTerminal)) => errln!("note: ended, for its terminal is gone"),
+        (0, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
+            errln!("note: ended, for its terminal is gone");
+        }
+        (0, Err(error)) => return Err(error).context("this terminal cannot be drawn on any more"),
         // The terminal may be gone, which is why we were told to end.
-        Err(_) if ended.load(Ordering::Relaxed) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(error).context("this terminal cannot be drawn on any more"),
-        Ok(()) => Ok(ExitCode::SUCCESS),
+        (signal, _) => errln!("note: ended by {}", signals::name(signal as i32)),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Why nothing is drawn any more.
+enum Ended {
+    /// Somebody pressed q, or there was a signal.
+    ByKey,
+    /// There is nothing to draw on.
+    WithoutTerminal,
 }
 
 /// Asks the daemon until nobody wants to know.
@@ -154,10 +176,16 @@ fn keep_looking(fleet: &str, interval: Duration, sender: &SyncSender<Look>) {
 }
 
 /// Draws what comes until it is to end.
-fn show(screen: &mut Screen, mut top: Top, looks: &Receiver<Look>, ended: &AtomicBool) -> io::Result<()> {
+fn show(
+    screen: &mut Screen,
+    mut top: Top,
+    looks: &Receiver<Look>,
+    signalled: &AtomicUsize,
+) -> io::Result<Ended> {
     let begin = Instant::now();
-    let mut drawn: Option<Instant> = None;
-    while !ended.load(Ordering::Relaxed) {
+    let (mut keys, mut drawn) = (Keys::default(), None::<Instant>);
+    let mut size = screen.size();
+    while signalled.load(Ordering::Relaxed) == 0 {
         let mut changed = drawn.is_none_or(|at| at.elapsed() >= REDRAW);
         for answer in looks.try_iter() {
             changed = true;
@@ -166,43 +194,25 @@ fn show(screen: &mut Screen, mut top: Top, looks: &Receiver<Look>, ended: &Atomi
                 Err(why) => top.missed(why, begin.elapsed().as_secs_f64()),
             }
         }
-        while poll(Duration::ZERO)? {
-            changed = true;
-            match read()? {
-                Event::Key(key) if is_quit(&key) => return Ok(()),
-                Event::Key(key) => meaning(&key).into_iter().for_each(|key| top.press(key)),
-                _ => {}
-            }
-        }
-        if changed {
+        let now = screen.size();
+        if changed || now != size {
+            size = now;
             screen.draw(|frame| draw::draw(frame, &top, begin.elapsed().as_secs_f64()))?;
             drawn = Some(Instant::now());
         }
-        poll(POLL)?;
+        let mut quit = false;
+        let input = keys.wait(POLL, |pressed| match pressed {
+            Pressed::Quit => quit = true,
+            Pressed::Key(key) => {
+                top.press(key);
+                drawn = None;
+            }
+        })?;
+        match (quit, input) {
+            (true, _) => return Ok(Ended::ByKey),
+            (_, Input::Gone) => return Ok(Ended::WithoutTerminal),
+            _ => {}
+        }
     }
-    Ok(())
-}
-
-fn is_quit(key: &KeyEvent) -> bool {
-    let control_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    control_c || matches!(key.code, KeyCode::Char('q' | 'Q') | KeyCode::Esc)
-}
-
-fn meaning(key: &KeyEvent) -> Option<Key> {
-    if key.kind == KeyEventKind::Release {
-        return None;
-    }
-    match key.code {
-        KeyCode::Char('s') => Some(Key::Sort),
-        KeyCode::Char('r') => Some(Key::Reverse),
-        KeyCode::Char('p') => Some(Key::Pause),
-        KeyCode::Char('?' | 'h') => Some(Key::Help),
-        KeyCode::Up | KeyCode::Char('k') => Some(Key::Up),
-        KeyCode::Down | KeyCode::Char('j') => Some(Key::Down),
-        KeyCode::PageUp => Some(Key::PageUp),
-        KeyCode::PageDown => Some(Key::PageDown),
-        KeyCode::Home => Some(Key::Home),
-        KeyCode::End => Some(Key::End),
-        _ => None,
-    }
+    Ok(Ended::ByKey)
 }

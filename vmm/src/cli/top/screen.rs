@@ -10,6 +10,7 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use ratatui::{Frame, Terminal};
+use rustix::termios::tcgetwinsize;
 
 /// The terminal. Dropped, it is as it was before; a panic puts it back too, before it is told.
 pub(super) struct Screen {
@@ -37,6 +38,12 @@ impl Screen {
                 Err(error)
             }
         }
+    }
+
+    /// Its columns and lines; None where it does not say.
+    pub(super) fn size(&self) -> Option<(u16, u16)> {
+        let size = tcgetwinsize(io::stdout()).ok()?;
+        Some((size.ws_col, size.ws_row))
     }
 
     /// Draws a picture.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::PAGE_BYTES;
 use crate::memory::smaps::kib_field;
+use crate::process::executable;
 use crate::vm::probe;
 
 /// Knobs of the host that are recorded, by the directory they are in.
@@ -47,6 +48,9 @@ pub struct Environment {
     pub backend: String,
     /// Samepage's version.
     pub samepage: String,
+    /// Which build of it; empty where that is not known.
+    #[serde(default)]
+    pub build: String,
     /// Whether root ran it: others see no frame numbers and set no KSM.
     pub root: bool,
     /// Knobs of KSM, of huge pages, of memory, by path. An engine sets those of KSM while it merges.
@@ -79,6 +83,7 @@ impl Environment {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             backend: probe::backend_name().into(),
             samepage: env!("CARGO_PKG_VERSION").into(),
+            build: executable::build().unwrap_or_default(),
             root: rustix::process::geteuid().is_root(),
             knobs,
             load: read("/proc/loadavg").split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0),

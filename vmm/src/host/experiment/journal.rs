@@ -1,6 +1,6 @@
 //! Finished trials in a file, a line of JSON each, so that an experiment that was interrupted can go on.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use super::ExperimentError;
 use super::environment::Environment;
 use super::plan::Plan;
 use super::trial::Trial;
+use crate::process::named_file;
 
 /// A line: it says all that is needed to tell whose it is.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +36,20 @@ pub struct Found {
     pub trials: Vec<Trial>,
     /// Lines of other plans or machines; they stay where they are.
     pub others: usize,
+    /// How many of `trials` another build of this program measured.
+    pub other_builds: usize,
+}
+
+impl Found {
+    /// What a reader of the results must know, if they are not all this build's.
+    pub fn note(&self) -> Option<String> {
+        let (other, all) = (self.other_builds, self.trials.len());
+        (other > 0).then(|| {
+            format!(
+                "{other} of the {all} trials that were finished before are by another build of samepage than this one: to compare builds,                  give each a file of results of its own"
+            )
+        })
+    }
 }
 
 impl Journal {
@@ -48,8 +63,7 @@ impl Journal {
         environment: &Environment,
     ) -> Result<(Self, Found), ExperimentError> {
         let failed = |what| move |source| ExperimentError::Journal { what, path: path.into(), source };
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed("open"))?;
+        let mut file = named_file::journal(path).map_err(failed("open"))?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed("read"))?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
@@ -61,6 +75,7 @@ impl Journal {
                 source,
             })?;
             if line.plan.measures_the_same(plan) && line.environment.is_like(environment) {
+                found.other_builds += usize::from(line.environment.build != environment.build);
                 found.trials.push(line.trial);
             } else {
                 found.others += 1;
@@ -126,6 +141,11 @@ mod tests {
         assert_eq!(open(&Plan { repeat: 99, ..plan.clone() }, &here).trials, trials);
         let other = open(&Plan { seed: 99, ..plan.clone() }, &here);
         assert_eq!((other.trials.len(), other.others), (0, 2));
+        assert_eq!(Journal::open(&path, &plan, &here).unwrap().1.note(), None);
+        let (_, found) =
+            Journal::open(&path, &plan, &Environment { build: "another".into(), ..here.clone() }).unwrap();
+        assert_eq!((found.trials.len(), found.other_builds), (2, 2));
+        assert!(found.note().unwrap().starts_with("2 of the 2 trials"), "{found:?}");
         assert_eq!(open(&plan, &Environment { kernel: "2.6.32".into(), ..here.clone() }).others, 2);
     }
 

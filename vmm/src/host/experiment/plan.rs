@@ -1,6 +1,5 @@
 //! A plan: what is measured, in which dimensions. `resources/docs/experiments.md` has the keys.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +10,7 @@ use super::trial::Point;
 use crate::host::spec::{FillSpec, resolve};
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::parse_size;
+use crate::process::named_file;
 use crate::vm::MAX_VCPUS;
 
 /// Most guests of one trial, and values of one dimension.
@@ -46,7 +46,7 @@ pub enum Kind {
 
 /// A guest, in so far as all guests of a plan are alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [guest]")]
 pub struct GuestPlan {
     /// Its RAM with its unit.
     pub memory: String,
@@ -74,7 +74,7 @@ pub struct GuestPlan {
 
 /// What Linux guests need otherwise than built-in ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [linux]")]
 pub struct LinuxPlan {
     /// RAM with its unit: the kernel alone has some 60 MiB.
     pub memory: String,
@@ -92,7 +92,7 @@ fn one() -> u8 {
 
 /// A way in which the guests of a point differ from those of others.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table [[variant]]")]
 pub struct Variant {
     /// Its name.
     pub name: String,
@@ -109,7 +109,7 @@ pub struct Variant {
 
 /// Pages that guests go on writing.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [churn]")]
 pub struct ChurnPlan {
     /// In each guest.
     pub pages_per_second: u64,
@@ -119,7 +119,7 @@ pub struct ChurnPlan {
 
 /// Writes that a guest times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [timing]")]
 pub struct TimingPlan {
     /// How often each kind of page is timed.
     pub windows: u32,
@@ -131,7 +131,7 @@ pub struct TimingPlan {
 
 /// A file that guests read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [file]")]
 pub struct FilePlan {
     /// Its size with its unit; at most half of a guest's memory.
     pub size: String,
@@ -143,7 +143,7 @@ pub struct FilePlan {
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the keys of a plan")]
 pub struct Plan {
     /// Its name.
     pub name: String,
@@ -206,8 +206,8 @@ impl Plan {
     /// # Errors
     /// It cannot be read, or says what is not possible.
     pub fn read(path: &Path) -> Result<Self, ExperimentError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ExperimentError::Read { path: path.into(), source })?;
+        let text = named_file::read_text(path)
+            .map_err(|source| ExperimentError::Read { path: path.into(), source })?;
         Self::parse(&text, path.parent().unwrap_or(Path::new(".")))
             .map_err(|source| ExperimentError::File { path: path.into(), source: Box::new(source) })
     }

@@ -10,7 +10,10 @@ use crate::vm::MAX_DRIVES;
 
 /// A disk of a guest: `/dev/vda` is the first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "{ path = \"disk.img\" }, with read_only = true for one that the guest only reads"
+)]
 pub struct DriveSpec {
     /// A raw image.
     pub path: PathBuf,

@@ -95,7 +95,7 @@ pub enum OvercommitError {
 
 /// The keys of a fleet file.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table [overcommit]")]
 pub(super) struct OvercommitKeys {
     capacity: Option<String>,
     admission: AdmissionName,

@@ -1,6 +1,5 @@
 //! A scenario file: a fleet, and what is done to it, phase by phase.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use guest::protocol::{Class, Target};
@@ -10,6 +9,7 @@ use thiserror::Error;
 use crate::host::HostError;
 use crate::host::spec::{FleetFile, FleetSpec, SpecError};
 use crate::overcommit::knobs::{KnobError, Knobs};
+use crate::process::named_file;
 
 /// Limits on what a scenario may ask for.
 const MAX_PHASES: usize = 256;
@@ -109,7 +109,7 @@ pub struct Scenario {
 
 /// What must be true in the end, besides that no page is lost and no guest dies that was not killed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table [expect]")]
 pub struct Expect {
     /// Guests that the policy stopped, at most.
     pub stopped: Option<u64>,
@@ -158,7 +158,7 @@ fn matches(pattern: &str, guest: &str) -> bool {
 
 /// Background writing.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct Churn {
     /// Whose.
     pub guests: Who,
@@ -184,7 +184,7 @@ impl Churn {
 
 /// Every guest writes this part of its pages of one class, as fast as it can.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct Storm {
     /// Whose.
     pub guests: Who,
@@ -208,7 +208,7 @@ impl Storm {
 
 /// More or fewer filled pages.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct FillPhase {
     /// Whose.
     pub guests: Who,
@@ -218,7 +218,7 @@ pub struct FillPhase {
 
 /// Pages that are given up.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct FreePhase {
     /// Whose.
     pub guests: Who,
@@ -250,7 +250,7 @@ pub enum SwapState {
 
 /// One phase. What it has happens in this order, and all of it while memory is short or not.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table [[phase]]")]
 pub struct Phase {
     /// Its name.
     pub name: String,
@@ -289,7 +289,7 @@ pub struct Phase {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the keys of a scenario")]
 struct File {
     name: String,
     #[serde(default)]
@@ -306,7 +306,7 @@ impl Scenario {
     /// Reads and checks a scenario file.
     pub fn read(path: &Path) -> Result<Self, HostError> {
         let wrong = |source| HostError::Scenario { path: path.into(), source };
-        let text = fs::read_to_string(path)
+        let text = named_file::read_text(path)
             .map_err(|source| wrong(ScenarioError::Read { path: path.into(), source }))?;
         Self::parse(&text, path.parent().unwrap_or(Path::new("."))).map_err(wrong)
     }

@@ -13,6 +13,7 @@ use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE};
 use crate::memory::PAGE_BYTES;
 use crate::memory::page_buffer::PageBuffer;
+use crate::process::named_file;
 
 /// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
 const BATCH_PAGES: usize = 64;
@@ -95,8 +96,7 @@ impl FileSource {
     /// It is no raw image, or may not be read.
     pub fn open(path: &Path, name: String) -> Result<Self, ImageError> {
         let path = path.to_owned();
-        let opened = File::open(&path).and_then(|file| file.metadata().map(|meta| (file, meta)));
-        let (file, meta) = match opened {
+        let (file, meta) = match named_file::any(&path) {
             Ok(opened) => opened,
             Err(source) => return Err(ImageError::Open { path, source }),
         };

@@ -23,6 +23,7 @@ pub use settings::{Knobs, KsmSettings};
 use super::{Engine, EngineError, Progress};
 use crate::measure::Space;
 use crate::memory::ksm_stat::{self, KsmStat};
+use crate::process::executable;
 
 /// Held, by the guard, while a fleet of ours drives KSM.
 pub const LOCK: &str = "/run/samepage/ksm.lock";
@@ -109,16 +110,20 @@ impl Ksm {
     }
 
     fn spawn_guard(&self) -> Result<Guard, EngineError> {
-        let command = match self.guard_command.as_slice() {
-            [] => vec![
-                std::env::current_exe().map_err(EngineError::Guard)?.into_os_string(),
-                OsString::from("ksm-guard"),
-            ],
-            command => command.to_vec(),
+        let mut command = match self.guard_command.as_slice() {
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+            [] => {
+                let mut command = executable::command();
+                command.arg("ksm-guard");
+                command
+            }
         };
         let (socket, theirs) = UnixStream::pair().map_err(EngineError::Guard)?;
-        let process = Command::new(&command[0])
-            .args(&command[1..])
+        let process = command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()

@@ -17,13 +17,14 @@ use super::counters::{Counters, now_ns};
 use super::matchmaker::{PageHash, SlabPage};
 use super::merger::{Merger, Work};
 use super::watcher::Watcher;
-use super::wire::{self, Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
+use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
 use crate::memory::PAGE_BYTES;
 use crate::memory::page_buffer::PageBuffer;
 use crate::memory::ram::Ram;
 use crate::memory::slab::{Draft, Slab};
 use crate::memory::slabbed::{Private, Slabbed};
 use crate::memory::written::WriteLog;
+use crate::process::limits;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// Pages copied at a time to be hashed: as much as the nearest caches hold.
@@ -67,7 +68,8 @@ impl Agent {
     /// The agent of `ram`, which must be anonymous memory.
     pub fn new(ram: &Ram) -> io::Result<Self> {
         let pages = ram.bytes() / PAGE_BYTES;
-        wire::allow_many_slabs();
+        // Each slab is one.
+        limits::allow_descriptors();
         Ok(Self {
             ram: ram.clone(),
             pages,

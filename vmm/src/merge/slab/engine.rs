@@ -18,10 +18,11 @@ use crate::measure::Space;
 use crate::memory::{PAGE_BYTES, userfault};
 use crate::merge::{Engine, EngineError, Progress, SlabPages};
 use crate::os::SocketFile;
+use crate::process::limits;
 
 /// How pages are merged by slabs: the keys of `merge` in a fleet file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "keys such as { cpu_percent = 50 }")]
 pub struct Tuning {
     /// Processor time that all agents together may take, in percent of one processor; None: as much as they need.
     pub cpu_percent: Option<u16>,
@@ -139,7 +140,8 @@ impl Engine for SlabEngine {
         // The VMs are of the same user, and need it.
         userfault::can_freeze().map_err(EngineError::NoUserfaultfd)?;
         let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
-        wire::allow_many_slabs();
+        // Each slab is one.
+        limits::allow_descriptors();
         let (listener, file) = listen(&self.socket).map_err(failed)?;
         let (poked, poke) = io::pipe().map_err(failed)?;
         let mut hub = Hub::new(listener, poked, self.board.clone());

@@ -8,7 +8,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::counters::Counters;
@@ -221,14 +220,6 @@ impl AsFd for Link {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.as_fd()
     }
-}
-
-/// Lets this process have as many descriptors as it may: each slab is one.
-pub fn allow_many_slabs() {
-    let limit = getrlimit(Resource::Nofile);
-    let most = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // Where it may not, there are fewer slabs.
-    let _ = setrlimit(Resource::Nofile, most);
 }
 
 /// A socket of the kind that is used here: packets in order.

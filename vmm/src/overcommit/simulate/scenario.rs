@@ -18,7 +18,7 @@ const MAX_MIB: u64 = 16 << 20;
 
 /// One simulation.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the keys of a scenario")]
 pub struct Scenario {
     /// Its name, for reports.
     pub name: String,
@@ -49,7 +49,7 @@ pub struct Scenario {
 
 /// A host.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [host]")]
 pub struct HostSpec {
     /// What guests and their overhead may take.
     pub capacity_mib: u64,
@@ -78,7 +78,7 @@ pub struct HostSpec {
 
 /// What a guest does with its memory. Percentages are of its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "keys of a load")]
 pub struct Load {
     /// What it uses.
     pub active_percent: f64,
@@ -121,7 +121,7 @@ pub enum Driver {
 
 /// One kind of guest.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[guest]]")]
 pub struct GuestSpec {
     /// Its name.
     pub name: String,
@@ -161,7 +161,7 @@ pub struct GuestSpec {
 
 /// A time in which something is otherwise than before.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table [[phase]]")]
 pub struct Phase {
     /// Its name, for reports.
     pub name: String,

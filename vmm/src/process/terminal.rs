@@ -1,0 +1,30 @@
+//! Whose the terminal is that standard input may be.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::getpgrp;
+use rustix::termios::tcgetpgrp;
+
+/// Who has the terminal of standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// This process: it may read it and change its modes.
+    Us,
+    /// Another job of the shell's, or the shell. Who touches it in the background is stopped (SIGTTIN, SIGTTOU).
+    Others,
+    /// Its window is closed, its connection lost.
+    Nobody,
+}
+
+/// Who has it now.
+pub fn holder() -> Holder {
+    match tcgetpgrp(io::stdin()) {
+        Ok(group) if group == getpgrp() => Holder::Us,
+        // A group of another PID namespace has no number here.
+        Ok(_) | Err(Errno::OPNOTSUPP) => Holder::Others,
+        // Not the terminal of our session, which alone has jobs in the background.
+        Err(Errno::NOTTY) => Holder::Us,
+        Err(_) => Holder::Nobody,
+    }
+}
