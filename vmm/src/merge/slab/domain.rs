@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bits;
+use super::credit::Credit;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
 use super::wire::{Live, MAX_OPEN_SLABS};
 use crate::memory::slab::{Draft, Slab};
@@ -30,6 +31,8 @@ pub struct Domain {
     pub key: u64,
     /// Its index.
     pub matchmaker: Matchmaker,
+    /// How much merging is worth here.
+    pub credit: Credit,
     drafts: HashMap<u32, Arc<File>>,
     slabs: HashMap<u32, OpenSlab>,
     /// Pages of all of them.
@@ -69,6 +72,7 @@ impl Domain {
             // Random, from the kernel.
             key: RandomState::new().build_hasher().finish(),
             matchmaker: Matchmaker::default(),
+            credit: Credit::default(),
             drafts: HashMap::new(),
             slabs: HashMap::new(),
             held_pages: 0,

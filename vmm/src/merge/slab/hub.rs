@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, sockopt};
@@ -44,8 +45,8 @@ pub struct Board {
     pub settings: Option<Settings>,
     /// What is known of the agents that are there.
     pub seats: BTreeMap<u64, Seat>,
-    /// Of each domain: its name, pages of slabs in use and not, and how many slabs there are.
-    pub domains: Vec<(String, u64, u64, usize)>,
+    /// What is known of each domain.
+    pub domains: Vec<DomainNow>,
     /// Pages of all slabs, in use or not.
     pub slab_pages: u64,
     /// Processor time of the hub.
@@ -61,6 +62,20 @@ pub struct Seat {
     pub domain: String,
     /// What it said last.
     pub counters: Counters,
+}
+
+/// One domain.
+#[derive(Clone, Debug, Default)]
+pub struct DomainNow {
+    /// Its name.
+    pub name: String,
+    /// Pages of its slabs that some guest uses, and that none does.
+    pub live_pages: u64,
+    pub dead_pages: u64,
+    /// How many slabs there are.
+    pub slabs: u64,
+    /// See [`super::credit::Credit::watch_pages`].
+    pub watch_pages: u64,
 }
 
 /// Locks what is shared.
@@ -190,7 +205,7 @@ impl Hub {
     /// There are new members, or new settings.
     fn board_changed(&mut self) {
         (0..self.peers.len()).for_each(|at| self.admit(at));
-        self.tell_settings(None);
+        self.tell_settings(|_, _| true);
     }
 
     /// Lets an agent take part, if it may.
@@ -221,11 +236,13 @@ impl Hub {
         let seat = Seat { name: member.name, domain: member.domain, counters: Counters::default() };
         board(&self.board).seats.insert(self.peers[at].serial, seat);
         self.tell(at, Message::Key(self.domains[domain].key), None);
-        self.tell_settings(Some(at));
+        // Where the processor time is limited, the others have less now.
+        let divided = board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0);
+        self.tell_settings(|one, _| divided || one == at);
     }
 
-    /// Tells agents how to merge: all of them, or one that has come, where the others have no less for that.
-    fn tell_settings(&mut self, one: Option<usize>) {
+    /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
+    fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
         let Some(settings) = board(&self.board).settings else { return };
         let members = |peer: &Peer| matches!(peer.state, State::Member(..));
         let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
@@ -234,10 +251,13 @@ impl Hub {
             0 => 0,
             all => (all / count).max(1),
         };
-        let one = one.filter(|_| cpu_permille == 0);
         for at in 0..self.peers.len() {
-            if members(&self.peers[at]) && one.is_none_or(|one| one == at) {
-                self.tell(at, Message::Go(Settings { cpu_permille, ..settings }), None);
+            if let State::Member(domain, _) = self.peers[at].state
+                && to(at, domain)
+            {
+                // When memory is short even what does not last long is worth it.
+                let watch_pages = if settings.eager { 0 } else { self.domains[domain].credit.watch_pages() };
+                self.tell(at, Message::Go(Settings { cpu_permille, watch_pages, ..settings }), None);
             }
         }
     }
@@ -323,7 +343,15 @@ impl Hub {
             Message::Report(counters) => {
                 let serial = self.peers[at].serial;
                 if let Some(seat) = board(&self.board).seats.get_mut(&serial) {
+                    let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
+                    let (before, broken_before) = (lasting(&seat.counters), seat.counters.broken_soon_pages);
+                    let credit = &mut self.domains[domain].credit;
+                    credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
                     seat.counters = *counters;
+                }
+                if self.domains[domain].credit.judge(Duration::from_nanos(now_ns(ClockId::Monotonic))) {
+                    self.tell_settings(|_, of| of == domain);
+                    self.say_how_full();
                 }
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
@@ -427,8 +455,9 @@ impl Hub {
 
     fn say_how_full(&self) {
         let full = |domain: &Domain| {
-            let (live, dead) = domain.live_and_dead_pages();
-            (domain.name.clone(), live, dead, domain.slab_count())
+            let (live_pages, dead_pages) = domain.live_and_dead_pages();
+            let (slabs, watch_pages) = (domain.slab_count() as u64, domain.credit.watch_pages());
+            DomainNow { name: domain.name.clone(), live_pages, dead_pages, slabs, watch_pages }
         };
         board(&self.board).domains = self.domains.iter().map(full).collect();
     }
@@ -457,10 +486,15 @@ impl Hub {
             let all = self.domains[domain].gone(guest);
             self.order_all(domain, all);
             if board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0) {
-                self.tell_settings(None);
+                self.tell_settings(|_, _| true);
             }
             // What only it has used, nobody does now.
             self.tidy(domain);
         }
     }
+}
+
+/// What an agent has merged that might last: pages that only moved did before.
+fn lasting(counters: &Counters) -> u64 {
+    (counters.merged_pages + counters.zero_pages).saturating_sub(counters.moved_pages)
 }

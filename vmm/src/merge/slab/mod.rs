@@ -6,7 +6,10 @@
 
 pub mod agent;
 mod bits;
+mod breaks;
 pub mod counters;
+mod courtesy;
+mod credit;
 mod domain;
 pub mod engine;
 mod hub;
