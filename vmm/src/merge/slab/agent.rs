@@ -28,8 +28,6 @@ use crate::memory::written::WriteLog;
 const PAGE: usize = PAGE_BYTES as usize;
 /// Pages copied at a time to be hashed: as much as the nearest caches hold.
 const PIECE_PAGES: u64 = 16;
-/// How much less than guests agents matter to the scheduler.
-const NICE: i32 = 5;
 /// How long to wait before the matchmaker is looked for again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a guest's start waits for the matchmaker.
@@ -107,8 +105,7 @@ impl Agent {
     /// what is written.
     pub fn start(mut self, log: Box<dyn WriteLog>, socket: PathBuf) -> io::Result<()> {
         let work = move || {
-            // Guests come first. As low as ksmd; where it is refused, agents are like everybody else.
-            let _ = rustix::process::nice(NICE);
+            self.merger.courtesy.be_polite();
             let mut watcher = Watcher::new(log, self.pages);
             self.clock = CpuClock::start();
             if let Err(error) = watcher.start() {

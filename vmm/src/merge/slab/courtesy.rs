@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 /// The shortest and the longest piece. Short ones let a guest that wakes up have the processor soon; longer ones, within a
 /// millisecond, are for a machine on which others want it all the time.
 const PIECE: (Duration, Duration) = (Duration::from_micros(250), Duration::from_micros(900));
-/// A piece takes the time that others had before it, divided by this: the part that a nice value of 5 is worth beside one other.
+/// How much less than guests this thread matters to the scheduler: as ksmd.
+const NICE: i32 = 5;
+/// A piece takes the time that others had before it, divided by this: about the part that its nice value is worth beside one other.
 const PART: u32 = 4;
 
 /// See the module's description.
@@ -28,6 +30,12 @@ impl Courtesy {
     /// For an agent that begins to work now.
     pub fn new() -> Self {
         Self { eager: false, piece: PIECE.0, began: Instant::now(), pieces: 0 }
+    }
+
+    /// To be called once by the thread that works.
+    pub fn be_polite(&self) {
+        // Where it is refused, it is like everybody else.
+        let _ = rustix::process::nice(NICE);
     }
 
     /// To be called between two small parts of the work, with nothing frozen and no lock held: lets others run, if it is time.

@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, sockopt};
 use rustix::time::ClockId;
 
 use super::counters::{Counters, now_ns};
+use super::courtesy::Courtesy;
 use super::domain::{Domain, Published};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPage};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
@@ -22,6 +23,8 @@ use crate::memory::layout::MAX_RAM_BYTES;
 const MAX_AGENTS: usize = 1024;
 /// Packets that wait for one agent. One that takes none of so many is hung up on.
 const MAX_WAITING: usize = 1 << 13;
+/// How soon slabs are looked at again that may lose more pages.
+const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Packets of one agent that are dealt with before the next one's turn.
 const TURN: usize = 16;
 
@@ -121,6 +124,9 @@ pub struct Hub {
     peers: Vec<Peer>,
     domains: Vec<Domain>,
     next_serial: u64,
+    courtesy: Courtesy,
+    /// When slabs were looked at last that were still losing pages.
+    tidied: Duration,
     /// Every hash is cut down to these bits, so that tests can have pages collide.
     pub(super) hash_mask: PageHash,
 }
@@ -135,12 +141,15 @@ impl Hub {
             peers: Vec::new(),
             domains: Vec::new(),
             next_serial: 0,
+            courtesy: Courtesy::new(),
+            tidied: Duration::ZERO,
             hash_mask: PageHash::MAX,
         }
     }
 
     /// Runs until the other end of `poke` is closed.
     pub fn run(mut self) {
+        self.courtesy.be_polite();
         loop {
             let mut ready =
                 vec![PollFd::new(&self.poke, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
@@ -148,9 +157,11 @@ impl Hub {
                 let out = if peer.waiting.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
                 PollFd::new(&peer.link, PollFlags::IN | out)
             }));
-            if poll(&mut ready, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
+            let unsettled = self.domains.iter().any(Domain::is_unsettled).then_some(&AGAIN);
+            if poll(&mut ready, unsettled).is_err_and(|error| error != rustix::io::Errno::INTR) {
                 return;
             }
+            self.courtesy.rested();
             let ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
             if ready[0] {
                 match self.poke.read(&mut [0; 64]) {
@@ -167,6 +178,7 @@ impl Hub {
             for at in gone.into_iter().rev() {
                 self.hang_up(at);
             }
+            self.tidy_again();
             // Whoever was served may have given work to anybody.
             let stuck: Vec<usize> = (0..self.peers.len()).filter(|at| self.flush(*at).is_err()).collect();
             for at in stuck.into_iter().rev() {
@@ -244,6 +256,7 @@ impl Hub {
     /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
     fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
         let Some(settings) = board(&self.board).settings else { return };
+        self.courtesy.eager = settings.eager;
         let members = |peer: &Peer| matches!(peer.state, State::Member(..));
         let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
         // Less than one thousandth is no limit, it would say.
@@ -265,6 +278,7 @@ impl Hub {
     /// Deals with what one agent has sent.
     fn serve(&mut self, at: usize) -> io::Result<()> {
         for _ in 0..TURN {
+            self.courtesy.breathe();
             let (message, file) = match self.peers[at].link.receive() {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -349,7 +363,7 @@ impl Hub {
                     credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
                     seat.counters = *counters;
                 }
-                if self.domains[domain].credit.judge(Duration::from_nanos(now_ns(ClockId::Monotonic))) {
+                if self.domains[domain].credit.judge(now()) {
                     self.tell_settings(|_, of| of == domain);
                     self.say_how_full();
                 }
@@ -411,25 +425,38 @@ impl Hub {
         let members = self.members(domain);
         let used: Option<Vec<_>> = members.iter().map(|at| self.peers[*at].live.as_ref()).collect();
         let Some(used) = used else { return };
-        let tidy = self.domains[domain].tidy(used.into_iter());
+        let tidy = self.domains[domain].tidy(used.into_iter(), now());
         tidy.unused.into_iter().for_each(|slab| self.forget(domain, slab));
-        // Whoever has most of them does it; what it has not, waits.
-        let known = |at: &usize| {
-            let knows = &self.peers[*at].knows;
-            tidy.together.iter().filter(|place| knows.contains(&place.slab)).count()
-        };
-        if !tidy.together.is_empty()
-            && let Some(at) = members.into_iter().max_by_key(known)
-            && let State::Member(_, guest) = self.peers[at].state
-        {
+        for together in tidy.together {
+            // Whoever has most of them does it; what it has not, waits.
+            let known = |at: &&usize| {
+                let knows = &self.peers[**at].knows;
+                together.iter().filter(|place| knows.contains(&place.slab)).count()
+            };
+            let Some(at) = members.iter().max_by_key(known).copied() else { continue };
+            let State::Member(_, guest) = self.peers[at].state else { continue };
             let knows = &self.peers[at].knows;
             let pages: Vec<SlabPage> =
-                tidy.together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
+                together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
             if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone()) {
                 self.tell(at, Message::Compact(slab, pages), Some(file));
             }
         }
         self.say_how_full();
+    }
+
+    /// Looks once more, if a second has gone by, at slabs that were still losing pages.
+    fn tidy_again(&mut self) {
+        let now = now();
+        if now.saturating_sub(self.tidied) < Duration::from_secs(1) {
+            return;
+        }
+        self.tidied = now;
+        for domain in 0..self.domains.len() {
+            if self.domains[domain].is_unsettled() {
+                self.tidy(domain);
+            }
+        }
     }
 
     /// A slab has been filled with pages of others: everybody is to use it instead, and the others go.
@@ -497,4 +524,9 @@ impl Hub {
 /// What an agent has merged that might last: pages that only moved did before.
 fn lasting(counters: &Counters) -> u64 {
     (counters.merged_pages + counters.zero_pages).saturating_sub(counters.moved_pages)
+}
+
+/// The time, by a clock that never goes back.
+fn now() -> Duration {
+    Duration::from_nanos(now_ns(ClockId::Monotonic))
 }

@@ -8,6 +8,7 @@ pub mod agent;
 mod bits;
 mod breaks;
 pub mod counters;
+mod compaction;
 mod courtesy;
 mod credit;
 mod domain;

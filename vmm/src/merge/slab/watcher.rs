@@ -164,6 +164,9 @@ impl Watcher {
     /// Watches the pages whose turn it is, about `most` at a time: the rest of the round follows the next time. It is so late by any clock
     /// that never goes back.
     pub fn watch(&mut self, now: Duration, most: u64) -> io::Result<()> {
+        if most == 0 {
+            return Ok(());
+        }
         if self.round.next == 0 {
             self.round.seconds = (self.round.seconds.1, now.as_secs());
         }
