@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tests::code::{Code, Width};
@@ -14,6 +14,7 @@ use tests::vm::{Client, SOON, Vm, eventually, field};
 use vmm::memory::PAGE_BYTES;
 use vmm::memory::pagemap::{Pagemap, PagemapEntry, Pfn};
 use vmm::merge::Engine;
+use vmm::merge::slab::Counters;
 use vmm::merge::slab::engine::{SlabEngine, Tuning};
 
 use super::kernels::Elf;
@@ -310,4 +311,113 @@ fn slabs_go_with_their_last_user_and_thin_ones_are_put_together() {
     guests.iter_mut().for_each(|guest| _ = guest.verify());
     guests.into_iter().for_each(Guest::end);
     eventually("no slab outlives its users", || slab_pages(&engine) == (0, 0));
+}
+
+/// What all agents have counted.
+fn counters(engine: &SlabEngine) -> Counters {
+    engine.statistics().expect("statistics").host
+}
+
+#[test]
+fn pages_whose_merges_break_are_merged_ever_less_and_never_given_up() {
+    const PAGES: u64 = 1000;
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let socket = socket(&sandbox);
+    let mut engine = engine(&socket);
+    let mut guests = guests(&sandbox, &socket, 2);
+    guests.iter_mut().for_each(|guest| guest.fill(1, 2 * PAGES));
+    // Of each guest the common pages, and those of zeros.
+    let all = 2 * (PAGES + PAGES / 5);
+    eventually("all is merged", || merged(&mut engine) >= all);
+    let (before, began) = (counters(&engine), Instant::now());
+    // Each common page every two seconds, with the same in both.
+    for guest in &mut guests {
+        let churn = "churn class=common rate=500 seconds=24";
+        assert_eq!(guest.com2.command(churn), "ok command=churn rate=500");
+    }
+    thread::sleep(Duration::from_secs(24));
+    let (after, seconds) = (counters(&engine), began.elapsed().as_secs_f64());
+    let again = (after.merged_pages - after.moved_pages) - (before.merged_pages - before.moved_pages);
+    // What the watcher promises; and once that it has seen the page before it was watched.
+    let bound = (2 * PAGES) as f64 * ((seconds + 2.0).log2() + 1.0);
+    assert!(again as f64 <= bound, "{again} merges of {} pages in {seconds} s: {after:?}", 2 * PAGES);
+    assert!(after.broken_soon_pages > before.broken_soon_pages, "{after:?}");
+    eventually("all is merged again", || merged(&mut engine) >= all);
+    guests.iter_mut().for_each(|guest| _ = guest.verify());
+    guests.into_iter().for_each(Guest::end);
+}
+
+#[test]
+fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let socket = socket(&sandbox);
+    let mut engine = engine(&socket);
+    let mut guests = guests(&sandbox, &socket, 2);
+    let mut fill = |seed: u64, engine: &mut SlabEngine| {
+        let merged = |engine: &SlabEngine| counters(engine).merged_pages;
+        let before = merged(engine);
+        guests.iter_mut().for_each(|guest| guest.fill(seed, 9000));
+        eventually("it is merged", || merged(engine) > before + 9000);
+    };
+    fill(1, &mut engine);
+    let now = counters(&engine);
+    let nanoseconds = now.hash_ns + now.publish_ns + now.merge_ns;
+    assert!(now.pieces * 1_000_000 > nanoseconds, "{nanoseconds} ns in {} pieces", now.pieces);
+    for guest in &guests {
+        let tasks = format!("/proc/{}/task", guest.vm.running().pid());
+        let agents = std::fs::read_dir(tasks).expect("threads").filter_map(|task| {
+            let stat = std::fs::read_to_string(task.expect("a thread").path().join("stat")).ok()?;
+            stat.split_once("(merge) ").map(|(_, fields)| fields.to_owned())
+        });
+        let agents: Vec<_> = agents.collect();
+        // A writer waits for who has frozen its page: such a thread must never be one that runs only when no other wants to.
+        for agent in &agents {
+            let field = |n: usize| agent.split(' ').nth(n - 3).expect("a field").to_owned();
+            let (nice, policy) = (field(19), field(41));
+            assert!(policy == "0" && nice.parse::<i32>().is_ok_and(|nice| nice <= 5), "{nice} {policy}");
+        }
+        assert_eq!(agents.len(), 1);
+    }
+    engine.urge(true);
+    // It is told on the way: what it does after that counts.
+    fill(2, &mut engine);
+    let pieces = counters(&engine).pieces;
+    fill(3, &mut engine);
+    assert_eq!(counters(&engine).pieces, pieces, "memory is short");
+    engine.urge(false);
+    fill(4, &mut engine);
+    fill(5, &mut engine);
+    assert!(counters(&engine).pieces > pieces);
+    guests.iter_mut().for_each(|guest| _ = guest.verify());
+    guests.into_iter().for_each(Guest::end);
+}
+
+#[test]
+fn little_of_the_slabs_is_dead_once_guests_rest() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let socket = socket(&sandbox);
+    let mut engine = engine(&socket);
+    let mut guests = guests(&sandbox, &socket, 2);
+    guests.iter_mut().for_each(|guest| guest.fill(1, 9000));
+    let slab_pages = |engine: &SlabEngine| {
+        let all = engine.statistics().expect("statistics").domains.into_values().next().unwrap_or_default();
+        (all.slab_live_bytes / PAGE_BYTES, all.slab_dead_bytes / PAGE_BYTES)
+    };
+    eventually("all is in slabs", || merged(&mut engine) >= 2 * (4500 + 900) && slab_pages(&engine).0 > 4000);
+    // A fifth of the pages or so, here and there; each guest's are its own now.
+    for guest in &mut guests {
+        let writes = guest.com2.command("latency class=common rate=1000 seconds=1");
+        assert!(writes.starts_with("ok "), "{writes}");
+    }
+    let broken = |engine: &SlabEngine| counters(engine).broken_pages;
+    eventually("it is broken", || broken(&engine) > 500);
+    eventually("next to nothing is dead", || {
+        let (live, dead) = slab_pages(&engine);
+        counters(&engine).moved_pages > 0 && live > 0 && dead * 15 <= live + 15 * 64
+    });
+    guests.iter_mut().for_each(|guest| _ = guest.verify());
+    guests.into_iter().for_each(Guest::end);
 }

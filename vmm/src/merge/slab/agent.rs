@@ -29,8 +29,6 @@ use crate::process::limits;
 const PAGE: usize = PAGE_BYTES as usize;
 /// Pages copied at a time to be hashed: as much as the nearest caches hold.
 const PIECE_PAGES: u64 = 16;
-/// How much less than guests agents matter to the scheduler.
-const NICE: i32 = 5;
 /// How long to wait before the matchmaker is looked for again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a guest's start waits for the matchmaker.
@@ -54,6 +52,9 @@ pub struct Agent {
     /// What is shared may have changed since it was counted.
     stale: bool,
     discards: u64,
+    /// When it began, and since then pages may be watched that were not.
+    began: Instant,
+    allowed: Duration,
     newborn: Option<Session>,
 }
 
@@ -79,6 +80,8 @@ impl Agent {
             ordered: 0,
             stale: true,
             discards: 0,
+            began: Instant::now(),
+            allowed: Duration::ZERO,
             newborn: None,
         })
     }
@@ -104,8 +107,7 @@ impl Agent {
     /// what is written.
     pub fn start(mut self, log: Box<dyn WriteLog>, socket: PathBuf) -> io::Result<()> {
         let work = move || {
-            // Guests come first. As low as ksmd; where it is refused, agents are like everybody else.
-            let _ = rustix::process::nice(NICE);
+            self.merger.courtesy.be_polite();
             let mut watcher = Watcher::new(log, self.pages);
             self.clock = CpuClock::start();
             if let Err(error) = watcher.start() {
@@ -135,7 +137,11 @@ impl Agent {
         self.stale = true;
         for slab in self.merger.start_over() {
             let whole = slab.bytes(0, slab.pages()).unwrap_or_default();
-            let hashes = whole.chunks_exact(PAGE).map(|page| hash(key, page)).collect();
+            let hashes = whole.chunks_exact(PAGE).map(|page| {
+                self.merger.courtesy.breathe();
+                hash(key, page)
+            });
+            let hashes = hashes.collect();
             session.link.send(&Message::Have(hashes), Some(&slab))?;
             loop {
                 match self.obey_next(&mut session)? {
@@ -206,7 +212,9 @@ impl Agent {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            if poll(&mut [PollFd::new(&session.link, PollFlags::IN)], Some(&timeout))? == 0 {
+            let said = poll(&mut [PollFd::new(&session.link, PollFlags::IN)], Some(&timeout))?;
+            self.merger.courtesy.rested();
+            if said == 0 {
                 return Ok(());
             }
             let before = self.counters.merged_pages;
@@ -219,12 +227,23 @@ impl Agent {
 
     /// Looks what is quiet, and offers that.
     fn look(&mut self, session: &mut Session, watcher: &mut Watcher, more: bool) -> io::Result<()> {
-        let look = watcher.look(more)?;
+        let now = self.began.elapsed();
+        if self.merger.breaks().tick(now) {
+            self.merger.lasted().enumerate().for_each(|(n, lasted)| watcher.trust(n, lasted));
+        }
+        let look = watcher.look()?;
         self.counters.candidate_pages += look.quiet;
         self.counters.changed_pages += look.changed;
         let broken = self.counters.broken_pages;
         self.merger.written(watcher.hit(), &mut self.counters);
         self.stale |= self.counters.broken_pages != broken;
+        watcher.blame(self.merger.breaks().broken());
+        self.merger.breaks().forget();
+        // Not in the middle of merging, when the guest waits for enough other things.
+        if more {
+            let most = self.may_watch(session, now);
+            watcher.watch(now, most)?;
+        }
         self.clock.lap(&mut self.counters.scan_ns);
         if look.quiet > 0 {
             self.offer_all(session, watcher.quiet())?;
@@ -233,6 +252,20 @@ impl Agent {
         self.clock.lap(&mut self.counters.merge_ns);
         self.counters.converged_at_ns = now_ns(ClockId::Monotonic);
         Ok(())
+    }
+
+    /// How many pages may be watched now.
+    fn may_watch(&mut self, session: &Session, now: Duration) -> u64 {
+        // Of what was allowed long ago a second is left.
+        let since = now.saturating_sub(self.allowed).min(Duration::from_secs(1));
+        match session.settings {
+            Some(Settings { watch_pages: most @ 1.., .. }) => {
+                let pages = (since.as_secs_f64() * most as f64) as u64;
+                self.allowed = if pages > 0 { now } else { self.allowed };
+                pages
+            }
+            _ => u64::MAX,
+        }
     }
 
     /// Hashes and offers those pages of the set that are this guest's alone.
@@ -258,6 +291,7 @@ impl Agent {
                     self.merger.is_huge(*page, *pages);
                 }
                 for (page, pages) in runs_of(set, *page..*page + *pages, PIECE_PAGES) {
+                    self.merger.courtesy.breathe();
                     let bytes = &mut buffer[..pages as usize * PAGE];
                     self.merger.private(page, pages, &mut self.counters);
                     let Some(gpa) = self.merger.slabbed().gpa(page) else { continue };
@@ -291,6 +325,7 @@ impl Agent {
             (Message::Go(settings), _) => {
                 session.settings = Some(*settings);
                 self.merger.settings = *settings;
+                self.merger.courtesy.eager = settings.eager;
             }
             // A matchmaker that keeps the rules has let go of some by then.
             (Message::Publish(..) | Message::Slab(..) | Message::Compact(..), _)
@@ -361,6 +396,7 @@ impl Agent {
         let mut at = 0;
         for run in pages.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
             for piece in run.chunks(PIECE_PAGES as usize) {
+                self.merger.courtesy.breathe();
                 let bytes = &mut buffer[..piece.len() * PAGE];
                 for (page, bytes) in piece.iter().zip(bytes.chunks_exact_mut(PAGE)) {
                     let gpa = self.merger.slabbed().gpa(*page);
@@ -386,6 +422,7 @@ impl Agent {
         let draft = Draft::receive(draft, pages.len() as u64)?;
         let mut hashes = Vec::with_capacity(pages.len());
         for (n, place) in (0..).zip(pages) {
+            self.merger.courtesy.breathe();
             let slab = self.merger.slab(place.slab);
             let bytes = slab.and_then(|slab| slab.bytes(place.page.into(), 1));
             let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -408,6 +445,7 @@ impl Agent {
     }
 
     fn report(&mut self, session: &Session) -> io::Result<()> {
+        self.counters.pieces = self.merger.courtesy.pieces;
         session.link.send(&Message::Report(Box::new(self.counters)), NO_FILE)?;
         self.clock.lap(&mut self.counters.match_ns);
         Ok(())

@@ -55,6 +55,8 @@ counters! {
     zero_pages,
     /// Merged pages that the guest has written to since, which gave it a copy of its own.
     broken_pages,
+    /// Pages that the guest has written to within 5 to 10 s after they were merged, or given back as zeros: they wait.
+    broken_soon_pages,
     /// Pages of runs refused because they held something else by then.
     differed_pages,
     /// Pages held back because the process may have only so many mappings.
@@ -83,6 +85,8 @@ counters! {
     merge_ns,
     /// ... finding out which pages of slabs are still in use.
     live_ns,
+    /// How often guests and others were let run between two pieces of work.
+    pieces,
     /// When all that was quiet had last been dealt with, by the monotonic clock; 0: not yet.
     converged_at_ns,
 }

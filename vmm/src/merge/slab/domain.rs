@@ -1,26 +1,20 @@
 //! One trust domain in the host: its key, its index, its slabs, and which pages of them are in use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bits;
+use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
+use super::credit::Credit;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
 use super::wire::{Live, MAX_OPEN_SLABS};
 use crate::memory::slab::{Draft, Slab};
-
-/// A slab of so few pages is put together with others.
-const SMALL_PAGES: u64 = 256;
-/// Pages that putting slabs together must give back, or slabs that it must save: what it costs the guests is worth no less.
-const WORTH_PAGES: u64 = 256;
-const WORTH_SLABS: usize = 16;
-/// From one time that slabs are put together to the next.
-const COMPACT_EVERY: Duration = Duration::from_secs(5);
 
 /// A trust domain. Nothing of it is known to another.
 pub struct Domain {
@@ -30,16 +24,20 @@ pub struct Domain {
     pub key: u64,
     /// Its index.
     pub matchmaker: Matchmaker,
+    /// How much merging is worth here.
+    pub credit: Credit,
     drafts: HashMap<u32, Arc<File>>,
     slabs: HashMap<u32, OpenSlab>,
     /// Pages of all of them.
     held_pages: u64,
     /// Slabs by the number of their file.
     by_inode: HashMap<u64, u32>,
-    /// The slab into which others are put together, while it is being filled.
-    compacting: Option<u32>,
-    /// When slabs were put together last.
-    compacted: Option<Instant>,
+    /// The slabs into which others are put together, while they are being filled; and which those are.
+    compacting: HashMap<u32, HashSet<u32>>,
+    /// Pages that may be moved.
+    allowance: Allowance,
+    /// Some slabs are to be looked at again in a while, whoever says anything or not.
+    unsettled: bool,
     /// Pages of slabs that somebody used when all agents had last said what they use.
     live_pages: u64,
     pages: u64,
@@ -50,6 +48,7 @@ struct OpenSlab {
     file: Arc<File>,
     pages: u64,
     inode: u64,
+    usage: Usage,
 }
 
 /// What is to be done about slabs that are used little or not at all.
@@ -57,8 +56,8 @@ struct OpenSlab {
 pub struct Tidy {
     /// Nobody uses these.
     pub unused: Vec<u32>,
-    /// These pages are all that is used of the slabs that they are in.
-    pub together: Vec<SlabPage>,
+    /// For each new slab pages that are all that is used of the slabs that they are in.
+    pub together: Vec<Vec<SlabPage>>,
 }
 
 impl Domain {
@@ -69,12 +68,14 @@ impl Domain {
             // Random, from the kernel.
             key: RandomState::new().build_hasher().finish(),
             matchmaker: Matchmaker::default(),
+            credit: Credit::default(),
             drafts: HashMap::new(),
             slabs: HashMap::new(),
             held_pages: 0,
             by_inode: HashMap::new(),
-            compacting: None,
-            compacted: None,
+            compacting: HashMap::new(),
+            allowance: Allowance::default(),
+            unsettled: false,
             live_pages: 0,
             pages: 0,
         }
@@ -101,10 +102,7 @@ impl Domain {
     /// `guest` says that it has filled and sealed a draft. What follows from that; an error if it was not asked.
     pub fn published(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> io::Result<Published> {
         let draft = self.drafts.remove(&slab).ok_or(io::ErrorKind::InvalidData)?;
-        let compacting = self.compacting == Some(slab);
-        if compacting {
-            self.compacting = None;
-        }
+        let compacting = self.compacting.remove(&slab).is_some();
         // What it says of a slab that is not sealed is worth nothing.
         if Slab::receive(draft.try_clone()?.into(), hashes.len() as u64).is_err() {
             return Ok(Published::Orders(self.matchmaker.unpublished(guest, slab)));
@@ -124,7 +122,7 @@ impl Domain {
     /// There will be no such slab.
     pub fn unpublished(&mut self, guest: GuestId, slab: u32) -> HashMap<GuestId, Orders> {
         self.drafts.remove(&slab);
-        self.compacting.take_if(|it| *it == slab);
+        self.compacting.remove(&slab);
         self.matchmaker.unpublished(guest, slab)
     }
 
@@ -152,7 +150,8 @@ impl Domain {
         let inode = file.metadata()?.ino();
         self.by_inode.insert(inode, slab);
         self.held_pages += pages;
-        self.slabs.insert(slab, OpenSlab { file, pages, inode });
+        let usage = Usage { used: pages, since: Duration::ZERO };
+        self.slabs.insert(slab, OpenSlab { file, pages, inode, usage });
         Ok(())
     }
 
@@ -163,10 +162,10 @@ impl Domain {
 
     /// A guest has gone. Nobody waits for what it was to fill.
     pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
-        // The matchmaker forgets a compaction of its; one of another's goes on.
+        // The matchmaker forgets compactions of its; those of others go on.
         let orders = self.matchmaker.gone(guest);
-        self.compacting.take_if(|slab| !self.matchmaker.is_compacting(*slab));
-        let Self { drafts, matchmaker, .. } = self;
+        let Self { drafts, matchmaker, compacting, .. } = self;
+        compacting.retain(|slab, _| matchmaker.is_compacting(*slab));
         drafts.retain(|slab, _| matchmaker.is_draft(*slab));
         orders
     }
@@ -180,8 +179,9 @@ impl Domain {
         }
     }
 
-    /// Now that every agent has said which pages it uses: what is not used, or so little that it is worth being put together.
-    pub fn tidy<'a>(&mut self, used: impl Iterator<Item = &'a HashMap<u32, Live>>) -> Tidy {
+    /// Now that every agent has said which pages it uses: what is not used, or so little that it is worth being put together. It is so
+    /// late by any clock that never goes back.
+    pub fn tidy<'a>(&mut self, used: impl Iterator<Item = &'a HashMap<u32, Live>>, now: Duration) -> Tidy {
         let mut live: HashMap<u32, Live> = HashMap::new();
         for one in used {
             for (slab, set) in one {
@@ -190,37 +190,48 @@ impl Domain {
             }
         }
         let mut tidy = Tidy::default();
-        (self.live_pages, self.pages) = (0, 0);
-        let mut sparse: Vec<(u64, u64, u32)> = Vec::new();
-        for (slab, open) in &self.slabs {
+        (self.live_pages, self.pages, self.unsettled) = (0, 0, false);
+        let mut sparse: Vec<Sparse> = Vec::new();
+        let is_moving = |slab: &u32| self.compacting.values().any(|moving| moving.contains(slab));
+        for (slab, open) in &mut self.slabs {
             let used = live.get(slab).map_or(0, |set| bits::count(set)).min(open.pages);
-            match used {
-                0 => {
-                    tidy.unused.push(*slab);
-                    continue;
+            open.usage.count(used, now);
+            if used == 0 {
+                tidy.unused.push(*slab);
+                continue;
+            }
+            match open.usage.judge(open.pages, now) {
+                Verdict::Clean if !is_moving(slab) => {
+                    sparse.push(Sparse { slab: *slab, used, pages: open.pages });
                 }
-                _ if used * 2 <= open.pages || open.pages <= SMALL_PAGES => {
-                    sparse.push((used, open.pages, *slab));
-                }
-                _ => {}
+                Verdict::Wait => self.unsettled = true,
+                Verdict::Leave | Verdict::Clean => {}
             }
             self.live_pages += used;
             self.pages += open.pages;
         }
-        let rested = self.compacted.is_none_or(|at| at.elapsed() >= COMPACT_EVERY);
-        if self.compacting.is_none() && rested {
-            tidy.together = together(sparse, &live);
-        }
+        let (drafts, allowed) = (MOST_DRAFTS - self.compacting.len().min(MOST_DRAFTS), self.allowance.pages(now));
+        self.unsettled |= sparse.iter().map(|sparse| sparse.used).sum::<u64>() > allowed;
+        tidy.together = together(sparse, &live, (drafts, allowed));
         tidy
+    }
+
+    /// Whether [`Self::tidy`] is to be called again in a while, though nobody has said anything new.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled
     }
 
     /// `guest` is to put these pages together. The number of the slab, and its file.
     pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPage>) -> Option<(u32, Arc<File>)> {
         let count = pages.len() as u64;
+        let old = pages.iter().map(|page| page.slab).collect();
         let slab = self.matchmaker.compact(guest, pages)?;
         let file = self.draft(slab, count);
         match file {
-            Some(_) => (self.compacting, self.compacted) = (Some(slab), Some(Instant::now())),
+            Some(_) => {
+                self.compacting.insert(slab, old);
+                self.allowance.take(count);
+            }
             None => _ = self.matchmaker.abandon(slab),
         }
         file.map(|file| (slab, file))
@@ -248,45 +259,4 @@ pub enum Published {
     Orders(HashMap<GuestId, Orders>),
     /// Whoever uses these pages is to use those of the new slab instead, in this order.
     Together(Vec<SlabPage>),
-}
-
-/// The pages in use of those slabs of (pages in use, pages, number) that are worth being put together; the emptiest first.
-fn together(mut sparse: Vec<(u64, u64, u32)>, live: &HashMap<u32, Live>) -> Vec<SlabPage> {
-    sparse.sort_unstable();
-    let (mut pages, mut freed, mut slabs) = (Vec::new(), 0, 0);
-    for (used, of, slab) in sparse {
-        if pages.len() as u64 + used > DRAFT_PAGES as u64 {
-            break;
-        }
-        let set = live.get(&slab).map_or(&[][..], |set| set.as_slice());
-        pages.extend(bits::each(set).map(|page| SlabPage { slab, page: page as u32 }));
-        freed += of - used;
-        slabs += 1;
-    }
-    if freed >= WORTH_PAGES || slabs >= WORTH_SLABS { pages } else { Vec::new() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn live(pages: std::ops::Range<u64>) -> Live {
-        let mut set = [0; DRAFT_PAGES / 64];
-        pages.for_each(|page| bits::put(&mut set, page, true));
-        set
-    }
-
-    #[test]
-    fn only_what_is_worth_it_is_put_together() {
-        let sets = HashMap::from([(1, live(0..10)), (2, live(5..100)), (3, live(0..2000))]);
-        let both = together(vec![(10, 2048, 1), (95, 300, 2)], &sets);
-        assert_eq!(both.len(), 105);
-        assert_eq!((both[0], both[104]), (SlabPage { slab: 1, page: 0 }, SlabPage { slab: 2, page: 99 }));
-        assert!(together(vec![(10, 200, 1)], &sets).is_empty(), "too little is freed");
-        assert_eq!(together(vec![(10, 2048, 1), (2000, 2048, 3)], &sets).len(), 2010);
-        assert_eq!(together(vec![(95, 2048, 2), (2000, 2048, 3)], &sets).len(), 95, "as much as fits");
-        let small = (0..16).map(|slab| (1, 1, slab)).collect();
-        let sets = (0..16).map(|slab| (slab, live(0..1))).collect();
-        assert_eq!(together(small, &sets).len(), 16);
-    }
 }

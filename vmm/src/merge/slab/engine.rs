@@ -65,6 +65,9 @@ pub struct DomainStatistics {
     pub slab_live_bytes: u64,
     /// Bytes of them that no guest uses.
     pub slab_dead_bytes: u64,
+    /// Pages that each of its guests may have watched a second while most merges are broken soon; 0: as many as there are.
+    #[serde(default)]
+    pub watch_pages_per_second: u64,
 }
 
 /// Merges by slabs.
@@ -89,7 +92,7 @@ impl SlabEngine {
         let running = None;
         let mut engine = Self {
             socket,
-            settings: Settings { cpu_permille: 0, min_run_pages: 0, huge_page_percent: 0 },
+            settings: Settings::default(),
             hash_mask: PageHash::MAX,
             running,
             board: Arc::default(),
@@ -118,6 +121,7 @@ impl SlabEngine {
             cpu_permille: tuning.cpu_percent.map_or(0, |percent| u64::from(percent.max(1)) * 10),
             min_run_pages: tuning.min_run_pages.into(),
             huge_page_percent: tuning.huge_page_percent.into(),
+            ..Settings::default()
         };
     }
 
@@ -187,10 +191,12 @@ impl Engine for SlabEngine {
             let empty = || DomainStatistics { counters: start, ..DomainStatistics::default() };
             domain.or_insert_with(empty).counters.add(&seat.counters);
         }
-        for (name, live, dead, slabs) in &board.domains {
-            if let Some(domain) = all.domains.get_mut(name) {
-                domain.slabs = *slabs as u64;
-                (domain.slab_live_bytes, domain.slab_dead_bytes) = (live * PAGE_BYTES, dead * PAGE_BYTES);
+        for now in &board.domains {
+            if let Some(domain) = all.domains.get_mut(&now.name) {
+                domain.slabs = now.slabs;
+                domain.slab_live_bytes = now.live_pages * PAGE_BYTES;
+                domain.slab_dead_bytes = now.dead_pages * PAGE_BYTES;
+                domain.watch_pages_per_second = now.watch_pages;
             }
         }
         let at = all.host.converged_at_ns;
@@ -211,7 +217,7 @@ impl Engine for SlabEngine {
         {
             let mut board = board(&self.board);
             let Some(settings) = &mut board.settings else { return };
-            settings.cpu_permille = cpu_permille;
+            (settings.cpu_permille, settings.eager) = (cpu_permille, eager);
         }
         self.poke();
     }

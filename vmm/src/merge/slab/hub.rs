@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, sockopt};
 use rustix::time::ClockId;
 
 use super::counters::{Counters, now_ns};
+use super::courtesy::Courtesy;
 use super::domain::{Domain, Published};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPage};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
@@ -21,6 +23,8 @@ use crate::memory::layout::MAX_RAM_BYTES;
 const MAX_AGENTS: usize = 1024;
 /// Packets that wait for one agent. One that takes none of so many is hung up on.
 const MAX_WAITING: usize = 1 << 13;
+/// How soon slabs are looked at again that may lose more pages.
+const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Packets of one agent that are dealt with before the next one's turn.
 const TURN: usize = 16;
 
@@ -44,8 +48,8 @@ pub struct Board {
     pub settings: Option<Settings>,
     /// What is known of the agents that are there.
     pub seats: BTreeMap<u64, Seat>,
-    /// Of each domain: its name, pages of slabs in use and not, and how many slabs there are.
-    pub domains: Vec<(String, u64, u64, usize)>,
+    /// What is known of each domain.
+    pub domains: Vec<DomainNow>,
     /// Pages of all slabs, in use or not.
     pub slab_pages: u64,
     /// Processor time of the hub.
@@ -61,6 +65,20 @@ pub struct Seat {
     pub domain: String,
     /// What it said last.
     pub counters: Counters,
+}
+
+/// One domain.
+#[derive(Clone, Debug, Default)]
+pub struct DomainNow {
+    /// Its name.
+    pub name: String,
+    /// Pages of its slabs that some guest uses, and that none does.
+    pub live_pages: u64,
+    pub dead_pages: u64,
+    /// How many slabs there are.
+    pub slabs: u64,
+    /// See [`super::credit::Credit::watch_pages`].
+    pub watch_pages: u64,
 }
 
 /// Locks what is shared.
@@ -106,6 +124,9 @@ pub struct Hub {
     peers: Vec<Peer>,
     domains: Vec<Domain>,
     next_serial: u64,
+    courtesy: Courtesy,
+    /// When slabs were looked at last that were still losing pages.
+    tidied: Duration,
     /// Every hash is cut down to these bits, so that tests can have pages collide.
     pub(super) hash_mask: PageHash,
 }
@@ -120,12 +141,15 @@ impl Hub {
             peers: Vec::new(),
             domains: Vec::new(),
             next_serial: 0,
+            courtesy: Courtesy::new(),
+            tidied: Duration::ZERO,
             hash_mask: PageHash::MAX,
         }
     }
 
     /// Runs until the other end of `poke` is closed.
     pub fn run(mut self) {
+        self.courtesy.be_polite();
         loop {
             let mut ready =
                 vec![PollFd::new(&self.poke, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
@@ -133,9 +157,11 @@ impl Hub {
                 let out = if peer.waiting.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
                 PollFd::new(&peer.link, PollFlags::IN | out)
             }));
-            if poll(&mut ready, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
+            let unsettled = self.domains.iter().any(Domain::is_unsettled).then_some(&AGAIN);
+            if poll(&mut ready, unsettled).is_err_and(|error| error != rustix::io::Errno::INTR) {
                 return;
             }
+            self.courtesy.rested();
             let ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
             if ready[0] {
                 match self.poke.read(&mut [0; 64]) {
@@ -152,6 +178,7 @@ impl Hub {
             for at in gone.into_iter().rev() {
                 self.hang_up(at);
             }
+            self.tidy_again();
             // Whoever was served may have given work to anybody.
             let stuck: Vec<usize> = (0..self.peers.len()).filter(|at| self.flush(*at).is_err()).collect();
             for at in stuck.into_iter().rev() {
@@ -190,7 +217,7 @@ impl Hub {
     /// There are new members, or new settings.
     fn board_changed(&mut self) {
         (0..self.peers.len()).for_each(|at| self.admit(at));
-        self.tell_settings(None);
+        self.tell_settings(|_, _| true);
     }
 
     /// Lets an agent take part, if it may.
@@ -221,12 +248,15 @@ impl Hub {
         let seat = Seat { name: member.name, domain: member.domain, counters: Counters::default() };
         board(&self.board).seats.insert(self.peers[at].serial, seat);
         self.tell(at, Message::Key(self.domains[domain].key), None);
-        self.tell_settings(Some(at));
+        // Where the processor time is limited, the others have less now.
+        let divided = board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0);
+        self.tell_settings(|one, _| divided || one == at);
     }
 
-    /// Tells agents how to merge: all of them, or one that has come, where the others have no less for that.
-    fn tell_settings(&mut self, one: Option<usize>) {
+    /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
+    fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
         let Some(settings) = board(&self.board).settings else { return };
+        self.courtesy.eager = settings.eager;
         let members = |peer: &Peer| matches!(peer.state, State::Member(..));
         let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
         // Less than one thousandth is no limit, it would say.
@@ -234,10 +264,13 @@ impl Hub {
             0 => 0,
             all => (all / count).max(1),
         };
-        let one = one.filter(|_| cpu_permille == 0);
         for at in 0..self.peers.len() {
-            if members(&self.peers[at]) && one.is_none_or(|one| one == at) {
-                self.tell(at, Message::Go(Settings { cpu_permille, ..settings }), None);
+            if let State::Member(domain, _) = self.peers[at].state
+                && to(at, domain)
+            {
+                // When memory is short even what does not last long is worth it.
+                let watch_pages = if settings.eager { 0 } else { self.domains[domain].credit.watch_pages() };
+                self.tell(at, Message::Go(Settings { cpu_permille, watch_pages, ..settings }), None);
             }
         }
     }
@@ -245,6 +278,7 @@ impl Hub {
     /// Deals with what one agent has sent.
     fn serve(&mut self, at: usize) -> io::Result<()> {
         for _ in 0..TURN {
+            self.courtesy.breathe();
             let (message, file) = match self.peers[at].link.receive() {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -323,7 +357,15 @@ impl Hub {
             Message::Report(counters) => {
                 let serial = self.peers[at].serial;
                 if let Some(seat) = board(&self.board).seats.get_mut(&serial) {
+                    let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
+                    let (before, broken_before) = (lasting(&seat.counters), seat.counters.broken_soon_pages);
+                    let credit = &mut self.domains[domain].credit;
+                    credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
                     seat.counters = *counters;
+                }
+                if self.domains[domain].credit.judge(now()) {
+                    self.tell_settings(|_, of| of == domain);
+                    self.say_how_full();
                 }
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
@@ -383,25 +425,38 @@ impl Hub {
         let members = self.members(domain);
         let used: Option<Vec<_>> = members.iter().map(|at| self.peers[*at].live.as_ref()).collect();
         let Some(used) = used else { return };
-        let tidy = self.domains[domain].tidy(used.into_iter());
+        let tidy = self.domains[domain].tidy(used.into_iter(), now());
         tidy.unused.into_iter().for_each(|slab| self.forget(domain, slab));
-        // Whoever has most of them does it; what it has not, waits.
-        let known = |at: &usize| {
-            let knows = &self.peers[*at].knows;
-            tidy.together.iter().filter(|place| knows.contains(&place.slab)).count()
-        };
-        if !tidy.together.is_empty()
-            && let Some(at) = members.into_iter().max_by_key(known)
-            && let State::Member(_, guest) = self.peers[at].state
-        {
+        for together in tidy.together {
+            // Whoever has most of them does it; what it has not, waits.
+            let known = |at: &&usize| {
+                let knows = &self.peers[**at].knows;
+                together.iter().filter(|place| knows.contains(&place.slab)).count()
+            };
+            let Some(at) = members.iter().max_by_key(known).copied() else { continue };
+            let State::Member(_, guest) = self.peers[at].state else { continue };
             let knows = &self.peers[at].knows;
             let pages: Vec<SlabPage> =
-                tidy.together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
+                together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
             if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone()) {
                 self.tell(at, Message::Compact(slab, pages), Some(file));
             }
         }
         self.say_how_full();
+    }
+
+    /// Looks once more, if a second has gone by, at slabs that were still losing pages.
+    fn tidy_again(&mut self) {
+        let now = now();
+        if now.saturating_sub(self.tidied) < Duration::from_secs(1) {
+            return;
+        }
+        self.tidied = now;
+        for domain in 0..self.domains.len() {
+            if self.domains[domain].is_unsettled() {
+                self.tidy(domain);
+            }
+        }
     }
 
     /// A slab has been filled with pages of others: everybody is to use it instead, and the others go.
@@ -427,8 +482,9 @@ impl Hub {
 
     fn say_how_full(&self) {
         let full = |domain: &Domain| {
-            let (live, dead) = domain.live_and_dead_pages();
-            (domain.name.clone(), live, dead, domain.slab_count())
+            let (live_pages, dead_pages) = domain.live_and_dead_pages();
+            let (slabs, watch_pages) = (domain.slab_count() as u64, domain.credit.watch_pages());
+            DomainNow { name: domain.name.clone(), live_pages, dead_pages, slabs, watch_pages }
         };
         board(&self.board).domains = self.domains.iter().map(full).collect();
     }
@@ -457,10 +513,20 @@ impl Hub {
             let all = self.domains[domain].gone(guest);
             self.order_all(domain, all);
             if board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0) {
-                self.tell_settings(None);
+                self.tell_settings(|_, _| true);
             }
             // What only it has used, nobody does now.
             self.tidy(domain);
         }
     }
+}
+
+/// What an agent has merged that might last: pages that only moved did before.
+fn lasting(counters: &Counters) -> u64 {
+    (counters.merged_pages + counters.zero_pages).saturating_sub(counters.moved_pages)
+}
+
+/// The time, by a clock that never goes back.
+fn now() -> Duration {
+    Duration::from_nanos(now_ns(ClockId::Monotonic))
 }

@@ -5,7 +5,9 @@ use std::io;
 use std::ops::Range;
 
 use super::bits;
+use super::breaks::Breaks;
 use super::counters::Counters;
+use super::courtesy::Courtesy;
 use super::matchmaker::{DRAFT_PAGES, Run, SlabPage, runs};
 use super::wire::{Live, Settings};
 use crate::memory::merge_run::{MAX_RUN_PAGES, Refusal};
@@ -30,12 +32,15 @@ pub struct Merger {
     /// Those the matchmaker has spoken of.
     slabs: HashMap<u32, Slab>,
     pub settings: Settings,
+    /// Lets others run between two runs.
+    pub courtesy: Courtesy,
     /// What is held back in each huge page, by its number.
     held: HashMap<u64, Vec<Work>>,
     /// What waits for mappings.
     later: Vec<Run>,
     /// Which pages are those of slabs, as far as is known: a page that the guest has written to is not until the next count.
     shared: Vec<u64>,
+    breaks: Breaks,
 }
 
 /// Something to merge: pages with those of a slab, or zeros with nothing.
@@ -91,10 +96,12 @@ impl Merger {
         Self {
             slabbed,
             slabs: HashMap::new(),
-            settings: Settings { cpu_permille: 0, min_run_pages: 1, huge_page_percent: 0 },
+            settings: Settings { min_run_pages: 1, ..Settings::default() },
+            courtesy: Courtesy::new(),
             held: HashMap::new(),
             later: Vec::new(),
             shared: bits::none(pages),
+            breaks: Breaks::new(pages),
         }
     }
 
@@ -139,7 +146,8 @@ impl Merger {
         if written.iter().all(|word| *word == 0) {
             return;
         }
-        for (shared, written) in self.shared.iter_mut().zip(written) {
+        for (n, (shared, written)) in self.shared.iter_mut().zip(written).enumerate() {
+            counters.broken_soon_pages += u64::from(self.breaks.written(n, *written, *shared).count_ones());
             let broken = u64::from((*shared & written).count_ones());
             counters.broken_pages += broken;
             counters.shared_now -= broken.min(counters.shared_now);
@@ -154,6 +162,16 @@ impl Merger {
         }
     }
 
+    /// Which merges did not last.
+    pub fn breaks(&mut self) -> &mut Breaks {
+        &mut self.breaks
+    }
+
+    /// Of the pages of each word, in order, those whose merge has lasted.
+    pub fn lasted(&self) -> impl Iterator<Item = u64> {
+        self.shared.iter().enumerate().map(|(n, shared)| self.breaks.lasted(n, *shared))
+    }
+
     /// Whether some of these pages may be those of slabs.
     pub fn any_shared(&self, pages: Range<u64>) -> bool {
         let words = (pages.start / 64) as usize..pages.end.div_ceil(64) as usize;
@@ -164,6 +182,8 @@ impl Merger {
     pub fn private(&mut self, page: u64, pages: u64, counters: &mut Counters) {
         for page in (page..page + pages).filter(|page| bits::has(&self.shared, *page)).collect::<Vec<_>>() {
             bits::put(&mut self.shared, page, false);
+            let soon = self.breaks.written((page / 64) as usize, 1 << (page % 64), 1 << (page % 64));
+            counters.broken_soon_pages += u64::from(soon != 0);
             counters.broken_pages += 1;
             counters.shared_now = counters.shared_now.saturating_sub(1);
         }
@@ -235,10 +255,7 @@ impl Merger {
             rest = after;
             match piece {
                 Work::Merge(run) => self.merge(run, counters),
-                Work::Zeros(page, pages) => match self.slabbed.drop_zeros(page, pages) {
-                    Ok(()) => counters.zero_pages += pages,
-                    Err(refusal) => refused(&refusal, pages, counters),
-                },
+                Work::Zeros(page, pages) => self.drop_zeros(page, pages, counters),
             }
         }
     }
@@ -255,17 +272,34 @@ impl Merger {
         self.settings.min_run_pages.max(worth)
     }
 
+    fn drop_zeros(&mut self, page: u64, pages: u64, counters: &mut Counters) {
+        self.courtesy.breathe();
+        match self.slabbed.drop_zeros(page, pages) {
+            Ok(()) => {
+                counters.zero_pages += pages;
+                (page..page + pages).for_each(|page| self.breaks.merged(page));
+            }
+            Err(refusal) => refused(&refusal, pages, counters),
+        }
+    }
+
     /// Merges a run of at most [`MAX_RUN_PAGES`]; the halves of it, if a page in it has changed.
     fn merge(&mut self, run: Run, counters: &mut Counters) {
+        // Before, not after: the pages are frozen at the beginning of a turn of ours, and hardly ever while others have theirs.
+        self.courtesy.breathe();
         let pages = u64::from(run.pages);
         let Some(slab) = self.slabs.get(&run.slab) else { return refused(&Refusal::Run, pages, counters) };
         match self.slabbed.merge((run.page, pages), (slab, run.slab_page.into())) {
             Ok(()) => {
                 counters.merged_pages += pages;
                 counters.runs += 1;
+                // What was a slab's before, and only moves, is no newer for that.
                 for page in run.page..run.page + pages {
-                    counters.shared_now += u64::from(!bits::has(&self.shared, page));
-                    bits::put(&mut self.shared, page, true);
+                    if !bits::has(&self.shared, page) {
+                        counters.shared_now += 1;
+                        self.breaks.merged(page);
+                        bits::put(&mut self.shared, page, true);
+                    }
                 }
             }
             Err(Refusal::Differs) if run.pages > 1 => {

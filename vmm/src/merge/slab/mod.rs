@@ -6,7 +6,11 @@
 
 pub mod agent;
 mod bits;
+mod breaks;
 pub mod counters;
+mod compaction;
+mod courtesy;
+mod credit;
 mod domain;
 pub mod engine;
 mod hub;

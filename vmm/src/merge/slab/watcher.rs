@@ -2,26 +2,35 @@
 //! memory there is.
 
 use std::io;
+use std::time::Duration;
 
 use super::bits;
 use crate::memory::written::WriteLog;
 
-/// A page that was written so many times is left alone for 2 to the power of that many looks.
+/// A page that was written so many times is left alone for 2 to the power of that many rounds.
 const MAX_LEVEL: u8 = 7;
+/// A page whose merge was broken soon so many times in a row rests for 2 to the power of that many seconds.
+const MAX_REST: u8 = 7;
 /// Looks after which pages that have not been written for so long are trusted a bit more again.
 const FORGIVE: u64 = 128;
 /// Pages of one huge page, which have their turn together, in words of 64.
 const BLOCK_WORDS: u64 = 8;
-/// Looks over which the first watch of all pages is spread.
+/// Rounds over which the first watch of all pages is spread.
 const SPREAD: u64 = 4;
 
 /// See the module's description.
 ///
 /// Every page is looked at once. To see writes to it after that, it is *watched*: marked clean in the log, which costs the guest one fault at its
-/// next write to it. A watched page that is still clean at the next look is *quiet*. One that was written is watched again later: after it was
-/// written n times, 2 to the power of n looks later. As long as it is not watched it costs the guest nothing.
+/// next write to it. A watched page that is still clean at the next look is *quiet*. One that was written is watched again later. As long as it
+/// is not watched it costs the guest nothing.
 ///
-/// *Memory:* 1 byte and 5 bits for each page.
+/// *How much later.* After a page was written n times, 2 to the power of n rounds later: so one that was read from a disk into two guests is
+/// found at once, however long it took to arrive. A page whose merge was broken soon ([`super::breaks`]) *rests* instead, by the clock: after
+/// n times in a row until the next second that is a multiple of 2 to the power of n. So within T seconds it is merged again at most
+/// log2(T + 2) times, and from the 7th time on once in 128 s; never is it given up. It is trusted a step more for each 5 s for which a
+/// merge has lasted.
+///
+/// *Memory:* 1 byte and 6 bits for each page.
 pub struct Watcher {
     log: Box<dyn WriteLog>,
     /// What the log says. A page that is not watched counts as written.
@@ -32,11 +41,23 @@ pub struct Watcher {
     /// Pages that are watched since the last look.
     new: Vec<u64>,
     quiet: Vec<u64>,
-    /// Of each page how often it was written lately.
+    /// Pages that rest.
+    resting: Vec<u64>,
+    /// Of each page how often it was written lately, or, of one that rests, how often its merge was broken soon.
     levels: Vec<u8>,
     looks: u64,
-    /// Looks at which more pages could be watched.
-    turns: u64,
+    /// Rounds that are over, in which every page was watched whose turn it was.
+    rounds: u64,
+    round: Round,
+}
+
+/// How far the round has come that is under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    /// The word that is next.
+    next: usize,
+    /// The seconds at which the one before it and this one began.
+    seconds: (u64, u64),
 }
 
 /// What a look has found.
@@ -52,24 +73,24 @@ impl Watcher {
     /// Watches `pages` pages by way of `log`, once it has been started.
     pub fn new(log: Box<dyn WriteLog>, pages: u64) -> Self {
         let set = || bits::none(pages);
-        let levels = vec![0; pages as usize];
-        let written = Vec::new();
         Self {
             log,
-            written,
+            written: Vec::new(),
             watched: set(),
             hit: set(),
             new: set(),
             quiet: set(),
-            levels,
+            resting: set(),
+            levels: vec![0; pages as usize],
             looks: 0,
-            turns: 0,
+            rounds: 0,
+            round: Round::default(),
         }
     }
 
     /// From now on writes are seen. The first look finds every page quiet, and then all are watched bit by bit.
     pub fn start(&mut self) -> io::Result<()> {
-        (self.looks, self.turns) = (0, 0);
+        (self.looks, self.rounds, self.round.next) = (0, 0, 0);
         self.watched.fill(0);
         self.new.fill(0);
         self.log.stop()?;
@@ -81,13 +102,14 @@ impl Watcher {
         self.log.stop()
     }
 
-    /// Looks what was written since the last look. The quiet pages are in [`Self::quiet`] until the next one. With `more`, pages are watched
-    /// whose turn it is: not in the middle of merging, when the guest waits for enough other things.
-    pub fn look(&mut self, more: bool) -> io::Result<Look> {
+    /// Looks what was written since the last look. The quiet pages are in [`Self::quiet`] until the next one, those that were written
+    /// in [`Self::hit`]: of these [`Self::blame`] wants to know which were merged.
+    pub fn look(&mut self) -> io::Result<Look> {
         let mut look = Look::default();
         self.log.read(&mut self.written)?;
         if self.looks == 0 {
             self.quiet.clone_from(&self.written);
+            self.hit.fill(0);
             look.quiet = bits::count(&self.quiet);
         } else {
             for (n, written) in self.written.iter().enumerate() {
@@ -98,48 +120,101 @@ impl Watcher {
                 self.watched[n] &= !written;
             }
         }
-        for page in bits::each(&self.hit) {
-            let level = &mut self.levels[page as usize];
-            *level = (*level + 1).min(MAX_LEVEL);
-        }
         self.looks += 1;
         if self.looks.is_multiple_of(FORGIVE) {
             self.forgive();
         }
         self.new.fill(0);
-        if more {
-            self.watch_more()?;
-        }
         Ok(look)
     }
 
-    /// Watches the pages whose turn it is.
-    fn watch_more(&mut self) -> io::Result<()> {
-        let mut any = false;
-        let blocks = self.written.len().max(1) as u64;
-        for (n, written) in (0u64..).zip(&self.written) {
-            // At first a part of memory at a time.
-            if *written == 0 || self.turns < SPREAD && n * SPREAD / blocks != self.turns {
-                continue;
-            }
-            for (bit, level) in (0u64..64).zip(&self.levels[(n * 64) as usize..]) {
-                // Turns are spread, so that no look has all of them; but not within a block: what lies together is to be
-                // offered together, else guests that do the same at the same time publish every other page each.
-                if written >> bit & 1 != 0 && (self.turns + n / BLOCK_WORDS).is_multiple_of(1 << *level) {
-                    self.new[n as usize] |= 1 << bit;
+    /// Has pages wait that were written: of those found at this look or before, these were merged and broken `soon`, and these `late`.
+    pub fn blame(&mut self, (soon, late): (&[u64], &[u64])) {
+        for (n, (soon, late)) in soon.iter().zip(late).enumerate() {
+            let Some(hit) = self.hit.get(n).copied().filter(|hit| hit | soon != 0) else { continue };
+            // One that rests and was written before it could be merged changes as much as ever.
+            let rests = soon | hit & self.resting[n] & !late;
+            for (bit, level) in (0u64..64).zip(&mut self.levels[n * 64..]) {
+                match (rests >> bit & 1 != 0, self.resting[n] >> bit & 1 != 0) {
+                    (true, true) => *level = (*level + 1).min(MAX_REST),
+                    (true, false) => {
+                        self.resting[n] |= 1 << bit;
+                        *level = 1;
+                    }
+                    (false, false) if hit >> bit & 1 != 0 => *level = (*level + 1).min(MAX_LEVEL),
+                    (false, _) => {}
                 }
             }
-            any |= self.new[n as usize] != 0;
-            self.watched[n as usize] |= self.new[n as usize];
         }
-        self.turns += 1;
-        if any { self.log.clear(&self.new) } else { Ok(()) }
+    }
+
+    /// Trusts those pages of word `n` a step more whose merge has `lasted`.
+    pub fn trust(&mut self, n: usize, lasted: u64) {
+        let Some(resting) = self.resting.get_mut(n).filter(|resting| **resting & lasted != 0) else { return };
+        for (bit, level) in (0u64..64).zip(&mut self.levels[n * 64..]) {
+            if *resting & lasted & 1 << bit != 0 {
+                *level = level.saturating_sub(1);
+                if *level == 0 {
+                    *resting &= !(1 << bit);
+                }
+            }
+        }
+    }
+
+    /// Watches the pages whose turn it is, about `most` at a time: the rest of the round follows the next time. It is so late by any clock
+    /// that never goes back.
+    pub fn watch(&mut self, now: Duration, most: u64) -> io::Result<()> {
+        if most == 0 {
+            return Ok(());
+        }
+        if self.round.next == 0 {
+            self.round.seconds = (self.round.seconds.1, now.as_secs());
+        }
+        let mut watched = 0;
+        while self.round.next < self.written.len() && watched < most {
+            let due = self.due(self.round.next);
+            self.new[self.round.next] = due;
+            self.watched[self.round.next] |= due;
+            watched += u64::from(due.count_ones());
+            self.round.next += 1;
+        }
+        if self.round.next >= self.written.len() {
+            self.rounds += 1;
+            self.round.next = 0;
+        }
+        if watched > 0 { self.log.clear(&self.new) } else { Ok(()) }
+    }
+
+    /// The pages of word `n` whose turn it is in this round.
+    fn due(&self, n: usize) -> u64 {
+        let (written, resting) = (self.written[n], self.resting[n]);
+        let candidates = (written | resting) & !self.watched[n];
+        let (at, words) = (n as u64, self.written.len().max(1) as u64);
+        // At first a part of memory at a time.
+        if candidates == 0 || self.rounds < SPREAD && at * SPREAD / words != self.rounds {
+            return 0;
+        }
+        // Turns are spread, so that no look has all of them; but not within a block: what lies together is to be
+        // offered together, else guests that do the same at the same time publish every other page each.
+        let block = at / BLOCK_WORDS;
+        let (before, now) = (self.round.seconds.0 + block, self.round.seconds.1 + block);
+        let mut due = 0;
+        for (bit, level) in (0u64..64).zip(&self.levels[n * 64..]) {
+            let is_due = match resting >> bit & 1 != 0 {
+                true => before >> level != now >> level,
+                false => (self.rounds + block).is_multiple_of(1 << level),
+            };
+            due |= u64::from(is_due) << bit;
+        }
+        due & candidates
     }
 
     fn forgive(&mut self) {
-        for page in bits::each(&self.watched) {
-            let level = &mut self.levels[page as usize];
-            *level = level.saturating_sub(1);
+        for (n, (watched, resting)) in self.watched.iter().zip(&self.resting).enumerate() {
+            for bit in bits::each(&[watched & !resting]) {
+                let level = &mut self.levels[n * 64 + bit as usize];
+                *level = level.saturating_sub(1);
+            }
         }
     }
 
@@ -150,7 +225,7 @@ impl Watcher {
 
     /// Whether every page has had its turn.
     pub fn watches_all(&self) -> bool {
-        self.turns >= SPREAD
+        self.rounds >= SPREAD
     }
 
     /// The watched pages that had been written at the last look.
@@ -160,118 +235,4 @@ impl Watcher {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use super::*;
-
-    /// A log that a test writes, and the pages it was told to clear.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u64>>>);
-
-    impl Log {
-        fn write(&self, pages: impl IntoIterator<Item = u64>) {
-            pages.into_iter().for_each(|page| bits::put(&mut self.0.lock().unwrap(), page, true));
-        }
-    }
-
-    impl WriteLog for Log {
-        fn start(&mut self) -> io::Result<()> {
-            *self.0.lock().unwrap() = vec![u64::MAX; 2];
-            Ok(())
-        }
-
-        fn stop(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()> {
-            written.clone_from(&self.0.lock().unwrap());
-            Ok(())
-        }
-
-        fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
-            self.0.lock().unwrap().iter_mut().zip(pages).for_each(|(log, clear)| *log &= !clear);
-            Ok(())
-        }
-    }
-
-    fn started() -> (Log, Watcher) {
-        let log = Log::default();
-        let mut watcher = Watcher::new(Box::new(log.clone()), 128);
-        watcher.start().unwrap();
-        (log, watcher)
-    }
-
-    /// Looks until all pages are watched.
-    fn settled(watcher: &mut Watcher) -> u64 {
-        (0..=SPREAD).map(|_| watcher.look(true).unwrap().quiet).sum()
-    }
-
-    #[test]
-    fn all_pages_are_looked_at_and_then_those_that_were_written() {
-        let (log, mut watcher) = started();
-        assert_eq!(watcher.look(false).unwrap(), Look { quiet: 128, changed: 0 });
-        assert_eq!(
-            watcher.look(false).unwrap(),
-            Look::default(),
-            "nothing is watched in the middle of merging"
-        );
-        assert_eq!(settled(&mut watcher), 128, "what changed before it was watched is found");
-        assert_eq!(watcher.look(true).unwrap(), Look::default());
-        log.write([70, 71]);
-        let looks: Vec<_> = (0..4).map(|_| watcher.look(true).unwrap()).collect();
-        assert_eq!(looks.iter().map(|look| look.quiet).sum::<u64>(), 2);
-        assert!(!bits::has(watcher.hit(), 70));
-        log.write([70]);
-        watcher.look(true).unwrap();
-        assert!(bits::has(watcher.hit(), 70) && bits::count(watcher.hit()) == 1);
-    }
-
-    #[test]
-    fn what_was_written_together_is_found_together() {
-        let (log, mut watcher) = started();
-        settled(&mut watcher);
-        for _ in 0..3 {
-            log.write(0..128);
-            let quiet: Vec<u64> =
-                (0..2 << MAX_LEVEL).map(|_| watcher.look(true).unwrap().quiet).filter(|n| *n > 0).collect();
-            assert_eq!(quiet, [128]);
-        }
-    }
-
-    #[test]
-    fn a_page_that_keeps_changing_is_watched_less_and_less() {
-        let (log, mut watcher) = started();
-        settled(&mut watcher);
-        let mut hits = 0;
-        for _ in 0..1000 {
-            log.write([9]);
-            watcher.look(true).unwrap();
-            hits += u32::from(bits::has(watcher.hit(), 9));
-        }
-        assert!((7..20).contains(&hits), "{hits}");
-        // And then it rests, and is found.
-        let quiet: u64 = (0..2 << MAX_LEVEL).map(|_| watcher.look(true).unwrap().quiet).sum();
-        assert_eq!(quiet, 1);
-    }
-
-    #[test]
-    fn what_changes_while_it_is_hashed_is_hashed_again() {
-        let (log, mut watcher) = started();
-        settled(&mut watcher);
-        log.write([5]);
-        let mut found = 0;
-        for _ in 0..100 {
-            let look = watcher.look(true).unwrap();
-            if look.quiet > 0 {
-                found += 1;
-                // Now, when it is being hashed.
-                if found == 1 {
-                    log.write([5]);
-                }
-            }
-        }
-        assert_eq!(found, 2);
-    }
-}
+mod tests;

@@ -26,7 +26,7 @@ const MAX_WORDS: usize = 1 + 4 * OFFER_PAGES;
 pub type Live = [u64; DRAFT_PAGES / 64];
 
 /// How an agent is to merge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Processor time it may take, in thousandths of one processor; 0: as much as it likes.
     pub cpu_permille: u64,
@@ -34,6 +34,10 @@ pub struct Settings {
     pub min_run_pages: u64,
     /// How much of a huge page must be saved for it to be broken up, in percent.
     pub huge_page_percent: u64,
+    /// Pages that may be watched a second, at most, while most merges are broken soon; 0: as many as there are.
+    pub watch_pages: u64,
+    /// Memory is short: merging comes before the guests' comfort.
+    pub eager: bool,
 }
 
 /// A packet.
@@ -98,7 +102,10 @@ impl Message {
                 [8].into_iter().chain(runs.iter().flat_map(words)).collect()
             }
             Self::Report(counters) => with(9, &counters.words()),
-            Self::Go(s) => vec![10, s.cpu_permille, s.min_run_pages, s.huge_page_percent],
+            Self::Go(s) => {
+                let (most, eager) = (s.watch_pages, u64::from(s.eager));
+                vec![10, s.cpu_permille, s.min_run_pages, s.huge_page_percent, most, eager]
+            }
             Self::Compact(slab, pages) => with(of(11, *slab), &places(pages)),
             Self::Move(slab, pages) => with(of(12, *slab), &places(pages)),
             Self::Drop(slab) => vec![of(13, *slab)],
@@ -142,8 +149,9 @@ impl Message {
                 Self::Merge(runs.iter().map(run).collect::<Option<_>>()?)
             }
             (9, words) => Self::Report(Box::new(Counters::from_words(words.try_into().ok()?))),
-            (10, &[cpu_permille, min_run_pages, huge_page_percent]) => {
-                Self::Go(Settings { cpu_permille, min_run_pages, huge_page_percent })
+            (10, &[cpu_permille, min_run_pages, huge_page_percent, watch_pages, eager]) => {
+                let eager = eager != 0;
+                Self::Go(Settings { cpu_permille, min_run_pages, huge_page_percent, watch_pages, eager })
             }
             (11, words) => Self::Compact(slab, places(words)?),
             (12, words) => Self::Move(slab, places(words)?),
@@ -253,7 +261,13 @@ mod tests {
         for message in [
             Message::Hello(u64::MAX),
             Message::Key(u64::MAX),
-            Message::Go(Settings { cpu_permille: 1, min_run_pages: 2, huge_page_percent: 3 }),
+            Message::Go(Settings {
+                cpu_permille: 1,
+                min_run_pages: 2,
+                huge_page_percent: 3,
+                watch_pages: 4,
+                eager: true,
+            }),
             Message::Offer(vec![(1, u64::MAX); OFFER_PAGES]),
             Message::Offer(Vec::new()),
             Message::Done,

@@ -53,7 +53,7 @@ impl World {
     /// Lets the agent begin.
     fn begin(&self, key: u64) {
         self.say(&Message::Key(key));
-        self.say(&Message::Go(Settings { cpu_permille: 0, min_run_pages: 1, huge_page_percent: 0 }));
+        self.say(&Message::Go(Settings { min_run_pages: 1, ..Settings::default() }));
     }
 
     fn say(&self, message: &Message) {

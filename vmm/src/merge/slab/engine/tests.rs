@@ -209,9 +209,9 @@ fn only_members_take_part_and_know_their_own_domain_only() {
     engine.start(&[]).unwrap();
     let tuning = Tuning::default();
     let (go, _) = agent.0.receive().unwrap();
-    let (cpu_permille, min_run_pages) = (0, tuning.min_run_pages.into());
+    let min_run_pages = tuning.min_run_pages.into();
     let huge_page_percent = tuning.huge_page_percent.into();
-    assert_eq!(go, Message::Go(Settings { cpu_permille, min_run_pages, huge_page_percent }));
+    assert_eq!(go, Message::Go(Settings { min_run_pages, huge_page_percent, ..Settings::default() }));
 }
 
 #[test]
