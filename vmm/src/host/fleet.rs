@@ -14,6 +14,7 @@ use super::check;
 use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
+use super::pledge::{self, Pledge};
 use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
@@ -110,6 +111,8 @@ pub struct Fleet {
     capacity: u64,
     dir: FleetDir,
     lifetime: Lifetime,
+    /// What other fleets know of it.
+    pledge: Pledge,
 }
 
 impl Fleet {
@@ -158,9 +161,15 @@ impl Fleet {
         watch: &Watch,
     ) -> Result<Self, HostError> {
         dir.create()?;
-        // Those whom an earlier daemon let in are in.
-        if dir.control_sockets().is_empty() {
-            admission::judge(&spec)?.check()?;
+        let pledge = Pledge::take(dir)?;
+        {
+            // From the look until the promise is made nobody else promises anything.
+            let _admitting = pledge::admitting()?;
+            // Those whom an earlier daemon let in are in.
+            if dir.control_sockets().is_empty() {
+                admission::judge(&spec)?.check()?;
+            }
+            pledge.set(promises(&spec))?;
         }
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
         let mut fleet = Self {
@@ -170,6 +179,7 @@ impl Fleet {
             capacity: capacity.pages,
             dir: dir.clone(),
             lifetime,
+            pledge,
             spec,
         };
         let result = fleet.bring_up(watch);
@@ -227,15 +237,24 @@ impl Fleet {
         let mut refused = Vec::new();
         let ledger = self.ledger(false)?.ledger;
         let specs: Vec<GuestSpec> = guests.iter().map(|(_, spec)| spec.clone()).collect();
-        let judged = admission::judge_more(&specs, &ledger, &self.spec.overcommit)?;
-        for ((number, spec), refusal) in guests.iter().zip(judged) {
-            match refusal {
-                Some(refusal) => refused.push((spec.name.clone(), refusal)),
-                None => {
-                    self.spec.guests.push(spec.clone());
-                    self.start(spec, *number)?;
+        let admitted = {
+            let _admitting = pledge::admitting()?;
+            let judged = admission::judge_more(&specs, &ledger, &self.spec)?;
+            let mut admitted = Vec::new();
+            for ((number, spec), refusal) in guests.iter().zip(judged) {
+                match refusal {
+                    Some(refusal) => refused.push((spec.name.clone(), refusal)),
+                    None => {
+                        self.spec.guests.push(spec.clone());
+                        admitted.push((spec, *number));
+                    }
                 }
             }
+            self.pledge.set(promises(&self.spec))?;
+            admitted
+        };
+        for (spec, number) in admitted {
+            self.start(spec, number)?;
         }
         self.each(|guest| guest.wait_ready(watch))?;
         if self.merging && self.spec.engine == EngineName::Ksm {
@@ -249,6 +268,8 @@ impl Fleet {
         if let Some(at) = self.guests.iter().position(|guest| guest.spec.name == name) {
             self.guests.remove(at).stop();
             self.spec.guests.retain(|guest| guest.name != name);
+            // As long as it cannot be told, others leave the memory alone.
+            let _ = self.pledge.set(promises(&self.spec));
         }
     }
 
@@ -476,6 +497,11 @@ impl Fleet {
             }
         });
     }
+}
+
+/// What the guests of `spec` are promised, in pages.
+fn promises(spec: &FleetSpec) -> impl Iterator<Item = (&str, u64)> {
+    spec.guests.iter().map(|guest| (guest.name.as_str(), guest.memory_bytes / PAGE_BYTES))
 }
 
 /// The engine that `spec` asks for.

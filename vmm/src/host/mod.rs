@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod metrics;
 mod observer;
 pub mod page_types;
+mod pledge;
 mod policy_state;
 pub mod post;
 pub mod runtime;

@@ -1,7 +1,7 @@
 //! A timer on the event loop.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +29,24 @@ impl Timer {
         Ok(())
     }
 
+    /// Sets it to never, and forgets that its time had come.
+    pub fn disarm(&self) -> io::Result<()> {
+        self.every(Duration::ZERO)?;
+        match rustix::io::read(&self.0, &mut [0u8; 8]) {
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Does `tick` whenever its time has come.
     pub fn subscriber(&self, tick: impl FnMut() + 'static) -> Box<dyn MutEventSubscriber> {
         Box::new(Ticking { timer: self.clone(), tick })
+    }
+}
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 
