@@ -131,14 +131,14 @@ impl Host {
         };
         let (group, stalls) = groups::read(&self.root, &self.root.join("proc/self"));
         let own = group.limit_pages.and(stalls).and_then(|path| read_psi(&path));
-        let swap_free = pages("SwapFree")?;
+        let (total_pages, swap_free) = (pages("MemTotal")?, pages("SwapFree")?);
         let pool = meminfo_pages(&text, "Hugetlb").or_else(|| {
             // Before 4.20 there was one size only.
             let count = meminfo_number(&text, "HugePages_Total")?;
             Some(count * meminfo_pages(&text, "Hugepagesize")?)
         });
         Ok(Readings {
-            total_pages: pages("MemTotal")?,
+            total_pages,
             pool_pages: pool.unwrap_or(0),
             available_pages: pages("MemAvailable")?,
             swap_free_pages: group.swap_free_pages.map_or(swap_free, |most| most.min(swap_free)),

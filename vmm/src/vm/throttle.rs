@@ -182,20 +182,4 @@ impl Growth {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_rate_nobody_looks_and_with_one_it_is_stated_how_far_ahead_is_possible() {
-        let throttle = Throttle::new(4);
-        assert_eq!((throttle.look(), throttle.status()), (None, Throttled::default()));
-        assert!(matches!(throttle.set(Some(0)), Err(ThrottleError::Zero)));
-        throttle.set(Some(1_000_000)).unwrap();
-        assert!(throttle.look().is_some());
-        let status = throttle.status();
-        assert_eq!(status.pages_per_second, Some(1_000_000));
-        assert!(status.ahead_pages.is_some_and(|pages| pages <= 1_000_000), "{status:?}");
-        throttle.set(None).unwrap();
-        assert_eq!((throttle.look(), throttle.status().pages_per_second), (None, None));
-    }
-}
+mod tests;
