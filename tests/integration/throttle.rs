@@ -46,10 +46,11 @@ fn a_guest_takes_no_more_than_its_rate() {
         let filled = com2.command(&format!("{FILL} pages=20000"));
         assert_eq!(field(&filled, "pages"), 20_000);
         let (grown, seconds) = (own_pages(&vm) - before, began.elapsed().as_secs_f64());
-        // As fast as it can takes a quarter of a second. A machine that is busy makes it take longer, and no shorter.
+        // As fast as it can takes a quarter of a second. Never is it more than a second's worth ahead, which the VM states itself.
         assert!(grown >= 20_000 && grown as f64 <= RATE as f64 * (seconds + 1.0), "{grown} in {seconds} s");
         let status = vm.status()["throttle"].clone();
         assert_eq!(status["pages_per_second"], RATE);
+        assert!(status["ahead_pages"].as_u64().is_some_and(|pages| pages <= RATE), "{status}");
         // The kernel's count may be some pages off.
         assert!(status["admitted_pages"].as_u64() > Some(19_000), "{status}");
         assert!(throttled(&vm, "held_ms") > 1000, "{status}");
@@ -75,7 +76,8 @@ fn a_pause_and_a_throttle_do_not_undo_each_other() {
     let vm = Vm::start(&sandbox, "vm", &["--memory", "256M"]);
     let mut com2 = vm.com2();
     assert!(com2.line().is_some());
-    assert_eq!(throttle(&vm, Some(1)), json!("done"));
+    // So few that it is held most of the time.
+    assert_eq!(throttle(&vm, Some(100)), json!("done"));
     com2.send(format!("{FILL} pages=60000\n").as_bytes());
     let is_held = |over| throttled(&vm, "held_ms") > over;
     eventually("it is held", || is_held(200));
@@ -91,7 +93,7 @@ fn a_pause_and_a_throttle_do_not_undo_each_other() {
     assert_eq!(throttle(&vm, None), json!("done"));
     assert!(stands(&vm), "it ran while it was paused");
     // And a resume does not lift a rate.
-    assert_eq!(throttle(&vm, Some(1)), json!("done"));
+    assert_eq!(throttle(&vm, Some(100)), json!("done"));
     assert_eq!(vm.ask(&json!({"op": "resume"})), json!("done"));
     let held = throttled(&vm, "held_ms");
     eventually("it is held again", || is_held(held + 200));

@@ -4,14 +4,13 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use devices::reclaim::{Gpa, Reclaim};
 use devices::virtio::balloon::Handle;
 use serde_json::Value;
 
 use super::balloon::device_config;
 use super::instance::{Launch, Machine, vm_drive};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
-use crate::memory::ram::{Backing, Ram};
+use crate::memory::ram::Backing;
 use crate::vm::balloon::{BalloonError, BalloonHost};
 use crate::vm::{Config, EventLoop, KernelSource, Timer, Unpack, Vm, VmError};
 
@@ -23,41 +22,12 @@ pub struct Launcher {
     built_in: &'static [u8],
     /// The main thread's loop.
     pub events: EventLoop,
-    spare: Option<Spare>,
-}
-
-/// RAM of a VM that was not started after all. RAM is never unmapped, so a client that tries again and again must not
-/// have new RAM each time.
-struct Spare {
-    ram: Ram,
-    huge_pages: Option<bool>,
 }
 
 impl Launcher {
     /// A launcher that has started nothing yet.
     pub fn new(rest: Config, built_in: &'static [u8], events: EventLoop) -> Self {
-        Self { rest, built_in, events, spare: None }
-    }
-
-    /// RAM for `config`: the spare one, if it is of the same kind.
-    fn ram(&mut self, config: &Config) -> Result<Ram, VmError> {
-        let fits = |s: &mut Spare| {
-            s.ram.bytes() == config.memory_bytes
-                && s.ram.backing() == config.backing
-                && s.huge_pages == config.huge_pages
-        };
-        match self.spare.take_if(fits) {
-            Some(spare) => Ok(spare.ram),
-            None => Vm::map_ram(config),
-        }
-    }
-
-    /// Keeps `ram`, emptied, for the next attempt.
-    fn keep(&mut self, ram: Ram, config: &Config) {
-        let mut all = ram.extents().into_iter().map(|e| Gpa(e.gpa)..Gpa(e.gpa + e.bytes));
-        if all.all(|range| ram.discard(range).is_ok()) {
-            self.spare = Some(Spare { ram, huge_pages: config.huge_pages });
-        }
+        Self { rest, built_in, events }
     }
 
     /// The VM of `spec`.
@@ -97,14 +67,7 @@ impl Launch for Launcher {
     fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
         let config = self.config(spec, source);
         let timer = Timer::new().map_err(VmError::host("make a timer"))?;
-        let ram = self.ram(&config)?;
-        let vm = match Vm::start(ram.clone(), &config, &mut self.events, |_| {}) {
-            Ok(vm) => vm,
-            Err(e) => {
-                self.keep(ram, &config);
-                return Err(e);
-            }
-        };
+        let vm = Vm::start(Vm::map_ram(&config)?, &config, &mut self.events, |_| {})?;
         let running = vm.running().clone();
         self.events.add(timer.subscriber(move || _ = running.request_balloon_statistics()));
         Ok(LaunchedVm { vm, timer })

@@ -52,8 +52,15 @@ pub(super) fn admission_text(admission: &Admission) -> String {
         table.add_row([judged.promise.name.clone(), pages(judged.promise.pages), in_.into(), why]);
     }
     let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
+    // Two things: who is let in, and what is done once they are.
+    let policy = if admission.policy { "" } else { "; once up the fleet is only watched, for it has no policy" };
     let Capacity { pages: capacity, limited_by } = admission.capacity;
-    let capacity = format!("capacity {} MiB, set by {limited_by}; {rule}", pages(capacity));
+    let capacity = format!(
+        "capacity {} MiB, set by {limited_by}; {rule}{policy}\nto be had: {} MiB: {}",
+        pages(capacity),
+        pages(admission.room.left_pages()),
+        admission.room
+    );
     if admission.guests.is_empty() { capacity } else { format!("{table}\n{capacity}") }
 }
 

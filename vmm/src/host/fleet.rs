@@ -15,6 +15,7 @@ use super::claim::Claim;
 use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
+use super::pledge::{self, Pledge};
 use super::post::Post;
 use super::preflight;
 use super::runtime::FleetDir;
@@ -115,6 +116,8 @@ pub struct Fleet {
     lifetime: Lifetime,
     /// Of a fleet that has no daemon.
     _claim: Option<Claim>,
+    /// What other fleets know of it.
+    pledge: Pledge,
 }
 
 impl Fleet {
@@ -190,10 +193,25 @@ impl Fleet {
         watch: &Watch,
     ) -> Result<Self, HostError> {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
+        let pledge = Pledge::take(dir)?;
         let guests = left.adopt(&spec, dir)?;
-        let (dir, capacity) = (dir.clone(), capacity.pages);
-        let mut fleet = Self { guests, engine, merging: false, capacity, dir, lifetime, spec, _claim: claim };
-        fleet.judge()?;
+        let mut fleet = Self {
+            guests,
+            engine,
+            merging: false,
+            capacity: capacity.pages,
+            dir: dir.clone(),
+            lifetime,
+            pledge,
+            spec,
+            _claim: claim,
+        };
+        {
+            // From the look until the promise is made no other fleet promises anything.
+            let _admitting = pledge::admitting()?;
+            fleet.judge()?;
+            fleet.pledge.set(promises(&fleet.spec))?;
+        }
         match fleet.bring_up(left, watch) {
             Ok(()) => Ok(fleet),
             Err(e) => {
@@ -211,17 +229,19 @@ impl Fleet {
     /// Whether those may come in that do not run yet, and have what they need. Those whom an earlier daemon let in are in, and count as
     /// what they are.
     fn judge(&mut self) -> Result<(), HostError> {
-        let runs = |spec: &&GuestSpec| !self.guests.iter().any(|guest| guest.spec.name == spec.name);
-        let newcomers: Vec<GuestSpec> = self.spec.guests.iter().filter(runs).cloned().collect();
+        let runs = |spec: &GuestSpec| self.guests.iter().any(|guest| guest.spec.name == spec.name);
+        let (adopted, newcomers): (Vec<_>, Vec<_>) = self.spec.guests.iter().cloned().partition(runs);
         if newcomers.is_empty() {
             return Ok(());
         }
-        preflight::check(&FleetSpec { guests: newcomers.clone(), ..self.spec.clone() }, &self.dir)?;
+        let with = |guests: &[GuestSpec]| FleetSpec { guests: guests.to_vec(), ..self.spec.clone() };
+        preflight::check(&with(&newcomers), &self.dir)?;
         if self.guests.is_empty() {
             return admission::judge(&self.spec)?.check();
         }
+        let adopted = with(&adopted);
         let ledger = self.ledger(false)?.ledger;
-        let judged = admission::judge_more(&newcomers, &ledger, &self.spec.overcommit)?;
+        let judged = admission::judge_more(&newcomers, &ledger, &adopted)?;
         match newcomers.into_iter().zip(judged).find_map(|(spec, refusal)| Some((spec.name, refusal?))) {
             Some((guest, refusal)) => Err(HostError::NotAdmitted { guest, refusal }),
             None => Ok(()),
@@ -268,15 +288,24 @@ impl Fleet {
         let mut refused = Vec::new();
         let ledger = self.ledger(false)?.ledger;
         let specs: Vec<GuestSpec> = guests.iter().map(|(_, spec)| spec.clone()).collect();
-        let judged = admission::judge_more(&specs, &ledger, &self.spec.overcommit)?;
-        for ((number, spec), refusal) in guests.iter().zip(judged) {
-            match refusal {
-                Some(refusal) => refused.push((spec.name.clone(), refusal)),
-                None => {
-                    self.spec.guests.push(spec.clone());
-                    self.start(spec, *number)?;
+        let admitted = {
+            let _admitting = pledge::admitting()?;
+            let judged = admission::judge_more(&specs, &ledger, &self.spec)?;
+            let mut admitted = Vec::new();
+            for ((number, spec), refusal) in guests.iter().zip(judged) {
+                match refusal {
+                    Some(refusal) => refused.push((spec.name.clone(), refusal)),
+                    None => {
+                        self.spec.guests.push(spec.clone());
+                        admitted.push((spec, *number));
+                    }
                 }
             }
+            self.pledge.set(promises(&self.spec))?;
+            admitted
+        };
+        for (spec, number) in admitted {
+            self.start(spec, number)?;
         }
         self.each(|guest| guest.wait_ready(watch))?;
         if self.merging && self.spec.engine == EngineName::Ksm {
@@ -290,6 +319,8 @@ impl Fleet {
         if let Some(at) = self.guests.iter().position(|guest| guest.spec.name == name) {
             self.guests.remove(at).stop();
             self.spec.guests.retain(|guest| guest.name != name);
+            // As long as it cannot be told, others leave the memory alone.
+            let _ = self.pledge.set(promises(&self.spec));
         }
     }
 
@@ -531,6 +562,11 @@ impl Fleet {
     pub(super) fn save(&self) {
         self.guests.iter().for_each(Guest::save);
     }
+}
+
+/// What the guests of `spec` are promised, in pages.
+fn promises(spec: &FleetSpec) -> impl Iterator<Item = (&str, u64)> {
+    spec.guests.iter().map(|guest| (guest.name.as_str(), guest.memory_bytes / PAGE_BYTES))
 }
 
 /// The engine that `spec` asks for.

@@ -23,6 +23,7 @@ pub mod living;
 pub mod metrics;
 mod observer;
 pub mod page_types;
+mod pledge;
 mod policy_state;
 pub mod post;
 pub mod preflight;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -101,10 +102,11 @@ pub enum RamError {
 }
 
 /// Guest RAM. It stays mapped until the process ends, for a VM lives in a process of its own and
-/// devices keep references to it.
+/// devices keep references to it; unless its last handle is used to [`Ram::unmap`] it.
 #[derive(Clone)]
 pub struct Ram {
     memory: Arc<GuestMemory>,
+    reservations: Arc<ManuallyDrop<Vec<Reservation>>>,
     backing: Backing,
     /// Behind all of RAM in guest-physical order without the hole, with [`Backing::Memfd`].
     file: Option<Arc<File>>,
@@ -184,13 +186,18 @@ impl Ram {
             Backing::Memfd => Some(memfd(bytes).map_err(|source| RamError::Map { bytes, source })?),
             Backing::Anonymous | Backing::Hugetlb => None,
         };
-        let (mut regions, mut file_offset) = (Vec::new(), 0);
+        let (mut reservations, mut regions, mut file_offset) = (Vec::new(), Vec::new(), 0);
         for stretch in stretches(bytes) {
-            regions.extend(map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?);
+            let (reservation, region) =
+                map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?;
+            // If the next one fails, this one is given back.
+            reservations.push(reservation);
+            regions.extend(region);
             file_offset += stretch.bytes;
         }
         Ok(Self {
             memory: Arc::new(GuestMemory::from_regions(regions)?),
+            reservations: Arc::new(ManuallyDrop::new(reservations)),
             backing,
             file: file.map(Arc::new),
             placement: Arc::default(),
@@ -199,6 +206,23 @@ impl Ram {
             discards: Arc::default(),
             huge_pages: Arc::default(),
         })
+    }
+
+    /// Gives everything back, frames, huge pages that were reserved, and the range of addresses: for a VM that was not started after
+    /// all. Only the last handle can; else RAM stays as it is, and the handle comes back.
+    pub fn unmap(mut self) -> Result<(), Self> {
+        // Handles are cloned whole, and devices have the memory alone: so its count tells of all.
+        if Arc::get_mut(&mut self.memory).is_none() {
+            return Err(self);
+        }
+        match Arc::try_unwrap(self.reservations) {
+            Ok(reservations) => {
+                drop(self.memory);
+                drop(ManuallyDrop::into_inner(reservations));
+                Ok(())
+            }
+            Err(reservations) => Err(Self { reservations, ..self }),
+        }
     }
 
     /// What RAM is made of.
@@ -381,13 +405,28 @@ fn memfd(bytes: u64) -> io::Result<File> {
     Ok(fd.into())
 }
 
+/// A range of addresses with a stretch of RAM in it. Dropping it unmaps all of it: for the one who knows that nothing uses it any more.
+#[derive(Debug)]
+struct Reservation {
+    base: usize,
+    bytes: usize,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map`, nothing else ever maps in it, and it is dropped only before anything had it or by the
+        // last handle of the RAM.
+        unsafe { libc::munmap(self.base as *mut libc::c_void, self.bytes) };
+    }
+}
+
 /// Reserves the stretch with a guard before and behind it, then makes the inside usable: from `file`, at an offset, where
 /// there is one.
 fn map(
     stretch: Stretch,
     backing: Backing,
     file: Option<(&File, u64)>,
-) -> Result<Option<GuestRegionMmap<AtomicBitmap>>, RamError> {
+) -> Result<(Reservation, Option<GuestRegionMmap<AtomicBitmap>>), RamError> {
     let len = stretch.bytes as usize;
     let failed = |source| match backing {
         Backing::Hugetlb => RamError::HugePages { bytes: stretch.bytes, source },
@@ -409,6 +448,7 @@ fn map(
     if base == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }
+    let reservation = Reservation { base: base as usize, bytes: reserve };
     let start = (base as usize + 1).next_multiple_of(HUGE_PAGE_BYTES);
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = match backing {
@@ -427,10 +467,10 @@ fn map(
     // Dumps of the VMM must not hold what guests keep in memory. Failure costs nothing but dump size.
     // SAFETY: the range is the mapping just made; the advice changes no contents.
     unsafe { libc::madvise(inside, len, libc::MADV_DONTDUMP) };
-    // SAFETY: the mapping has this address, length and protection and is never unmapped.
+    // SAFETY: the mapping has this address, length and protection, and outlives the region: see `Ram::unmap`.
     let region = unsafe { MmapRegion::build_raw(inside.cast(), len, prot, flags) }
         .map_err(|e| failed(io::Error::other(e)))?;
-    Ok(GuestRegionMmap::new(region, GuestAddress(stretch.gpa)))
+    Ok((reservation, GuestRegionMmap::new(region, GuestAddress(stretch.gpa))))
 }
 
 #[cfg(test)]
@@ -446,6 +486,25 @@ mod tests {
         assert!(ram.extents().iter().all(|m| m.hva.is_multiple_of(HUGE_PAGE_BYTES as u64)));
         ram.memory().write_obj(7u64, GuestAddress((9 << 30) - 8)).unwrap();
         assert!(ram.memory().write_obj(7u64, GuestAddress((3 << 30) - 4)).is_err());
+    }
+
+    #[test]
+    fn the_last_handle_gives_everything_back() {
+        let ram = Ram::new((3 << 30) + (16 << 20), Backing::Anonymous).unwrap();
+        ram.memory().write_obj(7u64, GuestAddress(4 << 30)).unwrap();
+        let hva = ram.extents()[1].hva as usize;
+        let is_mapped = || {
+            let mut resident = 0u8;
+            // SAFETY: one page is asked about, which takes one byte; what is not mapped is an error.
+            unsafe { libc::mincore(hva as *mut libc::c_void, 4096, &mut resident) == 0 }
+        };
+        for keeps in [ram.memory().clone()] {
+            let ram = ram.clone().unmap().err().unwrap();
+            assert!(ram.unmap().is_err() && is_mapped(), "something still has it");
+            drop(keeps);
+        }
+        ram.unmap().ok().unwrap();
+        assert!(!is_mapped());
     }
 
     #[test]

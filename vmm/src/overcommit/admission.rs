@@ -14,9 +14,9 @@ const MAX_RATIO_PERCENT: f64 = 10_000.0;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// What is promised less what is in balloons fits the capacity. Nothing is overcommitted.
+    /// What is promised less what is in balloons fits the capacity, and what can be had. Nothing is overcommitted.
     Strict,
-    /// The same fits Linux's `CommitLimit`: so many percent of the capacity, and swap.
+    /// The same fits Linux's `CommitLimit`: so many percent of that, and swap.
     Ratio(f64),
     /// What could pay the debt is at least so many times the debt.
     Covered(f64),
@@ -43,11 +43,54 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What can be had: what the host has, or its control group may, less everything that is spoken for. In pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// The host's memory, or the control group's limit.
+    pub total_pages: u64,
+    /// Whether it is the control group's.
+    pub of_group: bool,
+    /// What is in the pool of huge pages.
+    pub pool_pages: u64,
+    /// What the kernel and the processes of no fleet hold, and would not give at once.
+    pub system_pages: u64,
+    /// What other fleets promised, less what is in their balloons.
+    pub others_pages: u64,
+    /// What the VMs need besides their guests' memory: their processes' own, and page tables.
+    pub overhead_pages: u64,
+}
+
+impl Room {
+    /// What is left for guests.
+    pub fn left_pages(&self) -> u64 {
+        self.shared_pages().saturating_sub(self.others_pages).saturating_sub(self.overhead_pages)
+    }
+
+    /// What all fleets share.
+    fn shared_pages(&self) -> u64 {
+        self.total_pages.saturating_sub(self.pool_pages).saturating_sub(self.system_pages)
+    }
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whose = if self.of_group { "our control group's" } else { "this host's" };
+        write!(f, "{whose} {}, less {} held by the system", Mib(self.total_pages), Mib(self.system_pages))?;
+        if !self.of_group {
+            write!(f, ", {} in the pool of huge pages", Mib(self.pool_pages))?;
+        }
+        let (others, overhead) = (Mib(self.others_pages), Mib(self.overhead_pages));
+        write!(f, ", {others} promised by other fleets, {overhead} for the VMs themselves")
+    }
+}
+
 /// What a host has and owes, in pages. All are sums over guests or the host's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// What guests and their overhead may take.
     pub capacity_pages: u64,
+    /// What can be had, whatever they may take; None where nobody has looked.
+    pub room: Option<Room>,
     /// What of it is free.
     pub free_pages: u64,
     /// Free swap.
@@ -136,6 +179,8 @@ pub struct Refusal {
     pub balloon_pages: Option<u64>,
     /// The other rules under which it would fit: `strict`, `ratio` with 150 %, `covered` with a floor of a half.
     pub other_modes: Vec<Mode>,
+    /// What was there before it.
+    pub sums: Sums,
 }
 
 impl Refusal {
@@ -143,23 +188,38 @@ impl Refusal {
     pub fn excess_pages(&self) -> u64 {
         self.would_be_pages.saturating_sub(self.limit_pages)
     }
+
+    /// What can be had, if that and not the capacity is the limit.
+    fn room(&self) -> Option<Room> {
+        let without = sides(Sums { room: None, ..self.sums }, self.mode).1;
+        self.sums.room.filter(|_| self.limit_pages < without)
+    }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (sum, of) = match self.mode {
+            Mode::Strict if self.room().is_some() => ("promised and not in balloons", "what can be had"),
             Mode::Strict => ("promised and not in balloons", "the capacity"),
             Mode::Ratio(_) => ("promised and not in balloons", "the commit limit"),
             Mode::Covered(_) => ("owed", "what the cover allows"),
         };
         write!(
             f,
-            "{} would be {sum}, {} more than {of} of {} (mode {})",
+            "{} would be {sum}, {} more than {of} of {}",
             Mib(self.would_be_pages),
             Mib(self.excess_pages()),
             Mib(self.limit_pages),
-            self.mode
         )?;
+        if let Some(room) = self.room() {
+            write!(f, " ({room})")?;
+        }
+        if let Mode::Covered(_) = self.mode {
+            let Sums { free_pages, swap_pages, reclaimable_pages, .. } = self.sums;
+            let (free, swap) = (Mib(free_pages), Mib(swap_pages));
+            write!(f, " ({free} free, {swap} of swap, {} in reach of balloons)", Mib(reclaimable_pages))?;
+        }
+        write!(f, " (mode {})", self.mode)?;
         match self.fits_pages {
             0 => f.write_str("; no guest fits, however small")?,
             pages => write!(f, "; a guest of {} fits", Mib(pages))?,
@@ -210,6 +270,7 @@ pub fn admit(promise: &Promise, sums: Sums, mode: Mode) -> Result<Decision, Admi
         fits_pages: limit_pages.saturating_sub(now),
         balloon_pages: by_balloon.then_some(excess),
         other_modes: others.into_iter().filter(|m| m.name() != mode.name() && fits(after, *m)).collect(),
+        sums,
     }))
 }
 
@@ -249,10 +310,16 @@ fn fits(sums: Sums, mode: Mode) -> bool {
 /// What a mode looks at, and the most that it may be.
 fn sides(sums: Sums, mode: Mode) -> (u64, u64) {
     match mode {
-        Mode::Strict => (sums.committed_pages(), sums.capacity_pages),
+        Mode::Strict => {
+            let room = sums.room.map_or(u64::MAX, |room| room.left_pages());
+            (sums.committed_pages(), sums.capacity_pages.min(room))
+        }
         Mode::Ratio(percent) => {
-            let part = (sums.capacity_pages as f64 * percent / 100.0) as u64;
-            (sums.committed_pages(), part.saturating_add(sums.swap_pages))
+            let part = |pages: u64| ((pages as f64 * percent / 100.0) as u64).saturating_add(sums.swap_pages);
+            // What others promised is committed as ours is, out of the same.
+            let spoken_for = |room: Room| room.others_pages.saturating_add(room.overhead_pages);
+            let room = |room: Room| part(room.shared_pages()).saturating_sub(spoken_for(room));
+            (sums.committed_pages(), part(sums.capacity_pages).min(sums.room.map_or(u64::MAX, room)))
         }
         // cover / debt >= floor. A floor of 0 asks for no cover; the division is then infinite, and cut to the largest number.
         Mode::Covered(floor) => {
@@ -323,6 +390,46 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_had_is_promised_to_nobody() {
+        // 100 pages in the pool, 200 the system's, 300 promised by others, 10 for the VMs: 390 of 1000 are left.
+        let room = Room {
+            total_pages: 1000,
+            pool_pages: 100,
+            system_pages: 200,
+            others_pages: 300,
+            overhead_pages: 10,
+            ..Room::default()
+        };
+        let sums = Sums { capacity_pages: 1000, room: Some(room), ..Sums::default() };
+        let decide = |pages, mode| admit(&promise(pages), sums, mode).expect("a decision");
+        assert!(matches!(decide(390, Mode::Strict), Decision::Admitted { .. }));
+        let refused = refusal(decide(391, Mode::Strict));
+        assert_eq!((refused.limit_pages, refused.fits_pages), (390, 390));
+        let text = refused.to_string();
+        for term in [
+            "more than what can be had of 1.5 MiB",
+            "this host's 3.9 MiB",
+            "0.8 MiB held by the system",
+            "0.4 MiB in the pool of huge pages",
+            "1.2 MiB promised by other fleets",
+            "0.0 MiB for the VMs themselves",
+        ] {
+            assert!(text.contains(term), "{term:?} is not in {text:?}");
+        }
+        // Linux's formula on what all fleets share, 700 pages, and others' promises count as ours.
+        assert!(matches!(decide(740, Mode::Ratio(150.0)), Decision::Admitted { .. }));
+        assert!(refusal(decide(741, Mode::Ratio(150.0))).to_string().contains("promised by other fleets"));
+        // A capacity that is less than what can be had is the limit, and the only term.
+        let less = Sums { capacity_pages: 390, ..sums };
+        let refused = refusal(admit(&promise(391), less, Mode::Strict).expect("a decision"));
+        assert!(!refused.to_string().contains("held by the system"), "{refused}");
+        // A control group has no pool.
+        let group = Sums { room: Some(Room { of_group: true, pool_pages: 0, ..room }), ..sums };
+        let text = refusal(admit(&promise(500), group, Mode::Strict).expect("a decision")).to_string();
+        assert!(text.contains("our control group's") && !text.contains("huge"), "{text}");
+    }
+
+    #[test]
     fn nonsense_is_an_error() {
         let sums = Sums { capacity_pages: 1000, ..Sums::default() };
         let error = |sums, mode| admit(&promise(1), sums, mode).expect_err("an error");
@@ -347,7 +454,7 @@ mod tests {
             ],
         ) {
             let sums = Sums {
-                capacity_pages, free_pages: free.min(capacity_pages), swap_pages, promised_pages, ballooned_pages: 0,
+                room: None, capacity_pages, free_pages: free.min(capacity_pages), swap_pages, promised_pages, ballooned_pages: 0,
                 reclaimable_pages, sharing_debt_pages: debt / 2, demand_debt_pages: debt - debt / 2,
             };
             match admit(&promise(asked), sums, mode).expect("a decision") {

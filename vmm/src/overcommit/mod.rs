@@ -2,7 +2,7 @@
 //!
 //! Everything here is a function of plain numbers. Nothing knows a VM, a socket or a guest's memory: the daemon gathers
 //! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
-//! [`readings`] alone opens files: the host's own, in `/proc` and `/sys/fs/cgroup`.
+//! [`readings`] alone opens files, and `groups` for it: the host's own, in `/proc` and `/sys/fs/cgroup`.
 //!
 //! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
 
@@ -10,6 +10,7 @@ pub mod action;
 pub mod admission;
 pub mod allocation;
 pub mod balloon_pacing;
+mod groups;
 pub mod knobs;
 pub mod ledger;
 mod mib;

@@ -1,7 +1,7 @@
 //! The host's own numbers: what it has, what is free, how it stalls. The only part of this module that opens files.
 //!
-//! Where a file is absent the reading is None and what is known otherwise counts. What a control group of ours is limited to limits
-//! the fleet, in version 2 (`memory.max`) as in version 1 (`memory.limit_in_bytes`), at every level up to the root.
+//! Where a file is absent the reading is None and what is known otherwise counts. What our control group is limited to limits
+//! the fleet: see [`super::groups`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use super::groups::GroupMemory;
+use super::groups;
 use super::view::Psi;
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
-/// Levels of control groups that are looked at.
-const MAX_LEVELS: usize = 64;
-/// What version 1 shows where there is no limit is about 2^63.
-const NO_LIMIT_BYTES: u64 = 1 << 62;
 
 /// What keeps a host from being read.
 #[derive(Debug, Error)]
@@ -83,23 +81,16 @@ impl std::fmt::Display for Limit {
     }
 }
 
-/// A control group's limit and use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupMemory {
-    /// The least limit on the way up to the root; None if there is none.
-    pub limit_pages: Option<u64>,
-    /// What may still be taken under that limit.
-    pub free_pages: Option<u64>,
-}
-
 /// What was read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Readings {
     /// `MemTotal`.
     pub total_pages: u64,
+    /// `Hugetlb`: the pool of huge pages, of all sizes, used or not. Nothing else gets any of it.
+    pub pool_pages: u64,
     /// `MemAvailable`.
     pub available_pages: u64,
-    /// `SwapFree`.
+    /// `SwapFree`, or what our control group may still have of it.
     pub swap_free_pages: u64,
     /// `SecPageTables`, all VMs' second-level page tables; 0 where the kernel does not count them.
     pub second_level_pages: u64,
@@ -138,89 +129,23 @@ impl Host {
         let pages = |field: &'static str| {
             meminfo_pages(&text, field).ok_or_else(|| ReadingError::Field { path: path.clone(), field })
         };
-        let group_paths = self.group_paths();
-        let group = GroupMemory::read(&group_paths);
-        let own = group.limit_pages.and_then(|_| {
-            group_paths.first().and_then(|(directory, _)| read_psi(&directory.join("memory.pressure")))
+        let (group, stalls) = groups::read(&self.root, &self.root.join("proc/self"));
+        let own = group.limit_pages.and(stalls).and_then(|path| read_psi(&path));
+        let (total_pages, swap_free) = (pages("MemTotal")?, pages("SwapFree")?);
+        let pool = meminfo_pages(&text, "Hugetlb").or_else(|| {
+            // Before 4.20 there was one size only.
+            let count = meminfo_number(&text, "HugePages_Total")?;
+            Some(count * meminfo_pages(&text, "Hugepagesize")?)
         });
         Ok(Readings {
-            total_pages: pages("MemTotal")?,
+            total_pages,
+            pool_pages: pool.unwrap_or(0),
             available_pages: pages("MemAvailable")?,
-            swap_free_pages: pages("SwapFree")?,
+            swap_free_pages: group.swap_free_pages.map_or(swap_free, |most| most.min(swap_free)),
             second_level_pages: meminfo_pages(&text, "SecPageTables").unwrap_or(0),
             psi: own.or_else(|| read_psi(&self.root.join("proc/pressure/memory"))),
             group,
         })
-    }
-
-    /// The directories of our control group and of those above it, with the version of each.
-    fn group_paths(&self) -> Vec<(PathBuf, Version)> {
-        let Ok(text) = fs::read_to_string(self.root.join("proc/self/cgroup")) else { return Vec::new() };
-        let base = self.root.join("sys/fs/cgroup");
-        let mut found = Vec::new();
-        for line in text.lines() {
-            let mut fields = line.splitn(3, ':');
-            let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            let (version, mounts) = if id == "0" && controllers.is_empty() {
-                (Version::Two, vec![base.clone(), base.join("unified")])
-            } else if controllers.split(',').any(|c| c == "memory") {
-                (Version::One, vec![base.join("memory")])
-            } else {
-                continue;
-            };
-            let Some(mount) = mounts.into_iter().find(|m| version.is_mounted_at(m)) else { continue };
-            // In a namespace or a container the path may lead above the mount, which shows our own group as its root.
-            let own = mount.join(path.trim_start_matches('/'));
-            let own = if path.contains("..") || !own.is_dir() { mount.clone() } else { own };
-            let levels = own.ancestors().take_while(|p| p.starts_with(&mount)).take(MAX_LEVELS);
-            found.extend(levels.map(|p| (p.to_path_buf(), version)));
-        }
-        found
-    }
-}
-
-/// The version of a hierarchy of control groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
-    One,
-    Two,
-}
-
-impl Version {
-    fn is_mounted_at(self, mount: &Path) -> bool {
-        let marker = match self {
-            Self::One => "memory.usage_in_bytes",
-            Self::Two => "cgroup.controllers",
-        };
-        mount.join(marker).exists()
-    }
-
-    /// The files of the limit and of the use.
-    fn files(self) -> (&'static str, &'static str) {
-        match self {
-            Self::One => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            Self::Two => ("memory.max", "memory.current"),
-        }
-    }
-}
-
-impl GroupMemory {
-    fn read(paths: &[(PathBuf, Version)]) -> Self {
-        let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-        let mut memory = Self { limit_pages: None, free_pages: None };
-        for (directory, version) in paths {
-            let (limit, current) = version.files();
-            // "max" is no number, and no limit.
-            let Some(limit) = number(directory.join(limit)).filter(|l| *l < NO_LIMIT_BYTES) else { continue };
-            let current = number(directory.join(current)).unwrap_or(0);
-            let least = |known: Option<u64>, pages: u64| Some(known.map_or(pages, |k| k.min(pages)));
-            memory.limit_pages = least(memory.limit_pages, limit / PAGE_BYTES);
-            memory.free_pages = least(memory.free_pages, limit.saturating_sub(current) / PAGE_BYTES);
-        }
-        memory
     }
 }
 
@@ -234,14 +159,15 @@ pub struct Capacity {
 }
 
 impl Readings {
-    /// The least of what the host has, what our control group may take, and what was asked for.
+    /// The least of what the host has besides its pool of huge pages, what our control group may take, and what was asked for.
     ///
     /// # Errors
     /// 0 was asked for, or more than there is.
     pub fn capacity(&self, asked_pages: Option<u64>) -> Result<Capacity, ReadingError> {
+        let host_pages = self.total_pages.saturating_sub(self.pool_pages);
         let (most_pages, limited_by) = match self.group.limit_pages {
-            Some(limit) if limit < self.total_pages => (limit, Limit::ControlGroup),
-            _ => (self.total_pages, Limit::Host),
+            Some(limit) if limit < host_pages => (limit, Limit::ControlGroup),
+            _ => (host_pages, Limit::Host),
         };
         match asked_pages {
             _ if most_pages == 0 => Err(ReadingError::NoCapacity { most_pages }),
@@ -263,9 +189,13 @@ impl Readings {
 
 /// The pages of a field of `/proc/meminfo`, which counts in KiB.
 fn meminfo_pages(text: &str, field: &str) -> Option<u64> {
+    meminfo_number(text, field).map(|kib| kib / (PAGE_BYTES / 1024))
+}
+
+/// The number of a field of `/proc/meminfo`.
+fn meminfo_number(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib / (PAGE_BYTES / 1024))
+    line.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
 fn read_psi(path: &Path) -> Option<Psi> {

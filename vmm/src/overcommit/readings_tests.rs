@@ -3,6 +3,9 @@
 use super::*;
 
 const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\nSwapFree:  400 kB\nSecPageTables: 12 kB\n";
+const MOUNT_1: (&str, &str) =
+    ("proc/self/mountinfo", "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+const MOUNT_2: (&str, &str) = ("proc/self/mountinfo", "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
 const STALLS: &str =
     "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=3\n";
 
@@ -22,9 +25,10 @@ fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
 fn a_bare_host_has_memory_and_nothing_else() {
     let (_root, host) = host(&[("proc/meminfo", MEMINFO)]);
     let readings = host.read().expect("readings");
-    let group = GroupMemory { limit_pages: None, free_pages: None };
+    let group = GroupMemory::default();
     let expected = Readings {
         total_pages: 2000,
+        pool_pages: 0,
         available_pages: 1000,
         swap_free_pages: 100,
         second_level_pages: 3,
@@ -43,15 +47,19 @@ fn version_2_is_limited_at_every_level() {
         ("proc/meminfo", MEMINFO),
         ("proc/pressure/memory", "some avg10=9.00\nfull avg10=9.00\n"),
         ("proc/self/cgroup", "0::/a/b\n"),
-        ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
+        MOUNT_2,
         ("sys/fs/cgroup/a/memory.max", "4096000\n"),
-        ("sys/fs/cgroup/a/memory.current", "2048000\n"),
+        ("sys/fs/cgroup/a/memory.current", "2867200\n"),
+        ("sys/fs/cgroup/a/memory.stat", "anon 0\ninactive_file 819200\n"),
+        ("sys/fs/cgroup/a/memory.swap.max", "40960\n"),
+        ("sys/fs/cgroup/a/memory.swap.current", "4096\n"),
         ("sys/fs/cgroup/a/b/memory.max", "max\n"),
         ("sys/fs/cgroup/a/b/memory.current", "1024000\n"),
         ("sys/fs/cgroup/a/b/memory.pressure", STALLS),
     ]);
     let readings = host.read().expect("readings");
-    assert_eq!(readings.group, GroupMemory { limit_pages: Some(1000), free_pages: Some(500) });
+    let group = GroupMemory { limit_pages: Some(1000), free_pages: Some(500), swap_free_pages: Some(9) };
+    assert_eq!((readings.group, readings.swap_free_pages), (group, 9));
     assert_eq!(readings.psi, Some(Psi { some_avg10_percent: 1.5, full_avg10_percent: 0.25 }));
     let capacity = readings.capacity(None).expect("a capacity");
     assert_eq!(capacity, Capacity { pages: 1000, limited_by: Limit::ControlGroup });
@@ -65,6 +73,7 @@ fn version_1_has_a_number_for_no_limit() {
             ("proc/meminfo", MEMINFO),
             ("proc/pressure/memory", STALLS),
             ("proc/self/cgroup", "4:memory:/x\n0::/\n"),
+            MOUNT_1,
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", "0\n"),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "409600\n"),
@@ -77,7 +86,8 @@ fn version_1_has_a_number_for_no_limit() {
     assert_eq!(readings.psi.map(|p| p.some_avg10_percent), Some(1.5), "the whole host's");
     let (_root, limited) = host(&files("819200\n"));
     let group = limited.read().expect("readings").group;
-    assert_eq!(group, GroupMemory { limit_pages: Some(200), free_pages: Some(100) });
+    let expected = GroupMemory { limit_pages: Some(200), free_pages: Some(100), swap_free_pages: None };
+    assert_eq!(group, expected);
 }
 
 #[test]
@@ -85,10 +95,23 @@ fn a_group_outside_of_the_mount_is_its_root() {
     let (_root, host) = host(&[
         ("proc/meminfo", MEMINFO),
         ("proc/self/cgroup", "0::/../elsewhere\n"),
-        ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
+        MOUNT_2,
         ("sys/fs/cgroup/memory.max", "40960\n"),
+        ("sys/fs/cgroup/memory.current", "0\n"),
     ]);
     assert_eq!(host.read().expect("readings").group.limit_pages, Some(10));
+}
+
+#[test]
+fn the_pool_of_huge_pages_is_no_capacity() {
+    let pool = format!("{MEMINFO}HugePages_Total: 1\nHugepagesize: 2048 kB\n");
+    let (_root, host) = host(&[("proc/meminfo", &pool)]);
+    let readings = host.read().expect("readings");
+    assert_eq!((readings.pool_pages, readings.capacity(None).expect("a capacity").pages), (512, 1488));
+    assert!(readings.capacity(Some(1489)).is_err());
+    // Of all sizes together, where the kernel says it.
+    let (_root, host) = self::host(&[("proc/meminfo", &format!("{pool}Hugetlb: 4096 kB\n"))]);
+    assert_eq!(host.read().expect("readings").pool_pages, 1024);
 }
 
 #[test]

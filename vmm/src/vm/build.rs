@@ -51,19 +51,37 @@ impl Vm {
     /// RAM for the VM of `config`.
     pub fn map_ram(config: &Config) -> Result<Ram, VmError> {
         let ram = Ram::new(config.memory_bytes, config.backing)?;
-        if let Some(on) = config.huge_pages {
-            ram.set_huge_pages(on)?;
+        let advise = || -> Result<(), VmError> {
+            if let Some(on) = config.huge_pages {
+                ram.set_huge_pages(on)?;
+            }
+            if config.mergeable {
+                ram.set_mergeable(true)?;
+            }
+            Ok(())
+        };
+        match advise() {
+            Ok(()) => Ok(ram),
+            Err(error) => {
+                give_back(ram);
+                Err(error)
+            }
         }
-        if config.mergeable {
-            ram.set_mergeable(true)?;
-        }
-        Ok(ram)
     }
 
     /// Builds the VM of `config` of RAM that [`Self::map_ram`] made for it and that reads as zeros, has `events` watch what belongs
     /// to it, and starts its vCPUs. Before these run, `loaded` gets the RAM with everything in it that the VM starts from. If it
-    /// fails, `events` is as it was.
+    /// fails, `events` is as it was, and everything that was taken is given back: the RAM, sockets, locks on drives.
     pub fn start(
+        ram: Ram,
+        config: &Config,
+        events: &mut EventLoop,
+        loaded: impl FnOnce(&Ram),
+    ) -> Result<Self, VmError> {
+        Self::build(ram.clone(), config, events, loaded).inspect_err(|_| give_back(ram))
+    }
+
+    fn build(
         ram: Ram,
         config: &Config,
         events: &mut EventLoop,
@@ -131,7 +149,7 @@ impl Vm {
                 move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
             Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
         };
-        let shared = Shared::new(pio, mmio, waits, outcome.clone(), ram.merges().clone());
+        let shared = Shared::new(config.vcpus, pio, mmio, waits, outcome.clone(), ram.merges().clone());
         queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 
@@ -161,7 +179,6 @@ impl Vm {
             clock: Arc::default(),
             ram,
             stats,
-            throttle: Throttle::new(vcpus.clone(), shared.clone()),
             vcpus,
             devices_paused,
             devices_resumed: Arc::new(devices_resumed),
@@ -188,6 +205,13 @@ impl Vm {
     /// Ends its vCPUs.
     pub fn stop(self) {
         self.running.vcpus().stop();
+    }
+}
+
+/// Gives the RAM of a VM back that was not started.
+fn give_back(ram: Ram) {
+    if let Err(ram) = ram.unmap() {
+        tracing::warn!("{} MiB of RAM stay mapped: something of the VM that did not start has it", ram.bytes() >> 20);
     }
 }
 

@@ -10,6 +10,7 @@ use devices::interrupt::IrqLine;
 use devices::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
 use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
 use devices::legacy::serial::Serial;
+use devices::virtio::block;
 use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -17,7 +18,9 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::VmError;
+use super::pacer::Next;
 use super::platform::*;
+use super::timer::Timer;
 use super::vcpu::Shared;
 
 /// A VM's devices.
@@ -59,6 +62,7 @@ impl Machine {
         pio.insert(POWER_BASE, POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
         let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
+            let takes_memory = device.device_id() == block::DEVICE_ID;
             let mut transport =
                 MmioTransport::new(Arc::clone(memory), device, irq(vm, VIRTIO_IRQ + n as u32)?);
             let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
@@ -72,7 +76,8 @@ impl Machine {
                 let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
                 vm.register_ioevent(&notified, &address, queue as u32)
                     .map_err(VmError::kvm("register a queue notification (ioeventfd)"))?;
-                queues.all.push(QueueEvent { notified, transport: transport.clone(), queue, missed: false });
+                let (transport, missed) = (transport.clone(), false);
+                queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed });
             }
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
         }
@@ -110,7 +115,9 @@ struct QueueEvent {
     notified: EventFd,
     transport: Arc<Mutex<MmioTransport>>,
     queue: usize,
-    /// Notified while the VM was paused.
+    /// What it does may cost frames: it writes much of guest memory.
+    takes_memory: bool,
+    /// Notified while the VM was paused, or held by its throttle.
     missed: bool,
 }
 
@@ -121,12 +128,14 @@ impl QueueEvent {
 }
 
 /// Handles queue notifications on the event loop; holds them back while the VM is paused, so that
-/// devices leave a paused guest's memory alone.
+/// devices leave a paused guest's memory alone, and those that take memory while it is held by its throttle.
 #[derive(Default)]
 pub struct Queues {
     all: Vec<QueueEvent>,
     paused: Arc<AtomicBool>,
     resumed: Option<EventFd>,
+    /// Set while something is held back by the throttle.
+    paid: Option<Timer>,
     vcpus: Option<Arc<Shared>>,
 }
 
@@ -136,41 +145,65 @@ impl Queues {
         self.vcpus = Some(vcpus);
     }
 
-    /// The switch that holds notifications back, and the event to write after it is off again.
+    /// The switch that holds notifications back, and the event to write after it is off again, or after the throttle's rate is another.
     pub fn pausing(&mut self) -> Result<(Arc<AtomicBool>, EventFd), VmError> {
         let resumed = event()?;
         self.resumed = Some(clone(&resumed)?);
+        self.paid = Some(Timer::new().map_err(VmError::host("make a timer"))?);
         Ok((self.paused.clone(), resumed))
+    }
+
+    /// Handles the notification of queue `n`, or keeps it.
+    fn process_queue(&mut self, n: usize) {
+        let held = self.paused.load(Ordering::SeqCst) || self.is_throttled(n);
+        if let Some(event) = self.all.get_mut(n) {
+            event.missed = held;
+            if !held {
+                event.process();
+            }
+        }
+    }
+
+    /// Whether queue `n` is to wait; then the timer is set.
+    fn is_throttled(&self, n: usize) -> bool {
+        let takes_memory = self.all.get(n).is_some_and(|event| event.takes_memory);
+        let next = self.vcpus.as_ref().filter(|_| takes_memory).and_then(|vcpus| vcpus.throttle.look());
+        match (next, &self.paid) {
+            // Without the timer it would wait for ever.
+            (Some(Next::Hold(time)), Some(paid)) => paid.every(time).is_ok(),
+            _ => false,
+        }
     }
 }
 
 impl MutEventSubscriber for Queues {
     fn init(&mut self, ops: &mut EventOps) {
-        for (n, event) in self.all.iter().enumerate() {
-            let _ = ops.add(Events::with_data(&event.notified, n as u32, EventSet::IN));
+        let count = self.all.len() as u32;
+        for (n, event) in (0..).zip(&self.all) {
+            let _ = ops.add(Events::with_data(&event.notified, n, EventSet::IN));
         }
         if let Some(resumed) = &self.resumed {
-            let _ = ops.add(Events::with_data(resumed, self.all.len() as u32, EventSet::IN));
+            let _ = ops.add(Events::with_data(resumed, count, EventSet::IN));
+        }
+        if let Some(paid) = &self.paid {
+            let _ = ops.add(Events::with_data(paid, count + 1, EventSet::IN));
         }
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps) {
-        let paused = self.paused.load(Ordering::SeqCst);
-        match self.all.get_mut(events.data() as usize) {
+        let n = events.data() as usize;
+        match self.all.get(n) {
             Some(event) => {
                 let _ = event.notified.read();
-                match paused {
-                    true => event.missed = true,
-                    false => event.process(),
-                }
+                self.process_queue(n);
             }
+            // Resumed, or what was owed is paid: what is to wait longer sets the timer again.
             None => {
                 let _ = self.resumed.as_ref().map(EventFd::read);
-                if !paused {
-                    for event in self.all.iter_mut() {
-                        if std::mem::take(&mut event.missed) {
-                            event.process();
-                        }
+                let _ = self.paid.as_ref().map(Timer::disarm);
+                for n in 0..self.all.len() {
+                    if self.all.get(n).is_some_and(|event| event.missed) {
+                        self.process_queue(n);
                     }
                 }
             }

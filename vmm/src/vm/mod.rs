@@ -25,6 +25,7 @@ pub mod probe;
 mod registers;
 mod run;
 mod running;
+mod slice;
 mod slots;
 pub mod stats;
 mod sweep;

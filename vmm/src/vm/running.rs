@@ -14,7 +14,7 @@ use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
 use super::probe;
 use super::stats::KvmStats;
-use super::throttle::{Throttle, ThrottleError};
+use super::throttle::ThrottleError;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::{Sampler, WorkingSet, WorkingSetError};
 use crate::memory::PAGE_BYTES;
@@ -37,7 +37,6 @@ pub struct Running {
     pub(super) devices_paused: Arc<AtomicBool>,
     pub(super) devices_resumed: Arc<EventFd>,
     pub(super) balloon: Option<balloon::Handle>,
-    pub(super) throttle: Throttle,
     pub(super) clock: Arc<Mutex<Clock>>,
     pub(super) sampler: Sampler,
     pub(super) shared: Arc<Shared>,
@@ -56,7 +55,7 @@ impl Running {
             memory_bytes: self.ram.bytes(),
             backend: probe::backend_name().to_owned(),
             extents: self.ram.extents(),
-            throttle: self.throttle.status(),
+            throttle: self.shared.throttle.status(),
             parked_pages: self.ram.parked_pages(),
             log_trouble: self.console_trouble.why(),
         }
@@ -153,7 +152,10 @@ impl Running {
         if self.ram.backing() != Backing::Anonymous && pages_per_second.is_some() {
             return Err(ThrottleError::NotAnonymous);
         }
-        self.throttle.set(pages_per_second)
+        self.vcpus().throttle(pages_per_second)?;
+        // Devices that wait for the old rate look again.
+        let _ = self.devices_resumed.write(1);
+        Ok(())
     }
 
     /// Pushes up to `pages` pages out to the host's swap, of those that are the guest's own and, where the log of writes is on, were not

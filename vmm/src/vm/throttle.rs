@@ -1,19 +1,19 @@
 //! Holds a guest back that takes frames faster than it may: the growth of this process's anonymous memory is paced, by whatever it
-//! grows, first touches, copies of shared pages, or pages read back from swap.
+//! grows, first touches, copies of shared pages, pages read back from swap, or what a disk writes.
 //!
-//! A thread looks every millisecond or two while there is a rate, and holds the vCPUs at their gate as [`super::pacer`] says. Between
-//! two looks a guest may take what it likes; that is paid for after.
+//! No thread watches: one that has to wait for a processor would watch too late, and that is when it matters. Each vCPU looks itself,
+//! before it enters the guest and at the end of each slice of time, which a timer of its own ends ([`super::slice`]); [`super::pacer`] says
+//! how long a slice is and what follows from it. Without a rate there is no timer, and a vCPU reads one number more.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::pacer::{Next, Pacer};
-use super::vcpu::{Shared, Vcpus};
 use crate::memory::own::OwnPages;
 
 /// Why a VM was not throttled.
@@ -25,7 +25,7 @@ pub enum ThrottleError {
     /// Frames that are not anonymous memory's are not counted.
     #[error("guest RAM is not anonymous memory, and only that is watched as it grows: leave out `--backing`")]
     NotAnonymous,
-    /// How much memory there is cannot be seen, or there is no thread.
+    /// How much memory there is cannot be seen.
     #[error("the VM's growth cannot be watched")]
     Watch(#[source] io::Error),
 }
@@ -35,125 +35,130 @@ pub enum ThrottleError {
 pub struct Throttled {
     /// The pages that the process's anonymous memory may grow by in a second; None: any.
     pub pages_per_second: Option<u64>,
+    /// The most that it may have grown by beyond that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead_pages: Option<u64>,
     /// For how long the vCPUs were held, all such times together, in milliseconds.
     pub held_ms: u64,
     /// Pages that it grew by while there was a rate.
     pub admitted_pages: u64,
 }
 
-/// The throttle of one VM. Clones are the same one.
-#[derive(Clone)]
-pub(super) struct Throttle(Arc<Inner>);
-
-struct Inner {
-    vcpus: Arc<Mutex<Vcpus>>,
-    shared: Arc<Shared>,
+/// The throttle of one VM.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    vcpus: u8,
+    /// Whether there is a rate; what vCPUs read where there is none.
+    is_on: AtomicBool,
     state: Mutex<State>,
-    changed: Condvar,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
-    pages_per_second: Option<u64>,
-    /// The thread is there.
-    watched: bool,
+    paced: Option<Paced>,
     held: Duration,
     held_since: Option<Instant>,
     admitted_pages: u64,
 }
 
+#[derive(Debug)]
+struct Paced {
+    pages_per_second: u64,
+    pacer: Pacer,
+    growth: Growth,
+}
+
 impl Throttle {
-    /// For these vCPUs; there is no rate yet.
-    pub(super) fn new(vcpus: Arc<Mutex<Vcpus>>, shared: Arc<Shared>) -> Self {
-        Self(Arc::new(Inner { vcpus, shared, state: Mutex::default(), changed: Condvar::new() }))
+    /// For a VM of so many vCPUs; there is no rate yet.
+    pub(super) fn new(vcpus: u8) -> Self {
+        Self { vcpus, is_on: AtomicBool::new(false), state: Mutex::default() }
     }
 
-    /// Sets the rate, or lifts it, which frees who is held at once.
+    /// Sets the rate, or lifts it. Whoever is held has to be woken, and whoever runs without a slice made to look.
     pub(super) fn set(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
         if pages_per_second == Some(0) {
             return Err(ThrottleError::Zero);
         }
-        let mut state = self.0.state();
-        if pages_per_second.is_some() && !state.watched {
-            let growth = Growth::begin().map_err(ThrottleError::Watch)?;
-            let inner = Arc::clone(&self.0);
-            thread::Builder::new()
-                .name("throttle".into())
-                .spawn(move || inner.watch(growth))
-                .map_err(ThrottleError::Watch)?;
-            state.watched = true;
+        let mut state = self.state();
+        match (pages_per_second, &mut state.paced) {
+            (Some(rate), Some(paced)) => {
+                paced.pages_per_second = rate;
+                paced.pacer.set_rate(rate);
+            }
+            (Some(rate), none) => {
+                let growth = Growth::begin().map_err(ThrottleError::Watch)?;
+                let pacer = Pacer::new(rate, self.vcpus);
+                *none = Some(Paced { pages_per_second: rate, pacer, growth });
+            }
+            (None, _) => state.lift(),
         }
-        state.pages_per_second = pages_per_second;
-        if pages_per_second.is_none() {
-            self.0.release(&mut state);
-        }
-        self.0.changed.notify_all();
+        self.is_on.store(state.paced.is_some(), Ordering::SeqCst);
         Ok(())
+    }
+
+    /// What a vCPU, or a device that writes guest memory, may do now; None while there is no rate.
+    pub(super) fn look(&self) -> Option<Next> {
+        if !self.is_on.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut state = self.state();
+        let paced = state.paced.as_mut()?;
+        match paced.growth.since() {
+            Ok((elapsed, grown)) => {
+                let next = paced.pacer.step(elapsed, grown);
+                state.admitted_pages += grown.max(0).cast_unsigned();
+                match next {
+                    Next::Run(_) => state.count_held(),
+                    Next::Hold(_) => _ = state.held_since.get_or_insert_with(Instant::now),
+                }
+                Some(next)
+            }
+            Err(error) => {
+                drop(state);
+                self.give_up("the process's memory cannot be seen", &error);
+                None
+            }
+        }
+    }
+
+    /// Lifts the rate, which cannot be kept.
+    pub(super) fn give_up(&self, why: &str, error: &io::Error) {
+        tracing::warn!("no longer throttled: {why}: {error}");
+        self.state().lift();
+        self.is_on.store(false, Ordering::SeqCst);
     }
 
     /// How it is.
     pub(super) fn status(&self) -> Throttled {
-        let state = self.0.state();
+        let state = self.state();
         let held = state.held + state.held_since.map_or(Duration::ZERO, |since| since.elapsed());
         Throttled {
-            pages_per_second: state.pages_per_second,
+            pages_per_second: state.paced.as_ref().map(|paced| paced.pages_per_second),
+            ahead_pages: state.paced.as_ref().map(|paced| paced.pacer.ahead_pages()),
             held_ms: held.as_millis() as u64,
             admitted_pages: state.admitted_pages,
         }
     }
-}
 
-impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// The thread: until the rate is lifted, or this process's memory cannot be seen any more.
-    fn watch(&self, mut growth: Growth) {
-        let mut state = self.state();
-        let mut paced: Option<(u64, Pacer)> = None;
-        while let Some(rate) = state.pages_per_second {
-            let (elapsed, grown) = match growth.since() {
-                Ok(since) => since,
-                Err(error) => {
-                    tracing::warn!("no longer throttled: the process's memory cannot be seen: {error}");
-                    state.pages_per_second = None;
-                    break;
-                }
-            };
-            state.admitted_pages += grown.max(0).cast_unsigned();
-            let (_, pacer) = match &mut paced {
-                Some(same) if same.0 == rate => same,
-                other => other.insert((rate, Pacer::new(rate))),
-            };
-            let wait = match pacer.step(elapsed, grown) {
-                Next::Run(time) => {
-                    self.release(&mut state);
-                    time
-                }
-                Next::Hold(time) => {
-                    // Whoever pauses or stops the VM has the vCPUs for a while; nobody who has them wants the state.
-                    self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).hold();
-                    state.held_since = Some(Instant::now());
-                    time
-                }
-            };
-            state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        self.release(&mut state);
-        state.watched = false;
+impl State {
+    fn lift(&mut self) {
+        self.paced = None;
+        self.count_held();
     }
 
-    /// Lets the vCPUs run, if they were held.
-    fn release(&self, state: &mut State) {
-        if let Some(since) = state.held_since.take() {
-            self.shared.release();
-            state.held += since.elapsed();
-        }
+    /// A hold, if there was one, is over.
+    fn count_held(&mut self) {
+        self.held += self.held_since.take().map_or(Duration::ZERO, |since| since.elapsed());
     }
 }
 
 /// How this process's anonymous memory grows.
+#[derive(Debug)]
 struct Growth {
     pages: OwnPages,
     looked: Instant,
@@ -175,3 +180,6 @@ impl Growth {
         Ok((elapsed, grown))
     }
 }
+
+#[cfg(test)]
+mod tests;

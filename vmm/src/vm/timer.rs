@@ -34,6 +34,15 @@ impl Timer {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 
+    /// Sets it to never, and forgets that its time had come.
+    pub fn disarm(&self) -> io::Result<()> {
+        self.every(Duration::ZERO)?;
+        match rustix::io::read(&self.0, &mut [0u8; 8]) {
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Does `tick` whenever its time has come.
     pub fn subscriber(&self, tick: impl FnMut() + 'static) -> Box<dyn MutEventSubscriber> {
         Box::new(Ticking { timer: self.clone(), tick })

@@ -18,6 +18,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::error::VmError;
 use super::exit::{Ending, Fault, Outcome};
 use super::platform::IDLE_PORT;
+use super::slice::{self, Interruptible, Slices};
+use super::throttle::{Throttle, ThrottleError};
 use crate::memory::merge_log::MergeLog;
 
 /// How long `pause` waits for vCPUs to leave the guest before it gives up.
@@ -33,24 +35,10 @@ enum Wanted {
 
 struct Gate {
     wanted: Wanted,
-    /// Nobody passes for a moment, whatever is wanted but the end: see [`Vcpus::hold`].
-    held: bool,
     /// vCPUs that stand still.
     still: usize,
     /// Threads that have not ended.
     alive: usize,
-}
-
-impl Gate {
-    /// Two reasons that know nothing of each other: a VM that was held while it was paused is still paused after, and the other way
-    /// round. Who is to end is stopped by neither.
-    fn is_shut(&self) -> bool {
-        match self.wanted {
-            Wanted::Run => self.held,
-            Wanted::Pause => true,
-            Wanted::Stop => false,
-        }
-    }
 }
 
 /// What the threads of one VM share.
@@ -67,19 +55,23 @@ pub struct Shared {
     pub outcome: Outcome,
     /// What was done to guest RAM, for a fault's report.
     merges: MergeLog,
+    /// How fast the guest may take memory. A VM that is held while it is paused is still paused after, and the other way round.
+    pub(super) throttle: Throttle,
 }
 
 impl Shared {
-    /// Joins the buses, the input test, the place where the end is told, and what is told with it.
+    /// Joins the buses, the input test, the place where the end is told, and what is told with it, for so many vCPUs.
     pub fn new(
+        vcpus: u8,
         pio: Bus,
         mmio: Bus,
         input_waits: Box<dyn Fn() -> bool + Send + Sync>,
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
-        let gate = Mutex::new(Gate { wanted: Wanted::Run, held: false, still: 0, alive: 0 });
-        Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, outcome, merges })
+        let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
+        let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
+        Arc::new(Self { gate, changed, pio, mmio, input_waits, outcome, merges, throttle })
     }
 
     /// Wakes a vCPU that waits for input; to be called after the input is in the device.
@@ -92,23 +84,33 @@ impl Shared {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets vCPUs pass the gate again that were held there, unless they are to pause.
-    pub(super) fn release(&self) {
-        self.gate().held = false;
-        self.changed.notify_all();
-    }
-
-    /// Stands still while the VM is paused or held. False when the thread is to end.
-    fn may_run(&self) -> bool {
-        let mut gate = self.gate();
-        if gate.is_shut() {
-            gate.still += 1;
-            self.changed.notify_all();
-            while gate.is_shut() {
-                gate = self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
+    /// Stands still while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. False when the thread is
+    /// to end.
+    fn may_run(&self, slices: &mut Slices) -> bool {
+        let (mut gate, mut still) = (self.gate(), false);
+        loop {
+            let hold = match gate.wanted {
+                Wanted::Pause => None,
+                // Who is to end is held by nothing.
+                Wanted::Stop => break,
+                Wanted::Run => match slices.begin(&self.throttle) {
+                    Some(hold) => Some(hold),
+                    None => break,
+                },
+            };
+            if !still {
+                still = true;
+                gate.still += 1;
+                self.changed.notify_all();
             }
-            gate.still -= 1;
+            gate = match hold {
+                None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
+                Some(hold) => {
+                    self.changed.wait_timeout(gate, hold).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
+        gate.still -= usize::from(still);
         gate.wanted == Wanted::Run
     }
 
@@ -164,8 +166,7 @@ pub struct Vcpus {
 impl Vcpus {
     /// Starts a thread for each vCPU.
     pub fn start(shared: Arc<Shared>, vcpus: Vec<VcpuFd>) -> Result<Self, VmError> {
-        extern "C" fn interrupt_only(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        register_signal_handler(SIGRTMIN(), interrupt_only).map_err(|e| VmError::Host {
+        register_signal_handler(SIGRTMIN(), slice::interrupt).map_err(|e| VmError::Host {
             what: "install the signal that interrupts vCPUs",
             source: e.into(),
         })?;
@@ -211,11 +212,14 @@ impl Vcpus {
         self.want(Wanted::Run);
     }
 
-    /// Keeps all vCPUs out of the guest until [`Shared::release`], and does not wait until they are. One that waits for input waits on,
-    /// and is held when it has got some.
-    pub(super) fn hold(&self) {
-        self.shared.gate().held = true;
+    /// Sets how fast the guest may take memory, or lifts that, which frees at once who is held.
+    pub(super) fn throttle(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
+        self.shared.throttle.set(pages_per_second)?;
+        // Who is about to stand still has either seen this or is woken.
+        drop(self.shared.gate());
+        self.shared.changed.notify_all();
         self.kick();
+        Ok(())
     }
 
     /// Ends all threads and waits for them.
@@ -246,7 +250,11 @@ impl Vcpus {
 fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
     let flag: *const u8 = &raw const vcpu.get_kvm_run().immediate_exit;
     kick.set(Some(flag.cast()));
-    let ending = run_until_end(&mut vcpu, shared);
+    let ending = {
+        // SAFETY: the vCPU, and with it the mapping of its kvm_run, outlives this scope.
+        let _interruptible = unsafe { Interruptible::new(flag.cast()) };
+        run_until_end(&mut vcpu, shared)
+    };
     kick.set(None);
     {
         let mut gate = shared.gate();
@@ -263,8 +271,9 @@ fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
 fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
     // SAFETY: this makes a pointer into the union and reads nothing; every member is plain data.
     let io_size: *const u8 = unsafe { &raw const vcpu.get_kvm_run().__bindgen_anon_1.io.size };
+    let mut slices = Slices::default();
     loop {
-        if !shared.may_run() {
+        if !shared.may_run(&mut slices) {
             return None;
         }
         match vcpu.run() {
@@ -305,9 +314,12 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
                 return Some(fault(vcpu, shared, Fault::Unhandled { exit }));
             }
             Err(e) => match io::Error::from(e).kind() {
-                io::ErrorKind::Interrupted => vcpu.set_kvm_immediate_exit(0),
+                io::ErrorKind::Interrupted => {
+                    vcpu.set_kvm_immediate_exit(0);
+                    slices.end();
+                }
                 // A vCPU that waits for its start signal answers so when it is woken without one.
-                io::ErrorKind::WouldBlock => {}
+                io::ErrorKind::WouldBlock => slices.end(),
                 _ => return Some(fault(vcpu, shared, Fault::Run { errno: e.errno() })),
             },
         }

@@ -27,6 +27,8 @@ use crate::GuestMemory;
 use crate::in_flight::InFlight;
 use crate::warn::Limited;
 
+/// What kind of device it is (Virtio 1.2, section 5).
+pub const DEVICE_ID: u32 = VIRTIO_ID_BLOCK;
 /// Bytes of a sector: what requests count in, and the block size the driver is told.
 pub const SECTOR_BYTES: u64 = 512;
 /// Bytes of a disk's name.
@@ -97,7 +99,7 @@ impl Block {
 
 impl VirtioDevice for Block {
     fn device_id(&self) -> u32 {
-        VIRTIO_ID_BLOCK
+        DEVICE_ID
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
