@@ -9,7 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("host", &["vm", "merge", "overcommit", "measure", "image", "memory"]),
     ("vm", &["image", "memory"]),
     ("merge", &["measure", "memory"]),
-    ("measure", &["memory"]),
+    ("measure", &["image", "memory"]),
     // Decides on plain numbers: no VM, no memory.
     ("overcommit", &[]),
     ("image", &[]),

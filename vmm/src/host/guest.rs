@@ -110,7 +110,7 @@ impl Guest {
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
         for drive in &spec.drives {
-            process.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only));
+            process.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only, drive.format.is_some()));
         }
         if spec.kernel.is_some() {
             process.args(["--unpack", spec.unpack.name()]);

@@ -40,7 +40,10 @@ fn summary(measured: &Measured) -> Section {
     ];
     if let Some(now) = &measured.shared_now {
         values.push(("saved now".to_owned(), of(now.saved_pages)));
-        values.push(("achieved of the ideal".to_owned(), format!("{:.1} %", 100.0 * now.fraction_of_ideal)));
+        let achieved = now
+            .fraction_of_ideal
+            .map_or("nothing to share".to_owned(), |fraction| format!("{:.1} %", 100.0 * fraction));
+        values.push(("achieved of the ideal".to_owned(), achieved));
     }
     if let Some(volatile) = &measured.volatile {
         let error = match volatile.pages_error_95 {
