@@ -269,7 +269,12 @@ fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
 
 fn down(fleet: &str) -> anyhow::Result<ExitCode> {
     match request(fleet, &Request::Down, SHORT) {
-        Ok(_) => println!("fleet {fleet} is down"),
+        Ok(reply) => {
+            println!("fleet {fleet} is down");
+            if let Reply::Down { notes } = reply {
+                notes.iter().for_each(|note| println!("note: {note}"));
+            }
+        }
         Err(HostError::NoDaemon { .. }) => {
             let vms = take_down_orphans(fleet)?;
             println!(

@@ -225,7 +225,7 @@ fn watch(
                 false => Some(scan(&sources, &options, &mut |_, _| !is_set(interrupted))?),
             };
             let (now, ideal) = SharedNow::of(subjects, again.as_ref().unwrap_or(first))?;
-            watcher.look(&subjects.spaces, now.saved_pages, ideal)
+            watcher.look(&subjects.spaces, now.freed_pages, ideal)
         };
         if let Err(e) = look() {
             note = Some(format!("the watch ended after {:.0} s: {e}", watcher.seconds()));

@@ -201,9 +201,9 @@ impl Daemon {
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
                 drop(lock(&self.metrics).take());
-                self.fleet().stop();
+                let notes = self.fleet().stop_with_notes();
                 self.dir.remove();
-                Ok(Reply::Done)
+                Ok(Reply::Down { notes })
             }
         }
     }

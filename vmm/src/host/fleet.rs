@@ -473,6 +473,13 @@ impl Fleet {
         bytes
     }
 
+    /// Ends all guests and the engine, and says what it has left of the host's settings.
+    pub fn stop_with_notes(&mut self) -> Vec<String> {
+        let before = self.engine.notes();
+        self.stop();
+        self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
+    }
+
     /// Ends all guests and the engine.
     pub fn stop(&mut self) {
         self.engine.stop();

@@ -198,7 +198,7 @@ impl Choice {
         if stretch.held_bytes == 0 {
             return Some(Reason::Untouched);
         }
-        let Some(largest) = self.taken.first() else { return None };
+        let largest = self.taken.first()?;
         if self.taken.iter().any(|taken| taken.maps_pages_of(stretch)) {
             return Some(Reason::Again);
         }

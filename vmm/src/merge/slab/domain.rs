@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bits;
+use super::hub::SlabUse;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
 use super::wire::{Live, MAX_OPEN_SLABS};
 use crate::memory::slab::{Draft, Slab};
@@ -34,6 +35,7 @@ pub struct Domain {
     slabs: HashMap<u32, OpenSlab>,
     /// Pages of all of them.
     held_pages: u64,
+    looked: Option<Instant>,
     /// Slabs by the number of their file.
     by_inode: HashMap<u64, u32>,
     /// The slab into which others are put together, while it is being filled.
@@ -72,6 +74,7 @@ impl Domain {
             drafts: HashMap::new(),
             slabs: HashMap::new(),
             held_pages: 0,
+            looked: None,
             by_inode: HashMap::new(),
             compacting: None,
             compacted: None,
@@ -191,6 +194,7 @@ impl Domain {
         }
         let mut tidy = Tidy::default();
         (self.live_pages, self.pages) = (0, 0);
+        self.looked = Some(Instant::now());
         let mut sparse: Vec<(u64, u64, u32)> = Vec::new();
         for (slab, open) in &self.slabs {
             let used = live.get(slab).map_or(0, |set| bits::count(set)).min(open.pages);
@@ -226,19 +230,20 @@ impl Domain {
         file.map(|file| (slab, file))
     }
 
-    /// Pages of slabs in use, and those that nobody uses but that have frames.
-    pub fn live_and_dead_pages(&self) -> (u64, u64) {
-        (self.live_pages, self.pages.saturating_sub(self.live_pages))
+    /// Its slabs, as they are, and what of them was in use when that was looked at.
+    pub fn slab_use(&self) -> SlabUse {
+        SlabUse {
+            domain: self.name.clone(),
+            slabs: self.slabs.len(),
+            pages: self.held_pages,
+            live_and_dead_pages: (self.live_pages, self.pages.saturating_sub(self.live_pages)),
+            looked: self.looked,
+        }
     }
 
     /// Pages of all slabs, in use or not.
     pub fn held_pages(&self) -> u64 {
         self.held_pages
-    }
-
-    /// How many slabs there are.
-    pub fn slab_count(&self) -> usize {
-        self.slabs.len()
     }
 }
 

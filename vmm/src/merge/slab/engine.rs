@@ -58,12 +58,18 @@ pub struct Statistics {
 pub struct DomainStatistics {
     /// Its guests together.
     pub counters: Counters,
-    /// Its slabs.
+    /// Its slabs, now.
     pub slabs: u64,
-    /// Bytes of them that some guest uses.
+    /// Their bytes, now.
+    #[serde(default)]
+    pub slab_bytes: u64,
+    /// Bytes of them that some guest used when that was looked at.
     pub slab_live_bytes: u64,
-    /// Bytes of them that no guest uses.
+    /// Bytes of them that no guest used then.
     pub slab_dead_bytes: u64,
+    /// How long ago that was; absent: it was not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slab_use_age_seconds: Option<f64>,
 }
 
 /// Merges by slabs.
@@ -185,10 +191,13 @@ impl Engine for SlabEngine {
             let empty = || DomainStatistics { counters: start, ..DomainStatistics::default() };
             domain.or_insert_with(empty).counters.add(&seat.counters);
         }
-        for (name, live, dead, slabs) in &board.domains {
-            if let Some(domain) = all.domains.get_mut(name) {
-                domain.slabs = *slabs as u64;
+        for slab_use in &board.domains {
+            if let Some(domain) = all.domains.get_mut(&slab_use.domain) {
+                let (live, dead) = slab_use.live_and_dead_pages;
+                domain.slabs = slab_use.slabs as u64;
+                domain.slab_bytes = slab_use.pages * PAGE_BYTES;
                 (domain.slab_live_bytes, domain.slab_dead_bytes) = (live * PAGE_BYTES, dead * PAGE_BYTES);
+                domain.slab_use_age_seconds = slab_use.looked.map(|at| at.elapsed().as_secs_f64());
             }
         }
         let at = all.host.converged_at_ns;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, sockopt};
@@ -44,12 +45,27 @@ pub struct Board {
     pub settings: Option<Settings>,
     /// What is known of the agents that are there.
     pub seats: BTreeMap<u64, Seat>,
-    /// Of each domain: its name, pages of slabs in use and not, and how many slabs there are.
-    pub domains: Vec<(String, u64, u64, usize)>,
+    /// The slabs of each domain.
+    pub domains: Vec<SlabUse>,
     /// Pages of all slabs, in use or not.
     pub slab_pages: u64,
     /// Processor time of the hub.
     pub cpu_seconds: f64,
+}
+
+/// The slabs of a domain.
+#[derive(Clone, Debug, Default)]
+pub struct SlabUse {
+    /// The domain's name.
+    pub domain: String,
+    /// How many there are, now.
+    pub slabs: usize,
+    /// Their pages, now.
+    pub pages: u64,
+    /// Of these, how many were in use when that was looked at, and how many were not.
+    pub live_and_dead_pages: (u64, u64),
+    /// When it was; None: not yet.
+    pub looked: Option<Instant>,
 }
 
 /// One agent that is there.
@@ -163,6 +179,7 @@ impl Hub {
             let mut board = board(&self.board);
             board.cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
             board.slab_pages = self.domains.iter().map(Domain::held_pages).sum();
+            board.domains = self.domains.iter().map(Domain::slab_use).collect();
         }
     }
 
@@ -401,7 +418,6 @@ impl Hub {
                 self.tell(at, Message::Compact(slab, pages), Some(file));
             }
         }
-        self.say_how_full();
     }
 
     /// A slab has been filled with pages of others: everybody is to use it instead, and the others go.
@@ -423,14 +439,6 @@ impl Hub {
                 self.tell(at, Message::Drop(slab), None);
             }
         }
-    }
-
-    fn say_how_full(&self) {
-        let full = |domain: &Domain| {
-            let (live, dead) = domain.live_and_dead_pages();
-            (domain.name.clone(), live, dead, domain.slab_count())
-        };
-        board(&self.board).domains = self.domains.iter().map(full).collect();
     }
 
     fn tell(&mut self, at: usize, message: Message, file: Option<Arc<File>>) {
