@@ -84,15 +84,15 @@ fn identical_guests_share_more_the_more_they_are() {
     let median = |n: usize, figure: &str| number(&summary[n], &format!("/figures/{figure}/median"));
     for (n, point) in summary.iter().enumerate() {
         assert_eq!(number(point, "/guests"), n as f64 + 1.0);
-        let (saved, ideal) = (median(n, "saved_pages"), median(n, "ideal_pages"));
+        let (saved, ideal) = (median(n, "freed_pages"), median(n, "ideal_pages"));
         assert!(saved <= ideal && saved > 0.9 * ideal, "{saved} of {ideal} pages: {point:#}");
-        let parts = ["saved_zero_pages", "saved_self_pages", "saved_cross_pages"];
+        let parts = ["freed_zero_pages", "freed_self_pages", "freed_cross_pages"];
         assert_eq!(parts.map(|part| median(n, part)).iter().sum::<f64>(), saved, "{point:#}");
         assert!(median(n, "zero_only_pages") > 0.0, "{point:#}");
     }
-    assert_eq!(median(0, "saved_cross_pages"), 0.0, "one guest has nobody to share with");
+    assert_eq!(median(0, "freed_cross_pages"), 0.0, "one guest has nobody to share with");
     // Each guest after the first adds its common pages, and the same number of them.
-    let [one, two, three] = [0, 1, 2].map(|n| median(n, "saved_cross_pages"));
+    let [one, two, three] = [0, 1, 2].map(|n| median(n, "freed_cross_pages"));
     assert!(two > one && (three - 2.0 * two).abs() < 0.1 * two, "{one}, {two}, {three}");
     check_page(&fs::read_to_string(&html).expect("a page"), "identical-vms");
     let text = fs::read_to_string(&csv).expect("figures");

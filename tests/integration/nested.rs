@@ -151,7 +151,7 @@ fn lab_kaslr_leaves_less_to_share_between_debian_guests() {
             let pointer = format!("/figures/{name}/median");
             point.and_then(|p| p.pointer(&pointer)).and_then(serde_json::Value::as_f64).unwrap_or_default()
         };
-        let (saved, ideal) = (figure("saved_pages"), figure("ideal_pages"));
+        let (saved, ideal) = (figure("freed_pages"), figure("ideal_pages"));
         assert!(saved > 0.8 * ideal && saved > 1000.0, "{variant}: {saved} of {ideal}: {outcome}");
         figure("frames_pages")
     };

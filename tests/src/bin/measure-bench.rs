@@ -218,7 +218,7 @@ impl Holder {
 
     fn space(&self) -> Result<Space> {
         let pid = self.0.id();
-        let extents = guest_memory(pid, &mappings(pid)?)?;
+        let extents = guest_memory(pid, &mappings(pid)?)?.extents();
         Ok(Space { name: "process".into(), pid, extents })
     }
 }

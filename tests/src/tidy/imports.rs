@@ -9,7 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("host", &["vm", "merge", "overcommit", "measure", "image", "memory", "os", "process"]),
     ("vm", &["image", "memory", "os", "process"]),
     ("merge", &["measure", "memory", "os", "process"]),
-    ("measure", &["memory", "process"]),
+    ("measure", &["image", "memory", "process"]),
     // Decides on plain numbers: no VM, no memory.
     ("overcommit", &[]),
     ("image", &["process"]),

@@ -335,7 +335,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The drive of the VM that the API's object means.
 pub(super) fn vm_drive(drive: &Drive) -> vm::Drive {
-    vm::Drive { id: drive.drive_id.clone(), path: drive.path_on_host.clone(), read_only: drive.is_read_only }
+    let (id, path) = (drive.drive_id.clone(), drive.path_on_host.clone());
+    vm::Drive { id, path, read_only: drive.is_read_only, is_raw: false }
 }
 
 /// Whether a file is there and can be read. A FIFO, which would be waited for, and a directory are refused.

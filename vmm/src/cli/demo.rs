@@ -127,8 +127,9 @@ fn measure(
         let goal = content.ideal_saved_pages;
         let merged = fleet.settle(goal, MERGE_LIMIT, watch)?;
         let frames = fleet.paused(Fleet::frames)?;
-        notes.extend(fleet.notes());
+        notes.extend(fleet.stalled());
         fleet.stop_merging();
+        notes.extend(fleet.notes());
         let Verified { verified_pages, mismatched_pages, .. } = fleet.verify(watch)?;
         let outcome = Outcome {
             backend: probe::backend_name().into(),

@@ -300,7 +300,12 @@ fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
 
 fn down(fleet: &str) -> anyhow::Result<ExitCode> {
     match take_down(fleet)? {
-        Down::ByDaemon => outln!("fleet {fleet} is down")?,
+        Down::ByDaemon { notes } => {
+            outln!("fleet {fleet} is down")?;
+            for note in notes {
+                outln!("note: {note}")?;
+            }
+        }
         Down::Orphans(vms) => {
             outln!(
                 "fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running"

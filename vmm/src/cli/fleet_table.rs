@@ -50,26 +50,30 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     table.add_row(all);
     let estimated = if status.estimated { " (estimated)" } else { "" };
     let mut text = format!(
-        "{table}\nfleet {}: {} guests on {}, engine {}; MiB: {} promised, {} of frames, {} saved{estimated}",
+        "{table}\nfleet {}: {} on {}, engine {}; MiB: {} promised, {} of frames, {} saved by sharing{estimated}, {} on the zero frame",
         status.fleet,
-        status.guests.len(),
+        counted(status.guests.len() as u64, "guest"),
         status.backend,
         status.engine,
         mib(status.promised_bytes),
         mib(status.frames * PAGE_BYTES),
         mib(status.saved_pages * PAGE_BYTES),
+        mib(status.pages.zero * PAGE_BYTES),
     );
     if let Some(c) = &status.content {
         let ideal = c.ideal_saved_pages;
-        let fraction = if ideal == 0 { 1.0 } else { status.saved_pages as f64 / ideal as f64 };
+        let freed = status.saved_pages + status.pages.zero;
+        let fraction = match ideal {
+            0 => "nothing".to_owned(),
+            ideal => format!("{:.1} % of it", 100.0 * freed as f64 / ideal as f64),
+        };
         let _ = write!(
             text,
-            "\ncould be saved: {} MiB (zeros {}, within a guest {}, between guests {}); that is saved to {:.1} %",
+            "\ncould be freed: {} MiB (zeros {}, within a guest {}, between guests {}); {fraction} is",
             mib(ideal * PAGE_BYTES),
             mib(c.zero * PAGE_BYTES),
             mib(c.self_duplicates * PAGE_BYTES),
             mib(c.cross_duplicates * PAGE_BYTES),
-            fraction * 100.0
         );
     }
     let _ = write!(text, "\n{}", ledger_text(&status.ledger));
@@ -96,14 +100,20 @@ fn merge_text(merge: &Statistics) -> String {
         let _ = writeln!(
             text,
             "domain {name}: MiB: {} shared in {} mappings, {} zeros given back, {} broken by writes, {refused} pages refused; \
-             {} slabs, {} in use, {} not",
+             {} of {} MiB{}",
             mib(c.shared_now * PAGE_BYTES),
             c.mappings_now,
             mib(c.zero_pages * PAGE_BYTES),
             mib(c.broken_pages * PAGE_BYTES),
-            domain.slabs,
-            mib(domain.slab_live_bytes),
-            mib(domain.slab_dead_bytes),
+            counted(domain.slabs, "slab"),
+            mib(domain.slab_bytes),
+            match domain.slab_use_age_seconds {
+                Some(age) => format!(
+                    ", {} unused when that was looked at {age:.0} s ago",
+                    mib(domain.slab_dead_bytes)
+                ),
+                None => String::new(),
+            },
         );
     }
     let c = &merge.host;
@@ -159,6 +169,11 @@ pub(super) fn table(header: &[&str], numbers: usize) -> Table {
 
 fn classes(pages: &Pages) -> [String; 5] {
     [pages.absent, pages.zero, pages.private, pages.shared, pages.swapped].map(|p| mib(p * PAGE_BYTES))
+}
+
+/// So many of a thing: "1 guest", "2 guests".
+pub(super) fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 pub(super) fn mib(bytes: u64) -> String {

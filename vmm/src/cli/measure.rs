@@ -186,6 +186,17 @@ fn read<T>(
     done
 }
 
+/// When to look next, after a look that was due at `last` and ended by `now`. What is due meanwhile is left out; the last look is at the end,
+/// and there are two at least.
+fn next_look(last: Option<Duration>, now: Duration, every: Duration, length: Duration) -> Option<Duration> {
+    let Some(last) = last else { return Some(Duration::ZERO) };
+    if last >= length || (now >= length && !last.is_zero()) {
+        return None;
+    }
+    let periods = last.max(now).as_nanos() / every.as_nanos().max(1);
+    Some(every.saturating_mul(periods as u32 + 1).min(length))
+}
+
 /// Looks again and again, until time is over, Control-C, or a guest is gone; then what was seen is the result, with a note.
 fn watch(
     subjects: &Subjects,
@@ -200,12 +211,10 @@ fn watch(
     let style = ProgressStyle::with_template("watch [{bar:32}] {pos:>5} / {len} s");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
     let mut watcher = Watcher::new(&subjects.spaces);
-    let mut note = None;
-    for number in 0..MAX_LOOKS as u32 {
-        let at = every * number;
-        if at > length {
-            break;
-        }
+    let (mut note, mut last) = (None, None);
+    for _ in 0..MAX_LOOKS {
+        let Some(at) = next_look(last, Duration::from_secs_f64(watcher.seconds()), every, length) else { break };
+        let is_first = last.replace(at).is_none();
         while watcher.seconds() < at.as_secs_f64() && !is_set(interrupted) {
             bar.set_position(watcher.seconds() as u64);
             thread::sleep(POLL);
@@ -215,12 +224,12 @@ fn watch(
             break;
         }
         let mut look = || {
-            let again = match number {
-                0 => None,
-                _ => Some(scan(&sources, &options, &mut |_, _| !is_set(interrupted))?),
+            let again = match is_first {
+                true => None,
+                false => Some(scan(&sources, &options, &mut |_, _| !is_set(interrupted))?),
             };
             let (now, ideal) = SharedNow::of(subjects, again.as_ref().unwrap_or(first))?;
-            watcher.look(&subjects.spaces, now.saved_pages, ideal)
+            watcher.look(&subjects.spaces, now.freed_pages, ideal)
         };
         if let Err(e) = look() {
             note = Some(format!("the watch ended after {:.0} s: {e}", watcher.seconds()));
@@ -229,4 +238,32 @@ fn watch(
     }
     bar.finish_and_clear();
     Ok((watcher.finish(), note))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When looks are due that take so many seconds each.
+    fn looks(takes: u64, every: u64, length: u64) -> Vec<u64> {
+        let seconds = Duration::from_secs;
+        let (mut due, mut last) = (Vec::new(), None);
+        let mut now = seconds(0);
+        while let Some(at) = next_look(last, now, seconds(every), seconds(length)) {
+            due.push(at.as_secs());
+            last = Some(at);
+            now = now.max(at) + seconds(takes);
+        }
+        due
+    }
+
+    #[test]
+    fn a_watch_ends_when_it_was_told_to() {
+        assert_eq!(looks(0, 5, 6), [0, 5, 6]);
+        assert_eq!(looks(0, 2, 6), [0, 2, 4, 6]);
+        assert_eq!(looks(0, 60, 6), [0, 6]);
+        // Looks that take longer than the time between them are fewer.
+        assert_eq!(looks(3, 1, 6), [0, 4]);
+        assert_eq!(looks(7, 1, 6), [0, 6]);
+    }
 }

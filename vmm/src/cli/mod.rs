@@ -12,6 +12,7 @@ mod image;
 mod ledger_table;
 mod measure;
 mod progress;
+mod provenance;
 mod run;
 mod simulate;
 mod simulate_table;

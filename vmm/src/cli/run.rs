@@ -67,8 +67,9 @@ pub(super) struct Args {
     /// The command line of --kernel
     #[arg(long, conflicts_with = "api", value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// A disk: a raw image that the guest may write, or with `,ro` only read; up to 4 times, for /dev/vda and so on
-    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro]")]
+    /// A disk: a raw image that the guest may write, or with `,ro` only read; up to 4 times, for /dev/vda and so on. What begins as
+    /// another format (qcow2, xz) is refused, but with `,raw`
+    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,raw]")]
     drive: Vec<OsString>,
     /// Guest memory with its unit: 16M to 1T
     #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]

@@ -10,7 +10,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::experiment::{can_be_written, write};
-use super::fleet_table::{mib, table};
+use super::fleet_table::{counted, mib, table};
 use super::progress::{draw_target, interrupt_flag};
 use crate::host::fleet::Watch;
 use crate::host::stress::run;
@@ -100,6 +100,7 @@ fn pages(pages: u64) -> String {
 
 fn text(verdict: &Verdict) -> String {
     let mut all = vec![over_time(verdict), guests(verdict)];
+    all.extend(reasons(verdict));
     if !verdict.actions.is_empty() {
         let counts = verdict.actions.iter().map(|(kind, count)| format!("{kind} {count}"));
         all.push(format!(
@@ -126,11 +127,11 @@ fn text(verdict: &Verdict) -> String {
         verdict.used_peak_percent(),
     ));
     all.push(format!(
-        "{}: {} of {} pages wrong; {} guests stopped, {} suspended at some time, {} not let in; {:.1} s",
+        "{}: {} of {} pages wrong; {} stopped, {} suspended at some time, {} not let in; {:.1} s",
         if verdict.held { "held" } else { "NOT HELD" },
         verdict.mismatched_pages,
         verdict.verified_pages,
-        verdict.count(Fate::Stopped),
+        counted(verdict.count(Fate::Stopped) as u64, "guest"),
         verdict.ever_suspended(),
         verdict.count(Fate::Refused),
         verdict.seconds,
@@ -200,7 +201,7 @@ fn guests(verdict: &Verdict) -> String {
             "guest",
             "in the end",
             "fill s",
-            "held s",
+            "throttled s",
             "suspended s",
             "storm MiB/s",
             "write p50 us",
@@ -218,7 +219,7 @@ fn guests(verdict: &Verdict) -> String {
                 format!("{:.0}", pages as f64 * PAGE_BYTES as f64 / seconds / f64::from(1 << 20))
             }
         };
-        let mut row = vec![guest.name.clone(), fate(guest)];
+        let mut row = vec![guest.name.clone(), fate(guest).into()];
         row.extend(
             [guest.fill_seconds, guest.held_seconds, guest.suspended_seconds].map(|s| format!("{s:.1}")),
         );
@@ -235,8 +236,8 @@ fn guests(verdict: &Verdict) -> String {
     table.to_string()
 }
 
-fn fate(guest: &GuestVerdict) -> String {
-    let what = match guest.fate {
+fn fate(guest: &GuestVerdict) -> &'static str {
+    match guest.fate {
         Fate::Absent => "never came",
         Fate::Refused => "not let in",
         Fate::Running => "runs",
@@ -245,9 +246,19 @@ fn fate(guest: &GuestVerdict) -> String {
         Fate::Killed => "killed",
         Fate::Stopped => "stopped",
         Fate::Died => "died",
-    };
-    match &guest.why {
-        Some(why) => format!("{what}: {why}"),
-        None => what.into(),
     }
+}
+
+/// Why guests came to their ends, a line for each reason: guests of one kind have the same.
+fn reasons(verdict: &Verdict) -> Vec<String> {
+    let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
+    for guest in &verdict.guests {
+        let Some(why) = &guest.why else { continue };
+        let why = format!("{}: {why}", fate(guest));
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(&guest.name),
+            None => reasons.push((why, vec![&guest.name])),
+        }
+    }
+    reasons.into_iter().map(|(why, names)| format!("{} {why}", names.join(", "))).collect()
 }

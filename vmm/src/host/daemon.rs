@@ -134,16 +134,20 @@ impl Daemon {
         });
         match failed.into_inner() {
             true => remove_unless_left(self.home.dir()),
-            false => self.end_all(),
+            // There is no client left to tell.
+            false => drop(self.end_all()),
         }
     }
 
-    /// Ends all guests and removes what there is of them, once: afterwards their place may be another fleet's.
-    fn end_all(&self) {
-        if !self.is_down.swap(true, Ordering::SeqCst) {
-            self.fleet().stop();
-            self.home.dir().remove();
+    /// Ends all guests and removes what there is of them, once: afterwards their place may be another fleet's. Returns what its user
+    /// should know.
+    fn end_all(&self) -> Vec<String> {
+        if self.is_down.swap(true, Ordering::SeqCst) {
+            return Vec::new();
         }
+        let notes = self.fleet().stop_with_notes();
+        self.home.dir().remove();
+        notes
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
@@ -204,8 +208,7 @@ impl Daemon {
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
                 drop(lock(&self.metrics).take());
-                self.end_all();
-                Ok(Reply::Done)
+                Ok(Reply::Down { notes: self.end_all() })
             }
         }
     }

@@ -19,10 +19,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a fleet went down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Down {
-    /// Its daemon ended it, and has ended.
-    ByDaemon,
+    /// Its daemon ended it, and has ended. What its user should know.
+    ByDaemon { notes: Vec<String> },
     /// The daemon was gone already; so many VMs were still running.
     Orphans(usize),
 }
@@ -39,17 +39,18 @@ pub fn take_down(fleet: &str) -> Result<Down, HostError> {
         Err(_) => return take_down_orphans(fleet),
         Ok(daemon) => daemon,
     };
-    match ask(stream, &Request::Down, ANSWER_LIMIT) {
+    let notes = match ask(stream, &Request::Down, ANSWER_LIMIT) {
         Ok(Reply::Error(answer)) => return Err(HostError::Daemon(answer)),
-        Ok(_) => {}
+        Ok(Reply::Down { notes }) => notes,
+        Ok(_) => Vec::new(),
         // Killed meanwhile, or it was going down already.
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && daemon.ends_within(END_LIMIT) => {
             return take_down_orphans(fleet);
         }
         Err(e) => return Err(failed(e)),
-    }
+    };
     match daemon.ends_within(END_LIMIT) {
-        true => Ok(Down::ByDaemon),
+        true => Ok(Down::ByDaemon { notes }),
         false => Err(HostError::DaemonStays { fleet: fleet.into(), pid: daemon.pid(), limit: END_LIMIT }),
     }
 }

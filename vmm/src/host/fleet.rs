@@ -461,7 +461,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until merging brings nothing new, or `limit` is over. `goal` is what could be merged, for the bar.
+    /// Waits until merging brings nothing new, or nothing merges any more, or `limit` is over. `goal` is what could be merged, for the bar.
     pub fn settle(&mut self, goal: u64, limit: Duration, watch: &Watch) -> Result<Merged, HostError> {
         let begin = Instant::now();
         let mut best = (0, 0, 0.0);
@@ -474,7 +474,8 @@ impl Fleet {
             }
             watch.tell(Stage::Merge, 0, progress.merged_pages.min(goal), goal);
             let settled = progress.full_passes >= best.1 + SETTLED_PASSES;
-            if self.spec.engine == EngineName::Off || settled || begin.elapsed() > limit {
+            let stalls = self.engine.stalled().is_some();
+            if self.spec.engine == EngineName::Off || settled || stalls || begin.elapsed() > limit {
                 return Ok(Merged { seconds: best.2, progress });
             }
             thread::sleep(MERGE_POLL);
@@ -500,6 +501,11 @@ impl Fleet {
     /// What a reader of the engine's numbers should know.
     pub fn notes(&self) -> Vec<String> {
         self.engine.notes()
+    }
+
+    /// Why nothing merges any more, though the engine was started.
+    pub fn stalled(&self) -> Option<String> {
+        self.engine.stalled()
     }
 
     /// Stops the engine and puts the host's settings back; what is merged stays so.
@@ -537,6 +543,13 @@ impl Fleet {
         let bytes = self.spec.guests.iter().map(|g| g.memory_bytes).sum();
         debug_assert!(u64::is_multiple_of(bytes, PAGE_BYTES));
         bytes
+    }
+
+    /// Ends all guests and the engine, and says what it has left of the host's settings.
+    pub fn stop_with_notes(&mut self) -> Vec<String> {
+        let before = self.engine.notes();
+        self.stop();
+        self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
     }
 
     /// Ends all guests and the engine.

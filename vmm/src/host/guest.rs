@@ -112,7 +112,7 @@ impl Guest {
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
         for drive in &spec.drives {
-            program.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only));
+            program.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only, drive.format.is_some()));
         }
         if spec.kernel.is_some() {
             program.args(["--unpack", spec.unpack.name()]);

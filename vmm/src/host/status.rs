@@ -8,6 +8,7 @@ use super::ledger::Reading;
 use crate::measure::audit::Audit;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
+use crate::memory::maps::Maps;
 use crate::merge::slab::engine::Statistics;
 use crate::overcommit::ledger::Ledger;
 use crate::process::print;
@@ -64,8 +65,12 @@ pub enum Reply {
     Metrics(String),
     /// To [`Request::PageTypes`]: runs of frames from guest frame 0 on, as the guest protocol writes them.
     PageTypes(String),
-    /// It was done.
-    Done,
+    /// To [`Request::Down`]: it is.
+    Down {
+        /// What was left otherwise than it was found.
+        #[serde(default)]
+        notes: Vec<String>,
+    },
     /// It was not.
     Error(String),
 }
@@ -145,7 +150,7 @@ pub struct FleetStatus {
     pub pages: Pages,
     /// Frames they have together.
     pub frames: u64,
-    /// Pages that need no frame of their own.
+    /// What sharing saves: pages on shared frames less these frames. Zeros are apart: on the zero frame in `pages`, given back in `merge`.
     pub saved_pages: u64,
     /// Figures are estimates: this user may not see which frame a page is on.
     pub estimated: bool,
@@ -221,6 +226,7 @@ impl FleetStatus {
             format!("the daemon's log cannot be written, and {} messages are lost: {}", lost.times, lost.why)
         });
         let touched = touched(&guests);
+        let merge = fleet.merge_statistics().map(|merge| count_mappings(merge, &guests));
         let progress = fleet.progress().unwrap_or_default();
         Self {
             fleet: fleet.spec.name.clone(),
@@ -237,7 +243,7 @@ impl FleetStatus {
             ledger_seconds: seconds,
             audit,
             content: None,
-            merge: fleet.merge_statistics(),
+            merge,
             merge_cpu_seconds: progress.cpu_seconds,
             full_passes: progress.full_passes,
             notes: frames
@@ -251,6 +257,23 @@ impl FleetStatus {
                 .collect(),
         }
     }
+}
+
+/// Agents count mappings of slabs from time to time; here they are as they are now.
+fn count_mappings(mut merge: Statistics, guests: &[GuestStatus]) -> Statistics {
+    merge.domains.values_mut().for_each(|domain| domain.counters.mappings_now = 0);
+    for guest in guests {
+        let Some(maps) = guest.pid.and_then(|pid| Maps::of(pid).ok()) else { continue };
+        let mappings = maps.slabs.len() as u64;
+        if let Some(counters) = merge.guests.get_mut(&guest.name) {
+            counters.mappings_now = mappings;
+        }
+        if let Some(domain) = merge.domains.get_mut(&guest.domain) {
+            domain.counters.mappings_now += mappings;
+        }
+    }
+    merge.host.mappings_now = merge.domains.values().map(|domain| domain.counters.mappings_now).sum();
+    merge
 }
 
 /// A note for each guest whose balloon has frames.

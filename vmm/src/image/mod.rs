@@ -11,6 +11,7 @@ pub mod bzimage;
 pub mod cpio;
 pub mod elf;
 mod error;
+pub mod format;
 mod initrd;
 pub mod modules;
 pub mod package;

@@ -37,13 +37,13 @@ enum Kind {
 /// Shared pages by what shares them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedBy {
-    /// KSM.
-    pub ksm: u64,
+    /// KSM; None where neither the frames nor the process's own counters tell.
+    pub ksm: Option<u64>,
     /// Slabs.
     pub slab: u64,
     /// Files, memfds and shared memory that are no slabs.
     pub file: u64,
-    /// Anonymous memory, where the kernel does not tell KSM from pages that a fork has left shared.
+    /// Anonymous memory that a fork has left shared; and KSM's, where that is not told.
     pub other: u64,
 }
 
@@ -105,7 +105,8 @@ pub struct Frames {
     pub pages: Pages,
     /// Distinct frames the present pages need, the zero frame not counted.
     pub frames: u64,
-    /// Present pages less distinct frames: what the sharing saves. A page on the zero frame saves a whole one.
+    /// What sharing saves: pages on shared frames less these frames. Pages on the zero frame are not among them, for whoever reads memory
+    /// that has no frame, such as zeros that were given back, makes more of them.
     pub saved_pages: u64,
     /// Frames by how many pages of these guests map them, from 1 (shared with somebody else only) up.
     /// Private frames are not in here.
@@ -144,7 +145,10 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
         return Ok(census.estimate(&KsmView::read(spaces)));
     }
     let mut table = FrameTable::open();
-    census.ksm_is_told = table.as_mut().is_ok_and(FrameTable::tells_ksm);
+    if !table.as_mut().is_ok_and(FrameTable::tells_ksm) {
+        let merging = |space: &Space| KsmStat::of(space.pid).ok().map(|stat| stat.merging_pages);
+        census.ksm_by_counters = Some(spaces.iter().map(merging).collect());
+    }
     let (mut flags, mut counts) = (Vec::new(), Vec::new());
     let mut frames = census.join(|batch, out| {
         out.clear();
@@ -184,8 +188,8 @@ struct Census {
     hidden: Vec<Hidden>,
     /// Frame number and guest of each page that is not alone on its frame.
     keys: Vec<u64>,
-    /// Whether the kernel marks KSM's frames and no others.
-    ksm_is_told: bool,
+    /// Where the kernel marks other frames as KSM's, too: how many pages of each process are KSM's, by its counters.
+    ksm_by_counters: Option<Vec<Option<u64>>>,
     /// File, page in it, and guest, of each page of a slab whose frame number the kernel hides.
     slab_pages: Vec<(u64, u64, u16)>,
 }
@@ -203,7 +207,7 @@ impl Census {
             guests: spaces.iter().map(guest).collect(),
             hidden: vec![Hidden::default(); spaces.len()],
             keys: Vec::new(),
-            ksm_is_told: false,
+            ksm_by_counters: None,
             slab_pages: Vec::new(),
         }
     }
@@ -247,6 +251,7 @@ impl Census {
         mut look: impl FnMut(&[Pfn], &mut Vec<FrameInfo>) -> Result<(), PagemapError>,
     ) -> Result<Frames, MeasureError> {
         let mut result = Frames::default();
+        let (mut ksm, mut anonymous) = (0, vec![0; self.guests.len()]);
         for guest in &mut self.guests {
             guest.frames = guest.pages.private as f64;
         }
@@ -269,7 +274,8 @@ impl Census {
                 // A single page with a single mapping lost its partner while we were reading.
                 let shared = mapped_here > 1 || info.mappings > 1;
                 for key in group {
-                    let guest = &mut self.guests[(key & ((1 << GUEST_BITS) - 1)) as usize];
+                    let number = (key & ((1 << GUEST_BITS) - 1)) as usize;
+                    let guest = &mut self.guests[number];
                     if info.flags.zero() {
                         guest.pages.zero += 1;
                         continue;
@@ -284,7 +290,8 @@ impl Census {
                     *match key >> GUEST_BITS & 3 {
                         kind if kind == Kind::Slab as u64 => &mut by.slab,
                         kind if kind == Kind::File as u64 => &mut by.file,
-                        _ if info.flags.ksm() && self.ksm_is_told => &mut by.ksm,
+                        _ if self.ksm_by_counters.is_some() => &mut anonymous[number],
+                        _ if info.flags.ksm() => &mut ksm,
                         _ => &mut by.other,
                     } += 1;
                 }
@@ -297,6 +304,10 @@ impl Census {
             rest = &rest[taken..];
         }
         result.guests = self.guests;
+        result.shared_by_what.ksm = Some(ksm);
+        if let Some(counters) = self.ksm_by_counters {
+            result.split_by_counters(&anonymous, &counters);
+        }
         result.finish(shared_frames);
         Ok(result)
     }
@@ -325,7 +336,7 @@ impl Census {
                 slab_pages += 1;
             }
         }
-        let shared_by_what = SharedBy { ksm: merged, slab: slab_pages, file, other: 0 };
+        let shared_by_what = SharedBy { ksm: Some(merged), slab: slab_pages, file, other: 0 };
         let mut result = Frames { guests: self.guests, shared_by_what, estimated: true, ..Frames::default() };
         result.notes.push(
             "frame numbers are hidden from this user: pages of slabs are counted by their files, zero pages and those that KSM shares are \
@@ -341,12 +352,36 @@ impl Census {
 }
 
 impl Frames {
+    /// Pages that need no frame: saved by sharing, and on the zero frame. So many frames it takes if all of them are written.
+    pub fn freed_pages(&self) -> u64 {
+        self.saved_pages + self.pages.zero
+    }
+
+    /// Splits shared anonymous pages of each guest by how many pages of its process are KSM's.
+    fn split_by_counters(&mut self, anonymous: &[u64], counters: &[Option<u64>]) {
+        let all: u64 = anonymous.iter().sum();
+        if all == 0 {
+            return;
+        }
+        let merged = |(anonymous, ksm): (&u64, &Option<u64>)| ksm.map(|ksm| ksm.min(*anonymous));
+        self.shared_by_what.ksm = anonymous.iter().zip(counters).map(merged).sum();
+        self.shared_by_what.other += all - self.shared_by_what.ksm.unwrap_or(0);
+        self.notes.push(match self.shared_by_what.ksm {
+            Some(_) => "this kernel marks all anonymous pages as KSM's (Linux 6.12 does): how many KSM shares is by /proc/PID/ksm_stat, which \
+                        counts the whole process"
+                .to_owned(),
+            None => "this kernel marks all anonymous pages as KSM's and /proc/PID/ksm_stat cannot be read: those that KSM shares are among \
+                     the others"
+                .to_owned(),
+        });
+    }
+
     fn finish(&mut self, shared_frames: u64) {
         for guest in &self.guests {
             self.pages.add(&guest.pages);
         }
         self.frames = self.pages.private + shared_frames;
-        self.saved_pages = self.pages.present().saturating_sub(self.frames);
+        self.saved_pages = self.pages.present().saturating_sub(self.frames + self.pages.zero);
     }
 }
 

@@ -75,12 +75,15 @@ pub struct Report {
     pub content: ContentClasses,
     /// Pages that ideal sharing would save.
     pub ideal_saved_pages: u64,
-    /// Pages that were there when their contents were compared, and need no frame now.
+    /// What sharing saves: pages on shared frames less these frames.
     pub saved_pages: u64,
     /// The same in MiB.
     pub saved_mib: f64,
-    /// `saved_pages / ideal_saved_pages`; 1 if there was nothing to save.
-    pub fraction_of_ideal: f64,
+    /// Pages that were there when their contents were compared, and need no frame now: those saved by sharing, and zeros that were given
+    /// back or are on the zero frame.
+    pub freed_pages: u64,
+    /// `freed_pages / ideal_saved_pages`; `null` if there was nothing to free.
+    pub fraction_of_ideal: Option<f64>,
     /// Distinct frames in use.
     pub frames: u64,
     /// Wall clock of the merging.
@@ -117,7 +120,9 @@ impl Report {
         if content.swapped_unread > 0 {
             notes.push(format!("{} swapped pages were not read", content.swapped_unread));
         }
-        let saved_pages = content.present().saturating_sub(frames.frames);
+        let saved_pages = frames.saved_pages;
+        let freed_pages = content.present().saturating_sub(frames.frames);
+        let ideal = content.ideal_saved_pages;
         Self {
             guests: frames.guests.len() as u64,
             backend: outcome.backend,
@@ -133,7 +138,8 @@ impl Report {
             ideal_saved_pages: content.ideal_saved_pages,
             saved_pages,
             saved_mib: rounded(mib(saved_pages)),
-            fraction_of_ideal: rounded(fraction(saved_pages, content.ideal_saved_pages)),
+            freed_pages,
+            fraction_of_ideal: (ideal > 0).then(|| rounded(freed_pages as f64 / ideal as f64)),
             frames: frames.frames,
             merge_seconds: rounded(outcome.merge_seconds),
             merge_cpu_seconds: outcome.merge_cpu_seconds.map(rounded),
@@ -146,14 +152,18 @@ impl Report {
         }
     }
 
+    /// Pages of zeros that need no frame.
+    fn zeros_pages(&self) -> u64 {
+        self.freed_pages.saturating_sub(self.saved_pages)
+    }
+
     /// The result in one sentence.
     pub fn headline(&self) -> String {
         let guests = if self.guests == 1 { "1 guest".to_owned() } else { format!("{} guests", self.guests) };
         let about = if self.estimated { "about " } else { "" };
-        let ideal = if self.ideal_saved_pages == 0 {
-            "nothing could be".to_owned()
-        } else {
-            format!("{:.1} % of what could be", self.fraction_of_ideal * 100.0)
+        let ideal = match self.fraction_of_ideal {
+            None => "nothing could be".to_owned(),
+            Some(fraction) => format!("{:.1} % of what could be", fraction * 100.0),
         };
         let checked = if self.verified_pages == 0 {
             "no page verified".to_owned()
@@ -161,8 +171,12 @@ impl Report {
             format!("{} of {} pages wrong", self.mismatched_pages, self.verified_pages)
         };
         let promised = mib(self.memory_bytes / PAGE_BYTES);
-        let saved = self.saved_mib;
-        format!("{guests}, {promised:.0} MiB promised: {about}{saved:.0} MiB saved ({ideal}), {checked}")
+        let (freed, saved) = (mib(self.freed_pages), self.saved_mib);
+        let zeros = mib(self.zeros_pages());
+        format!(
+            "{guests}, {promised:.0} MiB promised: {about}{freed:.0} MiB freed ({ideal}): {saved:.0} saved by sharing, {zeros:.0} of zeros; \
+             {checked}"
+        )
     }
 }
 
@@ -178,11 +192,13 @@ impl fmt::Display for Report {
             ("  private", p.private, "alone on their frame"),
             ("  shared", p.shared, "on a frame mapped more than once"),
             ("  swapped", p.swapped, "on swap"),
-            ("could be saved", self.ideal_saved_pages, "zero and duplicate pages"),
+            ("could be freed", self.ideal_saved_pages, "zero and duplicate pages"),
             ("  zeros", c.zero, "all bytes zero"),
             ("  within a guest", c.self_duplicates, "equal to an earlier page of the guest"),
             ("  between guests", c.cross_duplicates, "equal to a page of another guest"),
-            ("is saved", self.saved_pages, "pages that need no frame"),
+            ("is freed", self.freed_pages, "pages that need no frame"),
+            ("  zeros", self.zeros_pages(), "given back, or on the zero frame"),
+            ("  saved", self.saved_pages, "by sharing: pages less frames"),
         ];
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY).set_header(["", "pages", "MiB", ""]);
@@ -218,10 +234,6 @@ pub(crate) fn mib(pages: u64) -> f64 {
     pages as f64 * PAGE_BYTES as f64 / f64::from(1 << 20)
 }
 
-fn fraction(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 1.0 } else { part as f64 / whole as f64 }
-}
-
 /// Four digits after the point: more would be noise.
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
@@ -237,7 +249,7 @@ mod tests {
             Pages { total: 65536, absent: 10000, zero: 15000, private: 19000, shared: 21536, swapped: 0 };
         let guest = GuestFrames { name: "a".to_owned(), pid: 7, pages, frames: 22000.25, anonymous: 20000 };
         let frames =
-            Frames { guests: vec![guest; 4], pages, frames: 22000, saved_pages: 33536, ..Frames::default() };
+            Frames { guests: vec![guest; 4], pages, frames: 22000, saved_pages: 18536, ..Frames::default() };
         let content = Content {
             zero: 15000,
             self_duplicates: 5000,
@@ -261,7 +273,7 @@ mod tests {
     fn the_headline_says_it_all() {
         assert_eq!(
             example().headline(),
-            "4 guests, 256 MiB promised: 131 MiB saved (98.7 % of what could be), 0 of 65536 pages wrong"
+            "4 guests, 256 MiB promised: 131 MiB freed (98.7 % of what could be): 72 saved by sharing, 59 of zeros; 0 of 65536 pages wrong"
         );
     }
 
@@ -276,6 +288,7 @@ mod tests {
             "content",
             "ideal_saved_pages",
             "saved_pages",
+            "freed_pages",
             "fraction_of_ideal",
             "merge_seconds",
             "merge_cpu_seconds",
@@ -300,13 +313,13 @@ mod tests {
     fn the_table_ends_with_the_headline() {
         let text = example().to_string();
         assert!(text.contains("between guests") && text.ends_with("pages wrong"), "{text}");
-        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        assert!(text.lines().rev().skip(1).all(|line| line.chars().count() <= 100), "{text}");
     }
 
     #[test]
-    fn nothing_to_save_is_all_that_could_be() {
+    fn nothing_of_nothing_is_no_hundred_percent() {
         let report = Report::new(Outcome::default(), &Frames::default(), &Content::default());
-        assert_eq!(report.fraction_of_ideal, 1.0);
+        assert_eq!(report.fraction_of_ideal, None);
         assert!(report.headline().contains("nothing could be"), "{}", report.headline());
     }
 }

@@ -23,8 +23,8 @@ pub struct Look {
     pub began_pages: u64,
     /// Pages that were, and are not any more.
     pub ended_pages: u64,
-    /// Frames that sharing saves.
-    pub saved_pages: u64,
+    /// Pages that need no frame: saved by sharing, and zeros.
+    pub freed_pages: u64,
     /// What ideal sharing within the trust domains would save.
     pub ideal_saved_pages: u64,
 }
@@ -70,19 +70,19 @@ impl Watcher {
         Self { began: Instant::now(), since, ended: Vec::new(), looks: Vec::new() }
     }
 
-    /// Looks at every page of `spaces`, the same as before. What is saved and could be is the caller's to say.
+    /// Looks at every page of `spaces`, the same as before. What is freed and could be is the caller's to say.
     ///
     /// # Errors
     /// A process is gone.
     pub fn look(
         &mut self,
         spaces: &[Space],
-        saved_pages: u64,
+        freed_pages: u64,
         ideal_saved_pages: u64,
     ) -> Result<(), MeasureError> {
         let number = (self.looks.len() + 1).min(MAX_LOOKS) as u16;
         let seconds = self.began.elapsed().as_secs_f64();
-        let mut look = Look { seconds, saved_pages, ideal_saved_pages, ..Look::default() };
+        let mut look = Look { seconds, freed_pages, ideal_saved_pages, ..Look::default() };
         let mut ended = vec![0u64; usize::from(number)];
         for (space, since) in spaces.iter().zip(&mut self.since) {
             let mut since = since.iter_mut();

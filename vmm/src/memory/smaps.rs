@@ -50,6 +50,43 @@ impl ProcessPages {
     }
 }
 
+/// One mapping of a process, by the kernel's books.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Area {
+    /// Its line, as in `/proc/PID/maps`.
+    pub header: String,
+    /// Bytes that have a frame here or are on swap. Pages of a file or of shared memory that this process has not touched are not among them.
+    pub held_bytes: u64,
+    /// No memory is behind it, but a device (VM_IO, VM_PFNMAP): it cannot be read from outside.
+    pub is_device: bool,
+}
+
+impl Area {
+    /// Every mapping of process `pid`, by address. A zombie and a thread of the kernel have none.
+    pub fn of(pid: u32) -> io::Result<Vec<Self>> {
+        Self::read(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?))
+    }
+
+    fn read(smaps: impl BufRead) -> io::Result<Vec<Self>> {
+        let mut areas: Vec<Self> = Vec::new();
+        for line in smaps.lines() {
+            let line = line?;
+            if mapping_start(&line).is_some() {
+                areas.push(Self { header: line, ..Self::default() });
+            } else if let Some(area) = areas.last_mut() {
+                // Huge pages of the pool are not in Rss.
+                for key in ["Rss", "Shared_Hugetlb", "Private_Hugetlb", "Swap"] {
+                    area.held_bytes += kib_line(&line, key).unwrap_or(0) * PAGE_BYTES;
+                }
+                if let Some(flags) = line.strip_prefix("VmFlags:") {
+                    area.is_device = flags.split_ascii_whitespace().any(|flag| matches!(flag, "io" | "pf"));
+                }
+            }
+        }
+        Ok(areas)
+    }
+}
+
 /// Pages of some ranges of a process, by the kernel's books.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RangePages {
@@ -101,6 +138,22 @@ mod tests {
         assert_eq!(ProcessPages::parse(text), pages);
         assert!(ProcessPages::of(std::process::id()).unwrap().anonymous > 0);
         assert_eq!(ProcessPages::of(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn each_mapping_has_what_it_holds() {
+        let smaps = "1000-3000 rw-p 00000000 00:00 0 \nRss:    8 kB\nSwap:   4 kB\nSwapPss: 400 kB\nVmFlags: rd wr mr\n\
+                     9000-a000 rw-s 00000000 00:01 4711 /x (deleted)\nShared_Hugetlb:    2048 kB\nVmFlags: rd wr io pf\n";
+        let areas = Area::read(smaps.as_bytes()).unwrap();
+        let area = |header: &str, held_bytes, is_device| Area { header: header.into(), held_bytes, is_device };
+        assert_eq!(
+            areas,
+            [
+                area("1000-3000 rw-p 00000000 00:00 0 ", 12 << 10, false),
+                area("9000-a000 rw-s 00000000 00:01 4711 /x (deleted)", 2 << 20, true)
+            ]
+        );
+        assert!(Area::of(std::process::id()).unwrap().iter().any(|area| area.held_bytes > 0));
     }
 
     #[test]

@@ -52,6 +52,11 @@ pub trait Engine: Send {
     /// an engine does the same.
     fn stop(&mut self);
 
+    /// Why nothing merges any more, though it was started; None while something does or may.
+    fn stalled(&self) -> Option<String> {
+        None
+    }
+
     /// What a reader of its numbers should know.
     fn notes(&self) -> Vec<String> {
         Vec::new()

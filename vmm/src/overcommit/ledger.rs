@@ -168,7 +168,7 @@ pub struct Account {
     pub resident: u64,
     /// Its part of the frames.
     pub frames: f64,
-    /// Pages present less its part of the frames: what sharing saves of it.
+    /// Pages on frames less its part of the frames: what sharing saves of it. Zeros are apart.
     pub saved: f64,
     /// What it costs besides.
     pub overhead: GuestOverhead,
@@ -192,7 +192,7 @@ pub struct Ledger {
     pub resident: u64,
     /// Different frames under them.
     pub frames: u64,
-    /// Pages that need no frame of their own.
+    /// What sharing saves: pages on frames less the frames. Zeros are apart.
     pub saved: u64,
     /// What the fleet costs besides.
     pub overhead: HostOverhead,
@@ -231,10 +231,10 @@ impl Ledger {
         }
         ledger.promised = ledger.classes.promised();
         ledger.resident = ledger.classes.resident();
-        ledger.saved = (ledger.resident + ledger.classes.zero).saturating_sub(ledger.frames);
+        ledger.saved = ledger.resident.saturating_sub(ledger.frames);
         // Of n pages on one frame, n - 1 need a new one: the sum over the guests' own would count no page twice,
         // but is of fractions.
-        ledger.debt.sharing = ledger.saved;
+        ledger.debt.sharing = ledger.saved + ledger.classes.zero;
         ledger.used = ledger.frames + ledger.overhead.total();
         ledger.cover.free = host.capacity.saturating_sub(ledger.used).min(host.available);
         ledger.cover.swap = host.swap_free;
@@ -251,8 +251,9 @@ impl Account {
         classes.absent -= ballooned;
         classes.ballooned += ballooned;
         let (promised, resident) = (classes.promised(), classes.resident());
-        let saved = ((resident + classes.zero) as f64 - guest.frames).max(0.0);
-        let debt = Debt { sharing: saved.round() as u64, demand: classes.absent + classes.swapped };
+        let saved = (resident as f64 - guest.frames).max(0.0);
+        let sharing = saved.round() as u64 + classes.zero;
+        let debt = Debt { sharing, demand: classes.absent + classes.swapped };
         // Below its minimum nothing may be taken; of what it has, only frames of its own are gained; and what it says that it needs it
         // will not give.
         let above_minimum = (promised - classes.ballooned).saturating_sub(guest.minimum);
@@ -298,7 +299,7 @@ mod tests {
             ..HostNumbers::default()
         };
         let ledger = Ledger::of(&pair(), &host, false);
-        assert_eq!((ledger.promised, ledger.resident, ledger.saved), (200, 140, 31));
+        assert_eq!((ledger.promised, ledger.resident, ledger.saved), (200, 140, 30));
         assert_eq!(ledger.classes.ballooned, 10);
         assert_eq!(ledger.debt, Debt { sharing: 31, demand: 49 });
         assert_eq!(ledger.cover, Cover { free: 90, swap: 7, balloon: 80 });

@@ -12,6 +12,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::image::format::Format;
+
 /// The most drives of one VM.
 pub const MAX_DRIVES: usize = 4;
 
@@ -24,6 +26,8 @@ pub struct Drive {
     pub path: PathBuf,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Raw sectors whatever its first bytes are: a guest may have written any there.
+    pub is_raw: bool,
 }
 
 /// Why a file cannot be a drive.
@@ -60,8 +64,8 @@ pub enum DriveError {
     },
     /// Its last sector is not whole.
     #[error(
-        "the drive {path} has {bytes} bytes: expected a multiple of {SECTOR_BYTES}; is it a raw image? \
-         `truncate --size=%{SECTOR_BYTES}` fills it up",
+        "the drive {path} has {bytes} bytes: expected a multiple of {SECTOR_BYTES}; is it a raw image? If it is, make a copy and \
+         fill that up: `cp {path} COPY && truncate --size=%{SECTOR_BYTES} COPY`",
         path = path.display()
     )]
     Length {
@@ -69,6 +73,20 @@ pub enum DriveError {
         path: PathBuf,
         /// Its length.
         bytes: u64,
+    },
+    /// It is of another format, which a guest would see as it is in the file, and destroy by writing.
+    #[error(
+        "the drive {path} is {format}, and raw sectors are expected: {advice}. If a guest has written these bytes to a raw disk, say so: \
+         `--drive {path},raw`, in a fleet file `format = \"raw\"`",
+        path = path.display()
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        format: Format,
+        /// What to do.
+        advice: String,
     },
     /// Another VM has it, and one of the two would write it.
     #[error(
@@ -137,27 +155,49 @@ impl Drive {
         match meta.len() {
             _ if !meta.is_file() => Err(DriveError::NotAFile { path: path() }),
             0 => Err(DriveError::Empty { path: path() }),
-            bytes if !bytes.is_multiple_of(SECTOR_BYTES) => Err(DriveError::Length { path: path(), bytes }),
-            bytes => Ok((file, bytes)),
+            bytes => {
+                self.check_format(&file).map_err(|source| DriveError::Open { path: path(), access, source })??;
+                match bytes.is_multiple_of(SECTOR_BYTES) {
+                    true => Ok((file, bytes)),
+                    false => Err(DriveError::Length { path: path(), bytes }),
+                }
+            }
         }
     }
 
-    /// Reads what `samepage run --drive` takes: a path, and behind a comma `ro`, or `rw`, which it is otherwise too. `number` is that of the
-    /// drive, counted from 0, for its name.
+    /// Whether its first bytes are those of raw sectors.
+    fn check_format(&self, file: &File) -> io::Result<Result<(), DriveError>> {
+        if self.is_raw {
+            return Ok(Ok(()));
+        }
+        let format = Format::of_file(file)?;
+        let refused = format.and_then(|format| Some((format, format.refusal_as_drive(self.read_only)?)));
+        Ok(match refused {
+            None => Ok(()),
+            Some((format, advice)) => {
+                Err(DriveError::Format { path: self.path.clone(), format, advice })
+            }
+        })
+    }
+
+    /// Reads what `samepage run --drive` takes: a path, and behind a comma `ro`, or `rw`, which it is otherwise too; and behind another
+    /// `raw`. `number` is that of the drive, counted from 0, for its name.
     pub fn from_argument(text: &OsStr, number: usize) -> Self {
         let bytes = text.as_bytes();
+        let (bytes, is_raw) = bytes.strip_suffix(b",raw").map_or((bytes, false), |rest| (rest, true));
         let (path, read_only) = match (bytes.strip_suffix(b",ro"), bytes.strip_suffix(b",rw")) {
             (Some(path), _) => (path, true),
             (_, Some(path)) => (path, false),
             _ => (bytes, false),
         };
-        Self { id: format!("drive{number}"), path: OsStr::from_bytes(path).into(), read_only }
+        Self { id: format!("drive{number}"), path: OsStr::from_bytes(path).into(), read_only, is_raw }
     }
 
     /// What [`Self::from_argument`] reads as this path.
-    pub fn argument(path: &Path, read_only: bool) -> OsString {
+    pub fn argument(path: &Path, read_only: bool, is_raw: bool) -> OsString {
         let mut text = path.as_os_str().to_owned();
         text.push(if read_only { ",ro" } else { ",rw" });
+        text.push(if is_raw { ",raw" } else { "" });
         text
     }
 }
@@ -177,7 +217,7 @@ mod tests {
     use super::*;
 
     fn drive(path: &Path, read_only: bool) -> Drive {
-        Drive { id: "a name that is too long for it".into(), path: path.into(), read_only }
+        Drive { id: "a name that is too long for it".into(), path: path.into(), read_only, is_raw: false }
     }
 
     #[test]
@@ -191,6 +231,28 @@ mod tests {
         assert!(matches!(drive(&path, true).open(), Err(DriveError::Empty { .. })));
         fs::write(&path, [7; 1023]).unwrap();
         assert!(matches!(drive(&path, false).open(), Err(DriveError::Length { bytes: 1023, .. })));
+    }
+
+    #[test]
+    fn another_format_is_no_drive_unless_it_is_said_to_be_raw() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let mut bytes = vec![0; 4096];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        fs::write(&path, &bytes).unwrap();
+        for read_only in [false, true] {
+            let error = drive(&path, read_only).check().unwrap_err().to_string();
+            for words in ["a qcow2 disk image", "qemu-img convert -f qcow2 -O raw", ",raw"] {
+                assert!(error.contains(words), "{error}");
+            }
+            Drive { is_raw: true, ..drive(&path, read_only) }.check().unwrap();
+        }
+        // What cannot be harmed by reading it may be read as it is.
+        bytes[..6].copy_from_slice(b"\xfd7zXZ\0");
+        fs::write(&path, &bytes).unwrap();
+        assert!(matches!(drive(&path, false).check(), Err(DriveError::Format { .. })));
+        drive(&path, true).check().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes);
     }
 
     #[test]
@@ -230,16 +292,18 @@ mod tests {
 
     #[test]
     fn what_the_command_line_says() {
-        for (text, path, read_only) in [
-            ("a.img", "a.img", false),
-            ("a.img,ro", "a.img", true),
-            ("a.img,rw", "a.img", false),
-            ("a,ro,rw", "a,ro", false),
-            ("a,b", "a,b", false),
+        for (text, path, read_only, is_raw) in [
+            ("a.img", "a.img", false, false),
+            ("a.img,ro", "a.img", true, false),
+            ("a.img,rw", "a.img", false, false),
+            ("a,ro,rw", "a,ro", false, false),
+            ("a,b", "a,b", false, false),
+            ("a.img,raw", "a.img", false, true),
+            ("a.img,ro,raw", "a.img", true, true),
         ] {
             let parsed = Drive::from_argument(OsStr::new(text), 3);
-            assert_eq!(parsed, Drive { id: "drive3".into(), path: path.into(), read_only }, "{text}");
-            let again = Drive::argument(&parsed.path, parsed.read_only);
+            assert_eq!(parsed, Drive { id: "drive3".into(), path: path.into(), read_only, is_raw }, "{text}");
+            let again = Drive::argument(&parsed.path, parsed.read_only, parsed.is_raw);
             assert_eq!(Drive::from_argument(&again, 3), parsed, "{text}");
         }
     }

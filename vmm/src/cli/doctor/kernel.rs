@@ -5,7 +5,7 @@ use std::fs;
 use super::{Feature, Finding};
 use crate::memory::pagemap::{FrameTable, Pagemap};
 use crate::memory::userfault::{self, Access};
-use crate::merge::ksm::{self, Availability};
+use crate::merge::ksm::{self, Availability, LeftBehind};
 
 /// What was found.
 pub(super) struct Kernel {
@@ -20,7 +20,7 @@ pub(super) fn look() -> Kernel {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let findings = vec![
         version(text("/proc/sys/kernel/osrelease").trim()),
-        ksm_finding(ksm, &|name| text(&format!("/sys/kernel/mm/ksm/{name}"))),
+        ksm_finding(ksm, ksm::left_behind(), &|name| text(&format!("/sys/kernel/mm/ksm/{name}"))),
         userfaultfd(text("/proc/sys/vm/unprivileged_userfaultfd").trim()),
         frames_finding(frames),
         huge_pages(
@@ -71,7 +71,7 @@ fn version(release: &str) -> Finding {
     }
 }
 
-fn ksm_finding(state: Availability, read: &dyn Fn(&str) -> String) -> Finding {
+fn ksm_finding(state: Availability, left: Option<LeftBehind>, read: &dyn Fn(&str) -> String) -> Finding {
     const NAME: &str = "KSM";
     let value = |name: &str| read(name).trim().to_owned();
     let running = match value("run").as_str() {
@@ -84,6 +84,12 @@ fn ksm_finding(state: Availability, read: &dyn Fn(&str) -> String) -> Finding {
         value("sleep_millisecs"),
         value("pages_sharing"),
     );
+    if let Some(LeftBehind { owner, settings, mend }) = left {
+        let found =
+            format!("{now}; process {owner} and its guard were killed and have left {}", settings.join(", "));
+        let change = format!("as root: {mend}; or start any fleet with engine ksm, which puts them back first");
+        return Finding::limited(NAME, found, change);
+    }
     match state {
         Availability::Full => Finding::ok(NAME, format!("{now}; Samepage may set it")),
         Availability::AsItIs => {
@@ -205,10 +211,14 @@ mod tests {
         let read = |name: &str| {
             if name == "run" { "1\n".to_owned() } else { "100\n".to_owned() }
         };
-        let found = ksm_finding(Availability::AsItIs, &read);
+        let found = ksm_finding(Availability::AsItIs, None, &read);
         assert!(found.found.starts_with("running, 100 pages every 100 ms"), "{}", found.found);
-        assert_eq!(ksm_finding(Availability::Missing, &read).level, Level::Missing);
-        assert!(ksm_finding(Availability::Stopped, &read).change.unwrap().contains("echo 1"));
+        assert_eq!(ksm_finding(Availability::Missing, None, &read).level, Level::Missing);
+        assert!(ksm_finding(Availability::Stopped, None, &read).change.unwrap().contains("echo 1"));
+        let (settings, mend) = (vec!["run=1 (was 0)".to_owned()], "echo 0 > run".to_owned());
+        let left = ksm_finding(Availability::Full, Some(LeftBehind { owner: 7, settings, mend }), &read);
+        assert!(left.level == Level::Limited && left.found.contains("process 7"), "{left:?}");
+        assert!(left.found.contains("run=1 (was 0)") && left.change.unwrap().contains("echo 0 > run"));
     }
 
     #[test]

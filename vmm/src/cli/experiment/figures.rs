@@ -1,7 +1,8 @@
 //! What came out of an experiment as a page of plots and tables.
 
 use super::table::{columns, dimensions, readable, spread};
-use crate::host::experiment::plan::Kind;
+use crate::cli::provenance::Provenance;
+use crate::host::experiment::plan::{Kind, Plan};
 use crate::host::experiment::run::Outcome;
 use crate::host::experiment::summary::PointSummary;
 use crate::host::experiment::trial::Series;
@@ -11,9 +12,15 @@ use crate::memory::PAGE_BYTES;
 /// What is drawn against the number of guests.
 const AGAINST_GUESTS: [(&str, &str); 4] = [
     ("shared_pages", "on shared frames"),
-    ("saved_pages", "saved"),
-    ("zero_only_pages", "zeros alone would save"),
+    ("freed_pages", "freed"),
+    ("zero_only_pages", "zeros alone would free"),
     ("metadata_pages", "metadata"),
+];
+
+/// What merging took, against the number of guests: its figure, a title, its unit.
+const COSTS: [(&str, &str, &str); 2] = [
+    ("merge_seconds", "From the start of merging to the last page that was merged", "s"),
+    ("merge_cpu_seconds", "Processor time of merging", "s"),
 ];
 
 /// The whole page.
@@ -27,6 +34,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
             ("repetitions".into(), plan.repeat.to_string()),
             ("seed".into(), plan.seed.to_string()),
             ("guests".into(), if plan.guest.kernel.is_some() { "Linux" } else { "built-in" }.into()),
+            ("numbers of guests".into(), numbers_of_guests(plan)),
             ("guest memory".into(), plan.guest.memory.clone()),
         ])],
     }];
@@ -53,6 +61,12 @@ pub(super) fn page(outcome: &Outcome) -> Page {
     }
 }
 
+/// How many guests ran at a time, as they were asked for.
+fn numbers_of_guests(plan: &Plan) -> String {
+    let numbers: Vec<String> = plan.guests.iter().map(ToString::to_string).collect();
+    if numbers.is_empty() { "-".into() } else { numbers.join(", ") }
+}
+
 /// Which variant and engine.
 fn curve(summary: &PointSummary) -> String {
     let point = &summary.point;
@@ -76,8 +90,8 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
             None => curves.push((name, vec![summary])),
         }
     }
-    let text = "Medians of all repetitions. On shared frames counts every page that is not alone on its frame; saved is the frames that \
-                this frees, zeros included. Frames in use are what is left. Metadata is what the fleet costs more than before it was merged.";
+    let text = "Medians of all repetitions. On shared frames counts every page that is not alone on its frame; freed is the frames that \
+                this saves, and zeros that were given back or are on the zero frame. Frames in use are what is left. Metadata is what the fleet costs more than before it was merged.";
     if outcome.plan.guests.len() > 1 {
         let mut items = variants_against_guests(outcome);
         let plot = |(name, points): &(String, Vec<&PointSummary>)| {
@@ -93,13 +107,25 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
             })
         };
         items.extend(curves.iter().map(plot));
+        items.extend(COSTS.map(|(figure, title, y)| {
+            let line = |(name, points): &(String, Vec<&PointSummary>)| {
+                let at = |s: &&PointSummary| Some((f64::from(s.point.guests), s.median(figure)?));
+                (name.clone(), points.iter().filter_map(at).collect())
+            };
+            Item::Lines(Lines {
+                title: title.into(),
+                x: "guests".into(),
+                y: y.into(),
+                series: curves.iter().map(line).collect(),
+            })
+        }));
         return vec![Section { heading: "Against the number of guests".into(), text: text.into(), items }];
     }
-    let items = vec![by_kind("Saved, by what saves it", "saved", outcome.summary.iter())];
-    vec![Section { heading: "Saved".into(), text: text.into(), items }]
+    let items = vec![by_kind("Freed, by what frees it", "freed", outcome.summary.iter())];
+    vec![Section { heading: "Freed".into(), text: text.into(), items }]
 }
 
-/// A bar for each point, of what is saved (`saved`) or could be (`ideal`), in three parts.
+/// A bar for each point, of what is freed (`freed`) or could be (`ideal`), in three parts.
 fn by_kind<'a>(title: &str, what: &str, points: impl Iterator<Item = &'a PointSummary>) -> Item {
     let part = |s: &PointSummary, kind: &str| mib(s.median(&format!("{what}_{kind}_pages")).unwrap_or(0.0));
     Item::Bars(Bars {
@@ -115,14 +141,14 @@ fn by_kind<'a>(title: &str, what: &str, points: impl Iterator<Item = &'a PointSu
 /// Variants side by side, where there are several: by what saves with the most guests, then over the number of guests for each engine.
 fn variants_against_guests(outcome: &Outcome) -> Vec<Item> {
     let most = outcome.summary.iter().map(|s| s.point.guests).max().unwrap_or(0);
-    let title = format!("Saved with {most} guests, by what saves it");
-    let all = by_kind(&title, "saved", outcome.summary.iter().filter(|s| s.point.guests == most));
+    let title = format!("Freed with {most} guests, by what frees it");
+    let all = by_kind(&title, "freed", outcome.summary.iter().filter(|s| s.point.guests == most));
     let of = |what: &str, figure: &str| {
         by_variant(outcome, what, "MiB", "guests", |s, line: &mut Vec<(f64, f64)>| {
             line.extend(s.median(figure).map(|pages| (f64::from(s.point.guests), mib(pages))));
         })
     };
-    let compared = [of("frames in use", "frames_pages"), of("saved", "saved_pages")].concat();
+    let compared = [of("frames in use", "frames_pages"), of("freed", "freed_pages")].concat();
     if compared.is_empty() { Vec::new() } else { std::iter::once(all).chain(compared).collect() }
 }
 
@@ -171,10 +197,10 @@ fn over_time(outcome: &Outcome) -> Vec<Section> {
         line.extend(of.and_then(|(_, all)| all.get("achieved_percent_of_ideal")).into_iter().flatten());
     };
     let mut compared =
-        by_variant(outcome, "saved", "% of the ideal", "seconds since merging began", achieved);
+        by_variant(outcome, "freed", "% of the ideal", "seconds since merging began", achieved);
     if !compared.is_empty() {
-        compared.insert(0, by_kind("What could be saved", "ideal", outcome.summary.iter()));
-        compared.insert(1, by_kind("What was saved, merging being over", "saved", outcome.summary.iter()));
+        compared.insert(0, by_kind("What could be freed", "ideal", outcome.summary.iter()));
+        compared.insert(1, by_kind("What was freed, merging being over", "freed", outcome.summary.iter()));
     }
     let (mut merging, mut churning) = (compared, Vec::new());
     for (summary, all) in first {
@@ -186,12 +212,12 @@ fn over_time(outcome: &Outcome) -> Vec<Section> {
             y: "% of the ideal".into(),
             series: series.collect(),
         }));
-        if let Some(saved) = all.get("churn_saved_pages") {
+        if let Some(saved) = all.get("churn_freed_pages") {
             churning.push((curve(summary), saved.iter().map(|(at, pages)| (*at, mib(*pages))).collect()));
         }
     }
     let churn = Lines {
-        title: "Saved".into(),
+        title: "Freed".into(),
         x: "seconds since guests began to write".into(),
         y: "MiB".into(),
         series: churning,
@@ -305,10 +331,10 @@ fn costs(outcome: &Outcome) -> Vec<Section> {
     };
     vec![Section {
         heading: format!("In {} seconds of merging", number(outcome.plan.merge_seconds)),
-        text: "More saved for less processor time and shorter writes is better; medians of all repetitions."
+        text: "More freed for less processor time and shorter writes is better; medians of all repetitions."
             .into(),
         items: vec![
-            bars("Saved", "MiB", "saved_pages", mib),
+            bars("Freed", "MiB", "freed_pages", mib),
             bars("Processor time of the engine", "s", "merge_cpu_seconds", |seconds| seconds),
             bars("99 of 100 writes of a guest take at most", "us", "write_p99_ns", |ns| ns / 1000.0),
         ],
@@ -384,7 +410,11 @@ fn all_figures(outcome: &Outcome) -> Section {
 
 fn machine(outcome: &Outcome) -> Section {
     let e = &outcome.environment;
+    let Provenance { date, host, command, .. } = Provenance::now([]);
     let known = [
+        ("this page is of", date),
+        ("host", host),
+        ("command", command),
         ("processor", e.cpu.clone()),
         ("processors", e.cores.to_string()),
         ("memory, MiB", number((e.memory_bytes >> 20) as f64)),

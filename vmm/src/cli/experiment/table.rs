@@ -9,26 +9,31 @@ use crate::host::experiment::summary::{PointSummary, Spread};
 use crate::host::stress::scenario::Scenario;
 use crate::memory::PAGE_BYTES;
 
+/// Columns of a table that goes into a file.
+const FILE_COLUMNS: u16 = 100;
+
 /// The experiments there are.
 pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
-    let mut table = table(&["experiment", "shows", "command", "points", "repetitions"], 3);
-    let command = |name: &str| format!("samepage experiment run {name}");
+    let mut table = table(&["experiment", "shows", "points", "repetitions"], 2);
     for plan in plans {
         table.add_row([
             plan.name.clone(),
             plan.about.clone(),
-            command(&plan.name),
             plan.points().len().to_string(),
             plan.repeat.to_string(),
         ]);
     }
     for scenario in scenarios {
         let about = format!("{}; a scenario of `samepage stress`", scenario.about);
-        table.add_row([scenario.name.clone(), about, command(&scenario.name), "-".into(), "1".into()]);
+        table.add_row([scenario.name.clone(), about, "-".into(), "1".into()]);
     }
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    if table.width().is_none() {
+        // Into a file, where there is no terminal to fit.
+        table.set_width(FILE_COLUMNS);
+    }
     format!(
-        "{table}\nEach point is one combination of an experiment's dimensions. A scenario has a verdict instead."
+        "{table}\n`samepage experiment run NAME` runs one. Each point is one combination of an experiment's dimensions. A scenario has a verdict instead."
     )
 }
 
@@ -38,20 +43,20 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
         Kind::IdenticalVms => &[
             "shared_pages",
             "frames_pages",
-            "saved_pages",
+            "freed_pages",
             "ideal_pages",
             "zero_only_pages",
-            "saved_self_pages",
-            "saved_cross_pages",
+            "freed_self_pages",
+            "freed_cross_pages",
             "metadata_pages",
             "merge_seconds",
             "merge_cpu_seconds",
         ],
         Kind::Ideal => &[
             "achieved_percent",
-            "saved_zero_pages",
-            "saved_self_pages",
-            "saved_cross_pages",
+            "freed_zero_pages",
+            "freed_self_pages",
+            "freed_cross_pages",
             "to_50_percent_seconds",
             "to_95_percent_seconds",
             "churn_half_life_seconds",
@@ -76,10 +81,10 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
             "merge_cpu_seconds",
         ],
         Kind::ScannerPareto => &[
-            "saved_pages",
+            "freed_pages",
             "achieved_percent",
             "merge_cpu_seconds",
-            "merge_cpu_seconds_per_saved_gib",
+            "merge_cpu_seconds_per_freed_gib",
             "write_p50_ns",
             "write_p99_ns",
             "write_p999_ns",

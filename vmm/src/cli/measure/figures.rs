@@ -28,6 +28,7 @@ pub(super) fn page(measured: &Measured) -> Page {
         let items = vec![Item::Notes(measured.notes.clone())];
         sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
     }
+    sections.push(measured.measured_by.section());
     Page { title: "What sharing equal pages would save".into(), lead: measured.headline(), sections }
 }
 
@@ -36,11 +37,15 @@ fn summary(measured: &Measured) -> Section {
     let of = |pages: u64| format!("{} MiB", number(mib(pages)));
     let mut values = vec![
         ("in memory".to_owned(), of(found.present())),
-        ("sharing would save".to_owned(), of(found.ideal_within_domains_pages)),
+        ("sharing would free".to_owned(), of(found.ideal_within_domains_pages)),
     ];
     if let Some(now) = &measured.shared_now {
-        values.push(("saved now".to_owned(), of(now.saved_pages)));
-        values.push(("achieved of the ideal".to_owned(), format!("{:.1} %", 100.0 * now.fraction_of_ideal)));
+        values.push(("saved by sharing now".to_owned(), of(now.saved_pages)));
+        values.push(("on the zero frame now".to_owned(), of(now.pages.zero)));
+        let achieved = now
+            .fraction_of_ideal
+            .map_or("nothing to share".to_owned(), |fraction| format!("{:.1} %", 100.0 * fraction));
+        values.push(("achieved of the ideal".to_owned(), achieved));
     }
     if let Some(volatile) = &measured.volatile {
         let error = match volatile.pages_error_95 {
@@ -54,23 +59,27 @@ fn summary(measured: &Measured) -> Section {
     if let Some(now) = &measured.shared_now {
         let by = &now.shared_by;
         let parts = [
-            ("zero frame", now.pages.zero),
-            ("slabs", by.slab),
+            ("zero frame", Some(now.pages.zero)),
+            ("slabs", Some(by.slab)),
             ("KSM", by.ksm),
-            ("files", by.file),
-            ("otherwise", by.other),
+            ("files", Some(by.file)),
+            ("otherwise", Some(by.other)),
         ];
-        let bars = parts.map(|(name, pages)| (name.to_owned(), vec![mib(pages)]));
+        // What is not known has no bar; a note says why.
+        let bar = |(name, pages): (&str, Option<u64>)| Some((name.to_owned(), vec![mib(pages?)]));
+        let bars: Vec<_> = parts.into_iter().filter_map(bar).collect();
         items.push(Item::Bars(Bars {
-            title: "Memory that is on a shared frame now, by what shares it".into(),
+            title: "Memory that is on a shared frame now, by what shares it. The frames themselves are not saved, so it is more than what is \
+                    saved"
+                .into(),
             unit: "MiB".into(),
             series: strings(&["pages"]),
-            bars: bars.into(),
+            bars,
         }));
     }
     let debt = format!(
-        "If every page of the ideal were written, {} more frames would be needed: what sharing saves is owed.",
-        number(found.debt_pages as f64)
+        "What sharing frees is needed again when it is written: {} MiB, if all of what could be shared were written.",
+        number(mib(found.debt_pages))
     );
     Section { heading: "In short".into(), text: debt, items }
 }
@@ -93,10 +102,10 @@ fn by_guest(found: &Findings) -> Section {
         row.extend(pages.map(|pages| number(mib(pages))));
         row
     });
-    let header = strings(&["trust domain", "guests", "in memory, MiB", "distinct, MiB", "ideal saves, MiB"]);
+    let header = strings(&["trust domain", "guests", "in memory, MiB", "distinct, MiB", "ideal frees, MiB"]);
     Section {
         heading: "What the pages hold".into(),
-        text: "Pages are shared within a trust domain only.".into(),
+        text: "What sharing would free is counted within each trust domain: guests of two domains are not to share.".into(),
         items: vec![Item::Bars(bars), Item::Table(Table { header, rows: rows.collect() })],
     }
 }
@@ -165,18 +174,19 @@ fn runs(found: &Findings) -> Option<Section> {
     let runs = found.runs.filter(|runs| runs.runs > 0)?;
     let bins = found.run_lengths.iter().map(|class| (class.from_pages.to_string(), class.pages as f64));
     let histogram = Histogram {
-        title: "Pages in runs of so many pages up to twice as many".into(),
-        x: "pages of a run, from".into(),
+        title: "Pages that lie in the same order in two guests, by the length of the stretch".into(),
+        x: "length in pages, from this to twice as much".into(),
         y: "pages".into(),
         bins: bins.collect(),
     };
     let text = format!(
-        "{} runs, the longest of {} pages. Merging all of them takes at most {} mappings.",
+        "Pages that another guest has, too, lie in {} runs: stretches in which they follow each other as there. The longest has {} pages. \
+         Merging is done by runs; merging all of them takes at most {} mappings.",
         number(runs.runs as f64),
         number(runs.longest as f64),
         number(found.mappings_at_most.unwrap_or_default() as f64)
     );
-    Some(Section { heading: "How it lies".into(), text, items: vec![Item::Histogram(histogram)] })
+    Some(Section { heading: "Equal pages in a row".into(), text, items: vec![Item::Histogram(histogram)] })
 }
 
 fn by_type(found: &ByType) -> Section {
@@ -217,7 +227,7 @@ fn watched(watched: &Watched) -> Section {
         x: "seconds".into(),
         y: "MiB".into(),
         series: vec![
-            ("saved".into(), line(|look| look.saved_pages)),
+            ("freed".into(), line(|look| look.freed_pages)),
             ("ideal".into(), line(|look| look.ideal_saved_pages)),
         ],
     };

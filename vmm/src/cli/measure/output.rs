@@ -4,15 +4,17 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::subjects::Subjects;
+use super::subjects::{LeftOut, Subjects};
 use super::types::ByType;
 use crate::cli::fleet_table::mib;
+use crate::cli::provenance::Provenance;
 use crate::measure::MeasureError;
 use crate::measure::beyond::Beyond;
 use crate::measure::findings::{Findings, ideal_within_domains};
 use crate::measure::frames::{self, Pages, SharedBy};
 use crate::measure::scan::Scan;
 use crate::measure::source::Source;
+use crate::measure::source::file::FileSource;
 use crate::measure::volatile::Volatile;
 use crate::measure::watch::Watched;
 use crate::memory::PAGE_BYTES;
@@ -26,11 +28,13 @@ pub(super) struct SharedNow {
     pub(super) shared_by: SharedBy,
     /// Distinct frames.
     pub(super) frames: u64,
-    /// Present pages less distinct frames.
+    /// What sharing saves: pages on shared frames less these frames.
     pub(super) saved_pages: u64,
-    /// Saved pages as a part of the ideal within the trust domains; 1 if there was nothing to save.
-    pub(super) fraction_of_ideal: f64,
-    /// Frames that writing to every shared page would take.
+    /// What is saved and what is on the zero frame.
+    pub(super) freed_pages: u64,
+    /// Freed pages as a part of the ideal within the trust domains; `null` if there was nothing to free.
+    pub(super) fraction_of_ideal: Option<f64>,
+    /// Frames that writing to every shared page and every page on the zero frame would take.
     pub(super) debt_pages: u64,
     /// Frame numbers are hidden from this user.
     pub(super) estimated: bool,
@@ -44,14 +48,15 @@ impl SharedNow {
     pub(super) fn of(subjects: &Subjects, scan: &Scan) -> Result<(Self, u64), MeasureError> {
         let frames = frames::measure(&subjects.spaces)?;
         let ideal = ideal_within_domains(&subjects.subjects, scan, subjects.spaces.len());
-        let fraction_of_ideal = if ideal == 0 { 1.0 } else { frames.saved_pages as f64 / ideal as f64 };
+        let fraction_of_ideal = (ideal > 0).then(|| frames.freed_pages() as f64 / ideal as f64);
         let now = Self {
             pages: frames.pages,
             shared_by: frames.shared_by_what,
             frames: frames.frames,
             saved_pages: frames.saved_pages,
+            freed_pages: frames.freed_pages(),
             fraction_of_ideal,
-            debt_pages: frames.saved_pages,
+            debt_pages: frames.freed_pages(),
             estimated: frames.estimated,
             notes: frames.notes,
         };
@@ -75,6 +80,10 @@ pub(super) struct Measured {
     pub(super) beyond: Option<Beyond>,
     /// What was seen from look to look, where that was asked for.
     pub(super) watched: Option<Watched>,
+    /// What else is large in the processes, and was not measured.
+    pub(super) left_out: Vec<LeftOut>,
+    /// When, where and how.
+    pub(super) measured_by: Provenance,
     /// Threads that read.
     pub(super) threads: usize,
     /// What a reader should know.
@@ -103,6 +112,7 @@ impl Measured {
                 );
             }
         }
+        notes.extend(subjects.files.iter().flat_map(FileSource::notes));
         for file in subjects.files.iter().filter(|file| file.was_written()) {
             notes.push(format!("{} was written while it was measured: measure a copy", file.name()));
         }
@@ -116,7 +126,20 @@ impl Measured {
                 findings.passes
             ));
         }
-        Ok(Self { findings, shared_now, by_type, volatile, beyond: None, watched: None, threads, notes })
+        let left_out = subjects.left_out.clone();
+        let measured_by = Provenance::now(subjects.spaces.iter().map(|space| space.pid));
+        Ok(Self {
+            findings,
+            shared_now,
+            by_type,
+            volatile,
+            beyond: None,
+            watched: None,
+            left_out,
+            measured_by,
+            threads,
+            notes,
+        })
     }
 
     /// The result in one sentence.
@@ -124,22 +147,22 @@ impl Measured {
         let f = &self.findings;
         let present = f.present();
         let ideal = f.ideal_within_domains_pages;
-        let percent =
-            |part: u64, whole: u64| if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 };
-        let mut text = format!(
-            "{} MiB in memory, sharing would save {} MiB of it ({:.1} %)",
-            mib(present * PAGE_BYTES),
-            mib(ideal * PAGE_BYTES),
-            percent(ideal, present)
-        );
+        let mut text = match present {
+            0 => "nothing is in memory: there is nothing to share".to_owned(),
+            _ => format!(
+                "{} MiB in memory, sharing would free {} MiB of it ({:.1} %)",
+                mib(present * PAGE_BYTES),
+                mib(ideal * PAGE_BYTES),
+                100.0 * ideal as f64 / present as f64
+            ),
+        };
         if let Some(now) = &self.shared_now {
             let about = if now.estimated { "about " } else { "" };
-            let saved = mib(now.saved_pages * PAGE_BYTES);
-            let _ = write!(
-                text,
-                "; {about}{saved} MiB are saved now ({:.1} % of that)",
-                100.0 * now.fraction_of_ideal
-            );
+            let [saved, zero] = [now.saved_pages, now.pages.zero].map(|pages| mib(pages * PAGE_BYTES));
+            let _ = write!(text, "; now {about}{saved} MiB are saved by sharing and {zero} MiB are on the zero frame");
+            if let Some(fraction) = now.fraction_of_ideal {
+                let _ = write!(text, " ({:.1} % of that)", 100.0 * fraction);
+            }
         }
         text
     }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::Args;
+use crate::cli::fleet_table::mib;
 use crate::host::daemon::one_line;
 use crate::host::living::choose;
 use crate::host::page_types::page_types;
@@ -17,6 +19,7 @@ use crate::measure::findings::Subject;
 use crate::measure::freeze::Frozen;
 use crate::measure::page_types::{PageTypes, Ram, pc_ram};
 use crate::measure::source::Source;
+use crate::measure::source::choice::{Choice, Kind};
 use crate::measure::source::file::FileSource;
 use crate::measure::source::mappings::{guest_memory, mappings, named_memory};
 use crate::measure::source::process::ProcessSource;
@@ -79,8 +82,40 @@ pub(super) struct Subjects {
     pub(super) files: Vec<FileSource>,
     /// What each one's pages are used for, where that is known.
     pub(super) page_types: Vec<Option<Arc<PageTypes>>>,
-    /// Why it is not, where it was asked for.
+    /// What else is large in the processes.
+    pub(super) left_out: Vec<LeftOut>,
+    /// What a reader should know of the choice.
     pub(super) notes: Vec<String>,
+}
+
+/// A large stretch of a process that was not taken for guest memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeftOut {
+    /// The process.
+    pid: u32,
+    /// Its addresses, as `--range` takes them.
+    range: String,
+    /// Its length.
+    bytes: u64,
+    /// Of that, what has a frame or is on swap.
+    held_bytes: u64,
+    /// What it is made of.
+    kind: String,
+    /// Why it was left out.
+    reason: String,
+}
+
+impl LeftOut {
+    fn of(pid: u32, choice: &Choice) -> impl Iterator<Item = Self> {
+        choice.left_out.iter().map(move |(stretch, reason)| Self {
+            pid,
+            range: format!("{:x}-{:x}", stretch.hvas.start, stretch.hvas.end),
+            bytes: stretch.bytes(),
+            held_bytes: stretch.held_bytes,
+            kind: stretch.kind.to_string(),
+            reason: reason.to_string(),
+        })
+    }
 }
 
 impl Subjects {
@@ -110,7 +145,11 @@ impl Subjects {
             bail!("--pid {pid} is given twice");
         }
         for pid in &args.pid {
-            found.push(process(*pid, args)?, domain_of(&args.domain, &pid.to_string()));
+            let (space, choice) = process(*pid, args)?;
+            found.left_out.extend(LeftOut::of(*pid, &choice));
+            found.notes.extend(choice.note(*pid));
+            found.notes.extend(untouched_file(&choice, *pid));
+            found.push(space, domain_of(&args.domain, &pid.to_string()));
         }
         let mut seen = BTreeSet::new();
         for path in &args.file {
@@ -225,8 +264,21 @@ impl Subjects {
     }
 }
 
-/// The guest in a process.
-fn process(pid: u32, args: &Args) -> anyhow::Result<Space> {
+/// A restored guest's memory is a file of which the process has those pages only that were touched since.
+fn untouched_file(choice: &Choice, pid: u32) -> Option<String> {
+    let files = choice.taken.iter().filter(|stretch| stretch.kind == Kind::File);
+    let absent: u64 = files.map(|stretch| stretch.bytes().saturating_sub(stretch.held_bytes)).sum();
+    (absent > 0).then(|| {
+        format!(
+            "memory of process {pid} is a mapped file, as after a restore: the {} MiB of it that were not touched since are in the file only, \
+             and count as absent",
+            mib(absent)
+        )
+    })
+}
+
+/// The guest in a process, and how it was chosen.
+fn process(pid: u32, args: &Args) -> anyhow::Result<(Space, Choice)> {
     let mappings = mappings(pid)?;
     let of_this = |range: &&PidRange| range.pid == Some(pid) || (range.pid.is_none() && args.pid.len() == 1);
     let ranges: Vec<Range<u64>> = args.range.iter().filter(of_this).map(|range| range.hvas.clone()).collect();
@@ -239,8 +291,11 @@ fn process(pid: u32, args: &Args) -> anyhow::Result<Space> {
     {
         bail!("--range names process {unknown}, and --pid does not");
     }
-    let extents = match ranges.is_empty() {
-        true => guest_memory(pid, &mappings)?,
+    let (extents, choice) = match ranges.is_empty() {
+        true => {
+            let choice = guest_memory(pid, &mappings)?;
+            (choice.extents(), choice)
+        }
         false => named_memory(pid, &mappings, &ranges)?,
     };
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -248,7 +303,7 @@ fn process(pid: u32, args: &Args) -> anyhow::Result<Space> {
         "" => pid.to_string(),
         comm => format!("{comm} {pid}"),
     };
-    Ok(Space { name, pid, extents })
+    Ok((Space { name, pid, extents }, choice))
 }
 
 fn domain_of(domains: &[Domain], member: &str) -> String {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::output::Measured;
 use super::types::{ByType, TypeRow};
-use crate::cli::fleet_table::{mib, table};
+use crate::cli::fleet_table::{counted, mib, table};
 use crate::measure::beyond::Beyond;
 use crate::measure::sample::Estimate;
 use crate::measure::watch::Watched;
@@ -19,7 +19,16 @@ impl fmt::Display for Measured {
             [name.to_owned(), pages, mib, what.to_owned()]
         };
         let mut guests = table(
-            &["guest", "domain", "MiB", "in memory", "zero", "twice in it", "contents", "in common"],
+            &[
+                "guest, MiB",
+                "domain",
+                "RAM",
+                "in memory",
+                "zero",
+                "duplicates inside",
+                "distinct",
+                "of these others have",
+            ],
             2,
         );
         for guest in &found.guests {
@@ -40,7 +49,7 @@ impl fmt::Display for Measured {
             row("distinct", c.distinct, "different contents"),
             row("ideal, all with all", found.ideal_saved_pages, "the first three"),
             row("ideal within domains", found.ideal_within_domains_pages, "what may be shared"),
-            row("debt of the ideal", found.debt_pages, "frames that writing to all of it would take"),
+            row("debt of the ideal", found.debt_pages, "needed again if all of it were written"),
         ] {
             classes.add_row(cells);
         }
@@ -60,7 +69,7 @@ impl fmt::Display for Measured {
         }
         writeln!(f, "{classes}")?;
         if found.domains.len() > 1 {
-            let mut domains = table(&["domain", "guests", "in memory", "distinct", "ideal saves"], 1);
+            let mut domains = table(&["domain, MiB", "guests", "in memory", "distinct", "ideal frees"], 1);
             for d in &found.domains {
                 let [present, distinct, ideal] =
                     [d.present, d.distinct, d.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
@@ -73,15 +82,15 @@ impl fmt::Display for Measured {
             let by = &now.shared_by;
             let mut table = table(&["shared now", "pages", "MiB"], 1);
             for (name, count) in [
-                ("zero frame", now.pages.zero),
-                ("by slabs", by.slab),
+                ("zero frame", Some(now.pages.zero)),
+                ("by slabs", Some(by.slab)),
                 ("by KSM", by.ksm),
-                ("by files", by.file),
-                ("otherwise", by.other),
-                ("saved", now.saved_pages),
-                ("debt", now.debt_pages),
+                ("by files", Some(by.file)),
+                ("otherwise", Some(by.other)),
+                ("saved by sharing", Some(now.saved_pages)),
+                ("freed: saved, and zero frame", Some(now.freed_pages)),
             ] {
-                let [pages, mib] = pages(count);
+                let [pages, mib] = count.map_or(["-".to_owned(), "-".to_owned()], pages);
                 table.add_row([name.to_owned(), pages, mib]);
             }
             writeln!(f, "{table}")?;
@@ -107,7 +116,7 @@ impl Measured {
         let found = &self.findings;
         if (2..=12).contains(&found.pairs.len()) {
             let numbers: Vec<String> = (1..=found.pairs.len()).map(|n| n.to_string()).collect();
-            let mut header = vec!["contents in common"];
+            let mut header = vec!["contents in common, pages"];
             header.extend(numbers.iter().map(String::as_str));
             let mut pairs = table(&header, 1);
             for (n, (guest, row)) in found.guests.iter().zip(&found.pairs).enumerate() {
@@ -120,8 +129,8 @@ impl Measured {
         if let Some(runs) = found.runs.filter(|runs| runs.runs > 0) {
             writeln!(
                 f,
-                "{} runs of pages between guests, the longest of {}; merging them takes at most {} mappings",
-                runs.runs,
+                "{} of pages between guests, the longest of {}; merging them takes at most {} mappings",
+                counted(runs.runs, "run"),
                 runs.longest,
                 found.mappings_at_most.unwrap_or_default()
             )?;
@@ -139,7 +148,7 @@ impl Measured {
 
 fn types_table(f: &mut fmt::Formatter<'_>, by_type: &ByType) -> fmt::Result {
     let header =
-        ["pages used for", "pages", "in memory", "zero", "within", "between", "distinct", "shared now"];
+        ["used for, in pages", "all", "in memory", "zero", "within", "between", "distinct", "shared now"];
     let mut table = table(&header, 1);
     for TypeRow { name, counts: c } in &by_type.types {
         let counts =
@@ -176,12 +185,12 @@ fn beyond_table(f: &mut fmt::Formatter<'_>, beyond: &Beyond) -> fmt::Result {
 }
 
 fn watched_table(f: &mut fmt::Formatter<'_>, watched: &Watched) -> fmt::Result {
-    let mut table = table(&["after", "shared pages", "began", "ended", "saved MiB", "ideal MiB"], 0);
+    let mut table = table(&["after", "shared pages", "began", "ended", "freed MiB", "ideal MiB"], 0);
     for look in &watched.looks {
         let cells = [look.shared_pages, look.began_pages, look.ended_pages].map(|pages| pages.to_string());
         let [shared, began, ended] = cells;
-        let [saved, ideal] = [look.saved_pages, look.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
-        table.add_row([format!("{:.1} s", look.seconds), shared, began, ended, saved, ideal]);
+        let [freed, ideal] = [look.freed_pages, look.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
+        table.add_row([format!("{:.1} s", look.seconds), shared, began, ended, freed, ideal]);
     }
     writeln!(f, "{table}")?;
     match watched.half_life_seconds {

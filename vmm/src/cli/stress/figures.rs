@@ -1,6 +1,7 @@
 //! What became of a fleet under stress as a page of plots and tables.
 
-use super::fate;
+use super::{fate, reasons};
+use crate::cli::provenance::Provenance;
 use crate::host::stress::series::Sample;
 use crate::host::stress::verdict::{Fate, Verdict};
 use crate::measure::page::{Item, Lines, Page, Section, Table};
@@ -21,7 +22,13 @@ pub(super) fn page(verdict: &Verdict) -> Page {
             "{state}: {}. KVM {}, engine {}, Linux {}.",
             verdict.about, verdict.backend, verdict.engine, verdict.kernel
         ),
-        sections: vec![outcome(verdict), over_time(verdict), phases(verdict), guests(verdict)],
+        sections: vec![
+            outcome(verdict),
+            over_time(verdict),
+            phases(verdict),
+            guests(verdict),
+            Provenance::now([]).section(),
+        ],
     }
 }
 
@@ -30,7 +37,7 @@ fn outcome(verdict: &Verdict) -> Section {
         ("pages checked", verdict.verified_pages.to_string()),
         ("of these wrong", verdict.mismatched_pages.to_string()),
         ("capacity, MiB", format!("{:.0}", mib(verdict.capacity_pages))),
-        ("promised, times that", format!("{:.2}", verdict.promised_times())),
+        ("promised, in capacities", format!("{:.2}", verdict.promised_times())),
         ("most in use, % of it", format!("{:.0}", verdict.used_peak_percent())),
         ("guests stopped", verdict.count(Fate::Stopped).to_string()),
         ("suspended at some time", verdict.ever_suspended().to_string()),
@@ -77,7 +84,7 @@ fn over_time(verdict: &Verdict) -> Section {
         ("throttled", |s| s.throttled as f64),
         ("suspended", |s| s.suspended as f64),
     ];
-    let stalls: [Curve; 2] = [("some", |s| s.psi_some_percent), ("everybody", |s| s.psi_full_percent)];
+    let stalls: [Curve; 2] = [("some tasks (PSI some)", |s| s.psi_some_percent), ("all tasks (PSI full)", |s| s.psi_full_percent)];
     let samples = &verdict.series.samples;
     let every = samples.len().div_ceil(PLOT_POINTS).max(1);
     let last = samples.len().saturating_sub(1);
@@ -97,7 +104,7 @@ fn over_time(verdict: &Verdict) -> Section {
             plot("Memory", "MiB", &memory),
             plot("Promises", "MiB", &promises),
             plot("Guests", "guests", &guests),
-            plot("Waiting for memory", "% of 10 s", &stalls),
+            plot("Tasks waiting for memory (pressure stall information)", "% of the last 10 s", &stalls),
         ],
     }
 }
@@ -121,14 +128,18 @@ fn guests(verdict: &Verdict) -> Section {
     let rows = verdict.guests.iter().map(|guest| {
         // The last phase in which writes were timed.
         let p99 = guest.latencies.last().map_or("-".into(), |l| format!("{:.1}", l.p99_ns as f64 / 1000.0));
-        let mut row = vec![guest.name.clone(), fate(guest)];
+        let mut row = vec![guest.name.clone(), fate(guest).into()];
         row.extend(
             [guest.fill_seconds, guest.held_seconds, guest.suspended_seconds].map(|s| format!("{s:.1}")),
         );
         row.push(p99);
         row
     });
-    let header = ["guest", "in the end", "fill, s", "held back, s", "suspended, s", "write p99, us"];
-    let items = vec![Item::Table(Table { header: header.map(String::from).to_vec(), rows: rows.collect() })];
+    let header = ["guest", "in the end", "fill, s", "throttled, s", "suspended, s", "write p99, us"];
+    let mut items = vec![Item::Table(Table { header: header.map(String::from).to_vec(), rows: rows.collect() })];
+    let reasons = reasons(verdict);
+    if !reasons.is_empty() {
+        items.push(Item::Notes(reasons));
+    }
     Section { heading: "Guests".into(), text: String::new(), items }
 }

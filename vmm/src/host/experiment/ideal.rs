@@ -53,11 +53,12 @@ fn converge(
     let Some((_, last)) = seen.last().copied() else { return Ok(()) };
     let ideal = content.ideal_saved_pages.max(1) as f64;
     measured.count([
-        ("saved_pages", last.total()),
+        ("freed_pages", last.total()),
+        ("saved_pages", last.by_sharing()),
         ("frames_pages", present.total().saturating_sub(last.total())),
-        ("saved_zero_pages", last.zero),
-        ("saved_self_pages", last.own),
-        ("saved_cross_pages", last.cross),
+        ("freed_zero_pages", last.zero),
+        ("freed_self_pages", last.own),
+        ("freed_cross_pages", last.cross),
     ]);
     measured.put("achieved_percent", 100.0 * last.total() as f64 / ideal);
     for (part, name) in PARTS {
@@ -127,13 +128,13 @@ fn churn(
         ("churn_still_shared_pages", watched.still_shared_pages),
     ]);
     if content.ideal_saved_pages > 0 {
-        let achieved = 100.0 * frames.saved_pages as f64 / content.ideal_saved_pages as f64;
+        let achieved = 100.0 * frames.freed_pages() as f64 / content.ideal_saved_pages as f64;
         measured.put("churn_achieved_percent", achieved);
     }
     if let Some(seconds) = watched.half_life_seconds {
         measured.put("churn_half_life_seconds", seconds);
     }
-    let looks = watched.looks.iter().map(|look| (look.seconds, look.saved_pages as f64));
-    measured.series.insert("churn_saved_pages".into(), looks.collect());
+    let looks = watched.looks.iter().map(|look| (look.seconds, look.freed_pages as f64));
+    measured.series.insert("churn_freed_pages".into(), looks.collect());
     Ok(())
 }

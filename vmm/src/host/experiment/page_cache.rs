@@ -89,7 +89,7 @@ impl Rounds {
 /// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let mut image = Image::new(stage)?;
-    let drive = DriveSpec { path: image.file.path().into(), read_only: true };
+    let drive = DriveSpec { path: image.file.path().into(), read_only: true, format: None };
     let mut spec = stage.spec(&["experiment"; 2])?;
     for guest in &mut spec.guests {
         guest.drives = vec![drive.clone()];

@@ -38,7 +38,8 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
         fleet.start_merging()?;
         stage.settle(fleet, Instant::now(), |_, _| Ok(()))?;
         let (saved, frames) = fleet.paused(|_| present.saved())?;
-        measured.put("saved_pages", saved.total() as f64);
+        measured.put("freed_pages", saved.total() as f64);
+        measured.put("saved_pages", saved.by_sharing() as f64);
         for (number, name) in OBSERVERS {
             let shared = frames.guests.get(number).map_or(0, |guest| guest.pages.shared);
             measured.put(&format!("{name}_shared_pages"), shared as f64);

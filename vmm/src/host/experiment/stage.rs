@@ -210,7 +210,7 @@ pub(super) struct Present {
     pages: Vec<u64>,
 }
 
-/// Frames that are saved, by what saves them.
+/// Frames that are freed, by what frees them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Saved {
     /// Pages of zeros: on the kernel's frame of zeros, or given back.
@@ -222,8 +222,14 @@ pub(super) struct Saved {
 }
 
 impl Saved {
+    /// What sharing saves, zeros not counted.
+    pub(super) fn by_sharing(&self) -> u64 {
+        self.own + self.cross
+    }
+
+    /// What needs no frame.
     pub(super) fn total(&self) -> u64 {
-        self.zero + self.own + self.cross
+        self.zero + self.by_sharing()
     }
 }
 
@@ -252,8 +258,7 @@ impl Present {
         for (space, pages) in self.spaces.iter().zip(&self.pages) {
             let one = frames::measure(std::slice::from_ref(space))?;
             saved.zero += one.pages.zero + pages.saturating_sub(one.pages.present());
-            // Present pages less distinct frames, less zeros.
-            saved.own += one.saved_pages.saturating_sub(one.pages.zero);
+            saved.own += one.saved_pages;
             alone += one.frames;
         }
         saved.cross = alone.saturating_sub(all.frames);

@@ -20,6 +20,17 @@ pub struct DriveSpec {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// That it is raw, whatever its first bytes are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DriveFormat>,
+}
+
+/// What a disk's file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveFormat {
+    /// Sectors, one after the other.
+    Raw,
 }
 
 /// The drives of `guest` as a file in `dir` gives them.

@@ -123,7 +123,7 @@ pub fn number(value: f64) -> String {
     let mut text = String::from(if value <= -0.5 { "-" } else { "" });
     for (at, digit) in digits.char_indices() {
         if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(' ');
+            text.push('\u{a0}');
         }
         text.push(digit);
     }
@@ -136,13 +136,13 @@ const STYLE: &str = "\
 --s0:#2a78d6;--s1:#1baf7a;--s2:#eda100;--s3:#008300;--s4:#4a3aa7;--s5:#e34948}
 @media(prefers-color-scheme:dark){:root{--page:#0d0d0d;--card:#1a1a19;--ink:#fff;--soft:#c3c2b7;--mute:#98978f;--rule:#2c2c2a;\
 --s0:#3987e5;--s1:#199e70;--s2:#c98500;--s3:#2fa02f;--s4:#9085e9;--s5:#e66767}}
-body{margin:0 auto;max-width:62rem;padding:1.5rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+body{margin:0 auto;max-width:70rem;padding:1.5rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:0 0 .4rem}p{color:var(--soft);margin:.2rem 0 .8rem;max-width:48rem}
 section{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:1rem 1.2rem;margin:1rem 0}
 figure{margin:.6rem 0 0}figcaption{color:var(--soft);font-size:.9rem}
 dl{display:flex;flex-wrap:wrap;gap:1rem 2.2rem;margin:.4rem 0}dt{color:var(--soft);font-size:.85rem}dd{margin:0;font-size:1.5rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid var(--rule);white-space:nowrap}
+th,td{padding:.25rem .8rem .25rem 0;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top;max-width:28rem;overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:500}.n{text-align:right}
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--soft)}svg .v{fill:var(--ink)}svg .on{fill:#fff}.g{stroke:var(--rule);stroke-width:1}.l{fill:none;stroke-width:2;stroke-linejoin:round}

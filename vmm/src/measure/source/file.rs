@@ -1,14 +1,16 @@
-//! A raw memory image in a file.
+//! Memory in a file: a raw image, or an ELF core.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::core::{Core, CoreError, Part};
 use super::{EachPage, PageReader, Source, Unread, hand_on};
+use crate::image::format::{Class, Format};
 use crate::measure::page_types::PageTypes;
 use crate::measure::{MeasureError, PAGE};
 use crate::memory::PAGE_BYTES;
@@ -43,10 +45,24 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
+    /// It is of another format.
+    #[error(
+        "{} is {format}: a raw memory image or an ELF core is expected; {}",
+        path.display(), format.advice_for_memory()
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        format: Format,
+    },
+    /// It is a core that cannot be measured.
+    #[error(transparent)]
+    Core(#[from] CoreError),
     /// It ends within a page.
     #[error(
-        "{} has {bytes} bytes, which are not whole pages of {PAGE_BYTES}: is it a raw image, without a header? \
-         `truncate -s {} {}` would leave the whole pages",
+        "{} has {bytes} bytes, which are not whole pages of {PAGE_BYTES}: is it a raw image, without a header? If it is, \
+         `head -c {} {} > COPY` makes a copy of its whole pages",
         path.display(), bytes / PAGE_BYTES * PAGE_BYTES, path.display()
     )]
     Unaligned {
@@ -78,7 +94,7 @@ pub enum ImageError {
     },
 }
 
-/// A raw memory image.
+/// Memory in a file.
 #[derive(Debug)]
 pub struct FileSource {
     name: String,
@@ -86,14 +102,17 @@ pub struct FileSource {
     file: File,
     bytes: u64,
     modified: (i64, i64),
+    /// Where its memory is.
+    parts: Vec<Part>,
+    notes: Vec<String>,
     page_types: Option<Arc<PageTypes>>,
 }
 
 impl FileSource {
-    /// Opens the image at `path`, called `name` in reports.
+    /// Opens the image or core at `path`, called `name` in reports.
     ///
     /// # Errors
-    /// It is no raw image, or may not be read.
+    /// It is neither, or may not be read.
     pub fn open(path: &Path, name: String) -> Result<Self, ImageError> {
         let path = path.to_owned();
         let (file, meta) = match named_file::any(&path) {
@@ -102,11 +121,22 @@ impl FileSource {
         };
         let bytes = meta.len();
         match bytes {
-            _ if !meta.is_file() => Err(ImageError::Kind { path }),
-            0 => Err(ImageError::Empty { path }),
-            _ if !bytes.is_multiple_of(PAGE_BYTES) => Err(ImageError::Unaligned { path, bytes }),
-            _ => Ok(Self { name, path, file, bytes, modified: modified(&meta), page_types: None }),
+            _ if !meta.is_file() => return Err(ImageError::Kind { path }),
+            0 => return Err(ImageError::Empty { path }),
+            _ => {}
         }
+        let format = match Format::of_file(&file) {
+            Ok(format) => format,
+            Err(source) => return Err(ImageError::Read { path, at: 0, source }),
+        };
+        let Core { parts, notes } = match format {
+            Some(Format { class: Class::Core, .. }) => Core::open(&path, &file, bytes)?,
+            Some(format) => return Err(ImageError::Format { path, format }),
+            None if !bytes.is_multiple_of(PAGE_BYTES) => return Err(ImageError::Unaligned { path, bytes }),
+            None => Core { parts: vec![Part { at: 0, pages: bytes / PAGE_BYTES }], notes: Vec::new() },
+        };
+        let modified = modified(&meta);
+        Ok(Self { name, path, file, bytes, modified, parts, notes, page_types: None })
     }
 
     /// The same, with what its pages are used for, if that is known.
@@ -114,9 +144,27 @@ impl FileSource {
         Self { page_types, ..self }
     }
 
+    /// What a reader of the numbers should know of it.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.notes.iter().map(|note| format!("{}: {note}", self.name))
+    }
+
     /// Whether somebody wrote it since it was opened.
     pub fn was_written(&self) -> bool {
         self.file.metadata().is_ok_and(|meta| meta.len() != self.bytes || modified(&meta) != self.modified)
+    }
+
+    /// Where page number `page` is.
+    fn place(&self, page: u64) -> u64 {
+        let mut before = 0;
+        for Part { at, pages } in &self.parts {
+            if page < before + pages {
+                return at + (page - before) * PAGE_BYTES;
+            }
+            before += pages;
+        }
+        // Of no part: there is nothing to be read there.
+        self.bytes
     }
 }
 
@@ -130,7 +178,7 @@ impl Source for FileSource {
     }
 
     fn extents(&self) -> Vec<u64> {
-        vec![self.bytes / PAGE_BYTES]
+        self.parts.iter().map(|part| part.pages).collect()
     }
 
     fn is_live(&self) -> bool {
@@ -154,10 +202,11 @@ struct Reader<'a> {
 impl PageReader for Reader<'_> {
     fn read(&mut self, first: u64, pages: u64, each: EachPage<'_>) -> Result<Unread, MeasureError> {
         let FileSource { path, file, bytes, .. } = self.image;
+        let place = self.image.place(first);
         for start in (first..first + pages).step_by(BATCH_PAGES) {
             let len = (first + pages - start).min(BATCH_PAGES as u64) as usize;
             let buffer = &mut self.buffer[..len * PAGE];
-            let at = start * PAGE_BYTES;
+            let at = place + (start - first) * PAGE_BYTES;
             file.read_exact_at(buffer, at).map_err(|source| match source.kind() {
                 ErrorKind::UnexpectedEof => ImageError::Shrunk { path: path.clone(), at, bytes: *bytes },
                 _ => ImageError::Read { path: path.clone(), at, source },

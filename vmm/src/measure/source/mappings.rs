@@ -1,80 +1,33 @@
-//! Which mappings of a process are the memory of a guest: by rule, or as ranges that were named.
+//! The mappings of a process: read, joined to stretches, chosen from by the rule of [`super::choice`] or by ranges that were named.
 //!
-//! The rule: memory that is writable, not executable, and anonymous or of a memfd, of shared memory or of huge pages (not the heap,
-//! not a stack, no file of a disk) counts. Neighbours are one stretch if one of them is a slab of Samepage's, if both are of
-//! that size, or if they are of one file. Guest memory are the stretches of at least [`LEAST_BYTES`] that have at least a [`FRACTION`]th of the largest one. So QEMU, Firecracker and Cloud Hypervisor keep their guests'
-//! memory. What else is as large (a framebuffer, a cache) is taken for it, and memory above a hole that is smaller than that
-//! is not: name the ranges then.
+//! Neighbours are one stretch if one of them is a slab of Samepage's, if both are large and of one kind, or if they are of one file.
 
-use std::fmt;
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::choice::{Choice, FilePart, Kind, LEAST_BYTES, Stretch, Stretches};
 use crate::memory::slab::SLAB_NAME;
+use crate::memory::smaps::Area;
 use crate::memory::{Extent, PAGE_BYTES};
 
-/// The smallest stretch that may be guest memory.
-pub const LEAST_BYTES: u64 = 16 << 20;
-/// A stretch of less than this part of the largest one is something else.
-pub const FRACTION: u64 = 16;
-/// Stretches that an error lists.
-const LISTED: usize = 8;
-
-/// What a mapping is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// Anonymous memory.
-    Anonymous,
-    /// A memfd, shared memory, huge pages.
-    Memory,
-    /// The heap, a stack, code, a file.
-    Other,
-}
-
-/// One line of `/proc/PID/maps`.
+/// One mapping of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// Its addresses.
     pub hvas: Range<u64>,
     /// What it is made of.
-    pub backing: Backing,
-    /// The number of its file; 0 if it has none.
-    inode: u64,
+    pub kind: Kind,
+    /// Bytes that have a frame or are on swap.
+    pub held_bytes: u64,
+    /// Its file and where in it, if it is a file's.
+    part: Option<FilePart>,
+    is_shared: bool,
     is_slab: bool,
     is_readable: bool,
-    is_data: bool,
-}
-
-/// A contiguous stretch of memory that may be a guest's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stretch(pub Range<u64>);
-
-impl fmt::Display for Stretch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}-{:x} ({} KiB)", self.0.start, self.0.end, (self.0.end - self.0.start) >> 10)
-    }
-}
-
-/// Stretches in a row, for errors.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stretches(pub Vec<Stretch>);
-
-impl fmt::Display for Stretches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return write!(f, "none at all");
-        }
-        for (n, stretch) in self.0.iter().take(LISTED).enumerate() {
-            write!(f, "{}{stretch}", if n == 0 { "" } else { ", " })?;
-        }
-        match self.0.len().saturating_sub(LISTED) {
-            0 => Ok(()),
-            more => write!(f, " and {more} smaller ones"),
-        }
-    }
 }
 
 /// Why there is nothing to measure in a process.
@@ -107,7 +60,7 @@ pub enum MappingError {
     },
     /// There is no guest in it.
     #[error(
-        "process {pid} has no memory that looks like a guest's: a writable stretch of {} MiB or more, anonymous or shared. It has {stretches}. \
+        "process {pid} has no memory that looks like a guest's: a writable stretch of {} MiB or more with pages in memory. It has {stretches}. \
          Name what you mean with --range START-END",
         LEAST_BYTES >> 20
     )]
@@ -119,7 +72,7 @@ pub enum MappingError {
     },
     /// A range that was named is not memory.
     #[error(
-        "range {range:x?} of process {pid} is not mapped at {at:#x}; the largest stretches of memory are {stretches}"
+        "range {range:x?} of process {pid} is not readable memory at {at:#x}; the largest stretches are {stretches}"
     )]
     Unmapped {
         /// Which.
@@ -146,74 +99,123 @@ pub enum MappingError {
 /// # Errors
 /// It is gone or somebody else's.
 pub fn mappings(pid: u32) -> Result<Vec<Mapping>, MappingError> {
-    let path = PathBuf::from(format!("/proc/{pid}/maps"));
-    let text =
-        std::fs::read_to_string(&path).map_err(|source| match (source.kind(), source.raw_os_error()) {
-            (ErrorKind::NotFound, _) | (_, Some(libc::ESRCH)) => MappingError::Gone { pid },
-            (ErrorKind::PermissionDenied, _) => MappingError::Denied { pid },
-            _ => MappingError::Read { path, source },
-        })?;
-    if text.is_empty() {
+    let areas = Area::of(pid).map_err(|source| match (source.kind(), source.raw_os_error()) {
+        (ErrorKind::NotFound, _) | (_, Some(libc::ESRCH)) => MappingError::Gone { pid },
+        (ErrorKind::PermissionDenied, _) => MappingError::Denied { pid },
+        _ => MappingError::Read { path: PathBuf::from(format!("/proc/{pid}/smaps")), source },
+    })?;
+    if areas.is_empty() {
         // A zombie, or a thread of the kernel.
         return Err(MappingError::Gone { pid });
     }
-    Ok(text.lines().filter_map(parse).collect())
+    let memory = memory_devices(pid);
+    Ok(areas.iter().filter_map(|area| parse(area, &memory)).collect())
 }
 
-fn parse(line: &str) -> Option<Mapping> {
-    let mut fields = line.splitn(6, ' ');
+/// Devices of file systems that are memory, in the mount namespace of process `pid`, as its maps write them.
+fn memory_devices(pid: u32) -> BTreeSet<String> {
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    mounts.lines().filter_map(memory_device).collect()
+}
+
+/// The device of a line of `/proc/PID/mountinfo`, if what is mounted there is memory.
+fn memory_device(line: &str) -> Option<String> {
+    let (before, after) = line.split_once(" - ")?;
+    if !matches!(after.split(' ').next()?, "tmpfs" | "ramfs" | "hugetlbfs" | "devtmpfs") {
+        return None;
+    }
+    let (major, minor) = before.split(' ').nth(2)?.split_once(':')?;
+    Some(device(major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn device(major: u32, minor: u32) -> String {
+    format!("{major:02x}:{minor:02x}")
+}
+
+/// What a mapping with a name is made of, where its permissions allow it to be RAM.
+pub(super) fn kind_of(name: &str, is_on_memory: bool) -> Kind {
+    let in_memory = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage", "/dev/hugepages"];
+    match name {
+        "" => Kind::Anonymous,
+        "[heap]" => Kind::Other("heap"),
+        _ if name.starts_with("[anon_shmem") => Kind::Memory,
+        _ if name.starts_with("[anon") => Kind::Anonymous,
+        _ if name.starts_with('[') => Kind::Other("stack or the kernel's"),
+        _ if is_on_memory || in_memory.iter().any(|start| name.starts_with(start)) => Kind::Memory,
+        _ if name.starts_with('/') => Kind::File,
+        _ => Kind::Other("of a device or the like"),
+    }
+}
+
+fn parse(area: &Area, memory: &BTreeSet<String>) -> Option<Mapping> {
+    let mut fields = area.header.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let hvas = hex(start)?..hex(end)?;
     let permissions = fields.next()?;
-    let inode = fields.nth(2)?.parse().ok()?;
+    let offset = hex(fields.next()?)?;
+    let device = fields.next()?;
+    let inode: u64 = fields.next()?.parse().ok()?;
     let name = fields.next().unwrap_or("").trim();
-    let in_memory = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage", "/dev/hugepages"];
-    let backing = match name {
-        "" => Backing::Anonymous,
-        _ if name.starts_with("[anon") => Backing::Anonymous,
-        _ if in_memory.iter().any(|start| name.starts_with(start)) => Backing::Memory,
-        _ => Backing::Other,
+    let is_slab = name.contains(SLAB_NAME);
+    let kind = match permissions.as_bytes() {
+        _ if area.is_device => Kind::Other("of a device"),
+        // What is merged was anonymous before.
+        [b'r', b'w', b'-', ..] if is_slab => Kind::Anonymous,
+        [b'r', b'w', b'-', ..] => kind_of(name, memory.contains(device)),
+        [b'r', _, b'x', ..] => Kind::Other("executable"),
+        _ => Kind::Other("read-only"),
     };
+    let bytes = offset..offset.saturating_add(hvas.end - hvas.start);
     Some(Mapping {
-        hvas: hex(start)?..hex(end)?,
-        backing,
-        inode,
-        is_slab: name.contains(SLAB_NAME),
-        is_readable: permissions.starts_with('r'),
-        is_data: permissions.starts_with("rw-"),
+        part: (inode != 0).then(|| FilePart { file: (device.to_owned(), inode), bytes }),
+        hvas,
+        kind,
+        held_bytes: area.held_bytes,
+        is_shared: permissions.ends_with('s'),
+        is_slab,
+        is_readable: permissions.starts_with('r') && !area.is_device,
     })
 }
 
-/// Stretches of memory that may be a guest's, the largest first.
+/// Stretches of memory that can be read, by address.
 fn stretches(mappings: &[Mapping]) -> Vec<Stretch> {
-    let data: Vec<&Mapping> = mappings.iter().filter(|m| m.is_data && m.backing != Backing::Other).collect();
+    let readable: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_readable).collect();
     // A stack or an allocator's memory may lie next to a guest's: that they touch is not enough.
     let belong = |a: &Mapping, b: &Mapping| {
         let are_large = [a, b].iter().all(|m| m.hvas.end - m.hvas.start >= LEAST_BYTES);
-        let are_one_file = a.inode != 0 && a.inode == b.inode;
-        a.hvas.end == b.hvas.start && (a.is_slab || b.is_slab || are_large || are_one_file)
+        let are_one_file =
+            a.part.as_ref().zip(b.part.as_ref()).is_some_and(|(a, b)| a.file == b.file);
+        let is_merged = a.is_slab || b.is_slab;
+        a.hvas.end == b.hvas.start && a.kind == b.kind && (is_merged || are_large || are_one_file)
     };
-    let stretch = |group: &[&Mapping]| Stretch(group[0].hvas.start..group[group.len() - 1].hvas.end);
-    let mut found: Vec<Stretch> = data.chunk_by(|a, b| belong(a, b)).map(stretch).collect();
-    found.sort_by_key(|stretch| (std::cmp::Reverse(stretch.0.end - stretch.0.start), stretch.0.start));
-    found
+    let stretch = |group: &[&Mapping]| Stretch {
+        hvas: group[0].hvas.start..group[group.len() - 1].hvas.end,
+        held_bytes: group.iter().map(|mapping| mapping.held_bytes).sum(),
+        kind: group[0].kind,
+        // Slabs are the engine's, each of many small parts.
+        parts: group.iter().filter(|m| m.is_shared && !m.is_slab).filter_map(|m| m.part.clone()).collect(),
+    };
+    readable.chunk_by(|a, b| belong(a, b)).map(stretch).collect()
 }
 
-/// The memory of the guest in process `pid`, by the rule above.
+/// The memory of the guest in process `pid`, by the rule.
 ///
 /// # Errors
 /// There is none.
-pub fn guest_memory(pid: u32, mappings: &[Mapping]) -> Result<Vec<Extent>, MappingError> {
-    let stretches = stretches(mappings);
-    let bytes = |stretch: &Stretch| stretch.0.end - stretch.0.start;
-    let largest = stretches.first().map_or(0, bytes);
-    let least = LEAST_BYTES.max(largest / FRACTION);
-    if largest < least {
-        return Err(MappingError::NoGuest { pid, stretches: Stretches(stretches) });
+pub fn guest_memory(pid: u32, mappings: &[Mapping]) -> Result<Choice, MappingError> {
+    let choice = Choice::of(stretches(mappings));
+    if choice.taken.is_empty() {
+        return Err(MappingError::NoGuest { pid, stretches: largest(mappings) });
     }
-    let mut ranges: Vec<_> = stretches.iter().filter(|s| bytes(s) >= least).map(|s| s.0.clone()).collect();
-    ranges.sort_by_key(|range| range.start);
-    Ok(extents(&ranges))
+    Ok(choice)
+}
+
+/// All stretches, the one that holds most first.
+fn largest(mappings: &[Mapping]) -> Stretches {
+    let mut stretches = stretches(mappings);
+    stretches.sort_by_key(|stretch| std::cmp::Reverse((stretch.held_bytes, stretch.bytes())));
+    Stretches(stretches)
 }
 
 /// The memory of process `pid` at `ranges`, which are of whole pages.
@@ -224,7 +226,7 @@ pub fn named_memory(
     pid: u32,
     mappings: &[Mapping],
     ranges: &[Range<u64>],
-) -> Result<Vec<Extent>, MappingError> {
+) -> Result<(Vec<Extent>, Choice), MappingError> {
     let mut ranges = ranges.to_vec();
     ranges.sort_by_key(|range| range.start);
     if let Some(pair) = ranges.windows(2).find(|pair| pair[0].end > pair[1].start) {
@@ -238,11 +240,18 @@ pub fn named_memory(
             }
         }
         if at < range.end {
-            let stretches = Stretches(stretches(mappings));
+            let stretches = largest(mappings);
             return Err(MappingError::Unmapped { pid, range: range.clone(), at, stretches });
         }
     }
-    Ok(extents(&ranges))
+    Ok((extents(&ranges), Choice::named(stretches(mappings), &ranges)))
+}
+
+impl Choice {
+    /// Where the guest's RAM is.
+    pub fn extents(&self) -> Vec<Extent> {
+        extents(&self.taken.iter().map(|stretch| stretch.hvas.clone()).collect::<Vec<_>>())
+    }
 }
 
 /// Which guest-physical addresses they have cannot be seen from outside; they are numbered in order.
@@ -257,84 +266,5 @@ fn extents(ranges: &[Range<u64>]) -> Vec<Extent> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FIRECRACKER: &str = "\
-555555554000-5555557a0000 r-xp 00000000 08:01 1 /usr/bin/firecracker
-5555557a0000-555555900000 rw-p 00000000 00:00 0 [heap]
-7f0000000000-7f00c0000000 rw-p 00000000 00:00 0 
-7f0100000000-7f0110000000 rw-p 00000000 00:00 0 
-7f0200000000-7f0200021000 rw-p 00000000 00:00 0 
-7f0300000000-7f0340000000 rwxp 00000000 00:00 0 
-7f0400000000-7f0440000000 rw-s 00000000 08:01 9 /var/lib/disk.img
-7ffc00000000-7ffc40000000 rw-p 00000000 00:00 0 [stack]";
-
-    fn all(text: &str) -> Vec<Mapping> {
-        text.lines().filter_map(parse).collect()
-    }
-
-    fn ranges(extents: &[Extent]) -> Vec<(u64, u64)> {
-        extents.iter().map(|e| (e.hva, e.bytes)).collect()
-    }
-
-    #[test]
-    fn memory_on_both_sides_of_the_hole_is_the_guests() {
-        let found = guest_memory(7, &all(FIRECRACKER)).unwrap();
-        assert_eq!(ranges(&found), [(0x7f00_0000_0000, 3 << 30), (0x7f01_0000_0000, 256 << 20)]);
-        assert_eq!(found[1].gpa, 3 << 30);
-    }
-
-    #[test]
-    fn what_merging_has_cut_up_is_one_stretch() {
-        let text = "\
-7f0000000000-7f0000800000 rw-p 00000000 00:00 0 
-7f0000800000-7f0000900000 rw-p 00003000 00:01 47 /memfd:samepage-slab (deleted)
-7f0000900000-7f0001000000 rw-p 00000000 00:00 0 
-7f0001000000-7f0001800000 rw-p 00000000 00:00 0 ";
-        let found = guest_memory(7, &all(text)).unwrap();
-        assert_eq!(ranges(&found), [(0x7f00_0000_0000, 16 << 20)], "and the stack above it is none of it");
-    }
-
-    #[test]
-    fn a_file_that_is_mapped_in_pieces_is_one_stretch() {
-        let text = "\
-7f0000000000-7f0000800000 rw-s 00000000 00:01 48 /dev/shm/ram with spaces
-7f0000800000-7f0001000000 rw-s 00800000 00:01 48 /dev/shm/ram with spaces
-7f0001000000-7f0001100000 rw-s 00000000 00:01 49 /memfd:other (deleted)";
-        let found = guest_memory(7, &all(text)).unwrap();
-        assert_eq!(ranges(&found), [(0x7f00_0000_0000, 16 << 20)]);
-    }
-
-    #[test]
-    fn without_a_guest_what_there_is_is_listed() {
-        let text = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \n7f0001000000-7f0001001000 r--p 00000000 00:00 0 ";
-        let error = guest_memory(7, &all(text)).unwrap_err().to_string();
-        assert!(
-            error.contains("7f0000000000-7f0000800000 (8192 KiB)") && error.contains("--range"),
-            "{error}"
-        );
-        let none = guest_memory(7, &[]).unwrap_err().to_string();
-        assert!(none.contains("none at all"), "{none}");
-    }
-
-    #[test]
-    fn named_ranges_are_mapped_and_do_not_overlap() {
-        let maps = all(FIRECRACKER);
-        let good = [0x7f01_0000_0000..0x7f01_0000_2000, 0x7f00_0000_1000..0x7f00_0000_3000];
-        let found = named_memory(7, &maps, &good).unwrap();
-        assert_eq!(ranges(&found), [(0x7f00_0000_1000, 0x2000), (0x7f01_0000_0000, 0x2000)]);
-        let over = [0x7f01_0000_0000..0x7f01_0000_2000, 0x7f01_0000_1000..0x7f01_0000_3000];
-        assert!(matches!(named_memory(7, &maps, &over), Err(MappingError::Overlap { .. })));
-        // It begins in a mapping and ends behind it.
-        let off = 0x7f02_0002_0000..0x7f02_0002_2000;
-        let error = named_memory(7, &maps, std::slice::from_ref(&off)).unwrap_err();
-        assert!(matches!(error, MappingError::Unmapped { at: 0x7f02_0002_1000, .. }), "{error}");
-    }
-
-    #[test]
-    fn a_process_that_is_gone_is_told_from_one_of_somebody_else() {
-        assert!(matches!(mappings(u32::MAX - 1), Err(MappingError::Gone { .. })));
-        assert!(!mappings(std::process::id()).unwrap().is_empty());
-    }
-}
+#[path = "mappings_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! What is measured: memory that is read page by page, whatever it is.
 
+pub mod choice;
+pub mod core;
 pub mod file;
 pub mod mappings;
 pub mod process;

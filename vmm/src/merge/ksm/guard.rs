@@ -4,7 +4,10 @@
 //! `Request`. The guard leaves the owner's session, takes the lock, saves the settings *under* the lock
 //! (so that it never saves what another fleet has set), and answers one line, the `Answer`. Only then
 //! does the owner change anything. When the owner's end closes, be it by its own hand or by SIGKILL, the
-//! guard restores and exits; the lock goes with it.
+//! guard restores, says what it has left, and exits; the lock goes with it.
+//!
+//! Should the guard be killed, too, there is a record of what was changed beside the lock, and nobody who has that: the owner, the next
+//! guard, and `samepage doctor` go by it.
 
 #![expect(
     unsafe_code,
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Knobs, Saved};
+use super::settings::{Kept, Knobs, KsmSettings, Saved};
 use crate::merge::EngineError;
 
 /// The longest line either side takes.
@@ -34,6 +37,63 @@ pub(super) struct Request {
     pub(super) lock: PathBuf,
     /// The knobs to guard.
     pub(super) knobs: Knobs,
+    /// What they will be set to.
+    pub(super) settings: KsmSettings,
+}
+
+/// What was changed, and for which process: kept beside the lock while it is so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The process that merges.
+    pub owner: u32,
+    /// What the settings were.
+    pub saved: Saved,
+    /// What they were set to.
+    pub written: Saved,
+}
+
+impl Record {
+    fn path(lock: &Path) -> PathBuf {
+        lock.with_extension("changed.json")
+    }
+
+    /// The one beside `lock`, if there is one that can be read.
+    pub(super) fn beside(lock: &Path) -> Option<Self> {
+        let text = fs::read(Self::path(lock)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Whole, or not at all.
+    fn write(&self, lock: &Path) -> io::Result<()> {
+        let path = Self::path(lock);
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(new, path)
+    }
+
+    fn remove(lock: &Path) {
+        // It is not there, or the next guard finds that everything is as it was.
+        let _ = fs::remove_file(Self::path(lock));
+    }
+
+    /// Puts back what can be, and says what was left.
+    fn restore(&self, knobs: &Knobs, lock: &Path) -> Result<Vec<Kept>, EngineError> {
+        let kept = knobs.restore(&self.saved, &self.written)?;
+        Self::remove(lock);
+        Ok(kept)
+    }
+}
+
+/// Puts back what a process and its guard, both killed, have left changed. None: there is nothing of the kind.
+pub(super) fn recover(lock: &Path, knobs: &Knobs) -> Result<Option<(Record, Vec<Kept>)>, EngineError> {
+    let _held = take_lock(lock, std::process::id())?;
+    recover_locked(lock, knobs)
+}
+
+fn recover_locked(lock: &Path, knobs: &Knobs) -> Result<Option<(Record, Vec<Kept>)>, EngineError> {
+    let Some(record) = Record::beside(lock) else { return Ok(None) };
+    let kept = record.restore(knobs, lock)?;
+    Ok(Some((record, kept)))
 }
 
 /// What the guard answers.
@@ -41,7 +101,14 @@ pub(super) struct Request {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
     /// The settings are saved; change them.
-    Ready(Saved),
+    Ready {
+        /// To this.
+        wanted: Saved,
+        /// Settings that an earlier fleet had left changed were put back first.
+        recovered: Option<Record>,
+    },
+    /// The settings are put back, but for these.
+    Restored(Vec<Kept>),
     /// Somebody else has the lock.
     Busy {
         /// The process that has it.
@@ -66,27 +133,40 @@ pub fn run(owner: UnixStream) -> Result<(), EngineError> {
     let request: Request = receive(&mut BufReader::new(&owner)).map_err(EngineError::Guard)?;
     let prepared = prepare(&request);
     let answer = match &prepared {
-        Ok((_, saved)) => Answer::Ready(saved.clone()),
+        Ok((_, record, recovered)) => {
+            Answer::Ready { wanted: record.written.clone(), recovered: recovered.clone() }
+        }
         Err(EngineError::Busy { owner, .. }) => Answer::Busy { owner: *owner },
         Err(error) => Answer::Failed { reason: chain(error) },
     };
     send(&mut &owner, &answer).map_err(EngineError::Guard)?;
     // The owner knows why and says so.
-    let Ok((lock, saved)) = prepared else {
+    let Ok((lock, record, _)) = prepared else {
         return Ok(());
     };
     // Anything that ends the reading means that the owner is gone.
     let _ = io::copy(&mut &owner, &mut io::sink());
-    let restored = request.knobs.restore(&saved);
+    let restored = record.restore(&request.knobs, &request.lock);
     // Under the lock: whoever takes it next must not find our owner's name.
     let _ = lock.set_len(0);
-    restored
+    let answer = match &restored {
+        Ok(kept) => Answer::Restored(kept.clone()),
+        Err(error) => Answer::Failed { reason: chain(error) },
+    };
+    // An owner that was killed hears nothing.
+    let _ = send(&mut &owner, &answer);
+    restored.map(drop)
 }
 
-fn prepare(request: &Request) -> Result<(File, Saved), EngineError> {
-    let lock = take_lock(&request.lock, request.owner)?;
-    let saved = request.knobs.save()?;
-    Ok((lock, saved))
+/// The lock, what will be changed, and what was found changed.
+fn prepare(request: &Request) -> Result<(File, Record, Option<Record>), EngineError> {
+    let Request { owner, lock: path, knobs, settings } = request;
+    let lock = take_lock(path, *owner)?;
+    let recovered = recover_locked(path, knobs)?.map(|(record, _)| record);
+    let saved = knobs.save()?;
+    let record = Record { owner: *owner, written: knobs.wanted(settings, &saved), saved };
+    record.write(path).map_err(|source| EngineError::Lock { path: path.clone(), source })?;
+    Ok((lock, record, recovered))
 }
 
 /// Takes the lock for `owner` or says who has it.

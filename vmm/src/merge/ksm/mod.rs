@@ -13,11 +13,14 @@ use std::io::BufReader;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use guard::{Answer, Request};
+use guard::{Answer, Record, Request};
 use ksmd::Ksmd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use settings::Saved;
 pub use settings::{Knobs, KsmSettings};
 
 use super::{Engine, EngineError, Progress};
@@ -57,6 +60,37 @@ pub fn available() -> Availability {
         (.., true) => Availability::AsItIs,
         (.., false) => Availability::Stopped,
     }
+}
+
+/// Settings that a process and its guard, both killed, have left changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// The process.
+    pub owner: u32,
+    /// The settings, as `NAME=VALUE (was VALUE)`.
+    pub settings: Vec<String>,
+    /// Shell commands that put them back.
+    pub mend: String,
+}
+
+/// Settings that a fleet of ours has left changed, if one has; changes nothing.
+pub fn left_behind() -> Option<LeftBehind> {
+    left_behind_in(&Knobs::default(), Path::new(LOCK))
+}
+
+fn left_behind_in(knobs: &Knobs, lock: &Path) -> Option<LeftBehind> {
+    let Record { owner, saved, written } = Record::beside(lock)?;
+    // Who merges has a guard, and that has the lock.
+    let file = std::fs::File::open(lock).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
+    let left = knobs.left(&saved, &written).ok()?;
+    let now = knobs.save().ok()?;
+    let is = |name: &str| now.knobs.iter().find(|(knob, _)| knob == name).map_or("", |(_, value)| value);
+    let settings: Vec<String> =
+        left.iter().map(|(name, was)| format!("{name}={} (was {was})", is(name))).collect();
+    let set = |(name, was): &(&str, String)| format!("echo {was} > {}", knobs.path(name).display());
+    let mend = left.iter().map(set).collect::<Vec<_>>().join("; ");
+    (!settings.is_empty()).then_some(LeftBehind { owner, settings, mend })
 }
 
 /// The engine.
@@ -131,28 +165,55 @@ impl Ksm {
         Ok(Guard { process, socket })
     }
 
-    /// Has the settings saved and locked by a guard.
-    fn protect(&self) -> Result<Guard, EngineError> {
+    /// Has the settings saved and locked by a guard, which says what to set.
+    fn protect(&mut self) -> Result<(Guard, Saved), EngineError> {
         let mut guard = self.spawn_guard()?;
-        let request =
-            Request { owner: std::process::id(), lock: self.lock.clone(), knobs: self.knobs.clone() };
-        let answer = guard::send(&mut &guard.socket, &request)
-            .and_then(|()| guard::receive(&mut BufReader::new(&guard.socket)));
-        match answer {
-            Ok(Answer::Ready(_)) => Ok(guard),
-            Ok(Answer::Busy { owner }) => {
-                guard.close();
-                Err(EngineError::Busy { owner, lock: self.lock.clone() })
+        let request = Request {
+            owner: std::process::id(),
+            lock: self.lock.clone(),
+            knobs: self.knobs.clone(),
+            settings: self.settings.clone(),
+        };
+        let answer = guard::send(&mut &guard.socket, &request).and_then(|()| guard.answer());
+        let error = match answer {
+            Ok(Answer::Ready { wanted, recovered }) => {
+                self.notes.extend(recovered.map(|record| {
+                    format!(
+                        "KSM still had the settings of process {}, which was killed with its guard: they were put back before these were made",
+                        record.owner
+                    )
+                }));
+                return Ok((guard, wanted));
             }
-            Ok(Answer::Failed { reason }) => {
-                guard.close();
-                Err(EngineError::Guard(std::io::Error::other(reason)))
+            Ok(Answer::Busy { owner }) => EngineError::Busy { owner, lock: self.lock.clone() },
+            Ok(Answer::Failed { reason }) => EngineError::Guard(std::io::Error::other(reason)),
+            Ok(Answer::Restored(_)) => EngineError::Guard(std::io::ErrorKind::InvalidData.into()),
+            Err(error) => EngineError::Guard(error),
+        };
+        guard.close();
+        Err(error)
+    }
+
+    /// Has the settings put back; by ourselves, if the guard was killed.
+    fn put_back(&mut self, mut guard: Guard) {
+        let kept = match guard.close() {
+            Some(Answer::Restored(kept)) => kept,
+            Some(Answer::Failed { reason }) => {
+                self.notes.push(format!("KSM's settings could not all be put back: {reason}"));
+                return;
             }
-            Err(error) => {
-                guard.close();
-                Err(EngineError::Guard(error))
-            }
-        }
+            _ => match guard::recover(&self.lock, &self.knobs) {
+                Ok(recovered) => recovered.map(|(_, kept)| kept).unwrap_or_default(),
+                Err(error) => {
+                    self.notes.push(format!(
+                        "the process that puts KSM's settings back was killed, and they could not be put back: {error}; `samepage doctor` says \
+                         what they were"
+                    ));
+                    return;
+                }
+            },
+        };
+        self.notes.extend(kept.iter().map(ToString::to_string));
     }
 
     fn counter(&self, name: &str) -> Option<u64> {
@@ -161,14 +222,26 @@ impl Ksm {
 }
 
 impl Guard {
-    /// Lets the guard restore, and waits until it has.
-    fn close(&mut self) {
-        let _ = self.socket.shutdown(Shutdown::Both);
+    fn answer(&self) -> std::io::Result<Answer> {
+        guard::receive(&mut BufReader::new(&self.socket))
+    }
+
+    /// Lets the guard restore, and waits until it has. None: it was killed before.
+    fn close(&mut self) -> Option<Answer> {
+        let _ = self.socket.shutdown(Shutdown::Write);
+        let answer = self.answer().ok();
         match self.process.wait() {
             Ok(status) if status.success() => {}
             Ok(status) => tracing::warn!("the guard of the KSM settings ended with {status}"),
             Err(error) => tracing::warn!("cannot wait for the guard of the KSM settings: {error}"),
         }
+        answer
+    }
+
+    /// Whether it is there. Until it is let go it says nothing, so whatever is to be read is the end.
+    fn is_alive(&self) -> bool {
+        let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+        !matches!(poll(&mut socket, Some(&Timespec::default())), Ok(1..))
     }
 }
 
@@ -191,8 +264,9 @@ impl Engine for Ksm {
             full_scans: self.counter("full_scans").unwrap_or(0),
         };
         if self.knobs.writable() {
-            self.guard = Some(self.protect()?);
-            if let Err(error) = self.knobs.apply(&self.settings) {
+            let (guard, wanted) = self.protect()?;
+            self.guard = Some(guard);
+            if let Err(error) = self.knobs.apply(&wanted) {
                 self.stop();
                 return Err(error);
             }
@@ -240,14 +314,26 @@ impl Engine for Ksm {
     }
 
     fn stop(&mut self) {
-        if let Some(mut guard) = self.guard.take() {
-            guard.close();
+        if let Some(guard) = self.guard.take() {
+            self.put_back(guard);
         }
         self.run = None;
     }
 
+    fn stalled(&self) -> Option<String> {
+        self.run.as_ref().and_then(|_| self.knobs.stalled())
+    }
+
     fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        let mut notes = self.notes.clone();
+        notes.extend(self.stalled());
+        if self.guard.as_ref().is_some_and(|guard| !guard.is_alive()) {
+            notes.push(
+                "the process that puts KSM's settings back was killed: they are put back when merging ends, unless this process is killed, too"
+                    .to_owned(),
+            );
+        }
+        notes
     }
 }
 

@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bits;
 use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
 use super::credit::Credit;
+use super::hub::DomainNow;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
 use super::wire::{Live, MAX_OPEN_SLABS};
 use crate::memory::slab::{Draft, Slab};
@@ -30,6 +31,7 @@ pub struct Domain {
     slabs: HashMap<u32, OpenSlab>,
     /// Pages of all of them.
     held_pages: u64,
+    looked: Option<Instant>,
     /// Slabs by the number of their file.
     by_inode: HashMap<u64, u32>,
     /// The slabs into which others are put together, while they are being filled; and which those are.
@@ -72,6 +74,7 @@ impl Domain {
             drafts: HashMap::new(),
             slabs: HashMap::new(),
             held_pages: 0,
+            looked: None,
             by_inode: HashMap::new(),
             compacting: HashMap::new(),
             allowance: Allowance::default(),
@@ -191,6 +194,7 @@ impl Domain {
         }
         let mut tidy = Tidy::default();
         (self.live_pages, self.pages, self.unsettled) = (0, 0, false);
+        self.looked = Some(Instant::now());
         let mut sparse: Vec<Sparse> = Vec::new();
         let is_moving = |slab: &u32| self.compacting.values().any(|moving| moving.contains(slab));
         for (slab, open) in &mut self.slabs {
@@ -237,19 +241,21 @@ impl Domain {
         file.map(|file| (slab, file))
     }
 
-    /// Pages of slabs in use, and those that nobody uses but that have frames.
-    pub fn live_and_dead_pages(&self) -> (u64, u64) {
-        (self.live_pages, self.pages.saturating_sub(self.live_pages))
+    /// Its slabs, as they are, and what of them was in use when that was looked at.
+    pub fn now(&self) -> DomainNow {
+        DomainNow {
+            domain: self.name.clone(),
+            slabs: self.slabs.len(),
+            pages: self.held_pages,
+            live_and_dead_pages: (self.live_pages, self.pages.saturating_sub(self.live_pages)),
+            looked: self.looked,
+            watch_pages: self.credit.watch_pages(),
+        }
     }
 
     /// Pages of all slabs, in use or not.
     pub fn held_pages(&self) -> u64 {
         self.held_pages
-    }
-
-    /// How many slabs there are.
-    pub fn slab_count(&self) -> usize {
-        self.slabs.len()
     }
 }
 

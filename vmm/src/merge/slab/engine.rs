@@ -59,12 +59,18 @@ pub struct Statistics {
 pub struct DomainStatistics {
     /// Its guests together.
     pub counters: Counters,
-    /// Its slabs.
+    /// Its slabs, now.
     pub slabs: u64,
-    /// Bytes of them that some guest uses.
+    /// Their bytes, now.
+    #[serde(default)]
+    pub slab_bytes: u64,
+    /// Bytes of them that some guest used when that was looked at.
     pub slab_live_bytes: u64,
-    /// Bytes of them that no guest uses.
+    /// Bytes of them that no guest used then.
     pub slab_dead_bytes: u64,
+    /// How long ago that was; absent: it was not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slab_use_age_seconds: Option<f64>,
     /// Pages that each of its guests may have watched a second while most merges are broken soon; 0: as many as there are.
     #[serde(default)]
     pub watch_pages_per_second: u64,
@@ -192,10 +198,12 @@ impl Engine for SlabEngine {
             domain.or_insert_with(empty).counters.add(&seat.counters);
         }
         for now in &board.domains {
-            if let Some(domain) = all.domains.get_mut(&now.name) {
-                domain.slabs = now.slabs;
-                domain.slab_live_bytes = now.live_pages * PAGE_BYTES;
-                domain.slab_dead_bytes = now.dead_pages * PAGE_BYTES;
+            if let Some(domain) = all.domains.get_mut(&now.domain) {
+                let (live, dead) = now.live_and_dead_pages;
+                domain.slabs = now.slabs as u64;
+                domain.slab_bytes = now.pages * PAGE_BYTES;
+                (domain.slab_live_bytes, domain.slab_dead_bytes) = (live * PAGE_BYTES, dead * PAGE_BYTES);
+                domain.slab_use_age_seconds = now.looked.map(|at| at.elapsed().as_secs_f64());
                 domain.watch_pages_per_second = now.watch_pages;
             }
         }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, sockopt};
@@ -56,6 +56,23 @@ pub struct Board {
     pub cpu_seconds: f64,
 }
 
+/// One domain.
+#[derive(Clone, Debug, Default)]
+pub struct DomainNow {
+    /// The domain's name.
+    pub domain: String,
+    /// How many there are, now.
+    pub slabs: usize,
+    /// Their pages, now.
+    pub pages: u64,
+    /// Of these, how many were in use when that was looked at, and how many were not.
+    pub live_and_dead_pages: (u64, u64),
+    /// When it was; None: not yet.
+    pub looked: Option<Instant>,
+    /// See [`super::credit::Credit::watch_pages`].
+    pub watch_pages: u64,
+}
+
 /// One agent that is there.
 #[derive(Clone, Debug, Default)]
 pub struct Seat {
@@ -65,20 +82,6 @@ pub struct Seat {
     pub domain: String,
     /// What it said last.
     pub counters: Counters,
-}
-
-/// One domain.
-#[derive(Clone, Debug, Default)]
-pub struct DomainNow {
-    /// Its name.
-    pub name: String,
-    /// Pages of its slabs that some guest uses, and that none does.
-    pub live_pages: u64,
-    pub dead_pages: u64,
-    /// How many slabs there are.
-    pub slabs: u64,
-    /// See [`super::credit::Credit::watch_pages`].
-    pub watch_pages: u64,
 }
 
 /// Locks what is shared.
@@ -190,6 +193,7 @@ impl Hub {
             let mut board = board(&self.board);
             board.cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
             board.slab_pages = self.domains.iter().map(Domain::held_pages).sum();
+            board.domains = self.domains.iter().map(Domain::now).collect();
         }
     }
 
@@ -365,7 +369,7 @@ impl Hub {
                 }
                 if self.domains[domain].credit.judge(now()) {
                     self.tell_settings(|_, of| of == domain);
-                    self.say_how_full();
+                    
                 }
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
@@ -442,7 +446,6 @@ impl Hub {
                 self.tell(at, Message::Compact(slab, pages), Some(file));
             }
         }
-        self.say_how_full();
     }
 
     /// Looks once more, if a second has gone by, at slabs that were still losing pages.
@@ -478,15 +481,6 @@ impl Hub {
                 self.tell(at, Message::Drop(slab), None);
             }
         }
-    }
-
-    fn say_how_full(&self) {
-        let full = |domain: &Domain| {
-            let (live_pages, dead_pages) = domain.live_and_dead_pages();
-            let (slabs, watch_pages) = (domain.slab_count() as u64, domain.credit.watch_pages());
-            DomainNow { name: domain.name.clone(), live_pages, dead_pages, slabs, watch_pages }
-        };
-        board(&self.board).domains = self.domains.iter().map(full).collect();
     }
 
     fn tell(&mut self, at: usize, message: Message, file: Option<Arc<File>>) {
