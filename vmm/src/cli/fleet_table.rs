@@ -24,6 +24,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         let state = match (guest.state, &guest.ended) {
             (State::Running, _) => "running".into(),
             (State::Paused, _) => "paused".into(),
+            (State::Silent, _) => format!("silent for {:.0} s", guest.silent_seconds.unwrap_or(0.0)),
             (State::Dead, Some(how)) => format!("dead: {how}"),
             (State::Dead, None) => "dead".into(),
         };

@@ -16,6 +16,7 @@ use super::fleet::{Fleet, Watch};
 use super::governor::{Governor, lock};
 use super::guest::{Lifetime, is_running, kill};
 use super::hands::govern;
+use super::ledger::{self, Reading};
 use super::metrics::{self, EngineNow, exposition};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
@@ -145,9 +146,24 @@ impl Daemon {
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
+        let reading = self.reading()?;
+        Ok(FleetStatus::of(&mut self.fleet(), reading, false))
+    }
+
+    /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
+    fn reading(&self) -> Result<Reading, HostError> {
+        let (posts, means) = {
+            let mut fleet = self.fleet();
+            (fleet.posts()?, fleet.means())
+        };
+        ledger::read_heard(&posts, &self.governor.ask(&posts), means)
+    }
+
+    /// The fleet, for what needs an answer of every guest: those that do not answer are left out.
+    fn answering(&self) -> MutexGuard<'_, Fleet> {
         let mut fleet = self.fleet();
-        let reading = fleet.ledger(false)?;
-        Ok(FleetStatus::of(&mut fleet, reading, false))
+        fleet.leave_out(self.governor.silent());
+        fleet
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
@@ -178,12 +194,12 @@ impl Daemon {
         let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone());
         match request {
             Request::Status { kvm, content, audit, settle_seconds } => {
-                let mut fleet = self.fleet();
                 if let Some(seconds) = settle_seconds {
-                    fleet.settle(0, Duration::from_secs(seconds), &watch)?;
+                    self.fleet().settle(0, Duration::from_secs(seconds), &watch)?;
                 }
-                let content = content.then(|| fleet.content(&watch)).transpose()?;
-                let reading = fleet.ledger(audit)?;
+                let content = content.then(|| self.answering().content(&watch)).transpose()?;
+                let reading = if audit { self.answering().ledger(true) } else { self.reading() }?;
+                let mut fleet = self.fleet();
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
                 status.notes.extend(self.governor.management().notes());
@@ -194,7 +210,7 @@ impl Daemon {
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
             Request::Metrics => Ok(Reply::Metrics(self.page.text())),
-            Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
+            Request::Verify => Ok(Reply::Verified(self.answering().verify(&watch)?)),
             Request::PageTypes { guest } => Ok(Reply::PageTypes(self.fleet().page_types(&guest, &watch)?)),
             Request::Down => {
                 // Whatever takes long gives up, and the daemon ends.

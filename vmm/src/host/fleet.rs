@@ -110,6 +110,8 @@ pub struct Fleet {
     capacity: u64,
     dir: FleetDir,
     lifetime: Lifetime,
+    /// Guests that are not asked for anything, for they do not answer.
+    left_out: Vec<String>,
 }
 
 impl Fleet {
@@ -170,6 +172,7 @@ impl Fleet {
             capacity: capacity.pages,
             dir: dir.clone(),
             lifetime,
+            left_out: Vec::new(),
             spec,
         };
         let result = fleet.bring_up(watch);
@@ -252,6 +255,20 @@ impl Fleet {
         }
     }
 
+    /// From now on these guests are asked for nothing, and all others are.
+    pub fn leave_out(&mut self, guests: Vec<String>) {
+        self.left_out = guests;
+    }
+
+    /// The guests that run and are not left out.
+    fn asked(&mut self) -> impl Iterator<Item = &mut Guest> {
+        let left_out = &self.left_out;
+        self.guests
+            .iter_mut()
+            .filter(|g| !left_out.contains(&g.spec.name))
+            .filter_map(|g| g.ended().is_none().then_some(g))
+    }
+
     /// Does something with every guest that runs, all at the same time. One that ends meanwhile is left out.
     pub(super) fn each<T: Send>(
         &mut self,
@@ -259,7 +276,7 @@ impl Fleet {
     ) -> Result<Vec<T>, HostError> {
         let work = &work;
         let results: Vec<_> = thread::scope(|scope| {
-            let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
+            let running = self.asked();
             let one = move |guest: &mut Guest| match work(guest) {
                 Err(HostError::Socket { .. }) if guest.is_ending() => None,
                 result => Some(result),
@@ -346,7 +363,11 @@ impl Fleet {
 
     /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
     pub fn ledger(&mut self, audited: bool) -> Result<Reading, HostError> {
-        let read = |fleet: &mut Self| ledger::read(&fleet.posts()?, fleet.means(), audited);
+        let read = |fleet: &mut Self| {
+            let mut posts = fleet.posts()?;
+            posts.retain(|post| !fleet.left_out.contains(&post.guest));
+            ledger::read(&posts, fleet.means(), audited)
+        };
         if !audited {
             return read(self);
         }
@@ -375,7 +396,7 @@ impl Fleet {
 
     /// How many guests run.
     fn running(&mut self) -> usize {
-        self.guests.iter_mut().filter_map(|guest| guest.ended().is_none().then_some(())).count()
+        self.asked().count()
     }
 
     /// Lets the engine begin.
@@ -438,15 +459,14 @@ impl Fleet {
     /// Has every guest check all its pages, and the host check them too. A guest that stands still cannot, and is left out.
     pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
         let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;
-        let skipped: Vec<String> = still.into_iter().flatten().collect();
+        let skipped: Vec<String> = still.into_iter().flatten().chain(self.left_out.clone()).collect();
         let skips = |guest: &Guest| skipped.contains(&guest.spec.name);
         let by_guests = self.each(|guest| if skips(guest) { Ok((0, 0)) } else { guest.verify(watch) })?;
         let reports = self.each(|guest| if skips(guest) { Ok(None) } else { guest.report(watch) })?;
         let by_host = self.paused(|fleet| {
             let total = fleet.guests.len() as u64;
             let mut wrong = 0;
-            let running = fleet.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
-            for ((n, guest), report) in running.enumerate().zip(reports) {
+            for ((n, guest), report) in fleet.asked().enumerate().zip(reports) {
                 watch.check()?;
                 if let Some(report) = report {
                     wrong += check::wrong_pages(guest, &report)

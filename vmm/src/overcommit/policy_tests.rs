@@ -16,6 +16,9 @@ struct Guest {
     wants_pages: u64,
     refuses: bool,
     paged_out: bool,
+    /// Nothing is known of what it uses and could spare.
+    mute: bool,
+    suspended_seconds: u64,
 }
 
 /// A world without sharing or overhead.
@@ -70,6 +73,10 @@ impl World {
             views.is_empty() || self.guests.iter().any(|g| g.view.state == GuestState::Running),
             "{actions:?}"
         );
+        for guest in &mut self.guests {
+            let suspended = guest.view.state == GuestState::Suspended;
+            guest.suspended_seconds = if suspended { guest.suspended_seconds + 1 } else { 0 };
+        }
         actions
     }
 
@@ -115,7 +122,7 @@ impl Guest {
             balloon: Some(BalloonView::default()),
             ..GuestView::default()
         };
-        Self { view, wants_pages, refuses: false, paged_out: false }
+        Self { view, wants_pages, refuses: false, paged_out: false, mute: false, suspended_seconds: 0 }
     }
 
     fn act(&mut self, free_pages: u64) {
@@ -137,6 +144,9 @@ impl Guest {
         view.touched_pages_per_second = touched as f64;
         view.working_set_pages = Some(self.wants_pages.min(view.resident_pages));
         view.spare_pages = Some(usable.saturating_sub(self.wants_pages));
+        if self.mute {
+            (view.working_set_pages, view.spare_pages) = (None, None);
+        }
     }
 }
 
@@ -148,7 +158,7 @@ fn check(action: &Action, guests: &[GuestView]) {
         Action::Resume { .. } => GuestState::Suspended,
         _ => GuestState::Running,
     };
-    let may_stand = matches!(action, Action::PageOut { .. } | Action::Stop { .. });
+    let may_stand = matches!(action, Action::PageOut { .. } | Action::Stop { .. } | Action::Throttle { .. });
     assert!(
         guest.state == state || may_stand && guest.state == GuestState::Suspended,
         "{action:?} of {guest:?}"
@@ -355,6 +365,98 @@ fn a_new_daemon_goes_on() {
     assert_eq!(world.left_pages(), 1200 * MIB, "and balloons are empty");
 }
 
+/// Three guests whose balloons refuse, one of them suspended, the others idle: they use nothing, but nobody knows that. There is swap.
+#[test]
+fn who_is_suspended_is_made_room_for_by_paging_out_the_idle() {
+    let guests = [("a", 192, 80), ("b", 0, 179), ("c", 0, 179)].map(|(name, wants, has)| {
+        let mut guest = Guest::new(name, 192 * MIB, wants * MIB, 64 * MIB);
+        (guest.refuses, guest.mute, guest.view.resident_pages) = (true, true, has * MIB);
+        guest
+    });
+    let mut world = World::new(448 * MIB, guests.into());
+    world.guests[0].view.state = GuestState::Suspended;
+    world.swap_pages = 384 * MIB;
+    let hold = world.knobs.resume_hold_seconds as usize;
+    let actions = world.seconds(hold + 30);
+    assert_eq!(state_of(&world), [GuestState::Running; 3], "{actions:?}");
+    assert!(!actions.iter().any(|a| matches!(a, Action::Suspend { .. })), "{actions:?}");
+    world.seconds(100);
+    assert!(world.guests[0].view.resident_pages > 120 * MIB, "{world:?}");
+}
+
+/// Nothing can be had: neither balloons nor swap, and all use all they have. They take turns; one of a higher priority gives way later.
+#[test]
+fn where_nothing_is_to_be_had_guests_take_turns() {
+    let longest = |priorities: [u32; 3]| {
+        let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
+        for (guest, priority) in guests.iter_mut().zip(priorities) {
+            guest.view.balloon = None;
+            guest.view.priority = priority;
+        }
+        let mut world = World::new(700 * MIB, guests);
+        world.knobs.may_stop = false;
+        let mut longest = [0; 3];
+        for _ in 0..4000 {
+            world.second();
+            for (longest, guest) in longest.iter_mut().zip(&world.guests) {
+                *longest = guest.suspended_seconds.max(*longest);
+            }
+        }
+        longest
+    };
+    let knobs = Knobs::default();
+    let turn = (knobs.turn_seconds + 3.0 * (knobs.turn_run_seconds + 1.0)) as u64;
+    let equal = longest([0; 3]);
+    assert!(equal.iter().all(|s| (1..=turn).contains(s)), "{equal:?}");
+    let [low, middle, high] = longest([0, 1, 2]);
+    assert!(low as f64 <= crate::overcommit::suspension::longest_wait_seconds(3, &knobs), "{low}");
+    assert!(low > turn && middle.max(high) <= turn, "{low} {middle} {high}");
+}
+
+/// The last one that ran has ended, or is held by its owner, or does not answer: those that are suspended are not left so.
+#[test]
+fn when_nobody_runs_one_is_resumed() {
+    for state in [GuestState::Dead, GuestState::Paused, GuestState::Silent] {
+        let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
+        for guest in &mut guests {
+            guest.view.state = GuestState::Suspended;
+            guest.view.resident_pages = 350 * MIB;
+        }
+        guests[2].view.state = state;
+        guests[1].view.priority = 1;
+        let views: Vec<_> = guests.iter().map(|g| g.view.clone()).collect();
+        let world = World::new(1060 * MIB, guests);
+        let (mut memory, mut actions) = (Memory::default(), Vec::new());
+        for second in 0..=world.knobs.suspend_hold_seconds as u32 {
+            let view = HostView { now_seconds: second.into(), ..world.view() };
+            assert_eq!(actions, [], "{state:?}");
+            actions = step(&mut memory, &view, &views, &world.knobs);
+        }
+        assert!(actions.contains(&Action::Resume { guest: 1 }), "{state:?}: {actions:?}");
+    }
+}
+
+/// A guest that does not answer is asked for nothing, and when it answers again it has been suspended for as long as before.
+#[test]
+fn a_silent_guest_is_left_alone_and_not_forgotten() {
+    let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
+    guests[0].view.state = GuestState::Silent;
+    guests[0].view.resident_pages = 400 * MIB;
+    let mut world = World::new(800 * MIB, guests);
+    world.swap_pages = 400 * MIB;
+    assert!(world.seconds(500).iter().all(|a| a.guest() != Some(0)));
+
+    let mut suspended = Suspension::default();
+    let knobs = Knobs::default();
+    let mut watch = |state, seconds: usize| {
+        (0..seconds).for_each(|_| suspended.watch(state, 1.0, &knobs));
+        suspended.waits(&knobs)
+    };
+    assert!(!watch(GuestState::Suspended, 20));
+    assert!(!watch(GuestState::Silent, 10));
+    assert!(watch(GuestState::Suspended, 10));
+}
+
 #[test]
 fn guests_are_known_by_their_names() {
     let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 50 * MIB)).into();
@@ -449,19 +551,46 @@ proptest! {
         }
     }
 
+    /// Whatever guests do: none is suspended at a stretch for longer than is promised.
+    #[test]
+    fn nobody_is_suspended_for_ever(
+        guests in prop::collection::vec(any_guest(), 1..8), capacity in 1_u64..3000, swap in 0_u64..500,
+        wants in prop::collection::vec((0_usize..8, 0.0..=1.0_f64), 1..12), equal in any::<bool>(),
+    ) {
+        let mut world = World::new(capacity * MIB, named(guests));
+        world.swap_pages = swap * MIB;
+        if equal {
+            world.guests.iter_mut().for_each(|g| g.view.priority = 0);
+        }
+        let count = world.guests.len();
+        let all = crate::overcommit::suspension::longest_wait_seconds(count, &world.knobs);
+        let knobs = world.knobs;
+        // Nobody is of a higher priority: each waits for its first turn only.
+        let longest = if equal { all - knobs.turn_seconds * 3.0 } else { all } + count as f64;
+        for (index, part) in wants {
+            let guest = &mut world.guests[index % count];
+            guest.wants_pages = (guest.view.promised_pages as f64 * part) as u64;
+            for _ in 0..120 {
+                world.second();
+                let longest_now = world.guests.iter().map(|g| g.suspended_seconds).max().unwrap_or(0);
+                prop_assert!(longest_now as f64 <= longest, "{longest_now} of {longest}\n{world:#?}");
+            }
+        }
+    }
+
     /// Views that cannot be true: no panic, nothing forbidden, all of it in order.
     #[test]
     fn lies_are_cut_to_what_is_possible(
         numbers in prop::collection::vec(prop::array::uniform9(prop_oneof![0_u64..5000, any::<u64>()]), 0..6),
         host in prop::array::uniform4(prop_oneof![0_u64..5000, any::<u64>()]), frames in prop_oneof![Just(f64::NAN), any::<f64>()],
-        states in prop::collection::vec(0_usize..4, 6), some in any::<f64>(), full in any::<f64>(), steps in 1_usize..30,
+        states in prop::collection::vec(0_usize..5, 6), some in any::<f64>(), full in any::<f64>(), steps in 1_usize..30,
     ) {
         let guests: Vec<_> = numbers.iter().enumerate().map(|(n, &[a, b, c, d, e, f, g, h, i])| GuestView {
             name: n.to_string(), promised_pages: a, balloon: (b % 3 > 0).then_some(BalloonView { target_pages: b, actual_pages: c }),
             resident_pages: d, frames, working_set_pages: (e % 2 == 0).then_some(e), spare_pages: (f % 2 == 0).then_some(f),
             touched_pages_per_second: frames, shares: g as u32, min_pages: h, max_pages: i, priority: a as u32,
-            state: [GuestState::Running, GuestState::Suspended, GuestState::Paused, GuestState::Dead][states[n]],
-            throttle_pages_per_second: (g % 2 == 0).then_some(g),
+            state: [GuestState::Running, GuestState::Suspended, GuestState::Paused, GuestState::Silent, GuestState::Dead][states[n]],
+            throttle_pages_per_second: (g % 2 == 0).then_some(g), ..GuestView::default()
         }).collect();
         let mut memory = Memory::default();
         for n in 0..steps {

@@ -184,6 +184,7 @@ pub(super) fn state(state: GuestState) -> (&'static str, Color) {
         GuestState::Running => ("run", Color::Green),
         GuestState::Suspended => ("susp", Color::Yellow),
         GuestState::Paused => ("pause", Color::Cyan),
+        GuestState::Silent => ("mute", Color::Magenta),
         GuestState::Dead => ("dead", Color::Red),
     }
 }

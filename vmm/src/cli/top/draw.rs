@@ -112,12 +112,10 @@ fn title<'a>(top: &'a Top, shown: Option<&Management>) -> Line<'a> {
     spans.extend(["  free memory: ".into(), pressure(shown.pressure)]);
     let count = |state| shown.guests.iter().filter(|guest| guest.state == state).count();
     spans.push(format!("  {} guests", shown.guests.len()).into());
-    for (state, name) in
-        [(GuestState::Suspended, "suspended"), (GuestState::Paused, "paused"), (GuestState::Dead, "dead")]
-    {
+    for state in [GuestState::Suspended, GuestState::Paused, GuestState::Silent, GuestState::Dead] {
         let guests = count(state);
         if guests > 0 {
-            spans.push(format!(", {guests} {name}").yellow());
+            spans.push(format!(", {guests} {}", state.name()).yellow());
         }
     }
     spans.push(if shown.acting { "" } else { "  watched only" }.into());

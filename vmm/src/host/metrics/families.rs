@@ -149,20 +149,17 @@ pub(super) fn guests(management: &Management, sheet: &mut Sheet) -> Result {
     sheet.gauge("guest_throttle", Of::BytesPerSecond, help, throttle)?;
     let help = "1 for what the guest is doing, 0 for everything else.";
     let states = views.iter().flat_map(|view| {
-        STATES.map(|(state, name)| {
-            (vec![("guest", view.name.as_str()), ("state", name)], f64::from(u8::from(view.state == state)))
+        STATES.map(|state| {
+            let is = f64::from(u8::from(view.state == state));
+            (vec![("guest", view.name.as_str()), ("state", state.name())], is)
         })
     });
     sheet.gauge("guest_state", Of::Nothing, help, states)
 }
 
-/// All states of a guest and their names.
-const STATES: [(GuestState, &str); 4] = [
-    (GuestState::Running, "running"),
-    (GuestState::Suspended, "suspended"),
-    (GuestState::Paused, "paused"),
-    (GuestState::Dead, "dead"),
-];
+/// All states of a guest.
+const STATES: [GuestState; 5] =
+    [GuestState::Running, GuestState::Suspended, GuestState::Paused, GuestState::Silent, GuestState::Dead];
 
 /// How short of memory the fleet is, what is done about it, and what that costs.
 pub(super) fn policy(management: &Management, sheet: &mut Sheet) -> Result {

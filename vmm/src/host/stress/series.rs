@@ -86,7 +86,7 @@ sample! {
     psi_full_percent: f64,
     /// Guests that run.
     running: usize,
-    /// Guests that are throttled.
+    /// Guests that were held back by their limit lately. Most limits are never reached.
     throttled: usize,
     /// Guests that are suspended.
     suspended: usize,
@@ -117,7 +117,7 @@ impl Sample {
             psi_some_percent: psi.some_avg10_percent,
             psi_full_percent: psi.full_avg10_percent,
             running: in_state(GuestState::Running),
-            throttled: management.guests.iter().filter(|g| g.throttle_pages_per_second.is_some()).count(),
+            throttled: management.guests.iter().filter(|g| g.held).count(),
             suspended: in_state(GuestState::Suspended),
             guests: management.guests.iter().map(|g| (g.name.clone(), GuestSample::of(g))).collect(),
         }
