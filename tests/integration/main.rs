@@ -24,6 +24,7 @@ mod nested;
 mod overcommit;
 mod page_out;
 mod run;
+mod silent;
 mod simulate;
 mod slab;
 mod slab_fleet;

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::experiment::{can_be_written, write};
 use super::fleet_table::{mib, table};
 use super::progress::{draw_target, interrupt_flag};
-use crate::host::fleet::Watch;
+use crate::host::fleet::{Stage, Watch};
 use crate::host::stress::run;
 use crate::host::stress::scenario::Scenario;
 use crate::host::stress::verdict::{Fate, GuestVerdict, Verdict};
@@ -67,7 +67,13 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
     for path in [&output.html, &output.csv].into_iter().flatten() {
         can_be_written(path)?;
     }
-    let watch = Watch::new(|_, _, _, _| {}, interrupt_flag()?);
+    let names: Vec<String> = scenario.fleet.guests.iter().map(|guest| guest.name.clone()).collect();
+    let tell = move |stage, guest: usize, done, total| {
+        if let (Stage::Wait, true, Some(name)) = (stage, done < total, names.get(guest)) {
+            eprintln!("guest {name} is suspended or paused, and is waited for; Control-C ends this");
+        }
+    };
+    let watch = Watch::new(tell, interrupt_flag()?);
     let bar = ProgressBar::with_draw_target(Some(scenario.phases.len() as u64), draw_target());
     let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})")
         .unwrap_or_else(|_| ProgressStyle::default_bar());

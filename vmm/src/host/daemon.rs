@@ -181,7 +181,9 @@ impl Daemon {
             return;
         }
         let reply = match serde_json::from_str(&line) {
-            Ok(request) => self.carry_out(request).unwrap_or_else(|e| Reply::Error(one_line(&e))),
+            Ok(request) => self
+                .carry_out(request, stream.try_clone().ok())
+                .unwrap_or_else(|e| Reply::Error(one_line(&e))),
             Err(e) => Reply::Error(format!("not a request: {e}")),
         };
         if let Ok(mut bytes) = serde_json::to_vec(&reply) {
@@ -190,8 +192,8 @@ impl Daemon {
         }
     }
 
-    fn carry_out(&self, request: Request) -> Result<Reply, HostError> {
-        let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone());
+    fn carry_out(&self, request: Request, client: Option<UnixStream>) -> Result<Reply, HostError> {
+        let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone()).for_client(client);
         match request {
             Request::Status { kvm, content, audit, settle_seconds } => {
                 if let Some(seconds) = settle_seconds {

@@ -1,11 +1,13 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
@@ -49,6 +51,8 @@ pub enum Stage {
     Merge,
     /// Guests check their pages.
     Verify,
+    /// A guest that is waited for is suspended, or held still by somebody else.
+    Wait,
     /// The host checks them.
     Check,
 }
@@ -59,6 +63,7 @@ type Teller = dyn Fn(Stage, usize, u64, u64) + Send + Sync;
 pub struct Watch {
     tell: Box<Teller>,
     interrupted: Arc<AtomicBool>,
+    client: Option<UnixStream>,
 }
 
 impl Watch {
@@ -67,7 +72,12 @@ impl Watch {
         tell: impl Fn(Stage, usize, u64, u64) + Send + Sync + 'static,
         interrupted: Arc<AtomicBool>,
     ) -> Self {
-        Self { tell: Box::new(tell), interrupted }
+        Self { tell: Box::new(tell), interrupted, client: None }
+    }
+
+    /// The same, for a client: what is done for it ends when it has hung up.
+    pub fn for_client(self, client: Option<UnixStream>) -> Self {
+        Self { client, ..self }
     }
 
     /// Nobody watches.
@@ -82,11 +92,18 @@ impl Watch {
 
     /// An error once the user wants an end.
     pub fn check(&self) -> Result<(), HostError> {
-        match self.interrupted.load(Ordering::Relaxed) {
+        match self.interrupted.load(Ordering::Relaxed) || self.client.as_ref().is_some_and(has_hung_up) {
             true => Err(HostError::Interrupted),
             false => Ok(()),
         }
     }
+}
+
+/// Whether nobody takes an answer any more.
+fn has_hung_up(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client, PollFlags::RDHUP)];
+    let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&soon)).is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
 }
 
 /// How merging went.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::columns::{size, state};
+use super::columns::{age, size, state};
 use super::state::{Sort, rows};
 use crate::cli::fleet_table::table;
 use crate::cli::ledger_table::ledger_text;
@@ -32,6 +32,7 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
             "touch/s",
             "limit/s",
             "debt",
+            "word",
         ],
         2,
     );
@@ -58,6 +59,7 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
         cells.push(size(row.touched_pages_per_second));
         cells.push(row.throttle_pages_per_second.map_or_else(none, |pages| size(pages as f64)));
         cells.push(size(row.debt_pages as f64));
+        cells.push(row.age_seconds.map_or_else(none, age));
         table.add_row(cells);
     }
     let acting = if management.acting { "" } else { ", watched only" };

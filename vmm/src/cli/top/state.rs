@@ -109,6 +109,8 @@ pub(super) struct Row {
     /// None is no limit.
     pub(super) throttle_pages_per_second: Option<u64>,
     pub(super) debt_pages: u64,
+    /// How old the guest's own word is.
+    pub(super) age_seconds: Option<f64>,
 }
 
 impl Row {
@@ -127,6 +129,7 @@ impl Row {
             touched_pages_per_second: view.touched_pages_per_second,
             throttle_pages_per_second: view.throttle_pages_per_second,
             debt_pages: account.map_or(0, |a| a.debt.total()),
+            age_seconds: view.age_seconds,
         }
     }
 

@@ -147,6 +147,13 @@ pub(super) fn guests(management: &Management, sheet: &mut Sheet) -> Result {
     let help = "First touches it is held to; absent without a limit.";
     let throttle = seen(|v| v.throttle_pages_per_second.map(bytes));
     sheet.gauge("guest_throttle", Of::BytesPerSecond, help, throttle)?;
+    let help = "1 where that limit has held it back lately, 0 where it has not.";
+    let held = seen(|v| v.throttle_pages_per_second.map(|_| f64::from(u8::from(v.held))));
+    sheet.gauge("guest_held", Of::Nothing, help, held)?;
+    let help = "How long its VM has not answered; absent while it does.";
+    sheet.gauge("guest_silent", Of::Seconds, help, seen(|v| v.silent_seconds))?;
+    let help = "How old the guest's own word on its memory is; absent if it never gave any.";
+    sheet.gauge("guest_word_age", Of::Seconds, help, seen(|v| v.age_seconds))?;
     let help = "1 for what the guest is doing, 0 for everything else.";
     let states = views.iter().flat_map(|view| {
         STATES.map(|state| {
