@@ -2,6 +2,7 @@
 
 mod figures;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -99,6 +100,9 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
     Ok(if verdict.held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Numbers of the ledger that are older than this are not shown beside newer ones.
+const FRESH_SECONDS: f64 = 1.0;
+
 fn pages(pages: u64) -> String {
     mib(pages * PAGE_BYTES)
 }
@@ -163,6 +167,7 @@ fn over_time(verdict: &Verdict) -> String {
             "swap",
             "debt",
             "cover",
+            "read s ago",
             "throttled",
             "suspended",
         ],
@@ -180,23 +185,22 @@ fn over_time(verdict: &Verdict) -> String {
         let phase = verdict.phases.get(sample.phase).map_or("", |phase| &phase.name);
         let pressure = Pressure::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
         let mut row = vec![phase.to_owned(), pressure.to_owned(), format!("{:.1}", sample.seconds)];
-        row.extend(
-            [
-                sample.used_pages,
-                sample.free_pages,
-                sample.promised_pages,
-                sample.saved_pages,
-                sample.ballooned_pages,
-                sample.swapped_pages,
-                sample.debt_pages,
-                sample.cover_pages,
-            ]
-            .map(pages),
-        );
+        // The ledger is read now and then: numbers of different times are not to be compared.
+        let ledger = |number: u64| {
+            if sample.ledger_age_seconds <= FRESH_SECONDS { pages(number) } else { String::new() }
+        };
+        row.extend([sample.used_pages, sample.free_pages].map(pages));
+        row.extend([sample.promised_pages, sample.saved_pages].map(ledger));
+        row.push(pages(sample.ballooned_pages));
+        row.extend([sample.swapped_pages, sample.debt_pages, sample.cover_pages].map(ledger));
+        row.push(format!("{:.1}", sample.ledger_age_seconds));
         row.extend([sample.throttled, sample.suspended].map(|n| n.to_string()));
         table.add_row(row);
     }
-    table.to_string()
+    format!(
+        "{table}\npromised, saved, swap, debt and cover are of the ledger, which is read now and then: where it is older than {FRESH_SECONDS} s \
+         they are left out; throttled: guests that a limit held back lately"
+    )
 }
 
 fn guests(verdict: &Verdict) -> String {
@@ -223,7 +227,7 @@ fn guests(verdict: &Verdict) -> String {
                 format!("{:.0}", pages as f64 * PAGE_BYTES as f64 / seconds / f64::from(1 << 20))
             }
         };
-        let mut row = vec![guest.name.clone(), fate(guest)];
+        let mut row = vec![guest.name.clone(), fate(guest).to_owned()];
         row.extend(
             [guest.fill_seconds, guest.held_seconds, guest.suspended_seconds].map(|s| format!("{s:.1}")),
         );
@@ -237,11 +241,22 @@ fn guests(verdict: &Verdict) -> String {
         });
         table.add_row(row);
     }
-    table.to_string()
+    std::iter::once(table.to_string()).chain(reasons(verdict)).collect::<Vec<_>>().join("\n")
 }
 
-fn fate(guest: &GuestVerdict) -> String {
-    let what = match guest.fate {
+/// Why guests came to their ends. What several were told is said once: no table is wide enough for it.
+fn reasons(verdict: &Verdict) -> Vec<String> {
+    let mut told: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for guest in &verdict.guests {
+        if let Some(why) = &guest.why {
+            told.entry(why).or_default().push(&guest.name);
+        }
+    }
+    told.into_iter().map(|(why, names)| format!("{}: {why}", names.join(", "))).collect()
+}
+
+fn fate(guest: &GuestVerdict) -> &'static str {
+    match guest.fate {
         Fate::Absent => "never came",
         Fate::Refused => "not let in",
         Fate::Running => "runs",
@@ -250,9 +265,5 @@ fn fate(guest: &GuestVerdict) -> String {
         Fate::Killed => "killed",
         Fate::Stopped => "stopped",
         Fate::Died => "died",
-    };
-    match &guest.why {
-        Some(why) => format!("{what}: {why}"),
-        None => what.into(),
     }
 }

@@ -104,16 +104,21 @@ impl Askers {
     /// Asks these from now on. A guest that has another process than before is another one.
     pub fn attend(&mut self, posts: &[Post]) {
         self.askers.retain(|_, asker| posts.contains(&asker.post));
+        self.begin(posts);
+        for asker in self.askers.values_mut() {
+            let is_idle = asker.state().is_idle();
+            asker.late &= !is_idle;
+        }
+    }
+
+    /// Asks these, too.
+    pub fn begin(&mut self, posts: &[Post]) {
         for post in posts {
             if !self.askers.contains_key(&post.guest)
                 && let Some(asker) = Asker::start(post)
             {
                 self.askers.insert(post.guest.clone(), asker);
             }
-        }
-        for asker in self.askers.values_mut() {
-            let is_idle = asker.state().is_idle();
-            asker.late &= !is_idle;
         }
     }
 
@@ -359,4 +364,82 @@ fn join(path: &Path, pid: u32) -> io::Result<UnixStream> {
 
 fn nonsense(post: &Post) -> HostError {
     HostError::Control { guest: post.guest.clone(), answer: "something else than its status".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::host::spec::Standing;
+
+    const STATUS: &str = r#"{"status":{"name":"a","pid":1,"paused":true,"vcpus":1,"memory_bytes":4096,"backend":"","extents":[]}}"#;
+
+    fn post(dir: &Path, guest: &str, pid: u32) -> Post {
+        let standing = Standing { shares: 1, min_bytes: 0, max_bytes: 4096, priority: 0 };
+        Post { guest: guest.into(), pid, socket: dir.join(guest), memory_bytes: 4096, standing }
+    }
+
+    /// Answers as a VM without a balloon does.
+    fn answer(listener: UnixListener) {
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut line = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut line);
+                let answer = match line.as_str() {
+                    "{\"op\":\"status\"}\n" => STATUS,
+                    "{\"op\":\"pause\"}\n" => "\"done\"",
+                    _ => r#"{"error":"no"}"#,
+                };
+                let _ = stream.write_all(format!("{answer}\n").as_bytes());
+            }
+        });
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_silent_and_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        let posts =
+            [post(dir.path(), "talks", own), post(dir.path(), "silent", own), post(dir.path(), "other", 1)];
+        let [talks, silent, other] = posts.clone().map(|post| UnixListener::bind(post.socket).unwrap());
+        answer(talks);
+        answer(other);
+        let mut askers = Askers::default();
+        askers.attend(&posts);
+        let until = Instant::now() + Duration::from_secs(60);
+        while askers.heard("talks").is_none() || askers.silent("silent").is_none() {
+            assert!(Instant::now() < until, "it was never heard, or never silent");
+            askers.wait(Duration::from_millis(10));
+            askers.attend(&posts);
+        }
+        assert!(askers.said("talks").is_some_and(|said| said.status.paused && said.silent.is_none()));
+        assert!(askers.is_late("silent") && !askers.takes("silent") && askers.heard("silent").is_none());
+        // Whoever answers there is not the guest's process.
+        assert!(askers.heard("other").is_none() && askers.silent("other").is_some());
+        assert!(askers.is_idle(), "nobody is waited for any more");
+        let action = Action::Suspend {
+            guest: 0,
+            reason: crate::overcommit::action::Reason::Turn { waited_seconds: 1 },
+        };
+        askers.tell("talks", action, Request::Pause);
+        askers.tell("talks", Action::Resume { guest: 0 }, Request::Resume);
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            assert!(Instant::now() < until, "{told:?}");
+            askers.wait(Duration::from_millis(10));
+            askers.attend(&posts);
+            told.extend(askers.told());
+        }
+        let told: Vec<_> = told.iter().map(|told| (told.action, told.error.is_some())).collect();
+        assert_eq!(told, [(action, false), (Action::Resume { guest: 0 }, true)]);
+        // Now it answers, to what it was asked before.
+        answer(silent);
+        while askers.is_late("silent") {
+            assert!(Instant::now() < until, "it was never heard");
+            thread::sleep(Duration::from_millis(10));
+            askers.attend(&posts);
+        }
+        assert!(askers.heard("silent").is_some() && askers.silent("silent").is_none());
+    }
 }

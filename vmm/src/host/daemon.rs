@@ -6,9 +6,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client::{self, ask};
@@ -28,6 +28,8 @@ use crate::vm::control as vm;
 const POLL: Duration = Duration::from_millis(100);
 /// How long a client may take to ask, or to take its answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client waits while somebody else has the fleet.
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 32;
 /// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
@@ -146,24 +148,40 @@ impl Daemon {
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
-        let reading = self.reading()?;
+        let reading = self.reading(&Watch::nobody())?;
         Ok(FleetStatus::of(&mut self.fleet(), reading, false))
     }
 
     /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
-    fn reading(&self) -> Result<Reading, HostError> {
+    fn reading(&self, watch: &Watch) -> Result<Reading, HostError> {
         let (posts, means) = {
-            let mut fleet = self.fleet();
+            let mut fleet = self.free(watch)?;
             (fleet.posts()?, fleet.means())
         };
         ledger::read_heard(&posts, &self.governor.ask(&posts), means)
     }
 
     /// The fleet, for what needs an answer of every guest: those that do not answer are left out.
-    fn answering(&self) -> MutexGuard<'_, Fleet> {
-        let mut fleet = self.fleet();
+    fn answering(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
+        let mut fleet = self.free(watch)?;
         fleet.leave_out(self.governor.silent());
-        fleet
+        Ok(fleet)
+    }
+
+    /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer.
+    fn free(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
+        let until = Instant::now() + BUSY_LIMIT;
+        loop {
+            match self.fleet.try_lock() {
+                Ok(fleet) => return Ok(fleet),
+                Err(TryLockError::Poisoned(fleet)) => return Ok(fleet.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                    return Err(HostError::Busy { fleet: self.page.name.clone() });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+            }
+            watch.check()?;
+        }
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
@@ -197,11 +215,12 @@ impl Daemon {
         match request {
             Request::Status { kvm, content, audit, settle_seconds } => {
                 if let Some(seconds) = settle_seconds {
-                    self.fleet().settle(0, Duration::from_secs(seconds), &watch)?;
+                    self.free(&watch)?.settle(0, Duration::from_secs(seconds), &watch)?;
                 }
-                let content = content.then(|| self.answering().content(&watch)).transpose()?;
-                let reading = if audit { self.answering().ledger(true) } else { self.reading() }?;
-                let mut fleet = self.fleet();
+                let content = content.then(|| self.answering(&watch)?.content(&watch)).transpose()?;
+                let reading =
+                    if audit { self.answering(&watch)?.ledger(true) } else { self.reading(&watch) }?;
+                let mut fleet = self.free(&watch)?;
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
                 status.notes.extend(self.governor.management().notes());
@@ -212,8 +231,10 @@ impl Daemon {
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
             Request::Metrics => Ok(Reply::Metrics(self.page.text())),
-            Request::Verify => Ok(Reply::Verified(self.answering().verify(&watch)?)),
-            Request::PageTypes { guest } => Ok(Reply::PageTypes(self.fleet().page_types(&guest, &watch)?)),
+            Request::Verify => Ok(Reply::Verified(self.answering(&watch)?.verify(&watch)?)),
+            Request::PageTypes { guest } => {
+                Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
+            }
             Request::Down => {
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);

@@ -59,6 +59,9 @@ pub struct Management {
     pub ledger: Option<Ledger>,
     /// How long reading it took, and how often it is read, in seconds.
     pub ledger_seconds: (f64, f64),
+    /// When it was read, by the clock of `host`.
+    #[serde(default)]
+    pub ledger_read_seconds: Option<f64>,
     /// Whether anything is done about it, or it is only watched.
     pub acting: bool,
     /// Guests that were suspended, and why.
@@ -132,7 +135,11 @@ impl Governor {
 
     /// What the VMs at `posts` say now; of one that does not answer soon, what it said last.
     pub fn ask(&self, posts: &[Post]) -> Vec<Option<Said>> {
-        lock(&self.shared.askers).ask(true);
+        {
+            let mut askers = lock(&self.shared.askers);
+            askers.begin(posts);
+            askers.ask(true);
+        }
         let begin = Instant::now();
         while begin.elapsed() < ASK_LIMIT && !lock(&self.shared.askers).is_idle() {
             thread::sleep(POLL);
@@ -155,6 +162,11 @@ impl Governor {
 }
 
 impl Management {
+    /// How old the ledger was at the last look, in seconds.
+    pub fn ledger_age_seconds(&self) -> Option<f64> {
+        Some(self.host.as_ref()?.now_seconds - self.ledger_read_seconds?)
+    }
+
     /// What a reader of the fleet's numbers should know.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
@@ -295,6 +307,7 @@ impl Work {
         if let Some(reading) = reading {
             now.ledger_seconds = (reading.seconds, self.observer.ledger_interval_seconds());
             now.ledger = Some(reading.ledger);
+            now.ledger_read_seconds = now.host.as_ref().map(|host| host.now_seconds);
         }
         entries.into_iter().for_each(|entry| now.diary.add(entry));
     }

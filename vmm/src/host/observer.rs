@@ -235,6 +235,7 @@ impl Observer {
             view.throttle_pages_per_second = said.status.throttle.pages_per_second;
             view.held = was_held;
             view.working_set_pages = working_set.map(|part| active_pages(&part, view.resident_pages));
+            view.working_set_error_pages = working_set.map(|part| error_pages(&part, view.resident_pages));
             view.balloon = size.filter(|size| size.driver).map(|size| BalloonView {
                 target_pages: size.target_pages.into(),
                 actual_pages: size.actual_pages.into(),
@@ -260,6 +261,12 @@ fn usual(post: &Post) -> GuestView {
     }
 }
 
+/// How far [`active_pages`] may be off: as much more than the sample's own error as it stands for more pages.
+fn error_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
+    let small = resident_pages.saturating_sub(sample.huge_pages);
+    (sample.error_pages as f64 * small as f64 / sample.sampled_pages.max(1) as f64).min(small as f64) as u64
+}
+
 /// What a guest of so many pages uses, by a sample of those that are small and its own: the others are taken to be used as much, and those
 /// in huge pages, of which there is no sample, to be used all.
 fn active_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
@@ -283,5 +290,8 @@ mod tests {
         assert_eq!(active_pages(&sample(100, 25, 0), 400), 100);
         assert_eq!(active_pages(&sample(100, 25, 200), 400), 250);
         assert_eq!(active_pages(&sample(0, 0, 1000), 400), 400);
+        let with_error = |sample| error_pages(&WorkingSet { error_pages: 10, ..sample }, 400);
+        assert_eq!([with_error(sample(100, 25, 0)), with_error(sample(100, 25, 200))], [40, 20]);
+        assert_eq!([with_error(sample(0, 0, 0)), with_error(sample(0, 0, 1000))], [400, 0]);
     }
 }

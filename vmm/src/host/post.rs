@@ -9,9 +9,8 @@ use super::client::control_within;
 use super::spec::Standing;
 use crate::measure::Space;
 use crate::memory::PAGE_BYTES;
-use crate::vm::balloon::{BalloonSize, BalloonStatus};
+use crate::vm::balloon::BalloonStatus;
 use crate::vm::control::{Reply, Request, Status};
-use crate::vm::working_set::WorkingSet;
 
 /// How many VMs are asked at once.
 const AT_ONCE: usize = 32;
@@ -71,32 +70,11 @@ impl Post {
         control_within(&self.guest, &self.socket, request, ANSWER_LIMIT)
     }
 
-    /// Has the VM process do something.
-    pub fn command(&self, request: &Request) -> Result<(), HostError> {
-        self.control(request).map(drop)
-    }
-
     /// What the VM says of itself.
     pub fn status(&self) -> Result<Status, HostError> {
         match self.control(&Request::Status)? {
             Reply::Status(status) => Ok(status),
             other => Err(self.nonsense(&other)),
-        }
-    }
-
-    /// The sizes of its balloon; None where it has none, or the VM does not answer.
-    pub fn balloon_size(&self) -> Option<BalloonSize> {
-        match self.control(&Request::BalloonSize) {
-            Ok(Reply::BalloonSize(size)) => Some(size),
-            _ => None,
-        }
-    }
-
-    /// How much of its memory the guest uses; None where no sample is taken, or none has been yet.
-    pub fn working_set(&self) -> Option<WorkingSet> {
-        match self.control(&Request::WorkingSet) {
-            Ok(Reply::WorkingSet(known)) if known.periods > 0 => Some(known),
-            _ => None,
         }
     }
 
@@ -154,6 +132,7 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::balloon::BalloonSize;
 
     #[test]
     fn only_a_fresh_word_of_a_guest_that_could_follow_counts() {

@@ -102,8 +102,9 @@ fn lacking_to_run_pages(scene: &Scene, fair: &[u64]) -> u64 {
     let Some(lacks) = waiting.map(|i| scene.lacks_to_run_pages(i, fair)).reduce(u64::saturating_add) else {
         return 0;
     };
-    let kept =
-        Pressure::High.threshold_pages(scene.host, scene.knobs) + scene.percent(scene.knobs.margin_percent);
+    // As much as balloons leave free: above the margin, or the host would not come to the high state.
+    let percent = scene.knobs.high_percent + 2.0 * scene.knobs.margin_percent;
+    let kept = scene.percent(percent);
     kept.saturating_add(lacks).saturating_sub(scene.host.free_pages)
 }
 

@@ -329,3 +329,9 @@ fn target(scene: &Scene, known: &mut GuestMemory, index: usize, left_pages: u64)
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "turn_tests.rs"]
+mod turn_tests;
+#[cfg(test)]
+#[path = "policy_world.rs"]
+mod world;

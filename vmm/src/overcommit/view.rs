@@ -84,6 +84,9 @@ pub struct GuestView {
     pub frames: f64,
     /// Pages it touched lately, estimated from outside; None if nobody has looked.
     pub working_set_pages: Option<u64>,
+    /// How far that may be off, in 95 of 100 cases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set_error_pages: Option<u64>,
     /// Memory that it could do without, by its own word.
     pub spare_pages: Option<u64>,
     /// Pages it touches for the first time, each second.

@@ -1,6 +1,6 @@
 //! What became of a fleet under stress as a page of plots and tables.
 
-use super::fate;
+use super::{fate, reasons};
 use crate::host::stress::series::Sample;
 use crate::host::stress::verdict::{Fate, Verdict};
 use crate::measure::page::{Item, Lines, Page, Section, Table};
@@ -121,7 +121,7 @@ fn guests(verdict: &Verdict) -> Section {
     let rows = verdict.guests.iter().map(|guest| {
         // The last phase in which writes were timed.
         let p99 = guest.latencies.last().map_or("-".into(), |l| format!("{:.1}", l.p99_ns as f64 / 1000.0));
-        let mut row = vec![guest.name.clone(), fate(guest)];
+        let mut row = vec![guest.name.clone(), fate(guest).to_owned()];
         row.extend(
             [guest.fill_seconds, guest.held_seconds, guest.suspended_seconds].map(|s| format!("{s:.1}")),
         );
@@ -130,5 +130,5 @@ fn guests(verdict: &Verdict) -> Section {
     });
     let header = ["guest", "in the end", "fill, s", "held back, s", "suspended, s", "write p99, us"];
     let items = vec![Item::Table(Table { header: header.map(String::from).to_vec(), rows: rows.collect() })];
-    Section { heading: "Guests".into(), text: String::new(), items }
+    Section { heading: "Guests".into(), text: reasons(verdict).join("; "), items }
 }

@@ -258,8 +258,8 @@ mod tests {
             (columns.len(), sum)
         };
         assert_eq!(total(80, 40), (10, 80));
-        assert_eq!(total(100, 5).0, 12);
-        assert_eq!(total(250, 5), (12, 117));
+        assert_eq!(total(100, 5).0, 13);
+        assert_eq!(total(250, 5), (13, 122));
         assert_eq!(cut("abcdef", 4), "abc…");
         assert_eq!(cut("abcd", 4), "abcd");
     }

@@ -55,7 +55,11 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
         cells.push(row.balloon.map_or_else(none, |balloon| {
             format!("{}/{}", size(balloon.actual_pages as f64), size(balloon.target_pages as f64))
         }));
-        cells.push(row.working_set_pages.map_or_else(none, |pages| size(pages as f64)));
+        cells.push(row.working_set_pages.map_or_else(none, |pages| {
+            let error =
+                row.working_set_error_pages.map_or(String::new(), |error| format!("±{}", size(error as f64)));
+            format!("{}{error}", size(pages as f64))
+        }));
         cells.push(size(row.touched_pages_per_second));
         cells.push(row.throttle_pages_per_second.map_or_else(none, |pages| size(pages as f64)));
         cells.push(size(row.debt_pages as f64));

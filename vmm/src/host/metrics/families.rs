@@ -141,6 +141,9 @@ pub(super) fn guests(management: &Management, sheet: &mut Sheet) -> Result {
     sheet.gauge("guest_balloon_actual", Of::Bytes, help, actual)?;
     let help = "Memory it used lately, estimated from outside; absent where nobody has looked.";
     sheet.gauge("guest_working_set", Of::Bytes, help, seen(|v| v.working_set_pages.map(bytes)))?;
+    let help = "How far the working set may be off, in 95 of 100 cases.";
+    let error = seen(|v| v.working_set_error_pages.map(bytes));
+    sheet.gauge("guest_working_set_error", Of::Bytes, help, error)?;
     let help = "Memory it touches for the first time.";
     let touched = seen(|v| Some(frame_bytes(v.touched_pages_per_second)));
     sheet.gauge("guest_first_touch", Of::BytesPerSecond, help, touched)?;
@@ -188,6 +191,8 @@ pub(super) fn policy(management: &Management, sheet: &mut Sheet) -> Result {
     let (took, interval) = management.ledger_seconds;
     sheet.gauge("ledger_read", Of::Seconds, "How long reading the ledger took.", plain(Some(took)))?;
     sheet.gauge("ledger_interval", Of::Seconds, "How often the ledger is read.", plain(Some(interval)))?;
+    let help = "How old the numbers of the ledger are.";
+    sheet.gauge("ledger_age", Of::Seconds, help, plain(management.ledger_age_seconds()))?;
     let looks = plain(Some(management.looks as f64));
     sheet.counter("governor_looks", Of::Nothing, "Looks at the fleet.", looks)?;
     let help = "Processor time of looking and deciding.";

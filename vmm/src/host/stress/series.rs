@@ -66,6 +66,8 @@ sample! {
     used_pages: u64,
     /// What may still be taken.
     free_pages: u64,
+    /// How old the numbers of the ledger are: promised, saved, swapped, debt and cover. The others are of the last look.
+    ledger_age_seconds: f64,
     /// What all guests were promised.
     promised_pages: u64,
     /// Pages on frames.
@@ -107,6 +109,7 @@ impl Sample {
             capacity_pages: host.capacity_pages,
             used_pages: host.used_pages,
             free_pages: host.free_pages,
+            ledger_age_seconds: management.ledger_age_seconds().unwrap_or(0.0),
             promised_pages: ledger.promised,
             resident_pages: sum(|guest| guest.resident_pages),
             saved_pages: ledger.saved,
