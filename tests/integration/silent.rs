@@ -148,3 +148,36 @@ fn a_balloon_that_the_policy_sets_back_is_not_reached() {
     let _ = sandbox.samepage(["fleet", "down"]).timeout(LIMIT).output().success();
     sandbox.assert_clean_within(SOON);
 }
+
+/// A daemon that is killed while it holds guests still to measure them leaves them so: the next one lets them run again.
+#[test]
+fn who_was_held_still_for_a_measurement_runs_again() {
+    require_kvm!();
+    let fleet = Fleet::up();
+    let socket = fleet.sandbox.runtime_dir().join("fleets/f/vm-0.ctl");
+    let paused = || -> bool {
+        let status: Value = ask(&socket, &json!({"op": "status"}), SOON).expect("a status");
+        status["status"]["paused"] == true
+    };
+    // It is measured again and again until the daemon was killed at the right moment.
+    for attempt in 0.. {
+        assert!(attempt < 50, "never killed while a guest stood still");
+        let daemon =
+            fleet.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).expect("a daemon");
+        let measuring = fleet.sandbox.samepage(["fleet", "status", "--content"]).timeout(LIMIT).start();
+        let until = Instant::now() + SOON;
+        while !paused() && Instant::now() < until {}
+        kill_process(daemon, Signal::KILL).expect("a signal sent");
+        let _ = measuring.wait();
+        let stands = paused();
+        let file = fleet.sandbox.file("fleet.toml");
+        let _ = fleet.run(&["fleet", "up", file.to_str().expect("UTF-8")]);
+        eventually("it runs", || !paused());
+        if stands {
+            break;
+        }
+    }
+    assert!(fleet.status()["guests"].as_array().expect("guests").iter().all(|g| g["state"] == "running"));
+    let _ = fleet.run(&["fleet", "down"]);
+    fleet.sandbox.assert_clean_within(SOON);
+}

@@ -1,9 +1,12 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -220,6 +223,7 @@ impl Fleet {
                 None => self.start(spec, n)?,
             }
         }
+        self.release_held();
         self.each(|guest| guest.wait_ready(watch)).map(drop)
     }
 
@@ -309,26 +313,54 @@ impl Fleet {
         self.each(|guest| guest.space())
     }
 
+    /// Where it stands which guests are held still for a measurement.
+    fn held(&self) -> PathBuf {
+        self.dir.policy().with_file_name("held.state")
+    }
+
+    fn write_held(&self, guests: &[String]) -> Result<(), HostError> {
+        let path = self.held();
+        let written =
+            serde_json::to_vec(guests).map_err(io::Error::from).and_then(|bytes| fs::write(&path, bytes));
+        written.map_err(|source| HostError::Runtime { what: "write", path, source })
+    }
+
+    /// Has those guests run again that an earlier daemon held still for a measurement when it was killed.
+    fn release_held(&mut self) {
+        let path = self.held();
+        let Ok(bytes) = fs::read(&path) else { return };
+        let held: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
+        for guest in self.guests.iter().filter(|guest| held.contains(&guest.spec.name)) {
+            if let Err(error) = guest.control(&Request::Resume) {
+                tracing::warn!(%error, guest = guest.spec.name, "it was held still by a daemon that was killed, and does not run again");
+            }
+        }
+        let _ = fs::remove_file(&path);
+    }
+
     /// Holds all guests still while `work` runs.
     pub fn paused<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, HostError>,
     ) -> Result<T, HostError> {
         // Whom somebody else holds still stays so.
-        let ours = Mutex::new(Vec::new());
-        let paused = self.each(|guest| {
-            if !guest.vm_status()?.paused {
-                guest.control(&Request::Pause)?;
-                ours.lock().unwrap_or_else(PoisonError::into_inner).push(guest.number);
-            }
-            Ok(())
+        let running = self.each(|guest| Ok((!guest.vm_status()?.paused).then(|| guest.spec.name.clone())))?;
+        let ours: Vec<String> = running.into_iter().flatten().collect();
+        // Written down first: were we killed now, they would be taken to be paused by their owner, for ever.
+        self.write_held(&ours)?;
+        let is_ours = |guest: &Guest| ours.contains(&guest.spec.name);
+        let paused = self.each(|guest| match is_ours(guest) {
+            true => guest.control(&Request::Pause).map(drop),
+            false => Ok(()),
         });
         let result = paused.and_then(|_| work(self));
-        let ours = ours.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let resumed = self.each(|guest| match ours.contains(&guest.number) {
+        let resumed = self.each(|guest| match is_ours(guest) {
             true => guest.control(&Request::Resume).map(drop),
             false => Ok(()),
         });
+        if resumed.is_ok() {
+            let _ = fs::remove_file(self.held());
+        }
         let value = result?;
         resumed?;
         Ok(value)

@@ -68,7 +68,7 @@ fn when_nobody_runs_one_is_resumed() {
         let views: Vec<_> = guests.iter().map(|g| g.view.clone()).collect();
         let world = World::new(1060 * MIB, guests);
         let (mut memory, mut actions) = (Memory::default(), Vec::new());
-        for second in 0..=world.knobs.suspend_hold_seconds as u32 {
+        for second in 0..world.knobs.suspend_hold_seconds as u32 {
             let view = HostView { now_seconds: second.into(), ..world.view() };
             assert!(!actions.iter().any(|a| matches!(a, Action::Resume { .. })), "{state:?}: {actions:?}");
             actions = step(&mut memory, &view, &views, &world.knobs);
