@@ -51,7 +51,7 @@ impl Fleet {
     /// Lifts a guest's limit behind the governor's back: while it is governed, it soon has one again.
     fn is_governed(&self, guest: &str) -> bool {
         let socket = self.sandbox.runtime_dir().join("fleets/f").join(format!("{guest}.ctl"));
-        let mut limit = || -> Option<u64> {
+        let limit = || -> Option<u64> {
             let status: Value = ask(&socket, &json!({"op": "status"}), SOON).expect("a status");
             status["status"]["throttle"]["pages_per_second"].as_u64()
         };

@@ -256,7 +256,10 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
         false => {
             println!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages);
             if !result.skipped.is_empty() {
-                println!("not asked, because they stand still: {}", result.skipped.join(", "));
+                println!(
+                    "not asked, because they stand still or do not answer: {}",
+                    result.skipped.join(", ")
+                );
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::host::stress::run;
 use crate::host::stress::scenario::Scenario;
 use crate::host::stress::verdict::{Fate, GuestVerdict, Verdict};
 use crate::memory::PAGE_BYTES;
-use crate::overcommit::pressure::Pressure;
+use crate::overcommit::pressure::{Because, Pressure};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
@@ -184,7 +184,12 @@ fn over_time(verdict: &Verdict) -> String {
         before = Some(sample.phase);
         let phase = verdict.phases.get(sample.phase).map_or("", |phase| &phase.name);
         let pressure = Pressure::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
-        let mut row = vec![phase.to_owned(), pressure.to_owned(), format!("{:.1}", sample.seconds)];
+        let because = match Because::ALL.get(usize::from(sample.because)) {
+            None | Some(Because::Free) => String::new(),
+            Some(because) => format!(": {}", because.name()),
+        };
+        let mut row =
+            vec![phase.to_owned(), format!("{pressure}{because}"), format!("{:.1}", sample.seconds)];
         // The ledger is read now and then: numbers of different times are not to be compared.
         let ledger = |number: u64| {
             if sample.ledger_age_seconds <= FRESH_SECONDS { pages(number) } else { String::new() }
@@ -199,7 +204,8 @@ fn over_time(verdict: &Verdict) -> String {
     }
     format!(
         "{table}\npromised, saved, swap, debt and cover are of the ledger, which is read now and then: where it is older than {FRESH_SECONDS} s \
-         they are left out; throttled: guests that a limit held back lately"
+         they are left out; throttled: guests that a limit held back lately; pressure is by what is free, or: falling, for that soon will be so \
+         little; stalls, for tasks wait for memory; before, for more must be free, or for longer, until it is left"
     )
 }
 

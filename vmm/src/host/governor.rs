@@ -24,7 +24,7 @@ use crate::overcommit::action::Action;
 use crate::overcommit::knobs::Knobs;
 use crate::overcommit::ledger::Ledger;
 use crate::overcommit::policy;
-use crate::overcommit::pressure::Pressure;
+use crate::overcommit::pressure::{Because, Pressure};
 use crate::overcommit::view::{GuestView, HostView};
 use crate::vm::control::Request;
 
@@ -51,6 +51,9 @@ pub trait Hands: Send {
 pub struct Management {
     /// How short of memory the fleet is.
     pub pressure: Pressure,
+    /// Why it is taken to be so short of it.
+    #[serde(default)]
+    pub because: Because,
     /// What was seen of the host last; None before the first look.
     pub host: Option<HostView>,
     /// What was seen of each guest last.
@@ -297,6 +300,7 @@ impl Work {
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
         now.pressure = self.state.memory.pressure();
+        now.because = self.state.memory.because();
         now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
         now.host = Some(host);
         now.guests = guests;

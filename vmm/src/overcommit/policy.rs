@@ -15,7 +15,7 @@ use super::action::Action;
 use super::allocation::{Claim, divide};
 use super::balloon_pacing::{Pacing, dead_band_pages, next_target, wants_more};
 use super::knobs::Knobs;
-use super::pressure::{Pressure, PressureGauge, percent_of};
+use super::pressure::{Because, Pressure, PressureGauge, percent_of};
 use super::suspension::{LastResort, Suspension};
 use super::view::{GuestState, GuestView, HostView};
 use super::{paging, suspension, throttling};
@@ -189,6 +189,11 @@ impl Memory {
     /// How short of memory the host was at the last step.
     pub fn pressure(&self) -> Pressure {
         self.gauge.pressure
+    }
+
+    /// Why it was so short of it.
+    pub fn because(&self) -> Because {
+        self.gauge.because
     }
 
     /// Whether a guest's balloon does not follow; None if there was no such guest at the last step.

@@ -7,6 +7,7 @@ use super::state::{Sort, rows};
 use crate::cli::fleet_table::table;
 use crate::cli::ledger_table::ledger_text;
 use crate::host::governor::Management;
+use crate::overcommit::pressure::Because;
 
 /// Entries of the diary that are shown.
 const DIARY_ENTRIES: usize = 5;
@@ -66,9 +67,15 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
         cells.push(row.age_seconds.map_or_else(none, age));
         table.add_row(cells);
     }
+    let because = match management.because {
+        Because::Free => "",
+        Because::Falling => " (it falls fast)",
+        Because::Stalls => " (tasks wait for memory)",
+        Because::Before => " (until it has been enough for a while)",
+    };
     let acting = if management.acting { "" } else { ", watched only" };
     let mut text = format!(
-        "{table}\nfleet {fleet}: {} guests, free memory {}{acting}",
+        "{table}\nfleet {fleet}: {} guests, free memory {}{because}{acting}",
         management.guests.len(),
         management.pressure.name()
     );

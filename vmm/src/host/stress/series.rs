@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::host::governor::Management;
-use crate::overcommit::pressure::Pressure;
+use crate::overcommit::pressure::{Because, Pressure};
 use crate::overcommit::view::{GuestState, GuestView};
 
 /// Samples of one run; a longer run keeps every second one.
@@ -60,6 +60,8 @@ sample! {
     phase: usize,
     /// How short of memory it is: 0 high, 1 soft, 2 hard, 3 low.
     pressure: u8,
+    /// Why: 0 by what is free, 1 because that falls, 2 because of stalls, 3 because it was so a moment ago.
+    because: u8,
     /// What may be used.
     capacity_pages: u64,
     /// What is in use.
@@ -106,6 +108,7 @@ impl Sample {
             seconds,
             phase,
             pressure: Pressure::ALL.iter().position(|p| *p == management.pressure).unwrap_or(0) as u8,
+            because: Because::ALL.iter().position(|b| *b == management.because).unwrap_or(0) as u8,
             capacity_pages: host.capacity_pages,
             used_pages: host.used_pages,
             free_pages: host.free_pages,
