@@ -124,6 +124,7 @@ fn a_balloon_is_sized_and_watched() {
         Some((said["total_memory"].as_u64()?.checked_sub(said["free_memory"].as_u64()?)?) >> 20)
     };
     eventually("the guest misses 16 MiB", || used() >= Some(16));
+    assert!(statistics()["host"]["age_seconds"].as_f64() >= Some(0.0), "{}", statistics());
     vm.patch("/balloon/statistics", &json!({"stats_polling_interval_s": 2}));
     vm.patch("/balloon", &json!({"amount_mib": 0}));
     eventually("the guest has its memory again", || used().is_some_and(|mib| mib < 16));

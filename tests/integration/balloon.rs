@@ -152,6 +152,35 @@ fn a_guest_that_writes_to_its_balloon_is_noticed() {
     stop(&sandbox, vm, false);
 }
 
+/// What a guest told has an age, which grows while it tells nothing more: while it is paused, say.
+#[test]
+fn what_the_guest_said_has_an_age() {
+    require_kvm!();
+    let sandbox = Sandbox::new();
+    let (vm, _com2) = start(&sandbox, &[]);
+    assert_eq!(balloon(&vm).get("age_seconds"), None, "it was not asked yet: {}", balloon(&vm));
+    let age = || balloon(&vm)["age_seconds"].as_f64();
+    eventually("fresh statistics", || {
+        vm.ask(&json!({"op": "balloon_statistics"}));
+        age().is_some()
+    });
+    vm.ask(&json!({"op": "pause"}));
+    let (before, began) = (age().expect("an age"), std::time::Instant::now());
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let least = began.elapsed().as_secs_f64();
+    assert!(age() >= Some(before + least), "{before} s, and {:?} s after {least} s more", age());
+    let stats =
+        sandbox.samepage(["balloon".as_ref(), "stats".as_ref(), Vm::sockets(&sandbox, "vm").0.as_os_str()]);
+    let stats = stats.output().success();
+    assert!(stats.stdout.contains("its statistics are") && stats.stdout.contains("s ago"), "{stats}");
+    vm.ask(&json!({"op": "resume"}));
+    eventually("they are fresh again", || {
+        vm.ask(&json!({"op": "balloon_statistics"}));
+        age() < Some(before + least)
+    });
+    stop(&sandbox, vm, false);
+}
+
 #[test]
 fn a_driver_may_go_and_come_back() {
     require_kvm!();

@@ -31,6 +31,7 @@ mod page_out;
 mod preflight;
 mod printing;
 mod run;
+mod silent;
 mod simulate;
 mod slab;
 mod slab_fleet;

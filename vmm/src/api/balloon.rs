@@ -33,10 +33,13 @@ pub fn mib(pages: u32) -> u32 {
     pages / PAGES_PER_MIB
 }
 
-/// `GET /balloon/statistics`: sizes, what the guest has told, and what the host has seen.
-pub fn statistics(handle: &Handle, host: Value) -> Value {
+/// `GET /balloon/statistics`: sizes, what the guest has told, and what the host has seen, the age of what was told among it.
+pub fn statistics(handle: &Handle, mut host: Value) -> Value {
     let mut all = sizes(handle);
     if let Some(told) = handle.statistics() {
+        if let (Some(host), Some(age)) = (host.as_object_mut(), told.age()) {
+            host.insert("age_seconds".into(), age.as_secs_f64().into());
+        }
         for tag in Tag::ALL {
             if let Some(value) = told.get(tag) {
                 all.insert(tag.name().into(), value.into());

@@ -10,13 +10,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::balloon_table::{line, statistics_table};
+use super::fleet_table::mib;
 use super::progress::{draw_target, interrupt_flag, is_set};
 use crate::host::HostError;
 use crate::host::balloon::{Judge, Stop, Target, why};
 use crate::memory::PAGE_BYTES;
 use crate::memory::layout::MAX_RAM_BYTES;
 use crate::memory::size::{SizeError, parse_size};
-use crate::process::print::{is_reader_gone, out, outln};
+use crate::process::print::{errln, is_reader_gone, out, outln};
 use crate::vm::balloon::BalloonStatus;
 
 /// How often a balloon is looked at while it moves.
@@ -55,12 +56,15 @@ struct Which {
 #[derive(Subcommand)]
 enum Command {
     /// Ask a guest for another balloon size
-    #[command(after_help = "The exit status with --wait is 1 when the size was not reached.
+    #[command(
+        after_help = "The exit status with --wait is 1 when the size was not reached. Where the fleet has a policy
+([overcommit] in its file) that sets balloons too, and what it sets holds.
 
 Examples:
   samepage balloon set web-0 128M
   samepage balloon set web-0 128M --wait --timeout 10
-  samepage balloon set ./vm.sock 0 --wait --json")]
+  samepage balloon set ./vm.sock 0 --wait --json"
+    )]
     Set {
         #[command(flatten)]
         which: Which,
@@ -122,7 +126,9 @@ fn show(target: &Target, json: bool) -> anyhow::Result<ExitCode> {
 struct Waited<'a> {
     guest: &'a str,
     stopped: Stop,
-    reason: &'static str,
+    reason: &'a str,
+    /// What was asked for. The target may be another one by now.
+    asked_pages: u32,
     seconds: f64,
     #[serde(flatten)]
     status: &'a BalloonStatus,
@@ -134,13 +140,19 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     let began = Instant::now();
     let from = target.size()?;
     // At most 2^28 pages: `size` has seen to it.
-    target.set((bytes / PAGE_BYTES) as u32)?;
+    let asked_pages = (bytes / PAGE_BYTES) as u32;
+    target.set(asked_pages)?;
     let Some(limit) = wait else {
+        if target.has_policy() {
+            errln!(
+                "note: this fleet's policy ([overcommit] in its file) sets balloons too, and what it sets holds"
+            );
+        }
         return show(&target, which.json);
     };
-    let bar = bar(from.actual_pages.abs_diff((bytes / PAGE_BYTES) as u32).into());
-    let mut judge = Judge::new(limit);
-    let stopped = loop {
+    let bar = bar(from.actual_pages.abs_diff(asked_pages).into());
+    let mut judge = Judge::new(asked_pages, limit);
+    let (stopped, size) = loop {
         if is_set(&interrupted) {
             bar.finish_and_clear();
             return Err(HostError::Interrupted.into());
@@ -148,7 +160,7 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
         let size = target.size()?;
         bar.set_position(from.actual_pages.abs_diff(size.actual_pages).into());
         if let Some(stopped) = judge.look(began.elapsed(), size, target.is_paused()?) {
-            break stopped;
+            break (stopped, size);
         }
         thread::sleep(POLL);
     };
@@ -156,12 +168,25 @@ fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     let (guest, seconds) = (target.guest.as_str(), began.elapsed().as_secs_f64());
     let status = target.fresh(STATISTICS, &interrupted)?;
     let stopped = why(stopped, &status);
+    let reason = match stopped {
+        Stop::Overruled => {
+            let now = mib(u64::from(size.target_pages) * PAGE_BYTES);
+            let by = match target.has_policy() {
+                true => {
+                    "the policy of its fleet has ([overcommit] in the fleet file), and what that sets holds"
+                }
+                false => "another client has",
+            };
+            format!("not {} MiB: the target was set to {now} MiB meanwhile; {by}", mib(bytes))
+        }
+        _ => stopped.reason().to_owned(),
+    };
     match which.json {
         true => {
-            let waited = Waited { guest, stopped, reason: stopped.reason(), seconds, status: &status };
+            let waited = Waited { guest, stopped, reason: &reason, asked_pages, seconds, status: &status };
             outln!("{}", serde_json::to_string(&waited)?)?;
         }
-        false => outln!("{}\n{}, after {seconds:.1} s", line(guest, &status), stopped.reason())?,
+        false => outln!("{}\n{reason}, after {seconds:.1} s", line(guest, &status))?,
     }
     Ok(if stopped == Stop::Reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

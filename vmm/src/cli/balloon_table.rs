@@ -18,8 +18,9 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
         0 => String::new(),
         touched => format!("; {} MiB of it have frames again", pages(touched)),
     };
+    let told = status.age_seconds.map_or(String::new(), |age| format!("; its statistics are {age:.1} s old"));
     format!(
-        "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}",
+        "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}{told}",
         pages(status.size.actual_pages.into()),
         pages(status.size.target_pages.into()),
         pages(status.host.absent_pages),
@@ -40,7 +41,8 @@ pub(super) fn statistics_table(
         format!(" {:+.1} MiB/s", moved * PAGE_BYTES as f64 / seconds.max(0.001) / (1 << 20) as f64)
     });
     let _ = write!(text, "\n[{:<BAR$}]{rate}", "=".repeat(filled));
-    let mut says = table(&["the guest says", ""], 1);
+    let age = status.age_seconds.map_or(String::new(), |age| format!("{age:.1} s ago"));
+    let mut says = table(&["the guest says", &age], 1);
     for (name, value) in &status.guest {
         // Tags of memory are in bytes, the others are counts.
         let memory =

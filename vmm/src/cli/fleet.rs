@@ -1,9 +1,11 @@
 //! `samepage fleet`: up, status, verify, metrics, down.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -31,6 +33,8 @@ use crate::process::print::{errln, out, outln};
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);
 const LONG: Duration = Duration::from_secs(3600);
+/// How often it is looked at who is suspended while somebody is waited for.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long `status --settle` lets merging take.
 const SETTLE_SECONDS: u64 = 300;
 
@@ -275,7 +279,7 @@ fn print(status: &FleetStatus, json: bool) -> anyhow::Result<()> {
 }
 
 fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let Reply::Verified(result) = request(fleet, &Request::Verify, LONG)? else {
+    let Reply::Verified(result) = telling_who_waits(fleet, || request(fleet, &Request::Verify, LONG))? else {
         bail!("the daemon answered something else");
     };
     match json {
@@ -283,11 +287,38 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
         false => {
             outln!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages)?;
             if !result.skipped.is_empty() {
-                outln!("not asked, because they stand still: {}", result.skipped.join(", "))?;
+                outln!(
+                    "not asked, because they stand still or do not answer: {}",
+                    result.skipped.join(", ")
+                )?;
             }
         }
     }
     Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says on standard error which guests are suspended while `work` waits for an answer. Control-C ends this command, and the daemon gives
+/// up what nobody waits for.
+fn telling_who_waits<T>(fleet: &str, work: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let teller = scope.spawn(|| {
+            let mut told = BTreeSet::new();
+            while !done.load(Ordering::Relaxed) {
+                std::thread::park_timeout(LOOK);
+                let Ok(Reply::Management(now)) = request(fleet, &Request::Management, SHORT) else { continue };
+                for (guest, why) in now.suspended {
+                    if !done.load(Ordering::Relaxed) && told.insert(guest.clone()) {
+                        errln!("guest {guest} is suspended ({why}); it is waited for if it has begun; Control-C ends this");
+                    }
+                }
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        teller.thread().unpark();
+        result
+    })
 }
 
 fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {

@@ -24,6 +24,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         let state = match (guest.state, &guest.ended) {
             (State::Running, _) => "running".into(),
             (State::Paused, _) => "paused".into(),
+            (State::Silent, _) => format!("silent for {:.0} s", guest.silent_seconds.unwrap_or(0.0)),
             (State::Dead, Some(how)) => format!("dead: {how}"),
             (State::Dead, None) => "dead".into(),
         };
@@ -108,10 +109,8 @@ fn merge_text(merge: &Statistics) -> String {
             counted(domain.slabs, "slab"),
             mib(domain.slab_bytes),
             match domain.slab_use_age_seconds {
-                Some(age) => format!(
-                    ", {} unused when that was looked at {age:.0} s ago",
-                    mib(domain.slab_dead_bytes)
-                ),
+                Some(age) =>
+                    format!(", {} unused when that was looked at {age:.0} s ago", mib(domain.slab_dead_bytes)),
                 None => String::new(),
             },
         );

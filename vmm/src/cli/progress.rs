@@ -9,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::host::fleet::{Stage, Watch};
 pub(super) use crate::process::interrupt::{flag as interrupt_flag, is_set};
+use crate::process::print::errln;
 
 /// Where progress is shown: on stderr if it is a terminal, and nowhere else.
 pub(super) fn draw_target() -> ProgressDrawTarget {
@@ -49,6 +50,14 @@ impl Bars {
 
     /// Moves the bar of a stage.
     pub(super) fn tell(&self, stage: Stage, guest: usize, done: u64, total: u64) {
+        if stage == Stage::Wait {
+            if done < total {
+                self.say(&format!(
+                    "guest number {guest} is suspended or paused, and is waited for; Control-C ends this, `samepage top` shows why"
+                ));
+            }
+            return;
+        }
         let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = stages.entry(stage).or_insert_with(|| Bar { bar: self.bar(stage), parts: HashMap::new() });
         let part = bar.parts.entry(guest).or_insert((0, 0));
@@ -70,10 +79,20 @@ impl Bars {
             Stage::Merge => ("merge", "pages"),
             Stage::Verify => ("verify in the guests", "pages"),
             Stage::Check => ("check from the host", "guests"),
+            Stage::Wait => ("wait", "guests"),
         };
         let template = format!("{{prefix:>20}} [{{bar:32}}] {{human_pos:>9}} / {{human_len}} {unit}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         self.all.add(ProgressBar::new(0)).with_style(style.progress_chars("=> ")).with_prefix(name)
+    }
+
+    /// A line above the bars, and on standard error too where that is no terminal.
+    fn say(&self, line: &str) {
+        if self.all.is_hidden() {
+            errln!("{line}");
+        } else {
+            let _ = self.all.println(line);
+        }
     }
 
     /// Takes the bars away, so that the result stands alone.

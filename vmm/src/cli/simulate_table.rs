@@ -10,9 +10,13 @@ use crate::overcommit::simulate::{PhaseReport, Report};
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_BYTES;
 
+/// What the columns are.
+const LEGEND: &str = "moved: by balloons; out, in: to swap and back; denied: first touches without a frame; throttled: guests held back by a limit; \
+swings: balloons sent back within a minute; quiet: at the end, nothing was done; left: what its balloon leaves a guest";
+
 /// A row for each phase, a row for each kind of guest in each phase, and why guests were suspended or stopped.
 pub(super) fn tables(report: &Report) -> String {
-    let mut text = format!("{}\n{}", phases(report), kinds(report));
+    let mut text = format!("{}\n{LEGEND}\n{}", phases(report), kinds(report));
     for phase in &report.phases {
         for reason in &phase.reasons {
             text.push_str(&format!("\n{}: {reason}", phase.name));
@@ -35,10 +39,10 @@ fn phases(report: &Report) -> Table {
         "hard %",
         "low %",
         "least free %",
-        "moved",
-        "out",
-        "in",
-        "denied",
+        "moved MiB",
+        "out MiB",
+        "in MiB",
+        "denied MiB",
         "throttled s",
         "suspends",
         "stops",
@@ -70,7 +74,16 @@ fn pages_of(phase: &PhaseReport) -> [u64; 4] {
 }
 
 fn kinds(report: &Report) -> Table {
-    let header = ["phase ends", "guests", "living", "promised", "left", "resident", "swapped", "slowdown"];
+    let header = [
+        "phase ends",
+        "guests",
+        "living",
+        "promised MiB",
+        "left MiB",
+        "resident MiB",
+        "swapped MiB",
+        "slowdown",
+    ];
     let mut table = table(&header, 2);
     for phase in &report.phases {
         for kind in &phase.guests {

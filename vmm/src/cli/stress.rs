@@ -12,13 +12,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::experiment::{can_be_written, write};
 use super::fleet_table::{counted, mib, table};
 use super::progress::{draw_target, interrupt_flag};
-use crate::host::fleet::Watch;
+use crate::host::fleet::{Stage, Watch};
 use crate::host::stress::run;
 use crate::host::stress::scenario::Scenario;
 use crate::host::stress::verdict::{Fate, GuestVerdict, Verdict};
 use crate::memory::PAGE_BYTES;
-use crate::overcommit::pressure::Pressure;
-use crate::process::print::outln;
+use crate::overcommit::pressure::{Because, Pressure};
+use crate::process::print::{errln, outln};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
@@ -68,7 +68,13 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
     for path in [&output.html, &output.csv].into_iter().flatten() {
         can_be_written(path)?;
     }
-    let watch = Watch::new(|_, _, _, _| {}, interrupt_flag()?);
+    let names: Vec<String> = scenario.fleet.guests.iter().map(|guest| guest.name.clone()).collect();
+    let tell = move |stage, guest: usize, done, total| {
+        if let (Stage::Wait, true, Some(name)) = (stage, done < total, names.get(guest)) {
+            errln!("guest {name} is suspended or paused, and is waited for; Control-C ends this");
+        }
+    };
+    let watch = Watch::new(tell, interrupt_flag()?);
     let bar = ProgressBar::with_draw_target(Some(scenario.phases.len() as u64), draw_target());
     let style = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -93,6 +99,9 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
     }
     Ok(if verdict.held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
+
+/// Numbers of the ledger that are older than this are not shown beside newer ones.
+const FRESH_SECONDS: f64 = 1.0;
 
 fn pages(pages: u64) -> String {
     mib(pages * PAGE_BYTES)
@@ -159,6 +168,7 @@ fn over_time(verdict: &Verdict) -> String {
             "swap",
             "debt",
             "cover",
+            "read s ago",
             "throttled",
             "suspended",
         ],
@@ -175,24 +185,29 @@ fn over_time(verdict: &Verdict) -> String {
         before = Some(sample.phase);
         let phase = verdict.phases.get(sample.phase).map_or("", |phase| &phase.name);
         let pressure = Pressure::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
-        let mut row = vec![phase.to_owned(), pressure.to_owned(), format!("{:.1}", sample.seconds)];
-        row.extend(
-            [
-                sample.used_pages,
-                sample.free_pages,
-                sample.promised_pages,
-                sample.saved_pages,
-                sample.ballooned_pages,
-                sample.swapped_pages,
-                sample.debt_pages,
-                sample.cover_pages,
-            ]
-            .map(pages),
-        );
+        let because = match Because::ALL.get(usize::from(sample.because)) {
+            None | Some(Because::Free) => String::new(),
+            Some(because) => format!(": {}", because.name()),
+        };
+        let mut row =
+            vec![phase.to_owned(), format!("{pressure}{because}"), format!("{:.1}", sample.seconds)];
+        // The ledger is read now and then: numbers of different times are not to be compared.
+        let ledger = |number: u64| {
+            if sample.ledger_age_seconds <= FRESH_SECONDS { pages(number) } else { String::new() }
+        };
+        row.extend([sample.used_pages, sample.free_pages].map(pages));
+        row.extend([sample.promised_pages, sample.saved_pages].map(ledger));
+        row.push(pages(sample.ballooned_pages));
+        row.extend([sample.swapped_pages, sample.debt_pages, sample.cover_pages].map(ledger));
+        row.push(format!("{:.1}", sample.ledger_age_seconds));
         row.extend([sample.throttled, sample.suspended].map(|n| n.to_string()));
         table.add_row(row);
     }
-    table.to_string()
+    format!(
+        "{table}\npromised, saved, swap, debt and cover are of the ledger, which is read now and then: where it is older than {FRESH_SECONDS} s \
+         they are left out; throttled: guests that a limit held back lately; pressure is by what is free, or: falling, for that soon will be so \
+         little; stalls, for tasks wait for memory; before, for more must be free, or for longer, until it is left"
+    )
 }
 
 fn guests(verdict: &Verdict) -> String {
@@ -219,7 +234,7 @@ fn guests(verdict: &Verdict) -> String {
                 format!("{:.0}", pages as f64 * PAGE_BYTES as f64 / seconds / f64::from(1 << 20))
             }
         };
-        let mut row = vec![guest.name.clone(), fate(guest).into()];
+        let mut row = vec![guest.name.clone(), fate(guest).to_owned()];
         row.extend(
             [guest.fill_seconds, guest.held_seconds, guest.suspended_seconds].map(|s| format!("{s:.1}")),
         );
@@ -233,7 +248,7 @@ fn guests(verdict: &Verdict) -> String {
         });
         table.add_row(row);
     }
-    table.to_string()
+    std::iter::once(table.to_string()).chain(reasons(verdict)).collect::<Vec<_>>().join("\n")
 }
 
 fn fate(guest: &GuestVerdict) -> &'static str {

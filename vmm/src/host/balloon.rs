@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::client::control;
+use super::daemon::request;
 use super::living::choose;
 use super::post::Post;
 use super::runtime::FleetDir;
+use super::status::{Reply as Answer, Request as Question};
 use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};
 use crate::vm::control::{Reply, Request};
@@ -22,6 +24,8 @@ const POLL: Duration = Duration::from_millis(20);
 const STALL: Duration = Duration::from_secs(5);
 /// How long a guest that is starting may take to bring its driver up.
 const NO_DRIVER: Duration = Duration::from_secs(3);
+/// How long a daemon may take to say whether it has a policy.
+const POLICY_LIMIT: Duration = Duration::from_secs(5);
 /// A guest that has less than this beyond what is still asked of it keeps it for itself: kernels hold reserves.
 const RESERVE_BYTES: u64 = 16 << 20;
 
@@ -30,6 +34,8 @@ const RESERVE_BYTES: u64 = 16 << 20;
 pub struct Target {
     /// Its name, for people.
     pub guest: String,
+    /// The fleet that it is of; None of a VM that was found by its socket.
+    pub fleet: Option<String>,
     socket: PathBuf,
 }
 
@@ -39,6 +45,8 @@ pub struct Target {
 pub enum Stop {
     /// It has the size that was asked for.
     Reached,
+    /// Another size was asked of it meanwhile.
+    Overruled,
     /// No driver runs it.
     NoDriver,
     /// The VM is paused.
@@ -56,6 +64,7 @@ impl Stop {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Reached => "reached",
+            Self::Overruled => "another size was asked of the guest meanwhile",
             Self::NoDriver => {
                 "no driver: the guest has not started its balloon driver (in Linux, the module virtio_balloon)"
             }
@@ -72,14 +81,14 @@ impl Target {
     pub fn find(guest: &str, fleet: Option<String>) -> Result<Self, HostError> {
         let path = Path::new(guest);
         if guest.contains('/') {
-            return Ok(Self { guest: guest.into(), socket: path.into() });
+            return Ok(Self { guest: guest.into(), fleet: None, socket: path.into() });
         }
         let fleet = choose(fleet)?;
         let dir = FleetDir::of(&fleet);
         let socket = dir.control(guest)?;
         let sockets = dir.control_sockets();
         if sockets.contains(&socket) {
-            return Ok(Self { guest: guest.into(), socket });
+            return Ok(Self { guest: guest.into(), fleet: Some(fleet), socket });
         }
         let mut known: Vec<_> =
             sockets.iter().filter_map(|s| Some(s.file_stem()?.to_string_lossy().into_owned())).collect();
@@ -89,7 +98,13 @@ impl Target {
 
     /// The guest at this post.
     pub fn of(post: &Post) -> Self {
-        Self { guest: post.guest.clone(), socket: post.socket.clone() }
+        Self { guest: post.guest.clone(), fleet: None, socket: post.socket.clone() }
+    }
+
+    /// Whether its fleet has a policy that sets balloons, too. What the policy sets holds: it is asked for again.
+    pub fn has_policy(&self) -> bool {
+        let management = self.fleet.as_ref().map(|fleet| request(fleet, &Question::Management, POLICY_LIMIT));
+        matches!(management, Some(Ok(Answer::Management(now))) if now.acting)
     }
 
     /// Its balloon as it is now.
@@ -146,15 +161,16 @@ impl Target {
 /// Decides, from one look at a balloon after another, when it has stopped.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge {
+    asked_pages: u32,
     limit: Duration,
     actual_pages: Option<u32>,
     moved: Duration,
 }
 
 impl Judge {
-    /// A judge that gives a balloon `limit` in all.
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, actual_pages: None, moved: Duration::ZERO }
+    /// A judge that gives a balloon `limit` in all to have the size that was asked for.
+    pub fn new(asked_pages: u32, limit: Duration) -> Self {
+        Self { asked_pages, limit, actual_pages: None, moved: Duration::ZERO }
     }
 
     /// Looks at the balloon, `now` after the beginning. None while it may still move. A guest that does not follow
@@ -164,7 +180,9 @@ impl Judge {
             (self.actual_pages, self.moved) = (Some(size.actual_pages), now);
         }
         let still = now.saturating_sub(self.moved);
-        if size.driver && size.actual_pages == size.target_pages {
+        if size.target_pages != self.asked_pages {
+            Some(Stop::Overruled)
+        } else if size.driver && size.actual_pages == self.asked_pages {
             Some(Stop::Reached)
         } else if paused {
             Some(Stop::Paused)
@@ -199,7 +217,7 @@ mod tests {
 
     /// Looks once a second at a balloon that stays as it is.
     fn stuck(size: BalloonSize, paused: bool) -> (u64, Stop) {
-        let mut judge = Judge::new(Duration::from_secs(60));
+        let mut judge = Judge::new(size.target_pages, Duration::from_secs(60));
         let look = |s| judge.look(Duration::from_secs(s), size, paused).map(|stop| (s, stop));
         (0..100).find_map(look).unwrap()
     }
@@ -211,6 +229,17 @@ mod tests {
         assert_eq!(stuck(size(false, 5, 0), false), (3, Stop::NoDriver));
         assert_eq!(stuck(size(true, 5, 4), false), (5, Stop::Refused));
         assert_eq!(stuck(size(true, 4, 5), false), (5, Stop::Refused));
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_reached() {
+        let look = |target, actual| {
+            Judge::new(64, Duration::from_secs(60)).look(Duration::ZERO, size(true, target, actual), false)
+        };
+        assert_eq!(look(64, 64), Some(Stop::Reached));
+        assert_eq!(look(64, 10), None);
+        assert_eq!(look(0, 0), Some(Stop::Overruled), "somebody else's size is reached");
+        assert_eq!(look(23, 10), Some(Stop::Overruled));
     }
 
     #[test]
@@ -230,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_balloon_that_moves_has_all_the_time_it_was_given() {
-        let mut judge = Judge::new(Duration::from_secs(60));
+        let mut judge = Judge::new(1000, Duration::from_secs(60));
         for second in 0..60 {
             assert_eq!(judge.look(Duration::from_secs(second.into()), size(true, 1000, second), false), None);
         }

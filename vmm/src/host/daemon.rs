@@ -4,9 +4,9 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::claim::Claim;
@@ -15,6 +15,7 @@ use super::fleet::{Fleet, Watch};
 use super::governor::{Governor, lock};
 use super::hands::govern;
 use super::home::Home;
+use super::ledger::{self, Reading};
 use super::living;
 use super::metrics::{self, EngineNow, exposition};
 use super::runtime::FleetDir;
@@ -27,6 +28,8 @@ use crate::os::Peer;
 const POLL: Duration = Duration::from_millis(100);
 /// How long a client may take to ask, or to take its answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client waits while somebody else has the fleet.
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 32;
 /// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
@@ -151,9 +154,40 @@ impl Daemon {
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
-        let mut fleet = self.fleet();
-        let reading = fleet.ledger(false)?;
-        Ok(FleetStatus::of(&mut fleet, reading, false))
+        let reading = self.reading(&Watch::nobody())?;
+        Ok(FleetStatus::of(&mut self.fleet(), reading, false))
+    }
+
+    /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
+    fn reading(&self, watch: &Watch) -> Result<Reading, HostError> {
+        let (posts, means) = {
+            let mut fleet = self.free(watch)?;
+            (fleet.posts()?, fleet.means())
+        };
+        ledger::read_heard(&posts, &self.governor.ask(&posts), means)
+    }
+
+    /// The fleet, for what needs an answer of every guest: those that do not answer are left out.
+    fn answering(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
+        let mut fleet = self.free(watch)?;
+        fleet.leave_out(self.governor.silent());
+        Ok(fleet)
+    }
+
+    /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer.
+    fn free(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
+        let until = Instant::now() + BUSY_LIMIT;
+        loop {
+            match self.fleet.try_lock() {
+                Ok(fleet) => return Ok(fleet),
+                Err(TryLockError::Poisoned(fleet)) => return Ok(fleet.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                    return Err(HostError::Busy { fleet: self.page.name.clone() });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+            }
+            watch.check()?;
+        }
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
@@ -171,7 +205,9 @@ impl Daemon {
             return;
         }
         let reply = match serde_json::from_str(&line) {
-            Ok(request) => self.carry_out(request).unwrap_or_else(|e| Reply::Error(one_line(&e))),
+            Ok(request) => self
+                .carry_out(request, stream.try_clone().ok())
+                .unwrap_or_else(|e| Reply::Error(one_line(&e))),
             Err(e) => Reply::Error(format!("not a request: {e}")),
         };
         if let Ok(mut bytes) = serde_json::to_vec(&reply) {
@@ -180,16 +216,17 @@ impl Daemon {
         }
     }
 
-    fn carry_out(&self, request: Request) -> Result<Reply, HostError> {
-        let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone());
+    fn carry_out(&self, request: Request, client: Option<UnixStream>) -> Result<Reply, HostError> {
+        let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone()).for_client(client);
         match request {
             Request::Status { kvm, content, audit, settle_seconds } => {
-                let mut fleet = self.fleet();
                 if let Some(seconds) = settle_seconds {
-                    fleet.settle(0, Duration::from_secs(seconds), &watch)?;
+                    self.free(&watch)?.settle(0, Duration::from_secs(seconds), &watch)?;
                 }
-                let content = content.then(|| fleet.content(&watch)).transpose()?;
-                let reading = fleet.ledger(audit)?;
+                let content = content.then(|| self.answering(&watch)?.content(&watch)).transpose()?;
+                let reading =
+                    if audit { self.answering(&watch)?.ledger(true) } else { self.reading(&watch) }?;
+                let mut fleet = self.free(&watch)?;
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
                 status.notes.extend(self.governor.management().notes());
@@ -201,8 +238,10 @@ impl Daemon {
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
             Request::Metrics => Ok(Reply::Metrics(self.page.text())),
-            Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
-            Request::PageTypes { guest } => Ok(Reply::PageTypes(self.fleet().page_types(&guest, &watch)?)),
+            Request::Verify => Ok(Reply::Verified(self.answering(&watch)?.verify(&watch)?)),
+            Request::PageTypes { guest } => {
+                Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
+            }
             Request::Down => {
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);

@@ -21,8 +21,11 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 /// How a fleet went down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Down {
-    /// Its daemon ended it, and has ended. What its user should know.
-    ByDaemon { notes: Vec<String> },
+    /// Its daemon ended it, and has ended.
+    ByDaemon {
+        /// What its user should know.
+        notes: Vec<String>,
+    },
     /// The daemon was gone already; so many VMs were still running.
     Orphans(usize),
 }

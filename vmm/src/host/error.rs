@@ -317,6 +317,14 @@ pub enum HostError {
     /// The host's swap could not be taken up.
     #[error("the scenario fills the host's swap, which is not possible")]
     FillSwap(#[source] PageOutError),
+    /// Somebody else has the fleet for longer than a client is kept waiting.
+    #[error(
+        "fleet {fleet} is busy: its guests are being filled, verified or measured; `samepage top` and `samepage fleet metrics` answer meanwhile"
+    )]
+    Busy {
+        /// Which.
+        fleet: String,
+    },
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,

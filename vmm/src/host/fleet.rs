@@ -1,11 +1,16 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
@@ -53,6 +58,8 @@ pub enum Stage {
     Merge,
     /// Guests check their pages.
     Verify,
+    /// A guest that is waited for is suspended, or held still by somebody else.
+    Wait,
     /// The host checks them.
     Check,
 }
@@ -63,6 +70,7 @@ type Teller = dyn Fn(Stage, usize, u64, u64) + Send + Sync;
 pub struct Watch {
     tell: Box<Teller>,
     interrupted: Arc<AtomicBool>,
+    client: Option<UnixStream>,
 }
 
 impl Watch {
@@ -71,7 +79,12 @@ impl Watch {
         tell: impl Fn(Stage, usize, u64, u64) + Send + Sync + 'static,
         interrupted: Arc<AtomicBool>,
     ) -> Self {
-        Self { tell: Box::new(tell), interrupted }
+        Self { tell: Box::new(tell), interrupted, client: None }
+    }
+
+    /// The same, for a client: what is done for it ends when it has hung up.
+    pub fn for_client(self, client: Option<UnixStream>) -> Self {
+        Self { client, ..self }
     }
 
     /// Nobody watches.
@@ -86,11 +99,18 @@ impl Watch {
 
     /// An error once the user wants an end.
     pub fn check(&self) -> Result<(), HostError> {
-        match self.interrupted.load(Ordering::Relaxed) {
+        match self.interrupted.load(Ordering::Relaxed) || self.client.as_ref().is_some_and(has_hung_up) {
             true => Err(HostError::Interrupted),
             false => Ok(()),
         }
     }
+}
+
+/// Whether nobody takes an answer any more.
+fn has_hung_up(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client, PollFlags::RDHUP)];
+    let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&soon)).is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
 }
 
 /// How merging went.
@@ -118,6 +138,8 @@ pub struct Fleet {
     _claim: Option<Claim>,
     /// What other fleets know of it.
     pledge: Pledge,
+    /// Guests that are not asked for anything, for they do not answer.
+    left_out: Vec<String>,
 }
 
 impl Fleet {
@@ -203,6 +225,7 @@ impl Fleet {
             dir: dir.clone(),
             lifetime,
             pledge,
+            left_out: Vec::new(),
             spec,
             _claim: claim,
         };
@@ -261,6 +284,7 @@ impl Fleet {
             }
         }
         self.guests.sort_by_key(|guest| guest.number);
+        self.release_held();
         self.each(|guest| guest.wait_ready(watch)).map(drop)
     }
 
@@ -324,6 +348,20 @@ impl Fleet {
         }
     }
 
+    /// From now on these guests are asked for nothing, and all others are.
+    pub fn leave_out(&mut self, guests: Vec<String>) {
+        self.left_out = guests;
+    }
+
+    /// The guests that run and are not left out.
+    fn asked(&mut self) -> impl Iterator<Item = &mut Guest> {
+        let left_out = &self.left_out;
+        self.guests
+            .iter_mut()
+            .filter(|g| !left_out.contains(&g.spec.name))
+            .filter_map(|g| g.ended().is_none().then_some(g))
+    }
+
     /// Does something with every guest that runs, all at the same time. One that ends meanwhile is left out.
     pub(super) fn each<T: Send>(
         &mut self,
@@ -331,7 +369,7 @@ impl Fleet {
     ) -> Result<Vec<T>, HostError> {
         let work = &work;
         let results: Vec<_> = thread::scope(|scope| {
-            let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
+            let running = self.asked();
             let one = move |guest: &mut Guest| match work(guest) {
                 Err(HostError::Socket { .. }) if guest.is_ending() => None,
                 result => Some(result),
@@ -347,26 +385,54 @@ impl Fleet {
         self.each(|guest| guest.space())
     }
 
+    /// Where it stands which guests are held still for a measurement.
+    fn held(&self) -> PathBuf {
+        self.dir.policy().with_file_name("held.state")
+    }
+
+    fn write_held(&self, guests: &[String]) -> Result<(), HostError> {
+        let path = self.held();
+        let written =
+            serde_json::to_vec(guests).map_err(io::Error::from).and_then(|bytes| fs::write(&path, bytes));
+        written.map_err(|source| HostError::Runtime { what: "write", path, source })
+    }
+
+    /// Has those guests run again that an earlier daemon held still for a measurement when it was killed.
+    fn release_held(&mut self) {
+        let path = self.held();
+        let Ok(bytes) = fs::read(&path) else { return };
+        let held: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
+        for guest in self.guests.iter().filter(|guest| held.contains(&guest.spec.name)) {
+            if let Err(error) = guest.control(&Request::Resume) {
+                tracing::warn!(%error, guest = guest.spec.name, "it was held still by a daemon that was killed, and does not run again");
+            }
+        }
+        let _ = fs::remove_file(&path);
+    }
+
     /// Holds all guests still while `work` runs.
     pub fn paused<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, HostError>,
     ) -> Result<T, HostError> {
         // Whom somebody else holds still stays so.
-        let ours = Mutex::new(Vec::new());
-        let paused = self.each(|guest| {
-            if !guest.vm_status()?.paused {
-                guest.control(&Request::Pause)?;
-                ours.lock().unwrap_or_else(PoisonError::into_inner).push(guest.number);
-            }
-            Ok(())
+        let running = self.each(|guest| Ok((!guest.vm_status()?.paused).then(|| guest.spec.name.clone())))?;
+        let ours: Vec<String> = running.into_iter().flatten().collect();
+        // Written down first: were we killed now, they would be taken to be paused by their owner, for ever.
+        self.write_held(&ours)?;
+        let is_ours = |guest: &Guest| ours.contains(&guest.spec.name);
+        let paused = self.each(|guest| match is_ours(guest) {
+            true => guest.control(&Request::Pause).map(drop),
+            false => Ok(()),
         });
         let result = paused.and_then(|_| work(self));
-        let ours = ours.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let resumed = self.each(|guest| match ours.contains(&guest.number) {
+        let resumed = self.each(|guest| match is_ours(guest) {
             true => guest.control(&Request::Resume).map(drop),
             false => Ok(()),
         });
+        if resumed.is_ok() {
+            let _ = fs::remove_file(self.held());
+        }
         let value = result?;
         resumed?;
         Ok(value)
@@ -418,7 +484,11 @@ impl Fleet {
 
     /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
     pub fn ledger(&mut self, audited: bool) -> Result<Reading, HostError> {
-        let read = |fleet: &mut Self| ledger::read(&fleet.posts()?, fleet.means(), audited);
+        let read = |fleet: &mut Self| {
+            let mut posts = fleet.posts()?;
+            posts.retain(|post| !fleet.left_out.contains(&post.guest));
+            ledger::read(&posts, fleet.means(), audited)
+        };
         if !audited {
             return read(self);
         }
@@ -447,7 +517,7 @@ impl Fleet {
 
     /// How many guests run.
     fn running(&mut self) -> usize {
-        self.guests.iter_mut().filter_map(|guest| guest.ended().is_none().then_some(())).count()
+        self.asked().count()
     }
 
     /// Lets the engine begin.
@@ -516,15 +586,14 @@ impl Fleet {
     /// Has every guest check all its pages, and the host check them too. A guest that stands still cannot, and is left out.
     pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
         let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;
-        let skipped: Vec<String> = still.into_iter().flatten().collect();
+        let skipped: Vec<String> = still.into_iter().flatten().chain(self.left_out.clone()).collect();
         let skips = |guest: &Guest| skipped.contains(&guest.spec.name);
         let by_guests = self.each(|guest| if skips(guest) { Ok((0, 0)) } else { guest.verify(watch) })?;
         let reports = self.each(|guest| if skips(guest) { Ok(None) } else { guest.report(watch) })?;
         let by_host = self.paused(|fleet| {
             let total = fleet.guests.len() as u64;
             let mut wrong = 0;
-            let running = fleet.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
-            for ((n, guest), report) in running.enumerate().zip(reports) {
+            for ((n, guest), report) in fleet.asked().enumerate().zip(reports) {
                 watch.check()?;
                 if let Some(report) = report {
                     wrong += check::wrong_pages(guest, &report)

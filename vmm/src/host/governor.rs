@@ -1,7 +1,8 @@
 //! Keeps a fleet within its means: looks at every guest several times a second, decides ([`policy::step`]), carries out.
 //!
-//! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on. What it must not forget is in a file
-//! before it is done: a daemon that is started again goes on from there and from what it sees.
+//! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on, and a VM that does not answer keeps
+//! it from looking at the others for a tenth of a second, once. What it must not forget is in a file before it is done: a daemon that is
+//! started again goes on from there and from what it sees.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,17 +13,18 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
+use super::asker::{Askers, Told};
 use super::diary::{Diary, Entry};
 use super::ledger::{Means, Reading};
-use super::observer::{Observation, Observer};
+use super::observer::{ANSWER_WAIT, Observation, Observer};
 use super::policy_state::PolicyState;
-use super::post::{self, Post};
+use super::post::{Post, Said};
 use super::runtime::FleetDir;
 use crate::overcommit::action::Action;
 use crate::overcommit::knobs::Knobs;
 use crate::overcommit::ledger::Ledger;
 use crate::overcommit::policy;
-use crate::overcommit::pressure::Pressure;
+use crate::overcommit::pressure::{Because, Pressure};
 use crate::overcommit::view::{GuestView, HostView};
 use crate::vm::control::Request;
 
@@ -31,6 +33,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 const LOOK_PART: u32 = 50;
 /// ... but no longer than this: memory may be gone faster.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How long somebody who wants to know it exactly waits for VMs to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// How often the thread sees that it is to end.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -47,6 +51,9 @@ pub trait Hands: Send {
 pub struct Management {
     /// How short of memory the fleet is.
     pub pressure: Pressure,
+    /// Why it is taken to be so short of it.
+    #[serde(default)]
+    pub because: Because,
     /// What was seen of the host last; None before the first look.
     pub host: Option<HostView>,
     /// What was seen of each guest last.
@@ -55,6 +62,9 @@ pub struct Management {
     pub ledger: Option<Ledger>,
     /// How long reading it took, and how often it is read, in seconds.
     pub ledger_seconds: (f64, f64),
+    /// When it was read, by the clock of `host`.
+    #[serde(default)]
+    pub ledger_read_seconds: Option<f64>,
     /// Whether anything is done about it, or it is only watched.
     pub acting: bool,
     /// Guests that were suspended, and why.
@@ -81,6 +91,7 @@ struct Shared {
     posts: Mutex<Vec<Post>>,
     knobs: Mutex<Knobs>,
     management: Mutex<Management>,
+    askers: Arc<Mutex<Askers>>,
     ending: AtomicBool,
 }
 
@@ -97,13 +108,14 @@ impl Governor {
             posts: Mutex::new(posts),
             knobs: Mutex::new(knobs),
             management: Mutex::default(),
+            askers: Arc::default(),
             ending: AtomicBool::new(false),
         });
         let path = dir.policy();
         let failed = |source| HostError::Runtime { what: "start the thread that keeps", path, source };
         let work = Work {
             shared: shared.clone(),
-            observer: Observer::default(),
+            observer: Observer::new(shared.askers.clone()),
             state: PolicyState::load(dir),
             act,
             hands,
@@ -124,6 +136,28 @@ impl Governor {
         *lock(&self.shared.knobs) = knobs;
     }
 
+    /// What the VMs at `posts` say now; of one that does not answer soon, what it said last.
+    pub fn ask(&self, posts: &[Post]) -> Vec<Option<Said>> {
+        {
+            let mut askers = lock(&self.shared.askers);
+            askers.begin(posts);
+            askers.ask(true);
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < ASK_LIMIT && !lock(&self.shared.askers).is_idle() {
+            thread::sleep(POLL);
+        }
+        let askers = lock(&self.shared.askers);
+        posts.iter().map(|post| askers.said(&post.guest)).collect()
+    }
+
+    /// Guests whose VMs do not answer.
+    pub fn silent(&self) -> Vec<String> {
+        let management = lock(&self.shared.management);
+        let silent = management.guests.iter().filter(|guest| guest.silent_seconds.is_some());
+        silent.map(|guest| guest.name.clone()).collect()
+    }
+
     /// How the fleet is managed.
     pub fn management(&self) -> Management {
         lock(&self.shared.management).clone()
@@ -131,6 +165,11 @@ impl Governor {
 }
 
 impl Management {
+    /// How old the ledger was at the last look, in seconds.
+    pub fn ledger_age_seconds(&self) -> Option<f64> {
+        Some(self.host.as_ref()?.now_seconds - self.ledger_read_seconds?)
+    }
+
     /// What a reader of the fleet's numbers should know.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
@@ -139,8 +178,17 @@ impl Management {
         let unseen = stalls.map(|_| {
             "this kernel does not tell how long tasks wait for memory (PSI): free memory alone counts".into()
         });
+        let silent = self.guests.iter().filter_map(|guest| {
+            let seconds = guest.silent_seconds?;
+            Some(format!(
+                "guest {} has not answered for {seconds:.0} s: its memory is counted, what it says of itself is old, and it cannot be \
+                 managed",
+                guest.name
+            ))
+        });
         unseen
             .into_iter()
+            .chain(silent)
             .chain(suspended)
             .chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
     }
@@ -196,56 +244,63 @@ impl Work {
             self.observer.observe(&posts, self.began.elapsed().as_secs_f64(), &self.state);
         let mut entries = Vec::new();
         if self.act {
-            self.state.keep(&guests);
+            {
+                let askers = lock(&self.shared.askers);
+                self.state.keep(&guests, |guest| askers.is_late(guest));
+            }
             let knobs = *lock(&self.shared.knobs);
             let mut memory = std::mem::take(&mut self.state.memory);
             let actions = policy::step(&mut memory, &host, &guests, &knobs);
             self.state.memory = memory;
-            if !actions.is_empty() {
-                self.observer.has_acted();
-            }
             entries = self.carry_out_all(&actions, &posts, host.now_seconds);
         }
         self.tell(host, guests, reading, entries);
     }
 
+    /// Has everything done that can be done now. What was done comes back, also what was asked for in an earlier look.
     fn carry_out_all(&mut self, actions: &[Action], posts: &[Post], seconds: f64) -> Vec<Entry> {
-        // What is suspended is written down first: the next daemon must know that it was us.
+        let mut entries = Vec::new();
         for action in actions {
-            match (action, action.guest().and_then(|n| posts.get(n))) {
-                (Action::Merge { eager }, _) => self.hands.merge(*eager),
-                (Action::Suspend { reason, .. }, Some(post)) => {
-                    self.state.suspend(&post.guest, &reason.to_string());
-                }
-                (Action::Stop { reason, .. }, Some(post)) => {
-                    self.state.stop(&post.guest, &reason.to_string())
-                }
+            if let Action::Merge { eager } = *action {
+                self.hands.merge(eager);
+                entries.push(Entry::new(action, None, None, seconds));
+            }
+            // One that is late may do yet what it was told before: what it should do is decided again when that is known.
+            let post = action.guest().and_then(|n| posts.get(n));
+            let Some(post) = post.filter(|post| lock(&self.shared.askers).takes(&post.guest)) else {
+                continue;
+            };
+            let Some(request) = request(action) else { continue };
+            // What is suspended is written down first: the next daemon must know that it was us.
+            match action {
+                Action::Suspend { reason, .. } => self.state.suspend(&post.guest, &reason.to_string()),
+                Action::Stop { reason, .. } => self.state.stop(&post.guest, &reason.to_string()),
                 _ => {}
             }
+            // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
+            lock(&self.shared.askers).tell(&post.guest, *action, request);
         }
-        // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
-        let told = post::each(posts, |n, post| {
-            let its = actions.iter().filter(|action| action.guest() == Some(n));
-            its.map(|action| tell(action, post).err().map(|e| super::daemon::one_line(&e)))
-                .collect::<Vec<_>>()
-        });
-        for action in actions {
-            if let (Action::Resume { .. }, Some(post)) = (action, action.guest().and_then(|n| posts.get(n))) {
-                self.state.resume(&post.guest);
+        let told = {
+            let mut askers = lock(&self.shared.askers);
+            if !actions.is_empty() {
+                askers.wait(ANSWER_WAIT);
             }
-        }
-        let mut told: Vec<_> = told.into_iter().map(Vec::into_iter).collect();
-        let entry = |action: &Action| {
-            let guest = action.guest().and_then(|n| posts.get(n)).map(|post| post.guest.clone());
-            let error = action.guest().and_then(|n| told.get_mut(n)?.next()).flatten();
-            Entry::new(action, guest, error, seconds)
+            askers.told()
         };
-        actions.iter().map(entry).collect()
+        for Told { guest, action, error } in told {
+            // One that could not be resumed is still suspended, and still by us.
+            if matches!(action, Action::Resume { .. }) && error.is_none() {
+                self.state.resume(&guest);
+            }
+            entries.push(Entry::new(&action, Some(guest), error, seconds));
+        }
+        entries
     }
 
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
         now.pressure = self.state.memory.pressure();
+        now.because = self.state.memory.because();
         now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
         now.host = Some(host);
         now.guests = guests;
@@ -256,15 +311,16 @@ impl Work {
         if let Some(reading) = reading {
             now.ledger_seconds = (reading.seconds, self.observer.ledger_interval_seconds());
             now.ledger = Some(reading.ledger);
+            now.ledger_read_seconds = now.host.as_ref().map(|host| host.now_seconds);
         }
         entries.into_iter().for_each(|entry| now.diary.add(entry));
     }
 }
 
-/// Has a guest's VM do what was decided.
-fn tell(action: &Action, post: &Post) -> Result<(), HostError> {
-    let request = match *action {
-        Action::Merge { .. } => return Ok(()),
+/// What a guest's VM is told to do what was decided; None if that is not for a guest.
+fn request(action: &Action) -> Option<Request> {
+    Some(match *action {
+        Action::Merge { .. } => return None,
         Action::Balloon { target_pages, .. } => {
             Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
         }
@@ -273,6 +329,5 @@ fn tell(action: &Action, post: &Post) -> Result<(), HostError> {
         Action::Suspend { .. } => Request::Pause,
         Action::Resume { .. } => Request::Resume,
         Action::Stop { .. } => Request::Stop,
-    };
-    post.command(&request)
+    })
 }

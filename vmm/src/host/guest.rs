@@ -290,16 +290,29 @@ impl Guest {
             });
         };
         let began = Instant::now();
+        let mut stands = false;
         let result = com2.command(command, SILENCE_LIMIT, &mut |progress| {
-            if let Some((done, total)) = progress {
-                watch.tell(stage, number, done, total);
-            }
             watch.check()?;
+            if let Some((done, total)) = progress {
+                if std::mem::take(&mut stands) {
+                    watch.tell(Stage::Wait, number, 1, 1);
+                }
+                watch.tell(stage, number, done, total);
+                return Ok(false);
+            }
             // One that is held back says nothing, and is not to blame.
-            let held =
-                |post: &Post| post.status().is_ok_and(|s| s.paused || s.throttle.pages_per_second.is_some());
-            Ok(progress.is_none() && began.elapsed() < HELD_LIMIT && post.as_ref().is_some_and(held))
+            let status = post.as_ref().and_then(|post| post.status().ok());
+            let paused = status.as_ref().is_some_and(|status| status.paused);
+            if paused && !stands {
+                stands = true;
+                watch.tell(Stage::Wait, number, 0, 1);
+            }
+            let held = paused || status.is_some_and(|status| status.throttle.pages_per_second.is_some());
+            Ok(held && began.elapsed() < HELD_LIMIT)
         });
+        if stands {
+            watch.tell(Stage::Wait, number, 1, 1);
+        }
         if result.is_err() {
             self.check_alive()?;
         } else {

@@ -51,14 +51,31 @@ pub struct Reading {
     pub audit: Option<Audit>,
 }
 
-/// Reads the ledger of those of `posts` that run. With `audited`, checks it by other means, too.
+/// Reads the ledger of those of `posts` that run, all of which are asked. With `audited`, checks it by other means, too.
 pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, HostError> {
+    read_with(posts, means, audited, &|| {
+        post::each(posts, |_, post| is_running(post.pid).then(|| post.ask()))
+    })
+}
+
+/// Reads the ledger of those of `posts` that run by what their VMs said last, which need not answer for that: one that was never heard is
+/// left out.
+pub fn read_heard(posts: &[Post], heard: &[Option<Said>], means: Means) -> Result<Reading, HostError> {
+    let said = |(post, said): (&Post, &Option<Said>)| said.clone().filter(|_| is_running(post.pid)).map(Ok);
+    read_with(posts, means, false, &|| posts.iter().zip(heard).map(said).collect())
+}
+
+fn read_with(
+    posts: &[Post],
+    means: Means,
+    audited: bool,
+    ask: &dyn Fn() -> Vec<Option<Result<Said, HostError>>>,
+) -> Result<Reading, HostError> {
     let begin = thread_time();
     // One that ends between two questions is left out the next time.
     for _ in 0..=posts.len() {
         let mut asked = Vec::new();
-        let said = post::each(posts, |_, post| is_running(post.pid).then(|| post.ask()));
-        for (post, said) in posts.iter().zip(said) {
+        for (post, said) in posts.iter().zip(ask()) {
             match said {
                 Some(Ok(said)) => asked.push((post, said)),
                 // Its sockets are gone before its process is.
@@ -132,8 +149,7 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
             },
             balloon_absent: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
             frames: seen.frames + parked as f64,
-            balloon_driver: said.balloon.as_ref().is_some_and(|balloon| balloon.size.driver),
-            spare: said.spare_pages(),
+            to_give: said.to_give_pages(),
             minimum: post.standing.min_bytes / PAGE_BYTES,
             overhead: GuestOverhead {
                 vmm: process.anonymous.saturating_sub(of_guest),

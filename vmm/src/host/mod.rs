@@ -4,6 +4,7 @@
 //! COM2 socket, and the host's /proc.
 
 pub mod admission;
+mod asker;
 pub mod balloon;
 pub mod check;
 mod claim;

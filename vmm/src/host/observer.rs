@@ -2,24 +2,26 @@
 //!
 //! The ledger is exact and reads every page table entry; so it is read only so often that it takes a hundredth of one
 //! processor. In between the kernel's own count of each process's anonymous pages, which it keeps ready, says what has changed since.
+//! Neither needs an answer of a VM: one that gives none is counted by what it was when it gave the last.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::asker::{Askers, Heard};
+use super::governor::lock;
 use super::guest::is_running;
 use super::ledger::{self, Means, Reading, thread_time};
 use super::policy_state::PolicyState;
-use super::post::{self, Post, Said};
+use super::post::{Post, Said, WORD_SECONDS};
 use crate::memory::PAGE_BYTES;
 use crate::memory::smaps::ProcessPages;
 use crate::overcommit::readings::Host;
 use crate::overcommit::view::{BalloonView, GuestState, GuestView, HostView};
-use crate::vm::balloon::BalloonSize;
-use crate::vm::control::{Request, Status};
 use crate::vm::working_set::WorkingSet;
 
-/// VMs are asked at most so often, unless something was asked of them.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a look waits for VMs that are asked, all of them together. Whoever is later is seen as it was.
+pub(super) const ANSWER_WAIT: Duration = Duration::from_millis(100);
 /// The ledger is read at most so often ...
 const LEDGER_INTERVAL: Duration = Duration::from_secs(1);
 /// ... and takes at most one part in so many of one processor's time.
@@ -43,18 +45,10 @@ pub struct Observer {
     /// What the fleet may use.
     pub means: Means,
     host: Host,
+    askers: Arc<Mutex<Askers>>,
     last: Option<LastReading>,
     seen: HashMap<String, Seen>,
-    said: HashMap<String, Answer>,
-    asked: Option<Instant>,
     cpu: Duration,
-}
-
-/// What a VM said of itself.
-struct Answer {
-    status: Status,
-    size: Option<BalloonSize>,
-    working_set: Option<WorkingSet>,
 }
 
 struct LastReading {
@@ -73,6 +67,11 @@ struct Seen {
 }
 
 impl Observer {
+    /// One that has VMs asked by `askers`.
+    pub fn new(askers: Arc<Mutex<Askers>>) -> Self {
+        Self { askers, ..Self::default() }
+    }
+
     /// Looks at the guests at `posts`; `state` knows which of those that stand still the policy has suspended.
     pub fn observe(&mut self, posts: &[Post], now_seconds: f64, state: &PolicyState) -> Observation {
         let begin = thread_time();
@@ -80,7 +79,7 @@ impl Observer {
             .iter()
             .map(|post| is_running(post.pid).then(|| ProcessPages::of(post.pid).ok()).flatten())
             .collect();
-        self.ask(posts);
+        self.attend(posts);
         let before_reading = thread_time();
         let reading = self.read_if_due(posts, &processes);
         let reading_took = thread_time().saturating_sub(before_reading);
@@ -125,26 +124,13 @@ impl Observer {
         self.ledger_interval().as_secs_f64()
     }
 
-    /// The next look asks the VMs again, for something was asked of them.
-    pub fn has_acted(&mut self) {
-        self.asked = None;
-    }
-
-    /// Asks the VMs how they are, now and then: what changes from look to look, `/proc` says without them.
-    fn ask(&mut self, posts: &[Post]) {
-        let all_known = posts.iter().all(|post| self.said.contains_key(&post.guest));
-        if all_known && self.asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
-            return;
+    /// Has these VMs asked from now on. Those that are new are waited for: nothing is known of them.
+    fn attend(&self, posts: &[Post]) {
+        let mut askers = lock(&self.askers);
+        askers.attend(posts);
+        if posts.iter().any(|post| askers.heard(&post.guest).is_none()) {
+            askers.wait(ANSWER_WAIT);
         }
-        let answers = post::each(posts, |_, post| {
-            let status = is_running(post.pid).then(|| post.status().ok()).flatten()?;
-            Some((
-                post.guest.clone(),
-                Answer { status, size: post.balloon_size(), working_set: post.working_set() },
-            ))
-        });
-        self.said = answers.into_iter().flatten().collect();
-        self.asked = Some(Instant::now());
     }
 
     fn ledger_interval(&self) -> Duration {
@@ -164,9 +150,13 @@ impl Observer {
         if self.last.as_ref().is_some_and(known) {
             return None;
         }
-        // Asked now, the guests' own statistics are there the next time.
-        post::each(posts, |_, post| _ = post.command(&Request::BalloonStatistics));
-        let reading = ledger::read(posts, self.means, false).ok()?;
+        let heard: Vec<Option<Said>> = {
+            let mut askers = lock(&self.askers);
+            askers.ask(true);
+            askers.wait(ANSWER_WAIT);
+            posts.iter().map(|post| askers.said(&post.guest)).collect()
+        };
+        let reading = ledger::read_heard(posts, &heard, self.means).ok()?;
         let anonymous = posts
             .iter()
             .zip(processes)
@@ -228,19 +218,31 @@ impl Observer {
                     }
                 };
             }
-            let said = last.reading.said.iter().find(|said| said.status.name == post.guest);
-            view.spare_pages = said.and_then(Said::spare_pages);
         }
-        if let Some(said) = self.said.get(&post.guest) {
+        let (heard, silent) = {
+            let askers = lock(&self.askers);
+            (askers.heard(&post.guest), askers.silent(&post.guest))
+        };
+        view.silent_seconds = silent.map(|silent| silent.as_secs_f64());
+        if let Some(Heard { said, size, working_set, was_held, .. }) = heard {
             if said.status.paused {
                 view.state = state.of_paused(&post.guest);
             }
+            view.age_seconds = said.age_seconds();
+            // Of one that stands still it is as true as it was.
+            let holds = said.status.paused || view.age_seconds.is_some_and(|age| age <= WORD_SECONDS);
+            view.spare_pages = said.spare_pages().filter(|_| holds);
             view.throttle_pages_per_second = said.status.throttle.pages_per_second;
-            view.working_set_pages = said.working_set.map(|part| active_pages(&part, view.resident_pages));
-            view.balloon = said.size.filter(|size| size.driver).map(|size| BalloonView {
+            view.held = was_held;
+            view.working_set_pages = working_set.map(|part| active_pages(&part, view.resident_pages));
+            view.working_set_error_pages = working_set.map(|part| error_pages(&part, view.resident_pages));
+            view.balloon = size.filter(|size| size.driver).map(|size| BalloonView {
                 target_pages: size.target_pages.into(),
                 actual_pages: size.actual_pages.into(),
             });
+        }
+        if silent.is_some() {
+            view.state = GuestState::Silent;
         }
         view
     }
@@ -257,6 +259,12 @@ fn usual(post: &Post) -> GuestView {
         priority: post.standing.priority,
         ..GuestView::default()
     }
+}
+
+/// How far [`active_pages`] may be off: as much more than the sample's own error as it stands for more pages.
+fn error_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
+    let small = resident_pages.saturating_sub(sample.huge_pages);
+    (sample.error_pages as f64 * small as f64 / sample.sampled_pages.max(1) as f64).min(small as f64) as u64
 }
 
 /// What a guest of so many pages uses, by a sample of those that are small and its own: the others are taken to be used as much, and those
@@ -282,5 +290,8 @@ mod tests {
         assert_eq!(active_pages(&sample(100, 25, 0), 400), 100);
         assert_eq!(active_pages(&sample(100, 25, 200), 400), 250);
         assert_eq!(active_pages(&sample(0, 0, 1000), 400), 400);
+        let with_error = |sample| error_pages(&WorkingSet { error_pages: 10, ..sample }, 400);
+        assert_eq!([with_error(sample(100, 25, 0)), with_error(sample(100, 25, 200))], [40, 20]);
+        assert_eq!([with_error(sample(0, 0, 0)), with_error(sample(0, 0, 1000))], [400, 0]);
     }
 }

@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::HostError;
 use super::daemon::request;
+use super::living::vms;
 use super::runtime::{self, FleetDir};
 use super::status::{Reply, Request};
 use crate::memory::smaps::ProcessPages;
@@ -91,12 +91,14 @@ pub fn admitting() -> Result<File, HostError> {
 
 /// This user's other fleets than the one called `own`.
 pub fn others(own: &str) -> Vec<OtherFleet> {
-    runtime::fleets().into_iter().filter(|name| name != own).filter_map(other).collect()
+    // A directory that is not this user's alone is refused where fleets are made.
+    let names = runtime::directories().unwrap_or_default();
+    names.into_iter().filter(|name| name != own).filter_map(other).collect()
 }
 
 /// What the VMs of the fleet called `name` hold.
 pub fn held_pages(name: &str) -> u64 {
-    vms(&FleetDir::of(name)).iter().map(|(_, pid)| held_by(*pid)).sum()
+    vms(&FleetDir::of(name)).iter().map(|vm| held_by(vm.process.pid())).sum()
 }
 
 fn other(fleet: String) -> Option<OtherFleet> {
@@ -106,17 +108,16 @@ fn other(fleet: String) -> Option<OtherFleet> {
     if vms.is_empty() && !is_kept {
         return None;
     }
-    let lives = |guest: &String| is_kept || vms.iter().any(|(name, _)| name == guest);
+    let lives = |guest: &String| is_kept || vms.iter().any(|vm| vm.guest == *guest);
     let promised_pages = promised.iter().filter(|(guest, _)| lives(guest)).map(|(_, pages)| pages).sum();
-    let held: u64 = vms.iter().map(|(_, pid)| held_by(*pid)).sum();
+    let held: u64 = vms.iter().map(|vm| held_by(vm.process.pid())).sum();
     let ours = fs::read_to_string("/proc/self/cgroup").ok();
-    let in_our_group =
-        vms.iter().any(|(_, pid)| ours.is_some() && fs::read_to_string(format!("/proc/{pid}/cgroup")).ok() == ours);
+    let in_our_group = vms.iter().any(|vm| {
+        ours.is_some() && fs::read_to_string(format!("/proc/{}/cgroup", vm.process.pid())).ok() == ours
+    });
     let mut other = OtherFleet { fleet, promised_pages, ballooned_pages: 0, held_pages: held, in_our_group };
     // The daemon knows what is in balloons, and what in slabs. One that is busy, or gone, is done without: then more counts as promised.
-    if is_kept
-        && let Ok(Reply::Management(now)) = request(&other.fleet, &Request::Management, ANSWER_LIMIT)
-    {
+    if is_kept && let Ok(Reply::Management(now)) = request(&other.fleet, &Request::Management, ANSWER_LIMIT) {
         let living = now.guests.iter().filter(|guest| guest.state != GuestState::Dead);
         other.ballooned_pages = living.filter_map(|guest| Some(guest.balloon?.actual_pages)).sum();
         other.held_pages = now.host.map_or(held, |host| host.used_pages.max(held));
@@ -130,23 +131,6 @@ fn promised(path: &Path) -> (BTreeMap<String, u64>, bool) {
     let is_kept = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
     let promised = io::read_to_string(&file).ok().and_then(|text| serde_json::from_str(&text).ok());
     (promised.unwrap_or_default(), is_kept)
-}
-
-/// The VMs of a fleet that are there: each guest's name and its process, as the kernel knows who listens on its socket.
-fn vms(dir: &FleetDir) -> Vec<(String, u32)> {
-    let vm = |path: PathBuf| {
-        let name = path.file_stem()?.to_str()?.to_owned();
-        Some((name, listener(&path).ok()?))
-    };
-    dir.control_sockets().into_iter().filter_map(vm).collect()
-}
-
-/// Who listens on the socket at `path`. Asks nothing of the process, which may stand still.
-fn listener(path: &Path) -> io::Result<u32> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(sockopt::socket_peercred(&socket)?.pid.as_raw_pid().cast_unsigned())
 }
 
 fn held_by(pid: u32) -> u64 {
@@ -197,19 +181,10 @@ mod tests {
 
     #[test]
     fn what_is_in_balloons_is_not_committed_and_what_is_held_is() {
-        let other = OtherFleet { promised_pages: 100, ballooned_pages: 30, held_pages: 50, ..OtherFleet::default() };
+        let other =
+            OtherFleet { promised_pages: 100, ballooned_pages: 30, held_pages: 50, ..OtherFleet::default() };
         assert_eq!((other.committed_pages(), other.outstanding_pages()), (70, 20));
         let full = OtherFleet { held_pages: 90, ..other };
         assert_eq!((full.committed_pages(), full.outstanding_pages()), (90, 0));
-    }
-
-    #[test]
-    fn who_listens_is_known_without_asking() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.ctl");
-        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        assert_eq!(listener(&path).unwrap(), std::process::id());
-        drop(socket);
-        assert!(listener(&path).is_err(), "a socket that was left by one that is gone");
     }
 }

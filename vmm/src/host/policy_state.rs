@@ -51,11 +51,15 @@ impl PolicyState {
         self.save();
     }
 
-    /// Forgets suspensions of guests that somebody else has let run, or that have ended.
-    pub fn keep(&mut self, guests: &[GuestView]) {
+    /// Forgets suspensions of guests that somebody else has let run, or that have ended. Of one that is late it is not known yet.
+    pub fn keep(&mut self, guests: &[GuestView], is_late: impl Fn(&str) -> bool) {
         let before = self.suspended.len();
-        self.suspended
-            .retain(|name, _| guests.iter().any(|g| g.name == *name && g.state == GuestState::Suspended));
+        // One that does not answer may stand still as it did.
+        let stands = |g: &GuestView| {
+            matches!(g.state, GuestState::Suspended | GuestState::Silent)
+                || g.state != GuestState::Dead && is_late(&g.name)
+        };
+        self.suspended.retain(|name, _| guests.iter().any(|g| g.name == *name && stands(g)));
         if self.suspended.len() != before {
             self.save();
         }
@@ -93,7 +97,11 @@ mod tests {
         assert_eq!((next.of_paused("a"), next.of_paused("c")), (GuestState::Suspended, GuestState::Paused));
         assert_eq!(next.stopped["b"], "far too little");
         // Somebody let it run.
-        next.keep(&[GuestView { name: "a".into(), state: GuestState::Running, ..GuestView::default() }]);
+        let view = |state| [GuestView { name: "a".into(), state, ..GuestView::default() }];
+        next.keep(&view(GuestState::Silent), |_| false);
+        next.keep(&view(GuestState::Running), |_| true);
+        assert!(next.suspended.contains_key("a"));
+        next.keep(&view(GuestState::Running), |_| false);
         assert!(PolicyState::load(&dir).suspended.is_empty());
         fs::write(dir.policy(), "{").unwrap();
         assert!(PolicyState::load(&dir).stopped.is_empty());

@@ -182,7 +182,12 @@ impl Problems {
             self.add(Some(guest), Some("cmdline"), one_line(&error));
         }
         for drive in &guest.drives {
-            let drive = Drive { id: String::new(), path: drive.path.clone(), read_only: drive.read_only };
+            let drive = Drive {
+                id: String::new(),
+                path: drive.path.clone(),
+                read_only: drive.read_only,
+                is_raw: drive.format.is_some(),
+            };
             if let Err(error) = drive.check() {
                 self.add(Some(guest), Some("drives"), one_line(&error));
             }
@@ -285,7 +290,7 @@ mod tests {
         let text =
             format!("name = \"f\"\nengine = \"off\"\n[[guest]]\nname = \"{name}\"\n[[guest]]\nname = \"a\"");
         let spec = FleetSpec::parse(&text, Path::new("/")).unwrap();
-        let dir = FleetDir::at(format!("/{}", "d".repeat(80)));
+        let dir = FleetDir::at(format!("/{}", "d".repeat(80)).into());
         let found = problems(&spec, &dir);
         let names: Vec<_> = found.iter().filter(|p| p.key == Some("name")).map(|p| p.guest.clone()).collect();
         assert_eq!(names, [Some(name)], "{found:#?}");

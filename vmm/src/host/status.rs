@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fleet::Fleet;
 use super::governor::Management;
 use super::ledger::Reading;
+use super::post::Said;
 use crate::measure::audit::Audit;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
@@ -95,6 +96,8 @@ pub enum State {
     Running,
     /// Its vCPUs stand still.
     Paused,
+    /// Its VM process does not answer; what it says of itself is from before.
+    Silent,
     /// Its VM process is gone.
     Dead,
 }
@@ -109,6 +112,9 @@ pub struct GuestStatus {
     /// How it ended, if it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<String>,
+    /// For how long its VM process has not answered, in seconds, where that is long.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub silent_seconds: Option<f64>,
     /// Its process.
     pub pid: Option<u32>,
     /// `builtin` or `linux`; None until it was ready.
@@ -183,12 +189,14 @@ impl FleetStatus {
         for guest in &mut fleet.guests {
             let ended = guest.ended().map(str::to_owned);
             let said = said.iter().find(|said| said.status.name == guest.spec.name);
+            let silent = said.and_then(|said| said.silent).filter(|_| ended.is_none());
             let state = match (&ended, said) {
                 (Some(_), _) => State::Dead,
+                (None, Some(_)) if silent.is_some() => State::Silent,
                 (None, Some(said)) if said.status.paused => State::Paused,
                 _ => State::Running,
             };
-            let values = match (kvm, &ended) {
+            let values = match (kvm && silent.is_none(), &ended) {
                 (true, None) => match guest.control(&VmRequest::KvmStats) {
                     Ok(VmReply::KvmStats(values)) => Some(values),
                     // It answers no more: its state says so, now or the next time.
@@ -200,7 +208,8 @@ impl FleetStatus {
             guests.push(GuestStatus {
                 name: guest.spec.name.clone(),
                 state,
-                balloon: said.filter(|_| ended.is_none()).and_then(|said| said.balloon.clone()),
+                balloon: said.filter(|_| ended.is_none()).and_then(Said::balloon_now),
+                silent_seconds: silent.map(|silent| silent.as_secs_f64()),
                 ended,
                 pid: guest.pid(),
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),

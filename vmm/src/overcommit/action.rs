@@ -92,6 +92,11 @@ pub enum Reason {
         /// The threshold.
         threshold_percent: f64,
     },
+    /// Another guest has been suspended for long enough, and it is its turn.
+    Turn {
+        /// For how long.
+        waited_seconds: u64,
+    },
     /// Ballooning, throttling, paging and suspending were not enough.
     NothingHelped {
         /// For how long.
@@ -116,6 +121,9 @@ impl fmt::Display for Reason {
                 "everything waited for memory in {full_avg10_percent:.0} % of the last ten seconds, \
                  {threshold_percent:.0} % are the most"
             ),
+            Self::Turn { waited_seconds } => {
+                write!(f, "it is the turn of a guest that was suspended for {waited_seconds} s")
+            }
             Self::NothingHelped { seconds, free_pages } => write!(
                 f,
                 "{} are free, and neither ballooning nor throttling, paging or suspending has helped for {seconds} s",

@@ -132,8 +132,13 @@ knobs! {
     suspend_hold_seconds: f64 = 10.0, 0 ..= MAX_SECONDS;
     /// A guest stays suspended at least so long; each time twice as long ...
     resume_hold_seconds: f64 = 30.0, 0 ..= MAX_SECONDS;
-    /// ... up to this.
+    /// ... up to this, or `turn_seconds` if that is less. Who has run for so long since was not suspended lately.
     resume_most_seconds: f64 = 3600.0, 0 ..= MAX_SECONDS;
+    /// But no longer than this without its turn: then it changes places with a guest that runs and has the same priority; with one of a
+    /// lower priority after a quarter of it, with one of a higher priority after four times as long.
+    turn_seconds: f64 = 120.0, 1 ..= MAX_SECONDS;
+    /// A guest that runs again does so for at least so long before another one takes its turn.
+    turn_run_seconds: f64 = 15.0, 0 ..= MAX_SECONDS;
     /// A guest is stopped when nothing else has helped for so long, and another one after as long again.
     stop_after_seconds: f64 = 60.0, 1 ..= MAX_SECONDS;
 }

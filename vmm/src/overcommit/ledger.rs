@@ -2,7 +2,7 @@
 //!
 //! Savings are a loan. *Debt* is the number of frames that would be needed at once if every shared page were written
 //! (*sharing debt*) and every promised page without a frame were touched (*demand debt*). *Cover* is what could pay: free
-//! memory, swap, and what balloons can still take. What a balloon holds is neither promised nor owed.
+//! memory, swap, and what balloons would bring for certain. What a balloon holds is neither promised nor owed.
 
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,8 @@ pub struct Cover {
     pub free: u64,
     /// Free swap.
     pub swap: u64,
-    /// Frames that balloons can still take, none of a guest below its minimum.
+    /// Frames that balloons would bring at the least: pages that are there, that their guests say they do not use, above their minimums. None
+    /// of a guest that does not run, does not answer, has no driver, or has not said so lately.
     pub balloon: u64,
 }
 
@@ -129,10 +130,9 @@ pub struct GuestNumbers {
     pub balloon_absent: u64,
     /// Its part of the frames: a frame shared by n counts 1/n.
     pub frames: f64,
-    /// Whether its balloon can be asked for more.
-    pub balloon_driver: bool,
-    /// What it could do without, by its own word; None: it says nothing.
-    pub spare: Option<u64>,
+    /// What its balloon could be asked for: what it could do without by its own word, if that is not old and a driver runs that follows;
+    /// 0 of one that stands still or does not answer.
+    pub to_give: u64,
     /// What no balloon may take.
     pub minimum: u64,
     /// What it costs besides.
@@ -254,11 +254,11 @@ impl Account {
         let saved = (resident as f64 - guest.frames).max(0.0);
         let sharing = saved.round() as u64 + classes.zero;
         let debt = Debt { sharing, demand: classes.absent + classes.swapped };
-        // Below its minimum nothing may be taken; of what it has, only frames of its own are gained; and what it says that it needs it
-        // will not give.
+        // Below its minimum nothing may be taken; and what it says that it needs it will not give. What it gives first is what it has never
+        // used, so of that only what is left brings frames, and of those only its own.
         let above_minimum = (promised - classes.ballooned).saturating_sub(guest.minimum);
-        let given = classes.private.min(above_minimum).min(guest.spare.unwrap_or(u64::MAX));
-        let balloon_cover = if guest.balloon_driver { given } else { 0 };
+        let given = guest.to_give.min(above_minimum);
+        let balloon_cover = given.saturating_sub(classes.absent + classes.zero).min(classes.private);
         Self {
             name: guest.name.clone(),
             promised,
@@ -279,7 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn guest(classes: Classes, balloon_absent: u64, frames: f64) -> GuestNumbers {
-        GuestNumbers { classes, balloon_absent, frames, balloon_driver: true, ..GuestNumbers::default() }
+        GuestNumbers { classes, balloon_absent, frames, to_give: u64::MAX, ..GuestNumbers::default() }
     }
 
     /// Two guests of 100 pages: each has 40 of its own and shares 30 with the other, one has a page of zeros.
@@ -315,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn a_balloon_covers_nothing_below_the_minimum_nor_without_a_driver() {
-        let cover = |minimum, balloon_driver| {
-            let [first, _] = <[_; 2]>::try_from(pair()).unwrap();
-            Account::of(&GuestNumbers { minimum, balloon_driver, ..first }).balloon_cover
-        };
-        assert_eq!([cover(0, true), cover(60, true), cover(95, true), cover(0, false)], [40, 30, 0, 0]);
+    fn a_balloon_covers_what_is_there_and_not_used_and_above_the_minimum() {
         let [first, _] = <[_; 2]>::try_from(pair()).unwrap();
-        assert_eq!(Account::of(&GuestNumbers { spare: Some(7), ..first }).balloon_cover, 7);
+        let cover =
+            |to_give, minimum| Account::of(&GuestNumbers { minimum, to_give, ..first.clone() }).balloon_cover;
+        // Of 100 pages 10 are in the balloon and 20 are not there; 40 are its own.
+        assert_eq!([cover(u64::MAX, 0), cover(90, 0), cover(50, 0), cover(27, 0)], [40, 40, 30, 7]);
+        assert_eq!([cover(20, 0), cover(0, 0)], [0, 0], "what was never there brings nothing");
+        assert_eq!([cover(90, 60), cover(90, 95)], [10, 0]);
     }
 
     #[test]
@@ -339,10 +339,11 @@ mod tests {
             balloon_absent in any::<u64>(),
             minimum in any::<u64>(),
             frames in 0.0..1e12,
+            to_give in prop_oneof![Just(0), 0u64..1 << 41, any::<u64>()],
         ) {
             let [absent, zero, private, shared, swapped] = classes;
             let classes = Classes { absent, ballooned: 0, zero, private, shared, swapped };
-            let numbers = GuestNumbers { minimum, ..guest(classes, balloon_absent, frames) };
+            let numbers = GuestNumbers { minimum, to_give, ..guest(classes, balloon_absent, frames) };
             let host = HostNumbers { capacity: 1 << 42, frames: frames as u64, ..HostNumbers::default() };
             let ledger = Ledger::of(&[numbers.clone(), numbers], &host, true);
             prop_assert_eq!(ledger.promised, 2 * classes.promised());
@@ -350,6 +351,10 @@ mod tests {
             for account in &ledger.guests {
                 prop_assert_eq!(account.promised, account.classes.promised());
                 prop_assert!(account.balloon_cover <= account.classes.private);
+                // With all of it taken nothing is used that was promised, and the minimum is left.
+                let left = account.promised - account.classes.ballooned;
+                prop_assert!(account.balloon_cover == 0 || account.balloon_cover + account.classes.absent <= to_give);
+                prop_assert!(account.balloon_cover == 0 || left - account.balloon_cover >= minimum);
                 prop_assert!(account.saved >= 0.0);
             }
             prop_assert!(ledger.debt.total() <= ledger.promised);

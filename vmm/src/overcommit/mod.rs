@@ -19,6 +19,6 @@ pub mod policy;
 pub mod pressure;
 pub mod readings;
 pub mod simulate;
-mod suspension;
+pub mod suspension;
 mod throttling;
 pub mod view;

@@ -9,20 +9,26 @@ use super::view::{GuestState, GuestView};
 /// The fewest pages worth a request.
 const LEAST_PAGES: u64 = 64;
 
-/// Pages out what is cold, those first who have most above their fair part. While memory is not short, only who does not give
-/// by a balloon is paged out, and only what others lack for that. Returns how many pages could still be paged out.
+/// Pages out what is cold, those first who have most above their fair part. While memory is not short, it is what others lack: for a
+/// suspended guest that waits for memory whoever has it is paged out; else only who does not give by a balloon. Returns how many pages
+/// could still be paged out.
 pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     let (host, knobs) = (scene.host, scene.knobs);
     let swap = host.swap_free_pages.saturating_sub(knobs.swap_reserve_pages);
     let short = scene.pressure >= Pressure::Hard;
-    if swap < LEAST_PAGES || !(short || lacks_for_others(scene)) {
+    let waiting = scene.waits.contains(&true);
+    if swap < LEAST_PAGES || !(short || waiting || lacks_for_others(scene)) {
         return 0;
     }
     let fair = scene.fair_pages();
     let mut victims = Vec::new();
     for (i, guest) in scene.guests.iter().enumerate() {
         let refuses = guest.balloon.is_some() && !scene.follows[i];
-        let pages = match short {
+        let pages = match short || waiting {
+            // What it will need at once it would only read back.
+            true if scene.waits[i] && !short => {
+                pageable(guest, 0, 0).min(guest.held_pages().saturating_sub(scene.runs_with_pages(i, &fair)))
+            }
             true => pageable(guest, scene.active_pages[i], fair[i]),
             // Who cannot give keeps what it uses; who could and does not, does not.
             false if refuses => pageable(guest, 0, fair[i]).min(guest.held_pages().saturating_sub(fair[i])),
@@ -44,7 +50,8 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
         Pressure::High | Pressure::Soft => lacking_pages(scene, &fair),
         Pressure::Hard => enough_pages(scene).saturating_sub(coming_pages(scene)),
         Pressure::Low => enough_pages(scene),
-    };
+    }
+    .max(lacking_to_run_pages(scene, &fair).saturating_sub(coming_pages(scene)));
     let pace = (knobs.page_out_pages_per_second as f64 * scene.passed_seconds) as u64;
     let mut needed = wanted.min(pace).min(swap);
     for &(_, _, _, guest, pages) in &victims {
@@ -89,6 +96,18 @@ fn lacking_pages(scene: &Scene, fair: &[u64]) -> u64 {
     (0..fair.len()).filter(|&i| wants_back(scene, i)).map(lacks).fold(0, u64::saturating_add)
 }
 
+/// Pages that are missing until those guests run again that wait for memory: they are resumed when enough stays free besides.
+fn lacking_to_run_pages(scene: &Scene, fair: &[u64]) -> u64 {
+    let waiting = (0..fair.len()).filter(|&i| scene.waits[i]);
+    let Some(lacks) = waiting.map(|i| scene.lacks_to_run_pages(i, fair)).reduce(u64::saturating_add) else {
+        return 0;
+    };
+    // As much as balloons leave free: above the margin, or the host would not come to the high state.
+    let percent = scene.knobs.high_percent + 2.0 * scene.knobs.margin_percent;
+    let kept = scene.percent(percent);
+    kept.saturating_add(lacks).saturating_sub(scene.host.free_pages)
+}
+
 /// Pages that balloons are about to give.
 pub(super) fn coming_pages(scene: &Scene) -> u64 {
     let pending =
@@ -105,7 +124,7 @@ fn pageable(guest: &GuestView, active_pages: u64, fair_pages: u64) -> u64 {
     let kept = match guest.state {
         GuestState::Running => active_pages.min(fair_pages),
         GuestState::Suspended => 0,
-        GuestState::Paused | GuestState::Dead => return 0,
+        GuestState::Paused | GuestState::Silent | GuestState::Dead => return 0,
     };
     guest.held_pages().saturating_sub(kept.max(guest.floor_pages()))
 }

@@ -2,7 +2,8 @@
 //!
 //! What is done adds up from state to state ([`Pressure`]), the gentlest first: *high* gives balloons, limits and suspended guests
 //! back; *soft* merges eagerly and inflates balloons; *hard* also throttles first touches and pages out what is cold;
-//! *low* also suspends guests and, when nothing else has helped, stops one.
+//! *low* also suspends guests and, when nothing else has helped, stops one. In every state memory is gathered for a guest that has been
+//! suspended for a while, and when that brings nothing, it gets its turn.
 //!
 //! Nothing is taken from a guest below its minimum. A guest that refuses or lies is counted with what it has, so that others are divided
 //! only what there is; it is the first to be paged out. A step is right with an empty [`Memory`] too: balloons, limits and
@@ -14,7 +15,7 @@ use super::action::Action;
 use super::allocation::{Claim, divide};
 use super::balloon_pacing::{Pacing, dead_band_pages, next_target, wants_more};
 use super::knobs::Knobs;
-use super::pressure::{Pressure, PressureGauge, percent_of};
+use super::pressure::{Because, Pressure, PressureGauge, percent_of};
 use super::suspension::{LastResort, Suspension};
 use super::view::{GuestState, GuestView, HostView};
 use super::{paging, suspension, throttling};
@@ -72,6 +73,8 @@ pub(super) struct Scene<'a> {
     pub(super) active_pages: Vec<u64>,
     /// Whether each guest's balloon can be counted on.
     pub(super) follows: Vec<bool>,
+    /// Whether each guest is suspended for so long that it only waits for memory.
+    pub(super) waits: Vec<bool>,
 }
 
 impl Scene<'_> {
@@ -91,6 +94,19 @@ impl Scene<'_> {
             self.guests.iter().filter(|g| g.state != GuestState::Dead).map(GuestView::held_frames).sum();
         frames + self.host.free_pages as f64
             - self.percent(self.knobs.high_percent + 2.0 * self.knobs.margin_percent) as f64
+    }
+
+    /// What a suspended guest lacks to run: what it uses of its part, less what it has.
+    pub(super) fn lacks_to_run_pages(&self, index: usize, fair: &[u64]) -> u64 {
+        let guest = &self.guests[index];
+        self.runs_with_pages(index, fair).saturating_sub(guest.held_pages())
+    }
+
+    /// What a suspended guest uses of its part when it runs again.
+    pub(super) fn runs_with_pages(&self, index: usize, fair: &[u64]) -> u64 {
+        let guest = &self.guests[index];
+        let usable = guest.promised_pages - guest.ballooned_pages();
+        self.active_pages[index].min(fair[index]).max(guest.floor_pages()).min(usable)
     }
 
     /// What each guest would be left if all followed; 0 for the dead.
@@ -147,6 +163,12 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
             .zip(guests)
             .map(|(k, g)| g.balloon.is_some() && !k.pacing.refuses())
             .collect(),
+        waits: memory
+            .guests
+            .iter()
+            .zip(guests)
+            .map(|(k, g)| g.state == GuestState::Suspended && k.suspension.waits(knobs))
+            .collect(),
     };
     let mut actions = Vec::new();
     let eager = host.merging && pressure != Pressure::High;
@@ -167,6 +189,11 @@ impl Memory {
     /// How short of memory the host was at the last step.
     pub fn pressure(&self) -> Pressure {
         self.gauge.pressure
+    }
+
+    /// Why it was so short of it.
+    pub fn because(&self) -> Because {
+        self.gauge.because
     }
 
     /// Whether a guest's balloon does not follow; None if there was no such guest at the last step.
@@ -238,9 +265,8 @@ impl GuestMemory {
 /// Inflates and deflates.
 fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) {
     let (guests, knobs) = (scene.guests, scene.knobs);
-    let waits = |i: usize| guests[i].state == GuestState::Suspended && known[i].suspension.is_over(scene);
     let asked = |g: &GuestView| g.balloon.is_some_and(|b| b.target_pages > 0);
-    let waiting = (0..guests.len()).any(waits);
+    let waiting = scene.waits.contains(&true);
     if scene.pressure == Pressure::High && !waiting && !guests.iter().any(asked) {
         return;
     }
@@ -248,7 +274,7 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
     let takes_part = |i: usize| match guests[i].state {
         GuestState::Running => scene.follows[i],
         GuestState::Suspended => true,
-        GuestState::Paused | GuestState::Dead => false,
+        GuestState::Paused | GuestState::Silent | GuestState::Dead => false,
     };
     let left = scene.divided(takes_part);
     let all_fit =
@@ -308,3 +334,9 @@ fn target(scene: &Scene, known: &mut GuestMemory, index: usize, left_pages: u64)
 #[cfg(test)]
 #[path = "policy_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "turn_tests.rs"]
+mod turn_tests;
+#[cfg(test)]
+#[path = "policy_world.rs"]
+mod world;

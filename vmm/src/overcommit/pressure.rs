@@ -64,6 +64,36 @@ impl Pressure {
     }
 }
 
+/// Why a host is in its state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Because {
+    /// By what is free now.
+    #[default]
+    Free,
+    /// What is free becomes less so fast that it soon will be so little.
+    Falling,
+    /// Tasks wait for memory, however much is free.
+    Stalls,
+    /// It was so short of memory a moment ago: more must be free, or for longer, before that counts.
+    Before,
+}
+
+impl Because {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Free, Self::Falling, Self::Stalls, Self::Before];
+
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Falling => "falling",
+            Self::Stalls => "stalls",
+            Self::Before => "before",
+        }
+    }
+}
+
 /// So many percent of so many pages.
 pub(super) fn percent_of(pages: u64, percent: f64) -> u64 {
     (pages as f64 * percent / 100.0) as u64
@@ -77,6 +107,8 @@ pub struct PressureGauge {
     pub pressure: Pressure,
     /// For how long it could have been left upwards; 0 while it could not.
     pub eased_seconds: f64,
+    /// Why.
+    pub because: Because,
 }
 
 impl PressureGauge {
@@ -96,20 +128,30 @@ impl PressureGauge {
         let very_soon = if very_soon >= Pressure::Hard { Pressure::Hard } else { Pressure::High };
         let short = free_percent < knobs.high_percent;
         let stalled = host.psi.map_or(Pressure::High, |psi| by_stall(psi, short, knobs));
-        let at_least = by_free(free_percent, knobs).max(soon).max(very_soon).max(stalled);
+        let free = by_free(free_percent, knobs);
+        let at_least = free.max(soon).max(very_soon).max(stalled);
         let eased = self.pressure.eased();
         if at_least > self.pressure {
-            *self = Self { pressure: at_least, eased_seconds: 0.0 };
+            *self = Self { pressure: at_least, eased_seconds: 0.0, ..*self };
         } else if self.pressure > at_least
             && free_percent >= eased.threshold_percent(knobs) + knobs.margin_percent
         {
             self.eased_seconds += passed_seconds;
             if self.eased_seconds >= knobs.hold_seconds {
-                *self = Self { pressure: eased, eased_seconds: 0.0 };
+                *self = Self { pressure: eased, eased_seconds: 0.0, ..*self };
             }
         } else {
             self.eased_seconds = 0.0;
         }
+        self.because = if self.pressure == free {
+            Because::Free
+        } else if self.pressure == soon.max(very_soon) {
+            Because::Falling
+        } else if self.pressure == stalled {
+            Because::Stalls
+        } else {
+            Because::Before
+        };
         self.pressure
     }
 }
@@ -169,8 +211,24 @@ mod tests {
     }
 
     #[test]
+    fn a_state_has_its_reason() {
+        let mut gauge = PressureGauge::default();
+        let mut look = |free, falling, full| {
+            let psi = Some(Psi { some_avg10_percent: full, full_avg10_percent: full });
+            let pressure = gauge.advance(&HostView { psi, ..host(free) }, falling, 1.0, &Knobs::default());
+            (pressure, gauge.because)
+        };
+        assert_eq!(look(2000, 0.0, 0.0), (Pressure::High, Because::Free));
+        assert_eq!(look(2000, 500.0, 0.0), (Pressure::Soft, Because::Falling));
+        assert_eq!(look(2000, 0.0, 0.0), (Pressure::Soft, Because::Before));
+        assert_eq!(look(2000, 0.0, 20.0), (Pressure::Hard, Because::Stalls));
+        assert_eq!(look(50, 0.0, 20.0), (Pressure::Low, Because::Free));
+        assert_eq!(look(8000, 0.0, 0.0), (Pressure::Low, Because::Before));
+    }
+
+    #[test]
     fn time_below_the_margin_does_not_count() {
-        let mut gauge = PressureGauge { pressure: Pressure::Soft, eased_seconds: 0.0 };
+        let mut gauge = PressureGauge { pressure: Pressure::Soft, ..PressureGauge::default() };
         for _ in 0..10 {
             assert_eq!(after(&mut gauge, 700, 4), Pressure::Soft);
             assert_eq!(after(&mut gauge, 500, 1), Pressure::Soft);

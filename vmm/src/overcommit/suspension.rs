@@ -1,6 +1,10 @@
 //! The last resorts: which guest is suspended, when it runs again, and which one is stopped when nothing else has helped.
+//!
+//! Nobody is suspended for ever. Memory is gathered for a suspended guest ([`paging`], balloons), and it is resumed when there is room.
+//! Where that brings nothing it gets its turn: it changes places with a guest that runs, which then waits for its own turn. So of `n`
+//! guests none is suspended at a stretch for longer than [`longest_wait_seconds`].
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +21,15 @@ const NOTHING_LEFT: u64 = 1000;
 const GENTLER_SECONDS: f64 = 3.0;
 /// In the soft state a suspended guest waits so many times as long.
 const SOFT_WAIT: f64 = 4.0;
+/// For a turn in the place of a guest of a higher priority it waits so many times as long; for one of a lower, so many times less.
+const PRIORITY_TIMES: f64 = 4.0;
+
+/// How long one of so many guests is suspended at a stretch, at the most, whatever the others do: until its turn in the place of any
+/// other one, when all others are served before. Each change of places takes a step of the policy, too.
+pub fn longest_wait_seconds(guests: usize, knobs: &Knobs) -> f64 {
+    knobs.turn_seconds * PRIORITY_TIMES
+        + guests as f64 * (knobs.turn_run_seconds + knobs.suspend_hold_seconds)
+}
 
 /// What is remembered of one guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,8 +44,12 @@ pub struct Suspension {
 
 impl Suspension {
     pub(super) fn watch(&mut self, state: GuestState, passed_seconds: f64, knobs: &Knobs) {
-        let suspended = state == GuestState::Suspended;
         self.seconds += passed_seconds;
+        // One that does not answer is as it was.
+        let suspended = match state {
+            GuestState::Silent => self.suspended,
+            state => state == GuestState::Suspended,
+        };
         if suspended != self.suspended {
             self.suspended = suspended;
             self.seconds = 0.0;
@@ -42,16 +59,22 @@ impl Suspension {
         }
     }
 
-    /// Whether it has been suspended for long enough.
-    pub(super) fn is_over(&self, scene: &Scene) -> bool {
+    /// Whether it has been suspended for so long that memory is gathered for it.
+    pub(super) fn waits(&self, knobs: &Knobs) -> bool {
+        self.suspended && self.seconds >= self.wait_seconds(knobs)
+    }
+
+    /// Whether it has been suspended for long enough to run when there is room.
+    fn is_over(&self, scene: &Scene) -> bool {
         let times = if scene.pressure == Pressure::High { 1.0 } else { SOFT_WAIT };
-        scene.pressure <= Pressure::Soft && self.seconds >= times * self.wait_seconds(scene.knobs)
+        let over = scene.pressure <= Pressure::Soft && self.seconds >= times * self.wait_seconds(scene.knobs);
+        self.suspended && (over || self.seconds >= scene.knobs.turn_seconds)
     }
 
     /// How long it stays suspended at least.
     fn wait_seconds(&self, knobs: &Knobs) -> f64 {
         let doubled = 2_f64.powi(self.times.clamp(1, 30) as i32 - 1);
-        (knobs.resume_hold_seconds * doubled).min(knobs.resume_most_seconds)
+        (knobs.resume_hold_seconds * doubled).min(knobs.resume_most_seconds).min(knobs.turn_seconds)
     }
 }
 
@@ -67,6 +90,8 @@ pub struct LastResort {
     restrained_seconds: f64,
     /// For how long nothing has helped.
     helpless_seconds: f64,
+    /// For how long no guest has run.
+    idle_seconds: f64,
 }
 
 impl LastResort {
@@ -99,15 +124,67 @@ pub(super) fn act(
     let helpless =
         need.is_some_and(|r| matches!(r, Reason::FreeMemory { .. })) && running <= 1 && cold_pages == 0;
     last.helpless_seconds = if helpless { last.helpless_seconds + scene.passed_seconds } else { 0.0 };
-    if let Some(reason) = need {
+    last.idle_seconds = if running == 0 { last.idle_seconds + scene.passed_seconds } else { 0.0 };
+    if running == 0 {
+        // Nothing would ever change: who holds memory and does not run gives none. But one that is late to answer may run.
+        if last.idle_seconds >= scene.knobs.suspend_hold_seconds {
+            start_one(scene, last, actions);
+        }
+    } else if let Some(reason) = need {
         if running > 1 && last.since_suspended_seconds.is_none() {
-            suspend(scene, last, reason, actions);
+            suspend(scene, last, known, reason, actions);
         } else if scene.knobs.may_stop && last.helpless_seconds >= scene.knobs.stop_after_seconds {
             stop(scene, last, actions);
+        } else {
+            take_turn(scene, known, actions);
         }
-    } else if scene.pressure <= Pressure::Soft && last.since_resumed_seconds.is_none() {
-        resume(scene, last, known, actions);
+    } else if last.since_resumed_seconds.is_some() || !resume(scene, last, known, actions) {
+        take_turn(scene, known, actions);
     }
+}
+
+/// Resumes the suspended guest of the highest priority.
+fn start_one(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
+    let first = |i: &usize| (Reverse(scene.guests[*i].priority), *i);
+    if let Some(guest) = scene.in_state(GuestState::Suspended).min_by_key(first) {
+        last.since_resumed_seconds = Some(0.0);
+        actions.push(Action::Resume { guest });
+    }
+}
+
+/// Has the guest that has been suspended for longest change places with one that runs. As many run as before, and what they may touch is
+/// limited as before.
+fn take_turn(scene: &Scene, known: &[GuestMemory], actions: &mut Vec<Action>) {
+    let (guests, knobs) = (scene.guests, scene.knobs);
+    let seconds = |i: usize| known[i].suspension.seconds;
+    let waits_for = |waiting: usize, runs: usize| match guests[waiting].priority.cmp(&guests[runs].priority) {
+        Ordering::Greater => knobs.turn_seconds / PRIORITY_TIMES,
+        Ordering::Equal => knobs.turn_seconds,
+        Ordering::Less => knobs.turn_seconds * PRIORITY_TIMES,
+    };
+    let gives_way = |waiting: usize| {
+        scene
+            .in_state(GuestState::Running)
+            .filter(|&i| seconds(i) >= knobs.turn_run_seconds && seconds(waiting) >= waits_for(waiting, i))
+            .min_by(|&a, &b| {
+                let longest = || seconds(b).total_cmp(&seconds(a));
+                guests[a].priority.cmp(&guests[b].priority).then_with(longest)
+            })
+    };
+    let mut waiting: Vec<usize> = scene.in_state(GuestState::Suspended).filter(|&i| scene.waits[i]).collect();
+    waiting.sort_by(|&a, &b| seconds(b).total_cmp(&seconds(a)));
+    let Some((resumed, suspended)) = waiting.into_iter().find_map(|i| Some((i, gives_way(i)?))) else {
+        return;
+    };
+    let waited_seconds = seconds(resumed) as u64;
+    actions.push(Action::Suspend { guest: suspended, reason: Reason::Turn { waited_seconds } });
+    // Its own limit comes with the next step; until then it has that of the guest in whose place it is.
+    let (limit, own) =
+        (guests[suspended].throttle_pages_per_second, guests[resumed].throttle_pages_per_second);
+    if limit.is_some_and(|limit| own.is_none_or(|own| own > limit)) {
+        actions.push(Action::Throttle { guest: resumed, pages_per_second: limit });
+    }
+    actions.push(Action::Resume { guest: resumed });
 }
 
 /// Whether somebody has to stop running, and why: free memory will not last, or everything waits.
@@ -133,12 +210,20 @@ fn need(scene: &Scene, cold_pages: u64) -> Option<Reason> {
     stalled.then_some(Reason::Stalled { full_avg10_percent, threshold_percent: knobs.psi_low_percent })
 }
 
-/// Suspends the guest of the lowest priority; among equals the one that grows fastest.
-fn suspend(scene: &Scene, last: &mut LastResort, reason: Reason, actions: &mut Vec<Action>) {
+/// Suspends the guest of the lowest priority; among equals not one whose turn has only begun, and then the one that grows fastest.
+fn suspend(
+    scene: &Scene,
+    last: &mut LastResort,
+    known: &[GuestMemory],
+    reason: Reason,
+    actions: &mut Vec<Action>,
+) {
     let order = |i: &usize| {
         let guest = &scene.guests[*i];
+        let suspension = &known[*i].suspension;
+        let begun = suspension.times > 0 && suspension.seconds < scene.knobs.turn_run_seconds;
         let grows = guest.touched_pages_per_second.max(0.0) as u64;
-        (guest.priority, Reverse(grows), Reverse(guest.held_frames() as u64), *i)
+        (guest.priority, begun, Reverse(grows), Reverse(guest.held_frames() as u64), *i)
     };
     if let Some(guest) = scene.in_state(GuestState::Running).min_by_key(order) {
         last.since_suspended_seconds = Some(0.0);
@@ -163,23 +248,23 @@ fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
     }
 }
 
-/// Resumes the suspended guest of the highest priority for which there is room.
-fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) {
+/// Resumes the suspended guest of the highest priority for which there is room. Returns whether there was one.
+fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) -> bool {
     let knobs = scene.knobs;
-    let kept = scene.pressure.threshold_pages(scene.host, knobs) + scene.percent(knobs.margin_percent);
+    let kept = scene.pressure.min(Pressure::Soft).threshold_pages(scene.host, knobs)
+        + scene.percent(knobs.margin_percent);
     let mut fair = None;
     let mut ready = |i: &usize| {
-        let guest = &scene.guests[*i];
-        let part = |fair: &mut Option<Vec<u64>>| fair.get_or_insert_with(|| scene.fair_pages())[*i];
-        let usable = guest.promised_pages - guest.ballooned_pages();
-        known[*i].suspension.is_over(scene) && {
-            let uses = scene.active_pages[*i].min(part(&mut fair)).max(guest.floor_pages()).min(usable);
-            scene.host.free_pages >= kept.saturating_add(uses.saturating_sub(guest.held_pages()))
-        }
+        let lacks = |fair: &mut Option<Vec<u64>>| {
+            scene.lacks_to_run_pages(*i, fair.get_or_insert_with(|| scene.fair_pages()))
+        };
+        known[*i].suspension.is_over(scene) && scene.host.free_pages >= kept.saturating_add(lacks(&mut fair))
     };
     let first = |i: &usize| (Reverse(scene.guests[*i].priority), *i);
     if let Some(guest) = scene.in_state(GuestState::Suspended).filter(|i| ready(i)).min_by_key(first) {
         last.since_resumed_seconds = Some(0.0);
         actions.push(Action::Resume { guest });
+        return true;
     }
+    false
 }

@@ -41,8 +41,23 @@ pub enum GuestState {
     Suspended,
     /// Its owner stopped its vCPUs: it holds what it has, and is left alone.
     Paused,
+    /// Its VM process does not answer: it holds what it has, and cannot be asked for anything.
+    Silent,
     /// It has ended and holds nothing.
     Dead,
+}
+
+impl GuestState {
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Suspended => "suspended",
+            Self::Paused => "paused",
+            Self::Silent => "silent",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 /// A guest's balloon.
@@ -69,6 +84,9 @@ pub struct GuestView {
     pub frames: f64,
     /// Pages it touched lately, estimated from outside; None if nobody has looked.
     pub working_set_pages: Option<u64>,
+    /// How far that may be off, in 95 of 100 cases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set_error_pages: Option<u64>,
     /// Memory that it could do without, by its own word.
     pub spare_pages: Option<u64>,
     /// Pages it touches for the first time, each second.
@@ -85,6 +103,15 @@ pub struct GuestView {
     pub state: GuestState,
     /// First touches each second that it is held to; None is no limit.
     pub throttle_pages_per_second: Option<u64>,
+    /// Whether that limit has held it back lately. Most limits are never reached.
+    #[serde(default)]
+    pub held: bool,
+    /// For how long its VM has not answered, in seconds, where that is long; what it says of itself is older.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_seconds: Option<f64>,
+    /// How old the guest's own word on its memory is, in seconds; None if it never gave any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
 }
 
 impl GuestView {

@@ -60,13 +60,16 @@ impl BalloonSize {
 }
 
 /// How a balloon is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BalloonStatus {
     /// Its sizes.
     #[serde(flatten)]
     pub size: BalloonSize,
     /// How often the guest has sent statistics.
     pub updates: u64,
+    /// How long ago it has sent the latest, in seconds; absent if it never has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
     /// The latest of them, by Firecracker's names; memory in bytes. The guest's word.
     pub guest: BTreeMap<String, u64>,
     /// What the host has seen for itself.
@@ -146,6 +149,7 @@ impl BalloonStatus {
         Ok(Self {
             size: BalloonSize::of(handle),
             updates: statistics.map_or(0, |s| s.updates),
+            age_seconds: statistics.and_then(|s| s.age()).map(|age| age.as_secs_f64()),
             guest: statistics
                 .iter()
                 .flat_map(|s| Tag::ALL.iter().filter_map(|tag| Some((tag.name().to_owned(), s.get(*tag)?))))

@@ -31,7 +31,6 @@ use super::running::Running;
 use super::slots;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
-use super::throttle::Throttle;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::Sampler;
 use super::{Config, KernelSource, acpi, boot, cpuid, registers};
@@ -211,7 +210,10 @@ impl Vm {
 /// Gives the RAM of a VM back that was not started.
 fn give_back(ram: Ram) {
     if let Err(ram) = ram.unmap() {
-        tracing::warn!("{} MiB of RAM stay mapped: something of the VM that did not start has it", ram.bytes() >> 20);
+        tracing::warn!(
+            "{} MiB of RAM stay mapped: something of the VM that did not start has it",
+            ram.bytes() >> 20
+        );
     }
 }
 

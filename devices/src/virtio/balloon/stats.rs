@@ -1,4 +1,6 @@
-//! What the guest says of its memory (Virtio 1.2, section 5.5.6.3).
+//! What the guest says of its memory (Virtio 1.2, section 5.5.6.3), and when it said so.
+
+use std::time::{Duration, Instant};
 
 /// Bytes of an entry in the queue's buffer: a tag of 16 bits and a value of 64, little-endian, not padded.
 pub(super) const ENTRY_BYTES: usize = 10;
@@ -77,6 +79,8 @@ impl Tag {
 pub struct Statistics {
     /// How often the guest has sent some.
     pub updates: u64,
+    /// When it has done so last.
+    told: Option<Instant>,
     values: [Option<u64>; Tag::ALL.len()],
 }
 
@@ -91,9 +95,15 @@ impl Statistics {
         Tag::ALL.into_iter().filter_map(|tag| Some((tag, self.get(tag)?)))
     }
 
+    /// How long ago the guest has sent some; None if it never has.
+    pub fn age(&self) -> Option<Duration> {
+        self.told.map(|told| told.elapsed())
+    }
+
     /// Counts one update: the values replace those of the same tag, the others stay.
     pub fn merge(&mut self, values: impl IntoIterator<Item = (Tag, u64)>) {
         self.updates += 1;
+        self.told = Some(Instant::now());
         for (tag, value) in values {
             self.values[tag as usize] = Some(value);
         }
@@ -136,11 +146,14 @@ mod tests {
     #[test]
     fn later_values_replace_earlier_ones() {
         let mut statistics = Statistics::default();
-        assert_eq!(statistics.iter().count(), 0);
+        assert_eq!((statistics.iter().count(), statistics.age()), (0, None));
         statistics.merge([(Tag::FreeMemory, 1), (Tag::OomKill, 2), (Tag::FreeMemory, 3)]);
         statistics.merge([(Tag::SwapIn, 4), (Tag::OomKill, 5)]);
         let all: Vec<_> = statistics.iter().collect();
         assert_eq!(all, [(Tag::SwapIn, 4), (Tag::FreeMemory, 3), (Tag::OomKill, 5)]);
         assert_eq!((statistics.updates, statistics.get(Tag::DiskCaches)), (2, None));
+        let before = statistics.age().expect("it was told");
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(statistics.age() > Some(before), "it grows until it is told again");
     }
 }

@@ -32,10 +32,11 @@ enum Column {
     Touched,
     Throttle,
     Debt,
+    Word,
 }
 
 /// All of them, from left to right.
-const ALL: [Column; 12] = [
+const ALL: [Column; 13] = [
     Column::Name,
     Column::State,
     Column::Bar,
@@ -48,9 +49,10 @@ const ALL: [Column; 12] = [
     Column::Touched,
     Column::Throttle,
     Column::Debt,
+    Column::Word,
 ];
 /// Those that a narrow terminal does without, the first to go first.
-const SPARED: [Column; 2] = [Column::Resident, Column::WorkingSet];
+const SPARED: [Column; 3] = [Column::Word, Column::Resident, Column::WorkingSet];
 
 impl Column {
     fn title(self) -> &'static str {
@@ -67,6 +69,7 @@ impl Column {
             Self::Touched => "touch",
             Self::Throttle => "limit",
             Self::Debt => "debt",
+            Self::Word => "word",
         }
     }
 
@@ -88,6 +91,7 @@ impl Column {
         match self {
             Self::Name => NAME_WIDTHS.0,
             Self::State => 5,
+            Self::Word => 4,
             Self::Bar => BAR_WIDTHS.0,
             Self::Balloon => 13,
             _ => SIZE_WIDTH,
@@ -128,6 +132,7 @@ impl Column {
                 Line::from(Span::styled(text, Style::new().fg(color)))
             }
             Self::Debt => Line::from(size(row.debt_pages as f64)),
+            Self::Word => Line::from(row.age_seconds.map_or_else(none, age)),
         };
         line.alignment(self.alignment())
     }
@@ -191,7 +196,18 @@ pub(super) fn state(state: GuestState) -> (&'static str, Color) {
         GuestState::Running => ("run", Color::Green),
         GuestState::Suspended => ("susp", Color::Yellow),
         GuestState::Paused => ("pause", Color::Cyan),
+        GuestState::Silent => ("mute", Color::Magenta),
         GuestState::Dead => ("dead", Color::Red),
+    }
+}
+
+/// An age in at most four letters: `3s`, `59m`, `99h`, `9d`.
+pub(super) fn age(seconds: f64) -> String {
+    match seconds.max(0.0) as u64 {
+        seconds @ 0..100 => format!("{seconds}s"),
+        seconds @ 100..6000 => format!("{}m", seconds / 60),
+        seconds @ 6000..360_000 => format!("{}h", seconds / 3600),
+        seconds => format!("{}d", (seconds / 86_400).min(999)),
     }
 }
 
@@ -262,8 +278,8 @@ mod tests {
             (columns.len(), sum)
         };
         assert_eq!(total(80, 40), (10, 80));
-        assert_eq!(total(100, 5).0, 12);
-        assert_eq!(total(250, 5), (12, 117));
+        assert_eq!(total(100, 5).0, 13);
+        assert_eq!(total(250, 5), (13, 122));
         assert_eq!(cut("abcdef", 4), "abc…");
         assert_eq!(cut("abcd", 4), "abcd");
     }

@@ -25,7 +25,7 @@ const DIARY_LINES: u16 = 6;
 const TALL: u16 = 36;
 
 /// What the keys do.
-const KEYS: [(&str, &str); 7] = [
+const KEYS: [(&str, &str); 8] = [
     ("q", "quit (so do Esc and Control-C)"),
     ("s", "sort by the next key"),
     ("r", "sort the other way round"),
@@ -33,6 +33,7 @@ const KEYS: [(&str, &str); 7] = [
     ("?", "show this, or hide it"),
     ("up, down", "another guest; also page up, page down, home, end"),
     ("", "K to P are KiB to PiB; touch, limit: first touches each second."),
+    ("", "mute: its VM does not answer; word: age of what it says of itself."),
 ];
 
 /// Draws everything. `now_seconds` is our own clock.
@@ -112,14 +113,14 @@ fn title<'a>(top: &'a Top, shown: Option<&Management>) -> Line<'a> {
     spans.extend(["  free memory: ".into(), pressure(shown.pressure)]);
     let count = |state| shown.guests.iter().filter(|guest| guest.state == state).count();
     spans.push(format!("  {} guests", shown.guests.len()).into());
-    for (state, name) in
-        [(GuestState::Suspended, "suspended"), (GuestState::Paused, "paused"), (GuestState::Dead, "dead")]
-    {
+    for state in [GuestState::Suspended, GuestState::Paused, GuestState::Dead, GuestState::Silent] {
         let guests = count(state);
         if guests > 0 {
-            spans.push(format!(", {guests} {name}").yellow());
+            spans.push(format!(", {guests} {}", state.name()).yellow());
         }
     }
+    let silent = shown.guests.iter().filter_map(|guest| guest.silent_seconds).reduce(f64::max);
+    spans.extend(silent.map(|seconds| format!(" for {seconds:.0} s").yellow()));
     spans.push(if shown.acting { "" } else { "  watched only" }.into());
     Line::from(spans)
 }
@@ -234,7 +235,7 @@ fn draw_help(frame: &mut Frame, area: Rect) {
             },
         )
         .collect();
-    lines.insert(KEYS.len() - 1, Line::from(""));
+    lines.insert(KEYS.len() - 2, Line::from(""));
     let block = Block::bordered().title(" keys ");
     let [place] = Layout::vertical([Constraint::Length(lines.len() as u16 + 3)])
         .flex(ratatui::layout::Flex::Center)

@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
-use super::columns::{size, state};
+use super::columns::{age, size, state};
 use super::state::{Sort, rows};
 use crate::cli::fleet_table::table;
 use crate::cli::ledger_table::ledger_text;
 use crate::host::governor::Management;
+use crate::overcommit::pressure::Because;
 
 /// Entries of the diary that are shown.
 const DIARY_ENTRIES: usize = 5;
@@ -32,6 +33,7 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
             "touch/s",
             "limit/s",
             "debt",
+            "word",
         ],
         2,
     );
@@ -54,15 +56,26 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
         cells.push(row.balloon.map_or_else(none, |balloon| {
             format!("{}/{}", size(balloon.actual_pages as f64), size(balloon.target_pages as f64))
         }));
-        cells.push(row.working_set_pages.map_or_else(none, |pages| size(pages as f64)));
+        cells.push(row.working_set_pages.map_or_else(none, |pages| {
+            let error =
+                row.working_set_error_pages.map_or(String::new(), |error| format!("±{}", size(error as f64)));
+            format!("{}{error}", size(pages as f64))
+        }));
         cells.push(size(row.touched_pages_per_second));
         cells.push(row.throttle_pages_per_second.map_or_else(none, |pages| size(pages as f64)));
         cells.push(size(row.debt_pages as f64));
+        cells.push(row.age_seconds.map_or_else(none, age));
         table.add_row(cells);
     }
+    let because = match management.because {
+        Because::Free => "",
+        Because::Falling => " (it falls fast)",
+        Because::Stalls => " (tasks wait for memory)",
+        Because::Before => " (until it has been enough for a while)",
+    };
     let acting = if management.acting { "" } else { ", watched only" };
     let mut text = format!(
-        "{table}\nfleet {fleet}: {} guests, free memory {}{acting}",
+        "{table}\nfleet {fleet}: {} guests, free memory {}{because}{acting}",
         management.guests.len(),
         management.pressure.name()
     );

@@ -105,10 +105,14 @@ pub(super) struct Row {
     pub(super) balloon: Option<BalloonView>,
     /// None where nobody has looked.
     pub(super) working_set_pages: Option<u64>,
+    /// How far that may be off.
+    pub(super) working_set_error_pages: Option<u64>,
     pub(super) touched_pages_per_second: f64,
     /// None is no limit.
     pub(super) throttle_pages_per_second: Option<u64>,
     pub(super) debt_pages: u64,
+    /// How old the guest's own word is.
+    pub(super) age_seconds: Option<f64>,
 }
 
 impl Row {
@@ -124,9 +128,11 @@ impl Row {
             saved: account.map_or(0.0, |a| a.saved),
             balloon,
             working_set_pages: view.working_set_pages,
+            working_set_error_pages: view.working_set_error_pages,
             touched_pages_per_second: view.touched_pages_per_second,
             throttle_pages_per_second: view.throttle_pages_per_second,
             debt_pages: account.map_or(0, |a| a.debt.total()),
+            age_seconds: view.age_seconds,
         }
     }
 

@@ -105,8 +105,9 @@ fn balloons(
     let began = Instant::now();
     let told = fleet.each(|guest| {
         let (target, before) = (target(guest)?, vmm_seconds(guest));
-        target.set(pages(guest))?;
-        let mut judge = Judge::new(LIMIT);
+        let asked_pages = pages(guest);
+        target.set(asked_pages)?;
+        let mut judge = Judge::new(asked_pages, LIMIT);
         let stop = loop {
             stage.watch.check()?;
             if let Some(stop) = judge.look(began.elapsed(), target.size()?, false) {

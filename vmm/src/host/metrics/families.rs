@@ -64,7 +64,8 @@ pub(super) fn host(management: &Management, sheet: &mut Sheet) -> Result {
     let help = "Guest memory that is present, each guest's by itself: what it would take without sharing.";
     sheet.gauge("resident", Of::Bytes, help, of_ledger(|l| l.resident))?;
     sheet.gauge("frames", Of::Bytes, "Different frames under guest memory.", of_ledger(|l| l.frames))?;
-    let help = "What sharing saves: guest memory on frames less the frames. Zeros are apart, in guest_memory.";
+    let help =
+        "What sharing saves: guest memory on frames less the frames. Zeros are apart, in guest_memory.";
     sheet.gauge("saved", Of::Bytes, help, of_ledger(|l| l.saved))?;
     let help = "What is owed: sharing, if every shared page were written; demand, if every absent or swapped page were touched.";
     let debt = ledger.map(|l| parts("kind", debts(&l.debt)));
@@ -142,28 +143,35 @@ pub(super) fn guests(management: &Management, sheet: &mut Sheet) -> Result {
     sheet.gauge("guest_balloon_actual", Of::Bytes, help, actual)?;
     let help = "Memory it used lately, estimated from outside; absent where nobody has looked.";
     sheet.gauge("guest_working_set", Of::Bytes, help, seen(|v| v.working_set_pages.map(bytes)))?;
+    let help = "How far the working set may be off, in 95 of 100 cases.";
+    let error = seen(|v| v.working_set_error_pages.map(bytes));
+    sheet.gauge("guest_working_set_error", Of::Bytes, help, error)?;
     let help = "Memory it touches for the first time.";
     let touched = seen(|v| Some(frame_bytes(v.touched_pages_per_second)));
     sheet.gauge("guest_first_touch", Of::BytesPerSecond, help, touched)?;
     let help = "First touches it is held to; absent without a limit.";
     let throttle = seen(|v| v.throttle_pages_per_second.map(bytes));
     sheet.gauge("guest_throttle", Of::BytesPerSecond, help, throttle)?;
+    let help = "1 where that limit has held it back lately, 0 where it has not.";
+    let held = seen(|v| v.throttle_pages_per_second.map(|_| f64::from(u8::from(v.held))));
+    sheet.gauge("guest_held", Of::Nothing, help, held)?;
+    let help = "How long its VM has not answered; absent while it does.";
+    sheet.gauge("guest_silent", Of::Seconds, help, seen(|v| v.silent_seconds))?;
+    let help = "How old the guest's own word on its memory is; absent if it never gave any.";
+    sheet.gauge("guest_word_age", Of::Seconds, help, seen(|v| v.age_seconds))?;
     let help = "1 for what the guest is doing, 0 for everything else.";
     let states = views.iter().flat_map(|view| {
-        STATES.map(|(state, name)| {
-            (vec![("guest", view.name.as_str()), ("state", name)], f64::from(u8::from(view.state == state)))
+        STATES.map(|state| {
+            let is = f64::from(u8::from(view.state == state));
+            (vec![("guest", view.name.as_str()), ("state", state.name())], is)
         })
     });
     sheet.gauge("guest_state", Of::Nothing, help, states)
 }
 
-/// All states of a guest and their names.
-const STATES: [(GuestState, &str); 4] = [
-    (GuestState::Running, "running"),
-    (GuestState::Suspended, "suspended"),
-    (GuestState::Paused, "paused"),
-    (GuestState::Dead, "dead"),
-];
+/// All states of a guest.
+const STATES: [GuestState; 5] =
+    [GuestState::Running, GuestState::Suspended, GuestState::Paused, GuestState::Silent, GuestState::Dead];
 
 /// How short of memory the fleet is, what is done about it, and what that costs.
 pub(super) fn policy(management: &Management, sheet: &mut Sheet) -> Result {
@@ -185,6 +193,8 @@ pub(super) fn policy(management: &Management, sheet: &mut Sheet) -> Result {
     let (took, interval) = management.ledger_seconds;
     sheet.gauge("ledger_read", Of::Seconds, "How long reading the ledger took.", plain(Some(took)))?;
     sheet.gauge("ledger_interval", Of::Seconds, "How often the ledger is read.", plain(Some(interval)))?;
+    let help = "How old the numbers of the ledger are.";
+    sheet.gauge("ledger_age", Of::Seconds, help, plain(management.ledger_age_seconds()))?;
     let looks = plain(Some(management.looks as f64));
     sheet.counter("governor_looks", Of::Nothing, "Looks at the fleet.", looks)?;
     let help = "Processor time of looking and deciding.";

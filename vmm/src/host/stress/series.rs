@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::host::governor::Management;
-use crate::overcommit::pressure::Pressure;
+use crate::overcommit::pressure::{Because, Pressure};
 use crate::overcommit::view::{GuestState, GuestView};
 
 /// Samples of one run; a longer run keeps every second one.
@@ -60,12 +60,16 @@ sample! {
     phase: usize,
     /// How short of memory it is: 0 high, 1 soft, 2 hard, 3 low.
     pressure: u8,
+    /// Why: 0 by what is free, 1 because that falls, 2 because of stalls, 3 because it was so a moment ago.
+    because: u8,
     /// What may be used.
     capacity_pages: u64,
     /// What is in use.
     used_pages: u64,
     /// What may still be taken.
     free_pages: u64,
+    /// How old the numbers of the ledger are: promised, saved, swapped, debt and cover. The others are of the last look.
+    ledger_age_seconds: f64,
     /// What all guests were promised.
     promised_pages: u64,
     /// Pages on frames.
@@ -86,7 +90,7 @@ sample! {
     psi_full_percent: f64,
     /// Guests that run.
     running: usize,
-    /// Guests that are throttled.
+    /// Guests that were held back by their limit lately. Most limits are never reached.
     throttled: usize,
     /// Guests that are suspended.
     suspended: usize,
@@ -104,9 +108,11 @@ impl Sample {
             seconds,
             phase,
             pressure: Pressure::ALL.iter().position(|p| *p == management.pressure).unwrap_or(0) as u8,
+            because: Because::ALL.iter().position(|b| *b == management.because).unwrap_or(0) as u8,
             capacity_pages: host.capacity_pages,
             used_pages: host.used_pages,
             free_pages: host.free_pages,
+            ledger_age_seconds: management.ledger_age_seconds().unwrap_or(0.0),
             promised_pages: ledger.promised,
             resident_pages: sum(|guest| guest.resident_pages),
             saved_pages: ledger.saved,
@@ -117,7 +123,7 @@ impl Sample {
             psi_some_percent: psi.some_avg10_percent,
             psi_full_percent: psi.full_avg10_percent,
             running: in_state(GuestState::Running),
-            throttled: management.guests.iter().filter(|g| g.throttle_pages_per_second.is_some()).count(),
+            throttled: management.guests.iter().filter(|g| g.held).count(),
             suspended: in_state(GuestState::Suspended),
             guests: management.guests.iter().map(|g| (g.name.clone(), GuestSample::of(g))).collect(),
         }

@@ -174,9 +174,8 @@ mod tests {
         assert_eq!((both[0][0], both[0][104]), (first, last));
         assert!(together(vec![sparse(1, 10, 70)], &sets, ALL).is_empty(), "too little is freed");
         assert!(together(vec![sparse(3, 2000, 2048)], &sets, ALL).is_empty(), "too much is moved for it");
-        let lengths = |sparse, limits| -> Vec<usize> {
-            together(sparse, &sets, limits).iter().map(Vec::len).collect()
-        };
+        let lengths =
+            |sparse, limits| -> Vec<usize> { together(sparse, &sets, limits).iter().map(Vec::len).collect() };
         assert_eq!(lengths(vec![sparse(1, 10, 2048), sparse(3, 2000, 2048)], ALL), [2010]);
         assert_eq!(lengths(vec![sparse(2, 95, 2048), sparse(3, 2000, 2148)], ALL), [95, 2000]);
         assert_eq!(lengths(vec![sparse(2, 95, 2048), sparse(3, 2000, 2148)], (1, u64::MAX)), [95]);

@@ -369,7 +369,6 @@ impl Hub {
                 }
                 if self.domains[domain].credit.judge(now()) {
                     self.tell_settings(|_, of| of == domain);
-                    
                 }
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),

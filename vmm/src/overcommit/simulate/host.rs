@@ -51,7 +51,7 @@ pub struct Sample {
     pub running: u64,
     /// Guests that are suspended.
     pub suspended: u64,
-    /// Guests that are held to a limit.
+    /// Guests that their limit held back in this step. Most limits are never reached.
     pub throttled: u64,
     /// What the policy asked for in this step.
     pub actions: u64,
@@ -181,6 +181,7 @@ impl<'a> Host<'a> {
             self.free_pages -= got;
             let on_swap = (missing * spec.page_in_microseconds * 1e-6 / seconds).min(MOST_WAITED);
             let without_frame = if touched > 0.0 { (touched - got) / touched } else { 0.0 };
+            guest.view.held = touched < at_speed;
             let held_back = if at_speed > 0.0 { 1.0 - touched / at_speed } else { 0.0 };
             // A throttle holds back a guest that grows; it is not a stall that the kernel would tell of.
             let waited = on_swap.max(without_frame);
@@ -274,7 +275,7 @@ impl<'a> Host<'a> {
             saved_pages: sum(|g| g.saved_pages),
             running: count(Guest::runs),
             suspended: count(|g| g.view.state == GuestState::Suspended),
-            throttled: count(|g| g.runs() && g.view.throttle_pages_per_second.is_some()),
+            throttled: count(|g| g.runs() && g.view.held),
             actions: actions.len() as u64,
         };
         if sample.pressure != before {

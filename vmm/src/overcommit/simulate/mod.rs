@@ -12,6 +12,8 @@ mod host;
 pub mod scenario;
 pub mod scenario_error;
 mod tally;
+#[cfg(test)]
+mod waiting_tests;
 
 use serde::Serialize;
 

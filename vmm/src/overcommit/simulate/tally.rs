@@ -105,7 +105,7 @@ pub struct PhaseReport {
     pub swapped_in_pages: u64,
     /// First touches for which there was no frame: on a real host somebody would have been killed.
     pub denied_pages: u64,
-    /// Seconds that guests were held to a limit, summed over guests.
+    /// Seconds in which guests were held back by their limits, summed over guests.
     pub throttled_seconds: f64,
     /// Seconds that guests were suspended.
     pub suspended_seconds: f64,
