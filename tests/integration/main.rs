@@ -15,6 +15,7 @@ mod doctor;
 mod drives;
 mod experiment;
 mod fleet;
+mod fleet_life;
 mod hostile;
 mod inside;
 mod kernels;

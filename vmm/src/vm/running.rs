@@ -19,6 +19,7 @@ use super::working_set::{Sampler, WorkingSet, WorkingSetError};
 use crate::memory::PAGE_BYTES;
 use crate::memory::page_out::{Clock, PageOutError, PagedOut, keep_range};
 use crate::memory::ram::{Backing, Ram};
+use crate::memory::smaps::SharePages;
 use crate::memory::written::{WORD_PAGES, WriteLog};
 
 /// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
@@ -56,6 +57,7 @@ impl Running {
             extents: self.ram.extents(),
             throttle: self.throttle.status(),
             parked_pages: self.ram.parked_pages(),
+            frames: None,
         }
     }
 
@@ -192,6 +194,10 @@ impl Serve for Running {
     fn serve(&mut self, request: Request) -> Reply {
         match request {
             Request::Status => Reply::Status(self.status()),
+            Request::StatusAndFrames => match SharePages::of(std::process::id()) {
+                Ok(frames) => Reply::Status(Status { frames: Some(frames), ..self.status() }),
+                Err(e) => Reply::Error(format!("the frames of this process cannot be read: {e}")),
+            },
             Request::Pause if self.pause() => Reply::Done,
             Request::Pause => Reply::Error("a vCPU did not leave the guest in time; the VM runs on".into()),
             Request::Resume => {
