@@ -515,10 +515,12 @@ fn of_many_vms_that_replace_a_dead_ones_socket_one_gets_it() {
     let args = ["run", "--console", "none", "--memory", "16M", "--control", control.to_str().expect("UTF-8")];
     let mut all: Vec<_> = (0..4).map(|_| sandbox.samepage(args).timeout(LIMIT).start()).collect();
     let until = Instant::now() + SOON;
-    while all.iter_mut().filter(|vm| vm.is_running()).count() > 1 && Instant::now() < until {
+    let mut running =
+        || all.iter_mut().filter_map(|vm| vm.is_running().then(|| vm.pid())).collect::<Vec<u32>>();
+    while running().len() > 1 && Instant::now() < until {
         thread::sleep(Duration::from_millis(10));
     }
-    let winners: Vec<u32> = all.iter_mut().filter_map(|vm| vm.is_running().then(|| vm.pid())).collect();
+    let winners = running();
     eventually("it answers", || std::os::unix::net::UnixStream::connect(&control).is_ok());
     let status = Client::connect(&control).ask(&json!({"op": "status"}));
     assert_eq!(winners, [status["status"]["pid"].as_u64().expect("a number") as u32], "{status}");
