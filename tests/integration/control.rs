@@ -50,6 +50,33 @@ fn status_is_what_the_host_shows() {
     stop(&sandbox, vm);
 }
 
+/// A VM's own account of its frames against what another process reads of it, and against what its guest wrote.
+#[test]
+fn status_says_what_the_vm_adds_to_the_host() {
+    require_kvm!();
+    const FILLED: u64 = 4000;
+    let sandbox = Sandbox::new();
+    let vm = builtin(&sandbox, "32M");
+    let (mut com2, _) = ready(&vm);
+    assert_eq!(vm.status()["frames"], Value::Null, "it takes time, and nobody asked");
+    let frames = || {
+        let frames = vm.ask(&json!({"op": "status", "frames": true}))["status"]["frames"].clone();
+        let of = |key: &str| frames[key].as_u64().unwrap_or_else(|| panic!("no {key} in {frames}"));
+        let (resident, frames, marginal) = (of("resident_pages"), of("frames"), of("marginal_frames"));
+        assert!(marginal <= frames && frames <= resident, "{marginal} {frames} {resident}");
+        marginal
+    };
+    let before = frames();
+    let fill =
+        com2.command(&format!("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages={FILLED}"));
+    assert!(fill.starts_with("ok "), "{fill}");
+    let after = frames();
+    let rollup = vmm::memory::smaps::SharePages::of(vm.running().pid()).expect("its mappings");
+    assert!(after >= before + FILLED - 100, "{before} and then {after}");
+    assert!(after.abs_diff(rollup.marginal_frames) < 100, "{after} and {rollup:?}");
+    stop(&sandbox, vm);
+}
+
 #[test]
 fn a_paused_vm_stands_still_and_goes_on() {
     require_kvm!();

@@ -16,6 +16,7 @@ mod documents;
 mod drives;
 mod experiment;
 mod fleet;
+mod fleet_life;
 mod half_open;
 mod hostile;
 mod inside;

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::HostError;
-use super::claim::Claim;
 use super::client::{self, ask};
 use super::fleet::{Fleet, Watch};
 use super::governor::{Governor, lock};
@@ -66,16 +65,7 @@ impl Daemon {
     /// Starts the fleet's guests, begins to merge and to keep them within their means. Guests that an earlier daemon left are taken
     /// over. They are yet to be filled: [`Self::serve`] does that. If it fails, what it started has ended, and nothing else.
     pub fn up(plan: Plan, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
-        // Before anything is looked at, until this process has ended.
-        let claim = Claim::take(&plan.spec.name)?;
-        let dir = FleetDir::of(&plan.spec.name);
-        dir.create()?;
-        let begun = Home::new(claim, dir.clone(), plan.log)
-            .and_then(|home| Self::begin(plan, home, watch, interrupted));
-        begun.inspect_err(|_| remove_unless_left(&dir))
-    }
-
-    fn begin(plan: Plan, home: Home, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
+        let home = Home::make(&plan.spec.name, plan.log)?;
         if let Err(error) = own::set_oom_score_adj(OOM_SCORE_ADJ) {
             // Its guests are taken before it all the same: they ask to be.
             tracing::debug!("the daemon's oom_score_adj stays as it is: {error}");
@@ -135,10 +125,9 @@ impl Daemon {
                 self.home.look_after(|| self.fleet.try_lock().map(|fleet| fleet.save()).is_ok());
             }
         });
-        match failed.into_inner() {
-            true => remove_unless_left(self.home.dir()),
+        if !failed.into_inner() {
             // There is no client left to tell.
-            false => drop(self.end_all()),
+            drop(self.end_all());
         }
     }
 
@@ -253,13 +242,6 @@ impl Daemon {
     }
 }
 
-/// Removes the directory, unless guests run on: through it they are reached.
-fn remove_unless_left(dir: &FleetDir) {
-    if living::vms(dir).is_empty() {
-        dir.remove();
-    }
-}
-
 /// What metrics are made of. Never waits for the fleet: while somebody has it, its engine is as it was.
 struct MetricsPage {
     name: String,
@@ -297,7 +279,7 @@ pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
     let path = dir.host_socket()?;
     let failed = |source| HostError::Socket { who: format!("the daemon of fleet {fleet}"), source };
     let stream = match client::connect(&path, limit) {
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        Err(e) if is_absence(&e) => {
             // Its directory may have been removed: it has its name all the same.
             return living::daemon(fleet).ok_or_else(|| HostError::NoDaemon { fleet: fleet.into() });
         }
@@ -311,6 +293,14 @@ pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
             fleets: dir.path().into(),
         }),
     }
+}
+
+/// Whether nothing is there to connect to.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// Asks the daemon of a fleet; its refusal is an error, and so is its absence.

@@ -192,12 +192,14 @@ fn check_owners(path: &Path, private: usize) -> Result<(), HostError> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(HostError::Runtime { what: "look at", path: dir.into(), source }),
         };
-        let refused = |why| HostError::Untrusted { path: dir.into(), why, fleets: path.into() };
+        // In what is no directory there is no socket.
         if !meta.is_dir() {
-            return Err(refused("it is no directory".into()));
+            continue;
         }
+        let refused = |why| HostError::Untrusted { path: dir.into(), why, fleets: path.into() };
         let own = meta.uid() == user;
-        if !own && (depth < private || meta.uid() != 0) {
+        let of_root = meta.uid() == 0 || Some(meta.uid()) == unmapped_root();
+        if !own && (depth < private || !of_root) {
             return Err(refused(format!("it belongs to user {}", meta.uid())));
         }
         let mode = meta.permissions().mode();
@@ -214,12 +216,21 @@ fn check_owners(path: &Path, private: usize) -> Result<(), HostError> {
     Ok(())
 }
 
+/// In a user namespace that root is not part of, files of root seem to be of this user, as all are that are not of the namespace.
+fn unmapped_root() -> Option<u32> {
+    let map = fs::read_to_string("/proc/self/uid_map").ok()?;
+    // First in here, first outside, how many.
+    let all = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    (!all).then(|| fs::read_to_string("/proc/sys/kernel/overflowuid").ok()?.trim().parse().ok()).flatten()
+}
+
 /// Names of the fleets that have a directory, sorted.
 pub(super) fn directories() -> Result<Vec<String>, HostError> {
     let fleets = root().join("fleets");
     check_owners(&fleets, 1)?;
     let entries = fs::read_dir(fleets).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut names: Vec<String> = directories.filter_map(|e| e.file_name().into_string().ok()).collect();
     names.sort();
     Ok(names)
 }

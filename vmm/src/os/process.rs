@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -117,6 +118,8 @@ pub fn of_this_user() -> impl Iterator<Item = Process> {
     let user = rustix::process::getuid().as_raw();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
+        // Most are ruled out by this alone.
+        .filter(move |entry| entry.metadata().is_ok_and(|meta| meta.uid() == user))
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid| Process::open(pid).ok())
         .filter(move |process| user_of(process.pid()) == Some(user) && !process.has_ended())

@@ -84,22 +84,24 @@ impl SocketFile {
             match look(path)? {
                 Found::Gone => {}
                 Found::Stale => {
-                    let _locked = locked?;
+                    if let Err(e) = &locked {
+                        return Err(
+                            io::Error::new(e.kind(), format!("its directory cannot be locked: {e}")).into()
+                        );
+                    }
                     fs::remove_file(path)?;
                     // Who does not keep to the lock may have been faster: then it is looked at again.
                     match rustix::net::bind(&socket, &address) {
+                        Ok(()) => return Self::of(&socket, path),
                         Err(rustix::io::Errno::ADDRINUSE) => {}
-                        bound => {
-                            return bound
-                                .map_err(|e| io::Error::from(e).into())
-                                .and_then(|()| Self::of(&socket, path));
-                        }
+                        Err(e) => return Err(io::Error::from(e).into()),
                     }
                 }
                 // A process that was just starting another when it was killed: that one has its socket until it is another program.
                 Found::Ending if Instant::now() < until => {}
                 Found::Living | Found::Ending => return Err(BindError::Living),
             }
+            drop(locked);
             thread::sleep(POLL);
         }
     }

@@ -15,6 +15,7 @@ use super::throttle::Throttled;
 use super::working_set::WorkingSet;
 use crate::memory::Extent;
 use crate::memory::page_out::PagedOut;
+use crate::memory::smaps::SharePages;
 
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 16;
@@ -32,6 +33,9 @@ const KEEPER: u32 = 2;
 pub enum Request {
     /// What this VM is and where its memory lies.
     Status,
+    /// The same with the frames it has, `{"op":"status","frames":true}`: reading them walks its page table.
+    #[serde(skip)]
+    StatusAndFrames,
     /// Stop all vCPUs in place.
     Pause,
     /// Let them run again.
@@ -74,7 +78,14 @@ impl Request {
     /// Reads one. An operation takes its own keys and no others, which serde does not see to by itself where it
     /// has none.
     pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
-        let value: serde_json::Value = serde_json::from_slice(line)?;
+        let mut value: serde_json::Value = serde_json::from_slice(line)?;
+        if value["op"] == "status"
+            && let Some(frames) = value.as_object_mut().and_then(|keys| keys.remove("frames"))
+        {
+            let frames = bool::deserialize(frames)?;
+            let status = Self::parse(value.to_string().as_bytes())?;
+            return Ok(if frames { Self::StatusAndFrames } else { status });
+        }
         let request = Self::deserialize(&value)?;
         let meant = serde_json::to_value(&request)?;
         match meant == value {
@@ -133,6 +144,9 @@ pub struct Status {
     /// Why output of its console, or messages of its process, are lost; None while they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_trouble: Option<String>,
+    /// What the VM process has of the host's frames, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub frames: Option<SharePages>,
 }
 
 /// What carries requests out.
@@ -230,6 +244,12 @@ mod tests {
                 && ask(r#"{"op":"throttle","pages_per_second":-1}"#).is_err()
         );
         assert!(ask(r#"{"op":"pause","now":1}"#).is_err());
+        assert_eq!(ask(r#"{"op":"status","frames":true}"#).unwrap(), Request::StatusAndFrames);
+        assert_eq!(ask(r#"{"op":"status","frames":false}"#).unwrap(), Request::Status);
+        for wrong in [r#"{"op":"status","frames":1}"#, r#"{"op":"status","frames":true,"now":1}"#, "[]", "7"]
+        {
+            assert!(ask(wrong).is_err(), "{wrong}");
+        }
         assert!(ask(r#"{"op":"explode"}"#).is_err());
         assert_eq!(serde_json::to_string(&Reply::Done).unwrap(), r#""done""#);
     }

@@ -20,6 +20,7 @@ use super::working_set::{Sampler, WorkingSet, WorkingSetError};
 use crate::memory::PAGE_BYTES;
 use crate::memory::page_out::{Clock, PageOutError, PagedOut, keep_range};
 use crate::memory::ram::{Backing, Ram};
+use crate::memory::smaps::SharePages;
 use crate::memory::written::{WORD_PAGES, WriteLog};
 
 /// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
@@ -58,6 +59,7 @@ impl Running {
             throttle: self.shared.throttle.status(),
             parked_pages: self.ram.parked_pages(),
             log_trouble: self.console_trouble.why(),
+            frames: None,
         }
     }
 
@@ -197,6 +199,10 @@ impl Serve for Running {
     fn serve(&mut self, request: Request) -> Reply {
         match request {
             Request::Status => Reply::Status(self.status()),
+            Request::StatusAndFrames => match SharePages::of(std::process::id()) {
+                Ok(frames) => Reply::Status(Status { frames: Some(frames), ..self.status() }),
+                Err(e) => Reply::Error(format!("the frames of this process cannot be read: {e}")),
+            },
             Request::Pause if self.pause() => Reply::Done,
             Request::Pause => Reply::Error("a vCPU did not leave the guest in time; the VM runs on".into()),
             Request::Resume => {
