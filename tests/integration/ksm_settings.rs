@@ -45,7 +45,10 @@ fn ksm_that_an_operator_stops_stays_stopped_and_is_not_waited_for() {
     let status = sandbox.samepage(status).timeout(LIMIT).output().success().json();
     assert!(status["notes"].to_string().contains("nothing merges any more"), "{:#}", status["notes"]);
     let down = sandbox.samepage(["fleet", "down"]).timeout(LIMIT).output().success().stdout;
-    assert!(down.contains("run was changed to 0") && down.contains("sleep_millisecs was changed to 777"), "{down}");
+    assert!(
+        down.contains("run was changed to 0") && down.contains("sleep_millisecs was changed to 777"),
+        "{down}"
+    );
     assert_eq!(["run", "sleep_millisecs"].map(get), ["0", "777"]);
     assert_ne!(get("pages_to_scan"), "20000", "what was not touched is put back");
     settings.restore();

@@ -53,7 +53,8 @@ fn takes(mappings: &[&str], taken: &[usize]) -> Value {
     let pid = holder.pid();
     let found = measure(&sandbox, &["--pid", &pid]);
     let size = |n: usize| mappings[n].split(':').nth(1).and_then(|mib| mib.parse::<u64>().ok()).unwrap_or(0);
-    let touched = |n: usize| mappings[n].split(':').nth(2).and_then(|mib| mib.parse::<u64>().ok()).unwrap_or(0);
+    let touched =
+        |n: usize| mappings[n].split(':').nth(2).and_then(|mib| mib.parse::<u64>().ok()).unwrap_or(0);
     let total: u64 = taken.iter().map(|n| size(*n)).sum();
     assert_eq!(found["guests"][0]["total"], total * MIB / 4096, "{found:#}");
     let distinct: u64 = taken.iter().map(|n| touched(*n)).sum();
@@ -148,7 +149,9 @@ fn a_core_is_measured_as_its_process() {
     let holder = Holder::start(&["anon:16:16", "memfd:128:64", "anon:256:0"]);
     let core = sandbox.file("core");
     let made = Command::new("gcore").arg("-o").arg(&core).arg(holder.pid()).output();
-    let Ok(made) = made.map_err(|e| tests::host::skipped(module_path!(), &format!("gcore: {e}"))) else { return };
+    let Ok(made) = made.map_err(|e| tests::host::skipped(module_path!(), &format!("gcore: {e}"))) else {
+        return;
+    };
     let core = format!("{}.{}", text(&core), holder.pid());
     assert!(std::fs::File::open(&core).is_ok(), "{made:?}");
     let by_pid = measure(&sandbox, &["--pid", &holder.pid()]);

@@ -47,7 +47,8 @@ fn disk_images_are_no_memory_and_no_raw_disk() {
         refused(&sandbox, &file, &[name]);
         // Not even to be read: its sectors are elsewhere.
         let read_only = format!("{},ro", text(&file));
-        let outcome = sandbox.samepage(["run", "--console", "none", "--drive", &read_only]).timeout(LIMIT).output();
+        let outcome =
+            sandbox.samepage(["run", "--console", "none", "--drive", &read_only]).timeout(LIMIT).output();
         assert!(outcome.code == Some(1) && outcome.stderr.contains("-O raw"), "{outcome}");
     }
 }
@@ -66,7 +67,9 @@ fn packed_files_and_archives_are_known_by_name() {
     ] {
         let raw = if program == "tar" { raw.trim_start_matches('/') } else { &raw };
         let made = Command::new(program).args(args).arg(raw).stderr(Stdio::null()).output();
-        let Ok(made) = made.map_err(|e| skipped(module_path!(), &format!("{program}: {e}"))) else { continue };
+        let Ok(made) = made.map_err(|e| skipped(module_path!(), &format!("{program}: {e}"))) else {
+            continue;
+        };
         let file = sandbox.file(program);
         fs::write(&file, made.stdout).expect("a file");
         refused(&sandbox, &file, &[name]);
@@ -93,7 +96,9 @@ fn monitor(commands: &str) -> bool {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-m", "64", "-S", "-display", "none", "-nodefaults", "-monitor", "stdio"]);
     let spawned = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let Ok(mut qemu) = spawned.map_err(|e| skipped(module_path!(), &format!("QEMU: {e}"))) else { return false };
+    let Ok(mut qemu) = spawned.map_err(|e| skipped(module_path!(), &format!("QEMU: {e}"))) else {
+        return false;
+    };
     let mut input = qemu.stdin.take().expect("its monitor");
     input.write_all(commands.as_bytes()).expect("its monitor");
     drop(input);
@@ -134,7 +139,9 @@ fn an_odd_file_is_not_to_be_cut() {
     let sandbox = Sandbox::new();
     let file = sandbox.file("odd");
     fs::write(&file, [1; 5000]).expect("a file");
-    for args in [&["measure", "--file", text(&file)][..], &["run", "--console", "none", "--drive", text(&file)]] {
+    for args in
+        [&["measure", "--file", text(&file)][..], &["run", "--console", "none", "--drive", text(&file)]]
+    {
         let outcome = sandbox.samepage(args).timeout(LIMIT).output();
         assert!(outcome.code == Some(1) && outcome.stderr.contains("5000 bytes"), "{outcome}");
         assert!(outcome.stderr.contains("COPY"), "a copy is proposed: {outcome}");

@@ -33,7 +33,8 @@ fn main() -> Result<()> {
             }
             "again" => Some(last.take().context("again needs a memfd before it")?),
             "shared" | "private" => {
-                let file = File::options().read(true).write(true).create(true).truncate(false).open(next()?)?;
+                let file =
+                    File::options().read(true).write(true).create(true).truncate(false).open(next()?)?;
                 file.set_len(bytes as u64)?;
                 Some(file.into())
             }

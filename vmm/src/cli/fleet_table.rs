@@ -108,10 +108,8 @@ fn merge_text(merge: &Statistics) -> String {
             counted(domain.slabs, "slab"),
             mib(domain.slab_bytes),
             match domain.slab_use_age_seconds {
-                Some(age) => format!(
-                    ", {} unused when that was looked at {age:.0} s ago",
-                    mib(domain.slab_dead_bytes)
-                ),
+                Some(age) =>
+                    format!(", {} unused when that was looked at {age:.0} s ago", mib(domain.slab_dead_bytes)),
                 None => String::new(),
             },
         );

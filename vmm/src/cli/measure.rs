@@ -209,7 +209,9 @@ fn watch(
     let mut watcher = Watcher::new(&subjects.spaces);
     let (mut note, mut last) = (None, None);
     for _ in 0..MAX_LOOKS {
-        let Some(at) = next_look(last, Duration::from_secs_f64(watcher.seconds()), every, length) else { break };
+        let Some(at) = next_look(last, Duration::from_secs_f64(watcher.seconds()), every, length) else {
+            break;
+        };
         let is_first = last.replace(at).is_none();
         while watcher.seconds() < at.as_secs_f64() && !is_set(interrupted) {
             bar.set_position(watcher.seconds() as u64);

@@ -46,7 +46,8 @@ impl Provenance {
     /// Of this command, now.
     pub(super) fn now(pids: impl IntoIterator<Item = u32>) -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let arguments: Vec<Vec<u8>> = std::env::args_os().map(std::ffi::OsString::into_encoded_bytes).collect();
+        let arguments: Vec<Vec<u8>> =
+            std::env::args_os().map(std::ffi::OsString::into_encoded_bytes).collect();
         Self {
             date: utc(seconds),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),

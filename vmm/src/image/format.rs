@@ -59,19 +59,70 @@ const MAGIC: &[(usize, &[u8], Format)] = &[
     (0, b"QED\0", disk("a QED disk image", "qed")),
     (0, b"WithoutFreeSpace", disk("a Parallels disk image", "parallels")),
     (0, b"WithouFreSpacExt", disk("a Parallels disk image", "parallels")),
-    (0, b"KDUMP   ", dump("a dump compressed by kdump", "`crash` reads it; makedumpfile -E makes an ELF core, and so does the hypervisor if it is asked for an uncompressed dump")),
+    (
+        0,
+        b"KDUMP   ",
+        dump(
+            "a dump compressed by kdump",
+            "`crash` reads it; makedumpfile -E makes an ELF core, and so does the hypervisor if it is asked for an uncompressed dump",
+        ),
+    ),
     (0, b"DISKDUMP", dump("a dump compressed by diskdump", "makedumpfile -E makes an ELF core")),
-    (0, b"makedumpfile\0", dump("a flattened dump of makedumpfile", "`makedumpfile -R CORE < FILE` puts it together again")),
+    (
+        0,
+        b"makedumpfile\0",
+        dump("a flattened dump of makedumpfile", "`makedumpfile -R CORE < FILE` puts it together again"),
+    ),
     (0, b"PAGEDUMP", dump("a Windows crash dump", "dump the VM again: uncompressed ELF or raw memory")),
     (0, b"PAGEDU64", dump("a Windows crash dump", "dump the VM again: uncompressed ELF or raw memory")),
-    (0, b"EMiL\x01", dump("a LiME dump", "take it again with format=padded (raw), or convert it, for each range has a header")),
+    (
+        0,
+        b"EMiL\x01",
+        dump(
+            "a LiME dump",
+            "take it again with format=padded (raw), or convert it, for each range has a header",
+        ),
+    ),
     (0, b"EMiL\x02", dump("an AVML dump, compressed", "`avml-convert` makes a raw one")),
-    (0, b"LibvirtQemudSave", saved("a libvirt save file", "`virsh restore` the VM, then `virsh dump --memory-only VM CORE`")),
-    (0, b"LibvirtQemudPart", saved("a libvirt save file that is not whole", "save the VM again; then `virsh dump --memory-only VM CORE` of the running one")),
-    (0, b"QEVM", saved("a migration stream of QEMU", "load it, then have QEMU's monitor write raw memory: `pmemsave 0 SIZE FILE`, or a core: `dump-guest-memory FILE`")),
-    (2, b"\x64\x86\x84\x19\x10\x07", saved("the state file of a Firecracker snapshot", "its memory file, beside it, is raw")),
-    (2, b"\xaa\xaa\x84\x19\x10\x07", saved("the state file of a Firecracker snapshot", "its memory file, beside it, is raw")),
-    (0, b"\x7fVirtualBox SavedState", saved("a saved state of VirtualBox", "`VBoxManage debugvm VM dumpvmcore` of the running VM makes an ELF core")),
+    (
+        0,
+        b"LibvirtQemudSave",
+        saved("a libvirt save file", "`virsh restore` the VM, then `virsh dump --memory-only VM CORE`"),
+    ),
+    (
+        0,
+        b"LibvirtQemudPart",
+        saved(
+            "a libvirt save file that is not whole",
+            "save the VM again; then `virsh dump --memory-only VM CORE` of the running one",
+        ),
+    ),
+    (
+        0,
+        b"QEVM",
+        saved(
+            "a migration stream of QEMU",
+            "load it, then have QEMU's monitor write raw memory: `pmemsave 0 SIZE FILE`, or a core: `dump-guest-memory FILE`",
+        ),
+    ),
+    (
+        2,
+        b"\x64\x86\x84\x19\x10\x07",
+        saved("the state file of a Firecracker snapshot", "its memory file, beside it, is raw"),
+    ),
+    (
+        2,
+        b"\xaa\xaa\x84\x19\x10\x07",
+        saved("the state file of a Firecracker snapshot", "its memory file, beside it, is raw"),
+    ),
+    (
+        0,
+        b"\x7fVirtualBox SavedState",
+        saved(
+            "a saved state of VirtualBox",
+            "`VBoxManage debugvm VM dumpvmcore` of the running VM makes an ELF core",
+        ),
+    ),
     (0, b"\xd0\xbe\xd2\xbe", saved("a state file of VMware", "its memory file, .vmem, is raw")),
     (0, b"\xd2\xbe\xd2\xbe", saved("a state file of VMware", "its memory file, .vmem, is raw")),
     (0, b"\xd3\xbe\xd3\xbe", saved("a state file of VMware", "its memory file, .vmem, is raw")),
@@ -146,7 +197,10 @@ impl Format {
     /// What to do with a file of it where raw memory is expected. Nothing of it changes the file.
     pub fn advice_for_memory(&self) -> String {
         match self.class {
-            Class::Disk(_) | Class::RawDisk => "it holds a disk, not memory; of a running VM measure its process (--pid), or a dump".to_owned(),
+            Class::Disk(_) | Class::RawDisk => {
+                "it holds a disk, not memory; of a running VM measure its process (--pid), or a dump"
+                    .to_owned()
+            }
             Class::Core => "its segments are read".to_owned(),
             Class::Dump(advice) | Class::SavedVm(advice) => advice.to_owned(),
             Class::Packed(by) => format!("`{by} FILE > RAW` unpacks it into a file of its own"),
@@ -159,15 +213,15 @@ impl Format {
     /// bytes, and by writing destroy what is in it.
     pub fn refusal_as_drive(&self, read_only: bool) -> Option<String> {
         match self.class {
-            Class::Disk(called) => {
-                Some(format!("`qemu-img convert -f {called} -O raw FILE RAW` makes a raw one, and leaves it as it is"))
-            }
+            Class::Disk(called) => Some(format!(
+                "`qemu-img convert -f {called} -O raw FILE RAW` makes a raw one, and leaves it as it is"
+            )),
             Class::RawDisk => None,
             // Some guests read such a file as it is, byte for byte: it cannot come to harm.
             _ if read_only => None,
-            Class::Packed(by) => {
-                Some(format!("`{by} FILE > RAW` unpacks it; a guest may have it as it is if it only reads it (FILE,ro)"))
-            }
+            Class::Packed(by) => Some(format!(
+                "`{by} FILE > RAW` unpacks it; a guest may have it as it is if it only reads it (FILE,ro)"
+            )),
             Class::Core | Class::Dump(_) | Class::SavedVm(_) | Class::Archive | Class::Program => {
                 Some("a guest may have it as it is if it only reads it (FILE,ro)".to_owned())
             }
@@ -203,7 +257,10 @@ mod tests {
             head[if order == 2 { 17 } else { 16 }] = kind;
             Format::of(&head).unwrap().class
         };
-        assert_eq!([elf(4, 1), elf(4, 2), elf(2, 1), elf(3, 1)], [Class::Core, Class::Core, Class::Program, Class::Program]);
+        assert_eq!(
+            [elf(4, 1), elf(4, 2), elf(2, 1), elf(3, 1)],
+            [Class::Core, Class::Core, Class::Program, Class::Program]
+        );
     }
 
     #[test]
@@ -218,7 +275,8 @@ mod tests {
 
     #[test]
     fn what_writing_would_destroy_is_no_drive() {
-        let refusal = |at, magic, read_only| Format::of(&head(at, magic)).unwrap().refusal_as_drive(read_only);
+        let refusal =
+            |at, magic, read_only| Format::of(&head(at, magic)).unwrap().refusal_as_drive(read_only);
         for read_only in [true, false] {
             assert!(refusal(0, b"QFI\xfb\0\0\0\x03", read_only).unwrap().contains("-f qcow2 -O raw"));
             assert_eq!(refusal(32_769, b"CD001", read_only), None);

@@ -145,7 +145,8 @@ mod tests {
         let smaps = "1000-3000 rw-p 00000000 00:00 0 \nRss:    8 kB\nSwap:   4 kB\nSwapPss: 400 kB\nVmFlags: rd wr mr\n\
                      9000-a000 rw-s 00000000 00:01 4711 /x (deleted)\nShared_Hugetlb:    2048 kB\nVmFlags: rd wr io pf\n";
         let areas = Area::read(smaps.as_bytes()).unwrap();
-        let area = |header: &str, held_bytes, is_device| Area { header: header.into(), held_bytes, is_device };
+        let area =
+            |header: &str, held_bytes, is_device| Area { header: header.into(), held_bytes, is_device };
         assert_eq!(
             areas,
             [

@@ -156,7 +156,11 @@ impl Drive {
             _ if !meta.is_file() => Err(DriveError::NotAFile { path: path() }),
             0 => Err(DriveError::Empty { path: path() }),
             bytes => {
-                self.check_format(&file).map_err(|source| DriveError::Open { path: path(), access, source })??;
+                self.check_format(&file).map_err(|source| DriveError::Open {
+                    path: path(),
+                    access,
+                    source,
+                })??;
                 match bytes.is_multiple_of(SECTOR_BYTES) {
                     true => Ok((file, bytes)),
                     false => Err(DriveError::Length { path: path(), bytes }),
@@ -174,9 +178,7 @@ impl Drive {
         let refused = format.and_then(|format| Some((format, format.refusal_as_drive(self.read_only)?)));
         Ok(match refused {
             None => Ok(()),
-            Some((format, advice)) => {
-                Err(DriveError::Format { path: self.path.clone(), format, advice })
-            }
+            Some((format, advice)) => Err(DriveError::Format { path: self.path.clone(), format, advice }),
         })
     }
 

@@ -87,7 +87,8 @@ fn ksm_finding(state: Availability, left: Option<LeftBehind>, read: &dyn Fn(&str
     if let Some(LeftBehind { owner, settings, mend }) = left {
         let found =
             format!("{now}; process {owner} and its guard were killed and have left {}", settings.join(", "));
-        let change = format!("as root: {mend}; or start any fleet with engine ksm, which puts them back first");
+        let change =
+            format!("as root: {mend}; or start any fleet with engine ksm, which puts them back first");
         return Finding::limited(NAME, found, change);
     }
     match state {

@@ -159,7 +159,10 @@ impl Measured {
         if let Some(now) = &self.shared_now {
             let about = if now.estimated { "about " } else { "" };
             let [saved, zero] = [now.saved_pages, now.pages.zero].map(|pages| mib(pages * PAGE_BYTES));
-            let _ = write!(text, "; now {about}{saved} MiB are saved by sharing and {zero} MiB are on the zero frame");
+            let _ = write!(
+                text,
+                "; now {about}{saved} MiB are saved by sharing and {zero} MiB are on the zero frame"
+            );
             if let Some(fraction) = now.fraction_of_ideal {
                 let _ = write!(text, " ({:.1} % of that)", 100.0 * fraction);
             }

@@ -84,7 +84,8 @@ fn over_time(verdict: &Verdict) -> Section {
         ("throttled", |s| s.throttled as f64),
         ("suspended", |s| s.suspended as f64),
     ];
-    let stalls: [Curve; 2] = [("some tasks (PSI some)", |s| s.psi_some_percent), ("all tasks (PSI full)", |s| s.psi_full_percent)];
+    let stalls: [Curve; 2] =
+        [("some tasks (PSI some)", |s| s.psi_some_percent), ("all tasks (PSI full)", |s| s.psi_full_percent)];
     let samples = &verdict.series.samples;
     let every = samples.len().div_ceil(PLOT_POINTS).max(1);
     let last = samples.len().saturating_sub(1);
@@ -136,7 +137,8 @@ fn guests(verdict: &Verdict) -> Section {
         row
     });
     let header = ["guest", "in the end", "fill, s", "throttled, s", "suspended, s", "write p99, us"];
-    let mut items = vec![Item::Table(Table { header: header.map(String::from).to_vec(), rows: rows.collect() })];
+    let mut items =
+        vec![Item::Table(Table { header: header.map(String::from).to_vec(), rows: rows.collect() })];
     let reasons = reasons(verdict);
     if !reasons.is_empty() {
         items.push(Item::Notes(reasons));

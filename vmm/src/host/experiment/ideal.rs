@@ -116,7 +116,7 @@ fn churn(
         _ => 0,
     });
     let written = writes.sum();
-    measured.notes.extend(frames.notes);
+    measured.notes.extend(frames.notes.iter().cloned());
     let watched = watcher.finish();
     let began: u64 = watched.looks.iter().map(|look| look.began_pages).sum();
     let ended: u64 = watched.looks.iter().map(|look| look.ended_pages).sum();

@@ -64,7 +64,8 @@ pub(super) fn host(management: &Management, sheet: &mut Sheet) -> Result {
     let help = "Guest memory that is present, each guest's by itself: what it would take without sharing.";
     sheet.gauge("resident", Of::Bytes, help, of_ledger(|l| l.resident))?;
     sheet.gauge("frames", Of::Bytes, "Different frames under guest memory.", of_ledger(|l| l.frames))?;
-    let help = "What sharing saves: guest memory on frames less the frames. Zeros are apart, in guest_memory.";
+    let help =
+        "What sharing saves: guest memory on frames less the frames. Zeros are apart, in guest_memory.";
     sheet.gauge("saved", Of::Bytes, help, of_ledger(|l| l.saved))?;
     let help = "What is owed: sharing, if every shared page were written; demand, if every absent or swapped page were touched.";
     let debt = ledger.map(|l| parts("kind", debts(&l.debt)));

@@ -73,9 +73,8 @@ impl Stretch {
     /// Whether it and `other` map the same pages of a file.
     fn maps_pages_of(&self, other: &Self) -> bool {
         self.parts.iter().any(|a| {
-            let overlap = |b: &FilePart| {
-                a.file == b.file && a.bytes.start < b.bytes.end && b.bytes.start < a.bytes.end
-            };
+            let overlap =
+                |b: &FilePart| a.file == b.file && a.bytes.start < b.bytes.end && b.bytes.start < a.bytes.end;
             other.parts.iter().any(overlap)
         })
     }
@@ -311,7 +310,9 @@ mod tests {
         let all = [stretch(1, 64, 20, Kind::Anonymous), stretch(2, 1024, 300, code), stretch(3, 64, 2, code)];
         assert_eq!(choice(&all), (vec![1], vec![(2, Reason::Kind)]));
         let note = Choice::of(all.to_vec()).note(7).unwrap();
-        for words in ["20.0 MiB are taken", "300.0 MiB", "--range 7:20000000000-20040000000 (300.0 of 1024.0 MiB"] {
+        for words in
+            ["20.0 MiB are taken", "300.0 MiB", "--range 7:20000000000-20040000000 (300.0 of 1024.0 MiB"]
+        {
             assert!(note.contains(words), "{note}");
         }
         assert_eq!(Choice::of(all[..1].to_vec()).note(7), None);

@@ -289,9 +289,8 @@ impl Reader<'_> {
 }
 
 fn process_notes(choice: &Choice) -> Vec<String> {
-    let mut notes = vec![
-        "an ELF core of a process: pages without a frame are zeros in it, and count as such".to_owned(),
-    ];
+    let mut notes =
+        vec!["an ELF core of a process: pages without a frame are zeros in it, and count as such".to_owned()];
     if !choice.left_out.is_empty() {
         let line = |(stretch, reason): &(Stretch, _)| format!("{stretch}: {reason}");
         let left: Vec<String> = choice.left_out.iter().take(8).map(line).collect();

@@ -59,7 +59,8 @@ const MIB: usize = 1 << 20;
 fn the_guest_in_a_process_is_chosen_by_what_is_not_zeros() {
     let (ram, reserved) = (vec![7; 32 * MIB], vec![0; 64 * MIB]);
     let code = vec![7; 64 * MIB];
-    let bytes = core(&[], &[(RW, 0x1000_0000, 0, &reserved), (RW, 0x9000_0000, 0, &ram), (5, 0x4000_0000, 0, &code)]);
+    let bytes =
+        core(&[], &[(RW, 0x1000_0000, 0, &reserved), (RW, 0x9000_0000, 0, &ram), (5, 0x4000_0000, 0, &code)]);
     let found = open(&bytes).unwrap();
     let at = bytes.len() - code.len() - ram.len();
     assert_eq!(found.parts, [Part { at: at as u64, pages: 32 << 8 }]);
@@ -76,7 +77,8 @@ fn files_that_were_mapped_are_known_by_the_note() {
         ("/memfd:samepage-slab (deleted)", Kind::Anonymous),
     ] {
         let files = [(0x9000_0000, 0x9000_0000 + ram.len() as u64, name)];
-        let found = open(&core(&files, &[(RW, 0x1000_0000, 0, &frames), (RW, 0x9000_0000, 0, &ram)])).unwrap();
+        let found =
+            open(&core(&files, &[(RW, 0x1000_0000, 0, &frames), (RW, 0x9000_0000, 0, &ram)])).unwrap();
         let pages: u64 = found.parts.iter().map(|part| part.pages).sum();
         // A framebuffer beside it cannot be told from it if it is of the same kind.
         let expected = if kind == Kind::Anonymous { 88 << 8 } else { 72 << 8 };

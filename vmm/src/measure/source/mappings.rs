@@ -184,8 +184,7 @@ fn stretches(mappings: &[Mapping]) -> Vec<Stretch> {
     // A stack or an allocator's memory may lie next to a guest's: that they touch is not enough.
     let belong = |a: &Mapping, b: &Mapping| {
         let are_large = [a, b].iter().all(|m| m.hvas.end - m.hvas.start >= LEAST_BYTES);
-        let are_one_file =
-            a.part.as_ref().zip(b.part.as_ref()).is_some_and(|(a, b)| a.file == b.file);
+        let are_one_file = a.part.as_ref().zip(b.part.as_ref()).is_some_and(|(a, b)| a.file == b.file);
         let is_merged = a.is_slab || b.is_slab;
         a.hvas.end == b.hvas.start && a.kind == b.kind && (is_merged || are_large || are_one_file)
     };

@@ -52,9 +52,11 @@ fn a_restored_guest_is_a_private_file_mapping() {
 
 #[test]
 fn shared_memory_is_ram_wherever_it_is_mounted() {
-    for file in
-        ["00:2a 12 /mnt/ram/vm0", "00:01 12 /memfd:ch_ram (deleted)", "00:01 12 /memfd:crosvm_guest (deleted)"]
-    {
+    for file in [
+        "00:2a 12 /mnt/ram/vm0",
+        "00:01 12 /memfd:ch_ram (deleted)",
+        "00:01 12 /memfd:crosvm_guest (deleted)",
+    ] {
         // And a framebuffer beside it is not.
         let text = format!(
             "7f0000000000-7f0010000000 rw-s 00000000 {file}#120\n7f0100000000-7f0101000000 rw-p 00000000 00:00 0 #16"
@@ -87,8 +89,7 @@ fn a_file_that_is_mapped_in_pieces_is_one_stretch() {
 
 #[test]
 fn without_a_guest_what_there_is_is_listed() {
-    let text =
-        "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 #4\n7f0001000000-7f0001001000 r--p 00000000 00:00 0 #0";
+    let text = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 #4\n7f0001000000-7f0001001000 r--p 00000000 00:00 0 #0";
     let error = guest_memory(7, &all(text)).unwrap_err().to_string();
     assert!(
         error.contains("7f0000000000-7f0000800000 (4.0 of 8.0 MiB in memory") && error.contains("--range"),

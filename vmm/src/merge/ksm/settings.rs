@@ -144,8 +144,12 @@ impl Knobs {
             return Some(format!("KSM is stopped ({} is {run}): nothing merges any more", path.display()));
         }
         // Zero may be the advisor's own, which changes it again.
-        let pages = value(PAGES).filter(|pages| pages == "0" && value(ADVISOR).as_deref() != Some(SCAN_TIME))?;
-        Some(format!("KSM scans no page ({} is {pages}): nothing merges any more", self.path(PAGES).display()))
+        let pages =
+            value(PAGES).filter(|pages| pages == "0" && value(ADVISOR).as_deref() != Some(SCAN_TIME))?;
+        Some(format!(
+            "KSM scans no page ({} is {pages}): nothing merges any more",
+            self.path(PAGES).display()
+        ))
     }
 
     /// What `settings` make of the knobs that are in `saved`, in the order in which they are written. What the advisor is to choose is
@@ -327,7 +331,8 @@ mod tests {
 
     #[test]
     fn what_the_advisor_chose_is_not_an_operators_doing() {
-        let off = KERNEL.map(|(name, value)| (name, if name == "advisor_mode" { "[none] scan-time" } else { value }));
+        let off = KERNEL
+            .map(|(name, value)| (name, if name == "advisor_mode" { "[none] scan-time" } else { value }));
         let (_directory, knobs, saved, written) = applied(&KsmSettings::advisor(), &off);
         assert_eq!(text(&knobs, "advisor_mode"), "scan-time");
         knobs.put("pages_to_scan", "4711").unwrap();
