@@ -456,9 +456,9 @@ fn bad_input_is_told() {
     refused(&sandbox, &["--pid", "2147483646"], &["no process 2147483646"]);
     let mut sleeper = Command::new("sleep").arg("60").spawn().expect("sleep");
     let pid = sleeper.id().to_string();
-    refused(&sandbox, &["--pid", &pid], &["looks like a guest's", "16 MiB", "KiB)", "--range"]);
+    refused(&sandbox, &["--pid", &pid], &["looks like a guest's", "16 MiB", "MiB in memory", "--range"]);
     refused(&sandbox, &["--pid", &pid, "--pid", &pid], &["twice"]);
-    refused(&sandbox, &["--pid", &pid, "--range", "1000-3000"], &["not mapped at 0x1000"]);
+    refused(&sandbox, &["--pid", &pid, "--range", "1000-3000"], &["not readable memory at 0x1000"]);
     refused(&sandbox, &["--pid", &pid, "--range", "1000-3000", "--range", "2000-4000"], &["overlap"]);
     refused(&sandbox, &["--pid", &pid, "--range", "1000-3001"], &["whole pages"]);
     refused(&sandbox, &["--pid", &pid, "--range", "1:1000-3000"], &["process 1", "--pid"]);

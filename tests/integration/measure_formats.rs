@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tests::host::skipped;
+use tests::require_kvm;
 use tests::sandbox::Sandbox;
 
 use super::measure::{LIMIT, counts, image, pages, text};
@@ -29,6 +30,7 @@ fn refused(sandbox: &Sandbox, file: &Path, expected: &[&str]) {
 
 #[test]
 fn disk_images_are_no_memory_and_no_raw_disk() {
+    require_kvm!();
     let sandbox = Sandbox::new();
     for (format, name) in [
         ("qcow2", "a qcow2 disk image"),
@@ -55,6 +57,7 @@ fn disk_images_are_no_memory_and_no_raw_disk() {
 
 #[test]
 fn packed_files_and_archives_are_known_by_name() {
+    require_kvm!();
     let sandbox = Sandbox::new();
     let raw = image(&sandbox, "raw", &pages(1..100));
     for (program, args, name) in [
@@ -136,6 +139,7 @@ fn what_qemu_writes_is_read_or_named() {
 
 #[test]
 fn an_odd_file_is_not_to_be_cut() {
+    require_kvm!();
     let sandbox = Sandbox::new();
     let file = sandbox.file("odd");
     fs::write(&file, [1; 5000]).expect("a file");

@@ -69,7 +69,7 @@ fn main() -> Result<()> {
         lines.push_str(&format!("{kind} {start:x}-{:x}\n", start + bytes));
         last = file;
     }
-    print!("{lines}ready\n");
+    println!("{lines}ready");
     std::io::stdout().flush()?;
     // Whoever started it has gone, or wants no more.
     let _ = std::io::stdin().read(&mut [0]);

@@ -9,8 +9,8 @@ use crate::host::experiment::summary::{PointSummary, Spread};
 use crate::host::stress::scenario::Scenario;
 use crate::memory::PAGE_BYTES;
 
-/// Columns of a table that goes into a file.
-const FILE_COLUMNS: u16 = 100;
+/// Columns of the list: sentences in it are broken.
+const COLUMNS: u16 = 100;
 
 /// The experiments there are.
 pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
@@ -28,10 +28,7 @@ pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
         table.add_row([scenario.name.clone(), about, "-".into(), "1".into()]);
     }
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
-    if table.width().is_none() {
-        // Into a file, where there is no terminal to fit.
-        table.set_width(FILE_COLUMNS);
-    }
+    table.set_width(COLUMNS);
     format!(
         "{table}\n`samepage experiment run NAME` runs one. Each point is one combination of an experiment's dimensions. A scenario has a verdict instead."
     )

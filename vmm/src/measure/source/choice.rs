@@ -153,6 +153,8 @@ pub struct Choice {
     pub taken: Vec<Stretch>,
     /// What else is large, the one that holds most first.
     pub left_out: Vec<(Stretch, Reason)>,
+    /// Ranges were named, and the rule was not asked.
+    pub is_named: bool,
 }
 
 impl Choice {
@@ -183,7 +185,7 @@ impl Choice {
         let mut others: Vec<_> =
             left_out.taken.drain(..).map(|stretch| (stretch, Reason::NotNamed)).collect();
         others.append(&mut left_out.left_out);
-        Self { taken, left_out: others }
+        Self { taken, left_out: others, is_named: true }
     }
 
     /// Why `stretch`, which holds no more than those before, is not RAM.
@@ -225,13 +227,20 @@ impl Choice {
         };
         let taken = sum(&mut self.taken.iter());
         let left = sum(&mut self.left_out.iter().map(|(stretch, _)| stretch));
-        let mut text = format!(
-            "of process {pid} {taken:.1} MiB are taken for guest memory and {left:.1} MiB in large mappings are left out; taken:"
-        );
-        for stretch in self.taken.iter().take(LISTED) {
-            text.push_str(&format!(" --range {pid}:{stretch}"));
-        }
-        text.push_str("; left out:");
+        let mut text = match self.is_named {
+            true => format!(
+                "outside the ranges that were named process {pid} has {left:.1} MiB in large mappings:"
+            ),
+            false => {
+                let taken_ranges =
+                    self.taken.iter().take(LISTED).map(|stretch| format!(" --range {pid}:{stretch}"));
+                format!(
+                    "of process {pid} {taken:.1} MiB are taken for guest memory and {left:.1} MiB in large mappings are left out; taken:{}; \
+                     left out:",
+                    taken_ranges.collect::<String>()
+                )
+            }
+        };
         for (stretch, reason) in self.left_out.iter().take(LISTED) {
             text.push_str(&format!(" --range {pid}:{stretch}: {reason};"));
         }
@@ -239,7 +248,14 @@ impl Choice {
             0 => {}
             more => text.push_str(&format!(" and {more} more;")),
         }
-        text.push_str(" name what you mean with --range, once for each range, and nothing else is measured");
+        match self.is_named {
+            true => _ = text.pop(),
+            false => {
+                text.push_str(
+                    " name what you mean with --range, once for each range, and nothing else is measured",
+                );
+            }
+        }
         Some(text)
     }
 }
