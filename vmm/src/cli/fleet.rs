@@ -1,6 +1,5 @@
 //! `samepage fleet`: up, status, verify, metrics, down.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +22,8 @@ use crate::host::preflight::{self, Problem};
 use crate::host::runtime::{FleetDir, choose};
 use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
-use crate::process::executable;
 use crate::process::print::{errln, out, outln};
+use crate::process::{executable, named_file};
 
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);
@@ -187,7 +186,7 @@ fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
         preflight::check(&spec, &dir)?;
     }
     dir.create()?;
-    let log = File::create(dir.host_log()).context("cannot make the daemon's log")?;
+    let log = named_file::create(&dir.host_log()).context("cannot make the daemon's log")?;
     let mut daemon = executable::command()
         .arg("host")
         .arg(file)
