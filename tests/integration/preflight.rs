@@ -75,7 +75,7 @@ fn names_that_are_too_long_for_a_socket_start_nothing() {
     require_kvm!();
     let name = "n".repeat(32);
     let file = File::new(&format!("[[guest]]\nname = \"a\"\ncount = 10\n[[guest]]\nname = \"{name}\"\n"));
-    let deep = file.sandbox.file(&"d".repeat(40));
+    let deep = file.sandbox.file(&"d".repeat(60));
     let run = |more: &[&str]| {
         let args = ["fleet", "up", file.path.to_str().expect("UTF-8")];
         file.sandbox.samepage([&args[..], more].concat()).env("SAMEPAGE_RUNTIME_DIR", &deep).output()

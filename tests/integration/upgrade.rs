@@ -49,9 +49,9 @@ fn a_daemon_starts_guests_of_its_own_build() {
     // Guests arrive one after another, so that there is a moment between them.
     fs::write(
         &scenario,
-        "name = \"late\"\nengine = \"off\"\n[overcommit]\ncapacity = \"2G\"\n[[guest]]\nname = \"a\"\nmemory = \"16M\"\n\
-         [[guest]]\nname = \"b\"\nmemory = \"16M\"\n\
-         [[phase]]\nname = \"first\"\nseconds = 5\narrive = [\"a\"]\n[[phase]]\nname = \"second\"\nseconds = 1\narrive = [\"b\"]\n",
+        "name = \"late\"\nabout = \"guests one after the other\"\n[fleet]\nname = \"late\"\nengine = \"off\"\n\
+         [fleet.overcommit]\ncapacity = \"2G\"\n[fleet.defaults]\nmemory = \"16M\"\n[[fleet.guest]]\nname = \"g\"\ncount = 4\n\
+         [[phase]]\nname = \"arrive\"\narrive = \"all\"\nstagger_seconds = 3\n",
     )
     .expect("a scenario");
     let running = installed.run(&["stress", scenario.to_str().expect("UTF-8"), "--json"]).start();

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::pipe::pipe;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
@@ -44,7 +44,8 @@ impl Terminal {
         terminal.resize(columns, lines);
         let (mut from, screen) = (terminal.copy(), terminal.screen.clone());
         let mut answers = terminal.copy();
-        let (end, ended) = pipe().expect("a pipe");
+        // No program that is started has it.
+        let (end, ended) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
         let drawing = thread::spawn(move || {
             let mut bytes = [0; 4096];
             loop {
@@ -89,14 +90,14 @@ impl Terminal {
         )
     }
 
-    /// Starts a shell with job control, in a session of its own whose terminal this is, on a script in which `$SAMEPAGE` is the program and
-    /// `$DIR` where its sockets may be.
+    /// Starts a shell in a session of its own, whose terminal this is, on a script in which `$SAMEPAGE` is the program and `$DIR` where its
+    /// sockets may be. It has job control after `set -m`.
     ///
     /// # Panics
     /// If it cannot be started.
     #[must_use]
     pub fn shell(&self, sandbox: &Sandbox, script: &str) -> Child {
-        self.session(sandbox, &["bash", "--norc", "-mc", script].map(OsStr::new))
+        self.session(sandbox, &["bash", "--norc", "-c", script].map(OsStr::new))
     }
 
     fn session(&self, sandbox: &Sandbox, command: &[&OsStr]) -> Child {

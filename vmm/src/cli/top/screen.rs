@@ -1,6 +1,7 @@
 //! The terminal while it is ours, and as it was afterwards, however we end.
 
 use std::io::{self, Stdout};
+use std::mem::ManuallyDrop;
 use std::panic;
 
 use ratatui::backend::CrosstermBackend;
@@ -14,7 +15,8 @@ use rustix::termios::tcgetwinsize;
 
 /// The terminal. Dropped, it is as it was before; a panic puts it back too, before it is told.
 pub(super) struct Screen {
-    terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Never dropped itself: it would say on standard error that a terminal that is gone shows no cursor, and panic if that is the same.
+    terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
 }
 
 impl Screen {
@@ -32,7 +34,7 @@ impl Screen {
             .and_then(|()| execute!(io::stdout(), EnterAlternateScreen))
             .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
         match opened {
-            Ok(terminal) => Ok(Self { terminal }),
+            Ok(terminal) => Ok(Self { terminal: ManuallyDrop::new(terminal) }),
             Err(error) => {
                 restore();
                 Err(error)
