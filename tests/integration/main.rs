@@ -3,6 +3,7 @@
 //! Tests whose names begin with `lab_` run in the nested-paging lab (`tests/lab`); they are run by themselves:
 //! `cargo test -p tests --test integration lab_ -- --test-threads=1`.
 
+mod admission;
 mod api;
 mod architecture;
 mod bad_input;
@@ -16,6 +17,7 @@ mod drives;
 mod experiment;
 mod fleet;
 mod hostile;
+mod huge_pages;
 mod inside;
 mod kernels;
 mod measure;
