@@ -25,6 +25,12 @@ pub trait Reclaim: Send {
     /// checks it against RAM and answers anything outside with `ErrorKind::InvalidInput`, having freed nothing.
     fn discard(&self, range: Range<Gpa>) -> io::Result<()>;
 
+    /// What is freed at once, in bytes: a power of two, at least a page. Of less than so much, aligned to it, no frame is freed: it
+    /// is only zeroed where it has one.
+    fn granule_bytes(&self) -> u64 {
+        4096
+    }
+
     /// As [`Reclaim::discard`], for each of `ranges`; `failed` hears of those that were not freed.
     ///
     /// For implementations to whom many at once are cheaper than each by itself.

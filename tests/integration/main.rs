@@ -3,6 +3,7 @@
 //! Tests whose names begin with `lab_` run in the nested-paging lab (`tests/lab`); they are run by themselves:
 //! `cargo test -p tests --test integration lab_ -- --test-threads=1`.
 
+mod admission;
 mod api;
 mod architecture;
 mod bad_input;
@@ -19,6 +20,7 @@ mod fleet;
 mod fleet_life;
 mod half_open;
 mod hostile;
+mod huge_pages;
 mod inside;
 mod kernels;
 mod ksm_settings;

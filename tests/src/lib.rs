@@ -5,6 +5,7 @@ pub mod api;
 pub mod boot;
 pub mod code;
 pub mod host;
+pub mod huge_pages;
 pub mod lab;
 pub mod linux_bench;
 pub mod merging;

@@ -41,7 +41,9 @@ impl Zram {
         Ok(zram)
     }
 
-    fn device(&self) -> PathBuf {
+    /// Its block device.
+    #[must_use]
+    pub fn device(&self) -> PathBuf {
         format!("/dev/zram{}", self.number).into()
     }
 

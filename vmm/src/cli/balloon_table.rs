@@ -18,9 +18,13 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
         0 => String::new(),
         touched => format!("; {} MiB of it have frames again", pages(touched)),
     };
+    let kept = match status.host.kept_pages {
+        0 => String::new(),
+        kept => format!("; its pool of huge pages keeps {} MiB, of huge pages that are not whole", pages(kept)),
+    };
     let told = status.age_seconds.map_or(String::new(), |age| format!("; its statistics are {age:.1} s old"));
     format!(
-        "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}{told}",
+        "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}{kept}{told}",
         pages(status.size.actual_pages.into()),
         pages(status.size.target_pages.into()),
         pages(status.host.absent_pages),
@@ -62,6 +66,7 @@ pub(super) fn statistics_table(
         ("in the balloon", host.held_pages * PAGE_BYTES),
         ("without a frame", host.absent_pages * PAGE_BYTES),
         ("with a frame again", host.touched_pages * PAGE_BYTES),
+        ("kept: parts of huge pages", host.kept_pages * PAGE_BYTES),
         ("dropped again so far", host.swept_pages * PAGE_BYTES),
         ("reclaimed so far, by inflation", host.reclaimed_bytes),
         ("by free page reporting", host.reported_bytes),

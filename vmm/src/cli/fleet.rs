@@ -28,7 +28,7 @@ use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
 use crate::os::Process;
 use crate::process::print::{errln, out, outln};
-use crate::process::{executable, named_file};
+use crate::process::executable;
 
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);

@@ -22,6 +22,10 @@ use super::ram::{Backing, HUGE_PAGE_BYTES, Place, Ram};
 const BATCH: usize = 1024;
 
 impl Reclaim for Ram {
+    fn granule_bytes(&self) -> u64 {
+        self.unit_bytes()
+    }
+
     fn discard_all(&self, ranges: &[Range<Gpa>], failed: &mut dyn FnMut(&Range<Gpa>, io::Error)) {
         for batch in ranges.chunks(BATCH) {
             let dropped = match batch.len() {
@@ -47,6 +51,29 @@ impl Reclaim for Ram {
 }
 
 impl Ram {
+    /// What is given back at once.
+    fn unit_bytes(&self) -> u64 {
+        match self.backing() {
+            Backing::Hugetlb => HUGE_PAGE_BYTES as u64,
+            Backing::Anonymous | Backing::Memfd => PAGE_BYTES,
+        }
+    }
+
+    /// Of `ranges` what can be given back, and what cannot, because it is a part of a huge page of the pool.
+    pub fn units(&self, ranges: &[Range<Gpa>]) -> (Vec<Range<Gpa>>, Vec<Range<Gpa>>) {
+        let unit = self.unit_bytes();
+        let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        for range in ranges {
+            let first = Gpa(range.start.0.next_multiple_of(unit)).min(range.end);
+            let last = Gpa(range.end.0 / unit * unit).max(first);
+            whole.push(first..last);
+            parts.extend([range.start..first, last..range.end]);
+        }
+        whole.retain(|range| !range.is_empty());
+        parts.retain(|range| !range.is_empty());
+        (whole, parts)
+    }
+
     fn discard_place(&self, gpa: Gpa, place: Place) -> io::Result<()> {
         match self.backing() {
             Backing::Anonymous => {

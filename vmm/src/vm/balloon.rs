@@ -93,6 +93,9 @@ pub struct BalloonHost {
     /// Of these, pages with a frame (or on swap) again: the guest has touched them, or the host kernel has put a huge page
     /// over them and their neighbours.
     pub touched_pages: u64,
+    /// Of these, pages with a frame that the host cannot have: parts of huge pages of the pool of which the guest uses the rest.
+    #[serde(default)]
+    pub kept_pages: u64,
     /// Pages that were found so and dropped again, each time counted.
     pub swept_pages: u64,
     /// Pages given so far, each time counted.
@@ -125,11 +128,15 @@ impl BalloonHost {
             refused,
         } = handle.counters();
         let held = handle.held();
-        let (held_pages, touched_pages) = (page_count(&held), page_count(&ram.resident(&held)?));
+        let (whole, parts) = ram.units(&held);
+        let held_pages = page_count(&held);
+        let (touched_pages, kept_pages) =
+            (page_count(&ram.resident(&whole)?), page_count(&ram.resident(&parts)?));
         Ok(Self {
             held_pages,
-            absent_pages: held_pages - touched_pages,
+            absent_pages: held_pages - touched_pages - kept_pages,
             touched_pages,
+            kept_pages,
             inflated_pages,
             deflated_pages,
             reclaimed_bytes,

@@ -13,7 +13,7 @@ use devices::virtio::balloon::Handle;
 use event_manager::MutEventSubscriber;
 
 use super::timer::Timer;
-use crate::memory::ram::{Backing, Ram};
+use crate::memory::ram::Ram;
 use crate::memory::resident::page_count;
 
 /// From one sweep to the next: as often as khugepaged wakes up. A sweep reads 8 bytes for each page of the balloon.
@@ -23,12 +23,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 pub(super) fn sweeper(balloon: Handle, ram: Ram) -> io::Result<Box<dyn MutEventSubscriber>> {
     let timer = Timer::new()?;
     timer.every(PERIOD)?;
-    Ok(timer.subscriber(move || {
-        // A part of a huge page of the pool cannot be given back alone, and looks the same ever after.
-        if ram.backing() != Backing::Hugetlb {
-            balloon.sweep(|held| drop_again(&ram, held));
-        }
-    }))
+    // A part of a huge page of the pool cannot be given back alone, and looks the same ever after.
+    Ok(timer.subscriber(move || balloon.sweep(|held| drop_again(&ram, &ram.units(held).0))))
 }
 
 /// Drops those of the pages that have frames. Returns how many.

@@ -39,6 +39,13 @@ impl Held {
         self.pages += self.regions[part.region].change(&part.pages, |word, mask| word | mask);
     }
 
+    /// Whether all of these are in it.
+    pub(super) fn contains_all(&self, part: &Part) -> bool {
+        let region = &self.regions[part.region];
+        let end = (part.pages.end - region.first) as usize;
+        region.find((part.pages.start - region.first) as usize, u64::MAX).is_none_or(|absent| absent >= end)
+    }
+
     /// Takes pages out, some of which may not be in it.
     pub(super) fn remove(&mut self, part: &Part) {
         self.pages -= self.regions[part.region].change(&part.pages, |word, mask| word & !mask);
@@ -155,6 +162,10 @@ mod tests {
                 let inside = (start..start + len).filter(|&page| ram.contains(page));
                 if insert { model.extend(inside) } else { inside.for_each(|page| _ = model.remove(&page)) }
                 prop_assert_eq!(held.pages(), model.len() as u64);
+                for part in ram.parts(start..start + len) {
+                    let all = part.pages.clone().all(|page| model.contains(&page));
+                    prop_assert_eq!(held.contains_all(&part), all);
+                }
                 prop_assert_eq!(&pages(&held), &model);
             }
         }

@@ -42,6 +42,18 @@ impl Ram {
         cuts.map(|(region, pages)| Part { region, pages }).filter(|part| !part.pages.is_empty())
     }
 
+    /// Cuts `part` where granules of so many pages end: each piece, and the whole granule that it is of; None where that is not all RAM.
+    pub(super) fn granules(&self, part: &Part, pages: u64) -> impl Iterator<Item = (Part, Option<Part>)> {
+        let (region, whole) = (part.region, part.pages.clone());
+        let inside = self.0.get(region).cloned().unwrap_or(0..0);
+        (whole.start / pages..whole.end.div_ceil(pages)).map(move |granule| {
+            let all = granule * pages..(granule + 1) * pages;
+            let piece = all.start.max(whole.start)..all.end.min(whole.end);
+            let is_ram = inside.start <= all.start && all.end <= inside.end;
+            (Part { region, pages: piece }, is_ram.then_some(Part { region, pages: all }))
+        })
+    }
+
     /// Whether the page is RAM.
     pub(super) fn contains(&self, page: u64) -> bool {
         self.0.iter().any(|region| region.contains(&page))
@@ -76,6 +88,17 @@ mod tests {
 
     fn parts(pages: Range<u64>) -> Vec<(usize, Range<u64>)> {
         Ram::new(&ram()).parts(pages).map(|part| (part.region, part.pages)).collect()
+    }
+
+    #[test]
+    fn granules_are_whole_or_not_ram() {
+        let ram = Ram(vec![3..20]);
+        let part = Part { region: 0, pages: 4..18 };
+        let found: Vec<_> =
+            ram.granules(&part, 8).map(|(piece, whole)| (piece.pages, whole.map(|part| part.pages))).collect();
+        assert_eq!(found, [(4..8, None), (8..16, Some(8..16)), (16..18, None)]);
+        let pages: Vec<_> = ram.granules(&part, 1).map(|(piece, whole)| whole == Some(piece)).collect();
+        assert_eq!(pages, [true; 14]);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::held::Held;
 use super::pfn::coalesce;
-use super::ram::{PAGE_BYTES, Ram, addresses, inner_pages};
+use super::ram::{PAGE_BYTES, Part, Ram, addresses, inner_pages};
 use super::state::{Handle, State};
 use crate::reclaim::{Gpa, Reclaim};
 use crate::virtio::Chain;
@@ -44,6 +45,10 @@ pub(super) struct Requests {
     list: Vec<u8>,
     runs: Vec<Range<u64>>,
     ranges: Vec<Range<Gpa>>,
+    /// Of granules that are not whole yet.
+    parts: Vec<Range<Gpa>>,
+    /// See [`Reclaim::granule_bytes`].
+    granule_pages: u64,
 }
 
 impl fmt::Debug for Requests {
@@ -54,7 +59,9 @@ impl fmt::Debug for Requests {
 
 impl Requests {
     pub(super) fn new(ram: Ram, reclaim: Box<dyn Reclaim>, handle: Handle) -> Self {
+        let granule_pages = (reclaim.granule_bytes() / PAGE_BYTES).max(1);
         Self {
+            granule_pages,
             ram,
             reclaim,
             handle,
@@ -63,6 +70,7 @@ impl Requests {
             list: vec![0; PIECE_PFNS * PFN_BYTES],
             runs: Vec::new(),
             ranges: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -110,19 +118,27 @@ impl Requests {
         let mut state = self.handle.lock();
         let (mut named, mut inside) = (0, 0);
         self.ranges.clear();
+        self.parts.clear();
         for run in &self.runs {
             named += run.end - run.start;
             for part in self.ram.parts(run.clone()) {
                 inside += part.len();
-                if kind == Kind::Inflate {
-                    state.held.insert(&part);
-                    self.ranges.push(addresses(&part.pages));
-                } else {
-                    state.held.remove(&part);
+                match kind {
+                    Kind::Inflate if self.granule_pages == 1 => {
+                        state.held.insert(&part);
+                        self.ranges.push(addresses(&part.pages));
+                    }
+                    Kind::Inflate => {
+                        let granules = self.ram.granules(&part, self.granule_pages);
+                        gather(&mut state.held, granules, &mut self.ranges, &mut self.parts);
+                    }
+                    _ => state.held.remove(&part),
                 }
             }
         }
         let reclaimed_bytes = self.discard(&mut state, &self.ranges);
+        // These free nothing, but read as zeros from now on.
+        self.discard(&mut state, &self.parts);
         let listed = (bytes / PFN_BYTES) as u64;
         // Only for a driver that is wrong is it worth finding out how often.
         let outside = |pfn: &u32| !self.ram.contains(u64::from(*pfn));
@@ -203,8 +219,15 @@ impl Requests {
                 self.refused.hit(format_args!("more than {MAX_REQUEST_PAGES} free pages in one request"));
                 break;
             }
-            if wanted {
+            if wanted && self.granule_pages == 1 {
                 ranges.extend(self.ram.parts(pages).map(|part| addresses(&part.pages)));
+            } else if wanted {
+                // Pages that are only free now are not kept for a granule that may become whole later.
+                for part in self.ram.parts(pages) {
+                    let whole = |(piece, whole): (Part, Option<Part>)| (whole? == piece).then_some(piece);
+                    let granules = self.ram.granules(&part, self.granule_pages).filter_map(whole);
+                    granules.for_each(|granule| add(ranges, &granule));
+                }
             }
         }
         (named.min(MAX_REQUEST_PAGES), self.discard(state, ranges))
@@ -225,5 +248,34 @@ impl Requests {
     fn refuse(&self, count: u64, what: fmt::Arguments<'_>) {
         self.refused.hit(what);
         self.handle.refuse(count);
+    }
+}
+
+/// Puts the pieces of granules into the balloon. Those granules that become whole by it go to `whole`, pieces of others to `parts`. What
+/// is in a granule that was whole before has been given back already.
+fn gather(
+    held: &mut Held,
+    granules: impl Iterator<Item = (Part, Option<Part>)>,
+    whole: &mut Vec<Range<Gpa>>,
+    parts: &mut Vec<Range<Gpa>>,
+) {
+    for (piece, granule) in granules {
+        if granule.as_ref().is_some_and(|granule| held.contains_all(granule)) {
+            continue;
+        }
+        held.insert(&piece);
+        match granule.filter(|granule| held.contains_all(granule)) {
+            Some(granule) => add(whole, &granule),
+            None => add(parts, &piece),
+        }
+    }
+}
+
+/// Adds pages that lie behind all of `ranges`.
+fn add(ranges: &mut Vec<Range<Gpa>>, part: &Part) {
+    let range = addresses(&part.pages);
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
     }
 }

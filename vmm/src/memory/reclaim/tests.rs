@@ -93,6 +93,17 @@ fn huge_pages_come_back_as_zeros_where_there_is_a_pool() {
 }
 
 #[test]
+fn of_the_pool_only_whole_huge_pages_can_be_given_back() {
+    let ram = Ram::new(BYTES, Backing::Anonymous).unwrap();
+    let ranges = [Gpa(0x1000)..Gpa(0x60_3000), Gpa(0x70_0000)..Gpa(0x70_1000)];
+    assert_eq!(ram.units(&ranges), (ranges.to_vec(), vec![]));
+    let Ok(ram) = Ram::new(BYTES, Backing::Hugetlb) else { return };
+    let whole = Gpa(0x20_0000)..Gpa(0x60_0000);
+    let parts = [Gpa(0x1000)..Gpa(0x20_0000), Gpa(0x60_0000)..Gpa(0x60_3000), ranges[1].clone()];
+    assert_eq!(ram.units(&ranges), (vec![whole], parts.to_vec()));
+}
+
+#[test]
 fn transparent_huge_pages_are_split() {
     let ram = Ram::new(BYTES, Backing::Anonymous).unwrap();
     let _ = ram.set_huge_pages(true);

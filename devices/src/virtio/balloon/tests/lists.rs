@@ -37,6 +37,40 @@ fn a_page_given_again_is_discarded_again() {
 }
 
 #[test]
+fn what_the_host_frees_in_granules_is_gathered_until_one_is_whole() {
+    let mut guest = Guest::with_granule(ALL, ram(), 16);
+    guest.start(ALL_FEATURES);
+    let reclaimed = |guest: &Guest| guest.handle.counters().reclaimed_bytes;
+    // Half of a granule, and of the next all but one page: nothing is freed, and all read as zeros.
+    guest.list(INFLATE, &(8..31).collect::<Vec<_>>());
+    assert_eq!((guest.discarded(), reclaimed(&guest)), (vec![(8, 31)], 0));
+    // The last one, and pages of a third: the whole granule goes, once.
+    guest.list(INFLATE, &[31, 40]);
+    assert_eq!((guest.discarded(), reclaimed(&guest)), (vec![(16, 32), (40, 41)], 16 * 4096));
+    guest.list(INFLATE, &[16, 31]);
+    assert_eq!((guest.discarded(), reclaimed(&guest)), (vec![], 16 * 4096), "it is gone already");
+    // Taken back and given again: the host may have it again.
+    guest.list(DEFLATE, &[20]);
+    guest.list(INFLATE, &[20]);
+    assert_eq!((guest.discarded(), reclaimed(&guest)), (vec![(16, 32)], 32 * 4096));
+    // In any order, and several at once with what is between.
+    guest.list(INFLATE, &(0..8).chain((48..100).rev()).collect::<Vec<_>>());
+    assert_eq!(guest.discarded(), [(0, 16), (48, 96), (96, 100)]);
+    assert_eq!(guest.held(), [(0, 32), (40, 41), (48, 100)]);
+    assert_eq!(guest.handle.counters().inflated_pages, 23 + 2 + 2 + 1 + 8 + 52);
+}
+
+#[test]
+fn of_pages_that_are_only_free_whole_granules_go_and_the_rest_is_left_alone() {
+    let config = Config { reporting: true, ..Default::default() };
+    let mut guest = Guest::with_granule(config, ram(), 16);
+    guest.start(REPORTING);
+    guest.free(2, &[(5, 50), (16, 31), (0x200, 0x210)]);
+    assert_eq!(guest.discarded(), [(16, 48), (0x200, 0x210)]);
+    assert_eq!(guest.handle.counters().reported_bytes, 48 * 4096);
+}
+
+#[test]
 fn a_request_is_completed_after_its_pages_are_gone() {
     let mut guest = Guest::running(ALL, ALL_FEATURES);
     let (memory, at) = (guest.driver.memory.clone(), GuestAddress(guest.rings[INFLATE].used + 2));

@@ -47,6 +47,8 @@ struct Notes {
     ram: Vec<Range<u64>>,
     /// Page numbers.
     discarded: Vec<(u64, u64)>,
+    /// What it frees at once, in pages; 0 is one.
+    granule_pages: u64,
     /// The host refuses.
     fails: bool,
     /// What else happens while a page is discarded.
@@ -57,6 +59,10 @@ struct Notes {
 struct Host(Arc<Mutex<Notes>>);
 
 impl Reclaim for Host {
+    fn granule_bytes(&self) -> u64 {
+        self.0.lock().unwrap().granule_pages.max(1) * 4096
+    }
+
     fn discard(&self, range: Range<Gpa>) -> io::Result<()> {
         let Range { start: Gpa(start), end: Gpa(end) } = range;
         assert!(start < end && start.is_multiple_of(4096) && end.is_multiple_of(4096), "{range:?}");
@@ -89,10 +95,16 @@ impl Guest {
     }
 
     fn over(config: Config, memory: Arc<GuestMemory>) -> Self {
+        Self::with_granule(config, memory, 1)
+    }
+
+    /// On a host that frees so many pages at once.
+    fn with_granule(config: Config, memory: Arc<GuestMemory>, granule_pages: u64) -> Self {
         let bytes = |region: &GuestRegionMmap<AtomicBitmap>| {
             region.start_addr().0..region.start_addr().0 + region.len()
         };
-        let notes = Notes { ram: memory.iter().map(bytes).collect(), ..Default::default() };
+        let ram = memory.iter().map(bytes).collect();
+        let notes = Notes { ram, granule_pages, ..Default::default() };
         let host = Host(Arc::new(Mutex::new(notes)));
         let (balloon, handle) = Balloon::new(config, &memory, Box::new(host.clone()));
         Self { driver: Driver::over(memory, balloon), handle, host, rings: Vec::new() }

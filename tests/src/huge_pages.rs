@@ -1,0 +1,47 @@
+//! The host's pool of 2 MiB pages, made larger for one test.
+
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+static POOL: Mutex<()> = Mutex::new(());
+
+/// So many huge pages more than there were. Dropped, the pool is as large as it was.
+#[derive(Debug)]
+pub struct HugePages {
+    before: String,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl HugePages {
+    /// Adds `count` pages to the pool, which this test has for itself.
+    ///
+    /// # Errors
+    /// Why there are none: no root, or no memory in one piece.
+    pub fn add(count: u64) -> Result<Self, String> {
+        let alone = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = fs::read_to_string(COUNT).map_err(|e| format!("{COUNT}: {e}"))?;
+        let pool = Self { before: before.trim().to_owned(), _alone: alone };
+        let had = field("HugePages_Total");
+        fs::write(COUNT, (had + count).to_string()).map_err(|e| format!("{COUNT}: {e}"))?;
+        match field("HugePages_Total") {
+            total if total >= had + count => Ok(pool),
+            total => Err(format!("the pool has {total} huge pages of {} that were asked for", had + count)),
+        }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(COUNT, &self.before);
+    }
+}
+
+/// A field of `/proc/meminfo` without a unit, such as `HugePages_Free`.
+#[must_use]
+pub fn field(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
