@@ -210,7 +210,8 @@ impl Domain {
             self.live_pages += used;
             self.pages += open.pages;
         }
-        let (drafts, allowed) = (MOST_DRAFTS - self.compacting.len().min(MOST_DRAFTS), self.allowance.pages(now));
+        let (drafts, allowed) =
+            (MOST_DRAFTS - self.compacting.len().min(MOST_DRAFTS), self.allowance.pages(now));
         self.unsettled |= sparse.iter().map(|sparse| sparse.used).sum::<u64>() > allowed;
         tidy.together = together(sparse, &live, (drafts, allowed));
         tidy

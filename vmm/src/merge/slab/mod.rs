@@ -7,8 +7,8 @@
 pub mod agent;
 mod bits;
 mod breaks;
-pub mod counters;
 mod compaction;
+pub mod counters;
 mod courtesy;
 mod credit;
 mod domain;

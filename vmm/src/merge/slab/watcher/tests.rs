@@ -70,11 +70,7 @@ fn settled(watcher: &mut Watcher) -> u64 {
 fn all_pages_are_looked_at_and_then_those_that_were_written() {
     let (log, mut watcher) = started();
     assert_eq!(watcher.next(false), Look { quiet: 128, changed: 0 });
-    assert_eq!(
-        watcher.next(false),
-        Look::default(),
-        "nothing is watched in the middle of merging"
-    );
+    assert_eq!(watcher.next(false), Look::default(), "nothing is watched in the middle of merging");
     assert_eq!(settled(&mut watcher), 128, "what changed before it was watched is found");
     assert_eq!(watcher.next(true), Look::default());
     log.write([70, 71]);
