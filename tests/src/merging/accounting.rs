@@ -137,7 +137,8 @@ fn kib_of(status: &str, key: &str) -> u64 {
 }
 
 /// Bytes in the memory files that this process has open.
-fn memory_files() -> u64 {
+#[must_use]
+pub fn memory_files() -> u64 {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let slabs = entries.filter(|entry| {
         fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"))

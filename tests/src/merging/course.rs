@@ -14,7 +14,7 @@ use vmm::measure::content::Content;
 use vmm::memory::PAGE_BYTES;
 use vmm::merge::{EngineError, Progress};
 
-use super::accounting::{Memory, ThreadSeconds, mapping_bytes};
+use super::accounting::{Memory, ThreadSeconds, mapping_bytes, memory_files};
 use super::contender::{Contender, Knobs, ksm_knobs, sweep_ksm};
 use super::figures::{Round, SECONDS};
 use super::setting::Setting;
@@ -23,8 +23,8 @@ use super::setting::Setting;
 const GOAL_PERCENT: u64 = 95;
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(5);
-/// Settled: nothing new for so long.
-const QUIET: Duration = Duration::from_secs(3);
+/// Settled: nothing new, and nothing more that comes back of slabs, for so long.
+const QUIET: Duration = Duration::from_secs(6);
 /// And that is waited for no longer than this.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// Writes a second that the first guest times.
@@ -207,16 +207,21 @@ impl Course<'_> {
         self.fleet.progress().context("the engine does not say how far it is: a guest may have ended")
     }
 
-    /// Waits until merging brings nothing new.
+    /// Waits until merging brings nothing new, and gives nothing back.
     fn settle(&mut self) -> Result<()> {
         let began = Instant::now();
         let (mut most, mut since) = (self.progress()?.merged_pages, Instant::now());
+        let mut least = memory_files();
         while since.elapsed() < QUIET && began.elapsed() < SETTLE_LIMIT {
             self.rest(LOOK)?;
             let merged = self.progress()?.merged_pages;
             // A page or two come and go for ever.
             if merged > most + most / 1000 {
                 (most, since) = (merged, Instant::now());
+            }
+            let slabs = memory_files();
+            if slabs < least {
+                (least, since) = (slabs, Instant::now());
             }
         }
         Ok(())
