@@ -26,30 +26,32 @@ struct FleetHands {
     fleet: Weak<Mutex<Fleet>>,
     means: Means,
     slab_pages: Option<SlabPages>,
+    /// What the engine is to be told as soon as nobody has the fleet.
+    eager: Option<bool>,
 }
 
 impl FleetHands {
     fn of(fleet: &Arc<Mutex<Fleet>>) -> Self {
         let now = lock(fleet);
-        Self { fleet: Arc::downgrade(fleet), means: now.means(), slab_pages: now.slab_pages() }
+        Self { fleet: Arc::downgrade(fleet), means: now.means(), slab_pages: now.slab_pages(), eager: None }
     }
 }
 
 impl Hands for FleetHands {
     fn means(&mut self) -> Means {
         if let Some(fleet) = self.fleet.upgrade()
-            && let Ok(fleet) = fleet.try_lock()
+            && let Ok(mut fleet) = fleet.try_lock()
         {
             self.means = fleet.means();
+            if let Some(eager) = self.eager.take() {
+                fleet.urge(eager);
+            }
         }
         Means { slab_pages: self.slab_pages.as_ref().map(|ask| ask()), ..self.means }
     }
 
     fn merge(&mut self, eager: bool) {
-        if let Some(fleet) = self.fleet.upgrade()
-            && let Ok(mut fleet) = fleet.try_lock()
-        {
-            fleet.urge(eager);
-        }
+        self.eager = Some(eager);
+        self.means();
     }
 }

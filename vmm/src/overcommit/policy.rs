@@ -179,9 +179,12 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
         }
     }
     balloon(&scene, &mut memory.guests, &mut actions);
-    throttling::limit(&scene, &mut actions);
-    let cold_pages = paging::page_out(&scene, &mut actions);
-    suspension::act(&scene, &mut memory.last_resort, &memory.guests, cold_pages, &mut actions);
+    let (mut paged_out, mut changes) = (Vec::new(), Vec::new());
+    let cold_pages = paging::page_out(&scene, &mut paged_out);
+    suspension::act(&scene, &mut memory.last_resort, &memory.guests, cold_pages, &mut changes);
+    throttling::limit(&scene, &changes, &mut actions);
+    actions.extend(paged_out);
+    actions.extend(changes);
     actions
 }
 

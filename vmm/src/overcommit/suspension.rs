@@ -178,12 +178,6 @@ fn take_turn(scene: &Scene, known: &[GuestMemory], actions: &mut Vec<Action>) {
     };
     let waited_seconds = seconds(resumed) as u64;
     actions.push(Action::Suspend { guest: suspended, reason: Reason::Turn { waited_seconds } });
-    // Its own limit comes with the next step; until then it has that of the guest in whose place it is.
-    let (limit, own) =
-        (guests[suspended].throttle_pages_per_second, guests[resumed].throttle_pages_per_second);
-    if limit.is_some_and(|limit| own.is_none_or(|own| own > limit)) {
-        actions.push(Action::Throttle { guest: resumed, pages_per_second: limit });
-    }
     actions.push(Action::Resume { guest: resumed });
 }
 

@@ -12,15 +12,18 @@ const EASED: f64 = 1.5;
 /// A limit above this is none: 256 MiB a second.
 const NO_LIMIT_PAGES_PER_SECOND: f64 = 65_536.0;
 
-/// Sets, changes and lifts limits.
-pub(super) fn limit(scene: &Scene, actions: &mut Vec<Action>) {
-    let running = || scene.in_state(GuestState::Running);
-    // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
-    let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
-    let all = match scene.pressure {
-        Pressure::High | Pressure::Soft => brake,
-        Pressure::Hard | Pressure::Low => pages_per_second(scene).min(brake),
-    };
+/// Sets, changes and lifts limits, for those that run after `changes`: whoever is resumed has its limit before it runs.
+pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>) {
+    let mut runs: Vec<bool> = scene.guests.iter().map(|g| g.state == GuestState::Running).collect();
+    for change in changes {
+        match *change {
+            Action::Resume { guest } => runs[guest] = true,
+            Action::Suspend { guest, .. } | Action::Stop { guest, .. } => runs[guest] = false,
+            _ => {}
+        }
+    }
+    let running = || (0..runs.len()).filter(|&i| runs[i]);
+    let all = of_all(scene);
     let weights: f64 = running().map(|i| scene.guests[i].weight()).sum();
     for i in running() {
         let guest = &scene.guests[i];
@@ -44,6 +47,16 @@ pub(super) fn limit(scene: &Scene, actions: &mut Vec<Action>) {
         if changes {
             actions.push(Action::Throttle { guest: i, pages_per_second: wanted });
         }
+    }
+}
+
+/// What all guests together may touch each second.
+fn of_all(scene: &Scene) -> f64 {
+    // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
+    let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
+    match scene.pressure {
+        Pressure::High | Pressure::Soft => brake,
+        Pressure::Hard | Pressure::Low => pages_per_second(scene).min(brake),
     }
 }
 

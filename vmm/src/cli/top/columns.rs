@@ -280,6 +280,10 @@ mod tests {
         assert_eq!(total(80, 40), (10, 80));
         assert_eq!(total(100, 5).0, 13);
         assert_eq!(total(250, 5), (13, 122));
+        assert_eq!(
+            [0.4, 99.0, 100.0, 7000.0, 1e6, f64::INFINITY].map(age),
+            ["0s", "99s", "1m", "1h", "11d", "999d"]
+        );
         assert_eq!(cut("abcdef", 4), "abc…");
         assert_eq!(cut("abcd", 4), "abcd");
     }

@@ -112,6 +112,18 @@ fn the_smallest_terminal_shows_everything() {
 }
 
 #[test]
+fn who_does_not_answer_is_told_and_for_how_long() {
+    let mut management = management(3);
+    management.guests[2].state = GuestState::Silent;
+    management.guests[2].silent_seconds = Some(12.3);
+    management.guests[2].age_seconds = Some(13.4);
+    let mut top = Top::new("web".into(), Sort::Name);
+    top.saw(management);
+    let (lines, _) = picture(&top, 140, 24, "");
+    assert_shows(&lines, &["3 guests, 1 dead, 1 silent for 12 s", "guest-02 mute", " 13s"]);
+}
+
+#[test]
 fn a_small_terminal_is_told_what_it_takes() {
     for (width, height) in [(79, 24), (80, 23), (40, 10)] {
         let (lines, _) = picture(&top(3), width, height, "");

@@ -90,6 +90,12 @@ impl<'a> Host<'a> {
         self.guests.iter()
     }
 
+    /// Suspends a guest as the policy does, whatever that thinks of it.
+    #[cfg(test)]
+    pub(super) fn suspend(&mut self, index: usize) {
+        self.guests[index].view.state = GuestState::Suspended;
+    }
+
     /// A phase begins.
     pub(super) fn begin(&mut self, phase: &Phase) {
         self.jumped_seconds += phase.clock_jump_seconds;
