@@ -19,6 +19,7 @@ use crate::host::HostError;
 use crate::host::admission::judge;
 use crate::host::daemon::{is_up, request, take_down_orphans};
 use crate::host::fleet::Stage;
+use crate::host::metrics::Format;
 use crate::host::runtime::{FleetDir, choose};
 use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
@@ -105,17 +106,24 @@ These two files show how a fleet file is written; the README lists every key.")]
         #[arg(long)]
         json: bool,
     },
-    /// Print the fleet's metrics once, in OpenMetrics text, as Prometheus gets them
+    /// Print the fleet's metrics once, as Prometheus gets them
     #[command(after_help = "Examples:
   samepage fleet metrics
   samepage fleet metrics --name builtin | grep samepage_guest_memory_bytes
+  samepage fleet metrics | promtool check metrics
+  samepage fleet metrics --format openmetrics
 
 It asks the daemon's own socket, and needs no `metrics` in the fleet file. With metrics = \"127.0.0.1:9464\" at the top
-of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics.")]
+of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics, in the format that the client's Accept
+header asks for. For the textfile collector of node_exporter, write it beside the .prom file and rename it:
+  samepage fleet metrics > DIR/samepage.tmp && mv DIR/samepage.tmp DIR/samepage.prom")]
     Metrics {
         /// Which fleet; not needed while only one is up
         #[arg(long)]
         name: Option<String>,
+        /// What they are written in
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
     },
     /// End all guests and the daemon, also where the daemon is gone already
     #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
@@ -136,7 +144,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             status(&choose(name)?, json, &Request::Status { kvm, content, audit, settle_seconds }, limit)
         }
         Command::Verify { name, json } => verify(&choose(name)?, json),
-        Command::Metrics { name } => metrics(&choose(name)?),
+        Command::Metrics { name, format } => metrics(&choose(name)?, format),
         Command::Down { name } => down(&choose(name)?),
     }
 }
@@ -259,8 +267,8 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
     Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
-    let Reply::Metrics(text) = request(fleet, &Request::Metrics, SHORT)? else {
+fn metrics(fleet: &str, format: Format) -> anyhow::Result<ExitCode> {
+    let Reply::Metrics(text) = request(fleet, &Request::Metrics { format }, SHORT)? else {
         bail!("the daemon answered something else");
     };
     print!("{text}");

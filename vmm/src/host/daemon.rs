@@ -16,7 +16,7 @@ use super::fleet::{Fleet, Watch};
 use super::governor::{Governor, lock};
 use super::guest::{Lifetime, is_running, kill};
 use super::hands::govern;
-use super::metrics::{self, EngineNow, exposition};
+use super::metrics::{self, EngineNow, Format, exposition};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
@@ -85,7 +85,7 @@ impl Daemon {
             let governor = Arc::new(govern(&fleet, &dir).inspect_err(|_| lock(&fleet).stop())?);
             let page = Arc::new(MetricsPage::of(&fleet, &governor));
             let shown = page.clone();
-            let serve = |bound| metrics::Server::start(bound, Arc::new(move || shown.text()));
+            let serve = |bound| metrics::Server::start(bound, Arc::new(move |format| shown.text(format)));
             let metrics = bound.map(serve).transpose().inspect_err(|_| lock(&fleet).stop())?;
             Ok((fleet, page, metrics, governor))
         });
@@ -193,7 +193,7 @@ impl Daemon {
                 Ok(Reply::Status(Box::new(status)))
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
-            Request::Metrics => Ok(Reply::Metrics(self.page.text())),
+            Request::Metrics { format } => Ok(Reply::Metrics(self.page.text(format))),
             Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
             Request::PageTypes { guest } => Ok(Reply::PageTypes(self.fleet().page_types(&guest, &watch)?)),
             Request::Down => {
@@ -228,14 +228,14 @@ impl MetricsPage {
         }
     }
 
-    fn text(&self) -> String {
+    fn text(&self, format: Format) -> String {
         let now = self.fleet.upgrade().and_then(|fleet| Some(fleet.try_lock().ok()?.engine_now()));
         let engine = {
             let mut last = lock(&self.engine);
             *last = now.unwrap_or_else(|| last.clone());
             last.clone()
         };
-        exposition(&self.name, self.governor.management(), engine)
+        exposition(&self.name, &self.governor.management(), &engine, format)
     }
 }
 

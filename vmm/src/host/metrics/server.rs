@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::http::{self, Client};
+use super::text::Format;
 use crate::host::HostError;
 use crate::host::spec::MetricsAddress;
 
@@ -26,7 +27,7 @@ const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const RECOVERY: Duration = Duration::from_millis(100);
 
 /// What is served, made anew for each client.
-pub type Page = dyn Fn() -> String + Send + Sync;
+pub type Page = dyn Fn(Format) -> String + Send + Sync;
 
 /// An address that is taken, with nobody to answer there yet.
 pub struct Bound {
@@ -206,7 +207,7 @@ mod tests {
     use std::net::{SocketAddr, TcpStream};
 
     fn server(address: &MetricsAddress) -> Result<Server, HostError> {
-        Server::start(Server::bind(address)?, Arc::new(|| "# EOF\n".into()))
+        Server::start(Server::bind(address)?, Arc::new(|_| "# EOF\n".into()))
     }
 
     fn scrape(mut stream: impl Read + Write) -> String {
