@@ -16,17 +16,27 @@ use crate::memory::PAGE_BYTES;
 pub struct MetricsFile(File);
 
 impl MetricsFile {
-    /// Opens a file, made if it is not there, or a FIFO, which somebody must be reading.
+    /// Opens a file, made if it is not there, or a FIFO.
     pub fn open(path: &Path) -> io::Result<Self> {
-        // Never waits: not for a FIFO's reader, and not for room in it.
-        let mut how = OpenOptions::new();
-        let file = how.create(true).append(true).mode(0o600).custom_flags(libc::O_NONBLOCK).open(path)?;
-        Ok(Self(file))
+        Ok(Self(open_to_append(path)?))
     }
 
     /// Appends one line.
     pub fn append(&mut self, sample: &Value) -> io::Result<()> {
         self.0.write_all(format!("{sample}\n").as_bytes())
+    }
+}
+
+/// Opens a file, made if it is not there, or a FIFO. Never waits: not for a FIFO's reader, who may come later and finds
+/// what fits into it, and not for room in it.
+pub(super) fn open_to_append(path: &Path) -> io::Result<File> {
+    let mut how = OpenOptions::new();
+    let how = how.append(true).custom_flags(libc::O_NONBLOCK);
+    let opened = how.clone().create(true).mode(0o600).open(path);
+    match opened {
+        // A FIFO that nobody reads yet. Held open for reading too, it needs no reader.
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => how.read(true).open(path),
+        opened => opened,
     }
 }
 
@@ -56,6 +66,7 @@ fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
     fn samples_are_lines_at_the_end_of_a_file() {
@@ -80,11 +91,24 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_opened_is_said_at_once() {
+    fn what_cannot_be_opened_is_said_at_once_and_a_fifo_needs_no_reader_yet() {
         let dir = tempfile::tempdir().unwrap();
         assert!(MetricsFile::open(dir.path()).is_err());
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(MetricsFile::open(&fifo).is_err(), "nobody reads it");
+        let mut metrics = MetricsFile::open(&fifo).unwrap();
+        metrics.append(&json!({"a": 1})).unwrap();
+        // Whoever reads it comes later, as with firectl.
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+        let mut read = [0; 8];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"{\"a\":1}");
+        for _ in 0..100 {
+            let line = json!("x".repeat(4000));
+            if metrics.append(&line).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                return;
+            }
+        }
+        panic!("a full FIFO takes more and more");
     }
 }
