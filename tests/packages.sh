@@ -55,3 +55,13 @@ unpack() {
     dpkg -x "$2/$1"_*.deb "$2"
     rm -f "$2/$1"_*.deb
 }
+
+# tools DIRECTORY COMMAND:PACKAGE...: unpacks the packages whose command is neither on the PATH nor there already. For
+# programs whose packages would start a server when they are installed.
+tools() {
+    local pair directory=$1
+    shift
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || [ -x "$directory/usr/bin/${pair%%:*}" ] || unpack "${pair#*:}" "$directory"
+    done
+}

@@ -11,6 +11,8 @@ use tests::require_slabs;
 use tests::sandbox::Sandbox;
 use tests::torture::{Options, Tally};
 use tests::vm::{Client, SOON, Vm, eventually, field};
+use vmm::measure::frames::{self, Frames};
+use vmm::measure::{Space, by_kind};
 use vmm::memory::PAGE_BYTES;
 use vmm::memory::pagemap::{Pagemap, PagemapEntry, Pfn};
 use vmm::merge::Engine;
@@ -280,6 +282,55 @@ fn domains_with_the_same_contents_have_no_frame_in_common() {
         assert!(frames[red].is_disjoint(&frames[blue]), "{red} and {blue} have frames in common");
     }
     guests.iter_mut().for_each(|guest| _ = guest.verify());
+    guests.into_iter().for_each(Guest::end);
+}
+
+/// What the ledger counts by kind is what every frame, looked at one by one, says: of merged pages, of those that are broken up, of
+/// zeros, of absent ones, in a balloon and out of it.
+#[test]
+fn counted_by_kind_frames_are_those_that_are_counted_one_by_one() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let socket = socket(&sandbox);
+    let mut engine = engine(&socket);
+    let mut guests = guests(&sandbox, &socket, 3);
+    guests.iter_mut().for_each(|guest| guest.fill(5, 8000));
+    eventually("they are merged", || merged(&mut engine) > 9000);
+    assert_eq!(guests[0].com2.command("churn class=all rate=3000 seconds=1"), "ok command=churn rate=3000");
+    guests[1].balloon(500);
+    thread::sleep(Duration::from_secs(1));
+    for guest in &guests {
+        assert_eq!(guest.vm.ask(&json!({"op": "pause"})), json!("done"));
+    }
+    let space = |guest: &Guest| {
+        let status = guest.vm.ask(&json!({"op": "status"}))["status"].clone();
+        let extents = serde_json::from_value(status["extents"].clone()).expect("extents");
+        Space { name: "guest".into(), pid: guest.vm.running().pid(), extents }
+    };
+    let spaces: Vec<_> = guests.iter().map(space).collect();
+    // Merging that was under way ends, and no page moves from then on.
+    let mut both = (Frames::default(), Frames::default());
+    eventually("nothing moves any more", || {
+        let before = frames::measure(&spaces).expect("frames");
+        both = (by_kind::measure(&spaces).expect("kinds"), frames::measure(&spaces).expect("frames"));
+        before == both.1
+    });
+    let (kinds, one_by_one) = both;
+    if one_by_one.estimated {
+        return tests::host::skipped(module_path!(), "frame numbers: only root sees them");
+    }
+    for (kinds, one_by_one) in kinds.guests.iter().zip(&one_by_one.guests) {
+        assert_eq!((kinds.pages, kinds.anonymous), (one_by_one.pages, one_by_one.anonymous));
+        assert!((kinds.frames - one_by_one.frames).abs() < 1e-3, "{} {}", kinds.frames, one_by_one.frames);
+    }
+    assert_eq!((kinds.pages, kinds.frames), (one_by_one.pages, one_by_one.frames));
+    assert_eq!((&kinds.shared_by, kinds.shared_by_what), (&one_by_one.shared_by, one_by_one.shared_by_what));
+    assert_eq!((kinds.saved_pages, kinds.estimated), (one_by_one.saved_pages, false));
+    let pages = kinds.pages;
+    assert!(pages.shared > 5000 && pages.private > 100 && pages.absent > 500, "{pages:?}");
+    for guest in &guests {
+        guest.vm.ask(&json!({"op": "resume"}));
+    }
     guests.into_iter().for_each(Guest::end);
 }
 

@@ -89,7 +89,10 @@ fn http(address: SocketAddr, request: &str) -> (String, String) {
 }
 
 fn scrape(address: SocketAddr) -> Metrics {
-    let (head, body) = http(address, "GET /metrics HTTP/1.1\r\nHost: watched\r\n\r\n");
+    let (head, body) = http(
+        address,
+        "GET /metrics HTTP/1.1\r\nHost: watched\r\nAccept: application/openmetrics-text\r\n\r\n",
+    );
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     assert!(head.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{head}");
     assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
@@ -202,7 +205,8 @@ fn metrics_say_what_the_status_says() {
         later
     };
     assert_eq!(later.sample_names(), metrics.sample_names());
-    let printed = Metrics::parse(&fleet.samepage(&["fleet", "metrics"])).expect("OpenMetrics");
+    let printed = fleet.samepage(&["fleet", "metrics", "--format", "openmetrics"]);
+    let printed = Metrics::parse(&printed).expect("OpenMetrics");
     assert_eq!(printed.sample_names(), metrics.sample_names());
     let asked = names_in_dashboard();
     let missing: Vec<_> = asked.difference(&metrics.sample_names()).cloned().collect();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const KSM: &str = "/sys/kernel/mm/ksm";
@@ -29,6 +29,18 @@ pub fn without_slabs() -> Option<String> {
     without_kvm().or_else(|| Some(format!("userfaultfd: {}", vmm::memory::userfault::probe().err()?)))
 }
 
+/// A program of others that a test compares with: in `$PATH`, or where `tests/run` has unpacked it.
+///
+/// # Errors
+/// Why there is none.
+pub fn tool(name: &str) -> Result<PathBuf, String> {
+    let unpacked = crate::target().join("tools/usr/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).chain([unpacked]).map(|place| place.join(name));
+    let missing = || format!("no {name}: `tests/run --only packages` fetches it");
+    places.find(|file| file.is_file()).ok_or_else(missing)
+}
+
 /// Says on the terminal, past the test harness's capture, that a test was skipped and why.
 pub fn skipped(test: &str, why: &str) {
     // Nobody to tell is no reason to fail.
@@ -42,6 +54,20 @@ macro_rules! require_kvm {
         if let Some(why) = $crate::host::without_kvm() {
             $crate::host::skipped(module_path!(), &why);
             return;
+        }
+    };
+}
+
+/// The path of a program of others; ends the test, visibly, where there is none.
+#[macro_export]
+macro_rules! require_tool {
+    ($name:expr) => {
+        match $crate::host::tool($name) {
+            Ok(path) => path,
+            Err(why) => {
+                $crate::host::skipped(module_path!(), &why);
+                return;
+            }
         }
     };
 }

@@ -46,7 +46,12 @@ pub fn samepage() -> PathBuf {
 
 /// `release/samepage` in the target directory that holds this test.
 fn built() -> PathBuf {
+    target().join("release/samepage")
+}
+
+/// The target directory that holds this test.
+pub(crate) fn target() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
     let target = this.ancestors().find(|d| d.join("CACHEDIR.TAG").is_file());
-    target.map_or_else(|| workspace().join("target"), Path::to_path_buf).join("release/samepage")
+    target.map_or_else(|| workspace().join("target"), Path::to_path_buf)
 }

@@ -1,17 +1,34 @@
 //! A file that says what the API would be told: one JSON object, with a section for each endpoint.
+//!
+//! It is read in one go into the API's objects, so that an error says where in the file it is.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde_json::Value;
 use thiserror::Error;
 
 use super::fault::Fault;
-use super::request::{NOT_YET, Request};
+use super::keys::is_empty;
+use super::model::{Balloon, BootSource, Drive, Logger, MachineConfig, Metrics};
+use super::request::Request;
 use crate::process::named_file;
 
 /// The sections, in the order in which they are carried out.
-const SECTIONS: &[&str] = &["machine-config", "boot-source", "drives", "balloon", "metrics"];
+const SECTIONS: [&str; 6] = ["logger", "machine-config", "boot-source", "drives", "balloon", "metrics"];
+/// Sections of Firecracker's that Samepage has no use for yet: they may be null or empty.
+const NOT_YET: [&str; 8] = [
+    "cpu-config",
+    "entropy",
+    "memory-hotplug",
+    "mmds-config",
+    "network-interfaces",
+    "pmem",
+    "serial",
+    "vsock",
+];
 /// The longest file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -24,16 +41,17 @@ pub enum ConfigFileError {
     /// It is far longer than any description of a VM.
     #[error("it is longer than {MAX_FILE_BYTES} bytes")]
     Length,
-    /// It is something else.
-    #[error("it is not a JSON object")]
+    /// It is no JSON, or something else than an object with the sections that there are.
+    #[error("it is not a JSON object with the API's objects as its sections")]
     Json(#[source] serde_json::Error),
-    /// It has a section nobody knows.
-    #[error("there is no section {section:?}: did you mean {nearest:?}?")]
-    Unknown {
+    /// A section is something else than its object.
+    #[error("the section {section:?} cannot be used")]
+    Object {
         /// The section.
         section: String,
-        /// One that there is.
-        nearest: &'static str,
+        /// Why, and where in the file.
+        #[source]
+        source: serde_json::Error,
     },
     /// A section cannot be carried out.
     #[error("the section {section:?} cannot be used")]
@@ -65,36 +83,98 @@ pub fn read(path: &Path) -> Result<Vec<(&'static str, Request)>, ConfigFileError
 }
 
 fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError> {
-    let mut sections: Map<String, Value> = serde_json::from_slice(text).map_err(ConfigFileError::Json)?;
-    // What GET /vm/config shows of what is not there, and what Firecracker's own files have for none.
-    sections.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|all| !all.is_empty()));
-    if let Some(section) = sections.keys().find(|s| !SECTIONS.contains(&s.as_str())) {
-        if NOT_YET.contains(&section.as_str()) {
-            let fault = Fault::NotYet { method: "PUT".into(), path: format!("/{section}") };
-            return Err(ConfigFileError::section(section)(fault));
-        }
-        let likeness = |known: &&&str| (strsim::jaro_winkler(known, section) * 1000.0) as u32;
-        let nearest = SECTIONS.iter().max_by_key(likeness).copied().unwrap_or_default();
-        return Err(ConfigFileError::Unknown { section: section.clone(), nearest });
+    let mut section = None;
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let read = Sections { at: &mut section }.deserialize(&mut json);
+    let sections =
+        read.and_then(|sections| json.end().map(|()| sections)).map_err(|source| match section {
+            Some(section) => ConfigFileError::Object { section, source },
+            None => ConfigFileError::Json(source),
+        })?;
+    let Contents { logger, metrics, machine, boot, drives, balloon } = sections;
+    let mut requests = Vec::new();
+    // What has to say something of the others first.
+    requests.extend(logger.map(|it| ("logger", Request::PutLogger(it))));
+    requests.extend(machine.map(|it| ("machine-config", Request::PutMachineConfig(it))));
+    requests.extend(boot.map(|it| ("boot-source", Request::PutBootSource(it))));
+    requests.extend(drives.into_iter().flatten().map(|it| ("drives", Request::PutDrive(it))));
+    requests.extend(balloon.map(|it| ("balloon", Request::PutBalloon(it))));
+    requests.extend(metrics.map(|it| ("metrics", Request::PutMetrics(it))));
+    Ok(requests)
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+struct Contents {
+    logger: Option<Logger>,
+    metrics: Option<Metrics>,
+    machine: Option<MachineConfig>,
+    boot: Option<BootSource>,
+    drives: Option<Vec<Drive>>,
+    balloon: Option<Balloon>,
+}
+
+/// Reads the contents, and says of what it cannot read in which section it was.
+struct Sections<'a> {
+    at: &'a mut Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Sections<'_> {
+    type Value = Contents;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Contents, D::Error> {
+        deserializer.deserialize_map(self)
     }
-    let known = SECTIONS.iter().filter_map(|name| Some((*name, sections.remove(*name)?)));
-    // Of drives there are several, each at a path of its own.
-    let objects = known.flat_map(|(section, value)| match value {
-        Value::Array(all) if section == "drives" => all.into_iter().map(|one| (section, one)).collect(),
-        value => vec![(section, value)],
-    });
-    objects
-        .map(|(section, value)| {
-            let path = match value.get("drive_id").and_then(Value::as_str) {
-                Some(id) if section == "drives" => format!("/{section}/{id}"),
-                // What its key is missing from is said all the same.
-                _ if section == "drives" => format!("/{section}/?"),
-                _ => format!("/{section}"),
-            };
-            let request = Request::parse("PUT", &path, value.to_string().as_bytes());
-            Ok((section, request.map_err(ConfigFileError::section(section))?))
-        })
-        .collect()
+}
+
+impl<'de> Visitor<'de> for Sections<'_> {
+    type Value = Contents;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with the API's objects as its sections")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Contents, M::Error> {
+        let mut contents = Contents::default();
+        let mut seen = Vec::new();
+        while let Some(section) = map.next_key::<String>()? {
+            if seen.contains(&section) {
+                return Err(M::Error::custom(format_args!("the section {section:?} is there twice")));
+            }
+            *self.at = Some(section.clone());
+            // A section that is null or an empty list counts as not there: GET /vm/config shows, and Firecracker's own
+            // files have, what is not used so.
+            match section.as_str() {
+                "logger" => contents.logger = map.next_value()?,
+                "metrics" => contents.metrics = map.next_value()?,
+                "machine-config" => contents.machine = map.next_value()?,
+                "boot-source" => contents.boot = map.next_value()?,
+                "drives" => contents.drives = map.next_value()?,
+                "balloon" => contents.balloon = map.next_value()?,
+                known if NOT_YET.contains(&known) => {
+                    if !is_empty(&map.next_value::<Value>()?) {
+                        return Err(M::Error::custom("it is not supported by Samepage yet: expected null"));
+                    }
+                }
+                unknown => {
+                    *self.at = None;
+                    let nearest = nearest(unknown);
+                    return Err(M::Error::custom(format_args!(
+                        "there is no section {unknown:?}: did you mean {nearest:?}?"
+                    )));
+                }
+            }
+            *self.at = None;
+            seen.push(section);
+        }
+        Ok(contents)
+    }
+}
+
+/// The section that is most like this.
+fn nearest(unknown: &str) -> &'static str {
+    let likeness = |known: &&str| (strsim::jaro_winkler(known, unknown) * 1000.0) as u32;
+    SECTIONS.into_iter().chain(NOT_YET).max_by_key(likeness).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -113,9 +193,40 @@ mod tests {
             "machine-config":{"vcpu_count":1,"mem_size_mib":64},"metrics":null,"drives":[],"vsock":null}"#;
         assert_eq!(read(text).unwrap(), ["machine-config", "boot-source", "balloon"]);
         let drives = r#"{"drives":[{"drive_id":"a","path_on_host":"p","is_root_device":false},
-            {"drive_id":"b","path_on_host":"q","is_root_device":true}],"boot-source":{"kernel_image_path":"a"}}"#;
-        assert_eq!(read(drives).unwrap(), ["boot-source", "drives", "drives"]);
+            {"drive_id":"b","path_on_host":"q","is_root_device":true}],"boot-source":{"kernel_image_path":"a"},
+            "logger":{"log_path":"l"}}"#;
+        assert_eq!(read(drives).unwrap(), ["logger", "boot-source", "drives", "drives"]);
         assert_eq!(read("{}").unwrap(), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn what_is_null_or_as_by_default_is_accepted_as_firecrackers_files_have_it() {
+        // Every section and every optional key, spelt out.
+        let text = r#"{
+            "boot-source": {"kernel_image_path": "vmlinux.bin", "boot_args": "reboot=k", "initrd_path": null},
+            "drives": [{
+                "drive_id": "rootfs", "partuuid": null, "is_root_device": true, "cache_type": "Unsafe",
+                "is_read_only": null, "path_on_host": "rootfs.ext4", "io_engine": "Sync", "rate_limiter": null,
+                "socket": null
+            }, {
+                "drive_id": "data", "is_root_device": false, "path_on_host": "data", "cache_type": "Writeback",
+                "io_engine": null, "rate_limiter": {"bandwidth": null, "ops": {"size": 0, "refill_time": 0}}
+            }],
+            "machine-config": {
+                "vcpu_count": 2, "mem_size_mib": 1024, "smt": null, "track_dirty_pages": null,
+                "huge_pages": null, "cpu_template": "None"
+            },
+            "balloon": {
+                "amount_mib": 0, "deflate_on_oom": false, "stats_polling_interval_s": null,
+                "free_page_hinting": null, "free_page_reporting": null
+            },
+            "metrics": {"metrics_path": "m", "emit_id": false, "properties": null},
+            "logger": {"log_path": null, "level": null, "show_level": null, "show_log_origin": null, "module": null},
+            "cpu-config": null, "network-interfaces": [], "vsock": null, "mmds-config": null, "entropy": null,
+            "pmem": [], "serial": null, "memory-hotplug": null
+        }"#;
+        let all = ["logger", "machine-config", "boot-source", "drives", "drives", "balloon", "metrics"];
+        assert_eq!(read(text).unwrap(), all);
     }
 
     #[test]
@@ -124,16 +235,44 @@ mod tests {
             (r#"{"machine-cfg":{}}"#, "did you mean \"machine-config\"?"),
             (r#"{"boot_source":{}}"#, "did you mean \"boot-source\"?"),
             (r#"{"baloon":{}}"#, "did you mean \"balloon\"?"),
-            (r#"{"vsock":{"a":1}}"#, "not supported by Samepage yet"),
-            (r#"{"drives":[{}]}"#, "\"drives\" cannot be used: An error"),
+            (r#"{"mmds":{}}"#, "did you mean \"mmds-config\"?"),
+            (r#"{"drives":[{}]}"#, "\"drives\" cannot be used: missing field"),
             (r#"{"drives":[{"drive_id":"a","path_on_host":"p"}]}"#, "missing field `is_root_device`"),
-            (r#"{"drives":[{"drive_id":"a/b","path_on_host":"p","is_root_device":true}]}"#, "a/b"),
-            (r#"{"balloon":{}}"#, "\"balloon\" cannot be used: An error"),
+            (r#"{"drives":{}}"#, "\"drives\" cannot be used: invalid type: map, expected a sequence"),
+            (r#"{"balloon":{}}"#, "\"balloon\" cannot be used: missing field"),
+            (r#"{"balloon":[]}"#, "\"balloon\" cannot be used: invalid"),
+            (r#"{"balloon":null,"balloon":null}"#, "the section \"balloon\" is there twice"),
+            (r#"{"metrics":{"metrics_path":"a","metrics_path":"b"}}"#, "duplicate field `metrics_path`"),
+            (r#"{"balloon":null} {}"#, "trailing characters"),
             ("[]", "it is not a JSON object"),
             ("", "EOF"),
         ] {
             let error = read(text).expect_err(text);
             assert!(error.contains(said), "{text}: {error}");
         }
+        for section in NOT_YET {
+            let error = read(&format!(r#"{{"{section}":{{"a":1}}}}"#)).expect_err(section);
+            let said = format!("the section {section:?} cannot be used: it is not supported by Samepage yet");
+            assert!(error.contains(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn lines_and_columns_are_those_of_the_file() {
+        let text = "{\n  \"machine-config\": {\"vcpu_count\": 1, \"mem_size_mib\": 128},\n  \"boot-source\": {\n    \
+                    \"kernel_image_path\": \"builtin\",\n    \"boot_arg\": \"quiet\"\n  }\n}\n";
+        let error = read(text).expect_err("a key that is not there");
+        assert!(error.contains("unknown field `boot_arg`"), "{error}");
+        assert!(error.contains("at line 5 column 14"), "{error}");
+        let text = "{\"drives\": [\n{\"drive_id\": \"a\", \"path_on_host\": \"p\", \"is_root_device\": true,\n \
+                    \"io_engine\": \"Async\"}]}";
+        let error = read(text).expect_err("another engine");
+        assert!(
+            error.contains("io_engine \"Async\" is not supported by Samepage yet: expected \"Sync\""),
+            "{error}"
+        );
+        assert!(error.contains("at line 3 column"), "{error}");
+        let error = read("{\"vsock\":\n\n  {\"guest_cid\": 3}}").expect_err("vsock");
+        assert!(error.contains("at line 3 column"), "{error}");
     }
 }

@@ -70,11 +70,11 @@ pub struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    /// A client that has just come.
-    pub fn new(stream: S, now: Instant) -> Self {
+    /// A client that has just come, whose bodies may have so many bytes.
+    pub fn new(stream: S, max_body_bytes: usize, now: Instant) -> Self {
         Self {
             stream,
-            parser: Parser::default(),
+            parser: Parser::new(max_body_bytes),
             output: Vec::new(),
             sent: 0,
             state: State::Reading,

@@ -42,7 +42,9 @@ pub enum Fault {
     Memory { asked: u64 },
     #[error("The memory size (MiB) is invalid: {asked} is not a multiple of the 2 MiB of its huge pages.")]
     HugeMemory { asked: u64 },
-    #[error("smt is not supported by Samepage: each vCPU is a core with one thread. Expected false.")]
+    #[error(
+        "smt is not supported by Samepage yet with more than one vCPU: each is a core with one thread. Expected false."
+    )]
     Smt,
     #[error("track_dirty_pages is not supported by Samepage yet. Expected false.")]
     DirtyPages,
@@ -70,6 +72,14 @@ pub enum Fault {
     Drives,
     #[error("Unable to create the block device")]
     Drive(#[source] DriveError),
+    #[error("The partuuid {partuuid:?} is not one: expected letters, digits and hyphens, or null.")]
+    Partuuid { partuuid: String },
+    #[error("The log file cannot be opened: {path}", path = path.display())]
+    LogFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("The metrics file cannot be opened: {path}", path = path.display())]
     MetricsFile {
         path: PathBuf,

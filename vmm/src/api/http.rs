@@ -1,7 +1,7 @@
 //! HTTP/1.1 as far as the API needs it: requests out of a stream of bytes, and answers into one.
 //!
 //! A body has a Content-Length or is not there. Transfer encodings, trailers and upgrades are refused. Whatever a
-//! client sends, no more than [`MAX_HEAD_BYTES`] and [`MAX_BODY_BYTES`] of it are kept.
+//! client sends, no more than [`MAX_HEAD_BYTES`] and the body's limit of it are kept.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -12,7 +12,7 @@ use thiserror::Error;
 
 /// Longest request line and headers, with the empty line that ends them.
 pub const MAX_HEAD_BYTES: usize = 8 << 10;
-/// Longest body; Firecracker's limit.
+/// Longest body unless the command line says otherwise; Firecracker's limit.
 pub const MAX_BODY_BYTES: usize = 51_200;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 64;
@@ -43,10 +43,12 @@ pub enum HttpError {
     #[error("The Content-Length header must be given once, as a decimal number.")]
     ContentLength,
     /// The body is too long.
-    #[error("The request has a body of {bytes} bytes, and at most {MAX_BODY_BYTES} are allowed.")]
+    #[error("The request has a body of {bytes} bytes, and at most {limit} are allowed.")]
     BodyLength {
         /// Its announced length.
         bytes: u64,
+        /// The most it may be.
+        limit: usize,
     },
     /// The body has another framing than Content-Length.
     #[error("Transfer-Encoding is not supported: send the body with a Content-Length.")]
@@ -71,13 +73,19 @@ struct Head {
 }
 
 /// Makes requests of bytes, however these are cut.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Parser {
+    max_body_bytes: usize,
     buffer: Vec<u8>,
     head: Option<Head>,
 }
 
 impl Parser {
+    /// One for requests with bodies of at most so many bytes.
+    pub fn new(max_body_bytes: usize) -> Self {
+        Self { max_body_bytes, buffer: Vec::new(), head: None }
+    }
+
     /// Takes what the client sent. Call [`Self::next`] until it gives nothing before taking more: that bounds what is
     /// kept.
     pub fn push(&mut self, bytes: &[u8]) {
@@ -98,7 +106,7 @@ impl Parser {
     pub fn next(&mut self) -> Result<Option<HttpRequest>, HttpError> {
         if self.head.is_none() {
             let seen = &self.buffer[..self.buffer.len().min(MAX_HEAD_BYTES)];
-            match parse_head(seen)? {
+            match parse_head(seen, self.max_body_bytes)? {
                 Some((head, bytes)) => {
                     self.buffer.drain(..bytes);
                     self.head = Some(head);
@@ -116,7 +124,7 @@ impl Parser {
 }
 
 /// The head at the beginning of `bytes` and its length, once it is complete.
-fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, HttpError> {
+fn parse_head(bytes: &[u8], max_body_bytes: usize) -> Result<Option<(Head, usize)>, HttpError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     let httparse::Status::Complete(length) = parsed.parse(bytes)? else {
@@ -128,7 +136,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, HttpError> {
     for header in parsed.headers.iter() {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("content-length") {
-            let before = body_bytes.replace(content_length(header.value)?);
+            let before = body_bytes.replace(content_length(header.value, max_body_bytes)?);
             if before.is_some() {
                 return Err(HttpError::ContentLength);
             }
@@ -152,15 +160,15 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, HttpError> {
     Ok(Some((Head { method, path, keep_alive, waits: waits && body_bytes > 0, body_bytes }, length)))
 }
 
-fn content_length(value: &[u8]) -> Result<usize, HttpError> {
+fn content_length(value: &[u8], limit: usize) -> Result<usize, HttpError> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err(HttpError::ContentLength);
     }
     // Whatever does not fit a number is too long as well.
     let bytes = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()).unwrap_or(u64::MAX);
     match usize::try_from(bytes) {
-        Ok(short @ ..=MAX_BODY_BYTES) => Ok(short),
-        _ => Err(HttpError::BodyLength { bytes }),
+        Ok(short) if short <= limit => Ok(short),
+        _ => Err(HttpError::BodyLength { bytes, limit }),
     }
 }
 

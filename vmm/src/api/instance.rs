@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 use super::balloon;
 use super::fault::Fault;
 use super::http::Response;
+use super::logger;
 use super::metrics::{self, MetricsFile};
 use super::model::{
-    ActionType, BUILT_IN, Balloon, BootSource, Drive, HugePages, MAX_MEM_MIB, MIN_MEM_MIB, MachineConfig,
-    Metrics, Spec, StatisticsPatch, VmState,
+    ActionType, BUILT_IN, Balloon, BootSource, Drive, HugePages, Logger, MAX_MEM_MIB, MIN_MEM_MIB,
+    MachineConfig, Metrics, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
 use crate::vm::balloon::BalloonError;
@@ -130,6 +131,7 @@ impl<L: Launch> Instance<L> {
             }
             Request::PutBootSource(source) => self.set_boot_source(source)?,
             Request::PutDrive(drive) => self.set_drive(drive)?,
+            Request::PutLogger(logger) => self.set_logger(logger)?,
             Request::PutMetrics(metrics) => self.set_metrics(metrics)?,
             Request::PutBalloon(config) => self.set_balloon(config)?,
             Request::PutAction(ActionType::InstanceStart) => self.start()?,
@@ -152,7 +154,9 @@ impl<L: Launch> Instance<L> {
                 self.vm()?.set_balloon(pages)?;
             }
             Request::PatchBalloonStatistics(patch) => self.set_statistics(patch)?,
-            Request::StartHinting(start) => self.hinting()?.start_hinting(start.acknowledge_on_stop)?,
+            Request::StartHinting(start) => {
+                self.hinting()?.start_hinting(start.acknowledge_on_stop.unwrap_or(true))?
+            }
             Request::StopHinting => self.hinting()?.stop_hinting()?,
         }
         Ok(None)
@@ -207,7 +211,8 @@ impl<L: Launch> Instance<L> {
 
     fn set_machine_config(&mut self, config: MachineConfig) -> Result<(), Fault> {
         self.before_start()?;
-        let MachineConfig { vcpu_count, mem_size_mib, smt, track_dirty_pages, huge_pages } = config;
+        let MachineConfig { vcpu_count, mem_size_mib, smt, track_dirty_pages, huge_pages, cpu_template: _ } =
+            config;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             return Err(Fault::Vcpus { asked: vcpu_count });
         }
@@ -217,7 +222,8 @@ impl<L: Launch> Instance<L> {
         if huge_pages == HugePages::Pool2M && !mem_size_mib.is_multiple_of(2) {
             return Err(Fault::HugeMemory { asked: mem_size_mib });
         }
-        if smt {
+        // Of a single vCPU there is no telling.
+        if smt && vcpu_count > 1 {
             return Err(Fault::Smt);
         }
         if track_dirty_pages {
@@ -255,6 +261,11 @@ impl<L: Launch> Instance<L> {
             return Err(Fault::DriveId { id: id.clone() });
         }
         let others = || self.spec.drives.iter().filter(|other| other.drive_id != *id);
+        let is_partition =
+            |id: &String| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if let Some(partuuid) = drive.partuuid.as_ref().filter(|id| !is_partition(id)) {
+            return Err(Fault::Partuuid { partuuid: partuuid.clone() });
+        }
         if let Some(root) = others().find(|other| other.is_root_device && drive.is_root_device) {
             return Err(Fault::SecondRoot { id: root.drive_id.clone() });
         }
@@ -269,6 +280,14 @@ impl<L: Launch> Instance<L> {
         }
         // The guest's /dev/vda; the others stay in their order.
         drives.sort_by_key(|drive| !drive.is_root_device);
+        Ok(())
+    }
+
+    fn set_logger(&mut self, logger: Logger) -> Result<(), Fault> {
+        self.before_start()?;
+        let path = || logger.log_path.clone().unwrap_or_default();
+        logger::configure(&logger).map_err(|source| Fault::LogFile { path: path(), source })?;
+        self.spec.logger = Some(logger);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::instance::{Launch, Machine, vm_drive};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
 use crate::memory::ram::Backing;
 use crate::vm::balloon::{BalloonError, BalloonHost};
-use crate::vm::{Config, EventLoop, KernelSource, Timer, Unpack, Vm, VmError};
+use crate::vm::{Config, EventLoop, KernelSource, Timer, Unpack, Vm, VmError, cmdline};
 
 /// Starts VMs.
 pub struct Launcher {
@@ -44,7 +44,12 @@ impl Launcher {
         };
         let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone());
         if let Some(root) = spec.drives.iter().find(|drive| drive.is_root_device) {
-            cmdline.push_str(if root.is_read_only { " root=/dev/vda ro" } else { " root=/dev/vda rw" });
+            let device = match &root.partuuid {
+                Some(partuuid) => format!("PARTUUID={partuuid}"),
+                None => "/dev/vda".to_owned(),
+            };
+            let mode = if root.is_read_only { "ro" } else { "rw" };
+            cmdline = cmdline::append(&cmdline, &format!("root={device} {mode}"));
         }
         Config {
             kernel,

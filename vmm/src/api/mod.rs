@@ -10,7 +10,9 @@ mod connection;
 mod fault;
 mod http;
 mod instance;
+mod keys;
 mod launch;
+pub mod logger;
 mod metrics;
 mod model;
 mod request;
@@ -23,11 +25,13 @@ use thiserror::Error;
 
 pub use config_file::ConfigFileError;
 pub use fault::Fault;
+pub use http::MAX_BODY_BYTES;
 pub use instance::VERSION;
+pub use model::{LogLevel, Logger};
 
 use self::instance::{Instance, Launch};
 use self::launch::Launcher;
-use self::model::ActionType;
+use self::model::{ActionType, Metrics};
 use self::request::Request;
 use self::server::{MAX_CONNECTIONS, Server};
 use crate::vm::{Config, Ending, EventLoop, Listener, VmError};
@@ -42,6 +46,12 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// A VM to start at once.
     pub config_file: Option<PathBuf>,
+    /// How this program's messages are logged until the API says otherwise.
+    pub logger: Option<Logger>,
+    /// Where metrics go until the API says otherwise.
+    pub metrics_path: Option<PathBuf>,
+    /// The longest body of a request.
+    pub max_body_bytes: usize,
     /// What the API does not say: sockets, console, the VM's name. Its `cmdline` is for kernels without `boot_args`.
     pub rest: Config,
     /// Samepage's own guest: an ELF file's bytes.
@@ -69,6 +79,9 @@ pub enum ApiError {
         #[source]
         source: Fault,
     },
+    /// What the command line says of the API cannot be done.
+    #[error("the command line cannot be carried out")]
+    CommandLine(#[source] Fault),
     /// The socket or the event loop failed.
     #[error("the API cannot be served")]
     Vm(#[from] VmError),
@@ -83,14 +96,15 @@ impl ApiError {
         match self {
             Self::ConfigFile { .. } => true,
             Self::Start { source, .. } => !matches!(source, Fault::Start(_)),
-            Self::Vm(_) | Self::Thread(_) => false,
+            Self::CommandLine(_) | Self::Vm(_) | Self::Thread(_) => false,
         }
     }
 }
 
 /// Serves the API, with a VM once it is started, until the VM ends or the program is told to end.
 pub fn run(options: Options) -> Result<Ending, ApiError> {
-    let Options { socket, config_file, rest, built_in } = options;
+    let Options { socket, config_file, logger, metrics_path, max_body_bytes, rest, built_in } = options;
+    logger::name(&rest.name);
     // Before signals have handlers: one ends the wait for a FIFO's writer.
     let told = config_file.map(|path| match config_file::read(&path) {
         Ok(requests) => Ok((path, requests)),
@@ -101,13 +115,19 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
     let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
     let (_server, inbox) = match &listener {
         Some(listener) => {
-            let (server, inbox) = Server::start(listener.socket()?).map_err(ApiError::Thread)?;
+            let (server, inbox) =
+                Server::start(listener.socket()?, max_body_bytes).map_err(ApiError::Thread)?;
             events.add(Box::new(inbox.called().clone()));
             (Some(server), Some(inbox))
         }
         None => (None, None),
     };
     let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, built_in, events));
+    let asked =
+        [logger.map(Request::PutLogger), metrics_path.map(|path| Request::PutMetrics(Metrics::to(path)))];
+    for request in asked.into_iter().flatten() {
+        instance.carry_out(request).map_err(ApiError::CommandLine)?;
+    }
     if let Some((path, requests)) = told {
         configure(&mut instance, requests)
             .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;

@@ -4,16 +4,15 @@ use serde::de::DeserializeOwned;
 
 use super::fault::Fault;
 use super::model::{
-    Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, HintingStart, MachineConfig,
+    Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, HintingStart, Logger, MachineConfig,
     MachineConfigPatch, Metrics, StatisticsPatch, VmPatch, VmState,
 };
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
-pub const NOT_YET: &[&str] = &[
+const NOT_YET: &[&str] = &[
     "cpu-config",
     "entropy",
     "hotplug",
-    "logger",
     "mmds",
     "network-interfaces",
     "pmem",
@@ -33,6 +32,7 @@ pub enum Request {
     PatchMachineConfig(MachineConfigPatch),
     PutBootSource(BootSource),
     PutDrive(Drive),
+    PutLogger(Logger),
     PutMetrics(Metrics),
     PutAction(ActionType),
     PatchVm(VmState),
@@ -53,7 +53,10 @@ impl Request {
         let route =
             path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
         let first = route.and_then(|r| r.split('/').next()).unwrap_or_default();
-        if matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
+        // A drive's file and limits can be changed after the start there.
+        let is_drive_change = method == "PATCH" && first == "drives";
+        if is_drive_change || matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first)
+        {
             return Err(Fault::NotYet { method: method.into(), path: path.into() });
         }
         let request = match (method, route.unwrap_or("?")) {
@@ -67,6 +70,7 @@ impl Request {
             ("PUT", "machine-config") => Self::PutMachineConfig(json(method, body)?),
             ("PUT", "boot-source") => Self::PutBootSource(json(method, body)?),
             ("PUT", route) if first == "drives" => Self::PutDrive(drive(method, path, route, body)?),
+            ("PUT", "logger") => Self::PutLogger(json(method, body)?),
             ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
             ("PUT", "actions") => Self::PutAction(json::<Action>(method, body)?.action_type),
             ("PUT", "balloon") => Self::PutBalloon(json(method, body)?),
@@ -136,6 +140,15 @@ mod tests {
             ("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#),
             ("PUT", "/boot-source", r#"{"kernel_image_path":"a","boot_args":null}"#),
             ("PUT", "/metrics", r#"{"metrics_path":"a"}"#),
+            ("PUT", "/metrics", r#"{"metrics_path":"a","emit_id":null,"properties":{}}"#),
+            (
+                "PUT",
+                "/logger",
+                r#"{"log_path":"a","level":"DEBUG","show_level":true,"show_log_origin":false}"#,
+            ),
+            ("PUT", "/logger", "{}"),
+            ("PATCH", "/machine-config", r#"{"cpu_template":"None"}"#),
+            ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":null}"#),
             ("PUT", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","is_root_device":false}"#),
             ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
             ("PATCH", "/vm", r#"{"state":"Paused"}"#),
@@ -170,7 +183,7 @@ mod tests {
         );
         assert_eq!(
             parse("PATCH", "/balloon/hinting/start", "{}"),
-            Ok(Request::StartHinting(HintingStart { acknowledge_on_stop: true }))
+            Ok(Request::StartHinting(HintingStart { acknowledge_on_stop: None }))
         );
         assert_eq!(parse("PATCH", "/vm", r#"{"state":"Resumed"}"#), Ok(Request::PatchVm(VmState::Resumed)));
     }
@@ -181,7 +194,6 @@ mod tests {
             ("PUT", "/foo"),
             ("PUT", "/drives"),
             ("PUT", "/drives/a/b"),
-            ("PATCH", "/drives/a"),
             ("DELETE", "/"),
             ("get", "/"),
             ("PUT", "/version"),
@@ -191,6 +203,8 @@ mod tests {
             let said = format!("Invalid request method and/or path: {method} {path}.");
             assert_eq!(parse(method, path, "{}"), Err(said));
         }
+        let said = "PATCH /drives/a is not supported by Samepage yet.";
+        assert_eq!(parse("PATCH", "/drives/a", "{}"), Err(said.into()));
         for first in NOT_YET {
             let said = format!("PUT /{first}/a is not supported by Samepage yet.");
             assert_eq!(parse("PUT", &format!("/{first}/a"), "{}"), Err(said));
@@ -230,9 +244,42 @@ mod tests {
             (
                 "PUT",
                 "/drives/a",
-                r#"{"drive_id":"a","path_on_host":"p","is_root_device":true,"cache_type":"Unsafe"}"#,
-                "unknown field `cache_type`",
+                r#"{"drive_id":"a","path_on_host":"p","is_root_device":true,"cache_type":"Safe"}"#,
+                "unknown variant `Safe`",
             ),
+            (
+                "PUT",
+                "/drives/a",
+                r#"{"drive_id":"a","path_on_host":"p","is_root_device":true,"io_engine":"Async"}"#,
+                "io_engine \"Async\" is not supported by Samepage yet: expected \"Sync\" or null at line 1",
+            ),
+            (
+                "PUT",
+                "/drives/a",
+                r#"{"drive_id":"a","is_root_device":false,"socket":"/s"}"#,
+                "socket \"/s\" is not supported by Samepage yet: expected null",
+            ),
+            (
+                "PUT",
+                "/drives/a",
+                r#"{"drive_id":"a","path_on_host":"p","is_root_device":false,"rate_limiter":{"ops":{"size":9,"refill_time":1}}}"#,
+                "is not supported by Samepage yet: expected null",
+            ),
+            (
+                "PUT",
+                "/machine-config",
+                r#"{"vcpu_count":1,"mem_size_mib":16,"cpu_template":"T2"}"#,
+                "cpu_template \"T2\" is not supported by Samepage yet: expected \"None\" or null",
+            ),
+            ("PATCH", "/machine-config", r#"{"smt":null}"#, "Empty PATCH request."),
+            (
+                "PUT",
+                "/metrics",
+                r#"{"metrics_path":"m","properties":{"a":"b"}}"#,
+                "not supported by Samepage yet",
+            ),
+            ("PUT", "/logger", r#"{"level":"Loud"}"#, "unknown level \"Loud\": expected Off, Error"),
+            ("PUT", "/logger", r#"{"file":"a"}"#, "unknown field `file`"),
             ("PATCH", "/balloon", r#"{"amount_mib":4294967296}"#, "expected u32"),
             ("PATCH", "/balloon/statistics", r#"{"stats_polling_interval_s":65536}"#, "expected u16"),
             ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":1}"#, "expected a boolean"),

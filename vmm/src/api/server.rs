@@ -35,13 +35,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the thread on `listener` (non-blocking). What is asked comes out of the inbox.
-    pub fn start(listener: UnixListener) -> io::Result<(Self, Inbox)> {
+    /// Starts the thread on `listener` (non-blocking). What is asked, in bodies of at most so many bytes, comes out of the inbox.
+    pub fn start(listener: UnixListener, max_body_bytes: usize) -> io::Result<(Self, Inbox)> {
         let (wake, stop) = (Wake::new()?, Arc::new(AtomicBool::new(false)));
         let (caller, inbox) = way(wake.clone())?;
         let its_stop = stop.clone();
         let thread = thread::Builder::new().name("api".into()).stack_size(256 << 10).spawn(move || {
-            let mut clients = Clients { listener, caller, all: HashMap::new(), next: 0, shut_until: None };
+            let mut clients =
+                Clients { listener, caller, max_body_bytes, all: HashMap::new(), next: 0, shut_until: None };
             while !its_stop.load(Ordering::SeqCst) {
                 clients.turn();
             }
@@ -70,6 +71,7 @@ struct Client {
 struct Clients {
     listener: UnixListener,
     caller: Caller,
+    max_body_bytes: usize,
     all: HashMap<ConnectionId, Client>,
     next: ConnectionId,
     /// Nobody is let in before.
@@ -154,11 +156,14 @@ impl Clients {
                     self.all.remove(&id);
                     return;
                 }
-                Step::Ask(asked) => match Request::parse(&asked.method, &asked.path, &asked.body) {
-                    // Nobody there: the VM has ended, and so does this thread.
-                    Ok(request) => self.caller.call(id, request),
-                    Err(fault) => client.connection.answer(&Response::fault(fault.message()), now),
-                },
+                Step::Ask(asked) => {
+                    tracing::info!("the API is asked for {} {:?}", asked.method, asked.path);
+                    match Request::parse(&asked.method, &asked.path, &asked.body) {
+                        // Nobody there: the VM has ended, and so does this thread.
+                        Ok(request) => self.caller.call(id, request),
+                        Err(fault) => client.connection.answer(&Response::fault(fault.message()), now),
+                    }
+                }
             }
         }
         client.more = true;
@@ -181,7 +186,7 @@ impl Clients {
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
-            let mut connection = Connection::new(stream, now);
+            let mut connection = Connection::new(stream, self.max_body_bytes, now);
             if self.all.len() >= MAX_CONNECTIONS && !self.make_room() {
                 let mut busy = Response::fault(format_args!("{MAX_CONNECTIONS} clients are being served."));
                 busy.status = Status::Unavailable;

@@ -22,6 +22,7 @@ use crate::host::daemon::request;
 use crate::host::down::{Down, clean_up, take_down};
 use crate::host::fleet::Stage;
 use crate::host::living::{choose, choose_to_end, holder, pids};
+use crate::host::metrics::Format;
 use crate::host::preflight::{self, Problem};
 use crate::host::runtime::FleetDir;
 use crate::host::spec::FleetSpec;
@@ -121,17 +122,24 @@ These two files show how a fleet file is written; the README lists every key.")]
         #[arg(long)]
         json: bool,
     },
-    /// Print the fleet's metrics once, in OpenMetrics text, as Prometheus gets them
+    /// Print the fleet's metrics once, as Prometheus gets them
     #[command(after_help = "Examples:
   samepage fleet metrics
   samepage fleet metrics --name builtin | grep samepage_guest_memory_bytes
+  samepage fleet metrics | promtool check metrics
+  samepage fleet metrics --format openmetrics
 
 It asks the daemon's own socket, and needs no `metrics` in the fleet file. With metrics = \"127.0.0.1:9464\" at the top
-of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics.")]
+of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics, in the format that the client's Accept
+header asks for. For the textfile collector of node_exporter, write it beside the .prom file and rename it:
+  samepage fleet metrics > DIR/samepage.tmp && mv DIR/samepage.tmp DIR/samepage.prom")]
     Metrics {
         /// Which fleet; not needed while only one is up
         #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
+        /// What they are written in
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
     },
     /// End all guests and the daemon, also where the daemon is gone already
     #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
@@ -152,7 +160,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             status(&choose(name)?, json, &Request::Status { kvm, content, audit, settle_seconds }, limit)
         }
         Command::Verify { name, json } => verify(&choose(name)?, json),
-        Command::Metrics { name } => metrics(&choose(name)?),
+        Command::Metrics { name, format } => metrics(&choose(name)?, format),
         Command::Down { name } => down(&choose_to_end(name)?),
     }
 }
@@ -321,8 +329,8 @@ fn telling_who_waits<T>(fleet: &str, work: impl FnOnce() -> T) -> T {
     })
 }
 
-fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
-    let Reply::Metrics(text) = request(fleet, &Request::Metrics, SHORT)? else {
+fn metrics(fleet: &str, format: Format) -> anyhow::Result<ExitCode> {
+    let Reply::Metrics(text) = request(fleet, &Request::Metrics { format }, SHORT)? else {
         bail!("the daemon answered something else");
     };
     out!("{text}")?;

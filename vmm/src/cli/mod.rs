@@ -5,6 +5,7 @@ mod balloon_table;
 mod demo;
 mod doctor;
 mod experiment;
+mod firecracker;
 mod fleet;
 mod fleet_table;
 mod host;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
-use crate::api::{ApiError, EXIT_BAD_CONFIGURATION};
+use crate::api::{ApiError, EXIT_BAD_CONFIGURATION, logger};
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
 use crate::process::print::{Stderr, errln, out};
@@ -54,7 +55,7 @@ struct Cli {
 enum Command {
     Doctor(doctor::Args),
     Demo(demo::Args),
-    Run(run::Args),
+    Run(Box<run::Args>),
     Fleet(fleet::Args),
     Top(top::Args),
     Balloon(balloon::Args),
@@ -83,11 +84,11 @@ pub fn main() -> ExitCode {
         Err(said) => return help(&said),
     };
     let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
-    tracing_subscriber::fmt().with_max_level(level).with_writer(|| Stderr).without_time().init();
+    logger::start(level);
     let result = match cli.command {
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Fleet(args) => fleet::run(args),
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::firecracker;
 use crate::api;
 use crate::memory::own;
 use crate::memory::ram::{Backing, Ram};
@@ -16,6 +17,7 @@ use crate::vm::{
     self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe,
 };
 use anyhow::Context;
+use clap::error::ErrorKind;
 use devices::virtio::balloon;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -128,12 +130,20 @@ pub(super) struct Args {
     /// End when standard input ends
     #[arg(long, hide = true)]
     lifeline: bool,
+    #[command(flatten)]
+    firecracker: firecracker::Args,
     /// The daemon that starts this VM, with which it ends while nobody else can know of it
     #[arg(long, hide = true, value_name = "PID")]
     daemon: Option<i32>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(why) = args.firecracker.refused() {
+        clap::Error::raw(ErrorKind::InvalidValue, format!("{why}\n")).exit();
+    }
+    if let Some(note) = args.firecracker.note() {
+        eprintln!("{note}");
+    }
     if let Some(daemon) = args.daemon {
         set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
         // It may have ended before.
@@ -189,6 +199,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         api::run(api::Options {
             socket: args.api_sock,
             config_file: args.config_file,
+            logger: args.firecracker.logger(),
+            metrics_path: args.firecracker.metrics_path(),
+            max_body_bytes: args.firecracker.max_body_bytes(),
             rest: config,
             built_in: super::BUILT_IN_KERNEL,
         })?

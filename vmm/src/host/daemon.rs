@@ -16,7 +16,7 @@ use super::hands::govern;
 use super::home::Home;
 use super::ledger::{self, Reading};
 use super::living;
-use super::metrics::{self, EngineNow, exposition};
+use super::metrics::{self, EngineNow, Format, exposition};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
@@ -78,7 +78,7 @@ impl Daemon {
         let governor = Arc::new(govern(&fleet, home.dir()).inspect_err(|_| lock(&fleet).stop_started())?);
         let page = Arc::new(MetricsPage::of(&fleet, &governor));
         let shown = page.clone();
-        let serve = |bound| metrics::Server::start(bound, Arc::new(move || shown.text()));
+        let serve = |bound| metrics::Server::start(bound, Arc::new(move |format| shown.text(format)));
         let metrics = bound.map(serve).transpose().inspect_err(|_| lock(&fleet).stop_started())?;
         Ok(Self {
             fleet,
@@ -226,7 +226,7 @@ impl Daemon {
                 Ok(Reply::Status(Box::new(status)))
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
-            Request::Metrics => Ok(Reply::Metrics(self.page.text())),
+            Request::Metrics { format } => Ok(Reply::Metrics(self.page.text(format))),
             Request::Verify => Ok(Reply::Verified(self.answering(&watch)?.verify(&watch)?)),
             Request::PageTypes { guest } => {
                 Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
@@ -261,14 +261,14 @@ impl MetricsPage {
         }
     }
 
-    fn text(&self) -> String {
+    fn text(&self, format: Format) -> String {
         let now = self.fleet.upgrade().and_then(|fleet| Some(fleet.try_lock().ok()?.engine_now()));
         let engine = {
             let mut last = lock(&self.engine);
             *last = now.unwrap_or_else(|| last.clone());
             last.clone()
         };
-        exposition(&self.name, self.governor.management(), engine)
+        exposition(&self.name, &self.governor.management(), &engine, format)
     }
 }
 

@@ -8,7 +8,8 @@ use super::HostError;
 use super::guest::is_running;
 use super::post::{self, Post, Said};
 use crate::measure::audit::{self, Audit};
-use crate::measure::frames::{self, Frames};
+use crate::measure::by_kind;
+use crate::measure::frames::Frames;
 use crate::measure::{MeasureError, Space};
 use crate::memory::PAGE_BYTES;
 use crate::memory::ksm_stat::KsmStat;
@@ -86,7 +87,7 @@ fn read_with(
         let spaces: Vec<Space> = asked.iter().map(|(_, said)| said.space()).collect();
         let counted = match audited {
             true => audit::audit(&spaces).map(|(frames, audit)| (frames, Some(audit))),
-            false => frames::measure(&spaces).map(|frames| (frames, None)),
+            false => by_kind::measure(&spaces).map(|frames| (frames, None)),
         };
         let (frames, audit) = match counted {
             Ok(counted) => counted,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fleet::Fleet;
 use super::governor::Management;
 use super::ledger::Reading;
+use super::metrics::Format;
 use super::post::Said;
 use crate::measure::audit::Audit;
 use crate::measure::content::Content;
@@ -42,7 +43,11 @@ pub enum Request {
     /// How the fleet is kept within its means. Answered at once, whatever else goes on.
     Management,
     /// The same and more, for Prometheus. Answered at once too.
-    Metrics,
+    Metrics {
+        /// What they are written in.
+        #[serde(default)]
+        format: Format,
+    },
     /// What the kernel of a guest uses its frames for.
     PageTypes {
         /// The guest's name.
@@ -62,7 +67,7 @@ pub enum Reply {
     Verified(Verified),
     /// To [`Request::Management`].
     Management(Box<Management>),
-    /// To [`Request::Metrics`]: OpenMetrics text.
+    /// To [`Request::Metrics`]: text in the format asked for.
     Metrics(String),
     /// To [`Request::PageTypes`]: runs of frames from guest frame 0 on, as the guest protocol writes them.
     PageTypes(String),

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::by_kind::{SlabCounts, SlabRun};
 use super::{MeasureError, Space, check};
 use crate::memory::ksm_stat::{self, KsmStat};
 use crate::memory::maps::Maps;
@@ -141,10 +142,16 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
         let maps = LazyCell::new(|| Maps::of(space.pid).unwrap_or_default());
         space.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
     }
-    if !census.slab_pages.is_empty() || census.hidden.iter().any(|hidden| hidden.any()) {
-        return Ok(census.estimate(&KsmView::read(spaces)));
-    }
-    let mut table = FrameTable::open();
+    census.finish(spaces)
+}
+
+/// Looks up in the host's books what is not known yet.
+fn look_up(mut census: Census, spaces: &[Space]) -> Result<Frames, MeasureError> {
+    // Opening them and asking what they tell is a frame's worth of time, too.
+    let mut table = match census.keys.is_empty() {
+        true => return census.join(|_, _| Ok(())),
+        false => FrameTable::open(),
+    };
     if !table.as_mut().is_ok_and(FrameTable::tells_ksm) {
         let merging = |space: &Space| KsmStat::of(space.pid).ok().map(|stat| stat.merging_pages);
         census.ksm_by_counters = Some(spaces.iter().map(merging).collect());
@@ -183,7 +190,7 @@ impl Hidden {
 }
 
 /// The count while it is taken.
-struct Census {
+pub(super) struct Census {
     guests: Vec<GuestFrames>,
     hidden: Vec<Hidden>,
     /// Frame number and guest of each page that is not alone on its frame.
@@ -192,10 +199,12 @@ struct Census {
     ksm_by_counters: Option<Vec<Option<u64>>>,
     /// File, page in it, and guest, of each page of a slab whose frame number the kernel hides.
     slab_pages: Vec<(u64, u64, u16)>,
+    /// Pages of slabs that were found in ranges.
+    pub(super) slab_runs: Vec<SlabRun>,
 }
 
 impl Census {
-    fn new(spaces: &[Space]) -> Self {
+    pub(super) fn new(spaces: &[Space]) -> Self {
         let guest = |space: &Space| GuestFrames {
             name: space.name.clone(),
             pid: space.pid,
@@ -209,10 +218,27 @@ impl Census {
             keys: Vec::new(),
             ksm_by_counters: None,
             slab_pages: Vec::new(),
+            slab_runs: Vec::new(),
         }
     }
 
-    fn count(&mut self, guest: usize, hva: u64, entry: PagemapEntry, maps: &impl Deref<Target = Maps>) {
+    /// Counts pages of a guest that were told by kind: anonymous ones that are its own, those on the zero frame, and absent ones.
+    pub(super) fn add(&mut self, guest: usize, private: u64, zero: u64, absent: u64) {
+        let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
+        pages.total += private + zero + absent;
+        pages.private += private;
+        pages.zero += zero;
+        pages.absent += absent;
+        *anonymous += private + zero;
+    }
+
+    pub(super) fn count(
+        &mut self,
+        guest: usize,
+        hva: u64,
+        entry: PagemapEntry,
+        maps: &impl Deref<Target = Maps>,
+    ) {
         let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
         pages.total += 1;
         if !entry.present() {
@@ -245,6 +271,40 @@ impl Census {
         }
     }
 
+    /// The count of `spaces` that were looked at.
+    pub(super) fn finish(self, spaces: &[Space]) -> Result<Frames, MeasureError> {
+        match !self.slab_pages.is_empty() || self.hidden.iter().any(|hidden| hidden.any()) {
+            true => Ok(self.estimate(&KsmView::read(spaces))),
+            false => look_up(self, spaces),
+        }
+    }
+
+    /// Shares each page of the slabs among those that map it; says on how many frames they are that more than one does.
+    fn share_slabs(&mut self, result: &mut Frames) -> u64 {
+        let runs = std::mem::take(&mut self.slab_runs);
+        let counts = SlabCounts::of(&runs);
+        for run in &runs {
+            let GuestFrames { pages, frames, .. } = &mut self.guests[run.guest];
+            pages.total += run.pages;
+            for &mapped in counts.within(run) {
+                *frames += 1.0 / f64::from(mapped);
+                match mapped {
+                    1 => pages.private += 1,
+                    _ => {
+                        pages.shared += 1;
+                        result.shared_by_what.slab += 1;
+                    }
+                }
+            }
+        }
+        let mut shared_frames = 0;
+        for mapped in counts.all().filter(|mapped| *mapped > 1) {
+            shared_frames += 1;
+            *result.shared_by.entry(u64::from(mapped)).or_default() += 1;
+        }
+        shared_frames
+    }
+
     /// Joins the pages by frame; `look` fills in what the host knows of a batch of ascending frames.
     fn join(
         mut self,
@@ -255,7 +315,7 @@ impl Census {
         for guest in &mut self.guests {
             guest.frames = guest.pages.private as f64;
         }
-        let mut shared_frames = 0;
+        let mut shared_frames = self.share_slabs(&mut result);
         self.keys.sort_unstable();
         let (mut batch, mut infos) = (Vec::new(), Vec::new());
         let mut rest = self.keys.as_slice();
@@ -325,7 +385,9 @@ impl Census {
             file += hidden.file;
         }
         let mut frames = (merged as f64 * ksm.frames_per_page).ceil() as u64 + file.div_ceil(2);
-        let mut slab_pages = 0;
+        let mut by_runs = Frames::default();
+        frames += self.share_slabs(&mut by_runs);
+        let mut slab_pages = by_runs.shared_by_what.slab;
         self.slab_pages.sort_unstable();
         for same in self.slab_pages.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             frames += 1;

@@ -133,7 +133,7 @@ fn frames_of_slabs_are_known_by_the_slabs_files() {
     const HVA: u64 = 0x10_0000;
     let maps = |inode, first| {
         let mapping = SlabMapping { hvas: HVA..HVA + 3 * PAGE_BYTES, inode, first };
-        Maps { count: 1, slabs: vec![mapping] }
+        Maps { slabs: vec![mapping], ..Maps::default() }
     };
     let (slab, private) = (PagemapEntry(1 << 63 | 1 << 61), PagemapEntry(1 << 63 | 1 << 56));
     let mut census = Census::new(&[space("a"), space("b"), space("c")]);

@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod beyond;
+pub mod by_kind;
 pub mod content;
 mod delta;
 pub mod findings;

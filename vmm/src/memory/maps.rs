@@ -32,6 +32,8 @@ pub struct Maps {
     pub count: u64,
     /// Those of slabs, by address.
     pub slabs: Vec<SlabMapping>,
+    /// The addresses of those of other files, and of memory that is shared.
+    pub files: Vec<Range<u64>>,
 }
 
 impl Maps {
@@ -50,6 +52,7 @@ impl Maps {
         Ok(Self {
             count: text.lines().count() as u64,
             slabs: text.lines().filter_map(slab_mapping).collect(),
+            files: text.lines().filter_map(other_file).collect(),
         })
     }
 
@@ -58,6 +61,18 @@ impl Maps {
         let after = self.slabs.partition_point(|mapping| mapping.hvas.start <= hva);
         self.slabs[..after].last().filter(|mapping| hva < mapping.hvas.end)
     }
+}
+
+/// The addresses of a line, if it is of a file and of no slab.
+fn other_file(line: &str) -> Option<Range<u64>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let is_anonymous = fields.nth(3)? == "0";
+    if is_anonymous || line.contains(SLAB_NAME) {
+        return None;
+    }
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    Some(hex(start)?..hex(end)?)
 }
 
 /// What a line says, if it is of a slab.
@@ -90,11 +105,17 @@ mod tests {
         ] {
             assert_eq!(slab_mapping(other), None, "{other}");
         }
+        let others = [
+            LINE,
+            "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ",
+            "7f00-7f10 rw-s 0 00:01 7 /memfd:samepage-ram",
+        ];
+        assert_eq!(others.map(other_file), [None, None, Some(0x7f00..0x7f10)]);
     }
 
     #[test]
     fn a_page_is_found_in_its_mapping() {
-        let maps = Maps { count: 1, slabs: slab_mapping(LINE).into_iter().collect() };
+        let maps = Maps { count: 1, slabs: slab_mapping(LINE).into_iter().collect(), files: Vec::new() };
         assert_eq!(maps.slab_at(0x7f12_a000_2000).map(|m| m.slab_page(0x7f12_a000_2000)), Some(5));
         assert!(maps.slab_at(0x7f12_a004_0000).is_none() && maps.slab_at(0).is_none());
     }

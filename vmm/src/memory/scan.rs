@@ -1,4 +1,4 @@
-//! A fast look at this process's page table: which pages are there, and what kind they are, in ranges.
+//! A fast look at a process's page table: which pages are there, and what kind they are, in ranges.
 //!
 //! By the PAGEMAP_SCAN ioctl (Linux 6.7), 0.03 to 0.08 us a page; on older kernels by reading `/proc/self/pagemap`, which does not tell
 //! huge pages and zero pages from others. Like pagemap it touches nothing and is no snapshot.
@@ -144,12 +144,24 @@ enum How {
 }
 
 impl PageScan {
-    /// Opens the page table, and finds out what this kernel has.
-    pub fn open_self() -> io::Result<Self> {
-        let pagemap = File::open("/proc/self/pagemap")?;
+    /// Opens the page table of process `pid`. Needs what reading its pagemap needs.
+    ///
+    /// # Errors
+    /// That is not allowed, or this kernel has no PAGEMAP_SCAN.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        Self::by_ioctl(File::open(format!("/proc/{pid}/pagemap"))?)
+    }
+
+    fn by_ioctl(pagemap: File) -> io::Result<Self> {
         // Of no pages at all.
-        match scan(&pagemap, &mut ScanArg::default(), &mut []) {
-            Ok(_) => Ok(Self(How::Scan { pagemap, regions: vec![Region::default(); MAX_REGIONS] })),
+        scan(&pagemap, &mut ScanArg::default(), &mut [])?;
+        Ok(Self(How::Scan { pagemap, regions: vec![Region::default(); MAX_REGIONS] }))
+    }
+
+    /// Opens our own page table, and finds out what this kernel has.
+    pub fn open_self() -> io::Result<Self> {
+        match Self::by_ioctl(File::open("/proc/self/pagemap")?) {
+            Ok(scan) => Ok(scan),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                 Self::by_entries()
             }
@@ -167,6 +179,12 @@ impl PageScan {
     pub fn walk(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
         self.find(hvas, Wanted { any, told: Categories::ALL, ..Wanted::default() }, each)
+    }
+
+    /// As [`Self::walk`], for memory of which none is a file's: a third of the time, for the kernel need not look at the frames.
+    pub fn anonymous_memory(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+        let any = Categories::PRESENT | Categories::SWAPPED;
+        self.find(hvas, Wanted { any, told: Categories::ALL & !Categories::FILE, ..Wanted::default() }, each)
     }
 
     /// Hands those pages to `each` that have a frame which is neither a file's nor the kernel's one of zeros: guest memory that may be

@@ -7,6 +7,7 @@ pub mod balloon;
 mod boot;
 mod build;
 mod channel;
+pub mod cmdline;
 mod console;
 pub mod control;
 mod cpuid;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::MAX_BODY_BYTES;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -76,7 +77,7 @@ fn connected() -> (Connection<Fake>, Fake, Instant) {
     let fake = Fake::default();
     fake.takes(usize::MAX);
     let now = Instant::now();
-    (Connection::new(fake.clone(), now), fake, now)
+    (Connection::new(fake.clone(), MAX_BODY_BYTES, now), fake, now)
 }
 
 fn asked(step: Step) -> HttpRequest {

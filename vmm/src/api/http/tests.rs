@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 /// The requests in `bytes`, which come in pieces of these lengths, and what ended them.
 fn parse(bytes: &[u8], pieces: &[usize]) -> (Vec<HttpRequest>, Option<HttpError>, bool) {
-    let (mut parser, mut all, mut rest) = (Parser::default(), Vec::new(), bytes);
+    let (mut parser, mut all, mut rest) = (Parser::new(MAX_BODY_BYTES), Vec::new(), bytes);
     let mut lengths = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
         let (now, later) = rest.split_at(lengths.next().unwrap().clamp(1, rest.len()));
@@ -67,7 +67,10 @@ fn bounds_are_held_to_the_byte() {
         format!("PUT / HTTP/1.1\r\nContent-Length: {bytes}\r\n\r\n{}", "x".repeat(bytes.min(60_000)))
     };
     assert_eq!(one(&put(MAX_BODY_BYTES)).body.len(), MAX_BODY_BYTES);
-    assert_eq!(error(&put(MAX_BODY_BYTES + 1)), HttpError::BodyLength { bytes: 51_201 });
+    assert_eq!(
+        error(&put(MAX_BODY_BYTES + 1)),
+        HttpError::BodyLength { bytes: 51_201, limit: MAX_BODY_BYTES }
+    );
     let get = |bytes: usize| {
         let around = "GET / HTTP/1.1\r\nA: \r\n\r\n".len();
         format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(bytes - around))
@@ -93,7 +96,7 @@ fn bodies_of_doubtful_length_are_refused() {
         assert_eq!(error(&format!("PUT / HTTP/1.1\r\n{header}\r\n\r\n{{}}")), HttpError::ContentLength);
     }
     let endless = format!("PUT / HTTP/1.1\r\nContent-Length: 1{}\r\n\r\n", "0".repeat(30));
-    assert_eq!(error(&endless), HttpError::BodyLength { bytes: u64::MAX });
+    assert_eq!(error(&endless), HttpError::BodyLength { bytes: u64::MAX, limit: MAX_BODY_BYTES });
     for coding in ["chunked", "identity", "gzip, chunked"] {
         let text = format!("PUT / HTTP/1.1\r\nTransfer-Encoding: {coding}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n");
         assert_eq!(error(&text), HttpError::TransferEncoding);
@@ -102,7 +105,7 @@ fn bodies_of_doubtful_length_are_refused() {
 
 #[test]
 fn leave_to_send_a_body_is_given_once() {
-    let mut parser = Parser::default();
+    let mut parser = Parser::new(MAX_BODY_BYTES);
     parser.push(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
     assert_eq!(parser.next(), Ok(None));
     assert!(parser.take_expectation());

@@ -157,6 +157,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("PUT", "/boot-source", BUILT_IN_SOURCE, "", AFTER),
     ("PUT", "/balloon", BALLOON, "", AFTER),
     ("PUT", "/metrics", r#"{"metrics_path":"/dev/null"}"#, "", AFTER),
+    ("PUT", "/logger", "{}", "", AFTER),
     ("PUT", "/actions", START, "without kernel configuration", AFTER),
     ("PUT", "/actions", FLUSH, BEFORE, "no metrics file"),
     ("PUT", "/actions", KEYS, BEFORE, "no keyboard"),
@@ -207,6 +208,9 @@ fn drives_are_taken_by_name_and_the_root_is_the_first() {
     };
     refuse(&mut instance, "d", &drive("d", true), "A root block device already exists: \"b\"");
     refuse(&mut instance, "d-1", &drive("d-1", false), "can only contain alphanumeric characters");
+    let mut odd = drive("d", false);
+    odd["partuuid"] = json!("a b");
+    refuse(&mut instance, "d", &odd, "The partuuid \"a b\" is not one");
     put(&mut instance, "d", false);
     refuse(&mut instance, "e", &drive("e", false), "There are 4 drives already");
     put(&mut instance, "b", false);
@@ -274,13 +278,18 @@ fn machines_have_bounds() {
         (r#"{"mem_size_mib":1048577}"#, "memory size"),
         (r#"{"mem_size_mib":18446744073709551615}"#, "memory size"),
         (r#"{"mem_size_mib":17,"huge_pages":"2M"}"#, "not a multiple"),
-        (r#"{"smt":true}"#, "smt is not supported"),
+        (r#"{"smt":true,"vcpu_count":2}"#, "smt is not supported by Samepage yet with more than one vCPU"),
         (r#"{"track_dirty_pages":true}"#, "track_dirty_pages is not supported"),
     ];
     for (body, said) in wrong {
         refused(&mut instance, "PATCH", "/machine-config", body, said);
         assert_eq!(shown(&mut instance, "/machine-config"), default, "{body} was taken all the same");
     }
+    // What firectl sends of one vCPU.
+    done(&mut instance, "PUT", "/machine-config", r#"{"mem_size_mib":512,"smt":true,"vcpu_count":1}"#);
+    assert_eq!(shown(&mut instance, "/machine-config")["smt"], true);
+    refused(&mut instance, "PATCH", "/machine-config", r#"{"vcpu_count":2}"#, "smt is not supported");
+    done(&mut instance, "PATCH", "/machine-config", r#"{"smt":false,"track_dirty_pages":null}"#);
     for body in [r#"{"vcpu_count":32}"#, r#"{"mem_size_mib":1048576}"#, r#"{"mem_size_mib":16}"#] {
         done(&mut instance, "PATCH", "/machine-config", body);
     }

@@ -18,7 +18,7 @@ use crate::measure::Space;
 use crate::measure::frames::{self, Frames};
 use crate::merge::Progress;
 use crate::merge::slab::engine::Tuning;
-use crate::vm::LINUX_CMDLINE;
+use crate::vm::{LINUX_CMDLINE, cmdline};
 
 /// How often an interrupt is looked for while nothing happens.
 const POLL: Duration = Duration::from_millis(20);
@@ -76,7 +76,7 @@ impl Stage<'_> {
         let kernel = kernel::of(self.plan, &variant).map_err(ExperimentError::NothingToRun)?;
         let memory_bytes = self.plan.memory_bytes()?;
         let cmdline = match variant.cmdline {
-            Some(more) => Some(format!("{} {more}", guest.cmdline.as_deref().unwrap_or(LINUX_CMDLINE))),
+            Some(more) => Some(cmdline::append(guest.cmdline.as_deref().unwrap_or(LINUX_CMDLINE), &more)),
             None => guest.cmdline.clone(),
         };
         let guests = domains.iter().enumerate().map(|(n, domain)| GuestSpec {

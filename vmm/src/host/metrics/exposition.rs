@@ -1,17 +1,10 @@
-//! A fleet's numbers in OpenMetrics text: names and units by Prometheus' conventions, every metric with its help, type and unit.
+//! A fleet's metrics: names and units by Prometheus' conventions, every metric with its help, type and unit.
 //!
 //! Each metric is there in every scrape, without samples where there is nothing to tell: a dashboard shows no data rather
 //! than an error. What one guest has bears its name; so sums over guests stay right when guests come and go.
 
-use std::fmt;
-
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::{Registry, Unit};
-
 use super::families::{self, Sample};
+use super::text::{self, Family, Format, Kind};
 use crate::host::governor::Management;
 use crate::merge::Progress;
 use crate::merge::slab::engine::Statistics;
@@ -30,41 +23,23 @@ pub struct EngineNow {
     pub statistics: Option<Statistics>,
 }
 
-/// All metrics of the fleet called `fleet`, up to and with the mark of their end.
-pub fn exposition(fleet: &str, management: Management, engine: EngineNow) -> String {
-    let labels = [("fleet".into(), fleet.to_owned().into())];
-    let mut registry = Registry::with_prefix_and_labels(PREFIX, labels.into_iter());
-    registry.register_collector(Box::new(Snapshot { management, engine }));
-    let mut text = String::new();
-    // Writing to memory does not fail.
-    let _ = encode(&mut text, &registry);
-    text
-}
-
-/// What is told at one moment.
-#[derive(Debug)]
-struct Snapshot {
-    management: Management,
-    engine: EngineNow,
-}
-
-impl Collector for Snapshot {
-    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-        let mut sheet = Sheet { encoder };
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("engine", &self.engine.name)];
-        let build: &[(&str, &str)] = &build;
-        let help = "What runs: its version, and the engine that merges.";
-        sheet.encoder.encode_descriptor("build", help, None, MetricType::Info)?.encode_info(&build)?;
-        families::host(&self.management, &mut sheet)?;
-        families::guests(&self.management, &mut sheet)?;
-        families::policy(&self.management, &mut sheet)?;
-        families::engine(&self.engine, &mut sheet)
-    }
+/// All metrics of the fleet called `fleet`.
+pub fn exposition(fleet: &str, management: &Management, engine: &EngineNow, format: Format) -> String {
+    let mut sheet = Sheet { fleet, families: Vec::new() };
+    let build = vec![("version", env!("CARGO_PKG_VERSION")), ("engine", engine.name.as_str())];
+    let help = "What runs: its version, and the engine that merges.";
+    sheet.add("build", Kind::Info, Of::Nothing, help, [(build, 1.0)]);
+    families::host(management, &mut sheet);
+    families::guests(management, &mut sheet);
+    families::policy(management, &mut sheet);
+    families::engine(engine, &mut sheet);
+    text::write(&sheet.families, format)
 }
 
 /// What metrics are written to.
-pub(super) struct Sheet<'a> {
-    encoder: DescriptorEncoder<'a>,
+pub(super) struct Sheet<'f> {
+    fleet: &'f str,
+    families: Vec<Family>,
 }
 
 /// What a number is of.
@@ -83,12 +58,12 @@ pub(super) enum Of {
 }
 
 impl Of {
-    fn unit(self) -> Option<Unit> {
+    fn unit(self) -> Option<&'static str> {
         match self {
-            Self::Bytes => Some(Unit::Bytes),
-            Self::BytesPerSecond => Some(Unit::Other("bytes_per_second".into())),
-            Self::Seconds => Some(Unit::Seconds),
-            Self::Ratio => Some(Unit::Other("ratio".into())),
+            Self::Bytes => Some("bytes"),
+            Self::BytesPerSecond => Some("bytes_per_second"),
+            Self::Seconds => Some("seconds"),
+            Self::Ratio => Some("ratio"),
             Self::Nothing => None,
         }
     }
@@ -100,15 +75,10 @@ impl Sheet<'_> {
         &mut self,
         name: &str,
         of: Of,
-        help: &str,
+        help: &'static str,
         samples: impl IntoIterator<Item = Sample<'s>>,
-    ) -> fmt::Result {
-        let unit = of.unit();
-        let mut metric = self.encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
-        for (labels, value) in samples {
-            metric.encode_family(&labels.as_slice())?.encode_gauge(&value)?;
-        }
-        Ok(())
+    ) {
+        self.add(name, Kind::Gauge, of, help, samples);
     }
 
     /// What only goes up while the daemon lives. The unit and `_total` are added to the name.
@@ -116,17 +86,31 @@ impl Sheet<'_> {
         &mut self,
         name: &str,
         of: Of,
-        help: &str,
+        help: &'static str,
         samples: impl IntoIterator<Item = Sample<'s>>,
-    ) -> fmt::Result {
+    ) {
+        self.add(name, Kind::Counter, of, help, samples);
+    }
+
+    fn add<'s>(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        of: Of,
+        help: &'static str,
+        samples: impl IntoIterator<Item = Sample<'s>>,
+    ) {
         let unit = of.unit();
-        let mut metric = self.encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
-        for (labels, value) in samples {
-            let labels = labels.as_slice();
-            let none: Option<&prometheus_client::metrics::exemplar::Exemplar<[(&str, &str); 0], f64>> = None;
-            metric.encode_family(&labels)?.encode_counter(&value, none)?;
-        }
-        Ok(())
+        let name = match unit {
+            Some(unit) => format!("{PREFIX}_{name}_{unit}"),
+            None => format!("{PREFIX}_{name}"),
+        };
+        let samples = samples.into_iter().map(|(labels, value)| {
+            let labels = [("fleet", self.fleet)].into_iter().chain(labels);
+            (labels.map(|(label, value)| (label.to_owned(), value.to_owned())).collect(), value)
+        });
+        let samples = samples.collect();
+        self.families.push(Family { name, kind, unit, help, samples });
     }
 }
 
@@ -160,7 +144,12 @@ mod tests {
 
     #[test]
     fn numbers_have_names_units_and_labels() {
-        let text = exposition("f", management(), EngineNow { name: "off".into(), ..EngineNow::default() });
+        let text = exposition(
+            "f",
+            &management(),
+            &EngineNow { name: "off".into(), ..EngineNow::default() },
+            Format::OpenMetrics,
+        );
         for line in [
             "# TYPE samepage_guest_memory_bytes gauge",
             "# UNIT samepage_guest_memory_bytes bytes",
@@ -180,7 +169,7 @@ mod tests {
         }
         let version = env!("CARGO_PKG_VERSION");
         assert!(
-            text.contains(&format!("_build_info{{fleet=\"f\",version=\"{version}\",engine=\"off\"}} 1\n"))
+            text.contains(&format!("_build_info{{fleet=\"f\",version=\"{version}\",engine=\"off\"}} 1.0\n"))
         );
         assert!(text.ends_with("\n# EOF\n"));
     }
@@ -190,8 +179,8 @@ mod tests {
         let names = |text: &str| -> Vec<String> {
             text.lines().filter(|l| l.starts_with("# TYPE")).map(str::to_owned).collect()
         };
-        let nothing = exposition("f", Management::default(), EngineNow::default());
-        let something = exposition("f", management(), EngineNow::default());
+        let nothing = exposition("f", &Management::default(), &EngineNow::default(), Format::Text);
+        let something = exposition("f", &management(), &EngineNow::default(), Format::Text);
         assert_eq!(names(&nothing), names(&something));
         for line in nothing.lines().chain(something.lines()).filter(|line| !line.starts_with('#')) {
             let value: f64 = line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(f64::NAN);

@@ -7,6 +7,9 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use super::accept;
+use super::text::Format;
+
 /// Longest request line and headers, with the empty line that ends them.
 pub(super) const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Most headers of a request.
@@ -20,9 +23,7 @@ const LINGER_BYTES: usize = 64 << 10;
 const CHUNK_BYTES: usize = 2 << 10;
 /// The least a read or write is given: 0 would be no limit.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// What metrics are written in.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// What else is said.
+/// What is said besides metrics.
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// A client's stream.
@@ -53,10 +54,12 @@ client!(TcpStream);
 client!(UnixStream);
 
 /// Answers one request with what `metrics` gives. A client that is slow or hangs up is left.
-pub(super) fn answer(client: &mut dyn Client, metrics: &dyn Fn() -> String) {
+pub(super) fn answer(client: &mut dyn Client, metrics: &dyn Fn(Format) -> String) {
     let deadline = Instant::now() + PATIENCE;
     let answer = match request(client, deadline) {
-        Ok(Asked::Metrics { head_only }) => Answer { head_only, ..Answer::of("200 OK", metrics()) },
+        Ok(Asked::Metrics { head_only, format }) => {
+            Answer { head_only, kind: format.content_type(), ..Answer::of("200 OK", metrics(format)) }
+        }
         Ok(Asked::Elsewhere) => Answer::of("404 Not Found", "there is only /metrics here\n"),
         Ok(Asked::Otherwise) => Answer::of("405 Method Not Allowed", "expected GET /metrics\n"),
         Ok(Asked::TooLong) => {
@@ -78,7 +81,7 @@ pub(super) fn turn_away(client: &mut dyn Client) {
 
 /// What a client wants.
 enum Asked {
-    Metrics { head_only: bool },
+    Metrics { head_only: bool, format: Format },
     Elsewhere,
     Otherwise,
     TooLong,
@@ -99,7 +102,7 @@ fn request(client: &mut dyn Client, deadline: Instant) -> io::Result<Asked> {
         let mut parsed = httparse::Request::new(&mut headers);
         match parsed.parse(&head) {
             Ok(httparse::Status::Complete(_)) => {
-                return Ok(wish(parsed.method.unwrap_or(""), parsed.path.unwrap_or("")));
+                return Ok(wish(&parsed));
             }
             Ok(httparse::Status::Partial) if head.len() < MAX_HEAD_BYTES => {}
             Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
@@ -110,10 +113,15 @@ fn request(client: &mut dyn Client, deadline: Instant) -> io::Result<Asked> {
     }
 }
 
-fn wish(method: &str, target: &str) -> Asked {
+fn wish(request: &httparse::Request) -> Asked {
+    let target = request.path.unwrap_or("");
+    let method = request.method.unwrap_or("");
     match (method, target.split('?').next()) {
-        ("GET", Some("/metrics")) => Asked::Metrics { head_only: false },
-        ("HEAD", Some("/metrics")) => Asked::Metrics { head_only: true },
+        ("GET" | "HEAD", Some("/metrics")) => {
+            let accepted = request.headers.iter().filter(|h| h.name.eq_ignore_ascii_case("accept"));
+            let format = accept::format(accepted.map(|h| h.value));
+            Asked::Metrics { head_only: method == "HEAD", format }
+        }
         (_, Some("/metrics")) => Asked::Otherwise,
         _ => Asked::Elsewhere,
     }
@@ -122,21 +130,27 @@ fn wish(method: &str, target: &str) -> Asked {
 /// What a client is told.
 struct Answer {
     status: &'static str,
+    kind: &'static str,
     body: String,
     head_only: bool,
 }
 
 impl Answer {
     fn of(status: &'static str, body: impl Into<String>) -> Self {
-        Self { status, body: body.into(), head_only: false }
+        Self { status, kind: PLAIN, body: body.into(), head_only: false }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let kind = if self.status.starts_with("200") { OPEN_METRICS } else { PLAIN };
-        let allow = if self.status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
+        let further = match self.status.get(..3) {
+            // What is sent depends on it, which a cache between has to know.
+            Some("200") => "Vary: Accept\r\n",
+            Some("405") => "Allow: GET, HEAD\r\n",
+            _ => "",
+        };
         let head = format!(
-            "HTTP/1.1 {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+            "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n{further}Connection: close\r\n\r\n",
             self.status,
+            self.kind,
             self.body.len()
         );
         let body = if self.head_only { "" } else { self.body.as_str() };
@@ -193,7 +207,7 @@ mod tests {
     /// What a client gets that sends this and then nothing more.
     fn told(request: &[u8]) -> String {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        let server = thread::spawn(move || answer(&mut theirs, &|| "# EOF\n".into()));
+        let server = thread::spawn(move || answer(&mut theirs, &|format| format!("{format:?}\n")));
         // It may have been answered before all was sent.
         let _ = ours.write_all(request);
         let _ = ours.shutdown(Shutdown::Write);
@@ -207,11 +221,26 @@ mod tests {
     fn metrics_are_had_by_get() {
         let answer = told(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(answer.contains("\r\nContent-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
-        assert!(answer.ends_with("Content-Length: 6\r\nConnection: close\r\n\r\n# EOF\n"), "{answer}");
-        assert!(told(b"GET /metrics?name[]=a HTTP/1.0\r\n\r\n").ends_with("# EOF\n"));
+        assert!(
+            answer.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"),
+            "{answer}"
+        );
+        let end = "Content-Length: 5\r\nVary: Accept\r\nConnection: close\r\n\r\nText\n";
+        assert!(answer.ends_with(end), "{answer}");
+        assert!(told(b"GET /metrics?name[]=a HTTP/1.0\r\n\r\n").ends_with("Text\n"));
         let head = told(b"HEAD /metrics HTTP/1.1\r\n\r\n");
-        assert!(head.contains("Content-Length: 6\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(head.contains("Content-Length: 5\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    }
+
+    #[test]
+    fn open_metrics_is_had_by_its_name() {
+        let wanted =
+            b"GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text;q=0.9, */*;q=0.1\r\n\r\n";
+        let answer = told(wanted);
+        assert!(answer.contains("\r\nContent-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nOpenMetrics\n"), "{answer}");
+        let elsewhere = told(b"GET / HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n");
+        assert!(elsewhere.contains("\r\nContent-Type: text/plain; charset=utf-8\r\n"), "{elsewhere}");
     }
 
     #[test]

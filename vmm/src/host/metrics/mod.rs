@@ -1,9 +1,13 @@
-//! A fleet's numbers for Prometheus: written in OpenMetrics, served over HTTP. Only reads; there is no authentication.
+//! A fleet's numbers for Prometheus: written in its text format or in OpenMetrics, served over HTTP. Only reads; there
+//! is no authentication.
 
+mod accept;
 mod exposition;
 mod families;
 mod http;
 mod server;
+mod text;
 
 pub use self::exposition::{EngineNow, exposition};
 pub use self::server::Server;
+pub use self::text::Format;

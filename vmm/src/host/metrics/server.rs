@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 
 use super::http::{self, Client};
+use super::text::Format;
 use crate::host::HostError;
 use crate::host::spec::MetricsAddress;
 use crate::os::SocketFile;
@@ -25,7 +26,7 @@ const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const RECOVERY: Duration = Duration::from_millis(100);
 
 /// What is served, made anew for each client.
-pub type Page = dyn Fn() -> String + Send + Sync;
+pub type Page = dyn Fn(Format) -> String + Send + Sync;
 
 /// An address that is taken, with nobody to answer there yet.
 pub struct Bound {
@@ -180,7 +181,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn server(address: &MetricsAddress) -> Result<Server, HostError> {
-        Server::start(Server::bind(address)?, Arc::new(|| "# EOF\n".into()))
+        Server::start(Server::bind(address)?, Arc::new(|_| "# EOF\n".into()))
     }
 
     fn scrape(mut stream: impl Read + Write) -> String {

@@ -1,0 +1,164 @@
+//! What a look at a fleet's frames costs: by kind, as the ledger does it, against entry by entry and frame by frame, on the
+//! same guests at the same moment. Run by `tests/bench ledger`, as root: others do not see frame numbers.
+//!
+//! By processor time, so that what else runs on the machine says little. The guests stand still, so that both have to
+//! come to the same.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
+use tests::boot::median;
+use tests::merging::machine;
+use tests::sandbox::Sandbox;
+use tests::vm::{Client, Vm, eventually};
+use vmm::measure::by_kind;
+use vmm::measure::frames::{self, Frames};
+use vmm::measure::{Extent, MeasureError, Space};
+use vmm::memory::PAGE_BYTES;
+use vmm::merge::Engine;
+use vmm::merge::slab::engine::SlabEngine;
+
+const USAGE: &str = "\
+Compares what reading the ledger's frames costs by kind with what it costs frame by frame.
+
+Usage: ledger-bench [--guests N] [--memory MIB] [--rounds R] [--json]
+
+  --guests N    guests that are merged [default: 4]
+  --memory MIB  RAM of each [default: 512]
+  --rounds R    rounds, of which the median is shown [default: 5]
+  --json        print one JSON object
+
+Needs root and /dev/kvm.";
+
+/// One state of the fleet.
+struct State {
+    name: &'static str,
+    /// Milliseconds of a processor for each GiB of guest memory.
+    by_frame: f64,
+    by_kind: f64,
+    frames: Frames,
+}
+
+impl State {
+    fn of(name: &'static str, spaces: &[Space], rounds: usize) -> Result<Self> {
+        let gib =
+            spaces.iter().map(Space::pages).sum::<u64>() as f64 * PAGE_BYTES as f64 / (1u64 << 30) as f64;
+        let (mut slow, mut fast) = (Vec::new(), Vec::new());
+        let mut last = Frames::default();
+        for _ in 0..rounds {
+            let (frames, took) = timed(|| frames::measure(spaces))?;
+            ensure!(!frames.estimated, "frame numbers are hidden from this user: run it as root");
+            slow.push(took.as_secs_f64() * 1e3 / gib);
+            let (kinds, took) = timed(|| by_kind::measure(spaces))?;
+            fast.push(took.as_secs_f64() * 1e3 / gib);
+            ensure!(
+                (kinds.pages, kinds.frames, &kinds.shared_by)
+                    == (frames.pages, frames.frames, &frames.shared_by),
+                "they do not agree on {name}: {:?}, and frame by frame {:?}",
+                kinds.pages,
+                frames.pages
+            );
+            last = frames;
+        }
+        Ok(Self { name, by_frame: median(slow), by_kind: median(fast), frames: last })
+    }
+}
+
+fn timed(work: impl FnOnce() -> Result<Frames, MeasureError>) -> Result<(Frames, Duration)> {
+    let now = || {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+    };
+    let before = now();
+    let frames = work()?;
+    Ok((frames, now() - before))
+}
+
+fn space(vm: &Vm) -> Result<Space> {
+    let status = vm.ask(&json!({"op": "status"}))["status"].clone();
+    let extents: Vec<Extent> = serde_json::from_value(status["extents"].clone()).context("no extents")?;
+    Ok(Space { name: "guest".into(), pid: vm.running().pid(), extents })
+}
+
+fn main() -> Result<()> {
+    let (mut guests, mut memory_mib, mut rounds, mut as_json) = (4, 512, 5, false);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--guests" => guests = value()?.parse().context("--guests takes a number")?,
+            "--memory" => memory_mib = value()?.parse::<u64>().context("--memory takes a number of MiB")?,
+            "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
+            "--json" => as_json = true,
+            "-h" | "--help" => {
+                println!("{USAGE}");
+                return Ok(());
+            }
+            other => bail!("unknown argument {other}\n\n{USAGE}"),
+        }
+    }
+    ensure!((1..=64).contains(&guests) && rounds > 0, "--guests must be 1 to 64, --rounds at least 1");
+    ensure!((32..=65_536).contains(&memory_mib), "--memory must be 32 to 65536");
+    let sandbox = Sandbox::new();
+    let socket = sandbox.file("merge.sock");
+    let mut engine = SlabEngine::new(socket.clone());
+    let (memory, merge) = (format!("{memory_mib}M"), socket.to_str().context("no UTF-8")?);
+    let pages = memory_mib * 256 * 3 / 4;
+    let mut vms: Vec<(Vm, Client)> = Vec::new();
+    for n in 0..guests {
+        let vm = Vm::start(
+            &sandbox,
+            &format!("vm-{n}"),
+            &["--memory", &memory, "--huge-pages", "no", "--merge", merge],
+        );
+        let mut com2 = vm.com2();
+        com2.line().context("no ready line")?;
+        let fill = format!("fill seed={n} common=7 zero=10 common_pct=50 dup=20 unique=20 pages={pages}");
+        com2.command(&fill);
+        vms.push((vm, com2));
+    }
+    let spaces = vms.iter().map(|(vm, _)| space(vm)).collect::<Result<Vec<_>>>()?;
+    let hold = |op: &str| vms.iter().for_each(|(vm, _)| _ = vm.ask(&json!({"op": op})));
+    hold("pause");
+    let before = State::of("before it is merged", &spaces, rounds)?;
+    hold("resume");
+    engine.start(&[]).context("the engine does not start")?;
+    let mut last = (0, 0);
+    eventually("nothing new is merged", || {
+        let merged = engine.progress().map_or(0, |progress| progress.merged_pages);
+        last = if merged == last.0 && merged > 0 { (merged, last.1 + 1) } else { (merged, 0) };
+        last.1 > 100
+    });
+    hold("pause");
+    // What was under way comes to its end.
+    std::thread::sleep(Duration::from_secs(2));
+    let states = [before, State::of("merged by slabs", &spaces, rounds)?];
+    let machine = machine();
+    if as_json {
+        let states: Vec<_> = states
+            .iter()
+            .map(|s| {
+                json!({"state": s.name, "by_frame_ms_a_gib": s.by_frame, "by_kind_ms_a_gib": s.by_kind,
+                    "pages": s.frames.pages, "frames": s.frames.frames})
+            })
+            .collect();
+        println!(
+            "{:#}",
+            json!({"machine": machine, "guests": guests, "memory_mib": memory_mib, "states": states})
+        );
+        return Ok(());
+    }
+    println!(
+        "{machine}\n{guests} guests of {memory_mib} MiB; milliseconds of a processor for each GiB of guest memory"
+    );
+    for State { name, by_frame, by_kind, frames } in states {
+        let shared = 100.0 * frames.pages.shared as f64 / frames.pages.total as f64;
+        println!(
+            "  {name:20} frame by frame {by_frame:7.2}   by kind {by_kind:6.2}   {:.1} times less; {shared:.0} % shared",
+            by_frame / by_kind
+        );
+    }
+    Ok(())
+}
