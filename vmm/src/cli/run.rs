@@ -39,8 +39,8 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --api-sock ./api.sock --config-file resources/api/vm.json   the same, started from a file
 
 `samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is
-0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on; 152 when
---config-file cannot be used.")]
+0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on, when its kernel
+panicked, or when it was asked to power off and did not in time; 152 when --config-file cannot be used.")]
 pub(super) struct Args {
     /// Make the API's socket here and wait to be told what to start: Firecracker's REST API
     #[arg(long, value_name = "SOCKET")]
@@ -221,12 +221,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     tracing::info!("{name} has ended: {ending:?}");
     match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Stopped => Ok(ExitCode::SUCCESS),
+        Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),
+        Ending::Panicked(Some(reason)) => eprintln!("error: {name}: the guest's kernel panicked: {reason}"),
+        Ending::Panicked(None) => {
+            eprintln!("error: {name}: the guest's kernel panicked; its console may say why");
+        }
+        Ending::CutOff { limit } => eprintln!(
+            "error: {name}: the guest was asked to power off, had not after {} s, and was stopped: what it had not \
+             written to its drives is lost",
+            limit.as_secs()
+        ),
         Ending::Fault(report) => {
             eprintln!("error: {name}: {report}");
-            Ok(ExitCode::FAILURE)
         }
     }
+    Ok(ExitCode::FAILURE)
 }
 
 /// The range in the integer that clap compares in.

@@ -36,6 +36,16 @@ pub enum Request {
     Resume,
     /// End the VM.
     Stop,
+    /// Press the power button.
+    PowerButton,
+    /// Ask the guest to power off, and end the VM if it does not.
+    ShutDown {
+        /// How long it may take; 0 is [`Request::Stop`].
+        timeout_seconds: u32,
+        /// Besides by its power button it is asked by this line on COM2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        com2: Option<String>,
+    },
     /// Allow (or undo) the host kernel's samepage merging of guest RAM.
     Mergeable {
         /// Allow.
@@ -88,6 +98,8 @@ impl Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::PowerButton`].
+    PowerButton(Pressed),
     /// To [`Request::KvmStats`]: sums over all vCPUs where a value is theirs.
     KvmStats(Values),
     /// To [`Request::Balloon`].
@@ -102,6 +114,13 @@ pub enum Reply {
     Done,
     /// It was not.
     Error(String),
+}
+
+/// Whether a press of the power button is of use.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Pressed {
+    /// Has the guest a driver for it? If one comes later, it learns of it then.
+    pub driver: bool,
 }
 
 /// What a VM is.
@@ -128,6 +147,9 @@ pub struct Status {
     /// show where they belong. There are none while it is paused.
     #[serde(default)]
     pub parked_pages: u64,
+    /// Why its kernel panicked, as its console says; None if it did not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic: Option<String>,
 }
 
 /// What carries requests out.

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -22,8 +22,15 @@ pub enum Ending {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest's kernel has panicked: of what, where it said so.
+    Panicked(Option<String>),
     /// It was stopped from outside.
     Stopped,
+    /// It was asked to power off, had not after so long, and was stopped.
+    CutOff {
+        /// How long it had.
+        limit: Duration,
+    },
     /// The guest, or KVM under it, cannot go on.
     Fault(Box<FaultReport>),
 }
