@@ -108,7 +108,8 @@ fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
 /// What the daemon says of its work, at once.
 fn management(sandbox: &Sandbox, fleet: &str) -> Option<Value> {
     let socket = sandbox.runtime_dir().join("fleets").join(fleet).join("host.sock");
-    let answer: Value = vmm::host::client::ask(&socket, &json!({"op": "management"}), SOON).ok()?;
+    let stream = vmm::host::client::connect(&socket, SOON).ok()?;
+    let answer: Value = vmm::host::client::ask(stream, &json!({"op": "management"}), SOON).ok()?;
     Some(answer["management"].clone())
 }
 

@@ -7,5 +7,6 @@ pub mod image;
 pub mod measure;
 pub mod memory;
 pub mod merge;
+pub mod os;
 pub mod overcommit;
 pub mod vm;

@@ -4,16 +4,18 @@ use super::{Finding, Source};
 
 /// Each module of `vmm`, and the modules it may name. Whatever is not listed here is refused.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
-    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory"]),
-    ("api", &["vm", "memory"]),
-    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory"]),
-    ("vm", &["image", "memory"]),
-    ("merge", &["measure", "memory"]),
+    ("cli", &["api", "host", "vm", "merge", "overcommit", "measure", "image", "memory", "os"]),
+    ("api", &["vm", "memory", "os"]),
+    ("host", &["vm", "merge", "overcommit", "measure", "image", "memory", "os"]),
+    ("vm", &["image", "memory", "os"]),
+    ("merge", &["measure", "memory", "os"]),
     ("measure", &["memory"]),
     // Decides on plain numbers: no VM, no memory.
     ("overcommit", &[]),
     ("image", &[]),
     ("memory", &[]),
+    // Processes and sockets, held by descriptors.
+    ("os", &[]),
 ];
 
 /// An import against the direction is the first step to a module that cannot be understood alone.

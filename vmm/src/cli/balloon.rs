@@ -44,7 +44,7 @@ struct Which {
     #[arg(value_name = "GUEST")]
     guest: String,
     /// Which fleet; not needed while only one is up
-    #[arg(long, value_name = "FLEET")]
+    #[arg(long, visible_alias = "fleet", value_name = "FLEET")]
     name: Option<String>,
     /// Print one JSON object
     #[arg(long)]

@@ -1,15 +1,14 @@
 //! `samepage fleet`: up, status, verify, metrics, down.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, ExitCode, Stdio};
+use std::process::{Child, Command as Program, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::fleet_table::{kvm_table, status_table};
@@ -17,11 +16,13 @@ use super::ledger_table::admission_text;
 use super::progress::{Bars, interrupt_flag, is_set};
 use crate::host::HostError;
 use crate::host::admission::judge;
-use crate::host::daemon::{is_up, request, take_down_orphans};
+use crate::host::daemon::request;
+use crate::host::down::{Down, clean_up, take_down};
 use crate::host::fleet::Stage;
-use crate::host::runtime::{FleetDir, choose};
+use crate::host::living::{choose, choose_to_end, holder, pids};
 use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
+use crate::os::Process;
 
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);
@@ -52,6 +53,10 @@ enum Command {
   samepage fleet up resources/fleets/builtin.toml
   samepage fleet up resources/fleets/linux.toml --json     after `samepage image`
   samepage fleet up resources/fleets/builtin.toml --dry-run
+  samepage fleet up fleet.toml --replace             its daemon was killed, and the file was changed since
+
+Guests that a killed daemon left are taken over if they are as the file says. If one is not, or is not in the file any
+more, each difference is named and nothing is touched, unless --replace is given.
 
 These two files show how a fleet file is written; the README lists every key.")]
     Up {
@@ -64,6 +69,9 @@ These two files show how a fleet file is written; the README lists every key.")]
         /// Start nothing; say whether each guest would be let in
         #[arg(long)]
         dry_run: bool,
+        /// End guests that an earlier daemon left and that are not as the file says, and start them anew
+        #[arg(long)]
+        replace: bool,
     },
     /// Show the guests, their pages and what merging saved
     #[command(after_help = "Examples:
@@ -73,7 +81,7 @@ These two files show how a fleet file is written; the README lists every key.")]
   samepage fleet status --kvm                   faults, mappings, TLB flushes and exits of each guest")]
     Status {
         /// Which fleet; not needed while only one is up
-        #[arg(long)]
+        #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
         /// Print one JSON object
         #[arg(long)]
@@ -99,7 +107,7 @@ These two files show how a fleet file is written; the README lists every key.")]
     )]
     Verify {
         /// Which fleet; not needed while only one is up
-        #[arg(long)]
+        #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
         /// Print one JSON object
         #[arg(long)]
@@ -114,22 +122,22 @@ It asks the daemon's own socket, and needs no `metrics` in the fleet file. With 
 of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics.")]
     Metrics {
         /// Which fleet; not needed while only one is up
-        #[arg(long)]
+        #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
     },
     /// End all guests and the daemon, also where the daemon is gone already
     #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
     Down {
         /// Which fleet; not needed while only one is up
-        #[arg(long)]
+        #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
     },
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Up { file, json, dry_run: true } => dry_run(&FleetSpec::read(&file)?, json),
-        Command::Up { file, json, .. } => up(&file, json),
+        Command::Up { file, json, dry_run: true, .. } => dry_run(&FleetSpec::read(&file)?, json),
+        Command::Up { file, json, replace, .. } => up(&file, replace, json),
         Command::Status { name, json, kvm, content, audit, settle } => {
             let settle_seconds = settle.then_some(SETTLE_SECONDS);
             let limit = if content || settle || audit { LONG } else { SHORT };
@@ -137,7 +145,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Verify { name, json } => verify(&choose(name)?, json),
         Command::Metrics { name } => metrics(&choose(name)?),
-        Command::Down { name } => down(&choose(name)?),
+        Command::Down { name } => down(&choose_to_end(name)?),
     }
 }
 
@@ -159,23 +167,18 @@ fn dry_run(spec: &FleetSpec, json: bool) -> anyhow::Result<ExitCode> {
     Ok(if admission.check().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
+fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
     // Read here too, so that mistakes in the file are told with their causes and nothing is started.
     let spec = FleetSpec::read(file)?;
-    let dir = FleetDir::of(&spec.name);
     let interrupted = interrupt_flag()?;
-    dir.create()?;
-    if is_up(&dir.host_socket()?) {
-        return Err(HostError::UpAlready { fleet: spec.name }.into());
-    }
-    let log = File::create(dir.host_log()).context("cannot make the daemon's log")?;
-    let mut daemon = Process::new(std::env::current_exe()?)
+    // Whether the fleet is up already is for the daemon to find out: it alone claims the name.
+    let mut daemon = Program::new(std::env::current_exe()?)
         .arg("host")
         .arg(file)
+        .args(replace.then_some("--replace"))
         .arg("--detach")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log)
         .process_group(0)
         .spawn()
         .context("cannot start the daemon")?;
@@ -211,16 +214,28 @@ fn up(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
             print(&status, json)?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(e) => {
-            if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::TERM);
-            }
-            let _ = daemon.wait();
-            // One that was killed has left its guests, and the directory is the only way to them.
-            take_down_orphans(&spec.name)?;
-            Err(e.context(format!("fleet {} is not up; everything that was started is stopped", spec.name)))
-        }
+        Err(e) => Err(not_up(&spec.name, daemon, e)?),
     }
+}
+
+/// Why a fleet did not come up, and what has become of what there was. When it returns, `daemon` has ended, and what it started.
+fn not_up(fleet: &str, mut daemon: Child, error: anyhow::Error) -> anyhow::Result<anyhow::Error> {
+    // It is ours, and nobody has waited for it: until then its number is its own.
+    if let Ok(process) = Process::of_child(&daemon) {
+        let _ = process.signal(Signal::TERM);
+        while !process.ends_within(Duration::from_secs(1)) {}
+    }
+    let left = clean_up(fleet, daemon.id())?;
+    let _ = daemon.wait();
+    Ok(match &left[..] {
+        // Another daemon has it, and this one touched nothing.
+        _ if holder(fleet).is_some() => error,
+        [] => error.context(format!("fleet {fleet} is not up; everything that was started is stopped")),
+        left => error.context(format!(
+            "fleet {fleet} is not up; what was started for it is stopped, and what ran before runs on: {}",
+            pids(left)
+        )),
+    })
 }
 
 fn status(fleet: &str, json: bool, ask: &Request, limit: Duration) -> anyhow::Result<ExitCode> {
@@ -268,15 +283,13 @@ fn metrics(fleet: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn down(fleet: &str) -> anyhow::Result<ExitCode> {
-    match request(fleet, &Request::Down, SHORT) {
-        Ok(_) => println!("fleet {fleet} is down"),
-        Err(HostError::NoDaemon { .. }) => {
-            let vms = take_down_orphans(fleet)?;
+    match take_down(fleet)? {
+        Down::ByDaemon => println!("fleet {fleet} is down"),
+        Down::Orphans(vms) => {
             println!(
                 "fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running"
             );
         }
-        Err(e) => return Err(e.into()),
     }
     Ok(ExitCode::SUCCESS)
 }

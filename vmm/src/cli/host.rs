@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::progress::interrupt_flag;
 use crate::host::HostError;
-use crate::host::daemon::{Daemon, one_line};
+use crate::host::daemon::{Daemon, Plan, one_line};
 use crate::host::fleet::Watch;
 use crate::host::spec::FleetSpec;
 
@@ -26,7 +26,10 @@ pub(super) struct Args {
     /// The fleet file
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Leave the session of the terminal
+    /// End guests of an earlier daemon that are not as the file says, and start them anew
+    #[arg(long)]
+    replace: bool,
+    /// Leave the session of the terminal, and write messages to the log in the fleet's directory
     #[arg(long, hide = true)]
     detach: bool,
 }
@@ -61,7 +64,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         say(serde_json::json!({ "error": one_line(&error) }));
         *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     };
-    match Daemon::up(spec, &watch, interrupted) {
+    let plan = Plan { spec, replace: args.replace, log: args.detach };
+    match Daemon::up(plan, &watch, interrupted) {
         Ok(daemon) => daemon.serve(&watch, |up| match up {
             Ok(status) => say(serde_json::json!({ "up": status })),
             Err(error) => failed(error),
@@ -69,6 +73,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(error) => failed(error),
     }
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // Who started us says it.
+        Some(_) if args.detach => Ok(ExitCode::FAILURE),
         Some(error) => Err(error.into()),
         None => Ok(ExitCode::SUCCESS),
     }

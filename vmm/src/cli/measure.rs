@@ -55,7 +55,7 @@ pub(super) struct Args {
     #[arg(value_name = "GUEST", group = "what")]
     guests: Vec<String>,
     /// Which fleet; not needed while only one is up
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, visible_alias = "name", value_name = "NAME")]
     fleet: Option<String>,
     /// A process with guest memory; may be given more than once
     #[arg(long, value_name = "PID", group = "what")]

@@ -169,6 +169,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         console: args.console,
         control: args.control,
         com2: args.com2,
+        keep_sockets: args.daemon.is_some(),
         drives: args.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
         balloon: (!args.no_balloon).then_some(balloon::Config {
             target_pages: 0,

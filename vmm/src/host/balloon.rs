@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::client::control;
+use super::living::choose;
 use super::post::Post;
-use super::runtime::{FleetDir, choose};
+use super::runtime::FleetDir;
 use crate::memory::PAGE_BYTES;
 use crate::vm::balloon::{BalloonSize, BalloonStatus};
 use crate::vm::control::{Reply, Request};

@@ -6,22 +6,37 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest::protocol::{Command, LineReader, Reply};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::HostError;
+use crate::os::Peer;
 use crate::vm::control;
 
 /// How long a VM process, or the daemon, may take to answer what it can answer at once.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Longest answer that is read.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// How often a silent socket is looked at again, for an interrupt.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Asks one question of a JSON-lines socket at `path` and reads one answer, within `limit`.
-pub fn ask<Q: Serialize, A: DeserializeOwned>(path: &Path, question: &Q, limit: Duration) -> io::Result<A> {
-    let mut stream = UnixStream::connect(path)?;
+/// Connects to the socket at `path`. One whose process does not take clients is an error after `limit`.
+pub fn connect(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // For connecting, too, where the queue is full.
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+/// Asks one question of a JSON-lines socket and reads one answer, within `limit`.
+pub fn ask<Q: Serialize, A: DeserializeOwned>(
+    mut stream: UnixStream,
+    question: &Q,
+    limit: Duration,
+) -> io::Result<A> {
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     let mut line = serde_json::to_vec(question)?;
@@ -37,20 +52,34 @@ pub fn ask<Q: Serialize, A: DeserializeOwned>(path: &Path, question: &Q, limit: 
 
 /// Asks a VM's control socket; its refusal is an error.
 pub fn control(guest: &str, path: &Path, request: &control::Request) -> Result<control::Reply, HostError> {
-    control_within(guest, path, request, ANSWER_LIMIT)
+    control_within(guest, path, None, request, ANSWER_LIMIT)
 }
 
-/// As [`control`], with so long to answer.
+/// As [`control`], with so long to answer. Where it is known which process the VM is, no other one is asked.
 pub fn control_within(
     guest: &str,
     path: &Path,
+    pid: Option<u32>,
     request: &control::Request,
     limit: Duration,
 ) -> Result<control::Reply, HostError> {
-    match ask(path, request, limit) {
+    let asked = connect(path, limit).and_then(|stream| {
+        check_peer(&stream, pid)?;
+        ask(stream, request, limit)
+    });
+    match asked {
         Ok(control::Reply::Error(answer)) => Err(HostError::Control { guest: guest.into(), answer }),
         Ok(reply) => Ok(reply),
         Err(source) => Err(HostError::Socket { who: format!("the VM of guest {guest}"), source }),
+    }
+}
+
+/// An error if another process than `pid` listens.
+fn check_peer(stream: &UnixStream, pid: Option<u32>) -> io::Result<()> {
+    let Some(pid) = pid else { return Ok(()) };
+    match Peer::of(stream)?.pid {
+        peer if peer == pid => Ok(()),
+        peer => Err(io::Error::other(format!("process {peer} answers there, not process {pid}"))),
     }
 }
 
@@ -63,9 +92,10 @@ pub struct Com2 {
 }
 
 impl Com2 {
-    /// Connects to the COM2 socket of `guest`.
-    pub fn connect(guest: &str, path: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(path)?;
+    /// Connects to the COM2 socket of `guest`, whose VM is process `pid`.
+    pub fn connect(guest: &str, path: &Path, pid: u32) -> io::Result<Self> {
+        let stream = connect(path, ANSWER_LIMIT)?;
+        check_peer(&stream, Some(pid))?;
         stream.set_read_timeout(Some(POLL))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;
         Ok(Self { guest: guest.into(), stream, reader: LineReader::new(), buffered: Vec::new() })

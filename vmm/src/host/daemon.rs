@@ -1,27 +1,27 @@
 //! The daemon over one fleet: brings it up, answers its socket, takes it down. If it is killed the guests run
 //! on, and the next one takes them over.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::HostError;
+use super::claim::Claim;
 use super::client::{self, ask};
 use super::fleet::{Fleet, Watch};
 use super::governor::{Governor, lock};
-use super::guest::{Lifetime, is_running, kill};
 use super::hands::govern;
+use super::home::Home;
+use super::living;
 use super::metrics::{self, EngineNow, exposition};
 use super::runtime::FleetDir;
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
 use crate::memory::own;
-use crate::vm::control as vm;
+use crate::os::Peer;
 
 /// How often the daemon looks for an interrupt while nobody asks.
 const POLL: Duration = Duration::from_millis(100);
@@ -31,117 +31,119 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 const MAX_CLIENTS: usize = 32;
 /// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
 const OOM_SCORE_ADJ: i16 = -900;
-/// How often, and how far apart, a daemon that hangs up is asked whether it is one.
-const UP_TRIES: u32 = 25;
-const UP_PAUSE: Duration = Duration::from_millis(20);
 /// Longest request.
 const MAX_REQUEST_BYTES: u64 = 4096;
-/// How long an orphaned VM may take to end.
-const ORPHAN_LIMIT: Duration = Duration::from_secs(5);
 
-/// A fleet that is up, and the socket it is asked through.
+/// What a daemon is to bring up.
+pub struct Plan {
+    /// The fleet.
+    pub spec: FleetSpec,
+    /// End guests that run and are not as `spec` says, and start them anew.
+    pub replace: bool,
+    /// Have standard error go to the log in the fleet's directory.
+    pub log: bool,
+}
+
+/// A fleet that is up, and the sockets it is asked through.
 pub struct Daemon {
     fleet: Arc<Mutex<Fleet>>,
     page: Arc<MetricsPage>,
     /// None: nobody is served, or no longer.
     metrics: Mutex<Option<metrics::Server>>,
     governor: Arc<Governor>,
-    dir: FleetDir,
-    socket: UnixListener,
+    home: Home,
     interrupted: Arc<AtomicBool>,
+    /// Whether guests and directory are gone already.
+    is_down: AtomicBool,
     /// Clients that are being answered.
     clients: AtomicUsize,
 }
 
 impl Daemon {
     /// Starts the fleet's guests, begins to merge and to keep them within their means. Guests that an earlier daemon left are taken
-    /// over. They are yet to be filled: [`Self::serve`] does that.
-    pub fn up(spec: FleetSpec, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
-        let dir = FleetDir::of(&spec.name);
+    /// over. They are yet to be filled: [`Self::serve`] does that. If it fails, what it started has ended, and nothing else.
+    pub fn up(plan: Plan, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
+        // Before anything is looked at, until this process has ended.
+        let claim = Claim::take(&plan.spec.name)?;
+        let dir = FleetDir::of(&plan.spec.name);
         dir.create()?;
-        let path = dir.host_socket()?;
-        if is_up(&path) {
-            return Err(HostError::UpAlready { fleet: spec.name });
-        }
+        let begun = Home::new(claim, dir.clone(), plan.log)
+            .and_then(|home| Self::begin(plan, home, watch, interrupted));
+        begun.inspect_err(|_| remove_unless_left(&dir))
+    }
+
+    fn begin(plan: Plan, home: Home, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
         if let Err(error) = own::set_oom_score_adj(OOM_SCORE_ADJ) {
             // Its guests are taken before it all the same: they ask to be.
             tracing::debug!("the daemon's oom_score_adj stays as it is: {error}");
         }
-        let _ = fs::remove_file(&path);
-        let failed = |source| HostError::Runtime { what: "make the socket", path: path.clone(), source };
-        let socket = UnixListener::bind(&path).map_err(failed)?;
-        socket.set_nonblocking(true).map_err(failed)?;
-        let bound = spec.metrics.as_ref().map(metrics::Server::bind).transpose();
-        let bound = bound.inspect_err(|_| {
-            let _ = fs::remove_file(&path);
-            // What an earlier daemon left is not forgotten for this.
-            if dir.control_sockets().is_empty() {
-                dir.remove();
-            }
-        })?;
-        let managed = Fleet::ready(spec, &dir, Lifetime::TheirOwn, watch).and_then(|mut fleet| {
-            fleet.start_merging().inspect_err(|_| fleet.stop())?;
-            let fleet = Arc::new(Mutex::new(fleet));
-            let governor = Arc::new(govern(&fleet, &dir).inspect_err(|_| lock(&fleet).stop())?);
-            let page = Arc::new(MetricsPage::of(&fleet, &governor));
-            let shown = page.clone();
-            let serve = |bound| metrics::Server::start(bound, Arc::new(move || shown.text()));
-            let metrics = bound.map(serve).transpose().inspect_err(|_| lock(&fleet).stop())?;
-            Ok((fleet, page, metrics, governor))
-        });
-        match managed {
-            Ok((fleet, page, metrics, governor)) => Ok(Self {
-                fleet,
-                page,
-                metrics: Mutex::new(metrics),
-                governor,
-                dir,
-                socket,
-                interrupted,
-                clients: AtomicUsize::new(0),
-            }),
-            Err(e) => {
-                dir.remove();
-                Err(e)
-            }
-        }
+        let Plan { spec, replace, .. } = plan;
+        let bound = spec.metrics.as_ref().map(metrics::Server::bind).transpose()?;
+        let mut fleet = Fleet::take_over(spec, home.dir(), replace, watch)?;
+        fleet.start_merging().inspect_err(|_| fleet.stop_started())?;
+        let fleet = Arc::new(Mutex::new(fleet));
+        let governor = Arc::new(govern(&fleet, home.dir()).inspect_err(|_| lock(&fleet).stop_started())?);
+        let page = Arc::new(MetricsPage::of(&fleet, &governor));
+        let shown = page.clone();
+        let serve = |bound| metrics::Server::start(bound, Arc::new(move || shown.text()));
+        let metrics = bound.map(serve).transpose().inspect_err(|_| lock(&fleet).stop_started())?;
+        Ok(Self {
+            fleet,
+            page,
+            metrics: Mutex::new(metrics),
+            governor,
+            home,
+            interrupted,
+            is_down: AtomicBool::new(false),
+            clients: AtomicUsize::new(0),
+        })
     }
 
     /// Has the guests fill their memory, and tells `up` of it; answers clients until told to end, or interrupted; then ends all guests.
+    /// If they cannot be filled, those that were started here end, and no others.
     ///
     /// What does not fit as it is may fit once it is merged, so they fill last.
     pub fn serve(self, watch: &Watch, up: impl FnOnce(Result<FleetStatus, HostError>) + Send) {
+        let failed = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let filled = self.fleet().fill(watch);
                 let filled = filled.and_then(|()| self.status());
                 // Without all of its guests it is not the fleet that was asked for.
-                let failed = filled.is_err();
-                if failed {
-                    self.fleet().stop();
-                }
-                up(filled);
-                if failed {
+                if filled.is_err() {
+                    failed.store(true, Ordering::Relaxed);
+                    self.fleet().stop_started();
                     self.interrupted.store(true, Ordering::Relaxed);
                 }
+                up(filled);
             });
             while !self.interrupted.load(Ordering::Relaxed) {
-                match self.socket.accept() {
-                    Ok((stream, _)) if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS => {
+                for stream in self.home.clients(POLL) {
+                    // Too many are hung up on.
+                    if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS {
                         scope.spawn(|| {
                             self.talk(stream);
                             self.clients.fetch_sub(1, Ordering::Relaxed);
                         });
+                    } else {
+                        self.clients.fetch_sub(1, Ordering::Relaxed);
                     }
-                    // Hung up on.
-                    Ok(_) => _ = self.clients.fetch_sub(1, Ordering::Relaxed),
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => thread::sleep(POLL),
                 }
+                self.home.look_after(|| self.fleet.try_lock().map(|fleet| fleet.save()).is_ok());
             }
         });
-        self.fleet().stop();
-        self.dir.remove();
+        match failed.into_inner() {
+            true => remove_unless_left(self.home.dir()),
+            false => self.end_all(),
+        }
+    }
+
+    /// Ends all guests and removes what there is of them, once: afterwards their place may be another fleet's.
+    fn end_all(&self) {
+        if !self.is_down.swap(true, Ordering::SeqCst) {
+            self.fleet().stop();
+            self.home.dir().remove();
+        }
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
@@ -187,6 +189,7 @@ impl Daemon {
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
                 status.notes.extend(self.governor.management().notes());
+                status.notes.extend(self.home.note());
                 status.notes.extend(fleet.spec.metrics.as_ref().filter(|m| m.is_public()).map(|address| {
                     format!("metrics at {address} can be read by everyone who can reach them: there is no authentication")
                 }));
@@ -201,11 +204,17 @@ impl Daemon {
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
                 drop(lock(&self.metrics).take());
-                self.fleet().stop();
-                self.dir.remove();
+                self.end_all();
                 Ok(Reply::Done)
             }
         }
+    }
+}
+
+/// Removes the directory, unless guests run on: through it they are reached.
+fn remove_unless_left(dir: &FleetDir) {
+    if living::vms(dir).is_empty() {
+        dir.remove();
     }
 }
 
@@ -239,55 +248,36 @@ impl MetricsPage {
     }
 }
 
-/// Whether a daemon serves the socket at `path`. That somebody accepts does not say so: a process that a daemon was just starting when it
-/// was killed has its socket until it is another program, a moment later.
-pub fn is_up(path: &Path) -> bool {
-    for _ in 0..UP_TRIES {
-        match ask::<_, Reply>(path, &Request::Management, CLIENT_LIMIT) {
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return false;
-            }
-            // One that is busy may be late.
-            Ok(_) => return true,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return true,
-            Err(_) => thread::sleep(UP_PAUSE),
+/// Connects to the daemon of a fleet. That there is none is an error, and so is one of another user.
+pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
+    let dir = FleetDir::of(fleet);
+    dir.check_owners()?;
+    let path = dir.host_socket()?;
+    let failed = |source| HostError::Socket { who: format!("the daemon of fleet {fleet}"), source };
+    let stream = match client::connect(&path, limit) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            // Its directory may have been removed: it has its name all the same.
+            return living::daemon(fleet).ok_or_else(|| HostError::NoDaemon { fleet: fleet.into() });
         }
+        connected => connected.map_err(failed)?,
+    };
+    match Peer::of(&stream).map_err(failed)? {
+        peer if peer.is_this_user() => Ok(stream),
+        peer => Err(HostError::Untrusted {
+            path,
+            why: format!("process {} of user {} listens there", peer.pid, peer.uid),
+            fleets: dir.path().into(),
+        }),
     }
-    true
 }
 
 /// Asks the daemon of a fleet; its refusal is an error, and so is its absence.
 pub fn request(fleet: &str, request: &Request, limit: Duration) -> Result<Reply, HostError> {
-    let path = FleetDir::of(fleet).host_socket()?;
-    match ask(&path, request, limit) {
+    match ask(connect(fleet, limit)?, request, limit) {
         Ok(Reply::Error(answer)) => Err(HostError::Daemon(answer)),
         Ok(reply) => Ok(reply),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Err(HostError::NoDaemon { fleet: fleet.into() })
-        }
         Err(source) => Err(HostError::Socket { who: format!("the daemon of fleet {fleet}"), source }),
     }
-}
-
-/// Takes a fleet down whose daemon is gone: ends the VMs it left and removes their sockets. Returns how many
-/// VMs ran.
-pub fn take_down_orphans(fleet: &str) -> Result<usize, HostError> {
-    let dir = FleetDir::of(fleet);
-    let mut pids = Vec::new();
-    for path in dir.control_sockets() {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if let Ok(vm::Reply::Status(status)) = client::control(&name, &path, &vm::Request::Status) {
-            let _ = client::control(&name, &path, &vm::Request::Stop);
-            pids.push(status.pid);
-        }
-    }
-    let begin = std::time::Instant::now();
-    while pids.iter().any(|p| is_running(*p)) && begin.elapsed() < ORPHAN_LIMIT {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    pids.iter().filter(|p| is_running(**p)).for_each(|p| kill(*p));
-    dir.remove();
-    Ok(pids.len())
 }
 
 /// An error with its causes on one line.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::spec::MetricsAddress;
+use super::takeover::Differences;
 use crate::measure::MeasureError;
 use crate::memory::page_out::PageOutError;
 use crate::merge::EngineError;
@@ -94,13 +95,86 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// The fleet is up already.
+    /// The fleet is up already, or coming up.
     #[error(
-        "fleet {fleet:?} is up already: `samepage fleet status --name {fleet}` shows it, `samepage fleet down --name {fleet}` ends it"
+        "fleet {fleet:?} is up already, or coming up or going down (process {pid}): `samepage fleet status --name {fleet}` shows it, \
+         `samepage fleet down --name {fleet}` ends it"
     )]
     UpAlready {
         /// Its name.
         fleet: String,
+        /// The process that has claimed it.
+        pid: u32,
+    },
+    /// The fleet is another process's own, which ends it by itself.
+    #[error(
+        "fleet {fleet:?} belongs to process {pid}, which ends it by itself: wait for it, or end that process"
+    )]
+    Held {
+        /// Its name.
+        fleet: String,
+        /// The process.
+        pid: u32,
+    },
+    /// The fleet's name could not be claimed.
+    #[error("the name of fleet {fleet:?} cannot be claimed")]
+    Claim {
+        /// Its name.
+        fleet: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another user has claimed the fleet's name.
+    #[error(
+        "the name of fleet {fleet:?} is taken by process {pid} of user {uid}, which is not this user: give the fleet another name, or \
+         set SAMEPAGE_RUNTIME_DIR to another directory"
+    )]
+    ClaimOfOther {
+        /// Its name.
+        fleet: String,
+        /// The process.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// What runs of the fleet is not what the file says.
+    #[error(
+        "what runs of fleet {fleet:?} is not as the fleet file says, and nothing was touched:{differences}\n  Put the file back as it \
+         was, or give `fleet up --replace`: it ends these guests, and starts those that are in the file anew"
+    )]
+    Differs {
+        /// Its name.
+        fleet: String,
+        /// In what.
+        differences: Differences,
+    },
+    /// A directory is not this user's alone.
+    #[error(
+        "{path} is not safe: {why}, so another user could put sockets there that answer for the fleets in {fleets}; set \
+         SAMEPAGE_RUNTIME_DIR to a directory that only this user may write to",
+        path = path.display(), fleets = fleets.display()
+    )]
+    Untrusted {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// What was to be used.
+        fleets: PathBuf,
+    },
+    /// The daemon said that it ended, and has not.
+    #[error(
+        "the guests of fleet {fleet:?} have ended, but its daemon (process {pid}) still runs after {} s",
+        limit.as_secs()
+    )]
+    DaemonStays {
+        /// Its name.
+        fleet: String,
+        /// The daemon.
+        pid: u32,
+        /// How long it had.
+        limit: Duration,
     },
     /// No such guest.
     #[error("fleet {fleet:?} has no guest {guest:?}; it has: {known}")]
@@ -210,7 +284,7 @@ pub enum HostError {
     },
     /// The fleet's daemon is gone.
     #[error(
-        "the daemon of fleet {fleet:?} is gone; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them"
+        "fleet {fleet:?} has no daemon; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them"
     )]
     NoDaemon {
         /// The fleet.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::HostError;
 use super::admission;
 use super::check;
+use super::claim::Claim;
 use super::guest::{Guest, Lifetime};
 use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
@@ -18,6 +19,7 @@ use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
+use super::takeover::Left;
 use crate::measure::Space;
 use crate::measure::content::{self, Content};
 use crate::measure::frames::{self, Frames};
@@ -110,11 +112,12 @@ pub struct Fleet {
     capacity: u64,
     dir: FleetDir,
     lifetime: Lifetime,
+    /// Of a fleet that has no daemon.
+    _claim: Option<Claim>,
 }
 
 impl Fleet {
-    /// Starts all guests (or takes over those that an earlier daemon left), waits until they are ready and
-    /// fills them. On an error those that were started are ended.
+    /// Starts all guests, waits until they are ready and fills them. On an error those that were started are ended.
     pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
         let engine = engine(&spec, dir)?;
         Self::up_with(spec, engine, dir, lifetime, watch)
@@ -132,13 +135,13 @@ impl Fleet {
         match fleet.fill(watch) {
             Ok(()) => Ok(fleet),
             Err(e) => {
-                fleet.stop();
+                fleet.stop_started();
                 Err(e)
             }
         }
     }
 
-    /// Starts all guests (or takes over those that an earlier daemon left) and waits until they are ready. They are yet to be filled.
+    /// Starts all guests and waits until they are ready. They are yet to be filled.
     pub fn ready(
         spec: FleetSpec,
         dir: &FleetDir,
@@ -157,26 +160,43 @@ impl Fleet {
         lifetime: Lifetime,
         watch: &Watch,
     ) -> Result<Self, HostError> {
+        let claim = Claim::take(&spec.name)?;
         dir.create()?;
-        // Those whom an earlier daemon let in are in.
-        if dir.control_sockets().is_empty() {
-            admission::judge(&spec)?.check()?;
-        }
+        let left = Left::none(&spec, dir)?;
+        Self::come_up(spec, engine, dir, lifetime, Some(claim), left, watch)
+    }
+
+    /// As [`Fleet::ready`], for the daemon that has claimed the name: guests that an earlier one left run on. Those that are not as
+    /// `spec` says are an error, before anything is touched, or end with `replace`.
+    pub(super) fn take_over(
+        spec: FleetSpec,
+        dir: &FleetDir,
+        replace: bool,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let left = Left::find(&spec, dir, replace)?;
+        let engine = engine(&spec, dir)?;
+        Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, left, watch)
+    }
+
+    fn come_up(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        claim: Option<Claim>,
+        mut left: Left,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
-        let mut fleet = Self {
-            guests: Vec::new(),
-            engine,
-            merging: false,
-            capacity: capacity.pages,
-            dir: dir.clone(),
-            lifetime,
-            spec,
-        };
-        let result = fleet.bring_up(watch);
-        match result {
+        let guests = left.adopt(&spec, dir)?;
+        let (dir, capacity) = (dir.clone(), capacity.pages);
+        let mut fleet = Self { guests, engine, merging: false, capacity, dir, lifetime, spec, _claim: claim };
+        fleet.judge()?;
+        match fleet.bring_up(left, watch) {
             Ok(()) => Ok(fleet),
             Err(e) => {
-                fleet.stop();
+                fleet.stop_started();
                 Err(e)
             }
         }
@@ -187,19 +207,37 @@ impl Fleet {
         self.each(|guest| guest.fill(watch)).map(drop)
     }
 
-    fn bring_up(&mut self, watch: &Watch) -> Result<(), HostError> {
+    /// Whether those may come in that do not run yet. Those whom an earlier daemon let in are in, and count as what they are.
+    fn judge(&mut self) -> Result<(), HostError> {
+        if self.guests.is_empty() {
+            return admission::judge(&self.spec)?.check();
+        }
+        let runs = |spec: &&GuestSpec| !self.guests.iter().any(|guest| guest.spec.name == spec.name);
+        let newcomers: Vec<GuestSpec> = self.spec.guests.iter().filter(runs).cloned().collect();
+        if newcomers.is_empty() {
+            return Ok(());
+        }
+        let ledger = self.ledger(false)?.ledger;
+        let judged = admission::judge_more(&newcomers, &ledger, &self.spec.overcommit)?;
+        match newcomers.into_iter().zip(judged).find_map(|(spec, refusal)| Some((spec.name, refusal?))) {
+            Some((guest, refusal)) => Err(HostError::NotAdmitted { guest, refusal }),
+            None => Ok(()),
+        }
+    }
+
+    fn bring_up(&mut self, left: Left, watch: &Watch) -> Result<(), HostError> {
         // Before the guests: they share from the first instant what others have loaded.
         self.engine.open()?;
+        left.end(&self.dir);
+        for guest in std::mem::take(&mut self.guests) {
+            self.take_in(guest);
+        }
         for (n, spec) in self.spec.guests.clone().iter().enumerate() {
-            let left = match self.lifetime {
-                Lifetime::TheirOwn => Guest::adopt(spec, n, &self.dir)?,
-                Lifetime::WithUs => None,
-            };
-            match left {
-                Some(guest) => self.take_in(guest),
-                None => self.start(spec, n)?,
+            if !self.guests.iter().any(|guest| guest.number == n) {
+                self.start(spec, n)?;
             }
         }
+        self.guests.sort_by_key(|guest| guest.number);
         self.each(|guest| guest.wait_ready(watch)).map(drop)
     }
 
@@ -469,12 +507,26 @@ impl Fleet {
 
     /// Ends all guests and the engine.
     pub fn stop(&mut self) {
+        self.stop_those(|_| true);
+    }
+
+    /// Ends the guests that were started here, and the engine. What an earlier daemon left runs on, for a later one.
+    pub fn stop_started(&mut self) {
+        self.stop_those(Guest::is_child);
+    }
+
+    fn stop_those(&mut self, which: impl Fn(&Guest) -> bool) {
         self.engine.stop();
         thread::scope(|scope| {
-            for guest in &mut self.guests {
+            for guest in self.guests.iter_mut().filter(|guest| which(guest)) {
                 scope.spawn(move || guest.stop());
             }
         });
+    }
+
+    /// Writes down anew what is known of each guest.
+    pub(super) fn save(&self) {
+        self.guests.iter().for_each(Guest::save);
     }
 }
 

@@ -3,20 +3,22 @@
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command as Program, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use guest::layout::Layout;
 use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report, Target};
-use serde::{Deserialize, Serialize};
+use rustix::process::Signal;
 
 use super::HostError;
-use super::client::{Com2, control};
+use super::client::{ANSWER_LIMIT, Com2, control_within};
 use super::fleet::{Stage, Watch};
 use super::post::Post;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, GuestSpec, Overcommit};
+use super::state::{Saved, Started};
 use crate::measure::Space;
+use crate::os::Process;
 use crate::vm::{Drive, control as vm};
 
 /// How long the built-in guest may take until it is ready.
@@ -52,26 +54,23 @@ pub struct Guest {
     /// Its number in the fleet.
     pub number: usize,
     dir: FleetDir,
+    engine: EngineName,
+    working_set_seconds: Option<f64>,
     process: Running,
     pub(super) com2: Option<Com2>,
     ready: Option<Ready>,
     fill: Option<Fill>,
 }
 
-/// What a later daemon needs to know; the rest it asks.
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    ready: Option<String>,
-    fill: Option<String>,
-}
-
 enum Running {
     /// Started by us. The pipe ends the VM when it is dropped (with [`Lifetime::WithUs`]).
-    Child(Child, Option<ChildStdin>),
-    /// Started by an earlier daemon.
-    Adopted {
-        pid: u32,
+    Child {
+        child: Child,
+        process: Process,
+        lifeline: Option<ChildStdin>,
     },
+    /// Started by an earlier daemon.
+    Adopted(Process),
     Ended(String),
 }
 
@@ -87,13 +86,15 @@ impl Guest {
     ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
         let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
-        for stale in [&control, &com2, &log] {
-            let _ = fs::remove_file(stale);
-        }
+        let _ = fs::remove_file(&log);
+        let working_set_seconds = overcommit.sampling_seconds();
+        // Before there is a process: one that is found without it is not of this fleet's making.
+        let started = Started { guest: spec.clone(), engine, working_set_seconds };
+        Saved::new(started, None, None, None).write(dir)?;
         // Appending, as the console does: else each would write over the other's lines.
         let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
-        let mut process = Process::new(std::env::current_exe().map_err(failed)?);
-        process
+        let mut program = Program::new(std::env::current_exe().map_err(failed)?);
+        program
             .arg("run")
             .args(["--name", &spec.name, "--memory", &format!("{}K", spec.memory_bytes >> 10)])
             .args(["--cpus", &spec.cpus.to_string()])
@@ -110,68 +111,75 @@ impl Guest {
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
         for drive in &spec.drives {
-            process.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only));
+            program.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only));
         }
         if spec.kernel.is_some() {
-            process.args(["--unpack", spec.unpack.name()]);
+            program.args(["--unpack", spec.unpack.name()]);
         }
         if let Some(on) = spec.huge_pages {
-            process.args(["--huge-pages", if on { "yes" } else { "no" }]);
+            program.args(["--huge-pages", if on { "yes" } else { "no" }]);
         }
-        if let Some(seconds) = overcommit.sampling_seconds() {
-            process.args(["--sample-working-set", &seconds.to_string()]);
+        if let Some(seconds) = working_set_seconds {
+            program.args(["--sample-working-set", &seconds.to_string()]);
         }
         if overcommit.policy {
-            process.args(["--throttle", &NEWCOMER_PAGES_PER_SECOND.to_string()]);
+            program.args(["--throttle", &NEWCOMER_PAGES_PER_SECOND.to_string()]);
         }
         if engine == EngineName::Slab {
-            process.arg("--merge").arg(dir.merge_socket()?);
+            program.arg("--merge").arg(dir.merge_socket()?);
         }
         match lifetime {
-            Lifetime::WithUs => process.arg("--lifeline").stdin(Stdio::piped()),
+            Lifetime::WithUs => program.arg("--lifeline").stdin(Stdio::piped()),
             Lifetime::TheirOwn => {
-                process.args(["--daemon", &std::process::id().to_string()]).stdin(Stdio::null())
+                program.args(["--daemon", &std::process::id().to_string()]).stdin(Stdio::null())
             }
         };
-        let mut child = process.spawn().map_err(failed)?;
+        let mut child = program.spawn().map_err(failed)?;
         let lifeline = child.stdin.take();
-        let process = Running::Child(child, lifeline);
-        Ok(Self {
+        let process = match Process::of_child(&child) {
+            Ok(process) => Running::Child { child, process, lifeline },
+            Err(source) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(failed(source));
+            }
+        };
+        let guest = Self {
             spec: spec.clone(),
             number,
             dir: dir.clone(),
+            engine,
+            working_set_seconds,
             process,
             com2: None,
             ready: None,
             fill: None,
-        })
+        };
+        guest.save();
+        Ok(guest)
     }
 
-    /// Takes over a VM that an earlier daemon started and filled, if there is one that answers.
-    pub fn adopt(spec: &GuestSpec, number: usize, dir: &FleetDir) -> Result<Option<Self>, HostError> {
-        let path = dir.control(&spec.name)?;
-        let Ok(vm::Reply::Status(status)) = control(&spec.name, &path, &vm::Request::Status) else {
-            return Ok(None);
+    /// Takes over a VM that an earlier daemon started and filled, as `saved` says, and that is to be as `spec` says.
+    pub fn adopt(
+        spec: &GuestSpec,
+        number: usize,
+        dir: &FleetDir,
+        saved: &Saved,
+        vm: Process,
+    ) -> Result<Self, HostError> {
+        let guest = Self {
+            spec: spec.clone(),
+            number,
+            dir: dir.clone(),
+            engine: saved.started.engine,
+            working_set_seconds: saved.started.working_set_seconds,
+            com2: Com2::connect(&spec.name, &dir.com2(&spec.name)?, vm.pid()).ok(),
+            process: Running::Adopted(vm),
+            ready: saved.ready(),
+            fill: saved.fill(),
         };
-        let saved: Option<Saved> =
-            fs::read(dir.state(&spec.name)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let ready = saved.as_ref().and_then(|s| match Reply::parse(s.ready.as_deref()?) {
-            Ok(Reply::Ready(ready)) => Some(ready),
-            _ => None,
-        });
-        let fill = saved.as_ref().and_then(|s| match Command::parse(s.fill.as_deref()?) {
-            Ok(Command::Fill(fill)) => Some(fill),
-            _ => None,
-        });
-        let com2 = Com2::connect(&spec.name, &dir.com2(&spec.name)?).ok();
-        let process = Running::Adopted { pid: status.pid };
-        let mut guest = Self { spec: spec.clone(), number, dir: dir.clone(), process, com2, ready, fill };
-        if guest.ready.is_none() || guest.spec.fill.is_some() && guest.fill.is_none() {
-            // That daemon came no further, and what the guest said to it or still does is not known: a new one is as good.
-            guest.stop();
-            return Ok(None);
-        }
-        Ok(Some(guest))
+        // What may change under a running VM has.
+        guest.save();
+        Ok(guest)
     }
 
     /// Waits until the guest says that it is ready.
@@ -191,7 +199,7 @@ impl Guest {
                 return Err(HostError::Silent { guest: self.spec.name.clone(), limit, log });
             }
             match &mut self.com2 {
-                None => match Com2::connect(&self.spec.name, &path) {
+                None => match Com2::connect(&self.spec.name, &path, self.pid().unwrap_or(0)) {
                     Ok(com2) => self.com2 = Some(com2),
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
                 },
@@ -297,7 +305,13 @@ impl Guest {
 
     /// Asks the VM process.
     pub fn control(&self, request: &vm::Request) -> Result<vm::Reply, HostError> {
-        control(&self.spec.name, &self.dir.control(&self.spec.name)?, request)
+        self.control_within(request, ANSWER_LIMIT)
+    }
+
+    fn control_within(&self, request: &vm::Request, limit: Duration) -> Result<vm::Reply, HostError> {
+        let socket = self.dir.control(&self.spec.name)?;
+        // Of one that has ended no process is meant, and none answers.
+        control_within(&self.spec.name, &socket, Some(self.pid().unwrap_or(0)), request, limit)
     }
 
     /// Its post, while it has a process: for those who manage its memory.
@@ -357,21 +371,36 @@ impl Guest {
 
     /// Its process, while it has one.
     pub fn pid(&self) -> Option<u32> {
+        self.process().map(Process::pid)
+    }
+
+    fn process(&self) -> Option<&Process> {
         match &self.process {
-            Running::Child(child, _) => Some(child.id()),
-            Running::Adopted { pid } => Some(*pid),
+            Running::Child { process, .. } | Running::Adopted(process) => Some(process),
             Running::Ended(_) => None,
+        }
+    }
+
+    /// Whether it was started here; else an earlier daemon did that.
+    pub fn is_child(&self) -> bool {
+        matches!(self.process, Running::Child { .. })
+    }
+
+    /// Kills its VM at once, as the out-of-memory killer does.
+    pub fn kill(&self) {
+        if let Some(process) = self.process() {
+            let _ = process.signal(Signal::KILL);
         }
     }
 
     /// None while its VM runs, else how it ended.
     pub fn ended(&mut self) -> Option<&str> {
         let how = match &mut self.process {
-            Running::Child(child, _) => match child.try_wait() {
+            Running::Child { child, .. } => match child.try_wait() {
                 Ok(Some(status)) => Some(describe(status)),
                 _ => None,
             },
-            Running::Adopted { pid } => (!is_running(*pid)).then(|| "its process is gone".into()),
+            Running::Adopted(process) => process.has_ended().then(|| "its process is gone".into()),
             Running::Ended(_) => None,
         };
         if let Some(how) = how {
@@ -418,45 +447,49 @@ impl Guest {
         }
     }
 
-    fn save(&self) {
-        let saved = Saved {
-            ready: self.ready.map(|r| Reply::Ready(r).to_string()),
-            fill: self.fill.map(|f| Command::Fill(f).to_string()),
-        };
-        // Without it a later daemon knows less of this guest, nothing more.
-        if let Ok(bytes) = serde_json::to_vec(&saved) {
-            let _ = fs::write(self.dir.state(&self.spec.name), bytes);
+    /// Writes down what a later daemon needs to know of it.
+    pub(super) fn save(&self) {
+        let working_set_seconds = self.working_set_seconds;
+        let started = Started { guest: self.spec.clone(), engine: self.engine, working_set_seconds };
+        let process = self.process().map(Process::identity);
+        // Without it a later daemon does not take this guest over, and says so.
+        if let Err(error) = Saved::new(started, process, self.ready, self.fill).write(&self.dir) {
+            tracing::warn!("guest {}: {}", self.spec.name, super::daemon::one_line(&error));
         }
     }
 
-    /// Ends its VM, by force if it does not end when told, and removes its sockets.
+    /// Ends its VM, by force if it does not end when told, and removes what it left.
     pub fn stop(&mut self) {
-        if self.ended().is_none() {
-            let _ = self.control(&vm::Request::Stop);
-            let begin = Instant::now();
-            while self.ended().is_none() && begin.elapsed() < END_LIMIT {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
         if self.ended().is_none()
-            && let Some(pid) = self.pid()
+            && let Some(process) = self.process()
         {
-            kill(pid);
+            end(process, || self.control_within(&vm::Request::Stop, END_LIMIT).is_ok());
         }
-        if let Running::Child(child, _) = &mut self.process {
+        if let Running::Child { child, .. } = &mut self.process {
             let _ = child.wait();
         }
         self.process = Running::Ended("stopped".into());
-        for path in [self.dir.control(&self.spec.name), self.dir.com2(&self.spec.name)].into_iter().flatten()
-        {
+        let sockets = [self.dir.control(&self.spec.name), self.dir.com2(&self.spec.name)];
+        for path in sockets.into_iter().flatten().chain([self.dir.state(&self.spec.name)]) {
             let _ = fs::remove_file(path);
         }
     }
 }
 
+/// Has a VM process end as `ask` asks it to, or by a signal if it was not asked, or by force.
+pub(super) fn end(process: &Process, ask: impl FnOnce() -> bool) {
+    if !ask() {
+        let _ = process.signal(Signal::TERM);
+    }
+    if !process.ends_within(END_LIMIT) {
+        let _ = process.signal(Signal::KILL);
+        process.ends_within(END_LIMIT);
+    }
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Running::Child(child, Some(_)) = &mut self.process {
+        if let Running::Child { child, lifeline: Some(_), .. } = &mut self.process {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -475,11 +508,4 @@ fn describe(status: ExitStatus) -> String {
 pub(super) fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
-}
-
-/// Kills a VM process that does not end by itself.
-pub(super) fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
 }

@@ -61,7 +61,7 @@ pub struct Said {
 impl Post {
     /// Asks the VM process.
     pub fn control(&self, request: &Request) -> Result<Reply, HostError> {
-        control_within(&self.guest, &self.socket, request, ANSWER_LIMIT)
+        control_within(&self.guest, &self.socket, Some(self.pid), request, ANSWER_LIMIT)
     }
 
     /// Has the VM process do something.

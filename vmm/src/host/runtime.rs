@@ -2,62 +2,106 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Stat, fchmod, fstat, open, statat, unlinkat};
 
 use super::HostError;
+use super::governor::lock;
 
 /// Longest path the kernel takes for a Unix socket.
 const SOCKET_PATH_BYTES: usize = 107;
 
 /// The directory of all fleets of this user: `$SAMEPAGE_RUNTIME_DIR`, else `/run/samepage` for root, else
-/// `$XDG_RUNTIME_DIR/samepage`, else one in the temporary directory.
+/// `$XDG_RUNTIME_DIR/samepage`, else one in the temporary directory. Always from the root of the file system on.
 pub fn root() -> PathBuf {
     let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(dir) = variable("SAMEPAGE_RUNTIME_DIR") {
-        return dir;
-    }
     let uid = rustix::process::getuid();
-    if uid.is_root() {
-        return "/run/samepage".into();
-    }
-    match variable("XDG_RUNTIME_DIR") {
-        Some(dir) => dir.join("samepage"),
-        None => std::env::temp_dir().join(format!("samepage-{}", uid.as_raw())),
-    }
+    let root = variable("SAMEPAGE_RUNTIME_DIR").unwrap_or_else(|| {
+        if uid.is_root() {
+            return "/run/samepage".into();
+        }
+        match variable("XDG_RUNTIME_DIR") {
+            Some(dir) => dir.join("samepage"),
+            None => std::env::temp_dir().join(format!("samepage-{}", uid.as_raw())),
+        }
+    });
+    std::path::absolute(&root).unwrap_or(root)
 }
 
-/// One fleet's directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FleetDir(PathBuf);
+/// One fleet's directory. Clones share it.
+#[derive(Clone, Debug)]
+pub struct FleetDir {
+    path: PathBuf,
+    /// The directory that was made or found here. It is this one that is removed, whatever has come to its path since.
+    held: Arc<Mutex<Option<OwnedFd>>>,
+}
 
 impl FleetDir {
     /// The directory of the fleet called `name`; nothing is made.
     pub fn of(name: &str) -> Self {
-        Self(root().join("fleets").join(name))
+        Self::at(root().join("fleets").join(name))
     }
 
-    /// Makes it, for this user alone.
+    /// The directory at `path`.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path, held: Arc::default() }
+    }
+
+    /// Makes it, for this user alone, or takes the one that is there.
     pub fn create(&self) -> Result<(), HostError> {
-        let failed = |source| HostError::Runtime { what: "make the directory", path: self.0.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)?;
-        // A directory that was there may be somebody else's, in a temporary directory everybody writes.
-        let meta = fs::symlink_metadata(&self.0).map_err(failed)?;
-        let owner = std::os::unix::fs::MetadataExt::uid(&meta);
-        if !meta.is_dir() || owner != rustix::process::getuid().as_raw() {
-            return Err(failed(io::Error::other(format!("it belongs to user {owner}"))));
-        }
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700)).map_err(failed)
+        let failed =
+            |source| HostError::Runtime { what: "make the directory", path: self.path.clone(), source };
+        // Before anything is made in them, and once all of them are there.
+        self.check_owners()?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
+        self.check_owners()?;
+        let fd = self.open().map_err(failed)?;
+        fchmod(&fd, Mode::RWXU).map_err(|e| failed(e.into()))?;
+        *lock(&self.held) = Some(fd);
+        Ok(())
     }
 
-    /// Removes it with everything in it.
+    /// Refuses a directory that is not this user's alone, or that another user could put another one in the place of.
+    pub fn check_owners(&self) -> Result<(), HostError> {
+        check_owners(&self.path, 2)
+    }
+
+    /// Removes it with everything in it, once: the one that was made here, or else the one that is there now.
     pub fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let fd = lock(&self.held).take().map_or_else(|| self.open(), Ok);
+        let Ok(fd) = fd else { return };
+        empty(&fd);
+        // Another one at this path is another fleet's.
+        if self.is_at_path(&fd) {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
+    /// Whether the directory that was made here is still where it was made.
+    pub fn is_in_place(&self) -> bool {
+        lock(&self.held).as_ref().is_some_and(|fd| self.is_at_path(fd))
+    }
+
+    fn open(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(open(&self.path, flags, Mode::empty())?)
+    }
+
+    fn is_at_path(&self, fd: &OwnedFd) -> bool {
+        let id = |stat: Stat| (stat.st_dev, stat.st_ino);
+        match (fstat(fd), statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)) {
+            (Ok(own), Ok(there)) => id(own) == id(there),
+            _ => false,
+        }
     }
 
     /// Its path.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// The daemon's socket.
@@ -72,7 +116,7 @@ impl FleetDir {
 
     /// The daemon's log.
     pub fn host_log(&self) -> PathBuf {
-        self.0.join("host.log")
+        self.path.join("host.log")
     }
 
     /// A guest's control socket.
@@ -87,27 +131,27 @@ impl FleetDir {
 
     /// A guest's console and its VM's messages.
     pub fn log(&self, guest: &str) -> PathBuf {
-        self.0.join(format!("{guest}.log"))
+        self.path.join(format!("{guest}.log"))
     }
 
     /// What is known of a guest, for a daemon that takes it over.
     pub fn state(&self, guest: &str) -> PathBuf {
-        self.0.join(format!("{guest}.json"))
+        self.path.join(format!("{guest}.json"))
     }
 
     /// What the policy must not forget.
     pub fn policy(&self) -> PathBuf {
-        self.0.join("policy.state")
+        self.path.join("policy.state")
     }
 
     /// The guests that have a control socket here, living or dead.
     pub fn control_sockets(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "ctl")).collect()
     }
 
     fn socket(&self, name: &str) -> Result<PathBuf, HostError> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         match path.as_os_str().len() <= SOCKET_PATH_BYTES {
             true => Ok(path),
             false => Err(HostError::PathLength { path }),
@@ -115,34 +159,125 @@ impl FleetDir {
     }
 }
 
-/// Names of the fleets that have a directory, sorted.
-pub fn fleets() -> Vec<String> {
-    let entries = fs::read_dir(root().join("fleets")).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+/// Removes everything in a directory. What is in a directory in there is not Samepage's, and stays.
+fn empty(fd: &OwnedFd) {
+    let Ok(entries) = Dir::read_from(fd) else { return };
+    for entry in entries.flatten() {
+        if ![&b"."[..], b".."].contains(&entry.file_name().to_bytes())
+            && unlinkat(fd, entry.file_name(), AtFlags::empty()).is_err()
+        {
+            let _ = unlinkat(fd, entry.file_name(), AtFlags::REMOVEDIR);
+        }
+    }
 }
 
-/// The fleet a command means: the one named, or the only one there is.
-pub fn choose(name: Option<String>) -> Result<String, HostError> {
-    let known = fleets();
-    match name {
-        Some(fleet) if known.contains(&fleet) => Ok(fleet),
-        Some(fleet) => {
-            let known = match known.is_empty() {
-                true => ": none is".into(),
-                false => format!("; these are: {}", known.join(", ")),
-            };
-            Err(HostError::NotUp { fleet, known })
+/// `path` as the file system knows it, as far as it is there.
+pub fn resolved(path: &Path) -> PathBuf {
+    match (fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Ok(resolved), _, _) => resolved,
+        (Err(_), Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path.into(),
+    }
+}
+
+/// Refuses `path` if it or one of the directories above it is another user's, or may be written by one: that user could have put sockets
+/// there that answer for others. The last `private` ones of them must be this user's; in those above, another user may make files of
+/// its own, if it cannot rename ours (a sticky directory).
+fn check_owners(path: &Path, private: usize) -> Result<(), HostError> {
+    let user = rustix::process::getuid().as_raw();
+    // A link is where it leads to; one that another user made leads to what another user may write.
+    for (depth, dir) in resolved(path).ancestors().enumerate() {
+        let meta = match fs::symlink_metadata(dir) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(HostError::Runtime { what: "look at", path: dir.into(), source }),
+        };
+        let refused = |why| HostError::Untrusted { path: dir.into(), why, fleets: path.into() };
+        if !meta.is_dir() {
+            return Err(refused("it is no directory".into()));
         }
-        None => match <[String; 1]>::try_from(known) {
-            Ok([only]) => Ok(only),
-            Err(none) if none.is_empty() => Err(HostError::WhichFleet {
-                known: "none is up: `samepage fleet up FILE.toml` starts one".into(),
-            }),
-            Err(many) => {
-                Err(HostError::WhichFleet { known: format!("say --name with one of: {}", many.join(", ")) })
-            }
-        },
+        let own = meta.uid() == user;
+        if !own && (depth < private || meta.uid() != 0) {
+            return Err(refused(format!("it belongs to user {}", meta.uid())));
+        }
+        let mode = meta.permissions().mode();
+        let sticky = mode & 0o1000 != 0 && depth >= private;
+        // Root's group is root; and where each user has a group of its own, it has the user's number.
+        let of_group = mode & 0o020 != 0 && meta.gid() != 0 && meta.gid() != user;
+        if !sticky && (mode & 0o002 != 0 || of_group) {
+            return Err(refused(format!(
+                "others than user {user} may write to it (mode {:o})",
+                mode & 0o7777
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Names of the fleets that have a directory, sorted.
+pub(super) fn directories() -> Result<Vec<String>, HostError> {
+    let fleets = root().join("fleets");
+    check_owners(&fleets, 1)?;
+    let entries = fs::read_dir(fleets).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_is_removed_and_nothing_that_came_to_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let old = FleetDir::at(root.path().join("fleets/f"));
+        old.create().unwrap();
+        assert!(old.is_in_place());
+        fs::write(old.path().join("a.log"), "").unwrap();
+        let elsewhere = root.path().join("elsewhere");
+        fs::rename(old.path(), &elsewhere).unwrap();
+        let new = FleetDir::at(old.path().into());
+        new.create().unwrap();
+        fs::write(new.path().join("b.log"), "").unwrap();
+        assert!(!old.is_in_place() && new.is_in_place());
+        old.clone().remove();
+        assert!(new.path().join("b.log").exists(), "another fleet's directory was removed");
+        assert_eq!(fs::read_dir(elsewhere).unwrap().count(), 0);
+        // Once: a second time would mean whatever is there by then.
+        fs::create_dir(new.path().join("kept")).unwrap();
+        new.remove();
+        assert!(!new.path().exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let open = root.path().join("open");
+        fs::create_dir_all(open.join("fleets")).unwrap();
+        let fleet = FleetDir::at(open.join("fleets/f"));
+        mode(&open, 0o777);
+        let refused = fleet.create().unwrap_err().to_string();
+        assert!(refused.contains(open.to_str().unwrap()) && refused.contains("777"), "{refused}");
+        assert!(!fleet.path().exists());
+        // As /tmp is: others cannot rename what is ours.
+        mode(&open, 0o1777);
+        fleet.create().unwrap();
+        // But in the directory of fleets nobody else has any business.
+        mode(&open.join("fleets"), 0o1777);
+        assert!(fleet.check_owners().is_err());
+        mode(&open.join("fleets"), 0o700);
+        fleet.check_owners().unwrap();
+        // A link does not lead around it.
+        mode(&open, 0o777);
+        std::os::unix::fs::symlink(&open, root.path().join("link")).unwrap();
+        assert!(FleetDir::at(root.path().join("link/fleets/f")).check_owners().is_err());
+        if rustix::process::getuid().is_root() {
+            mode(&open, 0o755);
+            std::os::unix::fs::chown(&open, Some(12345), None).unwrap();
+            let refused = fleet.check_owners().unwrap_err().to_string();
+            assert!(refused.contains("12345"), "{refused}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::HostError;
-use super::client::control;
+use super::client::{ANSWER_LIMIT, control_within};
 use super::daemon::request;
 use super::runtime::FleetDir;
 use super::status::{Reply, Request, State};
@@ -37,8 +37,9 @@ pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, Hos
         if !wanted || guest.state == State::Dead {
             continue;
         }
-        if let vm::Reply::Status(vm) = control(&guest.name, &dir.control(&guest.name)?, &vm::Request::Status)?
-        {
+        let socket = dir.control(&guest.name)?;
+        let said = control_within(&guest.name, &socket, guest.pid, &vm::Request::Status, ANSWER_LIMIT)?;
+        if let vm::Reply::Status(vm) = said {
             found.push((Space { name: guest.name, pid: vm.pid, extents: vm.extents }, guest.domain));
         }
     }

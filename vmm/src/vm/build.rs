@@ -48,8 +48,6 @@ pub struct Vm {
     /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself. So nobody else has more than a weak
     /// reference to it.
     _vm: Arc<VmFd>,
-    /// Removed from the file system with the VM.
-    _sockets: Vec<Listener>,
     /// The terminal is as it was again when this is dropped.
     raw: Option<Raw>,
 }
@@ -88,8 +86,12 @@ impl Vm {
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
         // Sockets before the kernel is loaded: a path in use is known at once.
-        let control = config.control.as_deref().map(Listener::bind).transpose()?;
-        let com2 = config.com2.as_deref().map(Listener::bind).transpose()?;
+        let listen = |path| match config.keep_sockets {
+            true => Listener::bind(path)?.keep(),
+            false => Listener::bind(path),
+        };
+        let control = config.control.as_deref().map(listen).transpose()?;
+        let com2 = config.com2.as_deref().map(listen).transpose()?;
 
         let vm = Arc::new(create_vm(&kvm, &ram)?);
         let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
@@ -154,14 +156,13 @@ impl Vm {
         let feed = Arc::new(Mutex::new(Feed::new(com2_port, shared.clone())));
         let shut_down = ShutDown::new(power_button, feed.clone()).map_err(VmError::host("make a timer"))?;
         subscribers.push(shut_down.subscriber(outcome.clone()));
-        if let Some(listener) = &com2 {
-            subscribers.push(Box::new(Channel::new(listener.socket()?, com2_output, feed, com2_drained)));
+        if let Some(listener) = com2 {
+            subscribers.push(Box::new(Channel::new(listener, com2_output, feed, com2_drained)));
         }
         if let Some(balloon) = &balloon {
             let sweeper = sweeper(balloon.clone(), ram.clone());
             subscribers.push(sweeper.map_err(VmError::host("make a timer"))?);
         }
-        let control_socket = control.as_ref().map(Listener::socket).transpose()?;
         tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
         let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?));
         let running = Running {
@@ -182,14 +183,14 @@ impl Vm {
             shared,
             outcome,
         };
-        if let Some(socket) = control_socket {
-            subscribers.push(Box::new(Control::new(socket, running.clone())));
+        if let Some(listener) = control {
+            subscribers.push(Box::new(Control::new(listener, running.clone())));
         }
         for subscriber in subscribers {
             events.add(subscriber);
         }
         own::release_startup_code();
-        Ok(Self { running, _vm: vm, _sockets: control.into_iter().chain(com2).collect(), raw: raw.flatten() })
+        Ok(Self { running, _vm: vm, raw: raw.flatten() })
     }
 
     /// The way to it.

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Listener;
 use super::feed::Feed;
 
 /// Bytes kept for a client that does not read, or is not there; the oldest go first.
@@ -18,6 +19,7 @@ const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
 const DRAINED: u32 = 2;
 const OUTPUT: u32 = 3;
+const KEEPER: u32 = 4;
 
 /// The guest's side: what COM2 writes goes here.
 #[derive(Clone)]
@@ -53,7 +55,7 @@ impl Write for ChannelOutput {
 
 /// The outside: a listening socket and at most one client.
 pub struct Channel {
-    listener: UnixListener,
+    listener: Listener,
     client: Option<UnixStream>,
     output: ChannelOutput,
     feed: Arc<Mutex<Feed>>,
@@ -61,8 +63,8 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Joins `listener` (non-blocking) to COM2; `drained` tells when the guest has read what it was given.
-    pub fn new(listener: UnixListener, output: ChannelOutput, feed: Arc<Mutex<Feed>>, drained: EventFd) -> Self {
+    /// Joins `listener` to COM2; `drained` tells when the guest has read what it was given.
+    pub fn new(listener: Listener, output: ChannelOutput, feed: Arc<Mutex<Feed>>, drained: EventFd) -> Self {
         Self { listener, client: None, output, feed, drained }
     }
 
@@ -71,7 +73,7 @@ impl Channel {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let Ok((stream, _)) = self.listener.listener().accept() else { return };
         // A second client replaces the first: the first may be a dead program's.
         self.hang_up(ops);
         if stream.set_nonblocking(true).is_ok()
@@ -147,7 +149,7 @@ impl Channel {
 
 impl MutEventSubscriber for Channel {
     fn init(&mut self, ops: &mut EventOps) {
-        let _ = ops.add(Events::with_data(&self.listener, LISTENER, EventSet::IN));
+        self.listener.watch(ops, LISTENER, KEEPER);
         let _ = ops.add(Events::with_data(&self.drained, DRAINED, EventSet::IN));
         let _ = ops.add(Events::with_data(&*self.output.waiting, OUTPUT, EventSet::IN));
     }
@@ -155,6 +157,7 @@ impl MutEventSubscriber for Channel {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             LISTENER => self.accept(ops),
+            KEEPER => self.listener.look_after(ops, LISTENER),
             DRAINED => {
                 let _ = self.drained.read();
                 self.feed().pump();

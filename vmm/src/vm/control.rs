@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
 
+use super::Listener;
 use super::balloon::{BalloonSize, BalloonStatus};
 use super::stats::Values;
 use super::throttle::Throttled;
@@ -23,6 +24,7 @@ const MAX_REQUEST_BYTES: usize = 4096;
 const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
 const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
+const KEEPER: u32 = 2;
 
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -160,7 +162,7 @@ pub trait Serve {
 
 /// The socket and its clients.
 pub struct Control<S> {
-    listener: UnixListener,
+    listener: Listener,
     clients: HashMap<RawFd, Client>,
     server: S,
 }
@@ -171,13 +173,13 @@ struct Client {
 }
 
 impl<S: Serve> Control<S> {
-    /// Serves `listener` (non-blocking) with `server`.
-    pub fn new(listener: UnixListener, server: S) -> Self {
+    /// Serves `listener` with `server`.
+    pub fn new(listener: Listener, server: S) -> Self {
         Self { listener, clients: HashMap::new(), server }
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let Ok((stream, _)) = self.listener.listener().accept() else { return };
         let ready = stream.set_write_timeout(Some(WRITE_LIMIT)).is_ok();
         if ready
             && self.clients.len() < MAX_CLIENTS
@@ -214,12 +216,14 @@ impl<S: Serve> Control<S> {
 
 impl<S: Serve> MutEventSubscriber for Control<S> {
     fn init(&mut self, ops: &mut EventOps) {
-        let _ = ops.add(Events::with_data(&self.listener, LISTENER, EventSet::IN));
+        self.listener.watch(ops, LISTENER, KEEPER);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.data() == LISTENER {
             self.accept(ops);
+        } else if events.data() == KEEPER {
+            self.listener.look_after(ops, LISTENER);
         } else if !self.talk(events.fd()) {
             let _ = ops.remove(Events::empty_raw(events.fd()));
             self.clients.remove(&events.fd());

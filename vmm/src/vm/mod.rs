@@ -85,6 +85,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Where COM2's socket is made.
     pub com2: Option<PathBuf>,
+    /// Make the sockets again when their files are removed.
+    pub keep_sockets: bool,
     /// Let the host kernel's samepage merging have the RAM from the start.
     pub mergeable: bool,
     /// Its disks, at most [`MAX_DRIVES`].

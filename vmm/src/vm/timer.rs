@@ -1,7 +1,7 @@
 //! A timer on the event loop.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +29,21 @@ impl Timer {
         Ok(())
     }
 
+    /// Its time has come: it can be watched for the next one.
+    pub fn clear(&self) {
+        // However often it came meanwhile, once is enough.
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+
     /// Does `tick` whenever its time has come.
     pub fn subscriber(&self, tick: impl FnMut() + 'static) -> Box<dyn MutEventSubscriber> {
         Box::new(Ticking { timer: self.clone(), tick })
+    }
+}
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 
@@ -46,8 +58,7 @@ impl<F: FnMut()> MutEventSubscriber for Ticking<F> {
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        // However often the time came meanwhile, once is enough.
-        let _ = rustix::io::read(&self.timer.0, &mut [0u8; 8]);
+        self.timer.clear();
         (self.tick)();
     }
 }

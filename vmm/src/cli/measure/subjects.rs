@@ -9,8 +9,8 @@ use anyhow::{Context, bail, ensure};
 
 use super::Args;
 use crate::host::daemon::one_line;
+use crate::host::living::choose;
 use crate::host::page_types::page_types;
-use crate::host::runtime::choose;
 use crate::host::spaces::spaces;
 use crate::measure::Space;
 use crate::measure::findings::Subject;

@@ -24,7 +24,7 @@ use self::state::{Key, Sort, Top};
 use crate::host::HostError;
 use crate::host::daemon::{one_line, request};
 use crate::host::governor::Management;
-use crate::host::runtime::choose;
+use crate::host::living::choose;
 use crate::host::status::{Reply, Request};
 
 /// How long the daemon may take, which answers at once.
@@ -51,7 +51,7 @@ terminal of 80 columns and 24 lines; without a terminal it prints a table, as wi
 colours.")]
 pub(super) struct Args {
     /// Which fleet; not needed while only one is up
-    #[arg(long)]
+    #[arg(long, visible_alias = "fleet")]
     name: Option<String>,
     /// Print a table and end
     #[arg(long)]

@@ -1,22 +1,21 @@
 //! Who listens where metrics are asked for: a thread that accepts, and one for each client, few at a time.
 
-use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
 
 use super::http::{self, Client};
 use crate::host::HostError;
 use crate::host::spec::MetricsAddress;
+use crate::os::SocketFile;
 
 /// Clients at a time; a further one is told to try again.
 const MAX_CLIENTS: usize = 8;
@@ -36,7 +35,8 @@ pub struct Bound {
 
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    /// Its file goes with it.
+    Unix(UnixListener, #[expect(dead_code, reason = "held until the listener goes")] SocketFile),
 }
 
 /// Serves metrics until it is dropped; then the address is free again.
@@ -93,21 +93,10 @@ impl Listener {
                 Ok(Self::Tcp(listener))
             }
             MetricsAddress::Unix(path) => {
-                remove_stale(path);
-                let listener = UnixListener::bind(path)?;
-                let listener = Self::Unix(listener, path.clone());
-                listener.for_this_user()?;
-                Ok(listener)
+                let (listener, file) = SocketFile::stream(path, Mode::RUSR | Mode::WUSR)?;
+                Ok(Self::Unix(listener, file))
             }
         }
-    }
-
-    fn for_this_user(&self) -> io::Result<()> {
-        if let Self::Unix(listener, path) = self {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            listener.set_nonblocking(true)?;
-        }
-        Ok(())
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -162,14 +151,6 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
 /// One client's place; dropped, it is free.
 struct Seat {
     clients: Arc<AtomicUsize>,
@@ -189,21 +170,14 @@ impl Drop for Seat {
     }
 }
 
-/// Removes a socket that a killed daemon left; what somebody answers, or is no socket, stays.
-fn remove_stale(path: &Path) {
-    let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-    let is_socket =
-        fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()));
-    if is_socket && UnixStream::connect(path).err().is_some_and(refused) {
-        let _ = fs::remove_file(path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
 
     fn server(address: &MetricsAddress) -> Result<Server, HostError> {
         Server::start(Server::bind(address)?, Arc::new(|| "# EOF\n".into()))

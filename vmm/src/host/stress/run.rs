@@ -13,7 +13,7 @@ use super::verdict::{Fate, GuestVerdict, PhaseVerdict, Stormed, Timed, Verdict};
 use crate::host::HostError;
 use crate::host::fleet::{Fleet, Watch};
 use crate::host::governor::{Governor, Management, lock};
-use crate::host::guest::{Guest, Lifetime, kill};
+use crate::host::guest::{Guest, Lifetime};
 use crate::host::hands::govern;
 use crate::host::runtime::FleetDir;
 use crate::host::status::Verified;
@@ -289,9 +289,7 @@ impl<'a> Stress<'a> {
 
     fn kill(&self, who: &Who) {
         for guest in self.fleet().guests.iter().filter(|guest| who.has(&guest.spec.name)) {
-            if let Some(pid) = guest.pid() {
-                kill(pid);
-            }
+            guest.kill();
             if let Some(verdict) = lock(&self.seen).guest(&guest.spec.name) {
                 verdict.fate = Fate::Killed;
             }

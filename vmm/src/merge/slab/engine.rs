@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use rustix::net::SocketAddrUnix;
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +17,7 @@ use super::wire::{self, Settings};
 use crate::measure::Space;
 use crate::memory::{PAGE_BYTES, userfault};
 use crate::merge::{Engine, EngineError, Progress, SlabPages};
+use crate::os::SocketFile;
 
 /// How pages are merged by slabs: the keys of `merge` in a fleet file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,7 @@ struct Running {
     thread: JoinHandle<()>,
     /// Written to when the board has changed; closed, it ends the thread.
     poke: PipeWriter,
+    file: SocketFile,
 }
 
 impl SlabEngine {
@@ -139,14 +140,13 @@ impl Engine for SlabEngine {
         userfault::can_freeze().map_err(EngineError::NoUserfaultfd)?;
         let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
         wire::allow_many_slabs();
-        let _ = std::fs::remove_file(&self.socket);
-        let listener = listen(&self.socket).map_err(failed)?;
+        let (listener, file) = listen(&self.socket).map_err(failed)?;
         let (poked, poke) = io::pipe().map_err(failed)?;
         let mut hub = Hub::new(listener, poked, self.board.clone());
         hub.hash_mask = self.hash_mask;
         let thread =
             std::thread::Builder::new().name("merge".into()).spawn(move || hub.run()).map_err(failed)?;
-        self.running = Some(Running { thread, poke });
+        self.running = Some(Running { thread, poke, file });
         Ok(())
     }
 
@@ -215,10 +215,10 @@ impl Engine for SlabEngine {
     }
 
     fn stop(&mut self) {
-        if let Some(Running { thread, poke }) = self.running.take() {
+        if let Some(Running { thread, poke, file }) = self.running.take() {
             drop(poke);
             let _ = thread.join();
-            let _ = std::fs::remove_file(&self.socket);
+            drop(file);
             let mut board = board(&self.board);
             board.settings = None;
             board.seats.clear();
@@ -232,11 +232,10 @@ impl Drop for SlabEngine {
     }
 }
 
-fn listen(path: &Path) -> io::Result<OwnedFd> {
+fn listen(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
     let listener = wire::socket()?;
-    rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&listener, 128)?;
-    Ok(listener)
+    let file = SocketFile::listen(&listener, path)?;
+    Ok((listener, file))
 }
 
 #[cfg(test)]

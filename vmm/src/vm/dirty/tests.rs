@@ -195,6 +195,7 @@ fn a_running_vm_has_one() {
         console: Console::None,
         control: None,
         com2: Some(com2.clone()),
+        keep_sockets: false,
         mergeable: false,
         balloon: Some(balloon::Config {
             target_pages: 0,
