@@ -23,6 +23,7 @@ mod measure_limits;
 mod nested;
 mod overcommit;
 mod page_out;
+mod power;
 mod run;
 mod simulate;
 mod slab;

@@ -26,6 +26,10 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
             (State::Paused, _) => "paused".into(),
             (State::Dead, Some(how)) => format!("dead: {how}"),
             (State::Dead, None) => "dead".into(),
+            (State::Panicked, how) => match how.as_ref().or(guest.panic.as_ref()) {
+                Some(how) => format!("panicked: {how}"),
+                None => "panicked".into(),
+            },
         };
         let mut row = vec![
             guest.name.clone(),

@@ -11,6 +11,7 @@ mod host;
 mod image;
 mod ledger_table;
 mod measure;
+mod power;
 mod progress;
 mod run;
 mod simulate;
@@ -53,6 +54,7 @@ enum Command {
     Fleet(fleet::Args),
     Top(top::Args),
     Balloon(balloon::Args),
+    Power(power::Args),
     Host(host::Args),
     Image(image::Args),
     Simulate(simulate::Args),
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Fleet(args) => fleet::run(args),
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
+        Command::Power(args) => power::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),

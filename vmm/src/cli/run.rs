@@ -12,7 +12,8 @@ use crate::memory::ram::{Backing, Ram};
 use crate::merge::slab::agent::Agent;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
 use crate::vm::{
-    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe,
+    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Running, Unpack,
+    probe,
 };
 use anyhow::Context;
 use devices::virtio::balloon;
@@ -223,9 +224,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     tracing::info!("{name} has ended: {ending:?}");
     match ending {
         Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),
-        Ending::Panicked(Some(reason)) => eprintln!("error: {name}: the guest's kernel panicked: {reason}"),
+        Ending::Panicked(Some(reason)) => eprintln!("error: {name}: {PANICKED}: {reason}"),
         Ending::Panicked(None) => {
-            eprintln!("error: {name}: the guest's kernel panicked; its console may say why");
+            eprintln!("error: {name}: {PANICKED}; its console may say why");
         }
         Ending::CutOff { limit } => eprintln!(
             "error: {name}: the guest was asked to power off, had not after {} s, and was stopped: what it had not \

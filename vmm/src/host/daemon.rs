@@ -18,6 +18,7 @@ use super::home::Home;
 use super::living;
 use super::metrics::{self, EngineNow, exposition};
 use super::runtime::FleetDir;
+use super::shutdown::{CutOff, DEFAULT_LIMIT, Shutdown};
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
 use crate::memory::own;
@@ -53,8 +54,10 @@ pub struct Daemon {
     governor: Arc<Governor>,
     home: Home,
     interrupted: Arc<AtomicBool>,
+    /// Their end.
+    shutdown: Shutdown,
     /// Whether guests and directory are gone already.
-    is_down: AtomicBool,
+    is_down: Mutex<bool>,
     /// Clients that are being answered.
     clients: AtomicUsize,
 }
@@ -94,7 +97,8 @@ impl Daemon {
             governor,
             home,
             interrupted,
-            is_down: AtomicBool::new(false),
+            shutdown: Shutdown::default(),
+            is_down: Mutex::new(false),
             clients: AtomicUsize::new(0),
         })
     }
@@ -104,7 +108,7 @@ impl Daemon {
     ///
     /// What does not fit as it is may fit once it is merged, so they fill last.
     pub fn serve(self, watch: &Watch, up: impl FnOnce(Result<FleetStatus, HostError>) + Send) {
-        let failed = AtomicBool::new(false);
+        let (is_up, failed) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
                 let filled = self.fleet().fill(watch);
@@ -115,9 +119,16 @@ impl Daemon {
                     self.fleet().stop_started();
                     self.interrupted.store(true, Ordering::Relaxed);
                 }
+                is_up.store(filled.is_ok(), Ordering::Relaxed);
                 up(filled);
             });
-            while !self.interrupted.load(Ordering::Relaxed) {
+            let mut ends = false;
+            while !failed.load(Ordering::Relaxed) {
+                if self.interrupted.load(Ordering::Relaxed) && is_up.load(Ordering::Relaxed) && !ends {
+                    ends = true;
+                    // Clients are answered meanwhile: how far it is, and that it be shorter.
+                    scope.spawn(|| self.end_all());
+                }
                 for stream in self.home.clients(POLL) {
                     // Too many are hung up on.
                     if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS {
@@ -129,20 +140,34 @@ impl Daemon {
                         self.clients.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
+                let is_down = lock(&self.is_down);
+                if *is_down {
+                    break;
+                }
                 self.home.look_after(|| self.fleet.try_lock().map(|fleet| fleet.save()).is_ok());
             }
         });
-        match failed.into_inner() {
-            true => remove_unless_left(self.home.dir()),
-            false => self.end_all(),
+        if failed.into_inner() {
+            remove_unless_left(self.home.dir());
         }
     }
 
-    /// Ends all guests and removes what there is of them, once: afterwards their place may be another fleet's.
+    /// Ends all guests in good order and removes what there is of them, once: afterwards their place may be another fleet's.
     fn end_all(&self) {
-        if !self.is_down.swap(true, Ordering::SeqCst) {
-            self.fleet().stop();
-            self.home.dir().remove();
+        self.shutdown.begin(DEFAULT_LIMIT);
+        // It would suspend them again.
+        self.governor.stand_down();
+        let mut fleet = self.fleet();
+        if *lock(&self.is_down) {
+            return;
+        }
+        fleet.shut_down(&self.shutdown);
+        // Nobody makes the directory anew from here on.
+        let mut is_down = lock(&self.is_down);
+        *is_down = true;
+        self.home.dir().remove();
+        for CutOff { guest, why } in self.shutdown.cut_off() {
+            tracing::warn!("guest {guest} did not end in good order: {why}");
         }
     }
 
@@ -199,14 +224,16 @@ impl Daemon {
             Request::Metrics => Ok(Reply::Metrics(self.page.text())),
             Request::Verify => Ok(Reply::Verified(self.fleet().verify(&watch)?)),
             Request::PageTypes { guest } => Ok(Reply::PageTypes(self.fleet().page_types(&guest, &watch)?)),
-            Request::Down => {
+            Request::Down { timeout_seconds } => {
+                self.shutdown.allow(Duration::from_secs(timeout_seconds));
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
                 drop(lock(&self.metrics).take());
                 self.end_all();
-                Ok(Reply::Done)
+                Ok(Reply::Down(self.shutdown.cut_off()))
             }
+            Request::Ending => Ok(Reply::Ending(self.shutdown.left())),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
 use super::post::Post;
 use super::runtime::FleetDir;
+use super::shutdown::Shutdown;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
 use super::takeover::Left;
@@ -508,6 +509,12 @@ impl Fleet {
     /// Ends all guests and the engine.
     pub fn stop(&mut self) {
         self.stop_those(|_| true);
+    }
+
+    /// Ends the engine and all guests, these in good order as far as `shutdown` lets them.
+    pub fn shut_down(&mut self, shutdown: &Shutdown) {
+        self.engine.stop();
+        shutdown.end_all(&mut self.guests);
     }
 
     /// Ends the guests that were started here, and the engine. What an earlier daemon left runs on, for a later one.

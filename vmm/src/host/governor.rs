@@ -18,6 +18,7 @@ use super::observer::{Observation, Observer};
 use super::policy_state::PolicyState;
 use super::post::{self, Post};
 use super::runtime::FleetDir;
+use super::shutdown;
 use crate::overcommit::action::Action;
 use crate::overcommit::knobs::Knobs;
 use crate::overcommit::ledger::Ledger;
@@ -74,7 +75,7 @@ pub struct Management {
 /// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
 pub struct Governor {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -111,7 +112,7 @@ impl Governor {
         };
         let thread =
             thread::Builder::new().name("governor".into()).spawn(move || work.run()).map_err(failed)?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// Manages these guests from now on.
@@ -122,6 +123,14 @@ impl Governor {
     /// Decides by these knobs from now on.
     pub fn set_knobs(&self, knobs: Knobs) {
         *lock(&self.shared.knobs) = knobs;
+    }
+
+    /// Ends the thread: nothing is done to a guest from here on.
+    pub fn stand_down(&self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
     }
 
     /// How the fleet is managed.
@@ -148,10 +157,7 @@ impl Management {
 
 impl Drop for Governor {
     fn drop(&mut self) {
-        self.shared.ending.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stand_down();
     }
 }
 
@@ -272,7 +278,8 @@ fn tell(action: &Action, post: &Post) -> Result<(), HostError> {
         Action::PageOut { pages, .. } => Request::PageOut { pages },
         Action::Suspend { .. } => Request::Pause,
         Action::Resume { .. } => Request::Resume,
-        Action::Stop { .. } => Request::Stop,
+        // Its VM sees to it by itself: this thread does not wait.
+        Action::Stop { .. } => shutdown::request(shutdown::DEFAULT_LIMIT),
     };
     post.command(&request)
 }

@@ -26,6 +26,7 @@ pub mod page_types;
 mod policy_state;
 pub mod post;
 pub mod runtime;
+pub mod shutdown;
 pub mod spaces;
 pub mod spec;
 mod state;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::fleet::Fleet;
 use super::governor::Management;
 use super::ledger::Reading;
+use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
 use crate::measure::audit::Audit;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
@@ -12,7 +13,7 @@ use crate::merge::slab::engine::Statistics;
 use crate::overcommit::ledger::Ledger;
 use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
-use crate::vm::probe;
+use crate::vm::{PANICKED, probe};
 use crate::vm::stats::Values;
 
 /// What a client asks the daemon.
@@ -45,8 +46,23 @@ pub enum Request {
         /// The guest's name.
         guest: String,
     },
-    /// End all guests and the daemon.
-    Down,
+    /// End all guests and the daemon. Asked again, it can only become shorter.
+    Down {
+        /// How long the guests may take to power off; 0: they are cut off at once.
+        #[serde(default = "default_timeout", skip_serializing_if = "is_default_timeout")]
+        timeout_seconds: u64,
+    },
+    /// How far the end has come. Answered at once.
+    Ending,
+}
+
+fn default_timeout() -> u64 {
+    DEFAULT_LIMIT.as_secs()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_default_timeout(seconds: &u64) -> bool {
+    *seconds == default_timeout()
 }
 
 /// What the daemon answers.
@@ -63,6 +79,10 @@ pub enum Reply {
     Metrics(String),
     /// To [`Request::PageTypes`]: runs of frames from guest frame 0 on, as the guest protocol writes them.
     PageTypes(String),
+    /// To [`Request::Down`]: the guests that did not end in good order.
+    Down(Vec<CutOff>),
+    /// To [`Request::Ending`].
+    Ending(Left),
     /// It was done.
     Done,
     /// It was not.
@@ -91,6 +111,8 @@ pub enum State {
     Paused,
     /// Its VM process is gone.
     Dead,
+    /// Its kernel panicked. Its VM process is gone, or stands still for ever.
+    Panicked,
 }
 
 /// One guest.
@@ -103,6 +125,9 @@ pub struct GuestStatus {
     /// How it ended, if it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<String>,
+    /// Why its kernel panicked, if it has, as it said on its console, and its VM has not ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub panic: Option<String>,
     /// Its process.
     pub pid: Option<u32>,
     /// `builtin` or `linux`; None until it was ready.
@@ -177,8 +202,11 @@ impl FleetStatus {
         for guest in &mut fleet.guests {
             let ended = guest.ended().map(str::to_owned);
             let said = said.iter().find(|said| said.status.name == guest.spec.name);
+            let panic = said.and_then(|said| said.status.panic.clone());
             let state = match (&ended, said) {
+                (Some(how), _) if how.contains(PANICKED) => State::Panicked,
                 (Some(_), _) => State::Dead,
+                (None, _) if panic.is_some() => State::Panicked,
                 (None, Some(said)) if said.status.paused => State::Paused,
                 _ => State::Running,
             };
@@ -196,6 +224,7 @@ impl FleetStatus {
                 state,
                 balloon: said.filter(|_| ended.is_none()).and_then(|said| said.balloon.clone()),
                 ended,
+                panic,
                 pid: guest.pid(),
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
                 cpus: guest.spec.cpus,

@@ -15,6 +15,9 @@ use crate::memory::merge_log::{Before, MergeLog, Replaced};
 /// KVM_INTERNAL_ERROR_EMULATION.
 const EMULATION: u32 = 1;
 
+/// What is said of a guest whose kernel has panicked, on standard error, behind its name.
+pub const PANICKED: &str = "the guest's kernel panicked";
+
 /// How a VM ended.
 #[derive(Debug)]
 pub enum Ending {

@@ -43,7 +43,7 @@ pub use dirty::DirtyLog;
 pub use drive::{Drive, DriveError, MAX_DRIVES};
 pub use error::{MAX_VCPUS, VmError};
 pub use events::EventLoop;
-pub use exit::{Ending, FaultReport};
+pub use exit::{Ending, FaultReport, PANICKED};
 pub use listener::Listener;
 pub use run::run;
 pub use running::{Running, chain};
