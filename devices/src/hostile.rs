@@ -13,7 +13,10 @@ use crate::bus::Bus;
 use crate::in_flight::InFlight;
 use crate::interrupt::IrqLine;
 use crate::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
+use crate::legacy::pci::{PCI_BASE, PCI_LEN, Pci};
+use crate::legacy::pm1::{PM1_BASE, PM1_LEN, Pm1};
 use crate::legacy::power::{POWER_BASE, POWER_LEN, Power};
+use crate::legacy::pvpanic::{PVPANIC_LEN, PVPANIC_PORT, Pvpanic};
 use crate::legacy::serial::{COM1_BASE, COM2_BASE, SERIAL_LEN, Serial};
 use crate::reclaim::{Gpa, Reclaim};
 use crate::virtio::VirtioDevice;
@@ -114,6 +117,11 @@ impl Machine {
         ports.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(I8042::new(event())))).unwrap();
         let power = Arc::new(Mutex::new(Power::new(event(), event())));
         ports.insert(POWER_BASE, POWER_LEN, "power", power).unwrap();
+        let pm1 = Arc::new(Mutex::new(Pm1::new(event(), Box::new(|_| {}))));
+        ports.insert(PM1_BASE, PM1_LEN, "pm1", pm1).unwrap();
+        let pvpanic = Arc::new(Mutex::new(Pvpanic::new(event())));
+        ports.insert(PVPANIC_PORT, PVPANIC_LEN, "pvpanic", pvpanic).unwrap();
+        ports.insert(PCI_BASE, PCI_LEN, "pci", Arc::new(Mutex::new(Pci::new(event())))).unwrap();
         for (n, base) in VIRTIO_BASES.into_iter().enumerate() {
             mmio.insert(base, MMIO_LEN, "virtio", virtio[n].clone()).unwrap();
         }

@@ -59,14 +59,30 @@ impl Elf {
 /// `ud2` without an IDT: a triple fault.
 pub(crate) const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b];
 
+/// Says to the panic port that it has panicked.
+pub(crate) const PANIC: &[u8] = &[
+    0x66, 0xba, 0x05, 0x05, // mov dx, 0x505
+    0xb0, 0x01, // mov al, 1
+    0xee, // out dx, al
+    0xeb, 0xfe, // jmp $
+];
+
+/// Resets as chipsets do, by port 0xcf9.
+pub(crate) const PCI_RESET: &[u8] = &[
+    0x66, 0xba, 0xf9, 0x0c, // mov dx, 0xcf9
+    0xb0, 0x02, 0xee, // mov al, 2; out dx, al
+    0xb0, 0x06, 0xee, // mov al, 6; out dx, al
+    0xeb, 0xfe, // jmp $
+];
+
 /// `jmp $`: never says anything.
 pub(crate) const SILENCE: &[u8] = &[0xeb, 0xfe];
 
 /// Writes rubbish of every width to every port and reads it back, then resets.
 pub(crate) const RUBBISH: &[u8] = &[
     0x31, 0xd2, // xor edx, edx
-    0xb8, 0x55, 0, 0,
-    0, // again: mov eax, 0x55; small, because one port takes it for milliseconds to idle
+    0xb8, 0x58, 0, 0,
+    0, // again: mov eax, 0x58; small, because one port takes it for milliseconds to idle, and of no bit that ends a VM
     0xee, 0x66, 0xef, 0xef, // out dx, al; out dx, ax; out dx, eax
     0xec, 0x66, 0xed, 0xed, // in al, dx; in ax, dx; in eax, dx
     0x66, 0xff, 0xc2, // inc dx

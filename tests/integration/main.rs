@@ -32,6 +32,7 @@ mod measure_limits;
 mod nested;
 mod overcommit;
 mod page_out;
+mod power;
 mod preflight;
 mod printing;
 mod prometheus;

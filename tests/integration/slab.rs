@@ -406,13 +406,13 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
     let socket = socket(&sandbox);
     let mut engine = engine(&socket);
     let mut guests = guests(&sandbox, &socket, 2);
-    let mut fill = |seed: u64, engine: &mut SlabEngine| {
+    let fill = |seed: u64, engine: &mut SlabEngine, guests: &mut [Guest]| {
         let merged = |engine: &SlabEngine| counters(engine).merged_pages;
         let before = merged(engine);
         guests.iter_mut().for_each(|guest| guest.fill(seed, 9000));
         eventually("it is merged", || merged(engine) > before + 9000);
     };
-    fill(1, &mut engine);
+    fill(1, &mut engine, &mut guests);
     let now = counters(&engine);
     let nanoseconds = now.hash_ns + now.publish_ns + now.merge_ns;
     assert!(now.pieces * 1_000_000 > nanoseconds, "{nanoseconds} ns in {} pieces", now.pieces);
@@ -433,13 +433,13 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
     }
     engine.urge(true);
     // It is told on the way: what it does after that counts.
-    fill(2, &mut engine);
+    fill(2, &mut engine, &mut guests);
     let pieces = counters(&engine).pieces;
-    fill(3, &mut engine);
+    fill(3, &mut engine, &mut guests);
     assert_eq!(counters(&engine).pieces, pieces, "memory is short");
     engine.urge(false);
-    fill(4, &mut engine);
-    fill(5, &mut engine);
+    fill(4, &mut engine, &mut guests);
+    fill(5, &mut engine, &mut guests);
     assert!(counters(&engine).pieces > pieces);
     guests.iter_mut().for_each(|guest| _ = guest.verify());
     guests.into_iter().for_each(Guest::end);

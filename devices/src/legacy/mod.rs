@@ -1,7 +1,10 @@
 //! The few PC devices a kernel needs to boot, talk and stop.
 
 pub mod i8042;
+pub mod pci;
+pub mod pm1;
 pub mod power;
+pub mod pvpanic;
 pub mod serial;
 
 /// Signals an event that asks the VMM to do something (stop, reset). A full counter is a request already made.

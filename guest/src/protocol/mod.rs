@@ -17,7 +17,7 @@
 //! `err code=... message`. Before it, `fill` and `verify` may say `progress done=N total=N` any number of times.
 //! Send the next command when the last one is answered; one sent earlier is answered `err code=busy`, save that
 //! `idle` cancels what is running and `poweroff` and `reboot` work at any time. A guest that dies says
-//! `panic message` and powers off.
+//! `panic message`, and its VM ends as one that failed.
 //!
 //! | command | does |
 //! |---|---|

@@ -185,7 +185,7 @@ pub enum Reply {
         /// Why, for people. Printable ASCII.
         message: Text,
     },
-    /// The guest died; it powers off.
+    /// The guest died.
     Panic {
         /// Where and why.
         message: Text,

@@ -44,6 +44,9 @@ pub trait Machine {
     /// Lets the vCPUs run again.
     fn resume(&mut self);
 
+    /// Presses its power button. False if the guest has no driver for it.
+    fn press_power_button(&self) -> bool;
+
     /// The host's way to the balloon, if there is one. What changes it goes through the methods below, which wake
     /// the guest.
     fn balloon(&self) -> Option<&Handle>;
@@ -137,8 +140,10 @@ impl<L: Launch> Instance<L> {
             Request::PutAction(ActionType::InstanceStart) => self.start()?,
             Request::PutAction(ActionType::FlushMetrics) => self.flush_metrics()?,
             Request::PutAction(ActionType::SendCtrlAltDel) => {
-                self.vm()?;
-                return Err(Fault::CtrlAltDel);
+                // What it is for: Firecracker's callers have a guest end in good order by it.
+                if !self.vm()?.press_power_button() {
+                    return Err(Fault::CtrlAltDel);
+                }
             }
             Request::PatchVm(VmState::Paused) => {
                 let vm = self.vm()?;

@@ -106,6 +106,10 @@ impl Machine for LaunchedVm {
         self.vm.running().resume();
     }
 
+    fn press_power_button(&self) -> bool {
+        self.vm.running().press_power_button()
+    }
+
     fn balloon(&self) -> Option<&Handle> {
         self.vm.running().balloon()
     }

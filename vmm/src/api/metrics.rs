@@ -53,7 +53,6 @@ fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
 
     #[test]
     fn samples_are_lines_at_the_end_of_a_file() {

@@ -20,7 +20,9 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
     };
     let kept = match status.host.kept_pages {
         0 => String::new(),
-        kept => format!("; its pool of huge pages keeps {} MiB, of huge pages that are not whole", pages(kept)),
+        kept => {
+            format!("; its pool of huge pages keeps {} MiB, of huge pages that are not whole", pages(kept))
+        }
     };
     let told = status.age_seconds.map_or(String::new(), |age| format!("; its statistics are {age:.1} s old"));
     format!(

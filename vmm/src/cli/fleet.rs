@@ -10,26 +10,28 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use indicatif::ProgressBar;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::fleet_table::{kvm_table, status_table};
 use super::ledger_table::admission_text;
-use super::progress::{Bars, interrupt_flag, is_set};
+use super::progress::{Bars, draw_target, interrupt_flag, is_set};
 use crate::host::HostError;
 use crate::host::admission::{Admission, judge};
 use crate::host::daemon::request;
-use crate::host::down::{Down, clean_up, take_down};
+use crate::host::down::{clean_up, take_down};
 use crate::host::fleet::Stage;
 use crate::host::living::{choose, choose_to_end, holder, pids};
 use crate::host::metrics::Format;
 use crate::host::preflight::{self, Problem};
 use crate::host::runtime::FleetDir;
+use crate::host::shutdown::DEFAULT_LIMIT;
 use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
 use crate::os::Process;
-use crate::process::print::{errln, out, outln};
 use crate::process::executable;
+use crate::process::print::{errln, out, outln};
 
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);
@@ -142,11 +144,29 @@ header asks for. For the textfile collector of node_exporter, write it beside th
         format: Format,
     },
     /// End all guests and the daemon, also where the daemon is gone already
-    #[command(after_help = "Examples:\n  samepage fleet down\n  samepage fleet down --name builtin")]
+    #[command(
+        after_help = "Linux guests are asked to power off: their ACPI power button is pressed, and the agent gets `poweroff` on COM2. One that
+has not powered off when its time is up is cut off, as by pulling the plug: what it had not written to its drives is lost. The
+exit status is 1 then, unless that was asked for: by --now, or by Control-C while they power off.
+
+Examples:
+  samepage fleet down
+  samepage fleet down --name builtin --timeout 120
+  samepage fleet down --now                          cut all guests off at once"
+    )]
     Down {
         /// Which fleet; not needed while only one is up
         #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
+        /// How long Linux guests may take to power off
+        #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+        /// Ask no guest to power off: cut all off at once
+        #[arg(long, conflicts_with = "timeout")]
+        now: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -161,7 +181,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Verify { name, json } => verify(&choose(name)?, json),
         Command::Metrics { name, format } => metrics(&choose(name)?, format),
-        Command::Down { name } => down(&choose_to_end(name)?),
+        Command::Down { name, timeout, now, json } => {
+            down(&choose_to_end(name)?, Duration::from_secs(if now { 0 } else { timeout }), json)
+        }
     }
 }
 
@@ -337,19 +359,41 @@ fn metrics(fleet: &str, format: Format) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn down(fleet: &str) -> anyhow::Result<ExitCode> {
-    match take_down(fleet)? {
-        Down::ByDaemon { notes } => {
-            outln!("fleet {fleet} is down")?;
-            for note in notes {
-                outln!("note: {note}")?;
-            }
-        }
-        Down::Orphans(vms) => {
+fn down(fleet: &str, limit: Duration, json: bool) -> anyhow::Result<ExitCode> {
+    let interrupted = interrupt_flag()?;
+    let bar = ProgressBar::with_draw_target(None, draw_target());
+    let down = take_down(fleet, limit, &mut |left| {
+        let names: Vec<_> = left.guests.iter().map(String::as_str).collect();
+        bar.set_message(format!(
+            "{} s for {} to power off (Control-C cuts them off)",
+            left.seconds,
+            names.join(", ")
+        ));
+        bar.tick();
+        !is_set(&interrupted)
+    })?;
+    bar.finish_and_clear();
+    match (json, down.orphans) {
+        (true, _) => outln!("{}", serde_json::to_string(&down)?)?,
+        (false, None) => outln!("fleet {fleet} is down")?,
+        (false, Some(vms)) => {
             outln!(
                 "fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running"
             )?;
         }
     }
-    Ok(ExitCode::SUCCESS)
+    if !json {
+        for note in &down.notes {
+            outln!("note: {note}")?;
+        }
+    }
+    if down.cut_off.is_empty() || is_set(&interrupted) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let guests: Vec<_> = down.cut_off.iter().map(|cut| format!("{}: {}", cut.guest, cut.why)).collect();
+    errln!(
+        "error: not ended in good order, what they had not written to their drives is lost: {}",
+        guests.join("; ")
+    );
+    Ok(ExitCode::FAILURE)
 }

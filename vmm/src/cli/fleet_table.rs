@@ -27,6 +27,10 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
             (State::Silent, _) => format!("silent for {:.0} s", guest.silent_seconds.unwrap_or(0.0)),
             (State::Dead, Some(how)) => format!("dead: {how}"),
             (State::Dead, None) => "dead".into(),
+            (State::Panicked, how) => match how.as_ref().or(guest.panic.as_ref()) {
+                Some(how) => format!("panicked: {how}"),
+                None => "panicked".into(),
+            },
         };
         let mut row = vec![
             guest.name.clone(),

@@ -16,7 +16,8 @@ use crate::process::print::{is_reader_gone, outln};
 #[derive(clap::Args)]
 #[command(
     after_help = "Standard output carries one JSON object a line: {\"stage\", \"guest\", \"done\", \"total\"} while the
-fleet comes up, then {\"up\": STATUS} or {\"error\": TEXT}. SIGINT and SIGTERM take the fleet down. After a
+fleet comes up, then {\"up\": STATUS} or {\"error\": TEXT}. SIGINT and SIGTERM take the fleet down: Linux
+guests are asked to power off, and cut off after 30 s. At a second signal the daemon ends at once, and each VM sees to that by itself. After a
 SIGKILL the guests run on: start it again to take them over, or `samepage fleet down` to end them.
 
 Examples:

@@ -12,6 +12,7 @@ mod host;
 mod image;
 mod ledger_table;
 mod measure;
+mod power;
 mod progress;
 mod provenance;
 mod run;
@@ -30,7 +31,7 @@ use tracing::Level;
 use crate::api::{ApiError, EXIT_BAD_CONFIGURATION, logger};
 use crate::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use crate::memory::size::{SizeError, parse_size};
-use crate::process::print::{Stderr, errln, out};
+use crate::process::print::{errln, out};
 use crate::process::{self, limits};
 
 /// Launch guest VMs, merge the pages they have in common, and account for every frame
@@ -59,6 +60,7 @@ enum Command {
     Fleet(fleet::Args),
     Top(top::Args),
     Balloon(balloon::Args),
+    Power(power::Args),
     Host(host::Args),
     Image(image::Args),
     Simulate(simulate::Args),
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Fleet(args) => fleet::run(args),
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
+        Command::Power(args) => power::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),

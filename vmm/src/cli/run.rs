@@ -14,7 +14,8 @@ use crate::merge::slab::agent::Agent;
 use crate::process::print::errln;
 use crate::vm::working_set::{MAX_SAMPLES, Sampling};
 use crate::vm::{
-    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, Running, Unpack, probe,
+    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Running, Unpack,
+    probe,
 };
 use anyhow::Context;
 use clap::error::ErrorKind;
@@ -42,8 +43,8 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --api-sock ./api.sock --config-file resources/api/vm.json   the same, started from a file
 
 `samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is
-0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on; 152 when
---config-file cannot be used.")]
+0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on, when its kernel
+panicked, or when it was asked to power off and did not in time; 152 when --config-file cannot be used.")]
 pub(super) struct Args {
     /// Make the API's socket here and wait to be told what to start: Firecracker's REST API
     #[arg(long, value_name = "SOCKET")]
@@ -142,7 +143,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         clap::Error::raw(ErrorKind::InvalidValue, format!("{why}\n")).exit();
     }
     if let Some(note) = args.firecracker.note() {
-        eprintln!("{note}");
+        errln!("{note}");
     }
     if let Some(daemon) = args.daemon {
         set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
@@ -237,12 +238,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     tracing::info!("{name} has ended: {ending:?}");
     match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Stopped => Ok(ExitCode::SUCCESS),
+        Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),
+        Ending::Panicked(Some(reason)) => errln!("error: {name}: {PANICKED}: {reason}"),
+        Ending::Panicked(None) => {
+            errln!("error: {name}: {PANICKED}; its console may say why");
+        }
+        Ending::CutOff { limit } => errln!(
+            "error: {name}: the guest was asked to power off, had not after {} s, and was stopped: what it had not \
+             written to its drives is lost",
+            limit.as_secs()
+        ),
         Ending::Fault(report) => {
             errln!("error: {name}: {report}");
-            Ok(ExitCode::FAILURE)
         }
     }
+    Ok(ExitCode::FAILURE)
 }
 
 /// The range in the integer that clap compares in.

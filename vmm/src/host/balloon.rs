@@ -96,6 +96,11 @@ impl Target {
         Err(HostError::NoGuest { guest: guest.into(), fleet, known: known.join(", ") })
     }
 
+    /// Its control socket.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The guest at this post.
     pub fn of(post: &Post) -> Self {
         Self { guest: post.guest.clone(), fleet: None, socket: post.socket.clone() }

@@ -18,6 +18,7 @@ use super::ledger::{self, Reading};
 use super::living;
 use super::metrics::{self, EngineNow, Format, exposition};
 use super::runtime::FleetDir;
+use super::shutdown::{CutOff, DEFAULT_LIMIT, Shutdown};
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
 use crate::memory::own;
@@ -55,8 +56,10 @@ pub struct Daemon {
     governor: Arc<Governor>,
     home: Home,
     interrupted: Arc<AtomicBool>,
-    /// Whether guests and directory are gone already.
-    is_down: AtomicBool,
+    /// Their end.
+    shutdown: Shutdown,
+    /// Once guests and directory are gone: what was left otherwise than it was found.
+    ended: Mutex<Option<Vec<String>>>,
     /// Clients that are being answered.
     clients: AtomicUsize,
 }
@@ -87,7 +90,8 @@ impl Daemon {
             governor,
             home,
             interrupted,
-            is_down: AtomicBool::new(false),
+            shutdown: Shutdown::default(),
+            ended: Mutex::default(),
             clients: AtomicUsize::new(0),
         })
     }
@@ -97,7 +101,7 @@ impl Daemon {
     ///
     /// What does not fit as it is may fit once it is merged, so they fill last.
     pub fn serve(self, watch: &Watch, up: impl FnOnce(Result<FleetStatus, HostError>) + Send) {
-        let failed = AtomicBool::new(false);
+        let (is_up, failed) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
                 let filled = self.fleet().fill(watch);
@@ -108,9 +112,16 @@ impl Daemon {
                     self.fleet().stop_started();
                     self.interrupted.store(true, Ordering::Relaxed);
                 }
+                is_up.store(filled.is_ok(), Ordering::Relaxed);
                 up(filled);
             });
-            while !self.interrupted.load(Ordering::Relaxed) {
+            let mut ends = false;
+            while !failed.load(Ordering::Relaxed) {
+                if self.interrupted.load(Ordering::Relaxed) && is_up.load(Ordering::Relaxed) && !ends {
+                    ends = true;
+                    // Clients are answered meanwhile: how far it is, and that it be shorter.
+                    scope.spawn(|| self.end_all());
+                }
                 for stream in self.home.clients(POLL) {
                     // Too many are hung up on.
                     if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS {
@@ -122,24 +133,33 @@ impl Daemon {
                         self.clients.fetch_sub(1, Ordering::Relaxed);
                     }
                 }
+                let ended = lock(&self.ended);
+                if ended.is_some() {
+                    break;
+                }
                 self.home.look_after(|| self.fleet.try_lock().map(|fleet| fleet.save()).is_ok());
             }
         });
-        if !failed.into_inner() {
-            // There is no client left to tell.
-            drop(self.end_all());
-        }
     }
 
-    /// Ends all guests and removes what there is of them, once: afterwards their place may be another fleet's. Returns what its user
-    /// should know.
+    /// Ends all guests in good order and removes what there is of them, once: afterwards their place may be another fleet's. Returns what
+    /// of the host's settings was left otherwise than it was found.
     fn end_all(&self) -> Vec<String> {
-        if self.is_down.swap(true, Ordering::SeqCst) {
-            return Vec::new();
+        self.shutdown.begin(DEFAULT_LIMIT);
+        // It would suspend them again.
+        self.governor.stand_down();
+        let mut fleet = self.fleet();
+        if let Some(notes) = &*lock(&self.ended) {
+            return notes.clone();
         }
-        let notes = self.fleet().stop_with_notes();
+        let notes = fleet.shut_down(&self.shutdown);
+        for CutOff { guest, why } in self.shutdown.cut_off() {
+            tracing::warn!("guest {guest} did not end in good order: {why}");
+        }
+        // Nobody makes the directory anew from here on.
+        let mut ended = lock(&self.ended);
         self.home.dir().remove();
-        notes
+        ended.insert(notes).clone()
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
@@ -231,13 +251,16 @@ impl Daemon {
             Request::PageTypes { guest } => {
                 Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
             }
-            Request::Down => {
+            Request::Down { timeout_seconds } => {
+                self.shutdown.allow(Duration::from_secs(timeout_seconds));
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);
                 // Before the answer: who asked for it may start the fleet again at once.
                 drop(lock(&self.metrics).take());
-                Ok(Reply::Down { notes: self.end_all() })
+                let notes = self.end_all();
+                Ok(Reply::Down { cut_off: self.shutdown.cut_off(), notes })
             }
+            Request::Ending => Ok(Reply::Ending(self.shutdown.left())),
         }
     }
 }

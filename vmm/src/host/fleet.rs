@@ -24,6 +24,7 @@ use super::pledge::{self, Pledge};
 use super::post::Post;
 use super::preflight;
 use super::runtime::FleetDir;
+use super::shutdown::Shutdown;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
 use super::takeover::Left;
@@ -614,16 +615,18 @@ impl Fleet {
         bytes
     }
 
-    /// Ends all guests and the engine, and says what it has left of the host's settings.
-    pub fn stop_with_notes(&mut self) -> Vec<String> {
-        let before = self.engine.notes();
-        self.stop();
-        self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
-    }
-
     /// Ends all guests and the engine.
     pub fn stop(&mut self) {
         self.stop_those(|_| true);
+    }
+
+    /// Ends the engine and all guests, these in good order as far as `shutdown` lets them. Returns what the engine has left of the host's
+    /// settings.
+    pub fn shut_down(&mut self, shutdown: &Shutdown) -> Vec<String> {
+        let before = self.engine.notes();
+        self.engine.stop();
+        shutdown.end_all(&mut self.guests);
+        self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
     }
 
     /// Ends the guests that were started here, and the engine. What an earlier daemon left runs on, for a later one.

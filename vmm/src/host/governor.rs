@@ -20,6 +20,7 @@ use super::observer::{ANSWER_WAIT, Observation, Observer};
 use super::policy_state::PolicyState;
 use super::post::{Post, Said};
 use super::runtime::FleetDir;
+use super::shutdown;
 use crate::overcommit::action::Action;
 use crate::overcommit::knobs::Knobs;
 use crate::overcommit::ledger::Ledger;
@@ -84,7 +85,7 @@ pub struct Management {
 /// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
 pub struct Governor {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -123,7 +124,7 @@ impl Governor {
         };
         let thread =
             thread::Builder::new().name("governor".into()).spawn(move || work.run()).map_err(failed)?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// Manages these guests from now on.
@@ -156,6 +157,14 @@ impl Governor {
         let management = lock(&self.shared.management);
         let silent = management.guests.iter().filter(|guest| guest.silent_seconds.is_some());
         silent.map(|guest| guest.name.clone()).collect()
+    }
+
+    /// Ends the thread: nothing is done to a guest from here on.
+    pub fn stand_down(&self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
     }
 
     /// How the fleet is managed.
@@ -196,10 +205,7 @@ impl Management {
 
 impl Drop for Governor {
     fn drop(&mut self) {
-        self.shared.ending.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stand_down();
     }
 }
 
@@ -328,6 +334,7 @@ fn request(action: &Action) -> Option<Request> {
         Action::PageOut { pages, .. } => Request::PageOut { pages },
         Action::Suspend { .. } => Request::Pause,
         Action::Resume { .. } => Request::Resume,
-        Action::Stop { .. } => Request::Stop,
+        // Its VM sees to it by itself: this thread does not wait.
+        Action::Stop { .. } => shutdown::request(shutdown::DEFAULT_LIMIT),
     })
 }

@@ -15,6 +15,7 @@ use super::client::{ANSWER_LIMIT, Com2, control_within};
 use super::fleet::{Stage, Watch};
 use super::post::Post;
 use super::runtime::FleetDir;
+use super::shutdown::{self, Ended, Shutdown};
 use super::spec::{EngineName, GuestSpec, Overcommit};
 use super::state::{Saved, Started};
 use crate::measure::Space;
@@ -36,6 +37,12 @@ const HELD_LIMIT: Duration = Duration::from_secs(3600);
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
 const OOM_SCORE_ADJ: &str = "300";
+/// How often a VM that is to end is looked at.
+const END_POLL: Duration = Duration::from_millis(20);
+/// How a VM ends whose guest powered off, in words.
+const CLEAN_EXIT: &str = "exit status 0";
+/// How one ended that is no child of ours.
+const GONE: &str = "its process is gone";
 /// How much of a log an error message shows.
 const LOG_TAIL_BYTES: u64 = 600;
 
@@ -418,10 +425,14 @@ impl Guest {
                 Ok(Some(status)) => Some(describe(status)),
                 _ => None,
             },
-            Running::Adopted(process) => process.has_ended().then(|| "its process is gone".into()),
+            Running::Adopted(process) => process.has_ended().then(|| GONE.into()),
             Running::Ended(_) => None,
         };
         if let Some(how) = how {
+            let how = match self.last_error() {
+                Some(why) if how != CLEAN_EXIT => format!("{how}: {why}"),
+                _ => how,
+            };
             self.process = Running::Ended(how);
         }
         match &self.process {
@@ -444,8 +455,23 @@ impl Guest {
         Err(HostError::Ended { guest: self.spec.name.clone(), how, log: self.log_tail() })
     }
 
+    /// Why its VM failed, as it says itself at the end of the log.
+    fn last_error(&self) -> Option<String> {
+        let mark = format!("error: {}: ", self.spec.name);
+        let tail = self.log_end();
+        let why = tail.lines().rev().find_map(|line| line.strip_prefix(&mark))?;
+        Some(why.into())
+    }
+
     /// The end of what it and its VM wrote, as a clause for an error message.
     fn log_tail(&self) -> String {
+        match self.log_end().trim() {
+            "" => String::new(),
+            text => format!(":\n    {}", text.replace('\n', "\n    ")),
+        }
+    }
+
+    fn log_end(&self) -> String {
         // No more than the end is read: a guest may have written any amount.
         let read = || {
             let mut file = fs::File::open(self.dir.log(&self.spec.name))?;
@@ -458,11 +484,7 @@ impl Guest {
         let tail = read().unwrap_or_default();
         let text = String::from_utf8_lossy(&tail);
         // A guest's console may hold anything, also what would command the terminal that shows this.
-        let text = text.replace(|c: char| c.is_control() && c != '\n', " ");
-        match text.trim() {
-            "" => String::new(),
-            text => format!(":\n    {}", text.replace('\n', "\n    ")),
-        }
+        text.replace(|c: char| c.is_control() && c != '\n', " ")
     }
 
     /// Writes down what a later daemon needs to know of it.
@@ -474,6 +496,29 @@ impl Guest {
         if let Err(error) = Saved::new(started, process, self.ready, self.fill).write(&self.dir) {
             tracing::warn!("guest {}: {}", self.spec.name, super::daemon::one_line(&error));
         }
+    }
+
+    /// Has the guest power off as long as `shutdown` lets it, and ends its VM. The built-in guest has nothing to lose, and ends at once.
+    pub(super) fn shut_down(&mut self, shutdown: &Shutdown) -> Ended {
+        if !self.is_built_in() && self.ended().is_none() {
+            // At the pace of one that is held back it could not.
+            let lift = vm::Request::Throttle { pages_per_second: None };
+            let _ = self.control_within(&lift, END_LIMIT);
+            let asked = self.control_within(&shutdown::request(shutdown.vm_limit()), END_LIMIT).is_ok();
+            while asked && self.ended().is_none() && !shutdown.time_left().is_zero() {
+                std::thread::sleep(END_POLL);
+            }
+        }
+        let has_nothing_to_lose = self.is_built_in();
+        let ended = match self.ended() {
+            None if has_nothing_to_lose => Ended::Orderly,
+            None => Ended::CutOff,
+            // Of one that is no child of ours it is not known, unless it has said so.
+            Some(how) if how == CLEAN_EXIT || how == GONE => Ended::Orderly,
+            Some(how) => Ended::Otherwise(how.into()),
+        };
+        self.stop();
+        ended
     }
 
     /// Ends its VM, by force if it does not end when told, and removes what it left.

@@ -29,6 +29,7 @@ mod policy_state;
 pub mod post;
 pub mod preflight;
 pub mod runtime;
+pub mod shutdown;
 pub mod spaces;
 pub mod spec;
 mod state;

@@ -6,7 +6,7 @@ use super::HostError;
 use super::client::{ANSWER_LIMIT, control_within};
 use super::daemon::request;
 use super::runtime::FleetDir;
-use super::status::{Reply, Request, State};
+use super::status::{Reply, Request};
 use crate::measure::Space;
 use crate::vm::control as vm;
 
@@ -34,7 +34,7 @@ pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, Hos
     let mut found = Vec::new();
     for guest in status.guests {
         let wanted = names.is_empty() || names.contains(&guest.name);
-        if !wanted || guest.state == State::Dead {
+        if !wanted || guest.ended.is_some() {
             continue;
         }
         let socket = dir.control(&guest.name)?;

@@ -7,6 +7,7 @@ use super::governor::Management;
 use super::ledger::Reading;
 use super::metrics::Format;
 use super::post::Said;
+use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
 use crate::measure::audit::Audit;
 use crate::measure::content::Content;
 use crate::measure::frames::Pages;
@@ -16,8 +17,8 @@ use crate::overcommit::ledger::Ledger;
 use crate::process::print;
 use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
-use crate::vm::probe;
 use crate::vm::stats::Values;
+use crate::vm::{PANICKED, probe};
 
 /// What a client asks the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +54,23 @@ pub enum Request {
         /// The guest's name.
         guest: String,
     },
-    /// End all guests and the daemon.
-    Down,
+    /// End all guests and the daemon. Asked again, it can only become shorter.
+    Down {
+        /// How long the guests may take to power off; 0: they are cut off at once.
+        #[serde(default = "default_timeout", skip_serializing_if = "is_default_timeout")]
+        timeout_seconds: u64,
+    },
+    /// How far the end has come. Answered at once.
+    Ending,
+}
+
+fn default_timeout() -> u64 {
+    DEFAULT_LIMIT.as_secs()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_default_timeout(seconds: &u64) -> bool {
+    *seconds == default_timeout()
 }
 
 /// What the daemon answers.
@@ -73,10 +89,13 @@ pub enum Reply {
     PageTypes(String),
     /// To [`Request::Down`]: it is.
     Down {
-        /// What was left otherwise than it was found.
-        #[serde(default)]
+        /// The guests that did not end in good order.
+        cut_off: Vec<CutOff>,
+        /// What of the host's settings was left otherwise than it was found.
         notes: Vec<String>,
     },
+    /// To [`Request::Ending`].
+    Ending(Left),
     /// It was not.
     Error(String),
 }
@@ -105,6 +124,8 @@ pub enum State {
     Silent,
     /// Its VM process is gone.
     Dead,
+    /// Its kernel panicked. Its VM process is gone, or stands still for ever.
+    Panicked,
 }
 
 /// One guest.
@@ -120,6 +141,9 @@ pub struct GuestStatus {
     /// For how long its VM process has not answered, in seconds, where that is long.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub silent_seconds: Option<f64>,
+    /// Why its kernel panicked, if it has, as it said on its console, and its VM has not ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub panic: Option<String>,
     /// Its process.
     pub pid: Option<u32>,
     /// `builtin` or `linux`; None until it was ready.
@@ -195,8 +219,11 @@ impl FleetStatus {
             let ended = guest.ended().map(str::to_owned);
             let said = said.iter().find(|said| said.status.name == guest.spec.name);
             let silent = said.and_then(|said| said.silent).filter(|_| ended.is_none());
+            let panic = said.and_then(|said| said.status.panic.clone());
             let state = match (&ended, said) {
+                (Some(how), _) if how.contains(PANICKED) => State::Panicked,
                 (Some(_), _) => State::Dead,
+                (None, _) if panic.is_some() => State::Panicked,
                 (None, Some(_)) if silent.is_some() => State::Silent,
                 (None, Some(said)) if said.status.paused => State::Paused,
                 _ => State::Running,
@@ -216,6 +243,7 @@ impl FleetStatus {
                 balloon: said.filter(|_| ended.is_none()).and_then(Said::balloon_now),
                 silent_seconds: silent.map(|silent| silent.as_secs_f64()),
                 ended,
+                panic,
                 pid: guest.pid(),
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
                 cpus: guest.spec.cpus,

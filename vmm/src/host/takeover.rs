@@ -10,6 +10,7 @@ use super::daemon::one_line;
 use super::guest::{Guest, end};
 use super::living::{LivingVm, vms};
 use super::runtime::FleetDir;
+use super::shutdown::{self, Shutdown};
 use super::spec::FleetSpec;
 use super::state::{Difference, Saved, Started};
 use crate::os::Process;
@@ -81,6 +82,19 @@ pub fn end_all(vms: &[LivingVm], dir: &FleetDir) {
     thread::scope(|scope| {
         for vm in vms {
             scope.spawn(|| end(&vm.process, || ask(vm, dir, &Request::Stop).is_ok()));
+        }
+    });
+}
+
+/// Asks VMs to have their guests power off, all at the same time.
+pub(super) fn shut_down_each(vms: &[LivingVm], dir: &FleetDir, shutdown: &Shutdown) {
+    thread::scope(|scope| {
+        for vm in vms {
+            scope.spawn(|| {
+                // At the pace of one that is held back it could not. One that does not answer is ended when time is up.
+                let _ = ask(vm, dir, &Request::Throttle { pages_per_second: None });
+                let _ = ask(vm, dir, &shutdown::request(shutdown.vm_limit()));
+            });
         }
     });
 }

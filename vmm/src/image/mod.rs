@@ -38,6 +38,8 @@ use vmlinux::{Kernel, KernelError, KernelProblem, Unpack};
 
 /// The modules every image has: the transport of our devices, and the devices.
 pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_blk"];
+/// Those an image has if its kernel has them: the port through which it says that it has panicked.
+pub const OPTIONAL_MODULES: [&str; 1] = ["pvpanic_mmio"];
 
 const KERNEL_FILE: &str = "vmlinux";
 /// The kernel with its decompressor.
@@ -52,7 +54,7 @@ const VERSION_SEARCH_BYTES: u64 = 128 << 20;
 pub struct Options {
     /// Where the kernel and its modules come from.
     pub source: KernelFrom,
-    /// Modules to add to [`MODULES`].
+    /// Modules to add to [`MODULES`] and [`OPTIONAL_MODULES`].
     pub modules: Vec<String>,
     /// Where to put the image.
     pub to: Destination,
@@ -166,9 +168,15 @@ fn make_below(
     progress.stage("collecting modules", None);
     let plan = match &modules_dir {
         Some(dir) => {
-            let wanted: Vec<_> =
-                MODULES.into_iter().map(String::from).chain(options.modules.clone()).collect();
-            Modules::open(dir)?.plan(&wanted, version.as_deref())?
+            let modules = Modules::open(dir)?;
+            let optional = OPTIONAL_MODULES.into_iter().filter(|name| modules.has(name));
+            let wanted: Vec<_> = MODULES
+                .into_iter()
+                .chain(optional)
+                .map(String::from)
+                .chain(options.modules.clone())
+                .collect();
+            modules.plan(&wanted, version.as_deref())?
         }
         None => Plan::default(),
     };

@@ -61,6 +61,11 @@ impl Modules {
         Ok(Self { root, files, builtin, dependencies })
     }
 
+    /// Whether there is a module of this name, or the kernel has it built in.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name) || self.builtin.contains(name)
+    }
+
     /// Unpacks the modules in `wanted` and all that they depend on. `kernel` is the version that every one
     /// must be made for, where it is known.
     pub fn plan(&self, wanted: &[String], kernel: Option<&str>) -> Result<Plan, ImageError> {

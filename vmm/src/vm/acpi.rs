@@ -1,15 +1,22 @@
-//! ACPI tables: MADT, hardware-reduced FADT, and a DSDT that names the serial ports and each
+//! ACPI tables: MADT, FADT with its FACS, and a DSDT that names the serial ports, the panic port and each
 //! virtio-mmio device (`LNRO0005`), so that a stock kernel finds everything without being told.
+//!
+//! The hardware is not called reduced. Of a machine that is, Linux believes that only EFI can reset it, finds no EFI, and jumps to
+//! the BIOS instead of writing the reset register that is named beside; and it leaves the 8259 alone, so that with `noapic` on its
+//! command line nothing is left to interrupt it.
 
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 use devices::GuestMemory;
-use devices::legacy::power::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLP_TYP_S5};
+use devices::legacy::pm1::{PM1_CONTROL_LEN, PM1_CONTROL_PORT, PM1_EVENT_LEN, PM1_EVENT_PORT};
+use devices::legacy::power::{RESET_PORT, RESET_VALUE, SLP_TYP_S5};
+use devices::legacy::pvpanic::{PVPANIC_LEN, PVPANIC_PORT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::error::VmError;
@@ -21,6 +28,10 @@ const OEM_REVISION: u32 = 1;
 
 /// FADT `IAPC_BOOT_ARCH`: no VGA, no CMOS clock; the keyboard controller bit stays 0 (absent).
 const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
+/// MADT `Flags`: there are two 8259s, too.
+const PCAT_COMPAT: u32 = 1;
+/// ACPI says where the FACS lies: at a multiple of this.
+const FACS_ALIGN: u64 = 64;
 
 /// Writes all tables and returns the address of the root pointer.
 pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u64, VmError> {
@@ -28,7 +39,7 @@ pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u
     let mut put = |table: &dyn Aml| -> Result<u64, VmError> {
         let mut bytes = Vec::new();
         table.to_aml_bytes(&mut bytes);
-        at = at.next_multiple_of(16);
+        at = at.next_multiple_of(FACS_ALIGN);
         let here = at;
         at += bytes.len() as u64;
         if at > ACPI_END {
@@ -38,7 +49,8 @@ pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u
         Ok(here)
     };
     let dsdt = put(&dsdt(virtio_devices))?;
-    let fadt = put(&fadt(dsdt))?;
+    let facs = put(&FACS::new())?;
+    let fadt = put(&fadt(dsdt, facs))?;
     let madt = put(&madt(vcpus))?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -50,27 +62,43 @@ pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u
     Ok(ACPI)
 }
 
-fn madt(vcpus: u8) -> MADT {
-    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(LOCAL_APIC));
+fn madt(vcpus: u8) -> Sdt {
+    let mut body = [LOCAL_APIC, PCAT_COMPAT].map(u32::to_le_bytes).concat();
     for id in 0..vcpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+        ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut body);
     }
-    madt.add_structure(IoApic::new(0, IO_APIC, 0));
-    madt
+    IoApic::new(0, IO_APIC, 0).to_aml_bytes(&mut body);
+    body.extend(source_override(SCI_IRQ));
+    table(*b"APIC", 5, &body)
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+/// An interrupt source override: ISA interrupt `irq` is active high and level-triggered. Without it ISA's are edges.
+fn source_override(irq: u32) -> Vec<u8> {
+    const INTERRUPT_SOURCE_OVERRIDE: u8 = 2;
+    const ISA: u8 = 0;
+    const HIGH_AND_LEVEL: u16 = 0b01 | 0b11 << 2;
+    let head = [INTERRUPT_SOURCE_OVERRIDE, 10, ISA, irq as u8];
+    [&head[..], &irq.to_le_bytes(), &HIGH_AND_LEVEL.to_le_bytes()].concat()
+}
+
+fn fadt(dsdt: u64, facs: u64) -> impl Aml {
     let port = |port: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
+    let block =
+        |port: u64, bytes: u8| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, AccessSize::WordAccess, port);
+    // Set, SlpButton says that there is none; PwrButton is clear: the power button is in PM1.
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
+        .firmware_ctrl_32(facs as u32)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
-        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::Wbinvd)
         .flag(Flags::ResetRegSup)
-        .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.sleep_control_reg = port(SLEEP_CONTROL_PORT);
-    fadt.sleep_status_reg = port(SLEEP_STATUS_PORT);
+    fadt.sci_int = (SCI_IRQ as u16).into();
+    (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = ((PM1_EVENT_PORT as u32).into(), PM1_EVENT_LEN);
+    (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = ((PM1_CONTROL_PORT as u32).into(), PM1_CONTROL_LEN);
+    fadt.x_pm1a_evt_blk = block(PM1_EVENT_PORT, PM1_EVENT_LEN);
+    fadt.x_pm1a_cnt_blk = block(PM1_CONTROL_PORT, PM1_CONTROL_LEN);
     fadt.reset_reg = port(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.finalize()
@@ -82,12 +110,32 @@ fn dsdt(virtio_devices: usize) -> Sdt {
         .to_aml_bytes(&mut body);
     serial("_SB_.COM1", "COM1", 1, COM1_PORT, COM1_IRQ, &mut body);
     serial("_SB_.COM2", "COM2", 2, COM2_PORT, COM2_IRQ, &mut body);
+    pvpanic(&mut body);
     for n in 0..virtio_devices {
         virtio(n, &mut body);
     }
-    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
-    table.append_slice(&body);
+    table(*b"DSDT", 6, &body)
+}
+
+fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut table = Sdt::new(signature, 36, revision, OEM, OEM_TABLE, OEM_REVISION);
+    table.append_slice(body);
     table
+}
+
+fn pvpanic(out: &mut Vec<u8>) {
+    let port = PVPANIC_PORT as u16;
+    aml::Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"QEMU0001"),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(port, port, 1, PVPANIC_LEN as u8)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(out);
 }
 
 fn serial(path: &str, label: &'static str, uid: u8, port: u16, irq: u32, out: &mut Vec<u8>) {
@@ -121,7 +169,7 @@ fn virtio(n: usize, out: &mut Vec<u8>) {
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![
                     &aml::Memory32Fixed::new(true, base as u32, VIRTIO_BYTES as u32),
-                    &aml::Interrupt::new(true, true, false, false, VIRTIO_IRQ + n as u32),
+                    &aml::Interrupt::new(true, true, false, false, virtio_irq(n)),
                 ]),
             ),
         ],

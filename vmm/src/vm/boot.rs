@@ -4,6 +4,7 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use devices::GuestMemory;
+use devices::legacy::power::{RESET_PORT, RESET_VALUE};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use linux_loader::loader::elf::Elf;
@@ -78,8 +79,28 @@ pub fn load(
         (header.ramdisk_image, header.ramdisk_size) = load_initrd(memory, path, loaded.end, limit)?;
     }
     write_params(memory, header, stretches, acpi_root)?;
+    memory.write_slice(RESET_CODE, GuestAddress(RESET_VECTOR)).map_err(VmError::BootData)?;
     Ok(loaded.entry)
 }
+
+/// What is found where the BIOS would begin, in real mode. A kernel that jumps there (Linux with `reboot=bios`, or where it
+/// believes that nothing else resets) wants a reset: by ACPI's register, and by the keyboard controller.
+const RESET_CODE: &[u8] = &[
+    0xba,
+    (RESET_PORT & 0xff) as u8,
+    (RESET_PORT >> 8) as u8, // mov dx, RESET_PORT
+    0xb0,
+    RESET_VALUE, // mov al, RESET_VALUE
+    0xee,        // out dx, al
+    0xb0,
+    0xfe, // mov al, 0xfe
+    0xe6,
+    0x64, // out 0x64, al
+    0xf4, // hlt
+    0xeb,
+    0xfd, // jmp to the hlt
+];
+const _: () = assert!(RESET_VECTOR + RESET_CODE.len() as u64 <= HIGH_START);
 
 struct Loaded {
     entry: u64,

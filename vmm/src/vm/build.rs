@@ -24,10 +24,12 @@ use super::error::{MAX_VCPUS, VmError};
 use super::events::EventLoop;
 use super::exit::{Ending, Outcome};
 use super::feed::Feed;
+use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
 use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::running::Running;
+use super::shut_down::ShutDown;
 use super::slots;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
@@ -122,8 +124,8 @@ impl Vm {
             acpi::write(ram.memory(), config.vcpus, virtio_count)?
         };
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
-        let console_trouble = Trouble::default();
-        let console = config.console.output(&console_trouble)?;
+        let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
+        let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
         let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
@@ -141,7 +143,8 @@ impl Vm {
         loaded(&ram);
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
-        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, mut queues, interrupts } = machine;
+        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, panicked, .. } = machine;
+        let Machine { power_button, mut queues, interrupts, .. } = machine;
         let waits = {
             let ports = [com1.clone(), com2_port.clone()];
             let input =
@@ -153,16 +156,21 @@ impl Vm {
         let (devices_paused, devices_resumed) = queues.pausing()?;
 
         subscribers.push(Box::new(queues));
-        for (event, ending) in [(power_off, GuestAsks::PowerOff), (reset, GuestAsks::Reset)] {
-            subscribers.push(Box::new(GuestEnd { event, ending, outcome: outcome.clone() }));
+        let ends =
+            [(power_off, GuestAsks::PowerOff), (reset, GuestAsks::Reset), (panicked, GuestAsks::Nothing)];
+        for (event, asks) in ends {
+            let (outcome, last_words) = (outcome.clone(), last_words.clone());
+            subscribers.push(Box::new(GuestEnd { event, asks, last_words, outcome }));
         }
         if let Some(input) = console_input(config, &shared, &com1, &outcome)? {
             subscribers.push(Box::new(input));
         }
+        let com2_drained = drained(&com2_port)?;
+        let feed = Arc::new(Mutex::new(Feed::new(com2_port, shared.clone())));
+        let shut_down = ShutDown::new(power_button, feed.clone()).map_err(VmError::host("make a timer"))?;
+        subscribers.push(shut_down.subscriber(outcome.clone()));
         if let Some(listener) = com2 {
-            let drained = drained(&com2_port)?;
-            let feed = Feed::new(com2_port, shared.clone());
-            subscribers.push(Box::new(Channel::new(listener, com2_output, feed, drained)));
+            subscribers.push(Box::new(Channel::new(listener, com2_output, feed, com2_drained)));
         }
         if let Some(balloon) = &balloon {
             let sweeper = sweeper(balloon.clone(), ram.clone());
@@ -182,6 +190,8 @@ impl Vm {
             devices_paused,
             devices_resumed: Arc::new(devices_resumed),
             balloon,
+            shut_down,
+            last_words,
             shared,
             outcome,
             console_trouble,
@@ -290,12 +300,15 @@ fn console_input(
 enum GuestAsks {
     PowerOff,
     Reset,
+    /// It has panicked, and does no more.
+    Nothing,
 }
 
-/// The guest's own end, through the power or reset register.
+/// The guest's own end, through the power, the reset or the panic register.
 struct GuestEnd {
     event: EventFd,
-    ending: GuestAsks,
+    asks: GuestAsks,
+    last_words: LastWords,
     outcome: Outcome,
 }
 
@@ -306,9 +319,11 @@ impl MutEventSubscriber for GuestEnd {
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
         let _ = self.event.read();
-        self.outcome.tell(match self.ending {
-            GuestAsks::PowerOff => Ending::PowerOff,
-            GuestAsks::Reset => Ending::Reset,
+        self.outcome.tell(match (self.asks, self.last_words.panic()) {
+            (GuestAsks::PowerOff, _) => Ending::PowerOff,
+            (GuestAsks::Reset, None) => Ending::Reset,
+            // A kernel resets itself when it has panicked.
+            (GuestAsks::Reset | GuestAsks::Nothing, reason) => Ending::Panicked(reason),
         });
     }
 }

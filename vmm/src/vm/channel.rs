@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
@@ -58,14 +58,18 @@ pub struct Channel {
     listener: Listener,
     client: Option<UnixStream>,
     output: ChannelOutput,
-    feed: Feed,
+    feed: Arc<Mutex<Feed>>,
     drained: EventFd,
 }
 
 impl Channel {
     /// Joins `listener` to COM2; `drained` tells when the guest has read what it was given.
-    pub fn new(listener: Listener, output: ChannelOutput, feed: Feed, drained: EventFd) -> Self {
+    pub fn new(listener: Listener, output: ChannelOutput, feed: Arc<Mutex<Feed>>, drained: EventFd) -> Self {
         Self { listener, client: None, output, feed, drained }
+    }
+
+    fn feed(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
@@ -91,7 +95,7 @@ impl Channel {
         if let Some(client) = &self.client {
             let kept = !self.output.kept.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
             let mut set = EventSet::empty();
-            set.set(EventSet::IN, self.feed.room() > 0);
+            set.set(EventSet::IN, self.feed().room() > 0);
             set.set(EventSet::OUT, kept);
             let _ = ops.modify(Events::with_data(client, CLIENT, set));
         }
@@ -124,9 +128,8 @@ impl Channel {
 
     /// Takes what the client says; `gone` if there is nobody any more to hear an answer.
     fn receive(&mut self, gone: bool, ops: &mut EventOps) {
-        let Some(client) = &mut self.client else { return };
         let mut buffer = [0u8; 1024];
-        let room = self.feed.room().min(buffer.len());
+        let room = self.feed().room().min(buffer.len());
         if room == 0 && gone {
             // Whoever hung up is reported for as long as it is watched, so waiting for room would be spinning.
             return self.hang_up(ops);
@@ -134,9 +137,10 @@ impl Channel {
         if room == 0 {
             return self.watch(ops);
         }
+        let Some(client) = &mut self.client else { return };
         match client.read(&mut buffer[..room]) {
             Ok(0) => self.hang_up(ops),
-            Ok(n) => self.feed.push(&buffer[..n]),
+            Ok(n) => self.feed().push(&buffer[..n]),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.hang_up(ops),
         }
@@ -156,7 +160,7 @@ impl MutEventSubscriber for Channel {
             KEEPER => self.listener.look_after(ops, LISTENER),
             DRAINED => {
                 let _ = self.drained.read();
-                self.feed.pump();
+                self.feed().pump();
                 self.send(ops);
             }
             OUTPUT => {

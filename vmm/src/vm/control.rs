@@ -42,6 +42,16 @@ pub enum Request {
     Resume,
     /// End the VM.
     Stop,
+    /// Press the power button.
+    PowerButton,
+    /// Ask the guest to power off, and end the VM if it does not.
+    ShutDown {
+        /// How long it may take; 0 is [`Request::Stop`].
+        timeout_seconds: u32,
+        /// Besides by its power button it is asked by this line on COM2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        com2: Option<String>,
+    },
     /// Allow (or undo) the host kernel's samepage merging of guest RAM.
     Mergeable {
         /// Allow.
@@ -101,6 +111,8 @@ impl Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::PowerButton`].
+    PowerButton(Pressed),
     /// To [`Request::KvmStats`]: sums over all vCPUs where a value is theirs.
     KvmStats(Values),
     /// To [`Request::Balloon`].
@@ -115,6 +127,13 @@ pub enum Reply {
     Done,
     /// It was not.
     Error(String),
+}
+
+/// Whether a press of the power button is of use.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Pressed {
+    /// Has the guest a driver for it? If one comes later, it learns of it then.
+    pub driver: bool,
 }
 
 /// What a VM is.
@@ -147,6 +166,9 @@ pub struct Status {
     /// What the VM process has of the host's frames, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub frames: Option<SharePages>,
+    /// Why its kernel panicked, as its console says; None if it did not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic: Option<String>,
 }
 
 /// What carries requests out.

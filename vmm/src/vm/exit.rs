@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -15,6 +15,9 @@ use crate::memory::merge_log::{Before, MergeLog, Replaced};
 /// KVM_INTERNAL_ERROR_EMULATION.
 const EMULATION: u32 = 1;
 
+/// What is said of a guest whose kernel has panicked, on standard error, behind its name.
+pub const PANICKED: &str = "the guest's kernel panicked";
+
 /// How a VM ended.
 #[derive(Debug)]
 pub enum Ending {
@@ -22,8 +25,15 @@ pub enum Ending {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest's kernel has panicked: of what, where it said so.
+    Panicked(Option<String>),
     /// It was stopped from outside.
     Stopped,
+    /// It was asked to power off, had not after so long, and was stopped.
+    CutOff {
+        /// How long it had.
+        limit: Duration,
+    },
     /// The guest, or KVM under it, cannot go on.
     Fault(Box<FaultReport>),
 }

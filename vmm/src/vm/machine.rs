@@ -8,7 +8,10 @@ use devices::GuestMemory;
 use devices::bus::Bus;
 use devices::interrupt::IrqLine;
 use devices::legacy::i8042::{I8042, I8042_BASE, I8042_LEN};
+use devices::legacy::pci::{PCI_BASE, PCI_LEN, Pci};
+use devices::legacy::pm1::{PM1_BASE, PM1_LEN, Pm1, PowerButton, SetLevel};
 use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
+use devices::legacy::pvpanic::{PVPANIC_LEN, PVPANIC_PORT, Pvpanic};
 use devices::legacy::serial::Serial;
 use devices::virtio::block;
 use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
@@ -37,6 +40,10 @@ pub struct Machine {
     pub power_off: EventFd,
     /// Readable when the guest asked for a reset.
     pub reset: EventFd,
+    /// Readable when the guest's kernel said that it has panicked.
+    pub panicked: EventFd,
+    /// The power button.
+    pub power_button: PowerButton,
     /// Queue notifications of all virtio devices.
     pub queues: Queues,
     /// The interrupts of all virtio devices.
@@ -46,25 +53,30 @@ pub struct Machine {
 impl Machine {
     /// Makes the devices and joins them to `vm`.
     pub fn new(
-        vm: &VmFd,
+        vm: &Arc<VmFd>,
         memory: &Arc<GuestMemory>,
         com1_out: Box<dyn Write + Send>,
         com2_out: Box<dyn Write + Send>,
         virtio: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<Self, VmError> {
         let (mut pio, mut mmio) = (Bus::default(), Bus::default());
-        let (power_off, reset) = (event()?, event()?);
+        let (power_off, reset, panicked) = (event()?, event()?, event()?);
         let com1 = serial(vm, &mut pio, ("COM1", COM1_PORT, COM1_IRQ), com1_out)?;
         let com2 = serial(vm, &mut pio, ("COM2", COM2_PORT, COM2_IRQ), com2_out)?;
         let i8042 = I8042::new(clone(&reset)?);
         pio.insert(I8042_BASE, I8042_LEN, "i8042", Arc::new(Mutex::new(i8042)))?;
         let power = Power::new(clone(&power_off)?, clone(&reset)?);
         pio.insert(POWER_BASE, POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
+        let pm1 = Pm1::new(clone(&power_off)?, sci(vm));
+        let power_button = pm1.button();
+        pio.insert(PM1_BASE, PM1_LEN, "pm1", Arc::new(Mutex::new(pm1)))?;
+        let pvpanic = Pvpanic::new(clone(&panicked)?);
+        pio.insert(PVPANIC_PORT, PVPANIC_LEN, "pvpanic", Arc::new(Mutex::new(pvpanic)))?;
+        pio.insert(PCI_BASE, PCI_LEN, "pci", Arc::new(Mutex::new(Pci::new(clone(&reset)?))))?;
         let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
             let takes_memory = device.device_id() == block::DEVICE_ID;
-            let mut transport =
-                MmioTransport::new(Arc::clone(memory), device, irq(vm, VIRTIO_IRQ + n as u32)?);
+            let mut transport = MmioTransport::new(Arc::clone(memory), device, irq(vm, virtio_irq(n))?);
             let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
             let notified = (0..transport.queue_count()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
             for (queue, event) in notified.iter().enumerate() {
@@ -81,7 +93,7 @@ impl Machine {
             }
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
         }
-        Ok(Self { pio, mmio, com1, com2, power_off, reset, queues, interrupts })
+        Ok(Self { pio, mmio, com1, com2, power_off, reset, panicked, power_button, queues, interrupts })
     }
 }
 
@@ -97,6 +109,19 @@ fn irq(vm: &VmFd, number: u32) -> Result<IrqLine, VmError> {
     let fd = event()?;
     vm.register_irqfd(&fd, number).map_err(VmError::kvm("register an interrupt (irqfd)"))?;
     Ok(IrqLine::new(fd))
+}
+
+/// The way to ACPI's interrupt. It goes down only when the guest says so, which an irqfd cannot do.
+fn sci(vm: &Arc<VmFd>) -> SetLevel {
+    // The VM is its owner's, to end it: see `Vm`.
+    let vm = Arc::downgrade(vm);
+    Box::new(move |high| {
+        if let Some(vm) = vm.upgrade()
+            && let Err(error) = vm.set_irq_line(SCI_IRQ, high)
+        {
+            tracing::warn!("ACPI's interrupt cannot be set: {error}");
+        }
+    })
 }
 
 fn serial(

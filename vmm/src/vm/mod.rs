@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod exit;
 mod feed;
+mod last_words;
 mod listener;
 mod machine;
 mod pacer;
@@ -26,6 +27,7 @@ pub mod probe;
 mod registers;
 mod run;
 mod running;
+mod shut_down;
 mod slice;
 mod slots;
 pub mod stats;
@@ -43,7 +45,7 @@ pub use dirty::DirtyLog;
 pub use drive::{Drive, DriveError, MAX_DRIVES};
 pub use error::{MAX_VCPUS, VmError};
 pub use events::EventLoop;
-pub use exit::{Ending, FaultReport};
+pub use exit::{Ending, FaultReport, PANICKED};
 pub use listener::Listener;
 pub use run::run;
 pub use running::{Running, chain};
@@ -51,15 +53,16 @@ pub use timer::Timer;
 
 use std::path::PathBuf;
 
-use devices::legacy::power;
+use devices::legacy::{pm1, power};
 use devices::virtio::balloon as device;
 
 use crate::memory::ram::Backing;
 
 const _: () = assert!(power::POWER_BASE + power::POWER_LEN <= platform::IDLE_PORT as u64);
+const _: () = assert!(platform::IDLE_PORT as u64 + 4 <= pm1::PM1_BASE);
 
 /// The command line a Linux guest gets unless told otherwise.
-pub const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
+pub const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 
 /// What a VM is to be.
 #[derive(Clone, Debug)]
@@ -98,4 +101,19 @@ pub struct Config {
     pub sampling: Option<working_set::Sampling>,
     /// End the VM when standard input ends; then it is no console input.
     pub lifeline: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LINUX_CMDLINE;
+
+    #[test]
+    fn the_documents_have_the_default_command_line() {
+        let quoted = format!("`{LINUX_CMDLINE}`");
+        for document in
+            [include_str!("../../../README.md"), include_str!("../../../resources/docs/guests.md")]
+        {
+            assert!(document.contains(&quoted), "{quoted} is not in {:?}...", &document[..40]);
+        }
+    }
 }

@@ -9,10 +9,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
 use super::console::Trouble;
-use super::control::{Reply, Request, Serve, Status};
+use super::control::{Pressed, Reply, Request, Serve, Status};
 use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
+use super::last_words::LastWords;
 use super::probe;
+use super::shut_down::ShutDown;
 use super::stats::KvmStats;
 use super::throttle::ThrottleError;
 use super::vcpu::{Shared, Vcpus};
@@ -40,6 +42,8 @@ pub struct Running {
     pub(super) balloon: Option<balloon::Handle>,
     pub(super) clock: Arc<Mutex<Clock>>,
     pub(super) sampler: Sampler,
+    pub(super) shut_down: ShutDown,
+    pub(super) last_words: LastWords,
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
     pub(super) console_trouble: Trouble,
@@ -60,6 +64,7 @@ impl Running {
             parked_pages: self.ram.parked_pages(),
             log_trouble: self.console_trouble.why(),
             frames: None,
+            panic: self.last_words.panic(),
         }
     }
 
@@ -90,6 +95,25 @@ impl Running {
         let _ = self.devices_resumed.write(1);
         self.vcpus().resume();
         self.ram.allow_parking();
+    }
+
+    /// Presses the power button. False if the guest has no driver for it.
+    pub fn press_power_button(&self) -> bool {
+        self.shut_down.press()
+    }
+
+    /// Asks the guest to power off, by its power button and, if there is one, by a line on COM2. When it has not after
+    /// `limit`, the VM is stopped. A paused guest is resumed: as it is it can do nothing.
+    pub fn shut_down(&self, limit: Duration, com2: Option<&str>) -> std::io::Result<()> {
+        if limit.is_zero() {
+            self.outcome.tell(Ending::Stopped);
+            return Ok(());
+        }
+        self.shut_down.begin(limit, com2)?;
+        if self.is_paused() {
+            self.resume();
+        }
+        Ok(())
     }
 
     /// Guest RAM.
@@ -212,6 +236,13 @@ impl Serve for Running {
             Request::Stop => {
                 self.outcome.tell(Ending::Stopped);
                 Reply::Done
+            }
+            Request::PowerButton => Reply::PowerButton(Pressed { driver: self.press_power_button() }),
+            Request::ShutDown { timeout_seconds, com2 } => {
+                match self.shut_down(Duration::from_secs(timeout_seconds.into()), com2.as_deref()) {
+                    Ok(()) => Reply::Done,
+                    Err(e) => Reply::Error(format!("the timer cannot be set: {e}")),
+                }
             }
             Request::Mergeable { on } => match self.ram.set_mergeable(on) {
                 Ok(()) => Reply::Done,

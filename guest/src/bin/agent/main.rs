@@ -2,7 +2,7 @@
 //!
 //! As process 1 (the initramfs' `/init`) it mounts what it needs, loads the modules that `/modules/order` lists, and
 //! takes commands on the second serial port, or on the console if there is none. As any other process it takes
-//! commands on standard input, and neither `poweroff` nor `reboot` does more than end it.
+//! commands on standard input, and has process 1 carry out `poweroff` and `reboot`.
 //!
 //! Static, with neither a C library nor `std`: it is all there is in the guest's user space.
 #![no_std]
@@ -21,13 +21,14 @@ use guest::workload::{Pages, Workload};
 use disk::Cached;
 use init::{Channel, log};
 use memory::{MappedPages, MemInfo};
-use sys::Fd;
+use sys::{Fd, RETRY_MILLIS};
 
 mod balloon;
 mod disk;
 mod frames;
 mod init;
 mod memory;
+mod power;
 #[path = "../runtime.rs"]
 mod runtime;
 mod sys;
@@ -36,9 +37,6 @@ global_asm!(".global _start", "_start:", "xor ebp, ebp", "and rsp, -16", "call a
 
 /// Where replies go, for the panic handler.
 static OUTPUT: AtomicI32 = AtomicI32::new(sys::STDOUT.0);
-
-/// How long to wait before a channel that failed is tried again.
-const RETRY_MILLIS: usize = 1000;
 
 /// The first Rust code.
 #[unsafe(no_mangle)]
@@ -97,6 +95,8 @@ impl Agent {
                     Ok(Command::Balloon(action)) => Some(balloon::obey(action)),
                     Ok(Command::Frames { from }) => Some(frames::obey(from)),
                     Ok(Command::Disk(action)) => Some(self.disk.obey(action)),
+                    Ok(Command::Poweroff) if !self.is_init => Some(power::ask(Power::Off)),
+                    Ok(Command::Reboot) if !self.is_init => Some(power::ask(Power::Reset)),
                     _ => None,
                 };
                 if let Some(reply) = reply {
@@ -104,18 +104,14 @@ impl Agent {
                     continue;
                 }
                 if let Some(power) = service.line(Port::Control, line, sys::now_micros(), self) {
-                    self.end(power);
+                    self.channel.output.drain();
+                    power::end(power);
                 }
             } else {
                 // Only `\n` ends a line.
                 let _ = self.line.push(*byte);
             }
         }
-    }
-
-    fn end(&self, power: Power) -> ! {
-        self.channel.output.drain();
-        end(self.is_init, power)
     }
 }
 
@@ -148,21 +144,6 @@ impl Write for Line {
     }
 }
 
-fn end(is_init: bool, power: Power) -> ! {
-    if !is_init {
-        sys::exit(0);
-    }
-    let how = match power {
-        Power::Off => sys::Reboot::PowerOff,
-        Power::Reset => sys::Reboot::Restart,
-    };
-    loop {
-        let error = sys::reboot(how);
-        log(format_args!("the kernel does not end: {error}"));
-        sys::sleep_millis(RETRY_MILLIS);
-    }
-}
-
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     let message = match info.location() {
@@ -173,8 +154,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     let output = Fd(OUTPUT.load(Ordering::Relaxed));
     send(output, &Reply::Panic { message });
     output.drain();
-    if sys::pid() != 1 {
-        sys::exit(101);
-    }
-    end(true, Power::Off)
+    // Of process 1 the kernel panics then: whoever started this guest is to learn that it failed.
+    sys::sync();
+    sys::exit(101)
 }

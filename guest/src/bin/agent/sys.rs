@@ -19,7 +19,10 @@ const PREAD64: usize = 17;
 const MADVISE: usize = 28;
 const DUP2: usize = 33;
 const GETPID: usize = 39;
+const VFORK: usize = 58;
+const EXECVE: usize = 59;
 const EXIT: usize = 60;
+const WAIT4: usize = 61;
 const MKDIR: usize = 83;
 const SYNC: usize = 162;
 const MOUNT: usize = 165;
@@ -35,10 +38,14 @@ const POLLIN: i16 = 1;
 const PROT_READ_WRITE: usize = 1 | 2;
 const MAP_PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
 const MADV_DONTNEED: usize = 4;
+const WNOHANG: usize = 1;
 const CLOCK_MONOTONIC: usize = 1;
 const TCSETS: usize = 0x5402;
 const TCSBRK: usize = 0x5409;
 const REBOOT_MAGIC: (usize, usize) = (0xfee1_dead, 672_274_793);
+
+/// How long to wait before what failed is tried again.
+pub(crate) const RETRY_MILLIS: usize = 1000;
 
 /// An error number of the kernel's.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -281,6 +288,83 @@ pub(crate) fn mount(kind: &CStr, at: &CStr) -> Result<(), Errno> {
     }
 }
 
+/// Has what was written written to disks.
+pub(crate) fn sync() {
+    // SAFETY: no arguments.
+    let _ = unsafe { syscall(SYNC, [0; 6]) };
+}
+
+/// Starts a program without arguments; its output goes to standard error. Returns its process, or why it could not be started.
+pub(crate) fn spawn(program: &CStr) -> Result<usize, Errno> {
+    let arguments = [program.as_ptr(), ptr::null()];
+    let environment = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(), ptr::null()];
+    let (result, error): (isize, isize);
+    // SAFETY: the child of vfork has our memory and our stack until it is another program or has ended, and this thread stands
+    // still as long. All it does is in here: system calls, and one register that it cannot give back but by the stack, below
+    // which it writes nothing but the 8 bytes that were pushed for it. The strings are C strings, the arrays end with null.
+    unsafe {
+        asm!(
+            "push 0",
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            // dup2(stderr, stdout)
+            "mov eax, {dup2}", "mov edi, 2", "mov esi, 1", "syscall",
+            // execve
+            "mov eax, {execve}", "mov rdi, r12", "mov rsi, r13", "mov rdx, r14", "syscall",
+            // It returns only with an error.
+            "mov [rsp], rax",
+            "mov eax, {exit}", "mov edi, 127", "syscall",
+            "ud2",
+            "2:",
+            "pop r15",
+            dup2 = const DUP2, execve = const EXECVE, exit = const EXIT,
+            inlateout("rax") VFORK as isize => result,
+            in("r12") program.as_ptr(), in("r13") arguments.as_ptr(), in("r14") environment.as_ptr(),
+            out("r15") error,
+            lateout("rcx") _, lateout("r11") _, lateout("rdi") _, lateout("rsi") _, lateout("rdx") _,
+        );
+    }
+    match (result, error) {
+        (failed, _) if failed < 0 => Err(Errno(failed.unsigned_abs() as u16)),
+        (pid, 0) => Ok(pid as usize),
+        (pid, error) => {
+            // It is as good as ended.
+            // SAFETY: no memory is passed.
+            let _ = unsafe { syscall(WAIT4, [pid as usize, 0, 0, 0, 0, 0]) };
+            Err(Errno(error.unsigned_abs() as u16))
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy)]
+pub(crate) struct Exit(i32);
+
+impl Exit {
+    /// Whether it did what it was started for.
+    pub(crate) fn is_success(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 & 0x7f {
+            0 => write!(f, "exit status {}", self.0 >> 8 & 0xff),
+            signal => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// How the child `pid` ended; None while it runs.
+pub(crate) fn ended(pid: usize) -> Option<Exit> {
+    let mut status = 0_i32;
+    // SAFETY: the kernel writes one integer.
+    let ended = unsafe { syscall(WAIT4, [pid, ptr::from_mut(&mut status) as usize, WNOHANG, 0, 0, 0]) };
+    (ended == Ok(pid)).then_some(Exit(status))
+}
+
 /// How to end the machine.
 #[derive(Clone, Copy)]
 pub(crate) enum Reboot {
@@ -292,11 +376,9 @@ pub(crate) enum Reboot {
 
 /// Ends the machine. Returns only if the kernel refuses.
 pub(crate) fn reboot(how: Reboot) -> Errno {
+    sync();
     // SAFETY: no memory is passed.
-    let result = unsafe {
-        let _ = syscall(SYNC, [0; 6]);
-        syscall(REBOOT, [REBOOT_MAGIC.0, REBOOT_MAGIC.1, how as usize, 0, 0, 0])
-    };
+    let result = unsafe { syscall(REBOOT, [REBOOT_MAGIC.0, REBOOT_MAGIC.1, how as usize, 0, 0, 0]) };
     result.err().unwrap_or(EBUSY)
 }
 

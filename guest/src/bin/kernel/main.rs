@@ -15,7 +15,7 @@ use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 use guest::protocol::{Kind, Ready, Reply};
-use guest::service::{Out, Port, Power, Service, Wait};
+use guest::service::{Out, Port, Service, Wait};
 use guest::tsc;
 use guest::virtio::Transport;
 use guest::virtio::balloon::{Driver, PageMap};
@@ -142,5 +142,5 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 fn die(message: core::fmt::Arguments<'_>) -> ! {
     Ports::new().last_words(message);
-    port::end(Power::Off)
+    port::panicked()
 }

@@ -16,6 +16,10 @@ const SLEEP_S5: u8 = 0x20 | 5 << 2;
 const RESET: u16 = 0x602;
 const RESET_NOW: u8 = 1;
 
+/// Where a guest that has panicked says so.
+const PANIC: u16 = 0x505;
+const PANICKED: u8 = 1;
+
 /// Writes a byte.
 pub(crate) fn write_u8(port: u16, value: u8) {
     // SAFETY: the ports that this program names are the VMM's devices, none of which reaches into memory; the
@@ -43,6 +47,13 @@ pub(crate) fn wait(wait: Wait) {
         Wait::Millis(millis) => write_u32(IDLE, millis),
         Wait::Forever => write_u32(IDLE, u32::MAX),
     }
+}
+
+/// Ends the guest, which has failed.
+pub(crate) fn panicked() -> ! {
+    write_u8(PANIC, PANICKED);
+    // A VMM without such a port takes an end of any kind.
+    end(Power::Off)
 }
 
 /// Ends the guest.

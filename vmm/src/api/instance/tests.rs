@@ -39,6 +39,10 @@ impl Machine for Fake {
         self.paused = false;
     }
 
+    fn press_power_button(&self) -> bool {
+        false
+    }
+
     fn balloon(&self) -> Option<&Handle> {
         self.balloon.as_ref().map(|(_, handle)| handle)
     }
@@ -160,7 +164,7 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("PUT", "/logger", "{}", "", AFTER),
     ("PUT", "/actions", START, "without kernel configuration", AFTER),
     ("PUT", "/actions", FLUSH, BEFORE, "no metrics file"),
-    ("PUT", "/actions", KEYS, BEFORE, "no keyboard"),
+    ("PUT", "/actions", KEYS, BEFORE, "no driver for it"),
     ("PATCH", "/vm", r#"{"state":"Paused"}"#, BEFORE, ""),
     ("PATCH", "/vm", r#"{"state":"Resumed"}"#, BEFORE, ""),
     ("GET", "/balloon", "", "No balloon device", "No balloon device"),
