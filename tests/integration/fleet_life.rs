@@ -288,6 +288,23 @@ fn a_file_that_was_changed_is_refused_by_what_differs_or_carried_out() {
 }
 
 #[test]
+fn a_file_means_the_same_by_whatever_path_it_is_read() {
+    require_kvm!();
+    let fleet = Fleet::of(1);
+    fs::write(fleet.sandbox.file("disk"), [0; 4096]).expect("a disk");
+    fleet.write(&format!("{}drives = [{{ path = \"disk\" }}]\n", with_guests(1)));
+    let _ = fleet.up();
+    let before = fleet.vms();
+    fleet.kill_daemon();
+    let directory = fleet.file.parent().expect("a directory");
+    let name = directory.file_name().expect("its name");
+    let detour = directory.join("..").join(name).join("fleet.toml");
+    let _ = fleet.fleet(&["up", detour.to_str().expect("UTF-8")]).output().success();
+    assert_eq!(fleet.vms(), before);
+    fleet.end();
+}
+
+#[test]
 fn a_number_that_is_another_process_by_now_is_not_taken_for_a_guest() {
     require_kvm!();
     let fleet = Fleet::of(1);

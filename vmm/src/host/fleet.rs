@@ -571,7 +571,9 @@ impl Fleet {
 
     /// What a reader of the engine's numbers should know.
     pub fn notes(&self) -> Vec<String> {
-        self.engine.notes()
+        let wanted = self.spec.overcommit.sampling_seconds();
+        let of_guests = self.guests.iter().filter_map(|guest| guest.started().note(wanted));
+        self.engine.notes().into_iter().chain(of_guests).collect()
     }
 
     /// Why nothing merges any more, though the engine was started.

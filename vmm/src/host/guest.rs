@@ -487,13 +487,17 @@ impl Guest {
         text.replace(|c: char| c.is_control() && c != '\n', " ")
     }
 
+    /// What its VM was started with.
+    pub(super) fn started(&self) -> Started {
+        let working_set_seconds = self.working_set_seconds;
+        Started { guest: self.spec.clone(), engine: self.engine, working_set_seconds }
+    }
+
     /// Writes down what a later daemon needs to know of it.
     pub(super) fn save(&self) {
-        let working_set_seconds = self.working_set_seconds;
-        let started = Started { guest: self.spec.clone(), engine: self.engine, working_set_seconds };
         let process = self.process().map(Process::identity);
         // Without it a later daemon does not take this guest over, and says so.
-        if let Err(error) = Saved::new(started, process, self.ready, self.fill).write(&self.dir) {
+        if let Err(error) = Saved::new(self.started(), process, self.ready, self.fill).write(&self.dir) {
             tracing::warn!("guest {}: {}", self.spec.name, super::daemon::one_line(&error));
         }
     }

@@ -70,10 +70,9 @@ impl FleetDir {
         check_owners(&self.path, 2)
     }
 
-    /// Removes it with everything in it, once: the one that was made here, or else the one that is there now.
+    /// Removes the directory that was made or taken here, with everything in it, once.
     pub fn remove(&self) {
-        let fd = lock(&self.held).take().map_or_else(|| self.open(), Ok);
-        let Ok(fd) = fd else { return };
+        let Some(fd) = lock(&self.held).take() else { return };
         empty(&fd);
         // Another one at this path is another fleet's.
         if self.is_at_path(&fd) {
@@ -255,10 +254,14 @@ mod tests {
         old.clone().remove();
         assert!(new.path().join("b.log").exists(), "another fleet's directory was removed");
         assert_eq!(fs::read_dir(elsewhere).unwrap().count(), 0);
-        // Once: a second time would mean whatever is there by then.
-        fs::create_dir(new.path().join("kept")).unwrap();
+        fs::create_dir(new.path().join("empty")).unwrap();
         new.remove();
         assert!(!new.path().exists());
+        // Once: a second time would mean whatever is there by then.
+        fs::create_dir(new.path()).unwrap();
+        new.remove();
+        FleetDir::at(new.path().into()).remove();
+        assert!(new.path().exists());
     }
 
     #[test]

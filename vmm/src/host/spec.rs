@@ -334,8 +334,13 @@ impl FleetSpec {
     pub fn read(path: &Path) -> Result<Self, HostError> {
         let text = named_file::read_regular_text(path)
             .map_err(|source| HostError::SpecRead { path: path.into(), source })?;
-        let dir = path.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, dir).map_err(|source| HostError::Spec { path: path.into(), source })
+        let dir = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // Whole, so that a file means the same from wherever it is read, and what was started from it is found unchanged.
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.into());
+        Self::parse(&text, &dir).map_err(|source| HostError::Spec { path: path.into(), source })
     }
 
     /// As [`Self::read`], for text whose relative paths begin at `dir`.

@@ -16,8 +16,8 @@ use crate::os::Identity;
 
 /// What this build writes. One that is not known is not guessed at.
 const VERSION: u32 = 1;
-/// Keys of a guest that a daemon carries out by itself, so that they may change under a running VM.
-const LIVE_KEYS: [&str; 2] = ["standing", "ready_seconds"];
+/// Keys that may change under a running VM: what the daemon carries out by itself, and what a note is enough for ([`Started::note`]).
+const LIVE_KEYS: [&str; 3] = ["standing", "ready_seconds", "working_set_seconds"];
 
 /// What a VM was started with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,6 +174,19 @@ impl Started {
             .collect()
     }
 
+    /// What cannot be changed under a running VM and is no reason to end it: how its working set is sampled.
+    pub fn note(&self, wanted_seconds: Option<f64>) -> Option<String> {
+        let said = |seconds: Option<f64>| seconds.map_or("not at all".into(), |s| format!("every {s} s"));
+        (self.working_set_seconds != wanted_seconds).then(|| {
+            format!(
+                "guest {}: its working set is sampled as it was when its VM was started, {}, and not as the fleet file says, {}",
+                self.guest.name,
+                said(self.working_set_seconds),
+                said(wanted_seconds)
+            )
+        })
+    }
+
     /// All there is to it, by key. What is added to it is compared without a word here.
     fn keys(&self) -> serde_json::Map<String, Value> {
         let Ok(Value::Object(mut keys)) = serde_json::to_value(self) else { return serde_json::Map::new() };
@@ -188,7 +201,6 @@ impl Started {
 fn file_key(key: &str) -> &str {
     match key {
         "memory_bytes" => "memory",
-        "working_set_seconds" => "overcommit.working_set_seconds (or overcommit.policy)",
         key => key,
     }
 }
@@ -237,6 +249,11 @@ mod tests {
         assert!(drives.concat().contains("nothing") && drives.concat().contains("none"), "{drives:?}");
         // What the daemon alone does may change.
         assert!(said("min = \"32M\"", "min = \"16M\"\nready_seconds = 7\nshares = 3").is_empty());
+        let sampled = Started { working_set_seconds: Some(10.0), ..started("") };
+        assert!(started("").differences(&sampled).is_empty() && sampled.note(Some(10.0)).is_none());
+        assert!(
+            sampled.note(None).unwrap().contains("every 10 s, and not as the fleet file says, not at all")
+        );
     }
 
     #[test]

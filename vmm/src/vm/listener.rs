@@ -40,14 +40,17 @@ impl Listener {
     fn of(path: &Path, mode: Mode) -> Result<Self, VmError> {
         let failed = |hint, source| VmError::Socket { path: path.into(), hint, source };
         let (socket, file) = SocketFile::stream(path, mode).map_err(|e| match e {
-            BindError::Living => failed(": another VM uses it", io::ErrorKind::AddrInUse.into()),
+            BindError::Living => {
+                failed(": it is there already, and another VM uses it", io::ErrorKind::AddrInUse.into())
+            }
             BindError::File => failed(
-                ": a file is there that is no socket; it is left as it is",
+                ": it is there already, a file that is no socket, and is left as it is",
                 io::ErrorKind::AddrInUse.into(),
             ),
-            BindError::Link => {
-                failed(": a symbolic link is there, which is not followed", io::ErrorKind::AddrInUse.into())
-            }
+            BindError::Link => failed(
+                ": it is there already, a symbolic link, which is not followed",
+                io::ErrorKind::AddrInUse.into(),
+            ),
             BindError::Other(e) if e.kind() == io::ErrorKind::NotFound => {
                 failed(": its directory does not exist", e)
             }
@@ -112,7 +115,7 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         assert!(listener.socket().unwrap().accept().is_ok());
         let again = Listener::bind_private(&path).err().unwrap();
-        assert!(again.to_string().contains("another VM uses it"), "{again}");
+        assert!(again.to_string().contains("it is there already, and another VM"), "{again}");
         assert!(path.exists(), "a socket that is another's was removed");
         drop(listener);
         assert!(!path.exists());
