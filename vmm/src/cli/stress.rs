@@ -130,7 +130,7 @@ fn text(verdict: &Verdict) -> String {
         if verdict.held { "held" } else { "NOT HELD" },
         verdict.mismatched_pages,
         verdict.verified_pages,
-        counted(verdict.count(Fate::Stopped) as u64, "guest"),
+        counted(verdict.count(Fate::Stopped), "guest"),
         verdict.ever_suspended(),
         verdict.count(Fate::Refused),
         verdict.seconds,
