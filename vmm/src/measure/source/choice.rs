@@ -337,7 +337,8 @@ mod tests {
     #[test]
     fn what_was_not_named_is_listed() {
         let all = vec![stretch(1, 64, 20, Kind::Anonymous), stretch(2, 64, 60, Kind::Anonymous)];
-        let choice = Choice::named(all, &[(1 << 40)..(1 << 40) + 4096]);
+        let named = (1 << 40)..(1 << 40) + 4096;
+        let choice = Choice::named(all, std::slice::from_ref(&named));
         assert_eq!(choice.left_out.iter().map(|(_, reason)| *reason).collect::<Vec<_>>(), [Reason::NotNamed]);
     }
 }
