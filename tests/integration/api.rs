@@ -18,7 +18,7 @@ const NO_ARGS: &[&str] = &[];
 fn stop(sandbox: &Sandbox, vm: ApiVm) {
     vm.running().kill(Signal::TERM);
     let outcome = vm.into_running().wait().success();
-    assert_eq!(outcome.stderr, "", "{outcome}");
+    assert_eq!(outcome.stderr, "note: SIGTERM: the VM ends\n", "{outcome}");
     sandbox.assert_clean_within(SOON);
 }
 

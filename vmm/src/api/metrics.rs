@@ -18,7 +18,7 @@ pub struct MetricsFile(File);
 impl MetricsFile {
     /// Opens a file, made if it is not there, or a FIFO, whose reader may come later.
     pub fn open(path: &Path) -> io::Result<Self> {
-        named_file::append(path).map(Self)
+        named_file::append(path, 0o600).map(Self)
     }
 
     /// Appends one line.

@@ -88,14 +88,14 @@ pub fn read_text(path: &Path) -> io::Result<String> {
     }
 }
 
-/// Opens a file to write at its end, made if it is not there. Of a FIFO this process is a reader as well, as Firecracker does it: so it opens though
+/// Opens a file to write at its end, made with this mode (less the umask) if it is not there. Of a FIFO this process is a reader as well, as Firecracker does it: so it opens though
 /// no process reads yet, and is written on when one has gone. Writing never waits: `WouldBlock` where a FIFO, a terminal has no room.
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn append(path: &Path) -> io::Result<File> {
+pub fn append(path: &Path, mode: u32) -> io::Result<File> {
     let mut how = OpenOptions::new();
-    how.create(true).append(true).mode(0o600).custom_flags(FLAGS);
+    how.create(true).append(true).mode(mode).custom_flags(FLAGS);
     match how.open(path) {
         Ok(file) if !file.metadata()?.file_type().is_fifo() => Ok(file),
         Ok(_) => how.read(true).open(path),
@@ -216,7 +216,7 @@ mod tests {
         let path = fifo(&dir);
         let error = writable(&path).unwrap_err().to_string();
         assert!(error.contains("no process reads"), "{error}");
-        let mut log = append(&path).unwrap();
+        let mut log = append(&path, 0o600).unwrap();
         log.write_all(b"before\n").unwrap();
         let mut reader = OpenOptions::new().read(true).open(&path).unwrap();
         let mut line = [0; 7];

@@ -58,7 +58,7 @@ impl Console {
                 sink(File::from(stdout), trouble).map_err(VmError::host("start the console's thread"))?
             }
             Self::None => Box::new(io::sink()),
-            Self::File(path) => named_file::append(path)
+            Self::File(path) => named_file::append(path, 0o666)
                 .and_then(|file| sink(file, trouble))
                 .map_err(|source| VmError::ConsoleFile { path: path.clone(), source })?,
         })
