@@ -43,13 +43,19 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
 
 /// Whether each guest would be let in.
 pub(super) fn admission_text(admission: &Admission) -> String {
-    let mut table = table(&["guest", "memory", "let in", "why not"], 1);
+    let mut table = table(&["guest", "MiB", "let in"], 1);
+    // Below the table: with the reasons in it, it would be wider than any terminal.
+    let mut reasons = String::new();
     for judged in &admission.guests {
-        let (in_, why) = match &judged.decision {
-            Decision::Admitted { .. } => ("yes", String::new()),
-            Decision::Refused(refusal) => ("no", refusal.to_string()),
+        let name = &judged.promise.name;
+        let in_ = match &judged.decision {
+            Decision::Admitted { .. } => "yes",
+            Decision::Refused(refusal) => {
+                reasons.push_str(&format!("\n{name} is not let in: {refusal}"));
+                "no"
+            }
         };
-        table.add_row([judged.promise.name.clone(), pages(judged.promise.pages), in_.into(), why]);
+        table.add_row([name.clone(), pages(judged.promise.pages), in_.into()]);
     }
     let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
     // Two things: who is let in, and what is done once they are.
@@ -61,7 +67,7 @@ pub(super) fn admission_text(admission: &Admission) -> String {
         pages(admission.room.left_pages()),
         admission.room
     );
-    if admission.guests.is_empty() { capacity } else { format!("{table}\n{capacity}") }
+    if admission.guests.is_empty() { capacity } else { format!("{table}{reasons}\n{capacity}") }
 }
 
 /// What the audit found.
