@@ -20,7 +20,7 @@ fn fleet_file(sandbox: &Sandbox, name: &str, mib: u64, more: &str) -> PathBuf {
     let file = sandbox.file(&format!("{name}.toml"));
     let text = format!(
         "name = '{name}'\nengine = 'off'\n[overcommit]\nadmission = 'strict'\n{more}\n\
-         [[guest]]\nname = 'g'\nmemory = '{mib}M'\nfill = {{ mib = 8 }}\n"
+         [[guest]]\nname = 'g'\nmemory = '{mib}M'\nfill = {{ pages = 2048, unique = 100 }}\n"
     );
     fs::write(&file, text).expect("a file");
     file
@@ -53,8 +53,9 @@ fn strict_promises_nobody_what_the_system_or_another_fleet_has() {
     let sandbox = Sandbox::new();
     let (mib, first) = room(&sandbox);
     assert!(first["room"]["system_pages"].as_u64() > Some(0) && mib > 256, "{first:#}");
-    // Less than the host has, more than can be had.
-    let refused = up(&sandbox, &fleet_file(&sandbox, "much", mib + 200, ""), &[]).output();
+    // Less than the host has, more than can be had: no kernel does with 64 MiB on a host of some GiB.
+    let total = first["room"]["total_pages"].as_u64().expect("pages") / 256;
+    let refused = up(&sandbox, &fleet_file(&sandbox, "much", total - 64, ""), &[]).output();
     assert!(refused.code == Some(1) && refused.stderr.contains("more than what can be had"), "{refused}");
     for term in [
         "held by the system",
@@ -67,11 +68,13 @@ fn strict_promises_nobody_what_the_system_or_another_fleet_has() {
     // Two fleets of six tenths each, one after the other.
     let part = mib * 6 / 10;
     let _ = up(&sandbox, &fleet_file(&sandbox, "a", part, "policy = false"), &[]).output().success();
-    let (left, second) = room(&sandbox);
+    let (_, second) = room(&sandbox);
     assert_eq!(second["others"][0]["fleet"], "a", "{second:#}");
     assert_eq!(second["others"][0]["promised_pages"], part * 256);
-    // Nearly nothing of what `a` was promised is used; all of it is spoken for. Other programs come and go meanwhile.
-    assert!(left.abs_diff(mib - part) < 200, "{left} MiB are left of {mib}, less {part}: {second:#}");
+    // Nearly nothing of it is used; all of it is spoken for.
+    let term = |name: &str| second["room"][name].as_u64();
+    assert_eq!(term("others_pages"), Some(part * 256), "{second:#}");
+    assert!(second["others"][0]["held_pages"].as_u64() < Some(part * 64), "{second:#}");
     let refused = up(&sandbox, &fleet_file(&sandbox, "b", part, "policy = false"), &[]).output();
     let named = format!("{part}.0 MiB promised by other fleets");
     assert!(refused.code == Some(1) && refused.stderr.contains(&named), "{refused}");
@@ -201,6 +204,8 @@ fn large_file(sandbox: &Sandbox, mib: u64) -> (PathBuf, Option<Zram>) {
     let piece = vec![7; 1 << 20];
     (0..mib).for_each(|_| file.write_all(&piece).expect("a mebibyte"));
     file.sync_all().expect("a file on disk");
+    // Whoever reads a page first pays for it: that is to be the group.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("its pages are let go");
     (path, None)
 }
 
@@ -227,7 +232,9 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
     let file = sandbox.file("cached.toml");
     fs::write(
         &file,
-        "name = 'cached'\nengine = 'off'\n[overcommit]\nadmission = 'strict'\n[defaults]\nmemory = '80M'\n\
+        // How others stall is not asked: version 1 tells of the whole host only.
+        "name = 'cached'\nengine = 'off'\n[overcommit]\nadmission = 'strict'\n\
+         knobs = { psi_soft_percent = 100, psi_hard_percent = 100, psi_low_percent = 100 }\n[defaults]\nmemory = '80M'\n\
          fill = { unique = 100 }\n[[guest]]\nname = 'g'\ncount = 4\n",
     )
     .expect("a file");
@@ -242,14 +249,16 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
         let answer: Value = vmm::host::client::ask(stream, &json!({"op": "management"}), SOON).ok()?;
         Some(answer["management"].clone())
     };
-    let states: Vec<Value> = (0..20)
-        .filter_map(|_| {
-            std::thread::sleep(Duration::from_millis(200));
-            Some(management()?["pressure"].clone())
-        })
-        .collect();
-    let used = management().map(|now| now["host"].clone());
-    assert!(states.len() > 10 && states.iter().all(|state| state == "high"), "{states:?} {used:?}");
+    // Filling is fast, and what falls fast is soft for a while.
+    let host = |key: &str| management().and_then(|now| now["host"][key].as_u64());
+    eventually("the memory state is high", || management().is_some_and(|now| now["pressure"] == "high"));
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = management().expect("an answer");
+        assert_eq!(now["pressure"], "high", "{:#}", now["host"]);
+    }
+    // Most of what is free is page cache.
+    assert!(host("free_pages") > Some(100 * 256), "{:?} of {:?}", host("free_pages"), host("capacity_pages"));
     // Too much is still too much: of the limit, less what the processes in the group have.
     let much = fs::read_to_string(file).expect("the file").replace("80M", "140M").replace("cached", "much");
     fs::write(file, much).expect("a file");

@@ -44,17 +44,18 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
 /// Whether each guest would be let in.
 pub(super) fn admission_text(admission: &Admission) -> String {
     let mut table = table(&["guest", "memory, MiB", "let in"], 1);
+    // Below the table: with the reasons in it, it would be wider than any terminal.
     let mut reasons = String::new();
     for judged in &admission.guests {
+        let name = &judged.promise.name;
         let in_ = match &judged.decision {
             Decision::Admitted { .. } => "yes",
             Decision::Refused(refusal) => {
-                // Below the table: a sentence as a cell makes it wider than any terminal.
-                reasons.push_str(&format!("\n{}: {refusal}", judged.promise.name));
+                reasons.push_str(&format!("\n{name} is not let in: {refusal}"));
                 "no"
             }
         };
-        table.add_row([judged.promise.name.clone(), pages(judged.promise.pages), in_.into()]);
+        table.add_row([name.clone(), pages(judged.promise.pages), in_.into()]);
     }
     let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
     // Two things: who is let in, and what is done once they are.

@@ -6,6 +6,7 @@ mod overcommit;
 mod standing;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use guest::protocol::{Fill, Mix};
