@@ -117,7 +117,6 @@ impl Course<'_> {
         let spaces = self.fleet.spaces()?;
         let memory = Memory::now(&spaces)?;
 
-        self.time_writes(Class::Unique, TIMED_RATE)?;
         self.merge(&content, &spaces, &mut outcome.knobs, figures)?;
         put_latency(figures, self.time_writes(Class::Unique, 0)?);
         if self.contender != Contender::Off {
@@ -164,6 +163,8 @@ impl Course<'_> {
         // Pages that were only ever read are on the kernel's frame of zeros from the start, and nobody's to merge.
         let zeros = self.fleet.paused(Fleet::frames)?.pages.zero;
         let goal = goal(content, self.setting.guests).saturating_sub(zeros);
+        // Not before: the pause would be in the times.
+        self.time_writes(Class::Unique, TIMED_RATE)?;
         let before = ThreadSeconds::now(spaces)?;
         let began = Instant::now();
         self.fleet.start_merging()?;
