@@ -163,40 +163,36 @@ impl Daemon {
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
-        let reading = self.reading(&Watch::nobody())?;
+        // However long somebody else has it: it is up only when this is there.
+        let reading = self.reading(self.fleet())?;
         Ok(FleetStatus::of(&mut self.fleet(), reading, false))
     }
 
     /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
-    fn reading(&self, watch: &Watch) -> Result<Reading, HostError> {
-        let (posts, means) = {
-            let mut fleet = self.free(watch)?;
-            (fleet.posts()?, fleet.means())
-        };
+    fn reading(&self, mut fleet: MutexGuard<'_, Fleet>) -> Result<Reading, HostError> {
+        let (posts, means) = (fleet.posts()?, fleet.means());
+        drop(fleet);
         ledger::read_heard(&posts, &self.governor.ask(&posts), means)
     }
 
-    /// The fleet, for what needs an answer of every guest: those that do not answer are left out.
-    fn answering(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
-        let mut fleet = self.free(watch)?;
-        fleet.leave_out(self.governor.silent());
-        Ok(fleet)
-    }
-
-    /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer.
+    /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer. Guests that do not answer
+    /// are left out of what needs an answer of each.
     fn free(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
         let until = Instant::now() + BUSY_LIMIT;
-        loop {
+        let mut fleet = loop {
             match self.fleet.try_lock() {
-                Ok(fleet) => return Ok(fleet),
-                Err(TryLockError::Poisoned(fleet)) => return Ok(fleet.into_inner()),
+                Ok(fleet) => break fleet,
+                Err(TryLockError::Poisoned(fleet)) => break fleet.into_inner(),
                 Err(TryLockError::WouldBlock) if Instant::now() >= until => {
                     return Err(HostError::Busy { fleet: self.page.name.clone() });
                 }
                 Err(TryLockError::WouldBlock) => thread::sleep(POLL),
             }
             watch.check()?;
-        }
+        };
+        fleet.leave_out(self.governor.silent());
+        fleet.release_held();
+        Ok(fleet)
     }
 
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
@@ -232,9 +228,9 @@ impl Daemon {
                 if let Some(seconds) = settle_seconds {
                     self.free(&watch)?.settle(0, Duration::from_secs(seconds), &watch)?;
                 }
-                let content = content.then(|| self.answering(&watch)?.content(&watch)).transpose()?;
+                let content = content.then(|| self.free(&watch)?.content(&watch)).transpose()?;
                 let reading =
-                    if audit { self.answering(&watch)?.ledger(true) } else { self.reading(&watch) }?;
+                    if audit { self.free(&watch)?.ledger(true) } else { self.reading(self.free(&watch)?) }?;
                 let mut fleet = self.free(&watch)?;
                 let mut status = FleetStatus::of(&mut fleet, reading, kvm);
                 status.content = content;
@@ -247,7 +243,7 @@ impl Daemon {
             }
             Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
             Request::Metrics { format } => Ok(Reply::Metrics(self.page.text(format))),
-            Request::Verify => Ok(Reply::Verified(self.answering(&watch)?.verify(&watch)?)),
+            Request::Verify => Ok(Reply::Verified(self.free(&watch)?.verify(&watch)?)),
             Request::PageTypes { guest } => {
                 Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
             }

@@ -107,11 +107,11 @@ impl Watch {
     }
 }
 
-/// Whether nobody takes an answer any more.
+/// Whether nobody takes an answer any more. A client that has only closed its sending side does.
 fn has_hung_up(client: &UnixStream) -> bool {
-    let mut fds = [PollFd::new(client, PollFlags::RDHUP)];
-    let soon = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&soon)).is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
+    let mut fds = [PollFd::new(client, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// How merging went.
@@ -398,17 +398,35 @@ impl Fleet {
         written.map_err(|source| HostError::Runtime { what: "write", path, source })
     }
 
-    /// Has those guests run again that an earlier daemon held still for a measurement when it was killed.
-    fn release_held(&mut self) {
-        let path = self.held();
-        let Ok(bytes) = fs::read(&path) else { return };
+    /// Has those guests run again that were held still for a measurement by a daemon that was killed, or that did not answer when they were
+    /// to run again. Of those that do not answer yet it is tried again.
+    pub(super) fn release_held(&mut self) {
+        let Ok(bytes) = fs::read(self.held()) else { return };
         let held: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
-        for guest in self.guests.iter().filter(|guest| held.contains(&guest.spec.name)) {
-            if let Err(error) = guest.control(&Request::Resume) {
-                tracing::warn!(%error, guest = guest.spec.name, "it was held still by a daemon that was killed, and does not run again");
-            }
+        let left_out = std::mem::take(&mut self.left_out);
+        let waits = |guest: &mut Guest| {
+            let asked = held.contains(&guest.spec.name) && guest.ended().is_none();
+            asked && (left_out.contains(&guest.spec.name) || guest.control(&Request::Resume).is_err())
+        };
+        let held: Vec<String> =
+            self.guests.iter_mut().filter_map(|g| waits(g).then(|| g.spec.name.clone())).collect();
+        self.left_out = left_out;
+        self.note_held(&held);
+    }
+
+    /// Writes down who is yet to run again.
+    fn note_held(&self, guests: &[String]) {
+        let noted = match guests {
+            [] => fs::remove_file(self.held()).map_err(|source| HostError::Runtime {
+                what: "remove",
+                path: self.held(),
+                source,
+            }),
+            guests => self.write_held(guests),
+        };
+        if let Err(error) = noted {
+            tracing::warn!(%error, "who was held still for a measurement is not noted");
         }
-        let _ = fs::remove_file(&path);
     }
 
     /// Holds all guests still while `work` runs.
@@ -427,13 +445,14 @@ impl Fleet {
             false => Ok(()),
         });
         let result = paused.and_then(|_| work(self));
-        let resumed = self.each(|guest| match is_ours(guest) {
-            true => guest.control(&Request::Resume).map(drop),
-            false => Ok(()),
-        });
-        if resumed.is_ok() {
-            let _ = fs::remove_file(self.held());
-        }
+        let resumed = self.each(|guest| {
+            let resumed = if is_ours(guest) { guest.control(&Request::Resume).map(drop) } else { Ok(()) };
+            Ok(resumed.map_err(|error| (guest.spec.name.clone(), error)))
+        })?;
+        let failed: Vec<(String, HostError)> = resumed.into_iter().filter_map(Result::err).collect();
+        let names: Vec<String> = failed.iter().map(|(name, _)| name.clone()).collect();
+        self.note_held(&names);
+        let resumed = failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error));
         let value = result?;
         resumed?;
         Ok(value)
