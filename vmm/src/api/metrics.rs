@@ -102,7 +102,7 @@ mod tests {
         let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
         let mut read = [0; 8];
         reader.read_exact(&mut read).unwrap();
-        assert_eq!(&read, b"{\"a\":1}");
+        assert_eq!(&read, b"{\"a\":1}\n");
         for _ in 0..100 {
             let line = json!("x".repeat(4000));
             if metrics.append(&line).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
