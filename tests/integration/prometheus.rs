@@ -30,7 +30,7 @@ fn fleet(address: SocketAddr) -> String {
 name = "told"
 metrics = "{address}"
 engine = "slab"
-capacity = "256M"
+overcommit = {{ capacity = "256M" }}
 [defaults]
 memory = "32M"
 fill = {{ zero = 10, common = 50, duplicate = 20, unique = 20, pages = 2000 }}

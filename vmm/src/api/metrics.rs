@@ -53,6 +53,9 @@ fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::OpenOptions;
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
     fn samples_are_lines_at_the_end_of_a_file() {
@@ -82,6 +85,19 @@ mod tests {
         assert!(MetricsFile::open(dir.path()).is_err());
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        MetricsFile::open(&fifo).unwrap().append(&json!(1)).unwrap();
+        let mut metrics = MetricsFile::open(&fifo).unwrap();
+        metrics.append(&json!({"a": 1})).unwrap();
+        // Whoever reads it comes later, as with firectl.
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+        let mut read = [0; 8];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"{\"a\":1}\n");
+        for _ in 0..100 {
+            let line = json!("x".repeat(4000));
+            if metrics.append(&line).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                return;
+            }
+        }
+        panic!("a full FIFO takes more and more");
     }
 }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use super::PAGE_BYTES;
 use super::pagemap::{Pagemap, PagemapEntry};
@@ -147,9 +148,15 @@ impl PageScan {
     /// Opens the page table of process `pid`. Needs what reading its pagemap needs.
     ///
     /// # Errors
-    /// That is not allowed, or this kernel has no PAGEMAP_SCAN.
+    /// That is not allowed, the process has ended, or this kernel has no PAGEMAP_SCAN.
     pub fn open(pid: u32) -> io::Result<Self> {
-        Self::by_ioctl(File::open(format!("/proc/{pid}/pagemap"))?)
+        let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+        // A process that has ended has no page table, which reading tells and the ioctl must not be asked: some kernels take what
+        // it is given for granted.
+        match pagemap.read_at(&mut [0; 8], 0)? {
+            0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            _ => Self::by_ioctl(pagemap),
+        }
     }
 
     fn by_ioctl(pagemap: File) -> io::Result<Self> {
