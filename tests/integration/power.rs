@@ -163,7 +163,10 @@ fn lab_the_power_button_of_a_debian_guest() {
         grep 'reboot: Power down' /tmp/log
     "#;
     let outcome = lab(120, script).success();
-    assert!(outcome.stdout.contains("vm.sock: pressed") && outcome.stdout.contains("ended with 0"), "{outcome}");
+    assert!(
+        outcome.stdout.contains("vm.sock: pressed") && outcome.stdout.contains("ended with 0"),
+        "{outcome}"
+    );
 }
 
 /// Two guests that write to their drives: both file systems are clean after `fleet down`. One that cannot be moved to end is cut off and

@@ -49,7 +49,12 @@ pub struct Pci {
 impl Pci {
     /// Ports that write to `reset` when the guest asks for a reset.
     pub fn new(reset: EventFd) -> Self {
-        Self { address: 0, reset_control: 0, reset, failures: Limited::new("pci: reset request not delivered") }
+        Self {
+            address: 0,
+            reset_control: 0,
+            reset,
+            failures: Limited::new("pci: reset request not delivered"),
+        }
     }
 
     fn register(&self) -> u32 {

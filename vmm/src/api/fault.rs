@@ -82,7 +82,9 @@ pub enum Fault {
     NoMetrics,
     #[error("The metrics could not be written")]
     MetricsWrite(#[source] io::Error),
-    #[error("SendCtrlAltDel presses the power button, for there is no keyboard; and the guest has no driver for it yet (in Linux, the module button).")]
+    #[error(
+        "SendCtrlAltDel presses the power button, for there is no keyboard; and the guest has no driver for it yet (in Linux, the module button)."
+    )]
     CtrlAltDel,
     #[error("A vCPU did not leave the guest in time; the microVM runs on.")]
     Pause,

@@ -128,14 +128,16 @@ of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics.")
         name: Option<String>,
     },
     /// End all guests and the daemon, also where the daemon is gone already
-    #[command(after_help = "Linux guests are asked to power off: their ACPI power button is pressed, and the agent gets `poweroff` on COM2. One that
+    #[command(
+        after_help = "Linux guests are asked to power off: their ACPI power button is pressed, and the agent gets `poweroff` on COM2. One that
 has not powered off when its time is up is cut off, as by pulling the plug: what it had not written to its drives is lost. The
 exit status is 1 then, unless that was asked for: by --now, or by Control-C while they power off.
 
 Examples:
   samepage fleet down
   samepage fleet down --name builtin --timeout 120
-  samepage fleet down --now                          cut all guests off at once")]
+  samepage fleet down --now                          cut all guests off at once"
+    )]
     Down {
         /// Which fleet; not needed while only one is up
         #[arg(long, visible_alias = "fleet")]

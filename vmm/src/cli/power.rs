@@ -37,11 +37,13 @@ struct Which {
 #[derive(Subcommand)]
 enum Command {
     /// Ask a guest to power off, and wait; cut it off when its time is up
-    #[command(after_help = "The exit status is 1 when the guest had to be cut off: what it had not written to its drives is lost.
+    #[command(
+        after_help = "The exit status is 1 when the guest had to be cut off: what it had not written to its drives is lost.
 
 Examples:
   samepage power off web-0
-  samepage power off ./vm.sock --timeout 5")]
+  samepage power off ./vm.sock --timeout 5"
+    )]
     Off {
         #[command(flatten)]
         which: Which,
@@ -50,12 +52,14 @@ Examples:
         timeout: u64,
     },
     /// Press the ACPI power button
-    #[command(after_help = "The exit status is 1 when the guest has no driver for it (in Linux, the module button). One that comes later learns
+    #[command(
+        after_help = "The exit status is 1 when the guest has no driver for it (in Linux, the module button). One that comes later learns
 of the press.
 
 Examples:
   samepage power button web-0
-  samepage power button ./vm.sock")]
+  samepage power button ./vm.sock"
+    )]
     Button {
         #[command(flatten)]
         which: Which,
@@ -89,10 +93,7 @@ fn off(target: &Target, limit: Duration) -> anyhow::Result<ExitCode> {
         true => "as asked".into(),
         false => format!("it did not power off within {} s", limit.as_secs()),
     };
-    eprintln!(
-        "error: {} was cut off: {why}; what it had not written to its drives is lost",
-        target.guest
-    );
+    eprintln!("error: {} was cut off: {why}; what it had not written to its drives is lost", target.guest);
     Ok(ExitCode::FAILURE)
 }
 

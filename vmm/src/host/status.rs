@@ -13,8 +13,8 @@ use crate::merge::slab::engine::Statistics;
 use crate::overcommit::ledger::Ledger;
 use crate::vm::balloon::{BalloonHost, BalloonStatus};
 use crate::vm::control::{Reply as VmReply, Request as VmRequest};
-use crate::vm::{PANICKED, probe};
 use crate::vm::stats::Values;
+use crate::vm::{PANICKED, probe};
 
 /// What a client asks the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

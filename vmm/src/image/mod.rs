@@ -168,8 +168,12 @@ fn make_below(
         Some(dir) => {
             let modules = Modules::open(dir)?;
             let optional = OPTIONAL_MODULES.into_iter().filter(|name| modules.has(name));
-            let wanted: Vec<_> =
-                MODULES.into_iter().chain(optional).map(String::from).chain(options.modules.clone()).collect();
+            let wanted: Vec<_> = MODULES
+                .into_iter()
+                .chain(optional)
+                .map(String::from)
+                .chain(options.modules.clone())
+                .collect();
             modules.plan(&wanted, version.as_deref())?
         }
         None => Plan::default(),

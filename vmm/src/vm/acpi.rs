@@ -83,9 +83,8 @@ fn source_override(irq: u32) -> Vec<u8> {
 
 fn fadt(dsdt: u64, facs: u64) -> impl Aml {
     let port = |port: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
-    let block = |port: u64, bytes: u8| {
-        GAS::new(AddressSpace::SystemIo, bytes * 8, 0, AccessSize::WordAccess, port)
-    };
+    let block =
+        |port: u64, bytes: u8| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, AccessSize::WordAccess, port);
     // Set, SlpButton says that there is none; PwrButton is clear: the power button is in PM1.
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)

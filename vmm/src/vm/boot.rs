@@ -84,13 +84,19 @@ pub fn load(
 /// What is found where the BIOS would begin, in real mode. A kernel that jumps there (Linux with `reboot=bios`, or where it
 /// believes that nothing else resets) wants a reset: by ACPI's register, and by the keyboard controller.
 const RESET_CODE: &[u8] = &[
-    0xba, (RESET_PORT & 0xff) as u8, (RESET_PORT >> 8) as u8, // mov dx, RESET_PORT
-    0xb0, RESET_VALUE, // mov al, RESET_VALUE
-    0xee, // out dx, al
-    0xb0, 0xfe, // mov al, 0xfe
-    0xe6, 0x64, // out 0x64, al
+    0xba,
+    (RESET_PORT & 0xff) as u8,
+    (RESET_PORT >> 8) as u8, // mov dx, RESET_PORT
+    0xb0,
+    RESET_VALUE, // mov al, RESET_VALUE
+    0xee,        // out dx, al
+    0xb0,
+    0xfe, // mov al, 0xfe
+    0xe6,
+    0x64, // out 0x64, al
     0xf4, // hlt
-    0xeb, 0xfd, // jmp to the hlt
+    0xeb,
+    0xfd, // jmp to the hlt
 ];
 const _: () = assert!(RESET_VECTOR + RESET_CODE.len() as u64 <= HIGH_START);
 

@@ -43,7 +43,8 @@ impl LastWords {
             return;
         }
         // It may hold anything, also what would command the terminal that shows it.
-        let printable = |reason: &str| reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS).collect();
+        let printable =
+            |reason: &str| reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS).collect();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = heard.map(printable);
     }
 }

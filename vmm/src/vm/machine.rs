@@ -72,8 +72,7 @@ impl Machine {
         pio.insert(PCI_BASE, PCI_LEN, "pci", Arc::new(Mutex::new(Pci::new(clone(&reset)?))))?;
         let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
-            let mut transport =
-                MmioTransport::new(Arc::clone(memory), device, irq(vm, virtio_irq(n))?);
+            let mut transport = MmioTransport::new(Arc::clone(memory), device, irq(vm, virtio_irq(n))?);
             let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
             let notified = (0..transport.queue_count()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
             for (queue, event) in notified.iter().enumerate() {

@@ -63,6 +63,8 @@ pub struct Shared {
     pub mmio: Bus,
     /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Has the guest asked for an end that was not told yet? It is told then.
+    pub has_ended: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where a vCPU says that the VM has ended.
     pub outcome: Outcome,
     /// What was done to guest RAM, for a fault's report.
@@ -75,11 +77,12 @@ impl Shared {
         pio: Bus,
         mmio: Bus,
         input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+        has_ended: Box<dyn Fn() -> bool + Send + Sync>,
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
         let gate = Mutex::new(Gate { wanted: Wanted::Run, held: false, still: 0, alive: 0 });
-        Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, outcome, merges })
+        Arc::new(Self { gate, changed: Condvar::new(), pio, mmio, input_waits, has_ended, outcome, merges })
     }
 
     /// Wakes a vCPU that waits for input; to be called after the input is in the device.
@@ -294,6 +297,8 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
                 return Some(fault(vcpu, shared, Fault::GuestCrash));
             }
+            // A kernel that has asked for a reset does not wait long for it before it tries a triple fault.
+            Ok(VcpuExit::Shutdown) if (shared.has_ended)() => return None,
             Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, shared, Fault::Triple)),
             Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, shared, Fault::Entry { reason })),
             Ok(VcpuExit::InternalError) => return Some(fault(vcpu, shared, Fault::Internal)),

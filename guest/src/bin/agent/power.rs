@@ -9,7 +9,8 @@ use crate::init::log;
 use crate::sys::{self, ENOENT, Errno, Exit, RETRY_MILLIS};
 
 /// Where distributions have the programs that ask process 1 to end the machine.
-const POWEROFF: [&CStr; 4] = [c"/sbin/poweroff", c"/usr/sbin/poweroff", c"/bin/poweroff", c"/usr/bin/poweroff"];
+const POWEROFF: [&CStr; 4] =
+    [c"/sbin/poweroff", c"/usr/sbin/poweroff", c"/bin/poweroff", c"/usr/bin/poweroff"];
 /// See [`POWEROFF`].
 const REBOOT: [&CStr; 4] = [c"/sbin/reboot", c"/usr/sbin/reboot", c"/bin/reboot", c"/usr/bin/reboot"];
 /// How long such a program may take to be refused. It may as well wait for the end that it has asked for.

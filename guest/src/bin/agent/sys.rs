@@ -378,9 +378,7 @@ pub(crate) enum Reboot {
 pub(crate) fn reboot(how: Reboot) -> Errno {
     sync();
     // SAFETY: no memory is passed.
-    let result = unsafe {
-        syscall(REBOOT, [REBOOT_MAGIC.0, REBOOT_MAGIC.1, how as usize, 0, 0, 0])
-    };
+    let result = unsafe { syscall(REBOOT, [REBOOT_MAGIC.0, REBOOT_MAGIC.1, how as usize, 0, 0, 0]) };
     result.err().unwrap_or(EBUSY)
 }
 
