@@ -83,7 +83,7 @@ pub(super) fn name(id: &str) {
 
 /// Logs as `logger` says from now on; what it does not say stays as it is.
 pub(super) fn configure(logger: &Logger) -> io::Result<()> {
-    let file = logger.log_path.as_deref().map(named_file::append).transpose()?;
+    let file = logger.log_path.as_deref().map(|path| named_file::append(path, 0o600)).transpose()?;
     let mut state = state();
     // Firecracker's level when nothing is said.
     state.level = match logger.level.unwrap_or(LogLevel::Info) {

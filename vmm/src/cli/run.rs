@@ -168,6 +168,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             backend.short_name()
         );
     }
+    let on_stdio = args.console == Console::Stdio;
     let config = Config {
         name: name.clone(),
         kernel: match args.kernel {
@@ -237,6 +238,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         vm::run(&config, loaded, started).with_context(|| format!("{name} did not start"))?
     };
     tracing::info!("{name} has ended: {ending:?}");
+    if on_stdio && matches!(ending, Ending::Panicked(_)) {
+        // It may have been in the middle of a line.
+        eprintln!();
+    }
     match ending {
         Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),
         Ending::Panicked(Some(reason)) => errln!("error: {name}: {PANICKED}: {reason}"),

@@ -120,7 +120,8 @@ impl Shutdown {
 
     /// How far it has come.
     pub fn left(&self) -> Left {
-        Left { guests: lock(&self.0).left.clone(), seconds: self.time_left().as_secs() }
+        let seconds = self.time_left().as_secs();
+        Left { guests: lock(&self.0).left.clone(), seconds }
     }
 
     /// The guests that did not end in good order.
@@ -191,6 +192,7 @@ mod tests {
         shutdown.allow(Duration::from_secs(100));
         shutdown.begin(Duration::from_secs(5));
         assert!(shutdown.time_left() > Duration::from_secs(50), "begun already");
+        assert!(shutdown.left().seconds > 50 && shutdown.left().guests.is_empty());
         shutdown.allow(Duration::from_secs(1000));
         assert!(shutdown.time_left() <= Duration::from_secs(100));
         shutdown.allow(Duration::ZERO);

@@ -10,7 +10,7 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::block::Block;
 use devices::virtio::rng::Rng;
 use devices::virtio::{Interrupt, VirtioDevice};
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::MutEventSubscriber;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,8 +22,9 @@ use super::dirty::DirtyLog;
 use super::drive;
 use super::error::{MAX_VCPUS, VmError};
 use super::events::EventLoop;
-use super::exit::{Ending, Outcome};
+use super::exit::Outcome;
 use super::feed::Feed;
+use super::guest_end::GuestEnd;
 use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
@@ -151,17 +152,16 @@ impl Vm {
                 move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
             Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
         };
-        let shared = Shared::new(config.vcpus, pio, mmio, waits, outcome.clone(), ram.merges().clone());
+        let guest_end = GuestEnd::new([power_off, reset, panicked], last_words.clone(), outcome.clone());
+        let ends = guest_end.clone();
+        let has_ended = Box::new(move || ends.tell());
+        let shared =
+            Shared::new(config.vcpus, pio, mmio, waits, has_ended, outcome.clone(), ram.merges().clone());
         queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 
         subscribers.push(Box::new(queues));
-        let ends =
-            [(power_off, GuestAsks::PowerOff), (reset, GuestAsks::Reset), (panicked, GuestAsks::Nothing)];
-        for (event, asks) in ends {
-            let (outcome, last_words) = (outcome.clone(), last_words.clone());
-            subscribers.push(Box::new(GuestEnd { event, asks, last_words, outcome }));
-        }
+        subscribers.push(Box::new(guest_end));
         if let Some(input) = console_input(config, &shared, &com1, &outcome)? {
             subscribers.push(Box::new(input));
         }
@@ -294,36 +294,4 @@ fn console_input(
     let feed = Feed::new(com1.clone(), shared.clone());
     let input = ConsoleInput::new(feed, drained(com1)?, outcome.clone());
     input.map(Some).map_err(VmError::host("watch the terminal"))
-}
-
-#[derive(Clone, Copy)]
-enum GuestAsks {
-    PowerOff,
-    Reset,
-    /// It has panicked, and does no more.
-    Nothing,
-}
-
-/// The guest's own end, through the power, the reset or the panic register.
-struct GuestEnd {
-    event: EventFd,
-    asks: GuestAsks,
-    last_words: LastWords,
-    outcome: Outcome,
-}
-
-impl MutEventSubscriber for GuestEnd {
-    fn init(&mut self, ops: &mut EventOps) {
-        let _ = ops.add(Events::new(&self.event, EventSet::IN));
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps) {
-        let _ = self.event.read();
-        self.outcome.tell(match (self.asks, self.last_words.panic()) {
-            (GuestAsks::PowerOff, _) => Ending::PowerOff,
-            (GuestAsks::Reset, None) => Ending::Reset,
-            // A kernel resets itself when it has panicked.
-            (GuestAsks::Reset | GuestAsks::Nothing, reason) => Ending::Panicked(reason),
-        });
-    }
 }

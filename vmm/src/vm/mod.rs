@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod exit;
 mod feed;
+mod guest_end;
 mod last_words;
 mod listener;
 mod machine;

@@ -51,6 +51,8 @@ pub struct Shared {
     pub mmio: Bus,
     /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Has the guest asked for an end that was not told yet? It is told then.
+    pub has_ended: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where a vCPU says that the VM has ended.
     pub outcome: Outcome,
     /// What was done to guest RAM, for a fault's report.
@@ -66,12 +68,13 @@ impl Shared {
         pio: Bus,
         mmio: Bus,
         input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+        has_ended: Box<dyn Fn() -> bool + Send + Sync>,
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
         let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
         let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
-        Arc::new(Self { gate, changed, pio, mmio, input_waits, outcome, merges, throttle })
+        Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
     }
 
     /// Wakes a vCPU that waits for input; to be called after the input is in the device.
@@ -301,6 +304,8 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
                 return Some(fault(vcpu, shared, Fault::GuestCrash));
             }
+            // A kernel that has asked for a reset does not wait long for it before it tries a triple fault.
+            Ok(VcpuExit::Shutdown) if (shared.has_ended)() => return None,
             Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, shared, Fault::Triple)),
             Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, shared, Fault::Entry { reason })),
             Ok(VcpuExit::InternalError) => return Some(fault(vcpu, shared, Fault::Internal)),

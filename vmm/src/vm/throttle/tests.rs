@@ -75,7 +75,8 @@ fn four_vcpus_beside_busy_threads_are_never_a_second_ahead() {
     let nothing = Box::new(|| false);
     let outcome = Outcome::new().unwrap();
     let merges = ram.merges().clone();
-    let shared = Shared::new(VCPUS, Bus::default(), Bus::default(), nothing, outcome, merges);
+    let shared =
+        Shared::new(VCPUS, Bus::default(), Bus::default(), nothing, Box::new(|| false), outcome, merges);
     let parts: Vec<_> = (0..u64::from(VCPUS))
         .map(|n| Gpa(n * PART_BYTES + PART_BYTES / 2)..Gpa((n + 1) * PART_BYTES))
         .collect();
