@@ -240,7 +240,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     tracing::info!("{name} has ended: {ending:?}");
     if on_stdio && matches!(ending, Ending::Panicked(_)) {
         // It may have been in the middle of a line.
-        eprintln!();
+        errln!("");
     }
     match ending {
         Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),

@@ -116,13 +116,13 @@ mod tests {
     #[test]
     fn a_vm_on_this_kvm_has_statistics() {
         let Ok(kvm) = kvm_ioctls::Kvm::new() else {
-            eprintln!("skipped: no usable /dev/kvm");
+            crate::skipped::skipped(module_path!(), "no usable /dev/kvm");
             return;
         };
         let vm = kvm.create_vm().unwrap();
         let stats = KvmStats::open(&vm, &[]).read().unwrap();
         if stats.is_empty() {
-            eprintln!("skipped: this KVM has no binary statistics");
+            crate::skipped::skipped(module_path!(), "this KVM has no binary statistics");
             return;
         }
         assert!(stats.contains_key("remote_tlb_flush"), "{stats:?}");

@@ -24,7 +24,10 @@ fn filled() -> Option<(Ram, Parker)> {
     match Parker::new(&ram) {
         Ok(parker) => Some((ram, parker)),
         Err(error) => {
-            eprintln!("skipped: no userfaultfd that handles the kernel's faults ({error})");
+            crate::skipped::skipped(
+                module_path!(),
+                format_args!("no userfaultfd that handles the kernel's faults ({error})"),
+            );
             None
         }
     }
@@ -149,7 +152,9 @@ fn what_is_given_back_while_it_is_parked_stays_away() {
 #[test]
 fn merging_and_advising_have_parked_pages_brought_back() {
     let Some((ram, mut parker)) = filled() else { return };
-    let Ok(mut slabbed) = Slabbed::new(&ram) else { return eprintln!("skipped: pages cannot be frozen") };
+    let Ok(mut slabbed) = Slabbed::new(&ram) else {
+        return crate::skipped::skipped(module_path!(), "pages cannot be frozen");
+    };
     (0..8).for_each(|page| write(&ram, page, 0));
     let parked = hvas(&ram, [1, 3, 9]);
     assert_eq!(parker.park(&parked).unwrap(), 3);
@@ -188,7 +193,9 @@ fn pages_that_a_device_is_about_to_write_are_left_where_they_are() {
 #[test]
 fn a_page_that_was_a_slabs_before_it_was_written_is_not_parked() {
     let Some((ram, mut parker)) = filled() else { return };
-    let Ok(mut slabbed) = Slabbed::new(&ram) else { return eprintln!("skipped: pages cannot be frozen") };
+    let Ok(mut slabbed) = Slabbed::new(&ram) else {
+        return crate::skipped::skipped(module_path!(), "pages cannot be frozen");
+    };
     let draft = Draft::new(4).unwrap();
     draft.write(0, &[7; 4 * PAGE]).unwrap();
     let slab = draft.seal().unwrap();

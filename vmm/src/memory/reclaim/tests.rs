@@ -87,7 +87,7 @@ fn huge_pages_come_back_as_zeros_where_there_is_a_pool() {
         Ok(_) => pages_come_back_as_zeros(Backing::Hugetlb),
         Err(e) => {
             assert!(e.to_string().contains("vm.nr_hugepages"), "{e}");
-            eprintln!("skipped: no pool of huge pages on this host ({e})");
+            crate::skipped::skipped(module_path!(), format_args!("no pool of huge pages on this host ({e})"));
         }
     }
 }

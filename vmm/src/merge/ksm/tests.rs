@@ -31,7 +31,7 @@ fn serial() -> fs::File {
 }
 
 fn skipped(why: &str) {
-    eprintln!("skipped: {why}");
+    crate::skipped::skipped(module_path!(), why);
 }
 
 /// An engine whose guard is this test program.

@@ -61,7 +61,7 @@ fn without_a_rate_nobody_looks_and_with_one_it_is_stated_how_far_ahead_is_possib
 fn four_vcpus_beside_busy_threads_are_never_a_second_ahead() {
     const RATE: u64 = 6000;
     let Ok(kvm) = Kvm::new() else {
-        eprintln!("SKIPPED {}: no usable /dev/kvm", module_path!());
+        crate::skipped::skipped(module_path!(), "no usable /dev/kvm");
         return;
     };
     let ram = Ram::new(u64::from(VCPUS) * PART_BYTES, Backing::Anonymous).unwrap();
