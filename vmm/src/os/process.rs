@@ -182,9 +182,9 @@ mod tests {
         assert!(ours.arguments().first().is_some_and(|program| !program.is_empty()));
         let mut other = Command::new("sleep").arg("60").spawn().unwrap();
         let held = Process::of_child(&other).unwrap();
-        // Until it is another program, it is this one.
+        // Until it is another program, it is this one; and for a moment it has no arguments.
         let until = Instant::now() + Duration::from_secs(60);
-        while held.is_this_program() && Instant::now() < until {
+        while (held.is_this_program() || held.arguments() != ["sleep", "60"]) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!held.is_this_program());
