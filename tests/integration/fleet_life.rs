@@ -131,6 +131,13 @@ fn with_guests(guests: u32) -> String {
     format!("{FLEET}[[guest]]\nname = \"vm\"\ncount = {guests}\n")
 }
 
+/// Removes a directory at once: in the middle of it things would come back.
+fn remove(directory: &Path) {
+    let gone = directory.with_extension("gone");
+    fs::rename(directory, &gone).expect("a directory");
+    fs::remove_dir_all(&gone).expect("a directory");
+}
+
 /// A process that has nothing to do with any of this.
 struct Bystander(Child);
 
@@ -330,7 +337,7 @@ fn a_fleet_whose_directory_is_removed_stays_within_reach() {
     for removed in
         [fleet.dir(), fleet.sandbox.runtime_dir().join("fleets"), fleet.sandbox.runtime_dir().into()]
     {
-        fs::remove_dir_all(&removed).expect("a directory");
+        remove(&removed);
         // The name is taken from the first moment on.
         fleet.up_refused(&["up already"]);
         eventually("all sockets are there again", || {
@@ -348,7 +355,7 @@ fn a_fleet_whose_directory_is_removed_stays_within_reach() {
     assert_eq!(fleet.vms(), before);
     // Without a daemon, too, nothing of the same name comes up beside them.
     fleet.kill_daemon();
-    fs::remove_dir_all(fleet.dir()).expect("a directory");
+    remove(&fleet.dir());
     fleet.up_refused(&["vm-0", &before[0].to_string(), "vm-1", &before[1].to_string()]);
     assert_eq!(fleet.vms(), before);
     fleet.end();
@@ -360,7 +367,7 @@ fn a_daemon_without_a_directory_is_asked_by_its_name() {
     let fleet = Fleet::of(1);
     let _ = fleet.up();
     // A file in its place: it cannot be made anew.
-    fs::remove_dir_all(fleet.dir()).expect("a directory");
+    remove(&fleet.dir());
     fs::write(fleet.dir(), "").expect("a file");
     let said = || fleet.fleet(&["metrics", "--name", "life"]).output();
     assert!(said().success().stdout.contains("samepage"), "{}", said());

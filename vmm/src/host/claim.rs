@@ -10,6 +10,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use twox_hash::XxHash3_128;
 
 use super::HostError;
@@ -32,7 +33,8 @@ impl Claim {
     /// Another process has it: which one is said.
     pub fn take(fleet: &str) -> Result<Self, HostError> {
         let failed = |source| HostError::Claim { fleet: fleet.into(), source };
-        let address = address(fleet).map_err(failed)?;
+        let name = name_in(&root(), fleet);
+        let address = SocketAddr::from_abstract_name(&name).map_err(failed)?;
         let until = Instant::now() + PATIENCE;
         loop {
             match UnixListener::bind_addr(&address) {
@@ -43,7 +45,7 @@ impl Claim {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
                 Err(e) => return Err(failed(e)),
             }
-            match UnixStream::connect_addr(&address).and_then(|stream| Ok((Peer::of(&stream)?, stream))) {
+            match connect_to(&name).and_then(|stream| Ok((Peer::of(&stream)?, stream))) {
                 Ok((peer, _)) if !peer.is_this_user() => {
                     return Err(HostError::ClaimOfOther {
                         fleet: fleet.into(),
@@ -68,25 +70,31 @@ impl Claim {
     }
 }
 
-/// Connects to the process that has claimed the name of a fleet.
+/// Connects to the process that has claimed the name of a fleet. `WouldBlock`: it has, but lets nobody in, as a demo that was asked often.
 pub fn connect(fleet: &str) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect_addr(&address(fleet)?)?;
+    let stream = connect_to(&name_in(&root(), fleet))?;
     match Peer::of(&stream)?.is_this_user() {
         true => Ok(stream),
         false => Err(io::ErrorKind::PermissionDenied.into()),
     }
 }
 
-/// A name for each user, runtime directory, and fleet.
-fn address(fleet: &str) -> io::Result<SocketAddr> {
-    address_in(&root(), fleet)
+/// Waits for nobody.
+fn connect_to(name: &str) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
-fn address_in(root: &Path, fleet: &str) -> io::Result<SocketAddr> {
+/// One for each user, runtime directory, and fleet.
+fn name_in(root: &Path, fleet: &str) -> String {
     let root = resolved(root);
     let place = XxHash3_128::oneshot(root.as_os_str().as_encoded_bytes());
     let user = rustix::process::getuid().as_raw();
-    SocketAddr::from_abstract_name(format!("samepage/{user}/{place:032x}/{fleet}"))
+    format!("samepage/{user}/{place:032x}/{fleet}")
 }
 
 #[cfg(test)]
@@ -108,7 +116,17 @@ mod tests {
     }
 
     #[test]
+    fn a_holder_that_lets_nobody_in_holds_nobody_up() {
+        let name = format!("claim-test-full-{}", std::process::id());
+        let _claim = Claim::take(&name).unwrap();
+        let full = (0..100_000).find_map(|_| connect(&name).err());
+        assert_eq!(full.map(|e| e.kind()), Some(io::ErrorKind::WouldBlock));
+        assert!(matches!(Claim::take(&name), Err(HostError::UpAlready { .. })));
+    }
+
+    #[test]
     fn the_longest_names_fit() {
-        address_in(Path::new("/a/very/long/directory".repeat(50).as_str()), &"n".repeat(32)).unwrap();
+        let name = name_in(Path::new("/a/very/long/directory".repeat(50).as_str()), &"n".repeat(32));
+        SocketAddr::from_abstract_name(name).unwrap();
     }
 }

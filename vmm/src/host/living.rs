@@ -1,6 +1,7 @@
 //! Which fleets and guests live: found among this user's processes, not by what lies in a directory.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -84,11 +85,12 @@ impl Fleets {
         let names: BTreeSet<String> = directories()?.into_iter().chain(with_vms.iter().cloned()).collect();
         let mut found = Self::default();
         for name in names {
-            let kind = match holder(&name) {
-                Some(holder) if is_daemon(&holder) => &mut found.up,
-                Some(_) => &mut found.held,
-                None if with_vms.contains(&name) => &mut found.orphaned,
-                None => &mut found.dead,
+            let kind = match claim::connect(&name).and_then(Peer::process) {
+                Ok(holder) if is_daemon(&holder) => &mut found.up,
+                Ok(_) => &mut found.held,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => &mut found.held,
+                Err(_) if with_vms.contains(&name) => &mut found.orphaned,
+                Err(_) => &mut found.dead,
             };
             kind.push(name);
         }
