@@ -106,7 +106,7 @@ fn watch(number: u64) -> (u64, u64) {
             let sample = host.step(phase, 0, &mut tally);
             // Before its first step the policy has set no limits; and a guest below its minimum may take that, which it was promised.
             let below =
-                |guest: &Guest| guest.runs() && guest.resident_pages < guest.view.floor_pages() as f64;
+                |guest: &Guest| guest.lives() && guest.resident_pages < guest.view.floor_pages() as f64;
             if sample.seconds <= 1.0 || host.guests().any(below) {
                 tally.denied_pages = denied;
             }
