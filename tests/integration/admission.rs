@@ -40,8 +40,10 @@ fn room(sandbox: &Sandbox) -> (u64, Value) {
     let file = fleet_file(sandbox, "probe", 64, "");
     let dry = up(sandbox, &file, &["--dry-run", "--json"]).output();
     let decided: Value = serde_json::from_str(&dry.stdout).unwrap_or_else(|e| panic!("{e}: {dry}"));
-    let term = |name: &str| decided["room"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {decided:#}"));
-    let taken = ["pool_pages", "system_pages", "others_pages", "overhead_pages"].map(term).iter().sum::<u64>();
+    let term =
+        |name: &str| decided["room"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {decided:#}"));
+    let taken =
+        ["pool_pages", "system_pages", "others_pages", "overhead_pages"].map(term).iter().sum::<u64>();
     (term("total_pages").saturating_sub(taken) / 256, decided)
 }
 
@@ -55,7 +57,12 @@ fn strict_promises_nobody_what_the_system_or_another_fleet_has() {
     let total = first["room"]["total_pages"].as_u64().expect("pages") / 256;
     let refused = up(&sandbox, &fleet_file(&sandbox, "much", total - 64, ""), &[]).output();
     assert!(refused.code == Some(1) && refused.stderr.contains("more than what can be had"), "{refused}");
-    for term in ["held by the system", "in the pool of huge pages", "promised by other fleets", "for the VMs themselves"] {
+    for term in [
+        "held by the system",
+        "in the pool of huge pages",
+        "promised by other fleets",
+        "for the VMs themselves",
+    ] {
         assert!(refused.stderr.contains(term), "{term:?} is missing: {refused}");
     }
     // Two fleets of six tenths each, one after the other.
@@ -89,7 +96,8 @@ fn of_fleets_that_come_up_at_once_no_two_get_the_same_memory() {
     let sandbox = Sandbox::new();
     let part = room(&sandbox).0 * 6 / 10;
     let names = ["a", "b", "c"];
-    let started = names.map(|name| up(&sandbox, &fleet_file(&sandbox, name, part, "policy = false"), &[]).start());
+    let started =
+        names.map(|name| up(&sandbox, &fleet_file(&sandbox, name, part, "policy = false"), &[]).start());
     let outcomes = started.map(|running| running.wait());
     let (mut up, mut refused) = (Vec::new(), 0);
     for (name, outcome) in names.iter().zip(&outcomes) {
@@ -121,18 +129,31 @@ impl Group {
             let line = mounts.lines().find(|line| {
                 line.split_once(" - ").is_some_and(|(_, kinds)| {
                     let mut kinds = kinds.split(' ');
-                    kinds.next() == Some(kind) && kinds.nth(1).is_some_and(|o| o.split(',').any(|o| o == option || option.is_empty()))
+                    kinds.next() == Some(kind)
+                        && kinds
+                            .nth(1)
+                            .is_some_and(|o| o.split(',').any(|o| o == option || option.is_empty()))
                 })
             })?;
             line.split(' ').nth(4).map(PathBuf::from)
         };
         let own = |controller: &str| {
-            let is = |line: &&str| line.split(':').nth(1).is_some_and(|names| names.split(',').any(|n| n == controller));
-            groups.lines().find(is).and_then(|line| line.splitn(3, ':').nth(2)).unwrap_or("/").trim_start_matches('/').to_owned()
+            let is = |line: &&str| {
+                line.split(':').nth(1).is_some_and(|names| names.split(',').any(|n| n == controller))
+            };
+            groups
+                .lines()
+                .find(is)
+                .and_then(|line| line.splitn(3, ':').nth(2))
+                .unwrap_or("/")
+                .trim_start_matches('/')
+                .to_owned()
         };
         let name = format!("samepage-test-{}", std::process::id());
         let (directory, limit, stat) = match (mounted("cgroup", "memory"), mounted("cgroup2", "")) {
-            (Some(top), _) => (top.join(own("memory")).join(name), "memory.limit_in_bytes", "total_inactive_file "),
+            (Some(top), _) => {
+                (top.join(own("memory")).join(name), "memory.limit_in_bytes", "total_inactive_file ")
+            }
             (None, Some(top)) => {
                 // A group below the root: processes and limits are never in the same one.
                 let _ = fs::write(top.join("cgroup.subtree_control"), "+memory");
@@ -174,7 +195,8 @@ impl Drop for Group {
 /// A file that is larger than the group's limit. Of a tmpfs the page cache could not be dropped: there a block device serves.
 fn large_file(sandbox: &Sandbox, mib: u64) -> (PathBuf, Option<Zram>) {
     let path = sandbox.file("large");
-    let is_tmpfs = rustix::fs::statfs(path.parent().expect("a directory")).is_ok_and(|fs| fs.f_type == 0x0102_1994);
+    let is_tmpfs =
+        rustix::fs::statfs(path.parent().expect("a directory")).is_ok_and(|fs| fs.f_type == 0x0102_1994);
     if is_tmpfs && let Ok(zram) = Zram::new(mib) {
         return (zram.device(), Some(zram));
     }
@@ -201,7 +223,10 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
     let _ = read.wait();
     let cached = group.inactive_file_mib();
     if cached < 200 {
-        return skipped("page_cache_in_a_control_group_is_memory_to_be_had", &format!("{cached} MiB are cached"));
+        return skipped(
+            "page_cache_in_a_control_group_is_memory_to_be_had",
+            &format!("{cached} MiB are cached"),
+        );
     }
     // Nearly all of the group is page cache. 320 MiB of guests fit all the same, strictly, and nothing is short.
     let file = sandbox.file("cached.toml");

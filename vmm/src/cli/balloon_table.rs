@@ -20,7 +20,9 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
     };
     let kept = match status.host.kept_pages {
         0 => String::new(),
-        kept => format!("; its pool of huge pages keeps {} MiB, of huge pages that are not whole", pages(kept)),
+        kept => {
+            format!("; its pool of huge pages keeps {} MiB, of huge pages that are not whole", pages(kept))
+        }
     };
     format!(
         "{guest}: {} of {} MiB; the host has {} MiB of it back{touched}{kept}",

@@ -59,7 +59,8 @@ pub(super) fn admission_text(admission: &Admission) -> String {
     }
     let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
     // Two things: who is let in, and what is done once they are.
-    let policy = if admission.policy { "" } else { "; once up the fleet is only watched, for it has no policy" };
+    let policy =
+        if admission.policy { "" } else { "; once up the fleet is only watched, for it has no policy" };
     let Capacity { pages: capacity, limited_by } = admission.capacity;
     let capacity = format!(
         "capacity {} MiB, set by {limited_by}; {rule}{policy}\nto be had: {} MiB: {}",

@@ -69,7 +69,8 @@ fn overhead_pages(guest: &GuestSpec) -> u64 {
 fn room(readings: &Readings, own_pages: u64, others: &[OtherFleet], overhead_pages: u64) -> Room {
     // All that is not available is held: by our own guests, by others', and the rest by the system.
     let held = |others: &mut dyn Iterator<Item = &OtherFleet>| others.map(|o| o.held_pages).sum::<u64>();
-    let committed = |others: &mut dyn Iterator<Item = &OtherFleet>| others.map(OtherFleet::committed_pages).sum();
+    let committed =
+        |others: &mut dyn Iterator<Item = &OtherFleet>| others.map(OtherFleet::committed_pages).sum();
     let held_by_fleets = own_pages.saturating_add(held(&mut others.iter()));
     let host_pages = readings.total_pages.saturating_sub(readings.pool_pages);
     let host = Room {
@@ -80,7 +81,9 @@ fn room(readings: &Readings, own_pages: u64, others: &[OtherFleet], overhead_pag
         others_pages: committed(&mut others.iter()),
         overhead_pages,
     };
-    let (Some(limit), Some(free)) = (readings.group.limit_pages, readings.group.free_pages) else { return host };
+    let (Some(limit), Some(free)) = (readings.group.limit_pages, readings.group.free_pages) else {
+        return host;
+    };
     let with_us = || others.iter().filter(|other| other.in_our_group);
     let held_by_fleets = own_pages.saturating_add(held(&mut with_us()));
     let group = Room {
@@ -222,7 +225,10 @@ mod tests {
         for held in [0, 5, 20] {
             let now = Readings { available_pages: (22 - held) * GIB, ..readings() };
             let room = room(&now, 0, &[other(20 * GIB, held * GIB, false)], 0);
-            assert_eq!((room.system_pages, room.others_pages, room.left_pages()), (2 * GIB, 20 * GIB, 2 * GIB));
+            assert_eq!(
+                (room.system_pages, room.others_pages, room.left_pages()),
+                (2 * GIB, 20 * GIB, 2 * GIB)
+            );
         }
     }
 

@@ -110,13 +110,12 @@ fn other(fleet: String) -> Option<OtherFleet> {
     let promised_pages = promised.iter().filter(|(guest, _)| lives(guest)).map(|(_, pages)| pages).sum();
     let held: u64 = vms.iter().map(|(_, pid)| held_by(*pid)).sum();
     let ours = fs::read_to_string("/proc/self/cgroup").ok();
-    let in_our_group =
-        vms.iter().any(|(_, pid)| ours.is_some() && fs::read_to_string(format!("/proc/{pid}/cgroup")).ok() == ours);
+    let in_our_group = vms
+        .iter()
+        .any(|(_, pid)| ours.is_some() && fs::read_to_string(format!("/proc/{pid}/cgroup")).ok() == ours);
     let mut other = OtherFleet { fleet, promised_pages, ballooned_pages: 0, held_pages: held, in_our_group };
     // The daemon knows what is in balloons, and what in slabs. One that is busy, or gone, is done without: then more counts as promised.
-    if is_kept
-        && let Ok(Reply::Management(now)) = request(&other.fleet, &Request::Management, ANSWER_LIMIT)
-    {
+    if is_kept && let Ok(Reply::Management(now)) = request(&other.fleet, &Request::Management, ANSWER_LIMIT) {
         let living = now.guests.iter().filter(|guest| guest.state != GuestState::Dead);
         other.ballooned_pages = living.filter_map(|guest| Some(guest.balloon?.actual_pages)).sum();
         other.held_pages = now.host.map_or(held, |host| host.used_pages.max(held));
@@ -197,7 +196,8 @@ mod tests {
 
     #[test]
     fn what_is_in_balloons_is_not_committed_and_what_is_held_is() {
-        let other = OtherFleet { promised_pages: 100, ballooned_pages: 30, held_pages: 50, ..OtherFleet::default() };
+        let other =
+            OtherFleet { promised_pages: 100, ballooned_pages: 30, held_pages: 50, ..OtherFleet::default() };
         assert_eq!((other.committed_pages(), other.outstanding_pages()), (70, 20));
         let full = OtherFleet { held_pages: 90, ..other };
         assert_eq!((full.committed_pages(), full.outstanding_pages()), (90, 0));

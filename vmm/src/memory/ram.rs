@@ -188,8 +188,7 @@ impl Ram {
         };
         let (mut reservations, mut regions, mut file_offset) = (Vec::new(), Vec::new(), 0);
         for stretch in stretches(bytes) {
-            let (reservation, region) =
-                map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?;
+            let (reservation, region) = map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?;
             // If the next one fails, this one is given back.
             reservations.push(reservation);
             regions.extend(region);

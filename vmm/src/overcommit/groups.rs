@@ -79,7 +79,8 @@ fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
         let group = Path::new(group.strip_suffix(" (deleted)").unwrap_or(group));
         let mounts = || mounts.iter().filter(|mount| mount.version == version);
         // The mount that shows most of the way up: its root is the shortest.
-        let showing = mounts().filter(|mount| mount.shows(group)).min_by_key(|mount| mount.root.as_os_str().len());
+        let showing =
+            mounts().filter(|mount| mount.shows(group)).min_by_key(|mount| mount.root.as_os_str().len());
         // In a container or a namespace that shows none of it, what is mounted is the container's own group.
         let mount = showing.or_else(|| mounts().next())?;
         let inside = group.strip_prefix(&mount.root).ok().filter(|_| mount.shows(group));
@@ -141,7 +142,11 @@ fn levels(root: &Path, place: &Place) -> Vec<Level> {
             let file = |name: &str| fs::read_to_string(directory.join(name)).ok();
             match place.version {
                 // A parent limits its children only where it says that it does.
-                Version::One if n > 0 && file("memory.use_hierarchy").is_some_and(|text| text.trim() == "0") => None,
+                Version::One
+                    if n > 0 && file("memory.use_hierarchy").is_some_and(|text| text.trim() == "0") =>
+                {
+                    None
+                }
                 Version::One => Level::of_version_1(file),
                 Version::Two => Level::of_version_2(file),
             }
@@ -156,9 +161,11 @@ impl Level {
         let used = number(&file("memory.usage_in_bytes")?)?;
         let stat = file("memory.stat").unwrap_or_default();
         // With the groups below it, whose use is in its own.
-        let field = |name: &str| field(&stat, &format!("total_{name}")).or_else(|| field(&stat, name)).unwrap_or(0);
+        let field =
+            |name: &str| field(&stat, &format!("total_{name}")).or_else(|| field(&stat, name)).unwrap_or(0);
         // The least of those above it, also where they are outside of what is mounted.
-        let above = Some(field("hierarchical_memory_limit")).filter(|limit| (1..NO_LIMIT_BYTES).contains(limit));
+        let above =
+            Some(field("hierarchical_memory_limit")).filter(|limit| (1..NO_LIMIT_BYTES).contains(limit));
         let limit = limit_of("memory.limit_in_bytes").into_iter().chain(above).min();
         let file_pages = FilePages {
             inactive: field("inactive_file"),

@@ -89,9 +89,13 @@ fn a_group_is_where_the_mount_shows_it() {
 #[test]
 fn in_a_container_the_mount_is_its_own_group() {
     // Docker, version 1: the host's path, and the container's own group mounted.
-    let mountinfo = "690 688 0:30 /docker/5e1f /sys/fs/cgroup/memory ro,relatime master:15 - cgroup cgroup rw,memory\n";
+    let mountinfo =
+        "690 688 0:30 /docker/5e1f /sys/fs/cgroup/memory ro,relatime master:15 - cgroup cgroup rw,memory\n";
     let top = "/sys/fs/cgroup/memory";
-    assert_eq!(places("4:memory:/docker/5e1f\n", mountinfo), [place(Version::One, "/sys/fs/cgroup/memory/", top)]);
+    assert_eq!(
+        places("4:memory:/docker/5e1f\n", mountinfo),
+        [place(Version::One, "/sys/fs/cgroup/memory/", top)]
+    );
     let below = place(Version::One, "/sys/fs/cgroup/memory/a", top);
     assert_eq!(places("4:memory:/docker/5e1f/a\n", mountinfo), [below]);
     // A namespace, version 2: the process was moved out of it.
@@ -149,8 +153,7 @@ fn version_2_counts_what_can_be_dropped_as_free_and_high_as_a_limit() {
     ];
     let level = Level::of_version_2(files(&limited)).unwrap();
     let droppable = 696_254_464 + 8_572_928 / 2 - 4_096_000 - 96_000 + 3_145_728 / 2;
-    let expected =
-        Level { limit: Some(1 << 30), used: 1_050_673_152, droppable, swap_free: Some(6 << 20) };
+    let expected = Level { limit: Some(1 << 30), used: 1_050_673_152, droppable, swap_free: Some(6 << 20) };
     assert_eq!(level, expected);
     assert_eq!(level.free(), Some((1 << 30) - 1_050_673_152 + droppable));
     let mut high = limited;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use super::groups::GroupMemory;
 use super::groups;
+pub use super::groups::GroupMemory;
 use super::view::Psi;
 
 /// Bytes of a page.

@@ -5,7 +5,8 @@ use super::*;
 const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\nSwapFree:  400 kB\nSecPageTables: 12 kB\n";
 const MOUNT_1: (&str, &str) =
     ("proc/self/mountinfo", "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
-const MOUNT_2: (&str, &str) = ("proc/self/mountinfo", "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+const MOUNT_2: (&str, &str) =
+    ("proc/self/mountinfo", "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
 const STALLS: &str =
     "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=3\n";
 

@@ -212,7 +212,10 @@ impl Vm {
 /// Gives the RAM of a VM back that was not started.
 fn give_back(ram: Ram) {
     if let Err(ram) = ram.unmap() {
-        tracing::warn!("{} MiB of RAM stay mapped: something of the VM that did not start has it", ram.bytes() >> 20);
+        tracing::warn!(
+            "{} MiB of RAM stay mapped: something of the VM that did not start has it",
+            ram.bytes() >> 20
+        );
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! The kernel sends the thread the signal that interrupts vCPUs. If it comes while the guest runs, KVM_RUN returns; if it comes before,
 //! its handler has set `kvm_run.immediate_exit`, and KVM_RUN returns at once. So no slice is missed.
-#![expect(unsafe_code, reason = "makes POSIX timers, and sets kvm_run's immediate_exit from a signal handler")]
+#![expect(
+    unsafe_code,
+    reason = "makes POSIX timers, and sets kvm_run's immediate_exit from a signal handler"
+)]
 
 use std::cell::Cell;
 use std::io;

@@ -105,9 +105,7 @@ impl Shared {
             }
             gate = match hold {
                 None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
-                Some(hold) => {
-                    self.changed.wait_timeout(gate, hold).unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(hold) => self.changed.wait_timeout(gate, hold).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
         gate.still -= usize::from(still);

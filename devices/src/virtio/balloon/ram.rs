@@ -94,8 +94,10 @@ mod tests {
     fn granules_are_whole_or_not_ram() {
         let ram = Ram(vec![3..20]);
         let part = Part { region: 0, pages: 4..18 };
-        let found: Vec<_> =
-            ram.granules(&part, 8).map(|(piece, whole)| (piece.pages, whole.map(|part| part.pages))).collect();
+        let found: Vec<_> = ram
+            .granules(&part, 8)
+            .map(|(piece, whole)| (piece.pages, whole.map(|part| part.pages)))
+            .collect();
         assert_eq!(found, [(4..8, None), (8..16, Some(8..16)), (16..18, None)]);
         let pages: Vec<_> = ram.granules(&part, 1).map(|(piece, whole)| whole == Some(piece)).collect();
         assert_eq!(pages, [true; 14]);

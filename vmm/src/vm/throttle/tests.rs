@@ -107,5 +107,9 @@ fn four_vcpus_beside_busy_threads_are_never_a_second_ahead() {
     done.store(true, Ordering::Relaxed);
     vcpus.stop();
     spinners.into_iter().for_each(|spinner| spinner.join().unwrap());
-    assert!(looks > 10 && shared.throttle.status().held_ms > 500, "{looks} looks, {:?}", shared.throttle.status());
+    assert!(
+        looks > 10 && shared.throttle.status().held_ms > 500,
+        "{looks} looks, {:?}",
+        shared.throttle.status()
+    );
 }
