@@ -31,6 +31,12 @@ pub trait Reclaim: Send {
         4096
     }
 
+    /// How many bytes of `ranges` have frames, which discarding them frees. Without a look at the page table, which not every memory is
+    /// worth, all of them.
+    fn framed_bytes(&self, ranges: &[Range<Gpa>]) -> u64 {
+        ranges.iter().map(|range| range.end.0 - range.start.0).sum()
+    }
+
     /// As [`Reclaim::discard`], for each of `ranges`; `failed` hears of those that were not freed.
     ///
     /// For implementations to whom many at once are cheaper than each by itself.

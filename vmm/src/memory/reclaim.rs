@@ -17,6 +17,7 @@ use rustix::process::PidfdFlags;
 use super::PAGE_BYTES;
 use super::merge_log::With;
 use super::ram::{Backing, HUGE_PAGE_BYTES, Place, Ram};
+use super::resident::page_count;
 
 /// Ranges in one system call (UIO_MAXIOV).
 const BATCH: usize = 1024;
@@ -24,6 +25,17 @@ const BATCH: usize = 1024;
 impl Reclaim for Ram {
     fn granule_bytes(&self) -> u64 {
         self.unit_bytes()
+    }
+
+    fn framed_bytes(&self, ranges: &[Range<Gpa>]) -> u64 {
+        let all = ranges.iter().map(|range| range.end.0 - range.start.0).sum();
+        match self.backing() {
+            // Here it is a number that the pool shows, too.
+            Backing::Hugetlb => {
+                self.resident(ranges).map_or(all, |resident| page_count(&resident) * PAGE_BYTES)
+            }
+            Backing::Anonymous | Backing::Memfd => all,
+        }
     }
 
     fn discard_all(&self, ranges: &[Range<Gpa>], failed: &mut dyn FnMut(&Range<Gpa>, io::Error)) {

@@ -236,9 +236,9 @@ impl Requests {
     /// Gives pages to the host. Returns how many bytes it took.
     fn discard(&self, state: &mut State, ranges: &[Range<Gpa>]) -> u64 {
         let bytes = |range: &Range<Gpa>| range.end.0 - range.start.0;
-        let mut taken = ranges.iter().map(bytes).sum();
+        let mut taken = self.reclaim.framed_bytes(ranges);
         self.reclaim.discard_all(ranges, &mut |range, error| {
-            taken -= bytes(range);
+            taken = taken.saturating_sub(bytes(range));
             state.counters.failed_discards += 1;
             self.failed.hit(format_args!("{} to {}: {error}", range.start, range.end));
         });
