@@ -58,10 +58,15 @@ fn all_that_come_along_are_listed() {
         "hostile-guests",
         "swap-full",
     ];
+    assert!(text.contains("samepage experiment run NAME"), "{text}");
+    assert!(
+        text.lines().filter(|line| line.starts_with('│')).all(|line| line.chars().count() <= 100),
+        "{text}"
+    );
     for (directory, all) in [("experiments", &plans[..]), ("scenarios", &scenarios[..])] {
         for name in all {
-            let command = format!("samepage experiment run {name}");
-            assert!(names.contains(name) && text.contains(&command), "no {name} in {names:?} or {text}");
+            let is_listed = text.lines().any(|line| line.split_whitespace().nth(1) == Some(*name));
+            assert!(names.contains(name) && is_listed, "no {name} in {names:?} or {text}");
             let file = tests::workspace().join(format!("resources/{directory}/{name}.toml"));
             assert!(file.is_file(), "{} is not there", file.display());
         }

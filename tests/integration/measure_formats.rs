@@ -113,7 +113,7 @@ fn what_qemu_writes_is_read_or_named() {
     let sandbox = Sandbox::new();
     let [core, kdump, raw, stream] = ["core", "kdump", "raw", "stream"].map(|name| sandbox.file(name));
     let commands = format!(
-        "dump-guest-memory {}\ndump-guest-memory -z {}\npmemsave 0 0x4000000 {}\nmigrate \"exec:cat > {}\"\nquit\n",
+        "dump-guest-memory {}\ndump-guest-memory -z {}\npmemsave 0 0x4000000 \"{}\"\nmigrate \"exec:cat > {}\"\nquit\n",
         text(&core),
         text(&kdump),
         text(&raw),

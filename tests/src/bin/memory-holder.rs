@@ -15,6 +15,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 const MIB: usize = 1 << 20;
 const PAGE: usize = 4096;
+/// Addresses before and behind each mapping that are nothing.
+const APART: usize = 4 * MIB;
 
 #[expect(unsafe_code, reason = "mapping memory, and writing where it was mapped")]
 fn main() -> Result<()> {
@@ -49,15 +51,23 @@ fn main() -> Result<()> {
             "memfd" | "again" | "shared" => MapFlags::SHARED,
             _ => MapFlags::PRIVATE,
         };
-        let flags = flags | MapFlags::NORESERVE;
+        let flags = flags | MapFlags::NORESERVE | MapFlags::FIXED;
         // Apart from each other: the kernel joins neighbours of one kind.
         // SAFETY: a new mapping, away from all others.
-        let _ = unsafe { mmap_anonymous(std::ptr::null_mut(), PAGE, ProtFlags::empty(), MapFlags::PRIVATE)? };
-        // SAFETY: a new mapping, away from all others.
+        let start = unsafe {
+            let hole = mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes + 2 * APART,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE,
+            )?;
+            hole.byte_add(APART)
+        };
+        // SAFETY: inside the mapping that was just made, which nobody uses.
         let start = unsafe {
             match &file {
-                Some(file) => mmap(std::ptr::null_mut(), bytes, protection, flags, file.as_fd(), 0)?,
-                None => mmap_anonymous(std::ptr::null_mut(), bytes, protection, flags)?,
+                Some(file) => mmap(start, bytes, protection, flags, file.as_fd(), 0)?,
+                None => mmap_anonymous(start, bytes, protection, flags)?,
             }
         };
         for at in (0..touched).step_by(PAGE) {

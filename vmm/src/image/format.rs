@@ -102,7 +102,7 @@ const MAGIC: &[(usize, &[u8], Format)] = &[
         b"QEVM",
         saved(
             "a migration stream of QEMU",
-            "load it, then have QEMU's monitor write raw memory: `pmemsave 0 SIZE FILE`, or a core: `dump-guest-memory FILE`",
+            "load it, then have QEMU's monitor write raw memory: `pmemsave 0 SIZE \"FILE\"`, or a core: `dump-guest-memory FILE`",
         ),
     ),
     (

@@ -146,7 +146,7 @@ fn a_column_is_of_numbers_if_all_of_it_is() {
 #[test]
 fn numbers_and_labels_are_for_people() {
     let texts = [0.0, 0.25, 12.34, 999.0, 1234.0, 1_234_567.8, -1000.0].map(number);
-    assert_eq!(texts, ["0", "0.250", "12.3", "999", "1 234", "1 234 568", "-1 000"]);
+    assert_eq!(texts, ["0", "0.250", "12.3", "999", "1\u{a0}234", "1\u{a0}234\u{a0}568", "-1\u{a0}000"]);
     assert_eq!(shortened("/a/long/path/to/an/image.mem", 12), "/a/l\u{2026}age.mem");
     assert_eq!(shortened("short", 12), "short");
 }

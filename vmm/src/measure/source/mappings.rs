@@ -184,9 +184,13 @@ fn stretches(mappings: &[Mapping]) -> Vec<Stretch> {
     // A stack or an allocator's memory may lie next to a guest's: that they touch is not enough.
     let belong = |a: &Mapping, b: &Mapping| {
         let are_large = [a, b].iter().all(|m| m.hvas.end - m.hvas.start >= LEAST_BYTES);
-        let are_one_file = a.part.as_ref().zip(b.part.as_ref()).is_some_and(|(a, b)| a.file == b.file);
+        let same_file = a.part.as_ref().zip(b.part.as_ref()).filter(|(a, b)| a.file == b.file);
+        // The same pages may be mapped twice, one behind the other.
+        let goes_on = same_file.is_none_or(|(a, b)| a.bytes.end == b.bytes.start);
+        let are_one_file = same_file.is_some();
         let is_merged = a.is_slab || b.is_slab;
-        a.hvas.end == b.hvas.start && a.kind == b.kind && (is_merged || are_large || are_one_file)
+        let are_neighbours = a.hvas.end == b.hvas.start && a.kind == b.kind;
+        are_neighbours && (is_merged || goes_on && (are_large || are_one_file))
     };
     let stretch = |group: &[&Mapping]| Stretch {
         hvas: group[0].hvas.start..group[group.len() - 1].hvas.end,

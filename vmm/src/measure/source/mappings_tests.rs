@@ -88,6 +88,16 @@ fn a_file_that_is_mapped_in_pieces_is_one_stretch() {
 }
 
 #[test]
+fn a_file_that_is_mapped_twice_in_a_row_counts_once() {
+    let text = "\
+7f0000000000-7f0002000000 rw-s 00000000 00:01 48 /memfd:ram (deleted)#32
+7f0002000000-7f0004000000 rw-s 00000000 00:01 48 /memfd:ram (deleted)#0
+7f0004000000-7f0006000000 rw-s 00000000 00:01 48 /memfd:ram (deleted)#32";
+    let found = guest_memory(7, &all(text)).unwrap();
+    assert_eq!((found.taken.len(), found.left_out.len()), (1, 2), "{found:?}");
+}
+
+#[test]
 fn without_a_guest_what_there_is_is_listed() {
     let text = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 #4\n7f0001000000-7f0001001000 r--p 00000000 00:00 0 #0";
     let error = guest_memory(7, &all(text)).unwrap_err().to_string();
