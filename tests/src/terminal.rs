@@ -179,6 +179,8 @@ struct Screen {
     line: usize,
     column: usize,
     alternate: bool,
+    /// Where the cursor was when the second screen was entered.
+    before: (usize, usize),
     cursor_hidden: bool,
     /// The beginning of a character or sequence that is not complete.
     rest: Vec<u8>,
@@ -243,6 +245,10 @@ impl Screen {
             ("2", b'J') => self.cells.iter_mut().for_each(|line| line.fill(' ')),
             ("?1049", b'h' | b'l') => {
                 self.alternate = kind == b'h';
+                match kind {
+                    b'h' => self.before = (self.line, self.column),
+                    _ => (self.line, self.column) = self.before,
+                }
                 self.cells.iter_mut().for_each(|line| line.fill(' '));
             }
             ("?25", b'h' | b'l') => self.cursor_hidden = kind == b'l',

@@ -219,6 +219,8 @@ impl ConsoleInput {
                 }
                 self.unwatch(Reading::Not, ops);
             }
+            // One in the background runs on without it, as jobs do that a shell leaves.
+            (Holder::Nobody, Reading::Not) => self.reading = Reading::Ended,
             (Holder::Nobody, _) => self.terminal_is_gone(ops),
         }
     }
