@@ -406,16 +406,16 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
     let socket = socket(&sandbox);
     let mut engine = engine(&socket);
     let mut guests = guests(&sandbox, &socket, 2);
-    let fill = |seed: u64, engine: &mut SlabEngine, guests: &mut [Guest]| {
-        let merged = |engine: &SlabEngine| counters(engine).merged_pages;
-        let before = merged(engine);
+    let fill = |seed: u64, guests: &mut Vec<Guest>, engine: &SlabEngine| {
+        let before = counters(engine).merged_pages;
         guests.iter_mut().for_each(|guest| guest.fill(seed, 9000));
-        eventually("it is merged", || merged(engine) > before + 9000);
+        eventually("it is merged", || counters(engine).merged_pages > before + 9000);
     };
-    fill(1, &mut engine, &mut guests);
+    fill(1, &mut guests, &engine);
     let now = counters(&engine);
     let nanoseconds = now.hash_ns + now.publish_ns + now.merge_ns;
-    assert!(now.pieces * 1_000_000 > nanoseconds, "{nanoseconds} ns in {} pieces", now.pieces);
+    // Pieces are counted that were ended by that; others by a rest.
+    assert!(now.pieces * 2_000_000 > nanoseconds, "{nanoseconds} ns in {} pieces", now.pieces);
     for guest in &guests {
         let tasks = format!("/proc/{}/task", guest.vm.running().pid());
         let agents = std::fs::read_dir(tasks).expect("threads").filter_map(|task| {
@@ -433,13 +433,13 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
     }
     engine.urge(true);
     // It is told on the way: what it does after that counts.
-    fill(2, &mut engine, &mut guests);
+    fill(2, &mut guests, &engine);
     let pieces = counters(&engine).pieces;
-    fill(3, &mut engine, &mut guests);
+    fill(3, &mut guests, &engine);
     assert_eq!(counters(&engine).pieces, pieces, "memory is short");
     engine.urge(false);
-    fill(4, &mut engine, &mut guests);
-    fill(5, &mut engine, &mut guests);
+    fill(4, &mut guests, &engine);
+    fill(5, &mut guests, &engine);
     assert!(counters(&engine).pieces > pieces);
     guests.iter_mut().for_each(|guest| _ = guest.verify());
     guests.into_iter().for_each(Guest::end);

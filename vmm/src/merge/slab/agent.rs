@@ -97,7 +97,11 @@ impl Agent {
             session.link.set_time_limit(None)?;
             Ok(session)
         };
-        match share(self) {
+        // The start waits for it.
+        self.merger.courtesy.eager = true;
+        let shared = share(self);
+        self.merger.courtesy.eager = self.merger.settings.eager;
+        match shared {
             Ok(session) => self.newborn = Some(session),
             Err(error) => tracing::debug!("merging: nothing is shared at birth: {error}"),
         }

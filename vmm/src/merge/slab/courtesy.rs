@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// The shortest and the longest piece. Short ones let a guest that wakes up have the processor soon; longer ones, within a
 /// millisecond, are for a machine on which others want it all the time.
-const PIECE: (Duration, Duration) = (Duration::from_micros(250), Duration::from_micros(900));
+const PIECE: (Duration, Duration) = (Duration::from_micros(500), Duration::from_micros(900));
 /// How much less than guests this thread matters to the scheduler: as ksmd.
 const NICE: i32 = 5;
 /// A piece takes the time that others had before it, divided by this: about the part that its nice value is worth beside one other.

@@ -363,8 +363,11 @@ impl Hub {
                 if let Some(seat) = board(&self.board).seats.get_mut(&serial) {
                     let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
                     let (before, broken_before) = (lasting(&seat.counters), seat.counters.broken_soon_pages);
-                    let credit = &mut self.domains[domain].credit;
-                    credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
+                    // What an agent did before it came here is told in its first report.
+                    if seat.counters != Counters::default() {
+                        let credit = &mut self.domains[domain].credit;
+                        credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
+                    }
                     seat.counters = *counters;
                 }
                 if self.domains[domain].credit.judge(now()) {
