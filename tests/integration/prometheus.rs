@@ -1,6 +1,7 @@
 //! A fleet's metrics as others read them: Prometheus' own text by default, OpenMetrics by wish, and the programs that
 //! people have: `promtool check metrics` and node_exporter's textfile collector.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tests::open_metrics::Metrics;
-use tests::run::Run;
+use tests::run::{Outcome, Run};
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, eventually};
 use tests::{require_kvm, require_tool};
@@ -56,12 +57,18 @@ fn get(address: SocketAddr, header: &str) -> (String, String) {
     (format!("{head}\r\n"), body.to_owned())
 }
 
-/// `promtool check metrics` has nothing against it: not even against a name, a unit or a missing help.
-fn checked_by_promtool(promtool: &Path, text: &str, sandbox: &Sandbox) {
+/// `promtool check metrics` on this text.
+fn check(promtool: &Path, text: &str, sandbox: &Sandbox) -> Outcome {
     let file = sandbox.file("checked");
     fs::write(&file, text).expect("a file");
-    let check = Run::program("sh", ["-c".as_ref(), r#""$0" check metrics <"$1""#.as_ref(), promtool, &file]);
-    let outcome = check.output().success();
+    let script = r#""$0" check metrics <"$1""#;
+    Run::program("sh", [OsStr::new("-c"), OsStr::new(script), promtool.as_os_str(), file.as_os_str()])
+        .output()
+}
+
+/// It has nothing against it: not even against a name, a unit or a missing help.
+fn checked_by_promtool(promtool: &Path, text: &str, sandbox: &Sandbox) {
+    let outcome = check(promtool, text, sandbox).success();
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""), "of\n{text}");
 }
 
@@ -119,12 +126,8 @@ fn prometheus_and_its_promtool_read_every_metric() {
 fn promtool_finds_what_is_wrong() {
     let promtool = require_tool!("promtool");
     let sandbox = Sandbox::new();
-    let file = sandbox.file("wrong");
     for wrong in ["# TYPE a_build info\na_build_info 1\n", "# TYPE a counter\n# HELP a A.\na 1\n"] {
-        fs::write(&file, wrong).expect("a file");
-        let check =
-            Run::program("sh", ["-c".as_ref(), r#""$0" check metrics <"$1""#.as_ref(), &*promtool, &file]);
-        assert_ne!(check.output().code, Some(0), "{wrong}");
+        assert_ne!(check(&promtool, wrong, &sandbox).code, Some(0), "{wrong}");
     }
 }
 
