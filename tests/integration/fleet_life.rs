@@ -366,9 +366,10 @@ fn a_daemon_without_a_directory_is_asked_by_its_name() {
     require_kvm!();
     let fleet = Fleet::of(1);
     let _ = fleet.up();
-    // A file in its place: it cannot be made anew.
-    remove(&fleet.dir());
-    fs::write(fleet.dir(), "").expect("a file");
+    // A file in its place, at once: it cannot be made anew.
+    let (file, gone) = (fleet.sandbox.runtime_dir().join("file"), fleet.sandbox.runtime_dir().join("gone"));
+    fs::write(&file, "").expect("a file");
+    fs::rename(fleet.dir(), gone).and_then(|()| fs::rename(file, fleet.dir())).expect("a file in its place");
     let said = || fleet.fleet(&["metrics", "--name", "life"]).output();
     assert!(said().success().stdout.contains("samepage"), "{}", said());
     let _ = fleet.down();
