@@ -80,7 +80,7 @@ impl TagKey {
         let [a, b, c, d] = pieces(sums).map(u128::from);
         Tag(self.forms.map(|form| {
             let [constant, e, f, g, h] = form.map(u128::from);
-            // Four terms below 2^109 each, and one below 2^61. Written out: a chain of iterators took three times as long.
+            // Four terms below 2^109 each, and one below 2^61.
             modulo(a * e + b * f + c * g + d * h + constant)
         }))
     }
