@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn granules_are_whole_or_not_ram() {
-        let ram = Ram(vec![3..20]);
+        let ram = Ram(vec![3..20, 40..41]);
         let part = Part { region: 0, pages: 4..18 };
         let found: Vec<_> = ram
             .granules(&part, 8)
