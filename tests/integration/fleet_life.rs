@@ -345,6 +345,10 @@ fn a_fleet_whose_directory_is_removed_stays_within_reach() {
                 .iter()
                 .all(|name| fleet.dir().join(name).exists())
         });
+        eventually("all guests answer again", || {
+            let status = fleet.status();
+            status["guests"].as_array().is_some_and(|all| all.iter().all(|guest| guest["state"] == "running"))
+        });
         fleet.assert_lives(2);
         assert!(fleet.status()["notes"].to_string().contains("was removed"), "{:#}", fleet.status());
     }

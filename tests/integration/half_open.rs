@@ -164,18 +164,29 @@ fn a_limit_of_file_sizes_kills_nothing_and_is_noted() {
         "name = \"f\"\nengine = \"off\"\n[[guest]]\nname = \"a\"\nmemory = \"16M\"\n",
     )
     .expect("a fleet file");
-    // What the daemon and its guests log is more than nothing.
-    let up = sandbox.shell("ulimit -f 0; export RUST_LOG=debug; $SAMEPAGE fleet up $DIR/fleet.toml").output();
-    let _ = up.success();
+    // Where nothing can be written the fleet does not come up, for no later daemon would know of it.
+    let none = sandbox.shell("ulimit -f 0; $SAMEPAGE fleet up $DIR/fleet.toml").output();
+    assert_eq!(none.code, Some(1), "{none}");
+    assert!(none.stderr.contains("File too large"), "{none}");
+    sandbox.assert_clean_within(SOON);
+    let _ = sandbox.shell("$SAMEPAGE fleet up $DIR/fleet.toml").output().success();
+    let daemon = sandbox.samepage(["fleet", "status", "--json"]).output().success().json()["pid"].clone();
+    let _ = sandbox.shell(&format!("prlimit --pid {daemon} --fsize=0")).output().success();
+    // It has something to say, and to write down again.
+    fs::remove_dir_all(sandbox.runtime_dir().join("fleets/f")).expect("the fleet's directory");
     let mut status = Value::Null;
     eventually("a note", || {
-        status = sandbox.samepage(["fleet", "status", "--json"]).output().success().json();
-        let notes = status["notes"].to_string();
-        let both = notes.contains("the daemon's log cannot be written")
-            && notes.contains("guest a: its log cannot be written");
-        both && notes.contains("File too large")
+        let asked = sandbox.samepage(["fleet", "status", "--json"]).output();
+        asked.code == Some(0) && {
+            status = asked.json();
+            let notes = status["notes"].to_string();
+            notes.contains("the daemon's log cannot be written") && notes.contains("File too large")
+        }
     });
-    assert_eq!(status["guests"][0]["state"], "running", "{status:#}");
+    eventually("the guest runs on", || {
+        let asked = sandbox.samepage(["fleet", "status", "--json"]).output();
+        asked.code == Some(0) && asked.json()["guests"][0]["state"] == "running"
+    });
     let _ = sandbox.samepage(["fleet", "down"]).output().success();
     sandbox.assert_clean_within(SOON);
 }

@@ -28,8 +28,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// A VM whose socket refuses is asked again after so long, and each time after twice that ...
 const RETRY: Duration = Duration::from_millis(250);
-/// ... up to this.
-const RETRY_MOST: Duration = Duration::from_secs(10);
+/// ... up to this: to be refused costs next to nothing, and a socket that was removed is soon made anew.
+const RETRY_MOST: Duration = Duration::from_secs(1);
 /// How often a thread that waits for an answer sees whether it is to end.
 const POLL: Duration = Duration::from_millis(500);
 /// Longest answer that is read.
