@@ -18,7 +18,7 @@ use tests::merging::course;
 use tests::merging::machine;
 use tests::merging::setting::Setting;
 use tests::merging::table::{Record, Table};
-use vmm::host::fleet::Watch;
+use vmm::host::watch::Watch;
 use vmm::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use vmm::memory::size::parse_size;
 use vmm::merge::ksm;

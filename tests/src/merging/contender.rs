@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vmm::host::fleet::Watch;
 use vmm::host::runtime::FleetDir;
 use vmm::host::spec::EngineName;
+use vmm::host::watch::Watch;
 use vmm::memory::ksm_stat::KsmStat;
 use vmm::merge::ksm::{self, Ksm, KsmSettings};
 use vmm::merge::off::Off;

@@ -7,13 +7,14 @@ use anyhow::{Context, ensure};
 
 use super::progress::{Bars, interrupt_flag};
 use crate::host::HostError;
-use crate::host::fleet::{Fleet, Watch};
+use crate::host::fleet::Fleet;
 use crate::host::guest::Lifetime;
 use crate::host::runtime::FleetDir;
 use crate::host::spec::{
     AdmissionName, BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing,
 };
 use crate::host::status::Verified;
+use crate::host::watch::Watch;
 use crate::measure::report::{Outcome, Report};
 use crate::memory::userfault;
 use crate::merge::ksm;

@@ -21,8 +21,8 @@ use crate::host::experiment::journal::{Found, Journal};
 use crate::host::experiment::plan::{MAX_REPEAT, Plan};
 use crate::host::experiment::run::Outcome;
 use crate::host::experiment::{ExperimentError, catalogue};
-use crate::host::fleet::Watch;
 use crate::host::stress::scenario::Scenario;
+use crate::host::watch::Watch;
 use crate::process::named_file;
 use crate::process::print::{errln, outln};
 

@@ -21,14 +21,14 @@ use crate::host::HostError;
 use crate::host::admission::{Admission, judge};
 use crate::host::daemon::request;
 use crate::host::down::{clean_up, take_down};
-use crate::host::fleet::Stage;
-use crate::host::living::{choose, choose_to_end, holder, pids};
+use crate::host::living::{choose, choose_to_end, holder, pids, vms};
 use crate::host::metrics::Format;
 use crate::host::preflight::{self, Problem};
 use crate::host::runtime::FleetDir;
 use crate::host::shutdown::DEFAULT_LIMIT;
 use crate::host::spec::FleetSpec;
 use crate::host::status::{FleetStatus, Reply, Request};
+use crate::host::watch::Stage;
 use crate::os::Process;
 use crate::process::executable;
 use crate::process::print::{errln, out, outln};
@@ -221,6 +221,11 @@ fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
     // Read here too, so that mistakes in the file are told with their causes and nothing is started.
     let spec = FleetSpec::read(file)?;
     let interrupted = interrupt_flag()?;
+    // Before there is so much as a directory; what joins guests that run on the daemon looks at.
+    let dir = FleetDir::of(&spec.name);
+    if holder(&spec.name).is_none() && vms(&dir).is_empty() {
+        preflight::check(&spec, &dir)?;
+    }
     // Whether the fleet is up already is for the daemon to find out: it alone claims the name.
     let mut daemon = executable::command()
         .arg("host")

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use super::progress::interrupt_flag;
 use crate::host::HostError;
 use crate::host::daemon::{Daemon, Plan, one_line};
-use crate::host::fleet::Watch;
 use crate::host::spec::FleetSpec;
+use crate::host::watch::Watch;
 use crate::process::print::{is_reader_gone, outln};
 
 /// Be the daemon over one fleet, in the foreground; `samepage fleet up` starts it by itself

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::host::fleet::{Stage, Watch};
+use crate::host::watch::{Stage, Watch};
 pub(super) use crate::process::interrupt::{flag as interrupt_flag, is_set};
 use crate::process::print::errln;
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client::{self, ask};
-use super::fleet::{Fleet, Watch};
+use super::fleet::Fleet;
 use super::governor::{Governor, lock};
 use super::hands::govern;
 use super::home::Home;
@@ -21,6 +21,7 @@ use super::runtime::FleetDir;
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Shutdown};
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
+use super::watch::Watch;
 use crate::memory::own;
 use crate::os::Peer;
 

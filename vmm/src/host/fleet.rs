@@ -1,17 +1,10 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
+mod still;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::admission;
@@ -28,6 +21,7 @@ use super::shutdown::Shutdown;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
 use super::takeover::Left;
+use super::watch::{Stage, Watch};
 use crate::measure::Space;
 use crate::measure::content::{self, Content};
 use crate::measure::frames::{self, Frames};
@@ -44,75 +38,6 @@ const MERGE_POLL: Duration = Duration::from_millis(50);
 /// Merging has settled when this many passes brought nothing new: the first pass after a change only
 /// remembers what it saw.
 const SETTLED_PASSES: u64 = 3;
-
-/// What a fleet is busy with, for those who watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stage {
-    /// Guests start.
-    Ready,
-    /// Guests fill their memory.
-    Fill,
-    /// Every page is hashed and compared.
-    Content,
-    /// The engine merges.
-    Merge,
-    /// Guests check their pages.
-    Verify,
-    /// A guest that is waited for is suspended, or held still by somebody else.
-    Wait,
-    /// The host checks them.
-    Check,
-}
-
-type Teller = dyn Fn(Stage, usize, u64, u64) + Send + Sync;
-
-/// Who watches, and whether the user wants an end.
-pub struct Watch {
-    tell: Box<Teller>,
-    interrupted: Arc<AtomicBool>,
-    client: Option<UnixStream>,
-}
-
-impl Watch {
-    /// `tell` gets (stage, guest number, done, total); `interrupted` ends everything once it is true.
-    pub fn new(
-        tell: impl Fn(Stage, usize, u64, u64) + Send + Sync + 'static,
-        interrupted: Arc<AtomicBool>,
-    ) -> Self {
-        Self { tell: Box::new(tell), interrupted, client: None }
-    }
-
-    /// The same, for a client: what is done for it ends when it has hung up.
-    pub fn for_client(self, client: Option<UnixStream>) -> Self {
-        Self { client, ..self }
-    }
-
-    /// Nobody watches.
-    pub fn nobody() -> Self {
-        Self::new(|_, _, _, _| {}, Arc::default())
-    }
-
-    /// Tells how far guest number `guest` is in `stage`.
-    pub fn tell(&self, stage: Stage, guest: usize, done: u64, total: u64) {
-        (self.tell)(stage, guest, done, total);
-    }
-
-    /// An error once the user wants an end.
-    pub fn check(&self) -> Result<(), HostError> {
-        match self.interrupted.load(Ordering::Relaxed) || self.client.as_ref().is_some_and(has_hung_up) {
-            true => Err(HostError::Interrupted),
-            false => Ok(()),
-        }
-    }
-}
-
-/// Whether nobody takes an answer any more. A client that has only closed its sending side does.
-fn has_hung_up(client: &UnixStream) -> bool {
-    let mut fds = [PollFd::new(client, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
-}
 
 /// How merging went.
 #[derive(Clone, Copy, Debug, Default)]
@@ -384,78 +309,6 @@ impl Fleet {
     /// Where the memory of the guests that run lies.
     pub fn spaces(&mut self) -> Result<Vec<Space>, HostError> {
         self.each(|guest| guest.space())
-    }
-
-    /// Where it stands which guests are held still for a measurement.
-    fn held(&self) -> PathBuf {
-        self.dir.policy().with_file_name("held.state")
-    }
-
-    fn write_held(&self, guests: &[String]) -> Result<(), HostError> {
-        let path = self.held();
-        let written =
-            serde_json::to_vec(guests).map_err(io::Error::from).and_then(|bytes| fs::write(&path, bytes));
-        written.map_err(|source| HostError::Runtime { what: "write", path, source })
-    }
-
-    /// Has those guests run again that were held still for a measurement by a daemon that was killed, or that did not answer when they were
-    /// to run again. Of those that do not answer yet it is tried again.
-    pub(super) fn release_held(&mut self) {
-        let Ok(bytes) = fs::read(self.held()) else { return };
-        let held: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
-        let left_out = std::mem::take(&mut self.left_out);
-        let waits = |guest: &mut Guest| {
-            let asked = held.contains(&guest.spec.name) && guest.ended().is_none();
-            asked && (left_out.contains(&guest.spec.name) || guest.control(&Request::Resume).is_err())
-        };
-        let held: Vec<String> =
-            self.guests.iter_mut().filter_map(|g| waits(g).then(|| g.spec.name.clone())).collect();
-        self.left_out = left_out;
-        self.note_held(&held);
-    }
-
-    /// Writes down who is yet to run again.
-    fn note_held(&self, guests: &[String]) {
-        let noted = match guests {
-            [] => fs::remove_file(self.held()).map_err(|source| HostError::Runtime {
-                what: "remove",
-                path: self.held(),
-                source,
-            }),
-            guests => self.write_held(guests),
-        };
-        if let Err(error) = noted {
-            tracing::warn!(%error, "who was held still for a measurement is not noted");
-        }
-    }
-
-    /// Holds all guests still while `work` runs.
-    pub fn paused<T>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<T, HostError>,
-    ) -> Result<T, HostError> {
-        // Whom somebody else holds still stays so.
-        let running = self.each(|guest| Ok((!guest.vm_status()?.paused).then(|| guest.spec.name.clone())))?;
-        let ours: Vec<String> = running.into_iter().flatten().collect();
-        // Written down first: were we killed now, they would be taken to be paused by their owner, for ever.
-        self.write_held(&ours)?;
-        let is_ours = |guest: &Guest| ours.contains(&guest.spec.name);
-        let paused = self.each(|guest| match is_ours(guest) {
-            true => guest.control(&Request::Pause).map(drop),
-            false => Ok(()),
-        });
-        let result = paused.and_then(|_| work(self));
-        let resumed = self.each(|guest| {
-            let resumed = if is_ours(guest) { guest.control(&Request::Resume).map(drop) } else { Ok(()) };
-            Ok(resumed.map_err(|error| (guest.spec.name.clone(), error)))
-        })?;
-        let failed: Vec<(String, HostError)> = resumed.into_iter().filter_map(Result::err).collect();
-        let names: Vec<String> = failed.iter().map(|(name, _)| name.clone()).collect();
-        self.note_held(&names);
-        let resumed = failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error));
-        let value = result?;
-        resumed?;
-        Ok(value)
     }
 
     /// What could be shared within each trust domain: every page hashed and compared, while all guests stand still.

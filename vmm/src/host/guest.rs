@@ -12,12 +12,12 @@ use rustix::process::Signal;
 
 use super::HostError;
 use super::client::{ANSWER_LIMIT, Com2, control_within};
-use super::fleet::{Stage, Watch};
 use super::post::Post;
 use super::runtime::FleetDir;
 use super::shutdown::{self, Ended, Shutdown};
 use super::spec::{EngineName, GuestSpec, Overcommit};
 use super::state::{Saved, Started};
+use super::watch::{Stage, Watch};
 use crate::measure::Space;
 use crate::os::Process;
 use crate::process::{executable, limits};

@@ -36,5 +36,6 @@ mod state;
 pub mod status;
 pub mod stress;
 pub mod takeover;
+pub mod watch;
 
 pub use error::HostError;

@@ -8,9 +8,10 @@ use guest::protocol::{Command, Done, Reply};
 
 use super::HostError;
 use super::daemon::request;
-use super::fleet::{Fleet, Watch};
+use super::fleet::Fleet;
 use super::guest::Guest;
 use super::status;
+use super::watch::Watch;
 use crate::memory::PAGE_BYTES;
 
 /// How long a guest may take to tell of all its frames.

@@ -16,9 +16,10 @@ use super::stage::Stage;
 use super::summary::middle;
 use super::trial::Measured;
 use crate::host::HostError;
-use crate::host::fleet::{Fleet, Watch};
+use crate::host::fleet::Fleet;
 use crate::host::guest::Guest;
 use crate::host::spec::DriveSpec;
+use crate::host::watch::Watch;
 use crate::measure::Space;
 use crate::memory::PAGE_BYTES;
 

@@ -13,7 +13,7 @@ use super::stage::Stage;
 use super::summary::{PointSummary, summarize};
 use super::trial::{Measured, Point, Trial};
 use super::{ideal, identical, inflate_deflate, kernel, page_cache, scanner, side_channel};
-use crate::host::fleet::Watch;
+use crate::host::watch::Watch;
 
 /// Where the host says whether it gives huge pages to those who ask.
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";

@@ -4,7 +4,9 @@
 //! Cloud Hypervisor and crosvm use one of these. A stretch counts from [`LEAST_BYTES`] on, and by what it *holds* (pages with a frame or on
 //! swap), never by its length: address space is reserved by the tebibyte. The one that holds most is RAM, and so is what holds at least a
 //! [`FRACTION`]th of that and is of the same kind, or a [`OTHER_FRACTION`]th and is of another; and the rest of a file of which a part is. The same
-//! pages mapped a second time are not counted again. Whatever else is large is left out, and listed with the reason: what was meant is named with `--range`.
+//! pages mapped a second time are not counted again. A mapped file is RAM, as after a
+//! restore, unless a longer stretch of memory holds at least an [`OTHER_FRACTION`]th of what it holds: then it is the kernel that QEMU boots. Whatever else is large is left out, and listed with the reason: what was meant is named
+//! with `--range`.
 
 use std::fmt;
 use std::ops::Range;
@@ -130,6 +132,8 @@ pub enum Reason {
     Again,
     /// Its kind is never RAM.
     Kind,
+    /// A file, mapped beside longer memory that holds much.
+    File,
     /// Other ranges were named.
     NotNamed,
 }
@@ -141,6 +145,7 @@ impl fmt::Display for Reason {
             Self::Small => "holds little beside the largest",
             Self::Again => "the same pages as another range",
             Self::Kind => "no RAM by its kind",
+            Self::File => "a file beside longer memory that is none",
             Self::NotNamed => "not named",
         })
     }
@@ -163,9 +168,19 @@ impl Choice {
         stretches.sort_by_key(|stretch| {
             (std::cmp::Reverse(stretch.held_bytes), std::cmp::Reverse(stretch.bytes()), stretch.hvas.start)
         });
+        let memory: Vec<(u64, u64)> = stretches
+            .iter()
+            .filter(|stretch| matches!(stretch.kind, Kind::Anonymous | Kind::Memory))
+            .map(|stretch| (stretch.bytes(), stretch.held_bytes))
+            .collect();
+        let is_beside = |file: &Stretch| {
+            let is_more =
+                |&(bytes, held): &(u64, u64)| bytes > file.bytes() && held > file.held_bytes / OTHER_FRACTION;
+            file.kind == Kind::File && memory.iter().any(is_more)
+        };
         let mut choice = Self::default();
         for stretch in stretches {
-            match choice.verdict(&stretch) {
+            match is_beside(&stretch).then_some(Reason::File).or_else(|| choice.verdict(&stretch)) {
                 None => choice.taken.push(stretch),
                 Some(reason) if choice.is_worth_listing(&stretch) => {
                     choice.left_out.push((stretch, reason));
@@ -310,6 +325,19 @@ mod tests {
         assert_eq!(choice(&all).0, [1, 2]);
         let all = [stretch(1, 256, 100, Kind::Anonymous), stretch(2, 256, 200, Kind::Memory)];
         assert_eq!(choice(&all).0, [1, 2]);
+    }
+
+    #[test]
+    fn a_kernel_that_is_mapped_is_told_from_a_restored_guests_ram() {
+        // QEMU with a vmlinux, before and after its guest has used much.
+        for held in [20, 80] {
+            let all = [stretch(1, 54, 48, Kind::File), stretch(2, 192, held, Kind::Anonymous)];
+            assert_eq!(choice(&all), (vec![2], vec![(1, Reason::File)]));
+        }
+        let restored = [stretch(1, 256, 20, Kind::File), stretch(2, 16, 16, Kind::Anonymous)];
+        assert_eq!(choice(&restored).0, [1, 2]);
+        let reserved = [stretch(1, 256, 20, Kind::File), stretch(2, 1 << 20, 1, Kind::Anonymous)];
+        assert_eq!(choice(&reserved).0, [1]);
     }
 
     #[test]
