@@ -218,6 +218,8 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
         Err(why) => return skipped("page_cache_in_a_control_group_is_memory_to_be_had", &why),
     };
     let (large, _device) = large_file(&sandbox, 600);
+    // The page cache of a block device goes with its last user.
+    let _open = File::open(&large).expect("what is read");
     let cat = Path::new("/bin/cat");
     let read = group.run(&sandbox, cat, &[large.to_str().expect("a path in UTF-8")]).start();
     let _ = read.wait();

@@ -1,12 +1,14 @@
 //! Where figures come from, so that a page of them can be cited: when, on which host and kernel, by which command, how KSM was set, and
 //! what the processes are that were measured.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::host::experiment::environment::Environment;
 use crate::measure::page::{Item, Section, Table};
+use crate::process::named_file;
 
 /// Characters of a command line that are kept.
 const MAX_COMMAND: usize = 2000;
@@ -22,7 +24,7 @@ pub(super) struct Measuree {
 
 impl Measuree {
     pub(super) fn of(pid: u32) -> Self {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = named_file::read(Path::new(&format!("/proc/{pid}/cmdline"))).unwrap_or_default();
         Self { pid, command: command_line(line.split(|byte| *byte == 0)) }
     }
 }

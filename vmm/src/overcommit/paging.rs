@@ -4,6 +4,7 @@ use super::action::Action;
 use super::balloon_pacing::{dead_band_pages, wants_more};
 use super::policy::Scene;
 use super::pressure::Pressure;
+use super::throttling;
 use super::view::{GuestState, GuestView};
 
 /// The fewest pages worth a request.
@@ -65,11 +66,13 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     victims.iter().map(|v| v.4).fold(0, u64::saturating_add).min(swap)
 }
 
-/// Pages that are missing until the host is out of the hard state.
+/// Pages that are missing until the host is out of the hard state. What guests may touch until that is believed comes on top: with less
+/// they would hold the host at the threshold, and their limits where they are, for ever.
 fn enough_pages(scene: &Scene) -> u64 {
     let soft =
         Pressure::Soft.threshold_pages(scene.host, scene.knobs) + scene.percent(scene.knobs.margin_percent);
-    soft.saturating_sub(scene.host.free_pages)
+    let touched = (throttling::of_all(scene) * scene.knobs.hold_seconds) as u64;
+    soft.saturating_add(touched).saturating_sub(scene.host.free_pages)
 }
 
 /// A guest whose balloon holds memory that it wants.

@@ -51,7 +51,7 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
 }
 
 /// What all guests together may touch each second.
-fn of_all(scene: &Scene) -> f64 {
+pub(super) fn of_all(scene: &Scene) -> f64 {
     // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
     let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
     match scene.pressure {
