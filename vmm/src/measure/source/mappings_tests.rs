@@ -39,7 +39,7 @@ fn memory_on_both_sides_of_the_hole_is_the_guests() {
     assert_eq!(ranges(&extents), [(0x7f00_0000_0000, 3 << 30), (0x7f01_0000_0000, 256 << 20)]);
     assert_eq!(extents[1].gpa, 3 << 30);
     let left: Vec<_> = found.left_out.iter().map(|(s, reason)| (s.hvas.start, *reason)).collect();
-    assert_eq!(left, [(0x7f04_0000_0000, Reason::Small), (0x7f03_0000_0000, Reason::Kind)]);
+    assert_eq!(left, [(0x7f04_0000_0000, Reason::File), (0x7f03_0000_0000, Reason::Kind)]);
 }
 
 #[test]
