@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -74,7 +75,7 @@ fn what_is_read_once_may_come_through_a_pipe_and_waiting_for_it_can_be_ended() {
         } else {
             fs::write(&path, config).expect("a FIFO written");
             let control = sandbox.file("vm");
-            eventually("a VM", || control.exists());
+            eventually("a VM", || UnixStream::connect(&control).is_ok());
             let _ = Client::connect(&control).ask(&json!({"op": "stop"}));
             let _ = running.wait().success();
         }
@@ -89,7 +90,8 @@ fn a_console_and_metrics_may_be_fifos_that_are_read_later() {
     let (console, metrics) = (fifo(&sandbox, "console"), fifo(&sandbox, "metrics"));
     let running = sandbox.shell("exec $SAMEPAGE run --console $DIR/console --api-sock $DIR/api").start();
     let socket = sandbox.file("api");
-    eventually("the API", || socket.exists());
+    // It is there a moment before it listens.
+    eventually("the API", || UnixStream::connect(&socket).is_ok());
     let mut client = api::Http::connect(&socket);
     for (path, body) in [
         ("/boot-source", json!({"kernel_image_path": "builtin"})),
@@ -199,7 +201,7 @@ fn a_console_that_may_not_grow_is_an_error_of_the_console() {
     let script = "ulimit -f 1024; exec $SAMEPAGE run --memory 16M --console $DIR/full --control $DIR/vm";
     let running = sandbox.shell(script).start();
     let control = sandbox.file("vm");
-    eventually("a VM", || control.exists());
+    eventually("a VM", || UnixStream::connect(&control).is_ok());
     eventually("what is wrong", || {
         let status = &Client::connect(&control).ask(&json!({"op": "status"}))["status"];
         let trouble = status["log_trouble"].as_str().unwrap_or_default().to_owned();
@@ -224,7 +226,7 @@ fn an_initrd_is_read_to_its_end_however_long_it_is() {
     let script = "exec $SAMEPAGE run --memory 3G --console none --kernel $DIR/kernel --initrd $DIR/initrd --control $DIR/vm";
     let running = sandbox.shell(script).timeout(SOON * 3).start();
     let control = sandbox.file("vm");
-    eventually("a VM", || control.exists());
+    eventually("a VM", || UnixStream::connect(&control).is_ok());
     let answer = Client::connect(&control).ask(&json!({"op": "status"}));
     assert_eq!(answer["status"]["paused"], false, "{answer}: {}", running.stderr_so_far());
     running.kill(Signal::TERM);

@@ -234,9 +234,3 @@ END
     let notes = found["notes"].to_string();
     assert!(guests == Some(1) && notes.contains("built-in") && notes.contains("no map"), "{found:#}");
 }
-
-/// There the control groups are of version 2.
-#[test]
-fn lab_page_cache_in_a_control_group_is_memory_to_be_had() {
-    inside(&["admission::page_cache"], 300);
-}

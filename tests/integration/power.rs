@@ -1,6 +1,7 @@
 //! How guests end: by themselves, by their power button, and when they are asked to.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -75,13 +76,19 @@ fn a_guest_without_a_driver_for_its_button_is_named() {
     let _ = vm.into_running().wait().success();
 }
 
-/// The directory of a kernel and of an initramfs with busybox, for guests in the lab.
+static IMAGE: Mutex<()> = Mutex::new(());
+
+/// The directory of a kernel and of an initramfs with busybox, for guests in the lab, made again when what is in it may have changed.
 fn need_guest() -> PathBuf {
+    // The test that comes second finds it made.
+    let _alone = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
     let image = tests::lab::image_dir().with_file_name("busybox");
     let made = image.join("guest.cpio");
     let modified = |path: &PathBuf| path.metadata().and_then(|m| m.modified()).ok();
     let sources = [tests::samepage(), tests::workspace().join("tests/guest-image")];
     if sources.iter().any(|source| modified(&made) <= modified(source)) {
+        // It is not part of an image, and an image is made anew only where nothing else is.
+        let _ = std::fs::remove_file(&made);
         let out = image.to_str().expect("UTF-8");
         let args = ["image", "--out", out, "--module", "button", "--module", "evdev"];
         let limit = Duration::from_secs(300);
