@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::balloon_table::{line, statistics_table};
 use super::fleet_table::mib;
 use super::progress::{draw_target, interrupt_flag, is_set};
+use super::which::Which;
 use crate::host::HostError;
 use crate::host::balloon::{Judge, Stop, Target, why};
 use crate::memory::PAGE_BYTES;
@@ -41,13 +42,9 @@ pub(super) struct Args {
 }
 
 #[derive(clap::Args)]
-struct Which {
-    /// A guest's name, or the path of a control socket
-    #[arg(value_name = "GUEST")]
-    guest: String,
-    /// Which fleet; not needed while only one is up
-    #[arg(long, visible_alias = "fleet", value_name = "FLEET")]
-    name: Option<String>,
+struct Asked {
+    #[command(flatten)]
+    guest: Which,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -67,7 +64,7 @@ Examples:
     )]
     Set {
         #[command(flatten)]
-        which: Which,
+        which: Asked,
         /// Memory that the guest is to give, with its unit; 0 gives all back
         #[arg(value_name = "SIZE", value_parser = size)]
         size: u64,
@@ -82,7 +79,7 @@ Examples:
     #[command(after_help = "Examples:\n  samepage balloon get web-0\n  samepage balloon get web-0 --json")]
     Get {
         #[command(flatten)]
-        which: Which,
+        which: Asked,
     },
     /// Show the guest's memory statistics beside what the host sees
     #[command(after_help = "Examples:
@@ -91,7 +88,7 @@ Examples:
   samepage balloon stats web-0 --watch 5 --json  one JSON object a line")]
     Stats {
         #[command(flatten)]
-        which: Which,
+        which: Asked,
         /// Show them again every so many seconds
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
@@ -104,7 +101,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             set(&which, size, wait.then_some(Duration::from_secs(timeout)))
         }
         Command::Get { which } => {
-            let target = Target::find(&which.guest, which.name)?;
+            let target = which.guest.find()?;
             show(&target, which.json)
         }
         Command::Stats { which, watch } => stats(&which, watch.map(Duration::from_secs)),
@@ -134,8 +131,8 @@ struct Waited<'a> {
     status: &'a BalloonStatus,
 }
 
-fn set(which: &Which, bytes: u64, wait: Option<Duration>) -> anyhow::Result<ExitCode> {
-    let target = Target::find(&which.guest, which.name.clone())?;
+fn set(which: &Asked, bytes: u64, wait: Option<Duration>) -> anyhow::Result<ExitCode> {
+    let target = which.guest.find()?;
     let interrupted = interrupt_flag()?;
     let began = Instant::now();
     let from = target.size()?;
@@ -198,8 +195,8 @@ fn bar(pages: u64) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "))
 }
 
-fn stats(which: &Which, watch: Option<Duration>) -> anyhow::Result<ExitCode> {
-    let target = Target::find(&which.guest, which.name.clone())?;
+fn stats(which: &Asked, watch: Option<Duration>) -> anyhow::Result<ExitCode> {
+    let target = which.guest.find()?;
     let interrupted = interrupt_flag()?;
     let mut before: Option<(Instant, BalloonStatus)> = None;
     loop {

@@ -20,6 +20,7 @@ mod simulate;
 mod simulate_table;
 mod stress;
 mod top;
+mod which;
 
 use std::error::Error;
 use std::io;

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use indicatif::ProgressBar;
 
 use super::progress::{draw_target, interrupt_flag, is_set};
+use super::which::Which;
 use crate::host::balloon::Target;
 use crate::host::shutdown::{DEFAULT_LIMIT, power_off, press_power_button};
 use crate::process::print::{errln, outln};
@@ -23,16 +24,6 @@ GUEST is a guest of the fleet that is up (or of --name FLEET), or the path of a 
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(clap::Args)]
-struct Which {
-    /// A guest's name, or the path of a control socket
-    #[arg(value_name = "GUEST")]
-    guest: String,
-    /// Which fleet; not needed while only one is up
-    #[arg(long, visible_alias = "fleet", value_name = "FLEET")]
-    name: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -69,10 +60,8 @@ Examples:
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Off { which, timeout } => {
-            off(&Target::find(&which.guest, which.name)?, Duration::from_secs(timeout))
-        }
-        Command::Button { which } => button(&Target::find(&which.guest, which.name)?),
+        Command::Off { which, timeout } => off(&which.find()?, Duration::from_secs(timeout)),
+        Command::Button { which } => button(&which.find()?),
     }
 }
 

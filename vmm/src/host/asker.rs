@@ -11,10 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-
 use super::HostError;
+use super::client;
 use super::governor::lock;
 use super::post::{Post, Said};
 use crate::overcommit::action::Action;
@@ -350,16 +348,10 @@ fn is_pause(error: &io::Error) -> bool {
 
 /// Connects to a socket that the process `pid` serves, and waits for neither room there nor an answer longer than [`POLL`].
 fn join(path: &Path, pid: u32) -> io::Result<UnixStream> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // Of a full backlog, too, this is the limit.
-    set_socket_timeout(&socket, Timeout::Send, Some(POLL))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(POLL))?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let peer = socket_peercred(&socket)?.pid.as_raw_nonzero().get();
-    if u32::try_from(peer) != Ok(pid) {
-        return Err(io::Error::other(format!("process {peer} answers there, and not the guest's, {pid}")));
-    }
-    Ok(socket.into())
+    let stream = client::connect(path, POLL)?;
+    client::check_peer(&stream, Some(pid))?;
+    stream.set_read_timeout(Some(POLL))?;
+    Ok(stream)
 }
 
 fn nonsense(post: &Post) -> HostError {

@@ -75,7 +75,7 @@ pub fn control_within(
 }
 
 /// An error if another process than `pid` listens.
-fn check_peer(stream: &UnixStream, pid: Option<u32>) -> io::Result<()> {
+pub(super) fn check_peer(stream: &UnixStream, pid: Option<u32>) -> io::Result<()> {
     let Some(pid) = pid else { return Ok(()) };
     match Peer::of(stream)?.pid {
         peer if peer == pid => Ok(()),
