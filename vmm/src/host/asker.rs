@@ -400,7 +400,10 @@ mod tests {
         let mut askers = Askers::default();
         askers.attend(&posts);
         let until = Instant::now() + Duration::from_secs(60);
-        while askers.heard("talks").is_none() || askers.silent("silent").is_none() {
+        while askers.heard("talks").is_none()
+            || askers.silent("silent").is_none()
+            || askers.silent("other").is_none()
+        {
             assert!(Instant::now() < until, "it was never heard, or never silent");
             askers.wait(Duration::from_millis(10));
             askers.attend(&posts);
@@ -408,7 +411,7 @@ mod tests {
         assert!(askers.said("talks").is_some_and(|said| said.status.paused && said.silent.is_none()));
         assert!(askers.is_late("silent") && !askers.takes("silent") && askers.heard("silent").is_none());
         // Whoever answers there is not the guest's process.
-        assert!(askers.heard("other").is_none() && askers.silent("other").is_some());
+        assert!(askers.heard("other").is_none());
         let action = Action::Suspend {
             guest: 0,
             reason: crate::overcommit::action::Reason::Turn { waited_seconds: 1 },
