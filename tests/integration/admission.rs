@@ -247,8 +247,8 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
     let _ = group.run(&sandbox, samepage, &["fleet", "up", file]).output().success();
     let socket = sandbox.runtime_dir().join("fleets/cached/host.sock");
     let management = || -> Option<Value> {
-        let stream = vmm::host::client::connect(&socket, SOON).ok()?;
-        let answer: Value = vmm::host::client::ask(stream, &json!({"op": "management"}), SOON).ok()?;
+        let stream = fleet::client::connect(&socket, SOON).ok()?;
+        let answer: Value = fleet::client::ask(stream, &json!({"op": "management"}), SOON).ok()?;
         Some(answer["management"].clone())
     };
     // Filling is fast, and what falls fast is soft for a while.

@@ -71,7 +71,7 @@ fn status_says_what_the_vm_adds_to_the_host() {
         com2.command(&format!("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages={FILLED}"));
     assert!(fill.starts_with("ok "), "{fill}");
     let after = frames();
-    let rollup = vmm::memory::smaps::SharePages::of(vm.running().pid()).expect("its mappings");
+    let rollup = memory::smaps::SharePages::of(vm.running().pid()).expect("its mappings");
     assert!(after >= before + FILLED - 100, "{before} and then {after}");
     assert!(after.abs_diff(rollup.marginal_frames) < 100, "{after} and {rollup:?}");
     stop(&sandbox, vm);

@@ -2,9 +2,9 @@
 
 use std::fs;
 
+use machine::LINUX_CMDLINE;
+use machine::api::EXIT_BAD_CONFIGURATION;
 use tests::sandbox::Sandbox;
-use vmm::api::EXIT_BAD_CONFIGURATION;
-use vmm::vm::LINUX_CMDLINE;
 
 fn document(path: &str) -> String {
     fs::read_to_string(tests::workspace().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use memory::pagemap::Pagemap;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::lab::image_dir;
@@ -18,7 +19,6 @@ use tests::run::Outcome;
 use tests::sandbox::Sandbox;
 use tests::vm::{Vm, eventually};
 use tests::{require_kvm, require_slabs};
-use vmm::memory::pagemap::Pagemap;
 
 use super::nested::need_image;
 

@@ -6,13 +6,13 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use memory::pagemap::PagemapEntry;
 use serde_json::json;
 use tests::host::{KsmSettings, skipped};
 use tests::require_ksm;
 use tests::run::{Run, Running};
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, Vm, eventually};
-use vmm::memory::pagemap::PagemapEntry;
 
 use super::measure::{LIMIT, counts, image, pages, text};
 

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memory::page_out::{PageOutError, has_swap};
 use serde_json::{Value, json};
 use tests::require_slabs;
 use tests::sandbox::{Process, Sandbox};
 use tests::zram::{Zram, swap_alone};
-use vmm::memory::page_out::{PageOutError, has_swap};
 
 use super::experiment::check_page;
 
@@ -109,8 +109,8 @@ fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
 /// What the daemon says of its work, at once.
 fn management(sandbox: &Sandbox, fleet: &str) -> Option<Value> {
     let socket = sandbox.runtime_dir().join("fleets").join(fleet).join("host.sock");
-    let stream = vmm::host::client::connect(&socket, SOON).ok()?;
-    let answer: Value = vmm::host::client::ask(stream, &json!({"op": "management"}), SOON).ok()?;
+    let stream = fleet::client::connect(&socket, SOON).ok()?;
+    let answer: Value = fleet::client::ask(stream, &json!({"op": "management"}), SOON).ok()?;
     Some(answer["management"].clone())
 }
 

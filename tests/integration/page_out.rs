@@ -1,11 +1,11 @@
 //! Pushing a guest's pages out to swap: on zram where the machine lets us make some, else what is said where there is none.
 
+use memory::page_out::has_swap;
 use serde_json::{Value, json};
 use tests::require_kvm;
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, Vm, eventually, field};
 use tests::zram::{Zram, swap_alone};
-use vmm::memory::page_out::has_swap;
 
 fn stop(sandbox: &Sandbox, vm: Vm) {
     assert_eq!(vm.ask(&json!({"op": "stop"})), json!("done"));

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fleet::client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::require_kvm;
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, eventually};
-use vmm::host::client;
 
 /// Asks a VM by its control socket.
 fn ask(socket: &Path, question: &Value) -> Value {

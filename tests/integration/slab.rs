@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use measure::frames::{self, Frames};
+use measure::{Space, by_kind};
+use memory::PAGE_BYTES;
+use memory::pagemap::{Pagemap, PagemapEntry, Pfn};
+use merge::Engine;
+use merge::slab::Counters;
+use merge::slab::engine::{SlabEngine, Tuning};
 use serde_json::json;
 use tests::code::{Code, Width};
 use tests::require_slabs;
 use tests::sandbox::Sandbox;
 use tests::torture::{Options, Tally};
 use tests::vm::{Client, SOON, Vm, eventually, field};
-use vmm::measure::frames::{self, Frames};
-use vmm::measure::{Space, by_kind};
-use vmm::memory::PAGE_BYTES;
-use vmm::memory::pagemap::{Pagemap, PagemapEntry, Pfn};
-use vmm::merge::Engine;
-use vmm::merge::slab::Counters;
-use vmm::merge::slab::engine::{SlabEngine, Tuning};
 
 use super::kernels::Elf;
 

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use memory::pagemap::Pagemap;
 use rustix::process::Signal;
 use serde_json::json;
 use tests::require_slabs;
 use tests::run::Run;
 use tests::sandbox::{Process, Sandbox};
 use tests::vm::{Client, SOON, eventually, field};
-use vmm::memory::pagemap::Pagemap;
 
 const LIMIT: Duration = Duration::from_secs(240);
 const GUESTS: usize = 3;

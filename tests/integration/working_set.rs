@@ -5,11 +5,11 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Duration;
 
+use memory::pagemap::Pagemap;
 use serde_json::{Value, json};
 use tests::require_slabs;
 use tests::sandbox::Sandbox;
 use tests::vm::{Client, SOON, Vm, eventually, field};
-use vmm::memory::pagemap::Pagemap;
 
 fn start(sandbox: &Sandbox, args: &[&str]) -> (Vm, Client) {
     let vm = Vm::start(sandbox, "vm", args);

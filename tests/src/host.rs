@@ -26,7 +26,7 @@ pub fn without_ksm() -> Option<String> {
 /// Why VMs cannot be merged by slabs here, if they cannot.
 #[must_use]
 pub fn without_slabs() -> Option<String> {
-    without_kvm().or_else(|| Some(format!("userfaultfd: {}", vmm::memory::userfault::probe().err()?)))
+    without_kvm().or_else(|| Some(format!("userfaultfd: {}", memory::userfault::probe().err()?)))
 }
 
 /// A program of others that a test compares with: in `$PATH`, or where `tests/run` has unpacked it.

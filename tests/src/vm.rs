@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memory::PAGE_BYTES;
+use memory::pagemap::{Pagemap, PagemapEntry};
 use serde_json::{Value, json};
-use vmm::memory::PAGE_BYTES;
-use vmm::memory::pagemap::{Pagemap, PagemapEntry};
 
 use crate::run::Running;
 use crate::sandbox::Sandbox;

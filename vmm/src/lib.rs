@@ -1,15 +1,160 @@
-//! Samepage: a small KVM hypervisor for memory.
+//! One file per subcommand: parse, call, print. All of them end here.
 
-pub mod api;
-pub mod cli;
-pub mod host;
-pub mod image;
-pub mod measure;
-pub mod memory;
-pub mod merge;
-pub mod os;
-pub mod overcommit;
-pub mod process;
-#[cfg(test)]
-mod skipped;
-pub mod vm;
+mod balloon;
+mod balloon_table;
+mod demo;
+mod doctor;
+mod experiment;
+mod firecracker;
+mod fleet;
+mod fleet_table;
+mod host;
+mod image;
+mod ledger_table;
+mod measure;
+mod power;
+mod progress;
+mod provenance;
+mod run;
+mod simulate;
+mod simulate_table;
+mod stress;
+mod top;
+mod which;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::Level;
+
+use machine::api::{ApiError, EXIT_BAD_CONFIGURATION, logger};
+use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use memory::size::{SizeError, parse_size};
+use os::limits;
+use os::print::{errln, out};
+
+/// Launch guest VMs, merge the pages they have in common, and account for every frame
+#[derive(Parser)]
+#[command(name = "samepage", version, arg_required_else_help = true, propagate_version = true)]
+#[command(
+    after_help = "Begin with `samepage doctor` (what this host can do) and `samepage demo` (a fleet, merged and measured).
+`samepage help COMMAND` has examples of each.
+
+Exit status: 0 it worked; 1 it did not, and standard error says why; 2 the command line was wrong;
+152 the config file of `samepage run` was wrong; 130 a second Control-C came before the first one had been dealt with.
+A pipe that nothing reads any more (`| head`) changes none of these; standard output that cannot be written is a 1.
+
+RUST_LOG=info (or debug) makes it say more."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Doctor(doctor::Args),
+    Demo(demo::Args),
+    Run(Box<run::Args>),
+    Fleet(fleet::Args),
+    Top(top::Args),
+    Balloon(balloon::Args),
+    Power(power::Args),
+    Host(host::Args),
+    Image(image::Args),
+    Simulate(simulate::Args),
+    Stress(stress::Args),
+    Measure(measure::Args),
+    Experiment(experiment::Args),
+    /// Restore the kernel's KSM settings when their owner is gone
+    #[command(hide = true)]
+    KsmGuard,
+    /// Start stopped processes again when their owner is gone
+    #[command(hide = true)]
+    FreezeGuard {
+        pids: Vec<u32>,
+    },
+}
+
+/// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
+/// not, 2 the command line was wrong, 152 a VM's config file was wrong, 130 a second signal came before the first was dealt with.
+pub fn main() -> ExitCode {
+    os::prepare();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return help(&said),
+    };
+    let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
+    logger::start(level);
+    let result = match cli.command {
+        Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Run(args) => run::run(*args),
+        Command::Fleet(args) => fleet::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Balloon(args) => balloon::run(args),
+        Command::Power(args) => power::run(args),
+        Command::Host(args) => host::run(args),
+        Command::Image(args) => image::run(args, programs::AGENT).map(|()| ExitCode::SUCCESS),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Stress(args) => stress::run(args),
+        Command::Measure(args) => measure::run(args),
+        Command::Experiment(args) => experiment::run(args),
+        Command::KsmGuard => ksm_guard(),
+        Command::FreezeGuard { pids } => freeze_guard(&pids),
+    };
+    result.unwrap_or_else(|error| {
+        say(&*error);
+        match error.downcast_ref::<ApiError>() {
+            Some(e) if e.is_bad_configuration() => ExitCode::from(EXIT_BAD_CONFIGURATION),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+/// Help and versions are results; anything else that clap says is a mistake in the command line.
+fn help(said: &clap::Error) -> ExitCode {
+    if said.use_stderr() {
+        errln!("{}", said.render().to_string().trim_end());
+        return ExitCode::from(said.exit_code().clamp(0, 255) as u8);
+    }
+    match out!("{}", said.render()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error as &dyn Error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, and what to do where a limit of this process is the cause.
+fn say(error: &(dyn Error + 'static)) {
+    errln!("error: {error}");
+    let mut cause = error.source();
+    let mut advice = None;
+    while let Some(error) = cause {
+        errln!("  because: {error}");
+        advice = advice.or_else(|| limits::advice(error.downcast_ref::<io::Error>()?));
+        cause = error.source();
+    }
+    if let Some(advice) = advice {
+        errln!("  {advice}");
+    }
+}
+
+/// Parses a guest's memory.
+fn memory(text: &str) -> Result<u64, SizeError> {
+    parse_size(text, MIN_RAM_BYTES, MAX_RAM_BYTES)
+}
+
+fn ksm_guard() -> anyhow::Result<ExitCode> {
+    merge::ksm::guard::run_on_stdin()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn freeze_guard(pids: &[u32]) -> anyhow::Result<ExitCode> {
+    ::measure::freeze::guard(pids)?;
+    Ok(ExitCode::SUCCESS)
+}

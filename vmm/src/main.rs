@@ -1,5 +1,5 @@
 //! The `samepage` command.
 
 fn main() -> std::process::ExitCode {
-    vmm::cli::main()
+    vmm::main()
 }

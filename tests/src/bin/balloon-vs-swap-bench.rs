@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use memory::page_out::{PageOutError, has_swap};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::merging::machine;
@@ -23,7 +24,6 @@ use tests::reclaiming::course;
 use tests::reclaiming::point::{Point, Way};
 use tests::reclaiming::table::Record;
 use tests::zram::Zram;
-use vmm::memory::page_out::{PageOutError, has_swap};
 
 const USAGE: &str = "\
 Takes memory from a guest by its balloon, by swap on zram, by both, and compares with a guest sized so from the start.

@@ -7,18 +7,18 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use measure::by_kind;
+use measure::frames::{self, Frames};
+use measure::{Extent, MeasureError, Space};
+use memory::PAGE_BYTES;
+use merge::Engine;
+use merge::slab::engine::SlabEngine;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tests::boot::median;
 use tests::merging::machine;
 use tests::sandbox::Sandbox;
 use tests::vm::{Client, Vm, eventually};
-use vmm::measure::by_kind;
-use vmm::measure::frames::{self, Frames};
-use vmm::measure::{Extent, MeasureError, Space};
-use vmm::memory::PAGE_BYTES;
-use vmm::merge::Engine;
-use vmm::merge::slab::engine::SlabEngine;
 
 const USAGE: &str = "\
 Compares what reading the ledger's frames costs by kind with what it costs frame by frame.

@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use merge::slab;
+use merge::slab::matchmaker::{GuestId, Matchmaker, PageHash, Publish};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use tests::boot::median;
 use tests::merging::machine;
-use vmm::merge::slab;
-use vmm::merge::slab::matchmaker::{GuestId, Matchmaker, PageHash, Publish};
 
 const USAGE: &str = "\
 Measures the matchmaker of the slab engine alone: speed, memory and pauses while the number of pages grows.

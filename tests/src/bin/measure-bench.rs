@@ -12,20 +12,20 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use measure::content::Content;
+use measure::scan::{Options, scan};
+use measure::source::file::FileSource;
+use measure::source::mappings::{guest_memory, mappings};
+use measure::source::process::ProcessSource;
+use measure::source::{EachPage, PageReader, Source, Unread, hand_on};
+use measure::{MeasureError, PAGE, Space};
+use memory::page_buffer::PageBuffer;
+use memory::ram::{Backing, Ram};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tests::boot::median;
 use tests::merging::machine;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::measure::content::Content;
-use vmm::measure::scan::{Options, scan};
-use vmm::measure::source::file::FileSource;
-use vmm::measure::source::mappings::{guest_memory, mappings};
-use vmm::measure::source::process::ProcessSource;
-use vmm::measure::source::{EachPage, PageReader, Source, Unread, hand_on};
-use vmm::measure::{MeasureError, PAGE, Space};
-use vmm::memory::page_buffer::PageBuffer;
-use vmm::memory::ram::{Backing, Ram};
 
 const USAGE: &str = "\
 Measures how fast `samepage measure` reads and classifies memory.

@@ -11,6 +11,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use fleet::watch::Watch;
+use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use memory::size::parse_size;
+use merge::ksm;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tests::merging::contender::{Contender, ksm_knobs};
@@ -18,10 +22,6 @@ use tests::merging::course;
 use tests::merging::machine;
 use tests::merging::setting::Setting;
 use tests::merging::table::{Record, Table};
-use vmm::host::watch::Watch;
-use vmm::memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
-use vmm::memory::size::parse_size;
-use vmm::merge::ksm;
 
 const USAGE: &str = "\
 Merges the same guests with Samepage's engine slab and with the kernel's KSM, alternating, and compares.
@@ -52,7 +52,7 @@ struct Options {
 
 fn main() -> Result<ExitCode> {
     if std::env::args().nth(1).is_some_and(|word| OWN_SUBCOMMANDS.contains(&word.as_str())) {
-        return Ok(vmm::cli::main());
+        return Ok(vmm::main());
     }
     let Some(mut options) = parse()? else {
         println!("{USAGE}");

@@ -13,10 +13,10 @@ use devices::interrupt::IrqLine;
 use devices::reclaim::{Gpa, Reclaim};
 use devices::virtio::balloon::{Balloon, Config};
 use devices::virtio::mmio::MmioTransport;
+use memory::ram::{Backing, Ram};
 use serde_json::json;
 use tests::boot::median;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::memory::ram::{Backing, Ram};
 use vmm_sys_util::eventfd::EventFd;
 
 const USAGE: &str = "\

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vmm::measure::Space;
-use vmm::memory::ksm_stat::{self, KsmStat};
-use vmm::merge::ksm::Knobs;
+use measure::Space;
+use memory::ksm_stat::{self, KsmStat};
+use merge::ksm::Knobs;
 
 /// The name of the slab engine's threads, in VM processes and in the host's.
 const ENGINE_THREAD: &str = "merge";
@@ -175,7 +175,7 @@ pub fn machine() -> serde_json::Value {
         "processors": std::thread::available_parallelism().map_or(1, usize::from),
         "memory_bytes": kib_of(&memory, "MemTotal:") * 1024,
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "kvm": vmm::vm::probe::backend_name(),
+        "kvm": machine::probe::backend_name(),
         // Where it is 1 KSM scans while the others are measured too.
         "ksm_run": read("/sys/kernel/mm/ksm/run").trim(),
         "transparent_hugepage": read("/sys/kernel/mm/transparent_hugepage/enabled").trim(),

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vmm::host::runtime::FleetDir;
-use vmm::host::spec::EngineName;
-use vmm::host::watch::Watch;
-use vmm::memory::ksm_stat::KsmStat;
-use vmm::merge::ksm::{self, Ksm, KsmSettings};
-use vmm::merge::off::Off;
-use vmm::merge::slab::engine::{SlabEngine, Tuning};
-use vmm::merge::{Engine, EngineError};
+use fleet::runtime::FleetDir;
+use fleet::spec::EngineName;
+use fleet::watch::Watch;
+use memory::ksm_stat::KsmStat;
+use merge::ksm::{self, Ksm, KsmSettings};
+use merge::off::Off;
+use merge::slab::engine::{SlabEngine, Tuning};
+use merge::{Engine, EngineError};
 
 /// How long to wait for a KSM that another fleet drives.
 const BUSY_LIMIT: Duration = Duration::from_secs(120);

@@ -4,16 +4,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use fleet::HostError;
+use fleet::fleet::Fleet;
+use fleet::guest::Lifetime;
+use fleet::runtime::FleetDir;
+use fleet::watch::Watch;
 use guest::protocol::{Class, Command, Done, Latency, Reply, Target};
-use vmm::host::HostError;
-use vmm::host::fleet::Fleet;
-use vmm::host::guest::Lifetime;
-use vmm::host::runtime::FleetDir;
-use vmm::host::watch::Watch;
-use vmm::measure::Space;
-use vmm::measure::content::Content;
-use vmm::memory::PAGE_BYTES;
-use vmm::merge::{EngineError, Progress};
+use measure::Space;
+use measure::content::Content;
+use memory::PAGE_BYTES;
+use merge::{EngineError, Progress};
 
 use super::accounting::{Memory, ThreadSeconds, mapping_bytes, memory_files};
 use super::contender::{Contender, Knobs, ksm_knobs, sweep_ksm};

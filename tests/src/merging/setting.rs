@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmm::host::spec::{AdmissionName, BalloonSpec, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing};
-use vmm::merge::slab::engine::Tuning;
-use vmm::vm::Unpack;
+use fleet::spec::{AdmissionName, BalloonSpec, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing};
+use machine::Unpack;
+use merge::slab::engine::Tuning;
 
 use super::contender::Contender;
 

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use memory::pagemap::PagemapEntry;
 use serde_json::{Value, json};
-use vmm::memory::pagemap::PagemapEntry;
 
 use super::point::{MIB_PAGES, Point, Way, mix};
 use crate::merging::figures::Round;

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use vmm::merge::Engine as _;
-use vmm::merge::slab::engine::{SlabEngine, Statistics};
+use merge::Engine as _;
+use merge::slab::engine::{SlabEngine, Statistics};
 
 use super::choices::Choices;
 

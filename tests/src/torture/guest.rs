@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use memory::pagemap::Pagemap;
 use rustix::process::{Pid, setpriority_process};
 use serde_json::{Value, json};
-use vmm::memory::pagemap::Pagemap;
 
 use super::choices::Choices;
 use super::{Options, Tally};

@@ -17,9 +17,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use merge::slab::engine::Statistics;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmm::merge::slab::engine::Statistics;
 
 use choices::Choices;
 use engine::Engine;

@@ -1,0 +1,437 @@
+//! Asks each VM apart: every one has a thread of its own and at most one request on its way, so that one that does not answer (it is
+//! stopped, or waits for a slow drive) keeps nobody else waiting, and is known as silent since when.
+//!
+//! A request that was sent is not given up while the VM's process lives: it may be carried out at any time, and then that must be known.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::HostError;
+use super::client;
+use super::governor::lock;
+use super::post::{Post, Said};
+use machine::balloon::{BalloonSize, BalloonStatus};
+use machine::control::{Reply, Request};
+use machine::working_set::WorkingSet;
+use overcommit::action::Action;
+
+/// VMs are asked so often, unless something was asked of them.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// One that has not answered for so long is silent.
+pub const SILENT_AFTER: Duration = Duration::from_secs(2);
+/// A VM whose socket refuses is asked again after so long, and each time after twice that ...
+const RETRY: Duration = Duration::from_millis(250);
+/// ... up to this: to be refused costs next to nothing, and a socket that was removed is soon made anew.
+const RETRY_MOST: Duration = Duration::from_secs(1);
+/// How often a thread that waits for an answer sees whether it is to end.
+const POLL: Duration = Duration::from_millis(500);
+/// Longest answer that is read.
+const MAX_ANSWER_BYTES: u64 = 1 << 20;
+
+/// What a VM has said.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// Of itself and its balloon.
+    pub said: Said,
+    /// The sizes of its balloon; None where it has none.
+    pub size: Option<BalloonSize>,
+    /// How much of its memory the guest uses; None where no sample is taken, or none has been yet.
+    pub working_set: Option<WorkingSet>,
+    /// Whether it was held to a limit since it was asked the time before.
+    pub was_held: bool,
+}
+
+/// Something that was asked of a guest, and why it could not be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The guest.
+    pub guest: String,
+    /// What.
+    pub action: Action,
+    /// Why not.
+    pub error: Option<String>,
+}
+
+/// A thread for each VM.
+#[derive(Default)]
+pub struct Askers {
+    askers: HashMap<String, Asker>,
+}
+
+/// One VM. Dropped, its thread ends as soon as nothing is awaited any more.
+struct Asker {
+    post: Post,
+    shared: Arc<Shared>,
+    /// It was waited for once: not again until it has answered.
+    late: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What it is to be told next.
+    orders: Vec<(Action, Request)>,
+    /// It is to be asked now.
+    ask: bool,
+    /// With what the host has of its balloon, which costs it a look at its page table.
+    whole: bool,
+    /// Since when the first answer is due that has not come.
+    due: Option<Instant>,
+    heard: Option<Heard>,
+    told: Vec<Told>,
+    ending: bool,
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.due.is_none() && !self.ask && self.orders.is_empty()
+    }
+}
+
+impl Askers {
+    /// Asks these from now on. A guest that has another process than before is another one.
+    pub fn attend(&mut self, posts: &[Post]) {
+        self.askers.retain(|_, asker| posts.contains(&asker.post));
+        self.begin(posts);
+        for asker in self.askers.values_mut() {
+            let is_idle = asker.state().is_idle();
+            asker.late &= !is_idle;
+        }
+    }
+
+    /// Asks these, too.
+    pub fn begin(&mut self, posts: &[Post]) {
+        for post in posts {
+            if !self.askers.contains_key(&post.guest)
+                && let Some(asker) = Asker::start(post)
+            {
+                self.askers.insert(post.guest.clone(), asker);
+            }
+        }
+    }
+
+    /// Has all that answer be asked now.
+    pub fn ask(&self, whole: bool) {
+        self.askers.values().for_each(|asker| asker.ask(whole));
+    }
+
+    /// Has a guest's VM told one thing more, after what it is told already.
+    pub fn tell(&self, guest: &str, action: Action, request: Request) {
+        if let Some(asker) = self.askers.get(guest) {
+            asker.state().orders.push((action, request));
+            asker.shared.changed.notify_all();
+        }
+    }
+
+    /// Waits until all have answered what they were asked and told, or `limit` is over. Whoever is late then is not waited for again until
+    /// it has answered.
+    pub fn wait(&mut self, limit: Duration) {
+        let until = Instant::now() + limit;
+        for asker in self.askers.values_mut() {
+            let shared = asker.shared.clone();
+            let mut state = lock(&shared.state);
+            while !state.is_idle() && !asker.late {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    asker.late = true;
+                } else {
+                    state = shared.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+                }
+            }
+            asker.late &= !state.is_idle();
+        }
+    }
+
+    /// What a guest's VM said last.
+    pub fn heard(&self, guest: &str) -> Option<Heard> {
+        self.askers.get(guest)?.state().heard.clone()
+    }
+
+    /// The same of itself and its balloon, with how long it is silent since.
+    pub fn said(&self, guest: &str) -> Option<Said> {
+        Some(Said { silent: self.silent(guest), ..self.heard(guest)?.said })
+    }
+
+    /// Whether all have answered that are not late.
+    pub fn is_idle(&self) -> bool {
+        self.askers.values().all(|asker| asker.late || asker.state().is_idle())
+    }
+
+    /// Whether a guest can be told something: it was not late with what it was asked before.
+    pub fn takes(&self, guest: &str) -> bool {
+        self.askers.get(guest).is_some_and(|asker| !asker.late)
+    }
+
+    /// Whether something that a guest was told may yet be carried out.
+    pub fn is_late(&self, guest: &str) -> bool {
+        self.askers.get(guest).is_some_and(|asker| asker.late)
+    }
+
+    /// For how long a guest's VM has not answered, if that is long.
+    pub fn silent(&self, guest: &str) -> Option<Duration> {
+        let since = self.askers.get(guest)?.state().due?;
+        Some(since.elapsed()).filter(|silent| *silent >= SILENT_AFTER)
+    }
+
+    /// What was carried out, or failed, since this was last asked.
+    pub fn told(&self) -> Vec<Told> {
+        self.askers.values().flat_map(|asker| std::mem::take(&mut asker.state().told)).collect()
+    }
+}
+
+impl Asker {
+    fn start(post: &Post) -> Option<Self> {
+        let shared = Arc::new(Shared::default());
+        lock(&shared.state).ask = true;
+        let (its, worker) = (shared.clone(), post.clone());
+        let name = format!("ask {}", post.guest);
+        // Without a thread it is not asked: it is as one that has not answered yet, and another look tries again.
+        let started = thread::Builder::new().name(name).spawn(move || its.run(&worker));
+        if let Err(error) = started {
+            tracing::warn!(%error, guest = post.guest, "there is no thread to ask this guest's VM");
+            return None;
+        }
+        Some(Self { post: post.clone(), shared, late: false })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.shared.state)
+    }
+
+    fn ask(&self, whole: bool) {
+        let mut state = self.state();
+        (state.ask, state.whole) = (true, state.whole || whole);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.state().ending = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    /// The thread.
+    fn run(&self, post: &Post) {
+        let mut pause = RETRY;
+        while let Some((orders, whole)) = self.next() {
+            let mut told = Vec::with_capacity(orders.len());
+            for (action, request) in orders {
+                let error = self.control(post, &request).err().map(|e| super::daemon::one_line(&e));
+                told.push(Told { guest: post.guest.clone(), action, error });
+            }
+            let heard = self.hear(post, whole);
+            let mut state = lock(&self.state);
+            state.told.extend(told);
+            match heard {
+                Ok(heard) => {
+                    (state.heard, state.due) = (Some(heard), None);
+                    pause = RETRY;
+                    self.changed.notify_all();
+                }
+                Err(_) => {
+                    // It has a socket that refuses, or has just ended: it is due since it was asked first.
+                    state.ask = true;
+                    drop(state);
+                    self.sleep(pause);
+                    pause = (pause * 2).min(RETRY_MOST);
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to ask or to tell. None when the thread is to end.
+    fn next(&self) -> Option<(Vec<(Action, Request)>, bool)> {
+        let mut state = lock(&self.state);
+        let until = Instant::now() + ASK_INTERVAL;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if state.ending {
+                return None;
+            } else if state.ask || !state.orders.is_empty() || left.is_zero() {
+                state.due.get_or_insert_with(Instant::now);
+                state.ask = false;
+                return Some((std::mem::take(&mut state.orders), std::mem::take(&mut state.whole)));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+        }
+    }
+
+    fn sleep(&self, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = lock(&self.state);
+        while !state.ending && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+        }
+    }
+
+    /// Asks everything there is to know.
+    fn hear(&self, post: &Post, whole: bool) -> Result<Heard, HostError> {
+        let Reply::Status(status) = self.control(post, &Request::Status)? else { return Err(nonsense(post)) };
+        let size = match self.control(post, &Request::BalloonSize) {
+            Ok(Reply::BalloonSize(size)) => Some(size),
+            Ok(_) | Err(HostError::Control { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let before = lock(&self.state).heard.clone().map(|heard| heard.said);
+        let mut said = Said { status, balloon: None, at: Instant::now(), silent: None };
+        if let Some(size) = size {
+            match &before {
+                Some(Said { balloon: Some(balloon), at, .. }) if !whole => {
+                    (said.balloon, said.at) = (Some(BalloonStatus { size, ..balloon.clone() }), *at);
+                }
+                _ => said.balloon = self.balloon(post)?,
+            }
+        }
+        // Asked now, the guest's own statistics are there the next time.
+        if size.is_some() && !said.status.paused {
+            _ = self.control(post, &Request::BalloonStatistics);
+        }
+        let working_set = match self.control(post, &Request::WorkingSet) {
+            Ok(Reply::WorkingSet(known)) if known.periods > 0 => Some(known),
+            _ => None,
+        };
+        let held_ms = |said: &Said| said.status.throttle.held_ms;
+        let was_held = before.is_some_and(|before| held_ms(&said) > held_ms(&before));
+        Ok(Heard { said, size, working_set, was_held })
+    }
+
+    fn balloon(&self, post: &Post) -> Result<Option<BalloonStatus>, HostError> {
+        match self.control(post, &Request::Balloon) {
+            Ok(Reply::Balloon(balloon)) => Ok(Some(*balloon)),
+            Ok(_) | Err(HostError::Control { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks one thing, and waits as long as it takes: see the module.
+    fn control(&self, post: &Post, request: &Request) -> Result<Reply, HostError> {
+        let failed = |source| HostError::Socket { who: format!("the VM of guest {}", post.guest), source };
+        let mut stream = join(&post.socket, post.pid).map_err(failed)?;
+        let mut line = serde_json::to_vec(request).map_err(|e| failed(e.into()))?;
+        line.push(b'\n');
+        stream.write_all(&line).map_err(failed)?;
+        let mut reader = BufReader::new(stream).take(MAX_ANSWER_BYTES);
+        let mut answer = Vec::new();
+        loop {
+            match reader.read_until(b'\n', &mut answer) {
+                Ok(_) => break,
+                Err(e) if is_pause(&e) && !lock(&self.state).ending => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        match serde_json::from_slice(&answer) {
+            Ok(Reply::Error(answer)) => Err(HostError::Control { guest: post.guest.clone(), answer }),
+            Ok(reply) => Ok(reply),
+            Err(_) if answer.is_empty() => Err(failed(io::ErrorKind::UnexpectedEof.into())),
+            Err(e) => Err(failed(e.into())),
+        }
+    }
+}
+
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
+/// Connects to a socket that the process `pid` serves, and waits for neither room there nor an answer longer than [`POLL`].
+fn join(path: &Path, pid: u32) -> io::Result<UnixStream> {
+    let stream = client::connect(path, POLL)?;
+    client::check_peer(&stream, Some(pid))?;
+    stream.set_read_timeout(Some(POLL))?;
+    Ok(stream)
+}
+
+fn nonsense(post: &Post) -> HostError {
+    HostError::Control { guest: post.guest.clone(), answer: "something else than its status".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::spec::Standing;
+
+    const STATUS: &str = r#"{"status":{"name":"a","pid":1,"paused":true,"vcpus":1,"memory_bytes":4096,"backend":"","extents":[]}}"#;
+
+    fn post(dir: &Path, guest: &str, pid: u32) -> Post {
+        let standing = Standing { shares: 1, min_bytes: 0, max_bytes: 4096, priority: 0 };
+        Post { guest: guest.into(), pid, socket: dir.join(guest), memory_bytes: 4096, standing }
+    }
+
+    /// Answers as a VM without a balloon does.
+    fn answer(listener: UnixListener) {
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut line = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut line);
+                let answer = match line.as_str() {
+                    "{\"op\":\"status\"}\n" => STATUS,
+                    "{\"op\":\"pause\"}\n" => "\"done\"",
+                    _ => r#"{"error":"no"}"#,
+                };
+                let _ = stream.write_all(format!("{answer}\n").as_bytes());
+            }
+        });
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_silent_and_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        let posts =
+            [post(dir.path(), "talks", own), post(dir.path(), "silent", own), post(dir.path(), "other", 1)];
+        let [talks, silent, other] = posts.clone().map(|post| UnixListener::bind(post.socket).unwrap());
+        answer(talks);
+        answer(other);
+        let mut askers = Askers::default();
+        askers.attend(&posts);
+        let until = Instant::now() + Duration::from_secs(60);
+        while askers.heard("talks").is_none()
+            || askers.silent("silent").is_none()
+            || askers.silent("other").is_none()
+        {
+            assert!(Instant::now() < until, "it was never heard, or never silent");
+            askers.wait(Duration::from_millis(10));
+            askers.attend(&posts);
+        }
+        assert!(askers.said("talks").is_some_and(|said| said.status.paused && said.silent.is_none()));
+        assert!(askers.is_late("silent") && !askers.takes("silent") && askers.heard("silent").is_none());
+        // Whoever answers there is not the guest's process.
+        assert!(askers.heard("other").is_none());
+        let action =
+            Action::Suspend { guest: 0, reason: overcommit::action::Reason::Turn { waited_seconds: 1 } };
+        askers.tell("talks", action, Request::Pause);
+        askers.tell("talks", Action::Resume { guest: 0 }, Request::Resume);
+        let mut told = Vec::new();
+        while told.len() < 2 {
+            assert!(Instant::now() < until, "{told:?}");
+            askers.wait(Duration::from_millis(10));
+            askers.attend(&posts);
+            told.extend(askers.told());
+        }
+        let told: Vec<_> = told.iter().map(|told| (told.action, told.error.is_some())).collect();
+        assert_eq!(told, [(action, false), (Action::Resume { guest: 0 }, true)]);
+        // Now it answers, to what it was asked before.
+        answer(silent);
+        while askers.is_late("silent") {
+            assert!(Instant::now() < until, "it was never heard");
+            thread::sleep(Duration::from_millis(10));
+            askers.attend(&posts);
+        }
+        assert!(askers.heard("silent").is_some() && askers.silent("silent").is_none());
+    }
+}

@@ -1,0 +1,341 @@
+//! The daemon over one fleet: brings it up, answers its socket, takes it down. If it is killed the guests run
+//! on, and the next one takes them over.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::HostError;
+use super::client::{self, ask};
+use super::fleet::Fleet;
+use super::governor::{Governor, lock};
+use super::hands::govern;
+use super::home::Home;
+use super::ledger::{self, Reading};
+use super::living;
+use super::metrics::{self, EngineNow, Format, exposition};
+use super::runtime::FleetDir;
+use super::shutdown::{CutOff, DEFAULT_LIMIT, Shutdown};
+use super::spec::FleetSpec;
+use super::status::{FleetStatus, Reply, Request};
+use super::watch::Watch;
+use memory::own;
+use os::Peer;
+
+/// How often the daemon looks for an interrupt while nobody asks.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a client may take to ask, or to take its answer.
+const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client waits while somebody else has the fleet.
+const BUSY_LIMIT: Duration = Duration::from_secs(60);
+/// Clients at a time; a further one is hung up on.
+const MAX_CLIENTS: usize = 32;
+/// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
+const OOM_SCORE_ADJ: i16 = -900;
+/// Longest request.
+const MAX_REQUEST_BYTES: u64 = 4096;
+
+/// What a daemon is to bring up.
+pub struct Plan {
+    /// The fleet.
+    pub spec: FleetSpec,
+    /// End guests that run and are not as `spec` says, and start them anew.
+    pub replace: bool,
+    /// Have standard error go to the log in the fleet's directory.
+    pub log: bool,
+}
+
+/// A fleet that is up, and the sockets it is asked through.
+pub struct Daemon {
+    fleet: Arc<Mutex<Fleet>>,
+    page: Arc<MetricsPage>,
+    /// None: nobody is served, or no longer.
+    metrics: Mutex<Option<metrics::Server>>,
+    governor: Arc<Governor>,
+    home: Home,
+    interrupted: Arc<AtomicBool>,
+    /// Their end.
+    shutdown: Shutdown,
+    /// Once guests and directory are gone: what was left otherwise than it was found.
+    ended: Mutex<Option<Vec<String>>>,
+    /// Clients that are being answered.
+    clients: AtomicUsize,
+}
+
+impl Daemon {
+    /// Starts the fleet's guests, begins to merge and to keep them within their means. Guests that an earlier daemon left are taken
+    /// over. They are yet to be filled: [`Self::serve`] does that. If it fails, what it started has ended, and nothing else.
+    pub fn up(plan: Plan, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
+        let home = Home::make(&plan.spec.name, plan.log)?;
+        if let Err(error) = own::set_oom_score_adj(OOM_SCORE_ADJ) {
+            // Its guests are taken before it all the same: they ask to be.
+            tracing::debug!("the daemon's oom_score_adj stays as it is: {error}");
+        }
+        let Plan { spec, replace, .. } = plan;
+        let bound = spec.metrics.as_ref().map(metrics::Server::bind).transpose()?;
+        let mut fleet = Fleet::take_over(spec, home.dir(), replace, watch)?;
+        fleet.start_merging().inspect_err(|_| fleet.stop_started())?;
+        let fleet = Arc::new(Mutex::new(fleet));
+        let governor = Arc::new(govern(&fleet, home.dir()).inspect_err(|_| lock(&fleet).stop_started())?);
+        let page = Arc::new(MetricsPage::of(&fleet, &governor));
+        let shown = page.clone();
+        let serve = |bound| metrics::Server::start(bound, Arc::new(move |format| shown.text(format)));
+        let metrics = bound.map(serve).transpose().inspect_err(|_| lock(&fleet).stop_started())?;
+        Ok(Self {
+            fleet,
+            page,
+            metrics: Mutex::new(metrics),
+            governor,
+            home,
+            interrupted,
+            shutdown: Shutdown::default(),
+            ended: Mutex::default(),
+            clients: AtomicUsize::new(0),
+        })
+    }
+
+    /// Has the guests fill their memory, and tells `up` of it; answers clients until told to end, or interrupted; then ends all guests.
+    /// If they cannot be filled, those that were started here end, and no others.
+    ///
+    /// What does not fit as it is may fit once it is merged, so they fill last.
+    pub fn serve(self, watch: &Watch, up: impl FnOnce(Result<FleetStatus, HostError>) + Send) {
+        let (is_up, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let filled = self.fleet().fill(watch);
+                let filled = filled.and_then(|()| self.status());
+                // Without all of its guests it is not the fleet that was asked for.
+                if filled.is_err() {
+                    failed.store(true, Ordering::Relaxed);
+                    self.fleet().stop_started();
+                    self.interrupted.store(true, Ordering::Relaxed);
+                }
+                is_up.store(filled.is_ok(), Ordering::Relaxed);
+                up(filled);
+            });
+            let mut ends = false;
+            while !failed.load(Ordering::Relaxed) {
+                if self.interrupted.load(Ordering::Relaxed) && is_up.load(Ordering::Relaxed) && !ends {
+                    ends = true;
+                    // Clients are answered meanwhile: how far it is, and that it be shorter.
+                    scope.spawn(|| self.end_all());
+                }
+                for stream in self.home.clients(POLL) {
+                    // Too many are hung up on.
+                    if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS {
+                        scope.spawn(|| {
+                            self.talk(stream);
+                            self.clients.fetch_sub(1, Ordering::Relaxed);
+                        });
+                    } else {
+                        self.clients.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+                let ended = lock(&self.ended);
+                if ended.is_some() {
+                    break;
+                }
+                self.home.look_after(|| self.fleet.try_lock().map(|fleet| fleet.save()).is_ok());
+            }
+        });
+    }
+
+    /// Ends all guests in good order and removes what there is of them, once: afterwards their place may be another fleet's. Returns what
+    /// of the host's settings was left otherwise than it was found.
+    fn end_all(&self) -> Vec<String> {
+        self.shutdown.begin(DEFAULT_LIMIT);
+        // It would suspend them again.
+        self.governor.stand_down();
+        let mut fleet = self.fleet();
+        if let Some(notes) = &*lock(&self.ended) {
+            return notes.clone();
+        }
+        let notes = fleet.shut_down(&self.shutdown);
+        for CutOff { guest, why } in self.shutdown.cut_off() {
+            tracing::warn!("guest {guest} did not end in good order: {why}");
+        }
+        // Nobody makes the directory anew from here on.
+        let mut ended = lock(&self.ended);
+        self.home.dir().remove();
+        ended.insert(notes).clone()
+    }
+
+    fn status(&self) -> Result<FleetStatus, HostError> {
+        // However long somebody else has it: it is up only when this is there.
+        let reading = self.reading(self.fleet())?;
+        Ok(FleetStatus::of(&mut self.fleet(), reading, false))
+    }
+
+    /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
+    fn reading(&self, mut fleet: MutexGuard<'_, Fleet>) -> Result<Reading, HostError> {
+        let (posts, means) = (fleet.posts()?, fleet.means());
+        drop(fleet);
+        ledger::read_heard(&posts, &self.governor.ask(&posts), means)
+    }
+
+    /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer. Guests that do not answer
+    /// are left out of what needs an answer of each.
+    fn free(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
+        let until = Instant::now() + BUSY_LIMIT;
+        let mut fleet = loop {
+            match self.fleet.try_lock() {
+                Ok(fleet) => break fleet,
+                Err(TryLockError::Poisoned(fleet)) => break fleet.into_inner(),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+                    return Err(HostError::Busy { fleet: self.page.name.clone() });
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+            }
+            watch.check()?;
+        };
+        fleet.leave_out(self.governor.silent());
+        fleet.release_held();
+        Ok(fleet)
+    }
+
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        lock(&self.fleet)
+    }
+
+    /// Answers one client. A client that is slow or talks rubbish is hung up on.
+    fn talk(&self, mut stream: UnixStream) {
+        let limits = stream.set_nonblocking(false).is_ok()
+            && stream.set_read_timeout(Some(CLIENT_LIMIT)).is_ok()
+            && stream.set_write_timeout(Some(CLIENT_LIMIT)).is_ok();
+        let mut line = String::new();
+        let read = BufReader::new(&stream).take(MAX_REQUEST_BYTES).read_line(&mut line);
+        if !limits || !matches!(read, Ok(1..)) {
+            return;
+        }
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => self
+                .carry_out(request, stream.try_clone().ok())
+                .unwrap_or_else(|e| Reply::Error(one_line(&e))),
+            Err(e) => Reply::Error(format!("not a request: {e}")),
+        };
+        if let Ok(mut bytes) = serde_json::to_vec(&reply) {
+            bytes.push(b'\n');
+            let _ = stream.write_all(&bytes);
+        }
+    }
+
+    fn carry_out(&self, request: Request, client: Option<UnixStream>) -> Result<Reply, HostError> {
+        let watch = Watch::new(|_, _, _, _| {}, self.interrupted.clone()).for_client(client);
+        match request {
+            Request::Status { kvm, content, audit, settle_seconds } => {
+                if let Some(seconds) = settle_seconds {
+                    self.free(&watch)?.settle(0, Duration::from_secs(seconds), &watch)?;
+                }
+                let content = content.then(|| self.free(&watch)?.content(&watch)).transpose()?;
+                let reading =
+                    if audit { self.free(&watch)?.ledger(true) } else { self.reading(self.free(&watch)?) }?;
+                let mut fleet = self.free(&watch)?;
+                let mut status = FleetStatus::of(&mut fleet, reading, kvm);
+                status.content = content;
+                status.notes.extend(self.governor.management().notes());
+                status.notes.extend(self.home.note());
+                status.notes.extend(fleet.spec.metrics.as_ref().filter(|m| m.is_public()).map(|address| {
+                    format!("metrics at {address} can be read by everyone who can reach them: there is no authentication")
+                }));
+                Ok(Reply::Status(Box::new(status)))
+            }
+            Request::Management => Ok(Reply::Management(Box::new(self.governor.management()))),
+            Request::Metrics { format } => Ok(Reply::Metrics(self.page.text(format))),
+            Request::Verify => Ok(Reply::Verified(self.free(&watch)?.verify(&watch)?)),
+            Request::PageTypes { guest } => {
+                Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
+            }
+            Request::Down { timeout_seconds } => {
+                self.shutdown.allow(Duration::from_secs(timeout_seconds));
+                // Whatever takes long gives up, and the daemon ends.
+                self.interrupted.store(true, Ordering::Relaxed);
+                // Before the answer: who asked for it may start the fleet again at once.
+                drop(lock(&self.metrics).take());
+                let notes = self.end_all();
+                Ok(Reply::Down { cut_off: self.shutdown.cut_off(), notes })
+            }
+            Request::Ending => Ok(Reply::Ending(self.shutdown.left())),
+        }
+    }
+}
+
+/// What metrics are made of. Never waits for the fleet: while somebody has it, its engine is as it was.
+struct MetricsPage {
+    name: String,
+    fleet: Weak<Mutex<Fleet>>,
+    governor: Arc<Governor>,
+    engine: Mutex<EngineNow>,
+}
+
+impl MetricsPage {
+    fn of(fleet: &Arc<Mutex<Fleet>>, governor: &Arc<Governor>) -> Self {
+        let mut now = lock(fleet);
+        Self {
+            name: now.spec.name.clone(),
+            fleet: Arc::downgrade(fleet),
+            governor: governor.clone(),
+            engine: Mutex::new(now.engine_now()),
+        }
+    }
+
+    fn text(&self, format: Format) -> String {
+        let now = self.fleet.upgrade().and_then(|fleet| Some(fleet.try_lock().ok()?.engine_now()));
+        let engine = {
+            let mut last = lock(&self.engine);
+            *last = now.unwrap_or_else(|| last.clone());
+            last.clone()
+        };
+        exposition(&self.name, &self.governor.management(), &engine, format)
+    }
+}
+
+/// Connects to the daemon of a fleet. That there is none is an error, and so is one of another user.
+pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
+    let dir = FleetDir::of(fleet);
+    dir.check_owners()?;
+    let path = dir.host_socket()?;
+    let failed = |source| HostError::Socket { who: format!("the daemon of fleet {fleet}"), source };
+    let stream = match client::connect(&path, limit) {
+        Err(e) if is_absence(&e) => {
+            // Its directory may have been removed: it has its name all the same.
+            return living::daemon(fleet).ok_or_else(|| HostError::NoDaemon { fleet: fleet.into() });
+        }
+        connected => connected.map_err(failed)?,
+    };
+    match Peer::of(&stream).map_err(failed)? {
+        peer if peer.is_this_user() => Ok(stream),
+        peer => Err(HostError::Untrusted {
+            path,
+            why: format!("process {} of user {} listens there", peer.pid, peer.uid),
+            fleets: dir.path().into(),
+        }),
+    }
+}
+
+/// Whether nothing is there to connect to.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Asks the daemon of a fleet; its refusal is an error, and so is its absence.
+pub fn request(fleet: &str, request: &Request, limit: Duration) -> Result<Reply, HostError> {
+    match ask(connect(fleet, limit)?, request, limit) {
+        Ok(Reply::Error(answer)) => Err(HostError::Daemon(answer)),
+        Ok(reply) => Ok(reply),
+        Err(source) => Err(HostError::Socket { who: format!("the daemon of fleet {fleet}"), source }),
+    }
+}
+
+/// An error with its causes on one line.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", one_line(source)),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,322 @@
+//! What can go wrong with a fleet.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::spec::MetricsAddress;
+use super::takeover::Differences;
+use measure::MeasureError;
+use memory::page_out::PageOutError;
+use merge::EngineError;
+use overcommit::admission::{AdmissionError, Refusal};
+use overcommit::readings::ReadingError;
+
+/// Why a fleet, or one of its guests, could not do what was asked.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The fleet file cannot be read.
+    #[error("the fleet file {path} cannot be read", path = path.display())]
+    SpecRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The fleet file is not one.
+    #[error("the fleet file {path} is wrong", path = path.display())]
+    Spec {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        #[source]
+        source: super::spec::SpecError,
+    },
+    /// A directory or file of the runtime directory cannot be used.
+    #[error("cannot {what} {path}", path = path.display())]
+    Runtime {
+        /// What was being done.
+        what: &'static str,
+        /// With which path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket's path is longer than the kernel takes.
+    #[error("the socket path {path} is too long: a Unix socket takes at most 107 bytes; set SAMEPAGE_RUNTIME_DIR to a shorter directory", path = path.display())]
+    PathLength {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something is missing or wrong that the fleet needs.
+    #[error("the fleet cannot come up:{problems}")]
+    Preflight {
+        /// All of it.
+        problems: super::preflight::Listed,
+    },
+    /// A guest is not let in.
+    #[error("guest {guest} is not let in: {refusal}; [overcommit] of the fleet file sets the rule")]
+    NotAdmitted {
+        /// Who.
+        guest: String,
+        /// By what.
+        refusal: Box<Refusal>,
+    },
+    /// The rule for letting guests in makes no sense here.
+    #[error("guests cannot be let in")]
+    Admission(#[from] AdmissionError),
+    /// What the host has could not be told, or is not enough.
+    #[error("what the fleet may use cannot be told")]
+    Reading(#[from] ReadingError),
+    /// Somebody else listens where metrics are to be served.
+    #[error(
+        "metrics cannot be served at {address}: the address is taken, perhaps by another fleet with the same `metrics`; give this \
+         fleet another one, or leave `metrics` out of its file"
+    )]
+    MetricsTaken {
+        /// Where.
+        address: MetricsAddress,
+    },
+    /// Metrics cannot be served for another reason.
+    #[error(
+        "metrics cannot be served at {address}: `metrics` of the fleet file must be an address of this host that you may use"
+    )]
+    Metrics {
+        /// Where.
+        address: MetricsAddress,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The fleet is up already, or coming up.
+    #[error(
+        "fleet {fleet:?} is up already, or coming up or going down (process {pid}): `samepage fleet status --name {fleet}` shows it, \
+         `samepage fleet down --name {fleet}` ends it"
+    )]
+    UpAlready {
+        /// Its name.
+        fleet: String,
+        /// The process that has claimed it.
+        pid: u32,
+    },
+    /// The fleet is another process's own, which ends it by itself.
+    #[error(
+        "fleet {fleet:?} belongs to process {pid}, which ends it by itself: wait for it, or end that process"
+    )]
+    Held {
+        /// Its name.
+        fleet: String,
+        /// The process.
+        pid: u32,
+    },
+    /// The fleet's name could not be claimed.
+    #[error("the name of fleet {fleet:?} cannot be claimed")]
+    Claim {
+        /// Its name.
+        fleet: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another user has claimed the fleet's name.
+    #[error(
+        "the name of fleet {fleet:?} is taken by process {pid} of user {uid}, which is not this user: give the fleet another name, or \
+         set SAMEPAGE_RUNTIME_DIR to another directory"
+    )]
+    ClaimOfOther {
+        /// Its name.
+        fleet: String,
+        /// The process.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// What runs of the fleet is not what the file says.
+    #[error(
+        "what runs of fleet {fleet:?} is not as the fleet file says, and nothing was touched:{differences}\n  Put the file back as it \
+         was, or give `fleet up --replace`: it ends these guests, and starts those that are in the file anew"
+    )]
+    Differs {
+        /// Its name.
+        fleet: String,
+        /// In what.
+        differences: Differences,
+    },
+    /// A directory is not this user's alone.
+    #[error(
+        "{path} is not safe: {why}, so another user could put sockets there that answer for the fleets in {fleets}; set \
+         SAMEPAGE_RUNTIME_DIR to a directory that only this user may write to",
+        path = path.display(), fleets = fleets.display()
+    )]
+    Untrusted {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// What was to be used.
+        fleets: PathBuf,
+    },
+    /// The daemon said that it ended, and has not.
+    #[error(
+        "the guests of fleet {fleet:?} have ended, but its daemon (process {pid}) still runs after {} s",
+        limit.as_secs()
+    )]
+    DaemonStays {
+        /// Its name.
+        fleet: String,
+        /// The daemon.
+        pid: u32,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// No such guest.
+    #[error("fleet {fleet:?} has no guest {guest:?}; it has: {known}")]
+    NoGuest {
+        /// Who was meant.
+        guest: String,
+        /// Where.
+        fleet: String,
+        /// Who is there.
+        known: String,
+    },
+    /// No such fleet.
+    #[error("no fleet {fleet:?} is up{known}")]
+    NotUp {
+        /// The name asked for.
+        fleet: String,
+        /// Those that are, as a clause.
+        known: String,
+    },
+    /// None at all, or more than one to choose from.
+    #[error("which fleet? {known}")]
+    WhichFleet {
+        /// What there is.
+        known: String,
+    },
+    /// A VM process could not be started.
+    #[error("guest {guest}: its VM process could not be started")]
+    Spawn {
+        /// Its name.
+        guest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A VM process ended before it was told to.
+    #[error("guest {guest}: its VM ended ({how}){log}")]
+    Ended {
+        /// Its name.
+        guest: String,
+        /// Exit status or signal.
+        how: String,
+        /// The end of its log, as a clause.
+        log: String,
+    },
+    /// The guest did not say that it is ready.
+    #[error("guest {guest} did not answer on COM2 within {} s: is the agent in its initrd? A slow one can be given more with ready_seconds in the fleet file; its console{log}", limit.as_secs())]
+    Silent {
+        /// Its name.
+        guest: String,
+        /// How long it had.
+        limit: Duration,
+        /// The end of its console, as a clause.
+        log: String,
+    },
+    /// The guest did not finish a command.
+    #[error("guest {guest} said nothing for {} s after `{command}`", limit.as_secs())]
+    Stuck {
+        /// Its name.
+        guest: String,
+        /// What it was told.
+        command: String,
+        /// How long it was silent.
+        limit: Duration,
+    },
+    /// The guest did not finish in time what takes many commands.
+    #[error("guest {guest} did not get through `{command}` within {} s; it may be busy: try again", limit.as_secs())]
+    Slow {
+        /// Its name.
+        guest: String,
+        /// What it was told, again and again.
+        command: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The guest cannot answer.
+    #[error("guest {guest} stands still and cannot be asked; resume it first")]
+    StandsStill {
+        /// Its name.
+        guest: String,
+    },
+    /// The guest refused a command.
+    #[error("guest {guest} refused `{command}`: {answer}")]
+    Refused {
+        /// Its name.
+        guest: String,
+        /// What it was told.
+        command: String,
+        /// What it said.
+        answer: String,
+    },
+    /// A VM's control socket answered with an error.
+    #[error("the VM of guest {guest} refused: {answer}")]
+    Control {
+        /// Its name.
+        guest: String,
+        /// What it said.
+        answer: String,
+    },
+    /// A socket failed.
+    #[error("{who}: its socket failed")]
+    Socket {
+        /// Whose.
+        who: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The fleet's daemon is gone.
+    #[error(
+        "fleet {fleet:?} has no daemon; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them"
+    )]
+    NoDaemon {
+        /// The fleet.
+        fleet: String,
+    },
+    /// The daemon said so.
+    #[error("the fleet's daemon says: {0}")]
+    Daemon(String),
+    /// The host's check of a guest's pages could not be made.
+    #[error("the pages of guest {guest} could not be checked")]
+    Check {
+        /// Its name.
+        guest: String,
+        /// Why.
+        #[source]
+        source: super::check::CheckError,
+    },
+    /// Measuring failed.
+    #[error("measuring the fleet failed")]
+    Measure(#[from] MeasureError),
+    /// The merging engine failed.
+    #[error("merging failed")]
+    Engine(#[from] EngineError),
+    /// The host's swap could not be taken up.
+    #[error("the scenario fills the host's swap, which is not possible")]
+    FillSwap(#[source] PageOutError),
+    /// Somebody else has the fleet for longer than a client is kept waiting.
+    #[error(
+        "fleet {fleet} is busy: its guests are being filled, verified or measured; `samepage top` and `samepage fleet metrics` answer meanwhile"
+    )]
+    Busy {
+        /// Which.
+        fleet: String,
+    },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}

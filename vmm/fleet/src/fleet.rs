@@ -1,0 +1,538 @@
+//! A fleet: all its guests, started, filled, merged, measured and checked together.
+
+mod still;
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::HostError;
+use super::admission;
+use super::check;
+use super::claim::Claim;
+use super::guest::{Guest, Lifetime};
+use super::ledger::{self, Means, Reading};
+use super::metrics::EngineNow;
+use super::pledge::{self, Pledge};
+use super::post::Post;
+use super::preflight;
+use super::runtime::FleetDir;
+use super::shutdown::Shutdown;
+use super::spec::{EngineName, FleetSpec, GuestSpec};
+use super::status::Verified;
+use super::takeover::Left;
+use super::watch::{Stage, Watch};
+use machine::control::Request;
+use measure::Space;
+use measure::content::{self, Content};
+use measure::frames::{self, Frames};
+use memory::PAGE_BYTES;
+use merge::ksm::{Ksm, KsmSettings};
+use merge::off::Off;
+use merge::slab::engine::{SlabEngine, Statistics};
+use merge::{Engine, Progress, SlabPages};
+use overcommit::admission::Refusal;
+
+/// How often merging is looked at.
+const MERGE_POLL: Duration = Duration::from_millis(50);
+/// Merging has settled when this many passes brought nothing new: the first pass after a change only
+/// remembers what it saw.
+const SETTLED_PASSES: u64 = 3;
+
+/// How merging went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Merged {
+    /// From the start to the last page that was merged.
+    pub seconds: f64,
+    /// What the engine says at the end.
+    pub progress: Progress,
+}
+
+/// A fleet of running guests. Dropping it ends those that live with us and stops the engine.
+pub struct Fleet {
+    /// What it is to be.
+    pub spec: FleetSpec,
+    /// Its guests, in the order of the file.
+    pub guests: Vec<Guest>,
+    engine: Box<dyn Engine>,
+    merging: bool,
+    /// What all may use, in pages.
+    capacity: u64,
+    dir: FleetDir,
+    lifetime: Lifetime,
+    /// Of a fleet that has no daemon.
+    _claim: Option<Claim>,
+    /// What other fleets know of it.
+    pledge: Pledge,
+    /// Guests that are not asked for anything, for they do not answer.
+    left_out: Vec<String>,
+}
+
+impl Fleet {
+    /// Starts all guests, waits until they are ready and fills them. On an error those that were started are ended.
+    pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
+        let engine = engine(&spec, dir)?;
+        Self::up_with(spec, engine, dir, lifetime, watch)
+    }
+
+    /// As [`Fleet::up`], with this engine, which must be of the kind that `spec` names.
+    pub fn up_with(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let mut fleet = Self::ready_with(spec, engine, dir, lifetime, watch)?;
+        match fleet.fill(watch) {
+            Ok(()) => Ok(fleet),
+            Err(e) => {
+                fleet.stop_started();
+                Err(e)
+            }
+        }
+    }
+
+    /// Starts all guests and waits until they are ready. They are yet to be filled.
+    pub fn ready(
+        spec: FleetSpec,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let engine = engine(&spec, dir)?;
+        Self::ready_with(spec, engine, dir, lifetime, watch)
+    }
+
+    /// As [`Fleet::ready`], with this engine.
+    pub fn ready_with(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let claim = Claim::take(&spec.name)?;
+        dir.create()?;
+        let left = Left::none(&spec, dir)?;
+        Self::come_up(spec, engine, dir, lifetime, Some(claim), left, watch)
+    }
+
+    /// As [`Fleet::ready`], for the daemon that has claimed the name: guests that an earlier one left run on. Those that are not as
+    /// `spec` says are an error, before anything is touched, or end with `replace`.
+    pub(super) fn take_over(
+        spec: FleetSpec,
+        dir: &FleetDir,
+        replace: bool,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let left = Left::find(&spec, dir, replace)?;
+        let engine = engine(&spec, dir)?;
+        Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, left, watch)
+    }
+
+    fn come_up(
+        spec: FleetSpec,
+        engine: Box<dyn Engine>,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        claim: Option<Claim>,
+        mut left: Left,
+        watch: &Watch,
+    ) -> Result<Self, HostError> {
+        let (capacity, _) = admission::capacity(&spec.overcommit)?;
+        let pledge = Pledge::take(dir)?;
+        let guests = left.adopt(&spec, dir)?;
+        let mut fleet = Self {
+            guests,
+            engine,
+            merging: false,
+            capacity: capacity.pages,
+            dir: dir.clone(),
+            lifetime,
+            pledge,
+            left_out: Vec::new(),
+            spec,
+            _claim: claim,
+        };
+        {
+            // From the look until the promise is made no other fleet promises anything.
+            let _admitting = pledge::admitting()?;
+            fleet.judge()?;
+            fleet.pledge.set(promises(&fleet.spec))?;
+        }
+        match fleet.bring_up(left, watch) {
+            Ok(()) => Ok(fleet),
+            Err(e) => {
+                fleet.stop_started();
+                Err(e)
+            }
+        }
+    }
+
+    /// Has all guests fill their memory as the fleet file says, those that have not yet.
+    pub fn fill(&mut self, watch: &Watch) -> Result<(), HostError> {
+        self.each(|guest| guest.fill(watch)).map(drop)
+    }
+
+    /// Whether those may come in that do not run yet, and have what they need. Those whom an earlier daemon let in are in, and count as
+    /// what they are.
+    fn judge(&mut self) -> Result<(), HostError> {
+        let runs = |spec: &GuestSpec| self.guests.iter().any(|guest| guest.spec.name == spec.name);
+        let (adopted, newcomers): (Vec<_>, Vec<_>) = self.spec.guests.iter().cloned().partition(runs);
+        if newcomers.is_empty() {
+            return Ok(());
+        }
+        let with = |guests: &[GuestSpec]| FleetSpec { guests: guests.to_vec(), ..self.spec.clone() };
+        preflight::check(&with(&newcomers), &self.dir)?;
+        if self.guests.is_empty() {
+            return admission::judge(&self.spec)?.check();
+        }
+        let adopted = with(&adopted);
+        let ledger = self.ledger(false)?.ledger;
+        let judged = admission::judge_more(&newcomers, &ledger, &adopted)?;
+        match newcomers.into_iter().zip(judged).find_map(|(spec, refusal)| Some((spec.name, refusal?))) {
+            Some((guest, refusal)) => Err(HostError::NotAdmitted { guest, refusal }),
+            None => Ok(()),
+        }
+    }
+
+    fn bring_up(&mut self, left: Left, watch: &Watch) -> Result<(), HostError> {
+        // Before the guests: they share from the first instant what others have loaded.
+        self.engine.open()?;
+        left.end(&self.dir);
+        for guest in std::mem::take(&mut self.guests) {
+            self.take_in(guest);
+        }
+        for (n, spec) in self.spec.guests.clone().iter().enumerate() {
+            if !self.guests.iter().any(|guest| guest.number == n) {
+                self.start(spec, n)?;
+            }
+        }
+        self.guests.sort_by_key(|guest| guest.number);
+        self.release_held();
+        self.each(|guest| guest.wait_ready(watch)).map(drop)
+    }
+
+    fn start(&mut self, spec: &GuestSpec, number: usize) -> Result<(), HostError> {
+        let overcommit = self.spec.overcommit;
+        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine, &overcommit)?;
+        self.take_in(guest);
+        Ok(())
+    }
+
+    fn take_in(&mut self, guest: Guest) {
+        if let Some(pid) = guest.pid() {
+            self.engine.admit(&guest.spec.name, pid, &guest.spec.domain, guest.spec.memory_bytes);
+        }
+        self.guests.push(guest);
+    }
+
+    /// Lets guests in that come later, as far as the ledger allows, and waits until they are ready; `number` is that of the first.
+    /// They are yet to be filled. Returns who was not let in, and why.
+    pub fn let_in(
+        &mut self,
+        guests: &[(usize, GuestSpec)],
+        watch: &Watch,
+    ) -> Result<Vec<(String, Box<Refusal>)>, HostError> {
+        let mut refused = Vec::new();
+        let ledger = self.ledger(false)?.ledger;
+        let specs: Vec<GuestSpec> = guests.iter().map(|(_, spec)| spec.clone()).collect();
+        let admitted = {
+            let _admitting = pledge::admitting()?;
+            let judged = admission::judge_more(&specs, &ledger, &self.spec)?;
+            let mut admitted = Vec::new();
+            for ((number, spec), refusal) in guests.iter().zip(judged) {
+                match refusal {
+                    Some(refusal) => refused.push((spec.name.clone(), refusal)),
+                    None => {
+                        self.spec.guests.push(spec.clone());
+                        admitted.push((spec, *number));
+                    }
+                }
+            }
+            self.pledge.set(promises(&self.spec))?;
+            admitted
+        };
+        for (spec, number) in admitted {
+            self.start(spec, number)?;
+        }
+        self.each(|guest| guest.wait_ready(watch))?;
+        if self.merging && self.spec.engine == EngineName::Ksm {
+            self.each(|guest| guest.control(&Request::Mergeable { on: true }))?;
+        }
+        Ok(refused)
+    }
+
+    /// Ends a guest that is not needed any more.
+    pub fn let_go(&mut self, name: &str) {
+        if let Some(at) = self.guests.iter().position(|guest| guest.spec.name == name) {
+            self.guests.remove(at).stop();
+            self.spec.guests.retain(|guest| guest.name != name);
+            // As long as it cannot be told, others leave the memory alone.
+            let _ = self.pledge.set(promises(&self.spec));
+        }
+    }
+
+    /// From now on these guests are asked for nothing, and all others are.
+    pub fn leave_out(&mut self, guests: Vec<String>) {
+        self.left_out = guests;
+    }
+
+    /// The guests that run and are not left out.
+    fn asked(&mut self) -> impl Iterator<Item = &mut Guest> {
+        let left_out = &self.left_out;
+        self.guests
+            .iter_mut()
+            .filter(|g| !left_out.contains(&g.spec.name))
+            .filter_map(|g| g.ended().is_none().then_some(g))
+    }
+
+    /// Does something with every guest that runs, all at the same time. One that ends meanwhile is left out.
+    pub fn each<T: Send>(
+        &mut self,
+        work: impl Fn(&mut Guest) -> Result<T, HostError> + Sync,
+    ) -> Result<Vec<T>, HostError> {
+        let work = &work;
+        let results: Vec<_> = thread::scope(|scope| {
+            let running = self.asked();
+            let one = move |guest: &mut Guest| match work(guest) {
+                Err(HostError::Socket { .. }) if guest.is_ending() => None,
+                result => Some(result),
+            };
+            let threads: Vec<_> = running.map(|guest| scope.spawn(move || one(guest))).collect();
+            threads.into_iter().map(thread::ScopedJoinHandle::join).collect()
+        });
+        results.into_iter().filter_map(|r| r.unwrap_or(Some(Err(HostError::Interrupted)))).collect()
+    }
+
+    /// Where the memory of the guests that run lies.
+    pub fn spaces(&mut self) -> Result<Vec<Space>, HostError> {
+        self.each(|guest| guest.space())
+    }
+
+    /// What could be shared within each trust domain: every page hashed and compared, while all guests stand still.
+    pub fn content(&mut self, watch: &Watch) -> Result<Content, HostError> {
+        self.paused(|fleet| {
+            let mut domains: BTreeMap<&str, Vec<Space>> = BTreeMap::new();
+            let spaces = fleet.spaces()?;
+            let total = spaces.iter().map(Space::pages).sum();
+            for space in spaces {
+                let guest = fleet.spec.guests.iter().find(|guest| guest.name == space.name);
+                domains.entry(guest.map_or("", |guest| &guest.domain)).or_default().push(space);
+            }
+            let (mut all, mut before) = (Content::default(), 0);
+            for spaces in domains.values() {
+                let mut tell = |done, _| watch.tell(Stage::Content, 0, before + done, total);
+                all.add(&content::measure(spaces, &mut tell)?);
+                before += spaces.iter().map(Space::pages).sum::<u64>();
+            }
+            Ok(all)
+        })
+    }
+
+    /// The posts of the guests that run.
+    pub fn posts(&mut self) -> Result<Vec<Post>, HostError> {
+        let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
+        Ok(running.map(|guest| guest.post()).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    /// What the fleet may use, and what its engine keeps of it.
+    pub fn means(&self) -> Means {
+        let dead =
+            self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
+        let merging = self.merging && self.spec.engine != EngineName::Off;
+        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging, slab_pages: None }
+    }
+
+    /// See [`Engine::slab_pages`].
+    pub fn slab_pages(&self) -> Option<SlabPages> {
+        self.engine.slab_pages()
+    }
+
+    /// Has the engine take all the processor time that it can use, or what it may.
+    pub fn urge(&mut self, eager: bool) {
+        self.engine.urge(eager);
+    }
+
+    /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
+    pub fn ledger(&mut self, audited: bool) -> Result<Reading, HostError> {
+        let read = |fleet: &mut Self| {
+            let mut posts = fleet.posts()?;
+            posts.retain(|post| !fleet.left_out.contains(&post.guest));
+            ledger::read(&posts, fleet.means(), audited)
+        };
+        if !audited {
+            return read(self);
+        }
+        let mut reading = self.paused(read)?;
+        // That they stood still for this is nobody's business.
+        for said in &mut reading.said {
+            let guest = self.guests.iter().find(|guest| guest.spec.name == said.status.name);
+            said.status.paused =
+                guest.is_some_and(|guest| guest.vm_status().is_ok_and(|status| status.paused));
+        }
+        Ok(reading)
+    }
+
+    /// Which frames the guests have.
+    pub fn frames(&mut self) -> Result<Frames, HostError> {
+        loop {
+            let spaces = self.spaces()?;
+            match frames::measure(&spaces) {
+                Ok(frames) => return Ok(frames),
+                // One guest less each time.
+                Err(_) if self.running() < spaces.len() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// How many guests run.
+    fn running(&mut self) -> usize {
+        self.asked().count()
+    }
+
+    /// Lets the engine begin.
+    pub fn start_merging(&mut self) -> Result<(), HostError> {
+        if self.spec.engine == EngineName::Ksm {
+            self.each(|guest| guest.control(&Request::Mergeable { on: true }))?;
+        }
+        let spaces = self.spaces()?;
+        self.engine.start(&spaces)?;
+        self.merging = true;
+        Ok(())
+    }
+
+    /// Waits until merging brings nothing new, or nothing merges any more, or `limit` is over. `goal` is what could be merged, for the bar.
+    pub fn settle(&mut self, goal: u64, limit: Duration, watch: &Watch) -> Result<Merged, HostError> {
+        let begin = Instant::now();
+        let mut best = (0, 0, 0.0);
+        loop {
+            watch.check()?;
+            let progress = self.engine.progress()?;
+            let seconds = begin.elapsed().as_secs_f64();
+            if progress.merged_pages > best.0 {
+                best = (progress.merged_pages, progress.full_passes, seconds);
+            }
+            watch.tell(Stage::Merge, 0, progress.merged_pages.min(goal), goal);
+            let settled = progress.full_passes >= best.1 + SETTLED_PASSES;
+            let stalls = self.engine.stalled().is_some();
+            if self.spec.engine == EngineName::Off || settled || stalls || begin.elapsed() > limit {
+                return Ok(Merged { seconds: best.2, progress });
+            }
+            thread::sleep(MERGE_POLL);
+        }
+    }
+
+    /// How far the engine has come; None before it has begun.
+    pub fn progress(&mut self) -> Option<Progress> {
+        self.merging.then(|| self.engine.progress().ok()).flatten()
+    }
+
+    /// What the slab engine knows of its guests; None with another one.
+    pub fn merge_statistics(&self) -> Option<Statistics> {
+        self.engine.statistics()
+    }
+
+    /// What the engine says of itself.
+    pub fn engine_now(&mut self) -> EngineNow {
+        let (progress, statistics) = (self.progress(), self.merge_statistics());
+        EngineNow { name: self.spec.engine.name().into(), progress, statistics }
+    }
+
+    /// What a reader of the engine's numbers should know.
+    pub fn notes(&self) -> Vec<String> {
+        let wanted = self.spec.overcommit.sampling_seconds();
+        let of_guests = self.guests.iter().filter_map(|guest| guest.started().note(wanted));
+        self.engine.notes().into_iter().chain(of_guests).collect()
+    }
+
+    /// Why nothing merges any more, though the engine was started.
+    pub fn stalled(&self) -> Option<String> {
+        self.engine.stalled()
+    }
+
+    /// Stops the engine and puts the host's settings back; what is merged stays so.
+    pub fn stop_merging(&mut self) {
+        self.engine.stop();
+    }
+
+    /// Has every guest check all its pages, and the host check them too. A guest that stands still cannot, and is left out.
+    pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
+        let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;
+        let skipped: Vec<String> = still.into_iter().flatten().chain(self.left_out.clone()).collect();
+        let skips = |guest: &Guest| skipped.contains(&guest.spec.name);
+        let by_guests = self.each(|guest| if skips(guest) { Ok((0, 0)) } else { guest.verify(watch) })?;
+        let reports = self.each(|guest| if skips(guest) { Ok(None) } else { guest.report(watch) })?;
+        let by_host = self.paused(|fleet| {
+            let total = fleet.guests.len() as u64;
+            let mut wrong = 0;
+            for ((n, guest), report) in fleet.asked().enumerate().zip(reports) {
+                watch.check()?;
+                if let Some(report) = report {
+                    wrong += check::wrong_pages(guest, &report)
+                        .map_err(|source| HostError::Check { guest: guest.spec.name.clone(), source })?;
+                }
+                watch.tell(Stage::Check, 0, n as u64 + 1, total);
+            }
+            Ok(wrong)
+        })?;
+        let (verified_pages, wrong) = by_guests.iter().fold((0, 0), |(a, b), (c, m)| (a + c, b + m));
+        Ok(Verified { verified_pages, mismatched_pages: wrong + by_host, skipped })
+    }
+
+    /// Memory promised to all guests, in bytes; always whole pages.
+    pub fn promised_bytes(&self) -> u64 {
+        let bytes = self.spec.guests.iter().map(|g| g.memory_bytes).sum();
+        debug_assert!(u64::is_multiple_of(bytes, PAGE_BYTES));
+        bytes
+    }
+
+    /// Ends all guests and the engine.
+    pub fn stop(&mut self) {
+        self.stop_those(|_| true);
+    }
+
+    /// Ends the engine and all guests, these in good order as far as `shutdown` lets them. Returns what the engine has left of the host's
+    /// settings.
+    pub fn shut_down(&mut self, shutdown: &Shutdown) -> Vec<String> {
+        let before = self.engine.notes();
+        self.engine.stop();
+        shutdown.end_all(&mut self.guests);
+        self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
+    }
+
+    /// Ends the guests that were started here, and the engine. What an earlier daemon left runs on, for a later one.
+    pub fn stop_started(&mut self) {
+        self.stop_those(Guest::is_child);
+    }
+
+    fn stop_those(&mut self, which: impl Fn(&Guest) -> bool) {
+        self.engine.stop();
+        thread::scope(|scope| {
+            for guest in self.guests.iter_mut().filter(|guest| which(guest)) {
+                scope.spawn(move || guest.stop());
+            }
+        });
+    }
+
+    /// Writes down anew what is known of each guest.
+    pub(super) fn save(&self) {
+        self.guests.iter().for_each(Guest::save);
+    }
+}
+
+/// What the guests of `spec` are promised, in pages.
+fn promises(spec: &FleetSpec) -> impl Iterator<Item = (&str, u64)> {
+    spec.guests.iter().map(|guest| (guest.name.as_str(), guest.memory_bytes / PAGE_BYTES))
+}
+
+/// The engine that `spec` asks for.
+fn engine(spec: &FleetSpec, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
+    Ok(match spec.engine {
+        EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
+        EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
+        EngineName::Off => Box::new(Off),
+    })
+}

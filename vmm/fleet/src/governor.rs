@@ -1,0 +1,340 @@
+//! Keeps a fleet within its means: looks at every guest several times a second, decides ([`policy::step`]), carries out.
+//!
+//! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on, and a VM that does not answer keeps
+//! it from looking at the others for a tenth of a second, once. What it must not forget is in a file before it is done: a daemon that is
+//! started again goes on from there and from what it sees.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::HostError;
+use super::asker::{Askers, Told};
+use super::diary::{Diary, Entry};
+use super::ledger::{Means, Reading};
+use super::observer::{ANSWER_WAIT, Observation, Observer};
+use super::policy_state::PolicyState;
+use super::post::{Post, Said};
+use super::runtime::FleetDir;
+use super::shutdown;
+use machine::control::Request;
+use overcommit::action::Action;
+use overcommit::knobs::Knobs;
+use overcommit::ledger::Ledger;
+use overcommit::policy;
+use overcommit::pressure::{Because, Pressure};
+use overcommit::view::{GuestView, HostView};
+
+/// From one look to the next, unless that would take more than one part in so many of one processor's time ...
+const INTERVAL: Duration = Duration::from_millis(200);
+const LOOK_PART: u32 = 50;
+/// ... but no longer than this: memory may be gone faster.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How long somebody who wants to know it exactly waits for VMs to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+/// How often the thread sees that it is to end.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What carries out what is decided.
+pub trait Hands: Send {
+    /// What the fleet may use.
+    fn means(&mut self) -> Means;
+    /// Has the engine be eager, or not.
+    fn merge(&mut self, eager: bool);
+}
+
+/// How a fleet is managed, for those who look.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Management {
+    /// How short of memory the fleet is.
+    pub pressure: Pressure,
+    /// Why it is taken to be so short of it.
+    #[serde(default)]
+    pub because: Because,
+    /// What was seen of the host last; None before the first look.
+    pub host: Option<HostView>,
+    /// What was seen of each guest last.
+    pub guests: Vec<GuestView>,
+    /// The last ledger.
+    pub ledger: Option<Ledger>,
+    /// How long reading it took, and how often it is read, in seconds.
+    pub ledger_seconds: (f64, f64),
+    /// When it was read, by the clock of `host`.
+    #[serde(default)]
+    pub ledger_read_seconds: Option<f64>,
+    /// Whether anything is done about it, or it is only watched.
+    pub acting: bool,
+    /// Guests that were suspended, and why.
+    pub suspended: BTreeMap<String, String>,
+    /// Guests that were stopped, and why.
+    pub stopped: BTreeMap<String, String>,
+    /// The most that was ever in use, in pages.
+    pub peak_used_pages: u64,
+    /// Looks so far.
+    pub looks: u64,
+    /// Processor time that looking and deciding took, in seconds.
+    pub cpu_seconds: f64,
+    /// What was done lately, the oldest first.
+    pub diary: Diary,
+}
+
+/// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
+pub struct Governor {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    posts: Mutex<Vec<Post>>,
+    knobs: Mutex<Knobs>,
+    management: Mutex<Management>,
+    askers: Arc<Mutex<Askers>>,
+    ending: AtomicBool,
+}
+
+impl Governor {
+    /// Begins to manage the guests at `posts`. With `act` false it only looks.
+    pub fn start(
+        posts: Vec<Post>,
+        dir: &FleetDir,
+        knobs: Knobs,
+        act: bool,
+        hands: Box<dyn Hands>,
+    ) -> Result<Self, HostError> {
+        let shared = Arc::new(Shared {
+            posts: Mutex::new(posts),
+            knobs: Mutex::new(knobs),
+            management: Mutex::default(),
+            askers: Arc::default(),
+            ending: AtomicBool::new(false),
+        });
+        let path = dir.policy();
+        let failed = |source| HostError::Runtime { what: "start the thread that keeps", path, source };
+        let work = Work {
+            shared: shared.clone(),
+            observer: Observer::new(shared.askers.clone()),
+            state: PolicyState::load(dir),
+            act,
+            hands,
+            began: Instant::now(),
+        };
+        let thread =
+            thread::Builder::new().name("governor".into()).spawn(move || work.run()).map_err(failed)?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Manages these guests from now on.
+    pub fn set_posts(&self, posts: Vec<Post>) {
+        *lock(&self.shared.posts) = posts;
+    }
+
+    /// Decides by these knobs from now on.
+    pub fn set_knobs(&self, knobs: Knobs) {
+        *lock(&self.shared.knobs) = knobs;
+    }
+
+    /// What the VMs at `posts` say now; of one that does not answer soon, what it said last.
+    pub fn ask(&self, posts: &[Post]) -> Vec<Option<Said>> {
+        {
+            let mut askers = lock(&self.shared.askers);
+            askers.begin(posts);
+            askers.ask(true);
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < ASK_LIMIT && !lock(&self.shared.askers).is_idle() {
+            thread::sleep(POLL);
+        }
+        let askers = lock(&self.shared.askers);
+        posts.iter().map(|post| askers.said(&post.guest)).collect()
+    }
+
+    /// Guests whose VMs do not answer.
+    pub fn silent(&self) -> Vec<String> {
+        let management = lock(&self.shared.management);
+        let silent = management.guests.iter().filter(|guest| guest.silent_seconds.is_some());
+        silent.map(|guest| guest.name.clone()).collect()
+    }
+
+    /// Ends the thread: nothing is done to a guest from here on.
+    pub fn stand_down(&self) {
+        self.shared.ending.store(true, Ordering::Relaxed);
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// How the fleet is managed.
+    pub fn management(&self) -> Management {
+        lock(&self.shared.management).clone()
+    }
+}
+
+impl Management {
+    /// How old the ledger was at the last look, in seconds.
+    pub fn ledger_age_seconds(&self) -> Option<f64> {
+        Some(self.host.as_ref()?.now_seconds - self.ledger_read_seconds?)
+    }
+
+    /// What a reader of the fleet's numbers should know.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
+        let suspended = self.suspended.iter().map(move |entry| said(entry, "suspended"));
+        let stalls = self.host.as_ref().filter(|host| host.psi.is_none());
+        let unseen = stalls.map(|_| {
+            "this kernel does not tell how long tasks wait for memory (PSI): free memory alone counts".into()
+        });
+        let silent = self.guests.iter().filter_map(|guest| {
+            let seconds = guest.silent_seconds?;
+            Some(format!(
+                "guest {} has not answered for {seconds:.0} s: its memory is counted, what it says of itself is old, and it cannot be \
+                 managed",
+                guest.name
+            ))
+        });
+        unseen
+            .into_iter()
+            .chain(silent)
+            .chain(suspended)
+            .chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
+    }
+}
+
+impl Drop for Governor {
+    fn drop(&mut self) {
+        self.stand_down();
+    }
+}
+
+/// What is in `mutex`, whoever panicked with it: nothing here leaves a value half changed.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Work {
+    shared: Arc<Shared>,
+    observer: Observer,
+    state: PolicyState,
+    act: bool,
+    hands: Box<dyn Hands>,
+    began: Instant,
+}
+
+impl Work {
+    fn run(mut self) {
+        let mut interval = INTERVAL;
+        while !self.wait(interval) {
+            // Not by the clock: on a busy host a look waits for others, and must not be the rarer for it.
+            let before = self.observer.cpu_time();
+            self.look();
+            interval = ((self.observer.cpu_time() - before) * LOOK_PART).clamp(INTERVAL, LONGEST_INTERVAL);
+        }
+    }
+
+    /// True when the thread is to end.
+    fn wait(&self, time: Duration) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < time && !self.shared.ending.load(Ordering::Relaxed) {
+            thread::sleep(POLL.min(time));
+        }
+        self.shared.ending.load(Ordering::Relaxed)
+    }
+
+    fn look(&mut self) {
+        let posts = lock(&self.shared.posts).clone();
+        self.observer.means = self.hands.means();
+        let Observation { host, guests, reading } =
+            self.observer.observe(&posts, self.began.elapsed().as_secs_f64(), &self.state);
+        let mut entries = Vec::new();
+        if self.act {
+            {
+                let askers = lock(&self.shared.askers);
+                self.state.keep(&guests, |guest| askers.is_late(guest));
+            }
+            let knobs = *lock(&self.shared.knobs);
+            let mut memory = std::mem::take(&mut self.state.memory);
+            let actions = policy::step(&mut memory, &host, &guests, &knobs);
+            self.state.memory = memory;
+            entries = self.carry_out_all(&actions, &posts, host.now_seconds);
+        }
+        self.tell(host, guests, reading, entries);
+    }
+
+    /// Has everything done that can be done now. What was done comes back, also what was asked for in an earlier look.
+    fn carry_out_all(&mut self, actions: &[Action], posts: &[Post], seconds: f64) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for action in actions {
+            if let Action::Merge { eager } = *action {
+                self.hands.merge(eager);
+                entries.push(Entry::new(action, None, None, seconds));
+            }
+            // One that is late may do yet what it was told before: what it should do is decided again when that is known.
+            let post = action.guest().and_then(|n| posts.get(n));
+            let Some(post) = post.filter(|post| lock(&self.shared.askers).takes(&post.guest)) else {
+                continue;
+            };
+            let Some(request) = request(action) else { continue };
+            // What is suspended is written down first: the next daemon must know that it was us.
+            match action {
+                Action::Suspend { reason, .. } => self.state.suspend(&post.guest, &reason.to_string()),
+                Action::Stop { reason, .. } => self.state.stop(&post.guest, &reason.to_string()),
+                _ => {}
+            }
+            // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
+            lock(&self.shared.askers).tell(&post.guest, *action, request);
+        }
+        let told = {
+            let mut askers = lock(&self.shared.askers);
+            if !actions.is_empty() {
+                askers.wait(ANSWER_WAIT);
+            }
+            askers.told()
+        };
+        for Told { guest, action, error } in told {
+            // One that could not be resumed is still suspended, and still by us.
+            if matches!(action, Action::Resume { .. }) && error.is_none() {
+                self.state.resume(&guest);
+            }
+            entries.push(Entry::new(&action, Some(guest), error, seconds));
+        }
+        entries
+    }
+
+    fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
+        let mut now = lock(&self.shared.management);
+        now.pressure = self.state.memory.pressure();
+        now.because = self.state.memory.because();
+        now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
+        now.host = Some(host);
+        now.guests = guests;
+        now.looks += 1;
+        now.acting = self.act;
+        (now.suspended, now.stopped) = (self.state.suspended.clone(), self.state.stopped.clone());
+        now.cpu_seconds = self.observer.cpu_time().as_secs_f64();
+        if let Some(reading) = reading {
+            now.ledger_seconds = (reading.seconds, self.observer.ledger_interval_seconds());
+            now.ledger = Some(reading.ledger);
+            now.ledger_read_seconds = now.host.as_ref().map(|host| host.now_seconds);
+        }
+        entries.into_iter().for_each(|entry| now.diary.add(entry));
+    }
+}
+
+/// What a guest's VM is told to do what was decided; None if that is not for a guest.
+fn request(action: &Action) -> Option<Request> {
+    Some(match *action {
+        Action::Merge { .. } => return None,
+        Action::Balloon { target_pages, .. } => {
+            Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
+        }
+        Action::Throttle { pages_per_second, .. } => Request::Throttle { pages_per_second },
+        Action::PageOut { pages, .. } => Request::PageOut { pages },
+        Action::Suspend { .. } => Request::Pause,
+        Action::Resume { .. } => Request::Resume,
+        // Its VM sees to it by itself: this thread does not wait.
+        Action::Stop { .. } => shutdown::request(shutdown::DEFAULT_LIMIT),
+    })
+}

@@ -1,0 +1,578 @@
+//! One guest of a fleet: its VM process, what it said when it was ready, what it was filled with.
+
+use std::fs;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::layout::Layout;
+use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report, Target};
+use rustix::process::Signal;
+
+use super::HostError;
+use super::client::{ANSWER_LIMIT, Com2, control_within};
+use super::post::Post;
+use super::runtime::FleetDir;
+use super::shutdown::{self, Ended, Shutdown};
+use super::spec::{EngineName, GuestSpec, Overcommit};
+use super::state::{Saved, Started};
+use super::watch::{Stage, Watch};
+use machine::{Drive, control as vm};
+use measure::Space;
+use os::Process;
+use os::{executable, limits};
+
+/// How long the built-in guest may take until it is ready.
+const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
+/// How long a Linux guest may take.
+const LINUX_LIMIT: Duration = Duration::from_secs(180);
+/// How long a guest may be silent during a long command: progress comes more often than this.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// Until the governor has seen it, a guest may take this much memory a second: 64 MiB.
+const NEWCOMER_PAGES_PER_SECOND: u64 = 16_384;
+/// How long a command may take a guest that is throttled or suspended.
+const HELD_LIMIT: Duration = Duration::from_secs(3600);
+/// How long a VM process may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
+const OOM_SCORE_ADJ: &str = "300";
+/// How often a VM that is to end is looked at.
+const END_POLL: Duration = Duration::from_millis(20);
+/// How a VM ends whose guest powered off, in words.
+const CLEAN_EXIT: &str = "exit status 0";
+/// How one ended that is no child of ours.
+const GONE: &str = "its process is gone";
+/// How much of a log an error message shows.
+const LOG_TAIL_BYTES: u64 = 600;
+
+/// Who keeps VM processes alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// They end when this process does, however it ends.
+    WithUs,
+    /// They run on; a later daemon takes them over.
+    TheirOwn,
+}
+
+/// A guest.
+pub struct Guest {
+    /// What it is to be.
+    pub spec: GuestSpec,
+    /// Its number in the fleet.
+    pub number: usize,
+    dir: FleetDir,
+    engine: EngineName,
+    working_set_seconds: Option<f64>,
+    process: Running,
+    pub(super) com2: Option<Com2>,
+    ready: Option<Ready>,
+    fill: Option<Fill>,
+}
+
+enum Running {
+    /// Started by us. The pipe ends the VM when it is dropped (with [`Lifetime::WithUs`]).
+    Child {
+        child: Child,
+        process: Process,
+        lifeline: Option<ChildStdin>,
+    },
+    /// Started by an earlier daemon.
+    Adopted(Process),
+    Ended(String),
+}
+
+impl Guest {
+    /// Starts the VM process of guest `number`.
+    pub fn start(
+        spec: &GuestSpec,
+        number: usize,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        engine: EngineName,
+        overcommit: &Overcommit,
+    ) -> Result<Self, HostError> {
+        let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
+        let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
+        let _ = fs::remove_file(&log);
+        let working_set_seconds = overcommit.sampling_seconds();
+        // Before there is a process: one that is found without it is not of this fleet's making.
+        let started = Started { guest: spec.clone(), engine, working_set_seconds };
+        Saved::new(started, None, None, None).write(dir)?;
+        // Appending, as the console does: else each would write over the other's lines.
+        let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
+        let mut program = executable::command();
+        program
+            .arg("run")
+            .args(["--name", &spec.name, "--memory", &format!("{}K", spec.memory_bytes >> 10)])
+            .args(["--cpus", &spec.cpus.to_string()])
+            .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
+            .args(["--console".as_ref(), log.as_os_str()])
+            .args(["--oom-score-adj", OOM_SCORE_ADJ])
+            .args(spec.kernel.iter().flat_map(|k| ["--kernel".as_ref(), k.as_os_str()]))
+            .args(spec.initrd.iter().flat_map(|i| ["--initrd".as_ref(), i.as_os_str()]))
+            .args(spec.cmdline.iter().flat_map(|c| ["--cmdline", c.as_str()]))
+            .args(spec.balloon.deflate_on_oom.then_some("--deflate-on-oom"))
+            .args(spec.balloon.free_page_reporting.then_some("--free-page-reporting"))
+            .stdout(Stdio::null())
+            .stderr(messages)
+            // A Control-C on the terminal is for us, and we tell the guests.
+            .process_group(0);
+        for drive in &spec.drives {
+            program.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only, drive.format.is_some()));
+        }
+        if spec.kernel.is_some() {
+            program.args(["--unpack", spec.unpack.name()]);
+        }
+        if let Some(on) = spec.huge_pages {
+            program.args(["--huge-pages", if on { "yes" } else { "no" }]);
+        }
+        if let Some(seconds) = working_set_seconds {
+            program.args(["--sample-working-set", &seconds.to_string()]);
+        }
+        if overcommit.policy {
+            program.args(["--throttle", &NEWCOMER_PAGES_PER_SECOND.to_string()]);
+        }
+        if engine == EngineName::Slab {
+            program.arg("--merge").arg(dir.merge_socket()?);
+        }
+        match lifetime {
+            Lifetime::WithUs => program.arg("--lifeline").stdin(Stdio::piped()),
+            Lifetime::TheirOwn => {
+                program.args(["--daemon", &std::process::id().to_string()]).stdin(Stdio::null())
+            }
+        };
+        let mut child = program.spawn().map_err(failed)?;
+        let lifeline = child.stdin.take();
+        let process = match Process::of_child(&child) {
+            Ok(process) => Running::Child { child, process, lifeline },
+            Err(source) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(failed(source));
+            }
+        };
+        let guest = Self {
+            spec: spec.clone(),
+            number,
+            dir: dir.clone(),
+            engine,
+            working_set_seconds,
+            process,
+            com2: None,
+            ready: None,
+            fill: None,
+        };
+        guest.save();
+        Ok(guest)
+    }
+
+    /// Takes over a VM that an earlier daemon started and filled, as `saved` says, and that is to be as `spec` says.
+    pub fn adopt(
+        spec: &GuestSpec,
+        number: usize,
+        dir: &FleetDir,
+        saved: &Saved,
+        vm: Process,
+    ) -> Result<Self, HostError> {
+        let guest = Self {
+            spec: spec.clone(),
+            number,
+            dir: dir.clone(),
+            engine: saved.started.engine,
+            working_set_seconds: saved.started.working_set_seconds,
+            com2: Com2::connect(&spec.name, &dir.com2(&spec.name)?, vm.pid()).ok(),
+            process: Running::Adopted(vm),
+            ready: saved.ready(),
+            fill: saved.fill(),
+        };
+        // What may change under a running VM has.
+        guest.save();
+        Ok(guest)
+    }
+
+    /// Waits until the guest says that it is ready.
+    pub fn wait_ready(&mut self, watch: &Watch) -> Result<(), HostError> {
+        let usual = if self.spec.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
+        let limit = self.spec.ready_seconds.map_or(usual, |s| Duration::from_secs(s.into()));
+        let path = self.dir.com2(&self.spec.name)?;
+        let begin = Instant::now();
+        while self.ready.is_none() {
+            watch.check()?;
+            self.check_alive()?;
+            if begin.elapsed() > limit {
+                let log = match self.log_tail() {
+                    empty if empty.is_empty() => " is empty".into(),
+                    tail => format!(" ends with{tail}"),
+                };
+                return Err(HostError::Silent { guest: self.spec.name.clone(), limit, log });
+            }
+            match &mut self.com2 {
+                None => match Com2::connect(&self.spec.name, &path, self.pid().unwrap_or(0)) {
+                    Ok(com2) => self.com2 = Some(com2),
+                    Err(source) if limits::is_shortage(&source) => {
+                        let who = format!("COM2 of guest {}", self.spec.name);
+                        return Err(HostError::Socket { who, source: limits::explained(source) });
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                },
+                Some(com2) => match com2.poll() {
+                    Ok(Some(Reply::Ready(ready))) => self.ready = Some(ready),
+                    Ok(_) => {}
+                    // Its VM ended: say how, for that is the cause.
+                    Err(e) => {
+                        self.is_ending();
+                        self.check_alive()?;
+                        return Err(e);
+                    }
+                },
+            }
+        }
+        self.save();
+        watch.tell(Stage::Ready, self.number, 1, 1);
+        Ok(())
+    }
+
+    /// Fills its memory as the fleet file says; without a word there, not at all.
+    pub fn fill(&mut self, watch: &Watch) -> Result<(), HostError> {
+        if self.fill.is_some() {
+            return Ok(());
+        }
+        match self.spec.fill.and_then(|f| f.command(self.number)) {
+            Some(fill) => self.fill_by(fill, watch),
+            None => Ok(()),
+        }
+    }
+
+    /// Fills its memory in this way, whatever the fleet file says.
+    pub fn fill_by(&mut self, fill: Fill, watch: &Watch) -> Result<(), HostError> {
+        // Where the fleet file says no number, the guest fills what is not in its balloon, and says how much that is.
+        let pages = match self.command(&Command::Fill(fill), Stage::Fill, watch)? {
+            Reply::Ok(Done::Fill { pages }) => Some(pages),
+            _ => fill.pages,
+        };
+        self.fill = Some(Fill { pages, ..fill });
+        self.save();
+        Ok(())
+    }
+
+    /// Fills so many pages, whatever the fleet file says of their number; of that mix, or nothing where it says none.
+    pub fn fill_pages(&mut self, pages: u64, watch: &Watch) -> Result<(), HostError> {
+        let Some(mut fill) = self.spec.fill else { return Ok(()) };
+        fill.pages = Some(pages);
+        let Some(command) = fill.command(self.number) else { return Ok(()) };
+        self.command(&Command::Fill(command), Stage::Fill, watch)?;
+        self.fill = Some(command);
+        self.save();
+        Ok(())
+    }
+
+    /// Has the guest check every page it filled. Returns pages checked and pages wrong.
+    pub fn verify(&mut self, watch: &Watch) -> Result<(u64, u64), HostError> {
+        match self.command(&Command::Verify, Stage::Verify, watch)? {
+            Reply::Ok(Done::Verify { checked, mismatched, .. }) => Ok((checked, mismatched)),
+            _ => Ok((0, 0)),
+        }
+    }
+
+    /// What the guest says of its pages.
+    pub fn report(&mut self, watch: &Watch) -> Result<Option<Report>, HostError> {
+        match self.command(&Command::Report, Stage::Verify, watch)? {
+            Reply::Ok(Done::Report(report)) => Ok(Some(report)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Has the guest obey any other command. Pages that `fill` writes this way nobody here knows of.
+    pub fn obey(&mut self, command: &Command, watch: &Watch) -> Result<Reply, HostError> {
+        self.command(command, Stage::Merge, watch)
+    }
+
+    fn command(&mut self, command: &Command, stage: Stage, watch: &Watch) -> Result<Reply, HostError> {
+        let number = self.number;
+        let post = self.post()?;
+        let Some(com2) = &mut self.com2 else {
+            return Err(HostError::Socket {
+                who: format!("COM2 of guest {}", self.spec.name),
+                source: io::ErrorKind::NotConnected.into(),
+            });
+        };
+        let began = Instant::now();
+        let mut stands = false;
+        let result = com2.command(command, SILENCE_LIMIT, &mut |progress| {
+            watch.check()?;
+            if let Some((done, total)) = progress {
+                if std::mem::take(&mut stands) {
+                    watch.tell(Stage::Wait, number, 1, 1);
+                }
+                watch.tell(stage, number, done, total);
+                return Ok(false);
+            }
+            // One that is held back says nothing, and is not to blame.
+            let status = post.as_ref().and_then(|post| post.status().ok());
+            let paused = status.as_ref().is_some_and(|status| status.paused);
+            if paused && !stands {
+                stands = true;
+                watch.tell(Stage::Wait, number, 0, 1);
+            }
+            let held = paused || status.is_some_and(|status| status.throttle.pages_per_second.is_some());
+            Ok(held && began.elapsed() < HELD_LIMIT)
+        });
+        if stands {
+            watch.tell(Stage::Wait, number, 1, 1);
+        }
+        if result.is_err() {
+            self.check_alive()?;
+        } else {
+            watch.tell(stage, number, 1, 1);
+        }
+        result
+    }
+
+    /// Asks the VM process.
+    pub fn control(&self, request: &vm::Request) -> Result<vm::Reply, HostError> {
+        self.control_within(request, ANSWER_LIMIT)
+    }
+
+    fn control_within(&self, request: &vm::Request, limit: Duration) -> Result<vm::Reply, HostError> {
+        let socket = self.dir.control(&self.spec.name)?;
+        // Of one that has ended no process is meant, and none answers.
+        control_within(&self.spec.name, &socket, Some(self.pid().unwrap_or(0)), request, limit)
+    }
+
+    /// Its post, while it has a process: for those who manage its memory.
+    pub fn post(&self) -> Result<Option<Post>, HostError> {
+        let socket = self.dir.control(&self.spec.name)?;
+        Ok(self.pid().map(|pid| Post {
+            guest: self.spec.name.clone(),
+            pid,
+            socket,
+            memory_bytes: self.spec.memory_bytes,
+            standing: self.spec.standing,
+        }))
+    }
+
+    /// What the VM process says of itself.
+    pub fn vm_status(&self) -> Result<vm::Status, HostError> {
+        match self.control(&vm::Request::Status)? {
+            vm::Reply::Status(status) => Ok(status),
+            other => Err(HostError::Control { guest: self.spec.name.clone(), answer: format!("{other:?}") }),
+        }
+    }
+
+    /// Where its memory lies, for measuring.
+    pub fn space(&self) -> Result<Space, HostError> {
+        let status = self.vm_status()?;
+        Ok(Space { name: self.spec.name.clone(), pid: status.pid, extents: status.extents })
+    }
+
+    /// What it said when it was ready.
+    pub fn ready(&self) -> Option<Ready> {
+        self.ready
+    }
+
+    /// Is it the built-in guest, whose pages lie where it says?
+    pub fn is_built_in(&self) -> bool {
+        self.ready.is_some_and(|r| r.kind == Kind::Builtin)
+    }
+
+    /// How many pages of one kind it was filled with; None if it was not, or nobody knows.
+    pub fn pages_of(&self, target: Target) -> Option<u64> {
+        let fill = self.fill?;
+        let pages = fill.pages?;
+        let layout = Layout::new(fill.mix, pages);
+        Some(match target {
+            Target::All => pages,
+            Target::Only(class) => {
+                let segment = layout.segment(class);
+                segment.end - segment.start
+            }
+        })
+    }
+
+    /// What it was filled with.
+    pub fn filled(&self) -> Option<&Fill> {
+        self.fill.as_ref()
+    }
+
+    /// Its process, while it has one.
+    pub fn pid(&self) -> Option<u32> {
+        self.process().map(Process::pid)
+    }
+
+    fn process(&self) -> Option<&Process> {
+        match &self.process {
+            Running::Child { process, .. } | Running::Adopted(process) => Some(process),
+            Running::Ended(_) => None,
+        }
+    }
+
+    /// Whether it was started here; else an earlier daemon did that.
+    pub fn is_child(&self) -> bool {
+        matches!(self.process, Running::Child { .. })
+    }
+
+    /// Kills its VM at once, as the out-of-memory killer does.
+    pub fn kill(&self) {
+        if let Some(process) = self.process() {
+            let _ = process.signal(Signal::KILL);
+        }
+    }
+
+    /// None while its VM runs, else how it ended.
+    pub fn ended(&mut self) -> Option<&str> {
+        let how = match &mut self.process {
+            Running::Child { child, .. } => match child.try_wait() {
+                Ok(Some(status)) => Some(describe(status)),
+                _ => None,
+            },
+            Running::Adopted(process) => process.has_ended().then(|| GONE.into()),
+            Running::Ended(_) => None,
+        };
+        if let Some(how) = how {
+            let how = match self.last_error() {
+                Some(why) if how != CLEAN_EXIT => format!("{how}: {why}"),
+                _ => how,
+            };
+            self.process = Running::Ended(how);
+        }
+        match &self.process {
+            Running::Ended(how) => Some(how),
+            _ => None,
+        }
+    }
+
+    /// Whether its VM is ending, which is seen on its sockets before its process is gone.
+    pub fn is_ending(&mut self) -> bool {
+        let begin = Instant::now();
+        while self.ended().is_none() && begin.elapsed() < END_LIMIT {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.ended().is_some()
+    }
+
+    fn check_alive(&mut self) -> Result<(), HostError> {
+        let Some(how) = self.ended().map(str::to_owned) else { return Ok(()) };
+        Err(HostError::Ended { guest: self.spec.name.clone(), how, log: self.log_tail() })
+    }
+
+    /// Why its VM failed, as it says itself at the end of the log.
+    fn last_error(&self) -> Option<String> {
+        let mark = format!("error: {}: ", self.spec.name);
+        let tail = self.log_end();
+        let why = tail.lines().rev().find_map(|line| line.strip_prefix(&mark))?;
+        Some(why.into())
+    }
+
+    /// The end of what it and its VM wrote, as a clause for an error message.
+    fn log_tail(&self) -> String {
+        match self.log_end().trim() {
+            "" => String::new(),
+            text => format!(":\n    {}", text.replace('\n', "\n    ")),
+        }
+    }
+
+    fn log_end(&self) -> String {
+        // No more than the end is read: a guest may have written any amount.
+        let read = || {
+            let mut file = fs::File::open(self.dir.log(&self.spec.name))?;
+            let bytes = file.metadata()?.len();
+            file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL_BYTES)))?;
+            let mut tail = Vec::new();
+            file.take(LOG_TAIL_BYTES).read_to_end(&mut tail)?;
+            io::Result::Ok(tail)
+        };
+        let tail = read().unwrap_or_default();
+        let text = String::from_utf8_lossy(&tail);
+        // A guest's console may hold anything, also what would command the terminal that shows this.
+        text.replace(|c: char| c.is_control() && c != '\n', " ")
+    }
+
+    /// What its VM was started with.
+    pub(super) fn started(&self) -> Started {
+        let working_set_seconds = self.working_set_seconds;
+        Started { guest: self.spec.clone(), engine: self.engine, working_set_seconds }
+    }
+
+    /// Writes down what a later daemon needs to know of it.
+    pub(super) fn save(&self) {
+        let process = self.process().map(Process::identity);
+        // Without it a later daemon does not take this guest over, and says so.
+        if let Err(error) = Saved::new(self.started(), process, self.ready, self.fill).write(&self.dir) {
+            tracing::warn!("guest {}: {}", self.spec.name, super::daemon::one_line(&error));
+        }
+    }
+
+    /// Has the guest power off as long as `shutdown` lets it, and ends its VM. The built-in guest has nothing to lose, and ends at once.
+    pub(super) fn shut_down(&mut self, shutdown: &Shutdown) -> Ended {
+        if !self.is_built_in() && self.ended().is_none() {
+            // At the pace of one that is held back it could not.
+            let lift = vm::Request::Throttle { pages_per_second: None };
+            let _ = self.control_within(&lift, END_LIMIT);
+            let asked = self.control_within(&shutdown::request(shutdown.vm_limit()), END_LIMIT).is_ok();
+            while asked && self.ended().is_none() && !shutdown.time_left().is_zero() {
+                std::thread::sleep(END_POLL);
+            }
+        }
+        let has_nothing_to_lose = self.is_built_in();
+        let ended = match self.ended() {
+            None if has_nothing_to_lose => Ended::Orderly,
+            None => Ended::CutOff,
+            // Of one that is no child of ours it is not known, unless it has said so.
+            Some(how) if how == CLEAN_EXIT || how == GONE => Ended::Orderly,
+            Some(how) => Ended::Otherwise(how.into()),
+        };
+        self.stop();
+        ended
+    }
+
+    /// Ends its VM, by force if it does not end when told, and removes what it left.
+    pub fn stop(&mut self) {
+        if self.ended().is_none()
+            && let Some(process) = self.process()
+        {
+            end(process, || self.control_within(&vm::Request::Stop, END_LIMIT).is_ok());
+        }
+        if let Running::Child { child, .. } = &mut self.process {
+            let _ = child.wait();
+        }
+        self.process = Running::Ended("stopped".into());
+        let sockets = [self.dir.control(&self.spec.name), self.dir.com2(&self.spec.name)];
+        for path in sockets.into_iter().flatten().chain([self.dir.state(&self.spec.name)]) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Has a VM process end as `ask` asks it to, or by a signal if it was not asked, or by force.
+pub(super) fn end(process: &Process, ask: impl FnOnce() -> bool) {
+    if !ask() {
+        let _ = process.signal(Signal::TERM);
+    }
+    if !process.ends_within(END_LIMIT) {
+        let _ = process.signal(Signal::KILL);
+        process.ends_within(END_LIMIT);
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Running::Child { child, lifeline: Some(_), .. } = &mut self.process {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        _ => "unknown".into(),
+    }
+}
+
+/// Does the process exist and is it more than a zombie?
+pub(super) fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}

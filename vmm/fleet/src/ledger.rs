@@ -1,0 +1,175 @@
+//! Reads a fleet's ledger off the host: page tables, the kernel's books, the balloons, the engine.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::HostError;
+use super::guest::is_running;
+use super::post::{self, Post, Said};
+use measure::audit::{self, Audit};
+use measure::by_kind;
+use measure::frames::Frames;
+use measure::{MeasureError, Space};
+use memory::PAGE_BYTES;
+use memory::ksm_stat::KsmStat;
+use memory::smaps::ProcessPages;
+use overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, HostOverhead, Ledger};
+use overcommit::readings::Host;
+
+/// What KSM keeps of each page it has seen (struct ksm_rmap_item), in bytes.
+const RMAP_ITEM_BYTES: u64 = 64;
+
+/// How long a VM that does not answer is given to end: so many looks, so far apart.
+const ENDING_LOOKS: u32 = 50;
+const ENDING_PAUSE: Duration = Duration::from_millis(20);
+
+/// What the fleet may use, and what its engine keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Means {
+    /// In pages.
+    pub capacity: u64,
+    /// Pages of slabs that no guest uses.
+    pub dead_slabs: u64,
+    /// Whether an engine merges.
+    pub merging: bool,
+    /// Pages of all slabs, in use or not, as they are now; None where the engine has no slabs, or nobody asked.
+    pub slab_pages: Option<u64>,
+}
+
+/// A ledger, and what it was made of.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The frames it counts.
+    pub frames: Frames,
+    /// What each guest's VM said, in the order of `frames.guests`.
+    pub said: Vec<Said>,
+    /// Processor time that reading it took here, in seconds.
+    pub seconds: f64,
+    /// The audit, where one was asked for.
+    pub audit: Option<Audit>,
+}
+
+/// Reads the ledger of those of `posts` that run, all of which are asked. With `audited`, checks it by other means, too.
+pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, HostError> {
+    read_with(posts, means, audited, &|| {
+        post::each(posts, |_, post| is_running(post.pid).then(|| post.ask()))
+    })
+}
+
+/// Reads the ledger of those of `posts` that run by what their VMs said last, which need not answer for that: one that was never heard is
+/// left out.
+pub fn read_heard(posts: &[Post], heard: &[Option<Said>], means: Means) -> Result<Reading, HostError> {
+    let said = |(post, said): (&Post, &Option<Said>)| said.clone().filter(|_| is_running(post.pid)).map(Ok);
+    read_with(posts, means, false, &|| posts.iter().zip(heard).map(said).collect())
+}
+
+fn read_with(
+    posts: &[Post],
+    means: Means,
+    audited: bool,
+    ask: &dyn Fn() -> Vec<Option<Result<Said, HostError>>>,
+) -> Result<Reading, HostError> {
+    let begin = thread_time();
+    // One that ends between two questions is left out the next time.
+    for _ in 0..=posts.len() {
+        let mut asked = Vec::new();
+        for (post, said) in posts.iter().zip(ask()) {
+            match said {
+                Some(Ok(said)) => asked.push((post, said)),
+                // Its sockets are gone before its process is.
+                Some(Err(error)) if !ends_soon(post.pid) => return Err(error),
+                _ => {}
+            }
+        }
+        let spaces: Vec<Space> = asked.iter().map(|(_, said)| said.space()).collect();
+        let counted = match audited {
+            true => audit::audit(&spaces).map(|(frames, audit)| (frames, Some(audit))),
+            false => by_kind::measure(&spaces).map(|frames| (frames, None)),
+        };
+        let (frames, audit) = match counted {
+            Ok(counted) => counted,
+            Err(_) if asked.iter().any(|(post, _)| ends_soon(post.pid)) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let ledger = account(&asked, &frames, means);
+        let said = asked.into_iter().map(|(_, said)| said).collect();
+        return Ok(Reading {
+            ledger,
+            frames,
+            said,
+            seconds: thread_time().saturating_sub(begin).as_secs_f64(),
+            audit,
+        });
+    }
+    Err(HostError::Measure(MeasureError::TooMany { guests: posts.len() }))
+}
+
+/// Whether this process has ended, or does so within a moment.
+fn ends_soon(pid: u32) -> bool {
+    (0..ENDING_LOOKS).any(|_| {
+        let ended = !is_running(pid);
+        if !ended {
+            std::thread::sleep(ENDING_PAUSE);
+        }
+        ended
+    })
+}
+
+fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
+    let readings = Host::default().read().ok();
+    let mut overhead = HostOverhead {
+        dead_slabs: means.dead_slabs,
+        second_level_of_host: readings.as_ref().map_or(0, |r| r.second_level_pages),
+        ..HostOverhead::default()
+    };
+    if let Ok(own) = ProcessPages::of(std::process::id()) {
+        // The program is the same file in all VM processes: its pages are counted once, here.
+        overhead.daemon = own.anonymous + own.file + own.page_tables;
+    }
+    let (mut guests, mut parked_frames) = (Vec::new(), 0);
+    for ((post, said), seen) in asked.iter().zip(&frames.guests) {
+        let process = ProcessPages::of(post.pid).unwrap_or_default();
+        // Pages that are parked to see whether the guest touches them have frames, elsewhere.
+        let parked = said.status.parked_pages.min(seen.pages.absent);
+        parked_frames += parked;
+        let of_guest = seen.anonymous.saturating_sub(seen.pages.zero) + parked;
+        let items = KsmStat::of(post.pid).map_or(0, |stat| stat.rmap_items);
+        overhead.ksm_metadata += (items * RMAP_ITEM_BYTES).div_ceil(PAGE_BYTES);
+        guests.push(GuestNumbers {
+            name: post.guest.clone(),
+            classes: Classes {
+                absent: seen.pages.absent - parked,
+                ballooned: 0,
+                zero: seen.pages.zero,
+                private: seen.pages.private + parked,
+                shared: seen.pages.shared,
+                swapped: seen.pages.swapped,
+            },
+            balloon_absent: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
+            frames: seen.frames + parked as f64,
+            to_give: said.to_give_pages(),
+            minimum: post.standing.min_bytes / PAGE_BYTES,
+            overhead: GuestOverhead {
+                vmm: process.anonymous.saturating_sub(of_guest),
+                page_tables: process.page_tables,
+            },
+        });
+    }
+    let host = HostNumbers {
+        capacity: means.capacity,
+        available: readings.as_ref().map_or(means.capacity, |r| r.free_pages(u64::MAX, 0)),
+        swap_free: readings.as_ref().map_or(0, |r| r.swap_free_pages),
+        frames: frames.frames + parked_frames,
+        overhead,
+    };
+    Ledger::of(&guests, &host, frames.estimated)
+}
+
+/// Processor time of this thread.
+pub(super) fn thread_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}

@@ -1,0 +1,257 @@
+//! Who listens where metrics are asked for: a thread that accepts, and one for each client, few at a time.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
+
+use super::http::{self, Client};
+use super::text::Format;
+use crate::HostError;
+use crate::spec::MetricsAddress;
+use os::SocketFile;
+
+/// Clients at a time; a further one is told to try again.
+const MAX_CLIENTS: usize = 8;
+/// How often the thread sees that it is to end.
+const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How long nobody is let in after that failed: for want of file descriptors, most likely.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+/// What is served, made anew for each client.
+pub type Page = dyn Fn(Format) -> String + Send + Sync;
+
+/// An address that is taken, with nobody to answer there yet.
+pub struct Bound {
+    listener: Listener,
+    address: MetricsAddress,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    /// Its file goes with it.
+    Unix(UnixListener, #[expect(dead_code, reason = "held until the listener goes")] SocketFile),
+}
+
+/// Serves metrics until it is dropped; then the address is free again.
+pub struct Server {
+    ending: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Takes the address, so that a mistake is known before anything else is begun.
+    ///
+    /// # Errors
+    /// Somebody has it, it is not of this host, or we may not.
+    pub fn bind(address: &MetricsAddress) -> Result<Bound, HostError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => HostError::MetricsTaken { address: address.clone() },
+            _ => HostError::Metrics { address: address.clone(), source },
+        };
+        let listener = Listener::bind(address).map_err(failed)?;
+        Ok(Bound { listener, address: address.clone() })
+    }
+
+    /// Answers whoever comes there with `page`.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(bound: Bound, page: Arc<Page>) -> Result<Self, HostError> {
+        let ending = Arc::new(AtomicBool::new(false));
+        let end = ending.clone();
+        let Bound { listener, address } = bound;
+        let thread = thread::Builder::new()
+            .name("metrics".into())
+            .spawn(move || listener.serve(&page, &end))
+            .map_err(|source| HostError::Metrics { address, source })?;
+        Ok(Self { ending, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Listener {
+    fn bind(address: &MetricsAddress) -> io::Result<Self> {
+        match address {
+            MetricsAddress::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Tcp(listener))
+            }
+            MetricsAddress::Unix(path) => {
+                let (listener, file) = SocketFile::stream(path, Mode::RUSR | Mode::WUSR)?;
+                Ok(Self::Unix(listener, file))
+            }
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Box<dyn Client + Send>> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(false)?;
+                Box::new(stream)
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(false)?;
+                Box::new(stream)
+            }
+        })
+    }
+
+    fn serve(self, page: &Arc<Page>, ending: &AtomicBool) {
+        let clients = Arc::new(AtomicUsize::new(0));
+        while !ending.load(Ordering::Relaxed) {
+            // Whether it waited or not, accepting tells.
+            let _ = poll(&mut [PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)], Some(&POLL));
+            let mut client = match self.accept() {
+                Ok(client) => client,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    continue;
+                }
+                Err(_) => {
+                    thread::sleep(RECOVERY);
+                    continue;
+                }
+            };
+            let seat = Seat::take(&clients);
+            if seat.number > MAX_CLIENTS {
+                http::turn_away(&mut *client);
+                continue;
+            }
+            let page = page.clone();
+            // Without a thread the client is hung up on.
+            let _ = thread::Builder::new().name("metrics-client".into()).spawn(move || {
+                http::answer(&mut *client, &*page);
+                drop(seat);
+            });
+        }
+    }
+}
+
+/// One client's place; dropped, it is free.
+struct Seat {
+    clients: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl Seat {
+    fn take(clients: &Arc<AtomicUsize>) -> Self {
+        let number = clients.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { clients: clients.clone(), number }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+
+    fn server(address: &MetricsAddress) -> Result<Server, HostError> {
+        Server::start(Server::bind(address)?, Arc::new(|_| "# EOF\n".into()))
+    }
+
+    fn scrape(mut stream: impl Read + Write) -> String {
+        // Who is turned away need not be able to ask.
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    /// A port of this host that was free just now.
+    fn free() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
+
+    #[test]
+    fn an_address_is_had_by_one_at_a_time() {
+        let address = MetricsAddress::Tcp(free());
+        let MetricsAddress::Tcp(socket) = address else { return };
+        for _ in 0..2 {
+            let first = server(&address).unwrap();
+            assert!(scrape(TcpStream::connect(socket).unwrap()).ends_with("# EOF\n"));
+            let error = server(&address).err().unwrap().to_string();
+            assert!(error.contains(&address.to_string()) && error.contains("taken"), "{error}");
+            drop(first);
+        }
+        assert!(TcpStream::connect(socket).is_err());
+    }
+
+    #[test]
+    fn a_socket_that_was_left_is_no_hindrance_and_a_file_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.sock");
+        // As a killed daemon leaves it.
+        drop(UnixListener::bind(&path).unwrap());
+        let address = MetricsAddress::Unix(path.clone());
+        let first = server(&address).unwrap();
+        assert!(scrape(UnixStream::connect(&path).unwrap()).ends_with("# EOF\n"));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(server(&address).is_err());
+        assert!(scrape(UnixStream::connect(&path).unwrap()).ends_with("# EOF\n"));
+        drop(first);
+        assert!(!path.exists());
+        fs::write(&path, "mine").unwrap();
+        assert!(server(&address).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn one_client_too_many_is_turned_away_and_the_rest_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.sock");
+        let _server = server(&MetricsAddress::Unix(path.clone())).unwrap();
+        // They connect, and ask only later.
+        let waiting: Vec<_> = (0..MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let mut further = String::new();
+        let _ = UnixStream::connect(&path).unwrap().read_to_string(&mut further);
+        assert!(further.starts_with("HTTP/1.1 503 "), "{further}");
+        for client in waiting {
+            assert!(scrape(client).ends_with("# EOF\n"));
+        }
+        // Their places are free again, as soon as their threads have seen that they hung up.
+        let mut again = String::new();
+        for _ in 0..100 {
+            again = scrape(UnixStream::connect(&path).unwrap());
+            if again.ends_with("# EOF\n") {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{again}");
+    }
+}

@@ -1,0 +1,165 @@
+//! A guest as whoever manages its memory sees it: its control socket, its process, and what the fleet file promised it.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::HostError;
+use super::client::control_within;
+use super::spec::Standing;
+use machine::balloon::BalloonStatus;
+use machine::control::{Reply, Request, Status};
+use measure::Space;
+use memory::PAGE_BYTES;
+
+/// How many VMs are asked at once.
+const AT_ONCE: usize = 32;
+/// How long a VM process may take to answer. Many wait for the slowest.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// A guest's post. Cheap to copy, and for any thread: its fleet need not stand still meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Post {
+    /// Its name.
+    pub guest: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// How it stands against the others.
+    pub standing: Standing,
+}
+
+/// Asks many VMs at once: one that is busy does not keep the others waiting. The results are in the order of `posts`.
+pub fn each<T: Send>(posts: &[Post], work: impl Fn(usize, &Post) -> T + Sync) -> Vec<T> {
+    let mut all = Vec::with_capacity(posts.len());
+    for (n, some) in posts.chunks(AT_ONCE).enumerate() {
+        let work = &work;
+        thread::scope(|scope| {
+            let begin = n * AT_ONCE;
+            let threads: Vec<_> =
+                some.iter().enumerate().map(|(m, post)| scope.spawn(move || work(begin + m, post))).collect();
+            // A thread that panicked has said so; its guest is as one that does not answer.
+            all.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
+        });
+    }
+    all
+}
+
+/// A guest's word on its memory counts for so long. A guest that runs is asked every second.
+pub const WORD_SECONDS: f64 = 30.0;
+
+/// What a guest's VM says of itself.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Of the VM.
+    pub status: Status,
+    /// Of its balloon; None without one.
+    pub balloon: Option<BalloonStatus>,
+    /// When it spoke of its balloon.
+    pub at: Instant,
+    /// For how long it has not answered, if that is long: then all of this is older.
+    pub silent: Option<Duration>,
+}
+
+impl Post {
+    /// Asks the VM process.
+    pub fn control(&self, request: &Request) -> Result<Reply, HostError> {
+        control_within(&self.guest, &self.socket, Some(self.pid), request, ANSWER_LIMIT)
+    }
+
+    /// What the VM says of itself.
+    pub fn status(&self) -> Result<Status, HostError> {
+        match self.control(&Request::Status)? {
+            Reply::Status(status) => Ok(status),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// What it says of itself.
+    pub fn ask(&self) -> Result<Said, HostError> {
+        let status = self.status()?;
+        let balloon = match self.control(&Request::Balloon) {
+            Ok(Reply::Balloon(balloon)) => Some(*balloon),
+            _ => None,
+        };
+        Ok(Said { status, balloon, at: Instant::now(), silent: None })
+    }
+
+    /// RAM in pages.
+    pub fn promised_pages(&self) -> u64 {
+        self.memory_bytes / PAGE_BYTES
+    }
+
+    fn nonsense(&self, reply: &Reply) -> HostError {
+        HostError::Control { guest: self.guest.clone(), answer: format!("something else: {reply:?}") }
+    }
+}
+
+impl Said {
+    /// What the guest could do without, by its own word.
+    pub fn spare_pages(&self) -> Option<u64> {
+        Some(self.balloon.as_ref()?.spare_bytes()? / PAGE_BYTES)
+    }
+
+    /// How old the guest's own word is, in seconds; None if it never gave any.
+    pub fn age_seconds(&self) -> Option<f64> {
+        Some(self.balloon.as_ref()?.age_seconds? + self.at.elapsed().as_secs_f64())
+    }
+
+    /// Its balloon, with the age that the guest's own word has by now.
+    pub fn balloon_now(&self) -> Option<BalloonStatus> {
+        Some(BalloonStatus { age_seconds: self.age_seconds(), ..self.balloon.clone()? })
+    }
+
+    /// What a balloon could be asked for now: what the guest could do without, by a word that is not old, if a driver runs that could give
+    /// it. A guest that stands still or does not answer gives nothing.
+    pub fn to_give_pages(&self) -> u64 {
+        let driver = self.balloon.as_ref().is_some_and(|balloon| balloon.size.driver);
+        let fresh = self.age_seconds().is_some_and(|age| age <= WORD_SECONDS);
+        let gives = driver && fresh && !self.status.paused && self.silent.is_none();
+        self.spare_pages().filter(|_| gives).unwrap_or(0)
+    }
+
+    /// Where the guest's memory lies, for measuring.
+    pub fn space(&self) -> Space {
+        Space { name: self.status.name.clone(), pid: self.status.pid, extents: self.status.extents.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::balloon::BalloonSize;
+
+    #[test]
+    fn only_a_fresh_word_of_a_guest_that_could_follow_counts() {
+        let status =
+            r#"{"name":"a","pid":1,"paused":false,"vcpus":1,"memory_bytes":4096,"backend":"","extents":[]}"#;
+        let balloon = BalloonStatus {
+            size: BalloonSize { driver: true, ..BalloonSize::default() },
+            age_seconds: Some(1.0),
+            guest: [("available_memory".to_owned(), 7 * PAGE_BYTES)].into(),
+            ..BalloonStatus::default()
+        };
+        let status: Status = serde_json::from_str(status).unwrap();
+        let said = Said { status, balloon: Some(balloon), at: Instant::now(), silent: None };
+        let with = |change: fn(&mut Said, &mut BalloonStatus)| {
+            let mut other = said.clone();
+            let mut balloon = other.balloon.take().unwrap();
+            change(&mut other, &mut balloon);
+            Said { balloon: Some(balloon), ..other }.to_give_pages()
+        };
+        assert_eq!(with(|_, _| ()), 7);
+        assert_eq!(with(|_, balloon| balloon.size.driver = false), 0, "no driver");
+        assert_eq!(with(|_, balloon| balloon.age_seconds = Some(WORD_SECONDS + 1.0)), 0, "an old word");
+        assert_eq!(with(|_, balloon| balloon.age_seconds = None), 0, "no word");
+        assert_eq!(with(|said, _| said.status.paused = true), 0, "it stands still");
+        assert_eq!(with(|said, _| said.silent = Some(Duration::ZERO)), 0, "it does not answer");
+        assert_eq!(Said { balloon: None, ..said.clone() }.to_give_pages(), 0);
+        let ago = Instant::now().checked_sub(Duration::from_secs(40));
+        assert_eq!(Said { at: ago.unwrap(), ..said }.to_give_pages(), 0, "what was heard long ago");
+    }
+}

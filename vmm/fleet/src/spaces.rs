@@ -1,0 +1,47 @@
+//! Where the memory of a fleet's guests lies, asked from outside: for whoever measures it.
+
+use std::time::Duration;
+
+use super::HostError;
+use super::client::{ANSWER_LIMIT, control_within};
+use super::daemon::request;
+use super::runtime::FleetDir;
+use super::status::{Reply, Request};
+use machine::control as vm;
+use measure::Space;
+
+/// How long the daemon may take to say which guests there are.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The guests of `fleet` that live, or those of them that are called so, each with its trust domain.
+///
+/// # Errors
+/// The daemon or a guest does not answer, or a name is nobody's.
+pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, HostError> {
+    let ask = Request::Status { kvm: false, content: false, audit: false, settle_seconds: None };
+    let Reply::Status(status) = request(fleet, &ask, LIMIT)? else {
+        return Err(HostError::Daemon("something else than its status".into()));
+    };
+    if let Some(unknown) = names.iter().find(|name| status.guests.iter().all(|guest| guest.name != **name)) {
+        let known: Vec<&str> = status.guests.iter().map(|guest| guest.name.as_str()).collect();
+        return Err(HostError::NoGuest {
+            guest: unknown.clone(),
+            fleet: fleet.into(),
+            known: known.join(", "),
+        });
+    }
+    let dir = FleetDir::of(fleet);
+    let mut found = Vec::new();
+    for guest in status.guests {
+        let wanted = names.is_empty() || names.contains(&guest.name);
+        if !wanted || guest.ended.is_some() {
+            continue;
+        }
+        let socket = dir.control(&guest.name)?;
+        let said = control_within(&guest.name, &socket, guest.pid, &vm::Request::Status, ANSWER_LIMIT)?;
+        if let vm::Reply::Status(vm) = said {
+            found.push((Space { name: guest.name, pid: vm.pid, extents: vm.extents }, guest.domain));
+        }
+    }
+    Ok(found)
+}

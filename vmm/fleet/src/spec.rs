@@ -1,0 +1,465 @@
+//! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
+
+mod drive;
+mod metrics;
+mod overcommit;
+mod standing;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use guest::protocol::{Fill, Mix};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use self::drive::DriveSpec;
+pub use self::metrics::{MetricsAddress, MetricsAddressError};
+pub use self::overcommit::{AdmissionName, Overcommit};
+use self::overcommit::{OvercommitError, OvercommitKeys};
+pub use self::standing::Standing;
+use self::standing::{Mistake, StandingKeys};
+use super::HostError;
+use machine::{MAX_DRIVES, MAX_VCPUS, Unpack};
+use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use memory::size::{SizeError, parse_size};
+use merge::slab::engine::Tuning;
+use os::named_file;
+
+/// The most guests of one fleet.
+pub const MAX_GUESTS: usize = 1024;
+/// The longest name of a fleet or guest: it is part of a socket's path.
+const MAX_NAME_BYTES: usize = 32;
+
+/// The longest a guest may be given to become ready: a day.
+const MAX_READY_SECONDS: u32 = 24 * 60 * 60;
+
+/// What is wrong with a fleet file.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// It is not TOML, or has a key that no fleet file has.
+    #[error(transparent)]
+    Toml(#[from] toml::de::Error),
+    /// It has no guest.
+    #[error("it has no guests: expected at least one [[guest]]")]
+    NoGuests,
+    /// It has too many.
+    #[error("it has {0} guests: expected at most {MAX_GUESTS}")]
+    TooMany(usize),
+    /// A name is used twice.
+    #[error("two guests are called {0:?}: give each a name of its own")]
+    SameName(String),
+    /// A name cannot be part of a path.
+    #[error("{0:?} is no name: expected 1 to {MAX_NAME_BYTES} letters, digits, - or _")]
+    Name(String),
+    /// A guest's memory.
+    #[error("guest {guest}: memory")]
+    Memory {
+        /// Whose.
+        guest: String,
+        /// What is wrong.
+        #[source]
+        source: SizeError,
+    },
+    /// A guest's vCPUs.
+    #[error("guest {guest}: {cpus} vCPUs are not possible: expected 1 to {MAX_VCPUS}")]
+    Cpus {
+        /// Whose.
+        guest: String,
+        /// How many.
+        cpus: u8,
+    },
+    /// A guest's percentages.
+    #[error("guest {guest}: the percentages of its fill make {sum}: expected 100")]
+    Mix {
+        /// Whose.
+        guest: String,
+        /// Their sum.
+        sum: u32,
+    },
+    /// A guest's time to become ready.
+    #[error("guest {guest}: ready_seconds = {seconds} is not possible: expected 1 to {MAX_READY_SECONDS}")]
+    ReadySeconds {
+        /// Whose.
+        guest: String,
+        /// How many.
+        seconds: u32,
+    },
+    /// What the fleet may use.
+    #[error("overcommit")]
+    Overcommit(#[source] OvercommitError),
+    /// Where metrics are to be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsAddressError),
+    /// A guest's standing.
+    #[error("guest {guest}")]
+    Standing {
+        /// Whose.
+        guest: String,
+        /// What is wrong.
+        #[source]
+        source: Mistake,
+    },
+    /// An initrd without a kernel.
+    #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
+    InitrdWithoutKernel {
+        /// Whose.
+        guest: String,
+    },
+    /// A guest's drives.
+    #[error("guest {guest}: {asked} drives are not possible: expected at most {MAX_DRIVES}")]
+    Drives {
+        /// Whose.
+        guest: String,
+        /// How many.
+        asked: usize,
+    },
+    /// A drive that one of two guests may write.
+    #[error(
+        "guests {first} and {second} both have the drive {path}, and not both only read it: give each a copy, or both \
+         read_only = true",
+        path = path.display()
+    )]
+    DriveOwners {
+        /// The drive.
+        path: PathBuf,
+        /// Who has it.
+        first: String,
+        /// Who has it, too; maybe the same.
+        second: String,
+    },
+    /// KSM merges across everything, which several domains forbid.
+    #[error(
+        "engine \"ksm\" merges across the whole host and cannot keep the domains {domains} apart: use engine \"slab\" or \"off\", \
+         or one domain"
+    )]
+    Domains {
+        /// All domains of the fleet.
+        domains: String,
+    },
+}
+
+/// Which engine merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// The host kernel's samepage merging.
+    Ksm,
+    /// Samepage's own: pages of sealed memory files, found by what guests write, each trust domain by itself.
+    Slab,
+    /// Nothing: the baseline to compare with.
+    Off,
+}
+
+impl EngineName {
+    /// As in files, on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ksm => "ksm",
+            Self::Slab => "slab",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Percentages of each class of page that a guest fills its memory with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "percentages such as { common = 50, unique = 50 }")]
+pub struct FillSpec {
+    /// Zeros.
+    #[serde(default)]
+    pub zero: u8,
+    /// The same in all guests of the fleet.
+    #[serde(default)]
+    pub common: u8,
+    /// Four times in the same guest.
+    #[serde(default)]
+    pub duplicate: u8,
+    /// Nowhere else.
+    #[serde(default)]
+    pub unique: u8,
+    /// How many pages; all the guest can spare unless said.
+    #[serde(default)]
+    pub pages: Option<u64>,
+}
+
+impl FillSpec {
+    /// As the command for guest number `n`.
+    pub fn command(&self, n: usize) -> Option<Fill> {
+        let mix = Mix::new(self.zero, self.common, self.duplicate, self.unique).ok()?;
+        // The seeds only have to differ: between guests, and from the one they have in common.
+        Some(Fill { seed: 1000 + n as u64, common: 7, mix, pages: self.pages })
+    }
+
+    /// What the percentages make together.
+    pub fn sum(&self) -> u32 {
+        [self.zero, self.common, self.duplicate, self.unique].map(u32::from).iter().sum()
+    }
+}
+
+/// What a guest's balloon can do, besides being inflated and deflated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "keys such as { deflate_on_oom = true }")]
+pub struct BalloonSpec {
+    /// The guest may take pages back when it runs out of memory.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
+    /// The guest tells of free pages as it frees them, and they go back to the host.
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// Its name, unique in the fleet.
+    pub name: String,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Its trust domain: pages are never shared with a guest of another one.
+    pub domain: String,
+    /// A Linux kernel; None is the built-in guest.
+    pub kernel: Option<PathBuf>,
+    /// Who unpacks it.
+    #[serde(default)]
+    pub unpack: Unpack,
+    /// Its initrd.
+    pub initrd: Option<PathBuf>,
+    /// Its command line; None is the default one.
+    pub cmdline: Option<String>,
+    /// How long it may take until it is ready; None is the default of its kind of guest.
+    pub ready_seconds: Option<u32>,
+    /// Whether the host is asked for huge pages, or they are forbidden; None: as the host does by itself.
+    #[serde(default)]
+    pub huge_pages: Option<bool>,
+    /// Its disks.
+    #[serde(default)]
+    pub drives: Vec<DriveSpec>,
+    /// What its balloon can do.
+    #[serde(default)]
+    pub balloon: BalloonSpec,
+    /// What it is promised when memory is short.
+    pub standing: Standing,
+    /// What it fills its memory with once it is ready.
+    pub fill: Option<FillSpec>,
+}
+
+/// A fleet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetSpec {
+    /// Its name; a part of the runtime directory's paths.
+    pub name: String,
+    /// What merges.
+    pub engine: EngineName,
+    /// How the slab engine does.
+    #[serde(default)]
+    pub merge: Tuning,
+    /// What it may use, and how it is kept within that.
+    pub overcommit: Overcommit,
+    /// Where its numbers are served; None: nowhere.
+    #[serde(default)]
+    pub metrics: Option<MetricsAddress>,
+    /// Its guests, at least one.
+    pub guests: Vec<GuestSpec>,
+}
+
+/// A fleet file as it is written; [`FleetSpec::of`] checks it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "the keys of a fleet")]
+pub struct FleetFile {
+    name: String,
+    #[serde(default = "default_engine")]
+    engine: EngineName,
+    #[serde(default)]
+    merge: Tuning,
+    overcommit: Option<OvercommitKeys>,
+    metrics: Option<String>,
+    #[serde(default)]
+    defaults: GuestKeys,
+    #[serde(default)]
+    guest: Vec<NamedGuest>,
+}
+
+fn default_engine() -> EngineName {
+    EngineName::Slab
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [defaults] with keys of a guest")]
+struct GuestKeys {
+    memory: Option<String>,
+    cpus: Option<u8>,
+    kernel: Option<PathBuf>,
+    unpack: Option<Unpack>,
+    initrd: Option<PathBuf>,
+    cmdline: Option<String>,
+    domain: Option<String>,
+    ready_seconds: Option<u32>,
+    huge_pages: Option<bool>,
+    drives: Option<Vec<DriveSpec>>,
+    balloon: Option<BalloonSpec>,
+    min: Option<String>,
+    max: Option<String>,
+    shares: Option<u32>,
+    priority: Option<u32>,
+    fill: Option<FillSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [[guest]] with a name")]
+struct NamedGuest {
+    name: String,
+    count: Option<u16>,
+    memory: Option<String>,
+    cpus: Option<u8>,
+    kernel: Option<PathBuf>,
+    unpack: Option<Unpack>,
+    initrd: Option<PathBuf>,
+    cmdline: Option<String>,
+    domain: Option<String>,
+    ready_seconds: Option<u32>,
+    huge_pages: Option<bool>,
+    drives: Option<Vec<DriveSpec>>,
+    balloon: Option<BalloonSpec>,
+    min: Option<String>,
+    max: Option<String>,
+    shares: Option<u32>,
+    priority: Option<u32>,
+    fill: Option<FillSpec>,
+}
+
+impl FleetSpec {
+    /// Reads and checks a fleet file. Relative paths in it are relative to it; `~/` is the home directory.
+    pub fn read(path: &Path) -> Result<Self, HostError> {
+        let text = named_file::read_regular_text(path)
+            .map_err(|source| HostError::SpecRead { path: path.into(), source })?;
+        let dir = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // Whole, so that a file means the same from wherever it is read, and what was started from it is found unchanged.
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.into());
+        Self::parse(&text, &dir).map_err(|source| HostError::Spec { path: path.into(), source })
+    }
+
+    /// As [`Self::read`], for text whose relative paths begin at `dir`.
+    pub fn parse(text: &str, dir: &Path) -> Result<Self, SpecError> {
+        Self::of(toml::from_str(text)?, dir)
+    }
+
+    /// Checks `file`, whose relative paths begin at `dir`.
+    pub fn of(file: FleetFile, dir: &Path) -> Result<Self, SpecError> {
+        check_name(&file.name)?;
+        let mut guests = Vec::new();
+        for named in &file.guest {
+            let copies = named.count.map_or(1, usize::from);
+            if guests.len() + copies > MAX_GUESTS {
+                return Err(SpecError::TooMany(guests.len() + copies));
+            }
+            for n in 0..copies {
+                let name = match named.count {
+                    None => named.name.clone(),
+                    Some(_) => format!("{}-{n}", named.name),
+                };
+                guests.push(one_guest(name, named, &file, dir)?);
+            }
+        }
+        if guests.is_empty() {
+            return Err(SpecError::NoGuests);
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = guests.iter().find(|g| !names.insert(&g.name)) {
+            return Err(SpecError::SameName(twice.name.clone()));
+        }
+        let domains: BTreeSet<&str> = guests.iter().map(|g| g.domain.as_str()).collect();
+        if file.engine == EngineName::Ksm && domains.len() > 1 {
+            let domains = domains.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(SpecError::Domains { domains });
+        }
+        drive::check_owners(&guests)?;
+        let overcommit = match &file.overcommit {
+            Some(keys) => keys.check().map_err(SpecError::Overcommit)?,
+            None => Overcommit::default(),
+        };
+        let metrics = file.metrics.as_deref().map(|text| MetricsAddress::parse(text, dir)).transpose()?;
+        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, overcommit, metrics, guests })
+    }
+}
+
+fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> Result<GuestSpec, SpecError> {
+    check_name(&name)?;
+    let common = &fleet.defaults;
+    let domain = own.domain.as_ref().or(common.domain.as_ref()).unwrap_or(&fleet.name).clone();
+    check_name(&domain)?;
+    let path = |own: &Option<PathBuf>, common: &Option<PathBuf>| {
+        own.as_ref().or(common.as_ref()).map(|p| resolve(p, dir))
+    };
+    let memory = own.memory.as_ref().or(common.memory.as_ref()).map_or("128M", String::as_str);
+    let memory_bytes = parse_size(memory, MIN_RAM_BYTES, MAX_RAM_BYTES)
+        .map_err(|source| SpecError::Memory { guest: name.clone(), source })?;
+    let cpus = own.cpus.or(common.cpus).unwrap_or(1);
+    if !(1..=MAX_VCPUS).contains(&cpus) {
+        return Err(SpecError::Cpus { guest: name, cpus });
+    }
+    let ready_seconds = own.ready_seconds.or(common.ready_seconds);
+    if let Some(seconds) = ready_seconds.filter(|s| !(1..=MAX_READY_SECONDS).contains(s)) {
+        return Err(SpecError::ReadySeconds { guest: name, seconds });
+    }
+    let fill = own.fill.or(common.fill);
+    if let Some(sum) = fill.map(|f| f.sum()).filter(|s| *s != 100) {
+        return Err(SpecError::Mix { guest: name, sum });
+    }
+    let (kernel, initrd) = (path(&own.kernel, &common.kernel), path(&own.initrd, &common.initrd));
+    if initrd.is_some() && kernel.is_none() {
+        return Err(SpecError::InitrdWithoutKernel { guest: name });
+    }
+    let standing = StandingKeys {
+        min: own.min.as_ref().or(common.min.as_ref()),
+        max: own.max.as_ref().or(common.max.as_ref()),
+        shares: own.shares.or(common.shares),
+        priority: own.priority.or(common.priority),
+    };
+    let standing =
+        standing.of(memory_bytes).map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
+    let drives = own.drives.as_ref().or(common.drives.as_ref()).map_or(&[][..], Vec::as_slice);
+    let drives = drive::of(&name, drives, dir)?;
+    let balloon = own.balloon.or(common.balloon).unwrap_or_default();
+    let cmdline = own.cmdline.clone().or(common.cmdline.clone());
+    Ok(GuestSpec {
+        name,
+        memory_bytes,
+        cpus,
+        domain,
+        kernel,
+        unpack: own.unpack.or(common.unpack).unwrap_or_default(),
+        initrd,
+        cmdline,
+        ready_seconds,
+        huge_pages: own.huge_pages.or(common.huge_pages),
+        drives,
+        balloon,
+        standing,
+        fill,
+    })
+}
+
+/// A path as a file in `dir` gives it: relative to that, or in the home directory.
+pub fn resolve(path: &Path, dir: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::var_os("HOME")) {
+        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => dir.join(path),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), SpecError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    match !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(allowed) {
+        true => Ok(()),
+        false => Err(SpecError::Name(name.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

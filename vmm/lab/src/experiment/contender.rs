@@ -1,0 +1,122 @@
+//! Who merges in an experiment: an engine and how it is set.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use fleet::HostError;
+use fleet::runtime::FleetDir;
+use fleet::spec::EngineName;
+use memory::userfault;
+use merge::Engine;
+use merge::ksm::{self, Availability, Ksm, KsmSettings};
+use merge::off::Off;
+use merge::slab::engine::{SlabEngine, Tuning};
+
+/// Processor time that the slab engine may take where it is to be frugal, in percent of one processor.
+const FRUGAL_PERCENT: u16 = 10;
+
+/// An engine and how it is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Contender {
+    /// Nothing merges: the baseline
+    #[serde(rename = "off")]
+    #[value(name = "off")]
+    Off,
+    /// Samepage's own engine
+    #[serde(rename = "slab")]
+    #[value(name = "slab")]
+    Slab,
+    /// The same, with at most 10 % of one processor
+    #[serde(rename = "slab-10")]
+    #[value(name = "slab-10")]
+    SlabFrugal,
+    /// KSM at 20000 pages, 10 ms, as fleets set it
+    #[serde(rename = "ksm")]
+    #[value(name = "ksm")]
+    Ksm,
+    /// KSM as the kernel starts with: 100 pages, 20 ms, smart scan
+    #[serde(rename = "ksm-default")]
+    #[value(name = "ksm-default")]
+    KsmDefault,
+    /// KSM led by the kernel's scan-time advisor, smart scan
+    #[serde(rename = "ksm-advisor")]
+    #[value(name = "ksm-advisor")]
+    KsmAdvisor,
+}
+
+impl Contender {
+    /// As in plans, on the command line and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Slab => "slab",
+            Self::SlabFrugal => "slab-10",
+            Self::Ksm => "ksm",
+            Self::KsmDefault => "ksm-default",
+            Self::KsmAdvisor => "ksm-advisor",
+        }
+    }
+
+    /// What a fleet is to know of it.
+    pub fn kind(self) -> EngineName {
+        match self {
+            Self::Off => EngineName::Off,
+            Self::Slab | Self::SlabFrugal => EngineName::Slab,
+            Self::Ksm | Self::KsmDefault | Self::KsmAdvisor => EngineName::Ksm,
+        }
+    }
+
+    /// The engine, for the fleet in `dir`.
+    pub(super) fn engine(self, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
+        let slab = |tuning: Tuning| -> Result<Box<dyn Engine>, HostError> {
+            Ok(Box::new(SlabEngine::for_members(dir.merge_socket()?, &tuning)))
+        };
+        match self {
+            Self::Off => Ok(Box::new(Off)),
+            Self::Slab => slab(Tuning::default()),
+            Self::SlabFrugal => slab(Tuning { cpu_percent: Some(FRUGAL_PERCENT), ..Tuning::default() }),
+            Self::Ksm => Ok(Box::new(Ksm::new(KsmSettings::fast()))),
+            Self::KsmDefault => Ok(Box::new(Ksm::new(KsmSettings::kernel_default()))),
+            Self::KsmAdvisor => Ok(Box::new(Ksm::new(KsmSettings::advisor()))),
+        }
+    }
+
+    /// Why this user cannot have it on this host; None if they can. KSM with the host's own settings would be another contender, so
+    /// it takes the right to set it.
+    pub(super) fn missing(self) -> Option<String> {
+        match self.kind() {
+            EngineName::Off => None,
+            EngineName::Slab => {
+                userfault::can_freeze().err().map(|e| format!("userfaultfd cannot be had ({e})"))
+            }
+            EngineName::Ksm => match ksm::available() {
+                Availability::Full => None,
+                Availability::Missing => Some("this kernel has no KSM".into()),
+                Availability::AsItIs | Availability::Stopped => Some("only root may set KSM".into()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+
+    #[test]
+    fn it_has_one_name_everywhere() {
+        for contender in Contender::value_variants() {
+            let named = contender.to_possible_value().unwrap();
+            assert_eq!(named.get_name(), contender.name());
+            assert_eq!(serde_json::to_value(contender).unwrap(), contender.name());
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The real thing: VMs on KVM, started as the API's objects say, on the main thread's event loop.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use devices::virtio::balloon::Handle;
+use serde_json::Value;
+
+use super::balloon::device_config;
+use super::instance::{Launch, Machine, vm_drive};
+use super::model::{BUILT_IN, BootSource, HugePages, Spec};
+use crate::balloon::{BalloonError, BalloonHost};
+use crate::{Config, EventLoop, KernelSource, Timer, Unpack, Vm, VmError, cmdline};
+use memory::ram::Backing;
+
+/// Starts VMs.
+pub struct Launcher {
+    /// What the API does not say: sockets, console, name.
+    rest: Config,
+    /// Samepage's own guest: an ELF file's bytes.
+    built_in: &'static [u8],
+    /// The main thread's loop.
+    pub events: EventLoop,
+}
+
+impl Launcher {
+    /// A launcher that has started nothing yet.
+    pub fn new(rest: Config, built_in: &'static [u8], events: EventLoop) -> Self {
+        Self { rest, built_in, events }
+    }
+
+    /// The VM of `spec`.
+    fn config(&self, spec: &Spec, source: &BootSource) -> Config {
+        let machine = spec.machine_config;
+        let (backing, huge_pages) = match machine.huge_pages {
+            HugePages::None => (Backing::Anonymous, None),
+            HugePages::Transparent => (Backing::Anonymous, Some(true)),
+            HugePages::Pool2M => (Backing::Hugetlb, None),
+        };
+        let kernel = match source.kernel_image_path == Path::new(BUILT_IN) {
+            true => KernelSource::BuiltIn(self.built_in),
+            false => KernelSource::File { path: source.kernel_image_path.clone(), unpack: Unpack::Host },
+        };
+        let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone());
+        if let Some(root) = spec.drives.iter().find(|drive| drive.is_root_device) {
+            let device = match &root.partuuid {
+                Some(partuuid) => format!("PARTUUID={partuuid}"),
+                None => "/dev/vda".to_owned(),
+            };
+            let mode = if root.is_read_only { "ro" } else { "rw" };
+            cmdline = cmdline::append(&cmdline, &format!("root={device} {mode}"));
+        }
+        Config {
+            kernel,
+            initrd: source.initrd_path.clone(),
+            cmdline,
+            drives: spec.drives.iter().map(vm_drive).collect(),
+            memory_bytes: machine.mem_size_mib << 20,
+            backing,
+            vcpus: machine.vcpu_count,
+            balloon: spec.balloon.as_ref().map(device_config),
+            huge_pages,
+            ..self.rest.clone()
+        }
+    }
+}
+
+impl Launch for Launcher {
+    type Vm = LaunchedVm;
+
+    fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
+        let config = self.config(spec, source);
+        let timer = Timer::new().map_err(VmError::host("make a timer"))?;
+        let vm = Vm::start(Vm::map_ram(&config)?, &config, &mut self.events, |_| {})?;
+        let running = vm.running().clone();
+        self.events.add(timer.subscriber(move || _ = running.request_balloon_statistics()));
+        Ok(LaunchedVm { vm, timer })
+    }
+}
+
+/// A VM that the API started.
+pub struct LaunchedVm {
+    vm: Vm,
+    /// For statistics.
+    timer: Timer,
+}
+
+impl LaunchedVm {
+    /// Ends its vCPUs.
+    pub fn stop(self) {
+        self.vm.stop();
+    }
+}
+
+impl Machine for LaunchedVm {
+    fn is_paused(&self) -> bool {
+        self.vm.running().is_paused()
+    }
+
+    fn pause(&mut self) -> bool {
+        self.vm.running().pause()
+    }
+
+    fn resume(&mut self) {
+        self.vm.running().resume();
+    }
+
+    fn press_power_button(&self) -> bool {
+        self.vm.running().press_power_button()
+    }
+
+    fn balloon(&self) -> Option<&Handle> {
+        self.vm.running().balloon()
+    }
+
+    fn balloon_host(&self) -> Value {
+        let running = self.vm.running();
+        let host = running.balloon().and_then(|handle| BalloonHost::of(handle, running.ram()).ok());
+        host.and_then(|host| serde_json::to_value(host).ok()).unwrap_or_default()
+    }
+
+    fn set_balloon(&mut self, pages: u32) -> Result<(), BalloonError> {
+        self.vm.running().set_balloon(pages)
+    }
+
+    fn start_hinting(&mut self, acknowledge_on_stop: bool) -> Result<(), BalloonError> {
+        self.vm.running().start_hinting(acknowledge_on_stop)
+    }
+
+    fn stop_hinting(&mut self) -> Result<(), BalloonError> {
+        self.vm.running().stop_hinting()
+    }
+
+    fn poll_statistics(&mut self, every: Duration) -> io::Result<()> {
+        self.timer.every(every)
+    }
+}

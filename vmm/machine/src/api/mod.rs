@@ -1,0 +1,161 @@
+//! A VM's API: Firecracker's REST API over a Unix socket.
+//!
+//! Two threads. The one called "api" ([`server`]) deals with clients and their bytes. The main thread carries out what
+//! they ask ([`instance`]), between the turns of the event loop that also serves the VM's devices.
+
+mod balloon;
+mod call;
+mod config_file;
+mod connection;
+mod fault;
+mod http;
+mod instance;
+mod keys;
+mod launch;
+pub mod logger;
+mod metrics;
+mod model;
+mod request;
+mod server;
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use config_file::ConfigFileError;
+pub use fault::Fault;
+pub use http::MAX_BODY_BYTES;
+pub use instance::VERSION;
+pub use model::{LogLevel, Logger};
+
+use self::instance::{Instance, Launch};
+use self::launch::Launcher;
+use self::model::{ActionType, Metrics};
+use self::request::Request;
+use self::server::{MAX_CONNECTIONS, Server};
+use crate::{Config, Ending, EventLoop, Listener, VmError};
+
+/// The exit status for a config file that cannot be used; Firecracker's.
+pub const EXIT_BAD_CONFIGURATION: u8 = 152;
+
+/// What the API and the command line say together.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the API's socket is made. None: the config file is all there is.
+    pub socket: Option<PathBuf>,
+    /// A VM to start at once.
+    pub config_file: Option<PathBuf>,
+    /// How this program's messages are logged until the API says otherwise.
+    pub logger: Option<Logger>,
+    /// Where metrics go until the API says otherwise.
+    pub metrics_path: Option<PathBuf>,
+    /// The longest body of a request.
+    pub max_body_bytes: usize,
+    /// What the API does not say: sockets, console, the VM's name. Its `cmdline` is for kernels without `boot_args`.
+    pub rest: Config,
+    /// Samepage's own guest: an ELF file's bytes.
+    pub built_in: &'static [u8],
+}
+
+/// Why a VM with an API could not be served.
+#[derive(Debug, Error)]
+pub enum ApiError {
+    /// The config file cannot be used.
+    #[error("the VM cannot be configured by {path}", path = path.display())]
+    ConfigFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ConfigFileError,
+    },
+    /// The config file is right, but the VM does not start.
+    #[error("the VM of {path} cannot be started", path = path.display())]
+    Start {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+    /// What the command line says of the API cannot be done.
+    #[error("the command line cannot be carried out")]
+    CommandLine(#[source] Fault),
+    /// The socket or the event loop failed.
+    #[error("the API cannot be served")]
+    Vm(#[from] VmError),
+    /// The API's thread could not be started.
+    #[error("cannot start the API's thread")]
+    Thread(#[source] io::Error),
+}
+
+impl ApiError {
+    /// Whether it is the config file's fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        match self {
+            Self::ConfigFile { .. } => true,
+            Self::Start { source, .. } => !matches!(source, Fault::Start(_)),
+            Self::CommandLine(_) | Self::Vm(_) | Self::Thread(_) => false,
+        }
+    }
+}
+
+/// Serves the API, with a VM once it is started, until the VM ends or the program is told to end.
+pub fn run(options: Options) -> Result<Ending, ApiError> {
+    let Options { socket, config_file, logger, metrics_path, max_body_bytes, rest, built_in } = options;
+    logger::name(&rest.name);
+    // Before signals have handlers: one ends the wait for a FIFO's writer.
+    let told = config_file.map(|path| match config_file::read(&path) {
+        Ok(requests) => Ok((path, requests)),
+        Err(source) => Err(ApiError::ConfigFile { path, source }),
+    });
+    let told = told.transpose()?;
+    let mut events = EventLoop::new(rest.lifeline)?;
+    let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
+    let (_server, inbox) = match &listener {
+        Some(listener) => {
+            let (server, inbox) =
+                Server::start(listener.socket()?, max_body_bytes).map_err(ApiError::Thread)?;
+            events.add(Box::new(inbox.called().clone()));
+            (Some(server), Some(inbox))
+        }
+        None => (None, None),
+    };
+    let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, built_in, events));
+    let asked =
+        [logger.map(Request::PutLogger), metrics_path.map(|path| Request::PutMetrics(Metrics::to(path)))];
+    for request in asked.into_iter().flatten() {
+        instance.carry_out(request).map_err(ApiError::CommandLine)?;
+    }
+    if let Some((path, requests)) = told {
+        configure(&mut instance, requests)
+            .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;
+        let start = instance.carry_out(Request::PutAction(ActionType::InstanceStart));
+        start.map_err(|source| ApiError::Start { path, source })?;
+    }
+    let ending = loop {
+        let ending = instance.launch_mut().events.turn()?;
+        for call in inbox.iter().flat_map(|inbox| inbox.take(MAX_CONNECTIONS)) {
+            call.carry_out(|request| instance.serve(request));
+        }
+        if let Some(ending) = ending {
+            break ending;
+        }
+    };
+    if let Some(vm) = instance.into_vm() {
+        vm.stop();
+    }
+    Ok(ending)
+}
+
+/// Tells the instance what a file says.
+fn configure<L: Launch>(
+    instance: &mut Instance<L>,
+    requests: Vec<(&'static str, Request)>,
+) -> Result<(), ConfigFileError> {
+    for (section, request) in requests {
+        instance.carry_out(request).map_err(ConfigFileError::section(section))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Builds one VM, in order: from `/dev/kvm` to vCPU threads that run.
+
+use std::fmt::Write;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use devices::legacy::serial::Serial;
+use devices::virtio::balloon::Balloon;
+use devices::virtio::block::Block;
+use devices::virtio::rng::Rng;
+use devices::virtio::{Interrupt, VirtioDevice};
+use event_manager::MutEventSubscriber;
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::channel::{Channel, ChannelOutput};
+use super::console::{Console, ConsoleInput, Trouble};
+use super::control::Control;
+use super::dirty::DirtyLog;
+use super::drive;
+use super::error::{MAX_VCPUS, VmError};
+use super::events::EventLoop;
+use super::exit::Outcome;
+use super::feed::Feed;
+use super::guest_end::GuestEnd;
+use super::last_words::LastWords;
+use super::listener::Listener;
+use super::machine::Machine;
+use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
+use super::running::Running;
+use super::shut_down::ShutDown;
+use super::slots;
+use super::stats::KvmStats;
+use super::sweep::sweeper;
+use super::vcpu::{Shared, Vcpus};
+use super::working_set::Sampler;
+use super::{Config, KernelSource, acpi, boot, cpuid, registers};
+use memory::layout;
+use memory::own;
+use memory::ram::Ram;
+
+/// A VM whose vCPUs run.
+pub struct Vm {
+    running: Running,
+    /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself. So nobody else has more than a weak
+    /// reference to it.
+    _vm: Arc<VmFd>,
+}
+
+impl Vm {
+    /// RAM for the VM of `config`.
+    pub fn map_ram(config: &Config) -> Result<Ram, VmError> {
+        let ram = Ram::new(config.memory_bytes, config.backing)?;
+        let advise = || -> Result<(), VmError> {
+            if let Some(on) = config.huge_pages {
+                ram.set_huge_pages(on)?;
+            }
+            if config.mergeable {
+                ram.set_mergeable(true)?;
+            }
+            Ok(())
+        };
+        match advise() {
+            Ok(()) => Ok(ram),
+            Err(error) => {
+                give_back(ram);
+                Err(error)
+            }
+        }
+    }
+
+    /// Builds the VM of `config` of RAM that [`Self::map_ram`] made for it and that reads as zeros, has `events` watch what belongs
+    /// to it, and starts its vCPUs. Before these run, `loaded` gets the RAM with everything in it that the VM starts from. If it
+    /// fails, `events` is as it was, and everything that was taken is given back: the RAM, sockets, locks on drives.
+    pub fn start(
+        ram: Ram,
+        config: &Config,
+        events: &mut EventLoop,
+        loaded: impl FnOnce(&Ram),
+    ) -> Result<Self, VmError> {
+        Self::build(ram.clone(), config, events, loaded).inspect_err(|_| give_back(ram))
+    }
+
+    fn build(
+        ram: Ram,
+        config: &Config,
+        events: &mut EventLoop,
+        loaded: impl FnOnce(&Ram),
+    ) -> Result<Self, VmError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(VmError::Vcpus { asked: config.vcpus });
+        }
+        if config.initrd.is_some() && matches!(config.kernel, KernelSource::BuiltIn(_)) {
+            return Err(VmError::InitrdWithoutKernel);
+        }
+        let began = Instant::now();
+        let outcome = events.outcome().clone();
+        let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
+        let kvm = open_kvm()?;
+        let disks = drive::open_all(&config.drives)?;
+        // Sockets before the kernel is loaded: a path in use is known at once.
+        let listen = |path| match config.keep_sockets {
+            true => Listener::bind(path)?.keep(),
+            false => Listener::bind(path),
+        };
+        let control = config.control.as_deref().map(listen).transpose()?;
+        let com2 = config.com2.as_deref().map(listen).transpose()?;
+
+        let vm = Arc::new(create_vm(&kvm, &ram)?);
+        let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        let balloon = config.balloon.map(|balloon| {
+            let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
+            virtio.push(Box::new(device));
+            handle
+        });
+        // Behind the others, which so are where they are without drives.
+        for disk in disks {
+            virtio.push(Box::new(Block::new(disk, Box::new(ram.clone()))));
+        }
+        let virtio_count = virtio.len();
+        let acpi_root = {
+            registers::write_tables(ram.memory())?;
+            acpi::write(ram.memory(), config.vcpus, virtio_count)?
+        };
+        let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
+        let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
+        let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
+        let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
+        let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+        tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
+        let entry = boot::load(
+            ram.memory(),
+            &layout::stretches(config.memory_bytes),
+            &config.kernel,
+            config.initrd.as_deref(),
+            &cmdline(config, &vcpus, virtio_count),
+            acpi_root,
+        )?;
+        if let Some(first) = vcpus.first() {
+            registers::enter(first, entry)?;
+        }
+        loaded(&ram);
+
+        let stats = Arc::new(KvmStats::open(&vm, &vcpus));
+        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, panicked, .. } = machine;
+        let Machine { power_button, mut queues, interrupts, .. } = machine;
+        let waits = {
+            let ports = [com1.clone(), com2_port.clone()];
+            let input =
+                move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
+            Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
+        };
+        let guest_end = GuestEnd::new([power_off, reset, panicked], last_words.clone(), outcome.clone());
+        let ends = guest_end.clone();
+        let has_ended = Box::new(move || ends.tell());
+        let shared =
+            Shared::new(config.vcpus, pio, mmio, waits, has_ended, outcome.clone(), ram.merges().clone());
+        queues.wake(shared.clone());
+        let (devices_paused, devices_resumed) = queues.pausing()?;
+
+        subscribers.push(Box::new(queues));
+        subscribers.push(Box::new(guest_end));
+        if let Some(input) = console_input(config, &shared, &com1, &outcome)? {
+            subscribers.push(Box::new(input));
+        }
+        let com2_drained = drained(&com2_port)?;
+        let feed = Arc::new(Mutex::new(Feed::new(com2_port, shared.clone())));
+        let shut_down = ShutDown::new(power_button, feed.clone()).map_err(VmError::host("make a timer"))?;
+        subscribers.push(shut_down.subscriber(outcome.clone()));
+        if let Some(listener) = com2 {
+            subscribers.push(Box::new(Channel::new(listener, com2_output, feed, com2_drained)));
+        }
+        if let Some(balloon) = &balloon {
+            let sweeper = sweeper(balloon.clone(), ram.clone());
+            subscribers.push(sweeper.map_err(VmError::host("make a timer"))?);
+        }
+        tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
+        let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?));
+        let running = Running {
+            name: config.name.clone(),
+            vcpu_count: config.vcpus,
+            write_log: DirtyLog::new(&vm, &ram),
+            sampler: Sampler::start(&ram, config.sampling),
+            clock: Arc::default(),
+            ram,
+            stats,
+            vcpus,
+            devices_paused,
+            devices_resumed: Arc::new(devices_resumed),
+            balloon,
+            shut_down,
+            last_words,
+            shared,
+            outcome,
+            console_trouble,
+        };
+        if let Some(listener) = control {
+            subscribers.push(Box::new(Control::new(listener, running.clone())));
+        }
+        for subscriber in subscribers {
+            events.add(subscriber);
+        }
+        own::release_startup_code();
+        Ok(Self { running, _vm: vm })
+    }
+
+    /// The way to it.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Ends its vCPUs.
+    pub fn stop(self) {
+        self.running.vcpus().stop();
+    }
+}
+
+/// Gives the RAM of a VM back that was not started.
+fn give_back(ram: Ram) {
+    if let Err(ram) = ram.unmap() {
+        tracing::warn!(
+            "{} MiB of RAM stay mapped: something of the VM that did not start has it",
+            ram.bytes() >> 20
+        );
+    }
+}
+
+fn open_kvm() -> Result<Kvm, VmError> {
+    Kvm::new().map_err(|source| match io::Error::from(source).kind() {
+        io::ErrorKind::NotFound => VmError::NoKvm,
+        io::ErrorKind::PermissionDenied => VmError::KvmPermission,
+        _ => VmError::Kvm { what: "open /dev/kvm", source },
+    })
+}
+
+pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            // Creating a VM waits for other work of the host and can be interrupted.
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => break other.map_err(VmError::kvm("create a VM"))?,
+        }
+    };
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(VmError::kvm("set the identity map's place"))?;
+    vm.set_tss_address(KVM_TSS as usize).map_err(VmError::kvm("set the task segment's place"))?;
+    vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(VmError::kvm("create the timer"))?;
+    slots::set(&vm, ram, false).map_err(VmError::kvm("take the guest's memory"))?;
+    Ok(vm)
+}
+
+pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+    let (supported, deadline_timer) = cpuid::supported(kvm)?;
+    (0..count)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(id.into()).map_err(VmError::kvm("create a vCPU"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, deadline_timer, id, count))
+                .map_err(VmError::kvm("set the CPUID"))?;
+            registers::reset(&vcpu)?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// The built-in guest reads no ACPI tables: it is told where its virtio devices are, and the TSC's rate, by which it
+/// keeps time.
+fn cmdline(config: &Config, vcpus: &[VcpuFd], virtio_count: usize) -> String {
+    let KernelSource::BuiltIn(_) = config.kernel else { return config.cmdline.clone() };
+    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline);
+    if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
+        let _ = write!(line, " tsc_khz={khz}");
+    }
+    line
+}
+
+fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {
+    let port = port.lock().unwrap_or_else(PoisonError::into_inner);
+    port.drained_fd().try_clone().map_err(VmError::host("duplicate an eventfd"))
+}
+
+/// Standard input to COM1.
+fn console_input(
+    config: &Config,
+    shared: &Arc<Shared>,
+    com1: &Arc<Mutex<Serial>>,
+    outcome: &Outcome,
+) -> Result<Option<ConsoleInput>, VmError> {
+    if config.lifeline || config.console != Console::Stdio {
+        return Ok(None);
+    }
+    let feed = Feed::new(com1.clone(), shared.clone());
+    let input = ConsoleInput::new(feed, drained(com1)?, outcome.clone());
+    input.map(Some).map_err(VmError::host("watch the terminal"))
+}

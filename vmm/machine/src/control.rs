@@ -1,0 +1,285 @@
+//! A VM's control socket: one JSON object a line in each direction, answered in order.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
+
+use super::Listener;
+use super::balloon::{BalloonSize, BalloonStatus};
+use super::stats::Values;
+use super::throttle::Throttled;
+use super::working_set::WorkingSet;
+use memory::Extent;
+use memory::page_out::PagedOut;
+use memory::smaps::SharePages;
+
+/// Clients at a time; a further one is hung up on.
+const MAX_CLIENTS: usize = 16;
+/// Longest request.
+const MAX_REQUEST_BYTES: usize = 4096;
+/// How long a client may keep the VM waiting for it to take an answer.
+const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+const LISTENER: u32 = 0;
+const CLIENT: u32 = 1;
+const KEEPER: u32 = 2;
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// What this VM is and where its memory lies.
+    Status,
+    /// The same with the frames it has, `{"op":"status","frames":true}`: reading them walks its page table.
+    #[serde(skip)]
+    StatusAndFrames,
+    /// Stop all vCPUs in place.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// End the VM.
+    Stop,
+    /// Press the power button.
+    PowerButton,
+    /// Ask the guest to power off, and end the VM if it does not.
+    ShutDown {
+        /// How long it may take; 0 is [`Request::Stop`].
+        timeout_seconds: u32,
+        /// Besides by its power button it is asked by this line on COM2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        com2: Option<String>,
+    },
+    /// Allow (or undo) the host kernel's samepage merging of guest RAM.
+    Mergeable {
+        /// Allow.
+        on: bool,
+    },
+    /// KVM's own statistics.
+    KvmStats,
+    /// Pace how fast the guest takes frames of the host.
+    Throttle {
+        /// The pages of 4096 bytes that it may grow by in a second, at least 1; None: any.
+        pages_per_second: Option<u64>,
+    },
+    /// Push pages of the guest's own that were not written lately out to the host's swap.
+    PageOut {
+        /// How many at the most.
+        pages: u64,
+    },
+    /// How much of its memory the guest uses.
+    WorkingSet,
+    /// The balloon as it is, with what the page table says of it.
+    Balloon,
+    /// Its sizes alone, which costs nothing.
+    BalloonSize,
+    /// Ask the guest for fresh statistics, which [`Request::Balloon`] shows once they have come.
+    BalloonStatistics,
+    /// Ask the guest for another balloon size.
+    BalloonTarget {
+        /// The size, in pages of 4096 bytes.
+        pages: u32,
+    },
+}
+
+impl Request {
+    /// Reads one. An operation takes its own keys and no others, which serde does not see to by itself where it
+    /// has none.
+    pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut value: serde_json::Value = serde_json::from_slice(line)?;
+        if value["op"] == "status"
+            && let Some(frames) = value.as_object_mut().and_then(|keys| keys.remove("frames"))
+        {
+            let frames = bool::deserialize(frames)?;
+            let status = Self::parse(value.to_string().as_bytes())?;
+            return Ok(if frames { Self::StatusAndFrames } else { status });
+        }
+        let request = Self::deserialize(&value)?;
+        let meant = serde_json::to_value(&request)?;
+        match meant == value {
+            true => Ok(request),
+            false => Err(serde::de::Error::custom(format!("unknown key, expected {meant}"))),
+        }
+    }
+}
+
+/// What a VM answers.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::PowerButton`].
+    PowerButton(Pressed),
+    /// To [`Request::KvmStats`]: sums over all vCPUs where a value is theirs.
+    KvmStats(Values),
+    /// To [`Request::Balloon`].
+    Balloon(Box<BalloonStatus>),
+    /// To [`Request::BalloonSize`].
+    BalloonSize(BalloonSize),
+    /// To [`Request::PageOut`].
+    PagedOut(PagedOut),
+    /// To [`Request::WorkingSet`].
+    WorkingSet(WorkingSet),
+    /// The request was carried out.
+    Done,
+    /// It was not.
+    Error(String),
+}
+
+/// Whether a press of the power button is of use.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Pressed {
+    /// Has the guest a driver for it? If one comes later, it learns of it then.
+    pub driver: bool,
+}
+
+/// What a VM is.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// Do its vCPUs run?
+    pub paused: bool,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// The KVM it runs on, e.g. `svm+npt`.
+    pub backend: String,
+    /// Where guest RAM lies in the process.
+    pub extents: Vec<Extent>,
+    /// How its growth is paced.
+    #[serde(default)]
+    pub throttle: Throttled,
+    /// Pages that are elsewhere in the process just now, to see whether they are touched. They have frames, which `/proc/PID/pagemap` does not
+    /// show where they belong. There are none while it is paused.
+    #[serde(default)]
+    pub parked_pages: u64,
+    /// Why output of its console, or messages of its process, are lost; None while they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_trouble: Option<String>,
+    /// What the VM process has of the host's frames, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub frames: Option<SharePages>,
+    /// Why its kernel panicked, as its console says; None if it did not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic: Option<String>,
+}
+
+/// What carries requests out.
+pub trait Serve {
+    /// Answers one request.
+    fn serve(&mut self, request: Request) -> Reply;
+}
+
+/// The socket and its clients.
+pub struct Control<S> {
+    listener: Listener,
+    clients: HashMap<RawFd, Client>,
+    server: S,
+}
+
+struct Client {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+impl<S: Serve> Control<S> {
+    /// Serves `listener` with `server`.
+    pub fn new(listener: Listener, server: S) -> Self {
+        Self { listener, clients: HashMap::new(), server }
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        let Ok((stream, _)) = self.listener.listener().accept() else { return };
+        let ready = stream.set_write_timeout(Some(WRITE_LIMIT)).is_ok();
+        if ready
+            && self.clients.len() < MAX_CLIENTS
+            && ops.add(Events::with_data(&stream, CLIENT, EventSet::IN)).is_ok()
+        {
+            self.clients.insert(stream.as_raw_fd(), Client { stream, line: Vec::new() });
+        }
+    }
+
+    /// Reads once and answers every whole line. False when the client is to be hung up on.
+    fn talk(&mut self, fd: RawFd) -> bool {
+        let Some(client) = self.clients.get_mut(&fd) else { return true };
+        let mut buffer = [0u8; 1024];
+        match client.stream.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(n) => client.line.extend(&buffer[..n]),
+            Err(e) => return e.kind() == io::ErrorKind::Interrupted,
+        }
+        while let Some(end) = client.line.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = client.line.drain(..=end).collect();
+            let reply = match Request::parse(&line) {
+                Ok(request) => self.server.serve(request),
+                Err(e) => Reply::Error(format!("not a request: {e}")),
+            };
+            let Ok(mut bytes) = serde_json::to_vec(&reply) else { return false };
+            bytes.push(b'\n');
+            if client.stream.write_all(&bytes).is_err() {
+                return false;
+            }
+        }
+        client.line.len() <= MAX_REQUEST_BYTES
+    }
+}
+
+impl<S: Serve> MutEventSubscriber for Control<S> {
+    fn init(&mut self, ops: &mut EventOps) {
+        self.listener.watch(ops, LISTENER, KEEPER);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.data() == LISTENER {
+            self.accept(ops);
+        } else if events.data() == KEEPER {
+            self.listener.look_after(ops, LISTENER);
+        } else if !self.talk(events.fd()) {
+            let _ = ops.remove(Events::empty_raw(events.fd()));
+            self.clients.remove(&events.fd());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_are_one_json_object_each() {
+        let ask = |s: &str| Request::parse(s.as_bytes());
+        assert_eq!(ask(r#"{"op":"pause"}"#).unwrap(), Request::Pause);
+        assert_eq!(ask(r#"{"op":"mergeable","on":true}"#).unwrap(), Request::Mergeable { on: true });
+        let throttle = Request::Throttle { pages_per_second: Some(7) };
+        assert_eq!(ask(r#"{"op":"throttle","pages_per_second":7}"#).unwrap(), throttle);
+        let lift = Request::Throttle { pages_per_second: None };
+        assert_eq!(ask(r#"{"op":"throttle","pages_per_second":null}"#).unwrap(), lift);
+        assert!(
+            ask(r#"{"op":"throttle"}"#).is_err()
+                && ask(r#"{"op":"throttle","pages_per_second":-1}"#).is_err()
+        );
+        assert!(ask(r#"{"op":"pause","now":1}"#).is_err());
+        assert_eq!(ask(r#"{"op":"status","frames":true}"#).unwrap(), Request::StatusAndFrames);
+        assert_eq!(ask(r#"{"op":"status","frames":false}"#).unwrap(), Request::Status);
+        for wrong in [r#"{"op":"status","frames":1}"#, r#"{"op":"status","frames":true,"now":1}"#, "[]", "7"]
+        {
+            assert!(ask(wrong).is_err(), "{wrong}");
+        }
+        assert!(ask(r#"{"op":"explode"}"#).is_err());
+        assert_eq!(serde_json::to_string(&Reply::Done).unwrap(), r#""done""#);
+    }
+
+    #[test]
+    fn the_status_of_an_older_vm_is_understood() {
+        let older = r#"{"name":"vm","pid":1,"paused":false,"vcpus":1,"memory_bytes":4096,"backend":"pvm","extents":[]}"#;
+        let status: Status = serde_json::from_str(older).unwrap();
+        assert_eq!((status.throttle, status.parked_pages), (Throttled::default(), 0));
+    }
+}

@@ -1,0 +1,198 @@
+//! KVM's dirty log, cleared by hand and a part at a time (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, all pages set at first), and with it what
+//! the VMM itself writes.
+//!
+//! Source: the kernel's Documentation/virt/kvm/api.rst, 4.8 (KVM_GET_DIRTY_LOG), 4.117 (KVM_CLEAR_DIRTY_LOG), 7.18.
+#![expect(
+    unsafe_code,
+    reason = "kvm-ioctls has no call for KVM_CLEAR_DIRTY_LOG, and one for KVM_GET_DIRTY_LOG that allocates"
+)]
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
+    kvm_enable_cap,
+};
+use kvm_ioctls::VmFd;
+
+use super::slots;
+use memory::PAGE_BYTES;
+use memory::ram::Ram;
+use memory::written::{OwnWrites, WORD_PAGES, WriteLog, words};
+
+/// `_IOW(KVMIO, 0x42, struct kvm_dirty_log)`.
+const KVM_GET_DIRTY_LOG: libc::c_ulong = 0x4010_ae42;
+/// `_IOWR(KVMIO, 0xc0, struct kvm_clear_dirty_log)`.
+const KVM_CLEAR_DIRTY_LOG: libc::c_ulong = 0xc018_aec0;
+const _: () = assert!(size_of::<kvm_dirty_log>() == 16 && size_of::<kvm_clear_dirty_log>() == 24);
+
+/// How KVM is to keep the log: it write-protects when told to, and a log begins with every page set, so that beginning one costs the guest
+/// nothing.
+const PROTECT: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+
+/// Words cleared in one call, 16,384 pages: KVM holds the lock meanwhile that vCPUs need for their faults, up to 3 ms for so many.
+const MAX_SPAN_WORDS: usize = 256;
+/// Words without a bit that are worth taking along: KVM passes over them, and each call flushes the vCPUs' translations.
+const GAP_WORDS: usize = 64;
+
+/// The log of one VM's writes: its vCPUs', and its devices'. Clones are the same log. It keeps no VM alive: when the VM
+/// has ended, every call fails.
+#[derive(Clone)]
+pub struct DirtyLog(Arc<Mutex<Log>>);
+
+struct Log {
+    /// Only KVM's irqfds hang on this descriptor, and they are to go when the VM does.
+    vm: Weak<VmFd>,
+    ram: Ram,
+    /// Which words are those of each slot, and how many pages it has.
+    slots: Vec<(Range<usize>, u64)>,
+    supported: bool,
+    on: bool,
+    own: OwnWrites,
+    /// KVM's bitmap of one slot.
+    buffer: Vec<u64>,
+}
+
+impl DirtyLog {
+    /// The log of `vm`, whose memory slots are those of `ram`. It is off, and is to be made before anything else is logged there.
+    pub(super) fn new(vm: &Arc<VmFd>, ram: &Ram) -> Self {
+        let known = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
+        let mut protect = kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
+        protect.args[0] = PROTECT.into();
+        let supported = known as u32 & PROTECT == PROTECT && known > 0 && vm.enable_cap(&protect).is_ok();
+        let pages = ram.extents().into_iter().map(|extent| extent.bytes / PAGE_BYTES);
+        Self(Arc::new(Mutex::new(Log {
+            vm: Arc::downgrade(vm),
+            ram: ram.clone(),
+            slots: words(ram).into_iter().zip(pages).collect(),
+            supported,
+            on: false,
+            own: OwnWrites::new(ram),
+            buffer: Vec::new(),
+        })))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Log, &VmFd) -> io::Result<T>) -> io::Result<T> {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let vm = log.vm.upgrade();
+        let vm = vm.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the VM has ended"))?;
+        work(&mut log, &vm)
+    }
+}
+
+impl WriteLog for DirtyLog {
+    fn start(&mut self) -> io::Result<()> {
+        self.with(Log::start)
+    }
+
+    fn stop(&mut self) -> io::Result<()> {
+        self.with(Log::stop)
+    }
+
+    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()> {
+        self.with(|log, vm| log.read(vm, written))
+    }
+
+    fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
+        self.with(|log, vm| log.clear(vm, pages))
+    }
+}
+
+impl Log {
+    fn start(&mut self, vm: &VmFd) -> io::Result<()> {
+        if self.on {
+            return Ok(());
+        }
+        if !self.supported {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this KVM has no dirty log that is cleared by hand (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with \
+                 KVM_DIRTY_LOG_INITIALLY_SET): expected Linux 5.7 or later",
+            ));
+        }
+        self.own.start()?;
+        if let Err(error) = slots::set(vm, &self.ram, true) {
+            // Not half of it.
+            let _ = slots::set(vm, &self.ram, false);
+            self.own.stop()?;
+            return Err(error.into());
+        }
+        self.on = true;
+        Ok(())
+    }
+
+    fn stop(&mut self, vm: &VmFd) -> io::Result<()> {
+        if self.on {
+            slots::set(vm, &self.ram, false)?;
+            self.on = false;
+            self.buffer = Vec::new();
+            self.own.stop()?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, vm: &VmFd, written: &mut Vec<u64>) -> io::Result<()> {
+        // Says so if the log is off.
+        self.own.read(written)?;
+        for (slot, (words, _)) in (0..).zip(&self.slots) {
+            self.buffer.resize(words.len(), 0);
+            let buffer = kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: self.buffer.as_mut_ptr().cast() };
+            let log = kvm_dirty_log { slot, padding1: 0, __bindgen_anon_1: buffer };
+            // SAFETY: KVM fills a bitmap of the slot's pages in whole words, which `buffer` has room for.
+            check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_GET_DIRTY_LOG, &log) })?;
+            let slot = written.get_mut(words.clone()).unwrap_or_default();
+            slot.iter_mut().zip(&self.buffer).for_each(|(written, guest)| *written |= guest);
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, vm: &VmFd, pages: &[u64]) -> io::Result<()> {
+        // Checks how long the bitmap is, too.
+        self.own.clear(pages)?;
+        for (slot, (words, slot_pages)) in (0..).zip(&self.slots) {
+            let words = pages.get(words.clone()).unwrap_or_default();
+            let mut from = 0;
+            while let Some(span) = next_span(words, from) {
+                from = span.end;
+                let first_page = span.start as u64 * WORD_PAGES;
+                // Whole words, but at the end of the slot.
+                let count = (span.len() as u64 * WORD_PAGES).min(slot_pages - first_page);
+                let bits = words[span].as_ptr().cast_mut().cast();
+                let clear = kvm_clear_dirty_log {
+                    slot,
+                    num_pages: count as u32,
+                    first_page,
+                    __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bits },
+                };
+                // SAFETY: KVM reads, and only reads, one bit for each of `num_pages` pages, in whole words, which the span has.
+                check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG, &clear) })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next words from `from` on that are cleared in one call: they begin and end with words that have bits.
+fn next_span(words: &[u64], from: usize) -> Option<Range<usize>> {
+    let start = from + words.get(from..)?.iter().position(|word| *word != 0)?;
+    let mut end = start + 1;
+    for (at, word) in words.iter().enumerate().take(start + MAX_SPAN_WORDS).skip(end) {
+        if *word != 0 {
+            end = at + 1;
+        } else if at - end >= GAP_WORDS {
+            break;
+        }
+    }
+    Some(start..end)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests;

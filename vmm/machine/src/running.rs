@@ -1,0 +1,293 @@
+//! What can be asked of a VM while it runs, by whatever way it is asked.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use devices::virtio::balloon;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
+use super::console::Trouble;
+use super::control::{Pressed, Reply, Request, Serve, Status};
+use super::dirty::DirtyLog;
+use super::exit::{Ending, Outcome};
+use super::last_words::LastWords;
+use super::probe;
+use super::shut_down::ShutDown;
+use super::stats::KvmStats;
+use super::throttle::ThrottleError;
+use super::vcpu::{Shared, Vcpus};
+use super::working_set::{Sampler, WorkingSet, WorkingSetError};
+use memory::PAGE_BYTES;
+use memory::page_out::{Clock, PageOutError, PagedOut, keep_range};
+use memory::ram::{Backing, Ram};
+use memory::smaps::SharePages;
+use memory::written::{WORD_PAGES, WriteLog};
+
+/// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
+const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
+
+/// The way to a running VM. Clones share it; all of them are used on the main thread.
+#[derive(Clone)]
+pub struct Running {
+    pub(super) name: String,
+    pub(super) vcpu_count: u8,
+    pub(super) ram: Ram,
+    pub(super) write_log: DirtyLog,
+    pub(super) stats: Arc<KvmStats>,
+    pub(super) vcpus: Arc<Mutex<Vcpus>>,
+    pub(super) devices_paused: Arc<AtomicBool>,
+    pub(super) devices_resumed: Arc<EventFd>,
+    pub(super) balloon: Option<balloon::Handle>,
+    pub(super) clock: Arc<Mutex<Clock>>,
+    pub(super) sampler: Sampler,
+    pub(super) shut_down: ShutDown,
+    pub(super) last_words: LastWords,
+    pub(super) shared: Arc<Shared>,
+    pub(super) outcome: Outcome,
+    pub(super) console_trouble: Trouble,
+}
+
+impl Running {
+    /// What the VM is.
+    pub fn status(&self) -> Status {
+        Status {
+            name: self.name.clone(),
+            pid: std::process::id(),
+            paused: self.is_paused(),
+            vcpus: self.vcpu_count,
+            memory_bytes: self.ram.bytes(),
+            backend: probe::backend_name().to_owned(),
+            extents: self.ram.extents(),
+            throttle: self.shared.throttle.status(),
+            parked_pages: self.ram.parked_pages(),
+            log_trouble: self.console_trouble.why(),
+            frames: None,
+            panic: self.last_words.panic(),
+        }
+    }
+
+    /// Whether its vCPUs stand still.
+    pub fn is_paused(&self) -> bool {
+        self.devices_paused.load(Ordering::SeqCst)
+    }
+
+    /// Stops all vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
+    pub fn pause(&self) -> bool {
+        // Who pauses a VM wants to look at its memory, from outside: all of it is to be where it belongs.
+        self.ram.forbid_parking();
+        let vcpus = self.vcpus();
+        let still = vcpus.pause();
+        match still {
+            true => self.devices_paused.store(true, Ordering::SeqCst),
+            false => {
+                vcpus.resume();
+                self.ram.allow_parking();
+            }
+        }
+        still
+    }
+
+    /// Lets the vCPUs run again.
+    pub fn resume(&self) {
+        self.devices_paused.store(false, Ordering::SeqCst);
+        let _ = self.devices_resumed.write(1);
+        self.vcpus().resume();
+        self.ram.allow_parking();
+    }
+
+    /// Presses the power button. False if the guest has no driver for it.
+    pub fn press_power_button(&self) -> bool {
+        self.shut_down.press()
+    }
+
+    /// Asks the guest to power off, by its power button and, if there is one, by a line on COM2. When it has not after
+    /// `limit`, the VM is stopped. A paused guest is resumed: as it is it can do nothing.
+    pub fn shut_down(&self, limit: Duration, com2: Option<&str>) -> std::io::Result<()> {
+        if limit.is_zero() {
+            self.outcome.tell(Ending::Stopped);
+            return Ok(());
+        }
+        self.shut_down.begin(limit, com2)?;
+        if self.is_paused() {
+            self.resume();
+        }
+        Ok(())
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Which pages of guest RAM are written, by vCPUs and by devices. It is for another thread to use; only one may clear.
+    pub fn write_log(&self) -> DirtyLog {
+        self.write_log.clone()
+    }
+
+    /// The host's way to the balloon, if there is one.
+    pub fn balloon(&self) -> Option<&balloon::Handle> {
+        self.balloon.as_ref()
+    }
+
+    /// The balloon as it is now.
+    pub fn balloon_status(&self) -> Result<BalloonStatus, BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        Ok(BalloonStatus::of(balloon, &self.ram)?)
+    }
+
+    /// Asks the guest for another balloon size.
+    pub fn set_balloon(&self, pages: u32) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        let ram_pages = self.ram.bytes() / PAGE_BYTES;
+        if u64::from(pages) > ram_pages {
+            return Err(BalloonError::TooLarge { pages, ram_pages });
+        }
+        balloon.set_target(pages);
+        self.shared.input_arrived();
+        Ok(())
+    }
+
+    /// Asks the guest for fresh balloon statistics, unless it is paused. False if it has left no buffer to ask with.
+    pub fn request_balloon_statistics(&self) -> bool {
+        let asked =
+            !self.is_paused() && self.balloon.as_ref().is_some_and(balloon::Handle::request_statistics);
+        self.shared.input_arrived();
+        asked
+    }
+
+    /// Starts a run of free page hinting; see [`balloon::Handle::start_hinting`].
+    pub fn start_hinting(&self, acknowledge_on_stop: bool) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        balloon.start_hinting(acknowledge_on_stop)?;
+        self.shared.input_arrived();
+        Ok(())
+    }
+
+    /// Ends the run of free page hinting.
+    pub fn stop_hinting(&self) -> Result<(), BalloonError> {
+        let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
+        balloon.stop_hinting()?;
+        self.shared.input_arrived();
+        Ok(())
+    }
+
+    /// Paces how fast the guest takes frames: so many pages a second, at least 1; None lifts it at once.
+    pub fn set_throttle(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
+        if self.ram.backing() != Backing::Anonymous && pages_per_second.is_some() {
+            return Err(ThrottleError::NotAnonymous);
+        }
+        self.vcpus().throttle(pages_per_second)?;
+        // Devices that wait for the old rate look again.
+        let _ = self.devices_resumed.write(1);
+        Ok(())
+    }
+
+    /// Pushes up to `pages` pages out to the host's swap, of those that are the guest's own and, where the log of writes is on, were not
+    /// written since it was cleared. For some milliseconds: who wants more asks again.
+    pub fn page_out(&self, pages: u64) -> Result<PagedOut, PageOutError> {
+        let until = Instant::now() + PAGE_OUT_LIMIT;
+        let mut keep = self.written().unwrap_or_default();
+        if let Some(balloon) = &self.balloon {
+            keep.resize(self.ram.bytes().div_ceil(PAGE_BYTES * WORD_PAGES) as usize, 0);
+            balloon.held().iter().for_each(|held| keep_range(&self.ram, &mut keep, held.start.0..held.end.0));
+        }
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).page_out(&self.ram, pages, &keep, until)
+    }
+
+    /// How much of its memory the guest uses.
+    pub fn working_set(&self) -> Result<WorkingSet, WorkingSetError> {
+        let written_pages =
+            self.written().map(|log| log.iter().map(|word| u64::from(word.count_ones())).sum());
+        Ok(WorkingSet { written_pages, ..self.sampler.last()? })
+    }
+
+    /// Which pages may have been written since the log was last cleared, by whoever has it on; None if it is off. Clears nothing.
+    fn written(&self) -> Option<Vec<u64>> {
+        let mut written = Vec::new();
+        self.write_log().read(&mut written).ok().map(|()| written)
+    }
+
+    /// KVM's own statistics.
+    pub fn kvm_stats(&self) -> &KvmStats {
+        &self.stats
+    }
+
+    pub(super) fn vcpus(&self) -> MutexGuard<'_, Vcpus> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Serve for Running {
+    fn serve(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Status => Reply::Status(self.status()),
+            Request::StatusAndFrames => match SharePages::of(std::process::id()) {
+                Ok(frames) => Reply::Status(Status { frames: Some(frames), ..self.status() }),
+                Err(e) => Reply::Error(format!("the frames of this process cannot be read: {e}")),
+            },
+            Request::Pause if self.pause() => Reply::Done,
+            Request::Pause => Reply::Error("a vCPU did not leave the guest in time; the VM runs on".into()),
+            Request::Resume => {
+                self.resume();
+                Reply::Done
+            }
+            Request::Stop => {
+                self.outcome.tell(Ending::Stopped);
+                Reply::Done
+            }
+            Request::PowerButton => Reply::PowerButton(Pressed { driver: self.press_power_button() }),
+            Request::ShutDown { timeout_seconds, com2 } => {
+                match self.shut_down(Duration::from_secs(timeout_seconds.into()), com2.as_deref()) {
+                    Ok(()) => Reply::Done,
+                    Err(e) => Reply::Error(format!("the timer cannot be set: {e}")),
+                }
+            }
+            Request::Mergeable { on } => match self.ram.set_mergeable(on) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::Balloon => match self.balloon_status() {
+                Ok(status) => Reply::Balloon(Box::new(status)),
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::BalloonSize => match &self.balloon {
+                Some(balloon) => Reply::BalloonSize(BalloonSize::of(balloon)),
+                None => Reply::Error(chain(&BalloonError::None)),
+            },
+            Request::BalloonStatistics => match self.request_balloon_statistics() {
+                true => Reply::Done,
+                false => Reply::Error(chain(&BalloonError::Unasked)),
+            },
+            Request::BalloonTarget { pages } => match self.set_balloon(pages) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::Throttle { pages_per_second } => match self.set_throttle(pages_per_second) {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::PageOut { pages } => match self.page_out(pages) {
+                Ok(done) => Reply::PagedOut(done),
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::WorkingSet => match self.working_set() {
+                Ok(known) => Reply::WorkingSet(known),
+                Err(e) => Reply::Error(chain(&e)),
+            },
+            Request::KvmStats => match self.stats.read() {
+                Ok(values) => Reply::KvmStats(values),
+                Err(e) => Reply::Error(format!("KVM's statistics cannot be read: {e}")),
+            },
+        }
+    }
+}
+
+/// An error and its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}

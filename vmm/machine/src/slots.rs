@@ -1,0 +1,23 @@
+//! Guest RAM as KVM's memory slots: slot n is the n-th extent.
+#![expect(unsafe_code, reason = "hands guest RAM to KVM")]
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+
+use memory::ram::Ram;
+
+/// Gives `ram` to `vm`, or changes whether KVM logs which of its pages are written. The latter may be done while vCPUs run.
+pub fn set(vm: &VmFd, ram: &Ram, log_writes: bool) -> Result<(), kvm_ioctls::Error> {
+    for (slot, extent) in (0..).zip(ram.extents()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            guest_phys_addr: extent.gpa,
+            memory_size: extent.bytes,
+            userspace_addr: extent.hva,
+            flags: if log_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+        };
+        // SAFETY: the region is a mapping of `Ram`, which is never unmapped.
+        unsafe { vm.set_user_memory_region(region) }?;
+    }
+    Ok(())
+}

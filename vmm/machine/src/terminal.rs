@@ -1,0 +1,72 @@
+//! The terminal: raw while a guest has it, as it was on every way out, and left alone while another job has it.
+
+use std::io::{self, IsTerminal};
+use std::sync::Mutex;
+
+use rustix::termios::{OptionalActions, QueueSelector, Termios, tcflush, tcgetattr, tcsetattr};
+
+use os::signals;
+use os::terminal::{Holder, holder};
+
+/// What the terminal was like, while it is raw. Global because a panic must find it too.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Standard input, which is a terminal. It is as it was before when this is dropped.
+pub struct Terminal(());
+
+impl Terminal {
+    /// The terminal that standard input is, if it is one. It is not changed yet; a panic of any thread will restore it.
+    pub fn of_input() -> Option<Self> {
+        if !io::stdin().is_terminal() {
+            return None;
+        }
+        // Between asking who has it and using it another job may get it: that is an error then, and no stop that only SIGKILL would end.
+        signals::ignore_job_control();
+        let inner = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            restore();
+            inner(info);
+        }));
+        Some(Self(()))
+    }
+
+    /// Makes it raw if this process has it, also once more: the shell has put it right while we were stopped. Says who has it.
+    pub fn take(&self) -> Holder {
+        let holder = holder();
+        match holder {
+            Holder::Us => self.make_raw().map_or(Holder::Nobody, |()| Holder::Us),
+            other => other,
+        }
+    }
+
+    fn make_raw(&self) -> io::Result<()> {
+        let now = tcgetattr(io::stdin())?;
+        let mut raw = now.clone();
+        raw.make_raw();
+        // Output stays as it was, so that the lines of this program and of the guest both begin at the left.
+        raw.output_modes = now.output_modes;
+        if let Ok(mut slot) = BEFORE.lock() {
+            slot.get_or_insert(now);
+        }
+        // Now: a terminal that was told to hold its output (Control-S) would be waited for, beyond SIGTERM. What was typed ahead is for the guest.
+        Ok(tcsetattr(io::stdin(), OptionalActions::Now, &raw)?)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn restore() {
+    if let Ok(mut slot) = BEFORE.try_lock()
+        && let Some(before) = slot.take()
+        && holder() == Holder::Us
+    {
+        // Nothing can be done if this fails: the terminal is gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+        // What the guest has not read is not for the shell.
+        let _ = tcflush(io::stdin(), QueueSelector::IFlush);
+    }
+}

@@ -1,0 +1,343 @@
+//! vCPU threads: run, pause, resume, stop, and what each KVM exit does.
+#![expect(
+    unsafe_code,
+    reason = "reads kvm_run beside an exit that borrows it, and its immediate_exit from another thread"
+)]
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::bus::Bus;
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::error::VmError;
+use super::exit::{Ending, Fault, Outcome};
+use super::platform::IDLE_PORT;
+use super::slice::{self, Interruptible, Slices};
+use super::throttle::{Throttle, ThrottleError};
+use memory::merge_log::MergeLog;
+
+/// How long `pause` waits for vCPUs to leave the guest before it gives up.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the vCPU threads are to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Run,
+    Pause,
+    Stop,
+}
+
+struct Gate {
+    wanted: Wanted,
+    /// vCPUs that stand still.
+    still: usize,
+    /// Threads that have not ended.
+    alive: usize,
+}
+
+/// What the threads of one VM share.
+pub struct Shared {
+    gate: Mutex<Gate>,
+    changed: Condvar,
+    /// Devices on ports.
+    pub pio: Bus,
+    /// Devices in memory.
+    pub mmio: Bus,
+    /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
+    pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Has the guest asked for an end that was not told yet? It is told then.
+    pub has_ended: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Where a vCPU says that the VM has ended.
+    pub outcome: Outcome,
+    /// What was done to guest RAM, for a fault's report.
+    merges: MergeLog,
+    /// How fast the guest may take memory. A VM that is held while it is paused is still paused after, and the other way round.
+    pub(super) throttle: Throttle,
+}
+
+impl Shared {
+    /// Joins the buses, the input test, the place where the end is told, and what is told with it, for so many vCPUs.
+    pub fn new(
+        vcpus: u8,
+        pio: Bus,
+        mmio: Bus,
+        input_waits: Box<dyn Fn() -> bool + Send + Sync>,
+        has_ended: Box<dyn Fn() -> bool + Send + Sync>,
+        outcome: Outcome,
+        merges: MergeLog,
+    ) -> Arc<Self> {
+        let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
+        let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
+        Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
+    }
+
+    /// Wakes a vCPU that waits for input; to be called after the input is in the device.
+    pub fn input_arrived(&self) {
+        let _gate = self.gate();
+        self.changed.notify_all();
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stands still while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. False when the thread is
+    /// to end.
+    fn may_run(&self, slices: &mut Slices) -> bool {
+        let (mut gate, mut still) = (self.gate(), false);
+        loop {
+            let hold = match gate.wanted {
+                Wanted::Pause => None,
+                // Who is to end is held by nothing.
+                Wanted::Stop => break,
+                Wanted::Run => match slices.begin(&self.throttle) {
+                    Some(hold) => Some(hold),
+                    None => break,
+                },
+            };
+            if !still {
+                still = true;
+                gate.still += 1;
+                self.changed.notify_all();
+            }
+            gate = match hold {
+                None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
+                Some(hold) => self.changed.wait_timeout(gate, hold).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        gate.still -= usize::from(still);
+        gate.wanted == Wanted::Run
+    }
+
+    /// Parks a vCPU until input waits, the time is over (`u32::MAX`: never), or the VM is to stop or pause.
+    fn idle(&self, ms: u32) {
+        let until = (ms != u32::MAX).then(|| Instant::now() + Duration::from_millis(ms.into()));
+        let mut gate = self.gate();
+        while gate.wanted == Wanted::Run && !(self.input_waits)() {
+            gate = match until {
+                None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return;
+                    }
+                    self.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+/// The way into a vCPU's `kvm_run.immediate_exit` for other threads; empty once its thread has ended.
+struct Kick(Mutex<Option<*const AtomicU8>>);
+
+// SAFETY: the pointer is only followed under the mutex, and the vCPU's thread empties it, under the same
+// mutex, before the mapping it points into goes away.
+unsafe impl Send for Kick {}
+// SAFETY: as above.
+unsafe impl Sync for Kick {}
+
+impl Kick {
+    fn set(&self, to: Option<*const AtomicU8>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
+    /// Makes the next (or current, once a signal has interrupted it) KVM_RUN return at once.
+    fn arm(&self) {
+        if let Some(flag) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            // SAFETY: the slot is full, so the mapping is alive; KVM and the vCPU thread only do single-byte
+            // accesses to this field.
+            unsafe { (*flag).store(1, Ordering::SeqCst) };
+        }
+    }
+}
+
+/// All vCPUs of a VM, each on a thread of its own.
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    threads: Vec<(JoinHandle<()>, Arc<Kick>)>,
+}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU.
+    pub fn start(shared: Arc<Shared>, vcpus: Vec<VcpuFd>) -> Result<Self, VmError> {
+        register_signal_handler(SIGRTMIN(), slice::interrupt).map_err(|e| VmError::Host {
+            what: "install the signal that interrupts vCPUs",
+            source: e.into(),
+        })?;
+        shared.gate().alive = vcpus.len();
+        let mut all = Self { shared, threads: Vec::new() };
+        for (n, vcpu) in vcpus.into_iter().enumerate() {
+            let kick = Arc::new(Kick(Mutex::new(None)));
+            let (shared, its_kick) = (all.shared.clone(), kick.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{n}"))
+                .stack_size(256 << 10)
+                .spawn(move || run(n, vcpu, &shared, &its_kick));
+            let thread = match thread {
+                Ok(thread) => thread,
+                Err(e) => {
+                    // The others must not run on without it: the program may, and tries again.
+                    all.stop();
+                    return Err(VmError::host("start a vCPU thread")(e));
+                }
+            };
+            all.threads.push((thread, kick));
+        }
+        Ok(all)
+    }
+
+    /// Stops all vCPUs in place. True when all stand still, false when one did not within the limit.
+    pub fn pause(&self) -> bool {
+        self.want(Wanted::Pause);
+        let until = Instant::now() + PAUSE_LIMIT;
+        let mut gate = self.shared.gate();
+        while gate.still < gate.alive {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            gate = self.shared.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Lets paused vCPUs run again.
+    pub fn resume(&self) {
+        self.want(Wanted::Run);
+    }
+
+    /// Sets how fast the guest may take memory, or lifts that, which frees at once who is held.
+    pub(super) fn throttle(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
+        self.shared.throttle.set(pages_per_second)?;
+        // Who is about to stand still has either seen this or is woken.
+        drop(self.shared.gate());
+        self.shared.changed.notify_all();
+        self.kick();
+        Ok(())
+    }
+
+    /// Ends all threads and waits for them.
+    pub fn stop(&mut self) {
+        self.want(Wanted::Stop);
+        for (thread, _) in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    fn want(&self, wanted: Wanted) {
+        self.shared.gate().wanted = wanted;
+        self.shared.changed.notify_all();
+        if wanted != Wanted::Run {
+            self.kick();
+        }
+    }
+
+    /// Makes every vCPU leave the guest and look at the gate.
+    fn kick(&self) {
+        for (thread, kick) in &self.threads {
+            kick.arm();
+            let _ = thread.kill(SIGRTMIN());
+        }
+    }
+}
+
+fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
+    let flag: *const u8 = &raw const vcpu.get_kvm_run().immediate_exit;
+    kick.set(Some(flag.cast()));
+    let ending = {
+        // SAFETY: the vCPU, and with it the mapping of its kvm_run, outlives this scope.
+        let _interruptible = unsafe { Interruptible::new(flag.cast()) };
+        run_until_end(&mut vcpu, shared)
+    };
+    kick.set(None);
+    {
+        let mut gate = shared.gate();
+        gate.alive -= 1;
+        shared.changed.notify_all();
+    }
+    if let Some(ending) = ending {
+        tracing::debug!(vcpu = n, ?ending, "vCPU ended");
+        shared.outcome.tell(ending);
+    }
+}
+
+/// Runs until told to stop (None) or until the guest ends (its ending).
+fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
+    // SAFETY: this makes a pointer into the union and reads nothing; every member is plain data.
+    let io_size: *const u8 = unsafe { &raw const vcpu.get_kvm_run().__bindgen_anon_1.io.size };
+    let mut slices = Slices::default();
+    loop {
+        if !shared.may_run(&mut slices) {
+            return None;
+        }
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                for operand in data.chunks(operand_bytes(io_size)) {
+                    match (port, operand) {
+                        (IDLE_PORT, &[a, b, c, d]) => shared.idle(u32::from_le_bytes([a, b, c, d])),
+                        _ => _ = shared.pio.write(port.into(), operand),
+                    }
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                for operand in data.chunks_mut(operand_bytes(io_size)) {
+                    shared.pio.read(port.into(), operand);
+                }
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                shared.mmio.write(address, data);
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                shared.mmio.read(address, data);
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+            Ok(VcpuExit::Hlt) => shared.idle(u32::MAX),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Ending::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Ending::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
+                return Some(fault(vcpu, shared, Fault::GuestCrash));
+            }
+            // A kernel that has asked for a reset does not wait long for it before it tries a triple fault.
+            Ok(VcpuExit::Shutdown) if (shared.has_ended)() => return None,
+            Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, shared, Fault::Triple)),
+            Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, shared, Fault::Entry { reason })),
+            Ok(VcpuExit::InternalError) => return Some(fault(vcpu, shared, Fault::Internal)),
+            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
+                return Some(fault(vcpu, shared, Fault::Memory { gpa, bytes: size }));
+            }
+            Ok(other) => {
+                let exit = format!("{other:?}");
+                return Some(fault(vcpu, shared, Fault::Unhandled { exit }));
+            }
+            Err(e) => match io::Error::from(e).kind() {
+                io::ErrorKind::Interrupted => {
+                    vcpu.set_kvm_immediate_exit(0);
+                    slices.end();
+                }
+                // A vCPU that waits for its start signal answers so when it is woken without one.
+                io::ErrorKind::WouldBlock => slices.end(),
+                _ => return Some(fault(vcpu, shared, Fault::Run { errno: e.errno() })),
+            },
+        }
+    }
+}
+
+/// Bytes of one access of the port exit that KVM_RUN has just returned. A string instruction makes many to the
+/// same port, of which KVM hands over as many as it has at once.
+fn operand_bytes(io_size: *const u8) -> usize {
+    // SAFETY: it points into the kvm_run of this thread's own vCPU, which lives as long as the vCPU, is always
+    // mapped whole, and which KVM only writes during KVM_RUN.
+    let bytes = unsafe { io_size.read_volatile() };
+    usize::from(bytes.max(1))
+}
+
+fn fault(vcpu: &mut VcpuFd, shared: &Shared, fault: Fault) -> Ending {
+    Ending::Fault(Box::new(super::exit::describe(vcpu, fault, &shared.merges)))
+}

@@ -1,0 +1,163 @@
+//! The frames of our own VMs, counted by kind instead of one by one: what [`frames::measure`] says, in a tenth of the time.
+//!
+//! The kernel tells of whole ranges which pages are there and what kind they are (PAGEMAP_SCAN). For guest memory that nothing
+//! but slabs is shared in, that is all there is to know:
+//!
+//! - an anonymous page is its guest's alone: a VM process does not fork, and KSM says of each process how many pages it has
+//!   merged there;
+//! - a page of a slab is known by the slab's file and its place in it, and shared by those who map it.
+//!
+//! What this does not hold for is read entry by entry, as before: guests in which KSM has merged, mappings of other files, pages on
+//! swap (a range cannot tell them from markers), and huge pages of which the kernel does not say whether they are its zero
+//! page. Where the kernel has no PAGEMAP_SCAN (before 6.7), everything is.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::frames::{self, Census, Frames};
+use super::{MeasureError, Space, check};
+use memory::ksm_stat::KsmStat;
+use memory::maps::{Maps, SlabMapping};
+use memory::scan::{PageScan, Pages};
+use memory::{Extent, PAGE_BYTES};
+
+/// Pages of a slab that a guest has mapped and not written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlabRun {
+    /// The slab's file.
+    pub(super) inode: u64,
+    /// The first of them in the slab.
+    pub(super) first: u64,
+    /// How many.
+    pub(super) pages: u64,
+    /// Who maps them.
+    pub(super) guest: usize,
+}
+
+/// What is found of one guest.
+#[derive(Debug, Default)]
+struct Found {
+    guest: usize,
+    private: u64,
+    zero: u64,
+    slabs: Vec<SlabRun>,
+    /// What its entries have to tell.
+    untold: Vec<Extent>,
+}
+
+/// Classifies every page of `spaces`, which are VM processes of ours. As [`frames::measure`], and where that has to be
+/// asked, by it.
+///
+/// # Errors
+/// As [`frames::measure`].
+pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
+    check(spaces)?;
+    let mut census = Census::new(spaces);
+    for (guest, space) in spaces.iter().enumerate() {
+        let merged = KsmStat::of(space.pid).map_or(1, |stat| stat.merging_pages + stat.zero_pages);
+        let found = if merged == 0 { Found::of(guest, space) } else { None };
+        // Who has to be looked at frame by frame may share its frames with any other.
+        let Some(found) = found else { return frames::measure(spaces) };
+        let mut told = found.private + found.zero + found.slabs.iter().map(|run| run.pages).sum::<u64>();
+        let untold = Space { extents: found.untold, ..space.clone() };
+        let maps = &Maps::default();
+        untold.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
+        told += untold.pages();
+        census.add(guest, found.private, found.zero, space.pages().saturating_sub(told));
+        census.slab_runs.extend(found.slabs);
+    }
+    census.finish(spaces)
+}
+
+impl Found {
+    /// None if the memory is not of a kind that can be told in ranges, or the kernel does not tell.
+    fn of(guest: usize, space: &Space) -> Option<Self> {
+        let (mut scan, maps) = (PageScan::open(space.pid).ok()?, Maps::of(space.pid).ok()?);
+        let mut found = Self { guest, ..Self::default() };
+        for extent in &space.extents {
+            let all = extent.hva..extent.hva + extent.bytes;
+            if maps.files.iter().any(|file| file.start < all.end && all.start < file.end) {
+                return None;
+            }
+            // Between slabs there is anonymous memory.
+            let mut at = all.start;
+            let from = maps.slabs.partition_point(|slab| slab.hvas.end <= all.start);
+            for slab in maps.slabs[from..].iter().take_while(|slab| slab.hvas.start < all.end) {
+                let within = slab.hvas.start.max(all.start)..slab.hvas.end.min(all.end);
+                found.anonymous(&mut scan, at..within.start)?;
+                found.slab(&mut scan, slab, within.clone())?;
+                at = within.end;
+            }
+            found.anonymous(&mut scan, at..all.end)?;
+        }
+        Some(found)
+    }
+
+    fn anonymous(&mut self, scan: &mut PageScan, hvas: Range<u64>) -> Option<()> {
+        let each = |pages: Pages| {
+            let kind = pages.categories;
+            match kind.swapped() || kind.huge() && !kind.zero() {
+                true => self.untold.push(extent(pages)),
+                false => self.add(pages),
+            }
+        };
+        if hvas.is_empty() { Some(()) } else { scan.anonymous_memory(hvas, each).ok() }
+    }
+
+    /// A slab's mapping: its pages, and those that the guest has written to, of which it has copies.
+    fn slab(&mut self, scan: &mut PageScan, slab: &SlabMapping, hvas: Range<u64>) -> Option<()> {
+        let each = |pages: Pages| {
+            let kind = pages.categories;
+            if kind.swapped() {
+                self.untold.push(extent(pages));
+            } else if kind.file() {
+                let (inode, first, guest) = (slab.inode, slab.slab_page(pages.hva), self.guest);
+                self.slabs.push(SlabRun { inode, first, pages: pages.pages, guest });
+            } else {
+                self.add(pages);
+            }
+        };
+        scan.walk(hvas, each).ok()
+    }
+
+    fn add(&mut self, pages: Pages) {
+        match pages.categories.zero() {
+            true => self.zero += pages.pages,
+            false => self.private += pages.pages,
+        }
+    }
+}
+
+fn extent(pages: Pages) -> Extent {
+    Extent { gpa: 0, hva: pages.hva, bytes: pages.pages * PAGE_BYTES }
+}
+
+/// How many guests' pages each page of each slab is.
+#[derive(Default)]
+pub(super) struct SlabCounts(HashMap<u64, Vec<u32>>);
+
+impl SlabCounts {
+    pub(super) fn of(runs: &[SlabRun]) -> Self {
+        let mut counts = Self::default();
+        for run in runs {
+            let pages = counts.0.entry(run.inode).or_default();
+            let end = (run.first + run.pages) as usize;
+            if pages.len() < end {
+                pages.resize(end, 0);
+            }
+            pages[run.first as usize..end].iter_mut().for_each(|count| *count += 1);
+        }
+        counts
+    }
+
+    /// Those of a run.
+    pub(super) fn within(&self, run: &SlabRun) -> &[u32] {
+        let pages = self.0.get(&run.inode).map_or(&[][..], Vec::as_slice);
+        pages.get(run.first as usize..(run.first + run.pages) as usize).unwrap_or_default()
+    }
+
+    /// Those of all pages that are anybody's.
+    pub(super) fn all(&self) -> impl Iterator<Item = u32> {
+        self.0.values().flatten().copied().filter(|count| *count > 0)
+    }
+}

@@ -1,0 +1,193 @@
+//! Measuring memory from outside: what could be shared, who maps which frame, and the reports of both.
+//!
+//! Works on any process whose guest memory extents are known; it neither stops nor changes what it
+//! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
+
+pub mod audit;
+pub mod beyond;
+pub mod by_kind;
+pub mod content;
+mod delta;
+pub mod findings;
+pub mod frames;
+pub mod freeze;
+mod index;
+mod layout;
+mod marks;
+pub mod page;
+pub mod page_types;
+pub mod report;
+pub mod runs;
+pub mod sample;
+pub mod scan;
+mod sets;
+pub mod source;
+mod tag;
+mod taker;
+mod turns;
+pub mod volatile;
+pub mod watch;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use memory::Extent;
+use memory::PAGE_BYTES;
+use memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
+use memory::remote::RemoteError;
+use page_types::PageTypesError;
+use source::file::ImageError;
+use source::mappings::MappingError;
+
+/// Bytes of a page, for arrays.
+pub const PAGE: usize = PAGE_BYTES as usize;
+
+/// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
+pub const MAX_SPACES: usize = 1 << 16;
+
+/// The guest memory of one VM process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// The guest's name, for reports and errors.
+    pub name: String,
+    /// The process that maps the guest's memory.
+    pub pid: u32,
+    /// Where it maps it. Extents do not overlap.
+    pub extents: Vec<Extent>,
+}
+
+impl Space {
+    /// The pages of all extents.
+    pub fn pages(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.bytes / PAGE_BYTES).sum()
+    }
+
+    /// Hands out every page, in the order of the extents: its address and its page table entry.
+    ///
+    /// # Errors
+    /// The process is gone, or is not ours to look at.
+    pub fn each_entry(&self, mut each: impl FnMut(u64, PagemapEntry)) -> Result<(), MeasureError> {
+        let walked = Pagemap::open(self.pid).and_then(|mut pagemap| {
+            pagemap.each(&self.extents, |hva, entry| {
+                each(hva, entry);
+                Ok(())
+            })
+        });
+        walked.map_err(|source| MeasureError::Pages { guest: self.name.clone(), pid: self.pid, source })
+    }
+}
+
+/// What can go wrong while measuring.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MeasureError {
+    /// The page table of a guest could not be read.
+    #[error("cannot see the pages of guest {guest:?} (pid {pid})")]
+    Pages {
+        /// The guest's name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: PagemapError,
+    },
+    /// The memory of a guest could not be read.
+    #[error("cannot read the memory of guest {guest:?} (pid {pid})")]
+    Memory {
+        /// The guest's name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: RemoteError,
+    },
+    /// The kernel's books of a process could not be read.
+    #[error("cannot read what the kernel has of guest {guest:?} (/proc/{pid}/smaps)")]
+    Books {
+        /// The guest's name.
+        guest: String,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host's frame table could not be read.
+    #[error("cannot read the host's frame table")]
+    FrameTable(#[source] PagemapError),
+    /// An extent is not made of whole pages.
+    #[error(
+        "extent at {hva:#x} of {bytes} bytes of guest {guest:?} is not made of whole pages of {PAGE_BYTES} bytes"
+    )]
+    Unaligned {
+        /// The guest's name.
+        guest: String,
+        /// The extent's address.
+        hva: u64,
+        /// The extent's length.
+        bytes: u64,
+    },
+    /// A guest is larger than an index entry can say.
+    #[error(
+        "with the {pages} pages of guest {guest:?} there are too many: one measurement takes at most {}",
+        u32::MAX
+    )]
+    TooLarge {
+        /// The guest's name.
+        guest: String,
+        /// Its pages.
+        pages: u64,
+    },
+    /// A file cannot be measured.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What a guest's pages are used for cannot be told.
+    #[error(transparent)]
+    PageTypes(#[from] PageTypesError),
+    /// There is nothing to measure in a process.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+    /// The kernel has no random bytes for a key.
+    #[error("cannot draw a key")]
+    Random {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread of the measurement ended by itself: a fault in Samepage.
+    #[error("a thread that reads memory has failed; this is a fault in Samepage, please report it")]
+    Worker,
+    /// The caller wanted no more.
+    #[error("interrupted; nothing was changed")]
+    Interrupted,
+    /// There are more guests than an index entry can say.
+    #[error("{guests} guests were given; one measurement takes at most {MAX_SPACES}")]
+    TooMany {
+        /// How many.
+        guests: usize,
+    },
+}
+
+/// Refuses what the counters below could not represent.
+fn check(spaces: &[Space]) -> Result<(), MeasureError> {
+    if spaces.len() > MAX_SPACES {
+        return Err(MeasureError::TooMany { guests: spaces.len() });
+    }
+    for space in spaces {
+        for extent in &space.extents {
+            if extent.hva % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
+                let (hva, bytes) = (extent.hva, extent.bytes);
+                return Err(MeasureError::Unaligned { guest: space.name.clone(), hva, bytes });
+            }
+        }
+        let pages =
+            space.extents.iter().fold(0u64, |sum, extent| sum.saturating_add(extent.bytes / PAGE_BYTES));
+        // One number is left free after each extent, so that no run crosses into the next.
+        if pages.saturating_add(space.extents.len() as u64) > u64::from(u32::MAX) {
+            return Err(MeasureError::TooLarge { guest: space.name.clone(), pages });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! Which pages of guest RAM were written since somebody last asked: the log that a VM's vCPUs and devices write to, and the part of it
+//! that the VMM itself writes.
+
+use std::io;
+use std::ops::Range;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::PAGE_BYTES;
+use super::ram::Ram;
+
+/// Pages of one word of a bitmap.
+pub const WORD_PAGES: u64 = u64::BITS as u64;
+
+/// Which pages of guest RAM were written.
+///
+/// Bitmaps have one bit for each page, the lowest bit of a word first, counted through RAM's extents in guest-physical order without
+/// the hole, as everywhere in `memory`. What is left of the last word is 0.
+///
+/// A page's bit says that it may have been written since the bit was last cleared. Whoever wants to know what is in a page clears its
+/// bit, and *then* looks: whatever is written after [`WriteLog::clear`] has returned sets the bit again, what was written before
+/// is there to be seen, and may set the bit once more. A write of the VMM's own that is under way while the log is read may be
+/// missing there; the next read has it. So a bit that is not set is a reason not to look at a page; it is no proof that the page is as it
+/// was, and whoever replaces the page compares it.
+///
+/// Pages that are given back set no bit: see [`Ram::discards`]. Nor do those of a slab that replace what holds the same.
+///
+/// While the log is on KVM maps pages of 4 KiB only, and breaks up huge ones where bits are cleared. The guest pays for its first write to
+/// each page after a clear: 10 to 22 us (shadow paging), 27 to 31 us (nested paging, emulated). Its reads cost nothing. For 256 MiB reading
+/// the log takes some 45 us, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose bit is left set costs the
+/// guest nothing: leave the bits of pages that keep changing.
+///
+/// There is one log for a VM, and clearing is for everybody: whoever uses it, alone. After an error of `read` or `clear` nothing is known
+/// of any page, until the log is stopped and started.
+pub trait WriteLog: Send {
+    /// Switches logging on; nothing, if it is on. After it every page counts as written.
+    fn start(&mut self) -> io::Result<()>;
+
+    /// Switches logging off; nothing, if it is off. What is written then is not logged, and the guest may have huge pages again.
+    fn stop(&mut self) -> io::Result<()>;
+
+    /// Replaces the contents of `written` with the bitmap of all of RAM. Clears nothing.
+    ///
+    /// # Errors
+    /// Logging is off.
+    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()>;
+
+    /// Clears the bits that are set in `pages`, a bitmap of all of RAM, and leaves the others.
+    ///
+    /// # Errors
+    /// Logging is off, or `pages` has not as many words as [`WriteLog::read`] gives.
+    fn clear(&mut self, pages: &[u64]) -> io::Result<()>;
+}
+
+/// The log of what the VMM itself writes: devices and loaders, by way of [`Ram::memory`]. For RAM that belongs to no VM it is all there is.
+pub struct OwnWrites {
+    ram: Ram,
+    /// Empty while it is off.
+    written: Vec<u64>,
+}
+
+impl OwnWrites {
+    /// The log of `ram`, switched off.
+    pub fn new(ram: &Ram) -> Self {
+        Self { ram: ram.clone(), written: Vec::new() }
+    }
+
+    /// Takes the bits that were set in guest memory since the last time.
+    fn take(&mut self) {
+        let words = words(&self.ram);
+        for (region, words) in self.ram.memory().iter().zip(words) {
+            // Who writes marks after it has written. So what is marked here can be seen by whoever looks after this.
+            let marked = (**region).bitmap().get_and_reset();
+            let own = self.written.get_mut(words).unwrap_or_default();
+            own.iter_mut().zip(marked).for_each(|(own, marked)| *own |= marked);
+        }
+    }
+}
+
+impl WriteLog for OwnWrites {
+    fn start(&mut self) -> io::Result<()> {
+        if self.written.is_empty() {
+            self.written = all_pages(&self.ram)?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> io::Result<()> {
+        self.written = Vec::new();
+        Ok(())
+    }
+
+    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()> {
+        if self.written.is_empty() {
+            return Err(off());
+        }
+        self.take();
+        written.clone_from(&self.written);
+        Ok(())
+    }
+
+    fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
+        if self.written.is_empty() {
+            return Err(off());
+        }
+        if pages.len() != self.written.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a bitmap of {} words was to be cleared: expected {}",
+                    pages.len(),
+                    self.written.len()
+                ),
+            ));
+        }
+        // Only what `take` has got so far. What was marked since is read next time, once more than need be.
+        self.written.iter_mut().zip(pages).for_each(|(own, cleared)| *own &= !cleared);
+        Ok(())
+    }
+}
+
+/// Which words of a bitmap are those of each extent of `ram`.
+pub fn words(ram: &Ram) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let extents = ram.memory().iter().map(|region| {
+        let start = end;
+        end += region.len().div_ceil(PAGE_BYTES * WORD_PAGES) as usize;
+        start..end
+    });
+    extents.collect()
+}
+
+/// A bitmap with the bits of all pages of `ram`.
+fn all_pages(ram: &Ram) -> io::Result<Vec<u64>> {
+    let pages = ram.bytes() / PAGE_BYTES;
+    let mut all = vec![u64::MAX; pages.div_ceil(WORD_PAGES) as usize];
+    // Else an extent would begin inside a word. The layout never makes such.
+    if words(ram).last().is_none_or(|last| last.end != all.len()) {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "an extent of guest RAM is not whole in words of pages",
+        ));
+    }
+    if let (Some(last), rest @ 1..) = (all.last_mut(), pages % WORD_PAGES) {
+        *last = (1 << rest) - 1;
+    }
+    Ok(all)
+}
+
+fn off() -> io::Error {
+    io::Error::other("the log of written pages is off: start it first")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ram::Backing;
+    use devices::reclaim::{Gpa, Reclaim};
+    use vm_memory::{Bytes, GuestAddress};
+
+    fn pages(bitmap: &[u64]) -> Vec<u64> {
+        (0..bitmap.len() as u64 * 64)
+            .filter(|page| bitmap[*page as usize / 64] >> (page % 64) & 1 != 0)
+            .collect()
+    }
+
+    fn read(log: &mut impl WriteLog) -> Vec<u64> {
+        let mut written = vec![7; 3];
+        log.read(&mut written).unwrap();
+        written
+    }
+
+    #[test]
+    fn all_pages_count_as_written_at_first_and_then_those_that_are() {
+        // Not whole words of pages.
+        let ram = Ram::new((16 << 20) + 5 * PAGE_BYTES, Backing::Anonymous).unwrap();
+        let mut log = OwnWrites::new(&ram);
+        log.start().unwrap();
+        let all = read(&mut log);
+        assert_eq!(pages(&all), (0..4096 + 5).collect::<Vec<_>>());
+        log.clear(&all).unwrap();
+        assert!(pages(&read(&mut log)).is_empty());
+        // Two bytes in two pages; a word; from a file.
+        ram.memory().write_slice(&[1, 2], GuestAddress(4 * PAGE_BYTES - 1)).unwrap();
+        ram.memory()
+            .store(7u16, GuestAddress(4100 * PAGE_BYTES), std::sync::atomic::Ordering::Release)
+            .unwrap();
+        let mut file = &[9u8; 10_000][..];
+        ram.memory().read_exact_volatile_from(GuestAddress(100 * PAGE_BYTES), &mut file, 10_000).unwrap();
+        let written = read(&mut log);
+        assert_eq!(pages(&written), [3, 4, 100, 101, 102, 4100]);
+        assert_eq!(read(&mut log), written, "reading clears nothing");
+        ram.memory().read_obj::<u64>(GuestAddress(0x5000)).unwrap();
+        let mut some = vec![0; written.len()];
+        some[0] = 1 << 4 | 1 << 9;
+        log.clear(&some).unwrap();
+        assert_eq!(pages(&read(&mut log)), [3, 100, 101, 102, 4100], "only what was to be cleared is");
+        assert!(log.clear(&some[1..]).is_err());
+    }
+
+    #[test]
+    fn pages_above_the_hole_follow_those_below() {
+        let ram = Ram::new((3 << 30) + (16 << 20), Backing::Anonymous).unwrap();
+        let mut log = OwnWrites::new(&ram);
+        log.start().unwrap();
+        let all = read(&mut log);
+        log.clear(&all).unwrap();
+        ram.memory().write_obj(1u8, GuestAddress((4 << 30) + 2 * PAGE_BYTES)).unwrap();
+        assert_eq!(pages(&read(&mut log)), [(3 << 18) + 2]);
+    }
+
+    #[test]
+    fn it_is_switched_on_and_off_any_number_of_times() {
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
+        let mut log = OwnWrites::new(&ram);
+        log.stop().unwrap();
+        assert!(log.read(&mut Vec::new()).is_err() && log.clear(&[0; 64]).is_err());
+        log.start().unwrap();
+        let all = read(&mut log);
+        log.clear(&all).unwrap();
+        log.start().unwrap();
+        assert!(pages(&read(&mut log)).is_empty(), "it was on");
+        log.stop().unwrap();
+        assert!(log.read(&mut Vec::new()).is_err());
+        log.start().unwrap();
+        assert_eq!(read(&mut log), all);
+    }
+
+    #[test]
+    fn a_page_that_is_given_back_is_counted_and_not_logged() {
+        let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
+        let mut log = OwnWrites::new(&ram);
+        log.start().unwrap();
+        let all = read(&mut log);
+        log.clear(&all).unwrap();
+        let (one, two) = (Gpa(0x3000)..Gpa(0x6000), Gpa(0x8000)..Gpa(0x9000));
+        ram.discard(one.clone()).unwrap();
+        assert_eq!(ram.discards(), 3);
+        ram.discard_all(&[one, two], &mut |_, error| panic!("{error}"));
+        assert_eq!(ram.discards(), 7);
+        assert!(ram.discard(Gpa(0x3000)..Gpa(0x3001)).is_err());
+        assert_eq!(ram.clone().discards(), 7, "nothing was given back");
+        assert!(pages(&read(&mut log)).is_empty());
+    }
+}

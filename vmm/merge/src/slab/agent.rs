@@ -1,0 +1,533 @@
+//! The agent: a thread in a VM process that finds quiet pages, and publishes and merges what the matchmaker says.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::ClockId;
+use twox_hash::XxHash3_64;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::bits;
+use super::counters::{Counters, now_ns};
+use super::matchmaker::{PageHash, SlabPage};
+use super::merger::{Merger, Work};
+use super::watcher::Watcher;
+use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
+use memory::PAGE_BYTES;
+use memory::page_buffer::PageBuffer;
+use memory::ram::Ram;
+use memory::slab::{Draft, Slab};
+use memory::slabbed::{Private, Slabbed};
+use memory::written::WriteLog;
+use os::limits;
+
+const PAGE: usize = PAGE_BYTES as usize;
+/// Pages copied at a time to be hashed: as much as the nearest caches hold.
+const PIECE_PAGES: u64 = 16;
+/// How long to wait before the matchmaker is looked for again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a guest's start waits for the matchmaker.
+const BIRTH_LIMIT: Duration = Duration::from_secs(2);
+/// The shortest and the longest wait from one look to the next: twice as long each time that nothing was merged.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
+/// From this pause on there is time to count what is shared.
+const IDLE: Duration = Duration::from_millis(150);
+/// From one such count to the next at least; and so many times as long as it takes.
+const COUNT_EVERY: (Duration, u32) = (Duration::from_secs(2), 200);
+
+/// The agent of one VM.
+pub struct Agent {
+    ram: Ram,
+    pages: u64,
+    merger: Merger,
+    counters: Counters,
+    clock: CpuClock,
+    /// Orders to merge and to move that were carried out in this session.
+    ordered: u64,
+    /// What is shared may have changed since it was counted.
+    stale: bool,
+    discards: u64,
+    /// When it began, and since then pages may be watched that were not.
+    began: Instant,
+    allowed: Duration,
+    newborn: Option<Session>,
+}
+
+/// One connection to a matchmaker.
+struct Session {
+    link: Link,
+    key: u64,
+    settings: Option<Settings>,
+}
+
+impl Agent {
+    /// The agent of `ram`, which must be anonymous memory.
+    pub fn new(ram: &Ram) -> io::Result<Self> {
+        let pages = ram.bytes() / PAGE_BYTES;
+        // Each slab is one.
+        limits::allow_descriptors();
+        Ok(Self {
+            ram: ram.clone(),
+            pages,
+            merger: Merger::new(Slabbed::new(ram)?, pages),
+            counters: Counters::default(),
+            clock: CpuClock::start(),
+            ordered: 0,
+            stale: true,
+            discards: 0,
+            began: Instant::now(),
+            allowed: Duration::ZERO,
+            newborn: None,
+        })
+    }
+
+    /// To be called when RAM holds what the guest starts from, and no vCPU runs: what other guests have of it is shared from
+    /// the first instant. Where there is no matchmaker, or a slow one, nothing is.
+    pub fn share_at_birth(&mut self, socket: &Path) {
+        let share = |agent: &mut Self| -> io::Result<Session> {
+            let link = Link::connect(socket)?;
+            link.set_time_limit(Some(BIRTH_LIMIT))?;
+            let mut session = agent.greet(link)?;
+            agent.offer_all(&mut session, &bits::all(agent.pages))?;
+            session.link.set_time_limit(None)?;
+            Ok(session)
+        };
+        // The start waits for it.
+        self.merger.courtesy.eager = true;
+        let shared = share(self);
+        self.merger.courtesy.eager = self.merger.settings.eager;
+        match shared {
+            Ok(session) => self.newborn = Some(session),
+            Err(error) => tracing::debug!("merging: nothing is shared at birth: {error}"),
+        }
+    }
+
+    /// Starts the thread, which serves whatever matchmaker is at `socket`, now or later, for as long as this process lives; `log` says
+    /// what is written.
+    pub fn start(mut self, log: Box<dyn WriteLog>, socket: PathBuf) -> io::Result<()> {
+        let work = move || {
+            self.merger.courtesy.be_polite();
+            let mut watcher = Watcher::new(log, self.pages);
+            self.clock = CpuClock::start();
+            if let Err(error) = watcher.start() {
+                tracing::warn!("pages are not merged: {error}");
+                return;
+            }
+            let _ = watcher.stop();
+            loop {
+                // A matchmaker that is gone, or talks rubbish, is replaced or not; what is merged stays so.
+                if let Err(error) = self.serve(&mut watcher, &socket) {
+                    tracing::debug!("merging: {error}");
+                }
+                let _ = watcher.stop();
+                thread::sleep(RETRY);
+            }
+        };
+        thread::Builder::new().name("merge".into()).spawn(work)?;
+        Ok(())
+    }
+
+    /// Says hello to a matchmaker, and gives it what is left of an earlier one.
+    fn greet(&mut self, mut link: Link) -> io::Result<Session> {
+        link.send(&Message::Hello(self.pages), NO_FILE)?;
+        let (Message::Key(key), _) = link.receive()? else { return Err(io::ErrorKind::InvalidData.into()) };
+        let mut session = Session { link, key, settings: None };
+        self.ordered = 0;
+        self.stale = true;
+        for slab in self.merger.start_over() {
+            let whole = slab.bytes(0, slab.pages()).unwrap_or_default();
+            let hashes = whole.chunks_exact(PAGE).map(|page| {
+                self.merger.courtesy.breathe();
+                hash(key, page)
+            });
+            let hashes = hashes.collect();
+            session.link.send(&Message::Have(hashes), Some(&slab))?;
+            loop {
+                match self.obey_next(&mut session)? {
+                    // What it does not take stays mapped, and is nobody else's.
+                    Message::Named(u32::MAX) => break,
+                    Message::Named(number) => {
+                        self.merger.learn(number, slab);
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.clock.lap(&mut self.counters.match_ns);
+        Ok(session)
+    }
+
+    fn serve(&mut self, watcher: &mut Watcher, socket: &Path) -> io::Result<()> {
+        let mut session = match self.newborn.take() {
+            Some(session) => session,
+            None => {
+                let link = Link::connect(socket)?;
+                self.greet(link)?
+            }
+        };
+        while session.settings.is_none() {
+            self.obey_next(&mut session)?;
+            self.report(&session)?;
+        }
+        watcher.start()?;
+        let (mut pause, mut next_count) = (PAUSE.0, Instant::now());
+        loop {
+            let before = self.counters;
+            let began = (Instant::now(), self.counters.cpu_seconds());
+            self.look(&mut session, watcher, pause > PAUSE.0)?;
+            self.counters.passes += u64::from(watcher.watches_all());
+            if self.ram.discards() != self.discards {
+                self.discards = self.ram.discards();
+                self.stale = true;
+            }
+            if self.stale && pause >= IDLE && Instant::now() >= next_count {
+                let begin = Instant::now();
+                self.count(&session)?;
+                next_count = Instant::now() + COUNT_EVERY.0.max(begin.elapsed() * COUNT_EVERY.1);
+            }
+            self.report(&session)?;
+            let did = |c: &Counters| (c.merged_pages - c.moved_pages, c.zero_pages);
+            pause = if did(&self.counters) != did(&before) { PAUSE.0 } else { (pause * 2).min(PAUSE.1) };
+            let rest = self.rest(&session, began);
+            self.wait(&mut session, pause.max(rest))?;
+        }
+    }
+
+    /// How long to do nothing for the time since `began` to be within the budget.
+    fn rest(&self, session: &Session, (began, cpu_seconds): (Instant, f64)) -> Duration {
+        match session.settings {
+            Some(Settings { cpu_permille: permille @ 1.., .. }) => {
+                let due = (self.counters.cpu_seconds() - cpu_seconds) * 1000.0 / permille as f64;
+                Duration::from_secs_f64(due.max(0.0)).saturating_sub(began.elapsed())
+            }
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Does what the matchmaker says until a while is over.
+    fn wait(&mut self, session: &mut Session, pause: Duration) -> io::Result<()> {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let said = poll(&mut [PollFd::new(&session.link, PollFlags::IN)], Some(&timeout))?;
+            self.merger.courtesy.rested();
+            if said == 0 {
+                return Ok(());
+            }
+            let before = self.counters.merged_pages;
+            self.obey_next(session)?;
+            if self.counters.merged_pages != before {
+                self.report(session)?;
+            }
+        }
+    }
+
+    /// Looks what is quiet, and offers that.
+    fn look(&mut self, session: &mut Session, watcher: &mut Watcher, more: bool) -> io::Result<()> {
+        let now = self.began.elapsed();
+        if self.merger.breaks().tick(now) {
+            self.merger.lasted().enumerate().for_each(|(n, lasted)| watcher.trust(n, lasted));
+        }
+        let look = watcher.look()?;
+        self.counters.candidate_pages += look.quiet;
+        self.counters.changed_pages += look.changed;
+        let broken = self.counters.broken_pages;
+        self.merger.written(watcher.hit(), &mut self.counters);
+        self.stale |= self.counters.broken_pages != broken;
+        watcher.blame(self.merger.breaks().broken());
+        self.merger.breaks().forget();
+        // Not in the middle of merging, when the guest waits for enough other things.
+        if more {
+            let most = self.may_watch(session, now);
+            watcher.watch(now, most)?;
+        }
+        self.clock.lap(&mut self.counters.scan_ns);
+        if look.quiet > 0 {
+            self.offer_all(session, watcher.quiet())?;
+        }
+        self.merger.retry(&mut self.counters);
+        self.clock.lap(&mut self.counters.merge_ns);
+        self.counters.converged_at_ns = now_ns(ClockId::Monotonic);
+        Ok(())
+    }
+
+    /// How many pages may be watched now.
+    fn may_watch(&mut self, session: &Session, now: Duration) -> u64 {
+        // Of what was allowed long ago a second is left.
+        let since = now.saturating_sub(self.allowed).min(Duration::from_secs(1));
+        match session.settings {
+            Some(Settings { watch_pages: most @ 1.., .. }) => {
+                let pages = (since.as_secs_f64() * most as f64) as u64;
+                self.allowed = if pages > 0 { now } else { self.allowed };
+                pages
+            }
+            _ => u64::MAX,
+        }
+    }
+
+    /// Hashes and offers those pages of the set that are this guest's alone.
+    fn offer_all(&mut self, session: &mut Session, set: &[u64]) -> io::Result<()> {
+        let (mut private, mut buffer) = (Vec::new(), PageBuffer::new(PIECE_PAGES as usize));
+        let chunk_words = OFFER_PAGES / 64;
+        for (n, words) in (0u64..).zip(set.chunks(chunk_words)) {
+            if words.iter().all(|word| *word == 0) {
+                continue;
+            }
+            let began = (Instant::now(), self.counters.cpu_seconds());
+            let first = n * OFFER_PAGES as u64;
+            let end = (first + words.len() as u64 * 64).min(self.pages);
+            private.clear();
+            for span in spans(set, first..end) {
+                let mixed = self.merger.any_shared(span.clone());
+                self.merger.slabbed().private(span, mixed, &mut private)?;
+            }
+            self.clock.lap(&mut self.counters.scan_ns);
+            let (mut offer, mut zeros) = (Vec::new(), Vec::new());
+            for Private { page, pages, huge } in &private {
+                if *huge {
+                    self.merger.is_huge(*page, *pages);
+                }
+                for (page, pages) in runs_of(set, *page..*page + *pages, PIECE_PAGES) {
+                    self.merger.courtesy.breathe();
+                    let bytes = &mut buffer[..pages as usize * PAGE];
+                    self.merger.private(page, pages, &mut self.counters);
+                    let Some(gpa) = self.merger.slabbed().gpa(page) else { continue };
+                    self.ram.memory().read_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other)?;
+                    self.counters.hashed_pages += look_at(session.key, page, bytes, &mut offer, &mut zeros);
+                }
+            }
+            zeros.into_iter().for_each(|work| self.merger.take(work, &mut self.counters));
+            self.clock.lap(&mut self.counters.hash_ns);
+            self.exchange(session, offer)?;
+            self.report(session)?;
+            thread::sleep(self.rest(session, began));
+        }
+        Ok(())
+    }
+
+    /// Offers pages and does what comes of it.
+    fn exchange(&mut self, session: &mut Session, offer: Vec<(u64, PageHash)>) -> io::Result<()> {
+        if !offer.is_empty() {
+            session.link.send(&Message::Offer(offer), NO_FILE)?;
+            while self.obey_next(session)? != Message::Done {}
+        }
+        Ok(())
+    }
+
+    fn obey_next(&mut self, session: &mut Session) -> io::Result<Message> {
+        let (message, file) = session.link.receive()?;
+        self.clock.lap(&mut self.counters.match_ns);
+        match (&message, file) {
+            (Message::Done | Message::Named(_), _) => {}
+            (Message::Go(settings), _) => {
+                session.settings = Some(*settings);
+                self.merger.settings = *settings;
+                self.merger.courtesy.eager = settings.eager;
+            }
+            // A matchmaker that keeps the rules has let go of some by then.
+            (Message::Publish(..) | Message::Slab(..) | Message::Compact(..), _)
+                if self.merger.slab_count() > 2 * MAX_OPEN_SLABS =>
+            {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            (Message::Publish(slab, pages), Some(file)) => {
+                let published = self.publish(session.key, pages, file.into());
+                self.answer(session, *slab, published)?;
+            }
+            (Message::Compact(slab, pages), Some(file)) => {
+                let published = self.compact(session.key, pages, file.into());
+                self.answer(session, *slab, published)?;
+            }
+            (Message::Slab(slab, pages), Some(file)) => {
+                // One that is not what it should be is as good as none.
+                if let Ok(sealed) = Slab::receive(file.into(), *pages) {
+                    self.merger.learn(*slab, sealed);
+                }
+            }
+            (Message::Drop(slab), _) => self.merger.forget(*slab),
+            (Message::Merge(runs), _) => {
+                self.merger.merge_all(runs.clone(), &mut self.counters);
+                self.reordered();
+            }
+            (Message::Move(slab, pages), _) => {
+                self.merger.put_together(*slab, pages, &mut self.counters)?;
+                self.reordered();
+            }
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        self.clock.lap(&mut self.counters.match_ns);
+        Ok(message)
+    }
+
+    fn reordered(&mut self) {
+        self.ordered += 1;
+        self.stale = true;
+        self.clock.lap(&mut self.counters.merge_ns);
+    }
+
+    fn answer(
+        &mut self,
+        session: &Session,
+        slab: u32,
+        published: anyhow::Result<(Slab, Vec<PageHash>)>,
+    ) -> io::Result<()> {
+        let answer = match published {
+            Ok((sealed, hashes)) => {
+                self.merger.learn(slab, sealed);
+                Message::Published(slab, hashes)
+            }
+            Err(error) => {
+                tracing::debug!("merging: {error}");
+                Message::Unpublished(slab)
+            }
+        };
+        self.clock.lap(&mut self.counters.publish_ns);
+        session.link.send(&answer, NO_FILE)
+    }
+
+    /// Copies pages of the guest into a draft and seals it. Returns the hashes of what was copied.
+    fn publish(&mut self, key: u64, pages: &[u64], draft: OwnedFd) -> anyhow::Result<(Slab, Vec<PageHash>)> {
+        let draft = Draft::receive(draft, pages.len() as u64)?;
+        let (mut hashes, mut buffer) =
+            (Vec::with_capacity(pages.len()), PageBuffer::new(PIECE_PAGES as usize));
+        let mut at = 0;
+        for run in pages.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
+            for piece in run.chunks(PIECE_PAGES as usize) {
+                self.merger.courtesy.breathe();
+                let bytes = &mut buffer[..piece.len() * PAGE];
+                for (page, bytes) in piece.iter().zip(bytes.chunks_exact_mut(PAGE)) {
+                    let gpa = self.merger.slabbed().gpa(*page);
+                    let gpa = gpa.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+                    self.ram.memory().read_slice(bytes, GuestAddress(gpa))?;
+                    hashes.push(hash(key, bytes));
+                }
+                draft.write(at, bytes)?;
+                at += piece.len() as u64;
+            }
+        }
+        self.counters.published_pages += at;
+        Ok((draft.seal()?, hashes))
+    }
+
+    /// Copies pages of slabs into a draft and seals it.
+    fn compact(
+        &mut self,
+        key: u64,
+        pages: &[SlabPage],
+        draft: OwnedFd,
+    ) -> anyhow::Result<(Slab, Vec<PageHash>)> {
+        let draft = Draft::receive(draft, pages.len() as u64)?;
+        let mut hashes = Vec::with_capacity(pages.len());
+        for (n, place) in (0..).zip(pages) {
+            self.merger.courtesy.breathe();
+            let slab = self.merger.slab(place.slab);
+            let bytes = slab.and_then(|slab| slab.bytes(place.page.into(), 1));
+            let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+            hashes.push(hash(key, bytes));
+            draft.write(n, bytes)?;
+        }
+        self.counters.published_pages += pages.len() as u64;
+        Ok((draft.seal()?, hashes))
+    }
+
+    /// Counts what is shared, and tells the host which pages of slabs are in use.
+    fn count(&mut self, session: &Session) -> io::Result<()> {
+        self.stale = false;
+        for (slab, live) in self.merger.count(&mut self.counters)? {
+            session.link.send(&Message::Live(slab, Box::new(live)), NO_FILE)?;
+        }
+        session.link.send(&Message::LiveEnd(self.ordered), NO_FILE)?;
+        self.clock.lap(&mut self.counters.live_ns);
+        Ok(())
+    }
+
+    fn report(&mut self, session: &Session) -> io::Result<()> {
+        self.counters.pieces = self.merger.courtesy.pieces;
+        session.link.send(&Message::Report(Box::new(self.counters)), NO_FILE)?;
+        self.clock.lap(&mut self.counters.match_ns);
+        Ok(())
+    }
+}
+
+const NO_FILE: Option<&OwnedFd> = None;
+
+/// Stretches of `range` in which the pages of `set` lie no further than so many pages apart: to look at what is between takes less time than
+/// another call of the kernel.
+fn spans(set: &[u64], range: Range<u64>) -> Vec<Range<u64>> {
+    const GAP_PAGES: u64 = 32;
+    let mut spans: Vec<Range<u64>> = Vec::new();
+    for page in range.filter(|page| bits::has(set, *page)) {
+        match spans.last_mut() {
+            Some(last) if page < last.end + GAP_PAGES => last.end = page + 1,
+            _ => spans.push(page..page + 1),
+        }
+    }
+    spans
+}
+
+/// The pages of `range` that are in `set`, in runs of at most `most` pages.
+fn runs_of(set: &[u64], range: Range<u64>, most: u64) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for page in range.filter(|page| bits::has(set, *page)) {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == page && *count < most => *count += 1,
+            _ => runs.push((page, 1)),
+        }
+    }
+    runs
+}
+
+/// Sorts the pages in `bytes`, the first of which is number `page`, into those to offer and those that are zeros. Returns how many it has
+/// hashed.
+fn look_at(
+    key: u64,
+    page: u64,
+    bytes: &[u8],
+    offer: &mut Vec<(u64, PageHash)>,
+    zeros: &mut Vec<Work>,
+) -> u64 {
+    let hashed = offer.len();
+    for (page, bytes) in (page..).zip(bytes.chunks_exact(PAGE)) {
+        if *bytes != [0; PAGE] {
+            offer.push((page, hash(key, bytes)));
+            continue;
+        }
+        match zeros.last_mut() {
+            Some(Work::Zeros(first, count)) if *first + *count == page => *count += 1,
+            _ => zeros.push(Work::Zeros(page, 1)),
+        }
+    }
+    (offer.len() - hashed) as u64
+}
+
+fn hash(key: u64, page: &[u8]) -> PageHash {
+    XxHash3_64::oneshot_with_seed(key, page)
+}
+
+/// This thread's processor time, from one lap to the next.
+struct CpuClock(u64);
+
+impl CpuClock {
+    fn start() -> Self {
+        let mut clock = Self(0);
+        clock.lap(&mut 0);
+        clock
+    }
+
+    /// Adds what was used since the last lap to `stage`.
+    fn lap(&mut self, stage: &mut u64) {
+        let now = now_ns(ClockId::ThreadCPUTime);
+        *stage += now.saturating_sub(self.0);
+        self.0 = now;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! One trust domain in the host: its key, its index, its slabs, and which pages of them are in use.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::bits;
+use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
+use super::credit::Credit;
+use super::hub::DomainNow;
+use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
+use super::wire::{Live, MAX_OPEN_SLABS};
+use memory::slab::{Draft, Slab};
+
+/// A trust domain. Nothing of it is known to another.
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// The key of its hashes: another one in each domain and at each start.
+    pub key: u64,
+    /// Its index.
+    pub matchmaker: Matchmaker,
+    /// How much merging is worth here.
+    pub credit: Credit,
+    drafts: HashMap<u32, Arc<File>>,
+    slabs: HashMap<u32, OpenSlab>,
+    /// Pages of all of them.
+    held_pages: u64,
+    looked: Option<Instant>,
+    /// Slabs by the number of their file.
+    by_inode: HashMap<u64, u32>,
+    /// The slabs into which others are put together, while they are being filled; and which those are.
+    compacting: HashMap<u32, HashSet<u32>>,
+    /// Pages that may be moved.
+    allowance: Allowance,
+    /// Some slabs are to be looked at again in a while, whoever says anything or not.
+    unsettled: bool,
+    /// Pages of slabs that somebody used when all agents had last said what they use.
+    live_pages: u64,
+    pages: u64,
+}
+
+#[derive(Clone)]
+struct OpenSlab {
+    file: Arc<File>,
+    pages: u64,
+    inode: u64,
+    usage: Usage,
+}
+
+/// What is to be done about slabs that are used little or not at all.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tidy {
+    /// Nobody uses these.
+    pub unused: Vec<u32>,
+    /// For each new slab pages that are all that is used of the slabs that they are in.
+    pub together: Vec<Vec<SlabPage>>,
+}
+
+impl Domain {
+    /// One of which nothing is known yet.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            // Random, from the kernel.
+            key: RandomState::new().build_hasher().finish(),
+            matchmaker: Matchmaker::default(),
+            credit: Credit::default(),
+            drafts: HashMap::new(),
+            slabs: HashMap::new(),
+            held_pages: 0,
+            looked: None,
+            by_inode: HashMap::new(),
+            compacting: HashMap::new(),
+            allowance: Allowance::default(),
+            unsettled: false,
+            live_pages: 0,
+            pages: 0,
+        }
+    }
+
+    /// A file for a slab of so many pages; the host pays for it. None if there can be no more.
+    pub fn draft(&mut self, slab: u32, pages: u64) -> Option<Arc<File>> {
+        if self.slabs.len() + self.drafts.len() >= MAX_OPEN_SLABS {
+            return None;
+        }
+        match Draft::new(pages) {
+            Ok(draft) => {
+                let file = Arc::new(draft.into_file());
+                self.drafts.insert(slab, file.clone());
+                Some(file)
+            }
+            Err(error) => {
+                tracing::warn!("merging: {error}");
+                None
+            }
+        }
+    }
+
+    /// `guest` says that it has filled and sealed a draft. What follows from that; an error if it was not asked.
+    pub fn published(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> io::Result<Published> {
+        let draft = self.drafts.remove(&slab).ok_or(io::ErrorKind::InvalidData)?;
+        let compacting = self.compacting.remove(&slab).is_some();
+        // What it says of a slab that is not sealed is worth nothing.
+        if Slab::receive(draft.try_clone()?.into(), hashes.len() as u64).is_err() {
+            return Ok(Published::Orders(self.matchmaker.unpublished(guest, slab)));
+        }
+        let published = match compacting {
+            true => Published::Together(
+                self.matchmaker.compacted(guest, slab, hashes).ok_or(io::ErrorKind::InvalidData)?,
+            ),
+            false => Published::Orders(
+                self.matchmaker.published(guest, slab, hashes).ok_or(io::ErrorKind::InvalidData)?,
+            ),
+        };
+        self.open(slab, draft, hashes.len() as u64)?;
+        Ok(published)
+    }
+
+    /// There will be no such slab.
+    pub fn unpublished(&mut self, guest: GuestId, slab: u32) -> HashMap<GuestId, Orders> {
+        self.drafts.remove(&slab);
+        self.compacting.remove(&slab);
+        self.matchmaker.unpublished(guest, slab)
+    }
+
+    /// Somebody has a slab from an earlier host. Its number; None if it cannot be taken in.
+    pub fn known(
+        &mut self,
+        file: OwnedFd,
+        hashes: &[PageHash],
+    ) -> io::Result<Option<(u32, HashMap<GuestId, Orders>)>> {
+        let file = Arc::new(File::from(file));
+        let same = Slab::receive(file.try_clone()?.into(), hashes.len() as u64);
+        same.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if let Some(slab) = self.by_inode.get(&file.metadata()?.ino()) {
+            return Ok(Some((*slab, HashMap::new())));
+        }
+        if self.slabs.len() + self.drafts.len() >= MAX_OPEN_SLABS {
+            return Ok(None);
+        }
+        let Some((slab, orders)) = self.matchmaker.known(hashes) else { return Ok(None) };
+        self.open(slab, file, hashes.len() as u64)?;
+        Ok(Some((slab, orders)))
+    }
+
+    fn open(&mut self, slab: u32, file: Arc<File>, pages: u64) -> io::Result<()> {
+        let inode = file.metadata()?.ino();
+        self.by_inode.insert(inode, slab);
+        self.held_pages += pages;
+        let usage = Usage { used: pages, since: Duration::ZERO };
+        self.slabs.insert(slab, OpenSlab { file, pages, inode, usage });
+        Ok(())
+    }
+
+    /// The file of a slab, and how many pages it has.
+    pub fn slab(&self, slab: u32) -> Option<(Arc<File>, u64)> {
+        self.slabs.get(&slab).map(|open| (open.file.clone(), open.pages))
+    }
+
+    /// A guest has gone. Nobody waits for what it was to fill.
+    pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
+        // The matchmaker forgets compactions of its; those of others go on.
+        let orders = self.matchmaker.gone(guest);
+        let Self { drafts, matchmaker, compacting, .. } = self;
+        compacting.retain(|slab, _| matchmaker.is_compacting(*slab));
+        drafts.retain(|slab, _| matchmaker.is_draft(*slab));
+        orders
+    }
+
+    /// Lets go of a slab: when the last guest has unmapped it, its frames are the host's again.
+    pub fn forget(&mut self, slab: u32) {
+        self.matchmaker.forget(slab);
+        if let Some(open) = self.slabs.remove(&slab) {
+            self.held_pages -= open.pages;
+            self.by_inode.remove(&open.inode);
+        }
+    }
+
+    /// Now that every agent has said which pages it uses: what is not used, or so little that it is worth being put together. It is so
+    /// late by any clock that never goes back.
+    pub fn tidy<'a>(&mut self, used: impl Iterator<Item = &'a HashMap<u32, Live>>, now: Duration) -> Tidy {
+        let mut live: HashMap<u32, Live> = HashMap::new();
+        for one in used {
+            for (slab, set) in one {
+                let all = live.entry(*slab).or_insert([0; DRAFT_PAGES / 64]);
+                all.iter_mut().zip(set).for_each(|(all, more)| *all |= more);
+            }
+        }
+        let mut tidy = Tidy::default();
+        (self.live_pages, self.pages, self.unsettled) = (0, 0, false);
+        self.looked = Some(Instant::now());
+        let mut sparse: Vec<Sparse> = Vec::new();
+        let is_moving = |slab: &u32| self.compacting.values().any(|moving| moving.contains(slab));
+        for (slab, open) in &mut self.slabs {
+            let used = live.get(slab).map_or(0, |set| bits::count(set)).min(open.pages);
+            open.usage.count(used, now);
+            if used == 0 {
+                tidy.unused.push(*slab);
+                continue;
+            }
+            match open.usage.judge(open.pages, now) {
+                Verdict::Clean if !is_moving(slab) => {
+                    sparse.push(Sparse { slab: *slab, used, pages: open.pages });
+                }
+                Verdict::Wait => self.unsettled = true,
+                Verdict::Leave | Verdict::Clean => {}
+            }
+            self.live_pages += used;
+            self.pages += open.pages;
+        }
+        let (drafts, allowed) =
+            (MOST_DRAFTS - self.compacting.len().min(MOST_DRAFTS), self.allowance.pages(now));
+        self.unsettled |= sparse.iter().map(|sparse| sparse.used).sum::<u64>() > allowed;
+        tidy.together = together(sparse, &live, (drafts, allowed));
+        tidy
+    }
+
+    /// Whether [`Self::tidy`] is to be called again in a while, though nobody has said anything new.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled
+    }
+
+    /// `guest` is to put these pages together. The number of the slab, and its file.
+    pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPage>) -> Option<(u32, Arc<File>)> {
+        let count = pages.len() as u64;
+        let old = pages.iter().map(|page| page.slab).collect();
+        let slab = self.matchmaker.compact(guest, pages)?;
+        let file = self.draft(slab, count);
+        match file {
+            Some(_) => {
+                self.compacting.insert(slab, old);
+                self.allowance.take(count);
+            }
+            None => _ = self.matchmaker.abandon(slab),
+        }
+        file.map(|file| (slab, file))
+    }
+
+    /// Its slabs, as they are, and what of them was in use when that was looked at.
+    pub fn now(&self) -> DomainNow {
+        DomainNow {
+            domain: self.name.clone(),
+            slabs: self.slabs.len(),
+            pages: self.held_pages,
+            live_and_dead_pages: (self.live_pages, self.pages.saturating_sub(self.live_pages)),
+            looked: self.looked,
+            watch_pages: self.credit.watch_pages(),
+        }
+    }
+
+    /// Pages of all slabs, in use or not.
+    pub fn held_pages(&self) -> u64 {
+        self.held_pages
+    }
+}
+
+/// What follows from a slab that has been published.
+pub enum Published {
+    /// These agents have something to do.
+    Orders(HashMap<GuestId, Orders>),
+    /// Whoever uses these pages is to use those of the new slab instead, in this order.
+    Together(Vec<SlabPage>),
+}

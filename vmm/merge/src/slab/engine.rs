@@ -1,0 +1,258 @@
+//! The engine in the host: starts the hub and tells it what is wanted, and says how far the agents have come.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, PipeWriter, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use rustix::time::ClockId;
+use serde::{Deserialize, Serialize};
+
+use super::counters::{Counters, now_ns};
+use super::hub::{Board, Hub, Member, board};
+use super::matchmaker::PageHash;
+use super::wire::{self, Settings};
+use crate::{Engine, EngineError, Progress, SlabPages};
+use measure::Space;
+use memory::{PAGE_BYTES, userfault};
+use os::SocketFile;
+use os::limits;
+
+/// How pages are merged by slabs: the keys of `merge` in a fleet file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "keys such as { cpu_percent = 50 }")]
+pub struct Tuning {
+    /// Processor time that all agents together may take, in percent of one processor; None: as much as they need.
+    pub cpu_percent: Option<u16>,
+    /// Pages of the shortest run that is merged: each may cost two mappings.
+    pub min_run_pages: u16,
+    /// How much of a huge page must be saved for it to be broken up, in percent.
+    pub huge_page_percent: u8,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        // One page saved is worth the 700 bytes that two mappings cost; 26 pages of a huge page are worth its fewer TLB misses.
+        Self { cpu_percent: None, min_run_pages: 1, huge_page_percent: 5 }
+    }
+}
+
+/// What is known of merging by slabs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// All guests together.
+    pub host: Counters,
+    /// Seconds since everything that was quiet had last been dealt with in all guests; None: not yet.
+    pub seconds_since_convergence: Option<f64>,
+    /// Processor time of the matchmaker.
+    pub matchmaker_cpu_seconds: f64,
+    /// Domain by domain.
+    pub domains: BTreeMap<String, DomainStatistics>,
+    /// Guest by guest.
+    pub guests: BTreeMap<String, Counters>,
+}
+
+/// One trust domain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DomainStatistics {
+    /// Its guests together.
+    pub counters: Counters,
+    /// Its slabs, now.
+    pub slabs: u64,
+    /// Their bytes, now.
+    #[serde(default)]
+    pub slab_bytes: u64,
+    /// Bytes of them that some guest used when that was looked at.
+    pub slab_live_bytes: u64,
+    /// Bytes of them that no guest used then.
+    pub slab_dead_bytes: u64,
+    /// How long ago that was; absent: it was not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slab_use_age_seconds: Option<f64>,
+    /// Pages that each of its guests may have watched a second while most merges are broken soon; 0: as many as there are.
+    #[serde(default)]
+    pub watch_pages_per_second: u64,
+}
+
+/// Merges by slabs.
+pub struct SlabEngine {
+    socket: PathBuf,
+    settings: Settings,
+    hash_mask: PageHash,
+    running: Option<Running>,
+    board: Arc<Mutex<Board>>,
+}
+
+struct Running {
+    thread: JoinHandle<()>,
+    /// Written to when the board has changed; closed, it ends the thread.
+    poke: PipeWriter,
+    file: SocketFile,
+}
+
+impl SlabEngine {
+    /// Will listen for agents at `socket`. Whoever can reach it takes part, all in one domain, until [`Engine::admit`] says who may.
+    pub fn new(socket: PathBuf) -> Self {
+        let running = None;
+        let mut engine = Self {
+            socket,
+            settings: Settings::default(),
+            hash_mask: PageHash::MAX,
+            running,
+            board: Arc::default(),
+        };
+        engine.tune(&Tuning::default());
+        engine
+    }
+
+    /// Only those who are admitted take part.
+    pub fn for_members(socket: PathBuf, tuning: &Tuning) -> Self {
+        let mut engine = Self::new(socket);
+        engine.tune(tuning);
+        board(&engine.board).members = Some(HashMap::new());
+        engine
+    }
+
+    /// Cuts every hash down to the bits of `mask`, so that different pages collide: for tests of what happens then.
+    #[doc(hidden)]
+    pub fn with_hash_mask(mut self, mask: PageHash) -> Self {
+        self.hash_mask = mask;
+        self
+    }
+
+    fn tune(&mut self, tuning: &Tuning) {
+        self.settings = Settings {
+            cpu_permille: tuning.cpu_percent.map_or(0, |percent| u64::from(percent.max(1)) * 10),
+            min_run_pages: tuning.min_run_pages.into(),
+            huge_page_percent: tuning.huge_page_percent.into(),
+            ..Settings::default()
+        };
+    }
+
+    fn poke(&mut self) {
+        if let Some(running) = &mut self.running {
+            let _ = running.poke.write(&[0]);
+        }
+    }
+}
+
+impl Engine for SlabEngine {
+    fn name(&self) -> &'static str {
+        "slab"
+    }
+
+    fn open(&mut self) -> Result<(), EngineError> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        // The VMs are of the same user, and need it.
+        userfault::can_freeze().map_err(EngineError::NoUserfaultfd)?;
+        let failed = |source| EngineError::Matchmaker { socket: self.socket.clone(), source };
+        // Each slab is one.
+        limits::allow_descriptors();
+        let (listener, file) = listen(&self.socket).map_err(failed)?;
+        let (poked, poke) = io::pipe().map_err(failed)?;
+        let mut hub = Hub::new(listener, poked, self.board.clone());
+        hub.hash_mask = self.hash_mask;
+        let thread =
+            std::thread::Builder::new().name("merge".into()).spawn(move || hub.run()).map_err(failed)?;
+        self.running = Some(Running { thread, poke, file });
+        Ok(())
+    }
+
+    fn admit(&mut self, guest: &str, pid: u32, domain: &str, memory_bytes: u64) {
+        let member = Member { name: guest.into(), domain: domain.into(), pages: memory_bytes / PAGE_BYTES };
+        board(&self.board).members.get_or_insert_default().insert(pid, member);
+        self.poke();
+    }
+
+    fn start(&mut self, _: &[Space]) -> Result<(), EngineError> {
+        self.open()?;
+        board(&self.board).settings = Some(self.settings);
+        self.poke();
+        Ok(())
+    }
+
+    fn progress(&mut self) -> Result<Progress, EngineError> {
+        let board = board(&self.board);
+        let agents = || board.seats.values().map(|seat| &seat.counters);
+        Ok(Progress {
+            merged_pages: agents().map(|c| c.shared_now + c.zero_pages).sum(),
+            cpu_seconds: Some(agents().map(Counters::cpu_seconds).sum::<f64>() + board.cpu_seconds),
+            full_passes: agents().map(|c| c.passes).min().unwrap_or(0),
+        })
+    }
+
+    fn statistics(&self) -> Option<Statistics> {
+        let board = board(&self.board);
+        let mut all = Statistics { matchmaker_cpu_seconds: board.cpu_seconds, ..Statistics::default() };
+        let start = Counters { converged_at_ns: u64::MAX, ..Counters::default() };
+        all.host = start;
+        for seat in board.seats.values() {
+            all.host.add(&seat.counters);
+            all.guests.insert(seat.name.clone(), seat.counters);
+            let domain = all.domains.entry(seat.domain.clone());
+            let empty = || DomainStatistics { counters: start, ..DomainStatistics::default() };
+            domain.or_insert_with(empty).counters.add(&seat.counters);
+        }
+        for now in &board.domains {
+            if let Some(domain) = all.domains.get_mut(&now.domain) {
+                let (live, dead) = now.live_and_dead_pages;
+                domain.slabs = now.slabs as u64;
+                domain.slab_bytes = now.pages * PAGE_BYTES;
+                (domain.slab_live_bytes, domain.slab_dead_bytes) = (live * PAGE_BYTES, dead * PAGE_BYTES);
+                domain.slab_use_age_seconds = now.looked.map(|at| at.elapsed().as_secs_f64());
+                domain.watch_pages_per_second = now.watch_pages;
+            }
+        }
+        let at = all.host.converged_at_ns;
+        if (1..u64::MAX).contains(&at) {
+            let since = now_ns(ClockId::Monotonic).saturating_sub(at);
+            all.seconds_since_convergence = Some(since as f64 / 1e9);
+        }
+        Some(all)
+    }
+
+    fn slab_pages(&self) -> Option<SlabPages> {
+        let shared = self.board.clone();
+        Some(Box::new(move || board(&shared).slab_pages))
+    }
+
+    fn urge(&mut self, eager: bool) {
+        let cpu_permille = if eager { 0 } else { self.settings.cpu_permille };
+        {
+            let mut board = board(&self.board);
+            let Some(settings) = &mut board.settings else { return };
+            (settings.cpu_permille, settings.eager) = (cpu_permille, eager);
+        }
+        self.poke();
+    }
+
+    fn stop(&mut self) {
+        if let Some(Running { thread, poke, file }) = self.running.take() {
+            drop(poke);
+            let _ = thread.join();
+            drop(file);
+            let mut board = board(&self.board);
+            board.settings = None;
+            board.seats.clear();
+        }
+    }
+}
+
+impl Drop for SlabEngine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn listen(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
+    let listener = wire::socket()?;
+    let file = SocketFile::listen(&listener, path)?;
+    Ok((listener, file))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,528 @@
+//! The hub: one thread in the host that serves the agents of a fleet. It maps no guest memory and reads none.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, sockopt};
+use rustix::time::ClockId;
+
+use super::counters::{Counters, now_ns};
+use super::courtesy::Courtesy;
+use super::domain::{Domain, Published};
+use super::matchmaker::{GuestId, Orders, PageHash, SlabPage};
+use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
+use memory::PAGE_BYTES;
+use memory::layout::MAX_RAM_BYTES;
+
+/// Agents at a time; more are hung up on.
+const MAX_AGENTS: usize = 1024;
+/// Packets that wait for one agent. One that takes none of so many is hung up on.
+const MAX_WAITING: usize = 1 << 13;
+/// How soon slabs are looked at again that may lose more pages.
+const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// Packets of one agent that are dealt with before the next one's turn.
+const TURN: usize = 16;
+
+/// A guest whose pages may be merged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its trust domain.
+    pub domain: String,
+    /// Pages of its RAM.
+    pub pages: u64,
+}
+
+/// What the hub and the engine share.
+#[derive(Default)]
+pub struct Board {
+    /// Who may take part, by process; None: anybody who can reach the socket, all in one domain.
+    pub members: Option<HashMap<u32, Member>>,
+    /// How to merge; None: not yet.
+    pub settings: Option<Settings>,
+    /// What is known of the agents that are there.
+    pub seats: BTreeMap<u64, Seat>,
+    /// What is known of each domain.
+    pub domains: Vec<DomainNow>,
+    /// Pages of all slabs, in use or not.
+    pub slab_pages: u64,
+    /// Processor time of the hub.
+    pub cpu_seconds: f64,
+}
+
+/// One domain.
+#[derive(Clone, Debug, Default)]
+pub struct DomainNow {
+    /// The domain's name.
+    pub domain: String,
+    /// How many there are, now.
+    pub slabs: usize,
+    /// Their pages, now.
+    pub pages: u64,
+    /// Of these, how many were in use when that was looked at, and how many were not.
+    pub live_and_dead_pages: (u64, u64),
+    /// When it was; None: not yet.
+    pub looked: Option<Instant>,
+    /// See [`super::credit::Credit::watch_pages`].
+    pub watch_pages: u64,
+}
+
+/// One agent that is there.
+#[derive(Clone, Debug, Default)]
+pub struct Seat {
+    /// The guest's name; empty where anybody may take part.
+    pub name: String,
+    /// Its domain.
+    pub domain: String,
+    /// What it said last.
+    pub counters: Counters,
+}
+
+/// Locks what is shared.
+pub fn board(board: &Mutex<Board>) -> MutexGuard<'_, Board> {
+    board.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A packet that is on its way to an agent.
+type Packet = (Message, Option<Arc<File>>);
+
+struct Peer {
+    link: Link,
+    /// Its number, which is never used again.
+    serial: u64,
+    pid: u32,
+    state: State,
+    waiting: VecDeque<Packet>,
+    /// Slabs it has been told of, or has told of.
+    knows: HashSet<u32>,
+    /// Orders to merge and to move that it was given.
+    ordered: u64,
+    /// What it has said so far of which pages it uses, and what it had said when it was done, unless it was given orders since.
+    saying: HashMap<u32, Live>,
+    live: Option<HashMap<u32, Live>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It has not said hello.
+    New,
+    /// It has, and says that it has so many pages; nobody has said yet that it may take part.
+    Waiting(u64),
+    /// It takes part: in which domain, and as whom.
+    Member(usize, GuestId),
+}
+
+/// See the module's description.
+pub struct Hub {
+    listener: OwnedFd,
+    /// Written to when the board has changed, closed to end.
+    poke: PipeReader,
+    board: Arc<Mutex<Board>>,
+    peers: Vec<Peer>,
+    domains: Vec<Domain>,
+    next_serial: u64,
+    courtesy: Courtesy,
+    /// When slabs were looked at last that were still losing pages.
+    tidied: Duration,
+    /// Every hash is cut down to these bits, so that tests can have pages collide.
+    pub(super) hash_mask: PageHash,
+}
+
+impl Hub {
+    /// Serves whoever connects to `listener`.
+    pub fn new(listener: OwnedFd, poke: PipeReader, board: Arc<Mutex<Board>>) -> Self {
+        Self {
+            listener,
+            poke,
+            board,
+            peers: Vec::new(),
+            domains: Vec::new(),
+            next_serial: 0,
+            courtesy: Courtesy::new(),
+            tidied: Duration::ZERO,
+            hash_mask: PageHash::MAX,
+        }
+    }
+
+    /// Runs until the other end of `poke` is closed.
+    pub fn run(mut self) {
+        self.courtesy.be_polite();
+        loop {
+            let mut ready =
+                vec![PollFd::new(&self.poke, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+            ready.extend(self.peers.iter().map(|peer| {
+                let out = if peer.waiting.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+                PollFd::new(&peer.link, PollFlags::IN | out)
+            }));
+            let unsettled = self.domains.iter().any(Domain::is_unsettled).then_some(&AGAIN);
+            if poll(&mut ready, unsettled).is_err_and(|error| error != rustix::io::Errno::INTR) {
+                return;
+            }
+            self.courtesy.rested();
+            let ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if ready[0] {
+                match self.poke.read(&mut [0; 64]) {
+                    Ok(0) => return,
+                    _ => self.board_changed(),
+                }
+            }
+            let mut gone = Vec::new();
+            for at in (0..self.peers.len()).filter(|at| ready.get(at + 2) == Some(&true)) {
+                if self.serve(at).is_err() {
+                    gone.push(at);
+                }
+            }
+            for at in gone.into_iter().rev() {
+                self.hang_up(at);
+            }
+            self.tidy_again();
+            // Whoever was served may have given work to anybody.
+            let stuck: Vec<usize> = (0..self.peers.len()).filter(|at| self.flush(*at).is_err()).collect();
+            for at in stuck.into_iter().rev() {
+                self.hang_up(at);
+            }
+            if ready[1] {
+                self.accept();
+            }
+            let mut board = board(&self.board);
+            board.cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
+            board.slab_pages = self.domains.iter().map(Domain::held_pages).sum();
+            board.domains = self.domains.iter().map(Domain::now).collect();
+        }
+    }
+
+    fn accept(&mut self) {
+        let Ok(socket) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) else { return };
+        // Who it is, the kernel says, not itself.
+        let Ok(credentials) = sockopt::socket_peercred(&socket) else { return };
+        let link = Link::new(socket);
+        if self.peers.len() < MAX_AGENTS && link.set_nonblocking(true).is_ok() {
+            self.next_serial += 1;
+            self.peers.push(Peer {
+                link,
+                serial: self.next_serial,
+                pid: credentials.pid.as_raw_nonzero().get().cast_unsigned(),
+                state: State::New,
+                waiting: VecDeque::new(),
+                knows: HashSet::new(),
+                ordered: 0,
+                saying: HashMap::new(),
+                live: None,
+            });
+        }
+    }
+
+    /// There are new members, or new settings.
+    fn board_changed(&mut self) {
+        (0..self.peers.len()).for_each(|at| self.admit(at));
+        self.tell_settings(|_, _| true);
+    }
+
+    /// Lets an agent take part, if it may.
+    fn admit(&mut self, at: usize) {
+        let State::Waiting(pages) = self.peers[at].state else { return };
+        let pid = self.peers[at].pid;
+        let member = match &board(&self.board).members {
+            None => Some(Member { name: String::new(), domain: String::new(), pages }),
+            Some(members) => members.get(&pid).cloned(),
+        };
+        let Some(member) = member.filter(|member| pages <= member.pages.min(MAX_RAM_BYTES / PAGE_BYTES))
+        else {
+            return;
+        };
+        let domain = self.domains.iter().position(|domain| domain.name == member.domain);
+        let domain = domain.unwrap_or_else(|| {
+            self.domains.push(Domain::new(&member.domain));
+            self.domains.len() - 1
+        });
+        let number = |peer: &Peer| match peer.state {
+            State::Member(of, guest) if of == domain => Some(guest.0),
+            _ => None,
+        };
+        let taken: HashSet<u16> = self.peers.iter().filter_map(number).collect();
+        let Some(guest) = (0..u16::MAX).find(|number| !taken.contains(number)).map(GuestId) else { return };
+        self.peers[at].state = State::Member(domain, guest);
+        self.domains[domain].matchmaker.join(guest, pages);
+        let seat = Seat { name: member.name, domain: member.domain, counters: Counters::default() };
+        board(&self.board).seats.insert(self.peers[at].serial, seat);
+        self.tell(at, Message::Key(self.domains[domain].key), None);
+        // Where the processor time is limited, the others have less now.
+        let divided = board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0);
+        self.tell_settings(|one, _| divided || one == at);
+    }
+
+    /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
+    fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
+        let Some(settings) = board(&self.board).settings else { return };
+        self.courtesy.eager = settings.eager;
+        let members = |peer: &Peer| matches!(peer.state, State::Member(..));
+        let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
+        // Less than one thousandth is no limit, it would say.
+        let cpu_permille = match settings.cpu_permille {
+            0 => 0,
+            all => (all / count).max(1),
+        };
+        for at in 0..self.peers.len() {
+            if let State::Member(domain, _) = self.peers[at].state
+                && to(at, domain)
+            {
+                // When memory is short even what does not last long is worth it.
+                let watch_pages = if settings.eager { 0 } else { self.domains[domain].credit.watch_pages() };
+                self.tell(at, Message::Go(Settings { cpu_permille, watch_pages, ..settings }), None);
+            }
+        }
+    }
+
+    /// Deals with what one agent has sent.
+    fn serve(&mut self, at: usize) -> io::Result<()> {
+        for _ in 0..TURN {
+            self.courtesy.breathe();
+            let (message, file) = match self.peers[at].link.receive() {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            match self.peers[at].state {
+                State::New => match message {
+                    Message::Hello(pages) => {
+                        self.peers[at].state = State::Waiting(pages);
+                        self.admit(at);
+                    }
+                    _ => return Err(io::ErrorKind::InvalidData.into()),
+                },
+                State::Waiting(_) => return Err(io::ErrorKind::InvalidData.into()),
+                State::Member(domain, guest) => self.obey(at, (domain, guest), message, file)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn obey(
+        &mut self,
+        at: usize,
+        (domain, guest): (usize, GuestId),
+        message: Message,
+        file: Option<File>,
+    ) -> io::Result<()> {
+        let here = &mut self.domains[domain];
+        match message {
+            Message::Offer(pages) => {
+                let mask = self.hash_mask;
+                let pages = pages.into_iter().map(|(page, hash)| (page, hash & mask));
+                let orders = here.matchmaker.offer(guest, pages);
+                self.order(domain, guest, orders);
+                self.tell(at, Message::Done, None);
+            }
+            Message::Published(slab, mut hashes) => {
+                hashes.iter_mut().for_each(|hash| *hash &= self.hash_mask);
+                let published = here.published(guest, slab, &hashes)?;
+                // It has made it, and has it.
+                self.peers[at].knows.insert(slab);
+                match published {
+                    Published::Orders(all) => self.order_all(domain, all),
+                    Published::Together(pages) => self.put_together(domain, slab, &pages),
+                }
+            }
+            Message::Unpublished(slab) => {
+                let all = here.unpublished(guest, slab);
+                self.order_all(domain, all);
+            }
+            Message::Have(mut hashes) => {
+                hashes.iter_mut().for_each(|hash| *hash &= self.hash_mask);
+                let file = file.ok_or(io::ErrorKind::InvalidData)?;
+                let known = here.known(file.into(), &hashes)?;
+                let slab = known.as_ref().map_or(u32::MAX, |(slab, _)| *slab);
+                self.peers[at].knows.insert(slab);
+                self.tell(at, Message::Named(slab), None);
+                if let Some((_, all)) = known {
+                    self.order_all(domain, all);
+                }
+            }
+            Message::Live(slab, live) => {
+                // Only of slabs that it knows of: that bounds what it can have us keep.
+                let peer = &mut self.peers[at];
+                if peer.knows.contains(&slab) {
+                    peer.saying.insert(slab, *live);
+                }
+            }
+            Message::LiveEnd(ordered) => {
+                let peer = &mut self.peers[at];
+                let said = std::mem::take(&mut peer.saying);
+                // What it was ordered since, it may use by now.
+                peer.live = (ordered == peer.ordered).then_some(said);
+                self.tidy(domain);
+            }
+            Message::Report(counters) => {
+                let serial = self.peers[at].serial;
+                if let Some(seat) = board(&self.board).seats.get_mut(&serial) {
+                    let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
+                    let (before, broken_before) = (lasting(&seat.counters), seat.counters.broken_soon_pages);
+                    // What an agent did before it came here is told in its first report.
+                    if seat.counters != Counters::default() {
+                        let credit = &mut self.domains[domain].credit;
+                        credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
+                    }
+                    seat.counters = *counters;
+                }
+                if self.domains[domain].credit.judge(now()) {
+                    self.tell_settings(|_, of| of == domain);
+                }
+            }
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        Ok(())
+    }
+
+    fn order_all(&mut self, domain: usize, all: HashMap<GuestId, Orders>) {
+        for (guest, orders) in all {
+            self.order(domain, guest, orders);
+        }
+    }
+
+    /// Puts orders on their way.
+    fn order(&mut self, domain: usize, guest: GuestId, orders: Orders) {
+        let Some(at) = self.peers.iter().position(|peer| peer.state == State::Member(domain, guest)) else {
+            return;
+        };
+        for publish in orders.publish {
+            match self.domains[domain].draft(publish.slab, publish.pages.len() as u64) {
+                Some(file) => self.tell(at, Message::Publish(publish.slab, publish.pages), Some(file)),
+                None => _ = self.domains[domain].matchmaker.abandon(publish.slab),
+            }
+        }
+        for run in &orders.merge {
+            self.introduce(domain, at, run.slab);
+        }
+        for runs in orders.merge.chunks(MERGE_RUNS) {
+            self.order_one(at, Message::Merge(runs.to_vec()));
+        }
+    }
+
+    /// An order after which the agent may use other pages of slabs than before.
+    fn order_one(&mut self, at: usize, message: Message) {
+        self.peers[at].ordered += 1;
+        self.peers[at].live = None;
+        self.tell(at, message, None);
+    }
+
+    /// Gives an agent a slab that it does not know.
+    fn introduce(&mut self, domain: usize, at: usize, slab: u32) {
+        if let Some((file, pages)) = self.domains[domain].slab(slab)
+            && self.peers[at].knows.insert(slab)
+        {
+            self.tell(at, Message::Slab(slab, pages), Some(file));
+        }
+    }
+
+    /// The agents of a domain, by their place in the list.
+    fn members(&self, domain: usize) -> Vec<usize> {
+        let of = |peer: &Peer| matches!(peer.state, State::Member(of, _) if of == domain);
+        (0..self.peers.len()).filter(|at| of(&self.peers[*at])).collect()
+    }
+
+    /// Lets go of slabs that nobody uses, and has those put together that are used little; if all agents have said what they use.
+    fn tidy(&mut self, domain: usize) {
+        let members = self.members(domain);
+        let used: Option<Vec<_>> = members.iter().map(|at| self.peers[*at].live.as_ref()).collect();
+        let Some(used) = used else { return };
+        let tidy = self.domains[domain].tidy(used.into_iter(), now());
+        tidy.unused.into_iter().for_each(|slab| self.forget(domain, slab));
+        for together in tidy.together {
+            // Whoever has most of them does it; what it has not, waits.
+            let known = |at: &&usize| {
+                let knows = &self.peers[**at].knows;
+                together.iter().filter(|place| knows.contains(&place.slab)).count()
+            };
+            let Some(at) = members.iter().max_by_key(known).copied() else { continue };
+            let State::Member(_, guest) = self.peers[at].state else { continue };
+            let knows = &self.peers[at].knows;
+            let pages: Vec<SlabPage> =
+                together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
+            if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone()) {
+                self.tell(at, Message::Compact(slab, pages), Some(file));
+            }
+        }
+    }
+
+    /// Looks once more, if a second has gone by, at slabs that were still losing pages.
+    fn tidy_again(&mut self) {
+        let now = now();
+        if now.saturating_sub(self.tidied) < Duration::from_secs(1) {
+            return;
+        }
+        self.tidied = now;
+        for domain in 0..self.domains.len() {
+            if self.domains[domain].is_unsettled() {
+                self.tidy(domain);
+            }
+        }
+    }
+
+    /// A slab has been filled with pages of others: everybody is to use it instead, and the others go.
+    fn put_together(&mut self, domain: usize, new: u32, pages: &[SlabPage]) {
+        let old: HashSet<u32> = pages.iter().map(|page| page.slab).collect();
+        for at in self.members(domain) {
+            if !self.peers[at].knows.is_disjoint(&old) {
+                self.introduce(domain, at, new);
+                self.order_one(at, Message::Move(new, pages.to_vec()));
+            }
+        }
+        old.into_iter().for_each(|slab| self.forget(domain, slab));
+    }
+
+    fn forget(&mut self, domain: usize, slab: u32) {
+        self.domains[domain].forget(slab);
+        for at in self.members(domain) {
+            if self.peers[at].knows.remove(&slab) {
+                self.tell(at, Message::Drop(slab), None);
+            }
+        }
+    }
+
+    fn tell(&mut self, at: usize, message: Message, file: Option<Arc<File>>) {
+        self.peers[at].waiting.push_back((message, file));
+    }
+
+    /// Sends what an agent takes.
+    fn flush(&mut self, at: usize) -> io::Result<()> {
+        let Peer { link, waiting, .. } = &mut self.peers[at];
+        while let Some((message, file)) = waiting.front() {
+            match link.send(message, file.as_ref().map(|file| file.as_fd())) {
+                Ok(()) => _ = waiting.pop_front(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if waiting.len() > MAX_WAITING { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+    }
+
+    fn hang_up(&mut self, at: usize) {
+        let peer = self.peers.remove(at);
+        board(&self.board).seats.remove(&peer.serial);
+        if let State::Member(domain, guest) = peer.state {
+            let all = self.domains[domain].gone(guest);
+            self.order_all(domain, all);
+            if board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0) {
+                self.tell_settings(|_, _| true);
+            }
+            // What only it has used, nobody does now.
+            self.tidy(domain);
+        }
+    }
+}
+
+/// What an agent has merged that might last: pages that only moved did before.
+fn lasting(counters: &Counters) -> u64 {
+    (counters.merged_pages + counters.zero_pages).saturating_sub(counters.moved_pages)
+}
+
+/// The time, by a clock that never goes back.
+fn now() -> Duration {
+    Duration::from_nanos(now_ns(ClockId::Monotonic))
+}

@@ -1,0 +1,312 @@
+//! What the agents in VM processes and the matchmaker say to each other: packets of 64-bit words on a Unix socket, some with a
+//! file descriptor. Either side believes nothing of the other: lengths are checked here, and what is said is checked by bytes.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::counters::Counters;
+use super::matchmaker::{DRAFT_PAGES, PageHash, Run, SlabPage};
+
+/// Pages in one offer.
+pub const OFFER_PAGES: usize = 4096;
+/// Runs in one order to merge.
+pub const MERGE_RUNS: usize = 1024;
+/// Slabs of a domain that are open at a time, 32 GiB: each is a descriptor in the host and in every agent that merges with it.
+pub const MAX_OPEN_SLABS: usize = 4096;
+/// Words of the longest packet.
+const MAX_WORDS: usize = 1 + 4 * OFFER_PAGES;
+
+/// Pages of slabs in a set of which are in use.
+pub type Live = [u64; DRAFT_PAGES / 64];
+
+/// How an agent is to merge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Processor time it may take, in thousandths of one processor; 0: as much as it likes.
+    pub cpu_permille: u64,
+    /// Pages of the shortest run that is worth a mapping of its own.
+    pub min_run_pages: u64,
+    /// How much of a huge page must be saved for it to be broken up, in percent.
+    pub huge_page_percent: u64,
+    /// Pages that may be watched a second, at most, while most merges are broken soon; 0: as many as there are.
+    pub watch_pages: u64,
+    /// Memory is short: merging comes before the guests' comfort.
+    pub eager: bool,
+}
+
+/// A packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Agent: here I am, with so many pages.
+    Hello(u64),
+    /// Host: the key of the domain's hashes.
+    Key(u64),
+    /// Host: look for pages to merge from now on.
+    Go(Settings),
+    /// Agent: these pages have these hashes.
+    Offer(Vec<(u64, PageHash)>),
+    /// Host: that was all about your last offer.
+    Done,
+    /// Host, with a draft: fill it with these pages, seal it, and say so.
+    Publish(u32, Vec<u64>),
+    /// Host, with a draft: fill it with these pages of slabs.
+    Compact(u32, Vec<SlabPage>),
+    /// Agent: it is sealed, and has pages of these hashes.
+    Published(u32, Vec<PageHash>),
+    /// Agent: it could not be done.
+    Unpublished(u32),
+    /// Agent, with a slab: I have this from an earlier host; pages of these hashes are in it.
+    Have(Vec<PageHash>),
+    /// Host: what you had is known by this number.
+    Named(u32),
+    /// Host, with a slab of so many pages.
+    Slab(u32, u64),
+    /// Host: merge these runs.
+    Merge(Vec<Run>),
+    /// Host: what you have of these pages of slabs is to come from this slab, in this order.
+    Move(u32, Vec<SlabPage>),
+    /// Host: nobody needs this slab.
+    Drop(u32),
+    /// Agent: I use these pages of this slab.
+    Live(u32, Box<Live>),
+    /// Agent: that were all, after so many orders to merge and to move.
+    LiveEnd(u64),
+    /// Agent: what it has done.
+    Report(Box<Counters>),
+}
+
+impl Message {
+    fn words(&self) -> Vec<u64> {
+        let of = |tag: u64, slab: u32| tag | u64::from(slab) << 8;
+        let places = |pages: &[SlabPage]| -> Vec<u64> {
+            pages.iter().map(|p| u64::from(p.slab) << 32 | u64::from(p.page)).collect()
+        };
+        let with = |first: u64, rest: &[u64]| [&[first], rest].concat();
+        match self {
+            Self::Hello(pages) => vec![0, *pages],
+            Self::Key(key) => vec![1, *key],
+            Self::Offer(pages) => [2].into_iter().chain(pages.iter().flat_map(|(p, h)| [*p, *h])).collect(),
+            Self::Done => vec![3],
+            Self::Publish(slab, pages) => with(of(4, *slab), pages),
+            Self::Published(slab, hashes) => with(of(5, *slab), hashes),
+            Self::Unpublished(slab) => vec![of(6, *slab)],
+            Self::Slab(slab, pages) => vec![of(7, *slab), *pages],
+            Self::Merge(runs) => {
+                let words = |r: &Run| [r.page, u64::from(r.pages), u64::from(r.slab), u64::from(r.slab_page)];
+                [8].into_iter().chain(runs.iter().flat_map(words)).collect()
+            }
+            Self::Report(counters) => with(9, &counters.words()),
+            Self::Go(s) => {
+                let (most, eager) = (s.watch_pages, u64::from(s.eager));
+                vec![10, s.cpu_permille, s.min_run_pages, s.huge_page_percent, most, eager]
+            }
+            Self::Compact(slab, pages) => with(of(11, *slab), &places(pages)),
+            Self::Move(slab, pages) => with(of(12, *slab), &places(pages)),
+            Self::Drop(slab) => vec![of(13, *slab)],
+            Self::Have(hashes) => with(14, hashes),
+            Self::Named(slab) => vec![of(15, *slab)],
+            Self::Live(slab, live) => with(of(16, *slab), live.as_slice()),
+            Self::LiveEnd(orders) => vec![17, *orders],
+        }
+    }
+
+    fn from_words(words: &[u64]) -> Option<Self> {
+        let (first, rest) = words.split_first()?;
+        let slab = u32::try_from(first >> 8).ok()?;
+        let places = |words: &[u64]| -> Option<Vec<SlabPage>> {
+            let place = |word: &u64| SlabPage { slab: (word >> 32) as u32, page: *word as u32 };
+            (words.len() <= DRAFT_PAGES).then(|| words.iter().map(place).collect())
+        };
+        let hashes = |words: &[u64]| (words.len() <= DRAFT_PAGES).then(|| words.to_vec());
+        Some(match (first & 0xff, rest) {
+            (0, [pages]) => Self::Hello(*pages),
+            (1, [key]) => Self::Key(*key),
+            (2, pages) if pages.len() <= 2 * OFFER_PAGES => {
+                let (pairs, []) = pages.as_chunks::<2>() else { return None };
+                Self::Offer(pairs.iter().map(|[page, hash]| (*page, *hash)).collect())
+            }
+            (3, []) => Self::Done,
+            (4, pages) => Self::Publish(slab, hashes(pages)?),
+            (5, words) => Self::Published(slab, hashes(words)?),
+            (6, []) => Self::Unpublished(slab),
+            (7, [pages]) => Self::Slab(slab, *pages),
+            (8, runs) if runs.len() <= 4 * MERGE_RUNS => {
+                let (runs, []) = runs.as_chunks::<4>() else { return None };
+                let run = |[page, pages, slab, slab_page]: &[u64; 4]| {
+                    Some(Run {
+                        page: *page,
+                        pages: u32::try_from(*pages).ok().filter(|pages| *pages as usize <= DRAFT_PAGES)?,
+                        slab: u32::try_from(*slab).ok()?,
+                        slab_page: u32::try_from(*slab_page).ok()?,
+                    })
+                };
+                Self::Merge(runs.iter().map(run).collect::<Option<_>>()?)
+            }
+            (9, words) => Self::Report(Box::new(Counters::from_words(words.try_into().ok()?))),
+            (10, &[cpu_permille, min_run_pages, huge_page_percent, watch_pages, eager]) => {
+                let eager = eager != 0;
+                Self::Go(Settings { cpu_permille, min_run_pages, huge_page_percent, watch_pages, eager })
+            }
+            (11, words) => Self::Compact(slab, places(words)?),
+            (12, words) => Self::Move(slab, places(words)?),
+            (13, []) => Self::Drop(slab),
+            (14, words) => Self::Have(hashes(words)?),
+            (15, []) => Self::Named(slab),
+            (16, words) => Self::Live(slab, Box::new(words.try_into().ok()?)),
+            (17, [orders]) => Self::LiveEnd(*orders),
+            _ => return None,
+        })
+    }
+}
+
+/// One end of the socket.
+#[derive(Debug)]
+pub struct Link {
+    socket: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl Link {
+    /// Connects to the matchmaker at `path`.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let socket = socket()?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self::new(socket))
+    }
+
+    /// The end that `socket` is.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket: socket.into(), buffer: vec![0; MAX_WORDS * 8] }
+    }
+
+    /// Whether calls fail with WouldBlock instead of waiting.
+    pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        self.socket.set_nonblocking(on)
+    }
+
+    /// How long calls wait before they fail with WouldBlock; None: as long as it takes.
+    pub fn set_time_limit(&self, limit: Option<std::time::Duration>) -> io::Result<()> {
+        self.socket.set_read_timeout(limit)?;
+        self.socket.set_write_timeout(limit)
+    }
+
+    /// Sends a packet, whole.
+    pub fn send(&self, message: &Message, file: Option<impl AsFd>) -> io::Result<()> {
+        let bytes: Vec<u8> = message.words().into_iter().flat_map(u64::to_le_bytes).collect();
+        let sent = match file {
+            Some(file) => self.socket.send_with_fd(bytes.as_slice(), file.as_fd().as_raw_fd()),
+            None => self.socket.send_with_fds(&[bytes.as_slice()], &[]),
+        };
+        match sent {
+            Ok(sent) if sent == bytes.len() => Ok(()),
+            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+            Err(error) => Err(io::Error::from_raw_os_error(error.errno())),
+        }
+    }
+
+    /// The next packet. An end of file is an error, and so is a packet that is none.
+    pub fn receive(&mut self) -> io::Result<(Message, Option<File>)> {
+        let received = self.socket.recv_with_fd(&mut self.buffer);
+        let (bytes, file) = received.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (words, rest) = self.buffer[..bytes].as_chunks::<8>();
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let message = if rest.is_empty() { Message::from_words(&words) } else { None };
+        message.map(|message| (message, file)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A socket of the kind that is used here: packets in order.
+pub fn socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use memory::slab::Draft;
+
+    fn pair() -> (Link, Link) {
+        let flags = SocketFlags::CLOEXEC;
+        let (a, b) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        (Link::new(a), Link::new(b))
+    }
+
+    const PLACE: SlabPage = SlabPage { slab: u32::MAX, page: 77 };
+
+    fn run(page: u64) -> Run {
+        Run { page, pages: 3, slab: 5, slab_page: u32::MAX }
+    }
+
+    #[test]
+    fn packets_arrive_as_they_were_sent() {
+        let (a, mut b) = pair();
+        for message in [
+            Message::Hello(u64::MAX),
+            Message::Key(u64::MAX),
+            Message::Go(Settings {
+                cpu_permille: 1,
+                min_run_pages: 2,
+                huge_page_percent: 3,
+                watch_pages: 4,
+                eager: true,
+            }),
+            Message::Offer(vec![(1, u64::MAX); OFFER_PAGES]),
+            Message::Offer(Vec::new()),
+            Message::Done,
+            Message::Publish(u32::MAX, (0..DRAFT_PAGES as u64).collect()),
+            Message::Published(7, vec![9; DRAFT_PAGES]),
+            Message::Unpublished(0),
+            Message::Slab(3, 1 << 40),
+            Message::Merge((0..MERGE_RUNS as u64).map(run).collect()),
+            Message::Compact(5, vec![PLACE; DRAFT_PAGES]),
+            Message::Move(6, vec![PLACE; 3]),
+            Message::Drop(7),
+            Message::Have(vec![9; DRAFT_PAGES]),
+            Message::Named(8),
+            Message::Live(9, Box::new([u64::MAX; DRAFT_PAGES / 64])),
+            Message::LiveEnd(10),
+            Message::Report(Box::new(Counters { passes: 1, converged_at_ns: 8, ..Counters::default() })),
+        ] {
+            a.send(&message, None::<&File>).unwrap();
+            let (received, file) = b.receive().unwrap();
+            assert!(received == message && file.is_none(), "{message:?}");
+        }
+        drop(a);
+        assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_descriptor_comes_along() {
+        let (a, mut b) = pair();
+        a.send(&Message::Slab(1, 2), Some(&Draft::new(2).unwrap())).unwrap();
+        let (message, file) = b.receive().unwrap();
+        assert_eq!((message, file.unwrap().metadata().unwrap().len()), (Message::Slab(1, 2), 8192));
+    }
+
+    proptest! {
+        #[test]
+        fn rubbish_is_no_packet_or_a_short_one(words in prop::collection::vec(0u64..40, 0..40)) {
+            if let Some(message) = Message::from_words(&words) {
+                prop_assert!(message.words().len() == words.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! This process and the world it was started in: its signals, limits and standard streams, its own program, files that users name;
+//! and what belongs to the kernel and is held by a descriptor, so that it cannot become another's meanwhile: processes, the
+//! peers of sockets, the files of sockets.
+//!
+//! It imports nothing of ours; every other crate may import it. Begin with [`prepare`].
+
+pub mod executable;
+pub mod interrupt;
+pub mod limits;
+pub mod named_file;
+mod peer;
+pub mod print;
+pub mod process;
+pub mod signals;
+pub mod socket_file;
+pub mod terminal;
+
+pub use peer::Peer;
+pub use process::{Identity, Process};
+pub use socket_file::{BindError, SocketFile};
+
+/// What must hold before anything else is done, in every process of ours.
+pub fn prepare() {
+    signals::ignore_file_size();
+    limits::allow_descriptors();
+    executable::name_this_process();
+}

@@ -1,0 +1,23 @@
+//! Promising more memory than there is: who is let in, who gives way when it gets short, in which order.
+//!
+//! Everything here is a function of plain numbers. Nothing knows a VM, a socket or a guest's memory: the daemon gathers
+//! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
+//! [`readings`] alone opens files, and `groups` for it: the host's own, in `/proc` and `/sys/fs/cgroup`.
+//!
+//! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
+
+pub mod action;
+pub mod admission;
+pub mod allocation;
+pub mod balloon_pacing;
+mod groups;
+pub mod knobs;
+pub mod ledger;
+mod mib;
+mod paging;
+pub mod policy;
+pub mod pressure;
+pub mod readings;
+pub mod suspension;
+mod throttling;
+pub mod view;

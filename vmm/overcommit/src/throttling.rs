@@ -1,0 +1,123 @@
+//! Limits on how fast guests touch pages for the first time, so that there is time for everything that frees memory.
+
+use super::action::Action;
+use super::policy::Scene;
+use super::pressure::Pressure;
+use super::view::{GuestState, GuestView};
+
+/// A limit is tightened when the new one is less than this part of the old one ...
+const TIGHTENED: f64 = 0.75;
+/// ... and eased when it is more than this many times the old one.
+const EASED: f64 = 1.5;
+/// A limit above this is none: 256 MiB a second.
+const NO_LIMIT_PAGES_PER_SECOND: f64 = 65_536.0;
+
+/// Sets, changes and lifts limits, for those that run after `changes`: whoever is resumed has its limit before it runs.
+pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>) {
+    let mut runs: Vec<bool> = scene.guests.iter().map(|g| g.state == GuestState::Running).collect();
+    for change in changes {
+        match *change {
+            Action::Resume { guest } => runs[guest] = true,
+            Action::Suspend { guest, .. } | Action::Stop { guest, .. } => runs[guest] = false,
+            _ => {}
+        }
+    }
+    let running = || (0..runs.len()).filter(|&i| runs[i]);
+    let all = of_all(scene);
+    let weights: f64 = running().map(|i| scene.guests[i].weight()).sum();
+    for i in running() {
+        let guest = &scene.guests[i];
+        let now = guest.throttle_pages_per_second;
+        let rate = all * guest.weight() / weights;
+        let wanted = match (guest_limit(guest, rate, scene), now) {
+            // In the soft state a limit is eased by steps, for it was there for a reason.
+            (wanted, Some(now)) if scene.pressure == Pressure::Soft => soften(now, wanted, scene),
+            // A limit that would be set again at once is not lifted.
+            (None, Some(now)) if rate < EASED * NO_LIMIT_PAGES_PER_SECOND => Some(now),
+            (wanted, _) => wanted,
+        };
+        let changes = match (now, wanted) {
+            (Some(now), Some(wanted)) => {
+                let times = wanted as f64 / now.max(1) as f64;
+                // So little as one page more is a change where it is eased by steps.
+                !(TIGHTENED..=EASED).contains(&times) || scene.pressure == Pressure::Soft && wanted > now
+            }
+            (now, wanted) => now != wanted,
+        };
+        if changes {
+            actions.push(Action::Throttle { guest: i, pages_per_second: wanted });
+        }
+    }
+}
+
+/// What all guests together may touch each second.
+pub(super) fn of_all(scene: &Scene) -> f64 {
+    // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
+    let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
+    match scene.pressure {
+        Pressure::High | Pressure::Soft => brake,
+        Pressure::Hard | Pressure::Low => pages_per_second(scene).min(brake),
+    }
+}
+
+/// A limit of `now` that becomes twice as much every few seconds, up to `wanted`.
+fn soften(now: u64, wanted: Option<u64>, scene: &Scene) -> Option<u64> {
+    let times = 2_f64.powf(scene.passed_seconds / scene.knobs.hold_seconds.max(1.0));
+    let eased = ((now.max(1) as f64 * times) as u64).max(now.saturating_add(u64::from(times > 1.0)));
+    match wanted {
+        Some(wanted) => Some(eased.min(wanted)),
+        None => ((eased as f64) < NO_LIMIT_PAGES_PER_SECOND).then_some(eased),
+    }
+}
+
+/// What all guests together may touch each second: what is free above half of the low threshold, over the horizon.
+fn pages_per_second(scene: &Scene) -> f64 {
+    let kept = Pressure::Low.threshold_pages(scene.host, scene.knobs) / 2;
+    scene.host.free_pages.saturating_sub(kept) as f64 / scene.knobs.throttle_horizon_seconds
+}
+
+/// A guest's part of it; never 0, and never too little for a guest below its minimum. None is no limit.
+fn guest_limit(guest: &GuestView, rate: f64, scene: &Scene) -> Option<u64> {
+    let least = if guest.held_pages() < guest.floor_pages() {
+        scene.knobs.throttle_floor_pages_per_second
+    } else {
+        1
+    };
+    (rate < NO_LIMIT_PAGES_PER_SECOND).then_some((rate as u64).max(least))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::action::Action;
+    use crate::knobs::Knobs;
+    use crate::policy::{Memory, step};
+    use crate::view::{GuestView, HostView};
+
+    const MIB: u64 = 256;
+
+    /// However much is free, guests cannot use it up between two looks; and on a host with much to spare nothing is limited.
+    #[test]
+    fn the_brake_is_on_before_memory_is_short() {
+        let view = |name: &str| GuestView {
+            name: name.into(),
+            promised_pages: 1000 * MIB,
+            max_pages: 1000 * MIB,
+            shares: 1,
+            ..GuestView::default()
+        };
+        let guests = [view("a"), view("b")];
+        let host = |free_pages| HostView { capacity_pages: free_pages, free_pages, ..HostView::default() };
+        let rates = |free_pages| {
+            let actions = step(&mut Memory::default(), &host(free_pages), &guests, &Knobs::default());
+            actions
+                .iter()
+                .filter_map(|a| match a {
+                    Action::Throttle { pages_per_second, .. } => *pages_per_second,
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rates(100 * MIB), [50 * MIB, 50 * MIB]);
+        assert!(rates(10_000 * MIB).is_empty());
+    }
+}

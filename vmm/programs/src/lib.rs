@@ -1,0 +1,7 @@
+//! The two programs of the `guest` crate that run inside guests: built by this crate's build script, held here as bytes.
+
+/// The agent: a static Linux program, the `/init` of the images that are made here.
+pub static AGENT: &[u8] = include_bytes!(env!("SAMEPAGE_AGENT"));
+
+/// The built-in guest: an ELF file that is booted as a kernel.
+pub static BUILT_IN_KERNEL: &[u8] = include_bytes!(env!("SAMEPAGE_KERNEL"));

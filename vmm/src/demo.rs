@@ -1,0 +1,148 @@
+//! `samepage demo`: a fleet of built-in guests, filled, merged, measured, verified.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use super::progress::{Bars, interrupt_flag};
+use fleet::HostError;
+use fleet::fleet::Fleet;
+use fleet::guest::Lifetime;
+use fleet::runtime::FleetDir;
+use fleet::spec::{
+    AdmissionName, BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing,
+};
+use fleet::status::Verified;
+use fleet::watch::Watch;
+use machine::{Unpack, probe};
+use measure::report::{Outcome, Report};
+use memory::userfault;
+use merge::ksm;
+use merge::slab::engine::Tuning;
+use os::print::outln;
+
+/// The documented mix, in percent of the pages each guest fills.
+const MIX: FillSpec = FillSpec { zero: 10, common: 40, duplicate: 10, unique: 40, pages: None };
+/// How long merging may take.
+const MERGE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Launch a fleet of built-in guests, merge what they share, and print what that saved
+#[derive(clap::Args)]
+#[command(
+    after_help = "Each guest fills its memory with 10 % zero pages, 40 % pages that all guests have in common, 10 % pages
+that it has four times itself, and 40 % pages that nobody else has. What could be shared is found by
+hashing and comparing every page; what is shared, by asking the kernel which frames are mapped; and in
+the end every page is verified, by the guests and by the host. The exit status is 1 if a page is wrong.
+
+Examples:
+  samepage demo
+  samepage demo --guests 8 --memory 256M
+  samepage demo --engine off --json              the same guests, nothing merged: the baseline"
+)]
+pub(super) struct Args {
+    /// Number of guests
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    guests: u16,
+    /// Memory of each guest with its unit: 16M to 1T
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::memory)]
+    memory: u64,
+    /// What merges [default: slab where this user can have it, else ksm, else off]
+    #[arg(long, value_enum)]
+    engine: Option<EngineName>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut notes = Vec::new();
+    let engine = args.engine.unwrap_or_else(|| usable(&mut notes));
+    let guests = (0..args.guests).map(|n| GuestSpec {
+        name: format!("guest-{n}"),
+        memory_bytes: args.memory,
+        cpus: 1,
+        domain: "demo".into(),
+        kernel: None,
+        unpack: Unpack::default(),
+        initrd: None,
+        cmdline: None,
+        ready_seconds: None,
+        huge_pages: None,
+        drives: Vec::new(),
+        balloon: BalloonSpec::default(),
+        standing: Standing::usual(args.memory),
+        fill: Some(MIX),
+    });
+    let spec = FleetSpec {
+        name: format!("demo-{}", std::process::id()),
+        engine,
+        merge: Tuning::default(),
+        overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
+        metrics: None,
+        guests: guests.collect(),
+    };
+    let interrupted = interrupt_flag()?;
+    let bars = Bars::new(spec.guests.len());
+    let watch = bars.watch(interrupted);
+    let dir = FleetDir::of(&spec.name);
+    let result = measure(spec, &dir, &watch, notes);
+    bars.finish();
+    dir.remove();
+    let report = result.context("the demo did not come to its end; everything it started is stopped")?;
+    match args.json {
+        true => outln!("{}", serde_json::to_string(&report)?)?,
+        false => outln!("{report}")?,
+    }
+    ensure!(
+        report.mismatched_pages == 0,
+        "{} pages do not hold what was written to them",
+        report.mismatched_pages
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first engine that this user can have on this host.
+fn usable(notes: &mut Vec<String>) -> EngineName {
+    let Err(error) = userfault::can_freeze() else { return EngineName::Slab };
+    let (engine, what) = match ksm::available().usable() {
+        true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),
+        false => (EngineName::Off, "nothing was merged"),
+    };
+    notes.push(format!("userfaultfd cannot be had ({error}), so {what}: `samepage doctor` says more"));
+    engine
+}
+
+fn measure(
+    spec: FleetSpec,
+    dir: &FleetDir,
+    watch: &Watch,
+    mut notes: Vec<String>,
+) -> Result<Report, HostError> {
+    let engine = spec.engine;
+    let mut fleet = Fleet::up(spec, dir, Lifetime::WithUs, watch)?;
+    let result = (|| {
+        let content = fleet.content(watch)?;
+        fleet.start_merging()?;
+        // The first copy of each content is on a shared frame too: more pages merge than are saved.
+        let goal = content.ideal_saved_pages;
+        let merged = fleet.settle(goal, MERGE_LIMIT, watch)?;
+        let frames = fleet.paused(Fleet::frames)?;
+        notes.extend(fleet.stalled());
+        fleet.stop_merging();
+        notes.extend(fleet.notes());
+        let Verified { verified_pages, mismatched_pages, .. } = fleet.verify(watch)?;
+        let outcome = Outcome {
+            backend: probe::backend_name().into(),
+            engine: engine.name().into(),
+            merge_seconds: merged.seconds,
+            merge_cpu_seconds: merged.progress.cpu_seconds,
+            verified_pages,
+            mismatched_pages,
+            notes,
+        };
+        Ok(Report::new(outcome, &frames, &content))
+    })();
+    fleet.stop();
+    result
+}

@@ -1,0 +1,200 @@
+//! What an experiment prints: which there are, and what came out of one.
+
+use std::collections::BTreeSet;
+
+use super::super::fleet_table::table;
+use lab::experiment::plan::{Kind, Plan};
+use lab::experiment::run::Outcome;
+use lab::experiment::summary::{PointSummary, Spread};
+use lab::stress::scenario::Scenario;
+use memory::PAGE_BYTES;
+
+/// Columns of the list: sentences in it are broken.
+const COLUMNS: u16 = 100;
+
+/// The experiments there are.
+pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
+    let mut table = table(&["experiment", "shows", "points", "repetitions"], 2);
+    for plan in plans {
+        table.add_row([
+            plan.name.clone(),
+            plan.about.clone(),
+            plan.points().len().to_string(),
+            plan.repeat.to_string(),
+        ]);
+    }
+    for scenario in scenarios {
+        let about = format!("{}; a scenario of `samepage stress`", scenario.about);
+        table.add_row([scenario.name.clone(), about, "-".into(), "1".into()]);
+    }
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.set_width(COLUMNS);
+    format!(
+        "{table}\n`samepage experiment run NAME` runs one. Each point is one combination of an experiment's dimensions. A scenario has a verdict instead."
+    )
+}
+
+/// What the table shows of each kind, in this order; everything else is in JSON, CSV and the page.
+pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::IdenticalVms => &[
+            "shared_pages",
+            "frames_pages",
+            "freed_pages",
+            "ideal_pages",
+            "zero_only_pages",
+            "freed_self_pages",
+            "freed_cross_pages",
+            "metadata_pages",
+            "merge_seconds",
+            "merge_cpu_seconds",
+        ],
+        Kind::Ideal => &[
+            "achieved_percent",
+            "freed_zero_pages",
+            "freed_self_pages",
+            "freed_cross_pages",
+            "to_50_percent_seconds",
+            "to_95_percent_seconds",
+            "churn_half_life_seconds",
+            "churn_achieved_percent",
+        ],
+        Kind::SideChannel => &[
+            "same_domain_common_p50_ns",
+            "same_domain_unique_p50_ns",
+            "same_domain_slower_percent",
+            "other_domain_common_p50_ns",
+            "other_domain_unique_p50_ns",
+            "other_domain_slower_percent",
+        ],
+        Kind::PageCache => &[
+            "to_50_percent_seconds",
+            "to_90_percent_seconds",
+            "peak_shared_pages",
+            "peak_percent",
+            "after_evict_shared_pages",
+            "first_read_seconds",
+            "second_read_seconds",
+            "merge_cpu_seconds",
+        ],
+        Kind::ScannerPareto => &[
+            "freed_pages",
+            "achieved_percent",
+            "merge_cpu_seconds",
+            "merge_cpu_seconds_per_freed_gib",
+            "write_p50_ns",
+            "write_p99_ns",
+            "write_p999_ns",
+            "write_max_ns",
+        ],
+        Kind::InflateDeflate => &[
+            "untouched_reclaim_gib_per_second",
+            "touched_reclaim_gib_per_second",
+            "touched_return_gib_per_second",
+            "touched_return_install_gib_per_second",
+            "touched_reclaim_vmm_seconds_per_gib",
+        ],
+    }
+}
+
+/// A figure's name for people, and by what its values are to be multiplied: pages are shown in MiB, nanoseconds in microseconds.
+pub(super) fn readable(name: &str) -> (String, f64) {
+    let (name, unit, factor) = if let Some(name) = name.strip_suffix("_pages") {
+        (name, " MiB", PAGE_BYTES as f64 / f64::from(1 << 20))
+    } else if let Some(name) = name.strip_suffix("_ns") {
+        (name, " us", 1e-3)
+    } else if let Some(name) = name.strip_suffix("_percent") {
+        (name, " %", 1.0)
+    } else if let Some(name) = name.strip_suffix("_gib_per_second") {
+        (name, " GiB/s", 1.0)
+    } else if let Some(name) = name.strip_suffix("_seconds_per_gib") {
+        (name, " s/GiB", 1.0)
+    } else if let Some(name) = name.strip_suffix("_seconds") {
+        (name, " s", 1.0)
+    } else {
+        (name, "", 1.0)
+    };
+    (format!("{}{unit}", name.replace('_', " ")), factor)
+}
+
+/// The median, and where repetitions differ the least and the most.
+pub(super) fn spread(spread: &Spread, factor: f64) -> String {
+    let [median, least, most] =
+        [spread.median, spread.least, spread.most].map(|value| digits(value * factor));
+    if least == most { median } else { format!("{median} ({least}-{most})") }
+}
+
+fn digits(value: f64) -> String {
+    match value.abs() {
+        small if small < 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.1}"),
+    }
+}
+
+/// Its name, and what a point has of it.
+type Dimension = (&'static str, fn(&PointSummary) -> String);
+
+/// Dimensions of which there is more than one value, by name.
+pub(super) fn dimensions(summary: &[PointSummary]) -> Vec<Dimension> {
+    let all: [Dimension; 3] = [
+        ("variant", |s| s.point.variant.clone()),
+        ("engine", |s| s.point.engine.to_string()),
+        ("guests", |s| s.point.guests.to_string()),
+    ];
+    let differ = |of: &fn(&PointSummary) -> String| summary.iter().map(of).collect::<BTreeSet<_>>().len() > 1;
+    all.into_iter().filter(|(name, of)| *name == "engine" || differ(of)).collect()
+}
+
+/// The table of an outcome, what was left out, and on what it was measured.
+pub(super) fn outcome(outcome: &Outcome) -> String {
+    let dimensions = dimensions(&outcome.summary);
+    let columns = columns(outcome.plan.kind);
+    let (names, factors): (Vec<_>, Vec<_>) = columns.iter().map(|name| readable(name)).unzip();
+    let header: Vec<&str> =
+        dimensions.iter().map(|(name, _)| *name).chain(names.iter().map(String::as_str)).collect();
+    let mut table = table(&header, dimensions.len());
+    for summary in &outcome.summary {
+        let mut row: Vec<String> = dimensions.iter().map(|(_, of)| of(summary)).collect();
+        row.extend(columns.iter().zip(&factors).map(|(name, factor)| {
+            summary.figures.get(*name).map_or("-".into(), |figure| spread(figure, *factor))
+        }));
+        table.add_row(row);
+    }
+    let plan = &outcome.plan;
+    let mut text = format!(
+        "{table}\nexperiment {}, seed {}: {} of {} trials; repetitions: {}, shown are medians (least-most); guests of {}, {}\n{}",
+        plan.name,
+        plan.seed,
+        outcome.trials.len(),
+        outcome.planned_trials,
+        plan.repeat,
+        plan.guest.memory,
+        if plan.guest.kernel.is_some() { "Linux" } else { "built-in" },
+        outcome.environment.line(),
+    );
+    for note in &outcome.notes {
+        text.push_str(&format!("\nnote: {note}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_shown_in_units_that_people_read() {
+        assert_eq!(readable("saved_pages"), ("saved MiB".into(), 1.0 / 256.0));
+        assert_eq!(readable("write_p99_ns"), ("write p99 us".into(), 1e-3));
+        assert_eq!(readable("to_50_percent_seconds"), ("to 50 percent s".into(), 1.0));
+        assert_eq!(readable("a_vmm_seconds_per_gib"), ("a vmm s/GiB".into(), 1.0));
+        assert_eq!(readable("full_passes").0, "full passes");
+    }
+
+    #[test]
+    fn a_spread_is_shown_where_there_is_one() {
+        let one = |median, least, most| spread(&Spread { median, least, most }, 1.0);
+        assert_eq!(one(1.0, 1.0, 1.001), "1.00");
+        assert_eq!(one(20.0, 10.0, 30.0), "20.0 (10.0-30.0)");
+    }
+}

@@ -1,0 +1,404 @@
+//! `samepage fleet`: up, status, verify, metrics, down.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use indicatif::ProgressBar;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::fleet_table::{kvm_table, status_table};
+use super::ledger_table::admission_text;
+use super::progress::{Bars, draw_target, interrupt_flag, is_set};
+use fleet::HostError;
+use fleet::admission::{Admission, judge};
+use fleet::daemon::request;
+use fleet::down::{clean_up, take_down};
+use fleet::living::{choose, choose_to_end, holder, pids, vms};
+use fleet::metrics::Format;
+use fleet::preflight::{self, Problem};
+use fleet::runtime::FleetDir;
+use fleet::shutdown::DEFAULT_LIMIT;
+use fleet::spec::FleetSpec;
+use fleet::status::{FleetStatus, Reply, Request};
+use fleet::watch::Stage;
+use os::Process;
+use os::executable;
+use os::print::{errln, out, outln};
+
+/// How long the daemon may take for what it does at once, and for what reads all memory.
+const SHORT: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(3600);
+/// How often it is looked at who is suspended while somebody is waited for.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long `status --settle` lets merging take.
+const SETTLE_SECONDS: u64 = 300;
+
+/// Launch a fleet of guests from a file; show it, verify it, take it down
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  samepage fleet up resources/fleets/builtin.toml
+  samepage fleet status --settle --content
+  samepage fleet verify
+  samepage fleet down
+
+Each guest is a process of its own; a daemon (`samepage host`) stands over them. Their sockets and logs are in
+a directory for this user alone: below $SAMEPAGE_RUNTIME_DIR, else /run/samepage (root), else
+$XDG_RUNTIME_DIR/samepage.")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start all guests of a fleet file, fill them, begin to merge
+    #[command(after_help = "Examples:
+  samepage fleet up resources/fleets/builtin.toml
+  samepage fleet up resources/fleets/linux.toml --json     after `samepage image`
+  samepage fleet up resources/fleets/builtin.toml --dry-run
+  samepage fleet up fleet.toml --replace             its daemon was killed, and the file was changed since
+
+Guests that a killed daemon left are taken over if they are as the file says. If one is not, or is not in the file any
+more, each difference is named and nothing is touched, unless --replace is given.
+
+These two files show how a fleet file is written; the README lists every key.")]
+    Up {
+        /// The fleet file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print one JSON object, as `fleet status --json` does
+        #[arg(long)]
+        json: bool,
+        /// Start nothing; say whether each guest would be let in
+        #[arg(long)]
+        dry_run: bool,
+        /// End guests that an earlier daemon left and that are not as the file says, and start them anew
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Show the guests, their pages and what merging saved
+    #[command(after_help = "Examples:
+  samepage fleet status
+  samepage fleet status --settle --content      what is shared, against what could be
+  samepage fleet status --audit                 the ledger, checked against the kernel's own books
+  samepage fleet status --kvm                   faults, mappings, TLB flushes and exits of each guest")]
+    Status {
+        /// Which fleet; not needed while only one is up
+        #[arg(long, visible_alias = "fleet")]
+        name: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// With KVM's own statistics of each guest
+        #[arg(long)]
+        kvm: bool,
+        /// With what could be shared: pauses the guests while every page is hashed and compared
+        #[arg(long)]
+        content: bool,
+        /// With an audit of the ledger: pauses the guests while every frame is counted by other means
+        #[arg(long)]
+        audit: bool,
+        /// First wait until merging brings nothing new, at most 5 minutes
+        #[arg(long)]
+        settle: bool,
+    },
+    /// Check every page of every guest, from inside and from the host
+    #[command(
+        after_help = "The exit status is 1 when a page does not hold what was written to it.\n\nExamples:
+  samepage fleet verify
+  samepage fleet verify --name builtin --json"
+    )]
+    Verify {
+        /// Which fleet; not needed while only one is up
+        #[arg(long, visible_alias = "fleet")]
+        name: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the fleet's metrics once, as Prometheus gets them
+    #[command(after_help = "Examples:
+  samepage fleet metrics
+  samepage fleet metrics --name builtin | grep samepage_guest_memory_bytes
+  samepage fleet metrics | promtool check metrics
+  samepage fleet metrics --format openmetrics
+
+It asks the daemon's own socket, and needs no `metrics` in the fleet file. With metrics = \"127.0.0.1:9464\" at the top
+of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics, in the format that the client's Accept
+header asks for. For the textfile collector of node_exporter, write it beside the .prom file and rename it:
+  samepage fleet metrics > DIR/samepage.tmp && mv DIR/samepage.tmp DIR/samepage.prom")]
+    Metrics {
+        /// Which fleet; not needed while only one is up
+        #[arg(long, visible_alias = "fleet")]
+        name: Option<String>,
+        /// What they are written in
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// End all guests and the daemon, also where the daemon is gone already
+    #[command(
+        after_help = "Linux guests are asked to power off: their ACPI power button is pressed, and the agent gets `poweroff` on COM2. One that
+has not powered off when its time is up is cut off, as by pulling the plug: what it had not written to its drives is lost. The
+exit status is 1 then, unless that was asked for: by --now, or by Control-C while they power off.
+
+Examples:
+  samepage fleet down
+  samepage fleet down --name builtin --timeout 120
+  samepage fleet down --now                          cut all guests off at once"
+    )]
+    Down {
+        /// Which fleet; not needed while only one is up
+        #[arg(long, visible_alias = "fleet")]
+        name: Option<String>,
+        /// How long Linux guests may take to power off
+        #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+        /// Ask no guest to power off: cut all off at once
+        #[arg(long, conflicts_with = "timeout")]
+        now: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Up { file, json, dry_run: true, .. } => dry_run(&FleetSpec::read(&file)?, json),
+        Command::Up { file, json, replace, .. } => up(&file, replace, json),
+        Command::Status { name, json, kvm, content, audit, settle } => {
+            let settle_seconds = settle.then_some(SETTLE_SECONDS);
+            let limit = if content || settle || audit { LONG } else { SHORT };
+            status(&choose(name)?, json, &Request::Status { kvm, content, audit, settle_seconds }, limit)
+        }
+        Command::Verify { name, json } => verify(&choose(name)?, json),
+        Command::Metrics { name, format } => metrics(&choose(name)?, format),
+        Command::Down { name, timeout, now, json } => {
+            down(&choose_to_end(name)?, Duration::from_secs(if now { 0 } else { timeout }), json)
+        }
+    }
+}
+
+/// What the daemon says while it comes up.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Progress { stage: Stage, guest: usize, done: u64, total: u64 },
+    Up { up: Box<FleetStatus> },
+    Error { error: String },
+}
+
+/// What a dry run prints.
+#[derive(Serialize)]
+struct DryRun {
+    #[serde(flatten)]
+    admission: Admission,
+    /// For what the fleet would not come up, besides.
+    problems: Vec<Problem>,
+}
+
+fn dry_run(spec: &FleetSpec, json: bool) -> anyhow::Result<ExitCode> {
+    let problems = preflight::problems(spec, &FleetDir::of(&spec.name));
+    let dry = DryRun { admission: judge(spec)?, problems };
+    match json {
+        true => outln!("{}", serde_json::to_string(&dry)?)?,
+        false => outln!("{}", admission_text(&dry.admission))?,
+    }
+    dry.problems.iter().for_each(|problem| errln!("error: {problem}"));
+    let would_come_up = dry.admission.check().is_ok() && dry.problems.is_empty();
+    Ok(if would_come_up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
+    // Read here too, so that mistakes in the file are told with their causes and nothing is started.
+    let spec = FleetSpec::read(file)?;
+    let interrupted = interrupt_flag()?;
+    // Before there is so much as a directory; what joins guests that run on the daemon looks at.
+    let dir = FleetDir::of(&spec.name);
+    if holder(&spec.name).is_none() && vms(&dir).is_empty() {
+        preflight::check(&spec, &dir)?;
+    }
+    // Whether the fleet is up already is for the daemon to find out: it alone claims the name.
+    let mut daemon = executable::command()
+        .arg("host")
+        .arg(file)
+        .args(replace.then_some("--replace"))
+        .arg("--detach")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .context("cannot start the daemon")?;
+    let bars = Bars::new(spec.guests.len());
+    let (sender, lines) = std::sync::mpsc::channel();
+    let out = daemon.stdout.take().context("the daemon has no output")?;
+    std::thread::spawn(move || {
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            let Ok(line) = serde_json::from_str::<Line>(&line) else { continue };
+            let last = !matches!(line, Line::Progress { .. });
+            if sender.send(line).is_err() || last {
+                return;
+            }
+        }
+    });
+    let result = loop {
+        if is_set(&interrupted) {
+            break Err(HostError::Interrupted.into());
+        }
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(Line::Progress { stage, guest, done, total }) => bars.tell(stage, guest, done, total),
+            Ok(Line::Up { up }) => break Ok(up),
+            Ok(Line::Error { error }) => break Err(anyhow::Error::msg(error)),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                break Err(anyhow::Error::msg("the daemon ended without a word"));
+            }
+        }
+    };
+    bars.finish();
+    match result {
+        Ok(status) => {
+            print(&status, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(e) => Err(not_up(&spec.name, daemon, e)?),
+    }
+}
+
+/// Why a fleet did not come up, and what has become of what there was. When it returns, `daemon` has ended, and what it started.
+fn not_up(fleet: &str, mut daemon: Child, error: anyhow::Error) -> anyhow::Result<anyhow::Error> {
+    // It is ours, and nobody has waited for it: until then its number is its own.
+    if let Ok(process) = Process::of_child(&daemon) {
+        let _ = process.signal(Signal::TERM);
+        while !process.ends_within(Duration::from_secs(1)) {}
+    }
+    let left = clean_up(fleet, daemon.id())?;
+    let _ = daemon.wait();
+    Ok(match &left[..] {
+        // Another daemon has it, and this one touched nothing.
+        _ if holder(fleet).is_some() => error,
+        [] => error.context(format!("fleet {fleet} is not up; everything that was started is stopped")),
+        left => error.context(format!(
+            "fleet {fleet} is not up; what was started for it is stopped, and what ran before runs on: {}",
+            pids(left)
+        )),
+    })
+}
+
+fn status(fleet: &str, json: bool, ask: &Request, limit: Duration) -> anyhow::Result<ExitCode> {
+    match request(fleet, ask, limit)? {
+        Reply::Status(status) => print(&status, json)?,
+        other => bail!("the daemon answered something else: {other:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(status: &FleetStatus, json: bool) -> anyhow::Result<()> {
+    if json {
+        outln!("{}", serde_json::to_string(status)?)?;
+        return Ok(());
+    }
+    outln!("{}", status_table(status))?;
+    if status.guests.iter().any(|g| g.kvm.is_some()) {
+        outln!("{}", kvm_table(status))?;
+    }
+    Ok(())
+}
+
+fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let Reply::Verified(result) = telling_who_waits(fleet, || request(fleet, &Request::Verify, LONG))? else {
+        bail!("the daemon answered something else");
+    };
+    match json {
+        true => outln!("{}", serde_json::to_string(&result)?)?,
+        false => {
+            outln!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages)?;
+            if !result.skipped.is_empty() {
+                outln!(
+                    "not asked, because they stand still or do not answer: {}",
+                    result.skipped.join(", ")
+                )?;
+            }
+        }
+    }
+    Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says on standard error which guests are suspended while `work` waits for an answer. Control-C ends this command, and the daemon gives
+/// up what nobody waits for.
+fn telling_who_waits<T>(fleet: &str, work: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let teller = scope.spawn(|| {
+            let mut told = BTreeSet::new();
+            while !done.load(Ordering::Relaxed) {
+                std::thread::park_timeout(LOOK);
+                let Ok(Reply::Management(now)) = request(fleet, &Request::Management, SHORT) else { continue };
+                for (guest, why) in now.suspended {
+                    if !done.load(Ordering::Relaxed) && told.insert(guest.clone()) {
+                        errln!("guest {guest} is suspended ({why}); it is waited for if it has begun; Control-C ends this");
+                    }
+                }
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        teller.thread().unpark();
+        result
+    })
+}
+
+fn metrics(fleet: &str, format: Format) -> anyhow::Result<ExitCode> {
+    let Reply::Metrics(text) = request(fleet, &Request::Metrics { format }, SHORT)? else {
+        bail!("the daemon answered something else");
+    };
+    out!("{text}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn down(fleet: &str, limit: Duration, json: bool) -> anyhow::Result<ExitCode> {
+    let interrupted = interrupt_flag()?;
+    let bar = ProgressBar::with_draw_target(None, draw_target());
+    let down = take_down(fleet, limit, &mut |left| {
+        let names: Vec<_> = left.guests.iter().map(String::as_str).collect();
+        bar.set_message(format!(
+            "{} s for {} to power off (Control-C cuts them off)",
+            left.seconds,
+            names.join(", ")
+        ));
+        bar.tick();
+        !is_set(&interrupted)
+    })?;
+    bar.finish_and_clear();
+    match (json, down.orphans) {
+        (true, _) => outln!("{}", serde_json::to_string(&down)?)?,
+        (false, None) => outln!("fleet {fleet} is down")?,
+        (false, Some(vms)) => {
+            outln!(
+                "fleet {fleet} is down; its daemon was gone already, and {vms} guests were still running"
+            )?;
+        }
+    }
+    if !json {
+        for note in &down.notes {
+            outln!("note: {note}")?;
+        }
+    }
+    if down.cut_off.is_empty() || is_set(&interrupted) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let guests: Vec<_> = down.cut_off.iter().map(|cut| format!("{}: {}", cut.guest, cut.why)).collect();
+    errln!(
+        "error: not ended in good order, what they had not written to their drives is lost: {}",
+        guests.join("; ")
+    );
+    Ok(ExitCode::FAILURE)
+}

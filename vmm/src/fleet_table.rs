@@ -1,0 +1,184 @@
+//! The tables of `samepage fleet status`.
+
+use std::fmt::Write;
+
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use super::ledger_table::{audit_text, ledger_text};
+use fleet::status::{FleetStatus, GuestStatus, State};
+use measure::frames::Pages;
+use memory::PAGE_BYTES;
+use merge::slab::engine::Statistics;
+
+/// The fleet, a row a guest, and a headline.
+pub(super) fn status_table(status: &FleetStatus) -> String {
+    let mut table = table(
+        &[
+            "guest", "state", "domain", "pid", "kind", "memory", "balloon", "absent", "zero", "private",
+            "shared", "swapped", "frames",
+        ],
+        5,
+    );
+    for guest in &status.guests {
+        let state = match (guest.state, &guest.ended) {
+            (State::Running, _) => "running".into(),
+            (State::Paused, _) => "paused".into(),
+            (State::Silent, _) => format!("silent for {:.0} s", guest.silent_seconds.unwrap_or(0.0)),
+            (State::Dead, Some(how)) => format!("dead: {how}"),
+            (State::Dead, None) => "dead".into(),
+            (State::Panicked, how) => match how.as_ref().or(guest.panic.as_ref()) {
+                Some(how) => format!("panicked: {how}"),
+                None => "panicked".into(),
+            },
+        };
+        let mut row = vec![
+            guest.name.clone(),
+            state,
+            guest.domain.clone(),
+            guest.pid.map_or("-".into(), |p| p.to_string()),
+            guest.kind.clone().unwrap_or("-".into()),
+            mib(guest.memory_bytes),
+            guest.balloon.as_ref().map_or("-".into(), |b| mib(b.host.held_pages * PAGE_BYTES)),
+        ];
+        row.extend(classes(&guest.pages));
+        row.push(mib((guest.frames * PAGE_BYTES as f64) as u64));
+        table.add_row(row);
+    }
+    let mut all = vec!["all".into()];
+    all.extend(["", "", "", ""].map(String::from));
+    all.push(mib(status.promised_bytes));
+    let ballooned = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.held_pages);
+    all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
+    all.extend(classes(&status.pages));
+    all.push(mib(status.frames * PAGE_BYTES));
+    table.add_row(all);
+    let estimated = if status.estimated { " (estimated)" } else { "" };
+    let mut text = format!(
+        "{table}\nfleet {}: {} on {}, engine {}; MiB: {} promised, {} of frames, {} saved by sharing{estimated}, {} on the zero frame",
+        status.fleet,
+        counted(status.guests.len() as u64, "guest"),
+        status.backend,
+        status.engine,
+        mib(status.promised_bytes),
+        mib(status.frames * PAGE_BYTES),
+        mib(status.saved_pages * PAGE_BYTES),
+        mib(status.pages.zero * PAGE_BYTES),
+    );
+    if let Some(c) = &status.content {
+        let ideal = c.ideal_saved_pages;
+        let freed = status.saved_pages + status.pages.zero;
+        let fraction = match ideal {
+            0 => "nothing".to_owned(),
+            ideal => format!("{:.1} % of it", 100.0 * freed as f64 / ideal as f64),
+        };
+        let _ = write!(
+            text,
+            "\ncould be freed: {} MiB (zeros {}, within a guest {}, between guests {}); {fraction} is",
+            mib(ideal * PAGE_BYTES),
+            mib(c.zero * PAGE_BYTES),
+            mib(c.self_duplicates * PAGE_BYTES),
+            mib(c.cross_duplicates * PAGE_BYTES),
+        );
+    }
+    let _ = write!(text, "\n{}", ledger_text(&status.ledger));
+    if let Some(audit) = &status.audit {
+        let _ = write!(text, "\n{}", audit_text(audit));
+    }
+    if let Some(merge) = &status.merge {
+        text.push('\n');
+        text.push_str(&merge_text(merge));
+    }
+    for note in &status.notes {
+        let _ = write!(text, "\nnote: {note}");
+    }
+    text
+}
+
+/// What merging by slabs does, domain by domain, and what it costs.
+fn merge_text(merge: &Statistics) -> String {
+    let mut text = String::new();
+    for (name, domain) in &merge.domains {
+        let c = &domain.counters;
+        let refused =
+            c.refused_pages + c.differed_pages + c.pinned_pages + c.over_budget_pages + c.huge_pages;
+        let _ = writeln!(
+            text,
+            "domain {name}: MiB: {} shared in {} mappings, {} zeros given back, {} broken by writes, {refused} pages refused; \
+             {} of {} MiB{}",
+            mib(c.shared_now * PAGE_BYTES),
+            c.mappings_now,
+            mib(c.zero_pages * PAGE_BYTES),
+            mib(c.broken_pages * PAGE_BYTES),
+            counted(domain.slabs, "slab"),
+            mib(domain.slab_bytes),
+            match domain.slab_use_age_seconds {
+                Some(age) =>
+                    format!(", {} unused when that was looked at {age:.0} s ago", mib(domain.slab_dead_bytes)),
+                None => String::new(),
+            },
+        );
+    }
+    let c = &merge.host;
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let _ = write!(
+        text,
+        "merging took {:.2} s of processor time: {:.2} finding what was written, {:.2} hashing, {:.2} publishing, {:.2} merging, \
+         {:.2} matching; ",
+        c.cpu_seconds() + merge.matchmaker_cpu_seconds,
+        seconds(c.scan_ns + c.live_ns),
+        seconds(c.hash_ns),
+        seconds(c.publish_ns),
+        seconds(c.merge_ns),
+        seconds(c.match_ns) + merge.matchmaker_cpu_seconds,
+    );
+    text.push_str(&match merge.seconds_since_convergence {
+        Some(seconds) => format!("all that is quiet was dealt with {seconds:.1} s ago"),
+        None => "not all that is quiet was dealt with yet".into(),
+    });
+    text
+}
+
+/// KVM's statistics that say what nested paging and merging cost, then exits by kind; values that are 0 in all
+/// guests are left out.
+pub(super) fn kvm_table(status: &FleetStatus) -> String {
+    let guests: Vec<_> = status.guests.iter().filter_map(|g| g.kvm.as_ref().map(|k| (&g.name, k))).collect();
+    let mut header = vec!["KVM statistic"];
+    header.extend(guests.iter().map(|(name, _)| name.as_str()));
+    let mut table = table(&header, 1);
+    let mut names: Vec<&String> = guests.iter().flat_map(|(_, k)| k.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        let values: Vec<u64> = guests.iter().map(|(_, k)| k.get(name).copied().unwrap_or(0)).collect();
+        if values.iter().any(|v| *v > 0) {
+            let mut row = vec![name.clone()];
+            row.extend(values.iter().map(u64::to_string));
+            table.add_row(row);
+        }
+    }
+    table.to_string()
+}
+
+/// An empty table whose columns from `numbers` on are aligned to the right.
+pub(super) fn table(header: &[&str], numbers: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header.to_vec());
+    for column in table.column_iter_mut().skip(numbers) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn classes(pages: &Pages) -> [String; 5] {
+    [pages.absent, pages.zero, pages.private, pages.shared, pages.swapped].map(|p| mib(p * PAGE_BYTES))
+}
+
+/// So many of a thing: "1 guest", "2 guests".
+pub(super) fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+pub(super) fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1 << 20) as f64)
+}

@@ -1,0 +1,80 @@
+//! `samepage host`: the daemon over one fleet.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use super::progress::interrupt_flag;
+use fleet::HostError;
+use fleet::daemon::{Daemon, Plan, one_line};
+use fleet::spec::FleetSpec;
+use fleet::watch::Watch;
+use os::print::{is_reader_gone, outln};
+
+/// Be the daemon over one fleet, in the foreground; `samepage fleet up` starts it by itself
+#[derive(clap::Args)]
+#[command(
+    after_help = "Standard output carries one JSON object a line: {\"stage\", \"guest\", \"done\", \"total\"} while the
+fleet comes up, then {\"up\": STATUS} or {\"error\": TEXT}. SIGINT and SIGTERM take the fleet down: Linux
+guests are asked to power off, and cut off after 30 s. At a second signal the daemon ends at once, and each VM sees to that by itself. After a
+SIGKILL the guests run on: start it again to take them over, or `samepage fleet down` to end them.
+
+Examples:
+  samepage host resources/fleets/builtin.toml"
+)]
+pub(super) struct Args {
+    /// The fleet file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// End guests of an earlier daemon that are not as the file says, and start them anew
+    #[arg(long)]
+    replace: bool,
+    /// Leave the session of the terminal, and write messages to the log in the fleet's directory
+    #[arg(long, hide = true)]
+    detach: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.detach {
+        // Fails only for a process that leads its group already, which then has no terminal to leave.
+        let _ = rustix::process::setsid();
+    }
+    let spec = FleetSpec::read(&args.file)?;
+    let interrupted = interrupt_flag()?;
+    let say = {
+        let interrupted = interrupted.clone();
+        move |line: serde_json::Value| {
+            // Who started us is gone before the fleet was up: so is the wish for it.
+            if outln!("{line}").is_err() || is_reader_gone() {
+                interrupted.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    let tell = say.clone();
+    let watch = Watch::new(
+        move |stage, guest, done, total| {
+            tell(serde_json::json!({ "stage": stage, "guest": guest, "done": done, "total": total }));
+        },
+        interrupted.clone(),
+    );
+    let failure = Mutex::new(None);
+    let failed = |error: HostError| {
+        say(serde_json::json!({ "error": one_line(&error) }));
+        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    };
+    let plan = Plan { spec, replace: args.replace, log: args.detach };
+    match Daemon::up(plan, &watch, interrupted) {
+        Ok(daemon) => daemon.serve(&watch, |up| match up {
+            Ok(status) => say(serde_json::json!({ "up": status })),
+            Err(error) => failed(error),
+        }),
+        Err(error) => failed(error),
+    }
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // Who started us says it.
+        Some(_) if args.detach => Ok(ExitCode::FAILURE),
+        Some(error) => Err(error.into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,89 @@
+//! The ledger in words.
+
+use super::fleet_table::{mib, table};
+use fleet::admission::Admission;
+use measure::audit::Audit;
+use memory::PAGE_BYTES;
+use overcommit::admission::Decision;
+use overcommit::ledger::Ledger;
+use overcommit::readings::Capacity;
+
+fn pages(pages: u64) -> String {
+    mib(pages * PAGE_BYTES)
+}
+
+/// What is used, owed, and what could pay.
+pub(super) fn ledger_text(ledger: &Ledger) -> String {
+    let (o, d, c) = (&ledger.overhead, &ledger.debt, &ledger.cover);
+    let ratio =
+        ledger.cover_ratio.map_or("nothing is owed".into(), |ratio| format!("{ratio:.2} times the debt"));
+    format!(
+        "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}, KSM {})\n\
+         debt: {} MiB: {} if all that is shared were written, {} if all that is absent were touched\n\
+         cover: {} MiB, {ratio}: {} free, {} swap, {} in reach of balloons",
+        pages(ledger.used),
+        pages(ledger.capacity),
+        ledger.used as f64 * 100.0 / ledger.capacity.max(1) as f64,
+        pages(ledger.frames),
+        pages(o.total()),
+        pages(o.vmm),
+        pages(o.page_tables),
+        pages(o.daemon),
+        pages(o.dead_slabs),
+        pages(o.ksm_metadata),
+        pages(d.total()),
+        pages(d.sharing),
+        pages(d.demand),
+        pages(c.total()),
+        pages(c.free),
+        pages(c.swap),
+        pages(c.balloon),
+    )
+}
+
+/// Whether each guest would be let in.
+pub(super) fn admission_text(admission: &Admission) -> String {
+    let mut table = table(&["guest", "memory, MiB", "let in"], 1);
+    // Below the table: with the reasons in it, it would be wider than any terminal.
+    let mut reasons = String::new();
+    for judged in &admission.guests {
+        let name = &judged.promise.name;
+        let in_ = match &judged.decision {
+            Decision::Admitted { .. } => "yes",
+            Decision::Refused(refusal) => {
+                reasons.push_str(&format!("\n{name} is not let in: {refusal}"));
+                "no"
+            }
+        };
+        table.add_row([name.clone(), pages(judged.promise.pages), in_.into()]);
+    }
+    let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
+    // Two things: who is let in, and what is done once they are.
+    let policy =
+        if admission.policy { "" } else { "; once up the fleet is only watched, for it has no policy" };
+    let Capacity { pages: capacity, limited_by } = admission.capacity;
+    let capacity = format!(
+        "capacity {} MiB, set by {limited_by}; {rule}{policy}\nto be had: {} MiB: {}",
+        pages(capacity),
+        pages(admission.room.left_pages()),
+        admission.room
+    );
+    if admission.guests.is_empty() { capacity } else { format!("{table}{reasons}\n{capacity}") }
+}
+
+/// What the audit found.
+pub(super) fn audit_text(audit: &Audit) -> String {
+    let frames = match audit.frames_listed {
+        Some(listed) => format!("{listed} frames listed, {} in the ledger", audit.frames),
+        None => "frame numbers are hidden from this user, so only the page counts were checked".into(),
+    };
+    let moving = if audit.still { "" } else { "; pages moved while it looked" };
+    let mut text = format!("audit: residue {} pages ({frames}{moving})", audit.residue_pages);
+    for guest in audit.guests.iter().filter(|guest| guest.residue_pages > 0) {
+        text.push_str(&format!(
+            "\n  guest {}: {} pages resident and {} swapped by its page table, {} and {} by the kernel's books",
+            guest.name, guest.resident, guest.swapped, guest.resident_by_kernel, guest.swapped_by_kernel
+        ));
+    }
+    text
+}

@@ -1,0 +1,338 @@
+//! What the command line names: guests of fleets, processes, files; and their trust domains.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::Args;
+use crate::fleet_table::mib;
+use fleet::daemon::one_line;
+use fleet::living::choose;
+use fleet::page_types::page_types;
+use fleet::spaces::spaces;
+use measure::Space;
+use measure::findings::Subject;
+use measure::freeze::Frozen;
+use measure::page_types::{PageTypes, Ram, pc_ram};
+use measure::source::Source;
+use measure::source::choice::{Choice, Kind};
+use measure::source::file::FileSource;
+use measure::source::mappings::{guest_memory, mappings, named_memory};
+use measure::source::process::ProcessSource;
+use memory::{Extent, PAGE_BYTES};
+
+/// The domain of what was not put into one.
+const DEFAULT_DOMAIN: &str = "default";
+
+/// Addresses, and of which process if that was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PidRange {
+    pid: Option<u32>,
+    hvas: Range<u64>,
+}
+
+/// Parses `[PID:]START-END`.
+pub(super) fn range(text: &str) -> anyhow::Result<PidRange> {
+    let expected = "expected [PID:]START-END in hexadecimal, as in /proc/PID/maps";
+    let (pid, hvas) = match text.split_once(':') {
+        Some((pid, rest)) => {
+            (Some(pid.parse().with_context(|| format!("{pid:?} is no process; {expected}"))?), rest)
+        }
+        None => (None, text),
+    };
+    let hex = |text: &str| {
+        let digits = text.strip_prefix("0x").unwrap_or(text);
+        u64::from_str_radix(digits, 16).with_context(|| format!("{text:?} is no address; {expected}"))
+    };
+    let (start, end) = hvas.split_once('-').with_context(|| format!("no '-' in {hvas:?}; {expected}"))?;
+    let hvas = hex(start)?..hex(end)?;
+    ensure!(hvas.start < hvas.end, "{:x} is not above {:x}; {expected}", hvas.end, hvas.start);
+    let is_page = |at: u64| at.is_multiple_of(PAGE_BYTES);
+    ensure!(is_page(hvas.start) && is_page(hvas.end), "not whole pages: both addresses must end in 000");
+    Ok(PidRange { pid, hvas })
+}
+
+/// A trust domain, and the processes and files in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Domain {
+    name: String,
+    members: Vec<String>,
+}
+
+/// Parses `NAME=MEMBER,...`.
+pub(super) fn domain(text: &str) -> anyhow::Result<Domain> {
+    let (name, members) = text.split_once('=').context("expected NAME=PID,... or NAME=FILE,...")?;
+    ensure!(!name.is_empty() && !members.is_empty(), "expected NAME=PID,... or NAME=FILE,...");
+    Ok(Domain { name: name.into(), members: members.split(',').map(str::to_owned).collect() })
+}
+
+/// What is measured.
+#[derive(Default)]
+pub(super) struct Subjects {
+    /// In order.
+    pub(super) subjects: Vec<Subject>,
+    /// The memory of those that are processes, which come first.
+    pub(super) spaces: Vec<Space>,
+    processes: Vec<ProcessSource>,
+    /// The files that come after them.
+    pub(super) files: Vec<FileSource>,
+    /// What each one's pages are used for, where that is known.
+    pub(super) page_types: Vec<Option<Arc<PageTypes>>>,
+    /// What else is large in the processes.
+    pub(super) left_out: Vec<LeftOut>,
+    /// What a reader should know of the choice.
+    pub(super) notes: Vec<String>,
+}
+
+/// A large stretch of a process that was not taken for guest memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeftOut {
+    /// The process.
+    pid: u32,
+    /// Its addresses, as `--range` takes them.
+    range: String,
+    /// Its length.
+    bytes: u64,
+    /// Of that, what has a frame or is on swap.
+    held_bytes: u64,
+    /// What it is made of.
+    kind: String,
+    /// Why it was left out.
+    reason: String,
+}
+
+impl LeftOut {
+    fn of(pid: u32, choice: &Choice) -> impl Iterator<Item = Self> {
+        choice.left_out.iter().map(move |(stretch, reason)| Self {
+            pid,
+            range: format!("{:x}-{:x}", stretch.hvas.start, stretch.hvas.end),
+            bytes: stretch.bytes(),
+            held_bytes: stretch.held_bytes,
+            kind: stretch.kind.to_string(),
+            reason: reason.to_string(),
+        })
+    }
+}
+
+impl Subjects {
+    pub(super) fn find(args: &Args) -> anyhow::Result<Self> {
+        let mut found = Self::default();
+        let named = !args.pid.is_empty() || !args.file.is_empty();
+        if !named || !args.guests.is_empty() || args.fleet.is_some() {
+            let fleet = match choose(args.fleet.clone()) {
+                Err(e) if args.fleet.is_none() && args.guests.is_empty() => {
+                    return Err(anyhow::Error::from(e).context("nothing to measure: no --pid, no --file"));
+                }
+                chosen => chosen?,
+            };
+            for (space, domain) in spaces(&fleet, &args.guests)? {
+                if args.page_types {
+                    found.ask_page_types(&fleet, &space)?;
+                }
+                found.push(space, domain);
+            }
+        } else if args.page_types {
+            bail!(
+                "--page-types asks the agents of a fleet's guests; for a --pid or a --file give --page-flags"
+            );
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(pid) = args.pid.iter().find(|pid| !seen.insert(**pid)) {
+            bail!("--pid {pid} is given twice");
+        }
+        for pid in &args.pid {
+            let (space, choice) = process(*pid, args)?;
+            found.left_out.extend(LeftOut::of(*pid, &choice));
+            found.notes.extend(choice.note(*pid));
+            found.notes.extend(untouched_file(&choice, *pid));
+            found.push(space, domain_of(&args.domain, &pid.to_string()));
+        }
+        let mut seen = BTreeSet::new();
+        for path in &args.file {
+            let same = path.canonicalize().unwrap_or_else(|_| path.clone());
+            ensure!(seen.insert(same), "--file {} is given twice", path.display());
+            found.push_file(path, domain_of(&args.domain, &path.to_string_lossy()))?;
+        }
+        let members = args.domain.iter().flat_map(|domain| &domain.members);
+        for member in members {
+            let is_pid = args.pid.iter().any(|pid| pid.to_string() == *member);
+            if !is_pid && !args.file.contains(&PathBuf::from(member)) {
+                bail!("--domain names {member}, which is neither a --pid nor a --file of this command");
+            }
+        }
+        ensure!(!found.subjects.is_empty(), "no guest of the fleet runs");
+        found.read_page_flags(args)?;
+        found.processes = found.process_sources(false);
+        let files = std::mem::take(&mut found.files);
+        let types = found.page_types[found.spaces.len()..].iter().cloned();
+        found.files = files.into_iter().zip(types).map(|(file, types)| file.with_page_types(types)).collect();
+        Ok(found)
+    }
+
+    fn push(&mut self, space: Space, domain: String) {
+        self.subjects.push(Subject { name: space.name.clone(), domain, pid: Some(space.pid) });
+        self.spaces.push(space);
+        self.page_types.resize(self.subjects.len(), None);
+    }
+
+    fn push_file(&mut self, path: &Path, domain: String) -> anyhow::Result<()> {
+        let name = path.display().to_string();
+        self.files.push(FileSource::open(path, name.clone())?);
+        self.subjects.push(Subject { name, domain, pid: None });
+        self.page_types.push(None);
+        Ok(())
+    }
+
+    /// Of the next guest that will be pushed; that its kernel cannot be asked is worth a note.
+    fn ask_page_types(&mut self, fleet: &str, space: &Space) -> anyhow::Result<()> {
+        let frames =
+            |extent: &Extent| Ram { first: extent.gpa / PAGE_BYTES, pages: extent.bytes / PAGE_BYTES };
+        let ram: Vec<Ram> = space.extents.iter().map(frames).collect();
+        match page_types(fleet, &space.name) {
+            Ok(runs) => {
+                self.page_types.push(Some(Arc::new(PageTypes::of_runs(&space.name, &runs, &ram)?)));
+            }
+            Err(e) => self.notes.push(format!("{}: page types are not known: {}", space.name, one_line(&e))),
+        }
+        Ok(())
+    }
+
+    /// Of processes and files, whose numbers and paths go before what they are said to be.
+    fn read_page_flags(&mut self, args: &Args) -> anyhow::Result<()> {
+        let pids = args.pid.iter().map(u32::to_string);
+        let names: Vec<String> =
+            pids.chain(args.file.iter().map(|file| file.to_string_lossy().into())).collect();
+        let guests = self.subjects.len() - names.len();
+        for text in &args.page_flags {
+            let named = names
+                .iter()
+                .position(|name| text.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
+            let (at, path) = match (named, names.len()) {
+                (Some(at), _) => (at, &text[names[at].len() + 1..]),
+                (None, 1) => (0, text.as_str()),
+                _ => bail!(
+                    "of whom is --page-flags {text}? Write PID=FLAGS or FILE=FLAGS, of a --pid or a --file of this command"
+                ),
+            };
+            let at = guests + at;
+            let stretches: Vec<u64> = match self.spaces.get(at) {
+                Some(space) => space.extents.iter().map(|extent| extent.bytes).collect(),
+                None => self.files[at - self.spaces.len()]
+                    .extents()
+                    .iter()
+                    .map(|pages| pages * PAGE_BYTES)
+                    .collect(),
+            };
+            let ram = pc_ram(&self.subjects[at].name, &stretches, args.low_memory)?;
+            let types = PageTypes::of_flags(Path::new(path), &ram, args.low_memory)?;
+            ensure!(
+                self.page_types[at].is_none(),
+                "--page-flags of {} is given twice",
+                self.subjects[at].name
+            );
+            self.page_types[at] = Some(Arc::new(types));
+        }
+        Ok(())
+    }
+
+    fn process_sources(&self, stopped: bool) -> Vec<ProcessSource> {
+        let source = |(space, types): (&Space, &Option<Arc<PageTypes>>)| {
+            ProcessSource::new(space.clone(), stopped).with_page_types(types.clone())
+        };
+        self.spaces.iter().zip(&self.page_types).map(source).collect()
+    }
+
+    /// Stops the processes if `wanted`, until what it returns is dropped.
+    pub(super) fn freeze(&mut self, wanted: bool) -> anyhow::Result<Option<Frozen>> {
+        if !wanted || self.spaces.is_empty() {
+            return Ok(None);
+        }
+        let pids: Vec<u32> = self.spaces.iter().map(|space| space.pid).collect();
+        let frozen = Frozen::new(&pids)?;
+        self.processes = self.process_sources(true);
+        Ok(Some(frozen))
+    }
+
+    /// All, in the order of `subjects`.
+    pub(super) fn sources(&self) -> Vec<&dyn Source> {
+        let processes = self.processes.iter().map(|source| source as &dyn Source);
+        processes.chain(self.files.iter().map(|source| source as &dyn Source)).collect()
+    }
+}
+
+/// A restored guest's memory is a file of which the process has those pages only that were touched since.
+fn untouched_file(choice: &Choice, pid: u32) -> Option<String> {
+    let files = choice.taken.iter().filter(|stretch| stretch.kind == Kind::File);
+    let absent: u64 = files.map(|stretch| stretch.bytes().saturating_sub(stretch.held_bytes)).sum();
+    (absent > 0).then(|| {
+        format!(
+            "memory of process {pid} is a mapped file, as after a restore: the {} MiB of it that were not touched since are in the file only, \
+             and count as absent",
+            mib(absent)
+        )
+    })
+}
+
+/// The guest in a process, and how it was chosen.
+fn process(pid: u32, args: &Args) -> anyhow::Result<(Space, Choice)> {
+    let mappings = mappings(pid)?;
+    let of_this = |range: &&PidRange| range.pid == Some(pid) || (range.pid.is_none() && args.pid.len() == 1);
+    let ranges: Vec<Range<u64>> = args.range.iter().filter(of_this).map(|range| range.hvas.clone()).collect();
+    if let Some(PidRange { hvas, .. }) = args.range.iter().find(|range| range.pid.is_none())
+        && args.pid.len() > 1
+    {
+        bail!("of which process is --range {:x}-{:x}? Write PID:START-END", hvas.start, hvas.end);
+    }
+    if let Some(unknown) = args.range.iter().filter_map(|range| range.pid).find(|pid| !args.pid.contains(pid))
+    {
+        bail!("--range names process {unknown}, and --pid does not");
+    }
+    let (extents, choice) = match ranges.is_empty() {
+        true => {
+            let choice = guest_memory(pid, &mappings)?;
+            (choice.extents(), choice)
+        }
+        false => named_memory(pid, &mappings, &ranges)?,
+    };
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = match comm.trim() {
+        "" => pid.to_string(),
+        comm => format!("{comm} {pid}"),
+    };
+    Ok((Space { name, pid, extents }, choice))
+}
+
+fn domain_of(domains: &[Domain], member: &str) -> String {
+    let found = domains.iter().find(|domain| domain.members.iter().any(|m| m == member));
+    found.map_or_else(|| DEFAULT_DOMAIN.to_owned(), |domain| domain.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_written_as_in_maps() {
+        assert!(range("7f000-1000").unwrap_err().to_string().contains("not above"));
+        assert_eq!(
+            range("4711:7f0000000000-0x7f0000002000").unwrap(),
+            PidRange { pid: Some(4711), hvas: 0x7f00_0000_0000..0x7f00_0000_2000 }
+        );
+        for wrong in ["", "1000", "x-y", "a:1000-2000", "1000-2001", "2000-1000", "1000-1000"] {
+            assert!(range(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn domains_name_their_members() {
+        let domains = [domain("a=1,2").unwrap(), domain("b=x.mem").unwrap()];
+        assert_eq!(["2", "x.mem", "3"].map(|m| domain_of(&domains, m)), ["a", "b", DEFAULT_DOMAIN]);
+        for wrong in ["", "a", "a=", "=1"] {
+            assert!(domain(wrong).is_err(), "{wrong}");
+        }
+    }
+}

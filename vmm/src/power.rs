@@ -1,0 +1,100 @@
+//! `samepage power`: off, button.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use indicatif::ProgressBar;
+
+use super::progress::{draw_target, interrupt_flag, is_set};
+use super::which::Which;
+use fleet::balloon::Target;
+use fleet::shutdown::{DEFAULT_LIMIT, power_off, press_power_button};
+use os::print::{errln, outln};
+
+/// Power a guest off in good order, or press its power button
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  samepage power off web-0                  asked by its power button and by COM2; cut off after 30 s
+  samepage power off web-0 --timeout 120
+  samepage power button ./vm.sock           and nothing more: the guest does what it is set up to
+
+GUEST is a guest of the fleet that is up (or of --name FLEET), or the path of a control socket made by
+`samepage run --control`, which has a / in it.")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask a guest to power off, and wait; cut it off when its time is up
+    #[command(
+        after_help = "The exit status is 1 when the guest had to be cut off: what it had not written to its drives is lost.
+
+Examples:
+  samepage power off web-0
+  samepage power off ./vm.sock --timeout 5"
+    )]
+    Off {
+        #[command(flatten)]
+        which: Which,
+        /// How long the guest may take
+        #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        timeout: u64,
+    },
+    /// Press the ACPI power button
+    #[command(
+        after_help = "The exit status is 1 when the guest has no driver for it (in Linux, the module button). One that comes later learns
+of the press.
+
+Examples:
+  samepage power button web-0
+  samepage power button ./vm.sock"
+    )]
+    Button {
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Off { which, timeout } => off(&which.find()?, Duration::from_secs(timeout)),
+        Command::Button { which } => button(&which.find()?),
+    }
+}
+
+fn off(target: &Target, limit: Duration) -> anyhow::Result<ExitCode> {
+    let interrupted = interrupt_flag()?;
+    let bar = ProgressBar::with_draw_target(None, draw_target());
+    let ended = power_off(target, limit, &mut |left| {
+        let (seconds, guest) = (left.as_secs(), &target.guest);
+        bar.set_message(format!("{seconds} s for {guest} to power off (Control-C cuts it off)"));
+        bar.tick();
+        !is_set(&interrupted)
+    })?;
+    bar.finish_and_clear();
+    if ended {
+        outln!("{} has powered off", target.guest)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let why = match is_set(&interrupted) {
+        true => "as asked".into(),
+        false => format!("it did not power off within {} s", limit.as_secs()),
+    };
+    errln!("error: {} was cut off: {why}; what it had not written to its drives is lost", target.guest);
+    Ok(ExitCode::FAILURE)
+}
+
+fn button(target: &Target) -> anyhow::Result<ExitCode> {
+    if press_power_button(target)? {
+        outln!("{}: pressed", target.guest)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    errln!(
+        "error: {}: pressed, but the guest has no driver for it (in Linux, the module button)",
+        target.guest
+    );
+    Ok(ExitCode::FAILURE)
+}

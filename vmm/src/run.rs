@@ -1,0 +1,298 @@
+//! `samepage run`: one VM in the foreground.
+
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::firecracker;
+use anyhow::Context;
+use clap::error::ErrorKind;
+use devices::virtio::balloon;
+use machine::api;
+use machine::working_set::{MAX_SAMPLES, Sampling};
+use machine::{
+    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Running, Unpack,
+    probe,
+};
+use memory::own;
+use memory::ram::{Backing, Ram};
+use merge::slab::agent::Agent;
+use os::print::errln;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+/// The longest name of a VM in the API; Firecracker's limit.
+const MAX_ID_BYTES: usize = 64;
+
+/// Run one VM in the foreground: the built-in guest, or a Linux kernel
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("api").args(["api_sock", "config_file"]).multiple(true))]
+#[command(after_help = "Examples:
+  samepage run                                   the built-in guest, on this terminal: type `help`
+  samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
+  samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
+  samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
+  samepage run --kernel vmlinuz --unpack guest --memory 256M   its own decompressor runs, with address randomization
+  samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
+  samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
+  samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
+  samepage run --api-sock ./api.sock             Firecracker's REST API: nothing runs before it is told to
+    curl --unix-socket ./api.sock -X PUT http://localhost/boot-source -d '{\"kernel_image_path\": \"builtin\"}'
+    curl --unix-socket ./api.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
+  samepage run --api-sock ./api.sock --config-file resources/api/vm.json   the same, started from a file
+
+`samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is
+0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on, when its kernel
+panicked, or when it was asked to power off and did not in time; 152 when --config-file cannot be used.")]
+pub(super) struct Args {
+    /// Make the API's socket here and wait to be told what to start: Firecracker's REST API
+    #[arg(long, value_name = "SOCKET")]
+    api_sock: Option<PathBuf>,
+    /// Start the VM that this JSON file describes, with the API's objects as its sections
+    #[arg(long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// No API socket: --config-file says everything
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    no_api: bool,
+    /// The VM's name in the API: letters, digits and hyphens
+    #[arg(long, requires = "api", conflicts_with = "name", value_parser = id)]
+    id: Option<String>,
+    /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
+    #[arg(long, conflicts_with = "api", value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Who unpacks a compressed kernel: with `guest` it is at other addresses at each start (KASLR), unless --cmdline has nokaslr
+    #[arg(long, conflicts_with = "api", value_name = "WHO", requires = "kernel", value_enum, default_value_t = Unpack::Host)]
+    unpack: Unpack,
+    /// Initial RAM disk
+    #[arg(long, conflicts_with = "api", value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The command line of --kernel
+    #[arg(long, conflicts_with = "api", value_name = "TEXT", default_value = LINUX_CMDLINE)]
+    cmdline: String,
+    /// A disk: a raw image that the guest may write, or with `,ro` only read; up to 4 times, for /dev/vda and so on. What begins as
+    /// another format (qcow2, xz) is refused, but with `,raw`
+    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,raw]")]
+    drive: Vec<OsString>,
+    /// Guest memory with its unit: 16M to 1T
+    #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
+    memory: u64,
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, conflicts_with = "api", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
+    cpus: u8,
+    /// Where the console (COM1) goes: stdio, none, or a file to append to
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
+    console: Console,
+    /// Make a control socket here, one JSON object a line: status, pause, resume, stop, throttle, ...
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// Make a socket here that carries COM2, through which the guest takes commands (fill, verify, ...)
+    #[arg(long, value_name = "SOCKET")]
+    com2: Option<PathBuf>,
+    /// The VM's name, for messages
+    #[arg(long, default_value = "vm")]
+    name: String,
+    /// Leave the balloon out
+    #[arg(long, conflicts_with = "api")]
+    no_balloon: bool,
+    /// Let the guest take pages back from its balloon when it runs out of memory
+    #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
+    deflate_on_oom: bool,
+    /// Let the guest tell of free pages as it frees them, and give them back to the host
+    #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
+    free_page_reporting: bool,
+    /// Offer free page hinting: the host may ask for free pages
+    #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
+    free_page_hinting: bool,
+    /// Let the host kernel's samepage merging (KSM) have the guest's memory
+    #[arg(long)]
+    mergeable: bool,
+    /// Let Samepage's own merging have the guest's memory: the socket of its matchmaker, which may come later
+    #[arg(long, conflicts_with_all = ["api", "mergeable"], value_name = "SOCKET")]
+    merge: Option<PathBuf>,
+    /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
+    #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous")]
+    backing: Backing,
+    /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
+    #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
+    huge_pages: Option<bool>,
+    /// Estimate how much of its memory the guest uses, from some pages that are watched for so long: 0.01 to 3600
+    #[arg(long, conflicts_with = "api", value_name = "SECONDS", value_parser = sampling_period)]
+    sample_working_set: Option<Duration>,
+    /// How many pages are watched for --sample-working-set: 1 to 2000
+    #[arg(long, requires = "sample_working_set", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=MAX_SAMPLES))]
+    samples: u64,
+    /// How fast the guest may take frames of the host, in pages a second, until its control socket is told otherwise
+    #[arg(long, conflicts_with = "api", value_name = "PAGES_PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
+    throttle: Option<u64>,
+    /// How much sooner than by its size the kernel's out-of-memory killer takes this process: -1000 (never) to 1000 (first)
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
+    oom_score_adj: Option<i16>,
+    /// End when standard input ends
+    #[arg(long, hide = true)]
+    lifeline: bool,
+    #[command(flatten)]
+    firecracker: firecracker::Args,
+    /// The daemon that starts this VM, with which it ends while nobody else can know of it
+    #[arg(long, hide = true, value_name = "PID")]
+    daemon: Option<i32>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(why) = args.firecracker.refused() {
+        clap::Error::raw(ErrorKind::InvalidValue, format!("{why}\n")).exit();
+    }
+    if let Some(note) = args.firecracker.note() {
+        errln!("{note}");
+    }
+    if let Some(daemon) = args.daemon {
+        set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
+        // It may have ended before.
+        anyhow::ensure!(getppid().map(Pid::as_raw_pid) == Some(daemon), "the daemon {daemon} is gone");
+    }
+    if let Some(score) = args.oom_score_adj {
+        own::set_oom_score_adj(score).with_context(|| {
+            format!(
+                "cannot set this process's oom_score_adj to {score}: lower than it is now takes root (CAP_SYS_RESOURCE)"
+            )
+        })?;
+    }
+    let name = args.id.unwrap_or(args.name);
+    if args.kernel.is_some()
+        && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
+    {
+        // Linux gets as far as an instruction that is not emulated only after minutes, and says nothing meanwhile.
+        errln!(
+            "note: this KVM ({}) emulates ring 0: a stock kernel crawls for minutes and then fails; \
+             `samepage doctor` says more",
+            backend.short_name()
+        );
+    }
+    let on_stdio = args.console == Console::Stdio;
+    let config = Config {
+        name: name.clone(),
+        kernel: match args.kernel {
+            Some(path) => KernelSource::File { path, unpack: args.unpack },
+            None => KernelSource::BuiltIn(programs::BUILT_IN_KERNEL),
+        },
+        initrd: args.initrd,
+        cmdline: args.cmdline,
+        memory_bytes: args.memory,
+        backing: args.backing,
+        vcpus: args.cpus,
+        console: args.console,
+        control: args.control,
+        com2: args.com2,
+        keep_sockets: args.daemon.is_some(),
+        drives: args.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
+        balloon: (!args.no_balloon).then_some(balloon::Config {
+            target_pages: 0,
+            deflate_on_oom: args.deflate_on_oom,
+            statistics: true,
+            hinting: args.free_page_hinting,
+            reporting: args.free_page_reporting,
+        }),
+        mergeable: args.mergeable,
+        huge_pages: args.huge_pages,
+        sampling: args.sample_working_set.map(|period| Sampling { period, samples: args.samples }),
+        lifeline: args.lifeline,
+    };
+    let ending = if args.api_sock.is_some() || args.config_file.is_some() {
+        api::run(api::Options {
+            socket: args.api_sock,
+            config_file: args.config_file,
+            logger: args.firecracker.logger(),
+            metrics_path: args.firecracker.metrics_path(),
+            max_body_bytes: args.firecracker.max_body_bytes(),
+            rest: config,
+            built_in: programs::BUILT_IN_KERNEL,
+        })?
+    } else {
+        let agent = Cell::new(None);
+        let unmerged = |error| tracing::warn!("{name}: its pages are not merged: {error}");
+        let loaded = |ram: &Ram| {
+            if let Some(socket) = args.merge {
+                match Agent::new(ram) {
+                    Ok(mut born) => {
+                        born.share_at_birth(&socket);
+                        agent.set(Some((born, socket)));
+                    }
+                    Err(error) => unmerged(error),
+                }
+            }
+        };
+        let started = |running: &Running| {
+            if let Some(rate) = args.throttle
+                && let Err(error) = running.set_throttle(Some(rate))
+            {
+                tracing::warn!("{name} is not throttled: {error}");
+            }
+            // From now on there is a socket through which the next daemon finds it.
+            if args.daemon.is_some() {
+                let _ = set_parent_process_death_signal(None);
+            }
+            if let Some((agent, socket)) = agent.take() {
+                agent.start(Box::new(running.write_log()), socket).unwrap_or_else(unmerged);
+            }
+        };
+        machine::run(&config, loaded, started).with_context(|| format!("{name} did not start"))?
+    };
+    tracing::info!("{name} has ended: {ending:?}");
+    if on_stdio && matches!(ending, Ending::Panicked(_)) {
+        // It may have been in the middle of a line.
+        errln!("");
+    }
+    match ending {
+        Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),
+        Ending::Panicked(Some(reason)) => errln!("error: {name}: {PANICKED}: {reason}"),
+        Ending::Panicked(None) => {
+            errln!("error: {name}: {PANICKED}; its console may say why");
+        }
+        Ending::CutOff { limit } => errln!(
+            "error: {name}: the guest was asked to power off, had not after {} s, and was stopped: what it had not \
+             written to its drives is lost",
+            limit.as_secs()
+        ),
+        Ending::Fault(report) => {
+            errln!("error: {name}: {report}");
+        }
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// The range in the integer that clap compares in.
+fn oom_score_adj() -> std::ops::RangeInclusive<i64> {
+    i64::from(*own::OOM_SCORE_ADJ.start())..=i64::from(*own::OOM_SCORE_ADJ.end())
+}
+
+fn console(text: &str) -> Result<Console, String> {
+    match text {
+        "" => Err("expected stdio, none, or the name of a file".into()),
+        "stdio" => Ok(Console::Stdio),
+        "none" => Ok(Console::None),
+        file => Ok(Console::File(file.into())),
+    }
+}
+
+/// Parses an API's name of a VM, as Firecracker does.
+fn id(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=MAX_ID_BYTES if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => Ok(text.into()),
+        _ => Err(format!("expected 1 to {MAX_ID_BYTES} letters, digits and hyphens")),
+    }
+}
+
+fn sampling_period(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 0.01..=3600.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected a number of seconds, 0.01 to 3600".into()),
+    }
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("expected yes or no".into()),
+    }
+}

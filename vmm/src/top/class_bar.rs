@@ -1,0 +1,96 @@
+//! A guest's memory as a bar of cells, one letter-like sign and one colour a class.
+
+use ratatui::style::{Color, Style};
+use ratatui::text::Span;
+
+use overcommit::ledger::Classes;
+
+/// A class's sign, its colour, and its name. Without colours the sign tells.
+const CLASSES: [(&str, Color, &str); 6] = [
+    ("█", Color::Blue, "private"),
+    ("▓", Color::Green, "shared"),
+    ("0", Color::Cyan, "zero"),
+    ("o", Color::Magenta, "ballooned"),
+    ("s", Color::Red, "swapped"),
+    ("·", Color::DarkGray, "absent"),
+];
+
+fn pages(classes: &Classes) -> [u64; 6] {
+    [classes.private, classes.shared, classes.zero, classes.ballooned, classes.swapped, classes.absent]
+}
+
+/// The cells of each class, together `width`: in proportion, but a page that is there is seen where there is room.
+fn cells(pages: [u64; 6], width: usize) -> [usize; 6] {
+    let total: u128 = pages.iter().map(|p| u128::from(*p)).sum();
+    let mut cells = [0; 6];
+    if total == 0 {
+        return cells;
+    }
+    let present = pages.iter().filter(|p| **p > 0).count();
+    let least = usize::from(present <= width);
+    for (cell, pages) in cells.iter_mut().zip(pages) {
+        let exact = (u128::from(pages) * width as u128 / total) as usize;
+        *cell = if pages > 0 { exact.max(least) } else { 0 };
+    }
+    // What rounding left goes to the class that is the furthest below its part, what it took too much comes from the one above.
+    let off = |cells: &[usize; 6], n: usize| {
+        u128::from(pages[n]) as i128 * width as i128 - cells[n] as i128 * total as i128
+    };
+    while cells.iter().sum::<usize>() < width {
+        let most = (0..6).max_by_key(|n| off(&cells, *n)).unwrap_or(0);
+        cells[most] += 1;
+    }
+    while cells.iter().sum::<usize>() > width {
+        let least = (0..6).filter(|n| cells[*n] > least).min_by_key(|n| off(&cells, *n)).unwrap_or(0);
+        cells[least] = cells[least].saturating_sub(1);
+    }
+    cells
+}
+
+/// The bar.
+pub(super) fn bar(classes: &Classes, width: usize) -> Vec<Span<'static>> {
+    cells(pages(classes), width)
+        .iter()
+        .zip(CLASSES)
+        .filter(|(cells, _)| **cells > 0)
+        .map(|(cells, (sign, color, _))| Span::styled(sign.repeat(*cells), Style::new().fg(color)))
+        .collect()
+}
+
+/// What the signs mean.
+pub(super) fn legend() -> Vec<Span<'static>> {
+    CLASSES
+        .iter()
+        .flat_map(|(sign, color, name)| {
+            [Span::styled(*sign, Style::new().fg(*color)), Span::raw(format!(" {name}  "))]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn parts_are_in_proportion_and_none_is_lost() {
+        assert_eq!(cells([50, 25, 0, 0, 0, 25], 8), [4, 2, 0, 0, 0, 2]);
+        assert_eq!(cells([1, 0, 0, 0, 0, 1_000_000], 8), [1, 0, 0, 0, 0, 7]);
+        assert_eq!(cells([1, 1, 1, 1, 1, 1_000_000], 8), [1, 1, 1, 1, 1, 3]);
+        assert_eq!(cells([1, 1, 1, 0, 0, 0], 2).iter().sum::<usize>(), 2);
+        assert_eq!(cells([0; 6], 8), [0; 6]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_bar_is_as_long_as_it_is_to_be(pages in proptest::array::uniform6(0u64..1 << 50), width in 0usize..200) {
+            let cells = cells(pages, width);
+            let present = pages.iter().filter(|p| **p > 0).count();
+            prop_assert_eq!(cells.iter().sum::<usize>(), if present == 0 { 0 } else { width });
+            for (cells, pages) in cells.iter().zip(pages) {
+                prop_assert!(pages > 0 || *cells == 0);
+                prop_assert!(pages == 0 || *cells > 0 || present > width);
+            }
+        }
+    }
+}

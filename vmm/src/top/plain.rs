@@ -1,0 +1,110 @@
+//! `samepage top --once`: the same numbers as a table, for a pipe or a log.
+
+use std::fmt::Write;
+
+use super::columns::{age, size, state};
+use super::state::{Sort, rows};
+use crate::fleet_table::table;
+use crate::ledger_table::ledger_text;
+use fleet::governor::Management;
+use overcommit::pressure::Because;
+
+/// Entries of the diary that are shown.
+const DIARY_ENTRIES: usize = 5;
+
+/// The guests, the ledger, and what was done last.
+pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
+    let mut table = table(
+        &[
+            "guest",
+            "state",
+            "promised",
+            "private",
+            "shared",
+            "zero",
+            "ballooned",
+            "swapped",
+            "absent",
+            "resident",
+            "frames",
+            "saved",
+            "balloon",
+            "wset",
+            "touch/s",
+            "limit/s",
+            "debt",
+            "word",
+        ],
+        2,
+    );
+    let none = || "-".to_owned();
+    for row in rows(management, sort, false) {
+        let c = &row.classes;
+        let mut cells = vec![row.name.clone(), state(row.state).0.into()];
+        let sizes = [
+            row.promised_pages,
+            c.private,
+            c.shared,
+            c.zero,
+            c.ballooned,
+            c.swapped,
+            c.absent,
+            row.resident_pages,
+        ];
+        cells.extend(sizes.map(|pages| size(pages as f64)));
+        cells.extend([row.frames, row.saved].map(size));
+        cells.push(row.balloon.map_or_else(none, |balloon| {
+            format!("{}/{}", size(balloon.actual_pages as f64), size(balloon.target_pages as f64))
+        }));
+        cells.push(row.working_set_pages.map_or_else(none, |pages| {
+            let error =
+                row.working_set_error_pages.map_or(String::new(), |error| format!("±{}", size(error as f64)));
+            format!("{}{error}", size(pages as f64))
+        }));
+        cells.push(size(row.touched_pages_per_second));
+        cells.push(row.throttle_pages_per_second.map_or_else(none, |pages| size(pages as f64)));
+        cells.push(size(row.debt_pages as f64));
+        cells.push(row.age_seconds.map_or_else(none, age));
+        table.add_row(cells);
+    }
+    let because = match management.because {
+        Because::Free => "",
+        Because::Falling => " (it falls fast)",
+        Because::Stalls => " (tasks wait for memory)",
+        Because::Before => " (until it has been enough for a while)",
+    };
+    let acting = if management.acting { "" } else { ", watched only" };
+    let mut text = format!(
+        "{table}\nfleet {fleet}: {} guests, free memory {}{because}{acting}",
+        management.guests.len(),
+        management.pressure.name()
+    );
+    if let Some(host) = &management.host {
+        let _ = write!(text, ": {} of {}", size(host.free_pages as f64), size(host.capacity_pages as f64));
+    }
+    match &management.ledger {
+        Some(ledger) => {
+            let ratio = ledger.promised as f64 / ledger.used.max(1) as f64;
+            let promised = size(ledger.promised as f64);
+            let _ = write!(
+                text,
+                "\npromised: {promised}, {ratio:.2} times what is used\n{}",
+                ledger_text(ledger)
+            );
+        }
+        None => text.push_str("\nits ledger has not been read yet"),
+    }
+    let diary = &management.diary;
+    let skipped = diary.entries.len().saturating_sub(DIARY_ENTRIES);
+    for entry in diary.entries.iter().skip(skipped) {
+        let whom = entry.guest.as_deref().unwrap_or("engine");
+        let _ = write!(text, "\n{:>9.1} s  {whom}: {}", entry.seconds, entry.text);
+        if let Some(error) = &entry.error {
+            let _ = write!(text, "  failed: {error}");
+        }
+    }
+    for note in management.notes() {
+        let _ = write!(text, "\nnote: {note}");
+    }
+    text
+}
