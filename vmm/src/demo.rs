@@ -1,5 +1,6 @@
 //! `samepage demo`: a fleet of built-in guests, filled, merged, measured, verified.
 
+use crate::choice;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::memory)]
     memory: u64,
     /// What merges [default: slab where this user can have it, else ksm, else off]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::engine())]
     engine: Option<EngineName>,
     /// Print the result as one JSON object
     #[arg(long)]

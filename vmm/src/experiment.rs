@@ -4,6 +4,7 @@ mod csv;
 mod figures;
 mod table;
 
+use crate::choice;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -78,7 +79,7 @@ struct RunArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     guests: Vec<u32>,
     /// What merges, instead of what the plan says
-    #[arg(long, value_name = "ENGINE,...", value_delimiter = ',', value_enum)]
+    #[arg(long, value_name = "ENGINE,...", value_delimiter = ',', value_parser = choice::contender())]
     engine: Vec<Contender>,
     /// Memory of each guest with its unit, instead of what the plan says
     #[arg(long, value_name = "SIZE")]

@@ -1,5 +1,6 @@
 //! `samepage fleet`: up, status, verify, metrics, down.
 
+use crate::choice;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -140,7 +141,7 @@ header asks for. For the textfile collector of node_exporter, write it beside th
         #[arg(long, visible_alias = "fleet")]
         name: Option<String>,
         /// What they are written in
-        #[arg(long, value_enum, default_value_t)]
+        #[arg(long, default_value = "text", value_parser = choice::format())]
         format: Format,
     },
     /// End all guests and the daemon, also where the daemon is gone already

@@ -2,6 +2,7 @@
 
 mod balloon;
 mod balloon_table;
+mod choice;
 mod demo;
 mod doctor;
 mod experiment;

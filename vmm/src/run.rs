@@ -1,5 +1,6 @@
 //! `samepage run`: one VM in the foreground.
 
+use crate::choice;
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -62,7 +63,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "api", value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Who unpacks a compressed kernel: with `guest` it is at other addresses at each start (KASLR), unless --cmdline has nokaslr
-    #[arg(long, conflicts_with = "api", value_name = "WHO", requires = "kernel", value_enum, default_value_t = Unpack::Host)]
+    #[arg(long, conflicts_with = "api", value_name = "WHO", requires = "kernel", default_value = "host", value_parser = choice::unpack())]
     unpack: Unpack,
     /// Initial RAM disk
     #[arg(long, conflicts_with = "api", value_name = "FILE", requires = "kernel")]
@@ -111,7 +112,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["api", "mergeable"], value_name = "SOCKET")]
     merge: Option<PathBuf>,
     /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
-    #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous")]
+    #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous", value_parser = choice::backing())]
     backing: Backing,
     /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
     #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]

@@ -22,7 +22,7 @@ pub const UNPACKED_CAP_BYTES: u64 = 512 << 20;
 const PACKED_CAP_BYTES: u64 = 512 << 20;
 
 /// Who unpacks a compressed kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unpack {
     /// This program, before the guest starts: faster, and always to the same addresses

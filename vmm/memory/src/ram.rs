@@ -29,7 +29,7 @@ use super::written::WORD_PAGES;
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What guest RAM is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
     /// Private anonymous memory, never reserved. The host kernel can merge it, and back it with huge pages by itself.
     #[default]

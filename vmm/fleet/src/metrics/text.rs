@@ -10,15 +10,13 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 /// What metrics are written in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Prometheus' own text format, 0.0.4: what promtool and node_exporter read
     #[default]
-    #[value(alias = "classic", alias = "prometheus")]
     Text,
     /// OpenMetrics text, 1.0.0
-    #[value(name = "openmetrics")]
     OpenMetrics,
 }
 

@@ -18,7 +18,7 @@ const USUAL_RATIO_PERCENT: f64 = 100.0;
 const USUAL_WORKING_SET_SECONDS: f64 = 10.0;
 
 /// How guests are let in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdmissionName {
     /// No more is promised than there is.

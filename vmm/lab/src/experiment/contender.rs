@@ -17,31 +17,25 @@ use merge::slab::engine::{SlabEngine, Tuning};
 const FRUGAL_PERCENT: u16 = 10;
 
 /// An engine and how it is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Contender {
     /// Nothing merges: the baseline
     #[serde(rename = "off")]
-    #[value(name = "off")]
     Off,
     /// Samepage's own engine
     #[serde(rename = "slab")]
-    #[value(name = "slab")]
     Slab,
     /// The same, with at most 10 % of one processor
     #[serde(rename = "slab-10")]
-    #[value(name = "slab-10")]
     SlabFrugal,
     /// KSM at 20000 pages, 10 ms, as fleets set it
     #[serde(rename = "ksm")]
-    #[value(name = "ksm")]
     Ksm,
     /// KSM as the kernel starts with: 100 pages, 20 ms, smart scan
     #[serde(rename = "ksm-default")]
-    #[value(name = "ksm-default")]
     KsmDefault,
     /// KSM led by the kernel's scan-time advisor, smart scan
     #[serde(rename = "ksm-advisor")]
-    #[value(name = "ksm-advisor")]
     KsmAdvisor,
 }
 
@@ -102,21 +96,5 @@ impl Contender {
 impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::ValueEnum;
-
-    use super::*;
-
-    #[test]
-    fn it_has_one_name_everywhere() {
-        for contender in Contender::value_variants() {
-            let named = contender.to_possible_value().unwrap();
-            assert_eq!(named.get_name(), contender.name());
-            assert_eq!(serde_json::to_value(contender).unwrap(), contender.name());
-        }
     }
 }

@@ -1,0 +1,126 @@
+//! The values that an option takes by name, each with its line in the help. The types are of crates that know no command line.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use fleet::metrics::Format;
+use fleet::spec::EngineName;
+use image::vmlinux::Unpack;
+use lab::experiment::contender::Contender;
+use memory::ram::Backing;
+
+/// Value, name, line in the help.
+type Choices<T> = &'static [(T, &'static str, &'static str)];
+
+const ENGINES: Choices<EngineName> = &[
+    (EngineName::Ksm, "ksm", "The host kernel's samepage merging"),
+    (
+        EngineName::Slab,
+        "slab",
+        "Samepage's own: pages of sealed memory files, found by what guests write, each trust domain by itself",
+    ),
+    (EngineName::Off, "off", "Nothing: the baseline to compare with"),
+];
+
+const UNPACKERS: Choices<Unpack> = &[
+    (Unpack::Host, "host", "This program, before the guest starts: faster, and always to the same addresses"),
+    (
+        Unpack::Guest,
+        "guest",
+        "The kernel's own decompressor, in the guest: with address randomization (KASLR), unless the command line says nokaslr",
+    ),
+];
+
+const BACKINGS: Choices<Backing> = &[
+    (
+        Backing::Anonymous,
+        "anonymous",
+        "Private anonymous memory, never reserved. The host kernel can merge it, and back it with huge pages by itself",
+    ),
+    (Backing::Memfd, "memfd", "A memfd, never reserved: memory that another process can map"),
+    (
+        Backing::Hugetlb,
+        "hugetlb",
+        "2 MiB pages of the host's pool (`vm.nr_hugepages`), reserved from the start",
+    ),
+];
+
+const FORMATS: Choices<Format> = &[
+    (Format::Text, "text", "Prometheus' own text format, 0.0.4: what promtool and node_exporter read"),
+    (Format::OpenMetrics, "openmetrics", "OpenMetrics text, 1.0.0"),
+];
+
+const CONTENDERS: Choices<Contender> = &[
+    (Contender::Off, "off", "Nothing merges: the baseline"),
+    (Contender::Slab, "slab", "Samepage's own engine"),
+    (Contender::SlabFrugal, "slab-10", "The same, with at most 10 % of one processor"),
+    (Contender::Ksm, "ksm", "KSM at 20000 pages, 10 ms, as fleets set it"),
+    (Contender::KsmDefault, "ksm-default", "KSM as the kernel starts with: 100 pages, 20 ms, smart scan"),
+    (Contender::KsmAdvisor, "ksm-advisor", "KSM led by the kernel's scan-time advisor, smart scan"),
+];
+
+/// Other names that a value has.
+const ALIASES: &[(&str, &[&str])] = &[("text", &["classic", "prometheus"])];
+
+fn parser<T: Copy + Send + Sync>(choices: Choices<T>) -> impl TypedValueParser<Value = T> {
+    let values = choices.iter().map(|(_, name, help)| {
+        let aliases = ALIASES.iter().find(|(of, _)| of == name).map_or(&[][..], |(_, aliases)| aliases);
+        PossibleValue::new(*name).help(*help).aliases(aliases.iter().copied())
+    });
+    PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(move |given| {
+        let named = |name: &str| {
+            *name == given
+                || ALIASES.iter().any(|(of, aliases)| *of == name && aliases.contains(&given.as_str()))
+        };
+        let choice = choices.iter().find(|(_, name, _)| named(name));
+        choice.map(|(value, ..)| *value).ok_or_else(|| format!("no value is called {given:?}"))
+    })
+}
+
+pub(crate) fn engine() -> impl TypedValueParser<Value = EngineName> {
+    parser(ENGINES)
+}
+
+pub(crate) fn unpack() -> impl TypedValueParser<Value = Unpack> {
+    parser(UNPACKERS)
+}
+
+pub(crate) fn backing() -> impl TypedValueParser<Value = Backing> {
+    parser(BACKINGS)
+}
+
+pub(crate) fn format() -> impl TypedValueParser<Value = Format> {
+    parser(FORMATS)
+}
+
+pub(crate) fn contender() -> impl TypedValueParser<Value = Contender> {
+    parser(CONTENDERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_has_one_name_everywhere() {
+        for (contender, name, _) in CONTENDERS {
+            assert_eq!(contender.name(), *name);
+            assert_eq!(serde_json::to_value(contender).unwrap(), *name);
+        }
+        for (engine, name, _) in ENGINES {
+            assert_eq!(engine.name(), *name);
+            assert_eq!(serde_json::to_value(engine).unwrap(), *name);
+        }
+        for (unpack, name, _) in UNPACKERS {
+            assert_eq!(serde_json::to_value(unpack).unwrap(), *name);
+        }
+    }
+
+    #[test]
+    fn other_names_mean_the_same() {
+        let command = clap::Command::new("x").arg(clap::Arg::new("format").value_parser(format()));
+        for name in ["text", "classic", "prometheus"] {
+            let given = command.clone().try_get_matches_from(["x", name]).unwrap();
+            assert_eq!(given.get_one::<Format>("format"), Some(&Format::Text));
+        }
+        assert!(command.try_get_matches_from(["x", "xml"]).is_err());
+    }
+}
