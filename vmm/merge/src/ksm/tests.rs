@@ -38,7 +38,7 @@ fn skipped(why: &str) {
 fn engine(role: &str) -> Ksm {
     let program = std::env::current_exe().unwrap().into_os_string();
     let mut command = vec![OsString::from("env"), OsString::from(format!("{ROLE}={role}")), program];
-    command.extend(["--exact", "merge::ksm::tests::ksm_role_guard", "--nocapture"].map(OsString::from));
+    command.extend(["--exact", "ksm::tests::ksm_role_guard", "--nocapture"].map(OsString::from));
     let mut ksm = Ksm::new(KsmSettings::fast()).with_guard_command(command);
     if role != "real" {
         ksm.knobs = Knobs(PathBuf::from(role));
@@ -90,7 +90,7 @@ fn killed_owner_leaves_nothing(role: &str) {
     let knobs = engine(role).knobs.clone();
     let before = knobs.save().unwrap();
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "merge::ksm::tests::ksm_role_owner", "--nocapture"])
+        .args(["--exact", "ksm::tests::ksm_role_owner", "--nocapture"])
         .env(ROLE, role)
         .stdout(Stdio::piped())
         .spawn()
