@@ -298,6 +298,29 @@ fn a_file_that_was_changed_is_refused_by_what_differs_or_carried_out() {
     fleet.end();
 }
 
+/// What people type: its name, its file, or either behind the option.
+#[test]
+fn a_fleet_is_named_in_every_way_that_there_is() {
+    require_kvm!();
+    let fleet = Fleet::of(1);
+    let _ = fleet.up();
+    let file = fleet.file.to_str().expect("UTF-8");
+    let asked = |args: &[&str]| fleet.sandbox.samepage(args.iter()).timeout(LIMIT).output();
+    for way in
+        [vec!["life"], vec![file], vec!["--name", "life"], vec!["--fleet", "life"], vec!["--name", file]]
+    {
+        for command in [vec!["fleet", "status"], vec!["fleet", "metrics"], vec!["top", "--once"]] {
+            let _ = asked(&[command, way.clone()].concat()).success();
+        }
+    }
+    let refused = asked(&["fleet", "down", "other"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("life"), "{refused}");
+    let both = asked(&["fleet", "down", "life", "--name", "life"]);
+    assert_eq!(both.code, Some(2), "{both}");
+    let _ = asked(&["fleet", "down", file]).success();
+    fleet.end();
+}
+
 #[test]
 fn a_file_means_the_same_by_whatever_path_it_is_read() {
     require_kvm!();

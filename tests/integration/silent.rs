@@ -127,6 +127,20 @@ fn a_vm_that_does_not_answer_blinds_nobody() {
     fleet.sandbox.assert_clean_within(SOON);
 }
 
+/// Nobody has noticed yet that it is silent.
+#[test]
+fn one_that_has_just_fallen_silent_is_left_out_of_a_check() {
+    require_kvm!();
+    let fleet = Fleet::up();
+    let stopped = &fleet.status()["guests"][1];
+    signal(stopped, Signal::STOP);
+    let verified: Value = serde_json::from_str(&fleet.run(&["fleet", "verify", "--json"])).expect("JSON");
+    assert_eq!((&verified["skipped"], &verified["mismatched_pages"]), (&json!(["vm-1"]), &json!(0)));
+    signal(stopped, Signal::CONT);
+    let _ = fleet.run(&["fleet", "down"]);
+    fleet.sandbox.assert_clean_within(SOON);
+}
+
 /// The guests are full, and the policy wants nothing of them.
 #[test]
 fn a_balloon_that_the_policy_sets_back_is_not_reached() {

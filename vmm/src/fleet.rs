@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::fleet_table::{kvm_table, status_table};
 use super::ledger_table::admission_text;
 use super::progress::{Bars, draw_target, interrupt_flag, is_set};
+use super::which::WhichFleet;
 use fleet::HostError;
 use fleet::admission::{Admission, judge};
 use fleet::daemon::request;
@@ -92,9 +93,8 @@ These two files show how a fleet file is written; the README lists every key.")]
   samepage fleet status --audit                 the ledger, checked against the kernel's own books
   samepage fleet status --kvm                   faults, mappings, TLB flushes and exits of each guest")]
     Status {
-        /// Which fleet; not needed while only one is up
-        #[arg(long, visible_alias = "fleet")]
-        name: Option<String>,
+        #[command(flatten)]
+        which: WhichFleet,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -115,12 +115,11 @@ These two files show how a fleet file is written; the README lists every key.")]
     #[command(
         after_help = "The exit status is 1 when a page does not hold what was written to it.\n\nExamples:
   samepage fleet verify
-  samepage fleet verify --name builtin --json"
+  samepage fleet verify builtin --json"
     )]
     Verify {
-        /// Which fleet; not needed while only one is up
-        #[arg(long, visible_alias = "fleet")]
-        name: Option<String>,
+        #[command(flatten)]
+        which: WhichFleet,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -128,7 +127,7 @@ These two files show how a fleet file is written; the README lists every key.")]
     /// Print the fleet's metrics once, as Prometheus gets them
     #[command(after_help = "Examples:
   samepage fleet metrics
-  samepage fleet metrics --name builtin | grep samepage_guest_memory_bytes
+  samepage fleet metrics builtin | grep samepage_guest_memory_bytes
   samepage fleet metrics | promtool check metrics
   samepage fleet metrics --format openmetrics
 
@@ -137,9 +136,8 @@ of the fleet file the daemon serves the same at http://127.0.0.1:9464/metrics, i
 header asks for. For the textfile collector of node_exporter, write it beside the .prom file and rename it:
   samepage fleet metrics > DIR/samepage.tmp && mv DIR/samepage.tmp DIR/samepage.prom")]
     Metrics {
-        /// Which fleet; not needed while only one is up
-        #[arg(long, visible_alias = "fleet")]
-        name: Option<String>,
+        #[command(flatten)]
+        which: WhichFleet,
         /// What they are written in
         #[arg(long, default_value = "text", value_parser = choice::format())]
         format: Format,
@@ -152,13 +150,12 @@ exit status is 1 then, unless that was asked for: by --now, or by Control-C whil
 
 Examples:
   samepage fleet down
-  samepage fleet down --name builtin --timeout 120
+  samepage fleet down builtin --timeout 120
   samepage fleet down --now                          cut all guests off at once"
     )]
     Down {
-        /// Which fleet; not needed while only one is up
-        #[arg(long, visible_alias = "fleet")]
-        name: Option<String>,
+        #[command(flatten)]
+        which: WhichFleet,
         /// How long Linux guests may take to power off
         #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(0..=86_400))]
         timeout: u64,
@@ -175,15 +172,20 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Up { file, json, dry_run: true, .. } => dry_run(&FleetSpec::read(&file)?, json),
         Command::Up { file, json, replace, .. } => up(&file, replace, json),
-        Command::Status { name, json, kvm, content, audit, settle } => {
+        Command::Status { which, json, kvm, content, audit, settle } => {
             let settle_seconds = settle.then_some(SETTLE_SECONDS);
             let limit = if content || settle || audit { LONG } else { SHORT };
-            status(&choose(name)?, json, &Request::Status { kvm, content, audit, settle_seconds }, limit)
+            status(
+                &choose(which.name()?)?,
+                json,
+                &Request::Status { kvm, content, audit, settle_seconds },
+                limit,
+            )
         }
-        Command::Verify { name, json } => verify(&choose(name)?, json),
-        Command::Metrics { name, format } => metrics(&choose(name)?, format),
-        Command::Down { name, timeout, now, json } => {
-            down(&choose_to_end(name)?, Duration::from_secs(if now { 0 } else { timeout }), json)
+        Command::Verify { which, json } => verify(&choose(which.name()?)?, json),
+        Command::Metrics { which, format } => metrics(&choose(which.name()?)?, format),
+        Command::Down { which, timeout, now, json } => {
+            down(&choose_to_end(which.name()?)?, Duration::from_secs(if now { 0 } else { timeout }), json)
         }
     }
 }

@@ -1,7 +1,30 @@
-//! The guest that a command is about.
+//! The fleet, or the guest, that a command is about.
+
+use std::path::Path;
 
 use fleet::HostError;
 use fleet::balloon::Target;
+use fleet::spec::FleetSpec;
+
+#[derive(clap::Args)]
+pub(super) struct WhichFleet {
+    /// Which fleet: its name, or its file; not needed while only one is up
+    #[arg(value_name = "FLEET")]
+    fleet: Option<String>,
+    /// Which fleet; the same, as other commands have it
+    #[arg(long, visible_alias = "fleet", value_name = "FLEET", conflicts_with = "fleet")]
+    name: Option<String>,
+}
+
+impl WhichFleet {
+    /// The name that was given, if one was. A name has no dot and no slash, so what has is a fleet file.
+    pub(super) fn name(self) -> Result<Option<String>, HostError> {
+        match self.fleet.or(self.name) {
+            Some(file) if file.contains(['.', '/']) => Ok(Some(FleetSpec::read(Path::new(&file))?.name)),
+            name => Ok(name),
+        }
+    }
+}
 
 #[derive(clap::Args)]
 pub(super) struct Which {

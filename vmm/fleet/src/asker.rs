@@ -319,7 +319,7 @@ impl Shared {
 
     /// Asks one thing, and waits as long as it takes: see the module.
     fn control(&self, post: &Post, request: &Request) -> Result<Reply, HostError> {
-        let failed = |source| HostError::Socket { who: format!("the VM of guest {}", post.guest), source };
+        let failed = |source| HostError::socket(format!("the VM of guest {}", post.guest), source);
         let mut stream = join(&post.socket, post.pid).map_err(failed)?;
         let mut line = serde_json::to_vec(request).map_err(|e| failed(e.into()))?;
         line.push(b'\n');

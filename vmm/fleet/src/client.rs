@@ -70,7 +70,7 @@ pub fn control_within(
     match asked {
         Ok(control::Reply::Error(answer)) => Err(HostError::Control { guest: guest.into(), answer }),
         Ok(reply) => Ok(reply),
-        Err(source) => Err(HostError::Socket { who: format!("the VM of guest {guest}"), source }),
+        Err(source) => Err(HostError::socket(format!("the VM of guest {guest}"), source)),
     }
 }
 
@@ -103,7 +103,7 @@ impl Com2 {
 
     /// The next reply, or None after `POLL` without one. What is no reply is skipped: a guest may say anything.
     pub fn poll(&mut self) -> Result<Option<Reply>, HostError> {
-        let failed = |source| HostError::Socket { who: format!("COM2 of guest {}", self.guest), source };
+        let failed = |source| HostError::socket(format!("COM2 of guest {}", self.guest), source);
         if self.buffered.is_empty() {
             let mut bytes = [0u8; 1024];
             match self.stream.read(&mut bytes) {
@@ -139,8 +139,7 @@ impl Com2 {
         limit: Duration,
         step: &mut dyn FnMut(Option<(u64, u64)>) -> Result<bool, HostError>,
     ) -> Result<Reply, HostError> {
-        let failed =
-            |guest: &str, source| HostError::Socket { who: format!("COM2 of guest {guest}"), source };
+        let failed = |guest: &str, source| HostError::socket(format!("COM2 of guest {guest}"), source);
         self.stream.write_all(format!("{command}\n").as_bytes()).map_err(|e| failed(&self.guest, e))?;
         let mut heard = Instant::now();
         loop {

@@ -297,7 +297,7 @@ pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
     let dir = FleetDir::of(fleet);
     dir.check_owners()?;
     let path = dir.host_socket()?;
-    let failed = |source| HostError::Socket { who: format!("the daemon of fleet {fleet}"), source };
+    let failed = |source| HostError::socket(format!("the daemon of fleet {fleet}"), source);
     let stream = match client::connect(&path, limit) {
         Err(e) if is_absence(&e) => {
             // Its directory may have been removed: it has its name all the same.
@@ -328,7 +328,7 @@ pub fn request(fleet: &str, request: &Request, limit: Duration) -> Result<Reply,
     match ask(connect(fleet, limit)?, request, limit) {
         Ok(Reply::Error(answer)) => Err(HostError::Daemon(answer)),
         Ok(reply) => Ok(reply),
-        Err(source) => Err(HostError::Socket { who: format!("the daemon of fleet {fleet}"), source }),
+        Err(source) => Err(HostError::socket(format!("the daemon of fleet {fleet}"), source)),
     }
 }
 

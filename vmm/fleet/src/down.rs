@@ -51,7 +51,7 @@ pub fn take_down(
         Err(HostError::NoDaemon { .. }) => return take_down_orphans(fleet, limit, watch),
         connected => connected?,
     };
-    let failed = |source| HostError::Socket { who: format!("the daemon of fleet {fleet}"), source };
+    let failed = |source| HostError::socket(format!("the daemon of fleet {fleet}"), source);
     // Held before it is asked: afterwards its number could be another's.
     let daemon = match Peer::process(&stream) {
         Err(_) => return take_down_orphans(fleet, limit, watch),

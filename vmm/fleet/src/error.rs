@@ -279,6 +279,12 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// A process that is there does not answer.
+    #[error("{who} does not answer: its process is stopped, or waits for a disk or a server")]
+    Unanswered {
+        /// Whose.
+        who: String,
+    },
     /// The fleet's daemon is gone.
     #[error(
         "fleet {fleet:?} has no daemon; its guests may still run: `samepage fleet up` with its file takes them over, `samepage fleet down --name {fleet}` ends them"
@@ -319,4 +325,14 @@ pub enum HostError {
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl HostError {
+    /// A socket of `who` failed. That nothing came in time means that `who` is silent.
+    pub(crate) fn socket(who: String, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Unanswered { who },
+            _ => Self::Socket { who, source },
+        }
+    }
 }

@@ -279,6 +279,13 @@ impl Fleet {
         self.left_out = guests;
     }
 
+    /// Leaves out those, too, that fell silent so lately that nobody has noticed.
+    pub(crate) fn leave_out_silent(&mut self) -> Result<(), HostError> {
+        let silent = self.each(|guest| Ok(guest.is_silent().then(|| guest.spec.name.clone())))?;
+        self.left_out.extend(silent.into_iter().flatten());
+        Ok(())
+    }
+
     /// The guests that run and are not left out.
     fn asked(&mut self) -> impl Iterator<Item = &mut Guest> {
         let left_out = &self.left_out;
@@ -297,7 +304,7 @@ impl Fleet {
         let results: Vec<_> = thread::scope(|scope| {
             let running = self.asked();
             let one = move |guest: &mut Guest| match work(guest) {
-                Err(HostError::Socket { .. }) if guest.is_ending() => None,
+                Err(HostError::Socket { .. } | HostError::Unanswered { .. }) if guest.is_ending() => None,
                 result => Some(result),
             };
             let threads: Vec<_> = running.map(|guest| scope.spawn(move || one(guest))).collect();
@@ -460,6 +467,7 @@ impl Fleet {
 
     /// Has every guest check all its pages, and the host check them too. A guest that stands still cannot, and is left out.
     pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
+        self.leave_out_silent()?;
         let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;
         let skipped: Vec<String> = still.into_iter().flatten().chain(self.left_out.clone()).collect();
         let skips = |guest: &Guest| skipped.contains(&guest.spec.name);

@@ -33,6 +33,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const NEWCOMER_PAGES_PER_SECOND: u64 = 16_384;
 /// How long a command may take a guest that is throttled or suspended.
 const HELD_LIMIT: Duration = Duration::from_secs(3600);
+/// How long a VM may take to show that it answers at all.
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
 /// How long a VM process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
@@ -349,6 +351,11 @@ impl Guest {
             memory_bytes: self.spec.memory_bytes,
             standing: self.spec.standing,
         }))
+    }
+
+    /// Whether its VM does not answer. Asked for a short time only.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self.control_within(&vm::Request::Status, LOOK_LIMIT), Err(HostError::Unanswered { .. }))
     }
 
     /// What the VM process says of itself.

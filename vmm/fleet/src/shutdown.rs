@@ -37,7 +37,7 @@ pub fn power_off(
     limit: Duration,
     watch: &mut dyn FnMut(Duration) -> bool,
 ) -> Result<bool, HostError> {
-    let failed = |source| HostError::Socket { who: format!("the VM of guest {}", target.guest), source };
+    let failed = |source| HostError::socket(format!("the VM of guest {}", target.guest), source);
     let stream = client::connect(target.socket(), ANSWER_LIMIT).map_err(failed)?;
     let vm = Peer::process(&stream).map_err(failed)?;
     let shutdown = Shutdown::within(limit);

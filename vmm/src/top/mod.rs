@@ -21,6 +21,7 @@ use anyhow::Context;
 use self::keys::{Input, Keys, Pressed};
 use self::screen::Screen;
 use self::state::{Sort, Top};
+use super::which::WhichFleet;
 use fleet::HostError;
 use fleet::daemon::{one_line, request};
 use fleet::governor::Management;
@@ -45,7 +46,7 @@ const INTERVALS: (f64, f64) = (0.1, 3600.0);
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   samepage top
-  samepage top --name builtin --sort frames --interval 0.5
+  samepage top builtin --sort frames --interval 0.5
   samepage top --once                          a table, for a pipe or a log
   samepage top --json | jq .ledger.debt        everything that is known, as one JSON object
 
@@ -53,9 +54,8 @@ Keys: s sorts by the next key, r the other way round, p holds the display, ? lis
 terminal of 80 columns and 24 lines; without a terminal it prints a table, as with --once. NO_COLOR=1 does without
 colours.")]
 pub(super) struct Args {
-    /// Which fleet; not needed while only one is up
-    #[arg(long, visible_alias = "fleet")]
-    name: Option<String>,
+    #[command(flatten)]
+    which: WhichFleet,
     /// Print a table and end
     #[arg(long)]
     once: bool,
@@ -79,7 +79,7 @@ fn interval(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let fleet = choose(args.name)?;
+    let fleet = choose(args.which.name()?)?;
     let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
     if args.once || args.json {
         return once(&fleet, args.json, args.sort);

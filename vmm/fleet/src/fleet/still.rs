@@ -58,6 +58,7 @@ impl Fleet {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, HostError>,
     ) -> Result<T, HostError> {
+        self.leave_out_silent()?;
         // Whom somebody else holds still stays so.
         let running = self.each(|guest| Ok((!guest.vm_status()?.paused).then(|| guest.spec.name.clone())))?;
         let ours: Vec<String> = running.into_iter().flatten().collect();

@@ -335,16 +335,19 @@ impl<'a> Stress<'a> {
         who: &Who,
         work: impl Fn(&mut Guest) -> Result<T, HostError> + Sync,
     ) -> Result<Vec<(String, T)>, HostError> {
-        let done = self.fleet().each(|guest| {
-            if !who.has(&guest.spec.name) {
-                return Ok(None);
-            }
-            match work(guest) {
-                Ok(value) => Ok(Some((guest.spec.name.clone(), value))),
-                Err(HostError::Socket { .. } | HostError::Ended { .. }) if guest.is_ending() => Ok(None),
-                Err(error) => Err(error),
-            }
-        })?;
+        let done =
+            self.fleet().each(|guest| {
+                if !who.has(&guest.spec.name) {
+                    return Ok(None);
+                }
+                match work(guest) {
+                    Ok(value) => Ok(Some((guest.spec.name.clone(), value))),
+                    Err(
+                        HostError::Socket { .. } | HostError::Unanswered { .. } | HostError::Ended { .. },
+                    ) if guest.is_ending() => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })?;
         Ok(done.into_iter().flatten().collect())
     }
 
