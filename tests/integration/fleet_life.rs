@@ -318,7 +318,8 @@ fn a_fleet_is_named_in_every_way_that_there_is() {
     let both = asked(&["fleet", "down", "life", "--name", "life"]);
     assert_eq!(both.code, Some(2), "{both}");
     let _ = asked(&["fleet", "down", file]).success();
-    fleet.end();
+    let leaks = fleet.sandbox.leaks();
+    assert!(leaks.is_empty(), "left behind:\n{}", leaks.join("\n"));
 }
 
 #[test]
