@@ -59,6 +59,16 @@ pub enum ImageError {
     /// It is a core that cannot be measured.
     #[error(transparent)]
     Core(#[from] CoreError),
+    /// It has not even one page.
+    #[error(
+        "{} has {bytes} bytes: a raw memory image has at least a page of {PAGE_BYTES} bytes", path.display()
+    )]
+    LessThanAPage {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
     /// It ends within a page.
     #[error(
         "{} has {bytes} bytes, which are not whole pages of {PAGE_BYTES}: is it a raw image, without a header? If it is, \
@@ -132,6 +142,7 @@ impl FileSource {
         let Core { parts, notes } = match format {
             Some(Format { class: Class::Core, .. }) => Core::open(&path, &file, bytes)?,
             Some(format) => return Err(ImageError::Format { path, format }),
+            None if bytes < PAGE_BYTES => return Err(ImageError::LessThanAPage { path, bytes }),
             None if !bytes.is_multiple_of(PAGE_BYTES) => return Err(ImageError::Unaligned { path, bytes }),
             None => Core { parts: vec![Part { at: 0, pages: bytes / PAGE_BYTES }], notes: Vec::new() },
         };
