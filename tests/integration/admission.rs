@@ -11,7 +11,6 @@ use tests::require_kvm;
 use tests::run::{Outcome, Run};
 use tests::sandbox::Sandbox;
 use tests::vm::{SOON, eventually};
-use tests::zram::Zram;
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -192,21 +191,25 @@ impl Drop for Group {
     }
 }
 
-/// A file that is larger than the group's limit. Of a tmpfs the page cache could not be dropped: there a block device serves.
-fn large_file(sandbox: &Sandbox, mib: u64) -> (PathBuf, Option<Zram>) {
-    let path = sandbox.file("large");
-    let is_tmpfs =
-        rustix::fs::statfs(path.parent().expect("a directory")).is_ok_and(|fs| fs.f_type == 0x0102_1994);
-    if is_tmpfs && let Ok(zram) = Zram::new(mib) {
-        return (zram.device(), Some(zram));
+/// Beside the program: a file for the lab, where everything that is written is in a tmpfs, whose pages could not be dropped. It is a hole.
+pub(super) fn file_for_the_lab() -> PathBuf {
+    tests::samepage().with_file_name("large-file-for-the-lab")
+}
+
+/// A file that is larger than the group's limit.
+fn large_file(sandbox: &Sandbox, mib: u64) -> PathBuf {
+    let for_the_lab = file_for_the_lab();
+    if for_the_lab.metadata().is_ok_and(|meta| meta.len() >= mib << 20) {
+        return for_the_lab;
     }
+    let path = sandbox.file("large");
     let mut file = File::create(&path).expect("a file");
     let piece = vec![7; 1 << 20];
     (0..mib).for_each(|_| file.write_all(&piece).expect("a mebibyte"));
     file.sync_all().expect("a file on disk");
     // Whoever reads a page first pays for it: that is to be the group.
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("its pages are let go");
-    (path, None)
+    path
 }
 
 #[test]
@@ -217,9 +220,7 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
         Ok(group) => group,
         Err(why) => return skipped("page_cache_in_a_control_group_is_memory_to_be_had", &why),
     };
-    let (large, _device) = large_file(&sandbox, 600);
-    // The page cache of a block device goes with its last user.
-    let _open = File::open(&large).expect("what is read");
+    let large = large_file(&sandbox, 600);
     let cat = Path::new("/bin/cat");
     let read = group.run(&sandbox, cat, &[large.to_str().expect("a path in UTF-8")]).start();
     let _ = read.wait();

@@ -1,5 +1,6 @@
 //! In the nested-paging lab: AMD SVM with nested paging, where Linux guests run too.
 
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -233,4 +234,22 @@ END
     let guests = found["by_type"]["guests"].as_array().map(Vec::len);
     let notes = found["notes"].to_string();
     assert!(guests == Some(1) && notes.contains("built-in") && notes.contains("no map"), "{found:#}");
+}
+
+/// There the control groups are of version 2.
+#[test]
+fn lab_page_cache_in_a_control_group_is_memory_to_be_had() {
+    let path = super::admission::file_for_the_lab();
+    let file = File::create(&path).expect("a file");
+    file.set_len(600 << 20).expect("a hole");
+    let _gone = Removed(&path);
+    inside(&["admission::page_cache"], 300);
+}
+
+struct Removed<'a>(&'a Path);
+
+impl Drop for Removed<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0);
+    }
 }
