@@ -207,7 +207,7 @@ fn a_configuration_that_spells_everything_out_is_accepted() {
     let said = fs::read_to_string(&log).expect("a log");
     assert!(said.contains(":INFO:") && said.contains("GET \"/vm/config\""), "{said}");
     let note = "note: --boot-timer does nothing";
-    assert!(vm.running().stderr_so_far().contains(note), "{}", vm.running().stderr_so_far());
+    eventually("the note is said", || vm.running().stderr_so_far().contains(note));
     end(&sandbox, vm);
 
     for (wrong, right, section, said) in [
