@@ -55,7 +55,7 @@ impl Scan {
                 let mut is_changed = vec![true; some.len()];
                 reader.read_scattered(&pages, &mut |page, content| {
                     if let Ok(at) = pages.binary_search(&page) {
-                        let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
+                        let tag = self.key.tag_unless_zero(content);
                         is_changed[at] = tag != some[at].2;
                     }
                 })?;
