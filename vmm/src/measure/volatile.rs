@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::MeasureError;
 use super::sample::Estimate;
 use super::scan::Scan;
 use super::source::Source;
 use super::tag::Tag;
-use super::{MeasureError, PAGE};
 
 /// Pages that are asked for at a time.
 const SOME_PAGES: usize = 1024;
@@ -83,6 +83,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::measure::PAGE;
     use crate::measure::scan::{Options, scan};
     use crate::measure::source::{EachPage, PageReader, Unread};
 
