@@ -140,8 +140,9 @@ impl TagKey {
     #[inline]
     pub fn tag_unless_zero(&self, page: &[u8; PAGE]) -> Option<Tag> {
         // Nearly all that are not of zeros say so at their beginning.
-        let (beginning, _) = page.as_chunks::<64>();
-        (beginning[0] != [0; 64] || !self.is_zero(page)).then(|| self.tag(page))
+        let (beginning, _) = page.as_chunks::<8>();
+        let bits = beginning[..8].iter().fold(0, |bits, word| bits | u64::from_ne_bytes(*word));
+        (bits != 0 || !self.is_zero(page)).then(|| self.tag(page))
     }
 
     fn is_zero(&self, page: &[u8; PAGE]) -> bool {
