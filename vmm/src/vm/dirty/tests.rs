@@ -118,7 +118,7 @@ fn what_the_guest_writes_after_a_clear_is_logged_and_nothing_else() {
     let (mut bitmap, mut parts) = (Vec::new(), 0);
     log.read(&mut bitmap).unwrap();
     log.clear_in_parts(&bitmap, &mut || parts += 1).unwrap();
-    assert_eq!(parts, 2, "two pages far from each other");
+    assert!(parts >= 2, "{parts} calls for pages far from each other");
     // Given back and written again.
     let gpa = devices::reclaim::Gpa(600 * PAGE_BYTES);
     let discard =
