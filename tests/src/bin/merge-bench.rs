@@ -27,7 +27,7 @@ const USAGE: &str = "\
 Merges the same guests with Samepage's engine slab and with the kernel's KSM, alternating, and compares.
 
 Usage: merge-bench [--guests N] [--memory SIZE] [--rounds R] [--window SECONDS] [--limit SECONDS]
-                   [--engines NAME,...] [--image DIR] [--json]
+                   [--engines NAME,...] [--merging-only] [--image DIR] [--json]
 
   --guests N        guests, half of their memory in common [default: 8]
   --memory SIZE     RAM of each [default: 128M]
@@ -35,6 +35,7 @@ Usage: merge-bench [--guests N] [--memory SIZE] [--rounds R] [--window SECONDS] 
   --window SECONDS  of each stretch in which processor time is counted [default: 10]
   --limit SECONDS   for merging, after which a contender has not got there [default: 300]
   --engines NAMES   of off, ksm-default, ksm-fast, ksm-advisor, slab [default: all]
+  --merging-only    ends each course once merging has got there: what is measured at rest and under change is left out
   --image DIR       Linux guests, of what `samepage image --out DIR` made [default: the built-in guest]
   --json            print one JSON object
 
@@ -105,7 +106,7 @@ fn main() -> Result<ExitCode> {
 
 fn print(options: &Options, records: &[Record], machine: &serde_json::Value, notes: &[String]) {
     let table = Table::of(records);
-    let Setting { guests, memory_bytes, linux, window, limit } = &options.setting;
+    let Setting { guests, memory_bytes, linux, window, limit, merging_only: _ } = &options.setting;
     if options.json {
         let mut result = json!({
             "machine": machine, "guests": guests, "memory_bytes": memory_bytes,
@@ -149,8 +150,14 @@ fn print(options: &Options, records: &[Record], machine: &serde_json::Value, not
 
 fn parse() -> Result<Option<Options>> {
     let seconds = Duration::from_secs;
-    let mut setting =
-        Setting { guests: 8, memory_bytes: 128 << 20, linux: None, window: seconds(10), limit: seconds(300) };
+    let mut setting = Setting {
+        guests: 8,
+        memory_bytes: 128 << 20,
+        linux: None,
+        window: seconds(10),
+        limit: seconds(300),
+        merging_only: false,
+    };
     let (mut rounds, mut json, mut contenders) = (3, false, Contender::ALL.to_vec());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -174,6 +181,7 @@ fn parse() -> Result<Option<Options>> {
                     })
                     .collect::<Result<_>>()?;
             }
+            "--merging-only" => setting.merging_only = true,
             "--json" => json = true,
             "-h" | "--help" => return Ok(None),
             other => bail!("unknown argument {other}\n\n{USAGE}"),

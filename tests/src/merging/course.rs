@@ -120,23 +120,8 @@ impl Course<'_> {
 
         self.merge(&content, &spaces, &mut outcome.knobs, figures)?;
         put_latency(figures, self.time_writes(Class::Unique, 0)?);
-        if self.contender != Contender::Off {
-            self.settle()?;
-            let unmapped = self.share(content, &spaces, "share_percent", figures)?;
-            self.memory(memory, &spaces, unmapped, figures)?;
-        }
-        self.windows(&spaces, figures)?;
-        // Unique ones first: the others break what is shared.
-        for (class, p50, p99, max) in [
-            (Class::Unique, "settled_write_p50_ns", "settled_write_p99_ns", "settled_write_max_ns"),
-            (Class::Common, "shared_write_p50_ns", "shared_write_p99_ns", "shared_write_max_ns"),
-        ] {
-            self.time_writes(class, TIMED_RATE)?;
-            self.rest(SETTLED_WRITES)?;
-            let latency = self.time_writes(class, 0)?;
-            figures.insert(p50, latency.p50_ns as f64);
-            figures.insert(p99, latency.p99_ns as f64);
-            figures.insert(max, latency.max_ns as f64);
+        if !self.setting.merging_only {
+            self.after_merging(content, &spaces, memory, figures)?;
         }
         if self.contender.is_ksm() {
             let (was, is) = (settings(&outcome.knobs), settings(&ksm_knobs()));
@@ -151,6 +136,35 @@ impl Course<'_> {
             self.contender.name()
         );
         Ok(outcome)
+    }
+
+    /// All that comes once merging has got there.
+    fn after_merging(
+        &mut self,
+        content: Content,
+        spaces: &[Space],
+        memory: Memory,
+        figures: &mut Round,
+    ) -> Result<()> {
+        if self.contender != Contender::Off {
+            self.settle()?;
+            let unmapped = self.share(content, spaces, "share_percent", figures)?;
+            self.memory(memory, spaces, unmapped, figures)?;
+        }
+        self.windows(spaces, figures)?;
+        // Unique ones first: the others break what is shared.
+        for (class, p50, p99, max) in [
+            (Class::Unique, "settled_write_p50_ns", "settled_write_p99_ns", "settled_write_max_ns"),
+            (Class::Common, "shared_write_p50_ns", "shared_write_p99_ns", "shared_write_max_ns"),
+        ] {
+            self.time_writes(class, TIMED_RATE)?;
+            self.rest(SETTLED_WRITES)?;
+            let latency = self.time_writes(class, 0)?;
+            figures.insert(p50, latency.p50_ns as f64);
+            figures.insert(p99, latency.p99_ns as f64);
+            figures.insert(max, latency.max_ns as f64);
+        }
+        Ok(())
     }
 
     /// Lets the engine begin and waits for the goal.

@@ -25,6 +25,8 @@ pub struct Setting {
     pub window: Duration,
     /// How long merging may take.
     pub limit: Duration,
+    /// Ends the course once merging has got there.
+    pub merging_only: bool,
 }
 
 impl Setting {

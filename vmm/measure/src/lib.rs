@@ -22,7 +22,7 @@ pub mod sample;
 pub mod scan;
 mod sets;
 pub mod source;
-mod tag;
+pub mod tag;
 mod taker;
 mod turns;
 pub mod volatile;

@@ -245,7 +245,7 @@ impl Shared<'_> {
         let looker = self.looker.filter(|_| source.is_live());
         let mut each = |page: u64, content: &[u8; PAGE]| {
             let number = chunk.number + (page - chunk.first) as u32;
-            let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
+            let tag = self.key.tag_unless_zero(content);
             match tag {
                 Some(tag) => batch.tags.push((number, tag)),
                 None => {

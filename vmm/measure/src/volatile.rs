@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::MeasureError;
 use super::sample::Estimate;
 use super::scan::Scan;
 use super::source::Source;
 use super::tag::Tag;
-use super::{MeasureError, PAGE};
 
 /// Pages that are asked for at a time.
 const SOME_PAGES: usize = 1024;
@@ -55,7 +55,7 @@ impl Scan {
                 let mut is_changed = vec![true; some.len()];
                 reader.read_scattered(&pages, &mut |page, content| {
                     if let Ok(at) = pages.binary_search(&page) {
-                        let tag = (content != &[0; PAGE]).then(|| self.key.tag(content));
+                        let tag = self.key.tag_unless_zero(content);
                         is_changed[at] = tag != some[at].2;
                     }
                 })?;
@@ -83,6 +83,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::PAGE;
     use crate::scan::{Options, scan};
     use crate::source::{EachPage, PageReader, Unread};
 

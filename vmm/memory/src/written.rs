@@ -49,7 +49,15 @@ pub trait WriteLog: Send {
     ///
     /// # Errors
     /// Logging is off, or `pages` has not as many words as [`WriteLog::read`] gives.
-    fn clear(&mut self, pages: &[u64]) -> io::Result<()>;
+    fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
+        self.clear_in_parts(pages, &mut || {})
+    }
+
+    /// The same; `between` is called between two parts of the work, none of which takes long.
+    ///
+    /// # Errors
+    /// Those of [`WriteLog::clear`].
+    fn clear_in_parts(&mut self, pages: &[u64], between: &mut dyn FnMut()) -> io::Result<()>;
 }
 
 /// The log of what the VMM itself writes: devices and loaders, by way of [`Ram::memory`]. For RAM that belongs to no VM it is all there is.
@@ -99,7 +107,7 @@ impl WriteLog for OwnWrites {
         Ok(())
     }
 
-    fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
+    fn clear_in_parts(&mut self, pages: &[u64], _: &mut dyn FnMut()) -> io::Result<()> {
         if self.written.is_empty() {
             return Err(off());
         }

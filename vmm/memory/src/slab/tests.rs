@@ -42,6 +42,17 @@ fn it_travels() {
 }
 
 #[test]
+fn others_may_run_between_the_parts_in_which_memory_is_reserved() {
+    for pages in [1, 256, 257, 600] {
+        let mut parts = 0;
+        let draft = Draft::reserved(pages, &mut || parts += 1).unwrap();
+        assert_eq!(parts, pages.div_ceil(RESERVE_PAGES as u64), "{pages} pages");
+        let slab = draft.seal().unwrap();
+        assert_eq!((slab.pages(), slab.resident_bytes().unwrap()), (pages, pages * PAGE_BYTES));
+    }
+}
+
+#[test]
 fn writing_beyond_the_end_is_refused() {
     let draft = Draft::new(2).unwrap();
     for (page, bytes) in [(2, PAGE), (1, 2 * PAGE), (0, PAGE - 1), (u64::MAX, PAGE)] {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::ClockId;
-use twox_hash::XxHash3_64;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bits;
@@ -18,6 +17,7 @@ use super::matchmaker::{PageHash, SlabPage};
 use super::merger::{Merger, Work};
 use super::watcher::Watcher;
 use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
+use measure::tag::TagKey;
 use memory::PAGE_BYTES;
 use memory::page_buffer::PageBuffer;
 use memory::ram::Ram;
@@ -61,7 +61,7 @@ pub struct Agent {
 /// One connection to a matchmaker.
 struct Session {
     link: Link,
-    key: u64,
+    key: TagKey,
     settings: Option<Settings>,
 }
 
@@ -136,14 +136,14 @@ impl Agent {
     fn greet(&mut self, mut link: Link) -> io::Result<Session> {
         link.send(&Message::Hello(self.pages), NO_FILE)?;
         let (Message::Key(key), _) = link.receive()? else { return Err(io::ErrorKind::InvalidData.into()) };
-        let mut session = Session { link, key, settings: None };
+        let mut session = Session { link, key: TagKey::from_seed(key), settings: None };
         self.ordered = 0;
         self.stale = true;
         for slab in self.merger.start_over() {
             let whole = slab.bytes(0, slab.pages()).unwrap_or_default();
-            let hashes = whole.chunks_exact(PAGE).map(|page| {
+            let hashes = whole.as_chunks().0.iter().map(|page| {
                 self.merger.courtesy.breathe();
-                hash(key, page)
+                session.key.tag(page).short()
             });
             let hashes = hashes.collect();
             session.link.send(&Message::Have(hashes), Some(&slab))?;
@@ -246,7 +246,7 @@ impl Agent {
         // Not in the middle of merging, when the guest waits for enough other things.
         if more {
             let most = self.may_watch(session, now);
-            watcher.watch(now, most)?;
+            watcher.watch(now, most, &mut || self.merger.courtesy.breathe())?;
         }
         self.clock.lap(&mut self.counters.scan_ns);
         if look.quiet > 0 {
@@ -285,6 +285,7 @@ impl Agent {
             let end = (first + words.len() as u64 * 64).min(self.pages);
             private.clear();
             for span in spans(set, first..end) {
+                self.merger.courtesy.breathe();
                 let mixed = self.merger.any_shared(span.clone());
                 self.merger.slabbed().private(span, mixed, &mut private)?;
             }
@@ -300,7 +301,7 @@ impl Agent {
                     self.merger.private(page, pages, &mut self.counters);
                     let Some(gpa) = self.merger.slabbed().gpa(page) else { continue };
                     self.ram.memory().read_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other)?;
-                    self.counters.hashed_pages += look_at(session.key, page, bytes, &mut offer, &mut zeros);
+                    self.counters.hashed_pages += look_at(&session.key, page, bytes, &mut offer, &mut zeros);
                 }
             }
             zeros.into_iter().for_each(|work| self.merger.take(work, &mut self.counters));
@@ -338,11 +339,11 @@ impl Agent {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             (Message::Publish(slab, pages), Some(file)) => {
-                let published = self.publish(session.key, pages, file.into());
+                let published = self.publish(&session.key, pages, file.into());
                 self.answer(session, *slab, published)?;
             }
             (Message::Compact(slab, pages), Some(file)) => {
-                let published = self.compact(session.key, pages, file.into());
+                let published = self.compact(&session.key, pages, file.into());
                 self.answer(session, *slab, published)?;
             }
             (Message::Slab(slab, pages), Some(file)) => {
@@ -393,7 +394,12 @@ impl Agent {
     }
 
     /// Copies pages of the guest into a draft and seals it. Returns the hashes of what was copied.
-    fn publish(&mut self, key: u64, pages: &[u64], draft: OwnedFd) -> anyhow::Result<(Slab, Vec<PageHash>)> {
+    fn publish(
+        &mut self,
+        key: &TagKey,
+        pages: &[u64],
+        draft: OwnedFd,
+    ) -> anyhow::Result<(Slab, Vec<PageHash>)> {
         let draft = Draft::receive(draft, pages.len() as u64)?;
         let (mut hashes, mut buffer) =
             (Vec::with_capacity(pages.len()), PageBuffer::new(PIECE_PAGES as usize));
@@ -402,11 +408,11 @@ impl Agent {
             for piece in run.chunks(PIECE_PAGES as usize) {
                 self.merger.courtesy.breathe();
                 let bytes = &mut buffer[..piece.len() * PAGE];
-                for (page, bytes) in piece.iter().zip(bytes.chunks_exact_mut(PAGE)) {
+                for (page, bytes) in piece.iter().zip(bytes.as_chunks_mut().0) {
                     let gpa = self.merger.slabbed().gpa(*page);
                     let gpa = gpa.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
                     self.ram.memory().read_slice(bytes, GuestAddress(gpa))?;
-                    hashes.push(hash(key, bytes));
+                    hashes.push(key.tag(bytes).short());
                 }
                 draft.write(at, bytes)?;
                 at += piece.len() as u64;
@@ -419,7 +425,7 @@ impl Agent {
     /// Copies pages of slabs into a draft and seals it.
     fn compact(
         &mut self,
-        key: u64,
+        key: &TagKey,
         pages: &[SlabPage],
         draft: OwnedFd,
     ) -> anyhow::Result<(Slab, Vec<PageHash>)> {
@@ -429,9 +435,10 @@ impl Agent {
             self.merger.courtesy.breathe();
             let slab = self.merger.slab(place.slab);
             let bytes = slab.and_then(|slab| slab.bytes(place.page.into(), 1));
-            let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-            hashes.push(hash(key, bytes));
-            draft.write(n, bytes)?;
+            let page = bytes.and_then(|bytes| bytes.as_chunks().0.first());
+            let page = page.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+            hashes.push(key.tag(page).short());
+            draft.write(n, page)?;
         }
         self.counters.published_pages += pages.len() as u64;
         Ok((draft.seal()?, hashes))
@@ -487,16 +494,16 @@ fn runs_of(set: &[u64], range: Range<u64>, most: u64) -> Vec<(u64, u64)> {
 /// Sorts the pages in `bytes`, the first of which is number `page`, into those to offer and those that are zeros. Returns how many it has
 /// hashed.
 fn look_at(
-    key: u64,
+    key: &TagKey,
     page: u64,
     bytes: &[u8],
     offer: &mut Vec<(u64, PageHash)>,
     zeros: &mut Vec<Work>,
 ) -> u64 {
     let hashed = offer.len();
-    for (page, bytes) in (page..).zip(bytes.chunks_exact(PAGE)) {
-        if *bytes != [0; PAGE] {
-            offer.push((page, hash(key, bytes)));
+    for (page, bytes) in (page..).zip(bytes.as_chunks().0) {
+        if let Some(tag) = key.tag_unless_zero(bytes) {
+            offer.push((page, tag.short()));
             continue;
         }
         match zeros.last_mut() {
@@ -505,10 +512,6 @@ fn look_at(
         }
     }
     (offer.len() - hashed) as u64
-}
-
-fn hash(key: u64, page: &[u8]) -> PageHash {
-    XxHash3_64::oneshot_with_seed(key, page)
 }
 
 /// This thread's processor time, from one lap to the next.

@@ -8,11 +8,15 @@
 use std::time::{Duration, Instant};
 
 /// The shortest and the longest piece. Short ones let a guest that wakes up have the processor soon; longer ones, within a
-/// millisecond, are for a machine on which others want it all the time.
-const PIECE: (Duration, Duration) = (Duration::from_micros(500), Duration::from_micros(900));
+/// millisecond, are for a machine on which others want it all the time. To let others run costs a microsecond or two.
+const PIECE: (Duration, Duration) = (Duration::from_micros(150), Duration::from_micros(900));
 /// How much less than guests this thread matters to the scheduler: as ksmd.
 const NICE: i32 = 5;
-/// A piece takes the time that others had before it, divided by this: about the part that its nice value is worth beside one other.
+/// Who has the processor for so long before it is our turn again wants it all the time. A few other agents, each with a piece of its own,
+/// have it for less: that they have pieces must not make ours longer, and so theirs.
+const BUSY: Duration = Duration::from_micros(1500);
+/// Beside such a one a piece takes the time that others had before it, divided by this: about the part that its nice value is worth
+/// beside one other.
 const PART: u32 = 4;
 
 /// See the module's description.
@@ -59,7 +63,7 @@ impl Courtesy {
 
 /// How long the piece may be after others had the processor for so long.
 fn piece_after(others: Duration) -> Duration {
-    (others / PART).clamp(PIECE.0, PIECE.1)
+    if others < BUSY { PIECE.0 } else { (others / PART).clamp(PIECE.0, PIECE.1) }
 }
 
 #[cfg(test)]
@@ -70,6 +74,7 @@ mod tests {
     fn a_piece_is_shorter_than_a_millisecond_whatever_others_do() {
         let millis = Duration::from_millis;
         assert_eq!(piece_after(Duration::ZERO), PIECE.0);
+        assert_eq!(piece_after(PIECE.0 * 9), PIECE.0, "nine other agents, with short pieces");
         assert_eq!(piece_after(millis(2)), millis(2) / PART);
         assert_eq!(piece_after(Duration::from_secs(60)), PIECE.1);
         assert!(PIECE.1 < millis(1));

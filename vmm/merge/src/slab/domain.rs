@@ -84,12 +84,13 @@ impl Domain {
         }
     }
 
-    /// A file for a slab of so many pages; the host pays for it. None if there can be no more.
-    pub fn draft(&mut self, slab: u32, pages: u64) -> Option<Arc<File>> {
+    /// A file for a slab of so many pages; the host pays for it. None if there can be no more. `between` is called now and then
+    /// meanwhile.
+    pub fn draft(&mut self, slab: u32, pages: u64, between: &mut dyn FnMut()) -> Option<Arc<File>> {
         if self.slabs.len() + self.drafts.len() >= MAX_OPEN_SLABS {
             return None;
         }
-        match Draft::new(pages) {
+        match Draft::reserved(pages, between) {
             Ok(draft) => {
                 let file = Arc::new(draft.into_file());
                 self.drafts.insert(slab, file.clone());
@@ -226,12 +227,17 @@ impl Domain {
         self.unsettled
     }
 
-    /// `guest` is to put these pages together. The number of the slab, and its file.
-    pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPage>) -> Option<(u32, Arc<File>)> {
+    /// `guest` is to put these pages together. The number of the slab, and its file. `between`: as in [`Self::draft`].
+    pub fn compact(
+        &mut self,
+        guest: GuestId,
+        pages: Vec<SlabPage>,
+        between: &mut dyn FnMut(),
+    ) -> Option<(u32, Arc<File>)> {
         let count = pages.len() as u64;
         let old = pages.iter().map(|page| page.slab).collect();
         let slab = self.matchmaker.compact(guest, pages)?;
-        let file = self.draft(slab, count);
+        let file = self.draft(slab, count, between);
         match file {
             Some(_) => {
                 self.compacting.insert(slab, old);

@@ -25,6 +25,8 @@ const MAX_AGENTS: usize = 1024;
 const MAX_WAITING: usize = 1 << 13;
 /// How soon slabs are looked at again that may lose more pages.
 const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// Pages of an offer that are looked up before others may run.
+const BREATHE_PAGES: usize = 256;
 /// Packets of one agent that are dealt with before the next one's turn.
 const TURN: usize = 16;
 
@@ -314,7 +316,12 @@ impl Hub {
         match message {
             Message::Offer(pages) => {
                 let mask = self.hash_mask;
-                let pages = pages.into_iter().map(|(page, hash)| (page, hash & mask));
+                let pages = pages.into_iter().enumerate().map(|(n, (page, hash))| {
+                    if n.is_multiple_of(BREATHE_PAGES) {
+                        self.courtesy.breathe();
+                    }
+                    (page, hash & mask)
+                });
                 let orders = here.matchmaker.offer(guest, pages);
                 self.order(domain, guest, orders);
                 self.tell(at, Message::Done, None);
@@ -391,7 +398,8 @@ impl Hub {
             return;
         };
         for publish in orders.publish {
-            match self.domains[domain].draft(publish.slab, publish.pages.len() as u64) {
+            let (pages, between) = (publish.pages.len() as u64, &mut || self.courtesy.breathe());
+            match self.domains[domain].draft(publish.slab, pages, between) {
                 Some(file) => self.tell(at, Message::Publish(publish.slab, publish.pages), Some(file)),
                 None => _ = self.domains[domain].matchmaker.abandon(publish.slab),
             }
@@ -444,7 +452,8 @@ impl Hub {
             let knows = &self.peers[at].knows;
             let pages: Vec<SlabPage> =
                 together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
-            if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone()) {
+            let between = &mut || self.courtesy.breathe();
+            if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone(), between) {
                 self.tell(at, Message::Compact(slab, pages), Some(file));
             }
         }

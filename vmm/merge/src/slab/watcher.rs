@@ -162,8 +162,8 @@ impl Watcher {
     }
 
     /// Watches the pages whose turn it is, about `most` at a time: the rest of the round follows the next time. It is so late by any clock
-    /// that never goes back.
-    pub fn watch(&mut self, now: Duration, most: u64) -> io::Result<()> {
+    /// that never goes back. `between` is called between two parts of the work.
+    pub fn watch(&mut self, now: Duration, most: u64, between: &mut dyn FnMut()) -> io::Result<()> {
         if most == 0 {
             return Ok(());
         }
@@ -182,7 +182,7 @@ impl Watcher {
             self.rounds += 1;
             self.round.next = 0;
         }
-        if watched > 0 { self.log.clear(&self.new) } else { Ok(()) }
+        if watched > 0 { self.log.clear_in_parts(&self.new, between) } else { Ok(()) }
     }
 
     /// The pages of word `n` whose turn it is in this round.

@@ -29,7 +29,7 @@ impl WriteLog for Log {
         Ok(())
     }
 
-    fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
+    fn clear_in_parts(&mut self, pages: &[u64], _: &mut dyn FnMut()) -> io::Result<()> {
         self.0.lock().unwrap().iter_mut().zip(pages).for_each(|(log, clear)| *log &= !clear);
         Ok(())
     }
@@ -55,7 +55,7 @@ impl Watcher {
         soon.iter().for_each(|page| bits::put(&mut broken, *page, true));
         self.blame((&broken, &[0; 2]));
         if more {
-            self.watch(now, u64::MAX).unwrap();
+            self.watch(now, u64::MAX, &mut || {}).unwrap();
         }
         look
     }
@@ -148,7 +148,7 @@ fn storm(watcher: &mut Watcher, log: &Log, period: u64, seconds: u64) -> Vec<u64
             is_merged = true;
             merges.push(now.as_millis() as u64);
         }
-        watcher.watch(now, u64::MAX).unwrap();
+        watcher.watch(now, u64::MAX, &mut || {}).unwrap();
     }
     merges
 }
@@ -190,7 +190,7 @@ fn a_page_is_trusted_again_once_its_merges_last() {
     log.write([9]);
     watcher.look().unwrap();
     watcher.blame((&[0; 2], &[1 << 9, 0]));
-    watcher.watch(Duration::from_secs(500), u64::MAX).unwrap();
+    watcher.watch(Duration::from_secs(500), u64::MAX, &mut || {}).unwrap();
     let quiet: u64 = (0..4).map(|_| watcher.next_at(Duration::from_secs(500), &[], true).quiet).sum();
     assert_eq!(quiet, 1);
 }
@@ -214,11 +214,11 @@ fn with_little_credit_a_round_takes_many_looks_and_every_page_has_its_turn() {
         watcher.look().unwrap();
         watcher.blame((&[0; 2], &[0; 2]));
         found += bits::count(watcher.quiet());
-        watcher.watch(Duration::from_millis(n), 10).unwrap();
+        watcher.watch(Duration::from_millis(n), 10, &mut || {}).unwrap();
         most = most.max(bits::count(&watcher.new));
     }
     assert_eq!(found, 128);
     assert!(most <= 64, "a word is not divided: {most}");
-    watcher.watch(Duration::from_secs(1), 0).unwrap();
+    watcher.watch(Duration::from_secs(1), 0, &mut || {}).unwrap();
     assert_eq!(bits::count(&watcher.new), 0, "none is none");
 }
