@@ -21,7 +21,7 @@ use super::progress::{Bars, draw_target, interrupt_flag, is_set};
 use super::which::WhichFleet;
 use fleet::HostError;
 use fleet::admission::{Admission, judge};
-use fleet::daemon::request;
+use fleet::daemon_client::request;
 use fleet::down::{clean_up, take_down};
 use fleet::living::{choose, choose_to_end, holder, pids, vms};
 use fleet::metrics::Format;

@@ -7,9 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 use super::progress::interrupt_flag;
 use fleet::HostError;
-use fleet::daemon::{Daemon, Plan, one_line};
+use fleet::daemon::{Daemon, Plan};
 use fleet::spec::FleetSpec;
 use fleet::watch::Watch;
+use os::one_line;
 use os::print::{is_reader_gone, outln};
 
 /// Be the daemon over one fleet, in the foreground; `samepage fleet up` starts it by itself

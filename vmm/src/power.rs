@@ -8,8 +8,10 @@ use indicatif::ProgressBar;
 
 use super::progress::{draw_target, interrupt_flag, is_set};
 use super::which::Which;
-use fleet::balloon::Target;
-use fleet::shutdown::{DEFAULT_LIMIT, power_off, press_power_button};
+use fleet::power::power_off;
+use fleet::power::press_power_button;
+use fleet::shutdown::DEFAULT_LIMIT;
+use fleet::target::Target;
 use os::print::{errln, outln};
 
 /// Power a guest off in good order, or press its power button

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use fleet::HostError;
-use fleet::balloon::Target;
 use fleet::spec::FleetSpec;
+use fleet::target::Target;
 
 #[derive(clap::Args)]
 pub(super) struct WhichFleet {

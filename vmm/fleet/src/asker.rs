@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client;
-use super::governor::lock;
 use super::post::{Post, Said};
 use machine::balloon::{BalloonSize, BalloonStatus};
 use machine::control::{Reply, Request};
 use machine::working_set::WorkingSet;
+use os::lock;
 use overcommit::action::Action;
 
 /// VMs are asked so often, unless something was asked of them.
@@ -229,7 +229,7 @@ impl Shared {
         while let Some((orders, whole)) = self.next() {
             let mut told = Vec::with_capacity(orders.len());
             for (action, request) in orders {
-                let error = self.control(post, &request).err().map(|e| super::daemon::one_line(&e));
+                let error = self.control(post, &request).err().map(|e| os::one_line(&e));
                 told.push(Told { guest: post.guest.clone(), action, error });
             }
             let heard = self.hear(post, whole);

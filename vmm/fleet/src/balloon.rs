@@ -1,6 +1,5 @@
 //! Setting a guest's balloon from outside and waiting for it: what was reached, and why it stopped there.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,11 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::client::control;
-use super::daemon::request;
-use super::living::choose;
-use super::post::Post;
-use super::runtime::FleetDir;
+use super::daemon_client::request;
 use super::status::{Reply as Answer, Request as Question};
+use super::target::Target;
 use machine::balloon::{BalloonSize, BalloonStatus};
 use machine::control::{Reply, Request};
 use memory::PAGE_BYTES;
@@ -28,16 +25,6 @@ const NO_DRIVER: Duration = Duration::from_secs(3);
 const POLICY_LIMIT: Duration = Duration::from_secs(5);
 /// A guest that has less than this beyond what is still asked of it keeps it for itself: kernels hold reserves.
 const RESERVE_BYTES: u64 = 16 << 20;
-
-/// A VM with a control socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its name, for people.
-    pub guest: String,
-    /// The fleet that it is of; None of a VM that was found by its socket.
-    pub fleet: Option<String>,
-    socket: PathBuf,
-}
 
 /// Where a balloon stopped, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,35 +64,6 @@ impl Stop {
 }
 
 impl Target {
-    /// The guest called `guest` of a fleet; or, with a `/` in it, the VM whose control socket that is.
-    pub fn find(guest: &str, fleet: Option<String>) -> Result<Self, HostError> {
-        let path = Path::new(guest);
-        if guest.contains('/') {
-            return Ok(Self { guest: guest.into(), fleet: None, socket: path.into() });
-        }
-        let fleet = choose(fleet)?;
-        let dir = FleetDir::of(&fleet);
-        let socket = dir.control(guest)?;
-        let sockets = dir.control_sockets();
-        if sockets.contains(&socket) {
-            return Ok(Self { guest: guest.into(), fleet: Some(fleet), socket });
-        }
-        let mut known: Vec<_> =
-            sockets.iter().filter_map(|s| Some(s.file_stem()?.to_string_lossy().into_owned())).collect();
-        known.sort();
-        Err(HostError::NoGuest { guest: guest.into(), fleet, known: known.join(", ") })
-    }
-
-    /// Its control socket.
-    pub(super) fn socket(&self) -> &Path {
-        &self.socket
-    }
-
-    /// The guest at this post.
-    pub fn of(post: &Post) -> Self {
-        Self { guest: post.guest.clone(), fleet: None, socket: post.socket.clone() }
-    }
-
     /// Whether its fleet has a policy that sets balloons, too. What the policy sets holds: it is asked for again.
     pub fn has_policy(&self) -> bool {
         let management = self.fleet.as_ref().map(|fleet| request(fleet, &Question::Management, POLICY_LIMIT));

@@ -1,7 +1,8 @@
 //! The daemon over one fleet: brings it up, answers its socket, takes it down. If it is killed the guests run
 //! on, and the next one takes them over.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use os::one_line;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
@@ -9,21 +10,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::HostError;
-use super::client::{self, ask};
 use super::fleet::Fleet;
-use super::governor::{Governor, lock};
+use super::governor::Governor;
 use super::hands::govern;
 use super::home::Home;
 use super::ledger::{self, Reading};
-use super::living;
 use super::metrics::{self, EngineNow, Format, exposition};
-use super::runtime::FleetDir;
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Shutdown};
 use super::spec::FleetSpec;
 use super::status::{FleetStatus, Reply, Request};
 use super::watch::Watch;
 use memory::own;
-use os::Peer;
+use os::lock;
 
 /// How often the daemon looks for an interrupt while nobody asks.
 const POLL: Duration = Duration::from_millis(100);
@@ -289,53 +287,5 @@ impl MetricsPage {
             last.clone()
         };
         exposition(&self.name, &self.governor.management(), &engine, format)
-    }
-}
-
-/// Connects to the daemon of a fleet. That there is none is an error, and so is one of another user.
-pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
-    let dir = FleetDir::of(fleet);
-    dir.check_owners()?;
-    let path = dir.host_socket()?;
-    let failed = |source| HostError::socket(format!("the daemon of fleet {fleet}"), source);
-    let stream = match client::connect(&path, limit) {
-        Err(e) if is_absence(&e) => {
-            // Its directory may have been removed: it has its name all the same.
-            return living::daemon(fleet).ok_or_else(|| HostError::NoDaemon { fleet: fleet.into() });
-        }
-        connected => connected.map_err(failed)?,
-    };
-    match Peer::of(&stream).map_err(failed)? {
-        peer if peer.is_this_user() => Ok(stream),
-        peer => Err(HostError::Untrusted {
-            path,
-            why: format!("process {} of user {} listens there", peer.pid, peer.uid),
-            fleets: dir.path().into(),
-        }),
-    }
-}
-
-/// Whether nothing is there to connect to.
-fn is_absence(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused
-    )
-}
-
-/// Asks the daemon of a fleet; its refusal is an error, and so is its absence.
-pub fn request(fleet: &str, request: &Request, limit: Duration) -> Result<Reply, HostError> {
-    match ask(connect(fleet, limit)?, request, limit) {
-        Ok(Reply::Error(answer)) => Err(HostError::Daemon(answer)),
-        Ok(reply) => Ok(reply),
-        Err(source) => Err(HostError::socket(format!("the daemon of fleet {fleet}"), source)),
-    }
-}
-
-/// An error with its causes on one line.
-pub fn one_line(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", one_line(source)),
-        None => error.to_string(),
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::HostError;
 use super::claim::Claim;
 use super::client::ask;
-use super::daemon::connect;
+use super::daemon_client::connect;
 use super::living::{LivingVm, vms};
 use super::runtime::FleetDir;
 use super::shutdown::{CutOff, Left, Shutdown};

@@ -10,7 +10,7 @@ use super::HostError;
 use super::admission;
 use super::check;
 use super::claim::Claim;
-use super::guest::{Guest, Lifetime};
+use super::guest::{Guest, Lifetime, shut_down_all};
 use super::ledger::{self, Means, Reading};
 use super::metrics::EngineNow;
 use super::pledge::{self, Pledge};
@@ -507,7 +507,7 @@ impl Fleet {
     pub fn shut_down(&mut self, shutdown: &Shutdown) -> Vec<String> {
         let before = self.engine.notes();
         self.engine.stop();
-        shutdown.end_all(&mut self.guests);
+        shut_down_all(&mut self.guests, shutdown);
         self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
     }
 

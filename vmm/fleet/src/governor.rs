@@ -4,18 +4,17 @@
 //! it from looking at the others for a tenth of a second, once. What it must not forget is in a file before it is done: a daemon that is
 //! started again goes on from there and from what it sees.
 
-use std::collections::BTreeMap;
+use os::lock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use super::HostError;
 use super::asker::{Askers, Told};
-use super::diary::{Diary, Entry};
+use super::diary::Entry;
 use super::ledger::{Means, Reading};
+use super::management::Management;
 use super::observer::{ANSWER_WAIT, Observation, Observer};
 use super::policy_state::PolicyState;
 use super::post::{Post, Said};
@@ -24,9 +23,7 @@ use super::shutdown;
 use machine::control::Request;
 use overcommit::action::Action;
 use overcommit::knobs::Knobs;
-use overcommit::ledger::Ledger;
 use overcommit::policy;
-use overcommit::pressure::{Because, Pressure};
 use overcommit::view::{GuestView, HostView};
 
 /// From one look to the next, unless that would take more than one part in so many of one processor's time ...
@@ -45,41 +42,6 @@ pub trait Hands: Send {
     fn means(&mut self) -> Means;
     /// Has the engine be eager, or not.
     fn merge(&mut self, eager: bool);
-}
-
-/// How a fleet is managed, for those who look.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Management {
-    /// How short of memory the fleet is.
-    pub pressure: Pressure,
-    /// Why it is taken to be so short of it.
-    #[serde(default)]
-    pub because: Because,
-    /// What was seen of the host last; None before the first look.
-    pub host: Option<HostView>,
-    /// What was seen of each guest last.
-    pub guests: Vec<GuestView>,
-    /// The last ledger.
-    pub ledger: Option<Ledger>,
-    /// How long reading it took, and how often it is read, in seconds.
-    pub ledger_seconds: (f64, f64),
-    /// When it was read, by the clock of `host`.
-    #[serde(default)]
-    pub ledger_read_seconds: Option<f64>,
-    /// Whether anything is done about it, or it is only watched.
-    pub acting: bool,
-    /// Guests that were suspended, and why.
-    pub suspended: BTreeMap<String, String>,
-    /// Guests that were stopped, and why.
-    pub stopped: BTreeMap<String, String>,
-    /// The most that was ever in use, in pages.
-    pub peak_used_pages: u64,
-    /// Looks so far.
-    pub looks: u64,
-    /// Processor time that looking and deciding took, in seconds.
-    pub cpu_seconds: f64,
-    /// What was done lately, the oldest first.
-    pub diary: Diary,
 }
 
 /// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
@@ -173,45 +135,10 @@ impl Governor {
     }
 }
 
-impl Management {
-    /// How old the ledger was at the last look, in seconds.
-    pub fn ledger_age_seconds(&self) -> Option<f64> {
-        Some(self.host.as_ref()?.now_seconds - self.ledger_read_seconds?)
-    }
-
-    /// What a reader of the fleet's numbers should know.
-    pub fn notes(&self) -> impl Iterator<Item = String> {
-        let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
-        let suspended = self.suspended.iter().map(move |entry| said(entry, "suspended"));
-        let stalls = self.host.as_ref().filter(|host| host.psi.is_none());
-        let unseen = stalls.map(|_| {
-            "this kernel does not tell how long tasks wait for memory (PSI): free memory alone counts".into()
-        });
-        let silent = self.guests.iter().filter_map(|guest| {
-            let seconds = guest.silent_seconds?;
-            Some(format!(
-                "guest {} has not answered for {seconds:.0} s: its memory is counted, what it says of itself is old, and it cannot be \
-                 managed",
-                guest.name
-            ))
-        });
-        unseen
-            .into_iter()
-            .chain(silent)
-            .chain(suspended)
-            .chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
-    }
-}
-
 impl Drop for Governor {
     fn drop(&mut self) {
         self.stand_down();
     }
-}
-
-/// What is in `mutex`, whoever panicked with it: nothing here leaves a value half changed.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Work {

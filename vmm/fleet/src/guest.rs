@@ -505,7 +505,7 @@ impl Guest {
         let process = self.process().map(Process::identity);
         // Without it a later daemon does not take this guest over, and says so.
         if let Err(error) = Saved::new(self.started(), process, self.ready, self.fill).write(&self.dir) {
-            tracing::warn!("guest {}: {}", self.spec.name, super::daemon::one_line(&error));
+            tracing::warn!("guest {}: {}", self.spec.name, os::one_line(&error));
         }
     }
 
@@ -537,7 +537,7 @@ impl Guest {
         if self.ended().is_none()
             && let Some(process) = self.process()
         {
-            end(process, || self.control_within(&vm::Request::Stop, END_LIMIT).is_ok());
+            process.end(|| self.control_within(&vm::Request::Stop, END_LIMIT).is_ok());
         }
         if let Running::Child { child, .. } = &mut self.process {
             let _ = child.wait();
@@ -550,15 +550,21 @@ impl Guest {
     }
 }
 
-/// Has a VM process end as `ask` asks it to, or by a signal if it was not asked, or by force.
-pub(super) fn end(process: &Process, ask: impl FnOnce() -> bool) {
-    if !ask() {
-        let _ = process.signal(Signal::TERM);
-    }
-    if !process.ends_within(END_LIMIT) {
-        let _ = process.signal(Signal::KILL);
-        process.ends_within(END_LIMIT);
-    }
+/// Has all of `guests` that live power off at the same time, as long as `shutdown` lets them, and ends them.
+pub(super) fn shut_down_all(guests: &mut [Guest], shutdown: &Shutdown) {
+    let living = guests.iter_mut().filter_map(|guest| guest.ended().is_none().then_some(guest));
+    let living: Vec<_> = living.collect();
+    shutdown.awaits(living.iter().map(|guest| guest.spec.name.clone()));
+    std::thread::scope(|scope| {
+        for guest in living {
+            scope.spawn(|| {
+                let ended = guest.shut_down(shutdown);
+                shutdown.has_ended(&guest.spec.name, ended);
+            });
+        }
+    });
+    // What had ended before has left its files.
+    guests.iter_mut().for_each(Guest::stop);
 }
 
 impl Drop for Guest {
@@ -576,10 +582,4 @@ fn describe(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("signal {signal}"),
         _ => "unknown".into(),
     }
-}
-
-/// Does the process exist and is it more than a zombie?
-pub(super) fn is_running(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }

@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use super::HostError;
 use super::fleet::Fleet;
-use super::governor::{Governor, Hands, lock};
+use super::governor::{Governor, Hands};
 use super::ledger::Means;
 use super::runtime::FleetDir;
 use merge::SlabPages;
+use os::lock;
 
 /// Has `fleet`, whose files are in `dir`, kept within its means, as its fleet file says. It goes on from what an earlier governor has
 /// left there.

@@ -12,10 +12,10 @@ use rustix::fs::Mode;
 
 use super::HostError;
 use super::claim::Claim;
-use super::daemon::one_line;
-use super::governor::lock;
 use super::living;
 use super::runtime::FleetDir;
+use os::lock;
+use os::one_line;
 use os::socket_file::State;
 use os::{Peer, SocketFile};
 

@@ -1,11 +1,9 @@
 //! Reads a fleet's ledger off the host: page tables, the kernel's books, the balloons, the engine.
 
+use os::process::thread_time;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::HostError;
-use super::guest::is_running;
 use super::post::{self, Post, Said};
 use measure::audit::{self, Audit};
 use measure::by_kind;
@@ -14,6 +12,7 @@ use measure::{MeasureError, Space};
 use memory::PAGE_BYTES;
 use memory::ksm_stat::KsmStat;
 use memory::smaps::ProcessPages;
+use os::process::is_running;
 use overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, HostOverhead, Ledger};
 use overcommit::readings::Host;
 
@@ -166,10 +165,4 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
         overhead,
     };
     Ledger::of(&guests, &host, frames.estimated)
-}
-
-/// Processor time of this thread.
-pub(super) fn thread_time() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::asker::{Askers, Heard};
-use super::governor::lock;
-use super::guest::is_running;
-use super::ledger::{self, Means, Reading, thread_time};
+use super::ledger::{self, Means, Reading};
 use super::policy_state::PolicyState;
 use super::post::{Post, Said, WORD_SECONDS};
 use machine::working_set::WorkingSet;
 use memory::PAGE_BYTES;
 use memory::smaps::ProcessPages;
+use os::lock;
+use os::process::is_running;
+use os::process::thread_time;
 use overcommit::readings::Host;
 use overcommit::view::{BalloonView, GuestState, GuestView, HostView};
 

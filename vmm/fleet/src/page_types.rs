@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use guest::protocol::{Command, Done, Reply};
 
 use super::HostError;
-use super::daemon::request;
+use super::daemon_client::request;
 use super::fleet::Fleet;
 use super::guest::Guest;
 use super::status;

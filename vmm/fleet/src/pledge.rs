@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::HostError;
-use super::daemon::request;
+use super::daemon_client::request;
 use super::living::vms;
 use super::runtime::{self, FleetDir};
 use super::status::{Reply, Request};

@@ -9,7 +9,6 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::HostError;
-use super::daemon::one_line;
 use super::runtime::{FleetDir, SOCKET_PATH_BYTES};
 use super::spec::{EngineName, FleetSpec, GuestSpec, MetricsAddress};
 use image::vmlinux::{self, Unpack};
@@ -17,6 +16,7 @@ use machine::{Drive, check_cmdline, probe};
 use memory::userfault;
 use merge::EngineError;
 use merge::ksm::{self, Availability};
+use os::one_line;
 use os::{limits, named_file};
 
 /// Descriptors that the daemon has for itself, and at the least for each guest: COM2, its process, its agent.

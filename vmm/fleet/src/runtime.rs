@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Stat, fchmod, fstat, open, statat, unlinkat};
 
 use super::HostError;
-use super::governor::lock;
+use os::lock;
 
 /// Longest path the kernel takes for a Unix socket.
 pub(super) const SOCKET_PATH_BYTES: usize = 107;

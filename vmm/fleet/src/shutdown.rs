@@ -3,64 +3,25 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::HostError;
-use super::balloon::Target;
-use super::client;
-use super::governor::lock;
-use super::guest::{self, Guest};
-use machine::control::{Reply, Request};
-use os::Peer;
+use machine::control::Request;
+use os::lock;
 
 /// How long guests may take to power off unless told otherwise.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
 /// How much later than we a VM stops itself, should this process not live as long.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a VM may take to answer, and how often it is seen whether it has ended.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// Asks a guest's VM to have it power off within `limit`: by its power button, and by a line that Samepage's guests obey.
 pub fn request(limit: Duration) -> Request {
     let timeout_seconds = u32::try_from(limit.as_secs().max(1)).unwrap_or(u32::MAX);
     Request::ShutDown { timeout_seconds, com2: Some("poweroff".into()) }
-}
-
-/// Has one VM's guest power off. False if it had to be cut off: after `limit`, or when `watch`, which sees how long it has still,
-/// says false. When it returns the VM's process has ended.
-pub fn power_off(
-    target: &Target,
-    limit: Duration,
-    watch: &mut dyn FnMut(Duration) -> bool,
-) -> Result<bool, HostError> {
-    let failed = |source| HostError::socket(format!("the VM of guest {}", target.guest), source);
-    let stream = client::connect(target.socket(), ANSWER_LIMIT).map_err(failed)?;
-    let vm = Peer::process(&stream).map_err(failed)?;
-    let shutdown = Shutdown::within(limit);
-    let answer = client::ask(stream, &request(shutdown.vm_limit()), ANSWER_LIMIT).map_err(failed)?;
-    if let Reply::Error(answer) = answer {
-        return Err(HostError::Control { guest: target.guest.clone(), answer });
-    }
-    while !vm.ends_within(LOOK) {
-        let left = shutdown.time_left();
-        if left.is_zero() || !watch(left) {
-            guest::end(&vm, || client::control(&target.guest, target.socket(), &Request::Stop).is_ok());
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Presses a VM's power button. False if its guest has no driver for it.
-pub fn press_power_button(target: &Target) -> Result<bool, HostError> {
-    match client::control(&target.guest, target.socket(), &Request::PowerButton)? {
-        Reply::PowerButton(pressed) => Ok(pressed.driver),
-        other => Err(HostError::Control { guest: target.guest.clone(), answer: format!("{other:?}") }),
-    }
 }
 
 /// A guest that did not end in good order.
@@ -135,29 +96,15 @@ impl Shutdown {
         until.map_or(DEFAULT_LIMIT, |until| until.saturating_duration_since(Instant::now()))
     }
 
-    /// How long a VM may take by its own clock.
-    pub fn vm_limit(&self) -> Duration {
-        self.time_left() + GRACE
+    /// These have not ended.
+    pub(super) fn awaits(&self, guests: impl IntoIterator<Item = String>) {
+        lock(&self.0).left.extend(guests);
     }
 
-    /// Ends `guests` so.
-    pub fn end_all(&self, guests: &mut [Guest]) {
-        let living = guests.iter_mut().filter_map(|guest| guest.ended().is_none().then_some(guest));
-        let living: Vec<_> = living.collect();
-        lock(&self.0).left.extend(living.iter().map(|guest| guest.spec.name.clone()));
-        thread::scope(|scope| {
-            for guest in living {
-                scope.spawn(|| self.end(guest));
-            }
-        });
-        // What had ended before has left its files.
-        guests.iter_mut().for_each(Guest::stop);
-    }
-
-    fn end(&self, guest: &mut Guest) {
-        let ended = guest.shut_down(self);
+    /// This guest ended so.
+    pub(super) fn has_ended(&self, guest: &str, ended: Ended) {
         let mut state = lock(&self.0);
-        state.left.remove(&guest.spec.name);
+        state.left.remove(guest);
         let limit = state.limit.as_secs();
         let why = match ended {
             Ended::Orderly => return,
@@ -166,8 +113,13 @@ impl Shutdown {
             Ended::CutOff => format!("it did not power off within {limit} s"),
             Ended::Otherwise(how) => how,
         };
-        state.cut_off.push(CutOff { guest: guest.spec.name.clone(), why });
+        state.cut_off.push(CutOff { guest: guest.into(), why });
         state.cut_off.sort_by(|a, b| a.guest.cmp(&b.guest));
+    }
+
+    /// How long a VM may take by its own clock.
+    pub fn vm_limit(&self) -> Duration {
+        self.time_left() + GRACE
     }
 }
 

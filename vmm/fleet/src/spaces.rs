@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::HostError;
 use super::client::{ANSWER_LIMIT, control_within};
-use super::daemon::request;
+use super::daemon_client::request;
 use super::runtime::FleetDir;
 use super::status::{Reply, Request};
 use machine::control as vm;

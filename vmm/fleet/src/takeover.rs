@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client::control_within;
-use super::daemon::one_line;
-use super::guest::{Guest, end};
+use super::guest::Guest;
 use super::living::{LivingVm, vms};
 use super::runtime::FleetDir;
 use super::shutdown::{self, Shutdown};
@@ -15,6 +14,7 @@ use super::spec::FleetSpec;
 use super::state::{Difference, Saved, Started};
 use machine::control::Request;
 use os::Process;
+use os::one_line;
 
 /// How long a VM may take to say that it is there.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -81,7 +81,7 @@ impl Left {
 pub fn end_all(vms: &[LivingVm], dir: &FleetDir) {
     thread::scope(|scope| {
         for vm in vms {
-            scope.spawn(|| end(&vm.process, || ask(vm, dir, &Request::Stop).is_ok()));
+            scope.spawn(|| vm.process.end(|| ask(vm, dir, &Request::Stop).is_ok()));
         }
     });
 }

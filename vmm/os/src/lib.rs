@@ -4,6 +4,7 @@
 //!
 //! It imports nothing of ours; every other crate may import it. Begin with [`prepare`].
 
+pub mod causes;
 pub mod executable;
 pub mod interrupt;
 pub mod limits;
@@ -13,11 +14,14 @@ pub mod print;
 pub mod process;
 pub mod signals;
 pub mod socket_file;
+pub mod sync;
 pub mod terminal;
 
+pub use causes::one_line;
 pub use peer::Peer;
 pub use process::{Identity, Process};
 pub use socket_file::{BindError, SocketFile};
+pub use sync::lock;
 
 /// What must hold before anything else is done, in every process of ours.
 pub fn prepare() {

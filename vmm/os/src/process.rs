@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+/// How long a process may take to end.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Which process it is, also for those who come later: no other has had this number since that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +67,17 @@ impl Process {
     /// Whether it has ended; its parent may not know yet.
     pub fn has_ended(&self) -> bool {
         self.ends_within(Duration::ZERO)
+    }
+
+    /// Has it end as `ask` asks it to, or by a signal if it was not asked, or by force.
+    pub fn end(&self, ask: impl FnOnce() -> bool) {
+        if !ask() {
+            let _ = self.signal(Signal::TERM);
+        }
+        if !self.ends_within(END_LIMIT) {
+            let _ = self.signal(Signal::KILL);
+            self.ends_within(END_LIMIT);
+        }
     }
 
     /// Waits for its end. False if that did not come within `limit`.
@@ -149,6 +164,18 @@ fn without_mark(path: PathBuf) -> PathBuf {
         Some(before) => before.into(),
         None => path,
     }
+}
+
+/// Does the process exist and is it more than a zombie?
+pub fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Processor time of this thread.
+pub fn thread_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 #[cfg(test)]

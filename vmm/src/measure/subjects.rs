@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Args;
 use crate::fleet_table::mib;
-use fleet::daemon::one_line;
 use fleet::living::choose;
 use fleet::page_types::page_types;
 use fleet::spaces::spaces;
@@ -24,6 +23,7 @@ use measure::source::file::FileSource;
 use measure::source::mappings::{guest_memory, mappings, named_memory};
 use measure::source::process::ProcessSource;
 use memory::{Extent, PAGE_BYTES};
+use os::one_line;
 
 /// The domain of what was not put into one.
 const DEFAULT_DOMAIN: &str = "default";

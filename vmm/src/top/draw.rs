@@ -10,7 +10,7 @@ use super::class_bar::legend;
 use super::columns::{size, table};
 use super::state::{MAX_SAMPLES, Source, Top, rows};
 use fleet::diary::Entry;
-use fleet::governor::Management;
+use fleet::management::Management;
 use overcommit::ledger::Ledger;
 use overcommit::pressure::Pressure;
 use overcommit::view::GuestState;

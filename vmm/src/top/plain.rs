@@ -6,7 +6,7 @@ use super::columns::{age, size, state};
 use super::state::{Sort, rows};
 use crate::fleet_table::table;
 use crate::ledger_table::ledger_text;
-use fleet::governor::Management;
+use fleet::management::Management;
 use overcommit::pressure::Because;
 
 /// Entries of the diary that are shown.

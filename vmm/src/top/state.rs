@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-use fleet::governor::Management;
+use fleet::management::Management;
 use overcommit::ledger::{Account, Classes};
 use overcommit::view::{BalloonView, GuestState, GuestView};
 

@@ -5,7 +5,7 @@
 
 use super::families::{self, Sample};
 use super::text::{self, Family, Format, Kind};
-use crate::governor::Management;
+use crate::management::Management;
 use merge::Progress;
 use merge::slab::engine::Statistics;
 

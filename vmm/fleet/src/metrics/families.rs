@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::exposition::{EngineNow, Of, Sheet};
 use crate::diary::KINDS;
-use crate::governor::Management;
+use crate::management::Management;
 use memory::PAGE_BYTES;
 use merge::slab::counters::Counters;
 use overcommit::ledger::{Account, Classes, Debt, Ledger};

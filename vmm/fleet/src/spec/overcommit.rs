@@ -146,7 +146,7 @@ mod tests {
 
     fn check(keys: &str) -> Result<Overcommit, String> {
         let keys: OvercommitKeys = toml::from_str(keys).map_err(|e| e.to_string())?;
-        keys.check().map_err(|e| crate::daemon::one_line(&e))
+        keys.check().map_err(|e| os::one_line(&e))
     }
 
     #[test]

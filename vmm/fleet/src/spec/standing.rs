@@ -98,7 +98,7 @@ mod tests {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (min, max) = (text(min), text(max));
         let keys = StandingKeys { min: min.as_ref(), max: max.as_ref(), shares, priority: None };
-        keys.of(64 << 20).map_err(|e| crate::daemon::one_line(&e))
+        keys.of(64 << 20).map_err(|e| os::one_line(&e))
     }
 
     #[test]

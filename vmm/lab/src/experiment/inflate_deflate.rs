@@ -14,9 +14,10 @@ use super::ExperimentError;
 use super::stage::Stage;
 use super::trial::Measured;
 use fleet::HostError;
-use fleet::balloon::{Judge, Stop, Target, why};
+use fleet::balloon::{Judge, Stop, why};
 use fleet::fleet::Fleet;
 use fleet::guest::Guest;
+use fleet::target::Target;
 use memory::PAGE_BYTES;
 
 /// How often a balloon that moves is looked at. A look costs the VMM some 50 us, which count as its processor time.

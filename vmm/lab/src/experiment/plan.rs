@@ -358,7 +358,7 @@ mod tests {
                         merge_seconds = 5\n[guest]\nmemory = '64M'\nfill = { zero = 10, common = 40, duplicate = 10, unique = 40 }\n";
 
     fn parse(text: &str) -> Result<Plan, String> {
-        Plan::parse(text, Path::new("/d")).map_err(|e| fleet::daemon::one_line(&e))
+        Plan::parse(text, Path::new("/d")).map_err(|e| os::one_line(&e))
     }
 
     #[test]

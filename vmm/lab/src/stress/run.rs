@@ -12,9 +12,10 @@ use super::series::{Sample, Series};
 use super::verdict::{Fate, GuestVerdict, PhaseVerdict, Stormed, Timed, Verdict};
 use fleet::HostError;
 use fleet::fleet::Fleet;
-use fleet::governor::{Governor, Management, lock};
+use fleet::governor::Governor;
 use fleet::guest::{Guest, Lifetime};
 use fleet::hands::govern;
+use fleet::management::Management;
 use fleet::runtime::FleetDir;
 use fleet::status::Verified;
 use fleet::watch::Watch;
@@ -22,6 +23,7 @@ use machine::probe;
 use memory::PAGE_BYTES;
 use memory::page_out::has_swap;
 use memory::swap_filler::SwapFiller;
+use os::lock;
 use overcommit::view::GuestState;
 
 /// How often a guest in a storm is asked how far it is.

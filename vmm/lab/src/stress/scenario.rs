@@ -401,7 +401,7 @@ mod tests {
     const FLEET: &str = "name = 's'\n[fleet]\nname = 'f'\n[[fleet.guest]]\nname = 'g'\ncount = 3\n";
 
     fn parse(phases: &str) -> Result<Scenario, String> {
-        Scenario::parse(&format!("{FLEET}{phases}"), Path::new("/")).map_err(|e| fleet::daemon::one_line(&e))
+        Scenario::parse(&format!("{FLEET}{phases}"), Path::new("/")).map_err(|e| os::one_line(&e))
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use fleet::governor::Management;
+use fleet::management::Management;
 use overcommit::pressure::{Because, Pressure};
 use overcommit::view::{GuestState, GuestView};
 

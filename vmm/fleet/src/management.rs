@@ -1,0 +1,75 @@
+//! How a fleet is kept within its means, as it is told to those who look.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::diary::Diary;
+use overcommit::ledger::Ledger;
+use overcommit::pressure::{Because, Pressure};
+use overcommit::view::{GuestView, HostView};
+
+/// How a fleet is managed, for those who look.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Management {
+    /// How short of memory the fleet is.
+    pub pressure: Pressure,
+    /// Why it is taken to be so short of it.
+    #[serde(default)]
+    pub because: Because,
+    /// What was seen of the host last; None before the first look.
+    pub host: Option<HostView>,
+    /// What was seen of each guest last.
+    pub guests: Vec<GuestView>,
+    /// The last ledger.
+    pub ledger: Option<Ledger>,
+    /// How long reading it took, and how often it is read, in seconds.
+    pub ledger_seconds: (f64, f64),
+    /// When it was read, by the clock of `host`.
+    #[serde(default)]
+    pub ledger_read_seconds: Option<f64>,
+    /// Whether anything is done about it, or it is only watched.
+    pub acting: bool,
+    /// Guests that were suspended, and why.
+    pub suspended: BTreeMap<String, String>,
+    /// Guests that were stopped, and why.
+    pub stopped: BTreeMap<String, String>,
+    /// The most that was ever in use, in pages.
+    pub peak_used_pages: u64,
+    /// Looks so far.
+    pub looks: u64,
+    /// Processor time that looking and deciding took, in seconds.
+    pub cpu_seconds: f64,
+    /// What was done lately, the oldest first.
+    pub diary: Diary,
+}
+
+impl Management {
+    /// How old the ledger was at the last look, in seconds.
+    pub fn ledger_age_seconds(&self) -> Option<f64> {
+        Some(self.host.as_ref()?.now_seconds - self.ledger_read_seconds?)
+    }
+
+    /// What a reader of the fleet's numbers should know.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let said = |(guest, why): (&String, &String), what| format!("guest {guest} was {what}: {why}");
+        let suspended = self.suspended.iter().map(move |entry| said(entry, "suspended"));
+        let stalls = self.host.as_ref().filter(|host| host.psi.is_none());
+        let unseen = stalls.map(|_| {
+            "this kernel does not tell how long tasks wait for memory (PSI): free memory alone counts".into()
+        });
+        let silent = self.guests.iter().filter_map(|guest| {
+            let seconds = guest.silent_seconds?;
+            Some(format!(
+                "guest {} has not answered for {seconds:.0} s: its memory is counted, what it says of itself is old, and it cannot be \
+                 managed",
+                guest.name
+            ))
+        });
+        unseen
+            .into_iter()
+            .chain(silent)
+            .chain(suspended)
+            .chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
+    }
+}

@@ -1,0 +1,136 @@
+//! How a fleet is, gathered for those who ask.
+
+use super::fleet::Fleet;
+use super::ledger::Reading;
+use super::post::Said;
+use super::status::{FleetStatus, GuestStatus, State};
+use machine::balloon::BalloonHost;
+use machine::control::{Reply as VmReply, Request as VmRequest};
+use machine::{PANICKED, probe};
+use memory::maps::Maps;
+use merge::slab::engine::Statistics;
+use os::print;
+
+impl FleetStatus {
+    /// The state of every guest of `fleet`, and `reading`, which was read of it just now.
+    pub fn of(fleet: &mut Fleet, reading: Reading, kvm: bool) -> Self {
+        let Reading { ledger, frames, said, seconds, audit } = reading;
+        let mut guests = Vec::new();
+        for guest in &mut fleet.guests {
+            let ended = guest.ended().map(str::to_owned);
+            let said = said.iter().find(|said| said.status.name == guest.spec.name);
+            let silent = said.and_then(|said| said.silent).filter(|_| ended.is_none());
+            let panic = said.and_then(|said| said.status.panic.clone());
+            let state = match (&ended, said) {
+                (Some(how), _) if how.contains(PANICKED) => State::Panicked,
+                (Some(_), _) => State::Dead,
+                (None, _) if panic.is_some() => State::Panicked,
+                (None, Some(_)) if silent.is_some() => State::Silent,
+                (None, Some(said)) if said.status.paused => State::Paused,
+                _ => State::Running,
+            };
+            let values = match (kvm && silent.is_none(), &ended) {
+                (true, None) => match guest.control(&VmRequest::KvmStats) {
+                    Ok(VmReply::KvmStats(values)) => Some(values),
+                    // It answers no more: its state says so, now or the next time.
+                    _ => None,
+                },
+                _ => None,
+            };
+            let seen = frames.guests.iter().find(|f| f.name == guest.spec.name);
+            guests.push(GuestStatus {
+                name: guest.spec.name.clone(),
+                state,
+                balloon: said.filter(|_| ended.is_none()).and_then(Said::balloon_now),
+                silent_seconds: silent.map(|silent| silent.as_secs_f64()),
+                ended,
+                panic,
+                pid: guest.pid(),
+                kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
+                cpus: guest.spec.cpus,
+                domain: guest.spec.domain.clone(),
+                memory_bytes: guest.spec.memory_bytes,
+                pages: seen.map(|f| f.pages).unwrap_or_default(),
+                frames: seen.map(|f| f.frames).unwrap_or_default(),
+                kvm: values,
+            });
+        }
+        let unwritten: Vec<String> = said
+            .iter()
+            .filter_map(|said| {
+                let why = said.status.log_trouble.as_ref()?;
+                Some(format!(
+                    "guest {}: its log cannot be written, and some of it is lost: {why}",
+                    said.status.name
+                ))
+            })
+            .collect();
+        let own = print::lost().map(|lost| {
+            format!("the daemon's log cannot be written, and {} messages are lost: {}", lost.times, lost.why)
+        });
+        let touched = touched(&guests);
+        let merge = fleet.merge_statistics().map(|merge| count_mappings(merge, &guests));
+        let progress = fleet.progress().unwrap_or_default();
+        Self {
+            fleet: fleet.spec.name.clone(),
+            pid: std::process::id(),
+            backend: probe::backend_name().into(),
+            engine: fleet.spec.engine.name().into(),
+            guests,
+            promised_bytes: fleet.promised_bytes(),
+            pages: frames.pages,
+            frames: frames.frames,
+            saved_pages: frames.saved_pages,
+            estimated: frames.estimated,
+            ledger,
+            ledger_seconds: seconds,
+            audit,
+            content: None,
+            merge,
+            merge_cpu_seconds: progress.cpu_seconds,
+            full_passes: progress.full_passes,
+            notes: frames
+                .notes
+                .iter()
+                .cloned()
+                .chain(own)
+                .chain(unwritten)
+                .chain(touched)
+                .chain(fleet.notes())
+                .collect(),
+        }
+    }
+}
+
+/// Agents count mappings of slabs from time to time; here they are as they are now.
+fn count_mappings(mut merge: Statistics, guests: &[GuestStatus]) -> Statistics {
+    merge.domains.values_mut().for_each(|domain| domain.counters.mappings_now = 0);
+    for guest in guests {
+        let Some(maps) = guest.pid.and_then(|pid| Maps::of(pid).ok()) else { continue };
+        let mappings = maps.slabs.len() as u64;
+        if let Some(counters) = merge.guests.get_mut(&guest.name) {
+            counters.mappings_now = mappings;
+        }
+        if let Some(domain) = merge.domains.get_mut(&guest.domain) {
+            domain.counters.mappings_now += mappings;
+        }
+    }
+    merge.host.mappings_now = merge.domains.values().map(|domain| domain.counters.mappings_now).sum();
+    merge
+}
+
+/// A note for each guest whose balloon has frames.
+fn touched(guests: &[GuestStatus]) -> Vec<String> {
+    let note = |g: &GuestStatus| {
+        let BalloonHost { touched_pages, swept_pages, .. } = g.balloon.as_ref()?.host;
+        let again = touched_pages + swept_pages;
+        (again > 0).then(|| {
+            format!(
+                "guest {}: {again} pages of its balloon got frames again, because it touched them or a huge page of the \
+                 host covers them; {swept_pages} of them were dropped again",
+                g.name
+            )
+        })
+    };
+    guests.iter().filter_map(note).collect()
+}
