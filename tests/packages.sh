@@ -18,21 +18,36 @@ can_be_root() {
     [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null
 }
 
-# need COMMAND:PACKAGE...: installs the packages whose command is missing, all in one go.
-need() {
-    local pair missing=()
-    for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
+# install_packages PACKAGE...
+install_packages() {
     command -v apt-get >/dev/null ||
-        fail "these Debian packages are missing and there is no apt-get: ${missing[*]}. Install what they hold and run this again."
-    can_be_root ||
-        fail "missing packages. As root, run: apt-get install --no-install-recommends ${missing[*]}"
-    echo "installing ${missing[*]}" >&2
-    with_fresh_lists as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
-        fail "apt-get could not install ${missing[*]}; its messages are above"
+        fail "these Debian packages are missing and there is no apt-get: $*. Install what they hold and run this again."
+    can_be_root || fail "missing packages. As root, run: apt-get install --no-install-recommends $*"
+    with_fresh_lists as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" ||
+        fail "apt-get could not install $*; its messages are above"
+}
+
+# missing COMMAND:PACKAGE...: the packages whose command is missing.
+missing() {
+    local pair
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+    done
+}
+
+# need COMMAND:PACKAGE...: installs the packages whose command is missing, all in one go. One that is installed may make apt
+# remove another (a newer one from backports), so what is missing then is installed, too.
+need() {
+    local packages round
+    for round in 1 2; do
+        mapfile -t packages < <(missing "$@")
+        [ ${#packages[@]} -gt 0 ] || return 0
+        echo "installing ${packages[*]} (round $round)" >&2
+        install_packages "${packages[@]}"
+        hash -r
+    done
+    mapfile -t packages < <(missing "$@")
+    [ ${#packages[@]} -eq 0 ] || fail "installed, and still without their commands: ${packages[*]}"
 }
 
 # with_fresh_lists COMMAND...: tries the command, and once more after apt-get update: package lists that are
