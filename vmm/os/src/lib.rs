@@ -5,6 +5,7 @@
 //! It imports nothing of ours; every other crate may import it. Begin with [`prepare`].
 
 pub mod executable;
+pub mod handed;
 pub mod interrupt;
 pub mod limits;
 pub mod named_file;
