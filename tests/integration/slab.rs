@@ -13,6 +13,7 @@ use merge::Engine;
 use merge::slab::Counters;
 use merge::slab::engine::{SlabEngine, Tuning};
 use serde_json::json;
+use tests::api::ApiVm;
 use tests::code::{Code, Width};
 use tests::require_slabs;
 use tests::sandbox::Sandbox;
@@ -332,6 +333,37 @@ fn counted_by_kind_frames_are_those_that_are_counted_one_by_one() {
         guest.vm.ask(&json!({"op": "resume"}));
     }
     guests.into_iter().for_each(Guest::end);
+}
+
+/// One that the API starts is merged as any other: from birth, with one that the command line started, and when it is throttled.
+#[test]
+fn a_vm_that_the_api_starts_is_merged() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let socket = socket(&sandbox);
+    let mut engine = engine(&socket);
+    let merge = socket.to_str().expect("UTF-8");
+    let vm = ApiVm::start(&sandbox, &["--merge", merge]);
+    assert!(engine.statistics().expect("statistics").guests.is_empty(), "there is no VM yet");
+    vm.boot(48);
+    let vm = vm.into_vm();
+    let mut guest = Guest { com2: vm.com2(), vm };
+    let line = guest.com2.line().expect("the ready line");
+    assert!(line.starts_with("ready "), "{line:?}");
+    let mut other = Guest::start(&sandbox, "other", &socket, |_| {});
+    for guest in [&mut guest, &mut other] {
+        guest.fill(3, 9000);
+    }
+    // Two guests with the same contents: half of all pages are saved.
+    eventually("they are merged with each other", || merged(&mut engine) > 16_000);
+    let in_slabs = guest.vm.page_entries().iter().filter(|page| page.file_or_shared()).count();
+    assert!(in_slabs > 8000, "{in_slabs} pages of the API's VM are in slabs");
+    for mut guest in [guest, other] {
+        assert_eq!(guest.verify(), 9000);
+        guest.end();
+    }
+    drop(engine);
+    sandbox.assert_clean_within(SOON);
 }
 
 #[test]

@@ -11,12 +11,10 @@ use fleet::HostError;
 use fleet::fleet::Fleet;
 use fleet::guest::Lifetime;
 use fleet::runtime::FleetDir;
-use fleet::spec::{
-    AdmissionName, BalloonSpec, EngineName, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing,
-};
+use fleet::spec::{AdmissionName, EngineName, FillSpec, FleetSpec, GuestSpec, Overcommit};
 use fleet::status::Verified;
 use fleet::watch::Watch;
-use machine::{Unpack, probe};
+use machine::{VmConfig, probe};
 use measure::report::{Outcome, Report};
 use memory::userfault;
 use merge::ksm;
@@ -59,21 +57,9 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut notes = Vec::new();
     let engine = args.engine.unwrap_or_else(|| usable(&mut notes));
-    let guests = (0..args.guests).map(|n| GuestSpec {
-        name: format!("guest-{n}"),
-        memory_bytes: args.memory,
-        cpus: 1,
-        domain: "demo".into(),
-        kernel: None,
-        unpack: Unpack::default(),
-        initrd: None,
-        cmdline: None,
-        ready_seconds: None,
-        huge_pages: None,
-        drives: Vec::new(),
-        balloon: BalloonSpec::default(),
-        standing: Standing::usual(args.memory),
-        fill: Some(MIX),
+    let guests = (0..args.guests).map(|n| {
+        let vm = VmConfig { memory_bytes: args.memory, ..VmConfig::default() };
+        GuestSpec { fill: Some(MIX), ..GuestSpec::new(format!("guest-{n}"), "demo".into(), vm) }
     });
     let spec = FleetSpec {
         name: format!("demo-{}", std::process::id()),

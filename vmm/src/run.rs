@@ -1,7 +1,6 @@
 //! `samepage run`: one VM in the foreground.
 
 use crate::choice;
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,16 +11,13 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use devices::virtio::balloon;
 use machine::api;
-use machine::working_set::{MAX_SAMPLES, Sampling};
+use machine::working_set::{MAX_SAMPLES, SAMPLES, Sampling};
 use machine::{
-    self, Config, Console, Drive, Ending, KernelSource, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Running, Unpack,
-    probe,
+    Console, Drive, Ending, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, handover, probe,
 };
 use memory::own;
-use memory::ram::{Backing, Ram};
-use merge::slab::agent::Agent;
+use memory::ram::Backing;
 use os::print::errln;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 /// The longest name of a VM in the API; Firecracker's limit.
 const MAX_ID_BYTES: usize = 64;
@@ -109,7 +105,7 @@ pub(super) struct Args {
     #[arg(long)]
     mergeable: bool,
     /// Let Samepage's own merging have the guest's memory: the socket of its matchmaker, which may come later
-    #[arg(long, conflicts_with_all = ["api", "mergeable"], value_name = "SOCKET")]
+    #[arg(long, conflicts_with = "mergeable", value_name = "SOCKET")]
     merge: Option<PathBuf>,
     /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
     #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous", value_parser = choice::backing())]
@@ -118,13 +114,13 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
     /// Estimate how much of its memory the guest uses, from some pages that are watched for so long: 0.01 to 3600
-    #[arg(long, conflicts_with = "api", value_name = "SECONDS", value_parser = sampling_period)]
+    #[arg(long, value_name = "SECONDS", value_parser = sampling_period)]
     sample_working_set: Option<Duration>,
     /// How many pages are watched for --sample-working-set: 1 to 2000
-    #[arg(long, requires = "sample_working_set", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=MAX_SAMPLES))]
+    #[arg(long, requires = "sample_working_set", value_name = "N", default_value_t = SAMPLES, value_parser = clap::value_parser!(u64).range(1..=MAX_SAMPLES))]
     samples: u64,
     /// How fast the guest may take frames of the host, in pages a second, until its control socket is told otherwise
-    #[arg(long, conflicts_with = "api", value_name = "PAGES_PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "PAGES_PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
     throttle: Option<u64>,
     /// How much sooner than by its size the kernel's out-of-memory killer takes this process: -1000 (never) to 1000 (first)
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
@@ -137,29 +133,60 @@ pub(super) struct Args {
     /// The daemon that starts this VM, with which it ends while nobody else can know of it
     #[arg(long, hide = true, value_name = "PID")]
     daemon: Option<i32>,
+    /// The VM's description is on this descriptor and says everything; the other options that may stand beside it are there so that a
+    /// later daemon, and lists of processes, know which VM this is
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "merge", "mergeable"])]
+    config_fd: Option<i32>,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+impl Args {
+    /// What it is to be, as the command line says.
+    fn config(&mut self) -> VmConfig {
+        VmConfig {
+            name: self.id.take().unwrap_or_else(|| std::mem::take(&mut self.name)),
+            kernel: self.kernel.take(),
+            unpack: self.unpack,
+            initrd: self.initrd.take(),
+            cmdline: Some(std::mem::take(&mut self.cmdline)),
+            memory_bytes: self.memory,
+            backing: self.backing,
+            cpus: self.cpus,
+            drives: self.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
+            balloon: (!self.no_balloon).then_some(balloon::Config {
+                target_pages: 0,
+                deflate_on_oom: self.deflate_on_oom,
+                statistics: true,
+                hinting: self.free_page_hinting,
+                reporting: self.free_page_reporting,
+            }),
+            huge_pages: self.huge_pages,
+            mergeable: self.mergeable,
+            merge: self.merge.take(),
+            sampling: self.sample_working_set.map(|period| Sampling { period, samples: self.samples }),
+            throttle: self.throttle,
+            console: self.console.clone(),
+            control: self.control.take(),
+            com2: self.com2.take(),
+            oom_score_adj: self.oom_score_adj,
+            lifeline: self.lifeline,
+            daemon: self.daemon,
+        }
+    }
+}
+
+pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     if let Some(why) = args.firecracker.refused() {
         clap::Error::raw(ErrorKind::InvalidValue, format!("{why}\n")).exit();
     }
     if let Some(note) = args.firecracker.note() {
         errln!("{note}");
     }
-    if let Some(daemon) = args.daemon {
-        set_parent_process_death_signal(Some(Signal::KILL)).context("cannot watch the daemon")?;
-        // It may have ended before.
-        anyhow::ensure!(getppid().map(Pid::as_raw_pid) == Some(daemon), "the daemon {daemon} is gone");
-    }
-    if let Some(score) = args.oom_score_adj {
-        own::set_oom_score_adj(score).with_context(|| {
-            format!(
-                "cannot set this process's oom_score_adj to {score}: lower than it is now takes root (CAP_SYS_RESOURCE)"
-            )
-        })?;
-    }
-    let name = args.id.unwrap_or(args.name);
-    if args.kernel.is_some()
+    let config = match args.config_fd {
+        Some(fd) => handover::read(fd)?,
+        None => args.config(),
+    };
+    config.prepare_process()?;
+    if config.kernel.is_some()
         && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
     {
         // Linux gets as far as an instruction that is not emulated only after minutes, and says nothing meanwhile.
@@ -169,35 +196,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             backend.short_name()
         );
     }
-    let on_stdio = args.console == Console::Stdio;
-    let config = Config {
-        name: name.clone(),
-        kernel: match args.kernel {
-            Some(path) => KernelSource::File { path, unpack: args.unpack },
-            None => KernelSource::BuiltIn(programs::BUILT_IN_KERNEL),
-        },
-        initrd: args.initrd,
-        cmdline: args.cmdline,
-        memory_bytes: args.memory,
-        backing: args.backing,
-        vcpus: args.cpus,
-        console: args.console,
-        control: args.control,
-        com2: args.com2,
-        keep_sockets: args.daemon.is_some(),
-        drives: args.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
-        balloon: (!args.no_balloon).then_some(balloon::Config {
-            target_pages: 0,
-            deflate_on_oom: args.deflate_on_oom,
-            statistics: true,
-            hinting: args.free_page_hinting,
-            reporting: args.free_page_reporting,
-        }),
-        mergeable: args.mergeable,
-        huge_pages: args.huge_pages,
-        sampling: args.sample_working_set.map(|period| Sampling { period, samples: args.samples }),
-        lifeline: args.lifeline,
-    };
+    let (name, on_stdio) = (config.name.clone(), config.console == Console::Stdio);
     let ending = if args.api_sock.is_some() || args.config_file.is_some() {
         api::run(api::Options {
             socket: args.api_sock,
@@ -206,37 +205,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             metrics_path: args.firecracker.metrics_path(),
             max_body_bytes: args.firecracker.max_body_bytes(),
             rest: config,
-            built_in: programs::BUILT_IN_KERNEL,
         })?
     } else {
-        let agent = Cell::new(None);
-        let unmerged = |error| tracing::warn!("{name}: its pages are not merged: {error}");
-        let loaded = |ram: &Ram| {
-            if let Some(socket) = args.merge {
-                match Agent::new(ram) {
-                    Ok(mut born) => {
-                        born.share_at_birth(&socket);
-                        agent.set(Some((born, socket)));
-                    }
-                    Err(error) => unmerged(error),
-                }
-            }
-        };
-        let started = |running: &Running| {
-            if let Some(rate) = args.throttle
-                && let Err(error) = running.set_throttle(Some(rate))
-            {
-                tracing::warn!("{name} is not throttled: {error}");
-            }
-            // From now on there is a socket through which the next daemon finds it.
-            if args.daemon.is_some() {
-                let _ = set_parent_process_death_signal(None);
-            }
-            if let Some((agent, socket)) = agent.take() {
-                agent.start(Box::new(running.write_log()), socket).unwrap_or_else(unmerged);
-            }
-        };
-        machine::run(&config, loaded, started).with_context(|| format!("{name} did not start"))?
+        machine::run(&config, |_| {}).with_context(|| format!("{name} did not start"))?
     };
     tracing::info!("{name} has ended: {ending:?}");
     if on_stdio && matches!(ending, Ending::Panicked(_)) {

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fleet::spec::{AdmissionName, BalloonSpec, FillSpec, FleetSpec, GuestSpec, Overcommit, Standing};
-use machine::Unpack;
+use fleet::spec::{AdmissionName, FillSpec, FleetSpec, GuestSpec, Overcommit};
+use machine::VmConfig;
 use merge::slab::engine::Tuning;
 
 use super::contender::Contender;
@@ -33,22 +33,17 @@ impl Setting {
     /// The fleet that `contender` gets.
     #[must_use]
     pub fn fleet(&self, contender: Contender) -> FleetSpec {
-        let guest = |n| GuestSpec {
-            name: format!("guest-{n}"),
+        let vm = VmConfig {
             memory_bytes: self.memory_bytes,
-            cpus: 1,
             kernel: self.linux.as_ref().map(|(kernel, _)| kernel.clone()),
-            unpack: Unpack::default(),
             initrd: self.linux.as_ref().map(|(_, initrd)| initrd.clone()),
-            cmdline: None,
+            ..VmConfig::default()
+        };
+        let guest = |n| GuestSpec {
             // In the lab all of them share one emulated processor.
             ready_seconds: self.linux.is_some().then_some(LINUX_READY_SECONDS),
-            huge_pages: None,
-            drives: Vec::new(),
-            domain: "bench".into(),
-            balloon: BalloonSpec::default(),
-            standing: Standing::usual(self.memory_bytes),
             fill: Some(FillSpec { zero: 0, common: 50, duplicate: 0, unique: 50, pages: None }),
+            ..GuestSpec::new(format!("guest-{n}"), "bench".into(), vm.clone())
         };
         FleetSpec {
             name: format!("merge-bench-{}", std::process::id()),

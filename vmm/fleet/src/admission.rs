@@ -62,7 +62,7 @@ const TABLES_PART: u64 = 256;
 
 /// What a VM needs besides the memory of its guest.
 fn overhead_pages(guest: &GuestSpec) -> u64 {
-    VM_PAGES + guest.memory_bytes / PAGE_BYTES / TABLES_PART
+    VM_PAGES + guest.vm.memory_bytes / PAGE_BYTES / TABLES_PART
 }
 
 /// What can be had for a fleet that holds `own_pages`, while there are these `others`.
@@ -155,7 +155,7 @@ pub fn judge_more(
 
 fn decide(guests: &[GuestSpec], sums: Sums, mode: Mode) -> Result<Vec<Judged>, HostError> {
     let promise =
-        |guest: &GuestSpec| Promise { name: guest.name.clone(), pages: guest.memory_bytes / PAGE_BYTES };
+        |guest: &GuestSpec| Promise { name: guest.name.clone(), pages: guest.vm.memory_bytes / PAGE_BYTES };
     let promises: Vec<Promise> = guests.iter().map(promise).collect();
     let decisions = plan(&promises, sums, mode)?;
     Ok(promises.into_iter().zip(decisions).map(|(promise, decision)| Judged { promise, decision }).collect())

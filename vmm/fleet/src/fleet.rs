@@ -223,7 +223,7 @@ impl Fleet {
 
     fn take_in(&mut self, guest: Guest) {
         if let Some(pid) = guest.pid() {
-            self.engine.admit(&guest.spec.name, pid, &guest.spec.domain, guest.spec.memory_bytes);
+            self.engine.admit(&guest.spec.name, pid, &guest.spec.domain, guest.spec.vm.memory_bytes);
         }
         self.guests.push(guest);
     }
@@ -492,7 +492,7 @@ impl Fleet {
 
     /// Memory promised to all guests, in bytes; always whole pages.
     pub fn promised_bytes(&self) -> u64 {
-        let bytes = self.spec.guests.iter().map(|g| g.memory_bytes).sum();
+        let bytes = self.spec.guests.iter().map(|g| g.vm.memory_bytes).sum();
         debug_assert!(u64::is_multiple_of(bytes, PAGE_BYTES));
         bytes
     }
@@ -533,7 +533,7 @@ impl Fleet {
 
 /// What the guests of `spec` are promised, in pages.
 fn promises(spec: &FleetSpec) -> impl Iterator<Item = (&str, u64)> {
-    spec.guests.iter().map(|guest| (guest.name.as_str(), guest.memory_bytes / PAGE_BYTES))
+    spec.guests.iter().map(|guest| (guest.name.as_str(), guest.vm.memory_bytes / PAGE_BYTES))
 }
 
 /// The engine that `spec` asks for.

@@ -18,10 +18,11 @@ use super::shutdown::{self, Ended, Shutdown};
 use super::spec::{EngineName, GuestSpec, Overcommit};
 use super::state::{Saved, Started};
 use super::watch::{Stage, Watch};
-use machine::{Drive, control as vm};
+use machine::working_set::Sampling;
+use machine::{Console, VmConfig, control as vm, handover};
 use measure::Space;
 use os::Process;
-use os::{executable, limits};
+use os::{executable, handed, limits};
 
 /// How long the built-in guest may take until it is ready.
 const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
@@ -38,7 +39,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(3);
 /// How long a VM process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
-const OOM_SCORE_ADJ: &str = "300";
+const OOM_SCORE_ADJ: i16 = 300;
 /// How often a VM that is to end is looked at.
 const END_POLL: Duration = Duration::from_millis(20);
 /// How a VM ends whose guest powered off, in words.
@@ -103,47 +104,34 @@ impl Guest {
         Saved::new(started, None, None, None).write(dir)?;
         // Appending, as the console does: else each would write over the other's lines.
         let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
+        let (lifeline, daemon) = match lifetime {
+            Lifetime::WithUs => (true, None),
+            Lifetime::TheirOwn => (false, Some(std::process::id().cast_signed())),
+        };
+        let vm = VmConfig {
+            console: Console::File(log),
+            control: Some(control.clone()),
+            com2: Some(com2),
+            merge: (engine == EngineName::Slab).then(|| dir.merge_socket()).transpose()?,
+            sampling: working_set_seconds.map(Sampling::every_seconds),
+            throttle: overcommit.policy.then_some(NEWCOMER_PAGES_PER_SECOND),
+            oom_score_adj: Some(OOM_SCORE_ADJ),
+            lifeline,
+            daemon,
+            ..spec.vm.clone()
+        };
         let mut program = executable::command();
+        // By these a later daemon, and lists of processes, know which VM it is; what it is to be is data.
+        program.args(["run", "--name", &spec.name, "--control"]).arg(control);
+        program.args(daemon.iter().flat_map(|pid| ["--daemon".to_owned(), pid.to_string()]));
+        let config = handed::give(&mut program, handover::write(&vm).map_err(failed)?);
         program
-            .arg("run")
-            .args(["--name", &spec.name, "--memory", &format!("{}K", spec.memory_bytes >> 10)])
-            .args(["--cpus", &spec.cpus.to_string()])
-            .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
-            .args(["--console".as_ref(), log.as_os_str()])
-            .args(["--oom-score-adj", OOM_SCORE_ADJ])
-            .args(spec.kernel.iter().flat_map(|k| ["--kernel".as_ref(), k.as_os_str()]))
-            .args(spec.initrd.iter().flat_map(|i| ["--initrd".as_ref(), i.as_os_str()]))
-            .args(spec.cmdline.iter().flat_map(|c| ["--cmdline", c.as_str()]))
-            .args(spec.balloon.deflate_on_oom.then_some("--deflate-on-oom"))
-            .args(spec.balloon.free_page_reporting.then_some("--free-page-reporting"))
+            .args(["--config-fd", &config.to_string()])
+            .stdin(if lifeline { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::null())
             .stderr(messages)
             // A Control-C on the terminal is for us, and we tell the guests.
             .process_group(0);
-        for drive in &spec.drives {
-            program.arg("--drive").arg(Drive::argument(&drive.path, drive.read_only, drive.format.is_some()));
-        }
-        if spec.kernel.is_some() {
-            program.args(["--unpack", spec.unpack.name()]);
-        }
-        if let Some(on) = spec.huge_pages {
-            program.args(["--huge-pages", if on { "yes" } else { "no" }]);
-        }
-        if let Some(seconds) = working_set_seconds {
-            program.args(["--sample-working-set", &seconds.to_string()]);
-        }
-        if overcommit.policy {
-            program.args(["--throttle", &NEWCOMER_PAGES_PER_SECOND.to_string()]);
-        }
-        if engine == EngineName::Slab {
-            program.arg("--merge").arg(dir.merge_socket()?);
-        }
-        match lifetime {
-            Lifetime::WithUs => program.arg("--lifeline").stdin(Stdio::piped()),
-            Lifetime::TheirOwn => {
-                program.args(["--daemon", &std::process::id().to_string()]).stdin(Stdio::null())
-            }
-        };
         let mut child = program.spawn().map_err(failed)?;
         let lifeline = child.stdin.take();
         let process = match Process::of_child(&child) {
@@ -194,7 +182,7 @@ impl Guest {
 
     /// Waits until the guest says that it is ready.
     pub fn wait_ready(&mut self, watch: &Watch) -> Result<(), HostError> {
-        let usual = if self.spec.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
+        let usual = if self.spec.vm.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
         let limit = self.spec.ready_seconds.map_or(usual, |s| Duration::from_secs(s.into()));
         let path = self.dir.com2(&self.spec.name)?;
         let begin = Instant::now();
@@ -348,7 +336,7 @@ impl Guest {
             guest: self.spec.name.clone(),
             pid,
             socket,
-            memory_bytes: self.spec.memory_bytes,
+            memory_bytes: self.spec.vm.memory_bytes,
             standing: self.spec.standing,
         }))
     }

@@ -12,7 +12,7 @@ use super::HostError;
 use super::runtime::{FleetDir, SOCKET_PATH_BYTES};
 use super::spec::{EngineName, FleetSpec, GuestSpec, MetricsAddress};
 use image::vmlinux::{self, Unpack};
-use machine::{Drive, check_cmdline, probe};
+use machine::{check_cmdline, probe};
 use memory::userfault;
 use merge::EngineError;
 use merge::ksm::{self, Availability};
@@ -145,15 +145,16 @@ impl Problems {
         if let Err(error) = dir.com2(&guest.name).and_then(|_| dir.control(&guest.name)) {
             self.add(Some(guest), Some("name"), one_line(&error));
         }
-        if let Some(path) = &guest.kernel {
+        if let Some(path) = &guest.vm.kernel {
             // Unpacked once, however many guests have it.
-            let wrong =
-                kernels.entry((path, guest.unpack.name())).or_insert_with(|| unusable(path, guest.unpack));
+            let wrong = kernels
+                .entry((path, guest.vm.unpack.name()))
+                .or_insert_with(|| unusable(path, guest.vm.unpack));
             if let Some(wrong) = wrong.clone() {
                 self.add(Some(guest), Some("kernel"), wrong);
             }
         }
-        if let Some(path) = &guest.initrd {
+        if let Some(path) = &guest.vm.initrd {
             match named_file::regular(path) {
                 Err(error) => {
                     self.add(
@@ -165,29 +166,23 @@ impl Problems {
                 Ok((_, meta)) if meta.len() == 0 => {
                     self.add(Some(guest), Some("initrd"), format!("{} is empty", path.display()));
                 }
-                Ok((_, meta)) if meta.len() >= guest.memory_bytes => self.add(
+                Ok((_, meta)) if meta.len() >= guest.vm.memory_bytes => self.add(
                     Some(guest),
                     Some("initrd"),
                     format!(
                         "{} has {} MiB, and the guest's memory {} MiB: give it more",
                         path.display(),
                         meta.len().div_ceil(1 << 20),
-                        guest.memory_bytes >> 20
+                        guest.vm.memory_bytes >> 20
                     ),
                 ),
                 Ok(_) => {}
             }
         }
-        if let Some(Err(error)) = guest.cmdline.as_deref().map(check_cmdline) {
+        if let Some(Err(error)) = guest.vm.cmdline.as_deref().map(check_cmdline) {
             self.add(Some(guest), Some("cmdline"), one_line(&error));
         }
-        for drive in &guest.drives {
-            let drive = Drive {
-                id: String::new(),
-                path: drive.path.clone(),
-                read_only: drive.read_only,
-                is_raw: drive.format.is_some(),
-            };
+        for drive in &guest.vm.drives {
             if let Err(error) = drive.check() {
                 self.add(Some(guest), Some("drives"), one_line(&error));
             }
@@ -198,7 +193,7 @@ impl Problems {
     fn same_images(&mut self, guests: &[GuestSpec]) {
         let mut users: BTreeMap<(u64, u64), (&GuestSpec, &Path, bool)> = BTreeMap::new();
         for guest in guests {
-            for drive in &guest.drives {
+            for drive in &guest.vm.drives {
                 let Ok(meta) = std::fs::metadata(&drive.path) else { continue };
                 let (path, read_only) = (drive.path.as_path(), drive.read_only);
                 let Some((first, its, also_read_only)) =

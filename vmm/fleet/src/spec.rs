@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use guest::protocol::{Fill, Mix};
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -20,7 +21,7 @@ use self::overcommit::{OvercommitError, OvercommitKeys};
 pub use self::standing::Standing;
 use self::standing::{Mistake, StandingKeys};
 use super::HostError;
-use machine::{MAX_DRIVES, MAX_VCPUS, Unpack};
+use machine::{MAX_DRIVES, MAX_VCPUS, MEMORY_BYTES, Unpack, VmConfig};
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::size::{SizeError, parse_size};
 use merge::slab::engine::Tuning;
@@ -210,40 +211,29 @@ pub struct BalloonSpec {
 }
 
 /// One guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GuestSpec {
     /// Its name, unique in the fleet.
     pub name: String,
-    /// RAM in bytes.
-    pub memory_bytes: u64,
-    /// vCPUs.
-    pub cpus: u8,
     /// Its trust domain: pages are never shared with a guest of another one.
     pub domain: String,
-    /// A Linux kernel; None is the built-in guest.
-    pub kernel: Option<PathBuf>,
-    /// Who unpacks it.
-    #[serde(default)]
-    pub unpack: Unpack,
-    /// Its initrd.
-    pub initrd: Option<PathBuf>,
-    /// Its command line; None is the default one.
-    pub cmdline: Option<String>,
+    /// Its VM, as far as a fleet file describes it: sockets, and what the engine and the governor need, are added when it is started.
+    pub vm: VmConfig,
     /// How long it may take until it is ready; None is the default of its kind of guest.
     pub ready_seconds: Option<u32>,
-    /// Whether the host is asked for huge pages, or they are forbidden; None: as the host does by itself.
-    #[serde(default)]
-    pub huge_pages: Option<bool>,
-    /// Its disks.
-    #[serde(default)]
-    pub drives: Vec<DriveSpec>,
-    /// What its balloon can do.
-    #[serde(default)]
-    pub balloon: BalloonSpec,
     /// What it is promised when memory is short.
     pub standing: Standing,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
+}
+
+impl GuestSpec {
+    /// One that is promised what is usual for its memory, and is filled with nothing.
+    pub fn new(name: String, domain: String, vm: VmConfig) -> Self {
+        let (vm, standing) =
+            (VmConfig { name: name.clone(), ..vm.clone() }, Standing::usual(vm.memory_bytes));
+        Self { name, domain, vm, ready_seconds: None, standing, fill: None }
+    }
 }
 
 /// A fleet.
@@ -277,7 +267,7 @@ pub struct FleetFile {
     overcommit: Option<OvercommitKeys>,
     metrics: Option<String>,
     #[serde(default)]
-    defaults: GuestKeys,
+    defaults: Defaults,
     #[serde(default)]
     guest: Vec<NamedGuest>,
 }
@@ -286,31 +276,11 @@ fn default_engine() -> EngineName {
     EngineName::Slab
 }
 
-#[derive(Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table [defaults] with keys of a guest")]
+/// What a table `[[guest]]` says, or `[defaults]`.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table with keys of a guest")]
 struct GuestKeys {
-    memory: Option<String>,
-    cpus: Option<u8>,
-    kernel: Option<PathBuf>,
-    unpack: Option<Unpack>,
-    initrd: Option<PathBuf>,
-    cmdline: Option<String>,
-    domain: Option<String>,
-    ready_seconds: Option<u32>,
-    huge_pages: Option<bool>,
-    drives: Option<Vec<DriveSpec>>,
-    balloon: Option<BalloonSpec>,
-    min: Option<String>,
-    max: Option<String>,
-    shares: Option<u32>,
-    priority: Option<u32>,
-    fill: Option<FillSpec>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table [[guest]] with a name")]
-struct NamedGuest {
-    name: String,
+    name: Option<String>,
     count: Option<u16>,
     memory: Option<String>,
     cpus: Option<u8>,
@@ -328,6 +298,56 @@ struct NamedGuest {
     shares: Option<u32>,
     priority: Option<u32>,
     fill: Option<FillSpec>,
+}
+
+impl GuestKeys {
+    /// These, and of `defaults` those that are not here: whole keys, whatever is in them.
+    fn over(&self, defaults: &Self) -> Result<Self, serde_json::Error> {
+        let said = |keys: &Self| {
+            let mut keys = serde_json::to_value(keys)?;
+            if let Some(keys) = keys.as_object_mut() {
+                keys.retain(|_, value| !value.is_null());
+            }
+            serde_json::from_value::<serde_json::Map<String, serde_json::Value>>(keys)
+        };
+        let mut keys = said(defaults)?;
+        keys.extend(said(self)?);
+        serde_json::from_value(keys.into())
+    }
+}
+
+/// `[defaults]`: no guest's own.
+#[derive(Default, Deserialize)]
+#[serde(try_from = "GuestKeys")]
+struct Defaults(GuestKeys);
+
+impl TryFrom<GuestKeys> for Defaults {
+    type Error = &'static str;
+
+    fn try_from(keys: GuestKeys) -> Result<Self, &'static str> {
+        match (&keys.name, &keys.count) {
+            (None, None) => Ok(Self(keys)),
+            (Some(_), _) => Err("unknown field `name`: each [[guest]] has its own, and none is for all"),
+            (None, Some(_)) => Err("unknown field `count`: it belongs to a [[guest]]"),
+        }
+    }
+}
+
+/// `[[guest]]`: it has a name.
+#[derive(Deserialize)]
+#[serde(try_from = "GuestKeys")]
+struct NamedGuest {
+    name: String,
+    keys: GuestKeys,
+}
+
+impl TryFrom<GuestKeys> for NamedGuest {
+    type Error = &'static str;
+
+    fn try_from(mut keys: GuestKeys) -> Result<Self, &'static str> {
+        let name = keys.name.take().ok_or("missing field `name`")?;
+        Ok(Self { name, keys })
+    }
 }
 
 impl FleetSpec {
@@ -354,16 +374,18 @@ impl FleetSpec {
         check_name(&file.name)?;
         let mut guests = Vec::new();
         for named in &file.guest {
-            let copies = named.count.map_or(1, usize::from);
+            // The file said it and it was read: this does not fail.
+            let keys = named.keys.over(&file.defaults.0).map_err(toml::de::Error::custom)?;
+            let copies = keys.count.map_or(1, usize::from);
             if guests.len() + copies > MAX_GUESTS {
                 return Err(SpecError::TooMany(guests.len() + copies));
             }
             for n in 0..copies {
-                let name = match named.count {
+                let name = match keys.count {
                     None => named.name.clone(),
                     Some(_) => format!("{}-{n}", named.name),
                 };
-                guests.push(one_guest(name, named, &file, dir)?);
+                guests.push(one_guest(name, &keys, &file.name, dir)?);
             }
         }
         if guests.is_empty() {
@@ -388,61 +410,54 @@ impl FleetSpec {
     }
 }
 
-fn one_guest(name: String, own: &NamedGuest, fleet: &FleetFile, dir: &Path) -> Result<GuestSpec, SpecError> {
+/// The guest that `keys` describe, in a fleet called `fleet`.
+fn one_guest(name: String, keys: &GuestKeys, fleet: &str, dir: &Path) -> Result<GuestSpec, SpecError> {
     check_name(&name)?;
-    let common = &fleet.defaults;
-    let domain = own.domain.as_ref().or(common.domain.as_ref()).unwrap_or(&fleet.name).clone();
+    let domain = keys.domain.as_deref().unwrap_or(fleet).to_owned();
     check_name(&domain)?;
-    let path = |own: &Option<PathBuf>, common: &Option<PathBuf>| {
-        own.as_ref().or(common.as_ref()).map(|p| resolve(p, dir))
+    let memory_bytes = match &keys.memory {
+        None => MEMORY_BYTES,
+        Some(memory) => parse_size(memory, MIN_RAM_BYTES, MAX_RAM_BYTES)
+            .map_err(|source| SpecError::Memory { guest: name.clone(), source })?,
     };
-    let memory = own.memory.as_ref().or(common.memory.as_ref()).map_or("128M", String::as_str);
-    let memory_bytes = parse_size(memory, MIN_RAM_BYTES, MAX_RAM_BYTES)
-        .map_err(|source| SpecError::Memory { guest: name.clone(), source })?;
-    let cpus = own.cpus.or(common.cpus).unwrap_or(1);
+    let cpus = keys.cpus.unwrap_or(1);
     if !(1..=MAX_VCPUS).contains(&cpus) {
         return Err(SpecError::Cpus { guest: name, cpus });
     }
-    let ready_seconds = own.ready_seconds.or(common.ready_seconds);
-    if let Some(seconds) = ready_seconds.filter(|s| !(1..=MAX_READY_SECONDS).contains(s)) {
+    if let Some(seconds) = keys.ready_seconds.filter(|s| !(1..=MAX_READY_SECONDS).contains(s)) {
         return Err(SpecError::ReadySeconds { guest: name, seconds });
     }
-    let fill = own.fill.or(common.fill);
-    if let Some(sum) = fill.map(|f| f.sum()).filter(|s| *s != 100) {
+    if let Some(sum) = keys.fill.map(|f| f.sum()).filter(|s| *s != 100) {
         return Err(SpecError::Mix { guest: name, sum });
     }
-    let (kernel, initrd) = (path(&own.kernel, &common.kernel), path(&own.initrd, &common.initrd));
-    if initrd.is_some() && kernel.is_none() {
+    if keys.initrd.is_some() && keys.kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
     let standing = StandingKeys {
-        min: own.min.as_ref().or(common.min.as_ref()),
-        max: own.max.as_ref().or(common.max.as_ref()),
-        shares: own.shares.or(common.shares),
-        priority: own.priority.or(common.priority),
+        min: keys.min.as_ref(),
+        max: keys.max.as_ref(),
+        shares: keys.shares,
+        priority: keys.priority,
     };
     let standing =
         standing.of(memory_bytes).map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
-    let drives = own.drives.as_ref().or(common.drives.as_ref()).map_or(&[][..], Vec::as_slice);
-    let drives = drive::of(&name, drives, dir)?;
-    let balloon = own.balloon.or(common.balloon).unwrap_or_default();
-    let cmdline = own.cmdline.clone().or(common.cmdline.clone());
-    Ok(GuestSpec {
-        name,
+    let mut vm = VmConfig {
         memory_bytes,
         cpus,
-        domain,
-        kernel,
-        unpack: own.unpack.or(common.unpack).unwrap_or_default(),
-        initrd,
-        cmdline,
-        ready_seconds,
-        huge_pages: own.huge_pages.or(common.huge_pages),
-        drives,
-        balloon,
-        standing,
-        fill,
-    })
+        kernel: keys.kernel.as_ref().map(|path| resolve(path, dir)),
+        unpack: keys.unpack.unwrap_or_default(),
+        initrd: keys.initrd.as_ref().map(|path| resolve(path, dir)),
+        cmdline: keys.cmdline.clone(),
+        huge_pages: keys.huge_pages,
+        drives: drive::of(&name, keys.drives.as_deref().unwrap_or_default(), dir)?,
+        ..VmConfig::default()
+    };
+    if let (Some(device), Some(said)) = (&mut vm.balloon, keys.balloon) {
+        device.deflate_on_oom = said.deflate_on_oom;
+        device.reporting = said.free_page_reporting;
+    }
+    let (ready_seconds, fill) = (keys.ready_seconds, keys.fill);
+    Ok(GuestSpec { ready_seconds, standing, fill, ..GuestSpec::new(name, domain, vm) })
 }
 
 /// A path as a file in `dir` gives it: relative to that, or in the home directory.

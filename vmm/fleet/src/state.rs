@@ -15,7 +15,7 @@ use super::spec::{EngineName, GuestSpec};
 use os::Identity;
 
 /// What this build writes. One that is not known is not guessed at.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Keys that may change under a running VM: what the daemon carries out by itself, and what a note is enough for ([`Started::note`]).
 const LIVE_KEYS: [&str; 3] = ["standing", "ready_seconds", "working_set_seconds"];
 
@@ -190,8 +190,10 @@ impl Started {
     /// All there is to it, by key. What is added to it is compared without a word here.
     fn keys(&self) -> serde_json::Map<String, Value> {
         let Ok(Value::Object(mut keys)) = serde_json::to_value(self) else { return serde_json::Map::new() };
-        if let Some(Value::Object(guest)) = keys.remove("guest") {
-            keys.extend(guest);
+        for part in ["guest", "vm"] {
+            if let Some(Value::Object(more)) = keys.remove(part) {
+                keys.extend(more);
+            }
         }
         keys
     }

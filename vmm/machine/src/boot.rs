@@ -1,7 +1,7 @@
 //! Puts a kernel, its initrd and its command line into guest memory, as Linux's x86 boot protocol has it.
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use devices::GuestMemory;
 use devices::legacy::power::{RESET_PORT, RESET_VALUE};
@@ -11,14 +11,16 @@ use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress, ReadVolatile};
 
+use super::config::VmConfig;
 use super::error::VmError;
 use super::platform::*;
 pub use image::vmlinux::Unpack;
 use image::vmlinux::{self, Kernel};
 use memory::PAGE_BYTES;
 use memory::file::MappedFile;
-use memory::layout::Stretch;
+use memory::layout::{self, Stretch};
 use os::named_file;
+use programs::BUILT_IN_KERNEL;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -31,33 +33,13 @@ const BZIMAGE_ENTRY64: u64 = 0x200;
 /// What is asked of one read(2).
 const READ_BYTES: usize = 1 << 30;
 
-/// What a VM starts.
-#[derive(Clone, Debug)]
-pub enum KernelSource {
-    /// A kernel inside this program: an ELF file's bytes.
-    BuiltIn(&'static [u8]),
-    /// A file: an ELF vmlinux, a bzImage, or a distribution's vmlinuz.
-    File {
-        /// Where it is.
-        path: PathBuf,
-        /// Who unpacks it.
-        unpack: Unpack,
-    },
-}
-
-/// Loads everything and returns the 64-bit entry point.
-pub fn load(
-    memory: &GuestMemory,
-    stretches: &[Stretch],
-    kernel: &KernelSource,
-    initrd: Option<&Path>,
-    cmdline: &str,
-    acpi_root: u64,
-) -> Result<u64, VmError> {
+/// Loads what the VM of `config` starts from, and returns the 64-bit entry point.
+pub fn load(memory: &GuestMemory, config: &VmConfig, cmdline: &str, acpi_root: u64) -> Result<u64, VmError> {
+    let stretches = layout::stretches(config.memory_bytes);
     let low = stretches.first().map_or(0, |s| s.bytes);
-    let loaded = match kernel {
-        KernelSource::BuiltIn(elf) => load_elf(memory, &mut Cursor::new(*elf), low)?,
-        KernelSource::File { path, unpack } => match vmlinux::open(path, *unpack)? {
+    let loaded = match &config.kernel {
+        None => load_elf(memory, &mut Cursor::new(BUILT_IN_KERNEL), low)?,
+        Some(path) => match vmlinux::open(path, config.unpack)? {
             // By way of a mapping: one copy, by the fastest instructions there are, where read(2) under emulation
             // copies a byte at a time.
             Kernel::Elf(mut image) => match image.file().map(MappedFile::new).and_then(Result::ok) {
@@ -71,14 +53,14 @@ pub fn load(
     header.type_of_loader = LOADER_UNKNOWN;
     header.cmd_line_ptr = CMDLINE as u32;
     header.cmdline_size = write_cmdline(memory, cmdline)?;
-    if let Some(path) = initrd {
+    if let Some(path) = &config.initrd {
         let limit = match u64::from(header.initrd_addr_max) {
             0 => low,
             max => low.min(max + 1),
         };
         (header.ramdisk_image, header.ramdisk_size) = load_initrd(memory, path, loaded.end, limit)?;
     }
-    write_params(memory, header, stretches, acpi_root)?;
+    write_params(memory, header, &stretches, acpi_root)?;
     memory.write_slice(RESET_CODE, GuestAddress(RESET_VECTOR)).map_err(VmError::BootData)?;
     Ok(loaded.entry)
 }

@@ -16,6 +16,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
+use super::config::VmConfig;
 use super::console::{Console, ConsoleInput, Trouble};
 use super::control::Control;
 use super::dirty::DirtyLog;
@@ -28,6 +29,7 @@ use super::guest_end::GuestEnd;
 use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
+use super::merging::Merging;
 use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::running::Running;
 use super::shut_down::ShutDown;
@@ -36,8 +38,7 @@ use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::Sampler;
-use super::{Config, KernelSource, acpi, boot, cpuid, registers};
-use memory::layout;
+use super::{acpi, boot, cpuid, registers};
 use memory::own;
 use memory::ram::Ram;
 
@@ -50,49 +51,19 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// RAM for the VM of `config`.
-    pub fn map_ram(config: &Config) -> Result<Ram, VmError> {
-        let ram = Ram::new(config.memory_bytes, config.backing)?;
-        let advise = || -> Result<(), VmError> {
-            if let Some(on) = config.huge_pages {
-                ram.set_huge_pages(on)?;
-            }
-            if config.mergeable {
-                ram.set_mergeable(true)?;
-            }
-            Ok(())
-        };
-        match advise() {
-            Ok(()) => Ok(ram),
-            Err(error) => {
-                give_back(ram);
-                Err(error)
-            }
-        }
+    /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If it fails, `events` is as it was, and
+    /// everything that was taken is given back: the RAM, sockets, locks on drives.
+    pub fn start(config: &VmConfig, events: &mut EventLoop) -> Result<Self, VmError> {
+        let ram = map_ram(config)?;
+        Self::build(ram.clone(), config, events).inspect_err(|_| give_back(ram))
     }
 
-    /// Builds the VM of `config` of RAM that [`Self::map_ram`] made for it and that reads as zeros, has `events` watch what belongs
-    /// to it, and starts its vCPUs. Before these run, `loaded` gets the RAM with everything in it that the VM starts from. If it
-    /// fails, `events` is as it was, and everything that was taken is given back: the RAM, sockets, locks on drives.
-    pub fn start(
-        ram: Ram,
-        config: &Config,
-        events: &mut EventLoop,
-        loaded: impl FnOnce(&Ram),
-    ) -> Result<Self, VmError> {
-        Self::build(ram.clone(), config, events, loaded).inspect_err(|_| give_back(ram))
-    }
-
-    fn build(
-        ram: Ram,
-        config: &Config,
-        events: &mut EventLoop,
-        loaded: impl FnOnce(&Ram),
-    ) -> Result<Self, VmError> {
-        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-            return Err(VmError::Vcpus { asked: config.vcpus });
+    /// Of RAM that [`map_ram`] made for it.
+    fn build(ram: Ram, config: &VmConfig, events: &mut EventLoop) -> Result<Self, VmError> {
+        if !(1..=MAX_VCPUS).contains(&config.cpus) {
+            return Err(VmError::Vcpus { asked: config.cpus });
         }
-        if config.initrd.is_some() && matches!(config.kernel, KernelSource::BuiltIn(_)) {
+        if config.initrd.is_some() && config.kernel.is_none() {
             return Err(VmError::InitrdWithoutKernel);
         }
         let began = Instant::now();
@@ -101,7 +72,7 @@ impl Vm {
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
         // Sockets before the kernel is loaded: a path in use is known at once.
-        let listen = |path| match config.keep_sockets {
+        let listen = |path| match config.daemon.is_some() {
             true => Listener::bind(path)?.keep(),
             false => Listener::bind(path),
         };
@@ -122,26 +93,20 @@ impl Vm {
         let virtio_count = virtio.len();
         let acpi_root = {
             registers::write_tables(ram.memory())?;
-            acpi::write(ram.memory(), config.vcpus, virtio_count)?
+            acpi::write(ram.memory(), config.cpus, virtio_count)?
         };
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
         let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
-        let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+        let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
-        let entry = boot::load(
-            ram.memory(),
-            &layout::stretches(config.memory_bytes),
-            &config.kernel,
-            config.initrd.as_deref(),
-            &cmdline(config, &vcpus, virtio_count),
-            acpi_root,
-        )?;
+        let entry = boot::load(ram.memory(), config, &cmdline(config, &vcpus, virtio_count), acpi_root)?;
         if let Some(first) = vcpus.first() {
             registers::enter(first, entry)?;
         }
-        loaded(&ram);
+        // Before the guest writes: what it has in common with others is shared from the first instant.
+        let merging = Merging::prepare(config, &ram);
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
         let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, panicked, .. } = machine;
@@ -156,7 +121,7 @@ impl Vm {
         let ends = guest_end.clone();
         let has_ended = Box::new(move || ends.tell());
         let shared =
-            Shared::new(config.vcpus, pio, mmio, waits, has_ended, outcome.clone(), ram.merges().clone());
+            Shared::new(config.cpus, pio, mmio, waits, has_ended, outcome.clone(), ram.merges().clone());
         queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 
@@ -180,7 +145,7 @@ impl Vm {
         let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?));
         let running = Running {
             name: config.name.clone(),
-            vcpu_count: config.vcpus,
+            vcpu_count: config.cpus,
             write_log: DirtyLog::new(&vm, &ram),
             sampler: Sampler::start(&ram, config.sampling),
             clock: Arc::default(),
@@ -203,6 +168,15 @@ impl Vm {
             events.add(subscriber);
         }
         own::release_startup_code();
+        if let Some(rate) = config.throttle
+            && let Err(error) = running.set_throttle(Some(rate))
+        {
+            tracing::warn!("{} is not throttled: {error}", config.name);
+        }
+        config.outlive_daemon();
+        if let Some(merging) = merging {
+            merging.start(running.write_log());
+        }
         Ok(Self { running, _vm: vm })
     }
 
@@ -214,6 +188,27 @@ impl Vm {
     /// Ends its vCPUs.
     pub fn stop(self) {
         self.running.vcpus().stop();
+    }
+}
+
+/// RAM for the VM of `config`, which reads as zeros.
+fn map_ram(config: &VmConfig) -> Result<Ram, VmError> {
+    let ram = Ram::new(config.memory_bytes, config.backing)?;
+    let advise = || -> Result<(), VmError> {
+        if let Some(on) = config.huge_pages {
+            ram.set_huge_pages(on)?;
+        }
+        if config.mergeable {
+            ram.set_mergeable(true)?;
+        }
+        Ok(())
+    };
+    match advise() {
+        Ok(()) => Ok(ram),
+        Err(error) => {
+            give_back(ram);
+            Err(error)
+        }
     }
 }
 
@@ -267,9 +262,11 @@ pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd
 
 /// The built-in guest reads no ACPI tables: it is told where its virtio devices are, and the TSC's rate, by which it
 /// keeps time.
-fn cmdline(config: &Config, vcpus: &[VcpuFd], virtio_count: usize) -> String {
-    let KernelSource::BuiltIn(_) = config.kernel else { return config.cmdline.clone() };
-    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline);
+fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
+    if config.kernel.is_some() {
+        return config.cmdline().into();
+    }
+    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline());
     if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
         let _ = write!(line, " tsc_khz={khz}");
     }
@@ -283,7 +280,7 @@ fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {
 
 /// Standard input to COM1.
 fn console_input(
-    config: &Config,
+    config: &VmConfig,
     shared: &Arc<Shared>,
     com1: &Arc<Mutex<Serial>>,
     outcome: &Outcome,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGCONT;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -37,9 +38,11 @@ const CONTINUED: u32 = 2;
 const LOOK_AGAIN: u32 = 3;
 
 /// Where the console goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Console {
     /// Standard input and output.
+    #[default]
     Stdio,
     /// Nowhere.
     None,

@@ -1,15 +1,16 @@
 //! Drives: files that a guest has as disks. Opened, looked at and locked before the guest runs.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use devices::virtio::block::{Disk, ID_BYTES, SECTOR_BYTES};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use image::format::Format;
@@ -18,15 +19,19 @@ use image::format::Format;
 pub const MAX_DRIVES: usize = 4;
 
 /// A file that a guest is to have as a disk, `/dev/vda` and so on in the order given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Drive {
     /// What the guest is told that it is called; cut to 20 bytes.
+    #[serde(default)]
     pub id: String,
     /// The file: raw sectors.
     pub path: PathBuf,
     /// Whether the guest may only read it.
+    #[serde(default)]
     pub read_only: bool,
     /// Raw sectors whatever its first bytes are: a guest may have written any there.
+    #[serde(default)]
     pub is_raw: bool,
 }
 
@@ -192,15 +197,12 @@ impl Drive {
             (_, Some(path)) => (path, false),
             _ => (bytes, false),
         };
-        Self { id: format!("drive{number}"), path: OsStr::from_bytes(path).into(), read_only, is_raw }
+        Self { id: Self::id(number), path: OsStr::from_bytes(path).into(), read_only, is_raw }
     }
 
-    /// What [`Self::from_argument`] reads as this path.
-    pub fn argument(path: &Path, read_only: bool, is_raw: bool) -> OsString {
-        let mut text = path.as_os_str().to_owned();
-        text.push(if read_only { ",ro" } else { ",rw" });
-        text.push(if is_raw { ",raw" } else { "" });
-        text
+    /// What drive `number`, counted from 0, is called unless told otherwise.
+    pub fn id(number: usize) -> String {
+        format!("drive{number}")
     }
 }
 
@@ -215,6 +217,7 @@ pub(super) fn open_all(drives: &[Drive]) -> Result<Vec<Disk>, DriveError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use super::*;
 
@@ -305,8 +308,6 @@ mod tests {
         ] {
             let parsed = Drive::from_argument(OsStr::new(text), 3);
             assert_eq!(parsed, Drive { id: "drive3".into(), path: path.into(), read_only, is_raw }, "{text}");
-            let again = Drive::argument(&parsed.path, parsed.read_only, parsed.is_raw);
-            assert_eq!(Drive::from_argument(&again, 3), parsed, "{text}");
         }
     }
 }

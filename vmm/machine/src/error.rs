@@ -43,6 +43,23 @@ pub enum VmError {
         /// What was asked for.
         asked: u8,
     },
+    /// It was started by a daemon that is not there any more.
+    #[error("the daemon {daemon} is gone")]
+    DaemonGone {
+        /// Its process.
+        daemon: i32,
+    },
+    /// Its process is not to have this standing with the out-of-memory killer.
+    #[error(
+        "cannot set this process's oom_score_adj to {score}: lower than it is now takes root (CAP_SYS_RESOURCE)"
+    )]
+    OomScore {
+        /// What was asked for.
+        score: i16,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Guest RAM could not be set up.
     #[error("guest RAM could not be set up")]
     Ram(#[from] RamError),

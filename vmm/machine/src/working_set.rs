@@ -25,12 +25,23 @@ const Z: f64 = 1.959_964;
 const RETRY: Duration = Duration::from_millis(10);
 
 /// How a VM's working set is sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Sampling {
     /// From one sample to the next.
     pub period: Duration,
     /// Pages in each, at most [`MAX_SAMPLES`].
     pub samples: u64,
+}
+
+/// Pages in each sample unless told otherwise.
+pub const SAMPLES: u64 = 100;
+
+impl Sampling {
+    /// Of as many pages as usual.
+    pub fn every_seconds(seconds: f64) -> Self {
+        Self { period: Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX), samples: SAMPLES }
+    }
 }
 
 /// Why there is no estimate.

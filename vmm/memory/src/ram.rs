@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::GuestMemory;
 use devices::reclaim::Gpa;
 use rustix::fs::{FallocateFlags, MemfdFlags};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
@@ -29,7 +30,8 @@ use super::written::WORD_PAGES;
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What guest RAM is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Backing {
     /// Private anonymous memory, never reserved. The host kernel can merge it, and back it with huge pages by itself.
     #[default]

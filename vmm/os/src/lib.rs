@@ -6,6 +6,7 @@
 
 pub mod causes;
 pub mod executable;
+pub mod handed;
 pub mod interrupt;
 pub mod limits;
 pub mod named_file;

@@ -1,5 +1,7 @@
 //! What a balloon offers: its feature bits, and which queue has which index.
 
+use serde::{Deserialize, Serialize};
+
 use super::requests::Kind;
 
 /// The driver tells before it uses a page from the balloon. Always offered.
@@ -12,7 +14,8 @@ pub(super) const PAGE_POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
 
 /// What a balloon offers; fixed once it is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Target at the start, in pages of 4096 bytes.
     pub target_pages: u32,
@@ -22,8 +25,10 @@ pub struct Config {
     /// Offer the statistics queue (VIRTIO_BALLOON_F_STATS_VQ).
     pub statistics: bool,
     /// Offer free page hinting (VIRTIO_BALLOON_F_FREE_PAGE_HINT).
+    #[serde(rename = "free_page_hinting")]
     pub hinting: bool,
     /// Offer free page reporting (VIRTIO_BALLOON_F_REPORTING).
+    #[serde(rename = "free_page_reporting")]
     pub reporting: bool,
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{GuestSpec, SpecError, resolve};
-use machine::MAX_DRIVES;
+use machine::{Drive, MAX_DRIVES};
 
 /// A disk of a guest: `/dev/vda` is the first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,18 +34,24 @@ pub enum DriveFormat {
 }
 
 /// The drives of `guest` as a file in `dir` gives them.
-pub(super) fn of(guest: &str, drives: &[DriveSpec], dir: &Path) -> Result<Vec<DriveSpec>, SpecError> {
+pub(super) fn of(guest: &str, drives: &[DriveSpec], dir: &Path) -> Result<Vec<Drive>, SpecError> {
     if drives.len() > MAX_DRIVES {
         return Err(SpecError::Drives { guest: guest.into(), asked: drives.len() });
     }
-    Ok(drives.iter().map(|drive| DriveSpec { path: resolve(&drive.path, dir), ..drive.clone() }).collect())
+    let drive = |(number, drive): (usize, &DriveSpec)| Drive {
+        id: Drive::id(number),
+        path: resolve(&drive.path, dir),
+        read_only: drive.read_only,
+        is_raw: drive.format.is_some(),
+    };
+    Ok(drives.iter().enumerate().map(drive).collect())
 }
 
 /// A drive that a guest may write is nobody else's.
 pub(super) fn check_owners(guests: &[GuestSpec]) -> Result<(), SpecError> {
     let mut users: BTreeMap<&Path, (&str, bool)> = BTreeMap::new();
     for guest in guests {
-        for drive in &guest.drives {
+        for drive in &guest.vm.drives {
             let earlier = users.insert(&drive.path, (&guest.name, drive.read_only));
             if let Some((first, read_only)) = earlier
                 && !(read_only && drive.read_only)

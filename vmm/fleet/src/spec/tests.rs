@@ -17,8 +17,8 @@ fn defaults_count_and_paths() {
     let fleet = parse(text).unwrap();
     let names: Vec<_> = fleet.guests.iter().map(|g| g.name.as_str()).collect();
     assert_eq!(names, ["a-0", "a-1", "b"]);
-    assert_eq!(fleet.guests[2].memory_bytes, 1 << 30);
-    assert_eq!(fleet.guests[0].kernel.as_deref(), Some(Path::new("/fleets/k")));
+    assert_eq!(fleet.guests[2].vm.memory_bytes, 1 << 30);
+    assert_eq!(fleet.guests[0].vm.kernel.as_deref(), Some(Path::new("/fleets/k")));
     assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
     assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
     assert_eq!(fleet.metrics, None);
@@ -31,9 +31,9 @@ fn a_guest_may_unpack_its_own_kernel() {
     let text = "name = 'f'\n[defaults]\nkernel = 'k'\nunpack = 'guest'\n[[guest]]\nname = 'a'\n\
                 [[guest]]\nname = 'b'\nunpack = 'host'\n";
     let fleet = parse(text).unwrap();
-    assert_eq!(fleet.guests.iter().map(|g| g.unpack).collect::<Vec<_>>(), [Unpack::Guest, Unpack::Host]);
+    assert_eq!(fleet.guests.iter().map(|g| g.vm.unpack).collect::<Vec<_>>(), [Unpack::Guest, Unpack::Host]);
     let usual = parse("name = 'f'\n[[guest]]\nname = 'a'").unwrap();
-    assert_eq!(usual.guests[0].unpack, Unpack::Host);
+    assert_eq!(usual.guests[0].vm.unpack, Unpack::Host);
     assert!(parse(&text.replace("'host'", "'qemu'")).unwrap_err().contains("unknown variant `qemu`"));
 }
 
@@ -55,7 +55,7 @@ fn drives_are_where_the_file_is_and_each_guest_may_have_its_own() {
     let drives: Vec<Vec<(&Path, bool)>> = fleet
         .guests
         .iter()
-        .map(|g| g.drives.iter().map(|d| (d.path.as_path(), d.read_only)).collect())
+        .map(|g| g.vm.drives.iter().map(|d| (d.path.as_path(), d.read_only)).collect())
         .collect();
     let (common, own) = ((Path::new("/fleets/a.img"), true), (Path::new("/b.img"), false));
     assert_eq!(drives, [vec![common], vec![common], vec![own, common], vec![]]);

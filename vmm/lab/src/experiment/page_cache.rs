@@ -18,8 +18,8 @@ use super::trial::Measured;
 use fleet::HostError;
 use fleet::fleet::Fleet;
 use fleet::guest::Guest;
-use fleet::spec::DriveSpec;
 use fleet::watch::Watch;
+use machine::Drive;
 use measure::Space;
 use memory::PAGE_BYTES;
 
@@ -90,12 +90,13 @@ impl Rounds {
 /// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let mut image = Image::new(stage)?;
-    let drive = DriveSpec { path: image.file.path().into(), read_only: true, format: None };
+    let path = image.file.path().into();
+    let drive = Drive { id: Drive::id(0), path, read_only: true, is_raw: false };
     let mut spec = stage.spec(&["experiment"; 2])?;
     for guest in &mut spec.guests {
-        guest.drives = vec![drive.clone()];
+        guest.vm.drives = vec![drive.clone()];
         // What a guest's kernel frees is the host's again, as far as it says so: else a file that was forgotten would stay shared.
-        guest.balloon.free_page_reporting = true;
+        guest.vm.balloon.iter_mut().for_each(|balloon| balloon.reporting = true);
     }
     stage.play_in(spec, |fleet, measured| {
         fleet.start_merging()?;

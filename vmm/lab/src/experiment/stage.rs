@@ -13,9 +13,9 @@ use fleet::HostError;
 use fleet::fleet::Fleet;
 use fleet::guest::Lifetime;
 use fleet::runtime::FleetDir;
-use fleet::spec::{AdmissionName, BalloonSpec, EngineName, FleetSpec, GuestSpec, Overcommit, Standing};
+use fleet::spec::{AdmissionName, EngineName, FleetSpec, GuestSpec, Overcommit};
 use fleet::watch::Watch;
-use machine::{LINUX_CMDLINE, cmdline};
+use machine::{LINUX_CMDLINE, VmConfig, cmdline};
 use measure::Space;
 use measure::frames::{self, Frames};
 use merge::Progress;
@@ -80,22 +80,20 @@ impl Stage<'_> {
             Some(more) => Some(cmdline::append(guest.cmdline.as_deref().unwrap_or(LINUX_CMDLINE), &more)),
             None => guest.cmdline.clone(),
         };
-        let guests = domains.iter().enumerate().map(|(n, domain)| GuestSpec {
-            name: format!("guest-{n}"),
+        let vm = VmConfig {
             memory_bytes,
             cpus: guest.cpus,
-            domain: (*domain).to_owned(),
-            kernel: kernel.path.clone(),
+            kernel: kernel.path,
             unpack: kernel.unpack,
             initrd: guest.initrd.clone(),
-            cmdline: cmdline.clone(),
-            ready_seconds: guest.ready_seconds,
+            cmdline,
             huge_pages: variant.huge_pages,
-            drives: Vec::new(),
-            balloon: BalloonSpec::default(),
-            standing: Standing::usual(memory_bytes),
-            // By seeds of ours, below.
-            fill: None,
+            ..VmConfig::default()
+        };
+        // They are filled by seeds of ours, below.
+        let guests = domains.iter().enumerate().map(|(n, domain)| GuestSpec {
+            ready_seconds: guest.ready_seconds,
+            ..GuestSpec::new(format!("guest-{n}"), (*domain).to_owned(), vm.clone())
         });
         Ok(FleetSpec {
             name: format!("experiment-{}", std::process::id()),

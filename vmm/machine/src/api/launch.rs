@@ -11,38 +11,33 @@ use super::balloon::device_config;
 use super::instance::{Launch, Machine, vm_drive};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
 use crate::balloon::{BalloonError, BalloonHost};
-use crate::{Config, EventLoop, KernelSource, Timer, Unpack, Vm, VmError, cmdline};
+use crate::{EventLoop, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
 use memory::ram::Backing;
 
 /// Starts VMs.
 pub struct Launcher {
-    /// What the API does not say: sockets, console, name.
-    rest: Config,
-    /// Samepage's own guest: an ELF file's bytes.
-    built_in: &'static [u8],
+    /// What the API does not say: sockets, console, merging, name.
+    rest: VmConfig,
     /// The main thread's loop.
     pub events: EventLoop,
 }
 
 impl Launcher {
     /// A launcher that has started nothing yet.
-    pub fn new(rest: Config, built_in: &'static [u8], events: EventLoop) -> Self {
-        Self { rest, built_in, events }
+    pub fn new(rest: VmConfig, events: EventLoop) -> Self {
+        Self { rest, events }
     }
 
     /// The VM of `spec`.
-    fn config(&self, spec: &Spec, source: &BootSource) -> Config {
+    fn config(&self, spec: &Spec, source: &BootSource) -> VmConfig {
         let machine = spec.machine_config;
         let (backing, huge_pages) = match machine.huge_pages {
             HugePages::None => (Backing::Anonymous, None),
             HugePages::Transparent => (Backing::Anonymous, Some(true)),
             HugePages::Pool2M => (Backing::Hugetlb, None),
         };
-        let kernel = match source.kernel_image_path == Path::new(BUILT_IN) {
-            true => KernelSource::BuiltIn(self.built_in),
-            false => KernelSource::File { path: source.kernel_image_path.clone(), unpack: Unpack::Host },
-        };
-        let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline.clone());
+        let is_built_in = source.kernel_image_path == Path::new(BUILT_IN);
+        let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline().into());
         if let Some(root) = spec.drives.iter().find(|drive| drive.is_root_device) {
             let device = match &root.partuuid {
                 Some(partuuid) => format!("PARTUUID={partuuid}"),
@@ -51,14 +46,15 @@ impl Launcher {
             let mode = if root.is_read_only { "ro" } else { "rw" };
             cmdline = cmdline::append(&cmdline, &format!("root={device} {mode}"));
         }
-        Config {
-            kernel,
+        VmConfig {
+            kernel: (!is_built_in).then(|| source.kernel_image_path.clone()),
+            unpack: Unpack::Host,
             initrd: source.initrd_path.clone(),
-            cmdline,
+            cmdline: Some(cmdline),
             drives: spec.drives.iter().map(vm_drive).collect(),
             memory_bytes: machine.mem_size_mib << 20,
             backing,
-            vcpus: machine.vcpu_count,
+            cpus: machine.vcpu_count,
             balloon: spec.balloon.as_ref().map(device_config),
             huge_pages,
             ..self.rest.clone()
@@ -72,7 +68,7 @@ impl Launch for Launcher {
     fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
         let config = self.config(spec, source);
         let timer = Timer::new().map_err(VmError::host("make a timer"))?;
-        let vm = Vm::start(Vm::map_ram(&config)?, &config, &mut self.events, |_| {})?;
+        let vm = Vm::start(&config, &mut self.events)?;
         let running = vm.running().clone();
         self.events.add(timer.subscriber(move || _ = running.request_balloon_statistics()));
         Ok(LaunchedVm { vm, timer })

@@ -34,7 +34,7 @@ use self::launch::Launcher;
 use self::model::{ActionType, Metrics};
 use self::request::Request;
 use self::server::{MAX_CONNECTIONS, Server};
-use crate::{Config, Ending, EventLoop, Listener, VmError};
+use crate::{Ending, EventLoop, Listener, VmConfig, VmError};
 
 /// The exit status for a config file that cannot be used; Firecracker's.
 pub const EXIT_BAD_CONFIGURATION: u8 = 152;
@@ -52,10 +52,8 @@ pub struct Options {
     pub metrics_path: Option<PathBuf>,
     /// The longest body of a request.
     pub max_body_bytes: usize,
-    /// What the API does not say: sockets, console, the VM's name. Its `cmdline` is for kernels without `boot_args`.
-    pub rest: Config,
-    /// Samepage's own guest: an ELF file's bytes.
-    pub built_in: &'static [u8],
+    /// What the API does not say: sockets, console, merging, the VM's name. Its `cmdline` is for kernels without `boot_args`.
+    pub rest: VmConfig,
 }
 
 /// Why a VM with an API could not be served.
@@ -103,7 +101,7 @@ impl ApiError {
 
 /// Serves the API, with a VM once it is started, until the VM ends or the program is told to end.
 pub fn run(options: Options) -> Result<Ending, ApiError> {
-    let Options { socket, config_file, logger, metrics_path, max_body_bytes, rest, built_in } = options;
+    let Options { socket, config_file, logger, metrics_path, max_body_bytes, rest } = options;
     logger::name(&rest.name);
     // Before signals have handlers: one ends the wait for a FIFO's writer.
     let told = config_file.map(|path| match config_file::read(&path) {
@@ -122,7 +120,7 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         }
         None => (None, None),
     };
-    let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, built_in, events));
+    let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, events));
     let asked =
         [logger.map(Request::PutLogger), metrics_path.map(|path| Request::PutMetrics(Metrics::to(path)))];
     for request in asked.into_iter().flatten() {

@@ -3,14 +3,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
 
-use devices::virtio::balloon;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::build::{create_vcpus, create_vm};
-use crate::{Config, Console, Ending, KernelSource, registers, run};
+use crate::{Console, Ending, VmConfig, registers, run};
 use memory::ram::Backing;
 
 const CODE_GPA: u64 = 1 << 20;
@@ -188,35 +187,17 @@ fn a_running_vm_has_one() {
     }
     let directory = tempfile::tempdir().unwrap();
     let com2 = directory.path().join("com2");
-    let config = Config {
+    let config = VmConfig {
         name: "logged".into(),
-        kernel: KernelSource::BuiltIn(programs::BUILT_IN_KERNEL),
-        initrd: None,
-        cmdline: String::new(),
+        cmdline: Some(String::new()),
         memory_bytes: 32 << 20,
-        backing: Backing::Anonymous,
-        vcpus: 1,
         console: Console::None,
-        control: None,
         com2: Some(com2.clone()),
-        keep_sockets: false,
-        mergeable: false,
-        balloon: Some(balloon::Config {
-            target_pages: 0,
-            deflate_on_oom: false,
-            statistics: true,
-            hinting: false,
-            reporting: false,
-        }),
-        drives: Vec::new(),
-        huge_pages: None,
-        sampling: None,
-        lifeline: false,
+        ..VmConfig::default()
     };
     let (started, when_started) = mpsc::channel();
     let vm = thread::spawn(move || {
-        run(&config, |_| {}, |running| started.send((running.write_log(), running.ram().clone())).unwrap())
-            .unwrap()
+        run(&config, |running| started.send((running.write_log(), running.ram().clone())).unwrap()).unwrap()
     });
     let (mut log, ram) = when_started.recv().unwrap();
     let mut guest = UnixStream::connect(&com2).unwrap();

@@ -1,0 +1,168 @@
+//! What a VM is to be, said once. The command line, the API and a fleet file each make a [`VmConfig`], and nothing else
+//! describes a VM; `build` makes one of it. A fleet's daemon hands it to the VM's process as data ([`crate::handover`]).
+//!
+//! An option is added here, where `build` obeys it, and where somebody can say it: `samepage run`, fleet files, the API.
+
+use std::path::PathBuf;
+
+use devices::virtio::balloon;
+use memory::own;
+use memory::ram::Backing;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
+
+use super::boot::Unpack;
+use super::console::Console;
+use super::drive::Drive;
+use super::error::VmError;
+use super::working_set::Sampling;
+
+/// The command line a Linux guest gets unless told otherwise.
+pub const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+/// The memory of a VM that is not told otherwise.
+pub const MEMORY_BYTES: u64 = 128 << 20;
+
+/// What a VM is to be. As data it has every key or the default's value, and no others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmConfig {
+    /// Its name, for people.
+    pub name: String,
+
+    /// The kernel's file; None is Samepage's own guest.
+    pub kernel: Option<PathBuf>,
+    /// Who unpacks it.
+    pub unpack: Unpack,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; None is [`LINUX_CMDLINE`].
+    pub cmdline: Option<String>,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// What RAM is made of.
+    pub backing: Backing,
+    /// vCPUs, 1 to [`super::MAX_VCPUS`].
+    pub cpus: u8,
+    /// Its disks, at most [`super::MAX_DRIVES`].
+    pub drives: Vec<Drive>,
+    /// Its balloon.
+    pub balloon: Option<balloon::Config>,
+
+    /// Ask for (or forbid) huge pages; None leaves it to the host.
+    pub huge_pages: Option<bool>,
+    /// Let the host kernel's samepage merging have the RAM from the start.
+    pub mergeable: bool,
+    /// Let Samepage's own merging have the RAM: the socket of its matchmaker, which may come later.
+    pub merge: Option<PathBuf>,
+    /// How its working set is sampled, if it is.
+    pub sampling: Option<Sampling>,
+    /// How fast it may take frames, in pages a second, until its control socket says otherwise.
+    pub throttle: Option<u64>,
+
+    /// Where COM1 goes.
+    pub console: Console,
+    /// Where the control socket is made.
+    pub control: Option<PathBuf>,
+    /// Where COM2's socket is made.
+    pub com2: Option<PathBuf>,
+
+    /// How much sooner than by its size the kernel's out-of-memory killer takes its process.
+    pub oom_score_adj: Option<i16>,
+    /// End the VM when standard input ends; then it is no console input.
+    pub lifeline: bool,
+    /// The daemon that starts it, with which it ends until it runs. Later ones find it by its sockets, which are made again when their
+    /// files are removed.
+    pub daemon: Option<i32>,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            name: "vm".into(),
+            kernel: None,
+            unpack: Unpack::default(),
+            initrd: None,
+            cmdline: None,
+            memory_bytes: MEMORY_BYTES,
+            backing: Backing::default(),
+            cpus: 1,
+            drives: Vec::new(),
+            balloon: Some(balloon::Config { statistics: true, ..balloon::Config::default() }),
+            huge_pages: None,
+            mergeable: false,
+            merge: None,
+            sampling: None,
+            throttle: None,
+            console: Console::Stdio,
+            control: None,
+            com2: None,
+            oom_score_adj: None,
+            lifeline: false,
+            daemon: None,
+        }
+    }
+}
+
+impl VmConfig {
+    /// The kernel's command line.
+    pub fn cmdline(&self) -> &str {
+        self.cmdline.as_deref().unwrap_or(LINUX_CMDLINE)
+    }
+
+    /// What of it is about this process and not about the VM in it. To be done early, in the process's first thread.
+    pub fn prepare_process(&self) -> Result<(), VmError> {
+        if let Some(daemon) = self.daemon {
+            set_parent_process_death_signal(Some(Signal::KILL)).map_err(VmError::host("watch the daemon"))?;
+            // It may have ended before.
+            if getppid().map(Pid::as_raw_pid) != Some(daemon) {
+                return Err(VmError::DaemonGone { daemon });
+            }
+        }
+        match self.oom_score_adj {
+            Some(score) => {
+                own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The VM runs: from now on there is a socket through which the next daemon finds it.
+    pub(super) fn outlive_daemon(&self) {
+        if self.daemon.is_some() {
+            let _ = set_parent_process_death_signal(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_have_the_default_command_line() {
+        let quoted = format!("`{LINUX_CMDLINE}`");
+        for document in
+            [include_str!("../../../README.md"), include_str!("../../../resources/docs/guests.md")]
+        {
+            assert!(document.contains(&quoted), "{quoted} is not in {:?}...", &document[..40]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_by_default_and_what_is_not_known_is_refused() {
+        assert_eq!(serde_json::from_str::<VmConfig>("{}").unwrap(), VmConfig::default());
+        let text = r#"{"backing": "hugetlb", "balloon": {"deflate_on_oom": true}, "drives": [{"path": "d", "read_only": true}]}"#;
+        let config: VmConfig = serde_json::from_str(text).unwrap();
+        assert_eq!((config.backing, config.drives[0].read_only), (Backing::Hugetlb, true));
+        assert_eq!(config.balloon, Some(balloon::Config { deflate_on_oom: true, ..Default::default() }));
+        for (text, said) in [
+            (r#"{"kernle": "k"}"#, "unknown field `kernle`"),
+            (r#"{"balloon": {"target": 1}}"#, "unknown field `target`"),
+            (r#"{"drives": [{"path": "d", "file": "e"}]}"#, "unknown field `file`"),
+            (r#"{"drives": [{"read_only": true}]}"#, "missing field `path`"),
+        ] {
+            let error = serde_json::from_str::<VmConfig>(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+}
