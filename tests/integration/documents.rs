@@ -147,7 +147,12 @@ fn every_command_line_that_is_shown_parses() {
             seen += 1;
             let outcome = help(&shown.words);
             if outcome.code != Some(0) {
-                refused.push(format!("{}: samepage {}\n{}", shown.place, shown.words.join(" "), outcome.stderr));
+                refused.push(format!(
+                    "{}: samepage {}\n{}",
+                    shown.place,
+                    shown.words.join(" "),
+                    outcome.stderr
+                ));
             }
         }
     }
@@ -160,13 +165,15 @@ fn every_command_line_that_is_shown_parses() {
 fn every_option_that_is_mentioned_exists() {
     let mut unknown = Vec::new();
     for document in documents::all() {
-        for shown in document.mentions() {
+        // What the agent prints begins with the same word.
+        for shown in document.mentions().into_iter().filter(|shown| shown.words[0] != "agent:") {
             // A command, and the command of a command: what is lower case and comes first.
             let is_name = |w: &&String| w.chars().all(|c| c.is_ascii_lowercase());
             let path: Vec<String> = shown.words.iter().take(2).take_while(is_name).cloned().collect();
             let options: Vec<&String> = shown.words.iter().filter(|w| w.starts_with("--")).collect();
             // The second word may be a guest or an experiment.
-            let text = (1..=path.len()).rev().map(|n| help(&path[..n])).find(|outcome| outcome.code == Some(0));
+            let text =
+                (1..=path.len()).rev().map(|n| help(&path[..n])).find(|outcome| outcome.code == Some(0));
             let text = text.map_or_else(String::new, |outcome| outcome.stdout);
             let listed = |o: &&&String| {
                 let name = o.trim_matches([',', '.', ']', '[']);

@@ -77,7 +77,7 @@ fn its_commands_work() {
 /// Which documents have blocks for the lab: a block with another mark would be run by nobody.
 #[test]
 fn every_mark_is_known() {
-    assert_eq!(names(&with("sh lab")), ["debian.md", "first-guest.md"]);
+    assert_eq!(names(&with("sh lab")), ["README.md", "debian.md"]);
     for document in documents::all() {
         for block in document.blocks() {
             let known = ["sh", "sh run", "sh lab", "toml", "yaml", "ini", "json", "text", ""];
@@ -97,27 +97,28 @@ fn lab_head() -> String {
         ln -s {program} /var/tmp/guide/samepage
         export PATH=/var/tmp/guide:$PATH
         cd /var/tmp/guide
+        ln -s {resources} .
         ",
+        resources = tests::workspace().join("resources").display(),
         image = tests::lab::image_dir().display(),
         program = tests::samepage().display(),
     )
 }
 
-fn guide(name: &str) -> Document {
-    documents::read(&Path::new("resources/docs/guide").join(name))
-}
-
+/// From the image to a merged fleet of Linux guests and its end: what a newcomer does first.
 #[test]
-fn lab_its_first_linux_guest_starts_and_powers_off() {
+fn lab_the_readme_leads_to_a_merged_linux_fleet() {
     need_image();
-    let body = script(&guide("first-guest.md"), "sh lab");
-    let _ = lab_script(LIMIT, &(lab_head() + &body)).success();
+    let body = script(&documents::read(Path::new("README.md")), "sh lab");
+    let outcome = lab_script(LIMIT * 2, &(lab_head() + &body)).success();
+    assert!(outcome.stdout.contains("pages wrong") && outcome.stdout.contains("is down"), "{outcome}");
 }
 
 /// With a root of busybox in Debian's place: the initramfs, the disk, and the agent in it are those of the guide.
 #[test]
 fn lab_its_root_on_a_disk_is_mounted_and_started() {
     need_image();
+    let body = script(&documents::read(Path::new("resources/docs/guide/debian.md")), "sh lab");
     let busybox = need_guest().join("guest.cpio");
     let root = r#"
         mkdir -p root/bin root/sbin root/dev root/proc root/sys
@@ -131,7 +132,7 @@ END
         chmod 755 root/sbin/init
     "#;
     let head = format!("{}\nbusybox={}\n{root}", lab_head(), busybox.display());
-    let outcome = lab_script(LIMIT, &(head + &script(&guide("debian.md"), "sh lab"))).success();
+    let outcome = lab_script(LIMIT, &(head + &body)).success();
     assert!(outcome.stdout.contains("the root is up"), "{outcome}");
 }
 

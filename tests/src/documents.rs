@@ -252,16 +252,18 @@ mod tests {
 
     #[test]
     fn commands_are_told_from_the_shell_around_them() {
-        assert_eq!(commands("samepage run --cmdline 'a b' --console none &"), [[
-            "run", "--cmdline", "a b", "--console", "none"
-        ]]);
-        assert_eq!(commands("samepage image && cd x; tests/lab -- target/release/samepage doctor | cat"), [
-            ["image"],
-            ["doctor"]
-        ]);
-        assert_eq!(commands("samepage measure --pid $(pidof -s qemu) > a   # what samepage says"), [[
-            "measure", "--pid", "1"
-        ]]);
+        assert_eq!(
+            commands("samepage run --cmdline 'a b' --console none &"),
+            [["run", "--cmdline", "a b", "--console", "none"]]
+        );
+        assert_eq!(
+            commands("samepage image && cd x; tests/lab -- target/release/samepage doctor | cat"),
+            [["image"], ["doctor"]]
+        );
+        assert_eq!(
+            commands("samepage measure --pid $(pidof -s qemu) > a   # what samepage says"),
+            [["measure", "--pid", "1"]]
+        );
         assert!(commands("# samepage run").is_empty());
     }
 }

@@ -165,3 +165,14 @@ fn freeze_guard(pids: &[u32]) -> anyhow::Result<ExitCode> {
     ::measure::freeze::guard(pids)?;
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// A debug build would abort at the first call, and a release build do something else than what is declared.
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
