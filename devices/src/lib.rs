@@ -1,7 +1,12 @@
 //! Device models: what a guest finds behind its ports and its MMIO windows.
 //!
-//! This crate knows guest memory, virtqueues and event descriptors. It knows no hypervisor interface, maps nothing and
+//! This crate knows guest memory, virtqueues and event descriptors. It must not know a hypervisor interface, maps nothing and
 //! contains no unsafe code; whoever builds the VM hands in the memory, the interrupt lines and the sinks.
+//!
+//! Begin with [`bus`] (ranges of ports or addresses to devices, never overlapping) and `legacy/pvpanic.rs` (the smallest
+//! device); then [`virtio`]: the MMIO transport, the one loop over rings, the devices (rng, balloon, block). [`reclaim`] is
+//! the trait through which a device gives memory back, [`in_flight`] the one by which it says what it is writing, [`warn`]
+//! counts what a guest does wrong and says so at a limited rate.
 //!
 //! *Architecture invariant:* whatever a guest writes, no device panics, blocks for long or returns an error
 //! that would stop the VM. Guest mistakes are counted and reported at a limited rate ([`warn::Limited`]), and

@@ -13,7 +13,8 @@
 //! - [`virtio`]: the built-in guest's balloon driver, over registers and memory that its caller provides;
 //! - [`service`]: commands in, replies out, over a workload.
 //!
-//! It needs neither `std` nor an allocator, and imports nothing of ours.
+//! It needs neither `std` nor an allocator, imports nothing of ours and must not know a VMM or a host. Begin with
+//! [`protocol`] and [`service`]; the programs are in `src/bin`.
 #![no_std]
 
 #[cfg(test)]

@@ -1,30 +1,50 @@
-//! What the documents say of defaults and keys, against what the program does.
+//! What the documents say of defaults, keys, options and each other, against what the program does.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use machine::LINUX_CMDLINE;
 use machine::api::EXIT_BAD_CONFIGURATION;
+use tests::documents;
+use tests::require_slabs;
+use tests::run::Run;
 use tests::sandbox::Sandbox;
+use tests::vm::SOON;
+
+const FLEET_FILE: &str = "resources/docs/reference/fleet-file.md";
+const COMMANDS: &str = "resources/docs/reference/commands.md";
 
 fn document(path: &str) -> String {
-    fs::read_to_string(tests::workspace().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    documents::read(Path::new(path)).text
 }
 
 #[test]
 fn the_default_command_line_is_the_programs() {
-    for path in ["README.md", "resources/docs/guests.md"] {
+    for path in [FLEET_FILE, "resources/docs/reference/guests.md"] {
         let quoted = format!("`{LINUX_CMDLINE}`");
         assert!(document(path).contains(&quoted), "{path} does not say {quoted}");
     }
 }
 
 #[test]
-fn every_exit_status_is_in_the_readme() {
-    let readme = document("README.md");
-    let paragraph = readme.split("\n\n").find(|p| p.starts_with("Exit status:")).expect("a paragraph");
+fn every_exit_status_is_in_the_reference() {
+    let text = document("resources/docs/reference/command-line.md");
     for status in [0, 1, 2, EXIT_BAD_CONFIGURATION, 130] {
-        assert!(paragraph.contains(&format!("{status} ")), "{status} is not in: {paragraph}");
+        assert!(text.contains(&format!("\n| {status} | ")), "{status} has no row");
     }
+}
+
+/// The first thing a newcomer reads ends before he does, and begins with what he can run.
+#[test]
+fn the_readme_is_short_and_begins_with_the_demo_and_the_tests() {
+    let readme = documents::read(Path::new("README.md"));
+    assert!(readme.text.lines().count() <= 150, "{} lines", readme.text.lines().count());
+    let commands: Vec<_> = readme.blocks().into_iter().filter(|b| b.kind == "sh").collect();
+    assert_eq!(commands[0].text, "cargo run --release -- demo\n./tests/run\n");
+    let architecture = document("resources/docs/internals/architecture.md");
+    let words = architecture.split_whitespace().count();
+    assert!(words <= 1500, "the architecture has {words} words");
 }
 
 /// The keys that the program names when it meets one that it does not know.
@@ -39,20 +59,21 @@ fn keys(file: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_key_of_a_fleet_file_is_in_the_readme() {
-    let readme = document("README.md");
+fn every_key_of_a_fleet_file_is_in_the_reference() {
+    let reference = document(FLEET_FILE);
     for file in [
         "nosuch = 1",
         "name = \"f\"\n[defaults]\nnosuch = 1",
         "name = \"f\"\n[[guest]]\nname = \"a\"\nnosuch = 1",
         "name = \"f\"\n[overcommit]\nnosuch = 1",
+        "name = \"f\"\n[overcommit]\nknobs = { nosuch = 1 }",
         "name = \"f\"\n[defaults.fill]\nnosuch = 1",
     ] {
         let keys = keys(file);
         assert!(keys.len() >= 4, "{keys:?}");
         for key in keys.iter().filter(|key| !["defaults", "guest"].contains(&key.as_str())) {
             let row = |line: &&str| line.starts_with('|') && line.contains(&format!("`{key}`"));
-            assert!(readme.lines().any(|line| row(&line)), "{key} has no row in the README's table");
+            assert!(reference.lines().any(|line| row(&line)), "{key} has no row in {FLEET_FILE}");
         }
     }
 }
@@ -74,5 +95,145 @@ fn a_value_of_another_kind_is_told_in_words_of_the_file() {
         assert_eq!(refused.code, Some(1), "{refused}");
         assert!(refused.stderr.contains(expected), "{expected}: {refused}");
         assert!(!refused.stderr.contains("struct "), "{refused}");
+    }
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let documents = documents::all();
+    let anchors: BTreeMap<PathBuf, Vec<String>> =
+        documents.iter().map(|d| (d.path.clone(), d.anchors())).collect();
+    let mut broken = Vec::new();
+    for document in &documents {
+        for (line, link) in document.links().into_iter().filter(|(_, link)| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = match path {
+                "" => document.path.clone(),
+                path => plain(&document.path.parent().unwrap_or(Path::new("")).join(path)),
+            };
+            let known = anchors.get(&target).is_some_and(|known| known.iter().any(|a| a == anchor));
+            if !tests::workspace().join(&target).exists() || !(anchor.is_empty() || known) {
+                broken.push(format!("{}:{line}: {link}", document.path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "these links lead nowhere:\n{}", broken.join("\n"));
+}
+
+/// A path without `..` in it.
+fn plain(path: &Path) -> PathBuf {
+    let mut parts = Vec::new();
+    for part in path.components() {
+        match part.as_os_str().to_str() {
+            Some("..") => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.iter().collect()
+}
+
+/// `samepage` with these words and `--help`, which is refused where something before that is wrong.
+fn help(words: &[String]) -> tests::run::Outcome {
+    Run::program(tests::samepage(), words.iter().map(String::as_str).chain(["--help"])).output()
+}
+
+/// Whatever command line a document shows, the program understands.
+#[test]
+fn every_command_line_that_is_shown_parses() {
+    let mut refused = Vec::new();
+    let mut seen = 0;
+    for document in documents::all() {
+        for shown in document.command_lines() {
+            seen += 1;
+            let outcome = help(&shown.words);
+            if outcome.code != Some(0) {
+                refused.push(format!(
+                    "{}: samepage {}\n{}",
+                    shown.place,
+                    shown.words.join(" "),
+                    outcome.stderr
+                ));
+            }
+        }
+    }
+    assert!(seen > 60, "only {seen} command lines were found");
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
+
+/// What is mentioned between backquotes, with names for values: its commands and options are the program's.
+#[test]
+fn every_option_that_is_mentioned_exists() {
+    let mut unknown = Vec::new();
+    for document in documents::all() {
+        // What the agent prints begins with the same word.
+        for shown in document.mentions().into_iter().filter(|shown| shown.words[0] != "agent:") {
+            // A command, and the command of a command: what is lower case and comes first.
+            let is_name = |w: &&String| w.chars().all(|c| c.is_ascii_lowercase());
+            let path: Vec<String> = shown.words.iter().take(2).take_while(is_name).cloned().collect();
+            let options: Vec<&String> = shown.words.iter().filter(|w| w.starts_with("--")).collect();
+            // The second word may be a guest or an experiment.
+            let text =
+                (1..=path.len()).rev().map(|n| help(&path[..n])).find(|outcome| outcome.code == Some(0));
+            let text = text.map_or_else(String::new, |outcome| outcome.stdout);
+            let listed = |o: &&&String| {
+                let name = o.trim_matches([',', '.', ']', '[']);
+                text.split([' ', '\n', ',', '[', ']', '=']).any(|word| word == name)
+            };
+            if text.is_empty() || !options.iter().all(|o| listed(&o)) {
+                unknown.push(format!("{}: samepage {}", shown.place, shown.words.join(" ")));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "the program does not know of:\n{}", unknown.join("\n"));
+}
+
+/// The help of every command, in order.
+fn every_help() -> String {
+    let mut text = document(COMMANDS);
+    text.truncate(text.find("\n## ").map_or(text.len(), |at| at + 1));
+    let mut paths = vec![Vec::new()];
+    while let Some(path) = paths.pop() {
+        let help = help(&path).success().stdout;
+        let trimmed: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+        let name: Vec<&str> = std::iter::once("samepage").chain(path.iter().map(String::as_str)).collect();
+        text += &format!("## {}\n\n```text\n{}\n```\n\n", name.join(" "), trimmed.join("\n"));
+        let below = trimmed.iter().skip_while(|l| **l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+        let below: Vec<&str> = below.filter_map(|l| l.split_whitespace().next()).collect();
+        for command in below.iter().rev().filter(|c| **c != "help") {
+            paths.push(path.iter().cloned().chain([(*command).to_owned()]).collect());
+        }
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+#[test]
+fn the_options_are_as_the_program_says() {
+    let now = every_help();
+    if std::env::var_os("SAMEPAGE_WRITE_DOCUMENTS").is_some() {
+        fs::write(tests::workspace().join(COMMANDS), &now).expect("written");
+    }
+    let written = document(COMMANDS);
+    let differs = now.lines().zip(written.lines()).find(|(now, written)| now != written);
+    assert!(
+        now == written,
+        "{COMMANDS} is not what --help prints, first at {differs:?}: run this test with SAMEPAGE_WRITE_DOCUMENTS=1"
+    );
+}
+
+#[test]
+fn every_metric_is_in_the_reference() {
+    require_slabs!();
+    let reference = document("resources/docs/reference/metrics.md");
+    let sandbox = Sandbox::new();
+    let fleet = tests::workspace().join("resources/fleets/builtin.toml");
+    let _ = sandbox.samepage(["fleet".as_ref(), "up".as_ref(), fleet.as_os_str()]).output().success();
+    let served = sandbox.samepage(["fleet", "metrics"]).output().success().stdout;
+    let _ = sandbox.samepage(["fleet", "down"]).output().success();
+    sandbox.assert_clean_within(SOON);
+    let helps: Vec<_> = served.lines().filter_map(|l| l.strip_prefix("# HELP ")?.split_once(' ')).collect();
+    assert!(helps.len() > 40, "{served}");
+    for (name, help) in helps {
+        let row = |line: &str| line.starts_with(&format!("| `{name}` |")) && line.contains(help);
+        assert!(reference.lines().any(row), "no row in metrics.md has `{name}` and: {help}");
     }
 }

@@ -19,6 +19,7 @@ mod experiment;
 mod firecracker_clients;
 mod fleet;
 mod fleet_life;
+mod guide;
 mod half_open;
 mod hostile;
 mod huge_pages;

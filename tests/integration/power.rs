@@ -79,7 +79,7 @@ fn a_guest_without_a_driver_for_its_button_is_named() {
 static IMAGE: Mutex<()> = Mutex::new(());
 
 /// The directory of a kernel and of an initramfs with busybox, for guests in the lab, made again when what is in it may have changed.
-fn need_guest() -> PathBuf {
+pub(super) fn need_guest() -> PathBuf {
     // The test that comes second finds it made.
     let _alone = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
     let image = tests::lab::image_dir().with_file_name("busybox");

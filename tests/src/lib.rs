@@ -1,9 +1,14 @@
 //! What the integration tests and the benches stand on: running the `samepage` binary and seeing what it leaves
 //! behind, the nested-paging lab, and the architecture invariants as code.
+//!
+//! It may import everything, and nothing may import it; what it says of the program it says of the binary, run as its users
+//! run it. Begin with [`sandbox`] (a place of its own for each test, and what was left behind in it), then [`run`] and
+//! [`lab`]. [`tidy`] is the house rules, [`torture`] the long test of merging.
 
 pub mod api;
 pub mod boot;
 pub mod code;
+pub mod documents;
 pub mod host;
 pub mod huge_pages;
 pub mod lab;

@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(200);
   samepage experiment run my-plan.toml --csv figures.csv
   samepage experiment run ksm-52 --html ksm-52.html          a scenario of `samepage stress`
 
-resources/docs/experiments.md says what each shows, what each figure means, and what a plan of your own may say.")]
+resources/docs/reference/experiments.md says what each shows, what each figure means, and what a plan of your own may say.")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,

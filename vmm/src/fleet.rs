@@ -71,7 +71,7 @@ enum Command {
 Guests that a killed daemon left are taken over if they are as the file says. If one is not, or is not in the file any
 more, each difference is named and nothing is touched, unless --replace is given.
 
-These two files show how a fleet file is written; the README lists every key.")]
+These two files show how a fleet file is written; resources/docs/reference/fleet-file.md lists every key.")]
     Up {
         /// The fleet file
         #[arg(value_name = "FILE")]

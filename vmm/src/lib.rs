@@ -1,4 +1,10 @@
-//! One file per subcommand: parse, call, print. All of them end here.
+//! The `samepage` command: a file for each subcommand, and each does three things: parse, call, print.
+//!
+//! What a command does is below, in the crates it calls; `clap`, tables and the terminal are here and nowhere else. Nothing
+//! may import this crate but `main.rs`. It must not open `/dev/kvm`, map guest memory or decide anything about a fleet.
+//!
+//! Begin with [`main`] below, then `power.rs` (a small command) and `run.rs` (the VM process, where the merge agent joins the VM).
+//! `which.rs` has the arguments that name a guest, `choice.rs` those with a list of values.
 
 mod balloon;
 mod balloon_table;
@@ -158,4 +164,15 @@ fn ksm_guard() -> anyhow::Result<ExitCode> {
 fn freeze_guard(pids: &[u32]) -> anyhow::Result<ExitCode> {
     ::measure::freeze::guard(pids)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// A debug build would abort at the first call, and a release build do something else than what is declared.
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -50,7 +50,7 @@ const POLL: Duration = Duration::from_millis(50);
   samepage measure --html report.html --beyond       near-duplicates and compression too, as a page of plots
   samepage measure --watch 60 --every 5              how long pages stay shared
 
-Nothing is stopped or changed by it, unless --freeze is given. resources/docs/measuring.md says what each number means, which memory of a
+Nothing is stopped or changed by it, unless --freeze is given. resources/docs/guide/measuring.md says what each number means, which memory of a
 process is taken for a guest's, and how sure it is that pages that are called equal are.")]
 pub(super) struct Args {
     /// Guests of the fleet, by name; all of them if none is named and nothing else is

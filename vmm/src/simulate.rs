@@ -30,7 +30,8 @@ const LOOK_EVERY: u64 = 1024;
   samepage simulate resources/scenarios/sim-fleet.toml --seed 7
 
 The policy is the one that the daemon runs; hosts and guests are a model, so that slowdowns are estimates. The same scenario
-and seed give the same result on every machine. resources/docs/overcommit.md tells what a scenario can say.
+and seed give the same result on every machine. resources/docs/reference/scenarios.md says what a scenario
+may contain.
 
 The exit status is 1 if the policy would have left a guest less than its minimum.")]
 pub(super) struct Args {

@@ -228,10 +228,13 @@ pub(super) fn named_for_what_they_hold(sources: &[Source]) -> Vec<Finding> {
     found
 }
 
-/// A table of numbers in the README is followed, or led, by the command that prints them.
+/// Where measured numbers stand.
+const RESULTS: &[&str] = &["README.md", "resources/docs/results.md"];
+
+/// A table of measured numbers is followed, or led, by the command that prints them.
 pub(super) fn numbers_name_a_command(sources: &[Source]) -> Vec<Finding> {
     let mut found = Vec::new();
-    for source in sources.iter().filter(|s| s.path == "README.md") {
+    for source in sources.iter().filter(|s| RESULTS.contains(&s.path.as_str())) {
         let lines: Vec<&str> = source.text.lines().collect();
         for (index, row) in lines.iter().enumerate().filter(|(_, l)| l.trim_start().starts_with('|')) {
             let header = lines[..index].iter().rev().take_while(|l| l.trim_start().starts_with('|')).last();
@@ -381,7 +384,7 @@ mod tests {
     #[test]
     fn numbers_without_a_command_are_found() {
         let table = "| what | measured |\n|---|---|\n| a | 3 |\n| b | 4, `samepage demo` |\n";
-        assert_eq!(found(numbers_name_a_command, "README.md", table), 1);
+        assert_eq!(found(numbers_name_a_command, "resources/docs/results.md", table), 1);
         assert_eq!(found(numbers_name_a_command, "README.md", "| key | meaning |\n|--|--|\n| a | b |\n"), 0);
     }
 }

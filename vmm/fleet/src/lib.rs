@@ -1,7 +1,12 @@
-//! Many VMs at once: a fleet of VM processes, what they are told to do, and the daemon that keeps them.
+//! Many VMs at once: fleet files, VM processes, and the daemon that keeps them.
 //!
-//! Opens no KVM descriptor and maps no guest memory; everything goes through each VM's control socket, its
-//! COM2 socket, and the host's /proc.
+//! Everything goes through each VM's control socket, its COM2 socket, and the host's `/proc`. It must not open a KVM
+//! descriptor or map guest memory, so that a daemon that dies takes no guest with it; and it parses no command line and
+//! prints nothing. What to do as memory gets short is decided in `overcommit`; here it is carried out.
+//!
+//! Begin with [`daemon`] (one fleet from start to end), then [`fleet`] (its guests), [`guest`] (one VM process) and
+//! [`governor`] (looking and acting). [`spec`] is the fleet file, [`takeover`] what a later daemon does with guests that
+//! run. `resources/docs/internals/fleet.md` tells it in order.
 
 pub mod admission;
 mod asker;

@@ -1,10 +1,13 @@
 //! Kernels and the images Linux guests start from: recognising a kernel, unpacking it, and putting it
 //! together with its modules and our agent.
 //!
-//! An image is a directory with `vmlinux` (unpacked, so that no start pays for it), `vmlinuz` (the same as it came, for guests that are to
-//! unpack it themselves), `initrd.cpio` (the agent as /init, the modules it loads) and `image.json` (what is in it). It appears whole or
-//! not at all.
-//! No shell and no tool but apt is run, and apt only to fetch a package.
+//! An image is a directory with `vmlinux` (unpacked, so that no start pays for it), `vmlinuz` (as it came, for guests that
+//! unpack it themselves), `initrd.cpio` (the agent as /init, the modules it loads) and `image.json` (what is in it). It
+//! appears whole or not at all.
+//!
+//! It must not know a VM or run a shell; of tools it runs apt alone, and that only to fetch a package. Whatever it reads may
+//! be cut short or hostile. Begin with [`vmlinux`] (which kernel is this?), then [`Options`] and [`format`] (what a file
+//! is by its first bytes).
 
 pub mod apt;
 pub mod bzimage;

@@ -141,9 +141,10 @@ mod tests {
     #[test]
     fn the_documents_have_the_default_command_line() {
         let quoted = format!("`{LINUX_CMDLINE}`");
-        for document in
-            [include_str!("../../../README.md"), include_str!("../../../resources/docs/guests.md")]
-        {
+        for document in [
+            include_str!("../../../resources/docs/reference/fleet-file.md"),
+            include_str!("../../../resources/docs/reference/guests.md"),
+        ] {
             assert!(document.contains(&quoted), "{quoted} is not in {:?}...", &document[..40]);
         }
     }

@@ -1,6 +1,11 @@
-//! One VM: what it is made of, in the order it is built, and the loop it runs in.
+//! One VM: what it is made of, in the order in which it is built, and the loop it runs in.
 //!
-//! This is the only place that names KVM. It never knows that there is a fleet.
+//! This is the only place that names KVM. It must not know that there is a fleet, a daemon or an engine: what others do to a
+//! VM they do through [`control`], [`api`] or [`Running`]. Whatever its guest does, it does not panic; every loop over
+//! what a guest gave is bounded.
+//!
+//! Begin with [`Vm`] in `build.rs` (the order matters, and is told there), then `vcpu.rs` (threads and exits), `events.rs`
+//! (the loop), `machine.rs` (which devices are where). `resources/docs/internals/vm.md` has the same in words.
 
 mod acpi;
 pub mod api;

@@ -1,7 +1,12 @@
 //! Measuring memory from outside: what could be shared, who maps which frame, and the reports of both.
 //!
-//! Works on any process whose guest memory extents are known; it neither stops nor changes what it
-//! measures, so the numbers of a running guest are those of a moment that lasts as long as the reading.
+//! It works on any process whose guest memory is known, and on files. It must not stop or change what it measures, unless
+//! asked to ([`freeze`]): reading by pinning would undo what KSM has shared. The numbers of a running guest are those of a
+//! moment that lasts as long as the reading.
+//!
+//! Begin with [`scan`] (every page read once, known by its tag from then on), then [`frames`] (each page in one class by its
+//! frame), [`source`] (what can be read, and which memory of a process is a guest's) and [`report`].
+//! `resources/docs/internals/measuring.md` says why tags suffice.
 
 pub mod audit;
 pub mod beyond;

@@ -1,6 +1,12 @@
 //! Guest RAM and everything that maps, advises or reads it.
 //!
-//! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this module.
+//! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this crate, and with them the host side's unsafe
+//! code. It must not know KVM, a device model, a fleet or why pages are merged: it is told what to do to which pages, and
+//! checks that it may.
+//!
+//! Begin with [`ram`] (how RAM is mapped, and its lock), then [`merge_run`] (the only way in which a page is replaced:
+//! freeze, compare, map, wake), [`slab`] (sealed memfds), `reclaim` (giving back) and [`parking`] (sampling what is used).
+//! [`pagemap`], [`smaps`] and [`remote`] look at other processes.
 
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,9 @@
 //! and what belongs to the kernel and is held by a descriptor, so that it cannot become another's meanwhile: processes, the
 //! peers of sockets, the files of sockets.
 //!
-//! It imports nothing of ours; every other crate may import it. Begin with [`prepare`].
+//! It imports nothing of ours; every other crate may import it, and it must not know what any of them is for: no VM, no
+//! fleet, no page. Begin with [`prepare`], then [`process`] (a process by its pidfd, never by its number alone) and
+//! [`print`] (printing that does not panic).
 
 pub mod causes;
 pub mod executable;

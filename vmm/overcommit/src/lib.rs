@@ -1,8 +1,11 @@
 //! Promising more memory than there is: who is let in, who gives way when it gets short, in which order.
 //!
-//! Everything here is a function of plain numbers. Nothing knows a VM, a socket or a guest's memory: the daemon gathers
+//! Everything here is a function of plain numbers. It must not know a VM, a socket or a guest's memory: the daemon gathers
 //! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
 //! [`readings`] alone opens files, and `groups` for it: the host's own, in `/proc` and `/sys/fs/cgroup`.
+//!
+//! Begin with [`policy`] (the order of all that is done), then [`pressure`] (how short memory is), [`allocation`] (what each
+//! guest is left) and [`admission`]. `resources/docs/internals/overcommit.md` says why each is as it is.
 //!
 //! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
 

@@ -1,4 +1,5 @@
-//! Says that a unit test was skipped: what a test merely prints the harness keeps to itself when it passes.
+//! What the unit tests of several crates share: saying that a test was skipped, for what a test merely prints the harness
+//! keeps to itself when it passes. Integration tests have their harness in `tests/src`.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! A plan: what is measured, in which dimensions. `resources/docs/experiments.md` has the keys.
+//! A plan: what is measured, in which dimensions. `resources/docs/reference/experiments.md` has the keys.
 
 use std::path::{Path, PathBuf};
 
