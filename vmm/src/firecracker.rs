@@ -10,6 +10,7 @@ const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
 
 /// By Firecracker's names, in the order of its help.
 #[derive(clap::Args)]
+#[group(id = "firecracker")]
 #[command(next_help_heading = "Options for callers of Firecracker, with --api-sock or --config-file")]
 pub(super) struct Args {
     /// Append the program's messages to this file or FIFO [default: standard error]
