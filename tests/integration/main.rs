@@ -31,6 +31,7 @@ mod measure_choice;
 mod measure_formats;
 mod measure_limits;
 mod nested;
+mod open_fleet;
 mod overcommit;
 mod page_out;
 mod power;

@@ -67,6 +67,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         merge: Tuning::default(),
         overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
         metrics: None,
+        open: None,
         guests: guests.collect(),
     };
     let interrupted = interrupt_flag()?;

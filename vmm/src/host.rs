@@ -22,12 +22,19 @@ guests are asked to power off, and cut off after 30 s. At a second signal the da
 SIGKILL the guests run on: start it again to take them over, or `samepage fleet down` to end them.
 
 Examples:
-  samepage host resources/fleets/builtin.toml"
+  samepage host resources/fleets/builtin.toml
+  samepage host --open vms                       then, as the same user:
+    samepage run --control ./a.ctl --merge /run/samepage/fleets/vms/merge.sock
+    samepage fleet status --name vms"
 )]
 pub(super) struct Args {
     /// The fleet file
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "open")]
+    file: Option<PathBuf>,
+    /// Be the daemon over a fleet of this name without guests of its own: this user's VMs join it that are started with
+    /// `samepage run --control PATH --merge SOCKET`. Whom else to let in, a fleet file says under [open]
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    open: Option<String>,
     /// End guests of an earlier daemon that are not as the file says, and start them anew
     #[arg(long)]
     replace: bool,
@@ -41,7 +48,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         // Fails only for a process that leads its group already, which then has no terminal to leave.
         let _ = rustix::process::setsid();
     }
-    let spec = FleetSpec::read(&args.file)?;
+    let spec = match (&args.file, &args.open) {
+        (Some(file), _) => FleetSpec::read(file)?,
+        (None, name) => FleetSpec::open(name.as_deref().unwrap_or_default())?,
+    };
     let interrupted = interrupt_flag()?;
     let say = {
         let interrupted = interrupted.clone();

@@ -51,6 +51,7 @@ impl Setting {
             merge: Tuning::default(),
             overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
             metrics: None,
+            open: None,
             guests: (0..self.guests).map(guest).collect(),
         }
     }

@@ -121,6 +121,7 @@ impl Daemon {
                     // Clients are answered meanwhile: how far it is, and that it be shorter.
                     scope.spawn(|| self.end_all());
                 }
+                self.let_join();
                 for stream in self.home.clients(POLL) {
                     // Too many are hung up on.
                     if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS {
@@ -151,6 +152,8 @@ impl Daemon {
         if let Some(notes) = &*lock(&self.ended) {
             return notes.clone();
         }
+        let suspended = self.governor.management().suspended;
+        fleet.resume_joined(|guest| suspended.contains_key(guest));
         let notes = fleet.shut_down(&self.shutdown);
         for CutOff { guest, why } in self.shutdown.cut_off() {
             tracing::warn!("guest {guest} did not end in good order: {why}");
@@ -159,6 +162,16 @@ impl Daemon {
         let mut ended = lock(&self.ended);
         self.home.dir().remove();
         ended.insert(notes).clone()
+    }
+
+    /// Sees to VMs that others started, and that have come or gone. While somebody has the fleet, they wait.
+    fn let_join(&self) {
+        let posts = self.fleet.try_lock().ok().and_then(|mut fleet| fleet.let_join().then(|| fleet.posts()));
+        match posts {
+            Some(Ok(posts)) => self.governor.set_posts(posts),
+            Some(Err(error)) => tracing::warn!("{}", one_line(&error)),
+            None => {}
+        }
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {

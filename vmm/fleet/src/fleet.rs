@@ -1,8 +1,10 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
+mod joined;
 mod still;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +68,8 @@ pub struct Fleet {
     pledge: Pledge,
     /// Guests that are not asked for anything, for they do not answer.
     left_out: Vec<String>,
+    /// Processes that were refused, and why: that is said once, however often they ask.
+    refused: BTreeMap<u32, String>,
 }
 
 impl Fleet {
@@ -152,6 +156,7 @@ impl Fleet {
             lifetime,
             pledge,
             left_out: Vec::new(),
+            refused: BTreeMap::new(),
             spec,
             _claim: claim,
         };
@@ -215,8 +220,9 @@ impl Fleet {
     }
 
     fn start(&mut self, spec: &GuestSpec, number: usize) -> Result<(), HostError> {
-        let overcommit = self.spec.overcommit;
-        let guest = Guest::start(spec, number, &self.dir, self.lifetime, self.spec.engine, &overcommit)?;
+        let (engine, overcommit) = (self.spec.engine, self.spec.overcommit);
+        let socket = (engine == EngineName::Slab).then(|| merge_socket(&self.spec, &self.dir)).transpose()?;
+        let guest = Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit)?;
         self.take_in(guest);
         Ok(())
     }
@@ -451,7 +457,8 @@ impl Fleet {
     /// What a reader of the engine's numbers should know.
     pub fn notes(&self) -> Vec<String> {
         let wanted = self.spec.overcommit.sampling_seconds();
-        let of_guests = self.guests.iter().filter_map(|guest| guest.started().note(wanted));
+        let own = self.guests.iter().filter(|guest| !guest.has_joined());
+        let of_guests = own.filter_map(|guest| guest.started().note(wanted));
         self.engine.notes().into_iter().chain(of_guests).collect()
     }
 
@@ -469,7 +476,13 @@ impl Fleet {
     pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
         self.leave_out_silent()?;
         let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;
-        let skipped: Vec<String> = still.into_iter().flatten().chain(self.left_out.clone()).collect();
+        // Those that others started have their COM2 for themselves.
+        let joined =
+            self.guests.iter().filter(|guest| guest.has_joined()).map(|guest| guest.spec.name.clone());
+        let mut skipped: Vec<String> =
+            still.into_iter().flatten().chain(self.left_out.clone()).chain(joined).collect();
+        skipped.sort();
+        skipped.dedup();
         let skips = |guest: &Guest| skipped.contains(&guest.spec.name);
         let by_guests = self.each(|guest| if skips(guest) { Ok((0, 0)) } else { guest.verify(watch) })?;
         let reports = self.each(|guest| if skips(guest) { Ok(None) } else { guest.report(watch) })?;
@@ -536,11 +549,28 @@ fn promises(spec: &FleetSpec) -> impl Iterator<Item = (&str, u64)> {
     spec.guests.iter().map(|guest| (guest.name.as_str(), guest.vm.memory_bytes / PAGE_BYTES))
 }
 
+/// Tells other fleets what the guests are promised by now.
+fn pledge_of(fleet: &mut Fleet) -> Result<(), HostError> {
+    let _admitting = pledge::admitting()?;
+    fleet.pledge.set(promises(&fleet.spec))
+}
+
+/// Where the slab engine listens.
+fn merge_socket(spec: &FleetSpec, dir: &FleetDir) -> Result<PathBuf, HostError> {
+    match spec.open.as_ref().and_then(|open| open.socket.clone()) {
+        Some(socket) => Ok(socket),
+        None => dir.merge_socket(),
+    }
+}
+
 /// The engine that `spec` asks for.
 fn engine(spec: &FleetSpec, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
     Ok(match spec.engine {
         EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
-        EngineName::Slab => Box::new(SlabEngine::for_members(dir.merge_socket()?, &spec.merge)),
+        EngineName::Slab => {
+            let engine = SlabEngine::for_members(merge_socket(spec, dir)?, &spec.merge);
+            Box::new(if spec.open.is_some() { engine.open_to_others() } else { engine })
+        }
         EngineName::Off => Box::new(Off),
     })
 }

@@ -1,8 +1,11 @@
 //! One guest of a fleet: its VM process, what it said when it was ready, what it was filled with.
 
+mod joined;
+
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -68,6 +71,8 @@ pub struct Guest {
     engine: EngineName,
     working_set_seconds: Option<f64>,
     process: Running,
+    /// Of one that joined by itself: where its control socket is. It is managed and not ended, and no file tells of it.
+    joined: Option<PathBuf>,
     pub(super) com2: Option<Com2>,
     ready: Option<Ready>,
     fill: Option<Fill>,
@@ -92,7 +97,7 @@ impl Guest {
         number: usize,
         dir: &FleetDir,
         lifetime: Lifetime,
-        engine: EngineName,
+        (engine, merge): (EngineName, Option<PathBuf>),
         overcommit: &Overcommit,
     ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
@@ -112,7 +117,7 @@ impl Guest {
             console: Console::File(log),
             control: Some(control.clone()),
             com2: Some(com2),
-            merge: (engine == EngineName::Slab).then(|| dir.merge_socket()).transpose()?,
+            merge,
             sampling: working_set_seconds.map(Sampling::every_seconds),
             throttle: overcommit.policy.then_some(NEWCOMER_PAGES_PER_SECOND),
             oom_score_adj: Some(OOM_SCORE_ADJ),
@@ -148,6 +153,7 @@ impl Guest {
             engine,
             working_set_seconds,
             process,
+            joined: None,
             com2: None,
             ready: None,
             fill: None,
@@ -172,6 +178,7 @@ impl Guest {
             working_set_seconds: saved.started.working_set_seconds,
             com2: Com2::connect(&spec.name, &dir.com2(&spec.name)?, vm.pid()).ok(),
             process: Running::Adopted(vm),
+            joined: None,
             ready: saved.ready(),
             fill: saved.fill(),
         };
@@ -182,6 +189,9 @@ impl Guest {
 
     /// Waits until the guest says that it is ready.
     pub fn wait_ready(&mut self, watch: &Watch) -> Result<(), HostError> {
+        if self.has_joined() {
+            return Ok(());
+        }
         let usual = if self.spec.vm.kernel.is_some() { LINUX_LIMIT } else { BUILT_IN_LIMIT };
         let limit = self.spec.ready_seconds.map_or(usual, |s| Duration::from_secs(s.into()));
         let path = self.dir.com2(&self.spec.name)?;
@@ -324,14 +334,14 @@ impl Guest {
     }
 
     fn control_within(&self, request: &vm::Request, limit: Duration) -> Result<vm::Reply, HostError> {
-        let socket = self.dir.control(&self.spec.name)?;
+        let socket = self.control_socket()?;
         // Of one that has ended no process is meant, and none answers.
         control_within(&self.spec.name, &socket, Some(self.pid().unwrap_or(0)), request, limit)
     }
 
     /// Its post, while it has a process: for those who manage its memory.
     pub fn post(&self) -> Result<Option<Post>, HostError> {
-        let socket = self.dir.control(&self.spec.name)?;
+        let socket = self.control_socket()?;
         Ok(self.pid().map(|pid| Post {
             guest: self.spec.name.clone(),
             pid,
@@ -349,7 +359,7 @@ impl Guest {
     /// What the VM process says of itself.
     pub fn vm_status(&self) -> Result<vm::Status, HostError> {
         match self.control(&vm::Request::Status)? {
-            vm::Reply::Status(status) => Ok(status),
+            vm::Reply::Status(status) => Ok(vm::Status { name: self.spec.name.clone(), ..status }),
             other => Err(HostError::Control { guest: self.spec.name.clone(), answer: format!("{other:?}") }),
         }
     }
@@ -490,6 +500,9 @@ impl Guest {
 
     /// Writes down what a later daemon needs to know of it.
     pub(super) fn save(&self) {
+        if self.has_joined() {
+            return;
+        }
         let process = self.process().map(Process::identity);
         // Without it a later daemon does not take this guest over, and says so.
         if let Err(error) = Saved::new(self.started(), process, self.ready, self.fill).write(&self.dir) {
@@ -499,6 +512,10 @@ impl Guest {
 
     /// Has the guest power off as long as `shutdown` lets it, and ends its VM. The built-in guest has nothing to lose, and ends at once.
     pub(super) fn shut_down(&mut self, shutdown: &Shutdown) -> Ended {
+        if self.has_joined() {
+            self.stop();
+            return Ended::Orderly;
+        }
         if !self.is_built_in() && self.ended().is_none() {
             // At the pace of one that is held back it could not.
             let lift = vm::Request::Throttle { pages_per_second: None };
@@ -520,8 +537,11 @@ impl Guest {
         ended
     }
 
-    /// Ends its VM, by force if it does not end when told, and removes what it left.
+    /// Ends its VM, by force if it does not end when told, and removes what it left. One that joined by itself runs on, unmanaged.
     pub fn stop(&mut self) {
+        if self.has_joined() {
+            return self.leave();
+        }
         if self.ended().is_none()
             && let Some(process) = self.process()
         {

@@ -2,6 +2,7 @@
 
 mod drive;
 mod metrics;
+mod open;
 mod overcommit;
 mod standing;
 
@@ -16,6 +17,7 @@ use thiserror::Error;
 
 pub use self::drive::DriveSpec;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
+pub use self::open::{DomainRule, Open};
 pub use self::overcommit::{AdmissionName, Overcommit};
 use self::overcommit::{OvercommitError, OvercommitKeys};
 pub use self::standing::Standing;
@@ -42,7 +44,7 @@ pub enum SpecError {
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
     /// It has no guest.
-    #[error("it has no guests: expected at least one [[guest]]")]
+    #[error("it has no guests: expected at least one [[guest]], or [open] for VMs that others start")]
     NoGuests,
     /// It has too many.
     #[error("it has {0} guests: expected at most {MAX_GUESTS}")]
@@ -129,6 +131,21 @@ pub enum SpecError {
         /// Who has it, too; maybe the same.
         second: String,
     },
+    /// A rule of `[open]` that fits anybody.
+    #[error("open: the rule of domain {domain} says neither uid nor cgroup: expected one of them, or both")]
+    OpenRule {
+        /// The domain.
+        domain: String,
+    },
+    /// A control group that is none.
+    #[error("open: {cgroup:?} is no control group: expected its path below /sys/fs/cgroup, beginning with /")]
+    Cgroup {
+        /// What was given.
+        cgroup: String,
+    },
+    /// Another engine knows no VMs but those of the fleet.
+    #[error("open: expected engine \"slab\": only its VMs join by themselves")]
+    OpenEngine,
     /// KSM merges across everything, which several domains forbid.
     #[error(
         "engine \"ksm\" merges across the whole host and cannot keep the domains {domains} apart: use engine \"slab\" or \"off\", \
@@ -251,7 +268,10 @@ pub struct FleetSpec {
     /// Where its numbers are served; None: nowhere.
     #[serde(default)]
     pub metrics: Option<MetricsAddress>,
-    /// Its guests, at least one.
+    /// Which VMs may join that others start; None: none may.
+    #[serde(default)]
+    pub open: Option<Open>,
+    /// Its guests, at least one unless others may join.
     pub guests: Vec<GuestSpec>,
 }
 
@@ -266,6 +286,7 @@ pub struct FleetFile {
     merge: Tuning,
     overcommit: Option<OvercommitKeys>,
     metrics: Option<String>,
+    open: Option<Open>,
     #[serde(default)]
     defaults: Defaults,
     #[serde(default)]
@@ -364,6 +385,11 @@ impl FleetSpec {
         Self::parse(&text, &dir).map_err(|source| HostError::Spec { path: path.into(), source })
     }
 
+    /// A fleet without guests of its own, which this user's VMs may join.
+    pub fn open(name: &str) -> Result<Self, SpecError> {
+        Self::parse(&format!("name = {name:?}\n[open]\n"), Path::new("/"))
+    }
+
     /// As [`Self::read`], for text whose relative paths begin at `dir`.
     pub fn parse(text: &str, dir: &Path) -> Result<Self, SpecError> {
         Self::of(toml::from_str(text)?, dir)
@@ -388,8 +414,11 @@ impl FleetSpec {
                 guests.push(one_guest(name, &keys, &file.name, dir)?);
             }
         }
-        if guests.is_empty() {
-            return Err(SpecError::NoGuests);
+        let open = file.open.clone().map(|open| open.checked(dir)).transpose()?;
+        match &open {
+            None if guests.is_empty() => return Err(SpecError::NoGuests),
+            Some(_) if file.engine != EngineName::Slab => return Err(SpecError::OpenEngine),
+            _ => {}
         }
         let mut names = BTreeSet::new();
         if let Some(twice) = guests.iter().find(|g| !names.insert(&g.name)) {
@@ -406,7 +435,15 @@ impl FleetSpec {
             None => Overcommit::default(),
         };
         let metrics = file.metrics.as_deref().map(|text| MetricsAddress::parse(text, dir)).transpose()?;
-        Ok(Self { name: file.name, engine: file.engine, merge: file.merge, overcommit, metrics, guests })
+        Ok(Self {
+            name: file.name,
+            engine: file.engine,
+            merge: file.merge,
+            overcommit,
+            metrics,
+            open,
+            guests,
+        })
     }
 }
 
@@ -468,7 +505,8 @@ pub fn resolve(path: &Path, dir: &Path) -> PathBuf {
     }
 }
 
-fn check_name(name: &str) -> Result<(), SpecError> {
+/// Whether it can be the name of a fleet, a guest or a domain.
+pub(crate) fn check_name(name: &str) -> Result<(), SpecError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     match !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(allowed) {
         true => Ok(()),

@@ -47,7 +47,7 @@ impl FleetStatus {
                 panic,
                 pid: guest.pid(),
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
-                cpus: guest.spec.vm.cpus,
+                cpus: said.map_or(guest.spec.vm.cpus, |said| said.status.vcpus),
                 domain: guest.spec.domain.clone(),
                 memory_bytes: guest.spec.vm.memory_bytes,
                 pages: seen.map(|f| f.pages).unwrap_or_default(),

@@ -32,6 +32,17 @@ pub trait Engine: Send {
     /// Process `pid` is the VM of a guest, in this trust domain, with so much RAM. Only an engine that keeps domains apart listens.
     fn admit(&mut self, _guest: &str, _pid: u32, _domain: &str, _memory_bytes: u64) {}
 
+    /// VMs that would take part and were neither admitted nor refused, each told once. Only an engine that is open to others has any.
+    fn applicants(&mut self) -> Vec<slab::Applicant> {
+        Vec::new()
+    }
+
+    /// An applicant, by the number of its connection, does not take part, and is told why.
+    fn refuse(&mut self, _applicant: u64, _why: String) {}
+
+    /// The process of a guest that was admitted has ended.
+    fn dismiss(&mut self, _guest: &str) {}
+
     /// Starts merging the memory of `guests`. On an error nothing has been changed.
     fn start(&mut self, guests: &[Space]) -> Result<(), EngineError>;
 

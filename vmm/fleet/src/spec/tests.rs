@@ -95,6 +95,14 @@ fn every_mistake_is_named() {
              drives = [{ path = 'x' }]",
             "guests a and b both have the drive",
         ),
+        ("name = 'f'\nopen = { domains = [{ domain = 'a' }] }", "neither uid nor cgroup"),
+        ("name = 'f'\nopen = { domains = [{ uid = 1, domain = 'a/b' }] }", "no name"),
+        ("name = 'f'\nopen = { domains = [{ cgroup = 'x', domain = 'a' }] }", "\"x\" is no control group"),
+        ("name = 'f'\nengine = 'ksm'\n[open]", "expected engine \"slab\""),
+        ("name = 'f'\nopen = { uid = 1 }", "unknown field `uid`"),
+        ("name = 'f'\n[defaults]\nname = 'a'\n[[guest]]\nname = 'b'", "unknown field `name`"),
+        ("name = 'f'\n[defaults]\ncount = 2\n[[guest]]\nname = 'b'", "unknown field `count`"),
+        ("name = 'f'\n[[guest]]\ncpus = 1", "missing field `name`"),
         ("name = 'f'\nmerge = { cpu = 1 }\n[[guest]]\nname = 'a'", "unknown field `cpu`"),
     ] {
         let error = parse(text).unwrap_err();

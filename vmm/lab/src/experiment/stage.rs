@@ -101,6 +101,7 @@ impl Stage<'_> {
             merge: Tuning::default(),
             overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
             metrics: None,
+            open: None,
             guests: guests.collect(),
         })
     }

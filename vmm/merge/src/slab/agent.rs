@@ -31,6 +31,8 @@ const PAGE: usize = PAGE_BYTES as usize;
 const PIECE_PAGES: u64 = 16;
 /// How long to wait before the matchmaker is looked for again.
 const RETRY: Duration = Duration::from_millis(500);
+/// The same after it has refused.
+const REFUSED_RETRY: Duration = Duration::from_secs(5);
 /// How long a guest's start waits for the matchmaker.
 const BIRTH_LIMIT: Duration = Duration::from_secs(2);
 /// The shortest and the longest wait from one look to the next: twice as long each time that nothing was merged.
@@ -119,13 +121,23 @@ impl Agent {
                 return;
             }
             let _ = watcher.stop();
+            let mut refused = String::new();
             loop {
                 // A matchmaker that is gone, or talks rubbish, is replaced or not; what is merged stays so.
-                if let Err(error) = self.serve(&mut watcher, &socket) {
-                    tracing::debug!("merging: {error}");
-                }
+                let Err(error) = self.serve(&mut watcher, &socket) else { continue };
                 let _ = watcher.stop();
-                thread::sleep(RETRY);
+                let why = error.to_string();
+                if error.kind() != io::ErrorKind::PermissionDenied {
+                    tracing::debug!("merging: {why}");
+                    thread::sleep(RETRY);
+                    continue;
+                }
+                // Its file may be another one later.
+                if refused != why {
+                    tracing::warn!("pages are not merged: {}: {why}", socket.display());
+                    refused = why;
+                }
+                thread::sleep(REFUSED_RETRY);
             }
         };
         thread::Builder::new().name("merge".into()).spawn(work)?;
@@ -135,7 +147,16 @@ impl Agent {
     /// Says hello to a matchmaker, and gives it what is left of an earlier one.
     fn greet(&mut self, mut link: Link) -> io::Result<Session> {
         link.send(&Message::Hello(self.pages), NO_FILE)?;
-        let (Message::Key(key), _) = link.receive()? else { return Err(io::ErrorKind::InvalidData.into()) };
+        let key = match link.receive()?.0 {
+            Message::Key(key) => key,
+            Message::Refused(why) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    why.replace(char::is_control, " "),
+                ));
+            }
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
         let mut session = Session { link, key: TagKey::from_seed(key), settings: None };
         self.ordered = 0;
         self.stale = true;

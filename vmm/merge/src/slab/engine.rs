@@ -1,8 +1,10 @@
 //! The engine in the host: starts the hub and tells it what is wanted, and says how far the agents have come.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, Permissions};
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,7 +13,7 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, now_ns};
-use super::hub::{Board, Hub, Member, board};
+use super::hub::{Applicant, Board, Hub, Member, board};
 use super::matchmaker::PageHash;
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
@@ -115,6 +117,12 @@ impl SlabEngine {
         engine
     }
 
+    /// Others may say hello too: [`Engine::applicants`] tells who they are.
+    pub fn open_to_others(self) -> Self {
+        board(&self.board).applicants = Some(Vec::new());
+        self
+    }
+
     /// Cuts every hash down to the bits of `mask`, so that different pages collide: for tests of what happens then.
     #[doc(hidden)]
     pub fn with_hash_mask(mut self, mask: PageHash) -> Self {
@@ -153,6 +161,11 @@ impl Engine for SlabEngine {
         // Each slab is one.
         limits::allow_descriptors();
         let (listener, file) = listen(&self.socket).map_err(failed)?;
+        if board(&self.board).applicants.is_some() {
+            // Whoever reaches its directory may connect: who takes part is decided by who they are.
+            let anybody = Permissions::from_mode(0o666);
+            fs::set_permissions(&self.socket, anybody).map_err(failed)?;
+        }
         let (poked, poke) = io::pipe().map_err(failed)?;
         let mut hub = Hub::new(listener, poked, self.board.clone());
         hub.hash_mask = self.hash_mask;
@@ -166,6 +179,21 @@ impl Engine for SlabEngine {
         let member = Member { name: guest.into(), domain: domain.into(), pages: memory_bytes / PAGE_BYTES };
         board(&self.board).members.get_or_insert_default().insert(pid, member);
         self.poke();
+    }
+
+    fn applicants(&mut self) -> Vec<Applicant> {
+        board(&self.board).applicants.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn refuse(&mut self, applicant: u64, why: String) {
+        board(&self.board).refused.push((applicant, why));
+        self.poke();
+    }
+
+    fn dismiss(&mut self, guest: &str) {
+        if let Some(members) = &mut board(&self.board).members {
+            members.retain(|_, member| member.name != guest);
+        }
     }
 
     fn start(&mut self, _: &[Space]) -> Result<(), EngineError> {

@@ -18,6 +18,7 @@ use super::matchmaker::{GuestId, Orders, PageHash, SlabPage};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
 use memory::PAGE_BYTES;
 use memory::layout::MAX_RAM_BYTES;
+use os::{Peer as PeerOf, Process};
 
 /// Agents at a time; more are hung up on.
 const MAX_AGENTS: usize = 1024;
@@ -41,11 +42,28 @@ pub struct Member {
     pub pages: u64,
 }
 
+/// A VM that says hello and is no member.
+#[derive(Debug)]
+pub struct Applicant {
+    /// The number of its connection.
+    pub serial: u64,
+    /// Its user.
+    pub uid: u32,
+    /// Its process.
+    pub process: Process,
+    /// Pages of its RAM, as it says.
+    pub pages: u64,
+}
+
 /// What the hub and the engine share.
 #[derive(Default)]
 pub struct Board {
     /// Who may take part, by process; None: anybody who can reach the socket, all in one domain.
     pub members: Option<HashMap<u32, Member>>,
+    /// Who else would: they are waited for to be members, or refused. None: nobody looks, and they wait.
+    pub applicants: Option<Vec<Applicant>>,
+    /// Connections that are to end, and why.
+    pub refused: Vec<(u64, String)>,
     /// How to merge; None: not yet.
     pub settings: Option<Settings>,
     /// What is known of the agents that are there.
@@ -118,6 +136,8 @@ enum State {
     Waiting(u64),
     /// It takes part: in which domain, and as whom.
     Member(usize, GuestId),
+    /// It is told that it does not, and then hung up on.
+    Refused,
 }
 
 /// See the module's description.
@@ -185,7 +205,8 @@ impl Hub {
             }
             self.tidy_again();
             // Whoever was served may have given work to anybody.
-            let stuck: Vec<usize> = (0..self.peers.len()).filter(|at| self.flush(*at).is_err()).collect();
+            let stuck: Vec<usize> =
+                (0..self.peers.len()).filter(|at| self.flush(*at).is_err() || self.is_done(*at)).collect();
             for at in stuck.into_iter().rev() {
                 self.hang_up(at);
             }
@@ -220,8 +241,16 @@ impl Hub {
         }
     }
 
-    /// There are new members, or new settings.
+    /// There are new members, some were refused, or there are new settings.
     fn board_changed(&mut self) {
+        let refused = std::mem::take(&mut board(&self.board).refused);
+        for (serial, why) in refused {
+            let waits = |peer: &Peer| peer.serial == serial && matches!(peer.state, State::Waiting(_));
+            if let Some(at) = self.peers.iter().position(waits) {
+                self.peers[at].state = State::Refused;
+                self.tell(at, Message::Refused(why), None);
+            }
+        }
         (0..self.peers.len()).for_each(|at| self.admit(at));
         self.tell_settings(|_, _| true);
     }
@@ -257,6 +286,22 @@ impl Hub {
         // Where the processor time is limited, the others have less now.
         let divided = board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0);
         self.tell_settings(|one, _| divided || one == at);
+    }
+
+    /// Puts an agent that is no member on the list of those who would be, if there is one.
+    fn apply(&self, at: usize, pages: u64) -> io::Result<()> {
+        let peer = &self.peers[at];
+        if let (State::Waiting(_), Some(applicants)) = (peer.state, &mut board(&self.board).applicants) {
+            let (uid, process) = (PeerOf::of(&peer.link)?.uid, PeerOf::process(&peer.link)?);
+            applicants.push(Applicant { serial: peer.serial, uid, process, pages });
+        }
+        Ok(())
+    }
+
+    /// Whether an agent was refused and has been told so.
+    fn is_done(&self, at: usize) -> bool {
+        let peer = &self.peers[at];
+        peer.state == State::Refused && peer.waiting.is_empty()
     }
 
     /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
@@ -295,10 +340,11 @@ impl Hub {
                     Message::Hello(pages) => {
                         self.peers[at].state = State::Waiting(pages);
                         self.admit(at);
+                        self.apply(at, pages)?;
                     }
                     _ => return Err(io::ErrorKind::InvalidData.into()),
                 },
-                State::Waiting(_) => return Err(io::ErrorKind::InvalidData.into()),
+                State::Waiting(_) | State::Refused => return Err(io::ErrorKind::InvalidData.into()),
                 State::Member(domain, guest) => self.obey(at, (domain, guest), message, file)?,
             }
         }

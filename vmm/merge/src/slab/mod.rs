@@ -21,4 +21,5 @@ mod watcher;
 mod wire;
 
 pub use counters::Counters;
+pub use hub::Applicant;
 pub use wire::OFFER_PAGES;

@@ -19,6 +19,8 @@ pub const OFFER_PAGES: usize = 4096;
 pub const MERGE_RUNS: usize = 1024;
 /// Slabs of a domain that are open at a time, 32 GiB: each is a descriptor in the host and in every agent that merges with it.
 pub const MAX_OPEN_SLABS: usize = 4096;
+/// The longest reason for which an agent is refused, in bytes.
+const MAX_REASON_BYTES: usize = 1024;
 /// Words of the longest packet.
 const MAX_WORDS: usize = 1 + 4 * OFFER_PAGES;
 
@@ -79,6 +81,8 @@ pub enum Message {
     LiveEnd(u64),
     /// Agent: what it has done.
     Report(Box<Counters>),
+    /// Host: you do not take part, for this reason.
+    Refused(String),
 }
 
 impl Message {
@@ -113,6 +117,13 @@ impl Message {
             Self::Named(slab) => vec![of(15, *slab)],
             Self::Live(slab, live) => with(of(16, *slab), live.as_slice()),
             Self::LiveEnd(orders) => vec![17, *orders],
+            Self::Refused(why) => {
+                let end = (0..=why.len().min(MAX_REASON_BYTES)).rev().find(|end| why.is_char_boundary(*end));
+                let why = &why.as_bytes()[..end.unwrap_or(0)];
+                let word =
+                    |bytes: &[u8]| bytes.iter().rev().fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
+                [of(18, why.len() as u32)].into_iter().chain(why.chunks(8).map(word)).collect()
+            }
         }
     }
 
@@ -160,6 +171,14 @@ impl Message {
             (15, []) => Self::Named(slab),
             (16, words) => Self::Live(slab, Box::new(words.try_into().ok()?)),
             (17, [orders]) => Self::LiveEnd(*orders),
+            (18, words) => {
+                let bytes = slab as usize;
+                if bytes > MAX_REASON_BYTES || words.len() != bytes.div_ceil(8) {
+                    return None;
+                }
+                let all: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).take(bytes).collect();
+                Self::Refused(String::from_utf8(all).ok()?)
+            }
             _ => return None,
         })
     }
@@ -283,6 +302,8 @@ mod tests {
             Message::Named(8),
             Message::Live(9, Box::new([u64::MAX; DRAFT_PAGES / 64])),
             Message::LiveEnd(10),
+            Message::Refused("no domain of user 7: \u{e4}".into()),
+            Message::Refused(String::new()),
             Message::Report(Box::new(Counters { passes: 1, converged_at_ns: 8, ..Counters::default() })),
         ] {
             a.send(&message, None::<&File>).unwrap();
@@ -291,6 +312,13 @@ mod tests {
         }
         drop(a);
         assert_eq!(b.receive().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_long_reason_is_cut() {
+        let (a, mut b) = pair();
+        a.send(&Message::Refused("\u{20ac}".repeat(1000)), None::<&File>).unwrap();
+        assert_eq!(b.receive().unwrap().0, Message::Refused("\u{20ac}".repeat(341)));
     }
 
     #[test]

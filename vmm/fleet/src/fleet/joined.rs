@@ -1,0 +1,155 @@
+//! VMs that another program started and that join by themselves, through the merge socket: the kernel says who they are, and the
+//! fleet's file to which domain they belong.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Fleet, pledge_of};
+use crate::guest::Guest;
+use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
+use machine::VmConfig;
+use machine::control::Request;
+use memory::PAGE_BYTES;
+use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use merge::slab::Applicant;
+use os::Process;
+
+/// How many refusals are remembered.
+const MAX_REFUSED: usize = 1024;
+
+impl Fleet {
+    /// Deals with those who have come since the last time, and with those who have gone. True if there were any.
+    pub(crate) fn let_join(&mut self) -> bool {
+        if self.spec.open.is_none() {
+            return false;
+        }
+        let mut changed = self.see_off();
+        for applicant in self.engine.applicants() {
+            let (serial, pid, uid) = (applicant.serial, applicant.process.pid(), applicant.uid);
+            match self.join(applicant) {
+                Ok(()) => changed = true,
+                Err(why) => {
+                    if self.refused.len() >= MAX_REFUSED {
+                        self.refused.clear();
+                    }
+                    if self.refused.insert(pid, why.clone()).as_ref() != Some(&why) {
+                        tracing::warn!("process {pid} of user {uid} is refused: {why}");
+                    }
+                    self.engine.refuse(serial, why);
+                }
+            }
+        }
+        if changed && let Err(error) = pledge_of(self) {
+            tracing::warn!("{error}");
+        }
+        changed
+    }
+
+    /// Lets those run again that were suspended and that outlive the fleet.
+    pub(crate) fn resume_joined(&mut self, suspended: impl Fn(&str) -> bool) {
+        for guest in self.guests.iter().filter(|guest| guest.has_joined() && suspended(&guest.spec.name)) {
+            if let Err(error) = guest.control(&Request::Resume) {
+                tracing::warn!("guest {} stays suspended: {error}", guest.spec.name);
+            }
+        }
+    }
+
+    /// Those that have ended are not missed: nobody here said that they should be.
+    fn see_off(&mut self) -> bool {
+        let mut gone = Vec::new();
+        for guest in self.guests.iter_mut().filter(|guest| guest.has_joined()) {
+            if guest.ended().is_some() {
+                tracing::info!("guest {} has ended, and left", guest.spec.name);
+                gone.push(guest.spec.name.clone());
+            }
+        }
+        for name in &gone {
+            self.engine.dismiss(name);
+            self.guests.retain(|guest| guest.spec.name != *name);
+            self.spec.guests.retain(|guest| guest.name != *name);
+        }
+        !gone.is_empty()
+    }
+
+    /// Takes one in, or says why not. It runs and has its memory, whether we like it or not: no admission is asked, and it counts.
+    fn join(&mut self, applicant: Applicant) -> Result<(), String> {
+        let Applicant { uid, process, pages, .. } = applicant;
+        let (pid, cgroup, arguments) = (process.pid(), cgroup(&process), process.arguments());
+        let open = self.spec.open.clone().unwrap_or_default();
+        let domain = open.domain(&self.spec.name, uid, &cgroup).ok_or_else(|| {
+            format!(
+                "user {uid}, control group {cgroup}, belongs to no domain of fleet {}: the table [open] of its file says who does",
+                self.spec.name
+            )
+        })?;
+        let control = control(pid, &arguments).ok_or(
+            "it has no control socket, by which its memory is measured and managed: start it with --control PATH",
+        )?;
+        let memory_bytes =
+            pages.checked_mul(PAGE_BYTES).filter(|b| (MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(b));
+        let memory_bytes = memory_bytes.ok_or_else(|| format!("it says that it has {pages} pages"))?;
+        if self.guests.len() >= MAX_GUESTS {
+            return Err(format!("fleet {} has {MAX_GUESTS} guests, the most there may be", self.spec.name));
+        }
+        // What ended meanwhile was another's file that we looked at.
+        if process.has_ended() {
+            return Err("it has ended".into());
+        }
+        let name = self.free_name(pid, &arguments);
+        let vm = VmConfig { memory_bytes, control: Some(control.clone()), ..VmConfig::default() };
+        let spec = GuestSpec::new(name.clone(), domain.into(), vm);
+        tracing::info!("guest {name} joins: process {pid} of user {uid}, domain {domain}");
+        let number = self.guests.iter().map(|guest| guest.number + 1).max().unwrap_or(0);
+        let guest = Guest::join(spec.clone(), number, &self.dir, process, control);
+        self.spec.guests.push(spec);
+        self.take_in(guest);
+        Ok(())
+    }
+
+    /// What it calls itself, if that is a name, and with its process's number if another is called so.
+    fn free_name(&self, pid: u32, arguments: &[String]) -> String {
+        let own = after(arguments, "--id").or_else(|| after(arguments, "--name"));
+        let own = own.filter(|name| check_name(name).is_ok());
+        let is_free = |name: &String| !self.spec.guests.iter().any(|guest| guest.name == *name);
+        own.map(str::to_owned).filter(is_free).unwrap_or_else(|| format!("vm-{pid}"))
+    }
+}
+
+/// The value of an option.
+fn after<'a>(arguments: &'a [String], option: &str) -> Option<&'a str> {
+    arguments.iter().enumerate().find_map(|(n, argument)| match argument.strip_prefix(option)? {
+        "" => arguments.get(n + 1).map(String::as_str),
+        value => value.strip_prefix('='),
+    })
+}
+
+/// Its control socket, wherever the process was started.
+fn control(pid: u32, arguments: &[String]) -> Option<PathBuf> {
+    let path = Path::new(after(arguments, "--control")?);
+    Some(fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default().join(path))
+        .filter(|path| path.is_absolute())
+}
+
+/// Its control group, in version 2's tree.
+fn cgroup(process: &Process) -> String {
+    let text = fs::read_to_string(format!("/proc/{}/cgroup", process.pid())).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").replace(char::is_control, "?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_found_in_both_forms() {
+        let arguments = ["samepage", "run", "--control=/a", "--name", "x", "--id"].map(String::from);
+        assert_eq!(after(&arguments, "--control"), Some("/a"));
+        assert_eq!(after(&arguments, "--name"), Some("x"));
+        assert_eq!((after(&arguments, "--id"), after(&arguments, "--com2")), (None, None));
+        let pid = std::process::id();
+        assert_eq!(control(pid, &arguments), Some("/a".into()));
+        let relative = ["run", "--control", "a.sock"].map(String::from);
+        assert_eq!(control(pid, &relative), Some(std::env::current_dir().unwrap().join("a.sock")));
+        assert!(cgroup(&Process::open(pid).unwrap()).starts_with('/'));
+    }
+}
