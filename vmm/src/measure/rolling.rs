@@ -1,0 +1,290 @@
+//! The frames of our own VMs, told again and again at a cost that is bounded.
+//!
+//! Walking page tables takes milliseconds a GiB, so what [`by_kind::measure`](super::by_kind::measure) does is too much for every second of a
+//! large host. Here each guest's walk is kept. Guests are walked in turn, those first of which most has changed for longest, as long as
+//! that takes a hundredth of one processor; in between the kernel's own counters, which it keeps ready, say how much there is:
+//!
+//! - anonymous pages, pages of slabs and pages on swap are those of the process, less what it had besides its guest at the last walk;
+//! - as many of the rest as the last walk found are on the zero frame, and the others absent;
+//! - of the pages of slabs the part that the last walk found is shared, with as many others as it found.
+//!
+//! A guest of which no counter has moved since (page faults are one) is as the walk found it. It is walked again after [`REFRESH`] all the same, for zeros that are
+//! given back move none. Each guest's numbers say how old its walk is, and whether counters have moved since.
+//!
+//! Walks are done by a thread of their own: whoever asks waits only for guests of which nothing is known, and for others as long as he says.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::frames::{GuestFrames, Pages};
+use super::walks::{Besides, Counters, Round, Split, Walks};
+use super::{MeasureError, Space, check};
+use crate::memory::ksm_stat::KsmStat;
+use crate::memory::smaps::ProcessPages;
+
+pub use super::walks::thread_time;
+
+/// Walks take at most one part in so many of one processor's time, in the long run.
+pub const WALK_PART: u32 = 100;
+/// What is saved up for walks at the most, in seconds of a processor: so much is walked at once where little was done before.
+const MOST_SAVED: f64 = 0.02;
+/// A guest is walked again after so long even if no counter has moved, if there is time for that.
+pub const REFRESH: Duration = Duration::from_secs(600);
+
+/// A guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Its process and memory.
+    pub space: Space,
+    /// Pages of it that its VM has put elsewhere to see whether they are touched: absent in its page table, but with frames.
+    pub parked_pages: u64,
+    /// Pages that its VM says were given back.
+    pub given_back_pages: u64,
+}
+
+/// A guest's frames.
+#[derive(Clone, Debug)]
+pub struct Recent {
+    /// By class.
+    pub frames: GuestFrames,
+    /// What its process had when these were counted.
+    pub process: ProcessPages,
+    /// The same of KSM.
+    pub ksm: KsmStat,
+    /// How old the walk is that they are from.
+    pub walk_age: Duration,
+    /// Counters have moved since: they are from these, and only how they are split is from that walk.
+    pub by_counters: bool,
+    /// Zero pages are told from others by estimate.
+    pub estimated: bool,
+}
+
+/// All guests' frames.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// In the order in which they were given.
+    pub guests: Vec<Recent>,
+    /// Different frames under them, the zero frame not counted.
+    pub frames: u64,
+    /// Processor time that walks took which ended since the last reading.
+    pub walks: Duration,
+}
+
+/// Reads frames again and again.
+#[derive(Debug)]
+pub struct Rolling {
+    /// None while they are done.
+    walks: Option<Walks>,
+    running: Option<Receiver<Round>>,
+    splits: HashMap<u32, Split>,
+    /// Seconds of a processor that may be spent; less than none where a walk took longer.
+    saved: f64,
+    filled: Instant,
+    part: u32,
+    refresh: Duration,
+    /// Spent, and not told yet.
+    spent: Duration,
+}
+
+impl Default for Rolling {
+    fn default() -> Self {
+        Self::new(WALK_PART, REFRESH)
+    }
+}
+
+impl Rolling {
+    /// One whose walks take at most one part in `part` of one processor's time, and that walks again what seems unchanged after `refresh`.
+    pub fn new(part: u32, refresh: Duration) -> Self {
+        Self {
+            walks: Some(Walks::default()),
+            running: None,
+            splits: HashMap::new(),
+            saved: 0.0,
+            filled: Instant::now(),
+            part,
+            refresh,
+            spent: Duration::ZERO,
+        }
+    }
+
+    /// The frames of `subjects` now, walks that are due waited for `patience` long. `slab_pages` are those of all slabs, if that is known: there are no more frames than
+    /// these. None if a guest cannot be told by kind (see [`super::by_kind`]), or has ended: then all have to be counted as they are.
+    ///
+    /// # Errors
+    /// There are too many, or they have memory that is not of whole pages.
+    pub fn read(
+        &mut self,
+        subjects: &[Subject],
+        slab_pages: Option<u64>,
+        patience: Duration,
+    ) -> Result<Option<Reading>, MeasureError> {
+        let spaces: Vec<Space> = subjects.iter().map(|subject| subject.space.clone()).collect();
+        check(&spaces)?;
+        self.save();
+        let counted = Instant::now();
+        let Some(counters) = subjects.iter().map(Counters::of).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        if counters.iter().any(Counters::is_merged_by_ksm) {
+            return Ok(None);
+        }
+        // What ended meanwhile; then a round of our own, which is waited for if somebody is unknown.
+        let mut told = self.collect(Duration::ZERO);
+        for _ in 0..2 {
+            let ours = self.running.is_none();
+            if ours {
+                self.begin(subjects, &counters);
+            }
+            let known = subjects.iter().all(|subject| self.knows(subject));
+            told &= self.collect(if known { patience } else { Duration::MAX });
+            if ours || known {
+                break;
+            }
+        }
+        if !told || !subjects.iter().all(|subject| self.knows(subject)) {
+            return Ok(None);
+        }
+        let mut guests: Vec<Recent> = subjects
+            .iter()
+            .zip(&counters)
+            .filter_map(|(subject, now)| Some(self.splits.get(&subject.space.pid)?.recent(now, counted)))
+            .collect();
+        bound(&mut guests, slab_pages);
+        let frames = guests.iter().map(|guest| guest.frames.frames).sum::<f64>().round() as u64;
+        Ok(Some(Reading { guests, frames, walks: std::mem::take(&mut self.spent) }))
+    }
+
+    fn knows(&self, subject: &Subject) -> bool {
+        self.splits.get(&subject.space.pid).is_some_and(|split| split.space == subject.space)
+    }
+
+    fn save(&mut self) {
+        let seconds = self.filled.elapsed().as_secs_f64();
+        self.filled = Instant::now();
+        self.saved = (self.saved + seconds / f64::from(self.part)).min(MOST_SAVED);
+    }
+
+    /// Has those walked that are due, if there is time for it.
+    fn begin(&mut self, subjects: &[Subject], counters: &[Counters]) {
+        let (mut due, mut changed, mut old) = (Vec::new(), Vec::new(), Vec::new());
+        for (subject, now) in subjects.iter().zip(counters) {
+            match self.splits.get(&subject.space.pid).filter(|split| split.space == subject.space) {
+                None => due.push(subject.clone()),
+                Some(split) => {
+                    let age = split.at.elapsed();
+                    if now.differ(&split.counters) {
+                        let pages = now.change(&split.counters).max(1);
+                        changed.push((age.as_secs_f64() * pages as f64, subject));
+                    } else if age >= self.refresh {
+                        old.push((age.as_secs_f64(), subject));
+                    }
+                }
+            }
+        }
+        let must = due.len();
+        if self.saved > 0.0 {
+            for mut some in [changed, old] {
+                some.sort_by(|a, b| b.0.total_cmp(&a.0));
+                due.extend(some.into_iter().map(|(_, subject)| subject.clone()));
+            }
+        }
+        let gone = self.splits.len() + must != subjects.len();
+        if due.is_empty() && !gone {
+            return;
+        }
+        let all: HashSet<u32> = subjects.iter().map(|subject| subject.space.pid).collect();
+        let budget = Duration::from_secs_f64(self.saved.max(0.0));
+        let walks = self.walks.take().unwrap_or_default();
+        let (tell, told) = channel();
+        // If it cannot be started, nothing is heard of it, and all is begun anew.
+        let started = thread::Builder::new().name("walks".into()).spawn(move || {
+            let _ = tell.send(walks.round(&all, &due, must, budget));
+        });
+        self.running = started.ok().map(|_| told);
+    }
+
+    /// Takes what a round has brought, which is waited for so long. False if it brought nothing, or not everybody can be told by kind.
+    fn collect(&mut self, patience: Duration) -> bool {
+        let Some(running) = &self.running else { return self.walks.is_some() };
+        let round = match patience {
+            Duration::MAX => running.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            patience => running.recv_timeout(patience),
+        };
+        match round {
+            Ok(Round { walks, cpu, untold }) => {
+                self.running = None;
+                self.splits = walks.splits().clone();
+                self.walks = Some(walks);
+                self.saved -= cpu.as_secs_f64();
+                self.spent += cpu;
+                !untold
+            }
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => {
+                *self = Self::new(self.part, self.refresh);
+                false
+            }
+        }
+    }
+}
+
+impl Split {
+    /// What its guest has by `now`, which was counted at `counted`.
+    fn recent(&self, now: &Counters, counted: Instant) -> Recent {
+        let total = self.space.pages();
+        let by_counters = self.at < counted && now.differ(&self.counters);
+        // What was walked since is newer.
+        let now = if self.at < counted { now } else { &self.counters };
+        let (mut private, mut slab, mut swapped) = (self.private, self.slab, self.swapped);
+        if by_counters {
+            let Besides { anonymous, shared_memory, swapped: besides } = self.besides;
+            private = now.process.anonymous.saturating_sub(anonymous + now.parked);
+            slab = now.process.shared_memory.saturating_sub(shared_memory);
+            swapped = now.process.swapped.saturating_sub(besides);
+        }
+        // Counters are not of one moment: no more than there is.
+        let mut left = total;
+        let mut take = |pages: u64| {
+            let taken = pages.min(left);
+            left -= taken;
+            taken
+        };
+        let (private, slab, swapped, zero) = (take(private), take(slab), take(swapped), take(self.zero));
+        // Of a guest that had none, nobody knows yet whose else they are.
+        let part = |of: f64, unknown: f64| if self.slab == 0 { unknown } else { of / self.slab as f64 };
+        let single = (slab as f64 * part(self.single as f64, 0.0)).round() as u64;
+        let slab_frames = slab as f64 * part(self.slab_frames, 0.5);
+        let pages =
+            Pages { total, absent: left, zero, private: private + single, shared: slab - single, swapped };
+        let frames = GuestFrames {
+            name: self.space.name.clone(),
+            pid: self.space.pid,
+            pages,
+            frames: private as f64 + slab_frames,
+            anonymous: private + zero,
+        };
+        let walk_age = counted.saturating_duration_since(self.at);
+        let (process, ksm, estimated) = (now.process, now.ksm, self.estimated);
+        Recent { frames, process, ksm, walk_age, by_counters, estimated }
+    }
+}
+
+/// No more frames of slabs than their files have, where they are told by counters.
+fn bound(guests: &mut [Recent], slab_pages: Option<u64>) {
+    let own = |guest: &Recent| (guest.frames.anonymous - guest.frames.pages.zero) as f64;
+    let all: f64 = guests.iter().map(|guest| guest.frames.frames - own(guest)).sum();
+    let Some(most) = slab_pages.map(|pages| pages as f64).filter(|most| *most < all) else { return };
+    if !guests.iter().any(|guest| guest.by_counters) {
+        return;
+    }
+    for guest in guests {
+        let own = own(guest);
+        guest.frames.frames = own + (guest.frames.frames - own) * most / all;
+    }
+}
+
+#[cfg(test)]
+#[path = "rolling_tests.rs"]
+mod tests;
