@@ -36,6 +36,7 @@ mod power;
 mod preflight;
 mod printing;
 mod prometheus;
+mod rolling;
 mod run;
 mod silent;
 mod simulate;

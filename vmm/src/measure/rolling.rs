@@ -213,11 +213,11 @@ impl Rolling {
             patience => running.recv_timeout(patience),
         };
         match round {
-            Ok(Round { walks, cpu, untold }) => {
+            Ok(Round { walks, cpu, first, untold }) => {
                 self.running = None;
                 self.splits = walks.splits().clone();
                 self.walks = Some(walks);
-                self.saved -= cpu.as_secs_f64();
+                self.saved -= cpu.saturating_sub(first).as_secs_f64();
                 self.spent += cpu;
                 !untold
             }

@@ -116,6 +116,8 @@ pub(super) struct Round {
     pub(super) walks: Walks,
     /// Processor time that it took.
     pub(super) cpu: Duration,
+    /// What of that was for guests of which nothing was known: each has that once.
+    pub(super) first: Duration,
     /// Whether a guest cannot be told by kind.
     pub(super) untold: bool,
 }
@@ -139,9 +141,14 @@ impl Walks {
         self.slabs.retain(|pid, _| all.contains(pid));
         // As long again as putting the walks together takes, or that would be all that is done for what it may take.
         let budget = budget.max(self.join);
+        let (first, others) = due.split_at(must.min(due.len()));
         let mut untold = false;
-        for (n, subject) in due.iter().enumerate() {
-            if n >= must && took() >= budget {
+        for subject in first {
+            untold |= self.walk(subject).is_none();
+        }
+        let first = took();
+        for subject in others {
+            if took() >= first + budget {
                 break;
             }
             untold |= self.walk(subject).is_none();
@@ -150,7 +157,7 @@ impl Walks {
         self.put_together();
         let cpu = took();
         self.join = cpu.saturating_sub(walked);
-        Round { walks: self, cpu, untold }
+        Round { walks: self, cpu, first, untold }
     }
 
     /// None if the guest cannot be told by kind, or is gone.
