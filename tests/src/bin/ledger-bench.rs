@@ -213,7 +213,6 @@ fn main() -> Result<()> {
     let churn = format!("churn class=all rate={} seconds={}", pages / 10, seconds + 5);
     vms.iter_mut().for_each(|(_, com2)| _ = com2.command(&churn));
     let watches = [idle, Watch::of("guests write", &spaces, &mut rolling, seconds)?];
-    hold("pause");
     let machine = machine();
     if as_json {
         let states: Vec<_> = states
