@@ -93,13 +93,19 @@ struct Watch {
 }
 
 impl Watch {
-    fn of(name: &'static str, spaces: &[Space], rolling: &mut Rolling, seconds: usize) -> Result<Self> {
+    fn of(
+        name: &'static str,
+        spaces: &[Space],
+        rolling: &mut Rolling,
+        held: &dyn Fn() -> Option<u64>,
+        seconds: usize,
+    ) -> Result<Self> {
         let subject = |space: &Space| Subject { space: space.clone(), parked_pages: 0, given_back_pages: 0 };
         let subjects: Vec<Subject> = spaces.iter().map(subject).collect();
         let gib = gib(spaces);
         let mut read = || -> Result<_> {
             let before = thread_time();
-            let reading = rolling.read(&subjects, None, Duration::from_millis(50))?;
+            let reading = rolling.read(&subjects, held(), Duration::from_millis(50))?;
             Ok((reading.context("guests that cannot be told by kind")?, thread_time() - before))
         };
         // Who is not known is walked once, whatever it takes.
@@ -207,12 +213,14 @@ fn main() -> Result<()> {
     let states = [before, State::of("merged by slabs", &spaces, rounds)?];
     let part = f64::from(WALK_PART) * (host_gib / gib(&spaces)).max(1.0);
     let mut rolling = Rolling::new(part as u32, REFRESH);
+    let slab_pages = engine.slab_pages();
+    let held = || slab_pages.as_ref().map(|ask| ask());
     hold("resume");
-    let idle = Watch::of("guests are idle", &spaces, &mut rolling, seconds)?;
+    let idle = Watch::of("guests are idle", &spaces, &mut rolling, &held, seconds)?;
     // A tenth of each guest every second.
     let churn = format!("churn class=all rate={} seconds={}", pages / 10, seconds + 5);
     vms.iter_mut().for_each(|(_, com2)| _ = com2.command(&churn));
-    let watches = [idle, Watch::of("guests write", &spaces, &mut rolling, seconds)?];
+    let watches = [idle, Watch::of("guests write", &spaces, &mut rolling, &held, seconds)?];
     let machine = machine();
     if as_json {
         let states: Vec<_> = states

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use super::frames::{GuestFrames, Pages};
 use super::walks::{Besides, Counters, Round, Split, Walks};
 use super::{MeasureError, Space, check};
-use crate::memory::ksm_stat::KsmStat;
+use crate::memory::ksm_stat::{self, KsmStat};
 use crate::memory::smaps::ProcessPages;
 
 pub use super::walks::thread_time;
@@ -59,6 +59,8 @@ pub struct Recent {
     pub by_counters: bool,
     /// Zero pages are told from others by estimate.
     pub estimated: bool,
+    /// Pages of slabs that nobody else maps, which are among the private ones.
+    single: u64,
 }
 
 /// All guests' frames.
@@ -124,7 +126,9 @@ impl Rolling {
         check(&spaces)?;
         self.save();
         let counted = Instant::now();
-        let Some(counters) = subjects.iter().map(Counters::of).collect::<Option<Vec<_>>>() else {
+        let ksm = ksm_stat::has_pages();
+        let counters = subjects.iter().map(|subject| Counters::of(subject, ksm));
+        let Some(counters) = counters.collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };
         if counters.iter().any(Counters::is_merged_by_ksm) {
@@ -267,21 +271,33 @@ impl Split {
         };
         let walk_age = counted.saturating_duration_since(self.at);
         let (process, ksm, estimated) = (now.process, now.ksm, self.estimated);
-        Recent { frames, process, ksm, walk_age, by_counters, estimated }
+        Recent { frames, process, ksm, walk_age, by_counters, estimated, single }
     }
 }
 
-/// No more frames of slabs than their files have, where they are told by counters.
+/// No more frames of slabs than their files have, where they are told by counters: walks of different times make more of them, for what one guest
+/// was seen to have another one has left since.
 fn bound(guests: &mut [Recent], slab_pages: Option<u64>) {
-    let own = |guest: &Recent| (guest.frames.anonymous - guest.frames.pages.zero) as f64;
-    let all: f64 = guests.iter().map(|guest| guest.frames.frames - own(guest)).sum();
-    let Some(most) = slab_pages.map(|pages| pages as f64).filter(|most| *most < all) else { return };
-    if !guests.iter().any(|guest| guest.by_counters) {
+    let own = |guest: &Recent| (guest.frames.pages.private - guest.single) as f64;
+    let slabs = |guests: &[Recent], by_counters: bool| -> f64 {
+        let some = guests.iter().filter(|guest| guest.by_counters == by_counters);
+        some.map(|guest| guest.frames.frames - own(guest)).sum()
+    };
+    let Some(held) = slab_pages else { return };
+    // Those that were walked are known better.
+    let (told, most) = (slabs(guests, true), (held as f64 - slabs(guests, false)).max(0.0));
+    if told <= most {
         return;
     }
-    for guest in guests {
+    let part = most / told;
+    for guest in guests.iter_mut().filter(|guest| guest.by_counters) {
         let own = own(guest);
-        guest.frames.frames = own + (guest.frames.frames - own) * most / all;
+        guest.frames.frames = own + (guest.frames.frames - own) * part;
+        let single = (guest.single as f64 * part) as u64;
+        let pages = &mut guest.frames.pages;
+        (pages.private, pages.shared) =
+            (pages.private - guest.single + single, pages.shared + guest.single - single);
+        guest.single = single;
     }
 }
 

@@ -74,6 +74,8 @@ fn slabs_have_no_more_frames_than_their_files() {
     let mut guests = changed();
     bound(&mut guests, Some(200));
     assert!((frames(&guests) - 500.0).abs() < 1e-9);
+    let Pages { total, private, shared, .. } = guests[0].frames.pages;
+    assert_eq!((total, private, shared), (TOTAL, 380, 320));
     for unbound in [None, Some(250), Some(900)] {
         let mut guests = changed();
         bound(&mut guests, unbound);
@@ -100,9 +102,12 @@ proptest! {
     #[test]
     fn every_page_is_in_one_class_whatever_counters_say(
         anonymous in 0u64..5000, shared in 0u64..5000, swapped in 0u64..5000, parked in 0u64..5000, faults in 0u64..2,
+        held in proptest::option::of(0u64..500),
     ) {
         let now = Counters { parked, faults, ..counters(anonymous, shared, swapped) };
-        let Recent { frames, .. } = split().recent(&now, later());
+        let mut guests = vec![split().recent(&now, later())];
+        bound(&mut guests, held);
+        let Recent { frames, .. } = guests.remove(0);
         let Pages { total, absent, zero, private, shared, swapped } = frames.pages;
         prop_assert_eq!(total, TOTAL);
         prop_assert_eq!(absent + zero + private + shared + swapped, total);

@@ -24,12 +24,12 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// None if the process is gone, or the kernel does not tell.
-    pub(super) fn of(subject: &Subject) -> Option<Self> {
+    /// None if the process is gone, or the kernel does not tell. With `ksm` false KSM is known to have none of its pages.
+    pub(super) fn of(subject: &Subject, ksm: bool) -> Option<Self> {
         let pid = subject.space.pid;
         Some(Self {
             process: ProcessPages::of(pid).ok()?,
-            ksm: KsmStat::of(pid).ok()?,
+            ksm: if ksm { KsmStat::of(pid).ok()? } else { KsmStat::default() },
             faults: smaps::faults(pid).ok()?,
             parked: subject.parked_pages,
             given_back: subject.given_back_pages,
@@ -165,7 +165,7 @@ impl Walks {
         let (space, pid) = (&subject.space, subject.space.pid);
         let known = self.splits.remove(&pid).filter(|split| split.space == *space);
         self.slabs.remove(&pid);
-        let (at, counters) = (Instant::now(), Counters::of(subject)?);
+        let (at, counters) = (Instant::now(), Counters::of(subject, true)?);
         if counters.is_merged_by_ksm() {
             return None;
         }
@@ -189,7 +189,7 @@ impl Walks {
             slabs.entry(inode).or_default().push(run);
             slab += pages;
         }
-        let after = Counters::of(subject)?;
+        let after = Counters::of(subject, true)?;
         let besides = |process: ProcessPages| Besides {
             anonymous: process.anonymous.saturating_sub(found.private + subject.parked_pages),
             shared_memory: process.shared_memory.saturating_sub(slab),
