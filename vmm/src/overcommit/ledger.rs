@@ -349,6 +349,29 @@ mod tests {
     }
 
     #[test]
+    fn how_old_the_split_is_counts_only_where_counters_have_moved() {
+        let oldest = |guests: &[(Option<f64>, bool)]| {
+            let guest = |&(walk_age_seconds, by_counters): &(Option<f64>, bool)| GuestNumbers {
+                walk_age_seconds,
+                by_counters,
+                ..GuestNumbers::default()
+            };
+            let guests: Vec<GuestNumbers> = guests.iter().map(guest).collect();
+            Ledger::of(&guests, &HostNumbers::default(), false).oldest_split_seconds()
+        };
+        assert_eq!(oldest(&[(None, false), (Some(90.0), false)]), None);
+        assert_eq!(oldest(&[(Some(3.0), true), (Some(7.0), true), (Some(90.0), false)]), Some(7.0));
+        // Who reads the JSON is told by guest.
+        let account = Account { walk_age_seconds: Some(2.0), by_counters: true, ..Account::default() };
+        let json = serde_json::to_value(&account).unwrap();
+        assert_eq!(
+            (json["walk_age_seconds"].as_f64(), json["by_counters"].as_bool()),
+            (Some(2.0), Some(true))
+        );
+        assert!(!serde_json::to_string(&Account::default()).unwrap().contains("walk_age_seconds"));
+    }
+
+    #[test]
     fn nothing_owed_has_no_ratio() {
         let ledger =
             Ledger::of(&[], &HostNumbers { capacity: 5, available: 5, ..HostNumbers::default() }, false);
