@@ -6,9 +6,9 @@
 //!
 //! - anonymous pages, pages of slabs and pages on swap are those of the process, less what it had besides its guest at the last walk;
 //! - as many of the rest as the last walk found are on the zero frame, and the others absent;
-//! - of the pages of slabs the part that the last walk found is shared, with as many others as it found.
+//! - of the pages of slabs the part is shared that was when all that had changed had been walked, with as many others.
 //!
-//! A guest of which no counter has moved since (page faults are one) is as the walk found it. It is walked again after [`REFRESH`] all the same, for zeros that are
+//! If no counter has moved since (page faults are one), all is as the walks found it. Each is walked again after [`REFRESH`] all the same, for zeros that are
 //! given back move none. Each guest's numbers say how old its walk is, and whether counters have moved since.
 //!
 //! Walks are done by a thread of their own: whoever asks waits only for guests of which nothing is known, and for others as long as he says.
@@ -53,9 +53,10 @@ pub struct Recent {
     pub process: ProcessPages,
     /// The same of KSM.
     pub ksm: KsmStat,
-    /// How old the walk is that they are from.
+    /// How old the walk is that they are from: of two the older one, if it is not known yet with whom those pages are shared that the last one found.
     pub walk_age: Duration,
-    /// Counters have moved since: they are from these, and only how they are split is from that walk.
+    /// Counters have moved since, its own or those of who may share its pages: they are from these, or from a newer walk, and only how they are split is
+    /// from that one.
     pub by_counters: bool,
     /// Zero pages are told from others by estimate.
     pub estimated: bool,
@@ -155,6 +156,7 @@ impl Rolling {
             .zip(&counters)
             .filter_map(|(subject, now)| Some(self.splits.get(&subject.space.pid)?.recent(now, counted)))
             .collect();
+        mark(&mut guests);
         bound(&mut guests, slab_pages);
         let frames = guests.iter().map(|guest| guest.frames.frames).sum::<f64>().round() as u64;
         Ok(Some(Reading { guests, frames, walks: std::mem::take(&mut self.spent) }))
@@ -188,14 +190,14 @@ impl Rolling {
             }
         }
         let must = due.len();
-        if self.saved > 0.0 {
-            for mut some in [changed, old] {
-                some.sort_by(|a, b| b.0.total_cmp(&a.0));
-                due.extend(some.into_iter().map(|(_, subject)| subject.clone()));
-            }
+        // Without time for them they are told all the same: walks are put together only when none of them is left.
+        for mut some in [changed, old] {
+            some.sort_by(|a, b| b.0.total_cmp(&a.0));
+            due.extend(some.into_iter().map(|(_, subject)| subject.clone()));
         }
         let gone = self.splits.len() + must != subjects.len();
-        if due.is_empty() && !gone {
+        let walks = must > 0 || !due.is_empty() && self.saved > 0.0;
+        if !walks && !gone {
             return;
         }
         let all: HashSet<u32> = subjects.iter().map(|subject| subject.space.pid).collect();
@@ -238,11 +240,12 @@ impl Split {
     /// What its guest has by `now`, which was counted at `counted`.
     fn recent(&self, now: &Counters, counted: Instant) -> Recent {
         let total = self.space.pages();
-        let by_counters = self.at < counted && now.differ(&self.counters);
+        let moved = self.at < counted && now.differ(&self.counters);
+        let by_counters = moved || self.shares_at != Some(self.at) && self.slab > 0;
         // What was walked since is newer.
         let now = if self.at < counted { now } else { &self.counters };
         let (mut private, mut slab, mut swapped) = (self.private, self.slab, self.swapped);
-        if by_counters {
+        if moved {
             let Besides { anonymous, shared_memory, swapped: besides } = self.besides;
             private = now.process.anonymous.saturating_sub(anonymous + now.parked);
             slab = now.process.shared_memory.saturating_sub(shared_memory);
@@ -256,10 +259,8 @@ impl Split {
             taken
         };
         let (private, slab, swapped, zero) = (take(private), take(slab), take(swapped), take(self.zero));
-        // Of a guest that had none, nobody knows yet whose else they are.
-        let part = |of: f64, unknown: f64| if self.slab == 0 { unknown } else { of / self.slab as f64 };
-        let single = (slab as f64 * part(self.single as f64, 0.0)).round() as u64;
-        let slab_frames = slab as f64 * part(self.slab_frames, 0.5);
+        let single = (slab as f64 * self.shares.single).round() as u64;
+        let slab_frames = slab as f64 * self.shares.frames;
         let pages =
             Pages { total, absent: left, zero, private: private + single, shared: slab - single, swapped };
         let frames = GuestFrames {
@@ -269,9 +270,17 @@ impl Split {
             frames: private as f64 + slab_frames,
             anonymous: private + zero,
         };
-        let walk_age = counted.saturating_duration_since(self.at);
+        let walk_age = counted.saturating_duration_since(self.shares_at.unwrap_or(self.at));
         let (process, ksm, estimated) = (now.process, now.ksm, self.estimated);
         Recent { frames, process, ksm, walk_age, by_counters, estimated, single }
+    }
+}
+
+/// If one of those that have pages of slabs has changed, so may have with whom the others share theirs.
+fn mark(guests: &mut [Recent]) {
+    let has_slabs = |guest: &Recent| guest.frames.pages.shared + guest.single > 0;
+    if guests.iter().any(|guest| guest.by_counters) {
+        guests.iter_mut().filter(|guest| has_slabs(guest)).for_each(|guest| guest.by_counters = true);
     }
 }
 

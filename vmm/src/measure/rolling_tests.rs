@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::walks::Shares;
 use super::*;
 use crate::memory::{Extent, PAGE_BYTES};
 
@@ -9,16 +10,17 @@ const TOTAL: u64 = 1000;
 /// Its process has 30 anonymous pages besides.
 fn split() -> Split {
     let extents = vec![Extent { gpa: 0, hva: 1 << 32, bytes: TOTAL * PAGE_BYTES }];
+    let at = Instant::now();
     Split {
         space: Space { name: "a".into(), pid: 7, extents },
-        at: Instant::now(),
+        at,
         counters: counters(330, 400, 20),
         private: 300,
         zero: 50,
         swapped: 20,
         slab: 400,
-        single: 100,
-        slab_frames: 250.0,
+        shares: Shares { single: 0.25, frames: 0.625 },
+        shares_at: Some(at),
         besides: Besides { anonymous: 30, shared_memory: 0, swapped: 0 },
         estimated: false,
     }
@@ -64,6 +66,38 @@ fn what_counters_tell_is_new_and_the_split_as_it_was() {
     // A fault alone says that something may be otherwise.
     let faulted = Counters { faults: 1, ..split.counters };
     assert!(split.recent(&faulted, later()).by_counters);
+}
+
+#[test]
+fn a_walk_is_as_old_as_what_is_known_of_its_shares() {
+    let walked = split();
+    let long_ago = walked.at.checked_sub(Duration::from_secs(60));
+    for (shares_at, by_counters, age) in [(Some(walked.at), false, 4), (long_ago, true, 64), (None, true, 4)]
+    {
+        let split = Split { shares_at, ..walked.clone() };
+        let recent = split.recent(&split.counters, later());
+        assert_eq!(recent.by_counters, by_counters);
+        assert!(recent.walk_age >= Duration::from_secs(age), "{recent:?}");
+        assert_eq!(recent.frames.pages, walked.recent(&walked.counters, later()).frames.pages);
+    }
+    // Without slabs there is nothing to be shared.
+    let split = Split { shares_at: None, slab: 0, ..walked };
+    assert!(!split.recent(&split.counters, later()).by_counters);
+}
+
+#[test]
+fn when_one_has_changed_nobody_knows_with_whom_the_others_share() {
+    let (still, moved) = (split(), Counters { faults: 1, ..split().counters });
+    let without = Split { slab: 0, shares_at: None, ..split() };
+    let mut guests = vec![
+        still.recent(&still.counters, later()),
+        still.recent(&moved, later()),
+        without.recent(&without.counters, later()),
+    ];
+    mark(&mut guests[..1]);
+    assert!(!guests[0].by_counters);
+    mark(&mut guests);
+    assert_eq!(guests.iter().map(|guest| guest.by_counters).collect::<Vec<_>>(), [true, true, false]);
 }
 
 #[test]

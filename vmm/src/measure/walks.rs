@@ -77,16 +77,30 @@ pub(super) struct Split {
     pub(super) zero: u64,
     /// Pages on swap.
     pub(super) swapped: u64,
-    /// Pages of slabs ...
+    /// Pages of slabs.
     pub(super) slab: u64,
-    /// ... those of them that nobody else maps ...
-    pub(super) single: u64,
-    /// ... and its part of their frames.
-    pub(super) slab_frames: f64,
+    /// With whom they are shared.
+    pub(super) shares: Shares,
+    /// When the walk began that these are of; another one than the last until all guests that have changed were walked as well.
+    pub(super) shares_at: Option<Instant>,
     /// What the process has that is not guest memory.
     pub(super) besides: Besides,
     /// Zero pages are told from others by estimate.
     pub(super) estimated: bool,
+}
+
+/// What a page of a slab comes to, on average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Shares {
+    /// The part of them that nobody else maps.
+    pub(super) single: f64,
+    /// Its part of a frame.
+    pub(super) frames: f64,
+}
+
+impl Shares {
+    /// Where nothing is known yet: each with one other.
+    const UNKNOWN: Self = Self { single: 0.0, frames: 0.5 };
 }
 
 /// Pages of a VM process that are not its guest's. Parked ones are the guest's.
@@ -106,6 +120,8 @@ pub(super) struct Walks {
     splits: HashMap<u32, Split>,
     /// By process and slab.
     slabs: HashMap<u32, HashMap<u64, Runs>>,
+    /// Those walked since they were last put together.
+    fresh: HashSet<u32>,
     /// How long it took to join them by slab.
     join: Duration,
 }
@@ -128,6 +144,9 @@ impl Walks {
     }
 
     /// Walks the first `must` of `due` in any case and others after them as long as `budget` lasts; forgets all that are not among `all`.
+    ///
+    /// Walks are put together when all of `due` have been walked, each once: if some walks were old and some new, pages that one guest has left since would be taken to
+    /// be another one's alone.
     pub(super) fn round(
         mut self,
         all: &HashSet<u32>,
@@ -139,24 +158,31 @@ impl Walks {
         let took = || thread_time().saturating_sub(begin);
         self.splits.retain(|pid, _| all.contains(pid));
         self.slabs.retain(|pid, _| all.contains(pid));
+        self.fresh.retain(|pid| all.contains(pid));
         // As long again as putting the walks together takes, or that would be all that is done for what it may take.
-        let budget = budget.max(self.join);
+        let budget = if budget.is_zero() { budget } else { budget.max(self.join) };
         let (first, others) = due.split_at(must.min(due.len()));
         let mut untold = false;
         for subject in first {
             untold |= self.walk(subject).is_none();
         }
         let first = took();
+        let mut left = others.iter().filter(|subject| !self.fresh.contains(&subject.space.pid)).count();
         for subject in others {
-            if took() >= first + budget {
+            if left == 0 || took() >= first + budget {
                 break;
             }
-            untold |= self.walk(subject).is_none();
+            if !self.fresh.contains(&subject.space.pid) {
+                untold |= self.walk(subject).is_none();
+                left -= 1;
+            }
         }
-        let walked = took();
-        self.put_together();
+        if left == 0 {
+            let walked = took();
+            self.put_together();
+            self.join = took().saturating_sub(walked);
+        }
         let cpu = took();
-        self.join = cpu.saturating_sub(walked);
         Round { walks: self, cpu, first, untold }
     }
 
@@ -195,6 +221,8 @@ impl Walks {
             shared_memory: process.shared_memory.saturating_sub(slab),
             swapped: process.swapped.saturating_sub(swapped),
         };
+        let (shares, shares_at) =
+            known.as_ref().map_or((Shares::UNKNOWN, None), |known| (known.shares, known.shares_at));
         let besides = match known {
             // A guest that does not stand still is counted at one moment and walked at another: what was seen before is nearer.
             Some(known) if after.differ(&counters) => known.besides,
@@ -218,12 +246,13 @@ impl Walks {
             zero: found.zero,
             swapped,
             slab,
-            single: 0,
-            slab_frames: 0.0,
+            shares,
+            shares_at,
             besides,
             estimated,
         };
         self.splits.insert(pid, split);
+        self.fresh.insert(pid);
         Some(())
     }
 
@@ -240,14 +269,21 @@ impl Walks {
         self.slabs.values().for_each(|slabs| runs(slabs, &mut |run| counts.add(run)));
         for (pid, slabs) in &self.slabs {
             let Some(split) = self.splits.get_mut(pid) else { continue };
-            (split.single, split.slab_frames) = (0, 0.0);
+            let (mut single, mut frames) = (0u64, 0.0);
             runs(slabs, &mut |run| {
                 for &mapped in counts.within(run) {
-                    split.single += u64::from(mapped == 1);
-                    split.slab_frames += 1.0 / f64::from(mapped);
+                    single += u64::from(mapped == 1);
+                    frames += 1.0 / f64::from(mapped);
                 }
             });
+            let part = |of: f64| of / split.slab as f64;
+            split.shares = match split.slab {
+                0 => Shares::UNKNOWN,
+                _ => Shares { single: part(single as f64), frames: part(frames) },
+            };
+            split.shares_at = Some(split.at);
         }
+        self.fresh.clear();
     }
 }
 
