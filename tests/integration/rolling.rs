@@ -1,4 +1,4 @@
-//! The ledger's frames, told again and again from walks in turn and the kernel's counters, of guests that are merged, write, and give memory back.
+//! The ledger's frames, told again and again from walks now and then and the kernel's counters, of guests that are merged, write, and give memory back.
 
 use std::thread;
 use std::time::Duration;

@@ -4,7 +4,7 @@
 //! By processor time, so that what else runs on the machine says little. The guests stand still, so that both have to
 //! come to the same.
 //!
-//! Then what it costs each second when it is read as the daemon does, walks in turn and counters in between, with as much time for each GiB
+//! Then what it costs each second when it is read as the daemon does, walks now and then and counters in between, with as much time for each GiB
 //! as there would be on a larger host: with guests that are idle, and with guests that write to all that they have. What it says is held against a whole
 //! walk at the end.
 

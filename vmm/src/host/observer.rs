@@ -1,6 +1,6 @@
 //! Sees how a fleet does, cheaply enough to be asked several times a second.
 //!
-//! The ledger is read every second, or so seldom that it takes a hundredth of one processor; page tables are walked in turn, for as much again
+//! The ledger is read every second, or so seldom that it takes a hundredth of one processor; page tables of guests that have changed are walked for as much again
 //! ([`rolling`](crate::measure::rolling)). In between the kernel's own count of each process's anonymous pages, which it keeps ready, says what has changed since.
 //! Neither needs an answer of a VM: one that gives none is counted by what it was when it gave the last.
 

@@ -1,14 +1,14 @@
 //! The frames of our own VMs, told again and again at a cost that is bounded.
 //!
 //! Walking page tables takes milliseconds a GiB, so what [`by_kind::measure`](super::by_kind::measure) does is too much for every second of a
-//! large host. Here each guest's walk is kept. Guests are walked in turn, those first of which most has changed for longest, as long as
-//! that takes a hundredth of one processor; in between the kernel's own counters, which it keeps ready, say how much there is:
+//! large host. Here each guest's walk is kept. Those guests are walked again that have changed, all of them at once, so seldom that it takes a hundredth of one
+//! processor in the long run; in between the kernel's own counters, which it keeps ready, say how much there is:
 //!
 //! - anonymous pages, pages of slabs and pages on swap are those of the process, less what it had besides its guest at the last walk;
 //! - as many of the rest as the last walk found are on the zero frame, and the others absent;
-//! - of the pages of slabs the part is shared that was when all that had changed had been walked, with as many others.
+//! - of the pages of slabs the part is shared that was, with as many others.
 //!
-//! If no counter has moved since (page faults are one), all is as the walks found it. Each is walked again after [`REFRESH`] all the same, for zeros that are
+//! If no counter has moved since (page faults are one), all is as the walks found it. Each guest is walked again after [`REFRESH`] all the same, for zeros that are
 //! given back move none. Each guest's numbers say how old its walk is, and whether counters have moved since.
 //!
 //! Walks are done by a thread of their own: whoever asks waits only for guests of which nothing is known, and for others as long as he says.
@@ -28,7 +28,7 @@ pub use super::walks::thread_time;
 
 /// Walks take at most one part in so many of one processor's time, in the long run.
 pub const WALK_PART: u32 = 100;
-/// What is saved up for walks at the most, in seconds of a processor: so much is walked at once where little was done before.
+/// What is saved up for walks at the most, in seconds of a processor. They begin when there is any, and what they take more is waited for afterwards.
 const MOST_SAVED: f64 = 0.02;
 /// A guest is walked again after so long even if no counter has moved, if there is time for that.
 pub const REFRESH: Duration = Duration::from_secs(600);
@@ -172,41 +172,37 @@ impl Rolling {
         self.saved = (self.saved + seconds / f64::from(self.part)).min(MOST_SAVED);
     }
 
-    /// Has those walked that are due, if there is time for it.
+    /// Has those walked of which nothing is known, and if there is time for it all that have changed, at once: of walks of different times nobody could tell
+    /// with whom pages are shared.
     fn begin(&mut self, subjects: &[Subject], counters: &[Counters]) {
-        let (mut due, mut changed, mut old) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut due, mut known, mut changed) = (Vec::new(), Vec::new(), false);
         for (subject, now) in subjects.iter().zip(counters) {
             match self.splits.get(&subject.space.pid).filter(|split| split.space == subject.space) {
                 None => due.push(subject.clone()),
                 Some(split) => {
-                    let age = split.at.elapsed();
-                    if now.differ(&split.counters) {
-                        let pages = now.change(&split.counters).max(1);
-                        changed.push((age.as_secs_f64() * pages as f64, subject));
-                    } else if age >= self.refresh {
-                        old.push((age.as_secs_f64(), subject));
+                    let moved = now.differ(&split.counters) || !split.is_put_together();
+                    changed |= moved;
+                    if moved || split.at.elapsed() >= self.refresh {
+                        known.push(subject.clone());
                     }
                 }
             }
         }
-        let must = due.len();
-        // Without time for them they are told all the same: walks are put together only when none of them is left.
-        for mut some in [changed, old] {
-            some.sort_by(|a, b| b.0.total_cmp(&a.0));
-            due.extend(some.into_iter().map(|(_, subject)| subject.clone()));
+        let new = due.len();
+        if self.saved > 0.0 {
+            due.append(&mut known);
+            changed = false;
         }
-        let gone = self.splits.len() + must != subjects.len();
-        let walks = must > 0 || !due.is_empty() && self.saved > 0.0;
-        if !walks && !gone {
+        let gone = self.splits.len() + new != subjects.len();
+        if due.is_empty() && !gone {
             return;
         }
         let all: HashSet<u32> = subjects.iter().map(|subject| subject.space.pid).collect();
-        let budget = Duration::from_secs_f64(self.saved.max(0.0));
         let walks = self.walks.take().unwrap_or_default();
         let (tell, told) = channel();
         // If it cannot be started, nothing is heard of it, and all is begun anew.
         let started = thread::Builder::new().name("walks".into()).spawn(move || {
-            let _ = tell.send(walks.round(&all, &due, must, budget));
+            let _ = tell.send(walks.round(&all, &due, new, !changed));
         });
         self.running = started.ok().map(|_| told);
     }
@@ -237,11 +233,16 @@ impl Rolling {
 }
 
 impl Split {
+    /// Whether it is known with whom those pages are shared that the last walk found.
+    fn is_put_together(&self) -> bool {
+        self.slab == 0 || self.shares_at == Some(self.at)
+    }
+
     /// What its guest has by `now`, which was counted at `counted`.
     fn recent(&self, now: &Counters, counted: Instant) -> Recent {
         let total = self.space.pages();
         let moved = self.at < counted && now.differ(&self.counters);
-        let by_counters = moved || self.shares_at != Some(self.at) && self.slab > 0;
+        let by_counters = moved || !self.is_put_together();
         // What was walked since is newer.
         let now = if self.at < counted { now } else { &self.counters };
         let (mut private, mut slab, mut swapped) = (self.private, self.slab, self.swapped);

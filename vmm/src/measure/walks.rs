@@ -46,18 +46,6 @@ impl Counters {
         telling(self) != telling(other)
     }
 
-    /// About how many pages have changed.
-    pub(super) fn change(&self, other: &Self) -> u64 {
-        let pairs = [
-            (self.faults, other.faults),
-            (self.process.anonymous, other.process.anonymous),
-            (self.process.shared_memory, other.process.shared_memory),
-            (self.process.swapped, other.process.swapped),
-            (self.given_back, other.given_back),
-        ];
-        pairs.into_iter().map(|(a, b)| a.abs_diff(b)).max().unwrap_or(0)
-    }
-
     /// Whether KSM has merged here: then frames have to be looked at one by one.
     pub(super) fn is_merged_by_ksm(&self) -> bool {
         self.ksm.merging_pages + self.ksm.zero_pages > 0
@@ -81,7 +69,7 @@ pub(super) struct Split {
     pub(super) slab: u64,
     /// With whom they are shared.
     pub(super) shares: Shares,
-    /// When the walk began that these are of; another one than the last until all guests that have changed were walked as well.
+    /// When the walk began that these are of; another one than the last if others that had changed were not walked with it.
     pub(super) shares_at: Option<Instant>,
     /// What the process has that is not guest memory.
     pub(super) besides: Besides,
@@ -120,10 +108,6 @@ pub(super) struct Walks {
     splits: HashMap<u32, Split>,
     /// By process and slab.
     slabs: HashMap<u32, HashMap<u64, Runs>>,
-    /// Those walked since they were last put together.
-    fresh: HashSet<u32>,
-    /// How long it took to join them by slab.
-    join: Duration,
 }
 
 /// What came of a round of walks.
@@ -143,47 +127,27 @@ impl Walks {
         &self.splits
     }
 
-    /// Walks the first `must` of `due` in any case and others after them as long as `budget` lasts; forgets all that are not among `all`.
-    ///
-    /// Walks are put together when all of `due` have been walked, each once: if some walks were old and some new, pages that one guest has left since would be taken to
-    /// be another one's alone.
-    pub(super) fn round(
-        mut self,
-        all: &HashSet<u32>,
-        due: &[Subject],
-        must: usize,
-        budget: Duration,
-    ) -> Round {
+    /// Walks all of `due`, of which nothing is known of the first `new`; forgets all that are not among `all`. `complete` says that those are all that have
+    /// changed: then walks are put together. If some were old and others new, pages that one guest has left since would be taken to be another
+    /// one's alone.
+    pub(super) fn round(mut self, all: &HashSet<u32>, due: &[Subject], new: usize, complete: bool) -> Round {
         let begin = thread_time();
         let took = || thread_time().saturating_sub(begin);
         self.splits.retain(|pid, _| all.contains(pid));
         self.slabs.retain(|pid, _| all.contains(pid));
-        self.fresh.retain(|pid| all.contains(pid));
-        // As long again as putting the walks together takes, or that would be all that is done for what it may take.
-        let budget = if budget.is_zero() { budget } else { budget.max(self.join) };
-        let (first, others) = due.split_at(must.min(due.len()));
+        let (new, known) = due.split_at(new.min(due.len()));
         let mut untold = false;
-        for subject in first {
+        for subject in new {
             untold |= self.walk(subject).is_none();
         }
         let first = took();
-        let mut left = others.iter().filter(|subject| !self.fresh.contains(&subject.space.pid)).count();
-        for subject in others {
-            if left == 0 || took() >= first + budget {
-                break;
-            }
-            if !self.fresh.contains(&subject.space.pid) {
-                untold |= self.walk(subject).is_none();
-                left -= 1;
-            }
+        for subject in known {
+            untold |= self.walk(subject).is_none();
         }
-        if left == 0 {
-            let walked = took();
+        if complete {
             self.put_together();
-            self.join = took().saturating_sub(walked);
         }
-        let cpu = took();
-        Round { walks: self, cpu, first, untold }
+        Round { walks: self, cpu: took(), first, untold }
     }
 
     /// None if the guest cannot be told by kind, or is gone.
@@ -252,7 +216,6 @@ impl Walks {
             estimated,
         };
         self.splits.insert(pid, split);
-        self.fresh.insert(pid);
         Some(())
     }
 
@@ -283,7 +246,6 @@ impl Walks {
             };
             split.shares_at = Some(split.at);
         }
-        self.fresh.clear();
     }
 }
 
