@@ -38,6 +38,7 @@ mod power;
 mod preflight;
 mod printing;
 mod prometheus;
+mod rolling;
 mod run;
 mod silent;
 mod simulate;

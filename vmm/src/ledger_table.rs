@@ -17,10 +17,13 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
     let (o, d, c) = (&ledger.overhead, &ledger.debt, &ledger.cover);
     let ratio =
         ledger.cover_ratio.map_or("nothing is owed".into(), |ratio| format!("{ratio:.2} times the debt"));
+    let old = ledger.oldest_split_seconds().map_or(String::new(), |age| {
+        format!("\ncounted: by the kernel's counters; which pages are shared and which are zeros, by walks up to {age:.0} s ago")
+    });
     format!(
         "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}, KSM {})\n\
          debt: {} MiB: {} if all that is shared were written, {} if all that is absent were touched\n\
-         cover: {} MiB, {ratio}: {} free, {} swap, {} in reach of balloons",
+         cover: {} MiB, {ratio}: {} free, {} swap, {} in reach of balloons{old}",
         pages(ledger.used),
         pages(ledger.capacity),
         ledger.used as f64 * 100.0 / ledger.capacity.max(1) as f64,

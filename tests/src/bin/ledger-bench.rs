@@ -3,17 +3,22 @@
 //!
 //! By processor time, so that what else runs on the machine says little. The guests stand still, so that both have to
 //! come to the same.
+//!
+//! Then what it costs each second when it is read as the daemon does, walks now and then and counters in between, with as much time for each GiB
+//! as there would be on a larger host: with guests that are idle, and with guests that write to all that they have. What it says is held against a whole
+//! walk at the end.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use measure::by_kind;
-use measure::frames::{self, Frames};
+use measure::frames::{self, Frames, Pages};
+use measure::rolling::{REFRESH, Rolling, Subject, WALK_PART};
 use measure::{Extent, MeasureError, Space};
 use memory::PAGE_BYTES;
 use merge::Engine;
 use merge::slab::engine::SlabEngine;
-use rustix::time::{ClockId, clock_gettime};
+use os::process::thread_time;
 use serde_json::json;
 use tests::boot::median;
 use tests::merging::machine;
@@ -28,6 +33,8 @@ Usage: ledger-bench [--guests N] [--memory MIB] [--rounds R] [--json]
   --guests N    guests that are merged [default: 4]
   --memory MIB  RAM of each [default: 512]
   --rounds R    rounds, of which the median is shown [default: 5]
+  --host GIB    the host that guests are taken to be a part of, which bounds the time for walks [default: 256]
+  --seconds S   how long it is read each second, of guests that are idle and of guests that write [default: 20]
   --json        print one JSON object
 
 Needs root and /dev/kvm.";
@@ -43,8 +50,7 @@ struct State {
 
 impl State {
     fn of(name: &'static str, spaces: &[Space], rounds: usize) -> Result<Self> {
-        let gib =
-            spaces.iter().map(Space::pages).sum::<u64>() as f64 * PAGE_BYTES as f64 / (1u64 << 30) as f64;
+        let gib = gib(spaces);
         let (mut slow, mut fast) = (Vec::new(), Vec::new());
         let mut last = Frames::default();
         for _ in 0..rounds {
@@ -67,13 +73,77 @@ impl State {
 }
 
 fn timed(work: impl FnOnce() -> Result<Frames, MeasureError>) -> Result<(Frames, Duration)> {
-    let now = || {
-        let now = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-    };
-    let before = now();
+    let before = thread_time();
     let frames = work()?;
-    Ok((frames, now() - before))
+    Ok((frames, thread_time() - before))
+}
+
+/// The ledger's frames, read once a second for a while.
+struct Watch {
+    name: &'static str,
+    readings: usize,
+    /// Milliseconds of a processor for each GiB and reading: counters and accounts, and walks.
+    counters: f64,
+    walks: f64,
+    /// The same by kind, once, at the end.
+    by_kind: f64,
+    /// Age of the oldest walk in the end, in seconds.
+    oldest: f64,
+    /// How far off the last reading was, in percent of all pages: frames, absent pages, shared pages.
+    off_percent: [f64; 3],
+}
+
+impl Watch {
+    fn of(
+        name: &'static str,
+        spaces: &[Space],
+        rolling: &mut Rolling,
+        held: &dyn Fn() -> Option<u64>,
+        seconds: usize,
+    ) -> Result<Self> {
+        let subject = |space: &Space| Subject { space: space.clone(), parked_pages: 0, given_back_pages: 0 };
+        let subjects: Vec<Subject> = spaces.iter().map(subject).collect();
+        let gib = gib(spaces);
+        let mut read = || -> Result<_> {
+            let before = thread_time();
+            let reading = rolling.read(&subjects, held(), Duration::from_millis(50))?;
+            Ok((reading.context("guests that cannot be told by kind")?, thread_time() - before))
+        };
+        // Who is not known is walked once, whatever it takes.
+        read()?;
+        let (mut counters, mut walks) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..seconds {
+            std::thread::sleep(Duration::from_secs(1));
+            let (reading, took) = read()?;
+            counters += took;
+            walks += reading.walks;
+        }
+        let (last, _) = read()?;
+        let (exact, took) = timed(|| by_kind::measure(spaces))?;
+        let ms = |time: Duration| time.as_secs_f64() * 1e3 / gib;
+        let sum = |pages: fn(&Pages) -> u64| {
+            last.guests.iter().map(|guest| pages(&guest.frames.pages)).sum::<u64>()
+        };
+        let all = exact.pages.total as f64;
+        let off = |seen: u64, exact: u64| 100.0 * seen.abs_diff(exact) as f64 / all;
+        Ok(Self {
+            name,
+            readings: seconds,
+            counters: ms(counters) / seconds as f64,
+            walks: ms(walks) / seconds as f64,
+            by_kind: ms(took),
+            oldest: last.guests.iter().map(|guest| guest.walk_age.as_secs_f64()).fold(0.0, f64::max),
+            off_percent: [
+                off(last.frames, exact.frames),
+                off(sum(|pages| pages.absent), exact.pages.absent),
+                off(sum(|pages| pages.shared), exact.pages.shared),
+            ],
+        })
+    }
+}
+
+fn gib(spaces: &[Space]) -> f64 {
+    spaces.iter().map(Space::pages).sum::<u64>() as f64 * PAGE_BYTES as f64 / (1u64 << 30) as f64
 }
 
 fn space(vm: &Vm) -> Result<Space> {
@@ -84,6 +154,7 @@ fn space(vm: &Vm) -> Result<Space> {
 
 fn main() -> Result<()> {
     let (mut guests, mut memory_mib, mut rounds, mut as_json) = (4, 512, 5, false);
+    let (mut host_gib, mut seconds) = (256.0f64, 20);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -91,6 +162,8 @@ fn main() -> Result<()> {
             "--guests" => guests = value()?.parse().context("--guests takes a number")?,
             "--memory" => memory_mib = value()?.parse::<u64>().context("--memory takes a number of MiB")?,
             "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
+            "--host" => host_gib = value()?.parse().context("--host takes a number of GiB")?,
+            "--seconds" => seconds = value()?.parse().context("--seconds takes a number")?,
             "--json" => as_json = true,
             "-h" | "--help" => {
                 println!("{USAGE}");
@@ -100,6 +173,10 @@ fn main() -> Result<()> {
         }
     }
     ensure!((1..=64).contains(&guests) && rounds > 0, "--guests must be 1 to 64, --rounds at least 1");
+    ensure!(
+        (1.0..=1e6).contains(&host_gib) && (1..=3600).contains(&seconds),
+        "--host must be 1 to 1000000, --seconds 1 to 3600"
+    );
     ensure!((32..=65_536).contains(&memory_mib), "--memory must be 32 to 65536");
     let sandbox = Sandbox::new();
     let socket = sandbox.file("merge.sock");
@@ -135,6 +212,16 @@ fn main() -> Result<()> {
     // What was under way comes to its end.
     std::thread::sleep(Duration::from_secs(2));
     let states = [before, State::of("merged by slabs", &spaces, rounds)?];
+    let part = f64::from(WALK_PART) * (host_gib / gib(&spaces)).max(1.0);
+    let mut rolling = Rolling::new(part as u32, REFRESH);
+    let slab_pages = engine.slab_pages();
+    let held = || slab_pages.as_ref().map(|ask| ask());
+    hold("resume");
+    let idle = Watch::of("guests are idle", &spaces, &mut rolling, &held, seconds)?;
+    // A tenth of each guest every second.
+    let churn = format!("churn class=all rate={} seconds={}", pages / 10, seconds + 5);
+    vms.iter_mut().for_each(|(_, com2)| _ = com2.command(&churn));
+    let watches = [idle, Watch::of("guests write", &spaces, &mut rolling, &held, seconds)?];
     let machine = machine();
     if as_json {
         let states: Vec<_> = states
@@ -144,9 +231,17 @@ fn main() -> Result<()> {
                     "pages": s.frames.pages, "frames": s.frames.frames})
             })
             .collect();
+        let watches: Vec<_> = watches
+            .iter()
+            .map(|w| {
+                json!({"state": w.name, "readings": w.readings, "counters_ms_a_gib": w.counters, "walks_ms_a_gib": w.walks,
+                    "by_kind_ms_a_gib": w.by_kind, "oldest_walk_seconds": w.oldest, "off_percent": w.off_percent})
+            })
+            .collect();
         println!(
             "{:#}",
-            json!({"machine": machine, "guests": guests, "memory_mib": memory_mib, "states": states})
+            json!({"machine": machine, "guests": guests, "memory_mib": memory_mib, "states": states,
+                "host_gib": host_gib, "watches": watches})
         );
         return Ok(());
     }
@@ -160,5 +255,19 @@ fn main() -> Result<()> {
             by_frame / by_kind
         );
     }
+    println!("read every second, with as much time for walks as a GiB has on a host of {host_gib} GiB:");
+    for Watch { name, counters, walks, by_kind, oldest, off_percent: [frames, absent, shared], .. } in watches
+    {
+        let each = counters + walks;
+        println!(
+            "  {name:20} counters {counters:6.3} + walks {walks:6.3} = {each:6.3}   by kind {by_kind:6.2}   {:.0} times less",
+            by_kind / each
+        );
+        println!(
+            "  {:20} oldest walk {oldest:.0} s ago; off by {frames:.2} % of all pages in frames, {absent:.2} in absent, {shared:.2} in shared",
+            ""
+        );
+    }
+    println!("  counters are read of each guest, whatever its size: larger guests cost less a GiB");
     Ok(())
 }

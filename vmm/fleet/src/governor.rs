@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::HostError;
 use super::asker::{Askers, Told};
 use super::diary::Entry;
-use super::ledger::{Means, Reading};
+use super::ledger::{Look, Means};
 use super::management::Management;
 use super::observer::{ANSWER_WAIT, Observation, Observer};
 use super::policy_state::PolicyState;
@@ -230,7 +230,7 @@ impl Work {
         entries
     }
 
-    fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Reading>, entries: Vec<Entry>) {
+    fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Look>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
         now.pressure = self.state.memory.pressure();
         now.because = self.state.memory.because();

@@ -7,7 +7,8 @@ use super::HostError;
 use super::post::{self, Post, Said};
 use measure::audit::{self, Audit};
 use measure::by_kind;
-use measure::frames::Frames;
+use measure::frames::{Frames, GuestFrames};
+use measure::rolling::{Recent, Rolling, Subject};
 use measure::{MeasureError, Space};
 use memory::PAGE_BYTES;
 use memory::ksm_stat::KsmStat;
@@ -49,6 +50,45 @@ pub struct Reading {
     pub seconds: f64,
     /// The audit, where one was asked for.
     pub audit: Option<Audit>,
+}
+
+/// A ledger that is read again and again.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// Processor time that reading it took, in seconds.
+    pub seconds: f64,
+    /// The same without walks, which keep to their own limit.
+    pub own_seconds: f64,
+}
+
+/// Reads the ledger as [`read_heard`] does, by `rolling` where that can tell: then walks that are due are waited for `patience` long.
+pub fn look(
+    posts: &[Post],
+    heard: &[Option<Said>],
+    means: Means,
+    rolling: &mut Rolling,
+    patience: Duration,
+) -> Result<Look, HostError> {
+    let begin = thread_time();
+    let running = posts.iter().zip(heard).filter(|(post, _)| is_running(post.pid));
+    let asked: Vec<(&Post, Said)> = running.filter_map(|(post, said)| Some((post, said.clone()?))).collect();
+    let subject = |(_, said): &(&Post, Said)| Subject {
+        space: said.space(),
+        parked_pages: said.status.parked_pages,
+        given_back_pages: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
+    };
+    let subjects: Vec<Subject> = asked.iter().map(subject).collect();
+    let Some(reading) = rolling.read(&subjects, means.slab_pages, patience)? else {
+        let Reading { ledger, seconds, .. } = read_heard(posts, heard, means)?;
+        return Ok(Look { ledger, seconds, own_seconds: seconds });
+    };
+    let estimated = reading.guests.iter().any(|guest| guest.estimated);
+    let seen: Vec<Seen<'_>> = reading.guests.iter().map(Seen::recently).collect();
+    let ledger = account(&asked, &seen, reading.frames, estimated, means);
+    let own = thread_time().saturating_sub(begin);
+    Ok(Look { ledger, seconds: (own + reading.walks).as_secs_f64(), own_seconds: own.as_secs_f64() })
 }
 
 /// Reads the ledger of those of `posts` that run, all of which are asked. With `audited`, checks it by other means, too.
@@ -93,7 +133,8 @@ fn read_with(
             Err(_) if asked.iter().any(|(post, _)| ends_soon(post.pid)) => continue,
             Err(error) => return Err(error.into()),
         };
-        let ledger = account(&asked, &frames, means);
+        let seen: Vec<Seen<'_>> = frames.guests.iter().map(Seen::now).collect();
+        let ledger = account(&asked, &seen, frames.frames, frames.estimated, means);
         let said = asked.into_iter().map(|(_, said)| said).collect();
         return Ok(Reading {
             ledger,
@@ -117,7 +158,35 @@ fn ends_soon(pid: u32) -> bool {
     })
 }
 
-fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
+/// What was seen of a guest and its process.
+struct Seen<'a> {
+    frames: &'a GuestFrames,
+    process: ProcessPages,
+    ksm: KsmStat,
+    walk_age: Option<Duration>,
+    by_counters: bool,
+}
+
+impl<'a> Seen<'a> {
+    /// Just now.
+    fn now(frames: &'a GuestFrames) -> Self {
+        Self {
+            frames,
+            process: ProcessPages::of(frames.pid).unwrap_or_default(),
+            ksm: KsmStat::of(frames.pid).unwrap_or_default(),
+            walk_age: None,
+            by_counters: false,
+        }
+    }
+
+    fn recently(recent: &'a Recent) -> Self {
+        let Recent { frames, process, ksm, walk_age, by_counters, .. } = recent;
+        let walk_age = (*walk_age > Duration::ZERO).then_some(*walk_age);
+        Self { frames, process: *process, ksm: *ksm, walk_age, by_counters: *by_counters }
+    }
+}
+
+fn account(asked: &[(&Post, Said)], seen: &[Seen<'_>], frames: u64, estimated: bool, means: Means) -> Ledger {
     let readings = Host::default().read().ok();
     let mut overhead = HostOverhead {
         dead_slabs: means.dead_slabs,
@@ -129,14 +198,12 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
         overhead.daemon = own.anonymous + own.file + own.page_tables;
     }
     let (mut guests, mut parked_frames) = (Vec::new(), 0);
-    for ((post, said), seen) in asked.iter().zip(&frames.guests) {
-        let process = ProcessPages::of(post.pid).unwrap_or_default();
+    for ((post, said), Seen { frames: seen, process, ksm, walk_age, by_counters }) in asked.iter().zip(seen) {
         // Pages that are parked to see whether the guest touches them have frames, elsewhere.
         let parked = said.status.parked_pages.min(seen.pages.absent);
         parked_frames += parked;
         let of_guest = seen.anonymous.saturating_sub(seen.pages.zero) + parked;
-        let items = KsmStat::of(post.pid).map_or(0, |stat| stat.rmap_items);
-        overhead.ksm_metadata += (items * RMAP_ITEM_BYTES).div_ceil(PAGE_BYTES);
+        overhead.ksm_metadata += (ksm.rmap_items * RMAP_ITEM_BYTES).div_ceil(PAGE_BYTES);
         guests.push(GuestNumbers {
             name: post.guest.clone(),
             classes: Classes {
@@ -155,14 +222,16 @@ fn account(asked: &[(&Post, Said)], frames: &Frames, means: Means) -> Ledger {
                 vmm: process.anonymous.saturating_sub(of_guest),
                 page_tables: process.page_tables,
             },
+            walk_age_seconds: walk_age.map(|age| age.as_secs_f64()),
+            by_counters: *by_counters,
         });
     }
     let host = HostNumbers {
         capacity: means.capacity,
         available: readings.as_ref().map_or(means.capacity, |r| r.free_pages(u64::MAX, 0)),
         swap_free: readings.as_ref().map_or(0, |r| r.swap_free_pages),
-        frames: frames.frames + parked_frames,
+        frames: frames + parked_frames,
         overhead,
     };
-    Ledger::of(&guests, &host, frames.estimated)
+    Ledger::of(&guests, &host, estimated)
 }

@@ -1,7 +1,7 @@
 //! Sees how a fleet does, cheaply enough to be asked several times a second.
 //!
-//! The ledger is exact and reads every page table entry; so it is read only so often that it takes a hundredth of one
-//! processor. In between the kernel's own count of each process's anonymous pages, which it keeps ready, says what has changed since.
+//! The ledger is read every second, or so seldom that it takes a hundredth of one processor; page tables of guests that have changed are walked for as much again
+//! ([`rolling`](measure::rolling)). In between the kernel's own count of each process's anonymous pages, which it keeps ready, says what has changed since.
 //! Neither needs an answer of a VM: one that gives none is counted by what it was when it gave the last.
 
 use std::collections::HashMap;
@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::asker::{Askers, Heard};
-use super::ledger::{self, Means, Reading};
+use super::ledger::{self, Look, Means};
 use super::policy_state::PolicyState;
 use super::post::{Post, Said, WORD_SECONDS};
 use machine::working_set::WorkingSet;
+use measure::rolling::Rolling;
 use memory::PAGE_BYTES;
 use memory::smaps::ProcessPages;
 use os::lock;
@@ -25,8 +26,10 @@ use overcommit::view::{BalloonView, GuestState, GuestView, HostView};
 pub(super) const ANSWER_WAIT: Duration = Duration::from_millis(100);
 /// The ledger is read at most so often ...
 const LEDGER_INTERVAL: Duration = Duration::from_secs(1);
-/// ... and takes at most one part in so many of one processor's time.
+/// ... and takes at most one part in so many of one processor's time, walks of page tables not counted, which have their own limit.
 const LEDGER_PART: u32 = 100;
+/// How long it waits for walks that are due; what takes longer is in the next one.
+const WALK_WAIT: Duration = Duration::from_millis(50);
 /// How much of a new rate of first touches counts at once.
 const RATE_WEIGHT: f64 = 0.5;
 
@@ -37,7 +40,7 @@ pub struct Observation {
     /// The guests, in the order of their posts.
     pub guests: Vec<GuestView>,
     /// The ledger, if it was read this time.
-    pub reading: Option<Reading>,
+    pub reading: Option<Look>,
 }
 
 /// Looks at a fleet.
@@ -50,11 +53,12 @@ pub struct Observer {
     last: Option<LastReading>,
     seen: HashMap<String, Seen>,
     cpu: Duration,
+    rolling: Rolling,
 }
 
 struct LastReading {
     at: Instant,
-    reading: Reading,
+    reading: Look,
     /// Anonymous pages of each process at that time.
     anonymous: HashMap<String, u64>,
 }
@@ -135,11 +139,11 @@ impl Observer {
     }
 
     fn ledger_interval(&self) -> Duration {
-        let took = self.last.as_ref().map_or(0.0, |last| last.reading.seconds);
+        let took = self.last.as_ref().map_or(0.0, |last| last.reading.own_seconds);
         LEDGER_INTERVAL.max(Duration::from_secs_f64(took) * LEDGER_PART)
     }
 
-    fn read_if_due(&mut self, posts: &[Post], processes: &[Option<ProcessPages>]) -> Option<Reading> {
+    fn read_if_due(&mut self, posts: &[Post], processes: &[Option<ProcessPages>]) -> Option<Look> {
         let interval = self.ledger_interval();
         // Somebody new, or somebody gone, makes all sums others.
         let known = |last: &LastReading| {
@@ -157,7 +161,7 @@ impl Observer {
             askers.wait(ANSWER_WAIT);
             posts.iter().map(|post| askers.said(&post.guest)).collect()
         };
-        let reading = ledger::read_heard(posts, &heard, self.means).ok()?;
+        let reading = ledger::look(posts, &heard, self.means, &mut self.rolling, WALK_WAIT).ok()?;
         let anonymous = posts
             .iter()
             .zip(processes)

@@ -36,13 +36,16 @@ pub(super) struct SlabRun {
 
 /// What is found of one guest.
 #[derive(Debug, Default)]
-struct Found {
+pub(super) struct Found {
     guest: usize,
-    private: u64,
-    zero: u64,
-    slabs: Vec<SlabRun>,
+    /// Anonymous pages with a frame of their own.
+    pub(super) private: u64,
+    /// Pages on the kernel's frame of zeros.
+    pub(super) zero: u64,
+    /// Pages of slabs.
+    pub(super) slabs: Vec<SlabRun>,
     /// What its entries have to tell.
-    untold: Vec<Extent>,
+    pub(super) untold: Vec<Extent>,
 }
 
 /// Classifies every page of `spaces`, which are VM processes of ours. As [`frames::measure`], and where that has to be
@@ -71,7 +74,7 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
 
 impl Found {
     /// None if the memory is not of a kind that can be told in ranges, or the kernel does not tell.
-    fn of(guest: usize, space: &Space) -> Option<Self> {
+    pub(super) fn of(guest: usize, space: &Space) -> Option<Self> {
         let (mut scan, maps) = (PageScan::open(space.pid).ok()?, Maps::of(space.pid).ok()?);
         let mut found = Self { guest, ..Self::default() };
         for extent in &space.extents {
@@ -139,15 +142,17 @@ pub(super) struct SlabCounts(HashMap<u64, Vec<u32>>);
 impl SlabCounts {
     pub(super) fn of(runs: &[SlabRun]) -> Self {
         let mut counts = Self::default();
-        for run in runs {
-            let pages = counts.0.entry(run.inode).or_default();
-            let end = (run.first + run.pages) as usize;
-            if pages.len() < end {
-                pages.resize(end, 0);
-            }
-            pages[run.first as usize..end].iter_mut().for_each(|count| *count += 1);
-        }
+        runs.iter().for_each(|run| counts.add(run));
         counts
+    }
+
+    pub(super) fn add(&mut self, run: &SlabRun) {
+        let pages = self.0.entry(run.inode).or_default();
+        let end = (run.first + run.pages) as usize;
+        if pages.len() < end {
+            pages.resize(end, 0);
+        }
+        pages[run.first as usize..end].iter_mut().for_each(|count| *count += 1);
     }
 
     /// Those of a run.

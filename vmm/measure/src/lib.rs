@@ -22,6 +22,7 @@ mod marks;
 pub mod page;
 pub mod page_types;
 pub mod report;
+pub mod rolling;
 pub mod runs;
 pub mod sample;
 pub mod scan;
@@ -31,6 +32,7 @@ pub mod tag;
 mod taker;
 mod turns;
 pub mod volatile;
+mod walks;
 pub mod watch;
 
 use serde::{Deserialize, Serialize};

@@ -41,6 +41,13 @@ impl KsmStat {
     }
 }
 
+/// Whether KSM has pages of any process of this host, merged or only remembered. If not, each process's counters are 0 and need not be read.
+pub fn has_pages() -> bool {
+    let directory = Path::new("/sys/kernel/mm/ksm");
+    let has = |name: &str| counter(directory, name).is_some_and(|pages| pages > 0);
+    ["pages_shared", "pages_unshared", "pages_volatile", "ksm_zero_pages"].into_iter().any(has)
+}
+
 /// One number out of a file of `/sys/kernel/mm/ksm`.
 pub fn counter(directory: &Path, name: &str) -> Option<u64> {
     fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()

@@ -137,6 +137,10 @@ pub struct GuestNumbers {
     pub minimum: u64,
     /// What it costs besides.
     pub overhead: GuestOverhead,
+    /// How old the walk of its page table is; None if it was walked for this.
+    pub walk_age_seconds: Option<f64>,
+    /// Counters have moved since that walk.
+    pub by_counters: bool,
 }
 
 /// What is known of the host.
@@ -176,6 +180,13 @@ pub struct Account {
     pub debt: Debt,
     /// Frames its balloon can still take.
     pub balloon_cover: u64,
+    /// How old the walk of its page table is that its pages were counted by; None if it was walked for this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub walk_age_seconds: Option<f64>,
+    /// Counters have moved since that walk: how many of its pages have frames is by these, as they are now; which of them are shared, with how many
+    /// others, and which are zeros is by that walk.
+    #[serde(default)]
+    pub by_counters: bool,
 }
 
 /// The accounts of a fleet and its host.
@@ -211,6 +222,16 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// The age of the oldest walk of a page table on which more has happened than its counters tell, in seconds; None if all is exact.
+    pub fn oldest_split_seconds(&self) -> Option<f64> {
+        let ages = self
+            .guests
+            .iter()
+            .filter(|guest| guest.by_counters)
+            .map(|guest| guest.walk_age_seconds.unwrap_or(0.0));
+        ages.reduce(f64::max)
+    }
+
     /// Adds everything up.
     pub fn of(guests: &[GuestNumbers], host: &HostNumbers, estimated: bool) -> Self {
         let mut ledger = Self {
@@ -269,6 +290,8 @@ impl Account {
             overhead: guest.overhead,
             debt,
             balloon_cover,
+            walk_age_seconds: guest.walk_age_seconds,
+            by_counters: guest.by_counters,
         }
     }
 }
@@ -323,6 +346,29 @@ mod tests {
         assert_eq!([cover(u64::MAX, 0), cover(90, 0), cover(50, 0), cover(27, 0)], [40, 40, 30, 7]);
         assert_eq!([cover(20, 0), cover(0, 0)], [0, 0], "what was never there brings nothing");
         assert_eq!([cover(90, 60), cover(90, 95)], [10, 0]);
+    }
+
+    #[test]
+    fn how_old_the_split_is_counts_only_where_counters_have_moved() {
+        let oldest = |guests: &[(Option<f64>, bool)]| {
+            let guest = |&(walk_age_seconds, by_counters): &(Option<f64>, bool)| GuestNumbers {
+                walk_age_seconds,
+                by_counters,
+                ..GuestNumbers::default()
+            };
+            let guests: Vec<GuestNumbers> = guests.iter().map(guest).collect();
+            Ledger::of(&guests, &HostNumbers::default(), false).oldest_split_seconds()
+        };
+        assert_eq!(oldest(&[(None, false), (Some(90.0), false)]), None);
+        assert_eq!(oldest(&[(Some(3.0), true), (Some(7.0), true), (Some(90.0), false)]), Some(7.0));
+        // Who reads the JSON is told by guest.
+        let account = Account { walk_age_seconds: Some(2.0), by_counters: true, ..Account::default() };
+        let json = serde_json::to_value(&account).unwrap();
+        assert_eq!(
+            (json["walk_age_seconds"].as_f64(), json["by_counters"].as_bool()),
+            (Some(2.0), Some(true))
+        );
+        assert!(!serde_json::to_string(&Account::default()).unwrap().contains("walk_age_seconds"));
     }
 
     #[test]

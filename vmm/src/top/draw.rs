@@ -164,7 +164,10 @@ fn debt(ledger: &Ledger) -> Line<'static> {
         Some(ratio) => (format!("{ratio:.2} x debt"), Color::Green),
     };
     let estimated = if ledger.estimated { "  (estimated)" } else { "" };
-    Line::from(vec![owed.into(), ratio.fg(color), estimated.into()])
+    // What is younger than two readings is no news.
+    let old = ledger.oldest_split_seconds().filter(|age| *age >= 2.0);
+    let old = old.map_or(String::new(), |age| format!("  (split {age:.0} s old)"));
+    Line::from(vec![owed.into(), ratio.fg(color), estimated.into(), old.into()])
 }
 
 fn draw_rates(frame: &mut Frame, top: &Top, shown: &Management, area: Rect) {

@@ -123,7 +123,15 @@ mod tests {
 
     fn management() -> Management {
         let classes = Classes { private: 3, absent: 5, ..Classes::default() };
-        let account = Account { name: "a".into(), promised: 8, classes, ..Account::default() };
+        let (walk_age_seconds, by_counters) = (Some(3.5), true);
+        let account = Account {
+            name: "a".into(),
+            promised: 8,
+            classes,
+            walk_age_seconds,
+            by_counters,
+            ..Account::default()
+        };
         let ledger = Ledger { guests: vec![account], promised: 8, capacity: 100, ..Ledger::default() };
         let guest = GuestView {
             name: "a".into(),
@@ -155,6 +163,8 @@ mod tests {
             "# UNIT samepage_guest_memory_bytes bytes",
             "samepage_guest_memory_bytes{fleet=\"f\",guest=\"a\",class=\"private\"} 12288.0",
             "samepage_guest_memory_bytes{fleet=\"f\",guest=\"a\",class=\"absent\"} 20480.0",
+            "samepage_guest_walk_age_seconds{fleet=\"f\",guest=\"a\"} 3.5",
+            "samepage_guest_by_counters{fleet=\"f\",guest=\"a\"} 1.0",
             "samepage_promised_bytes{fleet=\"f\"} 32768.0",
             "samepage_free_bytes{fleet=\"f\"} 28672.0",
             "samepage_pressure_state{fleet=\"f\",state=\"soft\"} 1.0",

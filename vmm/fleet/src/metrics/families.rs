@@ -134,6 +134,10 @@ pub(super) fn guests(management: &Management, sheet: &mut Sheet) {
     let help = "What it costs besides its memory.";
     let overhead = kinds(|a| vec![("vmm", a.overhead.vmm), ("page_tables", a.overhead.page_tables)], "kind");
     sheet.gauge("guest_overhead", Of::Bytes, help, overhead);
+    let help = "How old the walk of its page table is by which its memory was counted.";
+    sheet.gauge("guest_walk_age", Of::Seconds, help, each(|a| a.walk_age_seconds.unwrap_or(0.0)));
+    let help = "1 where counters have moved since that walk: what has frames is by these, and how it is split by that walk.";
+    sheet.gauge("guest_by_counters", Of::Nothing, help, each(|a| f64::from(u8::from(a.by_counters))));
     let help = "The size its balloon was asked for; absent without a driver.";
     let target = seen(|v| v.balloon.map(|b| bytes(b.target_pages)));
     sheet.gauge("guest_balloon_target", Of::Bytes, help, target);

@@ -68,7 +68,8 @@ sample! {
     used_pages: u64,
     /// What may still be taken.
     free_pages: u64,
-    /// How old the numbers of the ledger are: promised, saved, swapped, debt and cover. The others are of the last look.
+    /// How old the numbers of the ledger are, by the oldest walk that counters have moved since: promised, saved, swapped, debt and cover. The
+    /// others are of the last look.
     ledger_age_seconds: f64,
     /// What all guests were promised.
     promised_pages: u64,
@@ -112,7 +113,8 @@ impl Sample {
             capacity_pages: host.capacity_pages,
             used_pages: host.used_pages,
             free_pages: host.free_pages,
-            ledger_age_seconds: management.ledger_age_seconds().unwrap_or(0.0),
+            ledger_age_seconds: management.ledger_age_seconds().unwrap_or(0.0)
+                + ledger.oldest_split_seconds().unwrap_or(0.0),
             promised_pages: ledger.promised,
             resident_pages: sum(|guest| guest.resident_pages),
             saved_pages: ledger.saved,

@@ -1,0 +1,314 @@
+//! The frames of our own VMs, told again and again at a cost that is bounded.
+//!
+//! Walking page tables takes milliseconds a GiB, so what [`by_kind::measure`](super::by_kind::measure) does is too much for every second of a
+//! large host. Here each guest's walk is kept. Those guests are walked again that have changed, all of them at once, so seldom that it takes a hundredth of one
+//! processor in the long run; in between the kernel's own counters, which it keeps ready, say how much there is:
+//!
+//! - anonymous pages, pages of slabs and pages on swap are those of the process, less what it had besides its guest at the last walk;
+//! - as many of the rest as the last walk found are on the zero frame, and the others absent;
+//! - of the pages of slabs the part is shared that was, with as many others.
+//!
+//! If no counter has moved since (page faults are one), all is as the walks found it. Each guest is walked again after [`REFRESH`] all the same, for zeros that are
+//! given back move none. Each guest's numbers say how old its walk is, and whether counters have moved since.
+//!
+//! Walks are done by a thread of their own: whoever asks waits only for guests of which nothing is known, and for others as long as he says.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::frames::{GuestFrames, Pages};
+use super::walks::{Besides, Counters, Round, Split, Walks};
+use super::{MeasureError, Space, check};
+use memory::ksm_stat::{self, KsmStat};
+use memory::smaps::ProcessPages;
+
+/// Walks take at most one part in so many of one processor's time, in the long run.
+pub const WALK_PART: u32 = 100;
+/// What is saved up for walks at the most, in seconds of a processor. They begin when there is any, and what they take more is waited for afterwards.
+const MOST_SAVED: f64 = 0.02;
+/// A guest is walked again after so long even if no counter has moved, if there is time for that.
+pub const REFRESH: Duration = Duration::from_secs(600);
+
+/// A guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Its process and memory.
+    pub space: Space,
+    /// Pages of it that its VM has put elsewhere to see whether they are touched: absent in its page table, but with frames.
+    pub parked_pages: u64,
+    /// Pages that its VM says were given back.
+    pub given_back_pages: u64,
+}
+
+/// A guest's frames.
+#[derive(Clone, Debug)]
+pub struct Recent {
+    /// By class.
+    pub frames: GuestFrames,
+    /// What its process had when these were counted.
+    pub process: ProcessPages,
+    /// The same of KSM.
+    pub ksm: KsmStat,
+    /// How old the walk is that they are from: of two the older one, if it is not known yet with whom those pages are shared that the last one found.
+    pub walk_age: Duration,
+    /// Counters have moved since, its own or those of who may share its pages: they are from these, or from a newer walk, and only how they are split is
+    /// from that one.
+    pub by_counters: bool,
+    /// Zero pages are told from others by estimate.
+    pub estimated: bool,
+    /// Pages of slabs that nobody else maps, which are among the private ones.
+    single: u64,
+}
+
+/// All guests' frames.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// In the order in which they were given.
+    pub guests: Vec<Recent>,
+    /// Different frames under them, the zero frame not counted.
+    pub frames: u64,
+    /// Processor time that walks took which ended since the last reading.
+    pub walks: Duration,
+}
+
+/// Reads frames again and again.
+#[derive(Debug)]
+pub struct Rolling {
+    /// None while they are done.
+    walks: Option<Walks>,
+    running: Option<Receiver<Round>>,
+    splits: HashMap<u32, Split>,
+    /// Seconds of a processor that may be spent; less than none where a walk took longer.
+    saved: f64,
+    filled: Instant,
+    part: u32,
+    refresh: Duration,
+    /// Spent, and not told yet.
+    spent: Duration,
+}
+
+impl Default for Rolling {
+    fn default() -> Self {
+        Self::new(WALK_PART, REFRESH)
+    }
+}
+
+impl Rolling {
+    /// One whose walks take at most one part in `part` of one processor's time, and that walks again what seems unchanged after `refresh`.
+    pub fn new(part: u32, refresh: Duration) -> Self {
+        Self {
+            walks: Some(Walks::default()),
+            running: None,
+            splits: HashMap::new(),
+            saved: 0.0,
+            filled: Instant::now(),
+            part,
+            refresh,
+            spent: Duration::ZERO,
+        }
+    }
+
+    /// The frames of `subjects` now, walks that are due waited for `patience` long. `slab_pages` are those of all slabs, if that is known: there are no more frames than
+    /// these. None if a guest cannot be told by kind (see [`super::by_kind`]), or has ended: then all have to be counted as they are.
+    ///
+    /// # Errors
+    /// There are too many, or they have memory that is not of whole pages.
+    pub fn read(
+        &mut self,
+        subjects: &[Subject],
+        slab_pages: Option<u64>,
+        patience: Duration,
+    ) -> Result<Option<Reading>, MeasureError> {
+        let spaces: Vec<Space> = subjects.iter().map(|subject| subject.space.clone()).collect();
+        check(&spaces)?;
+        self.save();
+        let counted = Instant::now();
+        let ksm = ksm_stat::has_pages();
+        let counters = subjects.iter().map(|subject| Counters::of(subject, ksm));
+        let Some(counters) = counters.collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        if counters.iter().any(Counters::is_merged_by_ksm) {
+            return Ok(None);
+        }
+        // What ended meanwhile; then a round of our own, which is waited for if somebody is unknown.
+        let mut told = self.collect(Duration::ZERO);
+        for _ in 0..2 {
+            let ours = self.running.is_none();
+            if ours {
+                self.begin(subjects, &counters);
+            }
+            let known = subjects.iter().all(|subject| self.knows(subject));
+            told &= self.collect(if known { patience } else { Duration::MAX });
+            if ours || known {
+                break;
+            }
+        }
+        if !told || !subjects.iter().all(|subject| self.knows(subject)) {
+            return Ok(None);
+        }
+        let mut guests: Vec<Recent> = subjects
+            .iter()
+            .zip(&counters)
+            .filter_map(|(subject, now)| Some(self.splits.get(&subject.space.pid)?.recent(now, counted)))
+            .collect();
+        mark(&mut guests);
+        bound(&mut guests, slab_pages);
+        let frames = guests.iter().map(|guest| guest.frames.frames).sum::<f64>().round() as u64;
+        Ok(Some(Reading { guests, frames, walks: std::mem::take(&mut self.spent) }))
+    }
+
+    fn knows(&self, subject: &Subject) -> bool {
+        self.splits.get(&subject.space.pid).is_some_and(|split| split.space == subject.space)
+    }
+
+    fn save(&mut self) {
+        let seconds = self.filled.elapsed().as_secs_f64();
+        self.filled = Instant::now();
+        self.saved = (self.saved + seconds / f64::from(self.part)).min(MOST_SAVED);
+    }
+
+    /// Has those walked of which nothing is known, and if there is time for it all that have changed, at once: of walks of different times nobody could tell
+    /// with whom pages are shared.
+    fn begin(&mut self, subjects: &[Subject], counters: &[Counters]) {
+        let (mut due, mut known, mut changed) = (Vec::new(), Vec::new(), false);
+        for (subject, now) in subjects.iter().zip(counters) {
+            match self.splits.get(&subject.space.pid).filter(|split| split.space == subject.space) {
+                None => due.push(subject.clone()),
+                Some(split) => {
+                    let moved = now.differ(&split.counters) || !split.is_put_together();
+                    changed |= moved;
+                    if moved || split.at.elapsed() >= self.refresh {
+                        known.push(subject.clone());
+                    }
+                }
+            }
+        }
+        let new = due.len();
+        if self.saved > 0.0 {
+            due.append(&mut known);
+            changed = false;
+        }
+        let gone = self.splits.len() + new != subjects.len();
+        if due.is_empty() && !gone {
+            return;
+        }
+        let all: HashSet<u32> = subjects.iter().map(|subject| subject.space.pid).collect();
+        let walks = self.walks.take().unwrap_or_default();
+        let (tell, told) = channel();
+        // If it cannot be started, nothing is heard of it, and all is begun anew.
+        let started = thread::Builder::new().name("walks".into()).spawn(move || {
+            let _ = tell.send(walks.round(&all, &due, new, !changed));
+        });
+        self.running = started.ok().map(|_| told);
+    }
+
+    /// Takes what a round has brought, which is waited for so long. False if it brought nothing, or not everybody can be told by kind.
+    fn collect(&mut self, patience: Duration) -> bool {
+        let Some(running) = &self.running else { return self.walks.is_some() };
+        let round = match patience {
+            Duration::MAX => running.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            patience => running.recv_timeout(patience),
+        };
+        match round {
+            Ok(Round { walks, cpu, first, untold }) => {
+                self.running = None;
+                self.splits = walks.splits().clone();
+                self.walks = Some(walks);
+                self.saved -= cpu.saturating_sub(first).as_secs_f64();
+                self.spent += cpu;
+                !untold
+            }
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => {
+                *self = Self::new(self.part, self.refresh);
+                false
+            }
+        }
+    }
+}
+
+impl Split {
+    /// Whether it is known with whom those pages are shared that the last walk found.
+    fn is_put_together(&self) -> bool {
+        self.slab == 0 || self.shares_at == Some(self.at)
+    }
+
+    /// What its guest has by `now`, which was counted at `counted`.
+    fn recent(&self, now: &Counters, counted: Instant) -> Recent {
+        let total = self.space.pages();
+        let moved = self.at < counted && now.differ(&self.counters);
+        let by_counters = moved || !self.is_put_together();
+        // What was walked since is newer.
+        let now = if self.at < counted { now } else { &self.counters };
+        let (mut private, mut slab, mut swapped) = (self.private, self.slab, self.swapped);
+        if moved {
+            let Besides { anonymous, shared_memory, swapped: besides } = self.besides;
+            private = now.process.anonymous.saturating_sub(anonymous + now.parked);
+            slab = now.process.shared_memory.saturating_sub(shared_memory);
+            swapped = now.process.swapped.saturating_sub(besides);
+        }
+        // Counters are not of one moment: no more than there is.
+        let mut left = total;
+        let mut take = |pages: u64| {
+            let taken = pages.min(left);
+            left -= taken;
+            taken
+        };
+        let (private, slab, swapped, zero) = (take(private), take(slab), take(swapped), take(self.zero));
+        let single = (slab as f64 * self.shares.single).round() as u64;
+        let slab_frames = slab as f64 * self.shares.frames;
+        let pages =
+            Pages { total, absent: left, zero, private: private + single, shared: slab - single, swapped };
+        let frames = GuestFrames {
+            name: self.space.name.clone(),
+            pid: self.space.pid,
+            pages,
+            frames: private as f64 + slab_frames,
+            anonymous: private + zero,
+        };
+        let walk_age = counted.saturating_duration_since(self.shares_at.unwrap_or(self.at));
+        let (process, ksm, estimated) = (now.process, now.ksm, self.estimated);
+        Recent { frames, process, ksm, walk_age, by_counters, estimated, single }
+    }
+}
+
+/// If one of those that have pages of slabs has changed, so may have with whom the others share theirs.
+fn mark(guests: &mut [Recent]) {
+    let has_slabs = |guest: &Recent| guest.frames.pages.shared + guest.single > 0;
+    if guests.iter().any(|guest| guest.by_counters) {
+        guests.iter_mut().filter(|guest| has_slabs(guest)).for_each(|guest| guest.by_counters = true);
+    }
+}
+
+/// No more frames of slabs than their files have, where they are told by counters: walks of different times make more of them, for what one guest
+/// was seen to have another one has left since.
+fn bound(guests: &mut [Recent], slab_pages: Option<u64>) {
+    let own = |guest: &Recent| (guest.frames.pages.private - guest.single) as f64;
+    let slabs = |guests: &[Recent], by_counters: bool| -> f64 {
+        let some = guests.iter().filter(|guest| guest.by_counters == by_counters);
+        some.map(|guest| guest.frames.frames - own(guest)).sum()
+    };
+    let Some(held) = slab_pages else { return };
+    // Those that were walked are known better.
+    let (told, most) = (slabs(guests, true), (held as f64 - slabs(guests, false)).max(0.0));
+    if told <= most {
+        return;
+    }
+    let part = most / told;
+    for guest in guests.iter_mut().filter(|guest| guest.by_counters) {
+        let own = own(guest);
+        guest.frames.frames = own + (guest.frames.frames - own) * part;
+        let single = (guest.single as f64 * part) as u64;
+        let pages = &mut guest.frames.pages;
+        (pages.private, pages.shared) =
+            (pages.private - guest.single + single, pages.shared + guest.single - single);
+        guest.single = single;
+    }
+}
+
+#[cfg(test)]
+#[path = "rolling_tests.rs"]
+mod tests;
