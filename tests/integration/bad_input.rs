@@ -84,6 +84,15 @@ fn an_unpacked_kernel_for_a_guest_that_is_to_unpack_it() {
     refused(&sandbox, &["run", "--unpack", "guest"], &["--kernel"]);
 }
 
+/// What a daemon hands over is a sealed memfd; nothing else is taken for one.
+#[test]
+fn a_description_on_a_descriptor_that_is_none() {
+    let sandbox = Sandbox::new();
+    refused(&sandbox, &["run", "--config-fd", "77"], &["the configuration on descriptor 77 cannot be read"]);
+    refused(&sandbox, &["run", "--config-fd", "0"], &["the configuration on descriptor 0 cannot be read"]);
+    refused(&sandbox, &["run", "--config-fd", "77", "--kernel", "k"], &["cannot be used with"]);
+}
+
 #[test]
 fn no_kernel_at_all() {
     require_kvm!();

@@ -326,7 +326,7 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
             outln!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages)?;
             if !result.skipped.is_empty() {
                 outln!(
-                    "not asked, because they stand still or do not answer: {}",
+                    "not asked, because they stand still, do not answer, or joined by themselves: {}",
                     result.skipped.join(", ")
                 )?;
             }

@@ -100,7 +100,7 @@ pub struct Verified {
     pub verified_pages: u64,
     /// Pages that were wrong, in the guests' or the host's eyes.
     pub mismatched_pages: u64,
-    /// Guests that stand still and were not asked.
+    /// Guests that were not asked: they stand still, do not answer, or joined by themselves.
     #[serde(default)]
     pub skipped: Vec<String>,
 }
