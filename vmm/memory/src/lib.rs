@@ -13,8 +13,10 @@ pub mod maps;
 pub mod merge_log;
 pub mod merge_run;
 pub mod own;
+pub mod page;
 pub mod page_buffer;
 pub mod page_out;
+pub mod page_set;
 pub mod pagemap;
 pub mod parker;
 pub mod parking;
@@ -31,8 +33,8 @@ pub mod swap_filler;
 pub mod userfault;
 pub mod written;
 
-/// Bytes of a page; Samepage knows no other size for merging and accounting.
-pub const PAGE_BYTES: u64 = 4096;
+pub use page::{Gpa, Hva, PAGE, PAGE_BYTES, PageNo, PageRange, SlabPage};
+pub use page_set::PageSet;
 
 /// One contiguous stretch of guest RAM as mapped in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
