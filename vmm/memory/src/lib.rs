@@ -2,6 +2,8 @@
 //!
 //! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this module.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 pub mod file;
@@ -40,9 +42,50 @@ pub use page_set::PageSet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// Guest-physical address of its first byte.
-    pub gpa: u64,
+    #[serde(with = "gpa_number")]
+    pub gpa: Gpa,
     /// Its address in the process that runs the guest; a multiple of the page size.
-    pub hva: u64,
+    pub hva: Hva,
     /// Its length in bytes; a multiple of the page size.
     pub bytes: u64,
+}
+
+impl Extent {
+    /// Where the guest has it.
+    pub fn gpas(&self) -> Range<Gpa> {
+        self.gpa..Gpa(self.gpa.0.saturating_add(self.bytes))
+    }
+
+    /// Where the process has it.
+    pub fn hvas(&self) -> Range<Hva> {
+        self.hva.span(self.bytes)
+    }
+}
+
+/// A guest-physical address is written as its number.
+mod gpa_number {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Gpa;
+
+    pub(super) fn serialize<S: Serializer>(gpa: &Gpa, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(gpa.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Gpa, D::Error> {
+        u64::deserialize(from).map(Gpa)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_is_written_in_numbers() {
+        let extent = Extent { gpa: Gpa(1 << 32), hva: Hva(4096), bytes: 8192 };
+        let text = r#"{"gpa":4294967296,"hva":4096,"bytes":8192}"#;
+        assert_eq!(serde_json::to_string(&extent).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Extent>(text).unwrap(), extent);
+    }
 }

@@ -29,7 +29,7 @@ pub struct Hva(pub u64);
 impl Hva {
     /// Where a value of this process is.
     pub fn of<T>(value: *const T) -> Self {
-        Self(value.addr() as u64)
+        Self(value.expose_provenance() as u64)
     }
 
     /// The address of the page that it is in.
@@ -89,6 +89,15 @@ impl SlabPage {
     pub const fn offset(self) -> u64 {
         // A u32 always fits; `From` is not const.
         self.0 as u64 * PAGE_BYTES
+    }
+}
+
+impl Add<u64> for SlabPage {
+    type Output = Self;
+
+    /// The page so many further on. No slab has so many that it has none: see [`MAX_SLAB_PAGES`](crate::slab::MAX_SLAB_PAGES).
+    fn add(self, pages: u64) -> Self {
+        Self::at(u64::from(self.0).saturating_add(pages))
     }
 }
 
