@@ -20,7 +20,8 @@ pub const MAX_SLABS: u32 = 1 << 31;
 /// A page's hash, keyed for the domain: the same contents in another one have another.
 pub type PageHash = u64;
 
-/// A guest of the domain, by a number that is never used again.
+/// A guest of the domain, by a number that nobody else has while it is there. When it is [`Matchmaker::gone`], nothing of it is left under the
+/// number, which the next guest may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestId(pub u16);
 

@@ -299,3 +299,23 @@ fn pages_of_slabs_move_into_another() {
     let orders = offer(&mut matchmaker, C, [(1, 10), (2, 20), (3, 30), (4, 40)]);
     assert_eq!(orders.merge, [run(2, 1, new, 0), run(4, 1, new, 1)]);
 }
+
+/// Numbers are used again: whatever the one before had offered, published, waited for or was to fill, the next has nothing of it.
+#[test]
+fn nothing_is_left_under_the_number_of_a_guest_that_is_gone() {
+    let mut matchmaker = joined();
+    // It has pages of its own, waits for B, is to publish, and is to put slabs together.
+    offer(&mut matchmaker, A, [(1, 10), (2, 20)]);
+    let by_b = offer(&mut matchmaker, B, [(2, 20), (3, 30)]).publish[0].slab;
+    let by_a = offer(&mut matchmaker, A, [(3, 30)]).publish[0].slab;
+    let (old, _) = matchmaker.known(&[70]).unwrap();
+    let filled = matchmaker.compact(A, vec![SlabPlace { slab: old, page: SlabPage(0) }]).unwrap();
+    matchmaker.gone(A);
+    matchmaker.join(A, 64);
+    assert_eq!(matchmaker.published(A, by_a, &[30]), None);
+    assert_eq!(matchmaker.compacted(A, filled, &[70]), None);
+    let all = matchmaker.published(B, by_b, &[20]).unwrap();
+    assert!(all.get(&A).is_none_or(|orders| *orders == Orders::default()), "the next has no page 2: {all:?}");
+    assert_eq!(offer(&mut matchmaker, C, [(1, 10)]), Orders::default(), "nor page 1");
+    assert_eq!(offer(&mut matchmaker, A, [(9, 20)]).merge, [run(9, 1, by_b, 0)]);
+}
