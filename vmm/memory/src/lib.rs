@@ -2,6 +2,12 @@
 //!
 //! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this module.
 
+// A page or an address that is cut short is another one. Tests count small numbers.
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)
+)]
+
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};

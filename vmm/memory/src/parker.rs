@@ -130,7 +130,8 @@ impl Parker {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            let timeout = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&timeout)) {
                 Ok(0) => return Ok(()),
                 Ok(_) => self.serve()?,
