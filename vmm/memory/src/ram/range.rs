@@ -23,6 +23,18 @@ use super::map::Found;
 ///   accesses, and system calls, and believes nothing of what it reads.
 ///
 /// So pages may be frozen, moved, given other frames or other contents: to whoever looks, the guest might have written that.
+///
+/// RAM of which there is one cannot be unmapped:
+///
+/// ```compile_fail,E0505
+/// use memory::ram::{Backing, Ram};
+/// use memory::{PageNo, PageRange};
+///
+/// let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
+/// let page = ram.range(PageRange::one(PageNo(0))).unwrap();
+/// let _ = ram.unmap();
+/// page.hva();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRange<'a> {
     at: Found,
