@@ -7,6 +7,9 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
+/// Bytes of a page, in guests and on the host. Samepage knows no other size for merging, giving back and accounting.
+pub const PAGE_BYTES: u64 = 4096;
+
 /// A guest-physical address, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
@@ -21,14 +24,14 @@ impl fmt::Display for Gpa {
 pub trait Reclaim: Send {
     /// Frees the host frames behind `range`; the guest reads zeros there when it touches it again.
     ///
-    /// Both ends must be multiples of the page size (4096). The range comes from a guest: an implementation
+    /// Both ends must be multiples of [`PAGE_BYTES`]. The range comes from a guest: an implementation
     /// checks it against RAM and answers anything outside with `ErrorKind::InvalidInput`, having freed nothing.
     fn discard(&self, range: Range<Gpa>) -> io::Result<()>;
 
     /// What is freed at once, in bytes: a power of two, at least a page. Of less than so much, aligned to it, no frame is freed: it
     /// is only zeroed where it has one.
     fn granule_bytes(&self) -> u64 {
-        4096
+        PAGE_BYTES
     }
 
     /// How many bytes of `ranges` have frames, which discarding them frees. Without a look at the page table, which not every memory is

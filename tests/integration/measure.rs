@@ -62,7 +62,7 @@ fn pages_of(pid: u32, ranges: &[Range<u64>]) -> Vec<[u8; PAGE]> {
     let (mut pages, mut entries) = (Vec::new(), Vec::new());
     for range in ranges {
         let count = (range.end - range.start) as usize / PAGE;
-        pagemap.read(range.start, count, &mut entries).expect("its entries");
+        pagemap.read(memory::Hva(range.start), count, &mut entries).expect("its entries");
         for (hva, entry) in range.clone().step_by(PAGE).zip(&entries) {
             if entry.present() {
                 let mut page = [0; PAGE];

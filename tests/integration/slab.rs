@@ -188,7 +188,7 @@ fn a_fault_after_merges_shows_them() {
     let mut pagemap = Pagemap::open(vm.running().pid()).expect("pagemap");
     let mut all = |gpa: u32, is: fn(&PagemapEntry) -> bool| {
         let mut entries = Vec::new();
-        pagemap.read(hva(gpa), 16, &mut entries).expect("entries");
+        pagemap.read(memory::Hva(hva(gpa)), 16, &mut entries).expect("entries");
         entries.iter().all(is)
     };
     eventually("the pages are merged", || {
@@ -253,7 +253,7 @@ fn shared_frames(guest: &Guest) -> HashSet<Pfn> {
     for extent in status["extents"].as_array().expect("extents") {
         let number = |key: &str| extent[key].as_u64().expect("a number");
         let pages = (number("bytes") / PAGE_BYTES) as usize;
-        pagemap.read(number("hva"), pages, &mut entries).expect("its page table");
+        pagemap.read(memory::Hva(number("hva")), pages, &mut entries).expect("its page table");
         frames.extend(entries.iter().filter(|e| e.present() && !e.exclusive()).filter_map(|e| e.pfn()));
     }
     frames

@@ -92,7 +92,7 @@ impl Fleet {
         let (mut entries, mut pages) = (Vec::new(), 0);
         for extent in status["extents"].as_array().expect("extents") {
             let count = number(&extent["bytes"]) as usize / 4096;
-            pagemap.read(number(&extent["hva"]), count, &mut entries).expect("entries");
+            pagemap.read(memory::Hva(number(&extent["hva"])), count, &mut entries).expect("entries");
             pages += entries.iter().filter(|entry| entry.present() && entry.file_or_shared()).count();
         }
         pages

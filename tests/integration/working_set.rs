@@ -143,7 +143,7 @@ fn who_looks_from_outside_sees_all_of_a_paused_guest() {
     let present = || {
         let mut entries = Vec::new();
         let mut pagemap = Pagemap::open(vm.running().pid()).expect("its pagemap");
-        pagemap.read(hva, bytes as usize / 4096, &mut entries).expect("its pagemap");
+        pagemap.read(memory::Hva(hva), bytes as usize / 4096, &mut entries).expect("its pagemap");
         entries.into_iter().map(|entry| entry.present()).collect::<Vec<_>>()
     };
     let away = present();

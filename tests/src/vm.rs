@@ -98,7 +98,7 @@ impl Vm {
         for extent in status["extents"].as_array().expect("extents") {
             let (hva, bytes) =
                 (extent["hva"].as_u64().expect("hva"), extent["bytes"].as_u64().expect("bytes"));
-            pagemap.read(hva, (bytes / PAGE_BYTES) as usize, &mut entries).expect("its pagemap");
+            pagemap.read(memory::Hva(hva), (bytes / PAGE_BYTES) as usize, &mut entries).expect("its pagemap");
             all.append(&mut entries);
         }
         all

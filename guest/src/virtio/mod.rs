@@ -65,6 +65,11 @@ pub const F_VERSION_1: u64 = 1 << 32;
 /// How often the status is read until a reset must be over. Each read is an exit to the VMM.
 const RESET_READS_MAX: usize = 1000;
 
+/// Whether all of a register at `offset`, a word of 32 bits, is in a device's window and aligned.
+pub const fn is_register(offset: u32) -> bool {
+    offset.is_multiple_of(4) && (offset as u64) < WINDOW_BYTES
+}
+
 /// A device's registers. Every access may take as long as an exit to the VMM.
 pub trait Transport {
     /// Reads the register at `offset`.
@@ -164,4 +169,18 @@ pub fn drive(transport: &mut impl Transport) {
 pub fn fail(transport: &mut impl Transport) {
     let before = transport.read(register::STATUS);
     transport.write(register::STATUS, before | status::FAILED);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_register_is_a_whole_word_of_the_window() {
+        let last = WINDOW_BYTES as u32 - 4;
+        assert!(is_register(register::MAGIC_VALUE) && is_register(register::CONFIG) && is_register(last));
+        for offset in [2, register::CONFIG + 1, last + 1, last + 4, u32::MAX, u32::MAX - 3] {
+            assert!(!is_register(offset), "{offset:#x}");
+        }
+    }
 }

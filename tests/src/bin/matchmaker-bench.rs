@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use memory::PageNo;
 use merge::slab;
 use merge::slab::matchmaker::{GuestId, Matchmaker, PageHash, Publish};
 use rustix::time::{ClockId, clock_gettime};
@@ -131,8 +132,8 @@ impl World {
     fn offer(&mut self, number: u64) -> Result<()> {
         let guests = u64::from(self.guests);
         let (guest, first) = (GuestId((number % guests) as u16), number / guests * OFFER_PAGES);
-        let pages: Vec<(u64, PageHash)> =
-            (first..first + OFFER_PAGES).map(|page| (page, hash(guest, page))).collect();
+        let pages: Vec<(PageNo, PageHash)> =
+            (first..first + OFFER_PAGES).map(|page| (PageNo(page), hash(guest, page))).collect();
         let began = cpu_time();
         let orders = self.matchmaker.offer(guest, black_box(pages));
         self.offers.push(cpu_time() - began);
@@ -146,7 +147,7 @@ impl World {
 
     fn publish(&mut self) -> Result<()> {
         let Some((_, guest, Publish { slab, pages })) = self.to_publish.pop_front() else { return Ok(()) };
-        let hashes: Vec<PageHash> = pages.iter().map(|page| hash(guest, *page)).collect();
+        let hashes: Vec<PageHash> = pages.iter().map(|page| hash(guest, page.0)).collect();
         let began = cpu_time();
         let orders = self.matchmaker.published(guest, slab, &hashes).context("it was asked for")?;
         self.published.push(cpu_time() - began);

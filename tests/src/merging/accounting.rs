@@ -97,7 +97,7 @@ impl Memory {
                 let path = format!("/proc/{}/{name}", space.pid);
                 fs::read_to_string(&path).with_context(|| format!("guest {}: {path}", space.name))
             };
-            let ram = |address| space.extents.iter().any(|e| (e.hva..e.hva + e.bytes).contains(&address));
+            let ram = |address| space.extents.iter().any(|e| e.hvas().contains(&memory::Hva(address)));
             let (private_bytes, mappings) = private_besides(&read("smaps")?, ram);
             memory.private_bytes += private_bytes;
             memory.mappings += mappings;

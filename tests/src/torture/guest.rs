@@ -171,7 +171,7 @@ impl Guest {
         let mut entries = Vec::new();
         for extent in status["extents"].as_array().context("no extents")? {
             let number = |key: &str| extent[key].as_u64().with_context(|| format!("no {key}"));
-            pagemap.read(number("hva")?, number("bytes")? as usize / 4096, &mut entries)?;
+            pagemap.read(memory::Hva(number("hva")?), number("bytes")? as usize / 4096, &mut entries)?;
             for entry in entries.iter().filter(|entry| entry.present()) {
                 tally.merged += u64::from(entry.file_or_shared());
                 tally.zeros += u64::from(!entry.file_or_shared() && !entry.exclusive());

@@ -11,7 +11,7 @@ use memory::layout::{HOLE_END, HOLE_START};
 use memory::page_buffer::PageBuffer;
 use memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use memory::remote::{RemoteError, RemoteMemory, RemoteRange};
-use memory::{Extent, PAGE_BYTES};
+use memory::{Extent, Gpa, PAGE_BYTES};
 
 /// Why a guest's pages could not be read.
 #[derive(Debug, Error)]
@@ -102,10 +102,11 @@ fn placed(extents: &[Extent], base: u64, pages: u64) -> Vec<(u64, Extent)> {
     let below = (HOLE_START.saturating_sub(base) / PAGE_BYTES).min(pages);
     let mut runs = Vec::new();
     for (first, gpa, count) in [(0, base, below), (below, HOLE_END, pages - below)] {
-        let inside = extents.iter().find(|e| gpa >= e.gpa && gpa < e.gpa + e.bytes);
+        let inside = extents.iter().find(|e| e.gpas().contains(&Gpa(gpa)));
         if let (1.., Some(e)) = (count, inside) {
-            let bytes = (count * PAGE_BYTES).min(e.gpa + e.bytes - gpa);
-            runs.push((first, Extent { gpa, hva: e.hva + (gpa - e.gpa), bytes }));
+            let from = gpa - e.gpa.0;
+            let bytes = (count * PAGE_BYTES).min(e.bytes - from);
+            runs.push((first, Extent { gpa: Gpa(gpa), hva: e.hva + from, bytes }));
         }
     }
     runs
@@ -145,6 +146,7 @@ mod tests {
     use super::*;
     use guest::content::fill_page;
     use guest::protocol::Mix;
+    use memory::Hva;
 
     fn bytes(page: &[u64; 512]) -> [u8; PAGE_SIZE] {
         let mut out = [0; PAGE_SIZE];
@@ -184,12 +186,12 @@ mod tests {
     #[test]
     fn runs_step_over_the_hole() {
         let extents = [
-            Extent { gpa: 0, hva: 0x10_0000_0000, bytes: HOLE_START },
-            Extent { gpa: HOLE_END, hva: 0x20_0000_0000, bytes: 1 << 30 },
+            Extent { gpa: Gpa(0), hva: Hva(0x10_0000_0000), bytes: HOLE_START },
+            Extent { gpa: Gpa(HOLE_END), hva: Hva(0x20_0000_0000), bytes: 1 << 30 },
         ];
         let runs = placed(&extents, HOLE_START - 8192, 5);
         assert_eq!(runs.len(), 2);
         assert_eq!((runs[0].0, runs[0].1.bytes), (0, 8192));
-        assert_eq!((runs[1].0, runs[1].1.hva, runs[1].1.bytes), (2, 0x20_0000_0000, 3 * 4096));
+        assert_eq!((runs[1].0, runs[1].1.hva, runs[1].1.bytes), (2, Hva(0x20_0000_0000), 3 * 4096));
     }
 }

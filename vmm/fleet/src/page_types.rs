@@ -49,7 +49,7 @@ impl Guest {
         if status.paused {
             return Err(HostError::StandsStill { guest: self.spec.name.clone() });
         }
-        let end = status.extents.iter().map(|extent| (extent.gpa + extent.bytes) / PAGE_BYTES).max();
+        let end = status.extents.iter().map(|extent| extent.gpas().end.0 / PAGE_BYTES).max();
         let (mut text, mut from, began) = (String::new(), 0, Instant::now());
         // Each reply tells of a frame at least, or is the last one.
         while from < end.unwrap_or(0) {

@@ -43,7 +43,7 @@ pub fn load(memory: &GuestMemory, config: &VmConfig, cmdline: &str, acpi_root: u
             // By way of a mapping: one copy, by the fastest instructions there are, where read(2) under emulation
             // copies a byte at a time.
             Kernel::Elf(mut image) => match image.file().map(MappedFile::new).and_then(Result::ok) {
-                Some(file) => load_elf(memory, &mut Cursor::new(&*file), low)?,
+                Some(mut file) => load_elf(memory, &mut file, low)?,
                 None => load_elf(memory, &mut image, low)?,
             },
             Kernel::BzImage(bytes) => load_bzimage(memory, &bytes, low)?,

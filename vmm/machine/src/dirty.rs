@@ -20,9 +20,10 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 
 use super::slots;
-use memory::PAGE_BYTES;
+use memory::PageSet;
+use memory::page_set::WORD_PAGES;
 use memory::ram::Ram;
-use memory::written::{OwnWrites, WORD_PAGES, WriteLog, words};
+use memory::written::{OwnWrites, WriteLog, words};
 
 /// `_IOW(KVMIO, 0x42, struct kvm_dirty_log)`.
 const KVM_GET_DIRTY_LOG: libc::c_ulong = 0x4010_ae42;
@@ -64,7 +65,7 @@ impl DirtyLog {
         let mut protect = kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
         protect.args[0] = PROTECT.into();
         let supported = known as u32 & PROTECT == PROTECT && known > 0 && vm.enable_cap(&protect).is_ok();
-        let pages = ram.extents().into_iter().map(|extent| extent.bytes / PAGE_BYTES);
+        let pages = ram.stretches().map(|stretch| stretch.pages().pages());
         Self(Arc::new(Mutex::new(Log {
             vm: Arc::downgrade(vm),
             ram: ram.clone(),
@@ -93,11 +94,11 @@ impl WriteLog for DirtyLog {
         self.with(Log::stop)
     }
 
-    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()> {
+    fn read(&mut self, written: &mut PageSet) -> io::Result<()> {
         self.with(|log, vm| log.read(vm, written))
     }
 
-    fn clear_in_parts(&mut self, pages: &[u64], between: &mut dyn FnMut()) -> io::Result<()> {
+    fn clear_in_parts(&mut self, pages: &PageSet, between: &mut dyn FnMut()) -> io::Result<()> {
         self.with(|log, vm| log.clear(vm, pages, between))
     }
 }
@@ -135,7 +136,7 @@ impl Log {
         Ok(())
     }
 
-    fn read(&mut self, vm: &VmFd, written: &mut Vec<u64>) -> io::Result<()> {
+    fn read(&mut self, vm: &VmFd, written: &mut PageSet) -> io::Result<()> {
         // Says so if the log is off.
         self.own.read(written)?;
         for (slot, (words, _)) in (0..).zip(&self.slots) {
@@ -144,17 +145,17 @@ impl Log {
             let log = kvm_dirty_log { slot, padding1: 0, __bindgen_anon_1: buffer };
             // SAFETY: KVM fills a bitmap of the slot's pages in whole words, which `buffer` has room for.
             check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_GET_DIRTY_LOG, &log) })?;
-            let slot = written.get_mut(words.clone()).unwrap_or_default();
+            let slot = written.words_mut().get_mut(words.clone()).unwrap_or_default();
             slot.iter_mut().zip(&self.buffer).for_each(|(written, guest)| *written |= guest);
         }
         Ok(())
     }
 
-    fn clear(&mut self, vm: &VmFd, pages: &[u64], between: &mut dyn FnMut()) -> io::Result<()> {
+    fn clear(&mut self, vm: &VmFd, pages: &PageSet, between: &mut dyn FnMut()) -> io::Result<()> {
         // Checks how long the bitmap is, too.
         self.own.clear(pages)?;
         for (slot, (words, slot_pages)) in (0..).zip(&self.slots) {
-            let words = pages.get(words.clone()).unwrap_or_default();
+            let words = pages.words().get(words.clone()).unwrap_or_default();
             let mut from = 0;
             while let Some(span) = next_span(words, from) {
                 from = span.end;

@@ -36,6 +36,7 @@ mod platform;
 pub mod probe;
 mod registers;
 mod run;
+mod run_page;
 mod running;
 mod shut_down;
 mod slice;

@@ -19,11 +19,11 @@ use super::stats::KvmStats;
 use super::throttle::ThrottleError;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::{Sampler, WorkingSet, WorkingSetError};
-use memory::PAGE_BYTES;
-use memory::page_out::{Clock, PageOutError, PagedOut, keep_range};
+use memory::PageSet;
+use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
 use memory::smaps::SharePages;
-use memory::written::{WORD_PAGES, WriteLog};
+use memory::written::WriteLog;
 
 /// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
 const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
@@ -140,7 +140,7 @@ impl Running {
     /// Asks the guest for another balloon size.
     pub fn set_balloon(&self, pages: u32) -> Result<(), BalloonError> {
         let balloon = self.balloon.as_ref().ok_or(BalloonError::None)?;
-        let ram_pages = self.ram.bytes() / PAGE_BYTES;
+        let ram_pages = self.ram.pages().pages();
         if u64::from(pages) > ram_pages {
             return Err(BalloonError::TooLarge { pages, ram_pages });
         }
@@ -188,24 +188,25 @@ impl Running {
     /// written since it was cleared. For some milliseconds: who wants more asks again.
     pub fn page_out(&self, pages: u64) -> Result<PagedOut, PageOutError> {
         let until = Instant::now() + PAGE_OUT_LIMIT;
-        let mut keep = self.written().unwrap_or_default();
+        let ram_pages = self.ram.pages().pages();
+        let mut keep = self.written().unwrap_or_else(|| PageSet::none(ram_pages));
         if let Some(balloon) = &self.balloon {
-            keep.resize(self.ram.bytes().div_ceil(PAGE_BYTES * WORD_PAGES) as usize, 0);
-            balloon.held().iter().for_each(|held| keep_range(&self.ram, &mut keep, held.start.0..held.end.0));
+            let held = balloon.held();
+            let pages = held.iter().flat_map(|held| self.ram.pages_at(held.clone()));
+            pages.for_each(|pages| keep.insert_range(pages));
         }
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).page_out(&self.ram, pages, &keep, until)
     }
 
     /// How much of its memory the guest uses.
     pub fn working_set(&self) -> Result<WorkingSet, WorkingSetError> {
-        let written_pages =
-            self.written().map(|log| log.iter().map(|word| u64::from(word.count_ones())).sum());
+        let written_pages = self.written().map(|log| log.count());
         Ok(WorkingSet { written_pages, ..self.sampler.last()? })
     }
 
     /// Which pages may have been written since the log was last cleared, by whoever has it on; None if it is off. Clears nothing.
-    fn written(&self) -> Option<Vec<u64>> {
-        let mut written = Vec::new();
+    fn written(&self) -> Option<PageSet> {
+        let mut written = PageSet::default();
         self.write_log().read(&mut written).ok().map(|()| written)
     }
 

@@ -10,46 +10,45 @@
 use std::cell::Cell;
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_sys_util::signal::SIGRTMIN;
 
 use super::pacer::Next;
+use super::run_page::RunPage;
 use super::throttle::Throttle;
 
 thread_local! {
-    /// The `immediate_exit` of this thread's vCPU; null in other threads. Has no destructor, so that a signal handler can read it at any time.
-    static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
+    /// That of this thread's vCPU; null in other threads. Has no destructor, so that a signal handler can read it at any time.
+    static RUN_PAGE: Cell<*const RunPage> = const { Cell::new(ptr::null()) };
 }
 
 /// Handles the signal that interrupts vCPUs.
 pub(super) extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let flag = IMMEDIATE_EXIT.get();
-    if !flag.is_null() {
-        // SAFETY: `Interruptible` has put it there and takes it away before the mapping that it points into goes; KVM and this thread
-        // only do single-byte accesses to this field.
-        unsafe { (*flag).store(1, Ordering::SeqCst) };
+    let page = RUN_PAGE.get();
+    if !page.is_null() {
+        // SAFETY: `Interruptible` has put it there, has a share of it, and takes it away before it gives that up.
+        unsafe { (*page).interrupt() };
     }
 }
 
 /// While it lives, a signal makes this thread's next KVM_RUN return at once, too.
-pub(super) struct Interruptible(());
+pub(super) struct Interruptible(
+    #[expect(dead_code, reason = "kept while the thread's pointer to it is")] Arc<RunPage>,
+);
 
 impl Interruptible {
-    /// `flag` is the `immediate_exit` of this thread's vCPU.
-    ///
-    /// # Safety
-    /// It is mapped and writable for as long as the value lives, which this thread does not give away.
-    pub(super) unsafe fn new(flag: *const AtomicU8) -> Self {
-        IMMEDIATE_EXIT.set(flag);
-        Self(())
+    /// `page` is that of this thread's vCPU.
+    pub(super) fn new(page: Arc<RunPage>) -> Self {
+        RUN_PAGE.set(Arc::as_ptr(&page));
+        Self(page)
     }
 }
 
 impl Drop for Interruptible {
     fn drop(&mut self) {
-        IMMEDIATE_EXIT.set(ptr::null());
+        RUN_PAGE.set(ptr::null());
     }
 }
 
@@ -144,20 +143,19 @@ mod tests {
     #[test]
     fn a_slice_ends_by_itself() {
         register_signal_handler(SIGRTMIN(), interrupt).unwrap();
-        let flag = AtomicU8::new(0);
+        let page = RunPage::alone();
         let timer = SliceTimer::new().unwrap();
         {
-            // SAFETY: the flag outlives it.
-            let _interruptible = unsafe { Interruptible::new(&raw const flag) };
+            let _interruptible = Interruptible::new(page.clone());
             timer.set(Duration::from_micros(100)).unwrap();
             // Sleeping goes on after a signal, so this ends by the flag alone.
-            while flag.load(Ordering::SeqCst) == 0 {
+            while !page.is_interrupted() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        flag.store(0, Ordering::SeqCst);
+        page.go_on();
         timer.set(Duration::from_micros(1)).unwrap();
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(flag.load(Ordering::SeqCst), 0, "it was set after it was given up");
+        assert!(!page.is_interrupted(), "it was set after it was given up");
     }
 }

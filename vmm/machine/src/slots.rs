@@ -8,15 +8,15 @@ use memory::ram::Ram;
 
 /// Gives `ram` to `vm`, or changes whether KVM logs which of its pages are written. The latter may be done while vCPUs run.
 pub fn set(vm: &VmFd, ram: &Ram, log_writes: bool) -> Result<(), kvm_ioctls::Error> {
-    for (slot, extent) in (0..).zip(ram.extents()) {
+    for (slot, stretch) in (0..).zip(ram.stretches()) {
         let region = kvm_userspace_memory_region {
             slot,
-            guest_phys_addr: extent.gpa,
-            memory_size: extent.bytes,
-            userspace_addr: extent.hva,
+            guest_phys_addr: stretch.gpa().0,
+            memory_size: stretch.pages().bytes(),
+            userspace_addr: stretch.hva().0,
             flags: if log_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         };
-        // SAFETY: the region is a mapping of `Ram`, which is never unmapped.
+        // SAFETY: the region is of guest RAM, which is not unmapped while somebody has a handle: the VM does.
         unsafe { vm.set_user_memory_region(region) }?;
     }
     Ok(())

@@ -1,11 +1,6 @@
 //! vCPU threads: run, pause, resume, stop, and what each KVM exit does.
-#![expect(
-    unsafe_code,
-    reason = "reads kvm_run beside an exit that borrows it, and its immediate_exit from another thread"
-)]
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +13,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::error::VmError;
 use super::exit::{Ending, Fault, Outcome};
 use super::platform::IDLE_PORT;
+use super::run_page::RunPage;
 use super::slice::{self, Interruptible, Slices};
 use super::throttle::{Throttle, ThrottleError};
 use memory::merge_log::MergeLog;
@@ -134,34 +130,10 @@ impl Shared {
     }
 }
 
-/// The way into a vCPU's `kvm_run.immediate_exit` for other threads; empty once its thread has ended.
-struct Kick(Mutex<Option<*const AtomicU8>>);
-
-// SAFETY: the pointer is only followed under the mutex, and the vCPU's thread empties it, under the same
-// mutex, before the mapping it points into goes away.
-unsafe impl Send for Kick {}
-// SAFETY: as above.
-unsafe impl Sync for Kick {}
-
-impl Kick {
-    fn set(&self, to: Option<*const AtomicU8>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = to;
-    }
-
-    /// Makes the next (or current, once a signal has interrupted it) KVM_RUN return at once.
-    fn arm(&self) {
-        if let Some(flag) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            // SAFETY: the slot is full, so the mapping is alive; KVM and the vCPU thread only do single-byte
-            // accesses to this field.
-            unsafe { (*flag).store(1, Ordering::SeqCst) };
-        }
-    }
-}
-
 /// All vCPUs of a VM, each on a thread of its own.
 pub struct Vcpus {
     shared: Arc<Shared>,
-    threads: Vec<(JoinHandle<()>, Arc<Kick>)>,
+    threads: Vec<(JoinHandle<()>, Arc<RunPage>)>,
 }
 
 impl Vcpus {
@@ -174,21 +146,23 @@ impl Vcpus {
         shared.gate().alive = vcpus.len();
         let mut all = Self { shared, threads: Vec::new() };
         for (n, vcpu) in vcpus.into_iter().enumerate() {
-            let kick = Arc::new(Kick(Mutex::new(None)));
-            let (shared, its_kick) = (all.shared.clone(), kick.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{n}"))
-                .stack_size(256 << 10)
-                .spawn(move || run(n, vcpu, &shared, &its_kick));
-            let thread = match thread {
-                Ok(thread) => thread,
+            let shared = all.shared.clone();
+            let started = RunPage::of(&vcpu).and_then(|page| {
+                let its_page = page.clone();
+                let thread = std::thread::Builder::new()
+                    .name(format!("vcpu{n}"))
+                    .stack_size(256 << 10)
+                    .spawn(move || run(n, vcpu, &shared, &its_page))?;
+                Ok((thread, page))
+            });
+            match started {
+                Ok(started) => all.threads.push(started),
                 Err(e) => {
                     // The others must not run on without it: the program may, and tries again.
                     all.stop();
                     return Err(VmError::host("start a vCPU thread")(e));
                 }
-            };
-            all.threads.push((thread, kick));
+            }
         }
         Ok(all)
     }
@@ -241,22 +215,18 @@ impl Vcpus {
 
     /// Makes every vCPU leave the guest and look at the gate.
     fn kick(&self) {
-        for (thread, kick) in &self.threads {
-            kick.arm();
+        for (thread, page) in &self.threads {
+            page.interrupt();
             let _ = thread.kill(SIGRTMIN());
         }
     }
 }
 
-fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
-    let flag: *const u8 = &raw const vcpu.get_kvm_run().immediate_exit;
-    kick.set(Some(flag.cast()));
+fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, page: &Arc<RunPage>) {
     let ending = {
-        // SAFETY: the vCPU, and with it the mapping of its kvm_run, outlives this scope.
-        let _interruptible = unsafe { Interruptible::new(flag.cast()) };
-        run_until_end(&mut vcpu, shared)
+        let _interruptible = Interruptible::new(page.clone());
+        run_until_end(&mut vcpu, page, shared)
     };
-    kick.set(None);
     {
         let mut gate = shared.gate();
         gate.alive -= 1;
@@ -269,9 +239,7 @@ fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, kick: &Kick) {
 }
 
 /// Runs until told to stop (None) or until the guest ends (its ending).
-fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
-    // SAFETY: this makes a pointer into the union and reads nothing; every member is plain data.
-    let io_size: *const u8 = unsafe { &raw const vcpu.get_kvm_run().__bindgen_anon_1.io.size };
+fn run_until_end(vcpu: &mut VcpuFd, page: &RunPage, shared: &Shared) -> Option<Ending> {
     let mut slices = Slices::default();
     loop {
         if !shared.may_run(&mut slices) {
@@ -279,7 +247,7 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
         }
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                for operand in data.chunks(operand_bytes(io_size)) {
+                for operand in data.chunks(page.operand_bytes()) {
                     match (port, operand) {
                         (IDLE_PORT, &[a, b, c, d]) => shared.idle(u32::from_le_bytes([a, b, c, d])),
                         _ => _ = shared.pio.write(port.into(), operand),
@@ -287,7 +255,7 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                for operand in data.chunks_mut(operand_bytes(io_size)) {
+                for operand in data.chunks_mut(page.operand_bytes()) {
                     shared.pio.read(port.into(), operand);
                 }
             }
@@ -318,7 +286,7 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             }
             Err(e) => match io::Error::from(e).kind() {
                 io::ErrorKind::Interrupted => {
-                    vcpu.set_kvm_immediate_exit(0);
+                    page.go_on();
                     slices.end();
                 }
                 // A vCPU that waits for its start signal answers so when it is woken without one.
@@ -327,15 +295,6 @@ fn run_until_end(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Ending> {
             },
         }
     }
-}
-
-/// Bytes of one access of the port exit that KVM_RUN has just returned. A string instruction makes many to the
-/// same port, of which KVM hands over as many as it has at once.
-fn operand_bytes(io_size: *const u8) -> usize {
-    // SAFETY: it points into the kvm_run of this thread's own vCPU, which lives as long as the vCPU, is always
-    // mapped whole, and which KVM only writes during KVM_RUN.
-    let bytes = unsafe { io_size.read_volatile() };
-    usize::from(bytes.max(1))
 }
 
 fn fault(vcpu: &mut VcpuFd, shared: &Shared, fault: Fault) -> Ending {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frames::{Frames, Pages};
 use super::{MeasureError, Space, frames};
+use memory::Extent;
 use memory::pagemap::{FrameTable, Pfn};
 use memory::smaps::RangePages;
 
@@ -106,7 +107,7 @@ fn compare(frames: &Frames, books: &[RangePages], listed: Option<&Listed>, looks
 }
 
 fn by_kernel(space: &Space) -> Result<RangePages, MeasureError> {
-    let ranges: Vec<_> = space.extents.iter().map(|e| e.hva..e.hva + e.bytes).collect();
+    let ranges: Vec<_> = space.extents.iter().map(Extent::hvas).collect();
     RangePages::of(space.pid, &ranges).map_err(|source| MeasureError::Books {
         guest: space.name.clone(),
         pid: space.pid,

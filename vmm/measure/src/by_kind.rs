@@ -19,7 +19,7 @@ use super::{MeasureError, Space, check};
 use memory::ksm_stat::KsmStat;
 use memory::maps::{Maps, SlabMapping};
 use memory::scan::{PageScan, Pages};
-use memory::{Extent, PAGE_BYTES};
+use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 /// Pages of a slab that a guest has mapped and not written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Found {
         Some(found)
     }
 
-    fn anonymous(&mut self, scan: &mut PageScan, hvas: Range<u64>) -> Option<()> {
+    fn anonymous(&mut self, scan: &mut PageScan, hvas: Range<Hva>) -> Option<()> {
         let each = |pages: Pages| {
             let kind = pages.categories;
             match kind.swapped() || kind.huge() && !kind.zero() {
@@ -108,13 +108,13 @@ impl Found {
     }
 
     /// A slab's mapping: its pages, and those that the guest has written to, of which it has copies.
-    fn slab(&mut self, scan: &mut PageScan, slab: &SlabMapping, hvas: Range<u64>) -> Option<()> {
+    fn slab(&mut self, scan: &mut PageScan, slab: &SlabMapping, hvas: Range<Hva>) -> Option<()> {
         let each = |pages: Pages| {
             let kind = pages.categories;
             if kind.swapped() {
                 self.untold.push(extent(pages));
             } else if kind.file() {
-                let (inode, first, guest) = (slab.inode, slab.slab_page(pages.hva), self.guest);
+                let (inode, first, guest) = (slab.inode, u64::from(slab.slab_page(pages.hva).0), self.guest);
                 self.slabs.push(SlabRun { inode, first, pages: pages.pages, guest });
             } else {
                 self.add(pages);
@@ -132,7 +132,7 @@ impl Found {
 }
 
 fn extent(pages: Pages) -> Extent {
-    Extent { gpa: 0, hva: pages.hva, bytes: pages.pages * PAGE_BYTES }
+    Extent { gpa: Gpa(0), hva: pages.hva, bytes: pages.pages * PAGE_BYTES }
 }
 
 /// How many guests' pages each page of each slab is.

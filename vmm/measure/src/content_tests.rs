@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{Extent, PAGE};
-use memory::PAGE_BYTES;
 use memory::pagemap::Pagemap;
+use memory::{Gpa, Hva, PAGE_BYTES};
 
 /// Page-aligned memory of this process that plays a guest.
 struct Ram {
@@ -34,7 +34,7 @@ impl Ram {
 
     fn space(&self, name: &str) -> Space {
         let hva = (self.memory.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
-        let extents = vec![Extent { gpa: 0, hva, bytes: self.pages as u64 * PAGE_BYTES }];
+        let extents = vec![Extent { gpa: Gpa(0), hva: Hva(hva), bytes: self.pages as u64 * PAGE_BYTES }];
         Space { name: name.to_owned(), pid: std::process::id(), extents }
     }
 }
@@ -111,8 +111,10 @@ fn a_run_does_not_cross_extents() {
     let mut split = second.space("second");
     let whole = split.extents[0];
     let half = whole.bytes / 2;
-    split.extents =
-        vec![Extent { bytes: half, ..whole }, Extent { gpa: 1 << 32, hva: whole.hva + half, bytes: half }];
+    split.extents = vec![
+        Extent { bytes: half, ..whole },
+        Extent { gpa: Gpa(1 << 32), hva: whole.hva + half, bytes: half },
+    ];
     let content = measure(&[first.space("first"), split], &mut |_, _| {}).unwrap();
     assert_eq!(content.runs, Runs { runs: 2, pages_in_8: 20, pages_in_64: 0, longest: 10 });
 }
@@ -142,8 +144,11 @@ fn a_guest_that_is_gone_is_named_with_its_pid() {
     while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
         std::thread::yield_now();
     }
-    let gone =
-        Space { name: "db-1".to_owned(), pid, extents: vec![Extent { gpa: 0, hva: 4096, bytes: 4096 }] };
+    let gone = Space {
+        name: "db-1".to_owned(),
+        pid,
+        extents: vec![Extent { gpa: Gpa(0), hva: Hva(4096), bytes: 4096 }],
+    };
     // First a zombie, then nothing at all.
     for _ in 0..2 {
         let error = measure(std::slice::from_ref(&gone), &mut |_, _| {}).unwrap_err().to_string();

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by_kind::{SlabCounts, SlabRun};
 use super::{MeasureError, Space, check};
+use memory::Hva;
 use memory::ksm_stat::{self, KsmStat};
 use memory::maps::Maps;
 use memory::pagemap::{FrameFlags, FrameTable, PagemapEntry, PagemapError, Pfn};
@@ -235,7 +236,7 @@ impl Census {
     pub(super) fn count(
         &mut self,
         guest: usize,
-        hva: u64,
+        hva: Hva,
         entry: PagemapEntry,
         maps: &impl Deref<Target = Maps>,
     ) {
@@ -263,7 +264,9 @@ impl Census {
         } else if is_file {
             // A slab's frames are known by the slab's file, without their numbers.
             match maps.slab_at(hva) {
-                Some(slab) => self.slab_pages.push((slab.inode, slab.slab_page(hva), guest as u16)),
+                Some(slab) => {
+                    self.slab_pages.push((slab.inode, u64::from(slab.slab_page(hva).0), guest as u16))
+                }
                 None => self.hidden[guest].file += 1,
             }
         } else {

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Extent;
-use memory::PAGE_BYTES;
 use memory::maps::SlabMapping;
+use memory::{Gpa, PAGE_BYTES, SlabPage};
 
 const ZERO_FRAME: u64 = 9;
 
@@ -40,7 +40,7 @@ fn entries(world: &[Vec<u64>], outside: &[u64]) -> (Vec<Vec<PagemapEntry>>, Hash
 
 fn count(census: &mut Census, guest: usize, hva: u64, entries: &[PagemapEntry], maps: &Maps) {
     for (hva, entry) in (hva..).step_by(PAGE_BYTES as usize).zip(entries) {
-        census.count(guest, hva, *entry, &maps);
+        census.count(guest, Hva(hva), *entry, &maps);
     }
 }
 
@@ -132,7 +132,7 @@ proptest! {
 fn frames_of_slabs_are_known_by_the_slabs_files() {
     const HVA: u64 = 0x10_0000;
     let maps = |inode, first| {
-        let mapping = SlabMapping { hvas: HVA..HVA + 3 * PAGE_BYTES, inode, first };
+        let mapping = SlabMapping { hvas: Hva(HVA).span(3 * PAGE_BYTES), inode, first: SlabPage(first) };
         Maps { slabs: vec![mapping], ..Maps::default() }
     };
     let (slab, private) = (PagemapEntry(1 << 63 | 1 << 61), PagemapEntry(1 << 63 | 1 << 56));
@@ -182,7 +182,7 @@ fn private_memory_of_ours_is_private() {
     let me = Space {
         name: "me".to_owned(),
         pid: std::process::id(),
-        extents: vec![Extent { gpa: 0, hva, bytes: PAGES as u64 * PAGE_BYTES }],
+        extents: vec![Extent { gpa: Gpa(0), hva: Hva(hva), bytes: PAGES as u64 * PAGE_BYTES }],
     };
     let frames = measure(&[me]).unwrap();
     assert_eq!(frames.pages, Pages { total: PAGES as u64, private: PAGES as u64, ..Pages::default() });
@@ -200,7 +200,7 @@ fn pages_that_were_only_read_are_on_the_zero_frame() {
         memory[skip..].iter().step_by(PAGE_BYTES as usize).take(PAGES).map(|byte| u64::from(*byte)).sum();
     assert_eq!(std::hint::black_box(sum), 0);
     let hva = memory[skip..].as_ptr() as u64;
-    let extent = Extent { gpa: 0, hva, bytes: 2 * PAGES as u64 * PAGE_BYTES };
+    let extent = Extent { gpa: Gpa(0), hva: Hva(hva), bytes: 2 * PAGES as u64 * PAGE_BYTES };
     let me = Space { name: "me".to_owned(), pid: std::process::id(), extents: vec![extent] };
     let frames = measure(&[me]).unwrap();
     let half = PAGES as u64;
@@ -219,6 +219,6 @@ fn a_guest_that_is_gone_is_named_with_its_pid() {
 #[test]
 fn an_extent_off_a_page_boundary_is_refused() {
     let mut odd = space("odd");
-    odd.extents.push(Extent { gpa: 0, hva: 4096, bytes: 5000 });
+    odd.extents.push(Extent { gpa: Gpa(0), hva: Hva(4096), bytes: 5000 });
     assert!(measure(&[odd]).unwrap_err().to_string().contains("5000"));
 }

@@ -39,9 +39,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use memory::Extent;
-use memory::PAGE_BYTES;
 use memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use memory::remote::RemoteError;
+use memory::{Hva, PAGE_BYTES};
 use page_types::PageTypesError;
 use source::file::ImageError;
 use source::mappings::MappingError;
@@ -73,7 +73,7 @@ impl Space {
     ///
     /// # Errors
     /// The process is gone, or is not ours to look at.
-    pub fn each_entry(&self, mut each: impl FnMut(u64, PagemapEntry)) -> Result<(), MeasureError> {
+    pub fn each_entry(&self, mut each: impl FnMut(Hva, PagemapEntry)) -> Result<(), MeasureError> {
         let walked = Pagemap::open(self.pid).and_then(|mut pagemap| {
             pagemap.each(&self.extents, |hva, entry| {
                 each(hva, entry);
@@ -126,13 +126,13 @@ pub enum MeasureError {
     FrameTable(#[source] PagemapError),
     /// An extent is not made of whole pages.
     #[error(
-        "extent at {hva:#x} of {bytes} bytes of guest {guest:?} is not made of whole pages of {PAGE_BYTES} bytes"
+        "extent at {hva} of {bytes} bytes of guest {guest:?} is not made of whole pages of {PAGE_BYTES} bytes"
     )]
     Unaligned {
         /// The guest's name.
         guest: String,
         /// The extent's address.
-        hva: u64,
+        hva: Hva,
         /// The extent's length.
         bytes: u64,
     },
@@ -184,7 +184,7 @@ fn check(spaces: &[Space]) -> Result<(), MeasureError> {
     }
     for space in spaces {
         for extent in &space.extents {
-            if extent.hva % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
+            if !extent.hva.is_page() || extent.bytes % PAGE_BYTES != 0 {
                 let (hva, bytes) = (extent.hva, extent.bytes);
                 return Err(MeasureError::Unaligned { guest: space.name.clone(), hva, bytes });
             }

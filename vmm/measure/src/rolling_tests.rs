@@ -2,14 +2,14 @@ use proptest::prelude::*;
 
 use super::super::walks::Shares;
 use super::*;
-use memory::{Extent, PAGE_BYTES};
+use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 const TOTAL: u64 = 1000;
 
 /// A guest of 1000 pages: 300 of its own, 50 of zeros, 20 on swap, 400 of slabs, 100 of which nobody else has and the others one more each.
 /// Its process has 30 anonymous pages besides.
 fn split() -> Split {
-    let extents = vec![Extent { gpa: 0, hva: 1 << 32, bytes: TOTAL * PAGE_BYTES }];
+    let extents = vec![Extent { gpa: Gpa(0), hva: Hva(1 << 32), bytes: TOTAL * PAGE_BYTES }];
     let at = Instant::now();
     Split {
         space: Space { name: "a".into(), pid: 7, extents },

@@ -173,7 +173,8 @@ mod tests {
     fn memory_of_ours_that_nobody_shares_is_never_shared() {
         let memory = vec![1u8; 3 * PAGE_BYTES as usize];
         let hva = (memory.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
-        let extents = vec![super::super::Extent { gpa: 0, hva, bytes: 2 * PAGE_BYTES }];
+        let extents =
+            vec![super::super::Extent { gpa: memory::Gpa(0), hva: memory::Hva(hva), bytes: 2 * PAGE_BYTES }];
         let spaces = [Space { name: "us".into(), pid: std::process::id(), extents }];
         let mut watcher = Watcher::new(&spaces);
         (0..2).for_each(|_| watcher.look(&spaces, 0, 0).unwrap());

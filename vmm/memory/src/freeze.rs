@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use super::ram::GuestRange;
 use super::userfault;
 
 const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
@@ -22,6 +23,12 @@ const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 struct Range {
     start: u64,
     bytes: u64,
+}
+
+impl Range {
+    fn of(run: GuestRange<'_>) -> Self {
+        Self { start: run.hva().0, bytes: run.pages().bytes() }
+    }
 }
 
 #[repr(C)]
@@ -54,20 +61,13 @@ impl Freezer {
         Ok(Self { descriptor: Some(descriptor) })
     }
 
-    /// Freezes `bytes` from address `hva`; both whole pages. On an error nothing is frozen.
-    pub(super) fn freeze(&mut self, hva: usize, bytes: usize) -> io::Result<Frozen<'_>> {
-        let mut register = Register {
-            range: Range { start: hva as u64, bytes: bytes as u64 },
-            mode: REGISTER_MODE_WP,
-            ioctls: 0,
-        };
+    /// Freezes a run. On an error nothing is frozen.
+    pub(super) fn freeze<'a>(&'a mut self, run: GuestRange<'a>) -> io::Result<Frozen<'a>> {
+        let mut register = Register { range: Range::of(run), mode: REGISTER_MODE_WP, ioctls: 0 };
         self.ioctl(UFFDIO_REGISTER, &mut register)?;
         // From here on dropping undoes everything, also a protection that was put up in part.
-        let frozen = Frozen { freezer: self, hva, bytes, registered: true };
-        let mut protect = WriteProtect {
-            range: Range { start: hva as u64, bytes: bytes as u64 },
-            mode: WRITEPROTECT_MODE_WP,
-        };
+        let frozen = Frozen { freezer: self, run, registered: true };
+        let mut protect = WriteProtect { range: Range::of(run), mode: WRITEPROTECT_MODE_WP };
         frozen.freezer.ioctl(UFFDIO_WRITEPROTECT, &mut protect)?;
         Ok(frozen)
     }
@@ -86,8 +86,7 @@ impl Freezer {
 /// A run that nobody writes to. Dropped, it is thawed and as it was.
 pub(super) struct Frozen<'a> {
     freezer: &'a mut Freezer,
-    hva: usize,
-    bytes: usize,
+    run: GuestRange<'a>,
     registered: bool,
 }
 
@@ -101,7 +100,7 @@ impl Frozen<'_> {
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        let range = || Range { start: self.hva as u64, bytes: self.bytes as u64 };
+        let range = || Range::of(self.run);
         // In this order: unregistering takes the protection away and wakes nobody; a sleeper that is woken before looks again
         // and sleeps again.
         let thawed = match self.registered {

@@ -8,6 +8,14 @@
 //! freeze, compare, map, wake), [`slab`] (sealed memfds), `reclaim` (giving back) and [`parking`] (sampling what is used).
 //! [`pagemap`], [`smaps`] and [`remote`] look at other processes.
 
+// A page or an address that is cut short is another one. Tests count small numbers.
+#![cfg_attr(
+    not(test),
+    warn(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_possible_wrap)
+)]
+
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 pub mod file;
@@ -19,8 +27,10 @@ pub mod maps;
 pub mod merge_log;
 pub mod merge_run;
 pub mod own;
+pub mod page;
 pub mod page_buffer;
 pub mod page_out;
+pub mod page_set;
 pub mod pagemap;
 pub mod parker;
 pub mod parking;
@@ -37,16 +47,57 @@ pub mod swap_filler;
 pub mod userfault;
 pub mod written;
 
-/// Bytes of a page; Samepage knows no other size for merging and accounting.
-pub const PAGE_BYTES: u64 = 4096;
+pub use page::{Gpa, Hva, PAGE, PAGE_BYTES, PageNo, PageRange, SlabPage};
+pub use page_set::PageSet;
 
 /// One contiguous stretch of guest RAM as mapped in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// Guest-physical address of its first byte.
-    pub gpa: u64,
+    #[serde(with = "gpa_number")]
+    pub gpa: Gpa,
     /// Its address in the process that runs the guest; a multiple of the page size.
-    pub hva: u64,
+    pub hva: Hva,
     /// Its length in bytes; a multiple of the page size.
     pub bytes: u64,
+}
+
+impl Extent {
+    /// Where the guest has it.
+    pub fn gpas(&self) -> Range<Gpa> {
+        self.gpa..Gpa(self.gpa.0.saturating_add(self.bytes))
+    }
+
+    /// Where the process has it.
+    pub fn hvas(&self) -> Range<Hva> {
+        self.hva.span(self.bytes)
+    }
+}
+
+/// A guest-physical address is written as its number.
+mod gpa_number {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Gpa;
+
+    pub(super) fn serialize<S: Serializer>(gpa: &Gpa, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(gpa.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Gpa, D::Error> {
+        u64::deserialize(from).map(Gpa)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_is_written_in_numbers() {
+        let extent = Extent { gpa: Gpa(1 << 32), hva: Hva(4096), bytes: 8192 };
+        let text = r#"{"gpa":4294967296,"hva":4096,"bytes":8192}"#;
+        assert_eq!(serde_json::to_string(&extent).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Extent>(text).unwrap(), extent);
+    }
 }

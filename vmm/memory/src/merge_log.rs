@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::PAGE_BYTES;
+use super::{Gpa, PAGE_BYTES, SlabPage};
 
 /// Replacements that are remembered. Older ones are forgotten.
 pub const REMEMBERED: usize = 32;
@@ -19,7 +19,7 @@ pub enum With {
     /// Pages of a slab that hold the same, from this one of it on.
     Slab {
         /// Counted from the slab's beginning.
-        first: u64,
+        first: SlabPage,
     },
     /// Nothing: they were all zeros, and read so.
     Zeros,
@@ -31,7 +31,7 @@ pub enum With {
 #[derive(Clone, Copy, Debug)]
 pub struct Replaced {
     /// Guest-physical address of the first one.
-    pub gpa: u64,
+    pub gpa: Gpa,
     /// How many.
     pub pages: u64,
     /// By what.
@@ -46,7 +46,7 @@ pub struct MergeLog(Arc<Mutex<VecDeque<Replaced>>>);
 
 impl MergeLog {
     /// Remembers that `pages` pages from `gpa` on have been replaced now.
-    pub(super) fn add(&self, gpa: u64, pages: u64, with: With) {
+    pub(super) fn add(&self, gpa: Gpa, pages: u64, with: With) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == REMEMBERED {
             last.pop_front();
@@ -72,11 +72,11 @@ impl fmt::Display for Before<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for replaced in self.0 {
             let before: Duration = self.1.saturating_duration_since(replaced.at);
-            let end = replaced.gpa + replaced.pages * PAGE_BYTES;
+            let end = replaced.gpa.0 + replaced.pages * PAGE_BYTES;
             let millis = before.as_secs_f64() * 1e3;
-            write!(f, "\n    {millis:>10.3} ms before: {:#011x}-{end:#011x} by ", replaced.gpa)?;
+            write!(f, "\n    {millis:>10.3} ms before: {:#011x}-{end:#011x} by ", replaced.gpa.0)?;
             match replaced.with {
-                With::Slab { first } => write!(f, "pages of a slab, its page {first} first")?,
+                With::Slab { first } => write!(f, "pages of a slab, its page {} first", first.0)?,
                 With::Zeros => write!(f, "nothing, for they were zeros")?,
                 With::Fresh => write!(f, "fresh memory, for the guest gave them back")?,
             }
@@ -93,12 +93,12 @@ mod tests {
     fn the_last_ones_are_remembered_and_no_more() {
         let log = MergeLog::default();
         assert!(log.last().is_empty());
-        for n in 0..REMEMBERED as u64 + 3 {
-            log.clone().add(n * PAGE_BYTES, n, With::Slab { first: n });
+        for n in 0..REMEMBERED as u32 + 3 {
+            log.clone().add(Gpa(u64::from(n) * PAGE_BYTES), n.into(), With::Slab { first: SlabPage(n) });
         }
         let last = log.last();
-        assert_eq!((last.len(), last[0].gpa, last[0].pages), (REMEMBERED, 3 * PAGE_BYTES, 3));
-        assert_eq!(last[REMEMBERED - 1].with, With::Slab { first: REMEMBERED as u64 + 2 });
+        assert_eq!((last.len(), last[0].gpa, last[0].pages), (REMEMBERED, Gpa(3 * PAGE_BYTES), 3));
+        assert_eq!(last[REMEMBERED - 1].with, With::Slab { first: SlabPage(REMEMBERED as u32 + 2) });
         assert!(last.windows(2).all(|two| two[0].at <= two[1].at));
     }
 
@@ -106,9 +106,9 @@ mod tests {
     fn they_are_shown_by_address_and_age() {
         let at = Instant::now();
         let replaced = [
-            Replaced { gpa: 0x10_0000, pages: 2, with: With::Slab { first: 7 }, at },
-            Replaced { gpa: 0x20_0000, pages: 1, with: With::Zeros, at },
-            Replaced { gpa: 0x30_0000, pages: 1, with: With::Fresh, at },
+            Replaced { gpa: Gpa(0x10_0000), pages: 2, with: With::Slab { first: SlabPage(7) }, at },
+            Replaced { gpa: Gpa(0x20_0000), pages: 1, with: With::Zeros, at },
+            Replaced { gpa: Gpa(0x30_0000), pages: 1, with: With::Fresh, at },
         ];
         let shown = Before(&replaced, at + Duration::from_micros(1500)).to_string();
         let lines: Vec<_> = shown.lines().skip(1).map(str::trim).collect();

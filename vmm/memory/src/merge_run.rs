@@ -5,16 +5,16 @@
 //! no message to another process, no allocation and no log, for the guest's vCPUs may be asleep.
 #![expect(unsafe_code, reason = "compares and replaces guest pages")]
 
-use std::ffi::c_void;
 use std::io;
 
 use rustix::mm::{MapFlags, ProtFlags};
 use thiserror::Error;
 
-use super::PAGE_BYTES;
 use super::freeze::Freezer;
-use super::in_flight::InFlight;
+use super::page::to_usize;
+use super::ram::{Backing, GuestRange, Ram};
 use super::slab::{Slab, StageError, Staged};
+use super::{PAGE_BYTES, PageRange, SlabPage};
 
 /// Pages of the longest run: longer ones gain little, and stall whoever writes.
 pub const MAX_RUN_PAGES: u64 = 64;
@@ -42,18 +42,16 @@ pub enum Refusal {
     Map(#[source] io::Error),
 }
 
-/// How new guest memory is advised of: see [`super::ram::Ram::advise_anew`].
-pub type Advise = Box<dyn Fn(usize, usize) + Send>;
+/// Bytes of the longest run.
+const MAX_RUN_BYTES: usize = to_usize(MAX_RUN_PAGES * PAGE_BYTES);
 
 /// What a run of zeros is compared with.
-static ZEROS: [u8; (MAX_RUN_PAGES * PAGE_BYTES) as usize] = [0; (MAX_RUN_PAGES * PAGE_BYTES) as usize];
+static ZEROS: [u8; MAX_RUN_BYTES] = [0; MAX_RUN_BYTES];
 
-/// One stretch of private anonymous guest RAM in this process, and what merges its pages.
+/// One VM's RAM, private anonymous memory, and what merges its pages.
 pub struct Mergeable {
-    hva: usize,
-    pages: u64,
+    ram: Ram,
     freezer: Freezer,
-    advise: Advise,
     /// Called between the steps, so that tests can do there what the worst moment has in store.
     #[cfg(test)]
     pub(super) between: fn(Step),
@@ -69,80 +67,62 @@ pub(super) enum Step {
 }
 
 impl Mergeable {
-    /// The stretch of `bytes` at address `hva`.
-    ///
-    /// # Safety
-    /// It must be private anonymous memory that is guest RAM and stays mapped for ever, and of which no reference (`&[u8]` and
-    /// the like) is held by anybody: its pages are replaced by others with the same contents.
-    pub unsafe fn new(hva: usize, bytes: u64, advise: Advise) -> io::Result<Self> {
+    /// Merges pages of `ram`, which must be anonymous memory.
+    pub fn new(ram: &Ram) -> io::Result<Self> {
+        if ram.backing() != Backing::Anonymous {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "guest RAM is not anonymous memory"));
+        }
         Ok(Self {
-            hva,
-            pages: bytes / PAGE_BYTES,
+            ram: ram.clone(),
             freezer: Freezer::new()?,
-            advise,
             #[cfg(test)]
             between: |_| {},
         })
     }
 
-    /// Replaces `pages` pages from `page` on with those of `slab` from `slab_page` on, if they hold the same.
-    pub fn merge(
-        &mut self,
-        (page, pages): (u64, u64),
-        (slab, slab_page): (&Slab, u64),
-        in_flight: &InFlight,
-    ) -> Result<(), Refusal> {
-        if !(1..=MAX_RUN_PAGES).contains(&pages) {
+    /// Replaces a run with as many pages of `slab` from `first` on, if they hold the same.
+    pub fn merge(&mut self, run: PageRange, (slab, first): (&Slab, SlabPage)) -> Result<(), Refusal> {
+        if !(1..=MAX_RUN_PAGES).contains(&run.pages()) {
             return Err(Refusal::Run);
         }
-        let staged = slab.stage(slab_page, pages).map_err(|error| match error {
+        let staged = slab.stage(first, run.pages()).map_err(|error| match error {
             StageError::Range => Refusal::Run,
             StageError::Mappings => Refusal::Mappings,
             StageError::Kernel(error) => Refusal::Map(error),
         })?;
-        (self.advise)(staged.hva(), staged.bytes().len());
-        self.replace((page, pages), With::Slab(staged, slab, slab_page), in_flight)
+        // Failure costs a mapping that does not join its neighbours.
+        self.ram.advice_anew().for_each(|advice| _ = staged.advise(advice));
+        self.replace(run, With::Slab(staged, slab, first))
     }
 
-    /// Gives `pages` pages from `page` on back to the host, if all of them are zeros. They read as zeros after.
-    pub fn drop_zeros(&mut self, (page, pages): (u64, u64), in_flight: &InFlight) -> Result<(), Refusal> {
-        let zeros = ZEROS.get(..pages.saturating_mul(PAGE_BYTES) as usize).ok_or(Refusal::Run)?;
-        self.replace((page, pages), With::Zeros(zeros), in_flight)
+    /// Gives a run back to the host, if all of it is zeros. It reads as zeros after.
+    pub fn drop_zeros(&mut self, run: PageRange) -> Result<(), Refusal> {
+        let zeros = usize::try_from(run.bytes()).ok().and_then(|bytes| ZEROS.get(..bytes));
+        self.replace(run, With::Zeros(zeros.ok_or(Refusal::Run)?))
     }
 
     /// The step itself: the run is replaced by pages that hold the same, those of a slab or fresh ones.
-    fn replace(
-        &mut self,
-        (page, pages): (u64, u64),
-        with: With<'_>,
-        in_flight: &InFlight,
-    ) -> Result<(), Refusal> {
-        let end = page.checked_add(pages).filter(|end| *end <= self.pages).ok_or(Refusal::Run)?;
-        if !(1..=MAX_RUN_PAGES).contains(&pages) {
-            return Err(Refusal::Run);
-        }
-        let (hva, bytes) = (self.hva + (page * PAGE_BYTES) as usize, (pages * PAGE_BYTES) as usize);
+    fn replace(&mut self, run: PageRange, with: With<'_>) -> Result<(), Refusal> {
+        let run = self.ram.range(run).filter(|run| run.pages().pages() <= MAX_RUN_PAGES);
+        let run = run.ok_or(Refusal::Run)?;
 
-        let frozen = self.freezer.freeze(hva, bytes).map_err(Refusal::Freeze)?;
+        let frozen = self.freezer.freeze(run).map_err(Refusal::Freeze)?;
         #[cfg(test)]
         (self.between)(Step::Frozen);
-        if in_flight.any(page..end) {
+        if self.ram.in_flight().any(run.pages()) {
             return Err(Refusal::InFlight);
         }
         let same = with.bytes();
         // SAFETY: both ranges are mapped and that long. Nobody writes to the first: it is frozen, and no device has it. Even if
         // somebody did, this reads bytes and believes nothing of them.
-        let differ =
-            unsafe { libc::memcmp(hva as *const c_void, same.as_ptr().cast(), bytes.min(same.len())) };
-        if differ != 0 || same.len() != bytes {
+        let differ = unsafe { libc::memcmp(run.as_ptr(), same.as_ptr().cast(), run.bytes().min(same.len())) };
+        if differ != 0 || same.len() != run.bytes() {
             return Err(Refusal::Differs);
         }
         #[cfg(test)]
         (self.between)(Step::Compared);
         let fresh = matches!(with, With::Zeros(_));
-        // SAFETY: the range is guest RAM, to which nobody holds references (`Mergeable::new`), and what is mapped there instead has
-        // the same contents.
-        let mapped = unsafe { with.map_at(hva, bytes) };
+        let mapped = with.map_over(run);
         #[cfg(test)]
         (self.between)(Step::Mapped);
         match mapped {
@@ -152,7 +132,7 @@ impl Mergeable {
         }
         // The guest is awake. What was staged has been advised before.
         if fresh {
-            (self.advise)(hva, bytes);
+            self.ram.advice_anew().for_each(|advice| _ = run.advise(advice));
         }
         Ok(())
     }
@@ -161,7 +141,7 @@ impl Mergeable {
 /// What a run is replaced by.
 enum With<'a> {
     /// Pages of a slab that are mapped already, elsewhere; and which those are.
-    Slab(Staged, &'a Slab, u64),
+    Slab(Staged, &'a Slab, SlabPage),
     /// Fresh memory, which is these zeros.
     Zeros(&'a [u8]),
 }
@@ -174,26 +154,22 @@ impl With<'_> {
         }
     }
 
-    /// Maps it over `bytes` at `hva`, in one step for whoever looks. Where it fails, the old mapping stays.
-    ///
-    /// # Safety
-    /// Nobody holds references to that memory.
-    unsafe fn map_at(self, hva: usize, bytes: usize) -> Result<(), rustix::io::Errno> {
-        let (at, prot) = (hva as *mut c_void, ProtFlags::READ | ProtFlags::WRITE);
-        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    /// Maps it over a run that holds the same, in one step for whoever looks. Where it fails, the old mapping stays.
+    fn map_over(self, run: GuestRange<'_>) -> Result<(), rustix::io::Errno> {
         match self {
-            // SAFETY: as the caller promises.
-            Self::Slab(staged, slab, page) => match unsafe { staged.move_to(hva) } {
+            Self::Slab(staged, slab, first) => match staged.move_to(run) {
                 Ok(()) => Ok(()),
                 // It may have left a hole, which is filled before anybody wakes. Where the old mapping is still there this
                 // replaces it, or fails and leaves it.
                 Err(_) => {
-                    // SAFETY: as the caller promises.
-                    unsafe { rustix::mm::mmap(at, bytes, prot, flags, slab, page * PAGE_BYTES) }.map(drop)
+                    let prot = ProtFlags::READ | ProtFlags::WRITE;
+                    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+                    // SAFETY: a range of guest RAM, of which any contents may become any others.
+                    unsafe { rustix::mm::mmap(run.as_ptr(), run.bytes(), prot, flags, slab, first.offset()) }
+                        .map(drop)
                 }
             },
-            // SAFETY: as the caller promises.
-            Self::Zeros(_) => unsafe { rustix::mm::mmap_anonymous(at, bytes, prot, flags) }.map(drop),
+            Self::Zeros(_) => run.map_fresh(),
         }
     }
 }

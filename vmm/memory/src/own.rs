@@ -6,7 +6,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 
-use super::PAGE_BYTES;
+use super::PAGE;
 
 /// What [`set_oom_score_adj`] takes.
 pub const OOM_SCORE_ADJ: RangeInclusive<i16> = -1000..=1000;
@@ -57,13 +57,13 @@ unsafe extern "C" {
 /// again comes back from the page cache at the price of a minor fault. A VM process so keeps about a megabyte
 /// less mapped than it started with.
 pub fn release_startup_code() {
-    let (start, end) = (&raw const __executable_start as u64, &raw const etext as u64);
-    let start = start.next_multiple_of(PAGE_BYTES);
-    let end = end & !(PAGE_BYTES - 1);
-    if start < end {
+    let first = &raw const __executable_start;
+    let to_page = first.addr().next_multiple_of(PAGE) - first.addr();
+    let code = (&raw const etext).addr().saturating_sub(first.addr() + to_page) / PAGE * PAGE;
+    if code > 0 {
         // SAFETY: between these two symbols lie only segments that are never written (relocated data comes after
         // the code), so every page is refilled with the same bytes from the file. Failure changes nothing.
-        unsafe { libc::madvise(start as *mut libc::c_void, (end - start) as usize, libc::MADV_DONTNEED) };
+        unsafe { libc::madvise(first.wrapping_add(to_page).cast_mut().cast(), code, libc::MADV_DONTNEED) };
     }
 }
 
@@ -71,7 +71,8 @@ pub fn release_startup_code() {
 mod tests {
     use super::*;
     use crate::ram::{Backing, Ram};
-    use devices::reclaim::{Gpa, Reclaim};
+    use crate::{Gpa, PAGE_BYTES};
+    use devices::reclaim::Reclaim;
     use vm_memory::{Bytes, GuestAddress};
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::PAGE_BYTES;
+use super::PAGE;
 
 /// Bytes for whole pages, zeros at first, that begin where a page begins: a copy between places that lie differently in their
 /// cache lines, and a vector load across two lines, take up to twice as long.
@@ -15,11 +15,10 @@ pub struct PageBuffer {
 impl PageBuffer {
     /// Room for so many pages.
     pub fn new(pages: usize) -> Self {
-        let page = PAGE_BYTES as usize;
-        let mut bytes = vec![0; (pages + 1) * page];
+        let mut bytes = vec![0; (pages + 1) * PAGE];
         // For bytes there always is such an offset, and it is less than a page; should there be none, it is slow.
-        let skip = bytes.as_ptr().align_offset(page).min(page);
-        bytes.truncate(skip + pages * page);
+        let skip = bytes.as_ptr().align_offset(PAGE).min(PAGE);
+        bytes.truncate(skip + pages * PAGE);
         Self { bytes, skip }
     }
 }
@@ -46,8 +45,8 @@ mod tests {
     fn it_begins_where_a_page_begins_and_has_what_was_asked_for() {
         for pages in [0, 1, 3, 64, 1000] {
             let buffer = PageBuffer::new(pages);
-            assert_eq!(buffer.len(), pages * PAGE_BYTES as usize);
-            assert_eq!(buffer.as_ptr() as usize % PAGE_BYTES as usize, 0);
+            assert_eq!(buffer.len(), pages * PAGE);
+            assert_eq!(buffer.as_ptr().addr() % PAGE, 0);
             assert!(buffer.iter().all(|byte| *byte == 0));
         }
     }

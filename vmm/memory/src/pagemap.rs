@@ -11,7 +11,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::{Extent, PAGE_BYTES};
+use super::page::to_usize;
+use super::{Extent, Hva, PAGE, PAGE_BYTES};
 
 /// Bytes of one entry in each of the three files.
 const ENTRY_BYTES: usize = 8;
@@ -198,15 +199,15 @@ impl Pagemap {
     pub fn each<E: From<PagemapError>>(
         &mut self,
         extents: &[Extent],
-        mut each: impl FnMut(u64, PagemapEntry) -> Result<(), E>,
+        mut each: impl FnMut(Hva, PagemapEntry) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut entries = Vec::new();
         for extent in extents {
             let pages = extent.bytes / PAGE_BYTES;
             for at in (0..pages).step_by(CHUNK_PAGES) {
                 let hva = extent.hva + at * PAGE_BYTES;
-                self.read(hva, (pages - at).min(CHUNK_PAGES as u64) as usize, &mut entries)?;
-                for (hva, entry) in (hva..).step_by(PAGE_BYTES as usize).zip(&entries) {
+                self.read(hva, to_usize(pages - at).min(CHUNK_PAGES), &mut entries)?;
+                for (hva, entry) in (hva.0..).step_by(PAGE).map(Hva).zip(&entries) {
                     each(hva, *entry)?;
                 }
             }
@@ -218,10 +219,10 @@ impl Pagemap {
     ///
     /// # Errors
     /// [`PagemapError::Ended`] when the process exits meanwhile.
-    pub fn read(&mut self, hva: u64, pages: usize, out: &mut Vec<PagemapEntry>) -> Result<(), PagemapError> {
+    pub fn read(&mut self, hva: Hva, pages: usize, out: &mut Vec<PagemapEntry>) -> Result<(), PagemapError> {
         out.clear();
         out.reserve(pages);
-        let index = hva / PAGE_BYTES;
+        let index = hva.0 / PAGE_BYTES;
         let got = self.0.read(index, pages, |word| out.push(PagemapEntry(word)))?;
         if got < pages {
             return Err(PagemapError::Ended { path: self.0.path.clone(), index: index + got as u64 });
@@ -264,8 +265,9 @@ impl FrameTable {
 
     /// Whether a frame's flag for KSM means what it says: a page of our own, which nobody merges, must not have it.
     pub fn tells_ksm(&mut self) -> bool {
-        let page = vec![1u8; 2 * PAGE_BYTES as usize];
-        let hva = (page.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
+        let pages = vec![1u8; 2 * PAGE];
+        // The first page that begins in there is whole.
+        let hva = (Hva::of(pages.as_ptr()) + (PAGE_BYTES - 1)).page();
         let (mut entries, mut flags) = (Vec::new(), Vec::new());
         let read = Pagemap::open_self().and_then(|mut pagemap| pagemap.read(hva, 1, &mut entries));
         let Some(frame) = entries.first().and_then(|entry| entry.pfn()) else { return false };
@@ -298,8 +300,8 @@ fn lookup(file: &mut EntryFile, frames: &[Pfn], out: &mut Vec<u64>) -> Result<()
         let (batch, after) = rest.split_at(len);
         let last = batch[len - 1].0;
         words.clear();
-        file.read(first, (last - first + 1) as usize, |word| words.push(word))?;
-        out.extend(batch.iter().map(|frame| words.get((frame.0 - first) as usize).copied().unwrap_or(0)));
+        file.read(first, to_usize(last - first + 1), |word| words.push(word))?;
+        out.extend(batch.iter().map(|frame| words.get(to_usize(frame.0 - first)).copied().unwrap_or(0)));
         rest = after;
     }
     Ok(())
@@ -360,8 +362,8 @@ mod tests {
 
     #[test]
     fn our_own_pages_are_found() {
-        let page = vec![7u8; 3 * PAGE_BYTES as usize];
-        let hva = (page.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
+        let pages = vec![7u8; 3 * PAGE];
+        let hva = (Hva::of(pages.as_ptr()) + (PAGE_BYTES - 1)).page();
         let mut entries = Vec::new();
         Pagemap::open_self().unwrap().read(hva, 2, &mut entries).unwrap();
         assert_eq!(entries.len(), 2);

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use super::PAGE_BYTES;
 use super::pagemap::{Pagemap, PagemapEntry};
 use super::parking::Parked;
 use super::ram::{Backing, Ram};
 use super::scan::{PageScan, Pages};
 use super::userfault;
+use super::{Hva, PAGE_BYTES, PageNo, PageRange};
 
 /// `UFFD_EVENT_PAGEFAULT`.
 const PAGEFAULT: u8 = 0x12;
@@ -63,20 +63,20 @@ impl Parker {
     /// Counts the pages that may be sampled. None may be parked.
     pub fn population(&mut self) -> io::Result<Population> {
         let mut population = Population::default();
-        self.each_run(|run| match run.categories.huge() {
+        self.each_run(|_, run| match run.categories.huge() {
             true => population.huge_pages += run.pages,
             false => population.pages += run.pages,
         })?;
         Ok(population)
     }
 
-    /// The addresses of those of the pages whose numbers among the population are `ranks`, which ascend. None may be parked.
-    pub fn choose(&mut self, ranks: &[u64]) -> io::Result<Vec<u64>> {
+    /// Those of the pages whose numbers among the population are `ranks`, which ascend. None may be parked.
+    pub fn choose(&mut self, ranks: &[u64]) -> io::Result<Vec<PageNo>> {
         let (mut chosen, mut first, mut ranks) = (Vec::new(), 0, ranks.iter().copied().peekable());
-        self.each_run(|run| {
+        self.each_run(|page, run| {
             if !run.categories.huge() {
                 while let Some(rank) = ranks.next_if(|rank| *rank < first + run.pages) {
-                    chosen.push(run.hva + (rank - first) * PAGE_BYTES);
+                    chosen.push(page + (rank - first));
                 }
                 first += run.pages;
             }
@@ -84,34 +84,33 @@ impl Parker {
         Ok(chosen)
     }
 
-    fn each_run(&mut self, mut each: impl FnMut(Pages)) -> io::Result<()> {
-        for extent in self.ram.extents() {
-            self.scan.anonymous(extent.hva..extent.hva + extent.bytes, &mut each)?;
+    /// Hands out the runs of anonymous pages, each with its first one.
+    fn each_run(&mut self, mut each: impl FnMut(PageNo, Pages)) -> io::Result<()> {
+        for all in self.ram.stretches() {
+            let page = |run: &Pages| all.pages().first() + (run.hva - all.hva()) / PAGE_BYTES;
+            self.scan.anonymous(all.hvas(), |run| each(page(&run), run))?;
         }
         Ok(())
     }
 
-    /// Parks those of the pages at `hvas` that are still this guest's alone. Returns how many. Touches are served meanwhile.
-    pub fn park(&mut self, hvas: &[u64]) -> io::Result<u64> {
+    /// Parks those of `pages` that are still this guest's alone. Returns how many. Touches are served meanwhile.
+    pub fn park(&mut self, pages: &[PageNo]) -> io::Result<u64> {
         let mut parked = 0;
         self.ram.placement().parking.begin();
-        for hva in hvas {
+        for page in pages {
+            let Some(here) = self.ram.range(PageRange::one(*page)) else { continue };
             {
                 let mut placement = self.ram.placement();
-                self.pagemap.read(*hva, 1, &mut self.entries).map_err(io::Error::other)?;
+                self.pagemap.read(here.hva(), 1, &mut self.entries).map_err(io::Error::other)?;
                 // A page of the kernel's merging that others have too would be unmerged by being moved.
                 let alone = |e: &&PagemapEntry| e.present() && e.exclusive() && !e.file_or_shared();
                 // A copy that the guest has made of a slab's page is in the slab's mapping still: were it moved away, the next touch would not be
                 // reported but find the slab's page, as it was before the guest wrote.
-                let in_slab = |number| placement.is_slab(number);
-                let apart = self.ram.page_number(*hva as usize).is_some_and(|number| !in_slab(number));
+                let apart = !placement.slab_pages.has(*page);
                 if apart && self.entries.first().filter(alone).is_some() {
-                    match placement.parking.park(*hva as usize) {
+                    match placement.parking.park(here) {
                         // A device marks before it pins: so either we see the mark here, or it finds the page missing and waits for it.
-                        Ok(true) if self.ram.is_in_flight(*hva as usize) => {
-                            let hva = *hva as usize;
-                            placement.parking.withdraw(hva..hva + 1)?;
-                        }
+                        Ok(true) if self.ram.in_flight().any(here.pages()) => placement.settle(here)?,
                         Ok(is) => parked += u64::from(is),
                         Err(error) => {
                             // No mapping is left for more, most likely.
@@ -131,7 +130,8 @@ impl Parker {
         let until = Instant::now() + time;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            let timeout = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&timeout)) {
                 Ok(0) => return Ok(()),
                 Ok(_) => self.serve()?,
@@ -166,7 +166,9 @@ impl Parker {
                 if message[0] == PAGEFAULT
                     && let Some(Ok(address)) = message.get(ADDRESS).map(<[u8; 8]>::try_from)
                 {
-                    self.ram.placement().parking.touched(u64::from_ne_bytes(address) as usize);
+                    let hva = Hva(u64::from_ne_bytes(address)).page();
+                    let page = self.ram.page_at(hva);
+                    self.ram.placement().parking.touched(page, hva);
                 }
             }
             if read < messages.len() {

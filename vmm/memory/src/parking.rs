@@ -13,18 +13,17 @@
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::PAGE_BYTES;
+use super::ram::GuestRange;
+use super::{Hva, PAGE, PAGE_BYTES, PageNo, PageRange};
 
 const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
 const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_AA01;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_AA02;
 const UFFDIO_COPY: libc::c_ulong = 0xC028_AA03;
 const REGISTER_MODE_MISSING: u64 = 1 << 0;
-const PAGE: usize = PAGE_BYTES as usize;
 
 /// `struct uffdio_range`.
 #[repr(C)]
@@ -66,13 +65,30 @@ pub struct Parked {
     pub interrupted: bool,
 }
 
-/// The pages of one VM's RAM that are parked.
+/// A page that is parked. Made by [`Parking::park`] alone.
+#[derive(Clone, Copy, Debug)]
+struct Away {
+    /// Where it belongs: a page of guest RAM.
+    home: *mut c_void,
+    /// Where it is: in a mapping of its own, which nobody else has.
+    place: *mut c_void,
+}
+
+// SAFETY: addresses, which mean the same to every thread of this process.
+unsafe impl Send for Away {}
+
+impl Away {
+    fn home(self) -> Hva {
+        Hva::of(self.home)
+    }
+}
+
+/// The pages of one VM's RAM that are parked. It is reached by way of that [`Ram`](super::ram::Ram), so the RAM is mapped wherever this is used.
 #[derive(Debug, Default)]
 pub(super) struct Parking {
     /// Set once there is somebody who serves its faults.
     descriptor: Option<Arc<OwnedFd>>,
-    /// Where each is, by the address where it belongs.
-    places: BTreeMap<usize, usize>,
+    places: BTreeMap<PageNo, Away>,
     closed: bool,
     so_far: Parked,
 }
@@ -102,7 +118,7 @@ impl Parking {
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.so_far.interrupted = true;
-        if let Err(error) = self.withdraw(0..usize::MAX) {
+        if let Err(error) = self.withdraw(PageRange::between(PageNo(0), PageNo(u64::MAX))) {
             tracing::error!("{error}");
         }
     }
@@ -120,62 +136,62 @@ impl Parking {
         self.closed = false;
     }
 
-    /// Parks the page at `hva`, which must be a present page of private anonymous guest RAM, seen so under the lock. False where parking is not
-    /// allowed, or it is parked already.
-    pub(super) fn park(&mut self, hva: usize) -> io::Result<bool> {
+    /// Parks a page, of this Parking's RAM and one only, which must be a present page of private anonymous memory, seen so under the lock. False
+    /// where parking is not allowed, or it is parked already.
+    pub(super) fn park(&mut self, page: GuestRange<'_>) -> io::Result<bool> {
         let Some(descriptor) = self.descriptor.as_ref().filter(|_| !self.closed) else { return Ok(false) };
-        if self.places.contains_key(&hva) {
+        if page.bytes() != PAGE || self.places.contains_key(&page.pages().first()) {
             return Ok(false);
         }
-        let mut register = Register { range: page(hva), mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        let mut register = Register { range: range(page.hva()), mode: REGISTER_MODE_MISSING, ioctls: 0 };
         ioctl(descriptor, UFFDIO_REGISTER, &mut register)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
         // The fifth argument must be there: the kernel takes it for a hint.
         let anywhere: *mut c_void = std::ptr::null_mut();
-        // SAFETY: the page is guest RAM, which stays mapped where it is: a touch there is answered by the page's return. Where it goes is the
+        // SAFETY: a page of guest RAM, which stays mapped where it is: a touch there is answered by the page's return. Where it goes is the
         // kernel's choice of what nobody has.
-        let place = unsafe { libc::mremap(hva as *mut c_void, PAGE, PAGE, flags, anywhere) };
+        let place = unsafe { libc::mremap(page.as_ptr(), PAGE, PAGE, flags, anywhere) };
         if place == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
             // The page is there, so nobody sleeps.
-            ioctl(descriptor, UFFDIO_UNREGISTER, &mut page(hva))?;
+            ioctl(descriptor, UFFDIO_UNREGISTER, &mut range(page.hva()))?;
             return Err(error);
         }
-        self.places.insert(hva, place as usize);
+        self.places.insert(page.pages().first(), Away { home: page.as_ptr(), place });
         Ok(true)
     }
 
     /// Brings back the page of an address that was touched, if it is parked, and wakes who sleeps on it in any case: the message of a touch may
     /// come after the page was brought back.
-    pub(super) fn touched(&mut self, hva: usize) {
-        let hva = hva & !(PAGE - 1);
-        if self.bring_back(hva) {
+    pub(super) fn touched(&mut self, page: Option<PageNo>, hva: Hva) {
+        if page.is_some_and(|page| self.bring_back(page).is_some()) {
             self.so_far.touched += 1;
-        } else if self.places.contains_key(&hva) {
+        } else if page.is_some_and(|page| self.places.contains_key(&page)) {
             // Not back yet. Who was woken now would only ask again.
             return;
         } else if let Some(descriptor) = &self.descriptor {
             // Nearly always there is nothing to undo. But where a registration could not be undone before, and the page is gone since, who
             // was only woken would ask again for ever.
-            let _ = ioctl(descriptor, UFFDIO_UNREGISTER, &mut page(hva));
+            let _ = ioctl(descriptor, UFFDIO_UNREGISTER, &mut range(hva));
         }
         self.wake(hva);
     }
 
-    /// Brings back what is parked of these addresses, for whoever is about to do something else to it.
+    /// Brings back what is parked of these pages, for whoever is about to do something else to them.
     ///
     /// # Errors
     /// Some is not back: nothing else may be done to it.
-    pub(super) fn withdraw(&mut self, hvas: Range<usize>) -> io::Result<()> {
-        let here: Vec<usize> = self.places.range(hvas).map(|(hva, _)| *hva).collect();
+    pub(super) fn withdraw(&mut self, pages: PageRange) -> io::Result<()> {
+        let here: Vec<PageNo> =
+            self.places.range(pages.first()..pages.end()).map(|(page, _)| *page).collect();
         let mut left = 0;
-        for hva in here {
-            match self.bring_back(hva) {
-                true => {
+        for page in here {
+            match self.bring_back(page) {
+                Some(home) => {
                     self.so_far.withdrawn += 1;
-                    self.wake(hva);
+                    self.wake(home);
                 }
-                false => left += 1,
+                None => left += 1,
             }
         }
         match left {
@@ -189,61 +205,62 @@ impl Parking {
 
     /// Brings back one of those that are left, which nobody has touched. False when there is none.
     pub(super) fn bring_back_next(&mut self) -> bool {
-        let Some((&hva, _)) = self.places.first_key_value() else { return false };
-        let back = self.bring_back(hva);
-        if back {
+        let Some((&page, _)) = self.places.first_key_value() else { return false };
+        let home = self.bring_back(page);
+        if let Some(home) = home {
             self.so_far.idle += 1;
-            self.wake(hva);
+            self.wake(home);
         }
-        back
+        home.is_some()
     }
 
-    /// Moves a page back. False if it is not parked, or stays so.
-    fn bring_back(&mut self, hva: usize) -> bool {
-        let Some(&place) = self.places.get(&hva) else { return false };
+    /// Moves a page back. Where that is; None if it is not parked, or stays so.
+    fn bring_back(&mut self, page: PageNo) -> Option<Hva> {
+        let away = *self.places.get(&page)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the page at `place` is ours alone, and is no more after that. What it replaces at `hva` is empty, and ends its
-        // registration. Nobody holds references to guest RAM.
-        let moved = unsafe { libc::mremap(place as *mut c_void, PAGE, PAGE, flags, hva as *mut c_void) };
+        // SAFETY: the page at `place` is ours alone, and is no more after that. What it replaces at `home` is of guest RAM and empty, and ends
+        // its registration.
+        let moved = unsafe { libc::mremap(away.place, PAGE, PAGE, flags, away.home) };
         if moved == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
-            if let Err(copying) = self.copy_back(hva, place) {
+            if let Err(copying) = self.copy_back(away) {
                 // It is tried again when the period ends, and until it is back; so long who touched it sleeps.
                 tracing::error!("a sampled page of guest RAM is not back yet: {error}; {copying}");
-                return false;
+                return None;
             }
         }
-        self.places.remove(&hva);
-        true
+        self.places.remove(&page);
+        Some(away.home())
     }
 
     /// The way back that needs no mapping, where the kernel allows no more of them. Unlike the other it makes a new frame, which a device that
     /// had pinned the old one would not know of: what is marked ([`super::in_flight`]) is not parked.
-    fn copy_back(&self, hva: usize, place: usize) -> io::Result<()> {
+    fn copy_back(&self, away: Away) -> io::Result<()> {
         let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let (to, from) = (hva as u64, place as u64);
+        let (to, from) = (away.home().0, Hva::of(away.place).0);
         let mut copy = Copy { to, from, bytes: PAGE_BYTES, mode: 0, copied: 0 };
         ioctl(descriptor, UFFDIO_COPY, &mut copy)?;
-        // From here on the page is the one at `hva`. A registration that stays reports nothing as long as that is there; after, see `touched`.
-        if let Err(error) = ioctl(descriptor, UFFDIO_UNREGISTER, &mut page(hva)) {
+        // From here on the page is the one at `home`. A registration that stays reports nothing as long as that is there; after, see `touched`.
+        if let Err(error) = ioctl(descriptor, UFFDIO_UNREGISTER, &mut range(away.home())) {
             tracing::debug!("a sampled page of guest RAM stays watched: {error}");
         }
         // SAFETY: the page at `place` is ours alone.
-        unsafe { libc::munmap(place as *mut c_void, PAGE) };
+        unsafe { libc::munmap(away.place, PAGE) };
         Ok(())
     }
 
-    fn wake(&self, hva: usize) {
+    fn wake(&self, hva: Hva) {
         if let Some(descriptor) = &self.descriptor
-            && let Err(error) = ioctl(descriptor, UFFDIO_WAKE, &mut page(hva))
+            && let Err(error) = ioctl(descriptor, UFFDIO_WAKE, &mut range(hva))
         {
             tracing::error!("who waits for a sampled page of guest RAM cannot be woken: {error}");
         }
     }
 }
 
-fn page(hva: usize) -> UffdRange {
-    UffdRange { start: hva as u64, bytes: PAGE_BYTES }
+/// The page at an address.
+fn range(hva: Hva) -> UffdRange {
+    UffdRange { start: hva.0, bytes: PAGE_BYTES }
 }
 
 fn ioctl<T>(descriptor: &OwnedFd, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
@@ -258,18 +275,18 @@ fn ioctl<T>(descriptor: &OwnedFd, request: libc::c_ulong, argument: &mut T) -> i
 #[cfg(test)]
 impl Parking {
     /// As [`Self::bring_back`], by the way that is for want of mappings.
-    pub(super) fn copy_back_now(&mut self, hva: usize) -> io::Result<()> {
-        let place = self.places.get(&hva).copied().ok_or(io::ErrorKind::NotFound)?;
-        self.copy_back(hva, place)?;
-        self.places.remove(&hva);
-        self.wake(hva);
+    pub(super) fn copy_back_now(&mut self, page: PageNo) -> io::Result<()> {
+        let away = self.places.get(&page).copied().ok_or(io::ErrorKind::NotFound)?;
+        self.copy_back(away)?;
+        self.places.remove(&page);
+        self.wake(away.home());
         Ok(())
     }
 
     /// Registers the page, and leaves it where it is.
-    pub(super) fn watch_only(&mut self, hva: usize) -> io::Result<()> {
+    pub(super) fn watch_only(&mut self, page: GuestRange<'_>) -> io::Result<()> {
         let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let mut register = Register { range: page(hva), mode: REGISTER_MODE_MISSING, ioctls: 0 };
+        let mut register = Register { range: range(page.hva()), mode: REGISTER_MODE_MISSING, ioctls: 0 };
         ioctl(descriptor, UFFDIO_REGISTER, &mut register)
     }
 }

@@ -6,11 +6,10 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::GuestMemory;
-use devices::reclaim::Gpa;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -18,16 +17,23 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-use super::Extent;
 use super::in_flight::InFlight;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
 use super::merge_log::MergeLog;
-use super::merge_run::Mergeable;
+use super::page::to_usize;
+use super::page_set::PageSet;
 use super::parking::Parking;
-use super::written::WORD_PAGES;
+use super::{Extent, Gpa, Hva, PageNo, PageRange};
+
+mod map;
+mod range;
+
+use map::RamMap;
+pub(crate) use range::Advice;
+pub use range::GuestRange;
 
 /// Alignment of each mapping, so that the host can use 2 MiB pages; also the size of each guard.
-pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(super) const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// What guest RAM is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,71 +114,41 @@ pub enum RamError {
 #[derive(Clone)]
 pub struct Ram {
     memory: Arc<GuestMemory>,
+    map: RamMap,
     reservations: Arc<ManuallyDrop<Vec<Reservation>>>,
     backing: Backing,
     /// Behind all of RAM in guest-physical order without the hole, with [`Backing::Memfd`].
     file: Option<Arc<File>>,
     placement: Arc<Mutex<Placement>>,
-    /// For each stretch the pages that a device may be having written.
-    in_flight: Arc<[InFlight]>,
+    /// The pages that a device may be having written.
+    in_flight: Arc<InFlight>,
     merges: MergeLog,
     /// See [`Ram::discards`].
     discards: Arc<AtomicU64>,
-    /// What was advised of huge pages (MADV_HUGEPAGE, MADV_NOHUGEPAGE), for memory that is mapped anew; 0 is nothing.
-    huge_pages: Arc<AtomicI32>,
+    /// What was advised of huge pages, for memory that is mapped anew: one of [`HUGE`].
+    huge_pages: Arc<AtomicU8>,
 }
+
+/// What may have been advised of huge pages.
+const HUGE: [Option<Advice>; 3] = [None, Some(Advice::HugePages), Some(Advice::NoHugePages)];
 
 /// What may be in the place of pages of guest RAM; locked by whoever replaces or moves pages.
 #[derive(Debug, Default)]
 pub(super) struct Placement {
     /// Some may be those of slabs.
     pub(super) slabs: bool,
-    /// A bit for each page, as [`super::written`] has them, that lies in a mapping of a slab: also once it was written to, and is a copy of
-    /// the guest's own in there. Empty as long as none does.
-    slab_pages: Vec<u64>,
+    /// The pages that lie in mappings of slabs: also once they were written to, and are copies of the guest's own in there. Without room
+    /// for any as long as none does.
+    pub(super) slab_pages: PageSet,
     /// Some are elsewhere for a while.
     pub(super) parking: Parking,
 }
 
 impl Placement {
-    /// Says whether `pages` pages from page number `page` on are in mappings of slabs now.
-    pub(super) fn set_slab(&mut self, page: u64, pages: u64, is: bool) {
-        for page in page..page.saturating_add(pages) {
-            let (word, bit) = ((page / WORD_PAGES) as usize, 1 << (page % WORD_PAGES));
-            match (self.slab_pages.get_mut(word), is) {
-                (Some(word), true) => *word |= bit,
-                (Some(word), false) => *word &= !bit,
-                (None, true) => {
-                    self.slab_pages.resize(word + 1, 0);
-                    self.slab_pages[word] = bit;
-                }
-                // Nor is any page after it.
-                (None, false) => return,
-            }
-        }
-    }
-
-    /// Whether page number `page` is in a mapping of a slab.
-    pub(super) fn is_slab(&self, page: u64) -> bool {
-        let word = self.slab_pages.get((page / WORD_PAGES) as usize).copied().unwrap_or(0);
-        word >> (page % WORD_PAGES) & 1 != 0
-    }
-
     /// Has parked pages of the range brought back: to be called before anything is done to it, and if it fails nothing may be.
-    pub(super) fn settle(&mut self, hva: usize, bytes: usize) -> io::Result<()> {
-        self.parking.withdraw(hva..hva.saturating_add(bytes))
+    pub(super) fn settle(&mut self, range: GuestRange<'_>) -> io::Result<()> {
+        self.parking.withdraw(range.pages())
     }
-}
-
-/// Where a range of guest RAM lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Its address in this process.
-    pub hva: usize,
-    /// Its offset in the file, if there is one.
-    pub file_offset: u64,
-    /// Its length.
-    pub bytes: usize,
 }
 
 impl Ram {
@@ -181,7 +157,7 @@ impl Ram {
         if !(MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&bytes) || !bytes.is_multiple_of(super::PAGE_BYTES) {
             return Err(RamError::Size { bytes });
         }
-        if backing == Backing::Hugetlb && !bytes.is_multiple_of(HUGE_PAGE_BYTES as u64) {
+        if backing == Backing::Hugetlb && !bytes.is_multiple_of(HUGE_PAGE_BYTES) {
             return Err(RamError::NotHuge { bytes });
         }
         let file = match backing {
@@ -189,20 +165,23 @@ impl Ram {
             Backing::Anonymous | Backing::Hugetlb => None,
         };
         let (mut reservations, mut regions, mut file_offset) = (Vec::new(), Vec::new(), 0);
+        let mut mapped = Vec::new();
         for stretch in stretches(bytes) {
             let (reservation, region) = map(stretch, backing, file.as_ref().map(|file| (file, file_offset)))?;
             // If the next one fails, this one is given back.
             reservations.push(reservation);
+            mapped.extend(region.as_ref().map(|region| (stretch, Hva::of(region.as_ptr()))));
             regions.extend(region);
             file_offset += stretch.bytes;
         }
         Ok(Self {
             memory: Arc::new(GuestMemory::from_regions(regions)?),
+            map: RamMap::new(mapped),
             reservations: Arc::new(ManuallyDrop::new(reservations)),
             backing,
             file: file.map(Arc::new),
             placement: Arc::default(),
-            in_flight: stretches(bytes).iter().map(|stretch| InFlight::new(stretch.bytes)).collect(),
+            in_flight: Arc::new(InFlight::new(bytes / super::PAGE_BYTES)),
             merges: MergeLog::default(),
             discards: Arc::default(),
             huge_pages: Arc::default(),
@@ -238,10 +217,50 @@ impl Ram {
 
     /// Where each stretch lies in this process.
     pub fn extents(&self) -> Vec<Extent> {
-        self.memory
-            .iter()
-            .map(|r| Extent { gpa: r.start_addr().0, hva: r.as_ptr() as u64, bytes: r.len() })
-            .collect()
+        self.map.extents().collect()
+    }
+
+    /// All of its pages.
+    pub fn pages(&self) -> PageRange {
+        self.map.pages()
+    }
+
+    /// `pages`, if they are at least one and all in one stretch of RAM.
+    pub fn range(&self, pages: PageRange) -> Option<GuestRange<'_>> {
+        // SAFETY: it was found in the map of this RAM, which the range borrows.
+        self.map.find(pages).map(|found| unsafe { GuestRange::new(found) })
+    }
+
+    /// What is at these guest-physical addresses, if those are whole pages, at least one, all in one stretch of RAM.
+    pub fn range_at(&self, gpas: &Range<Gpa>) -> Option<GuestRange<'_>> {
+        // SAFETY: as in `range`.
+        self.map.at(gpas).map(|found| unsafe { GuestRange::new(found) })
+    }
+
+    /// What of `pages` is in each stretch of RAM.
+    pub fn parts(&self, pages: PageRange) -> impl Iterator<Item = GuestRange<'_>> {
+        // SAFETY: as in `range`.
+        self.map.parts(pages).map(|found| unsafe { GuestRange::new(found) })
+    }
+
+    /// All of it, stretch by stretch.
+    pub fn stretches(&self) -> impl Iterator<Item = GuestRange<'_>> {
+        self.parts(self.pages())
+    }
+
+    /// The pages, in each stretch, of which some byte is at these guest-physical addresses.
+    pub fn pages_at(&self, gpas: Range<Gpa>) -> impl Iterator<Item = PageRange> {
+        self.map.touched_by(gpas)
+    }
+
+    /// The page at an address of this process.
+    pub fn page_at(&self, hva: Hva) -> Option<PageNo> {
+        self.map.page_at(hva)
+    }
+
+    /// Where the guest has a page.
+    pub fn gpa(&self, page: PageNo) -> Option<Gpa> {
+        self.map.find(PageRange::one(page)).map(|found| found.gpa)
     }
 
     /// What may be in the place of its pages. Until the guard is dropped nobody else replaces or moves pages. Who has it touches no guest
@@ -250,18 +269,9 @@ impl Ram {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The marks of devices, for each of [`Self::extents`]. See [`InFlight::mark`].
-    pub(super) fn in_flight(&self) -> &[InFlight] {
+    /// The marks of devices. See [`InFlight::mark`].
+    pub(super) fn in_flight(&self) -> &InFlight {
         &self.in_flight
-    }
-
-    /// Whether a device may be having the page at an address of this process written behind the page table.
-    pub(super) fn is_in_flight(&self, hva: usize) -> bool {
-        self.extents().iter().zip(self.in_flight()).any(|(extent, in_flight)| {
-            let offset = (hva as u64).checked_sub(extent.hva).filter(|offset| *offset < extent.bytes);
-            let page = offset.map(|offset| offset / super::PAGE_BYTES);
-            page.is_some_and(|page| in_flight.any(page..page + 1))
-        })
     }
 
     /// Pages that are parked now: whoever looks into the page table from outside does not see them where they belong.
@@ -296,105 +306,57 @@ impl Ram {
         self.discards.fetch_add(pages, Ordering::Release);
     }
 
-    /// What merges the pages of one of its [`Ram::extents`].
-    pub(super) fn mergeable(&self, extent: &Extent) -> io::Result<Mergeable> {
-        let ram = self.clone();
-        let advise = Box::new(move |hva, bytes| ram.advise_anew(hva, bytes));
-        // SAFETY: RAM is private anonymous memory (the caller has looked) that stays mapped for ever, and every access of ours to it
-        // is by raw pointers.
-        unsafe { Mergeable::new(extent.hva as usize, extent.bytes, advise) }
-    }
-
-    /// The number of the page at an address of this process, counted through RAM in guest-physical order without the hole. None outside.
-    pub(super) fn page_number(&self, hva: usize) -> Option<u64> {
-        let mut first = 0;
-        for region in self.memory.iter() {
-            let start = region.as_ptr() as usize;
-            match hva.checked_sub(start).map(|offset| offset as u64) {
-                Some(offset) if offset < region.len() => return Some(first + offset / super::PAGE_BYTES),
-                _ => first += region.len() / super::PAGE_BYTES,
-            }
-        }
-        None
-    }
-
     /// Total bytes of RAM.
     pub fn bytes(&self) -> u64 {
         self.memory.iter().map(GuestMemoryRegion::len).sum()
     }
 
-    /// Where `range`, whole pages in one stretch of RAM, lies. None for any other range.
-    pub fn place(&self, range: &Range<Gpa>) -> Option<Place> {
-        let (start, bytes) = (range.start.0, range.end.0.checked_sub(range.start.0)?);
-        if bytes == 0 || !start.is_multiple_of(super::PAGE_BYTES) || !bytes.is_multiple_of(super::PAGE_BYTES)
-        {
-            return None;
-        }
-        let mut file_offset = 0;
-        for region in self.memory.iter() {
-            let first = region.start_addr().0;
-            if start >= first && range.end.0 <= first + region.len() {
-                let offset = start - first;
-                let hva = region.as_ptr() as usize + offset as usize;
-                return Some(Place { hva, file_offset: file_offset + offset, bytes: bytes as usize });
-            }
-            file_offset += region.len();
-        }
-        None
-    }
-
     /// Frees the frames of a part of the file behind RAM.
-    pub(super) fn punch(&self, offset: u64, bytes: usize) -> io::Result<()> {
+    pub(super) fn punch(&self, range: GuestRange<'_>) -> io::Result<()> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(file, how, offset, bytes as u64)?)
+        // In the file RAM is in one piece.
+        let offset = range.pages().first().0 * super::PAGE_BYTES;
+        Ok(rustix::fs::fallocate(file, how, offset, range.pages().bytes())?)
     }
 
     /// Opts all of RAM in to (or out of) the host kernel's samepage merging. Opting out breaks every merge.
     pub fn set_mergeable(&self, on: bool) -> Result<(), RamError> {
         match on {
-            true => self.advise(libc::MADV_MERGEABLE, "allow samepage merging (MADV_MERGEABLE)"),
-            false => self.advise(libc::MADV_UNMERGEABLE, "undo samepage merging (MADV_UNMERGEABLE)"),
+            true => self.advise(Advice::Mergeable, "allow samepage merging (MADV_MERGEABLE)"),
+            false => self.advise(Advice::Unmergeable, "undo samepage merging (MADV_UNMERGEABLE)"),
         }
     }
 
     /// Lets the host back RAM with 2 MiB pages where it can, or forbids it.
     pub fn set_huge_pages(&self, on: bool) -> Result<(), RamError> {
-        let (advice, what) = match on {
-            true => (libc::MADV_HUGEPAGE, "allow huge pages (MADV_HUGEPAGE)"),
-            false => (libc::MADV_NOHUGEPAGE, "forbid huge pages (MADV_NOHUGEPAGE)"),
+        let (state, what) = match on {
+            true => (1, "allow huge pages (MADV_HUGEPAGE)"),
+            false => (2, "forbid huge pages (MADV_NOHUGEPAGE)"),
         };
-        self.advise(advice, what)?;
-        self.huge_pages.store(advice, Ordering::Relaxed);
+        if let Some(advice) = HUGE[usize::from(state)] {
+            self.advise(advice, what)?;
+        }
+        self.huge_pages.store(state, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Advises the kernel of guest memory that has just been mapped anew as it was advised of the old: else what guests keep would be in
+    /// What the kernel is to be advised of guest memory that is mapped anew, as it was advised of the old: else what guests keep would be in
     /// core dumps, and the mapping would not join its neighbours. Failure costs no more than that.
-    pub(super) fn advise_anew(&self, hva: usize, bytes: usize) {
-        for advice in [libc::MADV_DONTDUMP, self.huge_pages.load(Ordering::Relaxed)] {
-            if advice != 0 {
-                // SAFETY: the range is guest RAM, which is never unmapped; the advices used keep its contents.
-                unsafe { libc::madvise(hva as *mut libc::c_void, bytes, advice) };
-            }
-        }
+    pub(super) fn advice_anew(&self) -> impl Iterator<Item = Advice> + use<> {
+        let huge = HUGE.get(usize::from(self.huge_pages.load(Ordering::Relaxed))).copied().flatten();
+        std::iter::once(Advice::NoDump).chain(huge)
     }
 
-    fn advise(&self, advice: i32, what: &'static str) -> Result<(), RamError> {
+    fn advise(&self, advice: Advice, what: &'static str) -> Result<(), RamError> {
         if self.backing != Backing::Anonymous {
             return Err(RamError::NotAnonymous { what });
         }
         // What is parked is to be advised, too.
         let mut placement = self.placement();
-        for s in self.extents() {
-            placement
-                .settle(s.hva as usize, s.bytes as usize)
-                .map_err(|source| RamError::Advise { what, source })?;
-            // SAFETY: the range is a mapping this Ram made and never unmaps; the advices used keep its contents.
-            let done = unsafe { libc::madvise(s.hva as *mut libc::c_void, s.bytes as usize, advice) };
-            if done != 0 {
-                return Err(RamError::Advise { what, source: io::Error::last_os_error() });
-            }
+        for stretch in self.stretches() {
+            let advised = placement.settle(stretch).and_then(|()| stretch.advise(advice));
+            advised.map_err(|source| RamError::Advise { what, source })?;
         }
         Ok(())
     }
@@ -409,15 +371,20 @@ fn memfd(bytes: u64) -> io::Result<File> {
 /// A range of addresses with a stretch of RAM in it. Dropping it unmaps all of it: for the one who knows that nothing uses it any more.
 #[derive(Debug)]
 struct Reservation {
-    base: usize,
+    base: *mut libc::c_void,
     bytes: usize,
 }
+
+// SAFETY: it is an address that nothing is reached by; what is done with it, once, any thread may do.
+unsafe impl Send for Reservation {}
+// SAFETY: as above.
+unsafe impl Sync for Reservation {}
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by `map`, nothing else ever maps in it, and it is dropped only before anything had it or by the
         // last handle of the RAM.
-        unsafe { libc::munmap(self.base as *mut libc::c_void, self.bytes) };
+        unsafe { libc::munmap(self.base, self.bytes) };
     }
 }
 
@@ -428,13 +395,14 @@ fn map(
     backing: Backing,
     file: Option<(&File, u64)>,
 ) -> Result<(Reservation, Option<GuestRegionMmap<AtomicBitmap>>), RamError> {
-    let len = stretch.bytes as usize;
+    let len = to_usize(stretch.bytes);
     let failed = |source| match backing {
         Backing::Hugetlb => RamError::HugePages { bytes: stretch.bytes, source },
         Backing::Anonymous | Backing::Memfd => RamError::Map { bytes: stretch.bytes, source },
     };
     // The guards take up the slack of the alignment: at least one page each.
-    let reserve = len + 2 * HUGE_PAGE_BYTES;
+    let huge = to_usize(HUGE_PAGE_BYTES);
+    let reserve = len + 2 * huge;
     // SAFETY: a fresh reservation at an address of the kernel's choice touches no other mapping.
     let base = unsafe {
         libc::mmap(
@@ -449,8 +417,10 @@ fn map(
     if base == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }
-    let reservation = Reservation { base: base as usize, bytes: reserve };
-    let start = (base as usize + 1).next_multiple_of(HUGE_PAGE_BYTES);
+    let reservation = Reservation { base, bytes: reserve };
+    let first = base.addr();
+    // The guard before it is at least a page, as the kernel gives whole pages.
+    let start = base.wrapping_byte_add((first + 1).next_multiple_of(huge) - first);
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = match backing {
         Backing::Anonymous => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
@@ -458,10 +428,10 @@ fn map(
         // Reserved, for a pool that runs dry is a SIGBUS in the middle of the guest's work.
         Backing::Hugetlb => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
     };
-    let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset as libc::off_t));
+    // At most 1 TiB: RAM has no more.
+    let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset.cast_signed()));
     // SAFETY: [start, start + len) lies inside the reservation made above, which nothing else uses yet.
-    let inside =
-        unsafe { libc::mmap(start as *mut libc::c_void, len, prot, flags | libc::MAP_FIXED, fd, offset) };
+    let inside = unsafe { libc::mmap(start, len, prot, flags | libc::MAP_FIXED, fd, offset) };
     if inside == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }
@@ -484,7 +454,7 @@ mod tests {
         let ram = Ram::new(8 << 30, Backing::Anonymous).unwrap();
         assert_eq!(ram.bytes(), 8 << 30);
         assert_eq!(ram.extents().len(), 2);
-        assert!(ram.extents().iter().all(|m| m.hva.is_multiple_of(HUGE_PAGE_BYTES as u64)));
+        assert!(ram.extents().iter().all(|m| m.hva.0.is_multiple_of(HUGE_PAGE_BYTES)));
         ram.memory().write_obj(7u64, GuestAddress((9 << 30) - 8)).unwrap();
         assert!(ram.memory().write_obj(7u64, GuestAddress((3 << 30) - 4)).is_err());
     }
@@ -493,11 +463,11 @@ mod tests {
     fn the_last_handle_gives_everything_back() {
         let ram = Ram::new((3 << 30) + (16 << 20), Backing::Anonymous).unwrap();
         ram.memory().write_obj(7u64, GuestAddress(4 << 30)).unwrap();
-        let hva = ram.extents()[1].hva as usize;
+        let start = ram.stretches().nth(1).unwrap().as_ptr();
         let is_mapped = || {
             let mut resident = 0u8;
             // SAFETY: one page is asked about, which takes one byte; what is not mapped is an error.
-            unsafe { libc::mincore(hva as *mut libc::c_void, 4096, &mut resident) == 0 }
+            unsafe { libc::mincore(start, 4096, &mut resident) == 0 }
         };
         let keeps = ram.memory().clone();
         let other = ram.clone().unmap().err().unwrap();

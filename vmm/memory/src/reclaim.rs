@@ -3,21 +3,20 @@
 //! What does that depends on what backs the page: dropping it from the page table (anonymous memory, merged by the
 //! kernel or not), a hole in the file (memfd: dropping would bring the same bytes back), or, for less than a
 //! whole huge page, nothing but writing the zeros.
-#![expect(unsafe_code, reason = "drops guest pages that a device has checked to be RAM")]
+#![expect(unsafe_code, reason = "drops many ranges of guest pages by one system call")]
 
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
-use devices::reclaim::{Gpa, Reclaim};
-use rustix::mm::{MapFlags, ProtFlags};
+use devices::reclaim::Reclaim;
 use rustix::process::PidfdFlags;
 
-use super::PAGE_BYTES;
 use super::merge_log::With;
-use super::ram::{Backing, HUGE_PAGE_BYTES, Place, Ram};
+use super::ram::{Backing, GuestRange, HUGE_PAGE_BYTES, Ram};
 use super::resident::page_count;
+use super::{Gpa, PAGE, PAGE_BYTES, PageNo, PageRange};
 
 /// Ranges in one system call (UIO_MAXIOV).
 const BATCH: usize = 1024;
@@ -54,10 +53,10 @@ impl Reclaim for Ram {
     }
 
     fn discard(&self, range: Range<Gpa>) -> io::Result<()> {
-        let place = self.place(&range).ok_or(io::ErrorKind::InvalidInput)?;
-        let discarded = self.discard_place(range.start, place);
+        let range = self.range_at(&range).ok_or(io::ErrorKind::InvalidInput)?;
+        let discarded = self.discard_range(range);
         // Also where it failed: it may have done a part.
-        self.count_discards(place.bytes as u64 / PAGE_BYTES);
+        self.count_discards(range.pages().pages());
         discarded
     }
 }
@@ -66,7 +65,7 @@ impl Ram {
     /// What is given back at once.
     fn unit_bytes(&self) -> u64 {
         match self.backing() {
-            Backing::Hugetlb => HUGE_PAGE_BYTES as u64,
+            Backing::Hugetlb => HUGE_PAGE_BYTES,
             Backing::Anonymous | Backing::Memfd => PAGE_BYTES,
         }
     }
@@ -86,33 +85,33 @@ impl Ram {
         (whole, parts)
     }
 
-    fn discard_place(&self, gpa: Gpa, place: Place) -> io::Result<()> {
+    fn discard_range(&self, range: GuestRange<'_>) -> io::Result<()> {
         match self.backing() {
             Backing::Anonymous => {
                 let mut placement = self.placement();
                 // What is parked would come back after.
-                placement.settle(place.hva, place.bytes)?;
+                placement.settle(range)?;
                 if !placement.slabs {
-                    return drop_pages(place.hva, place.bytes);
+                    return range.drop_frames();
                 }
-                map_fresh(self, place.hva, place.bytes)?;
-                if let Some(page) = self.page_number(place.hva) {
-                    placement.set_slab(page, place.bytes as u64 / PAGE_BYTES, false);
-                }
-                self.merges().add(gpa.0, place.bytes as u64 / PAGE_BYTES, With::Fresh);
+                // What is a slab's would come back if it were only dropped.
+                range.map_fresh()?;
+                self.advice_anew().for_each(|advice| _ = range.advise(advice));
+                placement.slab_pages.remove_range(range.pages());
+                self.merges().add(range.gpa(), range.pages().pages(), With::Fresh);
                 Ok(())
             }
-            Backing::Memfd => self.punch(place.file_offset, place.bytes),
+            Backing::Memfd => self.punch(range),
             Backing::Hugetlb => {
-                let end = place.hva + place.bytes;
-                let whole =
-                    place.hva.next_multiple_of(HUGE_PAGE_BYTES)..end / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
-                if whole.start >= whole.end {
-                    return write_zeros(place.hva, end);
-                }
-                write_zeros(place.hva, whole.start)?;
-                drop_pages(whole.start, whole.end - whole.start)?;
-                write_zeros(whole.end, end)
+                let pages = range.pages();
+                // Stretches begin with a huge page, in RAM as in this process.
+                const UNIT: u64 = HUGE_PAGE_BYTES / PAGE_BYTES;
+                let first = PageNo(pages.first().0.next_multiple_of(UNIT)).min(pages.end());
+                let end = PageNo(pages.end().0 / UNIT * UNIT).max(first);
+                let part = |first, end| range.part(PageRange::between(first, end));
+                part(pages.first(), first).map_or(Ok(()), GuestRange::zero)?;
+                part(first, end).map_or(Ok(()), GuestRange::drop_frames)?;
+                part(end, pages.end()).map_or(Ok(()), GuestRange::zero)
             }
         }
     }
@@ -126,15 +125,15 @@ impl Ram {
         let mut places = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         for (place, range) in places.iter_mut().zip(ranges) {
             // One that is not RAM ends the batch; by itself it gets the error it deserves.
-            let Some(found) = self.place(range) else { break };
-            if placement.settle(found.hva, found.bytes).is_err() {
+            let Some(found) = self.range_at(range) else { break };
+            if placement.settle(found).is_err() {
                 break;
             }
-            *place = libc::iovec { iov_base: found.hva as *mut libc::c_void, iov_len: found.bytes };
+            *place = libc::iovec { iov_base: found.as_ptr(), iov_len: found.bytes() };
         }
         let count = places.iter().take_while(|place| place.iov_len > 0).count();
-        // SAFETY: as in `drop_pages`, for each of the first `count` entries, which are all initialised; the descriptor is this
-        // process's own.
+        // SAFETY: each of the first `count` entries is a range of guest RAM, of which any contents may become any others; the descriptor is
+        // this process's own.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_process_madvise,
@@ -147,7 +146,7 @@ impl Ram {
         };
         // What it returns is how many bytes it got through, from the beginning.
         let Ok(mut left) = usize::try_from(done) else { return 0 };
-        self.count_discards(left as u64 / PAGE_BYTES);
+        self.count_discards((left / PAGE) as u64);
         let whole = |place: &&libc::iovec| {
             let fits = place.iov_len <= left;
             left = left.saturating_sub(place.iov_len);
@@ -162,41 +161,6 @@ fn own_process() -> Option<&'static OwnedFd> {
     static PROCESS: OnceLock<Option<OwnedFd>> = OnceLock::new();
     let open = || rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).ok();
     PROCESS.get_or_init(open).as_ref()
-}
-
-fn drop_pages(hva: usize, bytes: usize) -> io::Result<()> {
-    // SAFETY: `Ram::place` found the range inside guest RAM, which is never unmapped; the pages' contents are the guest's
-    // to give up, and every access of ours to guest RAM bears any content.
-    match unsafe { libc::madvise(hva as *mut libc::c_void, bytes, libc::MADV_DONTNEED) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Puts fresh memory in the place of pages that may be those of a slab, which would come back if they were only dropped.
-fn map_fresh(ram: &Ram, hva: usize, bytes: usize) -> io::Result<()> {
-    let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-    // SAFETY: as in `drop_pages`; the range is mapped all the time, and as it was before.
-    unsafe { rustix::mm::mmap_anonymous(hva as *mut libc::c_void, bytes, prot, flags | MapFlags::FIXED)? };
-    ram.advise_anew(hva, bytes);
-    Ok(())
-}
-
-/// Zeros [start, end), a part of one huge page, unless it has no frame: then it reads as zeros, and writing would get it one.
-fn write_zeros(start: usize, end: usize) -> io::Result<()> {
-    let mut resident = 0u8;
-    for hva in (start..end).step_by(PAGE_BYTES as usize) {
-        // SAFETY: one page of guest RAM is asked about, which takes one byte.
-        if unsafe { libc::mincore(hva as *mut libc::c_void, PAGE_BYTES as usize, &mut resident) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if resident & 1 != 0 {
-            // SAFETY: the page is guest RAM, mapped writable for the life of the process. The guest may write to it at the same
-            // time; it has given the page up, so either content will do.
-            unsafe { std::ptr::write_bytes(hva as *mut u8, 0, PAGE_BYTES as usize) };
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use std::os::unix::fs::FileExt;
 
 use thiserror::Error;
 
+use super::Hva;
+
 mod pinned;
 
 /// What can go wrong while reading another process.
@@ -35,12 +37,12 @@ pub enum RemoteError {
         pid: u32,
     },
     /// Nothing is mapped there any more.
-    #[error("address {hva:#x} of process {pid} is not mapped any more")]
+    #[error("address {hva} of process {pid} is not mapped any more")]
     Unmapped {
         /// Whom we tried to read.
         pid: u32,
         /// The first byte that could not be read, at most a page off.
-        hva: u64,
+        hva: Hva,
     },
     /// The system call failed otherwise.
     #[error("/proc/{pid}/mem cannot be read")]
@@ -57,7 +59,7 @@ pub enum RemoteError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteRange {
     /// Its first byte.
-    pub hva: u64,
+    pub hva: Hva,
     /// Its length in bytes.
     pub bytes: usize,
 }
@@ -96,12 +98,12 @@ impl RemoteMemory {
         Ok(filled)
     }
 
-    fn read_range(&self, hva: u64, buffer: &mut [u8]) -> Result<(), RemoteError> {
+    fn read_range(&self, hva: Hva, buffer: &mut [u8]) -> Result<(), RemoteError> {
         let pid = self.pid;
         let mut done = 0;
         while done < buffer.len() {
             let at = hva + done as u64;
-            match self.file.read_at(&mut buffer[done..], at) {
+            match self.file.read_at(&mut buffer[done..], at.0) {
                 // The address space is gone with its process.
                 Ok(0) => return Err(RemoteError::Exited { pid }),
                 Ok(n) => done += n,
@@ -127,7 +129,7 @@ mod tests {
     #[test]
     fn our_own_memory_is_read_in_pieces() {
         let data: Vec<u8> = (0..=255).cycle().take(10_000).collect();
-        let base = data.as_ptr() as u64;
+        let base = Hva::of(data.as_ptr());
         let ranges = [RemoteRange { hva: base + 5_000, bytes: 100 }, RemoteRange { hva: base, bytes: 50 }];
         let mut buffer = vec![0; 200];
         assert_eq!(ourselves().read(&ranges, &mut buffer).unwrap(), 150);
@@ -138,9 +140,9 @@ mod tests {
     #[test]
     fn an_unmapped_address_and_a_dead_process_are_told_apart() {
         let mut buffer = [0; 16];
-        let nowhere = [RemoteRange { hva: 4096, bytes: 16 }];
+        let nowhere = [RemoteRange { hva: Hva(4096), bytes: 16 }];
         let error = ourselves().read(&nowhere, &mut buffer).unwrap_err();
-        assert!(matches!(error, RemoteError::Unmapped { hva: 4096, .. }), "{error}");
+        assert!(matches!(error, RemoteError::Unmapped { hva: Hva(4096), .. }), "{error}");
         let error = RemoteMemory::open(i32::MAX as u32).unwrap_err();
         assert!(matches!(error, RemoteError::Exited { .. }), "{error}");
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();

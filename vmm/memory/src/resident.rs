@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use devices::reclaim::Gpa;
-
-use super::PAGE_BYTES;
+use super::page::to_usize;
 use super::pagemap::{Pagemap, PagemapError};
 use super::ram::Ram;
+use super::{Gpa, PAGE_BYTES};
 
 impl Ram {
     /// The pages in `ranges` that have a frame, or are on swap, in the same order, adjacent ones together. A range that is not in one
@@ -15,8 +14,8 @@ impl Ram {
         let (mut pagemap, mut entries) = (Pagemap::open_self()?, Vec::new());
         let mut resident: Vec<Range<Gpa>> = Vec::new();
         for range in ranges {
-            let Some(place) = self.place(range) else { continue };
-            pagemap.read(place.hva as u64, place.bytes / PAGE_BYTES as usize, &mut entries)?;
+            let Some(here) = self.range_at(range) else { continue };
+            pagemap.read(here.hva(), to_usize(here.pages().pages()), &mut entries)?;
             for (n, _) in (0..).zip(&entries).filter(|(_, entry)| entry.present() || entry.swapped()) {
                 let start = Gpa(range.start.0 + n * PAGE_BYTES);
                 let end = Gpa(start.0 + PAGE_BYTES);

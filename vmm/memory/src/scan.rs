@@ -12,8 +12,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::PAGE_BYTES;
+use super::page::to_usize;
 use super::pagemap::{Pagemap, PagemapEntry};
+use super::{Hva, PAGE, PAGE_BYTES};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
@@ -104,7 +105,7 @@ impl Categories {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pages {
     /// Address of the first.
-    pub hva: u64,
+    pub hva: Hva,
     /// How many.
     pub pages: u64,
     /// What they are, of what was asked for.
@@ -112,7 +113,8 @@ pub struct Pages {
 }
 
 impl Pages {
-    fn end(&self) -> u64 {
+    /// The address after the last.
+    pub(super) fn end(&self) -> Hva {
         self.hva + self.pages * PAGE_BYTES
     }
 }
@@ -183,38 +185,38 @@ impl PageScan {
 
     /// Hands all pages at the addresses `hvas` that have frames or are on swap to `each`, in order, adjacent ones of one kind
     /// together.
-    pub fn walk(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+    pub fn walk(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
         self.find(hvas, Wanted { any, told: Categories::ALL, ..Wanted::default() }, each)
     }
 
     /// As [`Self::walk`], for memory of which none is a file's: a third of the time, for the kernel need not look at the frames.
-    pub fn anonymous_memory(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+    pub fn anonymous_memory(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
         self.find(hvas, Wanted { any, told: Categories::ALL & !Categories::FILE, ..Wanted::default() }, each)
     }
 
     /// Hands those pages to `each` that have a frame which is neither a file's nor the kernel's one of zeros: guest memory that may be
     /// worth merging. Of their categories only [`Categories::huge`] is told.
-    pub fn anonymous(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+    pub fn anonymous(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let none = Categories::FILE | Categories::ZERO;
         self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, told: Categories::HUGE }, each)
     }
 
     /// As [`Self::anonymous`], for pages of which none is a file's: a third of the time, for the kernel need not look at the frames.
-    pub fn frames(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+    pub fn frames(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let none = Categories::ZERO;
         self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, told: Categories::HUGE }, each)
     }
 
     /// Hands those pages to `each` that have a frame which is a file's, as those of slabs have. Of their categories nothing is told.
-    pub fn files(&mut self, hvas: Range<u64>, each: impl FnMut(Pages)) -> io::Result<()> {
+    pub fn files(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let all = Categories::PRESENT | Categories::FILE;
         self.find(hvas, Wanted { all, ..Wanted::default() }, each)
     }
 
-    fn find(&mut self, hvas: Range<u64>, wanted: Wanted, mut each: impl FnMut(Pages)) -> io::Result<()> {
-        if ![hvas.start, hvas.end].iter().all(|hva| hva.is_multiple_of(PAGE_BYTES)) {
+    fn find(&mut self, hvas: Range<Hva>, wanted: Wanted, mut each: impl FnMut(Pages)) -> io::Result<()> {
+        if ![hvas.start, hvas.end].iter().all(|hva| hva.is_page()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut open: Option<Pages> = None;
@@ -226,13 +228,13 @@ impl PageScan {
         };
         let mut at = hvas.start;
         while at < hvas.end {
-            let end = hvas.end.min(at.saturating_add(MAX_CALL_PAGES * PAGE_BYTES));
+            let end = hvas.end.min(at.span(MAX_CALL_PAGES * PAGE_BYTES).end);
             at = match &mut self.0 {
                 How::Scan { pagemap, regions } => scan_once(pagemap, regions, at..end, wanted, &mut join)?,
                 How::Entries { pagemap, entries } => {
-                    let pages = ((end - at) / PAGE_BYTES) as usize;
+                    let pages = to_usize((end - at) / PAGE_BYTES);
                     pagemap.read(at, pages, entries).map_err(io::Error::other)?;
-                    for (hva, entry) in (at..).step_by(PAGE_BYTES as usize).zip(&*entries) {
+                    for (hva, entry) in (at.0..).step_by(PAGE).map(Hva).zip(&*entries) {
                         let found = Categories::of(*entry);
                         if wanted.has(found) {
                             join(Pages { hva, pages: 1, categories: Categories(found.0 & wanted.told) });
@@ -251,13 +253,13 @@ impl PageScan {
 fn scan_once(
     pagemap: &File,
     regions: &mut [Region],
-    hvas: Range<u64>,
+    hvas: Range<Hva>,
     wanted: Wanted,
     found: &mut impl FnMut(Pages),
-) -> io::Result<u64> {
+) -> io::Result<Hva> {
     let mut arg = ScanArg {
-        start: hvas.start,
-        end: hvas.end,
+        start: hvas.start.0,
+        end: hvas.end.0,
         category_inverted: wanted.none,
         category_mask: wanted.all | wanted.none,
         category_anyof_mask: wanted.any,
@@ -267,12 +269,12 @@ fn scan_once(
     let count = scan(pagemap, &mut arg, regions)?;
     for region in regions.iter().take(count) {
         let pages = (region.end - region.start) / PAGE_BYTES;
-        found(Pages { hva: region.start, pages, categories: Categories(region.categories) });
+        found(Pages { hva: Hva(region.start), pages, categories: Categories(region.categories) });
     }
     // It stops early only when there is no room for more. Where is not taken from `walk_end`: kernels (6.18 at least) leave an older place
     // in there when the walk has gone on to the end.
     match regions.last() {
-        Some(last) if count == regions.len() && last.end > hvas.start => Ok(last.end),
+        Some(last) if count == regions.len() && last.end > hvas.start.0 => Ok(Hva(last.end)),
         // Else we would be here for ever.
         Some(_) if count == regions.len() => Err(io::Error::other("PAGEMAP_SCAN did not get on")),
         _ => Ok(hvas.end),
@@ -283,11 +285,11 @@ fn scan_once(
 fn scan(pagemap: &File, arg: &mut ScanArg, regions: &mut [Region]) -> io::Result<usize> {
     arg.size = size_of::<ScanArg>() as u64;
     arg.vec_len = regions.len() as u64;
-    arg.vec = if regions.is_empty() { 0 } else { regions.as_mut_ptr() as u64 };
+    arg.vec = if regions.is_empty() { 0 } else { Hva::of(regions.as_mut_ptr()).0 };
     // SAFETY: the kernel reads and writes one ScanArg, and at most `vec_len` regions where `vec` says, all of which are
     // exclusively ours. Without the flags for write protection it changes nothing else.
     let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, arg) };
-    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 #[cfg(test)]

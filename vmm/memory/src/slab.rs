@@ -14,7 +14,9 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 use thiserror::Error;
 
-use super::PAGE_BYTES;
+use super::page::to_usize;
+use super::ram::{Advice, GuestRange};
+use super::{PAGE, PAGE_BYTES, SlabPage};
 
 /// Pages a slab may have: 1 GiB.
 pub const MAX_SLAB_PAGES: u64 = 1 << 18;
@@ -121,14 +123,14 @@ impl Draft {
     }
 
     /// Writes whole pages from `page` on.
-    pub fn write(&self, page: u64, bytes: &[u8]) -> Result<(), SlabError> {
-        let end = page.checked_add(bytes.len() as u64 / PAGE_BYTES);
-        if !(bytes.len() as u64).is_multiple_of(PAGE_BYTES) || end.is_none_or(|end| end > self.pages) {
+    pub fn write(&self, page: SlabPage, bytes: &[u8]) -> Result<(), SlabError> {
+        let end = u64::from(page.0) + bytes.len() as u64 / PAGE_BYTES;
+        if !bytes.len().is_multiple_of(PAGE) || end > self.pages {
             let source = io::ErrorKind::InvalidInput.into();
             return Err(SlabError::Kernel { what: "write beyond the end of", source });
         }
         // Not through a mapping: one that is still there would make sealing fail.
-        self.file.write_all_at(bytes, page * PAGE_BYTES).map_err(SlabError::kernel("fill"))
+        self.file.write_all_at(bytes, page.offset()).map_err(SlabError::kernel("fill"))
     }
 
     /// From now on nobody can change it.
@@ -173,7 +175,7 @@ impl Slab {
             return Err(SlabError::NotOrdinary);
         }
         let inode = file.metadata().map_err(SlabError::kernel("look at"))?.ino();
-        let bytes = (pages * PAGE_BYTES) as usize;
+        let bytes = to_usize(pages * PAGE_BYTES);
         // SAFETY: a new mapping where the kernel likes, of a file that holds that many bytes for ever.
         let view = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::PRIVATE, &file, 0)
@@ -193,32 +195,36 @@ impl Slab {
         self.pages
     }
 
+    /// Whether there are `pages` pages from `page` on.
+    fn has(&self, page: SlabPage, pages: u64) -> bool {
+        u64::from(page.0).checked_add(pages).is_some_and(|end| end <= self.pages)
+    }
+
     /// What is in `pages` pages from `page` on; None if there are not as many.
-    pub fn bytes(&self, page: u64, pages: u64) -> Option<&[u8]> {
-        if page.checked_add(pages)? > self.pages {
+    pub fn bytes(&self, page: SlabPage, pages: u64) -> Option<&[u8]> {
+        if !self.has(page, pages) {
             return None;
         }
         // SAFETY: the range is inside the mapping, which lives as long as `self` and never changes.
         Some(unsafe {
             std::slice::from_raw_parts(
-                self.view.as_ptr().add((page * PAGE_BYTES) as usize),
-                (pages * PAGE_BYTES) as usize,
+                self.view.as_ptr().add(to_usize(page.offset())),
+                to_usize(pages * PAGE_BYTES),
             )
         })
     }
 
     /// Maps `pages` pages from `page` on, as guest RAM is to have them, with entries in the page table for all of them: else they would look as
     /// if they were not there to pagemap, and to whoever counts frames.
-    pub fn stage(&self, page: u64, pages: u64) -> Result<Staged, StageError> {
-        if pages == 0 || page.checked_add(pages).is_none_or(|end| end > self.pages) {
+    pub fn stage(&self, page: SlabPage, pages: u64) -> Result<Staged, StageError> {
+        if pages == 0 || !self.has(page, pages) {
             return Err(StageError::Range);
         }
-        let bytes = (pages * PAGE_BYTES) as usize;
+        let bytes = to_usize(pages * PAGE_BYTES);
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a new mapping where the kernel likes.
-        let mapped = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, flags, &self.file, page * PAGE_BYTES)
-        };
+        let mapped =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, flags, &self.file, page.offset()) };
         let view = mapped.map_err(|error| match error {
             rustix::io::Errno::NOMEM => StageError::Mappings,
             error => StageError::Kernel(error.into()),
@@ -226,11 +232,10 @@ impl Slab {
         let staged = Staged { view, bytes };
         // The kernel maps what is around a page that is read: that takes a third of the time of MADV_POPULATE_READ. Where it is told to map
         // less, the rest comes when it is compared. Read, not written: a written page would be no slab's any more.
-        let (first, end) = (view as usize, view as usize + bytes);
-        let aligned = (first + 1).next_multiple_of(FAULT_AROUND);
-        for hva in std::iter::once(first).chain((aligned..end).step_by(FAULT_AROUND)) {
+        let to_aligned = (view.addr() + 1).next_multiple_of(FAULT_AROUND) - view.addr();
+        for at in std::iter::once(0).chain((to_aligned..bytes).step_by(FAULT_AROUND)) {
             // SAFETY: the address is in the mapping that was made just now.
-            unsafe { (hva as *const u8).read_volatile() };
+            unsafe { view.byte_add(at).cast::<u8>().read_volatile() };
         }
         Ok(staged)
     }
@@ -250,7 +255,7 @@ impl AsFd for Slab {
 impl Drop for Slab {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives `self`.
-        let _ = unsafe { rustix::mm::munmap(self.view.as_ptr().cast(), (self.pages * PAGE_BYTES) as usize) };
+        let _ = unsafe { rustix::mm::munmap(self.view.as_ptr().cast(), to_usize(self.pages * PAGE_BYTES)) };
     }
 }
 
@@ -273,9 +278,10 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Where they are mapped.
-    pub fn hva(&self) -> usize {
-        self.view as usize
+    /// Advises the kernel of them.
+    pub(crate) fn advise(&self, advice: Advice) -> io::Result<()> {
+        // SAFETY: the mapping is ours, as long as `self`.
+        unsafe { advice.of(self.view, self.bytes) }
     }
 
     /// What is in them.
@@ -284,15 +290,15 @@ impl Staged {
         unsafe { std::slice::from_raw_parts(self.view.cast(), self.bytes) }
     }
 
-    /// Moves them over what is mapped at `hva`, at once for everybody.
-    ///
-    /// # Safety
-    /// Nobody holds references to the memory there, and it may be replaced by this.
-    pub unsafe fn move_to(self, hva: usize) -> Result<(), rustix::io::Errno> {
+    /// Moves them over guest RAM, as much as they are, at once for everybody. Where it fails there may be a hole.
+    pub(crate) fn move_to(self, run: GuestRange<'_>) -> Result<(), rustix::io::Errno> {
+        if run.bytes() != self.bytes {
+            return Err(rustix::io::Errno::INVAL);
+        }
         let flags = MremapFlags::MAYMOVE;
-        let to = hva as *mut std::ffi::c_void;
-        // SAFETY: the source is ours, and is no more after that; the rest is as the caller promises.
-        unsafe { rustix::mm::mremap_fixed(self.view, self.bytes, self.bytes, flags, to) }?;
+        // SAFETY: the source is ours, and is no more after that. What it replaces is a range of guest RAM, of which any contents may become
+        // any others.
+        unsafe { rustix::mm::mremap_fixed(self.view, self.bytes, self.bytes, flags, run.as_ptr()) }?;
         // What it was is somebody else's by now.
         std::mem::forget(self);
         Ok(())

@@ -1,24 +1,23 @@
 //! Guest RAM whose pages may be those of slabs: what merges them, and what keeps merging and giving back apart.
 
 use std::io;
-use std::ops::Range;
 
-use super::PAGE_BYTES;
-use super::in_flight::InFlight;
 use super::maps::{Maps, SlabMapping};
 use super::merge_log::With;
 use super::merge_run::{Mergeable, Refusal};
-use super::ram::{Backing, Ram};
+use super::page_set::PageSet;
+use super::ram::Ram;
 use super::scan::{PageScan, Pages};
 use super::slab::Slab;
+use super::{Gpa, PAGE_BYTES, PageNo, PageRange, SlabPage};
 
 /// Mappings that are left to the rest of the process.
 const SPARE_MAPPINGS: u64 = 8192;
 
-/// All of a VM's RAM. Its pages are counted through the stretches in guest-physical order.
+/// All of a VM's RAM.
 pub struct Slabbed {
     ram: Ram,
-    stretches: Vec<Stretch>,
+    mergeable: Mergeable,
     scan: PageScan,
     /// How many mappings there may be, and how many more.
     most: u64,
@@ -26,106 +25,70 @@ pub struct Slabbed {
     slab_mappings: u64,
 }
 
-struct Stretch {
-    first: u64,
-    pages: u64,
-    gpa: u64,
-    hva: u64,
-    mergeable: Mergeable,
-    /// Its number among [`Ram::in_flight`].
-    number: usize,
-}
-
 impl Slabbed {
     /// Makes `ram` mergeable; it must be anonymous memory.
     pub fn new(ram: &Ram) -> io::Result<Self> {
-        if ram.backing() != Backing::Anonymous {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "guest RAM is not anonymous memory"));
-        }
-        let (mut stretches, mut first) = (Vec::new(), 0);
-        for (number, extent) in ram.extents().into_iter().enumerate() {
-            let pages = extent.bytes / PAGE_BYTES;
-            stretches.push(Stretch {
-                first,
-                pages,
-                gpa: extent.gpa,
-                hva: extent.hva,
-                mergeable: ram.mergeable(&extent)?,
-                number,
-            });
-            first += pages;
-        }
-        let most = most()?;
+        let (mergeable, most) = (Mergeable::new(ram)?, most()?);
         let (scan, left) = (PageScan::open_self()?, most.saturating_sub(Maps::own()?.count));
-        Ok(Self { ram: ram.clone(), stretches, scan, most, left, slab_mappings: 0 })
+        Ok(Self { ram: ram.clone(), mergeable, scan, most, left, slab_mappings: 0 })
     }
 
-    /// Where in guest-physical memory page number `page` is.
-    pub fn gpa(&self, page: u64) -> Option<u64> {
-        let stretch = self.stretches.iter().find(|s| (s.first..s.first + s.pages).contains(&page))?;
-        Some(stretch.gpa + (page - stretch.first) * PAGE_BYTES)
+    /// Where in guest-physical memory a page is.
+    pub fn gpa(&self, page: PageNo) -> Option<Gpa> {
+        self.ram.gpa(page)
     }
 
     /// See [`Mergeable::merge`].
-    pub fn merge(&mut self, run: (u64, u64), from: (&Slab, u64)) -> Result<(), Refusal> {
-        let with = With::Slab { first: from.1 };
-        self.remap(run, with, |stretch, run, in_flight| stretch.mergeable.merge(run, from, in_flight))
+    pub fn merge(&mut self, run: PageRange, from: (&Slab, SlabPage)) -> Result<(), Refusal> {
+        self.remap(run, With::Slab { first: from.1 }, |mergeable| mergeable.merge(run, from))
     }
 
     /// See [`Mergeable::drop_zeros`].
-    pub fn drop_zeros(&mut self, page: u64, pages: u64) -> Result<(), Refusal> {
-        self.remap((page, pages), With::Zeros, |stretch, run, in_flight| {
-            stretch.mergeable.drop_zeros(run, in_flight)
-        })
+    pub fn drop_zeros(&mut self, run: PageRange) -> Result<(), Refusal> {
+        self.remap(run, With::Zeros, |mergeable| mergeable.drop_zeros(run))
     }
 
     fn remap(
         &mut self,
-        (page, pages): (u64, u64),
+        run: PageRange,
         with: With,
-        work: impl FnOnce(&mut Stretch, (u64, u64), &InFlight) -> Result<(), Refusal>,
+        work: impl FnOnce(&mut Mergeable) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let Self { ram, stretches, left, .. } = self;
-        let stretch = stretches.iter_mut().find(|s| (s.first..s.first + s.pages).contains(&page));
-        let stretch = stretch.ok_or(Refusal::Run)?;
-        let in_flight = ram.in_flight().get(stretch.number).ok_or(Refusal::Run)?;
+        let Self { ram, mergeable, left, .. } = self;
+        let range = ram.range(run).ok_or(Refusal::Run)?;
         // At worst the run is a mapping of its own, and what was around it is two.
         *left = left.checked_sub(2).ok_or(Refusal::Mappings)?;
         // Taken before anything is frozen. A device that gives pages back waits here: else it could drop them between our looking
         // and our mapping, and what it dropped would come back.
         let mut placement = ram.placement();
-        placement.slabs = true;
-        let run = (page - stretch.first, pages);
+        if !placement.slabs {
+            (placement.slabs, placement.slab_pages) = (true, PageSet::none(ram.pages().pages()));
+        }
         // It is compared with the lock in our hand, and frozen by another userfaultfd.
-        let hva = stretch.hva + run.0.saturating_mul(PAGE_BYTES);
-        let settled = placement.settle(hva as usize, pages.saturating_mul(PAGE_BYTES) as usize);
+        let settled = placement.settle(range);
         // What was refused is mapped as before.
-        settled
-            .map_err(Refusal::Freeze)
-            .and_then(|()| work(stretch, run, in_flight))
-            .inspect_err(|_| *left += 2)?;
-        placement.set_slab(page, pages, matches!(with, With::Slab { .. }));
-        ram.merges().add(stretch.gpa + run.0 * PAGE_BYTES, pages, with);
+        settled.map_err(Refusal::Freeze).and_then(|()| work(mergeable)).inspect_err(|_| *left += 2)?;
+        match with {
+            With::Slab { .. } => placement.slab_pages.insert_range(run),
+            With::Zeros | With::Fresh => placement.slab_pages.remove_range(run),
+        }
+        ram.merges().add(range.gpa(), run.pages(), with);
         Ok(())
     }
 
     /// Adds to `found` those of `pages` that have frames which are this guest's alone, adjacent ones together. `mixed`
     /// says that some of them may be those of slabs: to tell takes longer.
-    pub fn private(&mut self, pages: Range<u64>, mixed: bool, found: &mut Vec<Private>) -> io::Result<()> {
-        let Self { stretches, scan, .. } = self;
-        for stretch in stretches.iter() {
-            let (first, end) = (pages.start.max(stretch.first), pages.end.min(stretch.first + stretch.pages));
-            if first < end {
-                let hva = |page: u64| stretch.hva + (page - stretch.first) * PAGE_BYTES;
-                let hvas = hva(first)..hva(end);
-                let each = |run: Pages| {
-                    let page = stretch.first + (run.hva - stretch.hva) / PAGE_BYTES;
-                    found.push(Private { page, pages: run.pages, huge: run.categories.huge() });
-                };
-                match mixed {
-                    true => scan.anonymous(hvas, each)?,
-                    false => scan.frames(hvas, each)?,
-                }
+    pub fn private(&mut self, pages: PageRange, mixed: bool, found: &mut Vec<Private>) -> io::Result<()> {
+        let Self { ram, scan, .. } = self;
+        for part in ram.parts(pages) {
+            let each = |run: Pages| {
+                let first = part.pages().first() + (run.hva - part.hva()) / PAGE_BYTES;
+                let pages = PageRange::between(first, first + run.pages);
+                found.push(Private { pages, huge: run.categories.huge() });
+            };
+            match mixed {
+                true => scan.anonymous(part.hvas(), each)?,
+                false => scan.frames(part.hvas(), each)?,
             }
         }
         Ok(())
@@ -136,28 +99,27 @@ impl Slabbed {
     pub fn mapped(&mut self) -> io::Result<Vec<Mapped>> {
         let maps = Maps::own()?;
         self.left = self.most.saturating_sub(maps.count);
-        let Self { stretches, scan, .. } = self;
+        let Self { ram, scan, .. } = self;
         let mut found = Vec::new();
         self.slab_mappings = 0;
-        for stretch in stretches.iter() {
-            let end = stretch.hva + stretch.pages * PAGE_BYTES;
+        for stretch in ram.stretches() {
             // What is outside is a slab's own view of itself.
-            let inside = |m: &&SlabMapping| (stretch.hva..end).contains(&m.hvas.start);
+            let inside = |m: &&SlabMapping| stretch.hvas().contains(&m.hvas.start);
             let mut mappings =
                 maps.slabs.iter().filter(inside).inspect(|_| self.slab_mappings += 1).peekable();
             // One walk for all of them: they may be many, and what is found in one piece may be of several.
-            scan.files(stretch.hva..end, |run| {
-                let (mut hva, run_end) = (run.hva, run.hva + run.pages * PAGE_BYTES);
+            scan.files(stretch.hvas(), |run| {
+                let (mut hva, run_end) = (run.hva, run.end());
                 while hva < run_end {
                     while mappings.next_if(|m| m.hvas.end <= hva).is_some() {}
                     let Some(mapping) = mappings.peek().filter(|m| m.hvas.start < run_end) else { return };
                     hva = hva.max(mapping.hvas.start);
                     let piece_end = run_end.min(mapping.hvas.end);
+                    let first = stretch.pages().first() + (hva - stretch.hva()) / PAGE_BYTES;
                     found.push(Mapped {
                         inode: mapping.inode,
                         slab_page: mapping.slab_page(hva),
-                        page: stretch.first + (hva - stretch.hva) / PAGE_BYTES,
-                        pages: (piece_end - hva) / PAGE_BYTES,
+                        pages: PageRange::between(first, first + (piece_end - hva) / PAGE_BYTES),
                     });
                     hva = piece_end;
                 }
@@ -181,10 +143,8 @@ impl Slabbed {
 /// Adjacent pages that are a guest's alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Private {
-    /// The first.
-    pub page: u64,
-    /// How many.
-    pub pages: u64,
+    /// Which.
+    pub pages: PageRange,
     /// The host has them in a huge page.
     pub huge: bool,
 }
@@ -195,11 +155,9 @@ pub struct Mapped {
     /// The slab's file.
     pub inode: u64,
     /// The first of its pages.
-    pub slab_page: u64,
-    /// The first of the guest's.
-    pub page: u64,
-    /// How many.
-    pub pages: u64,
+    pub slab_page: SlabPage,
+    /// The guest's.
+    pub pages: PageRange,
 }
 
 /// Mappings that may be used for slabs.

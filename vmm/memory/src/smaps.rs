@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::PAGE_BYTES;
+use super::{Hva, PAGE_BYTES};
 
 /// The value of `key` in a line such as `VmPTE:   132 kB`, in pages; parts of a page count.
 pub fn kib_field(text: &str, key: &str) -> Option<u64> {
@@ -118,11 +118,11 @@ pub struct RangePages {
 
 impl RangePages {
     /// Sums up all mappings of process `pid` that begin inside one of `ranges` (addresses).
-    pub fn of(pid: u32, ranges: &[Range<u64>]) -> io::Result<Self> {
+    pub fn of(pid: u32, ranges: &[Range<Hva>]) -> io::Result<Self> {
         Self::read(BufReader::new(File::open(format!("/proc/{pid}/smaps"))?), ranges)
     }
 
-    fn read(smaps: impl BufRead, ranges: &[Range<u64>]) -> io::Result<Self> {
+    fn read(smaps: impl BufRead, ranges: &[Range<Hva>]) -> io::Result<Self> {
         let (mut sum, mut inside) = (Self::default(), false);
         for line in smaps.lines() {
             let line = line?;
@@ -169,10 +169,10 @@ impl SharePages {
 }
 
 /// The first address of the mapping that `line` introduces, if it introduces one.
-fn mapping_start(line: &str) -> Option<u64> {
+fn mapping_start(line: &str) -> Option<Hva> {
     let (addresses, _) = line.split_once(' ')?;
     let (start, _) = addresses.split_once('-')?;
-    u64::from_str_radix(start, 16).ok()
+    u64::from_str_radix(start, 16).ok().map(Hva)
 }
 
 #[cfg(test)]
@@ -232,7 +232,10 @@ mod tests {
                      3000-5000 rw-p 00000000 00:01 4711 /memfd:x (deleted)\nRss:    4 kB\n\
                      7000-8000 ---p 00000000 00:00 0 \nRss:   40 kB\n\
                      9000-a000 rw-p 00000000 00:00 0 \nPrivate_Hugetlb:    2048 kB\nVmFlags: rd wr\n";
-        let read = |ranges: &[Range<u64>]| RangePages::read(smaps.as_bytes(), ranges).unwrap();
+        let read = |ranges: &[Range<u64>]| {
+            let ranges: Vec<_> = ranges.iter().map(|range| Hva(range.start)..Hva(range.end)).collect();
+            RangePages::read(smaps.as_bytes(), &ranges).unwrap()
+        };
         assert_eq!(read(std::slice::from_ref(&(0x1000..0x5000))), RangePages { resident: 3, swapped: 1 });
         assert_eq!(read(&[0x3000..0x5000, 0x9000..0xa000]), RangePages { resident: 513, swapped: 0 });
         assert_eq!(read(&[]), RangePages::default());

@@ -3,9 +3,9 @@
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
-use super::PAGE_BYTES;
 use super::page_out::{PageOutError, has_swap};
 use super::pagemap::Pagemap;
+use super::{Hva, PAGE};
 
 /// So much is written and pushed out at a time.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -28,7 +28,7 @@ impl SwapFiller {
     pub fn fill(&mut self, mut go_on: impl FnMut() -> bool) -> Result<u64, PageOutError> {
         let (mut pagemap, mut entries) = (Pagemap::open_self()?, Vec::new());
         let mut swapped = |chunk: &MmapRegion| -> Result<u64, PageOutError> {
-            pagemap.read(chunk.as_ptr() as u64, CHUNK_BYTES / PAGE_BYTES as usize, &mut entries)?;
+            pagemap.read(Hva::of(chunk.as_ptr()), CHUNK_BYTES / PAGE, &mut entries)?;
             Ok(entries.iter().filter(|entry| entry.swapped()).count() as u64)
         };
         let filling = vec![FILLING; CHUNK_BYTES];

@@ -132,7 +132,9 @@ fn open_device() -> io::Result<OwnedFd> {
 
 fn system_call() -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved.
-    owned(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as libc::c_int)
+    let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    // A descriptor's number is a C int; what is none fails as -1 does.
+    owned(libc::c_int::try_from(descriptor).unwrap_or(-1))
 }
 
 fn owned(descriptor: libc::c_int) -> io::Result<OwnedFd> {

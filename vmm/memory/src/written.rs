@@ -7,15 +7,13 @@ use std::ops::Range;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::PAGE_BYTES;
+use super::page::to_usize;
+use super::page_set::{PageSet, WORD_PAGES};
 use super::ram::Ram;
-
-/// Pages of one word of a bitmap.
-pub const WORD_PAGES: u64 = u64::BITS as u64;
 
 /// Which pages of guest RAM were written.
 ///
-/// Bitmaps have one bit for each page, the lowest bit of a word first, counted through RAM's extents in guest-physical order without
-/// the hole, as everywhere in `memory`. What is left of the last word is 0.
+/// Sets are of all of RAM; what is left of their last word is 0.
 ///
 /// A page's bit says that it may have been written since the bit was last cleared. Whoever wants to know what is in a page clears its
 /// bit, and *then* looks: whatever is written after [`WriteLog::clear`] has returned sets the bit again, what was written before
@@ -39,17 +37,17 @@ pub trait WriteLog: Send {
     /// Switches logging off; nothing, if it is off. What is written then is not logged, and the guest may have huge pages again.
     fn stop(&mut self) -> io::Result<()>;
 
-    /// Replaces the contents of `written` with the bitmap of all of RAM. Clears nothing.
+    /// Replaces the contents of `written`. Clears nothing.
     ///
     /// # Errors
     /// Logging is off.
-    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()>;
+    fn read(&mut self, written: &mut PageSet) -> io::Result<()>;
 
-    /// Clears the bits that are set in `pages`, a bitmap of all of RAM, and leaves the others.
+    /// Clears the bits of `pages`, and leaves the others.
     ///
     /// # Errors
-    /// Logging is off, or `pages` has not as many words as [`WriteLog::read`] gives.
-    fn clear(&mut self, pages: &[u64]) -> io::Result<()> {
+    /// Logging is off, or `pages` has room for other than all of RAM.
+    fn clear(&mut self, pages: &PageSet) -> io::Result<()> {
         self.clear_in_parts(pages, &mut || {})
     }
 
@@ -57,29 +55,30 @@ pub trait WriteLog: Send {
     ///
     /// # Errors
     /// Those of [`WriteLog::clear`].
-    fn clear_in_parts(&mut self, pages: &[u64], between: &mut dyn FnMut()) -> io::Result<()>;
+    fn clear_in_parts(&mut self, pages: &PageSet, between: &mut dyn FnMut()) -> io::Result<()>;
 }
 
 /// The log of what the VMM itself writes: devices and loaders, by way of [`Ram::memory`]. For RAM that belongs to no VM it is all there is.
 pub struct OwnWrites {
     ram: Ram,
-    /// Empty while it is off.
-    written: Vec<u64>,
+    /// None while it is off.
+    written: Option<PageSet>,
 }
 
 impl OwnWrites {
     /// The log of `ram`, switched off.
     pub fn new(ram: &Ram) -> Self {
-        Self { ram: ram.clone(), written: Vec::new() }
+        Self { ram: ram.clone(), written: None }
     }
 
     /// Takes the bits that were set in guest memory since the last time.
     fn take(&mut self) {
+        let Some(written) = &mut self.written else { return };
         let words = words(&self.ram);
         for (region, words) in self.ram.memory().iter().zip(words) {
             // Who writes marks after it has written. So what is marked here can be seen by whoever looks after this.
             let marked = (**region).bitmap().get_and_reset();
-            let own = self.written.get_mut(words).unwrap_or_default();
+            let own = written.words_mut().get_mut(words).unwrap_or_default();
             own.iter_mut().zip(marked).for_each(|(own, marked)| *own |= marked);
         }
     }
@@ -87,42 +86,34 @@ impl OwnWrites {
 
 impl WriteLog for OwnWrites {
     fn start(&mut self) -> io::Result<()> {
-        if self.written.is_empty() {
-            self.written = all_pages(&self.ram)?;
+        if self.written.is_none() {
+            self.written = Some(all_pages(&self.ram)?);
         }
         Ok(())
     }
 
     fn stop(&mut self) -> io::Result<()> {
-        self.written = Vec::new();
+        self.written = None;
         Ok(())
     }
 
-    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()> {
-        if self.written.is_empty() {
-            return Err(off());
-        }
+    fn read(&mut self, written: &mut PageSet) -> io::Result<()> {
         self.take();
-        written.clone_from(&self.written);
+        written.clone_from(self.written.as_ref().ok_or_else(off)?);
         Ok(())
     }
 
-    fn clear_in_parts(&mut self, pages: &[u64], _: &mut dyn FnMut()) -> io::Result<()> {
-        if self.written.is_empty() {
-            return Err(off());
-        }
-        if pages.len() != self.written.len() {
+    fn clear_in_parts(&mut self, pages: &PageSet, _: &mut dyn FnMut()) -> io::Result<()> {
+        let written = self.written.as_mut().ok_or_else(off)?;
+        let (found, expected) = (pages.words().len(), written.words().len());
+        if found != expected {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!(
-                    "a bitmap of {} words was to be cleared: expected {}",
-                    pages.len(),
-                    self.written.len()
-                ),
+                format!("a bitmap of {found} words was to be cleared: expected {expected}"),
             ));
         }
         // Only what `take` has got so far. What was marked since is read next time, once more than need be.
-        self.written.iter_mut().zip(pages).for_each(|(own, cleared)| *own &= !cleared);
+        written.subtract(pages);
         Ok(())
     }
 }
@@ -132,25 +123,21 @@ pub fn words(ram: &Ram) -> Vec<Range<usize>> {
     let mut end = 0;
     let extents = ram.memory().iter().map(|region| {
         let start = end;
-        end += region.len().div_ceil(PAGE_BYTES * WORD_PAGES) as usize;
+        end += to_usize(region.len().div_ceil(PAGE_BYTES * WORD_PAGES));
         start..end
     });
     extents.collect()
 }
 
-/// A bitmap with the bits of all pages of `ram`.
-fn all_pages(ram: &Ram) -> io::Result<Vec<u64>> {
-    let pages = ram.bytes() / PAGE_BYTES;
-    let mut all = vec![u64::MAX; pages.div_ceil(WORD_PAGES) as usize];
+/// All pages of `ram`.
+fn all_pages(ram: &Ram) -> io::Result<PageSet> {
+    let all = PageSet::all(ram.pages().pages());
     // Else an extent would begin inside a word. The layout never makes such.
-    if words(ram).last().is_none_or(|last| last.end != all.len()) {
+    if words(ram).last().is_none_or(|last| last.end != all.words().len()) {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "an extent of guest RAM is not whole in words of pages",
         ));
-    }
-    if let (Some(last), rest @ 1..) = (all.last_mut(), pages % WORD_PAGES) {
-        *last = (1 << rest) - 1;
     }
     Ok(all)
 }
@@ -163,17 +150,16 @@ fn off() -> io::Error {
 mod tests {
     use super::*;
     use crate::ram::Backing;
-    use devices::reclaim::{Gpa, Reclaim};
+    use crate::{Gpa, PageNo};
+    use devices::reclaim::Reclaim;
     use vm_memory::{Bytes, GuestAddress};
 
-    fn pages(bitmap: &[u64]) -> Vec<u64> {
-        (0..bitmap.len() as u64 * 64)
-            .filter(|page| bitmap[*page as usize / 64] >> (page % 64) & 1 != 0)
-            .collect()
+    fn pages(set: &PageSet) -> Vec<u64> {
+        set.iter().map(|page| page.0).collect()
     }
 
-    fn read(log: &mut impl WriteLog) -> Vec<u64> {
-        let mut written = vec![7; 3];
+    fn read(log: &mut impl WriteLog) -> PageSet {
+        let mut written = PageSet::all(70);
         log.read(&mut written).unwrap();
         written
     }
@@ -199,11 +185,11 @@ mod tests {
         assert_eq!(pages(&written), [3, 4, 100, 101, 102, 4100]);
         assert_eq!(read(&mut log), written, "reading clears nothing");
         ram.memory().read_obj::<u64>(GuestAddress(0x5000)).unwrap();
-        let mut some = vec![0; written.len()];
-        some[0] = 1 << 4 | 1 << 9;
+        let mut some = PageSet::none(4096 + 5);
+        [4, 9].into_iter().for_each(|page| some.insert(PageNo(page)));
         log.clear(&some).unwrap();
         assert_eq!(pages(&read(&mut log)), [3, 100, 101, 102, 4100], "only what was to be cleared is");
-        assert!(log.clear(&some[1..]).is_err());
+        assert!(log.clear(&PageSet::none(4096)).is_err());
     }
 
     #[test]
@@ -222,14 +208,14 @@ mod tests {
         let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
         let mut log = OwnWrites::new(&ram);
         log.stop().unwrap();
-        assert!(log.read(&mut Vec::new()).is_err() && log.clear(&[0; 64]).is_err());
+        assert!(log.read(&mut PageSet::default()).is_err() && log.clear(&PageSet::none(4096)).is_err());
         log.start().unwrap();
         let all = read(&mut log);
         log.clear(&all).unwrap();
         log.start().unwrap();
         assert!(pages(&read(&mut log)).is_empty(), "it was on");
         log.stop().unwrap();
-        assert!(log.read(&mut Vec::new()).is_err());
+        assert!(log.read(&mut PageSet::default()).is_err());
         log.start().unwrap();
         assert_eq!(read(&mut log), all);
     }

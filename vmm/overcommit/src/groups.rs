@@ -6,8 +6,8 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Bytes of a page.
-const PAGE_BYTES: u64 = 4096;
+use super::PAGE_BYTES;
+
 /// Levels of control groups that are looked at.
 const MAX_LEVELS: usize = 64;
 /// What version 1 shows where there is no limit is about 2^63.

@@ -24,3 +24,6 @@ pub mod readings;
 pub mod suspension;
 mod throttling;
 pub mod view;
+
+/// Bytes of a page: what everything here counts in. Said again, for this crate knows no memory.
+const PAGE_BYTES: u64 = 4096;

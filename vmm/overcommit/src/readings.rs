@@ -9,12 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::PAGE_BYTES;
 use super::groups;
 pub use super::groups::GroupMemory;
 use super::view::Psi;
-
-/// Bytes of a page.
-const PAGE_BYTES: u64 = 4096;
 
 /// What keeps a host from being read.
 #[derive(Debug, Error)]

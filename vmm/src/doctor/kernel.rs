@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{Feature, Finding};
+use memory::Hva;
 use memory::pagemap::{FrameTable, Pagemap};
 use memory::userfault::{self, Access};
 use merge::ksm::{self, Availability, LeftBehind};
@@ -144,7 +145,7 @@ fn userfaultfd(unprivileged: &str) -> Finding {
 fn frame_numbers() -> bool {
     let here = 0u8;
     let mut entries = Vec::new();
-    let read = Pagemap::open_self().and_then(|mut map| map.read(&raw const here as u64, 1, &mut entries));
+    let read = Pagemap::open_self().and_then(|mut map| map.read(Hva::of(&raw const here), 1, &mut entries));
     read.is_ok() && entries.iter().any(|entry| entry.pfn().is_some()) && FrameTable::open().is_ok()
 }
 

@@ -190,7 +190,7 @@ impl Subjects {
     /// Of the next guest that will be pushed; that its kernel cannot be asked is worth a note.
     fn ask_page_types(&mut self, fleet: &str, space: &Space) -> anyhow::Result<()> {
         let frames =
-            |extent: &Extent| Ram { first: extent.gpa / PAGE_BYTES, pages: extent.bytes / PAGE_BYTES };
+            |extent: &Extent| Ram { first: extent.gpa.0 / PAGE_BYTES, pages: extent.bytes / PAGE_BYTES };
         let ram: Vec<Ram> = space.extents.iter().map(frames).collect();
         match page_types(fleet, &space.name) {
             Ok(runs) => {

@@ -116,9 +116,9 @@ mod tests {
     use proptest::prelude::*;
     use vm_memory::GuestAddress;
 
-    use super::super::ram::PAGE_BYTES;
     use super::*;
     use crate::GuestMemory;
+    use crate::reclaim::PAGE_BYTES;
 
     /// A region that ends in the middle of a word, a hole, one of exactly two words, and one that touches it.
     fn ram() -> Ram {

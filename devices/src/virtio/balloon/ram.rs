@@ -5,10 +5,10 @@ use std::ops::Range;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::GuestMemory;
-use crate::reclaim::Gpa;
+use crate::reclaim::{Gpa, PAGE_BYTES};
 
-/// Bytes of a page in every interface of the balloon, whatever the guest's own pages are: 1 << VIRTIO_BALLOON_PFN_SHIFT.
-pub(super) const PAGE_BYTES: u64 = 1 << 12;
+// So it is in every interface of the balloon, whatever the guest's own pages are: VIRTIO_BALLOON_PFN_SHIFT.
+const _: () = assert!(PAGE_BYTES == 1 << 12);
 
 /// The page numbers (address / 4096) of each region of RAM, ascending.
 #[derive(Debug)]

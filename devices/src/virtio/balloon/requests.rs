@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use super::held::Held;
 use super::pfn::coalesce;
-use super::ram::{PAGE_BYTES, Part, Ram, addresses, inner_pages};
+use super::ram::{Part, Ram, addresses, inner_pages};
 use super::state::{Handle, State};
-use crate::reclaim::{Gpa, Reclaim};
+use crate::reclaim::{Gpa, PAGE_BYTES, Reclaim};
 use crate::virtio::Chain;
 use crate::warn::Limited;
 

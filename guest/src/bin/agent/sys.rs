@@ -7,6 +7,8 @@ use core::fmt;
 use core::ptr;
 use core::slice;
 
+use guest::content::{PAGE_SIZE, Page};
+
 // Numbers and constants: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi of the kernel.
 const READ: usize = 0;
 const WRITE: usize = 1;
@@ -409,14 +411,17 @@ pub(crate) fn map<T: Zeroed>(count: usize) -> Result<&'static mut [T], Errno> {
     Ok(unsafe { slice::from_raw_parts_mut(at as *mut T, count) })
 }
 
-/// Gives pages of a mapping back; they read as zeros when touched again.
-pub(crate) fn discard<T: Zeroed>(pages: &mut [T]) {
-    // SAFETY: `pages` is borrowed mutably, and zeros, which the kernel puts there, are valid. The kernel refuses what
-    // is not page-aligned.
+/// Gives pages of a mapping back; they read as zeros when touched again. Pages, and nothing smaller: of other lengths the kernel
+/// rounds up to a page, and would drop what lies behind them.
+pub(crate) fn discard(pages: &mut [Page]) {
+    // SAFETY: `pages` is borrowed mutably and whole pages long, and zeros, which the kernel puts there, are valid. The kernel refuses what
+    // does not begin with a page.
     let _ = unsafe {
         syscall(MADVISE, [pages.as_mut_ptr() as usize, size_of_val(pages), MADV_DONTNEED, 0, 0, 0])
     };
 }
+
+const _: () = assert!(size_of::<Page>() == PAGE_SIZE);
 
 /// Types of which all zeros is a value, and so is everything else: integers.
 ///
@@ -426,4 +431,4 @@ pub(crate) unsafe trait Zeroed {}
 // SAFETY: an integer.
 unsafe impl Zeroed for u32 {}
 // SAFETY: an array of integers.
-unsafe impl Zeroed for guest::content::Page {}
+unsafe impl Zeroed for Page {}

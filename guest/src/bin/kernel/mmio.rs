@@ -5,7 +5,7 @@ use core::ptr;
 use core::sync::atomic::AtomicU32;
 
 use guest::virtio::balloon::{DEVICE_ID, SHARED_WORDS};
-use guest::virtio::{MAGIC, Transport, VERSION, WINDOW_BYTES, register};
+use guest::virtio::{MAGIC, Transport, VERSION, WINDOW_BYTES, is_register, register};
 
 use crate::memory::{self, DEVICE_BYTES};
 
@@ -18,13 +18,13 @@ pub(crate) struct Window {
 
 impl Transport for Window {
     fn read(&mut self, offset: u32) -> u32 {
-        debug_assert!(u64::from(offset) < WINDOW_BYTES);
-        // SAFETY: an aligned word of a mapped window of registers; reading one has no effect on memory.
+        assert!(is_register(offset), "no register is at {offset:#x}");
+        // SAFETY: an aligned word, as was just seen, of a mapped window of registers; reading one has no effect on memory.
         unsafe { ptr::read_volatile((self.base + u64::from(offset)) as *const u32) }
     }
 
     fn write(&mut self, offset: u32, value: u32) {
-        debug_assert!(u64::from(offset) < WINDOW_BYTES);
+        assert!(is_register(offset), "no register is at {offset:#x}");
         // SAFETY: as for `read`. What the device writes to memory because of it, it writes to `SHARED`, which is atomics,
         // or to pages that nobody uses.
         unsafe { ptr::write_volatile((self.base + u64::from(offset)) as *mut u32, value) }

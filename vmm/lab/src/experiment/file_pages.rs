@@ -10,6 +10,7 @@ use guest::protocol::Class;
 use fleet::HostError;
 use fleet::check::CheckError;
 use measure::Space;
+use memory::Hva;
 use memory::pagemap::Pagemap;
 use memory::remote::{RemoteMemory, RemoteRange};
 
@@ -37,7 +38,7 @@ pub(super) fn write(file: &mut File, seed: u64, pages: u64) -> io::Result<()> {
 /// Where one guest has pages of the file, by their number: addresses in its VM's process.
 #[derive(Debug, Default)]
 pub(super) struct Located {
-    hvas: HashMap<u64, u64>,
+    hvas: HashMap<u64, Hva>,
 }
 
 impl Located {
@@ -73,7 +74,7 @@ impl Located {
 
     /// The frame of each, by its number. A page that is on none now, or on one that is not shown to this user, is left out.
     fn frames(&self, space: &Space) -> Result<HashMap<u64, u64>, HostError> {
-        let by_hva: HashMap<u64, u64> = self.hvas.iter().map(|(index, hva)| (*hva, *index)).collect();
+        let by_hva: HashMap<Hva, u64> = self.hvas.iter().map(|(index, hva)| (*hva, *index)).collect();
         let mut frames = HashMap::new();
         let walked = Pagemap::open(space.pid).and_then(|mut pagemap| {
             pagemap.each(&space.extents, |hva, entry| {
@@ -100,7 +101,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
-    use memory::{Extent, PAGE_BYTES};
+    use memory::{Extent, Gpa, PAGE_BYTES};
 
     #[test]
     fn pages_are_found_by_what_they_say_they_are() {
@@ -129,8 +130,8 @@ mod tests {
         other.rewind().unwrap();
         other.read_to_end(&mut others).unwrap();
         put(3, &others[PAGE_BYTES as usize..]);
-        let hva = start.next_multiple_of(PAGE_BYTES);
-        let extents = vec![Extent { gpa: 0, hva, bytes: 4 * PAGE_BYTES }];
+        let hva = Hva(start.next_multiple_of(PAGE_BYTES));
+        let extents = vec![Extent { gpa: Gpa(0), hva, bytes: 4 * PAGE_BYTES }];
         let space = Space { name: "we".into(), pid: std::process::id(), extents };
         let located = Located::of(&space, 7).unwrap();
         let expected = HashMap::from([(2, hva), (0, hva + 2 * PAGE_BYTES)]);

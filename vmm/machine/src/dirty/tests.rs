@@ -11,6 +11,7 @@ use super::*;
 use crate::build::{create_vcpus, create_vm};
 use crate::{Console, Ending, VmConfig, registers, run};
 use memory::ram::Backing;
+use memory::{PAGE_BYTES, PageNo};
 
 const CODE_GPA: u64 = 1 << 20;
 /// Asks port 0x3f0 for an address and writes there, unless it is 0; for ever.
@@ -75,9 +76,9 @@ impl Writer {
 
 /// Numbers of the pages in the log.
 fn pages(log: &mut DirtyLog) -> Vec<u64> {
-    let mut bitmap = vec![7; 3];
-    log.read(&mut bitmap).unwrap();
-    (0..bitmap.len() as u64 * 64).filter(|page| bitmap[*page as usize / 64] >> (page % 64) & 1 != 0).collect()
+    let mut written = PageSet::all(70);
+    log.read(&mut written).unwrap();
+    written.iter().map(|page| page.0).collect()
 }
 
 /// Those of them from [`FIRST`] on.
@@ -86,9 +87,9 @@ fn written(log: &mut DirtyLog) -> Vec<u64> {
 }
 
 fn clear_all(log: &mut DirtyLog) {
-    let mut bitmap = Vec::new();
-    log.read(&mut bitmap).unwrap();
-    log.clear(&bitmap).unwrap();
+    let mut written = PageSet::default();
+    log.read(&mut written).unwrap();
+    log.clear(&written).unwrap();
 }
 
 #[test]
@@ -105,16 +106,15 @@ fn what_the_guest_writes_after_a_clear_is_logged_and_nothing_else() {
     writer.write(&[600, 20_000, end - 1]);
     assert_eq!(written(&mut log), [600, 20_000, end - 1]);
     // Of these only some are cleared, of which one is written again.
-    let mut some = vec![0; end.div_ceil(64) as usize];
-    for page in [600, end - 1] {
-        some[page as usize / 64] |= 1 << (page % 64);
-    }
+    let mut some = PageSet::none(end);
+    some.insert(PageNo(600));
+    some.insert(PageNo(end - 1));
     log.clear(&some).unwrap();
     assert_eq!(written(&mut log), [20_000]);
     writer.write(&[end - 1, 20_000]);
     assert_eq!(written(&mut log), [20_000, end - 1]);
     // Others may run between the calls.
-    let (mut bitmap, mut parts) = (Vec::new(), 0);
+    let (mut bitmap, mut parts) = (PageSet::default(), 0);
     log.read(&mut bitmap).unwrap();
     log.clear_in_parts(&bitmap, &mut || parts += 1).unwrap();
     assert!(parts >= 2, "{parts} calls for pages far from each other");
@@ -145,7 +145,7 @@ fn what_the_vmm_writes_is_in_the_same_log() {
 fn it_stops_and_starts_again_and_ends_with_the_vm() {
     let Some(mut writer) = Writer::new(16 << 20) else { return };
     let (mut log, all) = (writer.log(), (FIRST..4096).collect::<Vec<_>>());
-    assert!(log.read(&mut Vec::new()).is_err(), "it is off");
+    assert!(log.read(&mut PageSet::default()).is_err(), "it is off");
     log.stop().unwrap();
     for _ in 0..2 {
         log.start().unwrap();
@@ -155,15 +155,15 @@ fn it_stops_and_starts_again_and_ends_with_the_vm() {
         assert!(written(&mut log).is_empty(), "it was on");
         log.stop().unwrap();
         log.stop().unwrap();
-        assert!(log.clear(&[0; 64]).is_err());
+        assert!(log.clear(&PageSet::none(4096)).is_err());
         writer.write(&[1000]);
     }
     // Another handle is the same log.
     log.clone().start().unwrap();
     assert_eq!(written(&mut log), all);
-    assert!(log.clear(&[0; 63]).is_err());
+    assert!(log.clear(&PageSet::none(4032)).is_err());
     drop(writer);
-    let gone = [log.start(), log.stop(), log.read(&mut Vec::new()), log.clear(&[0; 64])];
+    let gone = [log.start(), log.stop(), log.read(&mut PageSet::default()), log.clear(&PageSet::none(4096))];
     for result in gone {
         assert_eq!(result.unwrap_err().to_string(), "the VM has ended");
     }
@@ -228,7 +228,7 @@ fn a_running_vm_has_one() {
     assert!(!pages(&mut log).iter().any(|page| (first..first + 500).contains(page)), "they were only read");
     writeln!(guest, "poweroff").unwrap();
     assert!(matches!(vm.join().unwrap(), Ending::PowerOff));
-    assert!(log.read(&mut Vec::new()).is_err());
+    assert!(log.read(&mut PageSet::default()).is_err());
 }
 
 proptest! {

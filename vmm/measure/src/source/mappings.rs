@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::choice::{Choice, FilePart, Kind, LEAST_BYTES, Stretch, Stretches};
 use memory::slab::SLAB_NAME;
 use memory::smaps::Area;
-use memory::{Extent, PAGE_BYTES};
+use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 /// One mapping of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,7 +263,7 @@ fn extents(ranges: &[Range<u64>]) -> Vec<Extent> {
     let mut extent = |range: &Range<u64>| {
         let bytes = (range.end - range.start) / PAGE_BYTES * PAGE_BYTES;
         gpa += bytes;
-        Extent { gpa: gpa - bytes, hva: range.start, bytes }
+        Extent { gpa: Gpa(gpa - bytes), hva: Hva(range.start), bytes }
     };
     ranges.iter().map(&mut extent).collect()
 }

@@ -15,7 +15,7 @@ fn all(text: &str) -> Vec<Mapping> {
 }
 
 fn ranges(extents: &[Extent]) -> Vec<(u64, u64)> {
-    extents.iter().map(|e| (e.hva, e.bytes)).collect()
+    extents.iter().map(|e| (e.hva.0, e.bytes)).collect()
 }
 
 fn taken(text: &str) -> Vec<(u64, u64)> {
@@ -37,7 +37,7 @@ fn memory_on_both_sides_of_the_hole_is_the_guests() {
     let found = guest_memory(7, &all(FIRECRACKER)).unwrap();
     let extents = found.extents();
     assert_eq!(ranges(&extents), [(0x7f00_0000_0000, 3 << 30), (0x7f01_0000_0000, 256 << 20)]);
-    assert_eq!(extents[1].gpa, 3 << 30);
+    assert_eq!(extents[1].gpa, Gpa(3 << 30));
     let left: Vec<_> = found.left_out.iter().map(|(s, reason)| (s.hvas.start, *reason)).collect();
     assert_eq!(left, [(0x7f04_0000_0000, Reason::File), (0x7f03_0000_0000, Reason::Kind)]);
 }

@@ -14,7 +14,7 @@ use crate::{MeasureError, PAGE, Space};
 use memory::page_buffer::PageBuffer;
 use memory::pagemap::{GAP_ENTRIES, Pagemap, PagemapEntry};
 use memory::remote::{RemoteError, RemoteMemory, RemoteRange};
-use memory::{Extent, PAGE_BYTES};
+use memory::{Extent, Hva, PAGE_BYTES};
 
 /// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
 const BATCH_PAGES: usize = 64;
@@ -95,17 +95,17 @@ struct Reader<'a> {
 }
 
 /// The address of a page.
-fn address(space: &Space, page: u64) -> u64 {
+fn address(space: &Space, page: u64) -> Hva {
     let mut before = 0;
     for Extent { hva, bytes, .. } in &space.extents {
         let pages = bytes / PAGE_BYTES;
         if page < before + pages {
-            return hva + (page - before) * PAGE_BYTES;
+            return *hva + (page - before) * PAGE_BYTES;
         }
         before += pages;
     }
     // Of no extent; the kernel will say that nothing is mapped there.
-    !(PAGE_BYTES - 1)
+    Hva(!(PAGE_BYTES - 1))
 }
 
 impl Reader<'_> {
@@ -221,7 +221,8 @@ impl PageReader for Reader<'_> {
         // Pages of two extents have something else between them.
         let are_near = |a: &u64, b: &u64| {
             let apart = b.saturating_sub(*a);
-            apart <= GAP_ENTRIES && address(space, *b).wrapping_sub(address(space, *a)) == apart * PAGE_BYTES
+            apart <= GAP_ENTRIES
+                && address(space, *b).0.wrapping_sub(address(space, *a).0) == apart * PAGE_BYTES
         };
         for near in pages.chunk_by(are_near) {
             let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };

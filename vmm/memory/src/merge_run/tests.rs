@@ -13,28 +13,30 @@ use std::time::Duration;
 use super::super::pagemap::Pagemap;
 use super::super::slab::Draft;
 use super::*;
+use crate::{Hva, PAGE, PageNo};
 
 mod pinned;
 
-const PAGE: usize = PAGE_BYTES as usize;
+/// All of RAM; the tests use the first of it.
+const RAM_PAGES: u64 = 4096;
 
-/// Memory that is never unmapped, and what merges it; None, said aloud, where userfaultfd is denied.
-fn memory(pages: u64) -> Option<(usize, Mergeable)> {
-    let bytes = (pages * PAGE_BYTES) as usize;
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // SAFETY: a new mapping where the kernel likes.
-    let mapped = unsafe {
-        rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags)
-    };
-    let hva = mapped.unwrap() as usize;
-    // SAFETY: private anonymous memory that stays mapped; this module accesses it by raw pointers.
-    match unsafe { Mergeable::new(hva, bytes as u64, Box::new(|_, _| {})) } {
-        Ok(mergeable) => Some((hva, mergeable)),
+/// The first of RAM that stays mapped as long as the test's process, and what merges it; None, said aloud, where userfaultfd is denied.
+fn memory() -> Option<(usize, Mergeable)> {
+    let ram = Ram::new(RAM_PAGES * PAGE_BYTES, Backing::Anonymous).unwrap();
+    match Mergeable::new(&ram) {
+        Ok(mergeable) => {
+            let hva = to_usize(ram.extents()[0].hva.0);
+            Some((hva, mergeable))
+        }
         Err(error) => {
             testing::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             None
         }
     }
+}
+
+fn run(first: u64, pages: u64) -> PageRange {
+    PageRange::new(PageNo(first), pages).unwrap()
 }
 
 /// What page `page` holds in every test.
@@ -46,7 +48,7 @@ fn content(page: u64) -> [u8; PAGE] {
 fn slab(pages: u64) -> Slab {
     let draft = Draft::new(pages).unwrap();
     for page in 0..pages {
-        draft.write(page, &content(page)).unwrap();
+        draft.write(SlabPage(page as u32), &content(page)).unwrap();
     }
     draft.seal().unwrap()
 }
@@ -75,16 +77,16 @@ fn shared(hva: usize, pages: u64) -> Vec<bool> {
     // One that was not read yet has no entry.
     (0..pages).for_each(|page| drop(read(hva, page)));
     let mut entries = Vec::new();
-    Pagemap::open_self().unwrap().read(hva as u64, pages as usize, &mut entries).unwrap();
+    Pagemap::open_self().unwrap().read(Hva(hva as u64), pages as usize, &mut entries).unwrap();
     entries.iter().map(|entry| entry.file_or_shared()).collect()
 }
 
 #[test]
 fn equal_pages_are_shared_until_somebody_writes() {
-    let Some((hva, mut memory)) = memory(8) else { return };
-    let (slab, marks) = (slab(8), InFlight::new(8 * PAGE_BYTES));
+    let Some((hva, mut memory)) = memory() else { return };
+    let slab = slab(8);
     fill(hva, 8);
-    memory.merge((2, 4), (&slab, 2), &marks).unwrap();
+    memory.merge(run(2, 4), (&slab, SlabPage(2))).unwrap();
     for page in 0..8 {
         assert!(read(hva, page) == content(page), "{page}");
     }
@@ -92,56 +94,59 @@ fn equal_pages_are_shared_until_somebody_writes() {
     write(hva, 3, 10, 7);
     assert_eq!(shared(hva, 8), [false, false, true, false, true, true, false, false]);
     assert_eq!(read(hva, 3)[10], 7);
-    assert!(slab.bytes(3, 1).unwrap() == content(3), "the slab has changed");
+    assert!(slab.bytes(SlabPage(3), 1).unwrap() == content(3), "the slab has changed");
     // Written back, it can be merged again.
     write(hva, 3, 10, content(3)[10]);
-    memory.merge((3, 1), (&slab, 3), &marks).unwrap();
+    memory.merge(run(3, 1), (&slab, SlabPage(3))).unwrap();
     assert!(shared(hva, 4)[3] && read(hva, 3) == content(3));
 }
 
 #[test]
 fn what_differs_stays_as_it_is() {
-    let Some((hva, mut memory)) = memory(70) else { return };
-    let (slab, marks) = (slab(70), InFlight::new(70 * PAGE_BYTES));
+    let Some((hva, mut memory)) = memory() else { return };
+    let slab = slab(70);
     fill(hva, 70);
     write(hva, 5, PAGE - 1, !content(5)[PAGE - 1]);
     let before = read(hva, 5);
-    assert!(matches!(memory.merge((0, 8), (&slab, 0), &marks), Err(Refusal::Differs)));
-    assert!(matches!(memory.merge((0, 4), (&slab, 1), &marks), Err(Refusal::Differs)), "a wrong place");
-    for (run, from) in
-        [((0, 0), 0), ((0, 65), 0), ((69, 2), 0), ((0, 2), 69), ((u64::MAX, 2), 0), ((0, 2), u64::MAX)]
+    assert!(matches!(memory.merge(run(0, 8), (&slab, SlabPage(0))), Err(Refusal::Differs)));
+    assert!(matches!(memory.merge(run(0, 4), (&slab, SlabPage(1))), Err(Refusal::Differs)), "a wrong place");
+    let last = RAM_PAGES - 1;
+    for ((first, pages), from) in
+        [((0, 0), 0), ((0, 65), 0), ((last, 2), 0), ((0, 2), 69), ((u64::MAX - 2, 2), 0), ((0, 2), u32::MAX)]
     {
-        assert!(matches!(memory.merge(run, (&slab, from), &marks), Err(Refusal::Run)), "{run:?} {from}");
+        let refused = memory.merge(run(first, pages), (&slab, SlabPage(from)));
+        assert!(matches!(refused, Err(Refusal::Run)), "{first} {pages} {from}");
     }
-    let mark = marks.mark(3..4);
-    assert!(matches!(memory.merge((0, 4), (&slab, 0), &marks), Err(Refusal::InFlight)));
+    let ram = memory.ram.clone();
+    let mark = ram.in_flight().mark(run(3, 1));
+    assert!(matches!(memory.merge(run(0, 4), (&slab, SlabPage(0))), Err(Refusal::InFlight)));
     drop(mark);
     assert!(read(hva, 5) == before && !shared(hva, 70).contains(&true));
     // Nobody is kept from writing, and the run can be merged after all.
     write(hva, 5, PAGE - 1, content(5)[PAGE - 1]);
-    memory.merge((0, 8), (&slab, 0), &marks).unwrap();
+    memory.merge(run(0, 8), (&slab, SlabPage(0))).unwrap();
     assert_eq!(shared(hva, 8), [true; 8]);
 }
 
 #[test]
 fn a_page_that_nobody_has_touched_is_compared_as_zeros() {
-    let Some((hva, mut memory)) = memory(2) else { return };
+    let Some((hva, mut memory)) = memory() else { return };
     let draft = Draft::new(2).unwrap();
-    draft.write(1, &content(1)).unwrap();
-    let (slab, marks) = (draft.seal().unwrap(), InFlight::new(2 * PAGE_BYTES));
-    assert!(matches!(memory.merge((0, 2), (&slab, 0), &marks), Err(Refusal::Differs)));
-    memory.merge((0, 1), (&slab, 0), &marks).unwrap();
+    draft.write(SlabPage(1), &content(1)).unwrap();
+    let slab = draft.seal().unwrap();
+    assert!(matches!(memory.merge(run(0, 2), (&slab, SlabPage(0))), Err(Refusal::Differs)));
+    memory.merge(run(0, 1), (&slab, SlabPage(0))).unwrap();
     assert!(read(hva, 0) == [0; PAGE]);
 }
 
 /// Adjacent runs of adjacent pages are one mapping, in whatever order they were merged.
 #[test]
 fn adjacent_runs_become_one_mapping() {
-    let Some((hva, mut memory)) = memory(64) else { return };
-    let (slab, marks) = (slab(64), InFlight::new(64 * PAGE_BYTES));
+    let Some((hva, mut memory)) = memory() else { return };
+    let slab = slab(64);
     fill(hva, 64);
     for first in [32, 0, 48, 16] {
-        memory.merge((first, 16), (&slab, first), &marks).unwrap();
+        memory.merge(run(first, 16), (&slab, SlabPage(first as u32))).unwrap();
     }
     let line = format!("{hva:x}-{:x} ", hva + 64 * PAGE);
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -159,8 +164,8 @@ fn a_write_between_any_two_steps_is_kept() {
     static WHEN: Mutex<Option<When>> = Mutex::new(None);
     for when in [Step::Frozen, Step::Compared, Step::Mapped] {
         for how in How::ALL {
-            let Some((hva, mut memory)) = memory(4) else { return };
-            let (slab, marks) = (slab(4), InFlight::new(4 * PAGE_BYTES));
+            let Some((hva, mut memory)) = memory() else { return };
+            let slab = slab(4);
             fill(hva, 4);
             let (go, going) = channel();
             let (about, about_to) = channel();
@@ -181,7 +186,7 @@ fn a_write_between_any_two_steps_is_kept() {
                     about.send(()).unwrap();
                     source.put(how, address, 0x1234);
                 });
-                memory.merge((0, 4), (&slab, 0), &marks).unwrap();
+                memory.merge(run(0, 4), (&slab, SlabPage(0))).unwrap();
             });
             // SAFETY: inside the mapping; the writer is done.
             assert_eq!(unsafe { (address as *const u64).read_volatile() }, 0x1234, "{when:?} {how:?}");
@@ -221,7 +226,7 @@ impl Source {
     }
 
     fn put(&self, how: How, address: usize, value: u64) {
-        let (to, bytes) = (address as *mut c_void, value.to_le_bytes());
+        let (to, bytes) = (address as *mut libc::c_void, value.to_le_bytes());
         let got = match how {
             // SAFETY: inside a mapping; this word is this thread's alone.
             How::Store => return unsafe { (address as *mut u64).write_volatile(value) },
@@ -272,8 +277,8 @@ fn writer(hva: usize, pages: u64, place: usize, how: How, writes: &AtomicU64, en
 fn no_write_is_lost_while_runs_are_merged() {
     const PAGES: u64 = 256;
     const MERGES: u64 = 3000;
-    let Some((hva, mut memory)) = memory(PAGES) else { return };
-    let (slab, marks) = (slab(PAGES), InFlight::new(PAGES * PAGE_BYTES));
+    let Some((hva, mut memory)) = memory() else { return };
+    let slab = slab(PAGES);
     fill(hva, PAGES);
     let (end, writes) = (AtomicBool::new(false), AtomicU64::new(0));
     let (mut merged, mut differed) = (0, 0u64);
@@ -290,7 +295,7 @@ fn no_write_is_lost_while_runs_are_merged() {
         while merged < MERGES {
             turn = turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let (first, pages) = ((turn >> 33) % PAGES, 1 + (turn >> 20) % 8);
-            match memory.merge((first, pages.min(PAGES - first)), (&slab, first), &marks) {
+            match memory.merge(run(first, pages.min(PAGES - first)), (&slab, SlabPage(first as u32))) {
                 Ok(()) => merged += 1,
                 Err(Refusal::Differs) => differed += 1,
                 Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),

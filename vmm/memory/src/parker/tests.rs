@@ -4,16 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use devices::in_flight::InFlight;
-use devices::reclaim::{Gpa, Reclaim};
+use devices::reclaim::Reclaim;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::slab::Draft;
 use crate::slabbed::Slabbed;
+use crate::{Gpa, PAGE, SlabPage};
 
 const BYTES: u64 = 16 << 20;
 const PAGES: u64 = BYTES / PAGE_BYTES;
-const PAGE: usize = PAGE_BYTES as usize;
 
 /// RAM in which every page holds its number, and what parks pages of it. None where there is no userfaultfd for us.
 fn filled() -> Option<(Ram, Parker)> {
@@ -42,11 +42,15 @@ fn read(ram: &Ram, page: u64) -> u64 {
 }
 
 fn hva(ram: &Ram, page: u64) -> u64 {
-    ram.extents()[0].hva + page * PAGE_BYTES
+    ram.extents()[0].hva.0 + page * PAGE_BYTES
 }
 
-fn hvas(ram: &Ram, pages: impl IntoIterator<Item = u64>) -> Vec<u64> {
-    pages.into_iter().map(|page| hva(ram, page)).collect()
+fn numbers(pages: impl IntoIterator<Item = u64>) -> Vec<PageNo> {
+    pages.into_iter().map(PageNo).collect()
+}
+
+fn run(first: u64, pages: u64) -> PageRange {
+    PageRange::new(PageNo(first), pages).unwrap()
 }
 
 /// Mappings that guest RAM consists of.
@@ -77,7 +81,7 @@ fn pages_are_counted_touched_or_idle_and_hold_what_they_held() {
     ram.discard(Gpa(0)..Gpa(16 * PAGE_BYTES)).unwrap();
     assert_eq!(parker.population().unwrap(), Population { pages: PAGES - 16, huge_pages: 0 });
     let chosen = parker.choose(&[0, 1, 100, PAGES - 17]).unwrap();
-    assert_eq!(chosen, hvas(&ram, [16, 17, 116, PAGES - 1]));
+    assert_eq!(chosen, numbers([16, 17, 116, PAGES - 1]));
     let whole = mappings(&ram);
     assert_eq!(parker.park(&chosen).unwrap(), 4);
     assert_eq!((ram.parked_pages(), mappings(&ram) > whole), (4, true));
@@ -98,7 +102,7 @@ fn pages_are_counted_touched_or_idle_and_hold_what_they_held() {
 #[test]
 fn the_kernel_and_other_threads_meet_parked_pages_at_the_same_time() {
     let Some((ram, mut parker)) = filled() else { return };
-    parker.park(&hvas(&ram, 100..140)).unwrap();
+    parker.park(&numbers(100..140)).unwrap();
     served(&mut parker, || {
         thread::scope(|scope| {
             for _ in 0..4 {
@@ -108,7 +112,7 @@ fn the_kernel_and_other_threads_meet_parked_pages_at_the_same_time() {
     });
     assert_eq!(parker.end().map(|parked| (parked.touched, parked.idle)), Some((40, 0)));
     // A system call that writes to them for us.
-    parker.park(&hvas(&ram, 300..304)).unwrap();
+    parker.park(&numbers(300..304)).unwrap();
     served(&mut parker, || {
         let mut file = tempfile::tempfile().unwrap();
         file.write_at(&[9; 4 * PAGE], 0).unwrap();
@@ -129,7 +133,7 @@ fn what_is_given_back_while_it_is_parked_stays_away() {
     for slabs in [false, true] {
         ram.placement().slabs = slabs;
         (0..40).for_each(|page| write(&ram, page, 1));
-        assert_eq!(parker.park(&hvas(&ram, (0..40).step_by(2))).unwrap(), 20);
+        assert_eq!(parker.park(&numbers((0..40).step_by(2))).unwrap(), 20);
         let range = |pages: std::ops::Range<u64>| Gpa(pages.start * PAGE_BYTES)..Gpa(pages.end * PAGE_BYTES);
         // Nobody serves: giving back does not need it.
         ram.discard(range(0..10)).unwrap();
@@ -156,17 +160,17 @@ fn merging_and_advising_have_parked_pages_brought_back() {
         return testing::skipped(module_path!(), "pages cannot be frozen");
     };
     (0..8).for_each(|page| write(&ram, page, 0));
-    let parked = hvas(&ram, [1, 3, 9]);
+    let parked = numbers([1, 3, 9]);
     assert_eq!(parker.park(&parked).unwrap(), 3);
     // Compared with zeros while nobody serves: it would sleep for ever.
-    slabbed.drop_zeros(0, 8).unwrap();
+    slabbed.drop_zeros(run(0, 8)).unwrap();
     assert_eq!(ram.parked_pages(), 1);
-    assert!(slabbed.drop_zeros(8, 8).is_err(), "they are no zeros");
+    assert!(slabbed.drop_zeros(run(8, 8)).is_err(), "they are no zeros");
     assert_eq!(ram.parked_pages(), 0);
     assert_eq!(read(&ram, 9), 9);
     assert_eq!(parker.end().map(|parked| parked.withdrawn), Some(3));
     if std::path::Path::new("/sys/kernel/mm/ksm").exists() {
-        parker.park(&hvas(&ram, [50, 60])).unwrap();
+        parker.park(&numbers([50, 60])).unwrap();
         let whole = mappings(&ram);
         ram.set_mergeable(true).unwrap();
         assert_eq!(ram.parked_pages(), 0);
@@ -180,7 +184,7 @@ fn pages_that_a_device_is_about_to_write_are_left_where_they_are() {
     let Some((ram, mut parker)) = filled() else { return };
     // Marks are those of 64 pages together: 70 is a neighbour of the page that is read into, 200 is not.
     let (device, range): (&dyn InFlight, _) = (&ram, Gpa(80 * PAGE_BYTES)..Gpa(80 * PAGE_BYTES + 512));
-    let chosen = hvas(&ram, [70, 80, 200]);
+    let chosen = numbers([70, 80, 200]);
     let mut parked = None;
     device.during(range, &mut || parked = Some(parker.park(&chosen).unwrap()));
     assert_eq!((parked, ram.parked_pages()), (Some(1), 1));
@@ -197,13 +201,13 @@ fn a_page_that_was_a_slabs_before_it_was_written_is_not_parked() {
         return testing::skipped(module_path!(), "pages cannot be frozen");
     };
     let draft = Draft::new(4).unwrap();
-    draft.write(0, &[7; 4 * PAGE]).unwrap();
+    draft.write(SlabPage(0), &[7; 4 * PAGE]).unwrap();
     let slab = draft.seal().unwrap();
     ram.memory().write_slice(&[7; 4 * PAGE], GuestAddress(100 * PAGE_BYTES)).unwrap();
-    slabbed.merge((100, 4), (&slab, 0)).unwrap();
+    slabbed.merge(run(100, 4), (&slab, SlabPage(0))).unwrap();
     write(&ram, 101, 9);
     // 99 and 104 are the guest's alone, 100 is the slab's, 101 a copy.
-    let pages = hvas(&ram, [99, 100, 101, 104]);
+    let pages = numbers([99, 100, 101, 104]);
     assert_eq!(parker.park(&pages).unwrap(), 2);
     served(&mut parker, || assert_eq!((read(&ram, 101), read(&ram, 104)), (9, 104)));
     assert_eq!(parker.end().map(|parked| (parked.touched, parked.idle)), Some((1, 1)));
@@ -218,21 +222,21 @@ fn a_page_that_was_a_slabs_before_it_was_written_is_not_parked() {
 #[test]
 fn nothing_is_parked_while_it_is_forbidden() {
     let Some((ram, mut parker)) = filled() else { return };
-    parker.park(&hvas(&ram, [1, 2])).unwrap();
+    parker.park(&numbers([1, 2])).unwrap();
     ram.forbid_parking();
     assert_eq!((ram.parked_pages(), read(&ram, 1)), (0, 1));
     assert_eq!(parker.end().map(|parked| parked.interrupted), Some(true));
-    assert_eq!(parker.park(&hvas(&ram, [3])).unwrap(), 0);
+    assert_eq!(parker.park(&numbers([3])).unwrap(), 0);
     ram.allow_parking();
     assert_eq!(parker.end().map(|parked| parked.interrupted), Some(true), "it was when it began");
-    assert_eq!(parker.park(&hvas(&ram, [3])).unwrap(), 1);
+    assert_eq!(parker.park(&numbers([3])).unwrap(), 1);
     assert_eq!(parker.end(), Some(Parked { idle: 1, ..Parked::default() }));
     // Without a server nothing may stay away.
-    parker.park(&hvas(&ram, [3])).unwrap();
+    parker.park(&numbers([3])).unwrap();
     drop(parker);
     assert_eq!((ram.parked_pages(), read(&ram, 3)), (0, 3));
     ram.allow_parking();
-    assert!(!ram.placement().parking.park(hva(&ram, 3) as usize).unwrap());
+    assert!(!ram.placement().parking.park(ram.range(run(3, 1)).unwrap()).unwrap());
 }
 
 #[test]
@@ -240,7 +244,7 @@ fn absent_shared_and_zero_pages_are_not_parked() {
     let Some((ram, mut parker)) = filled() else { return };
     ram.discard(Gpa(0)..Gpa(2 * PAGE_BYTES)).unwrap();
     assert_eq!(read(&ram, 1), 0);
-    let pages = hvas(&ram, [0, 1, 2, 2]);
+    let pages = numbers([0, 1, 2, 2]);
     assert_eq!(parker.park(&pages).unwrap(), 1, "one is absent, one the kernel's zeros, one parked already");
     assert_eq!(parker.end().map(|parked| parked.idle), Some(1));
 }
@@ -249,8 +253,8 @@ fn absent_shared_and_zero_pages_are_not_parked() {
 fn where_no_mapping_is_left_the_page_is_copied_back() {
     let Some((ram, mut parker)) = filled() else { return };
     let whole = mappings(&ram);
-    parker.park(&hvas(&ram, [5, 6])).unwrap();
-    ram.placement().parking.copy_back_now(hva(&ram, 5) as usize).unwrap();
+    parker.park(&numbers([5, 6])).unwrap();
+    ram.placement().parking.copy_back_now(PageNo(5)).unwrap();
     assert_eq!((read(&ram, 5), ram.parked_pages()), (5, 1));
     ram.discard(Gpa(5 * PAGE_BYTES)..Gpa(6 * PAGE_BYTES)).unwrap();
     assert_eq!(read(&ram, 5), 0, "nobody watches it any more");
@@ -263,7 +267,7 @@ fn a_page_that_is_missing_and_not_parked_is_nobodys_to_wait_for() {
     let Some((ram, mut parker)) = filled() else { return };
     let whole = mappings(&ram);
     // As if it could not be unregistered when it was brought back, and was given back to the host since.
-    ram.placement().parking.watch_only(hva(&ram, 5) as usize).unwrap();
+    ram.placement().parking.watch_only(ram.range(run(5, 1)).unwrap()).unwrap();
     ram.discard(Gpa(5 * PAGE_BYTES)..Gpa(6 * PAGE_BYTES)).unwrap();
     served(&mut parker, || assert_eq!(read(&ram, 5), 0));
     assert_eq!((mappings(&ram), parker.end().map(|parked| parked.touched)), (whole, Some(0)));
@@ -276,7 +280,7 @@ fn a_read_from_outside_does_not_hang() {
     let Some((ram, mut parker)) = filled() else { return };
     let memory = fs::File::open("/proc/self/mem").unwrap();
     let mut page = [0u8; PAGE];
-    parker.park(&hvas(&ram, [5])).unwrap();
+    parker.park(&numbers([5])).unwrap();
     served(&mut parker, || match memory.read_exact_at(&mut page, hva(&ram, 5)) {
         Ok(()) => assert_eq!(page[..8], 5u64.to_ne_bytes()),
         Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}"),
@@ -321,8 +325,7 @@ fn nothing_is_lost_among_writers_and_givers_back() {
     thread::scope(|scope| {
         let workers: Vec<_> = (0..4).map(|first| scope.spawn(move || worker(first))).collect();
         for round in 0..100 {
-            let chosen: Vec<u64> =
-                parker.choose(&(0..PAGES - 1).step_by(7 + round % 5).collect::<Vec<_>>()).unwrap();
+            let chosen = parker.choose(&(0..PAGES - 1).step_by(7 + round % 5).collect::<Vec<_>>()).unwrap();
             parker.park(&chosen).unwrap();
             parker.watch(Duration::from_millis(1)).unwrap();
             let ended = parker.end().unwrap();

@@ -9,9 +9,9 @@ const BYTES: u64 = 16 << 20;
 
 /// Pages of `range` that have a frame, or are in the file's page cache and would be found again.
 fn resident_pages(ram: &Ram, range: Range<Gpa>) -> usize {
-    let place = ram.place(&range).unwrap();
+    let range = ram.range_at(&range).unwrap();
     let mut entries = Vec::new();
-    Pagemap::open_self().unwrap().read(place.hva as u64, place.bytes / 4096, &mut entries).unwrap();
+    Pagemap::open_self().unwrap().read(range.hva(), range.bytes() / PAGE, &mut entries).unwrap();
     entries.iter().filter(|e| e.present()).count()
 }
 
@@ -62,10 +62,10 @@ fn memfd_pages_come_back_as_zeros_and_leave_the_file() {
     pages_come_back_as_zeros(Backing::Memfd);
     let ram = Ram::new(BYTES, Backing::Memfd).unwrap();
     fill(&ram, 7);
-    let place = ram.place(&(Gpa(0)..Gpa(BYTES))).unwrap();
+    let hva = ram.extents()[0].hva;
     let rollup = |what: &str| -> u64 {
         let text = fs::read_to_string("/proc/self/smaps").unwrap();
-        let start = format!("{:x}-", place.hva);
+        let start = format!("{hva:x}-");
         let lines = text.lines().skip_while(|l| !l.starts_with(&start));
         lines
             .filter_map(|l| l.strip_prefix(what))

@@ -17,6 +17,8 @@ use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::process;
 
+use super::super::Hva;
+use super::super::page::to_usize;
 use super::{RemoteError, RemoteMemory};
 
 /// Ranges in one call: the kernel's UIO_MAXIOV.
@@ -35,12 +37,12 @@ impl RemoteMemory {
     /// nothing, and [`RemoteMemory::read`] tells what is wrong. Where it is not permitted it is not tried again.
     ///
     /// The process is known by its number here: see [`Self::check_alive`].
-    pub fn read_pinned(&mut self, hvas: &[u64], into: &mut [IoSliceMut<'_>]) -> bool {
+    pub fn read_pinned(&mut self, hvas: &[Hva], into: &mut [IoSliceMut<'_>]) -> bool {
         if !self.may_pin || hvas.len() != into.len() || hvas.len() > MAX_RANGES {
             return false;
         }
-        let range = |(hva, part): (&u64, &IoSliceMut<'_>)| libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(*hva as usize),
+        let range = |(hva, part): (&Hva, &IoSliceMut<'_>)| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(to_usize(hva.0)),
             iov_len: part.len(),
         };
         let remote: Vec<libc::iovec> = hvas.iter().zip(into.iter()).map(range).collect();
@@ -84,7 +86,7 @@ mod tests {
     #[test]
     fn pieces_are_read_in_one_call() {
         let data: Vec<u8> = (0..=255).cycle().take(10_000).collect();
-        let base = data.as_ptr() as u64;
+        let base = Hva::of(data.as_ptr());
         let (mut first, mut second) = ([0; 100], [0; 50]);
         let mut memory = RemoteMemory::open(process::id()).unwrap();
         let mut into = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
@@ -93,7 +95,7 @@ mod tests {
         memory.check_alive().unwrap();
         // Nothing is mapped there: no reason not to go on.
         let mut into = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
-        assert!(!memory.read_pinned(&[base, 4096], &mut into));
+        assert!(!memory.read_pinned(&[base, Hva(4096)], &mut into));
         assert!(memory.read_pinned(&[base], &mut [IoSliceMut::new(&mut second)]));
         memory.may_pin = false;
         assert!(!memory.read_pinned(&[base], &mut [IoSliceMut::new(&mut second)]));
@@ -106,7 +108,7 @@ mod tests {
         memory.check_alive().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!memory.read_pinned(&[1 << 20], &mut [IoSliceMut::new(&mut [0; 8])]));
+        assert!(!memory.read_pinned(&[Hva(1 << 20)], &mut [IoSliceMut::new(&mut [0; 8])]));
         assert!(matches!(memory.check_alive(), Err(RemoteError::Exited { .. })));
     }
 }

@@ -1,14 +1,13 @@
-use std::ffi::c_void;
 use std::os::fd::AsFd;
 
-use devices::reclaim::{Gpa, Reclaim};
+use devices::reclaim::Reclaim;
 use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::Extent;
 use crate::ram::{Backing, Ram};
 use crate::slab::Draft;
+use crate::{Extent, Gpa, PageNo, PageRange, SlabPage};
 
 /// Memory of some pages, none of them touched, and both ways to look at it. They are huge pages only where that is wanted.
 fn ram() -> (Ram, Extent, [PageScan; 2]) {
@@ -18,14 +17,14 @@ fn ram() -> (Ram, Extent, [PageScan; 2]) {
     (ram, extent, [PageScan::open_self().unwrap(), PageScan::by_entries().unwrap()])
 }
 
-fn file_pages(scan: &mut PageScan, hvas: Range<u64>) -> u64 {
+fn file_pages(scan: &mut PageScan, hvas: Range<Hva>) -> u64 {
     let mut sum = 0;
     scan.files(hvas, |found| sum += found.pages).unwrap();
     sum
 }
 
-fn whole(extent: &Extent) -> Range<u64> {
-    extent.hva..extent.hva + extent.bytes
+fn whole(extent: &Extent) -> Range<Hva> {
+    extent.hva.span(extent.bytes)
 }
 
 fn write(ram: &Ram, page: u64) {
@@ -40,17 +39,17 @@ fn anonymous(scan: &mut PageScan, extent: &Extent) -> Vec<(u64, u64)> {
 }
 
 /// Maps a slab of `pages` pages at `page`.
-fn map_slab(extent: &Extent, page: u64, pages: u64) {
+fn map_slab(ram: &Ram, page: u64, pages: u64) {
     let draft = Draft::new(pages).unwrap();
-    draft.write(0, &vec![5; (pages * PAGE_BYTES) as usize]).unwrap();
+    draft.write(SlabPage(0), &vec![5; to_usize(pages * PAGE_BYTES)]).unwrap();
     let slab = draft.seal().unwrap();
-    let hva = (extent.hva + page * PAGE_BYTES) as *mut c_void;
+    let range = ram.range(PageRange::new(PageNo(page), pages).unwrap()).unwrap();
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-    let bytes = (pages * PAGE_BYTES) as usize;
     // SAFETY: the pages are those of a `Ram` of this test, which nobody else uses.
     unsafe {
-        rustix::mm::mmap(hva, bytes, ProtFlags::READ | ProtFlags::WRITE, flags, slab.as_fd(), 0).unwrap();
-        assert_eq!(libc::madvise(hva, bytes, libc::MADV_POPULATE_READ), 0);
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        rustix::mm::mmap(range.as_ptr(), range.bytes(), prot, flags, slab.as_fd(), 0).unwrap();
+        assert_eq!(libc::madvise(range.as_ptr(), range.bytes(), libc::MADV_POPULATE_READ), 0);
     }
 }
 
@@ -83,7 +82,7 @@ fn pages_that_were_written_are_found_in_ranges() {
 #[test]
 fn a_page_of_a_slab_is_a_files_until_it_is_written() {
     let (ram, extent, scans) = ram();
-    map_slab(&extent, 100, 8);
+    map_slab(&ram, 100, 8);
     write(&ram, 99);
     for mut scan in scans {
         assert_eq!(file_pages(&mut scan, whole(&extent)), 8);

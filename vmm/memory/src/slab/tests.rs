@@ -2,12 +2,10 @@ use std::os::fd::AsRawFd;
 
 use super::*;
 
-const PAGE: usize = PAGE_BYTES as usize;
-
 fn sealed(pages: u64) -> Slab {
     let draft = Draft::new(pages).unwrap();
-    for page in 0..pages {
-        draft.write(page, &[page as u8 + 1; PAGE]).unwrap();
+    for page in 0..pages as u32 {
+        draft.write(SlabPage(page), &[page as u8 + 1; PAGE]).unwrap();
     }
     draft.seal().unwrap()
 }
@@ -25,12 +23,12 @@ fn memfd(flags: MemfdFlags, bytes: u64, seals: SealFlags) -> OwnedFd {
 fn what_was_written_is_there_and_stays() {
     let slab = sealed(3);
     assert_eq!((slab.pages(), slab.resident_bytes().unwrap()), (3, 3 * PAGE_BYTES));
-    assert_eq!(slab.bytes(1, 1).unwrap(), [2; PAGE]);
-    assert_eq!(slab.bytes(0, 3).unwrap().len(), 3 * PAGE);
-    assert!(slab.bytes(1, 3).is_none() && slab.bytes(u64::MAX, 2).is_none());
+    assert_eq!(slab.bytes(SlabPage(1), 1).unwrap(), [2; PAGE]);
+    assert_eq!(slab.bytes(SlabPage(0), 3).unwrap().len(), 3 * PAGE);
+    assert!(slab.bytes(SlabPage(1), 3).is_none() && slab.bytes(SlabPage(u32::MAX), 2).is_none());
     assert!(slab.file.write_at(&[9], 0).is_err(), "written to");
     assert!(slab.file.set_len(PAGE_BYTES).is_err() && slab.file.set_len(4 * PAGE_BYTES).is_err(), "resized");
-    assert_eq!(slab.bytes(0, 1).unwrap(), [1; PAGE]);
+    assert_eq!(slab.bytes(SlabPage(0), 1).unwrap(), [1; PAGE]);
 }
 
 #[test]
@@ -38,7 +36,7 @@ fn it_travels() {
     let slab = sealed(2);
     let received = Slab::receive(slab.file.try_clone().unwrap().into(), 2).unwrap();
     drop(slab);
-    assert_eq!(received.bytes(0, 2).unwrap()[PAGE..], [2; PAGE]);
+    assert_eq!(received.bytes(SlabPage(0), 2).unwrap()[PAGE..], [2; PAGE]);
 }
 
 #[test]
@@ -55,8 +53,8 @@ fn others_may_run_between_the_parts_in_which_memory_is_reserved() {
 #[test]
 fn writing_beyond_the_end_is_refused() {
     let draft = Draft::new(2).unwrap();
-    for (page, bytes) in [(2, PAGE), (1, 2 * PAGE), (0, PAGE - 1), (u64::MAX, PAGE)] {
-        assert!(draft.write(page, &vec![1; bytes]).is_err(), "{page} {bytes}");
+    for (page, bytes) in [(2, PAGE), (1, 2 * PAGE), (0, PAGE - 1), (u32::MAX, PAGE)] {
+        assert!(draft.write(SlabPage(page), &vec![1; bytes]).is_err(), "{page} {bytes}");
     }
     assert!(matches!(Draft::new(0), Err(SlabError::Size { .. })));
     assert!(matches!(Draft::new(MAX_SLAB_PAGES + 1), Err(SlabError::Size { .. })));

@@ -6,15 +6,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use devices::reclaim::{Gpa, Reclaim};
+use devices::reclaim::Reclaim;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::merge_run::Step;
 use super::super::slab::Draft;
 use super::*;
+use crate::ram::Backing;
+use crate::{Hva, PAGE};
 
 const RAM_BYTES: u64 = 16 << 20;
-const PAGE: usize = PAGE_BYTES as usize;
 /// Where the pages are that are merged and given back.
 const FIRST: u64 = 100;
 const PAGES: u64 = 4;
@@ -30,9 +31,13 @@ fn sevens() -> Option<(Ram, Slabbed, Slab)> {
         }
     };
     let draft = Draft::new(PAGES).unwrap();
-    draft.write(0, &[7; PAGES as usize * PAGE]).unwrap();
+    draft.write(SlabPage(0), &[7; PAGES as usize * PAGE]).unwrap();
     fill(&ram);
     Some((ram, slabbed, draft.seal().unwrap()))
+}
+
+fn run(first: u64, pages: u64) -> PageRange {
+    PageRange::new(PageNo(first), pages).unwrap()
 }
 
 fn fill(ram: &Ram) {
@@ -52,9 +57,9 @@ fn what_a_device_is_about_to_write_is_not_replaced() {
     let device: &dyn devices::in_flight::InFlight = &ram;
     let mut refused = None;
     let range = Gpa(FIRST * PAGE_BYTES)..Gpa(FIRST * PAGE_BYTES + 512);
-    device.during(range, &mut || refused = slabbed.merge((FIRST, 1), (&slab, 0)).err());
+    device.during(range, &mut || refused = slabbed.merge(run(FIRST, 1), (&slab, SlabPage(0))).err());
     assert!(matches!(refused, Some(Refusal::InFlight)), "{refused:?}");
-    slabbed.merge((FIRST, 1), (&slab, 0)).unwrap();
+    slabbed.merge(run(FIRST, 1), (&slab, SlabPage(0))).unwrap();
 }
 
 #[test]
@@ -62,15 +67,20 @@ fn what_is_replaced_is_remembered() {
     let Some((ram, mut slabbed, slab)) = sevens() else { return };
     ram.memory().write_slice(&[0; PAGE], GuestAddress(5 * PAGE_BYTES)).unwrap();
     let left = slabbed.left;
-    assert!(slabbed.drop_zeros(FIRST, 1).is_err() && slabbed.merge((5, 1), (&slab, 0)).is_err());
+    assert!(
+        slabbed.drop_zeros(run(FIRST, 1)).is_err() && slabbed.merge(run(5, 1), (&slab, SlabPage(0))).is_err()
+    );
     assert_eq!(slabbed.left, left, "mappings that were not made");
     assert!(ram.merges().last().is_empty(), "what was refused was not done");
-    slabbed.merge((FIRST + 1, 2), (&slab, 1)).unwrap();
-    slabbed.drop_zeros(5, 1).unwrap();
+    slabbed.merge(run(FIRST + 1, 2), (&slab, SlabPage(1))).unwrap();
+    slabbed.drop_zeros(run(5, 1)).unwrap();
     assert_eq!(slabbed.left, left - 4);
     ram.discard(Gpa(FIRST * PAGE_BYTES)..Gpa((FIRST + 3) * PAGE_BYTES)).unwrap();
-    let last: Vec<_> = ram.merges().last().iter().map(|r| (r.gpa / PAGE_BYTES, r.pages, r.with)).collect();
-    assert_eq!(last, [(FIRST + 1, 2, With::Slab { first: 1 }), (5, 1, With::Zeros), (FIRST, 3, With::Fresh)]);
+    let last: Vec<_> = ram.merges().last().iter().map(|r| (r.gpa.0 / PAGE_BYTES, r.pages, r.with)).collect();
+    assert_eq!(
+        last,
+        [(FIRST + 1, 2, With::Slab { first: SlabPage(1) }), (5, 1, With::Zeros), (FIRST, 3, With::Fresh)]
+    );
 }
 
 /// A balloon that gives pages back between any two steps of their merge waits for its end: it would be undone.
@@ -87,7 +97,7 @@ fn giving_back_waits_for_the_merge() {
             let (about, about_to) = channel();
             *WHEN.lock().unwrap() = Some((when, go, about_to));
             DONE.store(false, Ordering::SeqCst);
-            slabbed.stretches[0].mergeable.between = |step| {
+            slabbed.mergeable.between = |step| {
                 if let Some((_, go, about_to)) = WHEN.lock().unwrap().take_if(|(when, ..)| *when == step) {
                     go.send(()).unwrap();
                     about_to.recv().unwrap();
@@ -110,7 +120,7 @@ fn giving_back_waits_for_the_merge() {
                     ram.discard_all(&ranges, &mut |range, error| panic!("{range:?}: {error}"));
                     DONE.store(true, Ordering::SeqCst);
                 });
-                slabbed.merge((FIRST, PAGES), (&slab, 0)).unwrap();
+                slabbed.merge(run(FIRST, PAGES), (&slab, SlabPage(0))).unwrap();
             });
             let given = [true, at_once == 1, true, true];
             for (page, given) in (FIRST..).zip(given) {
@@ -130,11 +140,11 @@ fn given_back_it_is_one_mapping_again() {
     let mappings = || {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let start = |line: &str| u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
-        maps.lines().filter(|line| (extent.hva..extent.hva + extent.bytes).contains(&start(line))).count()
+        maps.lines().filter(|line| extent.hva.span(extent.bytes).contains(&Hva(start(line)))).count()
     };
     assert_eq!(mappings(), 1);
-    slabbed.merge((FIRST, PAGES), (&slab, 0)).unwrap();
-    slabbed.drop_zeros(5, 3).unwrap();
+    slabbed.merge(run(FIRST, PAGES), (&slab, SlabPage(0))).unwrap();
+    slabbed.drop_zeros(run(5, 3)).unwrap();
     assert_eq!(mappings(), 3, "before the slab, the slab, after it");
     ram.discard(Gpa(FIRST * PAGE_BYTES)..Gpa((FIRST + PAGES) * PAGE_BYTES)).unwrap();
     assert_eq!(mappings(), 1);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use measure::{Extent, content, frames};
-use memory::PAGE_BYTES;
+use memory::{Gpa, Hva, PAGE_BYTES};
 
 /// Set for the children that the tests make of this same test program: `real`, or the directory of a fake.
 const ROLE: &str = "SAMEPAGE_KSM_TEST";
@@ -215,7 +215,11 @@ fn ksm_merges_two_guests_to_the_ideal() {
     let spaces = rams.each_ref().map(|(memory, skip)| Space {
         name: "g".to_owned(),
         pid: std::process::id(),
-        extents: vec![Extent { gpa: 0, hva: memory[*skip..].as_ptr() as u64, bytes: (PAGES * PAGE) as u64 }],
+        extents: vec![Extent {
+            gpa: Gpa(0),
+            hva: Hva::of(memory[*skip..].as_ptr()),
+            bytes: (PAGES * PAGE) as u64,
+        }],
     });
     let ideal = content::measure(&spaces, &mut |_, _| {}).unwrap();
     assert_eq!(ideal.zero, 2 * PAGES as u64 / 3);

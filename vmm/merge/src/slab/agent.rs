@@ -1,7 +1,6 @@
 //! The agent: a thread in a VM process that finds quiet pages, and publishes and merges what the matchmaker says.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -11,22 +10,20 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::ClockId;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::bits;
 use super::counters::{Counters, now_ns};
-use super::matchmaker::{PageHash, SlabPage};
+use super::matchmaker::{PageHash, SlabPlace};
 use super::merger::{Merger, Work};
 use super::watcher::Watcher;
 use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
 use measure::tag::TagKey;
-use memory::PAGE_BYTES;
 use memory::page_buffer::PageBuffer;
 use memory::ram::Ram;
 use memory::slab::{Draft, Slab};
 use memory::slabbed::{Private, Slabbed};
 use memory::written::WriteLog;
+use memory::{PAGE, PAGE_BYTES, PageNo, PageRange, PageSet, SlabPage};
 use os::limits;
 
-const PAGE: usize = PAGE_BYTES as usize;
 /// Pages copied at a time to be hashed: as much as the nearest caches hold.
 const PIECE_PAGES: u64 = 16;
 /// How long to wait before the matchmaker is looked for again.
@@ -95,7 +92,7 @@ impl Agent {
             let link = Link::connect(socket)?;
             link.set_time_limit(Some(BIRTH_LIMIT))?;
             let mut session = agent.greet(link)?;
-            agent.offer_all(&mut session, &bits::all(agent.pages))?;
+            agent.offer_all(&mut session, &PageSet::all(agent.pages))?;
             session.link.set_time_limit(None)?;
             Ok(session)
         };
@@ -161,7 +158,7 @@ impl Agent {
         self.ordered = 0;
         self.stale = true;
         for slab in self.merger.start_over() {
-            let whole = slab.bytes(0, slab.pages()).unwrap_or_default();
+            let whole = slab.bytes(SlabPage(0), slab.pages()).unwrap_or_default();
             let hashes = whole.as_chunks().0.iter().map(|page| {
                 self.merger.courtesy.breathe();
                 session.key.tag(page).short()
@@ -294,35 +291,36 @@ impl Agent {
     }
 
     /// Hashes and offers those pages of the set that are this guest's alone.
-    fn offer_all(&mut self, session: &mut Session, set: &[u64]) -> io::Result<()> {
+    fn offer_all(&mut self, session: &mut Session, set: &PageSet) -> io::Result<()> {
         let (mut private, mut buffer) = (Vec::new(), PageBuffer::new(PIECE_PAGES as usize));
         let chunk_words = OFFER_PAGES / 64;
-        for (n, words) in (0u64..).zip(set.chunks(chunk_words)) {
+        for (n, words) in (0u64..).zip(set.words().chunks(chunk_words)) {
             if words.iter().all(|word| *word == 0) {
                 continue;
             }
             let began = (Instant::now(), self.counters.cpu_seconds());
-            let first = n * OFFER_PAGES as u64;
-            let end = (first + words.len() as u64 * 64).min(self.pages);
+            let first = PageNo(n * OFFER_PAGES as u64);
+            let end = (first + words.len() as u64 * 64).min(PageNo(self.pages));
             private.clear();
-            for span in spans(set, first..end) {
+            for span in spans(set, PageRange::between(first, end)) {
                 self.merger.courtesy.breathe();
-                let mixed = self.merger.any_shared(span.clone());
+                let mixed = self.merger.any_shared(span);
                 self.merger.slabbed().private(span, mixed, &mut private)?;
             }
             self.clock.lap(&mut self.counters.scan_ns);
             let (mut offer, mut zeros) = (Vec::new(), Vec::new());
-            for Private { page, pages, huge } in &private {
+            for Private { pages, huge } in &private {
                 if *huge {
-                    self.merger.is_huge(*page, *pages);
+                    self.merger.is_huge(*pages);
                 }
-                for (page, pages) in runs_of(set, *page..*page + *pages, PIECE_PAGES) {
+                for piece in set.runs_of(*pages, PIECE_PAGES) {
                     self.merger.courtesy.breathe();
-                    let bytes = &mut buffer[..pages as usize * PAGE];
-                    self.merger.private(page, pages, &mut self.counters);
-                    let Some(gpa) = self.merger.slabbed().gpa(page) else { continue };
-                    self.ram.memory().read_slice(bytes, GuestAddress(gpa)).map_err(io::Error::other)?;
-                    self.counters.hashed_pages += look_at(&session.key, page, bytes, &mut offer, &mut zeros);
+                    let bytes = &mut buffer[..piece.pages() as usize * PAGE];
+                    self.merger.private(piece, &mut self.counters);
+                    let Some(gpa) = self.merger.slabbed().gpa(piece.first()) else { continue };
+                    self.ram.memory().read_slice(bytes, GuestAddress(gpa.0)).map_err(io::Error::other)?;
+                    self.counters.hashed_pages +=
+                        look_at(&session.key, piece.first(), bytes, &mut offer, &mut zeros);
                 }
             }
             zeros.into_iter().for_each(|work| self.merger.take(work, &mut self.counters));
@@ -335,7 +333,7 @@ impl Agent {
     }
 
     /// Offers pages and does what comes of it.
-    fn exchange(&mut self, session: &mut Session, offer: Vec<(u64, PageHash)>) -> io::Result<()> {
+    fn exchange(&mut self, session: &mut Session, offer: Vec<(PageNo, PageHash)>) -> io::Result<()> {
         if !offer.is_empty() {
             session.link.send(&Message::Offer(offer), NO_FILE)?;
             while self.obey_next(session)? != Message::Done {}
@@ -418,28 +416,28 @@ impl Agent {
     fn publish(
         &mut self,
         key: &TagKey,
-        pages: &[u64],
+        pages: &[PageNo],
         draft: OwnedFd,
     ) -> anyhow::Result<(Slab, Vec<PageHash>)> {
         let draft = Draft::receive(draft, pages.len() as u64)?;
         let (mut hashes, mut buffer) =
             (Vec::with_capacity(pages.len()), PageBuffer::new(PIECE_PAGES as usize));
-        let mut at = 0;
-        for run in pages.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
+        let mut at = SlabPage(0);
+        for run in pages.chunk_by(|a, b| PageRange::one(*a).end() == *b) {
             for piece in run.chunks(PIECE_PAGES as usize) {
                 self.merger.courtesy.breathe();
                 let bytes = &mut buffer[..piece.len() * PAGE];
                 for (page, bytes) in piece.iter().zip(bytes.as_chunks_mut().0) {
                     let gpa = self.merger.slabbed().gpa(*page);
                     let gpa = gpa.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-                    self.ram.memory().read_slice(bytes, GuestAddress(gpa))?;
+                    self.ram.memory().read_slice(bytes, GuestAddress(gpa.0))?;
                     hashes.push(key.tag(bytes).short());
                 }
                 draft.write(at, bytes)?;
-                at += piece.len() as u64;
+                at = at + piece.len() as u64;
             }
         }
-        self.counters.published_pages += at;
+        self.counters.published_pages += u64::from(at.0);
         Ok((draft.seal()?, hashes))
     }
 
@@ -447,15 +445,15 @@ impl Agent {
     fn compact(
         &mut self,
         key: &TagKey,
-        pages: &[SlabPage],
+        pages: &[SlabPlace],
         draft: OwnedFd,
     ) -> anyhow::Result<(Slab, Vec<PageHash>)> {
         let draft = Draft::receive(draft, pages.len() as u64)?;
         let mut hashes = Vec::with_capacity(pages.len());
-        for (n, place) in (0..).zip(pages) {
+        for (n, place) in (0..).map(SlabPage).zip(pages) {
             self.merger.courtesy.breathe();
             let slab = self.merger.slab(place.slab);
-            let bytes = slab.and_then(|slab| slab.bytes(place.page.into(), 1));
+            let bytes = slab.and_then(|slab| slab.bytes(place.page, 1));
             let page = bytes.and_then(|bytes| bytes.as_chunks().0.first());
             let page = page.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
             hashes.push(key.tag(page).short());
@@ -469,7 +467,7 @@ impl Agent {
     fn count(&mut self, session: &Session) -> io::Result<()> {
         self.stale = false;
         for (slab, live) in self.merger.count(&mut self.counters)? {
-            session.link.send(&Message::Live(slab, Box::new(live)), NO_FILE)?;
+            session.link.send(&Message::Live(slab, live), NO_FILE)?;
         }
         session.link.send(&Message::LiveEnd(self.ordered), NO_FILE)?;
         self.clock.lap(&mut self.counters.live_ns);
@@ -488,48 +486,40 @@ const NO_FILE: Option<&OwnedFd> = None;
 
 /// Stretches of `range` in which the pages of `set` lie no further than so many pages apart: to look at what is between takes less time than
 /// another call of the kernel.
-fn spans(set: &[u64], range: Range<u64>) -> Vec<Range<u64>> {
+fn spans(set: &PageSet, range: PageRange) -> Vec<PageRange> {
     const GAP_PAGES: u64 = 32;
-    let mut spans: Vec<Range<u64>> = Vec::new();
-    for page in range.filter(|page| bits::has(set, *page)) {
+    let mut spans: Vec<PageRange> = Vec::new();
+    for (run, _) in set.runs(range).filter(|(_, is)| *is) {
         match spans.last_mut() {
-            Some(last) if page < last.end + GAP_PAGES => last.end = page + 1,
-            _ => spans.push(page..page + 1),
+            Some(last) if run.first() < last.end() + GAP_PAGES => {
+                *last = PageRange::between(last.first(), run.end());
+            }
+            _ => spans.push(run),
         }
     }
     spans
-}
-
-/// The pages of `range` that are in `set`, in runs of at most `most` pages.
-fn runs_of(set: &[u64], range: Range<u64>, most: u64) -> Vec<(u64, u64)> {
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    for page in range.filter(|page| bits::has(set, *page)) {
-        match runs.last_mut() {
-            Some((first, count)) if *first + *count == page && *count < most => *count += 1,
-            _ => runs.push((page, 1)),
-        }
-    }
-    runs
 }
 
 /// Sorts the pages in `bytes`, the first of which is number `page`, into those to offer and those that are zeros. Returns how many it has
 /// hashed.
 fn look_at(
     key: &TagKey,
-    page: u64,
+    page: PageNo,
     bytes: &[u8],
-    offer: &mut Vec<(u64, PageHash)>,
+    offer: &mut Vec<(PageNo, PageHash)>,
     zeros: &mut Vec<Work>,
 ) -> u64 {
     let hashed = offer.len();
-    for (page, bytes) in (page..).zip(bytes.as_chunks().0) {
+    for (page, bytes) in (page.0..).map(PageNo).zip(bytes.as_chunks().0) {
         if let Some(tag) = key.tag_unless_zero(bytes) {
             offer.push((page, tag.short()));
             continue;
         }
         match zeros.last_mut() {
-            Some(Work::Zeros(first, count)) if *first + *count == page => *count += 1,
-            _ => zeros.push(Work::Zeros(page, 1)),
+            Some(Work::Zeros(last)) if last.end() == page => {
+                *last = PageRange::between(last.first(), page + 1);
+            }
+            _ => zeros.push(Work::Zeros(PageRange::one(page))),
         }
     }
     (offer.len() - hashed) as u64

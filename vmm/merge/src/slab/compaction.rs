@@ -7,8 +7,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::bits;
-use super::matchmaker::{DRAFT_PAGES, SlabPage};
+use super::matchmaker::{DRAFT_PAGES, SlabPlace};
 use super::wire::Live;
 
 /// Slabs of so few pages are put together with others: each is a descriptor in every process.
@@ -113,7 +112,7 @@ pub fn together(
     mut sparse: Vec<Sparse>,
     live: &HashMap<u32, Live>,
     (most, allowed): (usize, u64),
-) -> Vec<Vec<SlabPage>> {
+) -> Vec<Vec<SlabPlace>> {
     // By the share that is used; equal ones by number, so that neighbours stay neighbours.
     sparse.sort_unstable_by_key(|s| (s.used * 1024 / s.pages.max(1), s.slab));
     let (mut drafts, mut left) = (Vec::new(), allowed);
@@ -137,8 +136,8 @@ pub fn together(
             continue;
         }
         let pages_of = |s: &Sparse| {
-            let set = live.get(&s.slab).map_or(&[][..], |set| set.as_slice());
-            bits::each(set).map(|page| SlabPage { slab: s.slab, page: page as u32 }).collect::<Vec<_>>()
+            let used = live.get(&s.slab).into_iter().flat_map(|set| set.iter());
+            used.map(|page| SlabPlace { slab: s.slab, page }).collect::<Vec<_>>()
         };
         drafts.push(these.iter().flat_map(pages_of).collect());
         left -= used.min(left);
@@ -152,10 +151,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use memory::SlabPage;
 
     fn live(pages: std::ops::Range<u64>) -> Live {
-        let mut set = [0; DRAFT_PAGES / 64];
-        pages.for_each(|page| bits::put(&mut set, page, true));
+        let mut set = Live::none(DRAFT_PAGES as u64);
+        pages.for_each(|page| set.insert(SlabPage(page as u32)));
         set
     }
 
@@ -170,7 +170,8 @@ mod tests {
         let sets = HashMap::from([(1, live(0..10)), (2, live(5..100)), (3, live(0..2000))]);
         let both = together(vec![sparse(1, 10, 2048), sparse(2, 95, 300)], &sets, ALL);
         assert_eq!((both.len(), both[0].len()), (1, 105));
-        let (first, last) = (SlabPage { slab: 1, page: 0 }, SlabPage { slab: 2, page: 99 });
+        let (first, last) =
+            (SlabPlace { slab: 1, page: SlabPage(0) }, SlabPlace { slab: 2, page: SlabPage(99) });
         assert_eq!((both[0][0], both[0][104]), (first, last));
         assert!(together(vec![sparse(1, 10, 70)], &sets, ALL).is_empty(), "too little is freed");
         assert!(together(vec![sparse(3, 2000, 2048)], &sets, ALL).is_empty(), "too much is moved for it");

@@ -9,11 +9,10 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bits;
 use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
 use super::credit::Credit;
 use super::hub::DomainNow;
-use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPage};
+use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPlace};
 use super::wire::{Live, MAX_OPEN_SLABS};
 use memory::slab::{Draft, Slab};
 
@@ -59,7 +58,7 @@ pub struct Tidy {
     /// Nobody uses these.
     pub unused: Vec<u32>,
     /// For each new slab pages that are all that is used of the slabs that they are in.
-    pub together: Vec<Vec<SlabPage>>,
+    pub together: Vec<Vec<SlabPlace>>,
 }
 
 impl Domain {
@@ -189,8 +188,7 @@ impl Domain {
         let mut live: HashMap<u32, Live> = HashMap::new();
         for one in used {
             for (slab, set) in one {
-                let all = live.entry(*slab).or_insert([0; DRAFT_PAGES / 64]);
-                all.iter_mut().zip(set).for_each(|(all, more)| *all |= more);
+                live.entry(*slab).or_insert_with(|| Live::none(DRAFT_PAGES as u64)).union_with(set);
             }
         }
         let mut tidy = Tidy::default();
@@ -199,7 +197,7 @@ impl Domain {
         let mut sparse: Vec<Sparse> = Vec::new();
         let is_moving = |slab: &u32| self.compacting.values().any(|moving| moving.contains(slab));
         for (slab, open) in &mut self.slabs {
-            let used = live.get(slab).map_or(0, |set| bits::count(set)).min(open.pages);
+            let used = live.get(slab).map_or(0, Live::count).min(open.pages);
             open.usage.count(used, now);
             if used == 0 {
                 tidy.unused.push(*slab);
@@ -231,7 +229,7 @@ impl Domain {
     pub fn compact(
         &mut self,
         guest: GuestId,
-        pages: Vec<SlabPage>,
+        pages: Vec<SlabPlace>,
         between: &mut dyn FnMut(),
     ) -> Option<(u32, Arc<File>)> {
         let count = pages.len() as u64;
@@ -271,5 +269,5 @@ pub enum Published {
     /// These agents have something to do.
     Orders(HashMap<GuestId, Orders>),
     /// Whoever uses these pages is to use those of the new slab instead, in this order.
-    Together(Vec<SlabPage>),
+    Together(Vec<SlabPlace>),
 }

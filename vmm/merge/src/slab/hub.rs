@@ -14,7 +14,7 @@ use rustix::time::ClockId;
 use super::counters::{Counters, now_ns};
 use super::courtesy::Courtesy;
 use super::domain::{Domain, Published};
-use super::matchmaker::{GuestId, Orders, PageHash, SlabPage};
+use super::matchmaker::{GuestId, Orders, PageHash, SlabPlace};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
 use memory::PAGE_BYTES;
 use memory::layout::MAX_RAM_BYTES;
@@ -401,7 +401,7 @@ impl Hub {
                 // Only of slabs that it knows of: that bounds what it can have us keep.
                 let peer = &mut self.peers[at];
                 if peer.knows.contains(&slab) {
-                    peer.saying.insert(slab, *live);
+                    peer.saying.insert(slab, live);
                 }
             }
             Message::LiveEnd(ordered) => {
@@ -496,7 +496,7 @@ impl Hub {
             let Some(at) = members.iter().max_by_key(known).copied() else { continue };
             let State::Member(_, guest) = self.peers[at].state else { continue };
             let knows = &self.peers[at].knows;
-            let pages: Vec<SlabPage> =
+            let pages: Vec<SlabPlace> =
                 together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
             let between = &mut || self.courtesy.breathe();
             if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone(), between) {
@@ -520,7 +520,7 @@ impl Hub {
     }
 
     /// A slab has been filled with pages of others: everybody is to use it instead, and the others go.
-    fn put_together(&mut self, domain: usize, new: u32, pages: &[SlabPage]) {
+    fn put_together(&mut self, domain: usize, new: u32, pages: &[SlabPlace]) {
         let old: HashSet<u32> = pages.iter().map(|page| page.slab).collect();
         for at in self.members(domain) {
             if !self.peers[at].knows.is_disjoint(&old) {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::matchmaker::{DRAFT_PAGES, GuestId, GuestPage, MAX_PAGES, PageHash};
+use memory::{PageNo, SlabPage};
 
 /// Parts of the index: one grows at a time, so that nobody waits while all of it is moved.
 const SHARDS: usize = 64;
@@ -16,7 +17,7 @@ pub enum Place {
     /// It is page number `.1` of a slab that is still to come.
     Drafted(u32, u16),
     /// It is in a slab.
-    Slab(u32, u32),
+    Slab(u32, SlabPage),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +28,9 @@ const _: () = assert!(size_of::<(PageHash, Packed)>() == 16 && DRAFT_PAGES <= 1 
 impl Place {
     fn pack(self) -> Packed {
         Packed(match self {
-            Self::Owner(GuestPage { guest, page }) => u64::from(guest.0) << 34 | page,
+            Self::Owner(GuestPage { guest, page }) => u64::from(guest.0) << 34 | page.0,
             Self::Drafted(slab, page) => 1 << 62 | u64::from(slab) << 31 | u64::from(page),
-            Self::Slab(slab, page) => 2 << 62 | u64::from(slab) << 31 | u64::from(page),
+            Self::Slab(slab, page) => 2 << 62 | u64::from(slab) << 31 | u64::from(page.0),
         })
     }
 }
@@ -40,10 +41,10 @@ impl Packed {
         match self.0 >> 62 {
             0 => Place::Owner(GuestPage {
                 guest: GuestId((self.0 >> 34) as u16),
-                page: self.0 & (MAX_PAGES - 1),
+                page: PageNo(self.0 & (MAX_PAGES - 1)),
             }),
             1 => Place::Drafted(slab, page as u16),
-            _ => Place::Slab(slab, page),
+            _ => Place::Slab(slab, SlabPage(page)),
         }
     }
 }
@@ -118,11 +119,11 @@ mod tests {
     #[test]
     fn places_are_packed_without_loss() {
         for place in [
-            Place::Owner(GuestPage { guest: GuestId(u16::MAX), page: MAX_PAGES - 1 }),
-            Place::Owner(GuestPage { guest: GuestId(0), page: 0 }),
+            Place::Owner(GuestPage { guest: GuestId(u16::MAX), page: PageNo(MAX_PAGES - 1) }),
+            Place::Owner(GuestPage { guest: GuestId(0), page: PageNo(0) }),
             Place::Drafted(super::super::matchmaker::MAX_SLABS - 1, (DRAFT_PAGES - 1) as u16),
-            Place::Slab(super::super::matchmaker::MAX_SLABS - 1, (DRAFT_PAGES - 1) as u32),
-            Place::Slab(0, 0),
+            Place::Slab(super::super::matchmaker::MAX_SLABS - 1, SlabPage((DRAFT_PAGES - 1) as u32)),
+            Place::Slab(0, SlabPage(0)),
         ] {
             assert_eq!(place.pack().unpack(), place);
         }

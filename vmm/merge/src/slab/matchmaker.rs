@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::index::{Index, Place};
+use memory::{PageNo, PageRange, SlabPage};
 
 /// Pages published at a time: long enough for long runs, short enough that nobody waits long for the first.
 pub const DRAFT_PAGES: usize = 2048;
@@ -19,7 +20,8 @@ pub const MAX_SLABS: u32 = 1 << 31;
 /// A page's hash, keyed for the domain: the same contents in another one have another.
 pub type PageHash = u64;
 
-/// A guest of the domain, by a number that is never used again.
+/// A guest of the domain, by a number that nobody else has while it is there. When it is [`Matchmaker::gone`], nothing of it is left under the
+/// number, which the next guest may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestId(pub u16);
 
@@ -29,20 +31,27 @@ pub struct GuestPage {
     /// Whose.
     pub guest: GuestId,
     /// Which.
-    pub page: u64,
+    pub page: PageNo,
 }
 
 /// Adjacent pages of a guest, and the adjacent pages of a slab that have the same hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
     /// The guest's first page.
-    pub page: u64,
+    pub page: PageNo,
     /// How many.
     pub pages: u32,
     /// The slab.
     pub slab: u32,
     /// Its first page.
-    pub slab_page: u32,
+    pub slab_page: SlabPage,
+}
+
+impl Run {
+    /// The guest's pages; None where there are no such numbers, as a run of another process may say.
+    pub fn range(self) -> Option<PageRange> {
+        PageRange::new(self.page, self.pages.into())
+    }
 }
 
 /// What an agent is to copy into a new slab.
@@ -51,7 +60,7 @@ pub struct Publish {
     /// The number that the slab will have.
     pub slab: u32,
     /// Pages of the guest, in the order in which they are to be in the slab.
-    pub pages: Vec<u64>,
+    pub pages: Vec<PageNo>,
 }
 
 /// What the agent of one guest is to do.
@@ -68,7 +77,7 @@ pub struct Orders {
 struct Draft {
     publisher: GuestId,
     /// What is to be in it: the publisher's page and its hash.
-    pages: Vec<(u64, PageHash)>,
+    pages: Vec<(PageNo, PageHash)>,
     /// Who else has one of its pages, by number.
     waiting: Vec<(GuestPage, u16)>,
 }
@@ -78,16 +87,16 @@ struct Draft {
 struct Compaction {
     publisher: GuestId,
     /// What is to be in it: pages of slabs.
-    pages: Vec<SlabPage>,
+    pages: Vec<SlabPlace>,
 }
 
-/// A page of a slab.
+/// A page of one of the slabs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlabPage {
+pub struct SlabPlace {
     /// Which slab.
     pub slab: u32,
     /// Which page of it.
-    pub page: u32,
+    pub page: SlabPage,
 }
 
 /// The index of one trust domain.
@@ -123,11 +132,11 @@ impl Matchmaker {
     }
 
     /// `guest` has these pages now, with these hashes. Says what its agent is to do. A page that cannot be is passed over.
-    pub fn offer(&mut self, guest: GuestId, pages: impl IntoIterator<Item = (u64, PageHash)>) -> Orders {
+    pub fn offer(&mut self, guest: GuestId, pages: impl IntoIterator<Item = (PageNo, PageHash)>) -> Orders {
         let mut orders = Orders::default();
         let mut draft = None;
         let has = self.owned.get(&guest).map_or(0, |owned| owned.len() as u64);
-        for (page, hash) in pages.into_iter().filter(|(page, _)| *page < has) {
+        for (page, hash) in pages.into_iter().filter(|(page, _)| page.0 < has) {
             let here = GuestPage { guest, page };
             match self.index.get(hash) {
                 Some(Place::Owner(owner)) if owner == here => {}
@@ -165,7 +174,7 @@ impl Matchmaker {
 
     /// The index says from now on that this page has this hash.
     fn own(&mut self, page: GuestPage, hash: PageHash) {
-        if let Some(owned) = self.owned.get_mut(&page.guest).and_then(|o| o.get_mut(page.page as usize)) {
+        if let Some(owned) = self.owned.get_mut(&page.guest).and_then(|o| o.get_mut(page.page.0 as usize)) {
             *owned = hash;
             self.index.put(hash, Place::Owner(page));
         }
@@ -173,7 +182,7 @@ impl Matchmaker {
 
     /// The page has changed: what the index said of it is true no more.
     fn disown(&mut self, page: GuestPage) {
-        let owned = self.owned.get_mut(&page.guest).and_then(|owned| owned.get_mut(page.page as usize));
+        let owned = self.owned.get_mut(&page.guest).and_then(|owned| owned.get_mut(page.page.0 as usize));
         let Some(hash) = owned.map(std::mem::take).filter(|hash| *hash != 0) else { return };
         if self.index.get(hash) == Some(Place::Owner(page)) {
             self.index.remove(hash);
@@ -221,11 +230,11 @@ impl Matchmaker {
         }
         let Draft { pages, waiting, .. } = self.drafts.remove(&slab)?;
         let mut found: HashMap<GuestId, Vec<Run>> = HashMap::new();
-        let run = |page, number: u16| Run { page, pages: 1, slab, slab_page: number.into() };
+        let run = |page, number: u16| Run { page, pages: 1, slab, slab_page: SlabPage(number.into()) };
         for (number, ((page, asked), hash)) in (0u16..).zip(pages.iter().zip(hashes)) {
             // A page that has changed meanwhile is of no use to those who waited.
             if asked == hash {
-                self.index.put(*hash, Place::Slab(slab, number.into()));
+                self.index.put(*hash, Place::Slab(slab, SlabPage(number.into())));
                 found.entry(guest).or_default().push(run(*page, number));
             } else {
                 self.index.remove(*asked);
@@ -271,7 +280,7 @@ impl Matchmaker {
 
     /// `guest` has ended. What it was to publish, somebody else may. Its number may be given to another.
     pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
-        for (page, hash) in (0u64..).zip(self.owned.remove(&guest).unwrap_or_default()) {
+        for (page, hash) in (0..).map(PageNo).zip(self.owned.remove(&guest).unwrap_or_default()) {
             if hash != 0 && self.index.get(hash) == Some(Place::Owner(GuestPage { guest, page })) {
                 self.index.remove(hash);
             }
@@ -303,7 +312,7 @@ impl Matchmaker {
     pub fn known(&mut self, hashes: &[PageHash]) -> Option<(u32, HashMap<GuestId, Orders>)> {
         let slab = self.number()?;
         let mut found: HashMap<GuestId, Vec<Run>> = HashMap::new();
-        for (slab_page, hash) in (0u32..).zip(hashes) {
+        for (slab_page, hash) in (0..).map(SlabPage).zip(hashes) {
             match self.index.get(*hash) {
                 None => {}
                 Some(Place::Owner(GuestPage { guest, page })) => {
@@ -321,7 +330,7 @@ impl Matchmaker {
 
     /// A slab is not there any more: nothing is to be merged with it.
     pub fn forget(&mut self, slab: u32) {
-        for (page, hash) in (0u32..).zip(self.slabs.remove(&slab).unwrap_or_default()) {
+        for (page, hash) in (0..).map(SlabPage).zip(self.slabs.remove(&slab).unwrap_or_default()) {
             if self.index.get(hash) == Some(Place::Slab(slab, page)) {
                 self.index.remove(hash);
             }
@@ -329,7 +338,7 @@ impl Matchmaker {
     }
 
     /// These pages of slabs are to be together in a new one, which `guest` fills. The number of that.
-    pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPage>) -> Option<u32> {
+    pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPlace>) -> Option<u32> {
         let slab = self.number().filter(|_| (1..=DRAFT_PAGES).contains(&pages.len()))?;
         self.compactions.insert(slab, Compaction { publisher: guest, pages });
         Some(slab)
@@ -337,13 +346,13 @@ impl Matchmaker {
 
     /// `guest` has filled a slab with pages of others. From now on their contents are found there. Says which pages those were,
     /// in the order of the new slab; None if it was not asked for that.
-    pub fn compacted(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> Option<Vec<SlabPage>> {
+    pub fn compacted(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> Option<Vec<SlabPlace>> {
         let asked = |c: &Compaction| c.publisher == guest && c.pages.len() == hashes.len();
         if !self.compactions.get(&slab).is_some_and(asked) {
             return None;
         }
         let Compaction { pages, .. } = self.compactions.remove(&slab)?;
-        for (number, (old, hash)) in (0u32..).zip(pages.iter().zip(hashes)) {
+        for (number, (old, hash)) in (0..).map(SlabPage).zip(pages.iter().zip(hashes)) {
             if self.index.get(*hash) == Some(Place::Slab(old.slab, old.page)) {
                 self.index.put(*hash, Place::Slab(slab, number));
             }
@@ -375,8 +384,8 @@ pub fn runs(mut pages: Vec<Run>) -> Vec<Run> {
         match runs.last_mut() {
             Some(last)
                 if last.slab == next.slab
-                    && last.page + u64::from(last.pages) == next.page
-                    && last.slab_page + last.pages == next.slab_page =>
+                    && last.range().is_some_and(|range| range.end() == next.page)
+                    && last.slab_page + last.pages.into() == next.slab_page =>
             {
                 last.pages += next.pages;
             }

@@ -2,17 +2,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::Range;
 
-use super::bits;
 use super::breaks::Breaks;
 use super::counters::Counters;
 use super::courtesy::Courtesy;
-use super::matchmaker::{DRAFT_PAGES, Run, SlabPage, runs};
+use super::matchmaker::{DRAFT_PAGES, Run, SlabPlace, runs};
 use super::wire::{Live, Settings};
 use memory::merge_run::{MAX_RUN_PAGES, Refusal};
 use memory::slab::Slab;
 use memory::slabbed::{Mapped, Slabbed};
+use memory::{PageRange, PageSet, SlabPage};
 
 /// Pages of a huge page of 2 MiB.
 pub const HUGE_PAGES: u64 = 512;
@@ -39,7 +38,7 @@ pub struct Merger {
     /// What waits for mappings.
     later: Vec<Run>,
     /// Which pages are those of slabs, as far as is known: a page that the guest has written to is not until the next count.
-    shared: Vec<u64>,
+    shared: PageSet,
     breaks: Breaks,
 }
 
@@ -48,43 +47,44 @@ pub struct Merger {
 pub enum Work {
     /// These pages are those of a slab.
     Merge(Run),
-    /// So many pages from this one on are zeros.
-    Zeros(u64, u64),
+    /// These are zeros.
+    Zeros(PageRange),
 }
 
 impl Work {
-    fn page(self) -> u64 {
+    /// The guest's pages; None where there are none of such numbers.
+    fn range(self) -> Option<PageRange> {
         match self {
-            Self::Merge(run) => run.page,
-            Self::Zeros(page, _) => page,
+            Self::Merge(run) => run.range(),
+            Self::Zeros(range) => Some(range),
         }
     }
 
     fn pages(self) -> u64 {
         match self {
             Self::Merge(run) => run.pages.into(),
-            Self::Zeros(_, pages) => pages,
+            Self::Zeros(range) => range.pages(),
         }
     }
 
     /// Its first `pages` pages, and the rest. Asked for all of it or more, there is no rest.
     fn split(self, pages: u64) -> (Self, Option<Self>) {
-        if pages >= self.pages() {
-            return (self, None);
-        }
         match self {
-            Self::Merge(run) => {
-                let first = pages as u32;
-                let rest = Run {
-                    page: run.page + pages,
-                    pages: run.pages - first,
-                    slab_page: run.slab_page.saturating_add(first),
-                    ..run
-                };
-                (Self::Merge(Run { pages: first, ..run }), Some(Self::Merge(rest)))
-            }
-            Self::Zeros(page, all) => {
-                (Self::Zeros(page, pages), Some(Self::Zeros(page + pages, all - pages)))
+            Self::Merge(run) => match u32::try_from(pages).ok().filter(|first| *first < run.pages) {
+                None => (self, None),
+                Some(first) => {
+                    let rest = Run {
+                        page: run.page + pages,
+                        pages: run.pages - first,
+                        slab_page: run.slab_page + pages,
+                        ..run
+                    };
+                    (Self::Merge(Run { pages: first, ..run }), Some(Self::Merge(rest)))
+                }
+            },
+            Self::Zeros(range) => {
+                let (first, rest) = range.split(pages);
+                (Self::Zeros(first), (!rest.is_empty()).then_some(Self::Zeros(rest)))
             }
         }
     }
@@ -100,7 +100,7 @@ impl Merger {
             courtesy: Courtesy::new(),
             held: HashMap::new(),
             later: Vec::new(),
-            shared: bits::none(pages),
+            shared: PageSet::none(pages),
             breaks: Breaks::new(pages),
         }
     }
@@ -142,11 +142,11 @@ impl Merger {
     }
 
     /// These pages were written: what was found out about them is true no more.
-    pub fn written(&mut self, written: &[u64], counters: &mut Counters) {
-        if written.iter().all(|word| *word == 0) {
+    pub fn written(&mut self, written: &PageSet, counters: &mut Counters) {
+        if written.is_empty() {
             return;
         }
-        for (n, (shared, written)) in self.shared.iter_mut().zip(written).enumerate() {
+        for (n, (shared, written)) in self.shared.words_mut().iter_mut().zip(written.words()).enumerate() {
             counters.broken_soon_pages += u64::from(self.breaks.written(n, *written, *shared).count_ones());
             let broken = u64::from((*shared & written).count_ones());
             counters.broken_pages += broken;
@@ -155,7 +155,7 @@ impl Merger {
         }
         for held in self.held.values_mut() {
             held.retain(|work| {
-                let stays = !(work.page()..work.page() + work.pages()).any(|page| bits::has(written, page));
+                let stays = !work.range().is_some_and(|range| range.iter().any(|page| written.has(page)));
                 counters.huge_pages -= if stays { 0 } else { work.pages().min(counters.huge_pages) };
                 stays
             });
@@ -169,30 +169,29 @@ impl Merger {
 
     /// Of the pages of each word, in order, those whose merge has lasted.
     pub fn lasted(&self) -> impl Iterator<Item = u64> {
-        self.shared.iter().enumerate().map(|(n, shared)| self.breaks.lasted(n, *shared))
+        self.shared.words().iter().enumerate().map(|(n, shared)| self.breaks.lasted(n, *shared))
     }
 
     /// Whether some of these pages may be those of slabs.
-    pub fn any_shared(&self, pages: Range<u64>) -> bool {
-        let words = (pages.start / 64) as usize..pages.end.div_ceil(64) as usize;
-        self.shared.get(words).is_none_or(|words| words.iter().any(|word| *word != 0))
+    pub fn any_shared(&self, pages: PageRange) -> bool {
+        self.shared.may_have(pages)
     }
 
     /// These pages are the guest's alone: what was a slab's has been written to, at a time when nobody watched.
-    pub fn private(&mut self, page: u64, pages: u64, counters: &mut Counters) {
-        for page in (page..page + pages).filter(|page| bits::has(&self.shared, *page)).collect::<Vec<_>>() {
-            bits::put(&mut self.shared, page, false);
-            let soon = self.breaks.written((page / 64) as usize, 1 << (page % 64), 1 << (page % 64));
-            counters.broken_soon_pages += u64::from(soon != 0);
+    pub fn private(&mut self, pages: PageRange, counters: &mut Counters) {
+        for page in pages.iter().filter(|page| self.shared.has(*page)).collect::<Vec<_>>() {
+            self.shared.remove(page);
+            let soon = self.breaks.written_one(page);
+            counters.broken_soon_pages += u64::from(soon);
             counters.broken_pages += 1;
             counters.shared_now = counters.shared_now.saturating_sub(1);
         }
     }
 
     /// The host has huge pages here.
-    pub fn is_huge(&mut self, page: u64, pages: u64) {
+    pub fn is_huge(&mut self, pages: PageRange) {
         if self.settings.huge_page_percent > 0 {
-            for huge in page / HUGE_PAGES..(page + pages).div_ceil(HUGE_PAGES) {
+            for huge in pages.first().0 / HUGE_PAGES..pages.end().0.div_ceil(HUGE_PAGES) {
                 self.held.entry(huge).or_default();
             }
         }
@@ -210,13 +209,13 @@ impl Merger {
     /// Does what is to be done, or holds it back.
     pub fn take(&mut self, work: Work, counters: &mut Counters) {
         // A run comes from another process: it may be anything.
-        if self.held.is_empty() || work.page().checked_add(work.pages()).is_none() {
+        if self.held.is_empty() || work.range().is_none() {
             return self.carry_out(work, counters);
         }
         let mut rest = Some(work);
-        while let Some(work) = rest {
-            let huge = work.page() / HUGE_PAGES;
-            let (part, after) = work.split((huge + 1) * HUGE_PAGES - work.page());
+        while let Some((work, range)) = rest.and_then(|work| Some((work, work.range()?))) {
+            let huge = range.first().0 / HUGE_PAGES;
+            let (part, after) = work.split(HUGE_PAGES - range.first().0 % HUGE_PAGES);
             rest = after;
             match self.held.get_mut(&huge) {
                 None => self.carry_out(part, counters),
@@ -255,7 +254,7 @@ impl Merger {
             rest = after;
             match piece {
                 Work::Merge(run) => self.merge(run, counters),
-                Work::Zeros(page, pages) => self.drop_zeros(page, pages, counters),
+                Work::Zeros(range) => self.drop_zeros(range, counters),
             }
         }
     }
@@ -272,14 +271,14 @@ impl Merger {
         self.settings.min_run_pages.max(worth)
     }
 
-    fn drop_zeros(&mut self, page: u64, pages: u64, counters: &mut Counters) {
+    fn drop_zeros(&mut self, range: PageRange, counters: &mut Counters) {
         self.courtesy.breathe();
-        match self.slabbed.drop_zeros(page, pages) {
+        match self.slabbed.drop_zeros(range) {
             Ok(()) => {
-                counters.zero_pages += pages;
-                (page..page + pages).for_each(|page| self.breaks.merged(page));
+                counters.zero_pages += range.pages();
+                self.breaks.dropped(range);
             }
-            Err(refusal) => refused(&refusal, pages, counters),
+            Err(refusal) => refused(&refusal, range.pages(), counters),
         }
     }
 
@@ -288,17 +287,19 @@ impl Merger {
         // Before, not after: the pages are frozen at the beginning of a turn of ours, and hardly ever while others have theirs.
         self.courtesy.breathe();
         let pages = u64::from(run.pages);
-        let Some(slab) = self.slabs.get(&run.slab) else { return refused(&Refusal::Run, pages, counters) };
-        match self.slabbed.merge((run.page, pages), (slab, run.slab_page.into())) {
+        let (Some(slab), Some(range)) = (self.slabs.get(&run.slab), run.range()) else {
+            return refused(&Refusal::Run, pages, counters);
+        };
+        match self.slabbed.merge(range, (slab, run.slab_page)) {
             Ok(()) => {
                 counters.merged_pages += pages;
                 counters.runs += 1;
                 // What was a slab's before, and only moves, is no newer for that.
-                for page in run.page..run.page + pages {
-                    if !bits::has(&self.shared, page) {
+                for page in range.iter() {
+                    if !self.shared.has(page) {
                         counters.shared_now += 1;
                         self.breaks.merged(page);
-                        bits::put(&mut self.shared, page, true);
+                        self.shared.insert(page);
                     }
                 }
             }
@@ -315,16 +316,16 @@ impl Merger {
     }
 
     /// Uses the `n`th page of slab `new` wherever it uses the `n`th one of `old`.
-    pub fn put_together(&mut self, new: u32, old: &[SlabPage], counters: &mut Counters) -> io::Result<()> {
-        let places: HashMap<SlabPage, u32> = old.iter().copied().zip(0..).collect();
+    pub fn put_together(&mut self, new: u32, old: &[SlabPlace], counters: &mut Counters) -> io::Result<()> {
+        let places: HashMap<SlabPlace, SlabPage> = old.iter().copied().zip((0..).map(SlabPage)).collect();
         let numbers = self.numbers();
         let mut found: Vec<Run> = Vec::new();
-        for Mapped { inode, slab_page, page, pages } in self.slabbed.mapped()? {
+        for Mapped { inode, slab_page, pages } in self.slabbed.mapped()? {
             let Some(slab) = numbers.get(&inode) else { continue };
-            for n in 0..pages {
-                let place = SlabPage { slab: *slab, page: (slab_page + n) as u32 };
+            for (n, page) in (0..).zip(pages.iter()) {
+                let place = SlabPlace { slab: *slab, page: slab_page + n };
                 if let Some(slab_page) = places.get(&place) {
-                    found.push(Run { page: page + n, pages: 1, slab: new, slab_page: *slab_page });
+                    found.push(Run { page, pages: 1, slab: new, slab_page: *slab_page });
                 }
             }
         }
@@ -346,15 +347,15 @@ impl Merger {
     pub fn count(&mut self, counters: &mut Counters) -> io::Result<HashMap<u32, Live>> {
         let numbers = self.numbers();
         let mut live: HashMap<u32, Live> = HashMap::new();
-        self.shared.fill(0);
-        for Mapped { inode, slab_page, page, pages } in self.slabbed.mapped()? {
-            (page..page + pages).for_each(|page| bits::put(&mut self.shared, page, true));
+        self.shared.clear();
+        for Mapped { inode, slab_page, pages } in self.slabbed.mapped()? {
+            self.shared.insert_range(pages);
             if let Some(slab) = numbers.get(&inode) {
-                let live = live.entry(*slab).or_insert([0; DRAFT_PAGES / 64]);
-                (slab_page..slab_page + pages).for_each(|page| bits::put(live, page, true));
+                let live = live.entry(*slab).or_insert_with(|| Live::none(DRAFT_PAGES as u64));
+                (0..pages.pages()).for_each(|n| live.insert(slab_page + n));
             }
         }
-        counters.shared_now = bits::count(&self.shared);
+        counters.shared_now = self.shared.count();
         counters.mappings_now = self.slabbed.slab_mappings();
         Ok(live)
     }

@@ -5,7 +5,6 @@
 //! merges with it ([`merger`]). Only the agents touch guest memory.
 
 pub mod agent;
-mod bits;
 mod breaks;
 mod compaction;
 pub mod counters;

@@ -4,7 +4,8 @@
 use std::io;
 use std::time::Duration;
 
-use super::bits;
+use memory::PageSet;
+use memory::page_set::bits;
 use memory::written::WriteLog;
 
 /// A page that was written so many times is left alone for 2 to the power of that many rounds.
@@ -34,15 +35,15 @@ const SPREAD: u64 = 4;
 pub struct Watcher {
     log: Box<dyn WriteLog>,
     /// What the log says. A page that is not watched counts as written.
-    written: Vec<u64>,
-    watched: Vec<u64>,
+    written: PageSet,
+    watched: PageSet,
     /// Watched pages that were written since the last look.
-    hit: Vec<u64>,
+    hit: PageSet,
     /// Pages that are watched since the last look.
-    new: Vec<u64>,
-    quiet: Vec<u64>,
+    new: PageSet,
+    quiet: PageSet,
     /// Pages that rest.
-    resting: Vec<u64>,
+    resting: PageSet,
     /// Of each page how often it was written lately, or, of one that rests, how often its merge was broken soon.
     levels: Vec<u8>,
     looks: u64,
@@ -72,10 +73,10 @@ pub struct Look {
 impl Watcher {
     /// Watches `pages` pages by way of `log`, once it has been started.
     pub fn new(log: Box<dyn WriteLog>, pages: u64) -> Self {
-        let set = || bits::none(pages);
+        let set = || PageSet::none(pages);
         Self {
             log,
-            written: Vec::new(),
+            written: PageSet::default(),
             watched: set(),
             hit: set(),
             new: set(),
@@ -91,8 +92,8 @@ impl Watcher {
     /// From now on writes are seen. The first look finds every page quiet, and then all are watched bit by bit.
     pub fn start(&mut self) -> io::Result<()> {
         (self.looks, self.rounds, self.round.next) = (0, 0, 0);
-        self.watched.fill(0);
-        self.new.fill(0);
+        self.watched.clear();
+        self.new.clear();
         self.log.stop()?;
         self.log.start()
     }
@@ -109,36 +110,41 @@ impl Watcher {
         self.log.read(&mut self.written)?;
         if self.looks == 0 {
             self.quiet.clone_from(&self.written);
-            self.hit.fill(0);
-            look.quiet = bits::count(&self.quiet);
+            self.hit.clear();
+            look.quiet = self.quiet.count();
         } else {
-            for (n, written) in self.written.iter().enumerate() {
-                self.hit[n] = self.watched[n] & written;
-                self.quiet[n] = self.new[n] & !written;
-                look.quiet += u64::from(self.quiet[n].count_ones());
-                look.changed += u64::from((self.new[n] & written).count_ones());
-                self.watched[n] &= !written;
+            let watched = self.watched.words_mut().iter_mut().zip(self.new.words());
+            let found = self.hit.words_mut().iter_mut().zip(self.quiet.words_mut());
+            for ((written, (watched, new)), (hit, quiet)) in
+                self.written.words().iter().zip(watched).zip(found)
+            {
+                *hit = *watched & written;
+                *quiet = new & !written;
+                look.quiet += u64::from(quiet.count_ones());
+                look.changed += u64::from((new & written).count_ones());
+                *watched &= !written;
             }
         }
         self.looks += 1;
         if self.looks.is_multiple_of(FORGIVE) {
             self.forgive();
         }
-        self.new.fill(0);
+        self.new.clear();
         Ok(look)
     }
 
     /// Has pages wait that were written: of those found at this look or before, these were merged and broken `soon`, and these `late`.
-    pub fn blame(&mut self, (soon, late): (&[u64], &[u64])) {
-        for (n, (soon, late)) in soon.iter().zip(late).enumerate() {
-            let Some(hit) = self.hit.get(n).copied().filter(|hit| hit | soon != 0) else { continue };
+    pub fn blame(&mut self, (soon, late): (&PageSet, &PageSet)) {
+        let resting = self.resting.words_mut();
+        for (n, (soon, late)) in soon.words().iter().zip(late.words()).enumerate() {
+            let Some(hit) = self.hit.words().get(n).copied().filter(|hit| hit | soon != 0) else { continue };
             // One that rests and was written before it could be merged changes as much as ever.
-            let rests = soon | hit & self.resting[n] & !late;
+            let rests = soon | hit & resting[n] & !late;
             for (bit, level) in (0u64..64).zip(&mut self.levels[n * 64..]) {
-                match (rests >> bit & 1 != 0, self.resting[n] >> bit & 1 != 0) {
+                match (rests >> bit & 1 != 0, resting[n] >> bit & 1 != 0) {
                     (true, true) => *level = (*level + 1).min(MAX_REST),
                     (true, false) => {
-                        self.resting[n] |= 1 << bit;
+                        resting[n] |= 1 << bit;
                         *level = 1;
                     }
                     (false, false) if hit >> bit & 1 != 0 => *level = (*level + 1).min(MAX_LEVEL),
@@ -150,7 +156,10 @@ impl Watcher {
 
     /// Trusts those pages of word `n` a step more whose merge has `lasted`.
     pub fn trust(&mut self, n: usize, lasted: u64) {
-        let Some(resting) = self.resting.get_mut(n).filter(|resting| **resting & lasted != 0) else { return };
+        let Some(resting) = self.resting.words_mut().get_mut(n).filter(|resting| **resting & lasted != 0)
+        else {
+            return;
+        };
         for (bit, level) in (0u64..64).zip(&mut self.levels[n * 64..]) {
             if *resting & lasted & 1 << bit != 0 {
                 *level = level.saturating_sub(1);
@@ -171,14 +180,15 @@ impl Watcher {
             self.round.seconds = (self.round.seconds.1, now.as_secs());
         }
         let mut watched = 0;
-        while self.round.next < self.written.len() && watched < most {
+        let words = self.written.words().len();
+        while self.round.next < words && watched < most {
             let due = self.due(self.round.next);
-            self.new[self.round.next] = due;
-            self.watched[self.round.next] |= due;
+            self.new.words_mut()[self.round.next] = due;
+            self.watched.words_mut()[self.round.next] |= due;
             watched += u64::from(due.count_ones());
             self.round.next += 1;
         }
-        if self.round.next >= self.written.len() {
+        if self.round.next >= words {
             self.rounds += 1;
             self.round.next = 0;
         }
@@ -187,9 +197,9 @@ impl Watcher {
 
     /// The pages of word `n` whose turn it is in this round.
     fn due(&self, n: usize) -> u64 {
-        let (written, resting) = (self.written[n], self.resting[n]);
-        let candidates = (written | resting) & !self.watched[n];
-        let (at, words) = (n as u64, self.written.len().max(1) as u64);
+        let (written, resting) = (self.written.words()[n], self.resting.words()[n]);
+        let candidates = (written | resting) & !self.watched.words()[n];
+        let (at, words) = (n as u64, self.written.words().len().max(1) as u64);
         // At first a part of memory at a time.
         if candidates == 0 || self.rounds < SPREAD && at * SPREAD / words != self.rounds {
             return 0;
@@ -210,8 +220,8 @@ impl Watcher {
     }
 
     fn forgive(&mut self) {
-        for (n, (watched, resting)) in self.watched.iter().zip(&self.resting).enumerate() {
-            for bit in bits::each(&[watched & !resting]) {
+        for (n, (watched, resting)) in self.watched.words().iter().zip(self.resting.words()).enumerate() {
+            for bit in bits(watched & !resting) {
                 let level = &mut self.levels[n * 64 + bit as usize];
                 *level = level.saturating_sub(1);
             }
@@ -219,7 +229,7 @@ impl Watcher {
     }
 
     /// The pages that were quiet at the last look.
-    pub fn quiet(&self) -> &[u64] {
+    pub fn quiet(&self) -> &PageSet {
         &self.quiet
     }
 
@@ -229,7 +239,7 @@ impl Watcher {
     }
 
     /// The watched pages that had been written at the last look.
-    pub fn hit(&self) -> &[u64] {
+    pub fn hit(&self) -> &PageSet {
         &self.hit
     }
 }

@@ -11,7 +11,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::counters::Counters;
-use super::matchmaker::{DRAFT_PAGES, PageHash, Run, SlabPage};
+use super::matchmaker::{DRAFT_PAGES, PageHash, Run, SlabPlace};
+use memory::{PageNo, PageSet, SlabPage};
 
 /// Pages in one offer.
 pub const OFFER_PAGES: usize = 4096;
@@ -25,7 +26,10 @@ const MAX_REASON_BYTES: usize = 1024;
 const MAX_WORDS: usize = 1 + 4 * OFFER_PAGES;
 
 /// Pages of slabs in a set of which are in use.
-pub type Live = [u64; DRAFT_PAGES / 64];
+pub type Live = PageSet<SlabPage>;
+
+/// The words of [`Live`].
+const LIVE_WORDS: usize = DRAFT_PAGES / 64;
 
 /// How an agent is to merge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,13 +56,13 @@ pub enum Message {
     /// Host: look for pages to merge from now on.
     Go(Settings),
     /// Agent: these pages have these hashes.
-    Offer(Vec<(u64, PageHash)>),
+    Offer(Vec<(PageNo, PageHash)>),
     /// Host: that was all about your last offer.
     Done,
     /// Host, with a draft: fill it with these pages, seal it, and say so.
-    Publish(u32, Vec<u64>),
+    Publish(u32, Vec<PageNo>),
     /// Host, with a draft: fill it with these pages of slabs.
-    Compact(u32, Vec<SlabPage>),
+    Compact(u32, Vec<SlabPlace>),
     /// Agent: it is sealed, and has pages of these hashes.
     Published(u32, Vec<PageHash>),
     /// Agent: it could not be done.
@@ -72,11 +76,11 @@ pub enum Message {
     /// Host: merge these runs.
     Merge(Vec<Run>),
     /// Host: what you have of these pages of slabs is to come from this slab, in this order.
-    Move(u32, Vec<SlabPage>),
+    Move(u32, Vec<SlabPlace>),
     /// Host: nobody needs this slab.
     Drop(u32),
     /// Agent: I use these pages of this slab.
-    Live(u32, Box<Live>),
+    Live(u32, Live),
     /// Agent: that were all, after so many orders to merge and to move.
     LiveEnd(u64),
     /// Agent: what it has done.
@@ -88,21 +92,25 @@ pub enum Message {
 impl Message {
     fn words(&self) -> Vec<u64> {
         let of = |tag: u64, slab: u32| tag | u64::from(slab) << 8;
-        let places = |pages: &[SlabPage]| -> Vec<u64> {
-            pages.iter().map(|p| u64::from(p.slab) << 32 | u64::from(p.page)).collect()
+        let places = |pages: &[SlabPlace]| -> Vec<u64> {
+            pages.iter().map(|p| u64::from(p.slab) << 32 | u64::from(p.page.0)).collect()
         };
         let with = |first: u64, rest: &[u64]| [&[first], rest].concat();
         match self {
             Self::Hello(pages) => vec![0, *pages],
             Self::Key(key) => vec![1, *key],
-            Self::Offer(pages) => [2].into_iter().chain(pages.iter().flat_map(|(p, h)| [*p, *h])).collect(),
+            Self::Offer(pages) => [2].into_iter().chain(pages.iter().flat_map(|(p, h)| [p.0, *h])).collect(),
             Self::Done => vec![3],
-            Self::Publish(slab, pages) => with(of(4, *slab), pages),
+            Self::Publish(slab, pages) => {
+                let numbers: Vec<u64> = pages.iter().map(|page| page.0).collect();
+                with(of(4, *slab), &numbers)
+            }
             Self::Published(slab, hashes) => with(of(5, *slab), hashes),
             Self::Unpublished(slab) => vec![of(6, *slab)],
             Self::Slab(slab, pages) => vec![of(7, *slab), *pages],
             Self::Merge(runs) => {
-                let words = |r: &Run| [r.page, u64::from(r.pages), u64::from(r.slab), u64::from(r.slab_page)];
+                let words =
+                    |r: &Run| [r.page.0, u64::from(r.pages), u64::from(r.slab), u64::from(r.slab_page.0)];
                 [8].into_iter().chain(runs.iter().flat_map(words)).collect()
             }
             Self::Report(counters) => with(9, &counters.words()),
@@ -115,7 +123,7 @@ impl Message {
             Self::Drop(slab) => vec![of(13, *slab)],
             Self::Have(hashes) => with(14, hashes),
             Self::Named(slab) => vec![of(15, *slab)],
-            Self::Live(slab, live) => with(of(16, *slab), live.as_slice()),
+            Self::Live(slab, live) => with(of(16, *slab), live.words()),
             Self::LiveEnd(orders) => vec![17, *orders],
             Self::Refused(why) => {
                 let end = (0..=why.len().min(MAX_REASON_BYTES)).rev().find(|end| why.is_char_boundary(*end));
@@ -130,8 +138,8 @@ impl Message {
     fn from_words(words: &[u64]) -> Option<Self> {
         let (first, rest) = words.split_first()?;
         let slab = u32::try_from(first >> 8).ok()?;
-        let places = |words: &[u64]| -> Option<Vec<SlabPage>> {
-            let place = |word: &u64| SlabPage { slab: (word >> 32) as u32, page: *word as u32 };
+        let places = |words: &[u64]| -> Option<Vec<SlabPlace>> {
+            let place = |word: &u64| SlabPlace { slab: (word >> 32) as u32, page: SlabPage(*word as u32) };
             (words.len() <= DRAFT_PAGES).then(|| words.iter().map(place).collect())
         };
         let hashes = |words: &[u64]| (words.len() <= DRAFT_PAGES).then(|| words.to_vec());
@@ -140,10 +148,10 @@ impl Message {
             (1, [key]) => Self::Key(*key),
             (2, pages) if pages.len() <= 2 * OFFER_PAGES => {
                 let (pairs, []) = pages.as_chunks::<2>() else { return None };
-                Self::Offer(pairs.iter().map(|[page, hash]| (*page, *hash)).collect())
+                Self::Offer(pairs.iter().map(|[page, hash]| (PageNo(*page), *hash)).collect())
             }
             (3, []) => Self::Done,
-            (4, pages) => Self::Publish(slab, hashes(pages)?),
+            (4, pages) => Self::Publish(slab, hashes(pages)?.into_iter().map(PageNo).collect()),
             (5, words) => Self::Published(slab, hashes(words)?),
             (6, []) => Self::Unpublished(slab),
             (7, [pages]) => Self::Slab(slab, *pages),
@@ -151,10 +159,10 @@ impl Message {
                 let (runs, []) = runs.as_chunks::<4>() else { return None };
                 let run = |[page, pages, slab, slab_page]: &[u64; 4]| {
                     Some(Run {
-                        page: *page,
+                        page: PageNo(*page),
                         pages: u32::try_from(*pages).ok().filter(|pages| *pages as usize <= DRAFT_PAGES)?,
                         slab: u32::try_from(*slab).ok()?,
-                        slab_page: u32::try_from(*slab_page).ok()?,
+                        slab_page: SlabPage(u32::try_from(*slab_page).ok()?),
                     })
                 };
                 Self::Merge(runs.iter().map(run).collect::<Option<_>>()?)
@@ -169,7 +177,7 @@ impl Message {
             (13, []) => Self::Drop(slab),
             (14, words) => Self::Have(hashes(words)?),
             (15, []) => Self::Named(slab),
-            (16, words) => Self::Live(slab, Box::new(words.try_into().ok()?)),
+            (16, words) if words.len() == LIVE_WORDS => Self::Live(slab, PageSet::from_words(words.to_vec())),
             (17, [orders]) => Self::LiveEnd(*orders),
             (18, words) => {
                 let bytes = slab as usize;
@@ -268,10 +276,10 @@ mod tests {
         (Link::new(a), Link::new(b))
     }
 
-    const PLACE: SlabPage = SlabPage { slab: u32::MAX, page: 77 };
+    const PLACE: SlabPlace = SlabPlace { slab: u32::MAX, page: SlabPage(77) };
 
     fn run(page: u64) -> Run {
-        Run { page, pages: 3, slab: 5, slab_page: u32::MAX }
+        Run { page: PageNo(page), pages: 3, slab: 5, slab_page: SlabPage(u32::MAX) }
     }
 
     #[test]
@@ -287,10 +295,10 @@ mod tests {
                 watch_pages: 4,
                 eager: true,
             }),
-            Message::Offer(vec![(1, u64::MAX); OFFER_PAGES]),
+            Message::Offer(vec![(PageNo(1), u64::MAX); OFFER_PAGES]),
             Message::Offer(Vec::new()),
             Message::Done,
-            Message::Publish(u32::MAX, (0..DRAFT_PAGES as u64).collect()),
+            Message::Publish(u32::MAX, (0..DRAFT_PAGES as u64).map(PageNo).collect()),
             Message::Published(7, vec![9; DRAFT_PAGES]),
             Message::Unpublished(0),
             Message::Slab(3, 1 << 40),
@@ -300,7 +308,7 @@ mod tests {
             Message::Drop(7),
             Message::Have(vec![9; DRAFT_PAGES]),
             Message::Named(8),
-            Message::Live(9, Box::new([u64::MAX; DRAFT_PAGES / 64])),
+            Message::Live(9, PageSet::all(DRAFT_PAGES as u64)),
             Message::LiveEnd(10),
             Message::Refused("no domain of user 7: \u{e4}".into()),
             Message::Refused(String::new()),

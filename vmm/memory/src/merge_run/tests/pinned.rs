@@ -56,22 +56,22 @@ impl Late {
 
 /// Merges a run in which a word is pinned to be written, lets the write happen, and reads the word.
 fn merge_what_is_pinned(marked: bool) -> Option<(Result<(), Refusal>, u64)> {
-    let (hva, mut memory) = memory(4)?;
-    let (slab, marks, late) = (slab(4), InFlight::new(4 * PAGE_BYTES), Late::new());
+    let (hva, mut memory) = memory()?;
+    let (slab, ram, late) = (slab(4), memory.ram.clone(), Late::new());
     fill(hva, 4);
     let address = hva + 2 * PAGE + 800;
     let merged = thread::scope(|scope| {
-        let _mark = marked.then(|| marks.mark(2..3));
+        let _mark = marked.then(|| ram.in_flight().mark(run(2, 1)));
         let from = late.page;
         let writer = scope.spawn(move || {
-            let local = libc::iovec { iov_base: from as *mut c_void, iov_len: 8 };
-            let remote = libc::iovec { iov_base: address as *mut c_void, iov_len: 8 };
+            let local = libc::iovec { iov_base: from as *mut libc::c_void, iov_len: 8 };
+            let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: 8 };
             // SAFETY: the kernel reads from one mapping and writes to another, in a word that is this thread's alone.
             unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) }
         });
         // It has pinned what it will write to when it looks for what to write.
         late.wait();
-        let merged = memory.merge((0, 4), (&slab, 0), &marks);
+        let merged = memory.merge(run(0, 4), (&slab, SlabPage(0)));
         late.arrive(0x1234);
         assert_eq!(writer.join().unwrap(), 8, "{}", Error::last_os_error());
         merged
@@ -113,9 +113,9 @@ fn no_direct_read_is_lost_while_runs_are_merged() {
     const PAGES: u64 = 512;
     const READS: u64 = 3000;
     const READERS: u64 = 2;
-    let Some((hva, mut memory)) = memory(PAGES) else { return };
+    let Some((hva, mut memory)) = memory() else { return };
     let Some(file) = &direct_file(PAGES) else { return };
-    let (slab, marks) = (slab(PAGES), &InFlight::new(PAGES * PAGE_BYTES));
+    let (slab, ram) = (slab(PAGES), &memory.ram.clone());
     fill(hva, PAGES);
     // Each has pages of its own.
     let reader = move |own: u64| {
@@ -123,10 +123,10 @@ fn no_direct_read_is_lost_while_runs_are_merged() {
         for _ in 0..READS {
             turn = turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let page = (turn >> 33) % (PAGES / READERS) * READERS + own;
-            let mark = marks.mark(page..page + 1);
+            let mark = ram.in_flight().mark(run(page, 1));
             let (to, offset) = (hva + page as usize * PAGE, (page * PAGE_BYTES) as i64);
             // SAFETY: the page is this thread's alone; the device, or the kernel, writes all of it.
-            let got = unsafe { libc::pread(file.as_raw_fd(), to as *mut c_void, PAGE, offset) };
+            let got = unsafe { libc::pread(file.as_raw_fd(), to as *mut libc::c_void, PAGE, offset) };
             drop(mark);
             assert_eq!(got, PAGE as isize, "{}", Error::last_os_error());
             lost += u64::from(read(hva, page) != content(page).map(|byte| !byte));
@@ -141,7 +141,7 @@ fn no_direct_read_is_lost_while_runs_are_merged() {
         while readers.iter().any(|reader| !reader.is_finished()) {
             turn = turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let (first, pages) = ((turn >> 33) % PAGES, 1 + (turn >> 20) % 8);
-            match memory.merge((first, pages.min(PAGES - first)), (&slab, first), marks) {
+            match memory.merge(run(first, pages.min(PAGES - first)), (&slab, SlabPage(first as u32))) {
                 Ok(()) => merged += 1,
                 Err(Refusal::InFlight) => in_flight += 1,
                 Err(Refusal::Differs) => {}

@@ -113,7 +113,7 @@ fn content(page: u64) -> Vec<u8> {
 
 fn slab(pages: std::ops::Range<u64>) -> OwnedFd {
     let draft = Draft::new(pages.end - pages.start).unwrap();
-    for (n, page) in (0..).zip(pages) {
+    for (n, page) in (0..).map(SlabPage).zip(pages) {
         draft.write(n, &content(page)).unwrap();
     }
     let file = draft.seal().unwrap();
@@ -121,15 +121,15 @@ fn slab(pages: std::ops::Range<u64>) -> OwnedFd {
 }
 
 fn run(page: u64, pages: u32, slab_page: u32) -> Run {
-    Run { page, pages, slab: 7, slab_page }
+    Run { page: PageNo(page), pages, slab: 7, slab_page: SlabPage(slab_page) }
 }
 
 #[test]
 fn pages_are_offered_once_published_and_merged() {
     let Some(mut world) = World::new() else { return };
     let Message::Offer(offer) = world.hear(|message| matches!(message, Message::Offer(_))) else { return };
-    let pages: Vec<u64> = offer.iter().map(|(page, _)| *page).collect();
-    assert_eq!(pages, (FIRST..FIRST + PAGES).collect::<Vec<_>>());
+    let pages: Vec<PageNo> = offer.iter().map(|(page, _)| *page).collect();
+    assert_eq!(pages, (FIRST..FIRST + PAGES).map(PageNo).collect::<Vec<_>>());
     let draft = Draft::new(PAGES).unwrap();
     world.link.send(&Message::Publish(7, pages), Some(&draft)).unwrap();
     let hashes = offer.iter().map(|(_, hash)| *hash).collect();
@@ -176,9 +176,12 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
     assert_eq!((report.merged_pages, report.shared_now), (0, 0), "{report:?}");
     world.assert_unharmed();
     // Pages that are not there to be published, and a draft that is none: it says so, and goes on.
-    world.link.send(&Message::Publish(8, vec![u64::MAX]), Some(&Draft::new(1).unwrap())).unwrap();
+    world.link.send(&Message::Publish(8, vec![PageNo(u64::MAX)]), Some(&Draft::new(1).unwrap())).unwrap();
     world.hear(|message| *message == Message::Unpublished(8));
-    world.link.send(&Message::Publish(9, vec![FIRST]), Some(&File::open("/dev/null").unwrap())).unwrap();
+    world
+        .link
+        .send(&Message::Publish(9, vec![PageNo(FIRST)]), Some(&File::open("/dev/null").unwrap()))
+        .unwrap();
     world.hear(|message| *message == Message::Unpublished(9));
     // What makes no sense ends the connection, and the agent comes again.
     world.say(&Message::Hello(1));
@@ -199,12 +202,11 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
 
 #[test]
 fn what_is_sparse_is_looked_at_in_pieces() {
-    let mut set = vec![0; 64];
+    let mut set = PageSet::none(4096);
+    let range = |range: std::ops::Range<u64>| PageRange::between(PageNo(range.start), PageNo(range.end));
     for page in [0, 1, 31, 63, 96, 1000, 4095] {
-        bits::put(&mut set, page, true);
+        set.insert(PageNo(page));
     }
-    assert_eq!(spans(&set, 0..4096), [0..64, 96..97, 1000..1001, 4095..4096]);
-    assert_eq!(spans(&set, 32..100), [63..64, 96..97]);
-    assert_eq!(runs_of(&set, 0..64, 1), [(0, 1), (1, 1), (31, 1), (63, 1)]);
-    assert_eq!(runs_of(&set, 0..64, 16), [(0, 2), (31, 1), (63, 1)]);
+    assert_eq!(spans(&set, range(0..4096)), [0..64, 96..97, 1000..1001, 4095..4096].map(range));
+    assert_eq!(spans(&set, range(32..100)), [63..64, 96..97].map(range));
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::super::matchmaker::{Run, SlabPage};
+use super::super::matchmaker::{Run, SlabPlace};
 use super::super::wire::Link;
 use super::super::wire::Message;
 use super::*;
-use memory::PAGE_BYTES;
 use memory::slab::{Draft, Slab};
+use memory::{PAGE_BYTES, PageNo, PageSet, SlabPage};
 
 const NO_FILE: Option<&File> = None;
 const PAGES: u64 = 1 << 20;
@@ -62,7 +62,7 @@ impl Agent {
 
     /// Offers pages, and hears what there is to do.
     fn offer(&mut self, pages: &[(u64, u64)]) -> Vec<(Message, Option<File>)> {
-        self.say(&Message::Offer(pages.to_vec()));
+        self.say(&Message::Offer(numbered(pages)));
         let mut orders = Vec::new();
         loop {
             match self.hear() {
@@ -76,8 +76,8 @@ impl Agent {
     fn fill(&self, order: &mut Vec<(Message, Option<File>)>, seal: bool) -> u32 {
         let Some((Message::Publish(slab, pages), Some(file))) = order.pop() else { panic!("{order:?}") };
         let draft = Draft::receive(file.into(), pages.len() as u64).unwrap();
-        for (n, page) in (0..).zip(&pages) {
-            draft.write(n, &vec![*page as u8; PAGE_BYTES as usize]).unwrap();
+        for (n, page) in (0..).map(SlabPage).zip(&pages) {
+            draft.write(n, &vec![page.0 as u8; PAGE_BYTES as usize]).unwrap();
         }
         if seal {
             draft.seal().unwrap();
@@ -97,8 +97,12 @@ impl Agent {
     }
 }
 
+fn numbered(pages: &[(u64, u64)]) -> Vec<(PageNo, u64)> {
+    pages.iter().map(|(page, hash)| (PageNo(*page), *hash)).collect()
+}
+
 fn merge(page: u64, pages: u32) -> Message {
-    Message::Merge(vec![Run { page, pages, slab: 0, slab_page: 0 }])
+    Message::Merge(vec![Run { page: PageNo(page), pages, slab: 0, slab_page: SlabPage(0) }])
 }
 
 #[test]
@@ -113,7 +117,7 @@ fn one_publishes_and_both_merge() {
     let (told, file) = a.hear();
     assert_eq!(told, Message::Slab(slab, 2));
     let received = Slab::receive(file.unwrap().into(), 2).unwrap();
-    assert_eq!(received.bytes(1, 1).unwrap()[0], 9);
+    assert_eq!(received.bytes(SlabPage(1), 1).unwrap()[0], 9);
     assert_eq!(a.hear().0, merge(4, 2));
 
     let did = Counters { passes: 3, shared_now: 2, zero_pages: 1, hash_ns: 1 << 30, ..Counters::default() };
@@ -179,7 +183,7 @@ fn pages_that_a_guest_has_not_are_not_known() {
     // Nor is it one that says it has more than any can have.
     let mut vast = Agent::connect(&engine);
     vast.say(&Message::Hello(u64::MAX));
-    vast.say(&Message::Offer(vec![(1, 10)]));
+    vast.say(&Message::Offer(numbered(&[(1, 10)])));
     vast.assert_hung_up_on();
 }
 
@@ -243,9 +247,9 @@ fn sharing(engine: &SlabEngine, pages: u64) -> (Agent, Agent, u32) {
     (a, b, slab)
 }
 
-fn live(pages: std::ops::Range<u64>) -> Box<super::super::wire::Live> {
-    let mut set = Box::new([0; super::super::matchmaker::DRAFT_PAGES / 64]);
-    pages.for_each(|page| super::super::bits::put(set.as_mut_slice(), page, true));
+fn live(pages: std::ops::Range<u64>) -> super::super::wire::Live {
+    let mut set = PageSet::none(super::super::matchmaker::DRAFT_PAGES as u64);
+    pages.for_each(|page| set.insert(SlabPage(page as u32)));
     set
 }
 
@@ -281,7 +285,7 @@ fn what_is_left_of_slabs_is_put_together() {
         told = a.0.receive().map(|told| (told, true));
     }
     let Ok(((Message::Compact(new, places), Some(file)), by_a)) = told else { panic!("{told:?}") };
-    let expected: Vec<_> = (10..40).map(|page| SlabPage { slab, page }).collect();
+    let expected: Vec<_> = (10..40).map(|page| SlabPlace { slab, page: SlabPage(page) }).collect();
     assert_eq!(places, expected);
     let draft = Draft::receive(file.into(), 30).unwrap();
     draft.seal().unwrap();
@@ -294,7 +298,7 @@ fn what_is_left_of_slabs_is_put_together() {
     assert_eq!(other.hear().0, Message::Move(new, expected));
     assert_eq!(other.hear().0, Message::Drop(slab));
     let orders = other.offer(&[(2000, 10 * 7 + 1), (2001, 7 + 1)]);
-    let merge = Message::Merge(vec![Run { page: 2000, pages: 1, slab: new, slab_page: 0 }]);
+    let merge = Message::Merge(vec![Run { page: PageNo(2000), pages: 1, slab: new, slab_page: SlabPage(0) }]);
     assert!(orders.len() == 1 && orders[0].0 == merge, "{orders:?}");
 }
 
@@ -316,7 +320,7 @@ fn a_slab_of_an_earlier_host_goes_on_being_merged_with() {
     let (mut a, mut b) = (Agent::new(&engine), Agent::new(&engine));
     let sealed = || {
         let draft = Draft::new(2).unwrap();
-        draft.write(0, &[7; 2 * PAGE_BYTES as usize]).unwrap();
+        draft.write(SlabPage(0), &[7; 2 * PAGE_BYTES as usize]).unwrap();
         draft.seal().unwrap()
     };
     let slab = sealed();
@@ -329,7 +333,7 @@ fn a_slab_of_an_earlier_host_goes_on_being_merged_with() {
     };
     let number = named(&mut a);
     assert_eq!(named(&mut b), number, "it is the same file");
-    let merge = Message::Merge(vec![Run { page: 8, pages: 2, slab: number, slab_page: 0 }]);
+    let merge = Message::Merge(vec![Run { page: PageNo(8), pages: 2, slab: number, slab_page: SlabPage(0) }]);
     let orders = b.offer(&[(8, 40), (9, 50)]);
     assert!(orders.len() == 1 && orders[0].0 == merge, "{orders:?}");
     // One of another size than was said.

@@ -24,7 +24,8 @@ struct World {
 impl World {
     fn offer(&mut self, guest: GuestId) {
         self.matchmaker.join(guest, self.guests[&guest].len() as u64);
-        let pages: Vec<_> = (0u64..).zip(self.guests[&guest].iter().map(|content| hash(*content))).collect();
+        let pages: Vec<_> =
+            (0..).map(PageNo).zip(self.guests[&guest].iter().map(|content| hash(*content))).collect();
         let orders = self.matchmaker.offer(guest, pages);
         self.todo.push((guest, orders));
     }
@@ -32,7 +33,7 @@ impl World {
     fn follow(&mut self, guest: GuestId, orders: Orders) {
         for Publish { slab, pages } in orders.publish {
             assert!(pages.len() <= DRAFT_PAGES && !self.slabs.contains_key(&slab));
-            let contents: Vec<u64> = pages.iter().map(|page| self.guests[&guest][*page as usize]).collect();
+            let contents: Vec<u64> = pages.iter().map(|page| self.guests[&guest][page.0 as usize]).collect();
             let hashes: Vec<_> = contents.iter().map(|content| hash(*content)).collect();
             self.slabs.insert(slab, contents);
             let all = self.matchmaker.published(guest, slab, &hashes).expect("it was asked for");
@@ -40,7 +41,7 @@ impl World {
         }
         for Run { page, pages, slab, slab_page } in orders.merge {
             for n in 0..pages {
-                let (page, slab_page) = (page + u64::from(n), slab_page + n);
+                let (page, slab_page) = ((page + u64::from(n)).0, (slab_page + n.into()).0);
                 // As the agent does, whatever it was told.
                 if self.guests[&guest][page as usize] == self.slabs[&slab][slab_page as usize] {
                     self.merged.insert((guest, page), (slab, slab_page));
@@ -79,6 +80,18 @@ impl World {
     }
 }
 
+fn offer<const N: usize>(to: &mut Matchmaker, guest: GuestId, pages: [(u64, PageHash); N]) -> Orders {
+    to.offer(guest, pages.map(|(page, hash)| (PageNo(page), hash)))
+}
+
+fn run(page: u64, pages: u32, slab: u32, slab_page: u32) -> Run {
+    Run { page: PageNo(page), pages, slab, slab_page: SlabPage(slab_page) }
+}
+
+fn pages(numbers: impl IntoIterator<Item = u64>) -> Vec<PageNo> {
+    numbers.into_iter().map(PageNo).collect()
+}
+
 /// A matchmaker of three guests.
 fn joined() -> Matchmaker {
     let mut matchmaker = Matchmaker::default();
@@ -99,10 +112,10 @@ fn equal_guests_are_shared_in_one_run() {
         world.offer(guest);
     }
     assert_eq!(world.todo[0].1, Orders::default(), "the first has nobody to share with");
-    assert_eq!(world.todo[1].1.publish, [Publish { slab: 0, pages: (0..1000).collect() }]);
+    assert_eq!(world.todo[1].1.publish, [Publish { slab: 0, pages: pages(0..1000) }]);
     let (guest, orders) = world.todo.swap_remove(1);
     world.follow(guest, orders);
-    let whole = Run { page: 0, pages: 1000, slab: 0, slab_page: 0 };
+    let whole = run(0, 1000, 0, 0);
     assert!(world.todo.iter().filter(|(_, o)| o.merge == [whole]).count() == 3, "{:?}", world.todo);
     world.settle();
     world.assert_all_shared();
@@ -112,33 +125,36 @@ fn equal_guests_are_shared_in_one_run() {
 fn a_page_offered_again_is_no_news() {
     let mut matchmaker = joined();
     for _ in 0..3 {
-        assert_eq!(matchmaker.offer(A, [(7, 70), (8, 80)]), Orders::default());
+        assert_eq!(offer(&mut matchmaker, A, [(7, 70), (8, 80)]), Orders::default());
     }
     assert_eq!(matchmaker.len(), 2);
-    assert_eq!(matchmaker.offer(A, [(64, 90), (u64::MAX, 90)]), Orders::default());
+    assert_eq!(offer(&mut matchmaker, A, [(64, 90), (u64::MAX, 90)]), Orders::default());
     assert_eq!(matchmaker.len(), 2, "there is no such page");
 }
 
 #[test]
 fn what_changed_before_it_was_published_is_matched_anew() {
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10), (2, 20)]);
-    assert_eq!(matchmaker.offer(B, [(5, 10), (6, 20)]).publish, [Publish { slab: 0, pages: vec![5, 6] }]);
-    matchmaker.offer(C, [(9, 10)]);
+    offer(&mut matchmaker, A, [(1, 10), (2, 20)]);
+    assert_eq!(
+        offer(&mut matchmaker, B, [(5, 10), (6, 20)]).publish,
+        [Publish { slab: 0, pages: pages([5, 6]) }]
+    );
+    offer(&mut matchmaker, C, [(9, 10)]);
     // B's page 5 holds something else by now: A and C still have the old one.
     let all = matchmaker.published(B, 0, &[99, 20]).unwrap();
-    let one = |page, slab_page| vec![Run { page, pages: 1, slab: 0, slab_page }];
+    let one = |page, slab_page| vec![run(page, 1, 0, slab_page)];
     assert_eq!((&all[&A].merge, &all[&B].merge), (&one(2, 1), &one(6, 1)));
-    assert_eq!(all[&C].publish, [Publish { slab: 1, pages: vec![9] }]);
+    assert_eq!(all[&C].publish, [Publish { slab: 1, pages: pages([9]) }]);
     let all = matchmaker.published(C, 1, &[10]).unwrap();
-    assert_eq!(all[&A].merge, [Run { page: 1, pages: 1, slab: 1, slab_page: 0 }]);
+    assert_eq!(all[&A].merge, [run(1, 1, 1, 0)]);
 }
 
 #[test]
 fn nobody_publishes_what_another_was_asked_for() {
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10)]);
-    matchmaker.offer(B, [(1, 10)]);
+    offer(&mut matchmaker, A, [(1, 10)]);
+    offer(&mut matchmaker, B, [(1, 10)]);
     for (guest, slab, hashes) in [(A, 0, vec![10]), (B, 1, vec![10]), (B, 0, vec![]), (B, 0, vec![10, 10])] {
         assert_eq!(matchmaker.published(guest, slab, &hashes), None, "{guest:?} {slab}");
         assert!(matchmaker.unpublished(A, slab).is_empty());
@@ -150,27 +166,27 @@ fn nobody_publishes_what_another_was_asked_for() {
 #[test]
 fn those_who_waited_for_a_guest_that_ended_find_each_other() {
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10)]);
-    matchmaker.offer(B, [(2, 10)]);
-    matchmaker.offer(C, [(3, 10)]);
+    offer(&mut matchmaker, A, [(1, 10)]);
+    offer(&mut matchmaker, B, [(2, 10)]);
+    offer(&mut matchmaker, C, [(3, 10)]);
     let all = matchmaker.gone(B);
     assert_eq!(all.values().map(|orders| orders.publish.len()).sum::<usize>(), 1, "{all:?}");
     // Its own pages find nobody any more.
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10)]);
+    offer(&mut matchmaker, A, [(1, 10)]);
     assert!(matchmaker.gone(A).is_empty());
-    assert_eq!(matchmaker.offer(B, [(2, 10)]), Orders::default());
+    assert_eq!(offer(&mut matchmaker, B, [(2, 10)]), Orders::default());
 }
 
 #[test]
 fn a_slab_that_is_gone_is_not_merged_with() {
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10)]);
-    matchmaker.offer(B, [(1, 10)]);
+    offer(&mut matchmaker, A, [(1, 10)]);
+    offer(&mut matchmaker, B, [(1, 10)]);
     matchmaker.published(B, 0, &[10]).unwrap();
-    assert_eq!(matchmaker.offer(C, [(1, 10)]).merge.len(), 1);
+    assert_eq!(offer(&mut matchmaker, C, [(1, 10)]).merge.len(), 1);
     matchmaker.forget(0);
-    assert_eq!(matchmaker.offer(C, [(1, 10)]), Orders::default());
+    assert_eq!(offer(&mut matchmaker, C, [(1, 10)]), Orders::default());
 }
 
 #[test]
@@ -223,7 +239,7 @@ proptest! {
         for (what, guest, page, hash, slab) in words {
             let guest = GuestId(guest);
             let all: Vec<Orders> = match what {
-                0 | 1 => vec![matchmaker.offer(guest, [(page % 64, hash), (page, hash + 1)])],
+                0 | 1 => vec![offer(&mut matchmaker, guest, [(page % 64, hash), (page, hash + 1)])],
                 2 => match matchmaker.published(guest, slab, &vec![hash; page as usize % 4]) {
                     Some(all) => { published.insert(slab); all.into_values().collect() }
                     None => Vec::new(),
@@ -242,12 +258,12 @@ proptest! {
 #[test]
 fn what_a_guest_has_no_more_is_nobody_elses_match() {
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10)]);
-    matchmaker.offer(A, [(1, 11)]);
-    assert_eq!(matchmaker.offer(B, [(1, 10)]), Orders::default());
+    offer(&mut matchmaker, A, [(1, 10)]);
+    offer(&mut matchmaker, A, [(1, 11)]);
+    assert_eq!(offer(&mut matchmaker, B, [(1, 10)]), Orders::default());
     assert_eq!(matchmaker.len(), 2, "what a page was is forgotten");
     // It joins an offer of what another has, and owns nothing then.
-    assert_eq!(matchmaker.offer(A, [(1, 10)]).publish.len(), 1);
+    assert_eq!(offer(&mut matchmaker, A, [(1, 10)]).publish.len(), 1);
     matchmaker.gone(A);
     matchmaker.gone(B);
     assert!(matchmaker.is_empty(), "{}", matchmaker.len());
@@ -256,14 +272,14 @@ fn what_a_guest_has_no_more_is_nobody_elses_match() {
 #[test]
 fn a_slab_of_an_earlier_host_is_merged_with() {
     let mut matchmaker = joined();
-    matchmaker.offer(A, [(1, 10), (2, 30)]);
+    offer(&mut matchmaker, A, [(1, 10), (2, 30)]);
     let (slab, all) = matchmaker.known(&[10, 20]).unwrap();
-    assert_eq!(all[&A].merge, [Run { page: 1, pages: 1, slab, slab_page: 0 }]);
-    assert_eq!(matchmaker.offer(B, [(5, 20)]).merge, [Run { page: 5, pages: 1, slab, slab_page: 1 }]);
+    assert_eq!(all[&A].merge, [run(1, 1, slab, 0)]);
+    assert_eq!(offer(&mut matchmaker, B, [(5, 20)]).merge, [run(5, 1, slab, 1)]);
     // Another copy of the same changes nothing.
     let (other, all) = matchmaker.known(&[20]).unwrap();
     assert!(other != slab && all.is_empty());
-    assert_eq!(matchmaker.offer(C, [(5, 20)]).merge[0].slab, slab);
+    assert_eq!(offer(&mut matchmaker, C, [(5, 20)]).merge[0].slab, slab);
 }
 
 #[test]
@@ -271,7 +287,7 @@ fn pages_of_slabs_move_into_another() {
     let mut matchmaker = joined();
     matchmaker.known(&[10, 20, 30]).unwrap();
     matchmaker.known(&[40]).unwrap();
-    let place = |slab, page| SlabPage { slab, page };
+    let place = |slab, page| SlabPlace { slab, page: SlabPage(page) };
     let pages = vec![place(0, 1), place(1, 0), place(0, 2)];
     let new = matchmaker.compact(A, pages.clone()).unwrap();
     assert_eq!(matchmaker.compacted(B, new, &[20, 40, 30]), None, "it was not asked");
@@ -280,7 +296,26 @@ fn pages_of_slabs_move_into_another() {
     assert_eq!(matchmaker.compacted(A, new, &[20, 40, 31]), Some(pages));
     matchmaker.forget(0);
     matchmaker.forget(1);
-    let orders = matchmaker.offer(C, [(1, 10), (2, 20), (3, 30), (4, 40)]);
-    let run = |page, slab_page| Run { page, pages: 1, slab: new, slab_page };
-    assert_eq!(orders.merge, [run(2, 0), run(4, 1)]);
+    let orders = offer(&mut matchmaker, C, [(1, 10), (2, 20), (3, 30), (4, 40)]);
+    assert_eq!(orders.merge, [run(2, 1, new, 0), run(4, 1, new, 1)]);
+}
+
+/// Numbers are used again: whatever the one before had offered, published, waited for or was to fill, the next has nothing of it.
+#[test]
+fn nothing_is_left_under_the_number_of_a_guest_that_is_gone() {
+    let mut matchmaker = joined();
+    // It has pages of its own, waits for B, is to publish, and is to put slabs together.
+    offer(&mut matchmaker, A, [(1, 10), (2, 20)]);
+    let by_b = offer(&mut matchmaker, B, [(2, 20), (3, 30)]).publish[0].slab;
+    let by_a = offer(&mut matchmaker, A, [(3, 30)]).publish[0].slab;
+    let (old, _) = matchmaker.known(&[70]).unwrap();
+    let filled = matchmaker.compact(A, vec![SlabPlace { slab: old, page: SlabPage(0) }]).unwrap();
+    matchmaker.gone(A);
+    matchmaker.join(A, 64);
+    assert_eq!(matchmaker.published(A, by_a, &[30]), None);
+    assert_eq!(matchmaker.compacted(A, filled, &[70]), None);
+    let all = matchmaker.published(B, by_b, &[20]).unwrap();
+    assert!(all.get(&A).is_none_or(|orders| *orders == Orders::default()), "the next has no page 2: {all:?}");
+    assert_eq!(offer(&mut matchmaker, C, [(1, 10)]), Orders::default(), "nor page 1");
+    assert_eq!(offer(&mut matchmaker, A, [(9, 20)]).merge, [run(9, 1, by_b, 0)]);
 }

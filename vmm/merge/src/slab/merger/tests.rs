@@ -3,9 +3,9 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use memory::PAGE_BYTES;
 use memory::ram::{Backing, Ram};
 use memory::slab::Draft;
+use memory::{PAGE_BYTES, PageNo};
 
 const FIRST: u64 = 1024;
 
@@ -32,12 +32,12 @@ fn content(page: u64) -> Vec<u8> {
 fn slab(pages: impl IntoIterator<Item = u64>) -> Slab {
     let bytes: Vec<u8> = pages.into_iter().flat_map(|page| content(FIRST + page)).collect();
     let draft = Draft::new(bytes.len() as u64 / PAGE_BYTES).unwrap();
-    draft.write(0, &bytes).unwrap();
+    draft.write(SlabPage(0), &bytes).unwrap();
     draft.seal().unwrap()
 }
 
 fn run(page: u64, pages: u32, slab: u32, slab_page: u32) -> Run {
-    Run { page: FIRST + page, pages, slab, slab_page }
+    Run { page: PageNo(FIRST + page), pages, slab, slab_page: SlabPage(slab_page) }
 }
 
 fn assert_unharmed(ram: &Ram, pages: u64) {
@@ -58,13 +58,13 @@ fn a_run_of_any_length_is_merged_and_what_differs_is_left_out() {
     assert_eq!((counters.shared_now, counters.matched_pages), (199, 205));
     let live = merger.count(&mut counters).unwrap();
     assert_eq!(counters.shared_now, 199);
-    assert!(bits::count(&live[&3]) == 199 && !bits::has(&live[&3], 77));
+    assert!(live[&3].count() == 199 && !live[&3].has(SlabPage(77)));
     assert_eq!(counters.mappings_now, 2, "one before and one after the page that differs");
     assert_unharmed(&ram, 200);
     // The guest writes to one of them.
     ram.memory().write_slice(&content(FIRST + 5), GuestAddress((FIRST + 5) * PAGE_BYTES)).unwrap();
-    let mut written = vec![0; 64];
-    bits::put(&mut written, FIRST + 5, true);
+    let mut written = PageSet::none(4096);
+    written.insert(PageNo(FIRST + 5));
     merger.written(&written, &mut counters);
     assert_eq!((counters.broken_pages, counters.shared_now), (1, 198));
     merger.count(&mut counters).unwrap();
@@ -77,8 +77,8 @@ fn pages_move_from_slabs_into_another() {
     merger.learn(1, slab(0..50));
     merger.learn(2, slab(50..100));
     merger.merge_all(vec![run(0, 50, 1, 0), run(50, 50, 2, 0)], &mut counters);
-    let places: Vec<_> = (40..50).map(|page| SlabPage { slab: 1, page }).collect();
-    let places = [places, (0..10).map(|page| SlabPage { slab: 2, page }).collect()].concat();
+    let places: Vec<_> = (40..50).map(|page| SlabPlace { slab: 1, page: SlabPage(page) }).collect();
+    let places = [places, (0..10).map(|page| SlabPlace { slab: 2, page: SlabPage(page) }).collect()].concat();
     // A page in it is not what it should be.
     merger.learn(7, slab((40..60).map(|page| if page == 45 { 0 } else { page })));
     merger.put_together(7, &places, &mut counters).unwrap();
@@ -86,7 +86,7 @@ fn pages_move_from_slabs_into_another() {
     merger.forget(1);
     merger.forget(2);
     let live = merger.count(&mut counters).unwrap();
-    assert_eq!((live.len(), bits::count(&live[&7]), counters.shared_now), (1, 19, 100));
+    assert_eq!((live.len(), live[&7].count(), counters.shared_now), (1, 19, 100));
     assert_unharmed(&ram, 100);
 }
 
@@ -95,12 +95,12 @@ fn a_huge_page_is_broken_up_for_enough_only() {
     let Some((ram, mut merger, mut counters)) = world(1024) else { return };
     merger.settings.huge_page_percent = 10;
     merger.learn(1, slab(0..1024));
-    merger.is_huge(FIRST, 512);
+    merger.is_huge(PageRange::new(PageNo(FIRST), 512).unwrap());
     // 51 pages are less than a tenth of 512. What lies in the next huge page is merged: it is none.
     merger.merge_all(vec![run(461, 100, 1, 461)], &mut counters);
     assert_eq!((counters.merged_pages, counters.huge_pages), (49, 51));
-    let mut written = vec![0; 64];
-    bits::put(&mut written, FIRST + 500, true);
+    let mut written = PageSet::none(4096);
+    written.insert(PageNo(FIRST + 500));
     merger.written(&written, &mut counters);
     assert_eq!(counters.huge_pages, 0, "what was found out of a page that was written is true no more");
     merger.merge_all(vec![run(0, 51, 1, 0)], &mut counters);

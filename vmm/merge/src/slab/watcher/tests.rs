@@ -3,20 +3,21 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use memory::PageNo;
 
 /// A log that a test writes, and the pages it was told to clear.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u64>>>);
+struct Log(Arc<Mutex<PageSet>>);
 
 impl Log {
     fn write(&self, pages: impl IntoIterator<Item = u64>) {
-        pages.into_iter().for_each(|page| bits::put(&mut self.0.lock().unwrap(), page, true));
+        pages.into_iter().for_each(|page| self.0.lock().unwrap().insert(PageNo(page)));
     }
 }
 
 impl WriteLog for Log {
     fn start(&mut self) -> io::Result<()> {
-        *self.0.lock().unwrap() = vec![u64::MAX; 2];
+        *self.0.lock().unwrap() = PageSet::all(128);
         Ok(())
     }
 
@@ -24,13 +25,13 @@ impl WriteLog for Log {
         Ok(())
     }
 
-    fn read(&mut self, written: &mut Vec<u64>) -> io::Result<()> {
+    fn read(&mut self, written: &mut PageSet) -> io::Result<()> {
         written.clone_from(&self.0.lock().unwrap());
         Ok(())
     }
 
-    fn clear_in_parts(&mut self, pages: &[u64], _: &mut dyn FnMut()) -> io::Result<()> {
-        self.0.lock().unwrap().iter_mut().zip(pages).for_each(|(log, clear)| *log &= !clear);
+    fn clear_in_parts(&mut self, pages: &PageSet, _: &mut dyn FnMut()) -> io::Result<()> {
+        self.0.lock().unwrap().subtract(pages);
         Ok(())
     }
 }
@@ -51,14 +52,18 @@ impl Watcher {
     /// A look so late, at memory of which these pages were merged, and broken soon.
     fn next_at(&mut self, now: Duration, soon: &[u64], more: bool) -> Look {
         let look = self.look().unwrap();
-        let mut broken = [0; 2];
-        soon.iter().for_each(|page| bits::put(&mut broken, *page, true));
-        self.blame((&broken, &[0; 2]));
+        self.blame((&set(soon), &set(&[])));
         if more {
             self.watch(now, u64::MAX, &mut || {}).unwrap();
         }
         look
     }
+}
+
+fn set(pages: &[u64]) -> PageSet {
+    let mut set = PageSet::none(128);
+    pages.iter().for_each(|page| set.insert(PageNo(*page)));
+    set
 }
 
 /// Looks until all pages are watched.
@@ -76,10 +81,10 @@ fn all_pages_are_looked_at_and_then_those_that_were_written() {
     log.write([70, 71]);
     let looks: Vec<_> = (0..4).map(|_| watcher.next(true)).collect();
     assert_eq!(looks.iter().map(|look| look.quiet).sum::<u64>(), 2);
-    assert!(!bits::has(watcher.hit(), 70));
+    assert!(!watcher.hit().has(PageNo(70)));
     log.write([70]);
     watcher.next(true);
-    assert!(bits::has(watcher.hit(), 70) && bits::count(watcher.hit()) == 1);
+    assert!(watcher.hit().has(PageNo(70)) && watcher.hit().count() == 1);
 }
 
 #[test]
@@ -102,7 +107,7 @@ fn a_page_that_keeps_changing_is_watched_less_and_less() {
     for _ in 0..1000 {
         log.write([9]);
         watcher.next(true);
-        hits += u32::from(bits::has(watcher.hit(), 9));
+        hits += u32::from(watcher.hit().has(PageNo(9)));
     }
     assert!((7..20).contains(&hits), "{hits}");
     // And then it rests, and is found.
@@ -140,11 +145,11 @@ fn storm(watcher: &mut Watcher, log: &Log, period: u64, seconds: u64) -> Vec<u64
             log.write([9]);
         }
         watcher.look().unwrap();
-        let broken = is_merged && bits::has(watcher.hit(), 9);
-        let soon = [u64::from(broken) << 9, 0];
-        watcher.blame((&soon, &[0; 2]));
+        let broken = is_merged && watcher.hit().has(PageNo(9));
+        let soon = if broken { set(&[9]) } else { set(&[]) };
+        watcher.blame((&soon, &set(&[])));
         is_merged &= !broken;
-        if bits::has(watcher.quiet(), 9) {
+        if watcher.quiet().has(PageNo(9)) {
             is_merged = true;
             merges.push(now.as_millis() as u64);
         }
@@ -171,7 +176,7 @@ fn a_page_whose_merges_break_soon_is_merged_ever_less_but_never_given_up() {
         for second in 2000..2300 {
             watcher.next_at(Duration::from_secs(second), &[], true);
         }
-        assert!(bits::has(&watcher.watched, 9), "{merges:?}");
+        assert!(watcher.watched.has(PageNo(9)), "{merges:?}");
     }
 }
 
@@ -180,16 +185,16 @@ fn a_page_is_trusted_again_once_its_merges_last() {
     let (log, mut watcher) = started();
     settled(&mut watcher);
     storm(&mut watcher, &log, 20, 100);
-    assert!(bits::has(&watcher.resting, 9) && watcher.levels[9] >= 4);
+    assert!(watcher.resting.has(PageNo(9)) && watcher.levels[9] >= 4);
     for _ in 0..MAX_REST {
         watcher.trust(0, 1 << 9 | 1 << 5);
     }
-    assert!(!bits::has(&watcher.resting, 9));
+    assert!(!watcher.resting.has(PageNo(9)));
     assert_eq!((watcher.levels[9], watcher.levels[5]), (0, 0));
     // And one that is broken late, after that, is found at once.
     log.write([9]);
     watcher.look().unwrap();
-    watcher.blame((&[0; 2], &[1 << 9, 0]));
+    watcher.blame((&set(&[]), &set(&[9])));
     watcher.watch(Duration::from_secs(500), u64::MAX, &mut || {}).unwrap();
     let quiet: u64 = (0..4).map(|_| watcher.next_at(Duration::from_secs(500), &[], true).quiet).sum();
     assert_eq!(quiet, 1);
@@ -201,7 +206,7 @@ fn what_was_broken_before_it_was_watched_rests_too() {
     watcher.next(false);
     // It was found private, and so broken, when it was quiet: it is watched now, and rests the next time.
     watcher.next_at(Duration::ZERO, &[7], true);
-    assert!(bits::has(&watcher.resting, 7) && watcher.levels[7] == 1);
+    assert!(watcher.resting.has(PageNo(7)) && watcher.levels[7] == 1);
 }
 
 #[test]
@@ -212,13 +217,13 @@ fn with_little_credit_a_round_takes_many_looks_and_every_page_has_its_turn() {
     let (mut most, mut found) = (0, 0);
     for n in 0..20 {
         watcher.look().unwrap();
-        watcher.blame((&[0; 2], &[0; 2]));
-        found += bits::count(watcher.quiet());
+        watcher.blame((&set(&[]), &set(&[])));
+        found += watcher.quiet().count();
         watcher.watch(Duration::from_millis(n), 10, &mut || {}).unwrap();
-        most = most.max(bits::count(&watcher.new));
+        most = most.max(watcher.new.count());
     }
     assert_eq!(found, 128);
     assert!(most <= 64, "a word is not divided: {most}");
     watcher.watch(Duration::from_secs(1), 0, &mut || {}).unwrap();
-    assert_eq!(bits::count(&watcher.new), 0, "none is none");
+    assert_eq!(watcher.new.count(), 0, "none is none");
 }

@@ -1,0 +1,278 @@
+//! Addresses and pages of guest RAM, each a type of its own.
+//!
+//! [`Gpa`] is where the guest has a byte, [`Hva`] where a process of the host has it. [`PageNo`] counts the pages of one guest's RAM,
+//! in guest-physical order without the hole; it is the name that a page has from the log of writes to its merge. [`SlabPage`] counts the
+//! pages of one slab.
+
+use std::fmt;
+use std::ops::{Add, Range, Sub};
+
+pub use devices::reclaim::{Gpa, PAGE_BYTES};
+use serde::{Deserialize, Serialize};
+
+/// [`PAGE_BYTES`] as the length of a slice.
+pub const PAGE: usize = to_usize(PAGE_BYTES);
+
+/// A length or an index of this process's memory, which is addressed by 64 bits.
+#[expect(clippy::cast_possible_truncation, reason = "a usize has 64 bits, or this does not compile")]
+pub const fn to_usize(n: u64) -> usize {
+    const { assert!(size_of::<usize>() == size_of::<u64>()) };
+    n as usize
+}
+
+/// An address in a process of the host, in bytes: in this one, or in one that is looked into. It promises nothing of what is there:
+/// what may be done to guest RAM takes a [`GuestRange`](crate::ram::GuestRange).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hva(pub u64);
+
+impl Hva {
+    /// Where a value of this process is.
+    pub fn of<T>(value: *const T) -> Self {
+        Self(value.expose_provenance() as u64)
+    }
+
+    /// The address of the page that it is in.
+    pub const fn page(self) -> Self {
+        Self(self.0 & !(PAGE_BYTES - 1))
+    }
+
+    /// Whether a page begins there.
+    pub const fn is_page(self) -> bool {
+        self.0.is_multiple_of(PAGE_BYTES)
+    }
+
+    /// The addresses of `bytes` bytes from here on, or of those of them that there can be.
+    pub const fn span(self, bytes: u64) -> Range<Self> {
+        self..Self(self.0.saturating_add(bytes))
+    }
+}
+
+impl Add<u64> for Hva {
+    type Output = Self;
+
+    fn add(self, bytes: u64) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+impl Sub for Hva {
+    type Output = u64;
+
+    fn sub(self, other: Self) -> u64 {
+        self.0 - other.0
+    }
+}
+
+impl fmt::Display for Hva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::LowerHex for Hva {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
+
+/// A page of one guest's RAM: its number in guest-physical order, the hole not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageNo(pub u64);
+
+/// A page of one slab, counted from its beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlabPage(pub u32);
+
+impl SlabPage {
+    /// Where in the slab's file it begins.
+    pub const fn offset(self) -> u64 {
+        // A u32 always fits; `From` is not const.
+        self.0 as u64 * PAGE_BYTES
+    }
+}
+
+impl Add<u64> for SlabPage {
+    type Output = Self;
+
+    /// The page so many further on. No slab has so many that it has none: see [`MAX_SLAB_PAGES`](crate::slab::MAX_SLAB_PAGES).
+    fn add(self, pages: u64) -> Self {
+        Self::at(u64::from(self.0).saturating_add(pages))
+    }
+}
+
+/// What numbers pages: so [`PageSet`](crate::page_set::PageSet) has sets of each kind.
+pub trait PageIndex: Copy {
+    /// Its number.
+    fn index(self) -> u64;
+
+    /// The page of a number that [`Self::index`] has given.
+    fn at(index: u64) -> Self;
+}
+
+impl PageIndex for PageNo {
+    fn index(self) -> u64 {
+        self.0
+    }
+
+    fn at(index: u64) -> Self {
+        Self(index)
+    }
+}
+
+impl PageIndex for SlabPage {
+    fn index(self) -> u64 {
+        self.0.into()
+    }
+
+    fn at(index: u64) -> Self {
+        Self(u32::try_from(index).unwrap_or(u32::MAX))
+    }
+}
+
+impl Add<u64> for PageNo {
+    type Output = Self;
+
+    fn add(self, pages: u64) -> Self {
+        Self(self.0 + pages)
+    }
+}
+
+impl Sub for PageNo {
+    type Output = u64;
+
+    fn sub(self, other: Self) -> u64 {
+        self.0 - other.0
+    }
+}
+
+impl fmt::Display for PageNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Adjacent pages of one guest's RAM. Whether there are such is for [`Ram::range`](crate::ram::Ram::range) to say; but where the last one
+/// ends can always be said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageRange {
+    first: PageNo,
+    pages: u64,
+}
+
+impl PageRange {
+    /// `pages` pages from `first` on. None if there are no numbers for so many.
+    pub fn new(first: PageNo, pages: u64) -> Option<Self> {
+        first.0.checked_add(pages).map(|_| Self { first, pages })
+    }
+
+    /// One page; the very last number is none that a page can have.
+    pub fn one(page: PageNo) -> Self {
+        Self { first: page, pages: u64::from(page.0 < u64::MAX) }
+    }
+
+    /// From `first` to before `end`; none, if that is not above.
+    pub fn between(first: PageNo, end: PageNo) -> Self {
+        Self { first, pages: end.0.saturating_sub(first.0) }
+    }
+
+    /// The first page, also of none.
+    pub fn first(self) -> PageNo {
+        self.first
+    }
+
+    /// How many pages.
+    pub fn pages(self) -> u64 {
+        self.pages
+    }
+
+    /// The page after the last.
+    pub fn end(self) -> PageNo {
+        self.first + self.pages
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.pages == 0
+    }
+
+    /// Their length in bytes; what could not be mapped is as long as can be.
+    pub fn bytes(self) -> u64 {
+        self.pages.saturating_mul(PAGE_BYTES)
+    }
+
+    /// Whether `page` is one of them.
+    pub fn contains(self, page: PageNo) -> bool {
+        (self.first..self.end()).contains(&page)
+    }
+
+    /// Whether all of `other` are among them. Of none it must begin within, or at the end.
+    pub fn covers(self, other: Self) -> bool {
+        self.first <= other.first && other.end() <= self.end()
+    }
+
+    /// Those that are among `other`, too.
+    pub fn intersection(self, other: Self) -> Self {
+        let first = self.first.max(other.first);
+        Self::between(first, self.end().min(other.end()))
+    }
+
+    /// Its first `pages` pages, and the rest.
+    pub fn split(self, pages: u64) -> (Self, Self) {
+        let pages = pages.min(self.pages);
+        let (first, middle) = (self.first, self.first + pages);
+        (Self { first, pages }, Self { first: middle, pages: self.pages - pages })
+    }
+
+    /// Each of them, ascending.
+    pub fn iter(self) -> impl Iterator<Item = PageNo> + Clone {
+        (self.first.0..self.end().0).map(PageNo)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range(first: u64, pages: u64) -> PageRange {
+        PageRange::new(PageNo(first), pages).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_end_is_no_range() {
+        assert!(
+            PageRange::new(PageNo(u64::MAX), 1).is_none() && PageRange::new(PageNo(2), u64::MAX).is_none()
+        );
+        assert!(PageRange::one(PageNo(u64::MAX)).is_empty());
+        assert_eq!(range(0, u64::MAX).bytes(), u64::MAX);
+        assert!(PageRange::between(PageNo(7), PageNo(3)).is_empty());
+    }
+
+    #[test]
+    fn an_address_is_written_as_a_number() {
+        assert_eq!(serde_json::to_string(&Hva(4096)).unwrap(), "4096");
+        assert_eq!(serde_json::from_str::<Hva>("4096").unwrap(), Hva(4096));
+        assert_eq!(
+            (Hva(0x1fff).page(), Hva(0x1fff).is_page(), Hva(0x2000).is_page()),
+            (Hva(0x1000), false, true)
+        );
+        assert_eq!(Hva(u64::MAX - 1).span(4096), Hva(u64::MAX - 1)..Hva(u64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_is_what_its_pages_are(a in 0u64..40, b in 0u64..40, m in 0u64..40, n in 0u64..40, at in 0u64..50) {
+            let (x, y) = (range(a, m), range(b, n));
+            let has = |range: PageRange, page| range.iter().any(|one| one == page);
+            for page in (0..90).map(PageNo) {
+                prop_assert_eq!(x.contains(page), has(x, page));
+                prop_assert_eq!(x.intersection(y).contains(page), has(x, page) && has(y, page));
+            }
+            prop_assert!(y.is_empty() || x.covers(y) == y.iter().all(|page| x.contains(page)));
+            let (front, back) = x.split(at);
+            prop_assert_eq!(front.iter().chain(back.iter()).collect::<Vec<_>>(), x.iter().collect::<Vec<_>>());
+            prop_assert_eq!(front.pages(), at.min(m));
+        }
+    }
+}
