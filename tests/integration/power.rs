@@ -176,6 +176,24 @@ fn lab_the_power_button_of_a_debian_guest() {
     );
 }
 
+/// Asked before its driver of COM2 is up, a guest loses the line. It is said again.
+#[test]
+fn lab_a_guest_that_is_still_starting_powers_off_when_asked() {
+    let script = r#"
+        boot --initrd "$image/initrd.cpio" --control /tmp/vm.sock --console /tmp/log &
+        vm=$!
+        for n in $(seq 600); do
+            if [ -S /tmp/vm.sock ]; then break; fi
+            sleep 0.1
+        done
+        "$samepage" power off /tmp/vm.sock --timeout 100
+        wait $vm && echo "ended with 0"
+        cat /tmp/log >&2
+    "#;
+    let outcome = lab(150, script).success();
+    assert!(outcome.stdout.contains("ended with 0"), "{outcome}");
+}
+
 /// Two guests that write to their drives: both file systems are clean after `fleet down`. One that cannot be moved to end is cut off and
 /// named.
 #[test]

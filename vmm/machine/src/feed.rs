@@ -28,6 +28,11 @@ impl Feed {
         PENDING_BYTES - self.pending.len()
     }
 
+    /// Whether the port has got all that it was to get.
+    pub fn is_read(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Takes bytes, at most [`Self::room`] of them, and hands the guest what it has place for.
     pub fn push(&mut self, bytes: &[u8]) {
         self.pending.extend(&bytes[..bytes.len().min(self.room())]);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::legacy::pm1::PowerButton;
 use event_manager::MutEventSubscriber;
@@ -11,27 +11,44 @@ use super::exit::{Ending, Outcome};
 use super::feed::Feed;
 use super::timer::Timer;
 
+/// How often the line is said again: what is said before a guest's driver of the port is up is lost.
+const REPEAT: Duration = Duration::from_secs(5);
+
 /// The two ways to ask a guest, and the clock that runs after it.
 #[derive(Clone)]
 pub struct ShutDown {
     button: PowerButton,
     com2: Arc<Mutex<Feed>>,
     timer: Timer,
-    limit: Arc<Mutex<Duration>>,
+    asked: Arc<Mutex<Option<Asked>>>,
+}
+
+/// What a guest was asked.
+struct Asked {
+    limit: Duration,
+    until: Instant,
+    line: Option<String>,
 }
 
 impl ShutDown {
     /// By this button and this way into COM2.
     pub fn new(button: PowerButton, com2: Arc<Mutex<Feed>>) -> io::Result<Self> {
-        Ok(Self { button, com2, timer: Timer::new()?, limit: Arc::default() })
+        Ok(Self { button, com2, timer: Timer::new()?, asked: Arc::default() })
     }
 
-    /// What stops the VM when the guest's time is up.
+    /// What asks again, and stops the VM when the guest's time is up.
     pub fn subscriber(&self, outcome: Outcome) -> Box<dyn MutEventSubscriber> {
-        let limit = self.limit.clone();
+        let this = self.clone();
         self.timer.subscriber(move || {
-            let limit = *limit.lock().unwrap_or_else(PoisonError::into_inner);
-            outcome.tell(Ending::CutOff { limit });
+            let asked = this.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(asked) = &*asked else { return };
+            let left = asked.until.saturating_duration_since(Instant::now());
+            // A timer that cannot be set would leave the guest running for ever.
+            if left.is_zero() || this.timer.every(left.min(REPEAT)).is_err() {
+                outcome.tell(Ending::CutOff { limit: asked.limit });
+                return;
+            }
+            this.say(asked.line.as_deref());
         })
     }
 
@@ -43,14 +60,22 @@ impl ShutDown {
     /// Presses the power button, gives the guest a line on COM2 if there is one, and lets it have so long from now on, which
     /// is more than nothing.
     pub fn begin(&self, limit: Duration, line: Option<&str>) -> io::Result<()> {
-        *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
-        self.timer.every(limit)?;
+        let asked = Asked { limit, until: Instant::now() + limit, line: line.map(str::to_owned) };
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        self.timer.every(limit.min(REPEAT))?;
         self.button.press();
-        if let Some(line) = line {
-            // What a client began and did not end is no part of it.
-            let line = format!("\n{line}\n");
-            self.com2.lock().unwrap_or_else(PoisonError::into_inner).push(line.as_bytes());
-        }
+        self.say(line);
         Ok(())
+    }
+
+    /// Gives the guest the line, unless it has yet to read what it was given before.
+    fn say(&self, line: Option<&str>) {
+        let mut com2 = self.com2.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = line
+            && com2.is_read()
+        {
+            // What a client began and did not end is no part of it.
+            com2.push(format!("\n{line}\n").as_bytes());
+        }
     }
 }
