@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::diary::Diary;
+use super::action_log::ActionLog;
 use overcommit::ledger::Ledger;
 use overcommit::pressure::{Because, Pressure};
 use overcommit::view::{GuestView, HostView};
@@ -41,7 +41,8 @@ pub struct Management {
     /// Processor time that looking and deciding took, in seconds.
     pub cpu_seconds: f64,
     /// What was done lately, the oldest first.
-    pub diary: Diary,
+    #[serde(rename = "diary")]
+    pub action_log: ActionLog,
 }
 
 impl Management {

@@ -5,7 +5,7 @@ use ratatui::backend::TestBackend;
 
 use super::*;
 use crate::top::state::{Key, Sort};
-use fleet::diary::Diary;
+use fleet::action_log::ActionLog;
 use overcommit::action::Action;
 use overcommit::ledger::{Account, Classes, Cover, Debt};
 use overcommit::view::{BalloonView, GuestView, HostView};
@@ -34,9 +34,9 @@ fn management(guests: usize) -> Management {
         cover_ratio: Some(0.5),
         ..Ledger::default()
     };
-    let mut diary = Diary::default();
+    let mut action_log = ActionLog::default();
     let action = Action::Balloon { guest: 0, target_pages: 10_240 };
-    diary.add(Entry::new(&action, Some("guest-00".into()), Some("it hung up".into()), 12.5));
+    action_log.add(Entry::new(&action, Some("guest-00".into()), Some("it hung up".into()), 12.5));
     let host = HostView {
         now_seconds: 13.0,
         capacity_pages: 262_144,
@@ -51,7 +51,7 @@ fn management(guests: usize) -> Management {
         ledger: Some(ledger),
         ledger_seconds: (0.01, 1.0),
         acting: true,
-        diary,
+        action_log,
         ..Management::default()
     }
 }

@@ -9,8 +9,8 @@ use crate::ledger_table::ledger_text;
 use fleet::management::Management;
 use overcommit::pressure::Because;
 
-/// Entries of the diary that are shown.
-const DIARY_ENTRIES: usize = 5;
+/// Entries of the action log that are shown.
+const LOG_ENTRIES: usize = 5;
 
 /// The guests, the ledger, and what was done last.
 pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
@@ -94,9 +94,9 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
         }
         None => text.push_str("\nits ledger has not been read yet"),
     }
-    let diary = &management.diary;
-    let skipped = diary.entries.len().saturating_sub(DIARY_ENTRIES);
-    for entry in diary.entries.iter().skip(skipped) {
+    let action_log = &management.action_log;
+    let skipped = action_log.entries.len().saturating_sub(LOG_ENTRIES);
+    for entry in action_log.entries.iter().skip(skipped) {
         let whom = entry.guest.as_deref().unwrap_or("engine");
         let _ = write!(text, "\n{:>9.1} s  {whom}: {}", entry.seconds, entry.text);
         if let Some(error) = &entry.error {
