@@ -232,7 +232,7 @@ impl Work {
 
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Look>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
-        now.pressure = self.state.memory.pressure();
+        now.memory_state = self.state.memory.memory_state();
         now.because = self.state.memory.because();
         now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
         now.host = Some(host);

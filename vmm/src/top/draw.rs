@@ -12,7 +12,7 @@ use super::state::{MAX_SAMPLES, Source, Top, rows};
 use fleet::action_log::Entry;
 use fleet::management::Management;
 use overcommit::ledger::Ledger;
-use overcommit::pressure::Pressure;
+use overcommit::memory_state::MemoryState;
 use overcommit::view::GuestState;
 
 /// The smallest terminal that everything fits on.
@@ -93,15 +93,15 @@ fn too_small(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
 }
 
-/// How short of memory a fleet is, in its colour.
-fn pressure(pressure: Pressure) -> Span<'static> {
-    let color = match pressure {
-        Pressure::High => Color::Green,
-        Pressure::Soft => Color::Yellow,
-        Pressure::Hard => Color::LightRed,
-        Pressure::Low => Color::Red,
+/// The memory state of a fleet, in its colour.
+fn memory_state(memory_state: MemoryState) -> Span<'static> {
+    let color = match memory_state {
+        MemoryState::High => Color::Green,
+        MemoryState::Soft => Color::Yellow,
+        MemoryState::Hard => Color::LightRed,
+        MemoryState::Low => Color::Red,
     };
-    Span::styled(pressure.name(), Style::new().fg(color).bold().reversed())
+    Span::styled(memory_state.name(), Style::new().fg(color).bold().reversed())
 }
 
 fn title<'a>(top: &'a Top, shown: Option<&Management>) -> Line<'a> {
@@ -110,7 +110,7 @@ fn title<'a>(top: &'a Top, shown: Option<&Management>) -> Line<'a> {
     if top.is_held() {
         spans.extend(["  ".into(), "display held".reversed()]);
     }
-    spans.extend(["  free memory: ".into(), pressure(shown.pressure)]);
+    spans.extend(["  memory state: ".into(), memory_state(shown.memory_state)]);
     let count = |state| shown.guests.iter().filter(|guest| guest.state == state).count();
     spans.push(format!("  {} guests", shown.guests.len()).into());
     for state in [GuestState::Suspended, GuestState::Paused, GuestState::Dead, GuestState::Silent] {

@@ -7,7 +7,7 @@ use super::state::{Sort, rows};
 use crate::fleet_table::table;
 use crate::ledger_table::ledger_text;
 use fleet::management::Management;
-use overcommit::pressure::Because;
+use overcommit::memory_state::Because;
 
 /// Entries of the action log that are shown.
 const LOG_ENTRIES: usize = 5;
@@ -75,12 +75,13 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
     };
     let acting = if management.acting { "" } else { ", watched only" };
     let mut text = format!(
-        "{table}\nfleet {fleet}: {} guests, free memory {}{because}{acting}",
+        "{table}\nfleet {fleet}: {} guests, memory state {}{because}{acting}",
         management.guests.len(),
-        management.pressure.name()
+        management.memory_state.name()
     );
     if let Some(host) = &management.host {
-        let _ = write!(text, ": {} of {}", size(host.free_pages as f64), size(host.capacity_pages as f64));
+        let _ =
+            write!(text, ", {} free of {}", size(host.free_pages as f64), size(host.capacity_pages as f64));
     }
     match &management.ledger {
         Some(ledger) => {

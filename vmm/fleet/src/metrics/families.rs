@@ -8,7 +8,7 @@ use crate::management::Management;
 use memory::PAGE_BYTES;
 use merge::slab::counters::Counters;
 use overcommit::ledger::{Account, Classes, Debt, Ledger};
-use overcommit::pressure::Pressure;
+use overcommit::memory_state::MemoryState;
 use overcommit::view::{GuestState, GuestView, HostView};
 
 /// Labels and a value.
@@ -178,11 +178,11 @@ const STATES: [GuestState; 5] =
 
 /// How short of memory the fleet is, what is done about it, and what that costs.
 pub(super) fn policy(management: &Management, sheet: &mut Sheet) {
-    let state = |pressure: Pressure| {
-        (vec![("state", pressure.name())], f64::from(u8::from(pressure == management.pressure)))
+    let state = |memory_state: MemoryState| {
+        (vec![("state", memory_state.name())], f64::from(u8::from(memory_state == management.memory_state)))
     };
-    let help = "1 for the state the fleet is in, 0 for the others: high has enough, then soft, hard and low.";
-    sheet.gauge("pressure_state", Of::Nothing, help, Pressure::ALL.map(state));
+    let help = "1 for the memory state of the fleet, 0 for the others: high is enough free memory, then soft, hard and low.";
+    sheet.gauge("memory_state", Of::Nothing, help, MemoryState::ALL.map(state));
     let help = "1 where something is done about it, 0 where the fleet is only watched.";
     sheet.gauge("policy_acting", Of::Nothing, help, plain(Some(f64::from(u8::from(management.acting)))));
     let action_log = &management.action_log;
