@@ -463,13 +463,13 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
         }
         assert_eq!(agents.len(), 1);
     }
-    engine.urge(true);
+    engine.set_priority(true);
     // It is told on the way: what it does after that counts.
     fill(2, &mut guests, &engine);
     let pieces = counters(&engine).pieces;
     fill(3, &mut guests, &engine);
     assert_eq!(counters(&engine).pieces, pieces, "memory is short");
-    engine.urge(false);
+    engine.set_priority(false);
     fill(4, &mut guests, &engine);
     fill(5, &mut guests, &engine);
     assert!(counters(&engine).pieces > pieces);

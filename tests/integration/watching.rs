@@ -179,7 +179,7 @@ fn metrics_say_what_the_status_says() {
         4.0 * 1024.0 * 1024.0
     );
     assert_eq!(metrics.samples("samepage_guest_promised_bytes", &[]).len(), GUESTS);
-    assert_eq!(metrics.samples("samepage_pressure_state", &[]).iter().sum::<f64>(), 1.0);
+    assert_eq!(metrics.samples("samepage_memory_state", &[]).iter().sum::<f64>(), 1.0);
     // What moves: within bounds.
     let (capacity, used, free) = (
         metrics.value("samepage_capacity_bytes", &[]),
@@ -333,7 +333,7 @@ fn top_draws_follows_the_terminal_and_leaves_it_as_it_was() {
     let shows = |text: &str| {
         eventually(&format!("{text:?} on the terminal"), || terminal.shows(text));
     };
-    shows("samepage top  fleet watched  free memory: ");
+    shows("samepage top  fleet watched  memory state: ");
     shows("vm-2 ");
     shows("x debt");
     shows("sort: frames");
@@ -385,7 +385,7 @@ fn top_without_a_terminal_prints_a_table() {
     require_kvm!();
     let fleet = Fleet::up("");
     let table = fleet.samepage(&["top", "--once", "--sort", "frames"]);
-    for text in ["ballooned", "vm-0", "vm-2", "fleet watched: 3 guests, free memory ", "debt: ", "cover: "] {
+    for text in ["ballooned", "vm-0", "vm-2", "fleet watched: 3 guests, memory state ", "debt: ", "cover: "] {
         assert!(table.contains(text), "{text} is not in\n{table}");
     }
     let piped = fleet.sandbox.samepage(["top"]).output().success();

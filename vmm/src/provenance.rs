@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use lab::experiment::environment::Environment;
-use measure::page::{Item, Section, Table};
+use measure::html::{Item, Section, Table};
 use os::named_file;
 
 /// Characters of a command line that are kept.

@@ -155,7 +155,7 @@ impl Series {
             "{},{},{},{:.0},{:.0},{:.0},{:.0},{},{},{},{}",
             s.seconds,
             s.host,
-            s.pressure.name(),
+            s.memory_state.name(),
             s.free_pages,
             s.ballooned_pages,
             s.swapped_pages,

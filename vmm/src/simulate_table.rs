@@ -5,7 +5,7 @@ use comfy_table::Table;
 use super::fleet_table::table;
 use lab::simulate::{PhaseReport, Report};
 use memory::PAGE_BYTES;
-use overcommit::pressure::Pressure;
+use overcommit::memory_state::MemoryState;
 
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_BYTES;
@@ -54,8 +54,8 @@ fn phases(report: &Report) -> Table {
     let mut table = table(&header, 1);
     for phase in &report.phases {
         let mut row = vec![phase.name.clone(), format!("{:.0}", phase.seconds)];
-        let percent = |p: &Pressure| phase.state_percent.get(p.name()).copied().unwrap_or(0.0);
-        row.extend(Pressure::ALL.iter().map(|p| format!("{:.1}", percent(p))));
+        let percent = |p: &MemoryState| phase.state_percent.get(p.name()).copied().unwrap_or(0.0);
+        row.extend(MemoryState::ALL.iter().map(|p| format!("{:.1}", percent(p))));
         row.push(format!("{:.1}", phase.least_free_percent));
         row.extend(pages_of(phase).map(|pages| (pages / PAGES_PER_MIB).to_string()));
         row.push(format!("{:.0}", phase.throttled_seconds));

@@ -18,7 +18,7 @@ use lab::stress::scenario::Scenario;
 use lab::stress::verdict::{Fate, GuestVerdict, Verdict};
 use memory::PAGE_BYTES;
 use os::print::{errln, outln};
-use overcommit::pressure::{Because, Pressure};
+use overcommit::memory_state::{Because, MemoryState};
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
@@ -158,7 +158,7 @@ fn over_time(verdict: &Verdict) -> String {
     let mut table = table(
         &[
             "phase",
-            "pressure",
+            "memory state",
             "s",
             "used",
             "free",
@@ -184,13 +184,12 @@ fn over_time(verdict: &Verdict) -> String {
         }
         before = Some(sample.phase);
         let phase = verdict.phases.get(sample.phase).map_or("", |phase| &phase.name);
-        let pressure = Pressure::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
+        let state = MemoryState::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
         let because = match Because::ALL.get(usize::from(sample.because)) {
             None | Some(Because::Free) => String::new(),
             Some(because) => format!(": {}", because.name()),
         };
-        let mut row =
-            vec![phase.to_owned(), format!("{pressure}{because}"), format!("{:.1}", sample.seconds)];
+        let mut row = vec![phase.to_owned(), format!("{state}{because}"), format!("{:.1}", sample.seconds)];
         // The ledger is read now and then: numbers of different times are not to be compared.
         let ledger = |number: u64| {
             if sample.ledger_age_seconds <= FRESH_SECONDS { pages(number) } else { String::new() }
@@ -205,7 +204,7 @@ fn over_time(verdict: &Verdict) -> String {
     }
     format!(
         "{table}\npromised, saved, swap, debt and cover are of the ledger, which is read now and then: where it is older than {FRESH_SECONDS} s \
-         they are left out; throttled: guests that a limit held back lately; pressure is by what is free, or: falling, for that soon will be so \
+         they are left out; throttled: guests that a limit held back lately; memory state: by what is free, or: falling, for that soon will be so \
          little; stalls, for tasks wait for memory; before, for more must be free, or for longer, until it is left"
     )
 }

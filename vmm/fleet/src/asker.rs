@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client;
-use super::post::{Post, Said};
+use super::vm_handle::{Said, VmHandle};
 use machine::balloon::{BalloonSize, BalloonStatus};
 use machine::control::{Reply, Request};
 use machine::working_set::WorkingSet;
@@ -65,7 +65,7 @@ pub struct Askers {
 
 /// One VM. Dropped, its thread ends as soon as nothing is awaited any more.
 struct Asker {
-    post: Post,
+    handle: VmHandle,
     shared: Arc<Shared>,
     /// It was waited for once: not again until it has answered.
     late: bool,
@@ -100,9 +100,9 @@ impl State {
 
 impl Askers {
     /// Asks these from now on. A guest that has another process than before is another one.
-    pub fn attend(&mut self, posts: &[Post]) {
-        self.askers.retain(|_, asker| posts.contains(&asker.post));
-        self.begin(posts);
+    pub fn attend(&mut self, handles: &[VmHandle]) {
+        self.askers.retain(|_, asker| handles.contains(&asker.handle));
+        self.begin(handles);
         for asker in self.askers.values_mut() {
             let is_idle = asker.state().is_idle();
             asker.late &= !is_idle;
@@ -110,12 +110,12 @@ impl Askers {
     }
 
     /// Asks these, too.
-    pub fn begin(&mut self, posts: &[Post]) {
-        for post in posts {
-            if !self.askers.contains_key(&post.guest)
-                && let Some(asker) = Asker::start(post)
+    pub fn begin(&mut self, handles: &[VmHandle]) {
+        for handle in handles {
+            if !self.askers.contains_key(&handle.guest)
+                && let Some(asker) = Asker::start(handle)
             {
-                self.askers.insert(post.guest.clone(), asker);
+                self.askers.insert(handle.guest.clone(), asker);
             }
         }
     }
@@ -190,18 +190,18 @@ impl Askers {
 }
 
 impl Asker {
-    fn start(post: &Post) -> Option<Self> {
+    fn start(handle: &VmHandle) -> Option<Self> {
         let shared = Arc::new(Shared::default());
         lock(&shared.state).ask = true;
-        let (its, worker) = (shared.clone(), post.clone());
-        let name = format!("ask {}", post.guest);
+        let (its, worker) = (shared.clone(), handle.clone());
+        let name = format!("ask {}", handle.guest);
         // Without a thread it is not asked: it is as one that has not answered yet, and another look tries again.
         let started = thread::Builder::new().name(name).spawn(move || its.run(&worker));
         if let Err(error) = started {
-            tracing::warn!(%error, guest = post.guest, "there is no thread to ask this guest's VM");
+            tracing::warn!(%error, guest = handle.guest, "there is no thread to ask this guest's VM");
             return None;
         }
-        Some(Self { post: post.clone(), shared, late: false })
+        Some(Self { handle: handle.clone(), shared, late: false })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -224,15 +224,15 @@ impl Drop for Asker {
 
 impl Shared {
     /// The thread.
-    fn run(&self, post: &Post) {
+    fn run(&self, handle: &VmHandle) {
         let mut pause = RETRY;
         while let Some((orders, whole)) = self.next() {
             let mut told = Vec::with_capacity(orders.len());
             for (action, request) in orders {
-                let error = self.control(post, &request).err().map(|e| os::one_line(&e));
-                told.push(Told { guest: post.guest.clone(), action, error });
+                let error = self.control(handle, &request).err().map(|e| os::one_line(&e));
+                told.push(Told { guest: handle.guest.clone(), action, error });
             }
-            let heard = self.hear(post, whole);
+            let heard = self.hear(handle, whole);
             let mut state = lock(&self.state);
             state.told.extend(told);
             match heard {
@@ -279,9 +279,11 @@ impl Shared {
     }
 
     /// Asks everything there is to know.
-    fn hear(&self, post: &Post, whole: bool) -> Result<Heard, HostError> {
-        let Reply::Status(status) = self.control(post, &Request::Status)? else { return Err(nonsense(post)) };
-        let size = match self.control(post, &Request::BalloonSize) {
+    fn hear(&self, handle: &VmHandle, whole: bool) -> Result<Heard, HostError> {
+        let Reply::Status(status) = self.control(handle, &Request::Status)? else {
+            return Err(nonsense(handle));
+        };
+        let size = match self.control(handle, &Request::BalloonSize) {
             Ok(Reply::BalloonSize(size)) => Some(size),
             Ok(_) | Err(HostError::Control { .. }) => None,
             Err(error) => return Err(error),
@@ -293,14 +295,14 @@ impl Shared {
                 Some(Said { balloon: Some(balloon), at, .. }) if !whole => {
                     (said.balloon, said.at) = (Some(BalloonStatus { size, ..balloon.clone() }), *at);
                 }
-                _ => said.balloon = self.balloon(post)?,
+                _ => said.balloon = self.balloon(handle)?,
             }
         }
         // Asked now, the guest's own statistics are there the next time.
         if size.is_some() && !said.status.paused {
-            _ = self.control(post, &Request::BalloonStatistics);
+            _ = self.control(handle, &Request::BalloonStatistics);
         }
-        let working_set = match self.control(post, &Request::WorkingSet) {
+        let working_set = match self.control(handle, &Request::WorkingSet) {
             Ok(Reply::WorkingSet(known)) if known.periods > 0 => Some(known),
             _ => None,
         };
@@ -309,8 +311,8 @@ impl Shared {
         Ok(Heard { said, size, working_set, was_held })
     }
 
-    fn balloon(&self, post: &Post) -> Result<Option<BalloonStatus>, HostError> {
-        match self.control(post, &Request::Balloon) {
+    fn balloon(&self, handle: &VmHandle) -> Result<Option<BalloonStatus>, HostError> {
+        match self.control(handle, &Request::Balloon) {
             Ok(Reply::Balloon(balloon)) => Ok(Some(*balloon)),
             Ok(_) | Err(HostError::Control { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -318,9 +320,9 @@ impl Shared {
     }
 
     /// Asks one thing, and waits as long as it takes: see the module.
-    fn control(&self, post: &Post, request: &Request) -> Result<Reply, HostError> {
-        let failed = |source| HostError::socket(format!("the VM of guest {}", post.guest), source);
-        let mut stream = join(&post.socket, post.pid).map_err(failed)?;
+    fn control(&self, handle: &VmHandle, request: &Request) -> Result<Reply, HostError> {
+        let failed = |source| HostError::socket(format!("the VM of guest {}", handle.guest), source);
+        let mut stream = join(&handle.socket, handle.pid).map_err(failed)?;
         let mut line = serde_json::to_vec(request).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(failed)?;
@@ -334,7 +336,7 @@ impl Shared {
             }
         }
         match serde_json::from_slice(&answer) {
-            Ok(Reply::Error(answer)) => Err(HostError::Control { guest: post.guest.clone(), answer }),
+            Ok(Reply::Error(answer)) => Err(HostError::Control { guest: handle.guest.clone(), answer }),
             Ok(reply) => Ok(reply),
             Err(_) if answer.is_empty() => Err(failed(io::ErrorKind::UnexpectedEof.into())),
             Err(e) => Err(failed(e.into())),
@@ -354,8 +356,8 @@ fn join(path: &Path, pid: u32) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-fn nonsense(post: &Post) -> HostError {
-    HostError::Control { guest: post.guest.clone(), answer: "something else than its status".into() }
+fn nonsense(handle: &VmHandle) -> HostError {
+    HostError::Control { guest: handle.guest.clone(), answer: "something else than its status".into() }
 }
 
 #[cfg(test)]
@@ -363,13 +365,13 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::spec::Standing;
+    use crate::spec::Reservation;
 
     const STATUS: &str = r#"{"status":{"name":"a","pid":1,"paused":true,"vcpus":1,"memory_bytes":4096,"backend":"","extents":[]}}"#;
 
-    fn post(dir: &Path, guest: &str, pid: u32) -> Post {
-        let standing = Standing { shares: 1, min_bytes: 0, max_bytes: 4096, priority: 0 };
-        Post { guest: guest.into(), pid, socket: dir.join(guest), memory_bytes: 4096, standing }
+    fn handle(dir: &Path, guest: &str, pid: u32) -> VmHandle {
+        let reservation = Reservation { shares: 1, min_bytes: 0, max_bytes: 4096, priority: 0 };
+        VmHandle { guest: guest.into(), pid, socket: dir.join(guest), memory_bytes: 4096, reservation }
     }
 
     /// Answers as a VM without a balloon does.
@@ -392,13 +394,16 @@ mod tests {
     fn one_that_does_not_answer_is_silent_and_keeps_nobody_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let own = std::process::id();
-        let posts =
-            [post(dir.path(), "talks", own), post(dir.path(), "silent", own), post(dir.path(), "other", 1)];
-        let [talks, silent, other] = posts.clone().map(|post| UnixListener::bind(post.socket).unwrap());
+        let handles = [
+            handle(dir.path(), "talks", own),
+            handle(dir.path(), "silent", own),
+            handle(dir.path(), "other", 1),
+        ];
+        let [talks, silent, other] = handles.clone().map(|handle| UnixListener::bind(handle.socket).unwrap());
         answer(talks);
         answer(other);
         let mut askers = Askers::default();
-        askers.attend(&posts);
+        askers.attend(&handles);
         let until = Instant::now() + Duration::from_secs(60);
         while askers.heard("talks").is_none()
             || askers.silent("silent").is_none()
@@ -406,7 +411,7 @@ mod tests {
         {
             assert!(Instant::now() < until, "it was never heard, or never silent");
             askers.wait(Duration::from_millis(10));
-            askers.attend(&posts);
+            askers.attend(&handles);
         }
         assert!(askers.said("talks").is_some_and(|said| said.status.paused && said.silent.is_none()));
         assert!(askers.is_late("silent") && !askers.takes("silent") && askers.heard("silent").is_none());
@@ -420,7 +425,7 @@ mod tests {
         while told.len() < 2 {
             assert!(Instant::now() < until, "{told:?}");
             askers.wait(Duration::from_millis(10));
-            askers.attend(&posts);
+            askers.attend(&handles);
             told.extend(askers.told());
         }
         let told: Vec<_> = told.iter().map(|told| (told.action, told.error.is_some())).collect();
@@ -430,7 +435,7 @@ mod tests {
         while askers.is_late("silent") {
             assert!(Instant::now() < until, "it was never heard");
             thread::sleep(Duration::from_millis(10));
-            askers.attend(&posts);
+            askers.attend(&handles);
         }
         assert!(askers.heard("silent").is_some() && askers.silent("silent").is_none());
     }

@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::HostError;
+use super::actuator::govern;
 use super::fleet::Fleet;
 use super::governor::Governor;
-use super::hands::govern;
 use super::home::Home;
 use super::ledger::{self, Reading};
 use super::metrics::{self, EngineNow, Format, exposition};
@@ -166,9 +166,10 @@ impl Daemon {
 
     /// Sees to VMs that others started, and that have come or gone. While somebody has the fleet, they wait.
     fn let_join(&self) {
-        let posts = self.fleet.try_lock().ok().and_then(|mut fleet| fleet.let_join().then(|| fleet.posts()));
-        match posts {
-            Some(Ok(posts)) => self.governor.set_posts(posts),
+        let handles =
+            self.fleet.try_lock().ok().and_then(|mut fleet| fleet.let_join().then(|| fleet.handles()));
+        match handles {
+            Some(Ok(handles)) => self.governor.set_handles(handles),
             Some(Err(error)) => tracing::warn!("{}", one_line(&error)),
             None => {}
         }
@@ -182,9 +183,9 @@ impl Daemon {
 
     /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
     fn reading(&self, mut fleet: MutexGuard<'_, Fleet>) -> Result<Reading, HostError> {
-        let (posts, means) = (fleet.posts()?, fleet.means());
+        let (handles, budget) = (fleet.handles()?, fleet.budget());
         drop(fleet);
-        ledger::read_heard(&posts, &self.governor.ask(&posts), means)
+        ledger::read_heard(&handles, &self.governor.ask(&handles), budget)
     }
 
     /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer. Guests that do not answer

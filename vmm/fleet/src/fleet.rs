@@ -13,16 +13,16 @@ use super::admission;
 use super::check;
 use super::claim::Claim;
 use super::guest::{Guest, Lifetime, shut_down_all};
-use super::ledger::{self, Means, Reading};
+use super::ledger::{self, Budget, Reading};
 use super::metrics::EngineNow;
 use super::pledge::{self, Pledge};
-use super::post::Post;
 use super::preflight;
 use super::runtime::FleetDir;
 use super::shutdown::Shutdown;
 use super::spec::{EngineName, FleetSpec, GuestSpec};
 use super::status::Verified;
 use super::takeover::Left;
+use super::vm_handle::VmHandle;
 use super::watch::{Stage, Watch};
 use machine::control::Request;
 use measure::Space;
@@ -207,7 +207,7 @@ impl Fleet {
         self.engine.open()?;
         left.end(&self.dir);
         for guest in std::mem::take(&mut self.guests) {
-            self.take_in(guest);
+            self.register(guest);
         }
         for (n, spec) in self.spec.guests.clone().iter().enumerate() {
             if !self.guests.iter().any(|guest| guest.number == n) {
@@ -223,20 +223,20 @@ impl Fleet {
         let (engine, overcommit) = (self.spec.engine, self.spec.overcommit);
         let socket = (engine == EngineName::Slab).then(|| merge_socket(&self.spec, &self.dir)).transpose()?;
         let guest = Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit)?;
-        self.take_in(guest);
+        self.register(guest);
         Ok(())
     }
 
-    fn take_in(&mut self, guest: Guest) {
+    fn register(&mut self, guest: Guest) {
         if let Some(pid) = guest.pid() {
             self.engine.admit(&guest.spec.name, pid, &guest.spec.domain, guest.spec.vm.memory_bytes);
         }
         self.guests.push(guest);
     }
 
-    /// Lets guests in that come later, as far as the ledger allows, and waits until they are ready; `number` is that of the first.
-    /// They are yet to be filled. Returns who was not let in, and why.
-    pub fn let_in(
+    /// Admits guests that come later, as far as the ledger allows, and waits until they are ready; `number` is that of the first.
+    /// They are yet to be filled. Returns which were not admitted, and why.
+    pub fn admit(
         &mut self,
         guests: &[(usize, GuestSpec)],
         watch: &Watch,
@@ -270,8 +270,8 @@ impl Fleet {
         Ok(refused)
     }
 
-    /// Ends a guest that is not needed any more.
-    pub fn let_go(&mut self, name: &str) {
+    /// Stops a guest and removes it from the fleet.
+    pub fn remove(&mut self, name: &str) {
         if let Some(at) = self.guests.iter().position(|guest| guest.spec.name == name) {
             self.guests.remove(at).stop();
             self.spec.guests.retain(|guest| guest.name != name);
@@ -344,18 +344,23 @@ impl Fleet {
         })
     }
 
-    /// The posts of the guests that run.
-    pub fn posts(&mut self) -> Result<Vec<Post>, HostError> {
+    /// The handles of the guests that run.
+    pub fn handles(&mut self) -> Result<Vec<VmHandle>, HostError> {
         let running = self.guests.iter_mut().filter_map(|g| g.ended().is_none().then_some(g));
-        Ok(running.map(|guest| guest.post()).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        Ok(running
+            .map(|guest| guest.handle())
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .flatten()
+            .collect())
     }
 
     /// What the fleet may use, and what its engine keeps of it.
-    pub fn means(&self) -> Means {
+    pub fn budget(&self) -> Budget {
         let dead =
             self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
         let merging = self.merging && self.spec.engine != EngineName::Off;
-        Means { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging, slab_pages: None }
+        Budget { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging, slab_pages: None }
     }
 
     /// See [`Engine::slab_pages`].
@@ -363,17 +368,17 @@ impl Fleet {
         self.engine.slab_pages()
     }
 
-    /// Has the engine take all the processor time that it can use, or what it may.
-    pub fn urge(&mut self, eager: bool) {
-        self.engine.urge(eager);
+    /// Has the engine merge at urgent priority, with all the processor time that it can use, or at its normal one.
+    pub fn set_priority(&mut self, urgent: bool) {
+        self.engine.set_priority(urgent);
     }
 
     /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
     pub fn ledger(&mut self, audited: bool) -> Result<Reading, HostError> {
         let read = |fleet: &mut Self| {
-            let mut posts = fleet.posts()?;
-            posts.retain(|post| !fleet.left_out.contains(&post.guest));
-            ledger::read(&posts, fleet.means(), audited)
+            let mut handles = fleet.handles()?;
+            handles.retain(|handle| !fleet.left_out.contains(&handle.guest));
+            ledger::read(&handles, fleet.budget(), audited)
         };
         if !audited {
             return read(self);

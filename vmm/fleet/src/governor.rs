@@ -11,15 +11,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::HostError;
+use super::action_log::Entry;
 use super::asker::{Askers, Told};
-use super::diary::Entry;
-use super::ledger::{Look, Means};
+use super::ledger::{Budget, Look};
 use super::management::Management;
 use super::observer::{ANSWER_WAIT, Observation, Observer};
 use super::policy_state::PolicyState;
-use super::post::{Post, Said};
 use super::runtime::FleetDir;
 use super::shutdown;
+use super::vm_handle::{Said, VmHandle};
 use machine::control::Request;
 use overcommit::action::Action;
 use overcommit::knobs::Knobs;
@@ -37,11 +37,11 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 
 /// What carries out what is decided.
-pub trait Hands: Send {
+pub trait Actuator: Send {
     /// What the fleet may use.
-    fn means(&mut self) -> Means;
-    /// Has the engine be eager, or not.
-    fn merge(&mut self, eager: bool);
+    fn budget(&mut self) -> Budget;
+    /// Has the engine merge at urgent priority, or at its normal one.
+    fn merge(&mut self, urgent: bool);
 }
 
 /// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
@@ -51,7 +51,7 @@ pub struct Governor {
 }
 
 struct Shared {
-    posts: Mutex<Vec<Post>>,
+    handles: Mutex<Vec<VmHandle>>,
     knobs: Mutex<Knobs>,
     management: Mutex<Management>,
     askers: Arc<Mutex<Askers>>,
@@ -59,16 +59,16 @@ struct Shared {
 }
 
 impl Governor {
-    /// Begins to manage the guests at `posts`. With `act` false it only looks.
+    /// Begins to manage the guests at `handles`. With `act` false it only looks.
     pub fn start(
-        posts: Vec<Post>,
+        handles: Vec<VmHandle>,
         dir: &FleetDir,
         knobs: Knobs,
         act: bool,
-        hands: Box<dyn Hands>,
+        actuator: Box<dyn Actuator>,
     ) -> Result<Self, HostError> {
         let shared = Arc::new(Shared {
-            posts: Mutex::new(posts),
+            handles: Mutex::new(handles),
             knobs: Mutex::new(knobs),
             management: Mutex::default(),
             askers: Arc::default(),
@@ -81,7 +81,7 @@ impl Governor {
             observer: Observer::new(shared.askers.clone()),
             state: PolicyState::load(dir),
             act,
-            hands,
+            actuator,
             began: Instant::now(),
         };
         let thread =
@@ -90,8 +90,8 @@ impl Governor {
     }
 
     /// Manages these guests from now on.
-    pub fn set_posts(&self, posts: Vec<Post>) {
-        *lock(&self.shared.posts) = posts;
+    pub fn set_handles(&self, handles: Vec<VmHandle>) {
+        *lock(&self.shared.handles) = handles;
     }
 
     /// Decides by these knobs from now on.
@@ -99,11 +99,11 @@ impl Governor {
         *lock(&self.shared.knobs) = knobs;
     }
 
-    /// What the VMs at `posts` say now; of one that does not answer soon, what it said last.
-    pub fn ask(&self, posts: &[Post]) -> Vec<Option<Said>> {
+    /// What the VMs at `handles` say now; of one that does not answer soon, what it said last.
+    pub fn ask(&self, handles: &[VmHandle]) -> Vec<Option<Said>> {
         {
             let mut askers = lock(&self.shared.askers);
-            askers.begin(posts);
+            askers.begin(handles);
             askers.ask(true);
         }
         let begin = Instant::now();
@@ -111,7 +111,7 @@ impl Governor {
             thread::sleep(POLL);
         }
         let askers = lock(&self.shared.askers);
-        posts.iter().map(|post| askers.said(&post.guest)).collect()
+        handles.iter().map(|handle| askers.said(&handle.guest)).collect()
     }
 
     /// Guests whose VMs do not answer.
@@ -146,7 +146,7 @@ struct Work {
     observer: Observer,
     state: PolicyState,
     act: bool,
-    hands: Box<dyn Hands>,
+    actuator: Box<dyn Actuator>,
     began: Instant,
 }
 
@@ -171,10 +171,10 @@ impl Work {
     }
 
     fn look(&mut self) {
-        let posts = lock(&self.shared.posts).clone();
-        self.observer.means = self.hands.means();
+        let handles = lock(&self.shared.handles).clone();
+        self.observer.budget = self.actuator.budget();
         let Observation { host, guests, reading } =
-            self.observer.observe(&posts, self.began.elapsed().as_secs_f64(), &self.state);
+            self.observer.observe(&handles, self.began.elapsed().as_secs_f64(), &self.state);
         let mut entries = Vec::new();
         if self.act {
             {
@@ -185,33 +185,33 @@ impl Work {
             let mut memory = std::mem::take(&mut self.state.memory);
             let actions = policy::step(&mut memory, &host, &guests, &knobs);
             self.state.memory = memory;
-            entries = self.carry_out_all(&actions, &posts, host.now_seconds);
+            entries = self.carry_out_all(&actions, &handles, host.now_seconds);
         }
         self.tell(host, guests, reading, entries);
     }
 
     /// Has everything done that can be done now. What was done comes back, also what was asked for in an earlier look.
-    fn carry_out_all(&mut self, actions: &[Action], posts: &[Post], seconds: f64) -> Vec<Entry> {
+    fn carry_out_all(&mut self, actions: &[Action], handles: &[VmHandle], seconds: f64) -> Vec<Entry> {
         let mut entries = Vec::new();
         for action in actions {
             if let Action::Merge { eager } = *action {
-                self.hands.merge(eager);
+                self.actuator.merge(eager);
                 entries.push(Entry::new(action, None, None, seconds));
             }
             // One that is late may do yet what it was told before: what it should do is decided again when that is known.
-            let post = action.guest().and_then(|n| posts.get(n));
-            let Some(post) = post.filter(|post| lock(&self.shared.askers).takes(&post.guest)) else {
+            let handle = action.guest().and_then(|n| handles.get(n));
+            let Some(handle) = handle.filter(|handle| lock(&self.shared.askers).takes(&handle.guest)) else {
                 continue;
             };
             let Some(request) = request(action) else { continue };
             // What is suspended is written down first: the next daemon must know that it was us.
             match action {
-                Action::Suspend { reason, .. } => self.state.suspend(&post.guest, &reason.to_string()),
-                Action::Stop { reason, .. } => self.state.stop(&post.guest, &reason.to_string()),
+                Action::Suspend { reason, .. } => self.state.suspend(&handle.guest, &reason.to_string()),
+                Action::Stop { reason, .. } => self.state.stop(&handle.guest, &reason.to_string()),
                 _ => {}
             }
             // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
-            lock(&self.shared.askers).tell(&post.guest, *action, request);
+            lock(&self.shared.askers).tell(&handle.guest, *action, request);
         }
         let told = {
             let mut askers = lock(&self.shared.askers);
@@ -232,7 +232,7 @@ impl Work {
 
     fn tell(&self, host: HostView, guests: Vec<GuestView>, reading: Option<Look>, entries: Vec<Entry>) {
         let mut now = lock(&self.shared.management);
-        now.pressure = self.state.memory.pressure();
+        now.memory_state = self.state.memory.memory_state();
         now.because = self.state.memory.because();
         now.peak_used_pages = now.peak_used_pages.max(host.used_pages);
         now.host = Some(host);
@@ -246,7 +246,7 @@ impl Work {
             now.ledger = Some(reading.ledger);
             now.ledger_read_seconds = now.host.as_ref().map(|host| host.now_seconds);
         }
-        entries.into_iter().for_each(|entry| now.diary.add(entry));
+        entries.into_iter().for_each(|entry| now.action_log.add(entry));
     }
 }
 

@@ -15,11 +15,11 @@ use rustix::process::Signal;
 
 use super::HostError;
 use super::client::{ANSWER_LIMIT, Com2, control_within};
-use super::post::Post;
 use super::runtime::FleetDir;
 use super::shutdown::{self, Ended, Shutdown};
 use super::spec::{EngineName, GuestSpec, Overcommit};
 use super::state::{Saved, Started};
+use super::vm_handle::VmHandle;
 use super::watch::{Stage, Watch};
 use machine::working_set::Sampling;
 use machine::{Console, VmConfig, control as vm, handover};
@@ -289,7 +289,7 @@ impl Guest {
 
     fn command(&mut self, command: &Command, stage: Stage, watch: &Watch) -> Result<Reply, HostError> {
         let number = self.number;
-        let post = self.post()?;
+        let handle = self.handle()?;
         let Some(com2) = &mut self.com2 else {
             return Err(HostError::Socket {
                 who: format!("COM2 of guest {}", self.spec.name),
@@ -308,7 +308,7 @@ impl Guest {
                 return Ok(false);
             }
             // One that is held back says nothing, and is not to blame.
-            let status = post.as_ref().and_then(|post| post.status().ok());
+            let status = handle.as_ref().and_then(|handle| handle.status().ok());
             let paused = status.as_ref().is_some_and(|status| status.paused);
             if paused && !stands {
                 stands = true;
@@ -339,15 +339,15 @@ impl Guest {
         control_within(&self.spec.name, &socket, Some(self.pid().unwrap_or(0)), request, limit)
     }
 
-    /// Its post, while it has a process: for those who manage its memory.
-    pub fn post(&self) -> Result<Option<Post>, HostError> {
+    /// Its handle, while it has a process: for those who manage its memory.
+    pub fn handle(&self) -> Result<Option<VmHandle>, HostError> {
         let socket = self.control_socket()?;
-        Ok(self.pid().map(|pid| Post {
+        Ok(self.pid().map(|pid| VmHandle {
             guest: self.spec.name.clone(),
             pid,
             socket,
             memory_bytes: self.spec.vm.memory_bytes,
-            standing: self.spec.standing,
+            reservation: self.spec.reservation,
         }))
     }
 

@@ -4,7 +4,7 @@ use os::process::thread_time;
 use std::time::Duration;
 
 use super::HostError;
-use super::post::{self, Post, Said};
+use super::vm_handle::{self, Said, VmHandle};
 use measure::audit::{self, Audit};
 use measure::by_kind;
 use measure::frames::{Frames, GuestFrames};
@@ -26,7 +26,7 @@ const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the fleet may use, and what its engine keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Means {
+pub struct Budget {
     /// In pages.
     pub capacity: u64,
     /// Pages of slabs that no guest uses.
@@ -65,61 +65,67 @@ pub struct Look {
 
 /// Reads the ledger as [`read_heard`] does, by `rolling` where that can tell: then walks that are due are waited for `patience` long.
 pub fn look(
-    posts: &[Post],
+    handles: &[VmHandle],
     heard: &[Option<Said>],
-    means: Means,
+    budget: Budget,
     rolling: &mut Rolling,
     patience: Duration,
 ) -> Result<Look, HostError> {
     let begin = thread_time();
-    let running = posts.iter().zip(heard).filter(|(post, _)| is_running(post.pid));
-    let asked: Vec<(&Post, Said)> = running.filter_map(|(post, said)| Some((post, said.clone()?))).collect();
-    let subject = |(_, said): &(&Post, Said)| Subject {
+    let running = handles.iter().zip(heard).filter(|(handle, _)| is_running(handle.pid));
+    let asked: Vec<(&VmHandle, Said)> =
+        running.filter_map(|(handle, said)| Some((handle, said.clone()?))).collect();
+    let subject = |(_, said): &(&VmHandle, Said)| Subject {
         space: said.space(),
         parked_pages: said.status.parked_pages,
         given_back_pages: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
     };
     let subjects: Vec<Subject> = asked.iter().map(subject).collect();
-    let Some(reading) = rolling.read(&subjects, means.slab_pages, patience)? else {
-        let Reading { ledger, seconds, .. } = read_heard(posts, heard, means)?;
+    let Some(reading) = rolling.read(&subjects, budget.slab_pages, patience)? else {
+        let Reading { ledger, seconds, .. } = read_heard(handles, heard, budget)?;
         return Ok(Look { ledger, seconds, own_seconds: seconds });
     };
     let estimated = reading.guests.iter().any(|guest| guest.estimated);
     let seen: Vec<Seen<'_>> = reading.guests.iter().map(Seen::recently).collect();
-    let ledger = account(&asked, &seen, reading.frames, estimated, means);
+    let ledger = account(&asked, &seen, reading.frames, estimated, budget);
     let own = thread_time().saturating_sub(begin);
     Ok(Look { ledger, seconds: (own + reading.walks).as_secs_f64(), own_seconds: own.as_secs_f64() })
 }
 
-/// Reads the ledger of those of `posts` that run, all of which are asked. With `audited`, checks it by other means, too.
-pub fn read(posts: &[Post], means: Means, audited: bool) -> Result<Reading, HostError> {
-    read_with(posts, means, audited, &|| {
-        post::each(posts, |_, post| is_running(post.pid).then(|| post.ask()))
+/// Reads the ledger of those of `handles` that run, all of which are asked. With `audited`, checks it by other means, too.
+pub fn read(handles: &[VmHandle], budget: Budget, audited: bool) -> Result<Reading, HostError> {
+    read_with(handles, budget, audited, &|| {
+        vm_handle::each(handles, |_, handle| is_running(handle.pid).then(|| handle.ask()))
     })
 }
 
-/// Reads the ledger of those of `posts` that run by what their VMs said last, which need not answer for that: one that was never heard is
+/// Reads the ledger of those of `handles` that run by what their VMs said last, which need not answer for that: one that was never heard is
 /// left out.
-pub fn read_heard(posts: &[Post], heard: &[Option<Said>], means: Means) -> Result<Reading, HostError> {
-    let said = |(post, said): (&Post, &Option<Said>)| said.clone().filter(|_| is_running(post.pid)).map(Ok);
-    read_with(posts, means, false, &|| posts.iter().zip(heard).map(said).collect())
+pub fn read_heard(
+    handles: &[VmHandle],
+    heard: &[Option<Said>],
+    budget: Budget,
+) -> Result<Reading, HostError> {
+    let said =
+        |(handle, said): (&VmHandle, &Option<Said>)| said.clone().filter(|_| is_running(handle.pid)).map(Ok);
+    read_with(handles, budget, false, &|| handles.iter().zip(heard).map(said).collect())
 }
 
 fn read_with(
-    posts: &[Post],
-    means: Means,
+    handles: &[VmHandle],
+    budget: Budget,
     audited: bool,
     ask: &dyn Fn() -> Vec<Option<Result<Said, HostError>>>,
 ) -> Result<Reading, HostError> {
     let begin = thread_time();
     // One that ends between two questions is left out the next time.
-    for _ in 0..=posts.len() {
+    for _ in 0..=handles.len() {
         let mut asked = Vec::new();
-        for (post, said) in posts.iter().zip(ask()) {
+        for (handle, said) in handles.iter().zip(ask()) {
             match said {
-                Some(Ok(said)) => asked.push((post, said)),
+                Some(Ok(said)) => asked.push((handle, said)),
                 // Its sockets are gone before its process is.
-                Some(Err(error)) if !ends_soon(post.pid) => return Err(error),
+                Some(Err(error)) if !ends_soon(handle.pid) => return Err(error),
                 _ => {}
             }
         }
@@ -130,11 +136,11 @@ fn read_with(
         };
         let (frames, audit) = match counted {
             Ok(counted) => counted,
-            Err(_) if asked.iter().any(|(post, _)| ends_soon(post.pid)) => continue,
+            Err(_) if asked.iter().any(|(handle, _)| ends_soon(handle.pid)) => continue,
             Err(error) => return Err(error.into()),
         };
         let seen: Vec<Seen<'_>> = frames.guests.iter().map(Seen::now).collect();
-        let ledger = account(&asked, &seen, frames.frames, frames.estimated, means);
+        let ledger = account(&asked, &seen, frames.frames, frames.estimated, budget);
         let said = asked.into_iter().map(|(_, said)| said).collect();
         return Ok(Reading {
             ledger,
@@ -144,7 +150,7 @@ fn read_with(
             audit,
         });
     }
-    Err(HostError::Measure(MeasureError::TooMany { guests: posts.len() }))
+    Err(HostError::Measure(MeasureError::TooMany { guests: handles.len() }))
 }
 
 /// Whether this process has ended, or does so within a moment.
@@ -186,10 +192,16 @@ impl<'a> Seen<'a> {
     }
 }
 
-fn account(asked: &[(&Post, Said)], seen: &[Seen<'_>], frames: u64, estimated: bool, means: Means) -> Ledger {
+fn account(
+    asked: &[(&VmHandle, Said)],
+    seen: &[Seen<'_>],
+    frames: u64,
+    estimated: bool,
+    budget: Budget,
+) -> Ledger {
     let readings = Host::default().read().ok();
     let mut overhead = HostOverhead {
-        dead_slabs: means.dead_slabs,
+        dead_slabs: budget.dead_slabs,
         second_level_of_host: readings.as_ref().map_or(0, |r| r.second_level_pages),
         ..HostOverhead::default()
     };
@@ -198,14 +210,15 @@ fn account(asked: &[(&Post, Said)], seen: &[Seen<'_>], frames: u64, estimated: b
         overhead.daemon = own.anonymous + own.file + own.page_tables;
     }
     let (mut guests, mut parked_frames) = (Vec::new(), 0);
-    for ((post, said), Seen { frames: seen, process, ksm, walk_age, by_counters }) in asked.iter().zip(seen) {
+    for ((handle, said), Seen { frames: seen, process, ksm, walk_age, by_counters }) in asked.iter().zip(seen)
+    {
         // Pages that are parked to see whether the guest touches them have frames, elsewhere.
         let parked = said.status.parked_pages.min(seen.pages.absent);
         parked_frames += parked;
         let of_guest = seen.anonymous.saturating_sub(seen.pages.zero) + parked;
         overhead.ksm_metadata += (ksm.rmap_items * RMAP_ITEM_BYTES).div_ceil(PAGE_BYTES);
         guests.push(GuestNumbers {
-            name: post.guest.clone(),
+            name: handle.guest.clone(),
             classes: Classes {
                 absent: seen.pages.absent - parked,
                 ballooned: 0,
@@ -217,7 +230,7 @@ fn account(asked: &[(&Post, Said)], seen: &[Seen<'_>], frames: u64, estimated: b
             balloon_absent: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
             frames: seen.frames + parked as f64,
             to_give: said.to_give_pages(),
-            minimum: post.standing.min_bytes / PAGE_BYTES,
+            minimum: handle.reservation.min_bytes / PAGE_BYTES,
             overhead: GuestOverhead {
                 vmm: process.anonymous.saturating_sub(of_guest),
                 page_tables: process.page_tables,
@@ -227,8 +240,8 @@ fn account(asked: &[(&Post, Said)], seen: &[Seen<'_>], frames: u64, estimated: b
         });
     }
     let host = HostNumbers {
-        capacity: means.capacity,
-        available: readings.as_ref().map_or(means.capacity, |r| r.free_pages(u64::MAX, 0)),
+        capacity: budget.capacity,
+        available: readings.as_ref().map_or(budget.capacity, |r| r.free_pages(u64::MAX, 0)),
         swap_free: readings.as_ref().map_or(0, |r| r.swap_free_pages),
         frames: frames + parked_frames,
         overhead,

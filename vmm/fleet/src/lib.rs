@@ -8,6 +8,8 @@
 //! [`governor`] (looking and acting). [`spec`] is the fleet file, [`takeover`] what a later daemon does with guests that
 //! run. `resources/docs/internals/fleet.md` tells it in order.
 
+pub mod action_log;
+pub mod actuator;
 pub mod admission;
 mod asker;
 pub mod balloon;
@@ -16,13 +18,11 @@ mod claim;
 pub mod client;
 pub mod daemon;
 pub mod daemon_client;
-pub mod diary;
 pub mod down;
 mod error;
 pub mod fleet;
 pub mod governor;
 pub mod guest;
-pub mod hands;
 mod home;
 pub mod ledger;
 pub mod living;
@@ -32,7 +32,6 @@ mod observer;
 pub mod page_types;
 mod pledge;
 mod policy_state;
-pub mod post;
 pub mod power;
 pub mod preflight;
 pub mod runtime;
@@ -44,6 +43,7 @@ pub mod status;
 mod survey;
 pub mod takeover;
 pub mod target;
+pub mod vm_handle;
 pub mod watch;
 
 pub use error::HostError;

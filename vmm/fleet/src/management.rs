@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::diary::Diary;
+use super::action_log::ActionLog;
 use overcommit::ledger::Ledger;
-use overcommit::pressure::{Because, Pressure};
+use overcommit::memory_state::{Because, MemoryState};
 use overcommit::view::{GuestView, HostView};
 
 /// How a fleet is managed, for those who look.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Management {
-    /// How short of memory the fleet is.
-    pub pressure: Pressure,
-    /// Why it is taken to be so short of it.
+    /// The memory state of the fleet: how much is free.
+    #[serde(rename = "pressure")]
+    pub memory_state: MemoryState,
+    /// Why it is in that state.
     #[serde(default)]
     pub because: Because,
     /// What was seen of the host last; None before the first look.
@@ -41,7 +42,8 @@ pub struct Management {
     /// Processor time that looking and deciding took, in seconds.
     pub cpu_seconds: f64,
     /// What was done lately, the oldest first.
-    pub diary: Diary,
+    #[serde(rename = "diary")]
+    pub action_log: ActionLog,
 }
 
 impl Management {

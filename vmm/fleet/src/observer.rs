@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::asker::{Askers, Heard};
-use super::ledger::{self, Look, Means};
+use super::ledger::{self, Budget, Look};
 use super::policy_state::PolicyState;
-use super::post::{Post, Said, WORD_SECONDS};
+use super::vm_handle::{Said, VmHandle, WORD_SECONDS};
 use machine::working_set::WorkingSet;
 use measure::rolling::Rolling;
 use memory::PAGE_BYTES;
@@ -37,7 +37,7 @@ const RATE_WEIGHT: f64 = 0.5;
 pub struct Observation {
     /// The host.
     pub host: HostView,
-    /// The guests, in the order of their posts.
+    /// The guests, in the order of their handles.
     pub guests: Vec<GuestView>,
     /// The ledger, if it was read this time.
     pub reading: Option<Look>,
@@ -47,7 +47,7 @@ pub struct Observation {
 #[derive(Default)]
 pub struct Observer {
     /// What the fleet may use.
-    pub means: Means,
+    pub budget: Budget,
     host: Host,
     askers: Arc<Mutex<Askers>>,
     last: Option<LastReading>,
@@ -77,32 +77,32 @@ impl Observer {
         Self { askers, ..Self::default() }
     }
 
-    /// Looks at the guests at `posts`; `state` knows which of those that stand still the policy has suspended.
-    pub fn observe(&mut self, posts: &[Post], now_seconds: f64, state: &PolicyState) -> Observation {
+    /// Looks at the guests at `handles`; `state` knows which of those that stand still the policy has suspended.
+    pub fn observe(&mut self, handles: &[VmHandle], now_seconds: f64, state: &PolicyState) -> Observation {
         let begin = thread_time();
-        let processes: Vec<Option<ProcessPages>> = posts
+        let processes: Vec<Option<ProcessPages>> = handles
             .iter()
-            .map(|post| is_running(post.pid).then(|| ProcessPages::of(post.pid).ok()).flatten())
+            .map(|handle| is_running(handle.pid).then(|| ProcessPages::of(handle.pid).ok()).flatten())
             .collect();
-        self.attend(posts);
+        self.attend(handles);
         let before_reading = thread_time();
-        let reading = self.read_if_due(posts, &processes);
+        let reading = self.read_if_due(handles, &processes);
         let reading_took = thread_time().saturating_sub(before_reading);
         let mapped: u64 = processes.iter().flatten().map(|process| process.shared_memory).sum();
-        let shared = self.means.slab_pages.filter(|_| mapped > 0).map(|pages| pages as f64 / mapped as f64);
-        let guests = posts
+        let shared = self.budget.slab_pages.filter(|_| mapped > 0).map(|pages| pages as f64 / mapped as f64);
+        let guests = handles
             .iter()
             .zip(&processes)
-            .map(|(post, process)| match process {
-                Some(process) => self.guest(post, process, shared.unwrap_or(1.0).min(1.0), state),
+            .map(|(handle, process)| match process {
+                Some(process) => self.guest(handle, process, shared.unwrap_or(1.0).min(1.0), state),
                 None => {
-                    self.seen.remove(&post.guest);
-                    GuestView { state: GuestState::Dead, ..usual(post) }
+                    self.seen.remove(&handle.guest);
+                    GuestView { state: GuestState::Dead, ..usual(handle) }
                 }
             })
             .collect();
         let used_pages = self.used_pages(&processes);
-        let capacity_pages = self.means.capacity;
+        let capacity_pages = self.budget.capacity;
         // Without /proc/meminfo nothing could be decided; capacity and use still are what they are.
         let readings = self.host.read().ok();
         let left = capacity_pages.saturating_sub(used_pages);
@@ -113,7 +113,7 @@ impl Observer {
             free_pages: readings.as_ref().map_or(left, |r| r.free_pages(capacity_pages, used_pages)),
             swap_free_pages: readings.as_ref().map_or(0, |r| r.swap_free_pages),
             psi: readings.and_then(|r| r.psi),
-            merging: self.means.merging,
+            merging: self.budget.merging,
         };
         self.cpu += thread_time().saturating_sub(begin + reading_took);
         Observation { host, guests, reading }
@@ -130,10 +130,10 @@ impl Observer {
     }
 
     /// Has these VMs asked from now on. Those that are new are waited for: nothing is known of them.
-    fn attend(&self, posts: &[Post]) {
+    fn attend(&self, handles: &[VmHandle]) {
         let mut askers = lock(&self.askers);
-        askers.attend(posts);
-        if posts.iter().any(|post| askers.heard(&post.guest).is_none()) {
+        askers.attend(handles);
+        if handles.iter().any(|handle| askers.heard(&handle.guest).is_none()) {
             askers.wait(ANSWER_WAIT);
         }
     }
@@ -143,14 +143,14 @@ impl Observer {
         LEDGER_INTERVAL.max(Duration::from_secs_f64(took) * LEDGER_PART)
     }
 
-    fn read_if_due(&mut self, posts: &[Post], processes: &[Option<ProcessPages>]) -> Option<Look> {
+    fn read_if_due(&mut self, handles: &[VmHandle], processes: &[Option<ProcessPages>]) -> Option<Look> {
         let interval = self.ledger_interval();
         // Somebody new, or somebody gone, makes all sums others.
         let known = |last: &LastReading| {
-            let running = posts.iter().zip(processes).filter(|(_, process)| process.is_some());
+            let running = handles.iter().zip(processes).filter(|(_, process)| process.is_some());
             last.at.elapsed() < interval
                 && running.clone().count() == last.anonymous.len()
-                && running.into_iter().all(|(post, _)| last.anonymous.contains_key(&post.guest))
+                && running.into_iter().all(|(handle, _)| last.anonymous.contains_key(&handle.guest))
         };
         if self.last.as_ref().is_some_and(known) {
             return None;
@@ -159,13 +159,13 @@ impl Observer {
             let mut askers = lock(&self.askers);
             askers.ask(true);
             askers.wait(ANSWER_WAIT);
-            posts.iter().map(|post| askers.said(&post.guest)).collect()
+            handles.iter().map(|handle| askers.said(&handle.guest)).collect()
         };
-        let reading = ledger::look(posts, &heard, self.means, &mut self.rolling, WALK_WAIT).ok()?;
-        let anonymous = posts
+        let reading = ledger::look(handles, &heard, self.budget, &mut self.rolling, WALK_WAIT).ok()?;
+        let anonymous = handles
             .iter()
             .zip(processes)
-            .filter_map(|(post, process)| Some((post.guest.clone(), process.as_ref()?.anonymous)))
+            .filter_map(|(handle, process)| Some((handle.guest.clone(), process.as_ref()?.anonymous)))
             .collect();
         self.last = Some(LastReading { at: Instant::now(), reading: reading.clone(), anonymous });
         Some(reading)
@@ -177,7 +177,7 @@ impl Observer {
     /// what the ledger said counts, and what has changed since.
     fn used_pages(&self, processes: &[Option<ProcessPages>]) -> u64 {
         let running = || processes.iter().flatten();
-        match (self.means.slab_pages, &self.last) {
+        match (self.budget.slab_pages, &self.last) {
             (Some(slab_pages), _) => {
                 let own = ProcessPages::of(std::process::id()).unwrap_or_default();
                 let vms: u64 = running().map(|process| process.anonymous + process.page_tables).sum();
@@ -193,10 +193,16 @@ impl Observer {
     }
 
     /// A guest. Of a page of a slab it has this part of a frame.
-    fn guest(&mut self, post: &Post, process: &ProcessPages, shared: f64, state: &PolicyState) -> GuestView {
+    fn guest(
+        &mut self,
+        handle: &VmHandle,
+        process: &ProcessPages,
+        shared: f64,
+        state: &PolicyState,
+    ) -> GuestView {
         let now = Instant::now();
         let anonymous = process.anonymous;
-        let rate = match self.seen.get(&post.guest) {
+        let rate = match self.seen.get(&handle.guest) {
             Some(before) => {
                 let seconds = now.duration_since(before.at).as_secs_f64().max(1e-3);
                 let touched = anonymous.saturating_sub(before.anonymous) as f64 / seconds;
@@ -204,19 +210,19 @@ impl Observer {
             }
             None => 0.0,
         };
-        self.seen.insert(post.guest.clone(), Seen { at: now, anonymous, touched_per_second: rate });
-        let mut view = GuestView { touched_pages_per_second: rate, ..usual(post) };
+        self.seen.insert(handle.guest.clone(), Seen { at: now, anonymous, touched_per_second: rate });
+        let mut view = GuestView { touched_pages_per_second: rate, ..usual(handle) };
         if let Some(last) = &self.last {
             let ledger = &last.reading.ledger;
-            if let Some(account) = ledger.guests.iter().find(|account| account.name == post.guest) {
-                (view.resident_pages, view.frames) = match self.means.slab_pages {
+            if let Some(account) = ledger.guests.iter().find(|account| account.name == handle.guest) {
+                (view.resident_pages, view.frames) = match self.budget.slab_pages {
                     Some(_) => {
                         let private = anonymous.saturating_sub(account.overhead.vmm);
                         let of_slabs = process.shared_memory;
                         (private + of_slabs, private as f64 + of_slabs as f64 * shared)
                     }
                     None => {
-                        let at_reading = last.anonymous.get(&post.guest).copied().unwrap_or(anonymous);
+                        let at_reading = last.anonymous.get(&handle.guest).copied().unwrap_or(anonymous);
                         let more = anonymous as i64 - at_reading as i64;
                         let frames = (account.frames + more as f64).max(0.0);
                         (account.resident.saturating_add_signed(more), frames)
@@ -226,12 +232,12 @@ impl Observer {
         }
         let (heard, silent) = {
             let askers = lock(&self.askers);
-            (askers.heard(&post.guest), askers.silent(&post.guest))
+            (askers.heard(&handle.guest), askers.silent(&handle.guest))
         };
         view.silent_seconds = silent.map(|silent| silent.as_secs_f64());
         if let Some(Heard { said, size, working_set, was_held, .. }) = heard {
             if said.status.paused {
-                view.state = state.of_paused(&post.guest);
+                view.state = state.of_paused(&handle.guest);
             }
             view.age_seconds = said.age_seconds();
             // Of one that stands still it is as true as it was.
@@ -254,14 +260,14 @@ impl Observer {
 }
 
 /// A guest of which nothing is known yet.
-fn usual(post: &Post) -> GuestView {
+fn usual(handle: &VmHandle) -> GuestView {
     GuestView {
-        name: post.guest.clone(),
-        promised_pages: post.promised_pages(),
-        shares: post.standing.shares,
-        min_pages: post.standing.min_bytes / PAGE_BYTES,
-        max_pages: post.standing.max_bytes / PAGE_BYTES,
-        priority: post.standing.priority,
+        name: handle.guest.clone(),
+        promised_pages: handle.promised_pages(),
+        shares: handle.reservation.shares,
+        min_pages: handle.reservation.min_bytes / PAGE_BYTES,
+        max_pages: handle.reservation.max_bytes / PAGE_BYTES,
+        priority: handle.reservation.priority,
         ..GuestView::default()
     }
 }

@@ -4,7 +4,7 @@ mod drive;
 mod metrics;
 mod open;
 mod overcommit;
-mod standing;
+mod reservation;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,8 +20,8 @@ pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub use self::open::{DomainRule, Open};
 pub use self::overcommit::{AdmissionName, Overcommit};
 use self::overcommit::{OvercommitError, OvercommitKeys};
-pub use self::standing::Standing;
-use self::standing::{Mistake, StandingKeys};
+pub use self::reservation::Reservation;
+use self::reservation::{ReservationError, ReservationKeys};
 use super::HostError;
 use machine::{MAX_DRIVES, MAX_VCPUS, MEMORY_BYTES, Unpack, VmConfig};
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
@@ -94,14 +94,14 @@ pub enum SpecError {
     /// Where metrics are to be served.
     #[error(transparent)]
     Metrics(#[from] MetricsAddressError),
-    /// A guest's standing.
+    /// A guest's reservation.
     #[error("guest {guest}")]
-    Standing {
+    Reservation {
         /// Whose.
         guest: String,
         /// What is wrong.
         #[source]
-        source: Mistake,
+        source: ReservationError,
     },
     /// An initrd without a kernel.
     #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
@@ -239,7 +239,8 @@ pub struct GuestSpec {
     /// How long it may take until it is ready; None is the default of its kind of guest.
     pub ready_seconds: Option<u32>,
     /// What it is promised when memory is short.
-    pub standing: Standing,
+    #[serde(rename = "standing")]
+    pub reservation: Reservation,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
 }
@@ -247,9 +248,9 @@ pub struct GuestSpec {
 impl GuestSpec {
     /// One that is promised what is usual for its memory, and is filled with nothing.
     pub fn new(name: String, domain: String, vm: VmConfig) -> Self {
-        let (vm, standing) =
-            (VmConfig { name: name.clone(), ..vm.clone() }, Standing::usual(vm.memory_bytes));
-        Self { name, domain, vm, ready_seconds: None, standing, fill: None }
+        let (vm, reservation) =
+            (VmConfig { name: name.clone(), ..vm.clone() }, Reservation::usual(vm.memory_bytes));
+        Self { name, domain, vm, ready_seconds: None, reservation, fill: None }
     }
 }
 
@@ -470,14 +471,15 @@ fn one_guest(name: String, keys: &GuestKeys, fleet: &str, dir: &Path) -> Result<
     if keys.initrd.is_some() && keys.kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
-    let standing = StandingKeys {
+    let reservation = ReservationKeys {
         min: keys.min.as_ref(),
         max: keys.max.as_ref(),
         shares: keys.shares,
         priority: keys.priority,
     };
-    let standing =
-        standing.of(memory_bytes).map_err(|source| SpecError::Standing { guest: name.clone(), source })?;
+    let reservation = reservation
+        .of(memory_bytes)
+        .map_err(|source| SpecError::Reservation { guest: name.clone(), source })?;
     let mut vm = VmConfig {
         memory_bytes,
         cpus,
@@ -494,7 +496,7 @@ fn one_guest(name: String, keys: &GuestKeys, fleet: &str, dir: &Path) -> Result<
         device.reporting = said.free_page_reporting;
     }
     let (ready_seconds, fill) = (keys.ready_seconds, keys.fill);
-    Ok(GuestSpec { ready_seconds, standing, fill, ..GuestSpec::new(name, domain, vm) })
+    Ok(GuestSpec { ready_seconds, reservation, fill, ..GuestSpec::new(name, domain, vm) })
 }
 
 /// A path as a file in `dir` gives it: relative to that, or in the home directory.

@@ -2,8 +2,8 @@
 
 use super::fleet::Fleet;
 use super::ledger::Reading;
-use super::post::Said;
 use super::status::{FleetStatus, GuestStatus, State};
+use super::vm_handle::Said;
 use machine::balloon::BalloonHost;
 use machine::control::{Reply as VmReply, Request as VmRequest};
 use machine::{PANICKED, probe};

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::HostError;
 use super::living::choose;
-use super::post::Post;
 use super::runtime::FleetDir;
+use super::vm_handle::VmHandle;
 
 /// A VM with a control socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ impl Target {
         &self.socket
     }
 
-    /// The guest at this post.
-    pub fn of(post: &Post) -> Self {
-        Self { guest: post.guest.clone(), fleet: None, socket: post.socket.clone() }
+    /// The guest of this handle.
+    pub fn of(handle: &VmHandle) -> Self {
+        Self { guest: handle.guest.clone(), fleet: None, socket: handle.socket.clone() }
     }
 }

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::index::SLICES;
 use super::layout::{Extent, Layout};
+use super::ordered_queue::{Entered, OrderedQueue};
 use super::page_types::{TYPES, TypeCounts};
+use super::reducer::{Batch, Reducer};
 use super::runs::{RunLengths, Runs};
 use super::sample::SecondLook;
 use super::sets::{SetId, Sets};
 use super::source::{PageReader, Source, Unread};
 use super::tag::{Tag, TagKey};
-use super::taker::{Batch, Taker};
-use super::turns::{Entered, Turns};
 use super::{MeasureError, PAGE};
 
 /// How often progress is told.
@@ -119,18 +119,18 @@ pub fn scan(
     let chunks = layout.chunks();
     let key = TagKey::random()?;
     let total: u64 = chunks.iter().map(|chunk| chunk.pages).sum();
-    let mut taker = Taker::new(sources, options);
+    let mut reducer = Reducer::new(sources, options);
     let mut contents_by_set = Vec::new();
     let (mut passes, mut all) = (0u32, total);
     loop {
         let before = total * u64::from(passes);
         let mut tell = |done| progress(before + done, all);
-        taker = pass(sources, &chunks, &key, options.threads, taker, &mut tell)?;
-        contents_by_set.resize(taker.sets.len(), 0);
-        taker.index.holders().for_each(|set| contents_by_set[set.0 as usize] += 1);
+        reducer = pass(sources, &chunks, &key, options.threads, reducer, &mut tell)?;
+        contents_by_set.resize(reducer.sets.len(), 0);
+        reducer.index.holders().for_each(|set| contents_by_set[set.0 as usize] += 1);
         passes += 1;
-        let done = taker.index.slices();
-        if !taker.restart() {
+        let done = reducer.index.slices();
+        if !reducer.restart() {
             break;
         }
         // The rest is expected to take as many passes as its size says.
@@ -139,20 +139,20 @@ pub fn scan(
     }
     let done = total * u64::from(passes);
     progress(done, done);
-    let index_bytes = taker.index.peak_bytes() + taker.sets.bytes();
+    let index_bytes = reducer.index.peak_bytes() + reducer.sets.bytes();
     Ok(Scan {
-        guests: taker.guests,
-        sets: taker.sets,
+        guests: reducer.guests,
+        sets: reducer.sets,
         contents_by_set,
         // When the index was full, contents that it had let go of were counted, and are again.
-        by_type: (passes == 1).then_some(taker.by_type),
-        runs: (passes == 1).then(|| taker.runs.finish()),
+        by_type: (passes == 1).then_some(reducer.by_type),
+        runs: (passes == 1).then(|| reducer.runs.finish()),
         passes,
         index_bytes,
         seconds: began.elapsed().as_secs_f64(),
         layout,
-        sample: taker.sample.into_pages(),
-        second_look: taker.second_look,
+        sample: reducer.sample.into_pages(),
+        second_look: reducer.second_look,
         key,
     })
 }
@@ -163,26 +163,26 @@ fn pass(
     chunks: &[Extent],
     key: &TagKey,
     threads: usize,
-    taker: Taker,
+    reducer: Reducer,
     progress: &mut dyn FnMut(u64) -> bool,
-) -> Result<Taker, MeasureError> {
+) -> Result<Reducer, MeasureError> {
     let threads = threads.clamp(1, chunks.len().max(1));
     let shared = Shared {
         sources,
         chunks,
         key,
-        looker: taker.is_first_pass.then_some(taker.looker),
+        looker: reducer.is_first_pass.then_some(reducer.looker),
         next: AtomicUsize::new(0),
         done_pages: AtomicU64::new(0),
-        turns: Turns::new(sources, taker, threads),
+        queue: OrderedQueue::new(sources, reducer, threads),
     };
     let result = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| shared.work())).collect();
         let mut interrupted = !progress(0);
-        while !shared.turns.wait(TELL) {
+        while !shared.queue.wait(TELL) {
             interrupted |= !progress(shared.done_pages.load(Ordering::Relaxed));
             if interrupted {
-                shared.turns.stop();
+                shared.queue.stop();
             }
         }
         let results = workers.into_iter().map(|worker| worker.join().unwrap_or(Err(MeasureError::Worker)));
@@ -190,7 +190,7 @@ fn pass(
         if interrupted { Err(MeasureError::Interrupted) } else { result }
     });
     result?;
-    shared.turns.into_taker().ok_or(MeasureError::Worker)
+    shared.queue.into_reducer().ok_or(MeasureError::Worker)
 }
 
 /// What the threads of a pass have in common.
@@ -203,21 +203,21 @@ struct Shared<'a> {
     /// The chunk that is read next.
     next: AtomicUsize,
     done_pages: AtomicU64,
-    turns: Turns<'a>,
+    queue: OrderedQueue<'a>,
 }
 
 impl Shared<'_> {
     fn work(&self) -> Result<(), MeasureError> {
-        let result = self.read_chunks(&self.turns.enter());
+        let result = self.read_chunks(&self.queue.enter());
         if result.is_err() {
-            self.turns.stop();
+            self.queue.stop();
         }
         result
     }
 
-    fn read_chunks(&self, turns: &Entered<'_>) -> Result<(), MeasureError> {
+    fn read_chunks(&self, queue: &Entered<'_>) -> Result<(), MeasureError> {
         let mut reader: Option<(u16, Box<dyn PageReader + '_>)> = None;
-        while let Some(tags) = turns.next_vector() {
+        while let Some(tags) = queue.next_vector() {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(chunk) = self.chunks.get(turn) else { break };
             let open = match reader.take() {
@@ -227,7 +227,7 @@ impl Shared<'_> {
             let (_, open) = reader.insert((chunk.guest, open));
             let batch = self.read_chunk(open.as_mut(), chunk, tags)?;
             self.done_pages.fetch_add(chunk.pages, Ordering::Relaxed);
-            turns.deliver(turn, batch);
+            queue.deliver(turn, batch);
         }
         Ok(())
     }

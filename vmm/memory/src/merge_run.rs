@@ -49,7 +49,7 @@ const MAX_RUN_BYTES: usize = to_usize(MAX_RUN_PAGES * PAGE_BYTES);
 static ZEROS: [u8; MAX_RUN_BYTES] = [0; MAX_RUN_BYTES];
 
 /// One VM's RAM, private anonymous memory, and what merges its pages.
-pub struct Mergeable {
+pub struct RamRegion {
     ram: Ram,
     freezer: Freezer,
     /// Called between the steps, so that tests can do there what the worst moment has in store.
@@ -66,7 +66,7 @@ pub(super) enum Step {
     Mapped,
 }
 
-impl Mergeable {
+impl RamRegion {
     /// Merges pages of `ram`, which must be anonymous memory.
     pub fn new(ram: &Ram) -> io::Result<Self> {
         if ram.backing() != Backing::Anonymous {

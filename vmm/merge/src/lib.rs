@@ -59,9 +59,8 @@ pub trait Engine: Send {
         None
     }
 
-    /// Memory is short: what can be merged is to be merged now, whatever it costs; or it is not short any more. An engine
-    /// that has no limit anyway does nothing.
-    fn urge(&mut self, _eager: bool) {}
+    /// Urgent while memory is short: what can be merged is merged now, whatever it costs. An engine without a limit does nothing.
+    fn set_priority(&mut self, _urgent: bool) {}
 
     /// Stops merging and puts back every host setting; what is merged stays merged. Idempotent; dropping
     /// an engine does the same.

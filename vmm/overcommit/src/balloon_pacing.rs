@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::knobs::Knobs;
-use super::pressure::percent_of;
+use super::memory_state::percent_of;
 use super::view::{BalloonView, GuestView};
 
 /// What is remembered of one guest's balloon.

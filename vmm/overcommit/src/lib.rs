@@ -4,7 +4,7 @@
 //! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
 //! [`readings`] alone opens files, and `groups` for it: the host's own, in `/proc` and `/sys/fs/cgroup`.
 //!
-//! Begin with [`policy`] (the order of all that is done), then [`pressure`] (how short memory is), [`allocation`] (what each
+//! Begin with [`policy`] (the order of all that is done), then [`memory_state`] (how short memory is), [`allocation`] (what each
 //! guest is left) and [`admission`]. `resources/docs/internals/overcommit.md` says why each is as it is.
 //!
 //! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
@@ -16,10 +16,10 @@ pub mod balloon_pacing;
 mod groups;
 pub mod knobs;
 pub mod ledger;
+pub mod memory_state;
 mod mib;
 mod paging;
 pub mod policy;
-pub mod pressure;
 pub mod readings;
 pub mod suspension;
 mod throttling;

@@ -2,8 +2,8 @@
 
 use super::action::Action;
 use super::balloon_pacing::{dead_band_pages, wants_more};
+use super::memory_state::MemoryState;
 use super::policy::Scene;
-use super::pressure::Pressure;
 use super::throttling;
 use super::view::{GuestState, GuestView};
 
@@ -16,7 +16,7 @@ const LEAST_PAGES: u64 = 64;
 pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     let (host, knobs) = (scene.host, scene.knobs);
     let swap = host.swap_free_pages.saturating_sub(knobs.swap_reserve_pages);
-    let short = scene.pressure >= Pressure::Hard;
+    let short = scene.memory_state >= MemoryState::Hard;
     let waiting = scene.waits.contains(&true);
     if swap < LEAST_PAGES || !(short || waiting || lacks_for_others(scene)) {
         return 0;
@@ -47,10 +47,10 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     }
     // Who is suspended has no use for it; who does not give by a balloon gives so.
     victims.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)).then(a.3.cmp(&b.3)));
-    let wanted = match scene.pressure {
-        Pressure::High | Pressure::Soft => lacking_pages(scene, &fair),
-        Pressure::Hard => enough_pages(scene).saturating_sub(coming_pages(scene)),
-        Pressure::Low => enough_pages(scene),
+    let wanted = match scene.memory_state {
+        MemoryState::High | MemoryState::Soft => lacking_pages(scene, &fair),
+        MemoryState::Hard => enough_pages(scene).saturating_sub(coming_pages(scene)),
+        MemoryState::Low => enough_pages(scene),
     }
     .max(lacking_to_run_pages(scene, &fair).saturating_sub(coming_pages(scene)));
     let pace = (knobs.page_out_pages_per_second as f64 * scene.passed_seconds) as u64;
@@ -69,8 +69,8 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
 /// Pages that are missing until the host is out of the hard state. What guests may touch until that is believed comes on top: with less
 /// they would hold the host at the threshold, and their limits where they are, for ever.
 fn enough_pages(scene: &Scene) -> u64 {
-    let soft =
-        Pressure::Soft.threshold_pages(scene.host, scene.knobs) + scene.percent(scene.knobs.margin_percent);
+    let soft = MemoryState::Soft.threshold_pages(scene.host, scene.knobs)
+        + scene.percent(scene.knobs.margin_percent);
     let touched = (throttling::of_all(scene) * scene.knobs.hold_seconds) as u64;
     soft.saturating_add(touched).saturating_sub(scene.host.free_pages)
 }

@@ -1,6 +1,6 @@
 //! One step of the policy: from what the host and its guests are like now, and what is remembered, to what is to be done.
 //!
-//! What is done adds up from state to state ([`Pressure`]), the gentlest first: *high* gives balloons, limits and suspended guests
+//! What is done adds up from state to state ([`MemoryState`]), the gentlest first: *high* gives balloons, limits and suspended guests
 //! back; *soft* merges eagerly and inflates balloons; *hard* also throttles first touches and pages out what is cold;
 //! *low* also suspends guests and, when nothing else has helped, stops one. In every state memory is gathered for a guest that has been
 //! suspended for a while, and when that brings nothing, it gets its turn.
@@ -15,7 +15,7 @@ use super::action::Action;
 use super::allocation::{Claim, divide};
 use super::balloon_pacing::{Pacing, dead_band_pages, next_target, wants_more};
 use super::knobs::Knobs;
-use super::pressure::{Because, Pressure, PressureGauge, percent_of};
+use super::memory_state::{Because, MemoryGauge, MemoryState, percent_of};
 use super::suspension::{LastResort, Suspension};
 use super::view::{GuestState, GuestView, HostView};
 use super::{paging, suspension, throttling};
@@ -32,7 +32,7 @@ const SLOPE_SECONDS: f64 = 3.0;
 #[serde(default)]
 pub struct Memory {
     /// How short of memory the host is.
-    pub gauge: PressureGauge,
+    pub gauge: MemoryGauge,
     /// The clock at the last step.
     last_seconds: Option<f64>,
     /// Free memory at the last step.
@@ -65,7 +65,7 @@ pub(super) struct Scene<'a> {
     pub(super) host: &'a HostView,
     pub(super) guests: &'a [GuestView],
     pub(super) knobs: &'a Knobs,
-    pub(super) pressure: Pressure,
+    pub(super) memory_state: MemoryState,
     pub(super) passed_seconds: f64,
     /// How fast free memory becomes less; 0 if it does not.
     pub(super) falling_pages_per_second: f64,
@@ -145,7 +145,7 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
     let passed_seconds = memory.pass(host);
     memory.recognise(guests);
     let falling_pages_per_second = memory.falling_pages_per_second();
-    let pressure = memory.gauge.advance(host, falling_pages_per_second, passed_seconds, knobs);
+    let memory_state = memory.gauge.advance(host, falling_pages_per_second, passed_seconds, knobs);
     for (known, guest) in memory.guests.iter_mut().zip(guests) {
         known.watch(guest, passed_seconds, knobs);
     }
@@ -153,7 +153,7 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
         host,
         guests,
         knobs,
-        pressure,
+        memory_state,
         passed_seconds,
         falling_pages_per_second,
         active_pages: memory.guests.iter().zip(guests).map(|(k, g)| k.used_pages(g)).collect(),
@@ -171,7 +171,7 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
             .collect(),
     };
     let mut actions = Vec::new();
-    let eager = host.merging && pressure != Pressure::High;
+    let eager = host.merging && memory_state != MemoryState::High;
     if eager != memory.eager {
         memory.eager = eager;
         if host.merging {
@@ -190,8 +190,8 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
 
 impl Memory {
     /// How short of memory the host was at the last step.
-    pub fn pressure(&self) -> Pressure {
-        self.gauge.pressure
+    pub fn memory_state(&self) -> MemoryState {
+        self.gauge.memory_state
     }
 
     /// Why it was so short of it.
@@ -270,7 +270,7 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
     let (guests, knobs) = (scene.guests, scene.knobs);
     let asked = |g: &GuestView| g.balloon.is_some_and(|b| b.target_pages > 0);
     let waiting = scene.waits.contains(&true);
-    if scene.pressure == Pressure::High && !waiting && !guests.iter().any(asked) {
+    if scene.memory_state == MemoryState::High && !waiting && !guests.iter().any(asked) {
         return;
     }
     // Room is made for who is suspended too: nobody else would give it back its part.
@@ -289,7 +289,7 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
         balloon.is_some_and(|b| wanted < b.target_pages) && wants(i)
     };
     // While enough is free nothing is taken, but for somebody who wants what another one has above its part.
-    let takes = scene.pressure > Pressure::High || waiting || (0..guests.len()).any(owed);
+    let takes = scene.memory_state > MemoryState::High || waiting || (0..guests.len()).any(owed);
     let mut releases = Vec::new();
     for (i, guest) in guests.iter().enumerate() {
         let Some(balloon) = guest.balloon.filter(|_| guest.state == GuestState::Running) else { continue };
@@ -300,12 +300,12 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
             }
         } else if balloon.target_pages > guest.promised_pages - guest.floor_pages() {
             actions.push(Action::Balloon { guest: i, target_pages });
-        } else if wants(i) || all_fit || scene.pressure > Pressure::High {
+        } else if wants(i) || all_fit || scene.memory_state > MemoryState::High {
             releases.push((!wants(i), i, balloon.target_pages, target_pages));
         }
     }
     // What is given back may be touched at once: no more than keeps the host in its state, to those who want it first.
-    let kept = scene.pressure.min(Pressure::Soft).threshold_pages(scene.host, knobs)
+    let kept = scene.memory_state.min(MemoryState::Soft).threshold_pages(scene.host, knobs)
         + scene.percent(knobs.margin_percent);
     let mut spare = scene.host.free_pages.saturating_sub(kept);
     releases.sort_unstable();

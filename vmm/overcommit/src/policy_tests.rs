@@ -159,7 +159,10 @@ fn who_is_suspended_waits_for_room() {
     guests[1].view.resident_pages = 850 * MIB;
     let mut world = World::new(1000 * MIB, guests);
     world.seconds(world.knobs.turn_seconds as usize - 10);
-    assert_eq!((state_of(&world)[0], world.memory.pressure()), (GuestState::Suspended, Pressure::High));
+    assert_eq!(
+        (state_of(&world)[0], world.memory.memory_state()),
+        (GuestState::Suspended, MemoryState::High)
+    );
     world.guests[1].view.resident_pages = 700 * MIB;
     world.guests[1].wants_pages = 700 * MIB;
     let actions = world.seconds(5);
@@ -236,7 +239,7 @@ proptest! {
         let late = world.seconds(1000);
         prop_assert!(late.is_empty(), "{:?}\n{:#?}", &late[..late.len().min(5)], world);
         prop_assert!(world.guests.iter().all(|g| g.view.state == GuestState::Running));
-        if promised > capacity && world.memory.pressure() != Pressure::High {
+        if promised > capacity && world.memory.memory_state() != MemoryState::High {
             prop_assert!(world.left_pages() <= capacity + capacity / 50);
         }
         // A busy guest has no less than an idle one of the same shares, minimum and memory would have.

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::action::{Action, Reason};
 use super::knobs::Knobs;
+use super::memory_state::MemoryState;
 use super::paging;
 use super::policy::{GuestMemory, Scene};
-use super::pressure::Pressure;
 use super::view::GuestState;
 
 /// With less than this part of its capacity free a host has nothing left to lose.
@@ -66,8 +66,9 @@ impl Suspension {
 
     /// Whether it has been suspended for long enough to run when there is room.
     fn is_over(&self, scene: &Scene) -> bool {
-        let times = if scene.pressure == Pressure::High { 1.0 } else { SOFT_WAIT };
-        let over = scene.pressure <= Pressure::Soft && self.seconds >= times * self.wait_seconds(scene.knobs);
+        let times = if scene.memory_state == MemoryState::High { 1.0 } else { SOFT_WAIT };
+        let over =
+            scene.memory_state <= MemoryState::Soft && self.seconds >= times * self.wait_seconds(scene.knobs);
         self.suspended && (over || self.seconds >= scene.knobs.turn_seconds)
     }
 
@@ -114,11 +115,14 @@ pub(super) fn act(
 ) {
     last.pass(scene.passed_seconds, scene.knobs);
     let running = scene.in_state(GuestState::Running).count();
-    last.restrained_seconds =
-        if scene.pressure >= Pressure::Hard { last.restrained_seconds + scene.passed_seconds } else { 0.0 };
+    last.restrained_seconds = if scene.memory_state >= MemoryState::Hard {
+        last.restrained_seconds + scene.passed_seconds
+    } else {
+        0.0
+    };
     // First what is gentler gets its time: a limit is felt in the next step only.
-    let need = match scene.pressure {
-        Pressure::Low if last.restrained_seconds >= GENTLER_SECONDS => need(scene, cold_pages),
+    let need = match scene.memory_state {
+        MemoryState::Low if last.restrained_seconds >= GENTLER_SECONDS => need(scene, cold_pages),
         _ => None,
     };
     let helpless =
@@ -184,7 +188,7 @@ fn take_turn(scene: &Scene, known: &[GuestMemory], actions: &mut Vec<Action>) {
 /// Whether somebody has to stop running, and why: free memory will not last, or everything waits.
 fn need(scene: &Scene, cold_pages: u64) -> Option<Reason> {
     let (host, knobs) = (scene.host, scene.knobs);
-    let threshold_pages = Pressure::Low.threshold_pages(host, knobs);
+    let threshold_pages = MemoryState::Low.threshold_pages(host, knobs);
     let falling = scene.falling_pages_per_second;
     let coming = cold_pages > 0 || paging::coming_pages(scene) > 0;
     let gone = host.free_pages <= host.capacity_pages / NOTHING_LEFT && !coming;
@@ -245,7 +249,7 @@ fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
 /// Resumes the suspended guest of the highest priority for which there is room. Returns whether there was one.
 fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) -> bool {
     let knobs = scene.knobs;
-    let kept = scene.pressure.min(Pressure::Soft).threshold_pages(scene.host, knobs)
+    let kept = scene.memory_state.min(MemoryState::Soft).threshold_pages(scene.host, knobs)
         + scene.percent(knobs.margin_percent);
     let mut fair = None;
     let mut ready = |i: &usize| {

@@ -1,8 +1,8 @@
 //! Limits on how fast guests touch pages for the first time, so that there is time for everything that frees memory.
 
 use super::action::Action;
+use super::memory_state::MemoryState;
 use super::policy::Scene;
-use super::pressure::Pressure;
 use super::view::{GuestState, GuestView};
 
 /// A limit is tightened when the new one is less than this part of the old one ...
@@ -31,7 +31,7 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
         let rate = all * guest.weight() / weights;
         let wanted = match (guest_limit(guest, rate, scene), now) {
             // In the soft state a limit is eased by steps, for it was there for a reason.
-            (wanted, Some(now)) if scene.pressure == Pressure::Soft => soften(now, wanted, scene),
+            (wanted, Some(now)) if scene.memory_state == MemoryState::Soft => soften(now, wanted, scene),
             // A limit that would be set again at once is not lifted.
             (None, Some(now)) if rate < EASED * NO_LIMIT_PAGES_PER_SECOND => Some(now),
             (wanted, _) => wanted,
@@ -40,7 +40,8 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
             (Some(now), Some(wanted)) => {
                 let times = wanted as f64 / now.max(1) as f64;
                 // So little as one page more is a change where it is eased by steps.
-                !(TIGHTENED..=EASED).contains(&times) || scene.pressure == Pressure::Soft && wanted > now
+                !(TIGHTENED..=EASED).contains(&times)
+                    || scene.memory_state == MemoryState::Soft && wanted > now
             }
             (now, wanted) => now != wanted,
         };
@@ -54,9 +55,9 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
 pub(super) fn of_all(scene: &Scene) -> f64 {
     // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
     let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
-    match scene.pressure {
-        Pressure::High | Pressure::Soft => brake,
-        Pressure::Hard | Pressure::Low => pages_per_second(scene).min(brake),
+    match scene.memory_state {
+        MemoryState::High | MemoryState::Soft => brake,
+        MemoryState::Hard | MemoryState::Low => pages_per_second(scene).min(brake),
     }
 }
 
@@ -72,7 +73,7 @@ fn soften(now: u64, wanted: Option<u64>, scene: &Scene) -> Option<u64> {
 
 /// What all guests together may touch each second: what is free above half of the low threshold, over the horizon.
 fn pages_per_second(scene: &Scene) -> f64 {
-    let kept = Pressure::Low.threshold_pages(scene.host, scene.knobs) / 2;
+    let kept = MemoryState::Low.threshold_pages(scene.host, scene.knobs) / 2;
     scene.host.free_pages.saturating_sub(kept) as f64 / scene.knobs.throttle_horizon_seconds
 }
 

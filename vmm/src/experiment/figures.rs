@@ -6,7 +6,7 @@ use lab::experiment::plan::{Kind, Plan};
 use lab::experiment::run::Outcome;
 use lab::experiment::summary::PointSummary;
 use lab::experiment::trial::Series;
-use measure::page::{Bars, Item, Lines, Page, Section, Table, number};
+use measure::html::{Bars, Item, Lines, Page, Section, Table, number};
 use memory::PAGE_BYTES;
 
 /// What is drawn against the number of guests.

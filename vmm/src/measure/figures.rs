@@ -4,7 +4,7 @@ use super::output::Measured;
 use super::types::{ByType, TypeRow};
 use measure::beyond::Beyond;
 use measure::findings::{Findings, MAX_PAIRED};
-use measure::page::{Bars, Histogram, Item, Lines, Matrix, Page, Section, Table, number};
+use measure::html::{Bars, Histogram, Item, Lines, Matrix, Page, Section, Table, number};
 use measure::report::mib;
 use measure::sample::Estimate;
 use measure::watch::Watched;

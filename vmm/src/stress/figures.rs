@@ -4,7 +4,7 @@ use super::{fate, reasons};
 use crate::provenance::Provenance;
 use lab::stress::series::Sample;
 use lab::stress::verdict::{Fate, Verdict};
-use measure::page::{Item, Lines, Page, Section, Table};
+use measure::html::{Item, Lines, Page, Section, Table};
 use measure::report::mib;
 
 /// Points of a line: more cannot be told apart.

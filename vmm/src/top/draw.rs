@@ -9,19 +9,19 @@ use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
 use super::class_bar::legend;
 use super::columns::{size, table};
 use super::state::{MAX_SAMPLES, Source, Top, rows};
-use fleet::diary::Entry;
+use fleet::action_log::Entry;
 use fleet::management::Management;
 use overcommit::ledger::Ledger;
-use overcommit::pressure::Pressure;
+use overcommit::memory_state::MemoryState;
 use overcommit::view::GuestState;
 
 /// The smallest terminal that everything fits on.
 pub(super) const MIN_COLUMNS: u16 = 80;
 /// Its lines.
 pub(super) const MIN_LINES: u16 = 24;
-/// Lines of the diary, with the one above it, on such a terminal.
+/// Lines of the action log, with the one above it, on such a terminal.
 const DIARY_LINES: u16 = 6;
-/// From so many lines on the line of free memory is three lines high, and the diary twice as high.
+/// From so many lines on the line of free memory is three lines high, and the action log twice as high.
 const TALL: u16 = 36;
 
 /// What the keys do.
@@ -43,7 +43,7 @@ pub(super) fn draw(frame: &mut Frame, top: &Top, now_seconds: f64) {
         return too_small(frame, area);
     }
     let tall = area.height >= TALL;
-    let [head, rates, legend_line, guests, diary, footer] = Layout::vertical([
+    let [head, rates, legend_line, guests, action_log, footer] = Layout::vertical([
         Constraint::Length(3),
         Constraint::Length(if tall { 3 } else { 1 }),
         Constraint::Length(1),
@@ -77,7 +77,7 @@ pub(super) fn draw(frame: &mut Frame, top: &Top, now_seconds: f64) {
     let visible = usize::from(guests.height.saturating_sub(1));
     let first = top.first.min(sorted.len().saturating_sub(visible));
     frame.render_widget(table(&sorted, first, guests.width, top.sort, top.reversed), guests);
-    draw_diary(frame, shown, diary);
+    draw_action_log(frame, shown, action_log);
     frame.render_widget(keys_line(top), footer);
     if top.help {
         draw_help(frame, area);
@@ -93,15 +93,15 @@ fn too_small(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
 }
 
-/// How short of memory a fleet is, in its colour.
-fn pressure(pressure: Pressure) -> Span<'static> {
-    let color = match pressure {
-        Pressure::High => Color::Green,
-        Pressure::Soft => Color::Yellow,
-        Pressure::Hard => Color::LightRed,
-        Pressure::Low => Color::Red,
+/// The memory state of a fleet, in its colour.
+fn memory_state(memory_state: MemoryState) -> Span<'static> {
+    let color = match memory_state {
+        MemoryState::High => Color::Green,
+        MemoryState::Soft => Color::Yellow,
+        MemoryState::Hard => Color::LightRed,
+        MemoryState::Low => Color::Red,
     };
-    Span::styled(pressure.name(), Style::new().fg(color).bold().reversed())
+    Span::styled(memory_state.name(), Style::new().fg(color).bold().reversed())
 }
 
 fn title<'a>(top: &'a Top, shown: Option<&Management>) -> Line<'a> {
@@ -110,7 +110,7 @@ fn title<'a>(top: &'a Top, shown: Option<&Management>) -> Line<'a> {
     if top.is_held() {
         spans.extend(["  ".into(), "display held".reversed()]);
     }
-    spans.extend(["  free memory: ".into(), pressure(shown.pressure)]);
+    spans.extend(["  memory state: ".into(), memory_state(shown.memory_state)]);
     let count = |state| shown.guests.iter().filter(|guest| guest.state == state).count();
     spans.push(format!("  {} guests", shown.guests.len()).into());
     for state in [GuestState::Suspended, GuestState::Paused, GuestState::Dead, GuestState::Silent] {
@@ -188,14 +188,14 @@ fn draw_rates(frame: &mut Frame, top: &Top, shown: &Management, area: Rect) {
     frame.render_widget(line, right);
 }
 
-fn draw_diary(frame: &mut Frame, shown: &Management, area: Rect) {
-    let diary = &shown.diary;
-    let done: u64 = diary.counts.values().sum();
-    let title = format!(" what was done: {done} times, {} of them failed ", diary.failed);
+fn draw_action_log(frame: &mut Frame, shown: &Management, area: Rect) {
+    let action_log = &shown.action_log;
+    let done: u64 = action_log.counts.values().sum();
+    let title = format!(" what was done: {done} times, {} of them failed ", action_log.failed);
     let block = Block::new().borders(Borders::TOP).title(title);
     let lines = usize::from(block.inner(area).height);
-    let skipped = diary.entries.len().saturating_sub(lines);
-    let mut text: Vec<Line> = diary.entries.iter().skip(skipped).map(diary_line).collect();
+    let skipped = action_log.entries.len().saturating_sub(lines);
+    let mut text: Vec<Line> = action_log.entries.iter().skip(skipped).map(action_line).collect();
     if text.is_empty() {
         let why = if shown.acting { "nothing yet" } else { "nothing: the fleet file asks for no policy" };
         text.push(Line::from(why.dim()));
@@ -203,8 +203,8 @@ fn draw_diary(frame: &mut Frame, shown: &Management, area: Rect) {
     frame.render_widget(Paragraph::new(text).block(block), area);
 }
 
-/// An entry of the diary in one line.
-fn diary_line(entry: &Entry) -> Line<'_> {
+/// An entry of the action log in one line.
+fn action_line(entry: &Entry) -> Line<'_> {
     let whom = entry.guest.as_deref().unwrap_or("engine");
     let mut line = Line::from(format!("{:>9.1} s  {whom}: {}", entry.seconds, entry.text));
     if let Some(error) = &entry.error {

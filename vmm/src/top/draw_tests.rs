@@ -5,7 +5,7 @@ use ratatui::backend::TestBackend;
 
 use super::*;
 use crate::top::state::{Key, Sort};
-use fleet::diary::Diary;
+use fleet::action_log::ActionLog;
 use overcommit::action::Action;
 use overcommit::ledger::{Account, Classes, Cover, Debt};
 use overcommit::view::{BalloonView, GuestView, HostView};
@@ -34,9 +34,9 @@ fn management(guests: usize) -> Management {
         cover_ratio: Some(0.5),
         ..Ledger::default()
     };
-    let mut diary = Diary::default();
+    let mut action_log = ActionLog::default();
     let action = Action::Balloon { guest: 0, target_pages: 10_240 };
-    diary.add(Entry::new(&action, Some("guest-00".into()), Some("it hung up".into()), 12.5));
+    action_log.add(Entry::new(&action, Some("guest-00".into()), Some("it hung up".into()), 12.5));
     let host = HostView {
         now_seconds: 13.0,
         capacity_pages: 262_144,
@@ -45,13 +45,13 @@ fn management(guests: usize) -> Management {
         ..HostView::default()
     };
     Management {
-        pressure: Pressure::Hard,
+        memory_state: MemoryState::Hard,
         host: Some(host),
         guests: views.collect(),
         ledger: Some(ledger),
         ledger_seconds: (0.01, 1.0),
         acting: true,
-        diary,
+        action_log,
         ..Management::default()
     }
 }
@@ -89,7 +89,7 @@ fn the_smallest_terminal_shows_everything() {
     assert_shows(
         &lines,
         &[
-            "samepage top  fleet web  free memory: hard  3 guests, 1 dead",
+            "samepage top  fleet web  memory state: hard  3 guests, 1 dead",
             "capacity 1.0G  used 256.0M (25 %)  free 768.0M  promised 768.0M (3.00 x used)",
             "debt 500.0M (sharing 200.0M, demand 300.0M)  cover 250.0M, 0.50 x debt",
             "saved 0/s  balloons 0/s  free ",
@@ -190,6 +190,6 @@ fn what_is_not_known_yet_is_left_out() {
     top.saw(Management::default());
     assert_shows(
         &picture(&top, 80, 24, "").0,
-        &["free memory: high  0 guests  watched only", "asks for no policy"],
+        &["memory state: high  0 guests  watched only", "asks for no policy"],
     );
 }

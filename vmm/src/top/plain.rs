@@ -7,10 +7,10 @@ use super::state::{Sort, rows};
 use crate::fleet_table::table;
 use crate::ledger_table::ledger_text;
 use fleet::management::Management;
-use overcommit::pressure::Because;
+use overcommit::memory_state::Because;
 
-/// Entries of the diary that are shown.
-const DIARY_ENTRIES: usize = 5;
+/// Entries of the action log that are shown.
+const LOG_ENTRIES: usize = 5;
 
 /// The guests, the ledger, and what was done last.
 pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
@@ -75,12 +75,13 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
     };
     let acting = if management.acting { "" } else { ", watched only" };
     let mut text = format!(
-        "{table}\nfleet {fleet}: {} guests, free memory {}{because}{acting}",
+        "{table}\nfleet {fleet}: {} guests, memory state {}{because}{acting}",
         management.guests.len(),
-        management.pressure.name()
+        management.memory_state.name()
     );
     if let Some(host) = &management.host {
-        let _ = write!(text, ": {} of {}", size(host.free_pages as f64), size(host.capacity_pages as f64));
+        let _ =
+            write!(text, ", {} free of {}", size(host.free_pages as f64), size(host.capacity_pages as f64));
     }
     match &management.ledger {
         Some(ledger) => {
@@ -94,9 +95,9 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
         }
         None => text.push_str("\nits ledger has not been read yet"),
     }
-    let diary = &management.diary;
-    let skipped = diary.entries.len().saturating_sub(DIARY_ENTRIES);
-    for entry in diary.entries.iter().skip(skipped) {
+    let action_log = &management.action_log;
+    let skipped = action_log.entries.len().saturating_sub(LOG_ENTRIES);
+    for entry in action_log.entries.iter().skip(skipped) {
         let whom = entry.guest.as_deref().unwrap_or("engine");
         let _ = write!(text, "\n{:>9.1} s  {whom}: {}", entry.seconds, entry.text);
         if let Some(error) = &entry.error {

@@ -102,7 +102,7 @@ impl Fleet {
         let number = self.guests.iter().map(|guest| guest.number + 1).max().unwrap_or(0);
         let guest = Guest::join(spec.clone(), number, &self.dir, process, control);
         self.spec.guests.push(spec);
-        self.take_in(guest);
+        self.register(guest);
         Ok(())
     }
 

@@ -118,7 +118,7 @@ impl Sheet<'_> {
 mod tests {
     use super::*;
     use overcommit::ledger::{Account, Classes, Ledger};
-    use overcommit::pressure::Pressure;
+    use overcommit::memory_state::MemoryState;
     use overcommit::view::{BalloonView, GuestView, HostView};
 
     fn management() -> Management {
@@ -140,7 +140,7 @@ mod tests {
             ..GuestView::default()
         };
         Management {
-            pressure: Pressure::Soft,
+            memory_state: MemoryState::Soft,
             host: Some(HostView { free_pages: 7, ..HostView::default() }),
             guests: vec![guest],
             ledger: Some(ledger),
@@ -167,8 +167,8 @@ mod tests {
             "samepage_guest_by_counters{fleet=\"f\",guest=\"a\"} 1.0",
             "samepage_promised_bytes{fleet=\"f\"} 32768.0",
             "samepage_free_bytes{fleet=\"f\"} 28672.0",
-            "samepage_pressure_state{fleet=\"f\",state=\"soft\"} 1.0",
-            "samepage_pressure_state{fleet=\"f\",state=\"high\"} 0.0",
+            "samepage_memory_state{fleet=\"f\",state=\"soft\"} 1.0",
+            "samepage_memory_state{fleet=\"f\",state=\"high\"} 0.0",
             "samepage_guest_balloon_target_bytes{fleet=\"f\",guest=\"a\"} 8192.0",
             "samepage_guest_throttle_bytes_per_second{fleet=\"f\",guest=\"a\"} 40960.0",
             "# TYPE samepage_governor_cpu_seconds counter",

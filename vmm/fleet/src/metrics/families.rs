@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::exposition::{EngineNow, Of, Sheet};
-use crate::diary::KINDS;
+use crate::action_log::KINDS;
 use crate::management::Management;
 use memory::PAGE_BYTES;
 use merge::slab::counters::Counters;
 use overcommit::ledger::{Account, Classes, Debt, Ledger};
-use overcommit::pressure::Pressure;
+use overcommit::memory_state::MemoryState;
 use overcommit::view::{GuestState, GuestView, HostView};
 
 /// Labels and a value.
@@ -178,20 +178,21 @@ const STATES: [GuestState; 5] =
 
 /// How short of memory the fleet is, what is done about it, and what that costs.
 pub(super) fn policy(management: &Management, sheet: &mut Sheet) {
-    let state = |pressure: Pressure| {
-        (vec![("state", pressure.name())], f64::from(u8::from(pressure == management.pressure)))
+    let state = |memory_state: MemoryState| {
+        (vec![("state", memory_state.name())], f64::from(u8::from(memory_state == management.memory_state)))
     };
-    let help = "1 for the state the fleet is in, 0 for the others: high has enough, then soft, hard and low.";
-    sheet.gauge("pressure_state", Of::Nothing, help, Pressure::ALL.map(state));
+    let help = "1 for the memory state of the fleet, 0 for the others: high is enough free memory, then soft, hard and low.";
+    sheet.gauge("memory_state", Of::Nothing, help, MemoryState::ALL.map(state));
     let help = "1 where something is done about it, 0 where the fleet is only watched.";
     sheet.gauge("policy_acting", Of::Nothing, help, plain(Some(f64::from(u8::from(management.acting)))));
-    let diary = &management.diary;
+    let action_log = &management.action_log;
     let help = "What was tried to keep the fleet within its means.";
-    let kinds: BTreeSet<&str> = KINDS.into_iter().chain(diary.counts.keys().map(String::as_str)).collect();
-    let count = |kind| diary.counts.get(kind).map_or(0.0, |n| *n as f64);
+    let kinds: BTreeSet<&str> =
+        KINDS.into_iter().chain(action_log.counts.keys().map(String::as_str)).collect();
+    let count = |kind| action_log.counts.get(kind).map_or(0.0, |n| *n as f64);
     let counts = kinds.into_iter().map(|kind| (vec![("action", kind)], count(kind)));
     sheet.counter("policy_actions", Of::Nothing, help, counts);
-    let failed = plain(Some(diary.failed as f64));
+    let failed = plain(Some(action_log.failed as f64));
     sheet.counter("policy_actions_failed", Of::Nothing, "Actions that could not be done.", failed);
     let (took, interval) = management.ledger_seconds;
     sheet.gauge("ledger_read", Of::Seconds, "How long reading the ledger took.", plain(Some(took)));

@@ -143,7 +143,7 @@ fn balloons(
 }
 
 fn target(guest: &Guest) -> Result<Target, HostError> {
-    guest.post()?.map(|post| Target::of(&post)).ok_or_else(|| HostError::Ended {
+    guest.handle()?.map(|handle| Target::of(&handle)).ok_or_else(|| HostError::Ended {
         guest: guest.spec.name.clone(),
         how: "its process is gone".into(),
         log: String::new(),

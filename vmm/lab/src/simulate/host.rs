@@ -38,7 +38,7 @@ pub struct Sample {
     /// Which host.
     pub host: u64,
     /// Its state.
-    pub pressure: overcommit::pressure::Pressure,
+    pub memory_state: overcommit::memory_state::MemoryState,
     /// Free memory.
     pub free_pages: f64,
     /// In balloons.
@@ -264,7 +264,7 @@ impl<'a> Host<'a> {
             *shown = guest.view.clone();
             (shown.name, guest.view.name) = (name, kept);
         }
-        let before = self.memory.pressure();
+        let before = self.memory.memory_state();
         let actions = step(&mut self.memory, &view, &self.views, &phase.policy);
         for action in &actions {
             self.carry_out(action, tally);
@@ -274,7 +274,7 @@ impl<'a> Host<'a> {
         let sample = Sample {
             seconds: self.now_seconds,
             host: number,
-            pressure: self.memory.pressure(),
+            memory_state: self.memory.memory_state(),
             free_pages: self.free_pages,
             ballooned_pages: sum(|g| g.ballooned_pages),
             swapped_pages: sum(|g| g.swapped_pages),
@@ -284,7 +284,7 @@ impl<'a> Host<'a> {
             throttled: count(|g| g.runs() && g.view.held),
             actions: actions.len() as u64,
         };
-        if sample.pressure != before {
+        if sample.memory_state != before {
             tally.state_changed();
         }
         tally.count(&sample, capacity, seconds);

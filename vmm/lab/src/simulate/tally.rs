@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::guest::Guest;
 use super::host::Sample;
 use overcommit::action::Action;
-use overcommit::pressure::Pressure;
+use overcommit::memory_state::MemoryState;
 
 /// The most reasons that are kept; the others are only counted.
 const MAX_REASONS: usize = 20;
@@ -15,7 +15,7 @@ const MAX_REASONS: usize = 20;
 /// Sums over all steps of a phase, of all hosts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    state_seconds: BTreeMap<Pressure, f64>,
+    state_seconds: BTreeMap<MemoryState, f64>,
     seconds: f64,
     free_percent_seconds: f64,
     least_free_percent: Option<f64>,
@@ -139,7 +139,7 @@ impl Tally {
     /// A step of a host is over.
     pub(super) fn count(&mut self, sample: &Sample, capacity_pages: f64, seconds: f64) {
         let free = 100.0 * sample.free_pages / capacity_pages;
-        *self.state_seconds.entry(sample.pressure).or_default() += seconds;
+        *self.state_seconds.entry(sample.memory_state).or_default() += seconds;
         self.seconds += seconds;
         self.free_percent_seconds += free * seconds;
         self.least_free_percent = Some(self.least_free_percent.map_or(free, |least| least.min(free)));
@@ -194,7 +194,7 @@ impl Tally {
         let (seconds, ended_seconds) = phase;
         let began_seconds = ended_seconds - seconds;
         let whole = self.seconds.max(f64::MIN_POSITIVE);
-        let percent = |p: Pressure| 100.0 * self.state_seconds.get(&p).copied().unwrap_or(0.0) / whole;
+        let percent = |p: MemoryState| 100.0 * self.state_seconds.get(&p).copied().unwrap_or(0.0) / whole;
         let slowdown =
             |k: &KindTally| (k.progress_seconds > 0.0).then(|| k.busy_seconds / k.progress_seconds);
         let all = self.kinds.iter().fold(KindTally::default(), |a, b| KindTally {
@@ -204,7 +204,7 @@ impl Tally {
         PhaseReport {
             name: name.into(),
             seconds,
-            state_percent: Pressure::ALL.iter().map(|p| (p.name(), percent(*p))).collect(),
+            state_percent: MemoryState::ALL.iter().map(|p| (p.name(), percent(*p))).collect(),
             state_changes: self.state_changes,
             least_free_percent: self.least_free_percent.unwrap_or(0.0),
             mean_free_percent: self.free_percent_seconds / whole,

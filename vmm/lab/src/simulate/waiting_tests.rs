@@ -10,7 +10,7 @@ use super::host::Host;
 use super::scenario::{Driver, Scenario};
 use super::tally::Tally;
 use overcommit::knobs::Knobs;
-use overcommit::pressure::{Pressure, percent_of};
+use overcommit::memory_state::{MemoryState, percent_of};
 use overcommit::suspension::longest_wait_seconds;
 use overcommit::view::GuestState;
 
@@ -93,7 +93,7 @@ fn watch(number: u64) -> (u64, u64) {
     let (mut suspensions, mut longest) = (0, 0);
     let capacity = scenario.host.capacity_mib * PAGES_PER_MIB as u64;
     let kept =
-        percent_of(capacity, Pressure::High.threshold_percent(&knobs) + 2.0 * knobs.margin_percent) as f64;
+        percent_of(capacity, MemoryState::High.threshold_percent(&knobs) + 2.0 * knobs.margin_percent) as f64;
     let overhead = (scenario.host.overhead_mib_per_guest * PAGES_PER_MIB as u64) as f64;
     for phase in &scenario.phases {
         let mut tally = Tally::new(count);

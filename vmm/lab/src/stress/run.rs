@@ -11,10 +11,10 @@ use super::scenario::{Churn, Phase, Restart, Scenario, Storm, SwapState, Who};
 use super::series::{Sample, Series};
 use super::verdict::{Fate, GuestVerdict, PhaseVerdict, Stormed, Timed, Verdict};
 use fleet::HostError;
+use fleet::actuator::govern;
 use fleet::fleet::Fleet;
 use fleet::governor::Governor;
 use fleet::guest::{Guest, Lifetime};
-use fleet::hands::govern;
 use fleet::management::Management;
 use fleet::runtime::FleetDir;
 use fleet::status::Verified;
@@ -96,7 +96,7 @@ impl<'a> Stress<'a> {
             backend: probe::backend_name().into(),
             engine: scenario.fleet.engine.name().into(),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().into(),
-            capacity_pages: fleet.means().capacity,
+            capacity_pages: fleet.budget().capacity,
             guests: guests
                 .map(|g| GuestVerdict { name: g.name.clone(), ..GuestVerdict::default() })
                 .collect(),
@@ -262,7 +262,7 @@ impl<'a> Stress<'a> {
         let coming: Vec<_> = specs.filter(|(_, g)| who.has(&g.name) && !here.contains(&g.name)).collect();
         let at_a_time = if stagger_seconds > 0.0 { 1 } else { coming.len().max(1) };
         for guests in coming.chunks(at_a_time) {
-            let refused = self.fleet().let_in(guests, self.watch)?;
+            let refused = self.fleet().admit(guests, self.watch)?;
             {
                 let mut seen = lock(&self.seen);
                 for (_, spec) in guests {
@@ -283,9 +283,9 @@ impl<'a> Stress<'a> {
     }
 
     fn tell_governor(&self) -> Result<(), HostError> {
-        let posts = self.fleet().posts()?;
+        let handles = self.fleet().handles()?;
         if let Some(governor) = lock(&self.governor).as_ref() {
-            governor.set_posts(posts);
+            governor.set_handles(handles);
         }
         Ok(())
     }
@@ -325,7 +325,7 @@ impl<'a> Stress<'a> {
             if let Some(guest) = lock(&self.seen).guest(&name).filter(|guest| guest.fate == Fate::Running) {
                 guest.fate = Fate::Left;
             }
-            fleet.let_go(&name);
+            fleet.remove(&name);
         }
         drop(fleet);
         self.tell_governor()
@@ -463,8 +463,8 @@ impl<'a> Stress<'a> {
         verdict.used_peak_pages = used_peak_pages;
         verdict.series = series;
         for management in before {
-            verdict.failed_actions += management.diary.failed;
-            for (kind, count) in management.diary.counts {
+            verdict.failed_actions += management.action_log.failed;
+            for (kind, count) in management.action_log.counts {
                 *verdict.actions.entry(kind).or_default() += count;
             }
         }

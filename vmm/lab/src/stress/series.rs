@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use fleet::management::Management;
-use overcommit::pressure::{Because, Pressure};
+use overcommit::memory_state::{Because, MemoryState};
 use overcommit::view::{GuestState, GuestView};
 
 /// Samples of one run; a longer run keeps every second one.
@@ -108,7 +108,7 @@ impl Sample {
         Self {
             seconds,
             phase,
-            pressure: Pressure::ALL.iter().position(|p| *p == management.pressure).unwrap_or(0) as u8,
+            pressure: MemoryState::ALL.iter().position(|p| *p == management.memory_state).unwrap_or(0) as u8,
             because: Because::ALL.iter().position(|b| *b == management.because).unwrap_or(0) as u8,
             capacity_pages: host.capacity_pages,
             used_pages: host.used_pages,

@@ -21,12 +21,12 @@ mod pinned;
 const RAM_PAGES: u64 = 4096;
 
 /// The first of RAM that stays mapped as long as the test's process, and what merges it; None, said aloud, where userfaultfd is denied.
-fn memory() -> Option<(usize, Mergeable)> {
+fn memory() -> Option<(usize, RamRegion)> {
     let ram = Ram::new(RAM_PAGES * PAGE_BYTES, Backing::Anonymous).unwrap();
-    match Mergeable::new(&ram) {
-        Ok(mergeable) => {
+    match RamRegion::new(&ram) {
+        Ok(region) => {
             let hva = to_usize(ram.extents()[0].hva.0);
-            Some((hva, mergeable))
+            Some((hva, region))
         }
         Err(error) => {
             testing::skipped(module_path!(), format_args!("userfaultfd: {error}"));

@@ -8,8 +8,8 @@ use devices::reclaim::Reclaim;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::shared_ram::SharedRam;
 use crate::slab::Draft;
-use crate::slabbed::Slabbed;
 use crate::{Gpa, PAGE, SlabPage};
 
 const BYTES: u64 = 16 << 20;
@@ -156,16 +156,16 @@ fn what_is_given_back_while_it_is_parked_stays_away() {
 #[test]
 fn merging_and_advising_have_parked_pages_brought_back() {
     let Some((ram, mut parker)) = filled() else { return };
-    let Ok(mut slabbed) = Slabbed::new(&ram) else {
+    let Ok(mut shared_ram) = SharedRam::new(&ram) else {
         return testing::skipped(module_path!(), "pages cannot be frozen");
     };
     (0..8).for_each(|page| write(&ram, page, 0));
     let parked = numbers([1, 3, 9]);
     assert_eq!(parker.park(&parked).unwrap(), 3);
     // Compared with zeros while nobody serves: it would sleep for ever.
-    slabbed.drop_zeros(run(0, 8)).unwrap();
+    shared_ram.drop_zeros(run(0, 8)).unwrap();
     assert_eq!(ram.parked_pages(), 1);
-    assert!(slabbed.drop_zeros(run(8, 8)).is_err(), "they are no zeros");
+    assert!(shared_ram.drop_zeros(run(8, 8)).is_err(), "they are no zeros");
     assert_eq!(ram.parked_pages(), 0);
     assert_eq!(read(&ram, 9), 9);
     assert_eq!(parker.end().map(|parked| parked.withdrawn), Some(3));
@@ -197,14 +197,14 @@ fn pages_that_a_device_is_about_to_write_are_left_where_they_are() {
 #[test]
 fn a_page_that_was_a_slabs_before_it_was_written_is_not_parked() {
     let Some((ram, mut parker)) = filled() else { return };
-    let Ok(mut slabbed) = Slabbed::new(&ram) else {
+    let Ok(mut shared_ram) = SharedRam::new(&ram) else {
         return testing::skipped(module_path!(), "pages cannot be frozen");
     };
     let draft = Draft::new(4).unwrap();
     draft.write(SlabPage(0), &[7; 4 * PAGE]).unwrap();
     let slab = draft.seal().unwrap();
     ram.memory().write_slice(&[7; 4 * PAGE], GuestAddress(100 * PAGE_BYTES)).unwrap();
-    slabbed.merge(run(100, 4), (&slab, SlabPage(0))).unwrap();
+    shared_ram.merge(run(100, 4), (&slab, SlabPage(0))).unwrap();
     write(&ram, 101, 9);
     // 99 and 104 are the guest's alone, 100 is the slab's, 101 a copy.
     let pages = numbers([99, 100, 101, 104]);

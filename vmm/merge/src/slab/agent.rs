@@ -18,8 +18,8 @@ use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
 use measure::tag::TagKey;
 use memory::page_buffer::PageBuffer;
 use memory::ram::Ram;
+use memory::shared_ram::{Private, SharedRam};
 use memory::slab::{Draft, Slab};
-use memory::slabbed::{Private, Slabbed};
 use memory::written::WriteLog;
 use memory::{PAGE, PAGE_BYTES, PageNo, PageRange, PageSet, SlabPage};
 use os::limits;
@@ -73,7 +73,7 @@ impl Agent {
         Ok(Self {
             ram: ram.clone(),
             pages,
-            merger: Merger::new(Slabbed::new(ram)?, pages),
+            merger: Merger::new(SharedRam::new(ram)?, pages),
             counters: Counters::default(),
             clock: CpuClock::start(),
             ordered: 0,
@@ -305,7 +305,7 @@ impl Agent {
             for span in spans(set, PageRange::between(first, end)) {
                 self.merger.courtesy.breathe();
                 let mixed = self.merger.any_shared(span);
-                self.merger.slabbed().private(span, mixed, &mut private)?;
+                self.merger.shared_ram().private(span, mixed, &mut private)?;
             }
             self.clock.lap(&mut self.counters.scan_ns);
             let (mut offer, mut zeros) = (Vec::new(), Vec::new());
@@ -317,7 +317,7 @@ impl Agent {
                     self.merger.courtesy.breathe();
                     let bytes = &mut buffer[..piece.pages() as usize * PAGE];
                     self.merger.private(piece, &mut self.counters);
-                    let Some(gpa) = self.merger.slabbed().gpa(piece.first()) else { continue };
+                    let Some(gpa) = self.merger.shared_ram().gpa(piece.first()) else { continue };
                     self.ram.memory().read_slice(bytes, GuestAddress(gpa.0)).map_err(io::Error::other)?;
                     self.counters.hashed_pages +=
                         look_at(&session.key, piece.first(), bytes, &mut offer, &mut zeros);
@@ -428,7 +428,7 @@ impl Agent {
                 self.merger.courtesy.breathe();
                 let bytes = &mut buffer[..piece.len() * PAGE];
                 for (page, bytes) in piece.iter().zip(bytes.as_chunks_mut().0) {
-                    let gpa = self.merger.slabbed().gpa(*page);
+                    let gpa = self.merger.shared_ram().gpa(*page);
                     let gpa = gpa.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
                     self.ram.memory().read_slice(bytes, GuestAddress(gpa.0))?;
                     hashes.push(key.tag(bytes).short());

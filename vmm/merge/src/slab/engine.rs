@@ -13,7 +13,7 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, now_ns};
-use super::hub::{Applicant, Board, Hub, Member, board};
+use super::hub::{Applicant, Hub, Member, SharedState, lock_state};
 use super::matchmaker::PageHash;
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
@@ -84,12 +84,12 @@ pub struct SlabEngine {
     settings: Settings,
     hash_mask: PageHash,
     running: Option<Running>,
-    board: Arc<Mutex<Board>>,
+    shared: Arc<Mutex<SharedState>>,
 }
 
 struct Running {
     thread: JoinHandle<()>,
-    /// Written to when the board has changed; closed, it ends the thread.
+    /// Written to when the shared state has changed; closed, it ends the thread.
     poke: PipeWriter,
     file: SocketFile,
 }
@@ -103,7 +103,7 @@ impl SlabEngine {
             settings: Settings::default(),
             hash_mask: PageHash::MAX,
             running,
-            board: Arc::default(),
+            shared: Arc::default(),
         };
         engine.tune(&Tuning::default());
         engine
@@ -113,13 +113,13 @@ impl SlabEngine {
     pub fn for_members(socket: PathBuf, tuning: &Tuning) -> Self {
         let mut engine = Self::new(socket);
         engine.tune(tuning);
-        board(&engine.board).members = Some(HashMap::new());
+        lock_state(&engine.shared).members = Some(HashMap::new());
         engine
     }
 
     /// Others may say hello too: [`Engine::applicants`] tells who they are.
     pub fn open_to_others(self) -> Self {
-        board(&self.board).applicants = Some(Vec::new());
+        lock_state(&self.shared).applicants = Some(Vec::new());
         self
     }
 
@@ -161,13 +161,13 @@ impl Engine for SlabEngine {
         // Each slab is one.
         limits::allow_descriptors();
         let (listener, file) = listen(&self.socket).map_err(failed)?;
-        if board(&self.board).applicants.is_some() {
+        if lock_state(&self.shared).applicants.is_some() {
             // Whoever reaches its directory may connect: who takes part is decided by who they are.
             let anybody = Permissions::from_mode(0o666);
             fs::set_permissions(&self.socket, anybody).map_err(failed)?;
         }
         let (poked, poke) = io::pipe().map_err(failed)?;
-        let mut hub = Hub::new(listener, poked, self.board.clone());
+        let mut hub = Hub::new(listener, poked, self.shared.clone());
         hub.hash_mask = self.hash_mask;
         let thread =
             std::thread::Builder::new().name("merge".into()).spawn(move || hub.run()).map_err(failed)?;
@@ -177,55 +177,55 @@ impl Engine for SlabEngine {
 
     fn admit(&mut self, guest: &str, pid: u32, domain: &str, memory_bytes: u64) {
         let member = Member { name: guest.into(), domain: domain.into(), pages: memory_bytes / PAGE_BYTES };
-        board(&self.board).members.get_or_insert_default().insert(pid, member);
+        lock_state(&self.shared).members.get_or_insert_default().insert(pid, member);
         self.poke();
     }
 
     fn applicants(&mut self) -> Vec<Applicant> {
-        board(&self.board).applicants.as_mut().map(std::mem::take).unwrap_or_default()
+        lock_state(&self.shared).applicants.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn refuse(&mut self, applicant: u64, why: String) {
-        board(&self.board).refused.push((applicant, why));
+        lock_state(&self.shared).refused.push((applicant, why));
         self.poke();
     }
 
     fn dismiss(&mut self, guest: &str) {
-        if let Some(members) = &mut board(&self.board).members {
+        if let Some(members) = &mut lock_state(&self.shared).members {
             members.retain(|_, member| member.name != guest);
         }
     }
 
     fn start(&mut self, _: &[Space]) -> Result<(), EngineError> {
         self.open()?;
-        board(&self.board).settings = Some(self.settings);
+        lock_state(&self.shared).settings = Some(self.settings);
         self.poke();
         Ok(())
     }
 
     fn progress(&mut self) -> Result<Progress, EngineError> {
-        let board = board(&self.board);
-        let agents = || board.seats.values().map(|seat| &seat.counters);
+        let shared = lock_state(&self.shared);
+        let agents = || shared.sessions.values().map(|session| &session.counters);
         Ok(Progress {
             merged_pages: agents().map(|c| c.shared_now + c.zero_pages).sum(),
-            cpu_seconds: Some(agents().map(Counters::cpu_seconds).sum::<f64>() + board.cpu_seconds),
+            cpu_seconds: Some(agents().map(Counters::cpu_seconds).sum::<f64>() + shared.cpu_seconds),
             full_passes: agents().map(|c| c.passes).min().unwrap_or(0),
         })
     }
 
     fn statistics(&self) -> Option<Statistics> {
-        let board = board(&self.board);
-        let mut all = Statistics { matchmaker_cpu_seconds: board.cpu_seconds, ..Statistics::default() };
+        let shared = lock_state(&self.shared);
+        let mut all = Statistics { matchmaker_cpu_seconds: shared.cpu_seconds, ..Statistics::default() };
         let start = Counters { converged_at_ns: u64::MAX, ..Counters::default() };
         all.host = start;
-        for seat in board.seats.values() {
-            all.host.add(&seat.counters);
-            all.guests.insert(seat.name.clone(), seat.counters);
-            let domain = all.domains.entry(seat.domain.clone());
+        for session in shared.sessions.values() {
+            all.host.add(&session.counters);
+            all.guests.insert(session.name.clone(), session.counters);
+            let domain = all.domains.entry(session.domain.clone());
             let empty = || DomainStatistics { counters: start, ..DomainStatistics::default() };
-            domain.or_insert_with(empty).counters.add(&seat.counters);
+            domain.or_insert_with(empty).counters.add(&session.counters);
         }
-        for now in &board.domains {
+        for now in &shared.domains {
             if let Some(domain) = all.domains.get_mut(&now.domain) {
                 let (live, dead) = now.live_and_dead_pages;
                 domain.slabs = now.slabs as u64;
@@ -244,16 +244,16 @@ impl Engine for SlabEngine {
     }
 
     fn slab_pages(&self) -> Option<SlabPages> {
-        let shared = self.board.clone();
-        Some(Box::new(move || board(&shared).slab_pages))
+        let shared = self.shared.clone();
+        Some(Box::new(move || lock_state(&shared).slab_pages))
     }
 
-    fn urge(&mut self, eager: bool) {
-        let cpu_permille = if eager { 0 } else { self.settings.cpu_permille };
+    fn set_priority(&mut self, urgent: bool) {
+        let cpu_permille = if urgent { 0 } else { self.settings.cpu_permille };
         {
-            let mut board = board(&self.board);
-            let Some(settings) = &mut board.settings else { return };
-            (settings.cpu_permille, settings.eager) = (cpu_permille, eager);
+            let mut shared = lock_state(&self.shared);
+            let Some(settings) = &mut shared.settings else { return };
+            (settings.cpu_permille, settings.eager) = (cpu_permille, urgent);
         }
         self.poke();
     }
@@ -263,9 +263,9 @@ impl Engine for SlabEngine {
             drop(poke);
             let _ = thread.join();
             drop(file);
-            let mut board = board(&self.board);
-            board.settings = None;
-            board.seats.clear();
+            let mut shared = lock_state(&self.shared);
+            shared.settings = None;
+            shared.sessions.clear();
         }
     }
 }

@@ -57,7 +57,7 @@ pub struct Applicant {
 
 /// What the hub and the engine share.
 #[derive(Default)]
-pub struct Board {
+pub struct SharedState {
     /// Who may take part, by process; None: anybody who can reach the socket, all in one domain.
     pub members: Option<HashMap<u32, Member>>,
     /// Who else would: they are waited for to be members, or refused. None: nobody looks, and they wait.
@@ -67,7 +67,7 @@ pub struct Board {
     /// How to merge; None: not yet.
     pub settings: Option<Settings>,
     /// What is known of the agents that are there.
-    pub seats: BTreeMap<u64, Seat>,
+    pub sessions: BTreeMap<u64, Session>,
     /// What is known of each domain.
     pub domains: Vec<DomainNow>,
     /// Pages of all slabs, in use or not.
@@ -95,7 +95,7 @@ pub struct DomainNow {
 
 /// One agent that is there.
 #[derive(Clone, Debug, Default)]
-pub struct Seat {
+pub struct Session {
     /// The guest's name; empty where anybody may take part.
     pub name: String,
     /// Its domain.
@@ -105,8 +105,8 @@ pub struct Seat {
 }
 
 /// Locks what is shared.
-pub fn board(board: &Mutex<Board>) -> MutexGuard<'_, Board> {
-    board.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock_state(shared: &Mutex<SharedState>) -> MutexGuard<'_, SharedState> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A packet that is on its way to an agent.
@@ -143,9 +143,9 @@ enum State {
 /// See the module's description.
 pub struct Hub {
     listener: OwnedFd,
-    /// Written to when the board has changed, closed to end.
+    /// Written to when the shared state has changed, closed to end.
     poke: PipeReader,
-    board: Arc<Mutex<Board>>,
+    shared: Arc<Mutex<SharedState>>,
     peers: Vec<Peer>,
     domains: Vec<Domain>,
     next_serial: u64,
@@ -158,11 +158,11 @@ pub struct Hub {
 
 impl Hub {
     /// Serves whoever connects to `listener`.
-    pub fn new(listener: OwnedFd, poke: PipeReader, board: Arc<Mutex<Board>>) -> Self {
+    pub fn new(listener: OwnedFd, poke: PipeReader, shared: Arc<Mutex<SharedState>>) -> Self {
         Self {
             listener,
             poke,
-            board,
+            shared,
             peers: Vec::new(),
             domains: Vec::new(),
             next_serial: 0,
@@ -213,10 +213,10 @@ impl Hub {
             if ready[1] {
                 self.accept();
             }
-            let mut board = board(&self.board);
-            board.cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
-            board.slab_pages = self.domains.iter().map(Domain::held_pages).sum();
-            board.domains = self.domains.iter().map(Domain::now).collect();
+            let mut shared = lock_state(&self.shared);
+            shared.cpu_seconds = now_ns(ClockId::ThreadCPUTime) as f64 / 1e9;
+            shared.slab_pages = self.domains.iter().map(Domain::held_pages).sum();
+            shared.domains = self.domains.iter().map(Domain::now).collect();
         }
     }
 
@@ -243,7 +243,7 @@ impl Hub {
 
     /// There are new members, some were refused, or there are new settings.
     fn board_changed(&mut self) {
-        let refused = std::mem::take(&mut board(&self.board).refused);
+        let refused = std::mem::take(&mut lock_state(&self.shared).refused);
         for (serial, why) in refused {
             let waits = |peer: &Peer| peer.serial == serial && matches!(peer.state, State::Waiting(_));
             if let Some(at) = self.peers.iter().position(waits) {
@@ -259,7 +259,7 @@ impl Hub {
     fn admit(&mut self, at: usize) {
         let State::Waiting(pages) = self.peers[at].state else { return };
         let pid = self.peers[at].pid;
-        let member = match &board(&self.board).members {
+        let member = match &lock_state(&self.shared).members {
             None => Some(Member { name: String::new(), domain: String::new(), pages }),
             Some(members) => members.get(&pid).cloned(),
         };
@@ -280,18 +280,19 @@ impl Hub {
         let Some(guest) = (0..u16::MAX).find(|number| !taken.contains(number)).map(GuestId) else { return };
         self.peers[at].state = State::Member(domain, guest);
         self.domains[domain].matchmaker.join(guest, pages);
-        let seat = Seat { name: member.name, domain: member.domain, counters: Counters::default() };
-        board(&self.board).seats.insert(self.peers[at].serial, seat);
+        let session = Session { name: member.name, domain: member.domain, counters: Counters::default() };
+        lock_state(&self.shared).sessions.insert(self.peers[at].serial, session);
         self.tell(at, Message::Key(self.domains[domain].key), None);
         // Where the processor time is limited, the others have less now.
-        let divided = board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0);
+        let divided = lock_state(&self.shared).settings.is_some_and(|settings| settings.cpu_permille > 0);
         self.tell_settings(|one, _| divided || one == at);
     }
 
     /// Puts an agent that is no member on the list of those who would be, if there is one.
     fn apply(&self, at: usize, pages: u64) -> io::Result<()> {
         let peer = &self.peers[at];
-        if let (State::Waiting(_), Some(applicants)) = (peer.state, &mut board(&self.board).applicants) {
+        if let (State::Waiting(_), Some(applicants)) = (peer.state, &mut lock_state(&self.shared).applicants)
+        {
             let (uid, process) = (PeerOf::of(&peer.link)?.uid, PeerOf::process(&peer.link)?);
             applicants.push(Applicant { serial: peer.serial, uid, process, pages });
         }
@@ -306,7 +307,7 @@ impl Hub {
 
     /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
     fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
-        let Some(settings) = board(&self.board).settings else { return };
+        let Some(settings) = lock_state(&self.shared).settings else { return };
         self.courtesy.eager = settings.eager;
         let members = |peer: &Peer| matches!(peer.state, State::Member(..));
         let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
@@ -413,15 +414,16 @@ impl Hub {
             }
             Message::Report(counters) => {
                 let serial = self.peers[at].serial;
-                if let Some(seat) = board(&self.board).seats.get_mut(&serial) {
+                if let Some(session) = lock_state(&self.shared).sessions.get_mut(&serial) {
                     let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
-                    let (before, broken_before) = (lasting(&seat.counters), seat.counters.broken_soon_pages);
+                    let (before, broken_before) =
+                        (lasting(&session.counters), session.counters.broken_soon_pages);
                     // What an agent did before it came here is told in its first report.
-                    if seat.counters != Counters::default() {
+                    if session.counters != Counters::default() {
                         let credit = &mut self.domains[domain].credit;
                         credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
                     }
-                    seat.counters = *counters;
+                    session.counters = *counters;
                 }
                 if self.domains[domain].credit.judge(now()) {
                     self.tell_settings(|_, of| of == domain);
@@ -559,11 +561,11 @@ impl Hub {
 
     fn hang_up(&mut self, at: usize) {
         let peer = self.peers.remove(at);
-        board(&self.board).seats.remove(&peer.serial);
+        lock_state(&self.shared).sessions.remove(&peer.serial);
         if let State::Member(domain, guest) = peer.state {
             let all = self.domains[domain].gone(guest);
             self.order_all(domain, all);
-            if board(&self.board).settings.is_some_and(|settings| settings.cpu_permille > 0) {
+            if lock_state(&self.shared).settings.is_some_and(|settings| settings.cpu_permille > 0) {
                 self.tell_settings(|_, _| true);
             }
             // What only it has used, nobody does now.

@@ -9,8 +9,8 @@ use super::courtesy::Courtesy;
 use super::matchmaker::{DRAFT_PAGES, Run, SlabPlace, runs};
 use super::wire::{Live, Settings};
 use memory::merge_run::{MAX_RUN_PAGES, Refusal};
+use memory::shared_ram::{Mapped, SharedRam};
 use memory::slab::Slab;
-use memory::slabbed::{Mapped, Slabbed};
 use memory::{PageRange, PageSet, SlabPage};
 
 /// Pages of a huge page of 2 MiB.
@@ -27,7 +27,7 @@ const MAX_LATER: usize = 1 << 14;
 /// *Huge pages.* Where the host has put a huge page, what could be saved in it is added up first; it is broken up once that is as
 /// much of it as the settings say.
 pub struct Merger {
-    slabbed: Slabbed,
+    shared_ram: SharedRam,
     /// Those the matchmaker has spoken of.
     slabs: HashMap<u32, Slab>,
     pub settings: Settings,
@@ -91,10 +91,10 @@ impl Work {
 }
 
 impl Merger {
-    /// Merges pages of `slabbed`, of which there are `pages`.
-    pub fn new(slabbed: Slabbed, pages: u64) -> Self {
+    /// Merges pages of `shared_ram`, of which there are `pages`.
+    pub fn new(shared_ram: SharedRam, pages: u64) -> Self {
         Self {
-            slabbed,
+            shared_ram,
             slabs: HashMap::new(),
             settings: Settings { min_run_pages: 1, ..Settings::default() },
             courtesy: Courtesy::new(),
@@ -106,8 +106,8 @@ impl Merger {
     }
 
     /// The memory that is merged.
-    pub fn slabbed(&mut self) -> &mut Slabbed {
-        &mut self.slabbed
+    pub fn shared_ram(&mut self) -> &mut SharedRam {
+        &mut self.shared_ram
     }
 
     /// The slab of that number, if it is known.
@@ -261,7 +261,7 @@ impl Merger {
 
     /// Pages of the shortest run that is worth what is left of the mappings.
     fn shortest(&self) -> u64 {
-        let (left, all) = self.slabbed.mappings_left();
+        let (left, all) = self.shared_ram.mappings_left();
         let worth = match () {
             () if left >= all / 2 => 1,
             () if left >= all / 4 => 4,
@@ -273,7 +273,7 @@ impl Merger {
 
     fn drop_zeros(&mut self, range: PageRange, counters: &mut Counters) {
         self.courtesy.breathe();
-        match self.slabbed.drop_zeros(range) {
+        match self.shared_ram.drop_zeros(range) {
             Ok(()) => {
                 counters.zero_pages += range.pages();
                 self.breaks.dropped(range);
@@ -290,7 +290,7 @@ impl Merger {
         let (Some(slab), Some(range)) = (self.slabs.get(&run.slab), run.range()) else {
             return refused(&Refusal::Run, pages, counters);
         };
-        match self.slabbed.merge(range, (slab, run.slab_page)) {
+        match self.shared_ram.merge(range, (slab, run.slab_page)) {
             Ok(()) => {
                 counters.merged_pages += pages;
                 counters.runs += 1;
@@ -320,7 +320,7 @@ impl Merger {
         let places: HashMap<SlabPlace, SlabPage> = old.iter().copied().zip((0..).map(SlabPage)).collect();
         let numbers = self.numbers();
         let mut found: Vec<Run> = Vec::new();
-        for Mapped { inode, slab_page, pages } in self.slabbed.mapped()? {
+        for Mapped { inode, slab_page, pages } in self.shared_ram.mapped()? {
             let Some(slab) = numbers.get(&inode) else { continue };
             for (n, page) in (0..).zip(pages.iter()) {
                 let place = SlabPlace { slab: *slab, page: slab_page + n };
@@ -348,7 +348,7 @@ impl Merger {
         let numbers = self.numbers();
         let mut live: HashMap<u32, Live> = HashMap::new();
         self.shared.clear();
-        for Mapped { inode, slab_page, pages } in self.slabbed.mapped()? {
+        for Mapped { inode, slab_page, pages } in self.shared_ram.mapped()? {
             self.shared.insert_range(pages);
             if let Some(slab) = numbers.get(&inode) {
                 let live = live.entry(*slab).or_insert_with(|| Live::none(DRAFT_PAGES as u64));
@@ -356,7 +356,7 @@ impl Merger {
             }
         }
         counters.shared_now = self.shared.count();
-        counters.mappings_now = self.slabbed.slab_mappings();
+        counters.mappings_now = self.shared_ram.slab_mappings();
         Ok(live)
     }
 

@@ -15,8 +15,8 @@ fn world(pages: u64) -> Option<(Ram, Merger, Counters)> {
     for page in FIRST..FIRST + pages {
         ram.memory().write_slice(&content(page), GuestAddress(page * PAGE_BYTES)).unwrap();
     }
-    match Slabbed::new(&ram) {
-        Ok(slabbed) => Some((ram, Merger::new(slabbed, 4096), Counters::default())),
+    match SharedRam::new(&ram) {
+        Ok(shared_ram) => Some((ram, Merger::new(shared_ram, 4096), Counters::default())),
         Err(error) => {
             testing::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             None

@@ -15,7 +15,7 @@ const MINIMUM_PART: u64 = 4;
 
 /// What a guest is promised when memory is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct Reservation {
     /// It is left at least so much.
     pub min_bytes: u64,
     /// It is left at most so much while others want more.
@@ -26,7 +26,7 @@ pub struct Standing {
     pub priority: u32,
 }
 
-impl Standing {
+impl Reservation {
     /// Of a guest of so much memory, where nothing else is said.
     pub fn usual(memory_bytes: u64) -> Self {
         let min_bytes = (memory_bytes / MINIMUM_PART).next_multiple_of(PAGE_BYTES);
@@ -35,9 +35,9 @@ impl Standing {
     }
 }
 
-/// What is wrong with a guest's standing.
+/// What is wrong with a guest's reservation.
 #[derive(Debug, Error)]
-pub enum Mistake {
+pub enum ReservationError {
     /// A size.
     #[error("{key}")]
     Size {
@@ -62,31 +62,33 @@ pub enum Mistake {
 
 /// The keys of a fleet file.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct StandingKeys<'a> {
+pub(super) struct ReservationKeys<'a> {
     pub(super) min: Option<&'a String>,
     pub(super) max: Option<&'a String>,
     pub(super) shares: Option<u32>,
     pub(super) priority: Option<u32>,
 }
 
-impl StandingKeys<'_> {
-    /// The standing of a guest of so much memory.
-    pub(super) fn of(&self, memory_bytes: u64) -> Result<Standing, Mistake> {
+impl ReservationKeys<'_> {
+    /// The reservation of a guest of so much memory.
+    pub(super) fn of(&self, memory_bytes: u64) -> Result<Reservation, ReservationError> {
         let size = |key: &'static str, text: Option<&String>, usual| match text {
             None => Ok(usual),
-            Some(text) => parse_size(text, 0, memory_bytes).map_err(|source| Mistake::Size { key, source }),
+            Some(text) => {
+                parse_size(text, 0, memory_bytes).map_err(|source| ReservationError::Size { key, source })
+            }
         };
-        let usual = Standing::usual(memory_bytes);
+        let usual = Reservation::usual(memory_bytes);
         let max_bytes = size("max", self.max, usual.max_bytes)?;
         let min_bytes = size("min", self.min, usual.min_bytes.min(max_bytes))?;
         if min_bytes > max_bytes {
-            return Err(Mistake::Order { min_bytes, max_bytes });
+            return Err(ReservationError::Order { min_bytes, max_bytes });
         }
         let shares = self.shares.unwrap_or(usual.shares);
         if !(1..=MAX_SHARES).contains(&shares) {
-            return Err(Mistake::Shares(shares));
+            return Err(ReservationError::Shares(shares));
         }
-        Ok(Standing { min_bytes, max_bytes, shares, priority: self.priority.unwrap_or(usual.priority) })
+        Ok(Reservation { min_bytes, max_bytes, shares, priority: self.priority.unwrap_or(usual.priority) })
     }
 }
 
@@ -94,24 +96,24 @@ impl StandingKeys<'_> {
 mod tests {
     use super::*;
 
-    fn standing(min: &str, max: &str, shares: Option<u32>) -> Result<Standing, String> {
+    fn reservation(min: &str, max: &str, shares: Option<u32>) -> Result<Reservation, String> {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (min, max) = (text(min), text(max));
-        let keys = StandingKeys { min: min.as_ref(), max: max.as_ref(), shares, priority: None };
+        let keys = ReservationKeys { min: min.as_ref(), max: max.as_ref(), shares, priority: None };
         keys.of(64 << 20).map_err(|e| os::one_line(&e))
     }
 
     #[test]
     fn what_is_not_said_is_usual() {
-        let usual = Standing { min_bytes: 16 << 20, max_bytes: 64 << 20, shares: 640, priority: 0 };
-        assert_eq!(standing("", "", None).unwrap(), usual);
-        assert_eq!(standing("0M", "", Some(1)).unwrap(), Standing { min_bytes: 0, shares: 1, ..usual });
+        let usual = Reservation { min_bytes: 16 << 20, max_bytes: 64 << 20, shares: 640, priority: 0 };
+        assert_eq!(reservation("", "", None).unwrap(), usual);
+        assert_eq!(reservation("0M", "", Some(1)).unwrap(), Reservation { min_bytes: 0, shares: 1, ..usual });
         // A maximum below the usual minimum brings that down.
         assert_eq!(
-            standing("", "8M", None).unwrap(),
-            Standing { min_bytes: 8 << 20, max_bytes: 8 << 20, ..usual }
+            reservation("", "8M", None).unwrap(),
+            Reservation { min_bytes: 8 << 20, max_bytes: 8 << 20, ..usual }
         );
-        assert_eq!(Standing::usual(u64::MAX).shares, MAX_SHARES);
+        assert_eq!(Reservation::usual(u64::MAX).shares, MAX_SHARES);
     }
 
     #[test]
@@ -123,7 +125,7 @@ mod tests {
             ("", "1G", None, "max: it cannot be 1G"),
             ("", "12", None, "no unit"),
         ] {
-            let error = standing(min, max, shares).unwrap_err();
+            let error = reservation(min, max, shares).unwrap_err();
             assert!(error.contains(expected), "{min} {max} {shares:?} gave {error}");
         }
     }

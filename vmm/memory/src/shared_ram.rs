@@ -4,7 +4,7 @@ use std::io;
 
 use super::maps::{Maps, SlabMapping};
 use super::merge_log::With;
-use super::merge_run::{Mergeable, Refusal};
+use super::merge_run::{RamRegion, Refusal};
 use super::page_set::PageSet;
 use super::ram::Ram;
 use super::scan::{PageScan, Pages};
@@ -15,9 +15,9 @@ use super::{Gpa, PAGE_BYTES, PageNo, PageRange, SlabPage};
 const SPARE_MAPPINGS: u64 = 8192;
 
 /// All of a VM's RAM.
-pub struct Slabbed {
+pub struct SharedRam {
     ram: Ram,
-    mergeable: Mergeable,
+    region: RamRegion,
     scan: PageScan,
     /// How many mappings there may be, and how many more.
     most: u64,
@@ -25,12 +25,12 @@ pub struct Slabbed {
     slab_mappings: u64,
 }
 
-impl Slabbed {
+impl SharedRam {
     /// Makes `ram` mergeable; it must be anonymous memory.
     pub fn new(ram: &Ram) -> io::Result<Self> {
-        let (mergeable, most) = (Mergeable::new(ram)?, most()?);
+        let (region, most) = (RamRegion::new(ram)?, most()?);
         let (scan, left) = (PageScan::open_self()?, most.saturating_sub(Maps::own()?.count));
-        Ok(Self { ram: ram.clone(), mergeable, scan, most, left, slab_mappings: 0 })
+        Ok(Self { ram: ram.clone(), region, scan, most, left, slab_mappings: 0 })
     }
 
     /// Where in guest-physical memory a page is.
@@ -38,23 +38,23 @@ impl Slabbed {
         self.ram.gpa(page)
     }
 
-    /// See [`Mergeable::merge`].
+    /// See [`RamRegion::merge`].
     pub fn merge(&mut self, run: PageRange, from: (&Slab, SlabPage)) -> Result<(), Refusal> {
-        self.remap(run, With::Slab { first: from.1 }, |mergeable| mergeable.merge(run, from))
+        self.remap(run, With::Slab { first: from.1 }, |region| region.merge(run, from))
     }
 
-    /// See [`Mergeable::drop_zeros`].
+    /// See [`RamRegion::drop_zeros`].
     pub fn drop_zeros(&mut self, run: PageRange) -> Result<(), Refusal> {
-        self.remap(run, With::Zeros, |mergeable| mergeable.drop_zeros(run))
+        self.remap(run, With::Zeros, |region| region.drop_zeros(run))
     }
 
     fn remap(
         &mut self,
         run: PageRange,
         with: With,
-        work: impl FnOnce(&mut Mergeable) -> Result<(), Refusal>,
+        work: impl FnOnce(&mut RamRegion) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let Self { ram, mergeable, left, .. } = self;
+        let Self { ram, region, left, .. } = self;
         let range = ram.range(run).ok_or(Refusal::Run)?;
         // At worst the run is a mapping of its own, and what was around it is two.
         *left = left.checked_sub(2).ok_or(Refusal::Mappings)?;
@@ -67,7 +67,7 @@ impl Slabbed {
         // It is compared with the lock in our hand, and frozen by another userfaultfd.
         let settled = placement.settle(range);
         // What was refused is mapped as before.
-        settled.map_err(Refusal::Freeze).and_then(|()| work(mergeable)).inspect_err(|_| *left += 2)?;
+        settled.map_err(Refusal::Freeze).and_then(|()| work(region)).inspect_err(|_| *left += 2)?;
         match with {
             With::Slab { .. } => placement.slab_pages.insert_range(run),
             With::Zeros | With::Fresh => placement.slab_pages.remove_range(run),

@@ -21,10 +21,10 @@ const FIRST: u64 = 100;
 const PAGES: u64 = 4;
 
 /// RAM with some pages of sevens, what merges them, and a slab of such; None, said aloud, where userfaultfd is denied.
-fn sevens() -> Option<(Ram, Slabbed, Slab)> {
+fn sevens() -> Option<(Ram, SharedRam, Slab)> {
     let ram = Ram::new(RAM_BYTES, Backing::Anonymous).unwrap();
-    let slabbed = match Slabbed::new(&ram) {
-        Ok(slabbed) => slabbed,
+    let shared_ram = match SharedRam::new(&ram) {
+        Ok(shared_ram) => shared_ram,
         Err(error) => {
             testing::skipped(module_path!(), format_args!("userfaultfd: {error}"));
             return None;
@@ -33,7 +33,7 @@ fn sevens() -> Option<(Ram, Slabbed, Slab)> {
     let draft = Draft::new(PAGES).unwrap();
     draft.write(SlabPage(0), &[7; PAGES as usize * PAGE]).unwrap();
     fill(&ram);
-    Some((ram, slabbed, draft.seal().unwrap()))
+    Some((ram, shared_ram, draft.seal().unwrap()))
 }
 
 fn run(first: u64, pages: u64) -> PageRange {
@@ -53,28 +53,29 @@ fn byte(ram: &Ram, page: u64) -> u8 {
 
 #[test]
 fn what_a_device_is_about_to_write_is_not_replaced() {
-    let Some((ram, mut slabbed, slab)) = sevens() else { return };
+    let Some((ram, mut shared_ram, slab)) = sevens() else { return };
     let device: &dyn devices::in_flight::InFlight = &ram;
     let mut refused = None;
     let range = Gpa(FIRST * PAGE_BYTES)..Gpa(FIRST * PAGE_BYTES + 512);
-    device.during(range, &mut || refused = slabbed.merge(run(FIRST, 1), (&slab, SlabPage(0))).err());
+    device.during(range, &mut || refused = shared_ram.merge(run(FIRST, 1), (&slab, SlabPage(0))).err());
     assert!(matches!(refused, Some(Refusal::InFlight)), "{refused:?}");
-    slabbed.merge(run(FIRST, 1), (&slab, SlabPage(0))).unwrap();
+    shared_ram.merge(run(FIRST, 1), (&slab, SlabPage(0))).unwrap();
 }
 
 #[test]
 fn what_is_replaced_is_remembered() {
-    let Some((ram, mut slabbed, slab)) = sevens() else { return };
+    let Some((ram, mut shared_ram, slab)) = sevens() else { return };
     ram.memory().write_slice(&[0; PAGE], GuestAddress(5 * PAGE_BYTES)).unwrap();
-    let left = slabbed.left;
+    let left = shared_ram.left;
     assert!(
-        slabbed.drop_zeros(run(FIRST, 1)).is_err() && slabbed.merge(run(5, 1), (&slab, SlabPage(0))).is_err()
+        shared_ram.drop_zeros(run(FIRST, 1)).is_err()
+            && shared_ram.merge(run(5, 1), (&slab, SlabPage(0))).is_err()
     );
-    assert_eq!(slabbed.left, left, "mappings that were not made");
+    assert_eq!(shared_ram.left, left, "mappings that were not made");
     assert!(ram.merges().last().is_empty(), "what was refused was not done");
-    slabbed.merge(run(FIRST + 1, 2), (&slab, SlabPage(1))).unwrap();
-    slabbed.drop_zeros(run(5, 1)).unwrap();
-    assert_eq!(slabbed.left, left - 4);
+    shared_ram.merge(run(FIRST + 1, 2), (&slab, SlabPage(1))).unwrap();
+    shared_ram.drop_zeros(run(5, 1)).unwrap();
+    assert_eq!(shared_ram.left, left - 4);
     ram.discard(Gpa(FIRST * PAGE_BYTES)..Gpa((FIRST + 3) * PAGE_BYTES)).unwrap();
     let last: Vec<_> = ram.merges().last().iter().map(|r| (r.gpa.0 / PAGE_BYTES, r.pages, r.with)).collect();
     assert_eq!(
@@ -92,12 +93,12 @@ fn giving_back_waits_for_the_merge() {
     static DONE: AtomicBool = AtomicBool::new(false);
     for when in [Step::Frozen, Step::Compared, Step::Mapped] {
         for at_once in [1, 2] {
-            let Some((ram, mut slabbed, slab)) = sevens() else { return };
+            let Some((ram, mut shared_ram, slab)) = sevens() else { return };
             let (go, going) = channel();
             let (about, about_to) = channel();
             *WHEN.lock().unwrap() = Some((when, go, about_to));
             DONE.store(false, Ordering::SeqCst);
-            slabbed.mergeable.between = |step| {
+            shared_ram.region.between = |step| {
                 if let Some((_, go, about_to)) = WHEN.lock().unwrap().take_if(|(when, ..)| *when == step) {
                     go.send(()).unwrap();
                     about_to.recv().unwrap();
@@ -120,7 +121,7 @@ fn giving_back_waits_for_the_merge() {
                     ram.discard_all(&ranges, &mut |range, error| panic!("{range:?}: {error}"));
                     DONE.store(true, Ordering::SeqCst);
                 });
-                slabbed.merge(run(FIRST, PAGES), (&slab, SlabPage(0))).unwrap();
+                shared_ram.merge(run(FIRST, PAGES), (&slab, SlabPage(0))).unwrap();
             });
             let given = [true, at_once == 1, true, true];
             for (page, given) in (FIRST..).zip(given) {
@@ -134,7 +135,7 @@ fn giving_back_waits_for_the_merge() {
 /// What was advised of memory holds for what is mapped in its place: else neighbours never join again.
 #[test]
 fn given_back_it_is_one_mapping_again() {
-    let Some((ram, mut slabbed, slab)) = sevens() else { return };
+    let Some((ram, mut shared_ram, slab)) = sevens() else { return };
     ram.set_huge_pages(false).unwrap();
     let extent = ram.extents()[0];
     let mappings = || {
@@ -143,8 +144,8 @@ fn given_back_it_is_one_mapping_again() {
         maps.lines().filter(|line| extent.hva.span(extent.bytes).contains(&Hva(start(line)))).count()
     };
     assert_eq!(mappings(), 1);
-    slabbed.merge(run(FIRST, PAGES), (&slab, SlabPage(0))).unwrap();
-    slabbed.drop_zeros(run(5, 3)).unwrap();
+    shared_ram.merge(run(FIRST, PAGES), (&slab, SlabPage(0))).unwrap();
+    shared_ram.drop_zeros(run(5, 3)).unwrap();
     assert_eq!(mappings(), 3, "before the slab, the slab, after it");
     ram.discard(Gpa(FIRST * PAGE_BYTES)..Gpa((FIRST + PAGES) * PAGE_BYTES)).unwrap();
     assert_eq!(mappings(), 1);

@@ -35,7 +35,7 @@ impl Entry {
 
 /// The last entries, and how many there were of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Diary {
+pub struct ActionLog {
     /// The last ones, the oldest first.
     pub entries: VecDeque<Entry>,
     /// How many there were, by kind.
@@ -44,7 +44,7 @@ pub struct Diary {
     pub failed: u64,
 }
 
-impl Diary {
+impl ActionLog {
     /// Writes one down.
     pub fn add(&mut self, entry: Entry) {
         *self.counts.entry(kind(&entry.action).into()).or_default() += 1;
@@ -78,12 +78,15 @@ mod tests {
 
     #[test]
     fn old_entries_are_only_counted() {
-        let mut diary = Diary::default();
+        let mut action_log = ActionLog::default();
         for n in 0..KEPT as u64 + 10 {
             let error = (n % 2 == 0).then(|| "no".to_owned());
-            diary.add(Entry::new(&Action::Merge { eager: true }, None, error, n as f64));
+            action_log.add(Entry::new(&Action::Merge { eager: true }, None, error, n as f64));
         }
-        assert_eq!((diary.entries.len(), diary.counts["merge"], diary.failed), (KEPT, KEPT as u64 + 10, 133));
-        assert_eq!(diary.entries[0].seconds, 10.0);
+        assert_eq!(
+            (action_log.entries.len(), action_log.counts["merge"], action_log.failed),
+            (KEPT, KEPT as u64 + 10, 133)
+        );
+        assert_eq!(action_log.entries[0].seconds, 10.0);
     }
 }

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::reducer::{Batch, Reducer};
 use super::source::Source;
 use super::tag::Tag;
-use super::taker::{Batch, Taker};
 
 /// Batches that may wait for one before them.
 const MAX_WAITING: usize = 64;
 
 /// What the threads of a pass deliver to.
-pub(super) struct Turns<'a> {
+pub(super) struct OrderedQueue<'a> {
     sources: &'a [&'a dyn Source],
     state: Mutex<State>,
     /// For threads that have delivered too much.
@@ -26,7 +26,7 @@ pub(super) struct Turns<'a> {
 
 struct State {
     /// Absent while a thread takes with it.
-    taker: Option<Taker>,
+    reducer: Option<Reducer>,
     /// The turn that is next.
     next: usize,
     waiting: BTreeMap<usize, Batch>,
@@ -39,11 +39,11 @@ struct State {
     stop: bool,
 }
 
-impl<'a> Turns<'a> {
+impl<'a> OrderedQueue<'a> {
     /// For so many threads, each of which must [enter](Self::enter).
-    pub(super) fn new(sources: &'a [&'a dyn Source], taker: Taker, threads: usize) -> Self {
+    pub(super) fn new(sources: &'a [&'a dyn Source], reducer: Reducer, threads: usize) -> Self {
         let state = State {
-            taker: Some(taker),
+            reducer: Some(reducer),
             next: 0,
             waiting: BTreeMap::new(),
             spare: Vec::new(),
@@ -60,7 +60,7 @@ impl<'a> Turns<'a> {
 
     /// One of the threads, until this is dropped.
     pub(super) fn enter(&self) -> Entered<'_> {
-        Entered { turns: self }
+        Entered { queue: self }
     }
 
     /// Has all threads end after the chunk they read.
@@ -78,56 +78,56 @@ impl<'a> Turns<'a> {
     }
 
     /// What has taken all batches; None if a thread has ended while it took one.
-    pub(super) fn into_taker(self) -> Option<Taker> {
-        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).taker
+    pub(super) fn into_reducer(self) -> Option<Reducer> {
+        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).reducer
     }
 }
 
 /// A thread that delivers.
 pub(super) struct Entered<'a> {
-    turns: &'a Turns<'a>,
+    queue: &'a OrderedQueue<'a>,
 }
 
 impl Entered<'_> {
     /// An empty vector for the tags of a batch; None when the thread is to end.
     pub(super) fn next_vector(&self) -> Option<Vec<(u32, Tag)>> {
-        let mut state = self.turns.lock();
+        let mut state = self.queue.lock();
         (!state.stop).then(|| state.spare.pop().unwrap_or_default())
     }
 
     /// Has a batch taken in its turn, and all that waited for it.
     pub(super) fn deliver(&self, turn: usize, batch: Batch) {
-        let turns = self.turns;
-        let mut state = turns.lock();
+        let queue = self.queue;
+        let mut state = queue.lock();
         state.waiting.insert(turn, batch);
-        if let Some(mut taker) = state.taker.take() {
+        if let Some(mut reducer) = state.reducer.take() {
             while let Some(mut batch) = {
                 let next = state.next;
                 state.waiting.remove(&next)
             } {
                 drop(state);
-                taker.take(&batch, turns.sources[usize::from(batch.guest)].page_types());
+                reducer.take(&batch, queue.sources[usize::from(batch.guest)].page_types());
                 batch.tags.clear();
-                state = turns.lock();
+                state = queue.lock();
                 state.spare.push(batch.tags);
                 state.next += 1;
                 if state.blocked > 0 {
-                    turns.moved_on.notify_all();
+                    queue.moved_on.notify_all();
                 }
             }
-            state.taker = Some(taker);
+            state.reducer = Some(reducer);
         }
         // Neither who takes nor who reads what is next in turn waits here.
         state.blocked += 1;
         let full = |state: &mut State| state.waiting.len() > MAX_WAITING && !state.stop;
-        let waited = turns.moved_on.wait_while(state, full);
+        let waited = queue.moved_on.wait_while(state, full);
         waited.unwrap_or_else(PoisonError::into_inner).blocked -= 1;
     }
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.turns.lock().running -= 1;
-        self.turns.ended.notify_all();
+        self.queue.lock().running -= 1;
+        self.queue.ended.notify_all();
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Batch {
 }
 
 /// Takes batches in the order of the pages.
-pub(super) struct Taker {
+pub(super) struct Reducer {
     pub(super) index: Index,
     pub(super) sets: Sets,
     pub(super) guests: Vec<Counts>,
@@ -42,7 +42,7 @@ pub(super) struct Taker {
     pub(super) is_first_pass: bool,
 }
 
-impl Taker {
+impl Reducer {
     /// Has taken nothing yet.
     pub(super) fn new(sources: &[&dyn Source], options: &Options) -> Self {
         let live_pages = sources.iter().filter(|s| s.is_live()).map(|s| s.pages()).sum();

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::knobs::Knobs;
 use super::view::{HostView, Psi};
 
-/// How short of memory a host is, from not at all to very.
+/// The memory state of a host, named by how much is free, as in ESX: from `High`, which is enough, to `Low`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Pressure {
+pub enum MemoryState {
     /// Enough is free: nothing is taken, and what was taken is given back.
     #[default]
     High,
@@ -25,8 +25,8 @@ pub enum Pressure {
     Low,
 }
 
-impl Pressure {
-    /// All of them, from not short at all to very.
+impl MemoryState {
+    /// All of them, from most free memory to least.
     pub const ALL: [Self; 4] = [Self::High, Self::Soft, Self::Hard, Self::Low];
 
     /// As in reports.
@@ -102,16 +102,17 @@ pub fn percent_of(pages: u64, percent: f64) -> u64 {
 /// The state a host is in, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct PressureGauge {
+pub struct MemoryGauge {
     /// The state.
-    pub pressure: Pressure,
+    #[serde(rename = "pressure")]
+    pub memory_state: MemoryState,
     /// For how long it could have been left upwards; 0 while it could not.
     pub eased_seconds: f64,
     /// Why.
     pub because: Because,
 }
 
-impl PressureGauge {
+impl MemoryGauge {
     /// Goes on by `passed_seconds` to what the host is now like. Free memory becomes less by `falling_pages_per_second`.
     pub fn advance(
         &mut self,
@@ -119,58 +120,58 @@ impl PressureGauge {
         falling_pages_per_second: f64,
         passed_seconds: f64,
         knobs: &Knobs,
-    ) -> Pressure {
+    ) -> MemoryState {
         let percent = |pages: f64| 100.0 * pages / host.capacity_pages.max(1) as f64;
         let free_percent = percent(host.free_pages as f64);
         let falling_percent = percent(falling_pages_per_second.max(0.0)) * knobs.look_ahead_seconds;
-        let soon = by_free(free_percent - falling_percent, knobs).min(Pressure::Soft);
+        let soon = by_free(free_percent - falling_percent, knobs).min(MemoryState::Soft);
         let very_soon = by_free(free_percent - falling_percent / 2.0, knobs);
-        let very_soon = if very_soon >= Pressure::Hard { Pressure::Hard } else { Pressure::High };
+        let very_soon = if very_soon >= MemoryState::Hard { MemoryState::Hard } else { MemoryState::High };
         let short = free_percent < knobs.high_percent;
-        let stalled = host.psi.map_or(Pressure::High, |psi| by_stall(psi, short, knobs));
+        let stalled = host.psi.map_or(MemoryState::High, |psi| by_stall(psi, short, knobs));
         let free = by_free(free_percent, knobs);
         let at_least = free.max(soon).max(very_soon).max(stalled);
-        let eased = self.pressure.eased();
-        if at_least > self.pressure {
-            *self = Self { pressure: at_least, eased_seconds: 0.0, ..*self };
-        } else if self.pressure > at_least
+        let eased = self.memory_state.eased();
+        if at_least > self.memory_state {
+            *self = Self { memory_state: at_least, eased_seconds: 0.0, ..*self };
+        } else if self.memory_state > at_least
             && free_percent >= eased.threshold_percent(knobs) + knobs.margin_percent
         {
             self.eased_seconds += passed_seconds;
             if self.eased_seconds >= knobs.hold_seconds {
-                *self = Self { pressure: eased, eased_seconds: 0.0, ..*self };
+                *self = Self { memory_state: eased, eased_seconds: 0.0, ..*self };
             }
         } else {
             self.eased_seconds = 0.0;
         }
-        self.because = if self.pressure == free {
+        self.because = if self.memory_state == free {
             Because::Free
-        } else if self.pressure == soon.max(very_soon) {
+        } else if self.memory_state == soon.max(very_soon) {
             Because::Falling
-        } else if self.pressure == stalled {
+        } else if self.memory_state == stalled {
             Because::Stalls
         } else {
             Because::Before
         };
-        self.pressure
+        self.memory_state
     }
 }
 
-fn by_free(free_percent: f64, knobs: &Knobs) -> Pressure {
-    let below = |state: &&Pressure| free_percent < state.threshold_percent(knobs);
-    [Pressure::Low, Pressure::Hard, Pressure::Soft].iter().find(below).copied().unwrap_or_default()
+fn by_free(free_percent: f64, knobs: &Knobs) -> MemoryState {
+    let below = |state: &&MemoryState| free_percent < state.threshold_percent(knobs);
+    [MemoryState::Low, MemoryState::Hard, MemoryState::Soft].iter().find(below).copied().unwrap_or_default()
 }
 
 /// Stalls may come from elsewhere on the host: while enough is free they do not make it low.
-fn by_stall(psi: Psi, short: bool, knobs: &Knobs) -> Pressure {
+fn by_stall(psi: Psi, short: bool, knobs: &Knobs) -> MemoryState {
     if short && psi.full_avg10_percent >= knobs.psi_low_percent {
-        Pressure::Low
+        MemoryState::Low
     } else if psi.full_avg10_percent >= knobs.psi_hard_percent {
-        Pressure::Hard
+        MemoryState::Hard
     } else if psi.some_avg10_percent >= knobs.psi_soft_percent {
-        Pressure::Soft
+        MemoryState::Soft
     } else {
-        Pressure::High
+        MemoryState::High
     }
 }
 
@@ -183,66 +184,67 @@ mod tests {
         HostView { capacity_pages: 10_000, free_pages, ..HostView::default() }
     }
 
-    fn after(gauge: &mut PressureGauge, free_pages: u64, seconds: usize) -> Pressure {
+    fn after(gauge: &mut MemoryGauge, free_pages: u64, seconds: usize) -> MemoryState {
         for _ in 0..seconds {
             gauge.advance(&host(free_pages), 0.0, 1.0, &Knobs::default());
         }
-        gauge.pressure
+        gauge.memory_state
     }
 
     #[test]
     fn down_at_once_and_up_by_steps() {
-        let mut gauge = PressureGauge::default();
+        let mut gauge = MemoryGauge::default();
         for (free, state) in [
-            (600, Pressure::High),
-            (400, Pressure::High),
-            (399, Pressure::Soft),
-            (199, Pressure::Hard),
-            (99, Pressure::Low),
+            (600, MemoryState::High),
+            (400, MemoryState::High),
+            (399, MemoryState::Soft),
+            (199, MemoryState::Hard),
+            (99, MemoryState::Low),
         ] {
             assert_eq!(after(&mut gauge, free, 1), state, "{free}");
         }
-        assert_eq!(after(&mut gauge, 1000, 4), Pressure::Low, "it must hold for five seconds");
-        assert_eq!(after(&mut gauge, 1000, 1), Pressure::Hard);
-        assert_eq!(after(&mut gauge, 449, 100), Pressure::Hard, "soft begins at 4 %, and a margin above");
-        assert_eq!(after(&mut gauge, 450, 5), Pressure::Soft);
-        assert_eq!(after(&mut gauge, 649, 100), Pressure::Soft);
-        assert_eq!(after(&mut gauge, 650, 5), Pressure::High);
+        assert_eq!(after(&mut gauge, 1000, 4), MemoryState::Low, "it must hold for five seconds");
+        assert_eq!(after(&mut gauge, 1000, 1), MemoryState::Hard);
+        assert_eq!(after(&mut gauge, 449, 100), MemoryState::Hard, "soft begins at 4 %, and a margin above");
+        assert_eq!(after(&mut gauge, 450, 5), MemoryState::Soft);
+        assert_eq!(after(&mut gauge, 649, 100), MemoryState::Soft);
+        assert_eq!(after(&mut gauge, 650, 5), MemoryState::High);
     }
 
     #[test]
     fn a_state_has_its_reason() {
-        let mut gauge = PressureGauge::default();
+        let mut gauge = MemoryGauge::default();
         let mut look = |free, falling, full| {
             let psi = Some(Psi { some_avg10_percent: full, full_avg10_percent: full });
-            let pressure = gauge.advance(&HostView { psi, ..host(free) }, falling, 1.0, &Knobs::default());
-            (pressure, gauge.because)
+            let memory_state =
+                gauge.advance(&HostView { psi, ..host(free) }, falling, 1.0, &Knobs::default());
+            (memory_state, gauge.because)
         };
-        assert_eq!(look(2000, 0.0, 0.0), (Pressure::High, Because::Free));
-        assert_eq!(look(2000, 500.0, 0.0), (Pressure::Soft, Because::Falling));
-        assert_eq!(look(2000, 0.0, 0.0), (Pressure::Soft, Because::Before));
-        assert_eq!(look(2000, 0.0, 20.0), (Pressure::Hard, Because::Stalls));
-        assert_eq!(look(50, 0.0, 20.0), (Pressure::Low, Because::Free));
-        assert_eq!(look(8000, 0.0, 0.0), (Pressure::Low, Because::Before));
+        assert_eq!(look(2000, 0.0, 0.0), (MemoryState::High, Because::Free));
+        assert_eq!(look(2000, 500.0, 0.0), (MemoryState::Soft, Because::Falling));
+        assert_eq!(look(2000, 0.0, 0.0), (MemoryState::Soft, Because::Before));
+        assert_eq!(look(2000, 0.0, 20.0), (MemoryState::Hard, Because::Stalls));
+        assert_eq!(look(50, 0.0, 20.0), (MemoryState::Low, Because::Free));
+        assert_eq!(look(8000, 0.0, 0.0), (MemoryState::Low, Because::Before));
     }
 
     #[test]
     fn time_below_the_margin_does_not_count() {
-        let mut gauge = PressureGauge { pressure: Pressure::Soft, ..PressureGauge::default() };
+        let mut gauge = MemoryGauge { memory_state: MemoryState::Soft, ..MemoryGauge::default() };
         for _ in 0..10 {
-            assert_eq!(after(&mut gauge, 700, 4), Pressure::Soft);
-            assert_eq!(after(&mut gauge, 500, 1), Pressure::Soft);
+            assert_eq!(after(&mut gauge, 700, 4), MemoryState::Soft);
+            assert_eq!(after(&mut gauge, 500, 1), MemoryState::Soft);
         }
     }
 
     #[test]
     fn what_falls_fast_is_met_before_it_is_gone() {
-        let falling = |rate| PressureGauge::default().advance(&host(2000), rate, 1.0, &Knobs::default());
-        assert_eq!(falling(400.0), Pressure::High, "20 %, and in four seconds 4 %");
-        assert_eq!(falling(401.0), Pressure::Soft);
-        assert_eq!(falling(901.0), Pressure::Hard, "in two seconds less than 2 %");
-        assert_eq!(falling(1e9), Pressure::Hard, "it is not yet gone");
-        assert_eq!(falling(f64::NAN), Pressure::High);
+        let falling = |rate| MemoryGauge::default().advance(&host(2000), rate, 1.0, &Knobs::default());
+        assert_eq!(falling(400.0), MemoryState::High, "20 %, and in four seconds 4 %");
+        assert_eq!(falling(401.0), MemoryState::Soft);
+        assert_eq!(falling(901.0), MemoryState::Hard, "in two seconds less than 2 %");
+        assert_eq!(falling(1e9), MemoryState::Hard, "it is not yet gone");
+        assert_eq!(falling(f64::NAN), MemoryState::High);
     }
 
     #[test]
@@ -250,14 +252,18 @@ mod tests {
         let with = |free, some, full| {
             let psi = Psi { some_avg10_percent: some, full_avg10_percent: full };
             let view = HostView { psi: Some(psi), ..host(free) };
-            PressureGauge::default().advance(&view, 0.0, 1.0, &Knobs::default())
+            MemoryGauge::default().advance(&view, 0.0, 1.0, &Knobs::default())
         };
-        assert_eq!(with(5000, 0.0, 0.0), Pressure::High);
-        assert_eq!(with(5000, 20.0, 0.0), Pressure::Soft);
-        assert_eq!(with(5000, 20.0, 15.0), Pressure::Hard);
-        assert_eq!(with(5000, 99.0, 99.0), Pressure::Hard, "half of it is free: nobody is to be suspended");
-        assert_eq!(with(500, 99.0, 99.0), Pressure::Low);
-        assert_eq!(with(500, f64::NAN, f64::NAN), Pressure::High);
+        assert_eq!(with(5000, 0.0, 0.0), MemoryState::High);
+        assert_eq!(with(5000, 20.0, 0.0), MemoryState::Soft);
+        assert_eq!(with(5000, 20.0, 15.0), MemoryState::Hard);
+        assert_eq!(
+            with(5000, 99.0, 99.0),
+            MemoryState::Hard,
+            "half of it is free: nobody is to be suspended"
+        );
+        assert_eq!(with(500, 99.0, 99.0), MemoryState::Low);
+        assert_eq!(with(500, f64::NAN, f64::NAN), MemoryState::High);
     }
 
     proptest! {
@@ -266,10 +272,10 @@ mod tests {
         fn noise_within_the_margin_does_not_make_it_swing(
             base in 0_u64..2000, noise in prop::collection::vec(0_u64..50, 200),
         ) {
-            let mut gauge = PressureGauge::default();
+            let mut gauge = MemoryGauge::default();
             let mut changes = 0;
             for more in noise {
-                let before = gauge.pressure;
+                let before = gauge.memory_state;
                 changes += usize::from(gauge.advance(&host(base + more), 0.0, 1.0, &Knobs::default()) != before);
             }
             prop_assert!(changes <= 3, "{changes}");

@@ -228,5 +228,5 @@ impl fmt::Display for Table {
 }
 
 #[cfg(test)]
-#[path = "page_tests.rs"]
+#[path = "html_tests.rs"]
 mod tests;

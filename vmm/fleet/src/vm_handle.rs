@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client::control_within;
-use super::spec::Standing;
+use super::spec::Reservation;
 use machine::balloon::BalloonStatus;
 use machine::control::{Reply, Request, Status};
 use measure::Space;
@@ -17,9 +17,9 @@ const AT_ONCE: usize = 32;
 /// How long a VM process may take to answer. Many wait for the slowest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// A guest's post. Cheap to copy, and for any thread: its fleet need not stand still meanwhile.
+/// A handle on a guest's VM. Cheap to copy, and usable from any thread without locking the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Post {
+pub struct VmHandle {
     /// Its name.
     pub guest: String,
     /// Its process.
@@ -28,19 +28,22 @@ pub struct Post {
     pub socket: PathBuf,
     /// RAM in bytes.
     pub memory_bytes: u64,
-    /// How it stands against the others.
-    pub standing: Standing,
+    /// What it is promised when memory is short.
+    pub reservation: Reservation,
 }
 
-/// Asks many VMs at once: one that is busy does not keep the others waiting. The results are in the order of `posts`.
-pub fn each<T: Send>(posts: &[Post], work: impl Fn(usize, &Post) -> T + Sync) -> Vec<T> {
-    let mut all = Vec::with_capacity(posts.len());
-    for (n, some) in posts.chunks(AT_ONCE).enumerate() {
+/// Asks many VMs at once: one that is busy does not keep the others waiting. The results are in the order of `handles`.
+pub fn each<T: Send>(handles: &[VmHandle], work: impl Fn(usize, &VmHandle) -> T + Sync) -> Vec<T> {
+    let mut all = Vec::with_capacity(handles.len());
+    for (n, some) in handles.chunks(AT_ONCE).enumerate() {
         let work = &work;
         thread::scope(|scope| {
             let begin = n * AT_ONCE;
-            let threads: Vec<_> =
-                some.iter().enumerate().map(|(m, post)| scope.spawn(move || work(begin + m, post))).collect();
+            let threads: Vec<_> = some
+                .iter()
+                .enumerate()
+                .map(|(m, handle)| scope.spawn(move || work(begin + m, handle)))
+                .collect();
             // A thread that panicked has said so; its guest is as one that does not answer.
             all.extend(threads.into_iter().filter_map(|thread| thread.join().ok()));
         });
@@ -64,7 +67,7 @@ pub struct Said {
     pub silent: Option<Duration>,
 }
 
-impl Post {
+impl VmHandle {
     /// Asks the VM process.
     pub fn control(&self, request: &Request) -> Result<Reply, HostError> {
         control_within(&self.guest, &self.socket, Some(self.pid), request, ANSWER_LIMIT)
