@@ -79,9 +79,11 @@ fn an_unpacked_kernel_for_a_guest_that_is_to_unpack_it() {
     let sandbox = Sandbox::new();
     let kernel = Elf::with(SILENCE).write(&sandbox, "vmlinux");
     let kernel = kernel.to_str().expect("a path in UTF-8");
-    let args = ["run", "--console", "none", "--kernel", kernel, "--unpack", "guest"];
+    let args = ["run", "--console", "none", "--kernel", kernel, "--kernel-decompress", "guest"];
     refused(&sandbox, &args, &[kernel, "has no decompressor", "give the vmlinuz"]);
-    refused(&sandbox, &["run", "--unpack", "guest"], &["--kernel"]);
+    refused(&sandbox, &["run", "--kernel-decompress", "guest"], &["--kernel <FILE>"]);
+    // Its old name.
+    refused(&sandbox, &["run", "--unpack", "guest"], &["--kernel <FILE>"]);
 }
 
 /// What a daemon hands over is a sealed memfd; nothing else is taken for one.

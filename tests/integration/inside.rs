@@ -244,7 +244,7 @@ fn a_linux_guest_that_unpacks_its_own_kernel_has_it_at_random_places() {
     };
     let usual = boot("usual", "vmlinux", &[], None);
     let packed = |name: &str, more: &[&str]| {
-        boot(name, "vmlinuz", &[&["--unpack", "guest"], more].concat(), Some(usual))
+        boot(name, "vmlinuz", &[&["--kernel-decompress", "guest"], more].concat(), Some(usual))
     };
     assert_eq!(packed("off", &["--cmdline", "console=ttyS0 quiet panic=-1 nokaslr"]), usual);
     // Of some ninety places, all three are the same once in eight thousand times.

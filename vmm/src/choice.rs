@@ -20,7 +20,7 @@ const ENGINES: Choices<EngineName> = &[
     (EngineName::Off, "off", "Nothing: the baseline to compare with"),
 ];
 
-const UNPACKERS: Choices<Unpack> = &[
+const KERNEL_DECOMPRESS: Choices<Unpack> = &[
     (Unpack::Host, "host", "This program, before the guest starts: faster, and always to the same addresses"),
     (
         Unpack::Guest,
@@ -79,8 +79,8 @@ pub(crate) fn engine() -> impl TypedValueParser<Value = EngineName> {
     parser(ENGINES)
 }
 
-pub(crate) fn unpack() -> impl TypedValueParser<Value = Unpack> {
-    parser(UNPACKERS)
+pub(crate) fn kernel_decompress() -> impl TypedValueParser<Value = Unpack> {
+    parser(KERNEL_DECOMPRESS)
 }
 
 pub(crate) fn backing() -> impl TypedValueParser<Value = Backing> {
@@ -109,8 +109,8 @@ mod tests {
             assert_eq!(engine.name(), *name);
             assert_eq!(serde_json::to_value(engine).unwrap(), *name);
         }
-        for (unpack, name, _) in UNPACKERS {
-            assert_eq!(serde_json::to_value(unpack).unwrap(), *name);
+        for (place, name, _) in KERNEL_DECOMPRESS {
+            assert_eq!(serde_json::to_value(place).unwrap(), *name);
         }
     }
 

@@ -30,7 +30,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
-  samepage run --kernel vmlinuz --unpack guest --memory 256M   its own decompressor runs, with address randomization
+  samepage run --kernel vmlinuz --kernel-decompress guest --memory 256M   its own decompressor runs, with address randomization
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
   samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
   samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
@@ -58,9 +58,9 @@ pub(super) struct Args {
     /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
     #[arg(long, conflicts_with = "api", value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// Who unpacks a compressed kernel: with `guest` it is at other addresses at each start (KASLR), unless --cmdline has nokaslr
-    #[arg(long, conflicts_with = "api", value_name = "WHO", requires = "kernel", default_value = "host", value_parser = choice::unpack())]
-    unpack: Unpack,
+    /// Where a compressed kernel is decompressed; `guest` enables KASLR, unless --cmdline has nokaslr
+    #[arg(long, alias = "unpack", conflicts_with = "api", value_name = "WHERE", requires = "kernel", default_value = "host", value_parser = choice::kernel_decompress())]
+    kernel_decompress: Unpack,
     /// Initial RAM disk
     #[arg(long, conflicts_with = "api", value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
@@ -145,7 +145,7 @@ impl Args {
         VmConfig {
             name: self.id.take().unwrap_or_else(|| std::mem::take(&mut self.name)),
             kernel: self.kernel.take(),
-            unpack: self.unpack,
+            unpack: self.kernel_decompress,
             initrd: self.initrd.take(),
             cmdline: Some(std::mem::take(&mut self.cmdline)),
             memory_bytes: self.memory,

@@ -67,10 +67,10 @@ pub enum HostError {
         refusal: Box<Refusal>,
     },
     /// The rule for letting guests in makes no sense here.
-    #[error("guests cannot be let in")]
+    #[error("admission failed")]
     Admission(#[from] AdmissionError),
     /// What the host has could not be told, or is not enough.
-    #[error("what the fleet may use cannot be told")]
+    #[error("cannot determine the fleet's memory capacity")]
     Reading(#[from] ReadingError),
     /// Somebody else listens where metrics are to be served.
     #[error(
@@ -247,7 +247,7 @@ pub enum HostError {
         limit: Duration,
     },
     /// The guest cannot answer.
-    #[error("guest {guest} stands still and cannot be asked; resume it first")]
+    #[error("guest {guest} is paused; resume it first")]
     StandsStill {
         /// Its name.
         guest: String,

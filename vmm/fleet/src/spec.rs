@@ -307,7 +307,8 @@ struct GuestKeys {
     memory: Option<String>,
     cpus: Option<u8>,
     kernel: Option<PathBuf>,
-    unpack: Option<Unpack>,
+    #[serde(alias = "unpack")]
+    kernel_decompress: Option<Unpack>,
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
     domain: Option<String>,
@@ -484,7 +485,7 @@ fn one_guest(name: String, keys: &GuestKeys, fleet: &str, dir: &Path) -> Result<
         memory_bytes,
         cpus,
         kernel: keys.kernel.as_ref().map(|path| resolve(path, dir)),
-        unpack: keys.unpack.unwrap_or_default(),
+        unpack: keys.kernel_decompress.unwrap_or_default(),
         initrd: keys.initrd.as_ref().map(|path| resolve(path, dir)),
         cmdline: keys.cmdline.clone(),
         huge_pages: keys.huge_pages,

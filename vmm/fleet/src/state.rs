@@ -203,6 +203,7 @@ impl Started {
 fn file_key(key: &str) -> &str {
     match key {
         "memory_bytes" => "memory",
+        "unpack" => "kernel_decompress",
         key => key,
     }
 }

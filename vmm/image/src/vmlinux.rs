@@ -21,7 +21,7 @@ pub const UNPACKED_CAP_BYTES: u64 = 512 << 20;
 /// The most bytes of a compressed kernel that are read into memory.
 const PACKED_CAP_BYTES: u64 = 512 << 20;
 
-/// Who unpacks a compressed kernel.
+/// Where a compressed kernel is decompressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unpack {

@@ -31,7 +31,7 @@ pub struct VmConfig {
 
     /// The kernel's file; None is Samepage's own guest.
     pub kernel: Option<PathBuf>,
-    /// Who unpacks it.
+    /// Where it is decompressed.
     pub unpack: Unpack,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,

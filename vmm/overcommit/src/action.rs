@@ -110,9 +110,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::FreeMemory { free_pages, threshold_pages, falling_pages_per_second } => {
-                write!(f, "{} are free, {} are the least, and ", Mib(free_pages), Mib(threshold_pages))?;
+                write!(f, "{} free, below the {} threshold, and ", Mib(free_pages), Mib(threshold_pages))?;
                 match falling_pages_per_second {
-                    0 => f.write_str("they do not become more"),
+                    0 => f.write_str("free memory does not rise"),
                     falling => write!(f, "{} more are taken each second", Mib(falling)),
                 }
             }
@@ -136,8 +136,8 @@ impl fmt::Display for Reason {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Merge { eager: true } => f.write_str("merge eagerly"),
-            Self::Merge { eager: false } => f.write_str("merge at ease"),
+            Self::Merge { eager: true } => f.write_str("merge at urgent priority"),
+            Self::Merge { eager: false } => f.write_str("merge at normal priority"),
             Self::Balloon { target_pages, .. } => write!(f, "balloon to {}", Mib(*target_pages)),
             Self::Throttle { pages_per_second: Some(rate), .. } => {
                 write!(f, "at most {} first touched a second", Mib(*rate))
@@ -162,7 +162,7 @@ mod tests {
         let text = Action::Suspend { guest: 0, reason }.to_string();
         assert_eq!(
             text,
-            "suspend: 2.0 MiB are free, 3.0 MiB are the least, and 0.5 MiB more are taken each second"
+            "suspend: 2.0 MiB free, below the 3.0 MiB threshold, and 0.5 MiB more are taken each second"
         );
     }
 }

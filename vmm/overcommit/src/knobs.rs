@@ -71,7 +71,7 @@ macro_rules! knobs {
 knobs! {
     /// Free memory, in percent of capacity, above which nothing is taken from anybody. Balloons aim a margin above it.
     high_percent: f64 = 6.0, 0 ..= 90.0;
-    /// Below it balloons are inflated and engines merge eagerly.
+    /// Below it balloons are inflated and engines merge at urgent priority.
     soft_percent: f64 = 4.0, 0 ..= 90.0;
     /// Below it first touches are throttled and cold pages paged out too.
     hard_percent: f64 = 2.0, 0 ..= 90.0;

@@ -27,9 +27,10 @@ fn defaults_count_and_paths() {
 }
 
 #[test]
-fn a_guest_may_unpack_its_own_kernel() {
+fn a_guest_may_decompress_its_own_kernel() {
+    // The old name of the key still works, and either name overrides the other in `[defaults]`.
     let text = "name = 'f'\n[defaults]\nkernel = 'k'\nunpack = 'guest'\n[[guest]]\nname = 'a'\n\
-                [[guest]]\nname = 'b'\nunpack = 'host'\n";
+                [[guest]]\nname = 'b'\nkernel_decompress = 'host'\n";
     let fleet = parse(text).unwrap();
     assert_eq!(fleet.guests.iter().map(|g| g.vm.unpack).collect::<Vec<_>>(), [Unpack::Guest, Unpack::Host]);
     let usual = parse("name = 'f'\n[[guest]]\nname = 'a'").unwrap();

@@ -59,7 +59,7 @@ pub struct HostSpec {
     /// What each guest takes besides its memory.
     #[serde(default = "overhead")]
     pub overhead_mib_per_guest: u64,
-    /// How fast pages are merged at ease; four times as fast when eager; 0 is not at all.
+    /// How fast pages are merged at normal priority; four times as fast at urgent priority; 0 is not at all.
     #[serde(default)]
     pub merge_mib_per_second: u64,
     /// What it costs a guest to have a page read from swap.
