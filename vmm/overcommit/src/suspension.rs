@@ -243,6 +243,10 @@ fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
         last.helpless_seconds = 0.0;
         let reason = Reason::NothingHelped { seconds, free_pages: scene.host.free_pages };
         actions.push(Action::Stop { guest, reason });
+        // Nothing has helped while at most one ran. If that is the one, another takes its place at once.
+        if scene.guests[guest].state == GuestState::Running {
+            start_one(scene, last, actions);
+        }
     }
 }
 

@@ -77,6 +77,25 @@ fn when_nobody_runs_one_is_resumed() {
     }
 }
 
+/// The only one that runs is of the lowest priority, and nothing has helped: it is stopped, and another runs from the same moment.
+#[test]
+fn when_the_only_one_that_runs_is_stopped_another_is_resumed() {
+    let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
+    for (guest, priority) in guests.iter_mut().zip([0, 1, 2]) {
+        guest.view.balloon = None;
+        guest.view.priority = priority;
+        guest.view.resident_pages = 200 * MIB;
+        guest.view.state = if priority == 0 { GuestState::Running } else { GuestState::Suspended };
+    }
+    let mut world = World::new(600 * MIB, guests);
+    // Nobody's turn comes before.
+    (world.knobs.turn_seconds, world.knobs.may_stop) = (3600.0, true);
+    let actions = world.seconds(world.knobs.stop_after_seconds as usize + 30);
+    let stop = actions.iter().position(|a| matches!(a, Action::Stop { guest: 0, .. }));
+    let stop = stop.unwrap_or_else(|| panic!("{actions:?}"));
+    assert_eq!(actions.get(stop + 1), Some(&Action::Resume { guest: 2 }), "{actions:?}");
+}
+
 /// A guest that does not answer is asked for nothing, and when it answers again it has been suspended for as long as before.
 #[test]
 fn a_silent_guest_is_left_alone_and_not_forgotten() {
