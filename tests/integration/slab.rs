@@ -100,18 +100,31 @@ fn torture(seed: u64, pages: u64, hash_mask: u64, sampling: Option<Duration>) ->
     tally
 }
 
+/// The same again, until what was wanted has happened: how much is merged between two writes goes with what else the machine does.
+#[track_caller]
+fn torture_until(seed: u64, sampling: Option<Duration>, enough: impl Fn(&Tally) -> bool) {
+    let mut tallies = Vec::new();
+    while tallies.len() < 5 {
+        let tally = torture(seed + 100 * tallies.len() as u64, 100_000, u64::MAX, sampling);
+        if enough(&tally) {
+            return;
+        }
+        tallies.push(tally);
+    }
+    panic!("{tallies:?}");
+}
+
 #[test]
 fn nothing_is_lost_while_pages_merge_and_break_and_merge_again() {
     require_slabs!();
-    let tally = torture(3, 100_000, u64::MAX, None);
-    assert!(tally.merged > 5000 && tally.zeros > 1000 && tally.ballooned > 0, "{tally:?}");
+    torture_until(3, None, |tally| tally.merged > 5000 && tally.zeros > 1000 && tally.ballooned > 0);
 }
 
 #[test]
 fn nothing_is_lost_while_pages_are_sampled_and_merge_and_are_given_back() {
     require_slabs!();
-    let tally = torture(4, 100_000, u64::MAX, Some(Duration::from_millis(50)));
-    assert!(tally.merged > 1000 && tally.ballooned > 0 && tally.periods > 3, "{tally:?}");
+    let enough = |tally: &Tally| tally.merged > 1000 && tally.ballooned > 0 && tally.periods > 3;
+    torture_until(4, Some(Duration::from_millis(50)), enough);
 }
 
 /// A hash never merges a page: not if all pages have the same one, and not if a few have.
