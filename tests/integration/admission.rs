@@ -191,12 +191,15 @@ impl Drop for Group {
     }
 }
 
+/// The size of the file that is read in the group, of 512 MiB.
+pub(super) const CACHED_MIB: u64 = 440;
+
 /// Beside the program: a file for the lab, where everything that is written is in a tmpfs, whose pages could not be dropped. It is a hole.
 pub(super) fn file_for_the_lab() -> PathBuf {
     tests::samepage().with_file_name("large-file-for-the-lab")
 }
 
-/// A file that is larger than the group's limit.
+/// A file that nearly fills the group, and does not make it drop anything yet.
 fn large_file(sandbox: &Sandbox, mib: u64) -> PathBuf {
     let for_the_lab = file_for_the_lab();
     if for_the_lab.metadata().is_ok_and(|meta| meta.len() >= mib << 20) {
@@ -220,7 +223,7 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
         Ok(group) => group,
         Err(why) => return skipped("page_cache_in_a_control_group_is_memory_to_be_had", &why),
     };
-    let large = large_file(&sandbox, 600);
+    let large = large_file(&sandbox, CACHED_MIB);
     let cat = Path::new("/bin/cat");
     let read = group.run(&sandbox, cat, &[large.to_str().expect("a path in UTF-8")]).start();
     let _ = read.wait();

@@ -241,7 +241,7 @@ END
 fn lab_page_cache_in_a_control_group_is_memory_to_be_had() {
     let path = super::admission::file_for_the_lab();
     let file = File::create(&path).expect("a file");
-    file.set_len(600 << 20).expect("a hole");
+    file.set_len(super::admission::CACHED_MIB << 20).expect("a hole");
     let _gone = Removed(&path);
     inside(&["admission::page_cache"], 300);
 }
