@@ -53,7 +53,10 @@ impl Claim {
                         uid: peer.uid,
                     });
                 }
-                Ok((peer, stream)) if Peer::process(&stream).is_ok() || Instant::now() > until => {
+                Ok((peer, stream))
+                    if Peer::process(&stream).is_ok_and(|process| !process.is_ending())
+                        || Instant::now() > until =>
+                {
                     return Err(HostError::UpAlready { fleet: fleet.into(), pid: peer.pid });
                 }
                 Err(_) if Instant::now() > until => {

@@ -64,6 +64,11 @@ impl Process {
         self.identity
     }
 
+    /// Whether it has given up its memory and is about to end, as one that was killed; its sockets may be there for a moment.
+    pub fn is_ending(&self) -> bool {
+        fs::read(format!("/proc/{}/cmdline", self.pid())).is_ok_and(|words| words.is_empty())
+    }
+
     /// Whether it has ended; its parent may not know yet.
     pub fn has_ended(&self) -> bool {
         self.ends_within(Duration::ZERO)
