@@ -43,7 +43,7 @@ fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<O
 }
 
 /// The status of a lab whose own kernel has stopped, of which QEMU's emulation is the cause and not what runs in there.
-const STOOD_STILL: i32 = 123;
+pub const STOOD_STILL: i32 = 123;
 
 /// Runs a shell script in the lab, on one processor; it ends at the first command that fails, and shows each.
 ///
