@@ -41,9 +41,7 @@ impl Zram {
         Ok(zram)
     }
 
-    /// Its block device.
-    #[must_use]
-    pub fn device(&self) -> PathBuf {
+    fn device(&self) -> PathBuf {
         format!("/dev/zram{}", self.number).into()
     }
 

@@ -60,17 +60,15 @@ const CONTENDERS: Choices<Contender> = &[
 /// Other names that a value has.
 const ALIASES: &[(&str, &[&str])] = &[("text", &["classic", "prometheus"])];
 
+fn value(name: &'static str, help: &'static str) -> PossibleValue {
+    let aliases = ALIASES.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, aliases)| aliases);
+    PossibleValue::new(name).help(help).aliases(aliases.iter().copied())
+}
+
 fn parser<T: Copy + Send + Sync>(choices: Choices<T>) -> impl TypedValueParser<Value = T> {
-    let values = choices.iter().map(|(_, name, help)| {
-        let aliases = ALIASES.iter().find(|(of, _)| of == name).map_or(&[][..], |(_, aliases)| aliases);
-        PossibleValue::new(*name).help(*help).aliases(aliases.iter().copied())
-    });
-    PossibleValuesParser::new(values.collect::<Vec<_>>()).try_map(move |given| {
-        let named = |name: &str| {
-            *name == given
-                || ALIASES.iter().any(|(of, aliases)| *of == name && aliases.contains(&given.as_str()))
-        };
-        let choice = choices.iter().find(|(_, name, _)| named(name));
+    let values: Vec<_> = choices.iter().map(|(_, name, help)| value(name, help)).collect();
+    PossibleValuesParser::new(values).try_map(move |given| {
+        let choice = choices.iter().find(|(_, name, help)| value(name, help).matches(&given, false));
         choice.map(|(value, ..)| *value).ok_or_else(|| format!("no value is called {given:?}"))
     })
 }

@@ -72,7 +72,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let failure = Mutex::new(None);
     let failed = |error: HostError| {
         say(serde_json::json!({ "error": one_line(&error) }));
-        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *os::lock(&failure) = Some(error);
     };
     let plan = Plan { spec, replace: args.replace, log: args.detach };
     match Daemon::up(plan, &watch, interrupted) {

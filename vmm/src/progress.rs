@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -58,7 +58,7 @@ impl Bars {
             }
             return;
         }
-        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stages = os::lock(&self.stages);
         let bar = stages.entry(stage).or_insert_with(|| Bar { bar: self.bar(stage), parts: HashMap::new() });
         let part = bar.parts.entry(guest).or_insert((0, 0));
         // "All of it" may come as (1, 1); the size is known from before then.
@@ -97,7 +97,7 @@ impl Bars {
 
     /// Takes the bars away, so that the result stands alone.
     pub(super) fn finish(&self) {
-        for bar in self.stages.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for bar in os::lock(&self.stages).values() {
             bar.bar.finish_and_clear();
         }
         let _ = self.all.clear();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use devices::legacy::serial::Serial;
@@ -113,8 +113,7 @@ impl Vm {
         let Machine { power_button, mut queues, interrupts, .. } = machine;
         let waits = {
             let ports = [com1.clone(), com2_port.clone()];
-            let input =
-                move || ports.iter().any(|p| p.lock().unwrap_or_else(PoisonError::into_inner).has_input());
+            let input = move || ports.iter().any(|p| os::lock(p).has_input());
             Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
         };
         let guest_end = GuestEnd::new([power_off, reset, panicked], last_words.clone(), outcome.clone());
@@ -274,7 +273,7 @@ fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
 }
 
 fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {
-    let port = port.lock().unwrap_or_else(PoisonError::into_inner);
+    let port = os::lock(port);
     port.drained_fd().try_clone().map_err(VmError::host("duplicate an eventfd"))
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
@@ -37,7 +37,7 @@ impl ChannelOutput {
 
 impl Write for ChannelOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = os::lock(&self.kept);
         let was_empty = kept.is_empty();
         kept.extend(bytes);
         let excess = kept.len().saturating_sub(KEPT_BYTES);
@@ -69,7 +69,7 @@ impl Channel {
     }
 
     fn feed(&self) -> MutexGuard<'_, Feed> {
-        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+        os::lock(&self.feed)
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
@@ -93,7 +93,7 @@ impl Channel {
     /// What the client is watched for: input while the guest has room for it, output while some is kept.
     fn watch(&mut self, ops: &EventOps) {
         if let Some(client) = &self.client {
-            let kept = !self.output.kept.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            let kept = !os::lock(&self.output.kept).is_empty();
             let mut set = EventSet::empty();
             set.set(EventSet::IN, self.feed().room() > 0);
             set.set(EventSet::OUT, kept);
@@ -103,7 +103,7 @@ impl Channel {
 
     fn send(&mut self, ops: &mut EventOps) {
         let Some(client) = &mut self.client else { return };
-        let mut kept = self.output.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = os::lock(&self.output.kept);
         let mut gone = false;
         while !kept.is_empty() {
             match client.write(kept.as_slices().0) {

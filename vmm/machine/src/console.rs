@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -84,12 +84,12 @@ impl Trouble {
     /// Some could not be written.
     pub(super) fn note(&self, error: &io::Error) {
         let advice = limits::advice(error).map_or(String::new(), |advice| format!("; {advice}"));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{error}{advice}"));
+        *os::lock(&self.0) = Some(format!("{error}{advice}"));
     }
 
     /// Why some is lost, of the console's output or of this process's messages, which in a fleet go to the same file.
     pub fn why(&self) -> Option<String> {
-        let why = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = os::lock(&self.0).clone();
         why.or_else(|| print::lost().map(|lost| lost.why))
     }
 }

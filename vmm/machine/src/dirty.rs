@@ -10,7 +10,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
@@ -78,7 +78,7 @@ impl DirtyLog {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Log, &VmFd) -> io::Result<T>) -> io::Result<T> {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = os::lock(&self.0);
         let vm = log.vm.upgrade();
         let vm = vm.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the VM has ended"))?;
         work(&mut log, &vm)

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
@@ -217,13 +217,13 @@ impl Outcome {
 
     /// Tells the ending; the first one counts.
     pub fn tell(&self, ending: Ending) {
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ending);
+        os::lock(&self.ending).get_or_insert(ending);
         let _ = self.told.write(1);
     }
 
     /// Takes what was told.
     pub fn take(&self) -> Option<Ending> {
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner).take()
+        os::lock(&self.ending).take()
     }
 
     /// Readable once an ending was told.

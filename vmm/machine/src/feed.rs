@@ -1,7 +1,7 @@
 //! Feeds bytes from outside into a serial port, no faster than the guest reads them.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use devices::legacy::serial::Serial;
 
@@ -42,7 +42,7 @@ impl Feed {
     /// Hands the guest what it has place for; to be called when it has read.
     pub fn pump(&mut self) {
         let fed = {
-            let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut serial = os::lock(&self.serial);
             let (front, _) = self.pending.as_slices();
             let take = front.len().min(serial.input_room());
             serial.input(&front[..take])

@@ -1,6 +1,6 @@
 //! The guest's own end: through the power, the reset or the panic register.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
@@ -36,7 +36,7 @@ impl GuestEnd {
 
     /// Tells the ending that the guest has asked for and that is not told yet; the event loop does so by itself. True if there was one.
     pub fn tell(&self) -> bool {
-        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = os::lock(&self.0);
         // In one with the lock: whoever finds nothing here finds it told.
         let Some((_, asks)) = asked.events.iter().find(|(event, _)| event.read().is_ok()) else {
             return false;
@@ -53,7 +53,7 @@ impl GuestEnd {
 
 impl MutEventSubscriber for GuestEnd {
     fn init(&mut self, ops: &mut EventOps) {
-        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = os::lock(&self.0);
         for (event, _) in &asked.events {
             let _ = ops.add(Events::new(event, EventSet::IN));
         }

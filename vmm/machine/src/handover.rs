@@ -121,10 +121,11 @@ mod tests {
 
     use super::*;
     use crate::working_set::Sampling;
-    use crate::{Console, Drive, chain};
+    use crate::{Console, Drive};
+    use os::one_line;
 
     fn parsed(text: &str) -> Result<VmConfig, String> {
-        parse(sealed(text.as_bytes()).unwrap().into(), 3).map_err(|e| chain(&e))
+        parse(sealed(text.as_bytes()).unwrap().into(), 3).map_err(|e| one_line(&e))
     }
 
     #[test]

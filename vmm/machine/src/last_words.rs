@@ -4,7 +4,7 @@
 //! guest's word: it decides how the guest's end is told, and nothing else.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// What Linux's panic() says, with the reason behind it.
 const PANIC: &str = "Kernel panic - not syncing: ";
@@ -24,7 +24,7 @@ pub struct LastWords(Arc<Mutex<Option<String>>>);
 impl LastWords {
     /// Why the guest's kernel panicked, as it says; None if it has not said so.
     pub fn panic(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        os::lock(&self.0).clone()
     }
 
     /// Listens to what goes to `console`.
@@ -45,7 +45,7 @@ impl LastWords {
         // It may hold anything, also what would command the terminal that shows it.
         let printable =
             |reason: &str| reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS).collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = heard.map(printable);
+        *os::lock(&self.0) = heard.map(printable);
     }
 }
 

@@ -60,7 +60,7 @@ pub use events::EventLoop;
 pub use exit::{Ending, FaultReport, PANICKED};
 pub use listener::Listener;
 pub use run::run;
-pub use running::{Running, chain};
+pub use running::Running;
 pub use timer::Timer;
 
 use devices::legacy::{pm1, power};

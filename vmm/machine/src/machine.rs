@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use devices::GuestMemory;
 use devices::bus::Bus;
@@ -148,7 +148,7 @@ struct QueueEvent {
 
 impl QueueEvent {
     fn process(&self) {
-        self.transport.lock().unwrap_or_else(PoisonError::into_inner).notify(self.queue);
+        os::lock(&self.transport).notify(self.queue);
     }
 }
 

@@ -62,7 +62,7 @@ impl PatientSink {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        os::lock(&self.state)
     }
 
     fn write_to(&self, file: &File, trouble: &Trouble) {

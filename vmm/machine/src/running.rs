@@ -1,7 +1,7 @@
 //! What can be asked of a VM while it runs, by whatever way it is asked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use devices::virtio::balloon;
@@ -24,6 +24,7 @@ use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
 use memory::smaps::SharePages;
 use memory::written::WriteLog;
+use os::one_line;
 
 /// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
 const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
@@ -195,7 +196,7 @@ impl Running {
             let pages = held.iter().flat_map(|held| self.ram.pages_at(held.clone()));
             pages.for_each(|pages| keep.insert_range(pages));
         }
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner).page_out(&self.ram, pages, &keep, until)
+        os::lock(&self.clock).page_out(&self.ram, pages, &keep, until)
     }
 
     /// How much of its memory the guest uses.
@@ -216,7 +217,7 @@ impl Running {
     }
 
     pub(super) fn vcpus(&self) -> MutexGuard<'_, Vcpus> {
-        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+        os::lock(&self.vcpus)
     }
 }
 
@@ -247,48 +248,40 @@ impl Serve for Running {
             }
             Request::Mergeable { on } => match self.ram.set_mergeable(on) {
                 Ok(()) => Reply::Done,
-                Err(e) => Reply::Error(chain(&e)),
+                Err(e) => Reply::Error(one_line(&e)),
             },
             Request::Balloon => match self.balloon_status() {
                 Ok(status) => Reply::Balloon(Box::new(status)),
-                Err(e) => Reply::Error(chain(&e)),
+                Err(e) => Reply::Error(one_line(&e)),
             },
             Request::BalloonSize => match &self.balloon {
                 Some(balloon) => Reply::BalloonSize(BalloonSize::of(balloon)),
-                None => Reply::Error(chain(&BalloonError::None)),
+                None => Reply::Error(one_line(&BalloonError::None)),
             },
             Request::BalloonStatistics => match self.request_balloon_statistics() {
                 true => Reply::Done,
-                false => Reply::Error(chain(&BalloonError::Unasked)),
+                false => Reply::Error(one_line(&BalloonError::Unasked)),
             },
             Request::BalloonTarget { pages } => match self.set_balloon(pages) {
                 Ok(()) => Reply::Done,
-                Err(e) => Reply::Error(chain(&e)),
+                Err(e) => Reply::Error(one_line(&e)),
             },
             Request::Throttle { pages_per_second } => match self.set_throttle(pages_per_second) {
                 Ok(()) => Reply::Done,
-                Err(e) => Reply::Error(chain(&e)),
+                Err(e) => Reply::Error(one_line(&e)),
             },
             Request::PageOut { pages } => match self.page_out(pages) {
                 Ok(done) => Reply::PagedOut(done),
-                Err(e) => Reply::Error(chain(&e)),
+                Err(e) => Reply::Error(one_line(&e)),
             },
             Request::WorkingSet => match self.working_set() {
                 Ok(known) => Reply::WorkingSet(known),
-                Err(e) => Reply::Error(chain(&e)),
+                Err(e) => Reply::Error(one_line(&e)),
             },
             Request::KvmStats => match self.stats.read() {
                 Ok(values) => Reply::KvmStats(values),
                 Err(e) => Reply::Error(format!("KVM's statistics cannot be read: {e}")),
             },
         }
-    }
-}
-
-/// An error and its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }

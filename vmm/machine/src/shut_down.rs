@@ -1,7 +1,7 @@
 //! Ending a guest in good order from outside: it is asked to power off, and its VM is stopped if it does not.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use devices::legacy::pm1::PowerButton;
@@ -40,7 +40,7 @@ impl ShutDown {
     pub fn subscriber(&self, outcome: Outcome) -> Box<dyn MutEventSubscriber> {
         let this = self.clone();
         self.timer.subscriber(move || {
-            let asked = this.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let asked = os::lock(&this.asked);
             let Some(asked) = &*asked else { return };
             let left = asked.until.saturating_duration_since(Instant::now());
             // A timer that cannot be set would leave the guest running for ever.
@@ -61,7 +61,7 @@ impl ShutDown {
     /// is more than nothing.
     pub fn begin(&self, limit: Duration, line: Option<&str>) -> io::Result<()> {
         let asked = Asked { limit, until: Instant::now() + limit, line: line.map(str::to_owned) };
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+        *os::lock(&self.asked) = Some(asked);
         self.timer.every(limit.min(REPEAT))?;
         self.button.press();
         self.say(line);
@@ -70,7 +70,7 @@ impl ShutDown {
 
     /// Gives the guest the line, unless it has yet to read what it was given before.
     fn say(&self, line: Option<&str>) {
-        let mut com2 = self.com2.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut com2 = os::lock(&self.com2);
         if let Some(line) = line
             && com2.is_read()
         {

@@ -80,7 +80,7 @@ impl Shared {
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+        os::lock(&self.gate)
     }
 
     /// Stands still while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. False when the thread is

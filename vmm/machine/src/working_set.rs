@@ -6,7 +6,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -148,11 +148,11 @@ impl Sampler {
 
     /// What the last whole period has shown.
     pub(super) fn last(&self) -> Result<WorkingSet, WorkingSetError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        os::lock(&self.0).clone()
     }
 
     fn say(&self, what: Result<WorkingSet, WorkingSetError>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = what;
+        *os::lock(&self.0) = what;
     }
 
     fn work(&self, parker: &mut Parker, sampling: Sampling) -> io::Result<()> {

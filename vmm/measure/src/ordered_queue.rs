@@ -55,7 +55,7 @@ impl<'a> OrderedQueue<'a> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        os::lock(&self.state)
     }
 
     /// One of the threads, until this is dropped.

@@ -6,9 +6,10 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use crate::lock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -69,7 +70,7 @@ pub fn text(text: fmt::Arguments<'_>) -> Result<(), PrintError> {
         return Ok(());
     }
     let text = text.to_string();
-    let _turn = OUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = lock(&OUT);
     match write_all(io::stdout(), text.as_bytes(), None) {
         Err(Errno::PIPE | Errno::CONNRESET) => {
             READER_GONE.store(true, Ordering::Relaxed);
@@ -91,7 +92,7 @@ pub fn say(line: fmt::Arguments<'_>) {
 
 /// What could not be said on standard error so far.
 pub fn lost() -> Option<Lost> {
-    LOST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    lock(&LOST).clone()
 }
 
 /// Standard error, which takes everything: what cannot be written is counted. See [`lost`].
@@ -101,7 +102,7 @@ pub struct Stderr;
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Err(error) = write_all(io::stderr(), bytes, Some(&ERROR_PATIENCE)) {
-            let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lost = lock(&LOST);
             let times = lost.as_ref().map_or(0, |lost| lost.times) + 1;
             *lost = Some(Lost { times, why: io::Error::from(error).to_string() });
         }

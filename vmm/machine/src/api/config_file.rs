@@ -180,11 +180,11 @@ fn nearest(unknown: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain;
+    use os::one_line;
 
     fn read(text: &str) -> Result<Vec<&'static str>, String> {
         let requests = requests(text.as_bytes());
-        requests.map(|all| all.into_iter().map(|(s, _)| s).collect()).map_err(|e| chain(&e))
+        requests.map(|all| all.into_iter().map(|(s, _)| s).collect()).map_err(|e| one_line(&e))
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl<S: Stream> Connection<S> {
                         Ok(None) => return Step::Wait,
                         Err(_) => return Step::Close,
                     },
-                    Err(e) => self.end_with(&Response::fault(crate::chain(&e)), now),
+                    Err(e) => self.end_with(&Response::fault(os::one_line(&e)), now),
                 },
             }
         }

@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
 use crate::balloon::BalloonError;
-use crate::{DriveError, MAX_DRIVES, MAX_VCPUS, VmError, chain};
+use crate::{DriveError, MAX_DRIVES, MAX_VCPUS, VmError};
+use os::one_line;
 
 /// Why a request was not carried out.
 #[derive(Debug, Error)]
@@ -123,6 +124,6 @@ pub enum Fault {
 impl Fault {
     /// The fault and its causes, on one line.
     pub fn message(&self) -> String {
-        chain(self)
+        one_line(self)
     }
 }

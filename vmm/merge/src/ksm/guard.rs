@@ -137,7 +137,7 @@ pub fn run(owner: UnixStream) -> Result<(), EngineError> {
             Answer::Ready { wanted: record.written.clone(), recovered: recovered.clone() }
         }
         Err(EngineError::Busy { owner, .. }) => Answer::Busy { owner: *owner },
-        Err(error) => Answer::Failed { reason: chain(error) },
+        Err(error) => Answer::Failed { reason: os::one_line(error) },
     };
     send(&mut &owner, &answer).map_err(EngineError::Guard)?;
     // The owner knows why and says so.
@@ -151,7 +151,7 @@ pub fn run(owner: UnixStream) -> Result<(), EngineError> {
     let _ = lock.set_len(0);
     let answer = match &restored {
         Ok(kept) => Answer::Restored(kept.clone()),
-        Err(error) => Answer::Failed { reason: chain(error) },
+        Err(error) => Answer::Failed { reason: os::one_line(error) },
     };
     // An owner that was killed hears nothing.
     let _ = send(&mut &owner, &answer);
@@ -223,15 +223,4 @@ pub(super) fn receive<T: for<'de> Deserialize<'de>>(from: &mut impl BufRead) -> 
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_str(&line)?)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -106,7 +106,7 @@ pub struct Session {
 
 /// Locks what is shared.
 pub fn lock_state(shared: &Mutex<SharedState>) -> MutexGuard<'_, SharedState> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+    os::lock(shared)
 }
 
 /// A packet that is on its way to an agent.
