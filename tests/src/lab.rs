@@ -30,20 +30,9 @@ fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<O
     args.extend([limit.as_secs().to_string().into(), "--".into()]);
     args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
     // The lab ends itself; the rest is for provisioning it.
-    let once = || {
-        let lab = Run::program(crate::workspace().join("tests/lab"), args.clone());
-        lab.timeout(limit + Duration::from_secs(300)).output()
-    };
-    let first = once();
-    if first.code != Some(STOOD_STILL) {
-        return first;
-    }
-    println!("NOTE: the lab's kernel stood still, and is started once more: {}", first.stderr);
-    once()
+    let lab = Run::program(crate::workspace().join("tests/lab"), args);
+    lab.timeout(limit + Duration::from_secs(300)).output()
 }
-
-/// The status of a lab whose own kernel has stopped, of which QEMU's emulation is the cause and not what runs in there.
-pub const STOOD_STILL: i32 = 123;
 
 /// Runs a shell script in the lab, on one processor; it ends at the first command that fails, and shows each.
 ///
