@@ -27,11 +27,11 @@ install_packages() {
         fail "apt-get could not install $*; its messages are above"
 }
 
-# missing COMMAND:PACKAGE...: the packages whose command is missing.
+# missing COMMAND:PACKAGE...: the packages whose command, or file by its whole path, is missing.
 missing() {
     local pair
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+        command -v "${pair%%:*}" >/dev/null || [ -e "${pair%%:*}" ] || echo "${pair#*:}"
     done
 }
 
