@@ -28,7 +28,7 @@ vmx_take() {
         file=$(realpath -s "$file")
         [ -e "$job/root$file" ] || cp -rL --parents "$file" "$job/root"
         # What is no program, or wants no libraries, has none.
-        { ldd "$file" 2>/dev/null || true; } | grep -o '/[^ ]*' | while read -r file; do
+        { ldd "$file" 2>/dev/null | grep -o '/[^ ]*' || true; } | while read -r file; do
             [ -e "$job/root$file" ] || cp -L --parents "$file" "$job/root"
         done
     done

@@ -47,5 +47,6 @@ mod slab_fleet;
 mod terminals;
 mod throttle;
 mod upgrade;
+
 mod watching;
 mod working_set;

@@ -1,6 +1,6 @@
 //! The nested-paging lab, for tests: see `tests/lab`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +29,10 @@ fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<O
     let mut args = vec!["-c".into(), cpus.to_string().into(), "-t".into()];
     args.extend([limit.as_secs().to_string().into(), "--".into()]);
     args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
+    start(limit, args)
+}
+
+fn start(limit: Duration, args: Vec<OsString>) -> Outcome {
     // The lab ends itself; the rest is for provisioning it.
     let lab = Run::program(crate::workspace().join("tests/lab"), args);
     lab.timeout(limit + Duration::from_secs(300)).output()
@@ -50,4 +54,19 @@ pub fn image_dir() -> PathBuf {
     std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| home.join(".cache"), PathBuf::from)
         .join("samepage/images/latest")
+}
+
+/// Runs a shell script in the lab with an emulated Intel processor, as [`lab_script`] does; by busybox' shell, with these files.
+///
+/// # Panics
+/// As [`lab_run`].
+#[must_use]
+pub fn lab_vmx_script(limit: Duration, files: &[PathBuf], script: &str) -> Outcome {
+    let mut args: Vec<_> = ["--vmx", "-t"].map(OsString::from).into();
+    args.push(limit.as_secs().to_string().into());
+    for file in files {
+        args.extend(["-f".into(), file.clone().into_os_string()]);
+    }
+    args.extend(["--", "sh", "-euxo", "pipefail", "-c", script].map(OsString::from));
+    start(limit, args)
 }
