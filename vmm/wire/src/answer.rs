@@ -30,7 +30,15 @@ impl<K> fmt::Display for Refusal<K> {
     }
 }
 
-impl<K: fmt::Debug> std::error::Error for Refusal<K> {}
+/// Whatever has a kind can be refused with, by `?`: that is why a refusal is no `Error` itself.
+impl<K, E: std::error::Error> From<E> for Refusal<K>
+where
+    K: for<'e> From<&'e E>,
+{
+    fn from(error: E) -> Self {
+        Self::new(K::from(&error), os::one_line(&error))
+    }
+}
 
 /// Reads an answer. No reply is an object with a key `error`.
 ///

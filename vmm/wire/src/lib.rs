@@ -1,6 +1,6 @@
 //! What is said over sockets, whoever says it: JSON lines, and errors that programs can tell apart.
 //!
-//! It imports nothing of ours and must not know what is asked: requests, replies and kinds of errors are types of the
+//! It imports `os` alone of ours and must not know what is asked: requests, replies and kinds of errors are types of the
 //! crates above, which serve and ask by what is here. Waiting has a deadline and a line has a bound, always; that
 //! nothing came in time, that the peer hung up and that a line is too long are values of their own.
 //!

@@ -179,6 +179,12 @@ impl Lines {
         self.buffer.next_line()
     }
 
+    /// What has come of a line whose end has not: after [`LineError::Cut`], all there is.
+    pub fn take_rest(&mut self) -> Vec<u8> {
+        self.buffer.searched = 0;
+        std::mem::take(&mut self.buffer.bytes)
+    }
+
     /// Sends a line, which has no end of a line in it.
     ///
     /// # Errors
@@ -291,6 +297,7 @@ mod tests {
         assert_eq!(lines.receive(soon()).unwrap(), b"{\"a\":1}");
         drop(peer);
         assert!(matches!(lines.receive(soon()), Err(LineError::Cut)));
+        assert_eq!((lines.take_rest(), lines.take_rest()), (b"{".to_vec(), Vec::new()));
         let (mut lines, peer) = pair();
         drop(peer);
         assert!(matches!(lines.receive(soon()), Err(LineError::Closed)));
@@ -353,7 +360,10 @@ mod tests {
         assert_eq!(ask().unwrap(), Err(Refusal::new("k".to_owned(), "no")));
         assert!(matches!(ask(), Err(LineError::NotUnderstood(_))));
         server.join().unwrap();
-        assert_eq!(connect(&path, Duration::from_secs(1)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            connect(&path, Duration::from_secs(1)).unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
     }
 
     proptest! {
