@@ -286,7 +286,9 @@ impl Shared {
             other => return Err(HostError::unexpected_of_vm(&handle.guest, &other)),
         };
         let before = lock(&self.state).heard.clone();
-        let (size_before, before) = (before.as_ref().and_then(|b| b.size), before.map(|heard| heard.said));
+        let (size_before, sample_before) =
+            before.as_ref().map_or((None, None), |heard| (heard.size, heard.working_set));
+        let before = before.map(|heard| heard.said);
         let mut said = Said { status, balloon: None, at: Instant::now(), silent: None, trouble: Vec::new() };
         let size = match self.control(handle, &Request::BalloonSize) {
             Ok(Reply::BalloonSize(size)) => Some(size),
@@ -315,7 +317,8 @@ impl Shared {
             match self.control(handle, &Request::BalloonStatistics) {
                 Ok(_) => {}
                 Err(error) if error.is_refusal(ErrorKind::NoStatistics) => {}
-                Err(error) => said.tolerates(error)?,
+                // What it said before holds: one that does not answer any more is met by the next question.
+                Err(error) => _ = said.tolerates(error),
             }
         }
         let working_set = match self.control(handle, &Request::WorkingSet) {
@@ -326,10 +329,7 @@ impl Shared {
             {
                 None
             }
-            Err(error) => {
-                said.tolerates(error)?;
-                None
-            }
+            Err(error) => said.tolerates(error).map_or_else(|_| sample_before, |()| None),
         };
         let held_ms = |said: &Said| said.status.throttle.held_ms;
         let was_held = before.is_some_and(|before| held_ms(&said) > held_ms(&before));
