@@ -197,6 +197,7 @@ fn rubbish_on_the_control_socket_is_refused_politely() {
     for line in rubbish {
         let answer: Value = serde_json::from_str(&client.exchange(line)).expect("JSON");
         assert!(answer["error"].is_string(), "{line:?} was answered {answer}");
+        assert_eq!(answer["kind"], "not-a-request", "{line:?} was answered {answer}");
     }
     client.send(b"\xff\xfe\x80\n");
     let answer = client.line().expect("an answer");
@@ -209,6 +210,32 @@ fn rubbish_on_the_control_socket_is_refused_politely() {
         let answer: Value = serde_json::from_str(&client.line().expect("an answer")).expect("JSON");
         assert!(answer[key].is_object(), "{answer}");
     }
+    stop(&sandbox, vm);
+}
+
+#[test]
+fn errors_say_of_which_kind_they_are() {
+    require_kvm!();
+    let sandbox = Sandbox::new();
+    let vm = Vm::start(&sandbox, "vm", &["--memory", "16M", "--no-balloon", "--backing", "memfd"]);
+    for (request, kind) in [
+        (json!({"op": "balloon"}), "no-balloon"),
+        (json!({"op": "balloon_size"}), "no-balloon"),
+        (json!({"op": "balloon_statistics"}), "no-balloon"),
+        (json!({"op": "balloon_target", "pages": 1}), "no-balloon"),
+        (json!({"op": "throttle", "pages_per_second": 1}), "not-anonymous"),
+        (json!({"op": "mergeable", "on": true}), "not-anonymous"),
+        (json!({"op": "working_set"}), "not-sampled"),
+        (json!({"op": "explode"}), "not-a-request"),
+    ] {
+        let answer = vm.ask(&request);
+        assert!(answer["error"].is_string() && answer["kind"] == kind, "{request} was answered {answer}");
+    }
+    stop(&sandbox, vm);
+    let vm = builtin(&sandbox, "16M");
+    let too_large = json!({"op": "balloon_target", "pages": 5000});
+    assert_eq!(vm.ask(&too_large)["kind"], "balloon-too-large");
+    assert_eq!(vm.ask(&json!({"op": "throttle", "pages_per_second": 0}))["kind"], "zero-rate");
     stop(&sandbox, vm);
 }
 

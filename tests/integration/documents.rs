@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use machine::LINUX_CMDLINE;
 use machine::api::EXIT_BAD_CONFIGURATION;
+use serde_json::Value;
 use tests::documents;
 use tests::require_slabs;
 use tests::run::Run;
@@ -96,6 +97,69 @@ fn a_value_of_another_kind_is_told_in_words_of_the_file() {
         assert!(refused.stderr.contains(expected), "{expected}: {refused}");
         assert!(!refused.stderr.contains("struct "), "{refused}");
     }
+}
+
+/// What serde expected instead of a name that no type has.
+fn expected(error: impl std::fmt::Display) -> Vec<String> {
+    let text = error.to_string();
+    let (_, list) = text.split_once("expected ").unwrap_or_else(|| panic!("{text}"));
+    list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Has `section` a row for each operation and its keys, each reply, and each kind of error with its meaning?
+fn assert_protocol(
+    section: &str,
+    read: &dyn Fn(&str) -> Option<String>,
+    replies: Vec<String>,
+    kinds: Vec<(String, &str)>,
+) {
+    let operations = expected(read(r#"{"op":"nosuch"}"#).expect("an error"));
+    assert!(
+        operations.len() > 5 && replies.len() > 5 && kinds.len() > 5,
+        "{operations:?} {replies:?} {kinds:?}"
+    );
+    for operation in &operations {
+        let begin = format!("| `{{\"op\":\"{operation}\"");
+        assert!(section.lines().any(|line| line.starts_with(&begin)), "no row begins with {begin}");
+        let Some(error) = read(&format!(r#"{{"op":"{operation}","nosuch":1}}"#)) else { continue };
+        // Those that take no key say what they take instead.
+        for key in error.contains("unknown field").then(|| expected(error)).into_iter().flatten() {
+            assert!(section.contains(&format!("\"{key}\":")), "{operation}: {key} is not said");
+        }
+    }
+    for reply in replies.iter().filter(|reply| *reply != "done") {
+        let begin = format!("`{{\"{reply}\":");
+        assert!(section.contains(&begin), "no answer is {begin}");
+    }
+    for (kind, meaning) in kinds {
+        let row = format!("| `{kind}` |{meaning} |");
+        assert!(section.lines().any(|line| line == row), "no row {row}");
+    }
+}
+
+#[test]
+fn every_request_reply_and_error_of_the_sockets_is_in_the_reference() {
+    use fleet::status;
+    use machine::control;
+    let text = document("resources/docs/reference/control-protocols.md");
+    let (vm, daemon) = text.split_once("\n## The daemon's socket").expect("two sections");
+    let name = |kind: serde_json::Result<Value>| kind.expect("JSON").as_str().expect("a name").to_owned();
+    let nosuch = r#"{"nosuch":1}"#;
+    assert_protocol(
+        vm,
+        &|line| control::Request::parse(line.as_bytes()).err().map(|e| e.to_string()),
+        expected(serde_json::from_str::<control::Reply>(nosuch).expect_err("no reply")),
+        control::ErrorKind::ALL
+            .iter()
+            .map(|(kind, says)| (name(serde_json::to_value(kind)), *says))
+            .collect(),
+    );
+    assert_protocol(
+        daemon,
+        &|line| serde_json::from_str::<status::Request>(line).err().map(|e| e.to_string()),
+        expected(serde_json::from_str::<status::Reply>(nosuch).expect_err("no reply")),
+        status::ErrorKind::ALL.iter().map(|(kind, says)| (name(serde_json::to_value(kind)), *says)).collect(),
+    );
 }
 
 #[test]

@@ -141,10 +141,15 @@ fn set(which: &Asked, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     let asked_pages = (bytes / PAGE_BYTES) as u32;
     target.set(asked_pages)?;
     let Some(limit) = wait else {
-        if target.has_policy() {
-            errln!(
+        match target.has_policy() {
+            Ok(false) => {}
+            Ok(true) => errln!(
                 "note: this fleet's policy ([overcommit] in its file) sets balloons too, and what it sets holds"
-            );
+            ),
+            Err(error) => errln!(
+                "note: whether this fleet's policy sets balloons too is not known: {}",
+                os::one_line(&error)
+            ),
         }
         return show(&target, which.json);
     };
@@ -170,10 +175,11 @@ fn set(which: &Asked, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
         Stop::Overruled => {
             let now = mib(u64::from(size.target_pages) * PAGE_BYTES);
             let by = match target.has_policy() {
-                true => {
+                Ok(true) => {
                     "the policy of its fleet has ([overcommit] in the fleet file), and what that sets holds"
                 }
-                false => "another client has",
+                Ok(false) => "another client has",
+                Err(_) => "another client has, or the policy of its fleet, whose daemon does not say",
             };
             format!("not {} MiB: the target was set to {now} MiB meanwhile; {by}", mib(bytes))
         }

@@ -2,14 +2,13 @@
 
 use crate::choice;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Subcommand;
 use indicatif::ProgressBar;
 use rustix::process::Signal;
@@ -21,7 +20,7 @@ use super::progress::{Bars, draw_target, interrupt_flag, is_set};
 use super::which::WhichFleet;
 use fleet::HostError;
 use fleet::admission::{Admission, judge};
-use fleet::daemon_client::request;
+use fleet::daemon_client::{request, unexpected};
 use fleet::down::{clean_up, take_down};
 use fleet::living::{choose, choose_to_end, holder, pids, vms};
 use fleet::metrics::Format;
@@ -29,11 +28,12 @@ use fleet::preflight::{self, Problem};
 use fleet::runtime::FleetDir;
 use fleet::shutdown::DEFAULT_LIMIT;
 use fleet::spec::FleetSpec;
-use fleet::status::{FleetStatus, Reply, Request};
+use fleet::status::{FleetStatus, Refusal, Reply, Request};
 use fleet::watch::Stage;
 use os::Process;
 use os::executable;
 use os::print::{errln, out, outln};
+use wire::LineBuffer;
 
 /// How long the daemon may take for what it does at once, and for what reads all memory.
 const SHORT: Duration = Duration::from_secs(120);
@@ -42,6 +42,8 @@ const LONG: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_secs(2);
 /// How long `status --settle` lets merging take.
 const SETTLE_SECONDS: u64 = 300;
+/// Longest line of a daemon that comes up: its last one is the whole status.
+const MAX_LINE_BYTES: usize = 64 << 20;
 
 /// Launch a fleet of guests from a file; show it, verify it, take it down
 #[derive(clap::Args)]
@@ -196,7 +198,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 enum Line {
     Progress { stage: Stage, guest: usize, done: u64, total: u64 },
     Up { up: Box<FleetStatus> },
-    Error { error: String },
+    Error(Refusal),
 }
 
 /// What a dry run prints.
@@ -242,13 +244,16 @@ fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
         .context("cannot start the daemon")?;
     let bars = Bars::new(spec.guests.len());
     let (sender, lines) = std::sync::mpsc::channel();
-    let out = daemon.stdout.take().context("the daemon has no output")?;
+    let mut out = daemon.stdout.take().context("the daemon has no output")?;
     std::thread::spawn(move || {
-        for line in BufReader::new(out).lines().map_while(Result::ok) {
-            let Ok(line) = serde_json::from_str::<Line>(&line) else { continue };
-            let last = !matches!(line, Line::Progress { .. });
-            if sender.send(line).is_err() || last {
-                return;
+        let mut buffer = LineBuffer::new(MAX_LINE_BYTES);
+        while let Ok(()) = buffer.read_from(&mut out) {
+            while let Ok(Some(line)) = buffer.next_line() {
+                let Ok(line) = serde_json::from_slice::<Line>(&line) else { continue };
+                let last = !matches!(line, Line::Progress { .. });
+                if sender.send(line).is_err() || last {
+                    return;
+                }
             }
         }
     });
@@ -259,7 +264,7 @@ fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
         match lines.recv_timeout(Duration::from_millis(100)) {
             Ok(Line::Progress { stage, guest, done, total }) => bars.tell(stage, guest, done, total),
             Ok(Line::Up { up }) => break Ok(up),
-            Ok(Line::Error { error }) => break Err(anyhow::Error::msg(error)),
+            Ok(Line::Error(refusal)) => break Err(anyhow::Error::msg(refusal.text)),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
                 break Err(anyhow::Error::msg("the daemon ended without a word"));
@@ -299,7 +304,7 @@ fn not_up(fleet: &str, mut daemon: Child, error: anyhow::Error) -> anyhow::Resul
 fn status(fleet: &str, json: bool, ask: &Request, limit: Duration) -> anyhow::Result<ExitCode> {
     match request(fleet, ask, limit)? {
         Reply::Status(status) => print(&status, json)?,
-        other => bail!("the daemon answered something else: {other:?}"),
+        other => return Err(unexpected(&other).into()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -317,8 +322,9 @@ fn print(status: &FleetStatus, json: bool) -> anyhow::Result<()> {
 }
 
 fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let Reply::Verified(result) = telling_who_waits(fleet, || request(fleet, &Request::Verify, LONG))? else {
-        bail!("the daemon answered something else");
+    let result = match telling_who_waits(fleet, || request(fleet, &Request::Verify, LONG))? {
+        Reply::Verified(result) => result,
+        other => return Err(unexpected(&other).into()),
     };
     match json {
         true => outln!("{}", serde_json::to_string(&result)?)?,
@@ -360,8 +366,9 @@ fn telling_who_waits<T>(fleet: &str, work: impl FnOnce() -> T) -> T {
 }
 
 fn metrics(fleet: &str, format: Format) -> anyhow::Result<ExitCode> {
-    let Reply::Metrics(text) = request(fleet, &Request::Metrics { format }, SHORT)? else {
-        bail!("the daemon answered something else");
+    let text = match request(fleet, &Request::Metrics { format }, SHORT)? {
+        Reply::Metrics(text) => text,
+        other => return Err(unexpected(&other).into()),
     };
     out!("{text}")?;
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ use super::progress::interrupt_flag;
 use fleet::HostError;
 use fleet::daemon::{Daemon, Plan};
 use fleet::spec::FleetSpec;
+use fleet::status::{ErrorKind, Refusal};
 use fleet::watch::Watch;
 use os::one_line;
 use os::print::{is_reader_gone, outln};
@@ -71,7 +72,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     let failure = Mutex::new(None);
     let failed = |error: HostError| {
-        say(serde_json::json!({ "error": one_line(&error) }));
+        say(serde_json::json!(Refusal::new(ErrorKind::from(&error), one_line(&error))));
         *os::lock(&failure) = Some(error);
     };
     let plan = Plan { spec, replace: args.replace, log: args.detach };

@@ -4,7 +4,7 @@
 //! A request that was sent is not given up while the VM's process lives: it may be carried out at any time, and then that must be known.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -15,10 +15,11 @@ use super::HostError;
 use super::client;
 use super::vm_handle::{Said, VmHandle};
 use machine::balloon::{BalloonSize, BalloonStatus};
-use machine::control::{Reply, Request};
+use machine::control::{Answer, ErrorKind, Reply, Request};
 use machine::working_set::WorkingSet;
 use os::lock;
 use overcommit::action::Action;
+use wire::{LineError, Lines, answer};
 
 /// VMs are asked so often, unless something was asked of them.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,7 +32,7 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 /// How often a thread that waits for an answer sees whether it is to end.
 const POLL: Duration = Duration::from_millis(500);
 /// Longest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 1 << 20;
+const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// What a VM has said.
 #[derive(Clone, Debug)]
@@ -280,84 +281,89 @@ impl Shared {
 
     /// Asks everything there is to know.
     fn hear(&self, handle: &VmHandle, whole: bool) -> Result<Heard, HostError> {
-        let Reply::Status(status) = self.control(handle, &Request::Status)? else {
-            return Err(nonsense(handle));
+        let status = match self.control(handle, &Request::Status)? {
+            Reply::Status(status) => status,
+            other => return Err(HostError::unexpected_of_vm(&handle.guest, &other)),
         };
+        let before = lock(&self.state).heard.clone();
+        let (size_before, sample_before) =
+            before.as_ref().map_or((None, None), |heard| (heard.size, heard.working_set));
+        let before = before.map(|heard| heard.said);
+        let mut said = Said { status, balloon: None, at: Instant::now(), silent: None, trouble: Vec::new() };
         let size = match self.control(handle, &Request::BalloonSize) {
             Ok(Reply::BalloonSize(size)) => Some(size),
-            Ok(_) | Err(HostError::Control { .. }) => None,
-            Err(error) => return Err(error),
+            Ok(other) => return Err(HostError::unexpected_of_vm(&handle.guest, &other)),
+            Err(error) if error.is_refusal(ErrorKind::NoBalloon) => None,
+            // That it cannot say does not mean that there is none.
+            Err(error) => {
+                said.tolerates(error)?;
+                size_before
+            }
         };
-        let before = lock(&self.state).heard.clone().map(|heard| heard.said);
-        let mut said = Said { status, balloon: None, at: Instant::now(), silent: None };
         if let Some(size) = size {
-            match &before {
-                Some(Said { balloon: Some(balloon), at, .. }) if !whole => {
-                    (said.balloon, said.at) = (Some(BalloonStatus { size, ..balloon.clone() }), *at);
+            let known = before.as_ref().and_then(|said| Some((said.balloon.clone()?, said.at)));
+            let asked = whole || known.is_none();
+            match if asked { self.balloon(handle, &mut said)? } else { None } {
+                Some(balloon) => said.balloon = Some(balloon),
+                None => {
+                    if let Some((balloon, at)) = known {
+                        (said.balloon, said.at) = (Some(BalloonStatus { size, ..balloon }), at);
+                    }
                 }
-                _ => said.balloon = self.balloon(handle)?,
             }
         }
         // Asked now, the guest's own statistics are there the next time.
         if size.is_some() && !said.status.paused {
-            _ = self.control(handle, &Request::BalloonStatistics);
+            match self.control(handle, &Request::BalloonStatistics) {
+                Ok(_) => {}
+                Err(error) if error.is_refusal(ErrorKind::NoStatistics) => {}
+                // What it said before holds: one that does not answer any more is met by the next question.
+                Err(error) => _ = said.tolerates(error),
+            }
         }
         let working_set = match self.control(handle, &Request::WorkingSet) {
-            Ok(Reply::WorkingSet(known)) if known.periods > 0 => Some(known),
-            _ => None,
+            Ok(Reply::WorkingSet(known)) => Some(known).filter(|known| known.periods > 0),
+            Ok(other) => return Err(HostError::unexpected_of_vm(&handle.guest, &other)),
+            Err(error)
+                if error.is_refusal(ErrorKind::NotSampled) || error.is_refusal(ErrorKind::NoSampleYet) =>
+            {
+                None
+            }
+            Err(error) => said.tolerates(error).map_or_else(|_| sample_before, |()| None),
         };
         let held_ms = |said: &Said| said.status.throttle.held_ms;
         let was_held = before.is_some_and(|before| held_ms(&said) > held_ms(&before));
         Ok(Heard { said, size, working_set, was_held })
     }
 
-    fn balloon(&self, handle: &VmHandle) -> Result<Option<BalloonStatus>, HostError> {
-        match self.control(handle, &Request::Balloon) {
-            Ok(Reply::Balloon(balloon)) => Ok(Some(*balloon)),
-            Ok(_) | Err(HostError::Control { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// Its balloon; None where it has none, or cannot see it, which `said` notes.
+    fn balloon(&self, handle: &VmHandle, said: &mut Said) -> Result<Option<BalloonStatus>, HostError> {
+        said.balloon_of(&handle.guest, self.control(handle, &Request::Balloon))
     }
 
     /// Asks one thing, and waits as long as it takes: see the module.
     fn control(&self, handle: &VmHandle, request: &Request) -> Result<Reply, HostError> {
-        let failed = |source| HostError::socket(format!("the VM of guest {}", handle.guest), source);
-        let mut stream = join(&handle.socket, handle.pid).map_err(failed)?;
-        let mut line = serde_json::to_vec(request).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
-        stream.write_all(&line).map_err(failed)?;
-        let mut reader = BufReader::new(stream).take(MAX_ANSWER_BYTES);
-        let mut answer = Vec::new();
+        client::vm_answer(&handle.guest, self.ask(handle, request))
+    }
+
+    fn ask(&self, handle: &VmHandle, request: &Request) -> Result<Answer, LineError> {
+        let mut lines = Lines::new(join(&handle.socket, handle.pid)?, MAX_ANSWER_BYTES);
+        lines.send_json(request, Instant::now() + POLL)?;
         loop {
-            match reader.read_until(b'\n', &mut answer) {
-                Ok(_) => break,
-                Err(e) if is_pause(&e) && !lock(&self.state).ending => {}
-                Err(e) => return Err(failed(e)),
+            match lines.receive(Instant::now() + POLL) {
+                Ok(line) => return answer::read(&line).map_err(LineError::NotUnderstood),
+                Err(LineError::Late) if !lock(&self.state).ending => {}
+                Err(error) => return Err(error),
             }
-        }
-        match serde_json::from_slice(&answer) {
-            Ok(Reply::Error(answer)) => Err(HostError::Control { guest: handle.guest.clone(), answer }),
-            Ok(reply) => Ok(reply),
-            Err(_) if answer.is_empty() => Err(failed(io::ErrorKind::UnexpectedEof.into())),
-            Err(e) => Err(failed(e.into())),
         }
     }
 }
 
-fn is_pause(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
-}
-
-/// Connects to a socket that the process `pid` serves, and waits for neither room there nor an answer longer than [`POLL`].
+/// Connects to a socket that the process `pid` serves, and waits for room there no longer than [`POLL`].
 fn join(path: &Path, pid: u32) -> io::Result<UnixStream> {
     let stream = client::connect(path, POLL)?;
     client::check_peer(&stream, Some(pid))?;
-    stream.set_read_timeout(Some(POLL))?;
     Ok(stream)
-}
-
-fn nonsense(handle: &VmHandle) -> HostError {
-    HostError::Control { guest: handle.guest.clone(), answer: "something else than its status".into() }
 }
 
 #[cfg(test)]
@@ -365,29 +371,91 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::spec::Reservation;
-
-    const STATUS: &str = r#"{"status":{"name":"a","pid":1,"paused":true,"vcpus":1,"memory_bytes":4096,"backend":"","extents":[]}}"#;
-
-    fn handle(dir: &Path, guest: &str, pid: u32) -> VmHandle {
-        let reservation = Reservation { shares: 1, min_bytes: 0, max_bytes: 4096, priority: 0 };
-        VmHandle { guest: guest.into(), pid, socket: dir.join(guest), memory_bytes: 4096, reservation }
-    }
+    use crate::fake_vm::{STATUS, handle, serve, vm};
 
     /// Answers as a VM without a balloon does.
     fn answer(listener: UnixListener) {
-        thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                let mut line = String::new();
-                let _ = BufReader::new(&stream).read_line(&mut line);
-                let answer = match line.as_str() {
-                    "{\"op\":\"status\"}\n" => STATUS,
-                    "{\"op\":\"pause\"}\n" => "\"done\"",
-                    _ => r#"{"error":"no"}"#,
-                };
-                let _ = stream.write_all(format!("{answer}\n").as_bytes());
-            }
+        serve(listener, |op| {
+            let answer = match op {
+                "status" => STATUS,
+                "pause" => "\"done\"",
+                "balloon_size" => r#"{"error":"no","kind":"no-balloon"}"#,
+                _ => r#"{"error":"no","kind":"not-sampled"}"#,
+            };
+            answer.into()
         });
+    }
+
+    /// What is heard of one that answers so.
+    fn heard(answer: impl Fn(&str) -> String + Send + 'static) -> Heard {
+        let dir = tempfile::tempdir().unwrap();
+        let handles = [vm(dir.path(), "a", answer)];
+        let (mut askers, until) = (Askers::default(), Instant::now() + Duration::from_secs(60));
+        askers.attend(&handles);
+        loop {
+            askers.wait(Duration::from_millis(10));
+            askers.attend(&handles);
+            if let Some(heard) = askers.heard("a") {
+                return heard;
+            }
+            assert!(Instant::now() < until, "it was never heard");
+        }
+    }
+
+    const SIZE: &str = r#"{"balloon_size":{"driver":true,"target_pages":5,"actual_pages":4}}"#;
+
+    #[test]
+    fn only_one_that_says_so_has_no_balloon() {
+        for (said, trouble) in [
+            (r#"{"error":"this VM has no balloon","kind":"no-balloon"}"#, None),
+            // Of a build that names no reasons.
+            (r#"{"error":"this VM has no balloon"}"#, None),
+            (r#"{"error":"it is being moved","kind":"moving"}"#, Some("it is being moved")),
+            (
+                r#"{"error":"not a request: balloon_size","kind":"not-a-request"}"#,
+                Some("not a request: balloon_size"),
+            ),
+        ] {
+            let heard = heard(move |op| if op == "balloon_size" { said } else { plain(op) }.into());
+            assert_eq!(
+                (heard.size, heard.said.trouble.first().map(String::as_str)),
+                (None, trouble),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_balloon_that_cannot_be_seen_is_there_and_noted() {
+        let heard = heard(|op| {
+            let answer = match op {
+                "balloon_size" => SIZE,
+                "balloon" => r#"{"error":"cannot see what the host has of the balloon","kind":"host"}"#,
+                op => plain(op),
+            };
+            answer.into()
+        });
+        assert_eq!(heard.size.map(|size| size.actual_pages), Some(4));
+        assert!(heard.said.balloon.is_none());
+        assert_eq!(heard.said.trouble, ["cannot see what the host has of the balloon"]);
+    }
+
+    #[test]
+    fn a_sample_that_fails_is_not_one_that_nobody_wanted() {
+        let answer = |sample: &'static str| {
+            heard(move |op| if op == "working_set" { sample } else { plain(op) }.into()).said.trouble
+        };
+        assert!(answer(r#"{"error":"ask again","kind":"no-sample-yet"}"#).is_empty());
+        assert_eq!(answer(r#"{"error":"no userfaultfd","kind":"host"}"#), ["no userfaultfd"]);
+    }
+
+    /// What one without anything says to all that a test is not about.
+    fn plain(op: &str) -> &'static str {
+        match op {
+            "status" => STATUS,
+            "balloon_size" | "balloon" => r#"{"error":"no","kind":"no-balloon"}"#,
+            _ => r#"{"error":"no","kind":"not-sampled"}"#,
+        }
     }
 
     #[test]

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 use super::client::control;
-use super::daemon_client::request;
+use super::daemon_client::{request, unexpected};
 use super::status::{Reply as Answer, Request as Question};
 use super::target::Target;
 use machine::balloon::{BalloonSize, BalloonStatus};
-use machine::control::{Reply, Request};
+use machine::control::{ErrorKind, Reply, Request};
 use memory::PAGE_BYTES;
 
 /// How often fresh statistics are looked for.
@@ -65,16 +65,25 @@ impl Stop {
 
 impl Target {
     /// Whether its fleet has a policy that sets balloons, too. What the policy sets holds: it is asked for again.
-    pub fn has_policy(&self) -> bool {
-        let management = self.fleet.as_ref().map(|fleet| request(fleet, &Question::Management, POLICY_LIMIT));
-        matches!(management, Some(Ok(Answer::Management(now))) if now.acting)
+    ///
+    /// # Errors
+    /// Its daemon is there and does not say.
+    pub fn has_policy(&self) -> Result<bool, HostError> {
+        let Some(fleet) = &self.fleet else { return Ok(false) };
+        match request(fleet, &Question::Management, POLICY_LIMIT) {
+            Ok(Answer::Management(now)) => Ok(now.acting),
+            Ok(other) => Err(unexpected(&other)),
+            // Where no daemon is, no policy acts.
+            Err(HostError::NoDaemon { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Its balloon as it is now.
     pub fn status(&self) -> Result<BalloonStatus, HostError> {
         match control(&self.guest, &self.socket, &Request::Balloon)? {
             Reply::Balloon(status) => Ok(*status),
-            other => Err(self.nonsense(&other)),
+            other => Err(HostError::unexpected_of_vm(&self.guest, &other)),
         }
     }
 
@@ -82,15 +91,17 @@ impl Target {
     pub fn size(&self) -> Result<BalloonSize, HostError> {
         match control(&self.guest, &self.socket, &Request::BalloonSize)? {
             Reply::BalloonSize(size) => Ok(size),
-            other => Err(self.nonsense(&other)),
+            other => Err(HostError::unexpected_of_vm(&self.guest, &other)),
         }
     }
 
     /// Its balloon with statistics from after now, if the guest gives some within `limit`; else with those at hand.
     pub fn fresh(&self, limit: Duration, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
         let first = self.status()?;
-        if control(&self.guest, &self.socket, &Request::BalloonStatistics).is_err() {
-            return Ok(first);
+        match control(&self.guest, &self.socket, &Request::BalloonStatistics) {
+            Ok(_) => {}
+            Err(error) if error.is_refusal(ErrorKind::NoStatistics) => return Ok(first),
+            Err(error) => return Err(error),
         }
         let until = Instant::now() + limit;
         loop {
@@ -112,12 +123,8 @@ impl Target {
     pub fn is_paused(&self) -> Result<bool, HostError> {
         match control(&self.guest, &self.socket, &Request::Status)? {
             Reply::Status(status) => Ok(status.paused),
-            other => Err(self.nonsense(&other)),
+            other => Err(HostError::unexpected_of_vm(&self.guest, &other)),
         }
-    }
-
-    fn nonsense(&self, reply: &Reply) -> HostError {
-        HostError::Control { guest: self.guest.clone(), answer: format!("something else: {reply:?}") }
     }
 }
 
@@ -173,9 +180,28 @@ pub fn why(stop: Stop, status: &BalloonStatus) -> Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake_vm::vm;
 
     fn size(driver: bool, target_pages: u32, actual_pages: u32) -> BalloonSize {
         BalloonSize { driver, target_pages, actual_pages }
+    }
+
+    #[test]
+    fn statistics_that_cannot_be_had_now_are_done_without_and_other_errors_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let fresh = |guest: &str, answer: &'static str| {
+            let balloon = serde_json::json!({"balloon": BalloonStatus::default()}).to_string();
+            let answers = move |op: &str| if op == "balloon" { balloon.clone() } else { answer.to_owned() };
+            let target = Target::of(&vm(dir.path(), guest, answers));
+            target.fresh(Duration::from_secs(60), &AtomicBool::new(true))
+        };
+        for answer in
+            [r#"{"error":"no driver","kind":"no-statistics"}"#, r#"{"error":"no driver"}"#, "\"done\""]
+        {
+            assert_eq!(fresh(&format!("{}", answer.len()), answer).unwrap(), BalloonStatus::default());
+        }
+        let error = fresh("b", r#"{"error":"it is on fire","kind":"on-fire"}"#).unwrap_err().to_string();
+        assert_eq!(error, "the VM of guest b refused: it is on fire");
     }
 
     /// Looks once a second at a balloon that stays as it is.

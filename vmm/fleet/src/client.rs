@@ -1,53 +1,37 @@
 //! The two ways into a VM process: its control socket (JSON lines) and its COM2 socket (the guest's protocol).
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest::protocol::{Command, LineReader, Reply};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::HostError;
 use machine::control;
 use os::Peer;
+use wire::{LineError, Lines};
+
+pub use wire::connect;
 
 /// How long a VM process, or the daemon, may take to answer what it can answer at once.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Longest answer that is read.
-const MAX_ANSWER_BYTES: u64 = 64 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// How often a silent socket is looked at again, for an interrupt.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Connects to the socket at `path`. One whose process does not take clients is an error after `limit`.
-pub fn connect(path: &Path, limit: Duration) -> io::Result<UnixStream> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // For connecting, too, where the queue is full.
-    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
-}
-
-/// Asks one question of a JSON-lines socket and reads one answer, within `limit`.
-pub fn ask<Q: Serialize, A: DeserializeOwned>(
-    mut stream: UnixStream,
-    question: &Q,
+/// Asks one question of a JSON-lines socket and reads one answer of whatever form, within `limit`.
+pub fn ask<A: DeserializeOwned>(
+    stream: UnixStream,
+    question: &impl Serialize,
     limit: Duration,
-) -> io::Result<A> {
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    let mut line = serde_json::to_vec(question)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = Vec::new();
-    BufReader::new(stream).take(MAX_ANSWER_BYTES).read_until(b'\n', &mut answer)?;
-    if answer.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up without an answer"));
-    }
-    Ok(serde_json::from_slice(&answer)?)
+) -> Result<A, LineError> {
+    let (mut lines, until) = (Lines::new(stream, MAX_ANSWER_BYTES), Instant::now() + limit);
+    lines.send_json(question, until)?;
+    serde_json::from_slice(&lines.receive(until)?).map_err(LineError::NotUnderstood)
 }
 
 /// Asks a VM's control socket; its refusal is an error.
@@ -63,13 +47,31 @@ pub fn control_within(
     request: &control::Request,
     limit: Duration,
 ) -> Result<control::Reply, HostError> {
-    let asked = connect(path, limit).and_then(|stream| {
-        check_peer(&stream, pid)?;
-        ask(stream, request, limit)
-    });
-    match asked {
-        Ok(control::Reply::Error(answer)) => Err(HostError::Control { guest: guest.into(), answer }),
-        Ok(reply) => Ok(reply),
+    let connected = connect(path, limit).and_then(|stream| check_peer(&stream, pid).map(|()| stream));
+    match connected {
+        Ok(stream) => ask_vm(guest, stream, request, limit),
+        Err(source) => vm_answer(guest, Err(source.into())),
+    }
+}
+
+/// Asks the VM of `guest`, which is at the other end of `stream`.
+pub(super) fn ask_vm(
+    guest: &str,
+    stream: UnixStream,
+    request: &control::Request,
+    limit: Duration,
+) -> Result<control::Reply, HostError> {
+    vm_answer(guest, Lines::new(stream, MAX_ANSWER_BYTES).ask(request, Instant::now() + limit))
+}
+
+/// What came of asking the VM of `guest`; its refusal is an error.
+pub(super) fn vm_answer(
+    guest: &str,
+    answer: Result<control::Answer, LineError>,
+) -> Result<control::Reply, HostError> {
+    match answer {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(refusal)) => Err(HostError::Control { guest: guest.into(), refusal }),
         Err(source) => Err(HostError::socket(format!("the VM of guest {guest}"), source)),
     }
 }
@@ -103,7 +105,7 @@ impl Com2 {
 
     /// The next reply, or None after `POLL` without one. What is no reply is skipped: a guest may say anything.
     pub fn poll(&mut self) -> Result<Option<Reply>, HostError> {
-        let failed = |source| HostError::socket(format!("COM2 of guest {}", self.guest), source);
+        let failed = |source: io::Error| HostError::socket(format!("COM2 of guest {}", self.guest), source);
         if self.buffered.is_empty() {
             let mut bytes = [0u8; 1024];
             match self.stream.read(&mut bytes) {
@@ -139,7 +141,8 @@ impl Com2 {
         limit: Duration,
         step: &mut dyn FnMut(Option<(u64, u64)>) -> Result<bool, HostError>,
     ) -> Result<Reply, HostError> {
-        let failed = |guest: &str, source| HostError::socket(format!("COM2 of guest {guest}"), source);
+        let failed =
+            |guest: &str, source: io::Error| HostError::socket(format!("COM2 of guest {guest}"), source);
         self.stream.write_all(format!("{command}\n").as_bytes()).map_err(|e| failed(&self.guest, e))?;
         let mut heard = Instant::now();
         loop {

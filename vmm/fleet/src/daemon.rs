@@ -2,7 +2,6 @@
 //! on, and the next one takes them over.
 
 use os::one_line;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
@@ -18,10 +17,11 @@ use super::ledger::{self, Reading};
 use super::metrics::{self, EngineNow, Format, exposition};
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Shutdown};
 use super::spec::FleetSpec;
-use super::status::{FleetStatus, Reply, Request};
+use super::status::{ErrorKind, FleetStatus, Refusal, Reply, Request};
 use super::watch::Watch;
 use memory::own;
 use os::lock;
+use wire::{LineError, Lines};
 
 /// How often the daemon looks for an interrupt while nobody asks.
 const POLL: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ const MAX_CLIENTS: usize = 32;
 /// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
 const OOM_SCORE_ADJ: i16 = -900;
 /// Longest request.
-const MAX_REQUEST_BYTES: u64 = 4096;
+const MAX_REQUEST_BYTES: usize = 4096;
 
 /// What a daemon is to bring up.
 pub struct Plan {
@@ -212,26 +212,21 @@ impl Daemon {
         lock(&self.fleet)
     }
 
-    /// Answers one client. A client that is slow or talks rubbish is hung up on.
-    fn talk(&self, mut stream: UnixStream) {
-        let limits = stream.set_nonblocking(false).is_ok()
-            && stream.set_read_timeout(Some(CLIENT_LIMIT)).is_ok()
-            && stream.set_write_timeout(Some(CLIENT_LIMIT)).is_ok();
-        let mut line = String::new();
-        let read = BufReader::new(&stream).take(MAX_REQUEST_BYTES).read_line(&mut line);
-        if !limits || !matches!(read, Ok(1..)) {
-            return;
-        }
-        let reply = match serde_json::from_str(&line) {
-            Ok(request) => self
-                .carry_out(request, stream.try_clone().ok())
-                .unwrap_or_else(|e| Reply::Error(one_line(&e))),
-            Err(e) => Reply::Error(format!("not a request: {e}")),
+    /// Answers one client. A client that is slow, or whose line has no end, is hung up on.
+    fn talk(&self, stream: UnixStream) {
+        let watched = stream.try_clone().ok();
+        let mut client = Lines::new(stream, MAX_REQUEST_BYTES);
+        let line = match client.receive(Instant::now() + CLIENT_LIMIT) {
+            Ok(line) => line,
+            // It has closed its sending side behind its request, which is as good as the end of a line.
+            Err(LineError::Cut) => client.take_rest(),
+            Err(_) => return,
         };
-        if let Ok(mut bytes) = serde_json::to_vec(&reply) {
-            bytes.push(b'\n');
-            let _ = stream.write_all(&bytes);
-        }
+        let answer = match serde_json::from_slice(&line) {
+            Ok(request) => self.carry_out(request, watched).map_err(Refusal::from),
+            Err(e) => Err(Refusal::new(ErrorKind::NotARequest, format!("not a request: {e}"))),
+        };
+        let _ = client.answer(&answer, Instant::now() + CLIENT_LIMIT);
     }
 
     fn carry_out(&self, request: Request, client: Option<UnixStream>) -> Result<Reply, HostError> {

@@ -4,20 +4,21 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::HostError;
 use super::claim::Claim;
-use super::client::ask;
-use super::daemon_client::connect;
+use super::client::MAX_ANSWER_BYTES;
+use super::daemon_client::{answer_of, connect, unexpected};
 use super::living::{LivingVm, vms};
 use super::runtime::FleetDir;
 use super::shutdown::{CutOff, Left, Shutdown};
-use super::status::{Reply, Request};
+use super::status::{Answer, Reply, Request};
 use super::takeover::{end_all, shut_down_each};
 use os::Peer;
+use wire::{LineError, Lines};
 
 /// How long the daemon may take to end its guests.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
@@ -51,21 +52,20 @@ pub fn take_down(
         Err(HostError::NoDaemon { .. }) => return take_down_orphans(fleet, limit, watch),
         connected => connected?,
     };
-    let failed = |source| HostError::socket(format!("the daemon of fleet {fleet}"), source);
     // Held before it is asked: afterwards its number could be another's.
     let daemon = match Peer::process(&stream) {
         Err(_) => return take_down_orphans(fleet, limit, watch),
         Ok(daemon) => daemon,
     };
     let (cut_off, notes) = match ask_down(fleet, stream, limit, watch) {
-        Ok(Reply::Error(answer)) => return Err(HostError::Daemon(answer)),
-        Ok(Reply::Down { cut_off, notes }) => (cut_off, notes),
-        Ok(_) => (Vec::new(), Vec::new()),
         // Killed meanwhile, or it was going down already.
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof && daemon.ends_within(END_LIMIT) => {
+        Err(LineError::Closed | LineError::Cut) if daemon.ends_within(END_LIMIT) => {
             return take_down_orphans(fleet, limit, watch);
         }
-        Err(e) => return Err(failed(e)),
+        answer => match answer_of(fleet, answer)? {
+            Reply::Down { cut_off, notes } => (cut_off, notes),
+            other => return Err(unexpected(&other)),
+        },
     };
     match daemon.ends_within(END_LIMIT) {
         true => Ok(Down { fleet: fleet.into(), orphans: None, cut_off, notes }),
@@ -79,14 +79,15 @@ fn ask_down(
     stream: UnixStream,
     limit: Duration,
     watch: &mut dyn FnMut(&Left) -> bool,
-) -> io::Result<Reply> {
+) -> Result<Answer, LineError> {
     let down = |limit: Duration| Request::Down { timeout_seconds: limit.as_secs() };
-    let ask_again = |question: Request, limit| match connect(fleet, limit) {
-        Ok(stream) => ask::<_, Reply>(stream, &question, limit).ok(),
-        Err(_) => None,
+    let ask = |stream, question: Request, limit| -> Result<Answer, LineError> {
+        Lines::new(stream, MAX_ANSWER_BYTES).ask(&question, Instant::now() + limit)
     };
+    // What comes of it, or does not, is seen by the first question.
+    let ask_again = |question: Request, limit| ask(connect(fleet, limit).ok()?, question, limit).ok()?.ok();
     thread::scope(|scope| {
-        let asked = scope.spawn(|| ask(stream, &down(limit), limit + ANSWER_LIMIT));
+        let asked = scope.spawn(|| ask(stream, down(limit), limit + ANSWER_LIMIT));
         let mut is_wanted = true;
         while !asked.is_finished() {
             thread::sleep(LOOK);
@@ -98,7 +99,7 @@ fn ask_down(
                 scope.spawn(|| ask_again(down(Duration::ZERO), ANSWER_LIMIT));
             }
         }
-        asked.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
+        asked.join().unwrap_or_else(|_| Err(LineError::Io(io::Error::other("its thread panicked"))))
     })
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong with a fleet.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,10 @@ use memory::page_out::PageOutError;
 use merge::EngineError;
 use overcommit::admission::{AdmissionError, Refusal};
 use overcommit::readings::ReadingError;
+use wire::LineError;
+
+/// How much of an answer is shown that was not expected: a fleet's status is long.
+const UNEXPECTED_CHARS: usize = 200;
 
 /// Why a fleet, or one of its guests, could not do what was asked.
 #[derive(Debug, Error)]
@@ -263,11 +268,19 @@ pub enum HostError {
         answer: String,
     },
     /// A VM's control socket answered with an error.
-    #[error("the VM of guest {guest} refused: {answer}")]
+    #[error("the VM of guest {guest} refused: {refusal}")]
     Control {
         /// Its name.
         guest: String,
-        /// What it said.
+        /// Which error, and what it said.
+        refusal: machine::control::Refusal,
+    },
+    /// An answer to another question than was asked.
+    #[error("{who} answered something else: {answer}")]
+    Unexpected {
+        /// Who did.
+        who: String,
+        /// What.
         answer: String,
     },
     /// A socket failed.
@@ -277,7 +290,7 @@ pub enum HostError {
         who: String,
         /// Why.
         #[source]
-        source: io::Error,
+        source: LineError,
     },
     /// A process that is there does not answer.
     #[error("{who} does not answer: its process is stopped, or waits for a disk or a server")]
@@ -295,7 +308,7 @@ pub enum HostError {
     },
     /// The daemon said so.
     #[error("the fleet's daemon says: {0}")]
-    Daemon(String),
+    Daemon(super::status::Refusal),
     /// The host's check of a guest's pages could not be made.
     #[error("the pages of guest {guest} could not be checked")]
     Check {
@@ -329,10 +342,26 @@ pub enum HostError {
 
 impl HostError {
     /// A socket of `who` failed. That nothing came in time means that `who` is silent.
-    pub(crate) fn socket(who: String, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Unanswered { who },
-            _ => Self::Socket { who, source },
+    pub(crate) fn socket(who: String, source: impl Into<LineError>) -> Self {
+        match source.into() {
+            LineError::Late | LineError::NotYet => Self::Unanswered { who },
+            source => Self::Socket { who, source },
         }
+    }
+
+    /// The VM of `guest` answered another question than it was asked.
+    pub(crate) fn unexpected_of_vm(guest: &str, answer: &machine::control::Reply) -> Self {
+        Self::unexpected(format!("the VM of guest {guest}"), answer)
+    }
+
+    /// `who` answered another question than was asked.
+    pub fn unexpected(who: String, answer: &dyn fmt::Debug) -> Self {
+        Self::Unexpected { who, answer: format!("{answer:?}").chars().take(UNEXPECTED_CHARS).collect() }
+    }
+
+    /// Whether a VM refused for this reason. One of a build that names no reasons may have had it, too.
+    pub(crate) fn is_refusal(&self, kind: machine::control::ErrorKind) -> bool {
+        use machine::control::ErrorKind::Unsaid;
+        matches!(self, Self::Control { refusal, .. } if [kind, Unsaid].contains(&refusal.kind))
     }
 }

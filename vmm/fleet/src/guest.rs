@@ -211,7 +211,7 @@ impl Guest {
                     Ok(com2) => self.com2 = Some(com2),
                     Err(source) if limits::is_shortage(&source) => {
                         let who = format!("COM2 of guest {}", self.spec.name);
-                        return Err(HostError::Socket { who, source: limits::explained(source) });
+                        return Err(HostError::socket(who, limits::explained(source)));
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
                 },
@@ -291,10 +291,8 @@ impl Guest {
         let number = self.number;
         let handle = self.handle()?;
         let Some(com2) = &mut self.com2 else {
-            return Err(HostError::Socket {
-                who: format!("COM2 of guest {}", self.spec.name),
-                source: io::ErrorKind::NotConnected.into(),
-            });
+            let who = format!("COM2 of guest {}", self.spec.name);
+            return Err(HostError::socket(who, io::Error::from(io::ErrorKind::NotConnected)));
         };
         let began = Instant::now();
         let mut stands = false;
@@ -360,7 +358,7 @@ impl Guest {
     pub fn vm_status(&self) -> Result<vm::Status, HostError> {
         match self.control(&vm::Request::Status)? {
             vm::Reply::Status(status) => Ok(vm::Status { name: self.spec.name.clone(), ..status }),
-            other => Err(HostError::Control { guest: self.spec.name.clone(), answer: format!("{other:?}") }),
+            other => Err(HostError::unexpected_of_vm(&self.spec.name, &other)),
         }
     }
 
@@ -516,19 +514,25 @@ impl Guest {
             self.stop();
             return Ended::Orderly;
         }
+        let mut unasked = None;
         if !self.is_built_in() && self.ended().is_none() {
             // At the pace of one that is held back it could not.
             let lift = vm::Request::Throttle { pages_per_second: None };
             let _ = self.control_within(&lift, END_LIMIT);
-            let asked = self.control_within(&shutdown::request(shutdown.vm_limit()), END_LIMIT).is_ok();
-            while asked && self.ended().is_none() && !shutdown.time_left().is_zero() {
+            unasked = match self.control_within(&shutdown::request(shutdown.vm_limit()), END_LIMIT) {
+                Ok(_) => None,
+                // It is on its way out by itself.
+                Err(HostError::Socket { .. }) if self.is_ending() => None,
+                Err(error) => Some(os::one_line(&error)),
+            };
+            while unasked.is_none() && self.ended().is_none() && !shutdown.time_left().is_zero() {
                 std::thread::sleep(END_POLL);
             }
         }
         let has_nothing_to_lose = self.is_built_in();
         let ended = match self.ended() {
             None if has_nothing_to_lose => Ended::Orderly,
-            None => Ended::CutOff,
+            None => unasked.map_or(Ended::CutOff, Ended::Unasked),
             // Of one that is no child of ours it is not known, unless it has said so.
             Some(how) if how == CLEAN_EXIT || how == GONE => Ended::Orderly,
             Some(how) => Ended::Otherwise(how.into()),

@@ -20,6 +20,8 @@ pub mod daemon;
 pub mod daemon_client;
 pub mod down;
 mod error;
+#[cfg(test)]
+mod fake_vm;
 pub mod fleet;
 pub mod governor;
 pub mod guest;

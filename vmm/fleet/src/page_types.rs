@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use guest::protocol::{Command, Done, Reply};
 
 use super::HostError;
-use super::daemon_client::request;
+use super::daemon_client::{request, unexpected};
 use super::fleet::Fleet;
 use super::guest::Guest;
 use super::status;
@@ -27,7 +27,7 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(180);
 pub fn page_types(fleet: &str, guest: &str) -> Result<String, HostError> {
     match request(fleet, &status::Request::PageTypes { guest: guest.into() }, DAEMON_LIMIT)? {
         status::Reply::PageTypes(runs) => Ok(runs),
-        _ => Err(HostError::Daemon("something else than what frames are used for".into())),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -56,7 +56,7 @@ impl Guest {
             let command = Command::Frames { from };
             let Some(com2) = &mut self.com2 else {
                 let who = format!("COM2 of guest {}", self.spec.name);
-                return Err(HostError::Socket { who, source: io::ErrorKind::NotConnected.into() });
+                return Err(HostError::socket(who, io::Error::from(io::ErrorKind::NotConnected)));
             };
             // Unlike other commands this one does not wait for a guest that is held back: the whole fleet would.
             let slow = || HostError::Slow { guest: self.spec.name.clone(), command: "frames", limit: LIMIT };

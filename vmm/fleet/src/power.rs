@@ -1,5 +1,6 @@
 //! One guest powered off, or its power button pressed.
 
+use std::io;
 use std::time::Duration;
 
 use super::HostError;
@@ -16,14 +17,11 @@ pub fn power_off(
     limit: Duration,
     watch: &mut dyn FnMut(Duration) -> bool,
 ) -> Result<bool, HostError> {
-    let failed = |source| HostError::socket(format!("the VM of guest {}", target.guest), source);
+    let failed = |source: io::Error| HostError::socket(format!("the VM of guest {}", target.guest), source);
     let stream = client::connect(target.socket(), ANSWER_LIMIT).map_err(failed)?;
     let vm = Peer::process(&stream).map_err(failed)?;
     let shutdown = Shutdown::within(limit);
-    let answer = client::ask(stream, &request(shutdown.vm_limit()), ANSWER_LIMIT).map_err(failed)?;
-    if let Reply::Error(answer) = answer {
-        return Err(HostError::Control { guest: target.guest.clone(), answer });
-    }
+    client::ask_vm(&target.guest, stream, &request(shutdown.vm_limit()), ANSWER_LIMIT)?;
     while !vm.ends_within(LOOK) {
         let left = shutdown.time_left();
         if left.is_zero() || !watch(left) {
@@ -38,6 +36,6 @@ pub fn power_off(
 pub fn press_power_button(target: &Target) -> Result<bool, HostError> {
     match client::control(&target.guest, target.socket(), &Request::PowerButton)? {
         Reply::PowerButton(pressed) => Ok(pressed.driver),
-        other => Err(HostError::Control { guest: target.guest.clone(), answer: format!("{other:?}") }),
+        other => Err(HostError::unexpected_of_vm(&target.guest, &other)),
     }
 }

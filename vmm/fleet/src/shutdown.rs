@@ -109,7 +109,8 @@ impl Shutdown {
         let why = match ended {
             Ended::Orderly => return,
             // That was asked for.
-            Ended::CutOff if limit == 0 => return,
+            Ended::CutOff | Ended::Unasked(_) if limit == 0 => return,
+            Ended::Unasked(why) => format!("it could not be asked to power off: {why}"),
             Ended::CutOff => format!("it did not power off within {limit} s"),
             Ended::Otherwise(how) => how,
         };
@@ -130,6 +131,8 @@ pub enum Ended {
     Orderly,
     /// Its time was up.
     CutOff,
+    /// It was not asked, for this reason, and was ended.
+    Unasked(String),
     /// As this says.
     Otherwise(String),
 }
@@ -149,5 +152,24 @@ mod tests {
         assert!(shutdown.time_left() <= Duration::from_secs(100));
         shutdown.allow(Duration::ZERO);
         assert_eq!((shutdown.time_left(), shutdown.vm_limit()), (Duration::ZERO, GRACE));
+    }
+
+    #[test]
+    fn why_a_guest_did_not_power_off_is_told_unless_it_was_not_to() {
+        let unasked = || Ended::Unasked("its VM does not answer".into());
+        let shutdown = Shutdown::within(Duration::from_secs(7));
+        shutdown.has_ended("a", Ended::Orderly);
+        shutdown.has_ended("b", Ended::CutOff);
+        shutdown.has_ended("c", unasked());
+        let told: Vec<_> = shutdown.cut_off().into_iter().map(|cut| (cut.guest, cut.why)).collect();
+        let expected = [
+            ("b", "it did not power off within 7 s"),
+            ("c", "it could not be asked to power off: its VM does not answer"),
+        ];
+        assert_eq!(told, expected.map(|(guest, why)| (guest.to_owned(), why.to_owned())));
+        let at_once = Shutdown::within(Duration::ZERO);
+        at_once.has_ended("b", Ended::CutOff);
+        at_once.has_ended("c", unasked());
+        assert_eq!(at_once.cut_off(), []);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::HostError;
 use super::client::{ANSWER_LIMIT, control_within};
-use super::daemon_client::request;
+use super::daemon_client::{request, unexpected};
 use super::runtime::FleetDir;
 use super::status::{Reply, Request};
 use machine::control as vm;
@@ -19,8 +19,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The daemon or a guest does not answer, or a name is nobody's.
 pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, HostError> {
     let ask = Request::Status { kvm: false, content: false, audit: false, settle_seconds: None };
-    let Reply::Status(status) = request(fleet, &ask, LIMIT)? else {
-        return Err(HostError::Daemon("something else than its status".into()));
+    let status = match request(fleet, &ask, LIMIT)? {
+        Reply::Status(status) => status,
+        other => return Err(unexpected(&other)),
     };
     if let Some(unknown) = names.iter().find(|name| status.guests.iter().all(|guest| guest.name != **name)) {
         let known: Vec<&str> = status.guests.iter().map(|guest| guest.name.as_str()).collect();
@@ -39,8 +40,11 @@ pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, Hos
         }
         let socket = dir.control(&guest.name)?;
         let said = control_within(&guest.name, &socket, guest.pid, &vm::Request::Status, ANSWER_LIMIT)?;
-        if let vm::Reply::Status(vm) = said {
-            found.push((Space { name: guest.name, pid: vm.pid, extents: vm.extents }, guest.domain));
+        match said {
+            vm::Reply::Status(vm) => {
+                found.push((Space { name: guest.name, pid: vm.pid, extents: vm.extents }, guest.domain));
+            }
+            other => return Err(HostError::unexpected_of_vm(&guest.name, &other)),
         }
     }
     Ok(found)

@@ -1,5 +1,6 @@
 //! How a fleet is, gathered for those who ask.
 
+use super::HostError;
 use super::fleet::Fleet;
 use super::ledger::Reading;
 use super::status::{FleetStatus, GuestStatus, State};
@@ -15,7 +16,7 @@ impl FleetStatus {
     /// The state of every guest of `fleet`, and `reading`, which was read of it just now.
     pub fn of(fleet: &mut Fleet, reading: Reading, kvm: bool) -> Self {
         let Reading { ledger, frames, said, seconds, audit } = reading;
-        let mut guests = Vec::new();
+        let (mut guests, mut unread) = (Vec::new(), Vec::new());
         for guest in &mut fleet.guests {
             let ended = guest.ended().map(str::to_owned);
             let said = said.iter().find(|said| said.status.name == guest.spec.name);
@@ -32,8 +33,16 @@ impl FleetStatus {
             let values = match (kvm && silent.is_none(), &ended) {
                 (true, None) => match guest.control(&VmRequest::KvmStats) {
                     Ok(VmReply::KvmStats(values)) => Some(values),
+                    Ok(other) => {
+                        unread.push(HostError::unexpected_of_vm(&guest.spec.name, &other).to_string());
+                        None
+                    }
+                    Err(HostError::Control { refusal, .. }) => {
+                        unread.push(format!("guest {}: {refusal}", guest.spec.name));
+                        None
+                    }
                     // It answers no more: its state says so, now or the next time.
-                    _ => None,
+                    Err(_) => None,
                 },
                 _ => None,
             };
@@ -65,6 +74,9 @@ impl FleetStatus {
                 ))
             })
             .collect();
+        unread.extend(said.iter().flat_map(|said| {
+            said.trouble.iter().map(|trouble| format!("guest {}: {trouble}", said.status.name))
+        }));
         let own = print::lost().map(|lost| {
             format!("the daemon's log cannot be written, and {} messages are lost: {}", lost.times, lost.why)
         });
@@ -95,6 +107,7 @@ impl FleetStatus {
                 .cloned()
                 .chain(own)
                 .chain(unwritten)
+                .chain(unread)
                 .chain(touched)
                 .chain(fleet.notes())
                 .collect(),

@@ -15,6 +15,7 @@ use super::state::{Difference, Saved, Started};
 use machine::control::Request;
 use os::Process;
 use os::one_line;
+use wire::LineError;
 
 /// How long a VM may take to say that it is there.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -144,7 +145,7 @@ fn ask(vm: &LivingVm, dir: &FleetDir, request: &Request) -> Result<(), HostError
     loop {
         let asked = control_within(&vm.guest, &socket, Some(vm.process.pid()), request, ANSWER_LIMIT);
         match asked {
-            Err(HostError::Socket { source, .. })
+            Err(HostError::Socket { source: LineError::Io(source), .. })
                 if source.kind() == io::ErrorKind::NotFound
                     && Instant::now() < until
                     && !vm.process.has_ended() =>

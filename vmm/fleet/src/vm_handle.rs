@@ -8,7 +8,7 @@ use super::HostError;
 use super::client::control_within;
 use super::spec::Reservation;
 use machine::balloon::BalloonStatus;
-use machine::control::{Reply, Request, Status};
+use machine::control::{ErrorKind, Reply, Request, Status};
 use measure::Space;
 use memory::PAGE_BYTES;
 
@@ -65,6 +65,8 @@ pub struct Said {
     pub at: Instant,
     /// For how long it has not answered, if that is long: then all of this is older.
     pub silent: Option<Duration>,
+    /// What it answered that it cannot say.
+    pub trouble: Vec<String>,
 }
 
 impl VmHandle {
@@ -78,31 +80,48 @@ impl VmHandle {
         match self.control(&Request::Status)? {
             // It is called as it is here, whatever it says: one that joined may say anything.
             Reply::Status(status) => Ok(Status { name: self.guest.clone(), ..status }),
-            other => Err(self.nonsense(&other)),
+            other => Err(HostError::unexpected_of_vm(&self.guest, &other)),
         }
     }
 
     /// What it says of itself.
     pub fn ask(&self) -> Result<Said, HostError> {
         let status = self.status()?;
-        let balloon = match self.control(&Request::Balloon) {
-            Ok(Reply::Balloon(balloon)) => Some(*balloon),
-            _ => None,
-        };
-        Ok(Said { status, balloon, at: Instant::now(), silent: None })
+        let mut said = Said { status, balloon: None, at: Instant::now(), silent: None, trouble: Vec::new() };
+        said.balloon = said.balloon_of(&self.guest, self.control(&Request::Balloon))?;
+        Ok(said)
     }
 
     /// RAM in pages.
     pub fn promised_pages(&self) -> u64 {
         self.memory_bytes / PAGE_BYTES
     }
-
-    fn nonsense(&self, reply: &Reply) -> HostError {
-        HostError::Control { guest: self.guest.clone(), answer: format!("something else: {reply:?}") }
-    }
 }
 
 impl Said {
+    /// Notes what a VM refuses that answers; what else is wrong stays an error.
+    pub(super) fn tolerates(&mut self, error: HostError) -> Result<(), HostError> {
+        match error {
+            HostError::Control { refusal, .. } => self.trouble.push(refusal.text),
+            error => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The balloon in the answer of `guest` to [`Request::Balloon`]; None where it has none, or cannot see it, which is noted.
+    pub(super) fn balloon_of(
+        &mut self,
+        guest: &str,
+        answer: Result<Reply, HostError>,
+    ) -> Result<Option<BalloonStatus>, HostError> {
+        match answer {
+            Ok(Reply::Balloon(balloon)) => Ok(Some(*balloon)),
+            Ok(other) => Err(HostError::unexpected_of_vm(guest, &other)),
+            Err(error) if error.is_refusal(ErrorKind::NoBalloon) => Ok(None),
+            Err(error) => self.tolerates(error).map(|()| None),
+        }
+    }
+
     /// What the guest could do without, by its own word.
     pub fn spare_pages(&self) -> Option<u64> {
         Some(self.balloon.as_ref()?.spare_bytes()? / PAGE_BYTES)
@@ -136,7 +155,30 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake_vm::{RUNS, vm};
     use machine::balloon::BalloonSize;
+    use wire::LineError;
+
+    #[test]
+    fn what_is_refused_means_what_its_kind_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = |guest: &str, balloon: &'static str| {
+            vm(dir.path(), guest, move |op| if op == "status" { RUNS } else { balloon }.into()).ask()
+        };
+        let none = ask("none", r#"{"error":"none","kind":"no-balloon"}"#).unwrap();
+        assert!(none.balloon.is_none() && none.trouble.is_empty());
+        let older = ask("older", r#"{"error":"none"}"#).unwrap();
+        assert!(older.balloon.is_none() && older.trouble.is_empty());
+        let unseen = ask("unseen", r#"{"error":"its pagemap is gone","kind":"host"}"#).unwrap();
+        assert_eq!((unseen.balloon, unseen.trouble), (None, vec!["its pagemap is gone".to_owned()]));
+        let other = ask("other", RUNS).unwrap_err().to_string();
+        assert!(other.starts_with("the VM of guest other answered something else: Status"), "{other}");
+        let rubbish = ask("rubbish", "rubbish").unwrap_err();
+        assert!(
+            matches!(rubbish, HostError::Socket { source: LineError::NotUnderstood(_), .. }),
+            "{rubbish}"
+        );
+    }
 
     #[test]
     fn only_a_fresh_word_of_a_guest_that_could_follow_counts() {
@@ -149,7 +191,8 @@ mod tests {
             ..BalloonStatus::default()
         };
         let status: Status = serde_json::from_str(status).unwrap();
-        let said = Said { status, balloon: Some(balloon), at: Instant::now(), silent: None };
+        let said =
+            Said { status, balloon: Some(balloon), at: Instant::now(), silent: None, trouble: Vec::new() };
         let with = |change: fn(&mut Said, &mut BalloonStatus)| {
             let mut other = said.clone();
             let mut balloon = other.balloon.take().unwrap();

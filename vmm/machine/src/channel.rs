@@ -73,7 +73,7 @@ impl Channel {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        let Ok((stream, _)) = self.listener.listener().accept() else { return };
+        let Some(stream) = self.listener.accept() else { return };
         // A second client replaces the first: the first may be a dead program's.
         self.hang_up(ops);
         if stream.set_nonblocking(true).is_ok()

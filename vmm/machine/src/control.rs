@@ -1,9 +1,10 @@
 //! A VM's control socket: one JSON object a line in each direction, answered in order.
 
+mod refusal;
+
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
@@ -16,13 +17,17 @@ use super::working_set::WorkingSet;
 use memory::Extent;
 use memory::page_out::PagedOut;
 use memory::smaps::SharePages;
+use wire::{LineError, Lines};
+
+pub(crate) use refusal::host;
+pub use refusal::{ErrorKind, Refusal};
 
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 16;
 /// Longest request.
 const MAX_REQUEST_BYTES: usize = 4096;
 /// How long a client may keep the VM waiting for it to take an answer.
-const WRITE_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+const WRITE_LIMIT: Duration = Duration::from_secs(1);
 const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
 const KEEPER: u32 = 2;
@@ -125,9 +130,10 @@ pub enum Reply {
     WorkingSet(WorkingSet),
     /// The request was carried out.
     Done,
-    /// It was not.
-    Error(String),
 }
+
+/// A reply, or why there is none.
+pub type Answer = Result<Reply, Refusal>;
 
 /// Whether a press of the power button is of use.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -174,19 +180,14 @@ pub struct Status {
 /// What carries requests out.
 pub trait Serve {
     /// Answers one request.
-    fn serve(&mut self, request: Request) -> Reply;
+    fn serve(&mut self, request: Request) -> Answer;
 }
 
 /// The socket and its clients.
 pub struct Control<S> {
     listener: Listener,
-    clients: HashMap<RawFd, Client>,
+    clients: HashMap<RawFd, Lines>,
     server: S,
-}
-
-struct Client {
-    stream: UnixStream,
-    line: Vec<u8>,
 }
 
 impl<S: Serve> Control<S> {
@@ -196,38 +197,29 @@ impl<S: Serve> Control<S> {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        let Ok((stream, _)) = self.listener.listener().accept() else { return };
-        let ready = stream.set_write_timeout(Some(WRITE_LIMIT)).is_ok();
-        if ready
-            && self.clients.len() < MAX_CLIENTS
+        let Some(stream) = self.listener.accept() else { return };
+        if self.clients.len() < MAX_CLIENTS
             && ops.add(Events::with_data(&stream, CLIENT, EventSet::IN)).is_ok()
         {
-            self.clients.insert(stream.as_raw_fd(), Client { stream, line: Vec::new() });
+            self.clients.insert(stream.as_raw_fd(), Lines::new(stream, MAX_REQUEST_BYTES));
         }
     }
 
-    /// Reads once and answers every whole line. False when the client is to be hung up on.
-    fn talk(&mut self, fd: RawFd) -> bool {
-        let Some(client) = self.clients.get_mut(&fd) else { return true };
-        let mut buffer = [0u8; 1024];
-        match client.stream.read(&mut buffer) {
-            Ok(0) => return false,
-            Ok(n) => client.line.extend(&buffer[..n]),
-            Err(e) => return e.kind() == io::ErrorKind::Interrupted,
+    /// Takes what has come and answers every whole line. An error when the client is to be disconnected.
+    fn talk(&mut self, fd: RawFd) -> Result<(), LineError> {
+        let Some(client) = self.clients.get_mut(&fd) else { return Ok(()) };
+        match client.take() {
+            Err(LineError::NotYet) => return Ok(()),
+            taken => taken?,
         }
-        while let Some(end) = client.line.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = client.line.drain(..=end).collect();
-            let reply = match Request::parse(&line) {
+        while let Some(line) = client.next_line()? {
+            let answer = match Request::parse(&line) {
                 Ok(request) => self.server.serve(request),
-                Err(e) => Reply::Error(format!("not a request: {e}")),
+                Err(e) => Err(Refusal::new(ErrorKind::NotARequest, format!("not a request: {e}"))),
             };
-            let Ok(mut bytes) = serde_json::to_vec(&reply) else { return false };
-            bytes.push(b'\n');
-            if client.stream.write_all(&bytes).is_err() {
-                return false;
-            }
+            client.answer(&answer, Instant::now() + WRITE_LIMIT)?;
         }
-        client.line.len() <= MAX_REQUEST_BYTES
+        Ok(())
     }
 }
 
@@ -241,7 +233,7 @@ impl<S: Serve> MutEventSubscriber for Control<S> {
             self.accept(ops);
         } else if events.data() == KEEPER {
             self.listener.look_after(ops, LISTENER);
-        } else if !self.talk(events.fd()) {
+        } else if self.talk(events.fd()).is_err() {
             let _ = ops.remove(Events::empty_raw(events.fd()));
             self.clients.remove(&events.fd());
         }

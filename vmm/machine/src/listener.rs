@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -71,9 +71,9 @@ impl Listener {
         self.socket.try_clone().map_err(VmError::host("duplicate a socket"))
     }
 
-    /// The socket.
-    pub(super) fn listener(&self) -> &UnixListener {
-        &self.socket
+    /// A client that has come.
+    pub(super) fn accept(&self) -> Option<UnixStream> {
+        self.socket.accept().ok().map(|(stream, _)| stream)
     }
 
     /// Watches for clients as `clients`, and for the time to look after the file as `keeper`.
@@ -104,7 +104,6 @@ impl Listener {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_private_socket_is_its_users_only_and_goes_with_its_owner() {

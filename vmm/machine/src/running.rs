@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
 use super::console::Trouble;
-use super::control::{Pressed, Reply, Request, Serve, Status};
+use super::control::{Answer, ErrorKind, Pressed, Refusal, Reply, Request, Serve, Status, host};
 use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
 use super::last_words::LastWords;
@@ -24,7 +24,6 @@ use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
 use memory::smaps::SharePages;
 use memory::written::WriteLog;
-use os::one_line;
 
 /// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
 const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
@@ -222,15 +221,19 @@ impl Running {
 }
 
 impl Serve for Running {
-    fn serve(&mut self, request: Request) -> Reply {
-        match request {
+    fn serve(&mut self, request: Request) -> Answer {
+        Ok(match request {
             Request::Status => Reply::Status(self.status()),
-            Request::StatusAndFrames => match SharePages::of(std::process::id()) {
-                Ok(frames) => Reply::Status(Status { frames: Some(frames), ..self.status() }),
-                Err(e) => Reply::Error(format!("the frames of this process cannot be read: {e}")),
-            },
+            Request::StatusAndFrames => {
+                let frames = SharePages::of(std::process::id())
+                    .map_err(host("the frames of this process cannot be read"))?;
+                Reply::Status(Status { frames: Some(frames), ..self.status() })
+            }
             Request::Pause if self.pause() => Reply::Done,
-            Request::Pause => Reply::Error("a vCPU did not leave the guest in time; the VM runs on".into()),
+            Request::Pause => {
+                let text = "a vCPU did not leave the guest in time; the VM runs on";
+                return Err(Refusal::new(ErrorKind::VcpuStuck, text));
+            }
             Request::Resume => {
                 self.resume();
                 Reply::Done
@@ -241,47 +244,38 @@ impl Serve for Running {
             }
             Request::PowerButton => Reply::PowerButton(Pressed { driver: self.press_power_button() }),
             Request::ShutDown { timeout_seconds, com2 } => {
-                match self.shut_down(Duration::from_secs(timeout_seconds.into()), com2.as_deref()) {
-                    Ok(()) => Reply::Done,
-                    Err(e) => Reply::Error(format!("the timer cannot be set: {e}")),
+                self.shut_down(Duration::from_secs(timeout_seconds.into()), com2.as_deref())
+                    .map_err(host("the timer cannot be set"))?;
+                Reply::Done
+            }
+            Request::Mergeable { on } => {
+                self.ram.set_mergeable(on)?;
+                Reply::Done
+            }
+            Request::Balloon => Reply::Balloon(Box::new(self.balloon_status()?)),
+            Request::BalloonSize => {
+                Reply::BalloonSize(BalloonSize::of(self.balloon.as_ref().ok_or(BalloonError::None)?))
+            }
+            Request::BalloonStatistics => {
+                self.balloon.as_ref().ok_or(BalloonError::None)?;
+                match self.request_balloon_statistics() {
+                    true => Reply::Done,
+                    false => return Err(BalloonError::Unasked.into()),
                 }
             }
-            Request::Mergeable { on } => match self.ram.set_mergeable(on) {
-                Ok(()) => Reply::Done,
-                Err(e) => Reply::Error(one_line(&e)),
-            },
-            Request::Balloon => match self.balloon_status() {
-                Ok(status) => Reply::Balloon(Box::new(status)),
-                Err(e) => Reply::Error(one_line(&e)),
-            },
-            Request::BalloonSize => match &self.balloon {
-                Some(balloon) => Reply::BalloonSize(BalloonSize::of(balloon)),
-                None => Reply::Error(one_line(&BalloonError::None)),
-            },
-            Request::BalloonStatistics => match self.request_balloon_statistics() {
-                true => Reply::Done,
-                false => Reply::Error(one_line(&BalloonError::Unasked)),
-            },
-            Request::BalloonTarget { pages } => match self.set_balloon(pages) {
-                Ok(()) => Reply::Done,
-                Err(e) => Reply::Error(one_line(&e)),
-            },
-            Request::Throttle { pages_per_second } => match self.set_throttle(pages_per_second) {
-                Ok(()) => Reply::Done,
-                Err(e) => Reply::Error(one_line(&e)),
-            },
-            Request::PageOut { pages } => match self.page_out(pages) {
-                Ok(done) => Reply::PagedOut(done),
-                Err(e) => Reply::Error(one_line(&e)),
-            },
-            Request::WorkingSet => match self.working_set() {
-                Ok(known) => Reply::WorkingSet(known),
-                Err(e) => Reply::Error(one_line(&e)),
-            },
-            Request::KvmStats => match self.stats.read() {
-                Ok(values) => Reply::KvmStats(values),
-                Err(e) => Reply::Error(format!("KVM's statistics cannot be read: {e}")),
-            },
-        }
+            Request::BalloonTarget { pages } => {
+                self.set_balloon(pages)?;
+                Reply::Done
+            }
+            Request::Throttle { pages_per_second } => {
+                self.set_throttle(pages_per_second)?;
+                Reply::Done
+            }
+            Request::PageOut { pages } => Reply::PagedOut(self.page_out(pages)?),
+            Request::WorkingSet => Reply::WorkingSet(self.working_set()?),
+            Request::KvmStats => {
+                Reply::KvmStats(self.stats.read().map_err(host("KVM's statistics cannot be read"))?)
+            }
+        })
     }
 }

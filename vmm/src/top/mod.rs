@@ -23,7 +23,7 @@ use self::screen::Screen;
 use self::state::{Sort, Top};
 use super::which::WhichFleet;
 use fleet::HostError;
-use fleet::daemon_client::request;
+use fleet::daemon_client::{request, unexpected};
 use fleet::living::choose;
 use fleet::management::Management;
 use fleet::status::{Reply, Request};
@@ -101,7 +101,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn look(fleet: &str) -> Result<Management, HostError> {
     match request(fleet, &Request::Management, ANSWER_LIMIT)? {
         Reply::Management(management) => Ok(*management),
-        _ => Err(HostError::Daemon("something else than how the fleet is managed".into())),
+        other => Err(unexpected(&other)),
     }
 }
 

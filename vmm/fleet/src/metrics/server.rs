@@ -1,29 +1,18 @@
-//! Who listens where metrics are asked for: a thread that accepts, and one for each client, few at a time.
+//! Who listens where metrics are asked for.
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::thread;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
+use wire::http::{self, Listener};
 
-use super::http::{self, Client};
+use super::http::{RULES, Scrapes};
 use super::text::Format;
 use crate::HostError;
 use crate::spec::MetricsAddress;
 use os::SocketFile;
-
-/// Clients at a time; a further one is told to try again.
-const MAX_CLIENTS: usize = 8;
-/// How often the thread sees that it is to end.
-const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-/// How long nobody is let in after that failed: for want of file descriptors, most likely.
-const RECOVERY: Duration = Duration::from_millis(100);
 
 /// What is served, made anew for each client.
 pub type Page = dyn Fn(Format) -> String + Send + Sync;
@@ -31,19 +20,17 @@ pub type Page = dyn Fn(Format) -> String + Send + Sync;
 /// An address that is taken, with nobody to answer there yet.
 pub struct Bound {
     listener: Listener,
+    file: Option<SocketFile>,
     address: MetricsAddress,
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    /// Its file goes with it.
-    Unix(UnixListener, #[expect(dead_code, reason = "held until the listener goes")] SocketFile),
 }
 
 /// Serves metrics until it is dropped; then the address is free again.
 pub struct Server {
-    ending: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    #[expect(dead_code, reason = "held until nothing is served any more")]
+    server: http::Server,
+    /// It goes after the server.
+    #[expect(dead_code, reason = "held until nothing is served any more")]
+    file: Option<SocketFile>,
 }
 
 impl Server {
@@ -56,8 +43,8 @@ impl Server {
             io::ErrorKind::AddrInUse => HostError::MetricsTaken { address: address.clone() },
             _ => HostError::Metrics { address: address.clone(), source },
         };
-        let listener = Listener::bind(address).map_err(failed)?;
-        Ok(Bound { listener, address: address.clone() })
+        let (listener, file) = bind(address).map_err(failed)?;
+        Ok(Bound { listener, file, address: address.clone() })
     }
 
     /// Answers whoever comes there with `page`.
@@ -65,120 +52,38 @@ impl Server {
     /// # Errors
     /// There is no thread to be had.
     pub fn start(bound: Bound, page: Arc<Page>) -> Result<Self, HostError> {
-        let ending = Arc::new(AtomicBool::new(false));
-        let end = ending.clone();
-        let Bound { listener, address } = bound;
-        let thread = thread::Builder::new()
-            .name("metrics".into())
-            .spawn(move || listener.serve(&page, &end))
+        let Bound { listener, file, address } = bound;
+        let thread = thread::Builder::new().name("metrics".into());
+        let server = http::Server::start(thread, listener, RULES, Scrapes(page))
             .map_err(|source| HostError::Metrics { address, source })?;
-        Ok(Self { ending, thread: Some(thread) })
+        Ok(Self { server, file })
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+fn bind(address: &MetricsAddress) -> io::Result<(Listener, Option<SocketFile>)> {
+    match address {
+        MetricsAddress::Tcp(address) => {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok((Listener::Tcp(listener), None))
         }
-    }
-}
-
-impl Listener {
-    fn bind(address: &MetricsAddress) -> io::Result<Self> {
-        match address {
-            MetricsAddress::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Tcp(listener))
-            }
-            MetricsAddress::Unix(path) => {
-                let (listener, file) = SocketFile::stream(path, Mode::RUSR | Mode::WUSR)?;
-                Ok(Self::Unix(listener, file))
-            }
+        MetricsAddress::Unix(path) => {
+            let (listener, file) = SocketFile::stream(path, Mode::RUSR | Mode::WUSR)?;
+            Ok((Listener::Unix(listener), Some(file)))
         }
-    }
-
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener, _) => listener.as_fd(),
-        }
-    }
-
-    fn accept(&self) -> io::Result<Box<dyn Client + Send>> {
-        Ok(match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(false)?;
-                Box::new(stream)
-            }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(false)?;
-                Box::new(stream)
-            }
-        })
-    }
-
-    fn serve(self, page: &Arc<Page>, ending: &AtomicBool) {
-        let clients = Arc::new(AtomicUsize::new(0));
-        while !ending.load(Ordering::Relaxed) {
-            // Whether it waited or not, accepting tells.
-            let _ = poll(&mut [PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)], Some(&POLL));
-            let mut client = match self.accept() {
-                Ok(client) => client,
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    continue;
-                }
-                Err(_) => {
-                    thread::sleep(RECOVERY);
-                    continue;
-                }
-            };
-            let seat = Seat::take(&clients);
-            if seat.number > MAX_CLIENTS {
-                http::turn_away(&mut *client);
-                continue;
-            }
-            let page = page.clone();
-            // Without a thread the client is hung up on.
-            let _ = thread::Builder::new().name("metrics-client".into()).spawn(move || {
-                http::answer(&mut *client, &*page);
-                drop(seat);
-            });
-        }
-    }
-}
-
-/// One client's place; dropped, it is free.
-struct Seat {
-    clients: Arc<AtomicUsize>,
-    number: usize,
-}
-
-impl Seat {
-    fn take(clients: &Arc<AtomicUsize>) -> Self {
-        let number = clients.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { clients: clients.clone(), number }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::http::MAX_CLIENTS;
     use std::fs;
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Duration;
 
     fn server(address: &MetricsAddress) -> Result<Server, HostError> {
         Server::start(Server::bind(address)?, Arc::new(|_| "# EOF\n".into()))

@@ -226,6 +226,6 @@ fn read(guest: &mut Guest, image: &Image, watch: &Watch) -> Result<Read, HostErr
 fn tell(guest: &mut Guest, action: Disk, watch: &Watch) -> Result<DiskDone, HostError> {
     match guest.obey(&Command::Disk(action), watch)? {
         Reply::Ok(Done::Disk(done)) => Ok(done),
-        other => Err(HostError::Control { guest: guest.spec.name.clone(), answer: other.to_string() }),
+        other => Err(HostError::unexpected(format!("guest {}", guest.spec.name), &other)),
     }
 }

@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::event::{EventfdFlags, eventfd};
 
+use wire::http::ConnectionId;
+
 use super::http::Response;
 use super::request::Request;
 
@@ -57,9 +59,6 @@ impl MutEventSubscriber for Wake {
         self.clear();
     }
 }
-
-/// One client's connection, as long as the process lives.
-pub type ConnectionId = u64;
 
 /// A request that waits for its answer.
 #[derive(Debug)]

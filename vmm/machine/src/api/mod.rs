@@ -1,12 +1,11 @@
 //! A VM's API: Firecracker's REST API over a Unix socket.
 //!
-//! Two threads. The one called "api" ([`server`]) deals with clients and their bytes. The main thread carries out what
+//! Two threads. The one called "api" ([`wire::http::Server`]) deals with clients and their bytes. The main thread carries out what
 //! they ask ([`instance`]), between the turns of the event loop that also serves the VM's devices.
 
 mod balloon;
 mod call;
 mod config_file;
-mod connection;
 mod fault;
 mod http;
 mod instance;
@@ -16,10 +15,11 @@ pub mod logger;
 mod metrics;
 mod model;
 mod request;
-mod server;
 
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::thread;
 
 use thiserror::Error;
 
@@ -29,12 +29,14 @@ pub use http::MAX_BODY_BYTES;
 pub use instance::VERSION;
 pub use model::{LogLevel, Logger};
 
+use self::call::{Inbox, Wake, way};
+use self::http::{Api, MAX_CONNECTIONS, rules};
 use self::instance::{Instance, Launch};
 use self::launch::Launcher;
 use self::model::{ActionType, Metrics};
 use self::request::Request;
-use self::server::{MAX_CONNECTIONS, Server};
 use crate::{Ending, EventLoop, Listener, VmConfig, VmError};
+use wire::http::{Listener as Listening, Server};
 
 /// The exit status for a config file that cannot be used; Firecracker's.
 pub const EXIT_BAD_CONFIGURATION: u8 = 152;
@@ -113,8 +115,7 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
     let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
     let (_server, inbox) = match &listener {
         Some(listener) => {
-            let (server, inbox) =
-                Server::start(listener.socket()?, max_body_bytes).map_err(ApiError::Thread)?;
+            let (server, inbox) = serve(listener.socket()?, max_body_bytes).map_err(ApiError::Thread)?;
             events.add(Box::new(inbox.called().clone()));
             (Some(server), Some(inbox))
         }
@@ -145,6 +146,15 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         vm.stop();
     }
     Ok(ending)
+}
+
+/// Starts the thread that serves the clients of `listener` (non-blocking). What they ask, in bodies of at most so many
+/// bytes, comes out of the inbox.
+fn serve(listener: UnixListener, max_body_bytes: usize) -> io::Result<(Server, Inbox)> {
+    let (caller, inbox) = way(Wake::new()?)?;
+    let thread = thread::Builder::new().name("api".into()).stack_size(256 << 10);
+    let listener = Listening::Unix(listener);
+    Ok((Server::start(thread, listener, rules(max_body_bytes), Api(caller))?, inbox))
 }
 
 /// Tells the instance what a file says.

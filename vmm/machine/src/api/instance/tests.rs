@@ -5,7 +5,7 @@ use devices::virtio::balloon::Balloon as Device;
 use std::ops::Range;
 use vm_memory::GuestAddress;
 
-use crate::api::http::Status;
+use wire::http::Status;
 
 /// A VM that only remembers what it was told.
 struct Fake {

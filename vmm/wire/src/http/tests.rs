@@ -1,16 +1,19 @@
 use super::*;
 use proptest::prelude::*;
 
+/// The bodies of these tests.
+const MAX_BODY_BYTES: usize = 51_200;
+
 /// The requests in `bytes`, which come in pieces of these lengths, and what ended them.
 fn parse(bytes: &[u8], pieces: &[usize]) -> (Vec<HttpRequest>, Option<HttpError>, bool) {
-    let (mut parser, mut all, mut rest) = (Parser::new(MAX_BODY_BYTES), Vec::new(), bytes);
+    let (mut parser, mut all, mut rest) = (Parser::new(Some(MAX_BODY_BYTES)), Vec::new(), bytes);
     let mut lengths = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
         let (now, later) = rest.split_at(lengths.next().unwrap().clamp(1, rest.len()));
         rest = later;
         parser.push(now);
         loop {
-            match parser.next() {
+            match parser.next_request() {
                 Ok(Some(request)) => all.push(request),
                 Ok(None) => break,
                 Err(e) => return (all, Some(e), true),
@@ -40,6 +43,7 @@ fn a_request_is_what_was_sent() {
         HttpRequest {
             method: "PUT".into(),
             path: "/actions".into(),
+            headers: vec![("Host".into(), b"localhost".to_vec()), ("content-LENGTH".into(), b"4".to_vec())],
             body: b"{ \n}".to_vec(),
             keep_alive: true
         }
@@ -105,32 +109,51 @@ fn bodies_of_doubtful_length_are_refused() {
 
 #[test]
 fn leave_to_send_a_body_is_given_once() {
-    let mut parser = Parser::new(MAX_BODY_BYTES);
+    let mut parser = Parser::new(Some(MAX_BODY_BYTES));
     parser.push(b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
-    assert_eq!(parser.next(), Ok(None));
+    assert_eq!(parser.next_request(), Ok(None));
     assert!(parser.take_expectation());
     assert!(!parser.take_expectation());
     parser.push(b"{}");
-    assert_eq!(parser.next().unwrap().unwrap().body, b"{}");
+    assert_eq!(parser.next_request().unwrap().unwrap().body, b"{}");
     parser.push(b"GET / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n");
-    assert!(parser.next().unwrap().is_some());
+    assert!(parser.next_request().unwrap().is_some());
     assert!(!parser.take_expectation());
 }
 
 #[test]
+fn where_bodies_are_not_read_a_request_ends_with_its_head() {
+    for header in
+        ["Content-Length: 3", "Content-Length: many", "Transfer-Encoding: chunked", "Expect: 100-continue"]
+    {
+        let mut parser = Parser::new(None);
+        parser.push(format!("POST /metrics HTTP/1.1\r\n{header}\r\n\r\nabc").as_bytes());
+        let request = parser.next_request().unwrap().unwrap();
+        assert_eq!((request.method.as_str(), request.body), ("POST", Vec::new()), "{header}");
+        assert!(!parser.take_expectation());
+    }
+}
+
+#[test]
 fn answers_are_framed() {
-    let mut out = Vec::new();
-    Response::done().write_to(true, &mut out);
-    assert_eq!(
-        String::from_utf8(out).unwrap(),
-        "HTTP/1.1 204 No Content\r\nServer: Samepage API\r\nConnection: keep-alive\r\n\r\n"
-    );
-    let mut out = Vec::new();
-    Response::fault("say \"no\"\n").write_to(false, &mut out);
-    let text = String::from_utf8(out).unwrap();
-    assert!(text.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{text}");
-    assert!(text.contains("Connection: close\r\n") && text.contains("Content-Length: 32\r\n"), "{text}");
-    assert!(text.ends_with("\r\n\r\n{\"fault_message\":\"say \\\"no\\\"\\n\"}"), "{text}");
+    let response = |status, head_only| Response {
+        status,
+        content_type: "text/plain",
+        headers: vec![("Allow", "GET")],
+        body: b"four".to_vec(),
+        head_only,
+    };
+    let written = |response: Response, keep_alive| {
+        let mut out = Vec::new();
+        response.write_to(keep_alive, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let head = "Content-Type: text/plain\r\nContent-Length: 4\r\nAllow: GET\r\nConnection: close\r\n\r\n";
+    let status = "HTTP/1.1 405 Method Not Allowed\r\n";
+    assert_eq!(written(response(Status::MethodNotAllowed, false), false), format!("{status}{head}four"));
+    assert_eq!(written(response(Status::MethodNotAllowed, true), false), format!("{status}{head}"));
+    let none = "HTTP/1.1 204 No Content\r\nAllow: GET\r\nConnection: keep-alive\r\n\r\n";
+    assert_eq!(written(response(Status::NoContent, false), true), none);
 }
 
 /// Bytes that are nearly HTTP: pieces of it, in any order, with rubbish between them.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::api::MAX_BODY_BYTES;
+use crate::http::Status;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -71,13 +71,52 @@ impl Stream for Fake {
     }
 }
 
+const PATIENCE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(600);
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// As the API's.
+const RULES: Rules = Rules {
+    connections: 256,
+    evicts_idle: true,
+    body_bytes: Some(51_200),
+    keeps_alive: true,
+    patience: PATIENCE,
+    idle: IDLE,
+    life: None,
+    linger: LINGER,
+    linger_bytes: LINGER_BYTES,
+    refuse: |error| match error {
+        HttpError::Cut => None,
+        error => Some(fault(&error.to_string())),
+    },
+    turn_away: || fault("later"),
+};
+
+fn response(status: Status, body: &str) -> Response {
+    Response { status, content_type: "text/plain", headers: Vec::new(), body: body.into(), head_only: false }
+}
+
+fn fault(body: &str) -> Response {
+    response(Status::BadRequest, body)
+}
+
+fn done() -> Response {
+    response(Status::NoContent, "")
+}
+
 const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
 fn connected() -> (Connection<Fake>, Fake, Instant) {
+    connected_by(RULES)
+}
+
+fn connected_by(rules: Rules) -> (Connection<Fake>, Fake, Instant) {
     let fake = Fake::default();
     fake.takes(usize::MAX);
     let now = Instant::now();
-    (Connection::new(fake.clone(), MAX_BODY_BYTES, now), fake, now)
+    (Connection::new(fake.clone(), rules, now), fake, now)
 }
 
 fn asked(step: Step) -> HttpRequest {
@@ -95,16 +134,16 @@ fn pipelined_requests_are_answered_one_after_the_other() {
     assert_eq!(connection.advance(now), Step::Wait);
     assert_eq!(connection.interest(), (false, false), "it reads on before it has answered");
     assert_eq!(connection.deadline(), None, "it loses patience while the client waits for it");
-    connection.answer(&Response::done(), now);
+    connection.answer(&done(), now);
     assert_eq!(asked(connection.advance(now)).body, b"{}");
-    connection.answer(&Response::fault("no"), now);
+    connection.answer(&fault("no"), now);
     assert_eq!(connection.advance(now), Step::Wait);
     let got = client.got();
     assert!(got.starts_with("HTTP/1.1 204") && got.contains("HTTP/1.1 400"), "{got}");
     assert_eq!(connection.interest(), (true, false));
     client.sends(b"sion HTTP/1.0\r\n\r\n");
     assert_eq!(asked(connection.advance(now)).path, "/version");
-    connection.answer(&Response::done(), now);
+    connection.answer(&done(), now);
     assert_eq!(connection.advance(now), Step::Wait);
     assert!(client.got().contains("Connection: close"));
     assert!(client.0.borrow().ended);
@@ -118,7 +157,7 @@ fn an_error_is_the_last_answer_and_is_not_lost() {
     client.sends(b"\x16\x03\x01 hello");
     assert_eq!(connection.advance(now), Step::Wait);
     let got = client.got();
-    assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n") && got.contains("fault_message"), "{got}");
+    assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n") && got.contains("not HTTP/1.1"), "{got}");
     assert!(client.0.borrow().ended);
     // What follows is read, so that the client is not cut off while it writes, but not for ever.
     for _ in 0..LINGER_BYTES / 4096 - 1 {
@@ -137,7 +176,7 @@ fn who_sends_no_more_still_gets_an_answer() {
     client.sends(b"");
     for _ in 0..2 {
         asked(connection.advance(now));
-        connection.answer(&Response::json(&1), now);
+        connection.answer(&response(Status::Ok, "1"), now);
     }
     assert_eq!(connection.advance(now), Step::Close);
     assert_eq!(client.got().matches("HTTP/1.1 200 OK").count(), 2);
@@ -154,7 +193,7 @@ fn who_does_not_read_is_not_read_either() {
     client.takes(10);
     client.sends(&GET.repeat(3));
     asked(connection.advance(now));
-    connection.answer(&Response::json(&"x".repeat(100)), now);
+    connection.answer(&response(Status::Ok, &"x".repeat(100)), now);
     assert_eq!(connection.advance(now), Step::Wait);
     assert_eq!(connection.interest(), (false, true));
     assert_eq!(connection.deadline(), Some(now + PATIENCE));
@@ -183,6 +222,32 @@ fn patience_ends() {
     assert!(client.got().contains("not complete after 10 s"));
     assert_eq!(connection.deadline(), Some(now + second + PATIENCE + LINGER));
     assert!(!connection.expire(now + second + PATIENCE + LINGER));
+}
+
+#[test]
+fn a_short_life_ends_whatever_the_client_does() {
+    let second = Duration::from_secs(1);
+    let rules = Rules { life: Some(second * 5), keeps_alive: false, refuse: |_| None, ..RULES };
+    let (mut connection, client, now) = connected_by(rules);
+    assert_eq!(connection.deadline(), Some(now + second * 5));
+    client.sends(&[GET, GET].concat());
+    asked(connection.advance(now + second));
+    client.takes(0);
+    connection.answer(&response(Status::Ok, "all"), now + second * 2);
+    assert_eq!(connection.advance(now + second * 2), Step::Wait);
+    assert_eq!(connection.deadline(), Some(now + second * 5), "not 10 s from the last byte");
+    client.takes(1000);
+    assert_eq!(connection.advance(now + second * 4), Step::Wait);
+    assert!(client.got().contains("Connection: close") && client.0.borrow().ended);
+    assert_eq!(connection.deadline(), Some(now + second * 5));
+    // One that has not asked all of it is left without a word where there is none.
+    let (mut connection, client, now) = connected_by(rules);
+    client.sends(&GET[..7]);
+    assert_eq!(connection.advance(now), Step::Wait);
+    assert!(!connection.expire(now + second * 5));
+    client.sends(b"");
+    assert_eq!(connection.advance(now), Step::Close);
+    assert_eq!(client.got(), "");
 }
 
 #[test]
@@ -222,7 +287,7 @@ proptest! {
                 Step::Close => break,
                 Step::Ask(_) => {
                     asked += 1;
-                    connection.answer(&Response::done(), now);
+                    connection.answer(&done(), now);
                 }
                 Step::Wait => {}
             }

@@ -2,33 +2,44 @@
 //! request that waits for its answer, so what a client can make the VM keep is bounded.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::http::{HttpError, HttpRequest, Parser, Response};
+use super::{HttpError, HttpRequest, Parser, Response};
 
-/// How long a request may take to come in, and an answer to be taken.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection may lie idle between requests.
-pub const IDLE: Duration = Duration::from_secs(600);
-/// How long, and how far, a client that got an error is read on: closed at once, it might lose the error.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 1 << 20;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// How a server deals with its clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Clients at a time.
+    pub connections: usize,
+    /// Whether one more takes the place of the one that has been idle longest. If not, or none is idle, it is turned away.
+    pub evicts_idle: bool,
+    /// The longest body; None: bodies are not read.
+    pub body_bytes: Option<usize>,
+    /// Whether a client may ask more than once.
+    pub keeps_alive: bool,
+    /// How long a request may take to come in, and an answer to be taken.
+    pub patience: Duration,
+    /// How long a connection may lie idle between requests.
+    pub idle: Duration,
+    /// How long a connection may last, whatever it does; None: as long as it likes.
+    pub life: Option<Duration>,
+    /// How long, and how far, a client that got its last answer is read on: closed at once, it might lose the answer.
+    pub linger: Duration,
+    /// See `linger`.
+    pub linger_bytes: usize,
+    /// What is answered to what is no request; None: nothing.
+    pub refuse: fn(&HttpError) -> Option<Response>,
+    /// What is answered to one client too many.
+    pub turn_away: fn() -> Response,
+}
 
 /// A non-blocking stream whose sending side can be closed.
 pub trait Stream: Read + Write {
     /// Tells the client that nothing more comes.
     fn end_output(&mut self);
-}
-
-impl Stream for UnixStream {
-    fn end_output(&mut self) {
-        // It may be closed already, which is as good.
-        let _ = self.shutdown(Shutdown::Write);
-    }
 }
 
 /// Where a connection stands.
@@ -67,19 +78,23 @@ pub struct Connection<S> {
     ended: bool,
     /// When the client last did what it was waited for.
     since: Instant,
+    began: Instant,
+    rules: Rules,
 }
 
 impl<S: Stream> Connection<S> {
-    /// A client that has just come, whose bodies may have so many bytes.
-    pub fn new(stream: S, max_body_bytes: usize, now: Instant) -> Self {
+    /// A client that has just come.
+    pub fn new(stream: S, rules: Rules, now: Instant) -> Self {
         Self {
             stream,
-            parser: Parser::new(max_body_bytes),
+            parser: Parser::new(rules.body_bytes),
             output: Vec::new(),
             sent: 0,
             state: State::Reading,
             ended: false,
             since: now,
+            began: now,
+            rules,
         }
     }
 
@@ -107,24 +122,32 @@ impl<S: Stream> Connection<S> {
 
     /// When patience with the client ends; never while it waits for us.
     pub fn deadline(&self) -> Option<Instant> {
+        let Rules { patience, idle, linger, life, .. } = self.rules;
         let limit = match self.state {
-            _ if !self.output.is_empty() => PATIENCE,
+            _ if !self.output.is_empty() => patience,
             State::Waiting { .. } => return None,
-            State::Reading if self.parser.is_partial() => PATIENCE,
-            State::Reading => IDLE,
-            State::Closing => PATIENCE,
-            State::Lingering { .. } => LINGER,
+            State::Reading if self.parser.is_partial() => patience,
+            State::Reading => idle,
+            State::Closing => patience,
+            State::Lingering { .. } => linger,
         };
-        Some(self.since + limit)
+        let until = self.since + limit;
+        Some(life.map_or(until, |life| until.min(self.began + life)))
     }
 
     /// The deadline has passed. False when the connection is to be closed, true when it still says why.
     pub fn expire(&mut self, now: Instant) -> bool {
         let slow = self.state == State::Reading && self.output.is_empty() && self.parser.is_partial();
-        if slow {
-            self.end_with(&Response::fault(HttpError::Slow { seconds: PATIENCE.as_secs() }), now);
+        slow && self.refuse(&HttpError::Slow { seconds: self.rules.patience.as_secs() }, now)
+    }
+
+    /// What came is no request. False if nothing is to be said to that.
+    fn refuse(&mut self, error: &HttpError, now: Instant) -> bool {
+        match (self.rules.refuse)(error) {
+            Some(response) => self.end_with(&response, now),
+            None => return false,
         }
-        slow
+        true
     }
 
     /// Goes on as far as it goes without waiting.
@@ -140,7 +163,7 @@ impl<S: Stream> Connection<S> {
                 State::Closing => {
                     self.stream.end_output();
                     self.since = now;
-                    self.state = State::Lingering { bytes: LINGER_BYTES };
+                    self.state = State::Lingering { bytes: self.rules.linger_bytes };
                 }
                 State::Lingering { bytes } => match self.read() {
                     Ok(Some(chunk)) if chunk.len() < bytes => {
@@ -149,16 +172,21 @@ impl<S: Stream> Connection<S> {
                     Ok(None) => return Step::Wait,
                     _ => return Step::Close,
                 },
-                State::Reading => match self.parser.next() {
+                State::Reading => match self.parser.next_request() {
                     Ok(Some(request)) => {
                         self.since = now;
-                        self.state = State::Waiting { keep_alive: request.keep_alive };
+                        let keep_alive = request.keep_alive && self.rules.keeps_alive;
+                        self.state = State::Waiting { keep_alive };
                         return Step::Ask(request);
                     }
                     Ok(None) if self.parser.take_expectation() => {
                         self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                     }
-                    Ok(None) if self.ended => return Step::Close,
+                    Ok(None) if self.ended => {
+                        if !self.parser.is_partial() || !self.refuse(&HttpError::Cut, now) {
+                            return Step::Close;
+                        }
+                    }
                     Ok(None) => match self.read() {
                         Ok(Some(chunk)) => {
                             if !self.parser.is_partial() {
@@ -169,7 +197,8 @@ impl<S: Stream> Connection<S> {
                         Ok(None) => return Step::Wait,
                         Err(_) => return Step::Close,
                     },
-                    Err(e) => self.end_with(&Response::fault(os::one_line(&e)), now),
+                    Err(e) if self.refuse(&e, now) => {}
+                    Err(_) => return Step::Close,
                 },
             }
         }
