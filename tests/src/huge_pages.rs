@@ -3,6 +3,8 @@
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use kernel_view::meminfo::Meminfo;
+
 const COUNT: &str = "/proc/sys/vm/nr_hugepages";
 
 static POOL: Mutex<()> = Mutex::new(());
@@ -38,10 +40,8 @@ impl Drop for HugePages {
     }
 }
 
-/// A field of `/proc/meminfo` without a unit, such as `HugePages_Free`.
+/// A field of `/proc/meminfo` as it is written: `HugePages_Free`, or `MemTotal` in KiB.
 #[must_use]
 pub fn field(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    Meminfo::read().unwrap_or_default().number(name).unwrap_or(0)
 }

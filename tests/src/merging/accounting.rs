@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kernel_view::ksm_stat::{self, KsmStat};
 use measure::Space;
-use memory::ksm_stat::{self, KsmStat};
 use merge::ksm::Knobs;
 
 /// The name of the slab engine's threads, in VM processes and in the host's.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use fleet::runtime::FleetDir;
 use fleet::spec::EngineName;
 use fleet::watch::Watch;
-use memory::ksm_stat::KsmStat;
+use kernel_view::ksm_stat::KsmStat;
 use merge::ksm::{self, Ksm, KsmSettings};
 use merge::off::Off;
 use merge::slab::engine::{SlabEngine, Tuning};

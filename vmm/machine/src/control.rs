@@ -13,9 +13,9 @@ use super::balloon::{BalloonSize, BalloonStatus};
 use super::stats::Values;
 use super::throttle::Throttled;
 use super::working_set::WorkingSet;
+use kernel_view::smaps::SharePages;
 use memory::Extent;
 use memory::page_out::PagedOut;
-use memory::smaps::SharePages;
 
 /// Clients at a time; a further one is hung up on.
 const MAX_CLIENTS: usize = 16;

@@ -7,9 +7,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use kernel_view::meminfo::Meminfo;
 use machine::probe;
-use memory::PAGE_BYTES;
-use memory::smaps::kib_field;
 use os::executable;
 
 /// Knobs of the host that are recorded, by the directory they are in.
@@ -65,8 +64,8 @@ impl Environment {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let meminfo = read("/proc/meminfo");
-        let bytes = |field| kib_field(&meminfo, field).unwrap_or(0) * PAGE_BYTES;
+        let meminfo = Meminfo::read().unwrap_or_default();
+        let bytes = |key| meminfo.bytes(key).unwrap_or(0);
         let mut knobs = BTreeMap::new();
         for (directory, names) in KNOBS {
             for path in names.iter().map(|name| Path::new(directory).join(name)) {

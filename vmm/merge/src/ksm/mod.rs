@@ -24,8 +24,8 @@ use settings::Saved;
 pub use settings::{Knobs, KsmSettings};
 
 use super::{Engine, EngineError, Progress};
+use kernel_view::ksm_stat::{self, KsmStat};
 use measure::Space;
-use memory::ksm_stat::{self, KsmStat};
 use os::executable;
 
 /// Held, by the guard, while a fleet of ours drives KSM.
