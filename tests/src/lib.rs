@@ -6,6 +6,7 @@
 //! [`lab`]. [`tidy`] is the house rules, [`torture`] the long test of merging.
 
 pub mod api;
+pub mod bench;
 pub mod boot;
 pub mod code;
 pub mod documents;
