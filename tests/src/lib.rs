@@ -18,6 +18,7 @@ pub mod merging;
 pub mod open_metrics;
 pub mod peer;
 pub mod reclaiming;
+pub mod results;
 pub mod run;
 pub mod sandbox;
 pub mod terminal;

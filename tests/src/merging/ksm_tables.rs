@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fleet::watch::Watch;
 use kernel_view::ksm_stat::KsmStat;
-use merge::{Engine, EngineError};
 use merge::ksm::{self, Ksm, KsmSettings};
+use merge::{Engine, EngineError};
 
 /// How long to wait for a KSM that another fleet drives.
 const BUSY_LIMIT: Duration = Duration::from_secs(120);
