@@ -1,7 +1,7 @@
 //! The host's pool of 2 MiB pages, made larger for one test.
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use kernel_view::meminfo::Meminfo;
 
@@ -22,7 +22,7 @@ impl HugePages {
     /// # Errors
     /// Why there are none: no root, or no memory in one piece.
     pub fn add(count: u64) -> Result<Self, String> {
-        let alone = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = os::lock(&POOL);
         let before = fs::read_to_string(COUNT).map_err(|e| format!("{COUNT}: {e}"))?;
         let pool = Self { before: before.trim().to_owned(), _alone: alone };
         let had = field("HugePages_Total");

@@ -199,11 +199,8 @@ fn resident_bytes() -> f64 {
 fn hash(guest: GuestId, page: u64) -> PageHash {
     let is_common = page % OFFER_PAGES < OFFER_PAGES / 2;
     let owner = if is_common { 0 } else { u64::from(guest.0) + 1 };
-    // The finalizer of splitmix64: one to one, so that different pages have different hashes.
-    let mut hash = owner << 40 | page;
-    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
+    // One to one, so that different pages have different hashes.
+    splitmix::mix(owner << 40 | page)
 }
 
 /// One round: a row at each power of ten, one at the end, and one for pages that are offered again.

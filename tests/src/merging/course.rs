@@ -62,7 +62,7 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
         let dir = FleetDir::of(&spec.name);
         let course = || -> Result<Outcome> {
             let mut fleet =
-                Fleet::up_with(spec.clone(), contender.engine(&dir)?, &dir, Lifetime::WithUs, watch)?;
+                Fleet::up(spec.clone(), Some(contender.engine(&dir)?), &dir, Lifetime::WithUs, watch)?;
             let outcome = Course { setting, contender, watch, fleet: &mut fleet }.run();
             fleet.stop();
             outcome

@@ -70,21 +70,15 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all guests, waits until they are ready and fills them. On an error those that were started are ended.
-    pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
-        let engine = engine(&spec, dir)?;
-        Self::up_with(spec, engine, dir, lifetime, watch)
-    }
-
-    /// As [`Fleet::up`], with this engine, which must be of the kind that `spec` names.
-    pub fn up_with(
+    /// As [`Fleet::ready`], and fills them. On an error those that were started are ended.
+    pub fn up(
         spec: FleetSpec,
-        engine: Box<dyn Engine>,
+        engine: Option<Box<dyn Engine>>,
         dir: &FleetDir,
         lifetime: Lifetime,
         watch: &Watch,
     ) -> Result<Self, HostError> {
-        let mut fleet = Self::ready_with(spec, engine, dir, lifetime, watch)?;
+        let mut fleet = Self::ready(spec, engine, dir, lifetime, watch)?;
         match fleet.fill(watch) {
             Ok(()) => Ok(fleet),
             Err(e) => {
@@ -94,25 +88,16 @@ impl Fleet {
         }
     }
 
-    /// Starts all guests and waits until they are ready. They are yet to be filled.
+    /// Starts all guests and waits until they are ready. They are yet to be filled. `engine` must be of the kind that `spec` names; None is
+    /// what `spec` asks for.
     pub fn ready(
         spec: FleetSpec,
+        engine: Option<Box<dyn Engine>>,
         dir: &FleetDir,
         lifetime: Lifetime,
         watch: &Watch,
     ) -> Result<Self, HostError> {
-        let engine = engine(&spec, dir)?;
-        Self::ready_with(spec, engine, dir, lifetime, watch)
-    }
-
-    /// As [`Fleet::ready`], with this engine.
-    pub fn ready_with(
-        spec: FleetSpec,
-        engine: Box<dyn Engine>,
-        dir: &FleetDir,
-        lifetime: Lifetime,
-        watch: &Watch,
-    ) -> Result<Self, HostError> {
+        let engine = engine.map_or_else(|| self::engine(&spec, dir), Ok)?;
         let claim = Claim::take(&spec.name)?;
         dir.create()?;
         let left = Left::none(&spec, dir)?;

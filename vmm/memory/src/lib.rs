@@ -41,6 +41,7 @@ pub mod shared_ram;
 pub mod size;
 pub mod slab;
 pub mod swap_filler;
+mod uffd;
 pub mod userfault;
 pub mod written;
 

@@ -26,7 +26,7 @@ pub use causes::one_line;
 pub use peer::Peer;
 pub use process::{Identity, Process};
 pub use socket_file::{BindError, SocketFile};
-pub use sync::lock;
+pub use sync::{lock, unpoisoned};
 
 /// What must hold before anything else is done, in every process of ours.
 pub fn prepare() {

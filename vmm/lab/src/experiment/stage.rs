@@ -55,7 +55,7 @@ impl Stage<'_> {
         let mut measured = Measured::default();
         let result = (|| {
             let engine = self.point.engine.engine(&dir)?;
-            let mut fleet = Fleet::ready_with(spec, engine, &dir, Lifetime::WithUs, self.watch)?;
+            let mut fleet = Fleet::ready(spec, Some(engine), &dir, Lifetime::WithUs, self.watch)?;
             let result = self.fill(&mut fleet).and_then(|()| work(&mut fleet, &mut measured));
             let result = result.and_then(|()| {
                 measured.notes.extend(fleet.notes());
