@@ -2,6 +2,7 @@
 //! elsewhere. Whatever changes the host's KSM runs one at a time.
 
 #![expect(unsafe_code, reason = "madvise")]
+#![expect(clippy::unwrap_used, reason = "what tests share fails as they do")]
 
 use std::ffi::OsString;
 use std::fs;
