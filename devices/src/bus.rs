@@ -4,7 +4,9 @@
 //! and only read afterwards, so lookups take no lock; a device has its own.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::lock::lock;
 
 /// A device that answers reads and writes in its own range.
 ///
@@ -109,7 +111,7 @@ impl Bus {
             data.fill(0xff);
             return false;
         };
-        entry.device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        lock(&entry.device).read(offset, data);
         true
     }
 
@@ -118,7 +120,7 @@ impl Bus {
         let Some((offset, entry)) = self.find(addr, data.len()) else {
             return false;
         };
-        entry.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        lock(&entry.device).write(offset, data);
         true
     }
 

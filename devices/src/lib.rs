@@ -19,6 +19,7 @@ mod hostile;
 pub mod in_flight;
 pub mod interrupt;
 pub mod legacy;
+mod lock;
 pub mod reclaim;
 pub mod virtio;
 pub mod warn;

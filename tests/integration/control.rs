@@ -71,7 +71,7 @@ fn status_says_what_the_vm_adds_to_the_host() {
         com2.command(&format!("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages={FILLED}"));
     assert!(fill.starts_with("ok "), "{fill}");
     let after = frames();
-    let rollup = memory::smaps::SharePages::of(vm.running().pid()).expect("its mappings");
+    let rollup = kernel_view::smaps::SharePages::of(vm.running().pid()).expect("its mappings");
     // What the VM needed only to start may still count before.
     assert!(after >= FILLED && before < FILLED / 2, "{before} and then {after}");
     assert!(after.abs_diff(rollup.marginal_frames) < 100, "{after} and {rollup:?}");

@@ -9,11 +9,13 @@ use machine::api::EXIT_BAD_CONFIGURATION;
 use serde_json::Value;
 use tests::documents;
 use tests::require_slabs;
+use tests::results;
 use tests::run::Run;
 use tests::sandbox::Sandbox;
 use tests::vm::SOON;
 
 const FLEET_FILE: &str = "resources/docs/reference/fleet-file.md";
+const RESULTS: &str = "resources/docs/results.md";
 const COMMANDS: &str = "resources/docs/reference/commands.md";
 
 fn document(path: &str) -> String {
@@ -270,18 +272,29 @@ fn every_help() -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-#[test]
-fn the_options_are_as_the_program_says() {
-    let now = every_help();
+/// A document that a program writes is as it would write it now; with SAMEPAGE_WRITE_DOCUMENTS it is written.
+fn is_up_to_date(path: &str, now: &str, source: &str) {
     if std::env::var_os("SAMEPAGE_WRITE_DOCUMENTS").is_some() {
-        fs::write(tests::workspace().join(COMMANDS), &now).expect("written");
+        fs::write(tests::workspace().join(path), now).expect("written");
     }
-    let written = document(COMMANDS);
+    let written = document(path);
     let differs = now.lines().zip(written.lines()).find(|(now, written)| now != written);
     assert!(
         now == written,
-        "{COMMANDS} is not what --help prints, first at {differs:?}: run this test with SAMEPAGE_WRITE_DOCUMENTS=1"
+        "{path} is not what {source}, first at {differs:?}: run this test with SAMEPAGE_WRITE_DOCUMENTS=1"
     );
+}
+
+#[test]
+fn the_options_are_as_the_program_says() {
+    is_up_to_date(COMMANDS, &every_help(), "--help prints");
+}
+
+#[test]
+fn the_results_are_as_benches_printed_them() {
+    let (layout, files) = results::read().expect("figures");
+    let page = results::page(&layout, &files).expect("a page");
+    is_up_to_date(RESULTS, &page, "its figures in resources/docs/results make");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use kernel_view::meminfo::Meminfo;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::sandbox::Sandbox;
@@ -234,7 +235,5 @@ fn an_initrd_is_read_to_its_end_however_long_it_is() {
 }
 
 fn available_mib() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok()).map_or(0, |kib| kib >> 10)
+    Meminfo::read().unwrap_or_default().number("MemAvailable").unwrap_or(0) >> 10
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use memory::pagemap::Pagemap;
+use kernel_view::pagemap::Pagemap;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::lab::image_dir;

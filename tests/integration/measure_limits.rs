@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use memory::pagemap::PagemapEntry;
+use kernel_view::pagemap::PagemapEntry;
 use serde_json::json;
 use tests::host::{KsmSettings, skipped};
 use tests::require_ksm;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kernel_view::pagemap::{Pagemap, PagemapEntry, Pfn};
 use measure::frames::{self, Frames};
 use measure::{Space, by_kind};
 use memory::PAGE_BYTES;
-use memory::pagemap::{Pagemap, PagemapEntry, Pfn};
 use merge::Engine;
 use merge::slab::Counters;
 use merge::slab::engine::{SlabEngine, Tuning};

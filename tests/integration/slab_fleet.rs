@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use memory::pagemap::Pagemap;
+use kernel_view::pagemap::Pagemap;
 use rustix::process::Signal;
 use serde_json::json;
 use tests::require_slabs;

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Duration;
 
-use memory::pagemap::Pagemap;
+use kernel_view::pagemap::Pagemap;
 use serde_json::{Value, json};
 use tests::require_slabs;
 use tests::sandbox::Sandbox;

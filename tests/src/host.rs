@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 const KSM: &str = "/sys/kernel/mm/ksm";
 
@@ -112,7 +112,7 @@ impl Drop for KsmUser {
 pub fn only_user_of_ksm() -> KsmUser {
     static KSM_USER: Mutex<()> = Mutex::new(());
     // Poisoned means that another test failed: that is its own matter.
-    let user = KsmUser(KSM_USER.lock().unwrap_or_else(PoisonError::into_inner));
+    let user = KsmUser(os::lock(&KSM_USER));
     HOLDS_KSM.set(true);
     user
 }

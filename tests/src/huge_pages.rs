@@ -1,7 +1,9 @@
 //! The host's pool of 2 MiB pages, made larger for one test.
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use kernel_view::meminfo::Meminfo;
 
 const COUNT: &str = "/proc/sys/vm/nr_hugepages";
 
@@ -20,7 +22,7 @@ impl HugePages {
     /// # Errors
     /// Why there are none: no root, or no memory in one piece.
     pub fn add(count: u64) -> Result<Self, String> {
-        let alone = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = os::lock(&POOL);
         let before = fs::read_to_string(COUNT).map_err(|e| format!("{COUNT}: {e}"))?;
         let pool = Self { before: before.trim().to_owned(), _alone: alone };
         let had = field("HugePages_Total");
@@ -38,10 +40,8 @@ impl Drop for HugePages {
     }
 }
 
-/// A field of `/proc/meminfo` without a unit, such as `HugePages_Free`.
+/// A field of `/proc/meminfo` as it is written: `HugePages_Free`, or `MemTotal` in KiB.
 #[must_use]
 pub fn field(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    Meminfo::read().unwrap_or_default().number(name).unwrap_or(0)
 }

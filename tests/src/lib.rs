@@ -6,6 +6,7 @@
 //! [`lab`]. [`tidy`] is the house rules, [`torture`] the long test of merging.
 
 pub mod api;
+pub mod bench;
 pub mod boot;
 pub mod code;
 pub mod documents;
@@ -17,6 +18,7 @@ pub mod merging;
 pub mod open_metrics;
 pub mod peer;
 pub mod reclaiming;
+pub mod results;
 pub mod run;
 pub mod sandbox;
 pub mod terminal;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kernel_view::pagemap::{Pagemap, PagemapEntry};
 use memory::PAGE_BYTES;
-use memory::pagemap::{Pagemap, PagemapEntry};
 use serde_json::{Value, json};
 
 use crate::run::Running;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,7 +13,7 @@ static SWAP: Mutex<()> = Mutex::new(());
 
 /// Has swap to itself: it is the machine's, and what one test does with it another would see.
 pub fn swap_alone() -> MutexGuard<'static, ()> {
-    SWAP.lock().unwrap_or_else(PoisonError::into_inner)
+    os::lock(&SWAP)
 }
 
 /// A zram device in use as swap. Dropped, it is no more: what is left on it is read back into memory before. Whoever is killed

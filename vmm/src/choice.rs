@@ -4,7 +4,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use fleet::metrics::Format;
 use fleet::spec::EngineName;
 use image::vmlinux::Unpack;
-use lab::experiment::contender::Contender;
+use lab::contender::Contender;
 use memory::ram::Backing;
 
 /// Value, name, line in the help.

@@ -108,7 +108,7 @@ fn measure(
     mut notes: Vec<String>,
 ) -> Result<Report, HostError> {
     let engine = spec.engine;
-    let mut fleet = Fleet::up(spec, dir, Lifetime::WithUs, watch)?;
+    let mut fleet = Fleet::up(spec, None, dir, Lifetime::WithUs, watch)?;
     let result = (|| {
         let content = fleet.content(watch)?;
         fleet.start_merging()?;

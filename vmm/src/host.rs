@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
 
 use super::progress::interrupt_flag;
 use fleet::HostError;
@@ -83,7 +83,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }),
         Err(error) => failed(error),
     }
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    match os::unpoisoned(failure.into_inner()) {
         // Who started us says it.
         Some(_) if args.detach => Ok(ExitCode::FAILURE),
         Some(error) => Err(error.into()),

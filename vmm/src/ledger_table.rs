@@ -5,8 +5,8 @@ use fleet::admission::Admission;
 use measure::audit::Audit;
 use memory::PAGE_BYTES;
 use overcommit::admission::Decision;
+use overcommit::capacity::Capacity;
 use overcommit::ledger::Ledger;
-use overcommit::readings::Capacity;
 
 fn pages(pages: u64) -> String {
     mib(pages * PAGE_BYTES)

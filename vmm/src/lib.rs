@@ -21,7 +21,6 @@ mod ledger_table;
 mod measure;
 mod power;
 mod progress;
-mod provenance;
 mod run;
 mod simulate;
 mod simulate_table;

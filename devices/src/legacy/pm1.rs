@@ -10,7 +10,9 @@
 //! timer, no sleep button, no alarm clock, and no general-purpose event.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::lock::lock;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -143,10 +145,6 @@ impl BusDevice for Pm1 {
         }
         events.update();
     }
-}
-
-fn lock(events: &Mutex<Events>) -> MutexGuard<'_, Events> {
-    events.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

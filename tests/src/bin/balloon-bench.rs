@@ -14,8 +14,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use lab::spread::median;
 use serde_json::{Value, json};
-use tests::boot::median;
+use tests::bench::provenance;
 use tests::linux_bench::{InMemory, Options};
 use tests::peer::{Balloon, Linux, Moved, Qemu, Samepage, move_to};
 
@@ -148,7 +149,7 @@ fn report(
         json!({"step": step, "samepage": of(0), "qemu": of(1), "rate_ratio": ratio})
     });
     json!({
-        "rounds": options.rounds, "memory_mib": options.memory_mib, "balloon_mib": bytes >> 20,
+        "provenance": provenance(), "rounds": options.rounds, "memory_mib": options.memory_mib, "balloon_mib": bytes >> 20,
         "thp": options.thp, "append": linux.append, "steps": steps.collect::<Vec<_>>(),
     })
 }

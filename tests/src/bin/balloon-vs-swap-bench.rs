@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use memory::page_out::{PageOutError, has_swap};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tests::merging::machine;
+use tests::bench::provenance;
 use tests::reclaiming::course;
 use tests::reclaiming::point::{Point, Way};
 use tests::reclaiming::table::Record;
@@ -72,7 +72,7 @@ fn main() -> Result<ExitCode> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
-    let machine = machine();
+    let provenance = provenance();
     // Dropped last, when no guest has anything there any more.
     let zram = Zram::new(options.memory_mib + SPARE_SWAP_MIB)?;
     let mut records = Vec::new();
@@ -95,19 +95,14 @@ fn main() -> Result<ExitCode> {
     if options.json {
         let points: Vec<_> = records.iter().map(Record::json).collect();
         let seconds = options.window.as_secs_f64();
-        let all = json!({"machine": machine, "rounds": options.rounds, "window_seconds": seconds, "points": points});
+        let all = json!({"provenance": provenance, "rounds": options.rounds, "window_seconds": seconds, "points": points});
         println!("{all:#}");
     } else {
-        let text = |key: &str| machine[key].as_str().unwrap_or_default().to_owned();
         println!(
-            "{} rounds of {} s; {}, {} processors, Linux {}, KVM {}, load {}",
+            "{} rounds of {} s; {}",
             options.rounds,
             options.window.as_secs(),
-            text("processor"),
-            machine["processors"],
-            text("kernel"),
-            text("kvm"),
-            text("load_average"),
+            provenance.environment.line()
         );
     }
     Ok(ExitCode::SUCCESS)

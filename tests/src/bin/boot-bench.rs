@@ -11,8 +11,10 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
+use lab::spread::{Spread, median};
 use serde_json::json;
-use tests::boot::{Boot, boot, median};
+use tests::bench::provenance;
+use tests::boot::{Boot, boot};
 use tests::linux_bench::{InMemory, Options};
 use tests::peer::{CMDLINE, MICROVM};
 
@@ -76,11 +78,12 @@ fn main() -> Result<()> {
                 .map(|b| json!({"seconds": b.seconds, "overhead_bytes": b.overhead_bytes}))
                 .collect::<Vec<_>>()
         };
+        let ratios: Vec<f64> = rounds.iter().map(|(ours, theirs)| ours.seconds / theirs.seconds).collect();
         let result = json!({
-            "rounds": options.rounds, "memory_mib": options.memory_mib, "thp": options.thp,
+            "provenance": provenance(), "rounds": options.rounds, "memory_mib": options.memory_mib, "thp": options.thp,
             "samepage": {"median_seconds": ours, "median_overhead_bytes": our_bytes, "boots": list(|r| r.0)},
             "qemu": {"machine": MICROVM, "median_seconds": theirs, "median_overhead_bytes": their_bytes, "boots": list(|r| r.1)},
-            "time_ratio": ours / theirs,
+            "time_ratio": ours / theirs, "time_ratio_of_rounds": Spread::of(&ratios),
         });
         println!("{result:#}");
     } else {

@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::spread::median;
 use measure::by_kind;
 use measure::frames::{self, Frames, Pages};
 use measure::rolling::{REFRESH, Rolling, Subject, WALK_PART};
@@ -20,8 +21,7 @@ use merge::Engine;
 use merge::slab::engine::SlabEngine;
 use os::process::thread_time;
 use serde_json::json;
-use tests::boot::median;
-use tests::merging::machine;
+use tests::bench::provenance;
 use tests::sandbox::Sandbox;
 use tests::vm::{Client, Vm, eventually};
 
@@ -222,7 +222,7 @@ fn main() -> Result<()> {
     let churn = format!("churn class=all rate={} seconds={}", pages / 10, seconds + 5);
     vms.iter_mut().for_each(|(_, com2)| _ = com2.command(&churn));
     let watches = [idle, Watch::of("guests write", &spaces, &mut rolling, &held, seconds)?];
-    let machine = machine();
+    let provenance = provenance();
     if as_json {
         let states: Vec<_> = states
             .iter()
@@ -240,13 +240,14 @@ fn main() -> Result<()> {
             .collect();
         println!(
             "{:#}",
-            json!({"machine": machine, "guests": guests, "memory_mib": memory_mib, "states": states,
+            json!({"provenance": provenance, "guests": guests, "memory_mib": memory_mib, "states": states,
                 "host_gib": host_gib, "watches": watches})
         );
         return Ok(());
     }
     println!(
-        "{machine}\n{guests} guests of {memory_mib} MiB; milliseconds of a processor for each GiB of guest memory"
+        "{}\n{guests} guests of {memory_mib} MiB; milliseconds of a processor for each GiB of guest memory",
+        provenance.environment.line()
     );
     for State { name, by_frame, by_kind, frames } in states {
         let shared = 100.0 * frames.pages.shared as f64 / frames.pages.total as f64;

@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::spread::median;
 use memory::PageNo;
 use merge::slab;
 use merge::slab::matchmaker::{GuestId, Matchmaker, PageHash, Publish};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use tests::boot::median;
-use tests::merging::machine;
+use tests::bench::provenance;
 
 const USAGE: &str = "\
 Measures the matchmaker of the slab engine alone: speed, memory and pauses while the number of pages grows.
@@ -199,11 +199,8 @@ fn resident_bytes() -> f64 {
 fn hash(guest: GuestId, page: u64) -> PageHash {
     let is_common = page % OFFER_PAGES < OFFER_PAGES / 2;
     let owner = if is_common { 0 } else { u64::from(guest.0) + 1 };
-    // The finalizer of splitmix64: one to one, so that different pages have different hashes.
-    let mut hash = owner << 40 | page;
-    hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ hash >> 31
+    // One to one, so that different pages have different hashes.
+    splitmix::mix(owner << 40 | page)
 }
 
 /// One round: a row at each power of ten, one at the end, and one for pages that are offered again.
@@ -264,7 +261,7 @@ fn main() -> Result<()> {
         "--pages must be at least an offer of {OFFER_PAGES} a guest"
     );
     ensure!(rounds > 0, "--rounds must be at least 1");
-    let machine = machine();
+    let provenance = provenance();
     let all: Vec<Vec<Row>> = (0..rounds).map(|_| round(pages, guests)).collect::<Result<_>>()?;
     let rows: Vec<Row> = (0..all[0].len())
         .map(|n| {
@@ -284,8 +281,7 @@ fn main() -> Result<()> {
     if as_json {
         let rows: Vec<Value> =
             rows.iter().enumerate().map(|(n, row)| entry(row, n + 1 == rows.len())).collect();
-        let result =
-            json!({"machine": machine, "pages": pages, "guests": guests, "rounds": rounds, "rows": rows});
+        let result = json!({"provenance": provenance, "pages": pages, "guests": guests, "rounds": rounds, "rows": rows});
         println!("{result:#}");
         return Ok(());
     }

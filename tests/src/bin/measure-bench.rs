@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::spread::median;
 use measure::content::Content;
 use measure::scan::{Options, scan};
 use measure::source::file::FileSource;
@@ -23,8 +24,7 @@ use memory::page_buffer::PageBuffer;
 use memory::ram::{Backing, Ram};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
-use tests::boot::median;
-use tests::merging::machine;
+use tests::bench::provenance;
 use vm_memory::{Bytes, GuestAddress};
 
 const USAGE: &str = "\
@@ -364,7 +364,7 @@ fn main() -> Result<()> {
         rows.push((size, took.cpu, content.index_bytes, content.distinct));
         size *= 2;
     }
-    let machine = machine();
+    let provenance = provenance();
     if as_json {
         let rows: Vec<_> = rows
             .iter()
@@ -373,7 +373,7 @@ fn main() -> Result<()> {
             })
             .collect();
         let result = json!({
-            "machine": machine, "mib": mib, "rounds": rounds,
+            "provenance": provenance, "mib": mib, "rounds": rounds,
             "sum_gib_per_second": sum, "classify_gib_per_second": in_place, "classify_of_sum": of_sum,
             "speed_up_of_two_threads": by_two, "speed_up_of_two_summing": sum_by_two,
             "file_gib_per_second": file, "pid_gib_per_second": pid, "pid_of_file": pid_of_file,
@@ -383,7 +383,10 @@ fn main() -> Result<()> {
         println!("{result:#}");
         return Ok(());
     }
-    println!("{machine}\n{mib} MiB, {rounds} rounds, medians; GiB a second of one core");
+    println!(
+        "{}\n{mib} MiB, {rounds} rounds, medians; GiB a second of one core",
+        provenance.environment.line()
+    );
     println!("  summing memory            {sum:6.2}");
     println!("  classifying it in place   {in_place:6.2}   {:.0} % of that", 100.0 * of_sum);
     println!(

@@ -12,14 +12,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fleet::watch::Watch;
+use lab::contender::Contender;
+use lab::environment::ksm_knobs;
+use lab::provenance::Provenance;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::size::parse_size;
 use merge::ksm;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tests::merging::contender::{Contender, ksm_knobs};
+use tests::bench::provenance;
 use tests::merging::course;
-use tests::merging::machine;
 use tests::merging::setting::Setting;
 use tests::merging::table::{Record, Table};
 
@@ -34,7 +36,7 @@ Usage: merge-bench [--guests N] [--memory SIZE] [--rounds R] [--window SECONDS] 
   --rounds R        rounds; each contender runs once in each, another one first each time [default: 3]
   --window SECONDS  of each stretch in which processor time is counted [default: 10]
   --limit SECONDS   for merging, after which a contender has not got there [default: 300]
-  --engines NAMES   of off, ksm-default, ksm-fast, ksm-advisor, slab [default: all]
+  --engines NAMES   of off, ksm-default, ksm, ksm-advisor, slab, slab-10 [default: all but slab-10]
   --merging-only    ends each course once merging has got there: what is measured at rest and under change is left out
   --image DIR       Linux guests, of what `samepage image --out DIR` made [default: the built-in guest]
   --json            print one JSON object
@@ -43,6 +45,10 @@ KSM needs root, and its settings are put back however this ends; without root on
 
 /// Subcommands of `samepage` that a fleet starts from its own executable, which here is this one.
 const OWN_SUBCOMMANDS: [&str; 2] = ["run", "ksm-guard"];
+
+/// Who runs unless told otherwise.
+const CONTENDERS: [Contender; 5] =
+    [Contender::Off, Contender::KsmDefault, Contender::Ksm, Contender::KsmAdvisor, Contender::Slab];
 
 struct Options {
     setting: Setting,
@@ -75,8 +81,8 @@ fn main() -> Result<ExitCode> {
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
     let watch = Watch::new(|_, _, _, _| {}, interrupted);
-    let (machine, knobs) = (machine(), ksm_knobs());
-    if machine["ksm_run"] == "1" {
+    let (provenance, knobs) = (provenance(), ksm_knobs());
+    if provenance.environment.ksm_runs() {
         notes.push("KSM ran before this began, and so runs while the others are measured".into());
     }
     let mut records: Vec<Record> =
@@ -100,16 +106,16 @@ fn main() -> Result<ExitCode> {
             "KSM is not set as it was before, and no engine runs: somebody else did that. It was {knobs:?} and is {now:?}"
         ));
     }
-    print(&options, &records, &machine, &notes);
+    print(&options, &records, &provenance, &notes);
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(options: &Options, records: &[Record], machine: &serde_json::Value, notes: &[String]) {
+fn print(options: &Options, records: &[Record], provenance: &Provenance, notes: &[String]) {
     let table = Table::of(records);
     let Setting { guests, memory_bytes, linux, window, limit, merging_only: _ } = &options.setting;
     if options.json {
         let mut result = json!({
-            "machine": machine, "guests": guests, "memory_bytes": memory_bytes,
+            "provenance": provenance, "guests": guests, "memory_bytes": memory_bytes,
             "kind": if linux.is_some() { "linux" } else { "builtin" },
             "mix_percent": {"common": 50, "unique": 50}, "rounds": options.rounds,
             "window_seconds": window.as_secs_f64(), "limit_seconds": limit.as_secs_f64(), "notes": notes,
@@ -121,16 +127,11 @@ fn print(options: &Options, records: &[Record], machine: &serde_json::Value, not
         println!("{result:#}");
         return;
     }
-    let text = |key: &str| machine[key].as_str().unwrap_or_default().to_owned();
     println!(
-        "{guests} guests of {} MiB, half of it common; {} rounds; {}, {} processors, Linux {}, KVM {}, load {}",
+        "{guests} guests of {} MiB, half of it common; {} rounds; {}",
         memory_bytes >> 20,
         options.rounds,
-        text("processor"),
-        machine["processors"],
-        text("kernel"),
-        text("kvm"),
-        text("load_average"),
+        provenance.environment.line(),
     );
     for record in records {
         let knobs = record.outcomes.last().map(|outcome| outcome.knobs.as_slice()).unwrap_or_default();
@@ -158,7 +159,7 @@ fn parse() -> Result<Option<Options>> {
         limit: seconds(300),
         merging_only: false,
     };
-    let (mut rounds, mut json, mut contenders) = (3, false, Contender::ALL.to_vec());
+    let (mut rounds, mut json, mut contenders) = (3, false, CONTENDERS.to_vec());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -177,6 +178,8 @@ fn parse() -> Result<Option<Options>> {
                 contenders = value()?
                     .split(',')
                     .map(|name| {
+                        // What KSM with the knobs of fleets was called here before.
+                        let name = if name == "ksm-fast" { "ksm" } else { name };
                         Contender::named(name).with_context(|| format!("no engine {name:?}\n\n{USAGE}"))
                     })
                     .collect::<Result<_>>()?;

@@ -13,9 +13,10 @@ use devices::interrupt::IrqLine;
 use devices::reclaim::{Gpa, Reclaim};
 use devices::virtio::balloon::{Balloon, Config};
 use devices::virtio::mmio::MmioTransport;
+use lab::spread::median;
 use memory::ram::{Backing, Ram};
 use serde_json::json;
-use tests::boot::median;
+use tests::bench::provenance;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -120,7 +121,10 @@ fn main() -> Result<()> {
         }));
     }
     if as_json {
-        println!("{:#}", json!({"rounds": rounds, "pages": PAGES, "orders": results}));
+        println!(
+            "{:#}",
+            json!({"provenance": provenance(), "rounds": rounds, "pages": PAGES, "orders": results})
+        );
     }
     Ok(())
 }

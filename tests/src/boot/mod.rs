@@ -70,28 +70,9 @@ pub fn boot(command: &[OsString], memory_bytes: u64) -> Result<Boot> {
     }
 }
 
-/// The middle value; of an even number of them, the mean of the two in the middle. 0 of none.
-#[must_use]
-pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    match (values.len() / 2, values.len() % 2) {
-        (0, 0) => 0.0,
-        (middle, 0) => f64::midpoint(values[middle - 1], values[middle]),
-        (middle, _) => values[middle],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median([]), 0.0);
-    }
 
     #[test]
     fn a_vmm_that_ends_early_is_an_error() {

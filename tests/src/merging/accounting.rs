@@ -4,12 +4,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kernel_view::ksm_stat::{self, KsmStat};
 use measure::Space;
-use memory::ksm_stat::{self, KsmStat};
 use merge::ksm::Knobs;
 
 /// The name of the slab engine's threads, in VM processes and in the host's.
@@ -161,27 +160,6 @@ pub fn mapping_bytes() -> u64 {
 fn object_bytes((cache, usual): (&str, u64)) -> u64 {
     let told = fs::read_to_string(format!("/sys/kernel/slab/{cache}/object_size"));
     told.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(usual)
-}
-
-/// Where these numbers were found.
-#[must_use]
-pub fn machine() -> serde_json::Value {
-    let read = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
-    let (cpus, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let model =
-        cpus.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
-    serde_json::json!({
-        "processor": model.unwrap_or("unknown"),
-        "processors": std::thread::available_parallelism().map_or(1, usize::from),
-        "memory_bytes": kib_of(&memory, "MemTotal:") * 1024,
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "kvm": machine::probe::backend_name(),
-        // Where it is 1 KSM scans while the others are measured too.
-        "ksm_run": read("/sys/kernel/mm/ksm/run").trim(),
-        "transparent_hugepage": read("/sys/kernel/mm/transparent_hugepage/enabled").trim(),
-        // Other people's work on this machine spoils every number here but the counts.
-        "load_average": read("/proc/loadavg").trim(),
-    })
 }
 
 #[cfg(test)]

@@ -10,21 +10,23 @@ use fleet::guest::Lifetime;
 use fleet::runtime::FleetDir;
 use fleet::watch::Watch;
 use guest::protocol::{Class, Command, Done, Latency, Reply, Target};
+use lab::contender::Contender;
+use lab::environment::{KsmKnobs, ksm_knobs};
 use measure::Space;
 use measure::content::Content;
 use memory::PAGE_BYTES;
-use merge::{EngineError, Progress};
+use merge::{EngineError, Progress, Settling};
 
 use super::accounting::{Memory, ThreadSeconds, mapping_bytes, memory_files};
-use super::contender::{Contender, Knobs, ksm_knobs, sweep_ksm};
 use super::figures::{Round, SECONDS};
+use super::ksm_tables::sweep_ksm;
 use super::setting::Setting;
 
 /// What counts as merged: so much of the ideal.
 const GOAL_PERCENT: u64 = 95;
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(5);
-/// Settled: nothing new, and nothing more that comes back of slabs, for so long.
+/// When merging has settled, memory of slabs comes back still: waited for until nothing did for so long.
 const QUIET: Duration = Duration::from_secs(6);
 /// And that is waited for no longer than this.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
@@ -43,7 +45,7 @@ pub struct Outcome {
     /// What a reader of them should know.
     pub notes: Vec<String>,
     /// KSM's knobs while it ran.
-    pub knobs: Knobs,
+    pub knobs: KsmKnobs,
 }
 
 /// Runs the course. Everything that it starts has ended when it returns.
@@ -60,7 +62,7 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
         let dir = FleetDir::of(&spec.name);
         let course = || -> Result<Outcome> {
             let mut fleet =
-                Fleet::up_with(spec.clone(), contender.engine(&dir)?, &dir, Lifetime::WithUs, watch)?;
+                Fleet::up(spec.clone(), Some(contender.engine(&dir)?), &dir, Lifetime::WithUs, watch)?;
             let outcome = Course { setting, contender, watch, fleet: &mut fleet }.run();
             fleet.stop();
             outcome
@@ -91,8 +93,8 @@ fn is_disturbed(error: &anyhow::Error) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[error("somebody else set KSM while it was measured: it was {was:?} and is {is:?}")]
 struct KnobsChanged {
-    was: Knobs,
-    is: Knobs,
+    was: KsmKnobs,
+    is: KsmKnobs,
 }
 
 struct Course<'a> {
@@ -172,7 +174,7 @@ impl Course<'_> {
         &mut self,
         content: &Content,
         spaces: &[Space],
-        knobs: &mut Knobs,
+        knobs: &mut KsmKnobs,
         figures: &mut Round,
     ) -> Result<()> {
         // Pages that were only ever read are on the kernel's frame of zeros from the start, and nobody's to merge.
@@ -223,18 +225,16 @@ impl Course<'_> {
         self.fleet.progress().context("the engine does not say how far it is: a guest may have ended")
     }
 
-    /// Waits until merging brings nothing new, and gives nothing back.
+    /// Waits until merging has settled, and gives nothing back.
     fn settle(&mut self) -> Result<()> {
         let began = Instant::now();
-        let (mut most, mut since) = (self.progress()?.merged_pages, Instant::now());
-        let mut least = memory_files();
-        while since.elapsed() < QUIET && began.elapsed() < SETTLE_LIMIT {
+        let (mut settling, mut is_settled) = (Settling::default(), false);
+        let (mut least, mut since) = (memory_files(), Instant::now());
+        while !(is_settled && since.elapsed() >= QUIET) && began.elapsed() < SETTLE_LIMIT {
             self.rest(LOOK)?;
-            let merged = self.progress()?.merged_pages;
-            // A page or two come and go for ever.
-            if merged > most + most / 1000 {
-                (most, since) = (merged, Instant::now());
-            }
+            let progress = self.progress()?;
+            settling.saw(&progress);
+            is_settled = settling.is_over(&progress);
             let slabs = memory_files();
             if slabs < least {
                 (least, since) = (slabs, Instant::now());
@@ -350,7 +350,7 @@ impl Course<'_> {
 }
 
 /// The knobs that nobody but their owner changes: the advisor has one of its own.
-fn settings(knobs: &Knobs) -> Knobs {
+fn settings(knobs: &KsmKnobs) -> KsmKnobs {
     let is_advised =
         knobs.iter().any(|(name, value)| *name == "advisor_mode" && value.contains("[scan-time]"));
     knobs.iter().filter(|(name, _)| !(is_advised && *name == "pages_to_scan")).cloned().collect()
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn the_advisor_may_change_what_is_its_own() {
-        let knobs = |mode: &str, pages: &str| -> Knobs {
+        let knobs = |mode: &str, pages: &str| -> KsmKnobs {
             vec![("advisor_mode", mode.into()), ("pages_to_scan", pages.into())]
         };
         let advised = "none [scan-time]";

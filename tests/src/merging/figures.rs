@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use lab::spread::Spread;
+
 /// Which of two numbers is the better one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
@@ -81,29 +83,11 @@ pub const SECONDS: &str = "seconds";
 /// The figures of one round, by key. What could not be had is not there.
 pub type Round = BTreeMap<&'static str, f64>;
 
-/// A figure over several rounds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// The middle one.
-    pub median: f64,
-    /// The least.
-    pub least: f64,
-    /// The most.
-    pub most: f64,
-}
-
-impl Spread {
-    /// Of all rounds that have it; None if one has not, for a median of those that came through would flatter.
-    #[must_use]
-    pub fn of(rounds: &[Round], key: &str) -> Option<Self> {
-        let values: Option<Vec<f64>> = rounds.iter().map(|round| round.get(key).copied()).collect();
-        let values = values.filter(|values| !values.is_empty())?;
-        Some(Self {
-            median: crate::boot::median(values.iter().copied()),
-            least: values.iter().copied().fold(f64::INFINITY, f64::min),
-            most: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        })
-    }
+/// A figure of all rounds; None if one has not got it, for a median of those that came through would flatter.
+#[must_use]
+pub fn spread(rounds: &[Round], key: &str) -> Option<Spread> {
+    let values: Option<Vec<f64>> = rounds.iter().map(|round| round.get(key).copied()).collect();
+    Spread::of(&values?)
 }
 
 /// How many times better `ours` is. None where neither is, or one is nothing.
@@ -122,8 +106,8 @@ pub fn times_better(figure: &Figure, ours: f64, theirs: f64) -> Option<f64> {
 #[must_use]
 pub fn best(figure: &Figure, others: &[&[Round]]) -> Option<(usize, f64)> {
     let values = others.iter().enumerate().filter_map(|(n, rounds)| {
-        let reached = Spread::of(rounds, SECONDS).is_some();
-        let value = Spread::of(rounds, figure.key)?.median;
+        let reached = spread(rounds, SECONDS).is_some();
+        let value = spread(rounds, figure.key)?.median;
         (reached || !figure.needs_goal).then_some((n, value))
     });
     match figure.better {
@@ -152,9 +136,9 @@ mod tests {
     #[test]
     fn a_round_that_lacks_a_figure_takes_it_from_all() {
         let two = rounds(&[&[("a", 3.0), ("b", 1.0)], &[("a", 1.0)]]);
-        assert_eq!(Spread::of(&two, "a"), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
-        assert_eq!(Spread::of(&two, "b"), None);
-        assert_eq!(Spread::of(&[], "a"), None);
+        assert_eq!(spread(&two, "a"), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
+        assert_eq!(spread(&two, "b"), None);
+        assert_eq!(spread(&[], "a"), None);
     }
 
     #[test]

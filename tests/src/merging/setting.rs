@@ -7,7 +7,7 @@ use fleet::spec::{AdmissionName, FillSpec, FleetSpec, GuestSpec, Overcommit};
 use machine::VmConfig;
 use merge::slab::engine::Tuning;
 
-use super::contender::Contender;
+use lab::contender::Contender;
 
 /// How long a Linux guest may take to start.
 const LINUX_READY_SECONDS: u32 = 900;

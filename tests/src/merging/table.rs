@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::contender::Contender;
 use super::course::Outcome;
-use super::figures::{Better, FIGURES, Figure, Round, Spread, best, times_better};
+use super::figures::{Better, FIGURES, Figure, Round, best, spread, times_better};
+use lab::contender::Contender;
 
 /// All rounds of one contender.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl Table {
 
     fn slab(&self, figure: &Figure) -> Option<f64> {
         let (_, rounds) = self.records.iter().find(|(contender, _)| *contender == Contender::Slab)?;
-        Spread::of(rounds, figure.key).map(|spread| spread.median)
+        spread(rounds, figure.key).map(|spread| spread.median)
     }
 
     /// Which KSM is best at it, and how many times better the slab engine is.
@@ -63,17 +63,17 @@ impl Table {
             let _ = writeln!(text, "{label:<46}{}", cells.trim_end());
         };
         let mut head: Vec<String> = self.records.iter().map(|(who, _)| who.name().to_owned()).collect();
-        head.extend(self.ksms().map(|(who, _)| format!("x {}", &who.name()[4..])));
+        head.extend(self.ksms().map(|(who, _)| format!("x {}", who.name())));
         head.push("x best".into());
         line("median (x: times better slab is)", head);
         for figure in FIGURES {
             let medians = self.records.iter().map(|(_, rounds)| {
-                Spread::of(rounds, figure.key).map_or_else(|| "-".into(), |spread| number(spread.median))
+                spread(rounds, figure.key).map_or_else(|| "-".into(), |spread| number(spread.median))
             });
             let mut cells: Vec<String> = medians.collect();
             if figure.better != Better::Neither {
                 cells.extend(self.ksms().map(|(_, rounds)| {
-                    let theirs = Spread::of(rounds, figure.key).map(|spread| spread.median);
+                    let theirs = spread(rounds, figure.key).map(|spread| spread.median);
                     let times = self.slab(figure).zip(theirs);
                     times
                         .and_then(|(ours, theirs)| times_better(figure, ours, theirs))
@@ -94,7 +94,7 @@ impl Table {
                 .iter()
                 .map(|figure| {
                     let values: Vec<_> = rounds.iter().map(|round| round.get(figure.key)).collect();
-                    let spread = Spread::of(rounds, figure.key).map(|spread| {
+                    let spread = spread(rounds, figure.key).map(|spread| {
                         json!({"median": spread.median, "least": spread.least, "most": spread.most, "rounds": values})
                     });
                     (figure.key.to_owned(), spread.unwrap_or_else(|| json!({"median": null, "rounds": values})))
@@ -116,7 +116,7 @@ impl Table {
                 let mut of: Map<String, Value> = self
                     .ksms()
                     .map(|(who, rounds)| {
-                        let theirs = Spread::of(rounds, figure.key).map(|spread| spread.median);
+                        let theirs = spread(rounds, figure.key).map(|spread| spread.median);
                         let times = self.slab(figure).zip(theirs);
                         let times = times.and_then(|(ours, theirs)| times_better(figure, ours, theirs));
                         (who.name().to_owned(), json!(times))
@@ -162,15 +162,15 @@ mod tests {
     fn ratios_are_against_each_and_against_the_best_that_got_there() {
         let records = [
             record(Contender::KsmDefault, &[("idle_cpu_percent", 2.0)]),
-            record(Contender::KsmFast, &[("seconds", 3.0), ("idle_cpu_percent", 60.0)]),
+            record(Contender::Ksm, &[("seconds", 3.0), ("idle_cpu_percent", 60.0)]),
             record(Contender::Slab, &[("seconds", 1.5), ("idle_cpu_percent", 6.0)]),
         ];
         let table = Table::of(&records);
         let json = table.json(&records);
         let idle = &json["slab_times_better"]["idle_cpu_percent"];
-        assert_eq!(idle["ksm-fast"], 10.0);
+        assert_eq!(idle["ksm"], 10.0);
         assert!(idle["ksm-default"].as_f64().is_some_and(|times| (times - 1.0 / 3.0).abs() < 1e-9));
-        assert_eq!(idle["best"], json!({"name": "ksm-fast", "times": 10.0}));
+        assert_eq!(idle["best"], json!({"name": "ksm", "times": 10.0}));
         assert_eq!(json["slab_times_better"]["seconds"]["ksm-default"], Value::Null);
         let text = table.text();
         let row = text.lines().find(|line| line.starts_with("engine CPU, nothing changes")).unwrap();
@@ -180,10 +180,10 @@ mod tests {
 
     #[test]
     fn without_a_slab_there_are_no_ratios() {
-        let records = [record(Contender::KsmFast, &[("seconds", 3.0)])];
+        let records = [record(Contender::Ksm, &[("seconds", 3.0)])];
         assert_eq!(
             Table::of(&records).json(&records)["slab_times_better"]["seconds"],
-            json!({"ksm-fast": null, "best": null})
+            json!({"ksm": null, "best": null})
         );
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use memory::pagemap::PagemapEntry;
+use kernel_view::pagemap::PagemapEntry;
 use serde_json::{Value, json};
 
 use super::point::{MIB_PAGES, Point, Way, mix};

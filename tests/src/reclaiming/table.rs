@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use lab::spread::Spread;
 use serde_json::{Map, Value, json};
 
 use super::point::{MIB_PAGES, Point, Way};
-use crate::merging::figures::{Round, Spread};
+use crate::merging::figures::{Round, spread};
 
 /// What is compared with the control of the same round.
 const RATIOS: [(&str, &str); 4] = [
@@ -50,7 +51,7 @@ impl Record {
             let (way, control) = (way.get(key)?, control.get(key).filter(|control| **control > 0.0)?);
             Some(Round::from([(key, way / control)]))
         };
-        Spread::of(&pairs.map(over).collect::<Option<Vec<_>>>()?, key)
+        spread(&pairs.map(over).collect::<Option<Vec<_>>>()?, key)
     }
 
     fn control_mib(&self) -> u64 {
@@ -82,7 +83,7 @@ impl Record {
             );
         }
         for (key, label) in FIGURES {
-            line(label, Way::ALL.map(|way| cell(Spread::of(self.rounds(way), key))));
+            line(label, Way::ALL.map(|way| cell(spread(self.rounds(way), key))));
         }
         text
     }
@@ -95,7 +96,7 @@ impl Record {
             .map(|way| {
                 let figures: Map<String, Value> = FIGURES
                     .iter()
-                    .filter_map(|(key, _)| Some(((*key).into(), json(Spread::of(self.rounds(*way), key)?))))
+                    .filter_map(|(key, _)| Some(((*key).into(), json(spread(self.rounds(*way), key)?))))
                     .collect();
                 let ratios: Map<String, Value> = RATIOS
                     .iter()

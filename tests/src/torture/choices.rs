@@ -1,17 +1,19 @@
-//! Numbers that look random and follow from a seed (Steele and others' SplitMix64).
+//! Choices that follow from a seed.
+
+use splitmix::SplitMix64;
 
 /// A sequence of choices.
 #[derive(Clone, Debug)]
-pub(super) struct Choices(u64);
+pub(super) struct Choices(SplitMix64);
 
 impl Choices {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::new(seed))
     }
 
     /// Another sequence, for another thread.
     pub(super) fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self::new(self.next())
     }
 
     /// A number from 0 to `end - 1`; 0 if that is nothing.
@@ -20,10 +22,7 @@ impl Choices {
     }
 
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        self.0.draw()
     }
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use memory::pagemap::Pagemap;
+use kernel_view::pagemap::Pagemap;
 use rustix::process::{Pid, setpriority_process};
 use serde_json::{Value, json};
 

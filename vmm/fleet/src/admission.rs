@@ -5,10 +5,11 @@ use serde::Serialize;
 use super::HostError;
 use super::pledge::{self, OtherFleet};
 use super::spec::{AdmissionName, FleetSpec, GuestSpec, Overcommit};
+use kernel_view::host::{Host, Readings};
 use memory::PAGE_BYTES;
 use overcommit::admission::{Decision, Mode, Promise, Refusal, Room, Sums, plan};
+use overcommit::capacity::Capacity;
 use overcommit::ledger::Ledger;
-use overcommit::readings::{Capacity, Host, Readings};
 
 /// What a fleet asks for, against what there is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -51,7 +52,8 @@ pub fn mode(overcommit: &Overcommit) -> Option<Mode> {
 /// What the host has for a fleet.
 pub fn capacity(overcommit: &Overcommit) -> Result<(Capacity, Readings), HostError> {
     let readings = Host::default().read()?;
-    let capacity = readings.capacity(overcommit.capacity_bytes.map(|bytes| bytes / PAGE_BYTES))?;
+    let asked_pages = overcommit.capacity_bytes.map(|bytes| bytes / PAGE_BYTES);
+    let capacity = Capacity::of(readings.host_pages(), readings.group.limit_pages, asked_pages)?;
     Ok((capacity, readings))
 }
 
@@ -72,12 +74,14 @@ fn room(readings: &Readings, own_pages: u64, others: &[OtherFleet], overhead_pag
     let committed =
         |others: &mut dyn Iterator<Item = &OtherFleet>| others.map(OtherFleet::committed_pages).sum();
     let held_by_fleets = own_pages.saturating_add(held(&mut others.iter()));
-    let host_pages = readings.total_pages.saturating_sub(readings.pool_pages);
     let host = Room {
         total_pages: readings.total_pages,
         of_group: false,
         pool_pages: readings.pool_pages,
-        system_pages: host_pages.saturating_sub(readings.available_pages).saturating_sub(held_by_fleets),
+        system_pages: readings
+            .host_pages()
+            .saturating_sub(readings.available_pages)
+            .saturating_sub(held_by_fleets),
         others_pages: committed(&mut others.iter()),
         overhead_pages,
     };
@@ -107,7 +111,7 @@ pub fn judge(spec: &FleetSpec) -> Result<Admission, HostError> {
         capacity_pages: capacity.pages,
         room: Some(room),
         // What others were promised they may take at any time.
-        free_pages: readings.free_pages(capacity.pages, 0).saturating_sub(outstanding),
+        free_pages: readings.free_pages().min(capacity.pages).saturating_sub(outstanding),
         swap_pages: readings.swap_free_pages,
         ..Sums::default()
     };
@@ -184,7 +188,7 @@ fn refused(decisions: &[Judged]) -> Result<(), HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use overcommit::readings::GroupMemory;
+    use kernel_view::host::GroupMemory;
 
     const GIB: u64 = 1 << 18;
 

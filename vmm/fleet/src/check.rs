@@ -7,9 +7,9 @@ use guest::protocol::{Fill, Report};
 use thiserror::Error;
 
 use super::guest::Guest;
+use kernel_view::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use memory::layout::{HOLE_END, HOLE_START};
 use memory::page_buffer::PageBuffer;
-use memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 use memory::{Extent, Gpa, PAGE_BYTES};
 

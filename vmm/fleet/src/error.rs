@@ -9,11 +9,12 @@ use thiserror::Error;
 
 use super::spec::MetricsAddress;
 use super::takeover::Differences;
+use kernel_view::host::ReadingError;
 use measure::MeasureError;
 use memory::page_out::PageOutError;
 use merge::EngineError;
 use overcommit::admission::{AdmissionError, Refusal};
-use overcommit::readings::ReadingError;
+use overcommit::capacity::CapacityError;
 use wire::LineError;
 
 /// How much of an answer is shown that was not expected: a fleet's status is long.
@@ -74,9 +75,12 @@ pub enum HostError {
     /// The rule for letting guests in makes no sense here.
     #[error("admission failed")]
     Admission(#[from] AdmissionError),
-    /// What the host has could not be told, or is not enough.
+    /// What the host has could not be told.
     #[error("cannot determine the fleet's memory capacity")]
     Reading(#[from] ReadingError),
+    /// It is not what was asked for.
+    #[error("cannot determine the fleet's memory capacity")]
+    Capacity(#[from] CapacityError),
     /// Somebody else listens where metrics are to be served.
     #[error(
         "metrics cannot be served at {address}: the address is taken, perhaps by another fleet with the same `metrics`; give this \

@@ -32,14 +32,11 @@ use memory::PAGE_BYTES;
 use merge::ksm::{Ksm, KsmSettings};
 use merge::off::Off;
 use merge::slab::engine::{SlabEngine, Statistics};
-use merge::{Engine, Progress, SlabPages};
+use merge::{Engine, Progress, Settling, SlabPages};
 use overcommit::admission::Refusal;
 
 /// How often merging is looked at.
 const MERGE_POLL: Duration = Duration::from_millis(50);
-/// Merging has settled when this many passes brought nothing new: the first pass after a change only
-/// remembers what it saw.
-const SETTLED_PASSES: u64 = 3;
 
 /// How merging went.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,21 +70,15 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all guests, waits until they are ready and fills them. On an error those that were started are ended.
-    pub fn up(spec: FleetSpec, dir: &FleetDir, lifetime: Lifetime, watch: &Watch) -> Result<Self, HostError> {
-        let engine = engine(&spec, dir)?;
-        Self::up_with(spec, engine, dir, lifetime, watch)
-    }
-
-    /// As [`Fleet::up`], with this engine, which must be of the kind that `spec` names.
-    pub fn up_with(
+    /// As [`Fleet::ready`], and fills them. On an error those that were started are ended.
+    pub fn up(
         spec: FleetSpec,
-        engine: Box<dyn Engine>,
+        engine: Option<Box<dyn Engine>>,
         dir: &FleetDir,
         lifetime: Lifetime,
         watch: &Watch,
     ) -> Result<Self, HostError> {
-        let mut fleet = Self::ready_with(spec, engine, dir, lifetime, watch)?;
+        let mut fleet = Self::ready(spec, engine, dir, lifetime, watch)?;
         match fleet.fill(watch) {
             Ok(()) => Ok(fleet),
             Err(e) => {
@@ -97,25 +88,16 @@ impl Fleet {
         }
     }
 
-    /// Starts all guests and waits until they are ready. They are yet to be filled.
+    /// Starts all guests and waits until they are ready. They are yet to be filled. `engine` must be of the kind that `spec` names; None is
+    /// what `spec` asks for.
     pub fn ready(
         spec: FleetSpec,
+        engine: Option<Box<dyn Engine>>,
         dir: &FleetDir,
         lifetime: Lifetime,
         watch: &Watch,
     ) -> Result<Self, HostError> {
-        let engine = engine(&spec, dir)?;
-        Self::ready_with(spec, engine, dir, lifetime, watch)
-    }
-
-    /// As [`Fleet::ready`], with this engine.
-    pub fn ready_with(
-        spec: FleetSpec,
-        engine: Box<dyn Engine>,
-        dir: &FleetDir,
-        lifetime: Lifetime,
-        watch: &Watch,
-    ) -> Result<Self, HostError> {
+        let engine = engine.map_or_else(|| self::engine(&spec, dir), Ok)?;
         let claim = Claim::take(&spec.name)?;
         dir.create()?;
         let left = Left::none(&spec, dir)?;
@@ -425,19 +407,19 @@ impl Fleet {
     /// Waits until merging brings nothing new, or nothing merges any more, or `limit` is over. `goal` is what could be merged, for the bar.
     pub fn settle(&mut self, goal: u64, limit: Duration, watch: &Watch) -> Result<Merged, HostError> {
         let begin = Instant::now();
-        let mut best = (0, 0, 0.0);
+        let (mut settling, mut merged_seconds) = (Settling::default(), 0.0);
         loop {
             watch.check()?;
             let progress = self.engine.progress()?;
             let seconds = begin.elapsed().as_secs_f64();
-            if progress.merged_pages > best.0 {
-                best = (progress.merged_pages, progress.full_passes, seconds);
+            if settling.saw(&progress) {
+                merged_seconds = seconds;
             }
             watch.tell(Stage::Merge, 0, progress.merged_pages.min(goal), goal);
-            let settled = progress.full_passes >= best.1 + SETTLED_PASSES;
+            let settled = settling.is_over(&progress);
             let stalls = self.engine.stalled().is_some();
             if self.spec.engine == EngineName::Off || settled || stalls || begin.elapsed() > limit {
-                return Ok(Merged { seconds: best.2, progress });
+                return Ok(Merged { seconds: merged_seconds, progress });
             }
             thread::sleep(MERGE_POLL);
         }

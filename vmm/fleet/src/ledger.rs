@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use super::HostError;
 use super::vm_handle::{self, Said, VmHandle};
+use kernel_view::host::Host;
+use kernel_view::ksm_stat::KsmStat;
+use kernel_view::smaps::ProcessPages;
 use measure::audit::{self, Audit};
 use measure::by_kind;
 use measure::frames::{Frames, GuestFrames};
 use measure::rolling::{Recent, Rolling, Subject};
 use measure::{MeasureError, Space};
 use memory::PAGE_BYTES;
-use memory::ksm_stat::KsmStat;
-use memory::smaps::ProcessPages;
 use os::process::is_running;
 use overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, HostOverhead, Ledger};
-use overcommit::readings::Host;
 
 /// What KSM keeps of each page it has seen (struct ksm_rmap_item), in bytes.
 const RMAP_ITEM_BYTES: u64 = 64;
@@ -241,7 +241,7 @@ fn account(
     }
     let host = HostNumbers {
         capacity: budget.capacity,
-        available: readings.as_ref().map_or(budget.capacity, |r| r.free_pages(u64::MAX, 0)),
+        available: readings.as_ref().map_or(budget.capacity, |r| r.free_pages()),
         swap_free: readings.as_ref().map_or(0, |r| r.swap_free_pages),
         frames: frames + parked_frames,
         overhead,

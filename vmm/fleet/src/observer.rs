@@ -12,14 +12,15 @@ use super::asker::{Askers, Heard};
 use super::ledger::{self, Budget, Look};
 use super::policy_state::PolicyState;
 use super::vm_handle::{Said, VmHandle, WORD_SECONDS};
+use kernel_view::host::Host;
+use kernel_view::smaps::ProcessPages;
 use machine::working_set::WorkingSet;
 use measure::rolling::Rolling;
 use memory::PAGE_BYTES;
-use memory::smaps::ProcessPages;
 use os::lock;
 use os::process::is_running;
 use os::process::thread_time;
-use overcommit::readings::Host;
+use overcommit::view::Psi;
 use overcommit::view::{BalloonView, GuestState, GuestView, HostView};
 
 /// How long a look waits for VMs that are asked, all of them together. Whoever is later is seen as it was.
@@ -110,9 +111,12 @@ impl Observer {
             now_seconds,
             capacity_pages,
             used_pages,
-            free_pages: readings.as_ref().map_or(left, |r| r.free_pages(capacity_pages, used_pages)),
+            free_pages: readings.as_ref().map_or(left, |r| r.free_pages().min(left)),
             swap_free_pages: readings.as_ref().map_or(0, |r| r.swap_free_pages),
-            psi: readings.and_then(|r| r.psi),
+            psi: readings.and_then(|r| r.psi).map(|psi| Psi {
+                some_avg10_percent: psi.some_avg10_percent,
+                full_avg10_percent: psi.full_avg10_percent,
+            }),
             merging: self.budget.merging,
         };
         self.cpu += thread_time().saturating_sub(begin + reading_took);

@@ -18,7 +18,7 @@ use super::daemon_client::request;
 use super::living::vms;
 use super::runtime::{self, FleetDir};
 use super::status::{Reply, Request};
-use memory::smaps::ProcessPages;
+use kernel_view::smaps::ProcessPages;
 use overcommit::view::GuestState;
 
 /// How long another fleet's admission is waited for.

@@ -154,6 +154,7 @@ impl From<&HostError> for ErrorKind {
             | HostError::NotAdmitted { .. }
             | HostError::Admission(_)
             | HostError::Reading(_)
+            | HostError::Capacity(_)
             | HostError::MetricsTaken { .. }
             | HostError::Metrics { .. }
             | HostError::UpAlready { .. }

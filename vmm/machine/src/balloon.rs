@@ -6,7 +6,7 @@ use devices::virtio::balloon::{Counters, Handle, HintError, Tag};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use memory::pagemap::PagemapError;
+use kernel_view::pagemap::PagemapError;
 use memory::ram::Ram;
 use memory::resident::page_count;
 

@@ -14,9 +14,9 @@ use super::balloon::{BalloonSize, BalloonStatus};
 use super::stats::Values;
 use super::throttle::Throttled;
 use super::working_set::WorkingSet;
+use kernel_view::smaps::SharePages;
 use memory::Extent;
 use memory::page_out::PagedOut;
-use memory::smaps::SharePages;
 use wire::{LineError, Lines};
 
 pub(crate) use refusal::host;

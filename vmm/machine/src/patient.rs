@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ impl Shared {
                 state.stuck = false;
                 self.changed.notify_all();
                 while state.kept.is_empty() && !state.closed {
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = os::unpoisoned(self.changed.wait(state));
                 }
                 if state.kept.is_empty() {
                     return;
@@ -117,10 +117,8 @@ impl Write for PatientSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Self(shared) = self;
         let full = |s: &mut State| s.kept.len() + s.on_the_way >= KEPT_BYTES && !s.stuck && !s.closed;
-        let (mut state, waited) = shared
-            .changed
-            .wait_timeout_while(shared.state(), PATIENCE, full)
-            .unwrap_or_else(PoisonError::into_inner);
+        let waited = shared.changed.wait_timeout_while(shared.state(), PATIENCE, full);
+        let (mut state, waited) = os::unpoisoned(waited);
         if waited.timed_out() {
             state.stuck = true;
         }

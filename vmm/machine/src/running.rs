@@ -19,10 +19,10 @@ use super::stats::KvmStats;
 use super::throttle::ThrottleError;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::{Sampler, WorkingSet, WorkingSetError};
+use kernel_view::smaps::SharePages;
 use memory::PageSet;
 use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
-use memory::smaps::SharePages;
 use memory::written::WriteLog;
 
 /// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::pacer::{Next, Pacer};
-use memory::own::OwnPages;
+use kernel_view::own_pages::OwnPages;
 
 /// Why a VM was not throttled.
 #[derive(Debug, Error)]

@@ -1,7 +1,7 @@
 //! vCPU threads: run, pause, resume, stop, and what each KVM exit does.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -103,8 +103,8 @@ impl Shared {
                 self.changed.notify_all();
             }
             gate = match hold {
-                None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
-                Some(hold) => self.changed.wait_timeout(gate, hold).unwrap_or_else(PoisonError::into_inner).0,
+                None => os::unpoisoned(self.changed.wait(gate)),
+                Some(hold) => os::unpoisoned(self.changed.wait_timeout(gate, hold)).0,
             };
         }
         gate.still -= usize::from(still);
@@ -117,13 +117,13 @@ impl Shared {
         let mut gate = self.gate();
         while gate.wanted == Wanted::Run && !(self.input_waits)() {
             gate = match until {
-                None => self.changed.wait(gate).unwrap_or_else(PoisonError::into_inner),
+                None => os::unpoisoned(self.changed.wait(gate)),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return;
                     }
-                    self.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0
+                    os::unpoisoned(self.changed.wait_timeout(gate, left)).0
                 }
             };
         }
@@ -177,7 +177,7 @@ impl Vcpus {
             if left.is_zero() {
                 return false;
             }
-            gate = self.shared.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0;
+            gate = os::unpoisoned(self.shared.changed.wait_timeout(gate, left)).0;
         }
         true
     }

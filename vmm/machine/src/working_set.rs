@@ -16,6 +16,7 @@ use thiserror::Error;
 use memory::parker::{Parker, Population};
 use memory::parking::Parked;
 use memory::ram::Ram;
+use splitmix::SplitMix64;
 
 /// The most pages of a sample: each costs up to three mappings while it is parked, of which the rest of the process leaves 8192.
 pub const MAX_SAMPLES: u64 = 2000;
@@ -156,12 +157,12 @@ impl Sampler {
     }
 
     fn work(&self, parker: &mut Parker, sampling: Sampling) -> io::Result<()> {
-        let mut random = Random::new(RandomState::new().build_hasher().finish());
+        let mut random = SplitMix64::new(RandomState::new().build_hasher().finish());
         let mut periods = 0;
         loop {
             let began = Instant::now();
             let population = parker.population()?;
-            let ranks = random.ranks(sampling.samples.min(MAX_SAMPLES), population.pages);
+            let ranks = ranks(&mut random, sampling.samples.min(MAX_SAMPLES), population.pages);
             let chosen = parker.choose(&ranks)?;
             parker.park(&chosen)?;
             parker.watch(sampling.period.saturating_sub(began.elapsed()))?;
@@ -180,36 +181,17 @@ impl Sampler {
     }
 }
 
-/// Numbers to draw by (Steele and others' SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `end`, or 0.
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let number = mixed ^ mixed >> 31;
-        // The high half of the product: as even as the numbers are.
-        ((u128::from(number) * u128::from(end)) >> 64) as u64
-    }
-
-    /// `count` different numbers below `end`, ascending; all of them where there are no more.
-    fn ranks(&mut self, count: u64, end: u64) -> Vec<u64> {
-        let mut ranks = std::collections::BTreeSet::new();
-        // Floyd's way: each of the last `count` numbers stands for itself where a random one is taken already.
-        for last in end.saturating_sub(count)..end {
-            let drawn = self.below(last + 1);
-            if !ranks.insert(drawn) {
-                ranks.insert(last);
-            }
+/// `count` different numbers below `end`, ascending; all of them where there are no more.
+fn ranks(numbers: &mut SplitMix64, count: u64, end: u64) -> Vec<u64> {
+    let mut ranks = std::collections::BTreeSet::new();
+    // Floyd's way: each of the last `count` numbers stands for itself where a random one is taken already.
+    for last in end.saturating_sub(count)..end {
+        let drawn = numbers.below(last + 1);
+        if !ranks.insert(drawn) {
+            ranks.insert(last);
         }
-        ranks.into_iter().collect()
     }
+    ranks.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -220,7 +202,7 @@ mod tests {
     proptest! {
         #[test]
         fn samples_are_different_pages_of_the_population(seed: u64, count in 0u64..200, end in 0u64..5000) {
-            let ranks = Random::new(seed).ranks(count, end);
+            let ranks = ranks(&mut SplitMix64::new(seed), count, end);
             prop_assert_eq!(ranks.len() as u64, count.min(end));
             prop_assert!(ranks.windows(2).all(|two| two[0] < two[1]));
             prop_assert!(ranks.last().is_none_or(|last| *last < end));
@@ -244,10 +226,10 @@ mod tests {
     }
 
     /// Draws samples of a population of which a part is used, and counts how often the truth is within the error.
-    fn right_of_100(random: &mut Random, all: u64, used: u64, samples: u64) -> u64 {
+    fn right_of_100(random: &mut SplitMix64, all: u64, used: u64, samples: u64) -> u64 {
         (0..100)
             .filter(|_| {
-                let touched = random.ranks(samples, all).iter().filter(|rank| **rank < used).count() as u64;
+                let touched = ranks(random, samples, all).iter().filter(|rank| **rank < used).count() as u64;
                 let (pages, error) = WorkingSet::estimate(samples, touched, all);
                 pages.abs_diff(used) <= error
             })
@@ -256,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_truth_is_within_the_error_as_often_as_is_said() {
-        let mut random = Random::new(7);
+        let mut random = SplitMix64::new(7);
         for percent in [0, 1, 5, 10, 50, 90, 99, 100] {
             let right = (0..10).map(|_| right_of_100(&mut random, 100_000, percent * 1000, 100)).sum::<u64>();
             // 950 of 1000 are meant; what chance makes of that is 7 up or down.

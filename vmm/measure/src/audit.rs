@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::frames::{Frames, Pages};
 use super::{MeasureError, Space, frames};
+use kernel_view::pagemap::{FrameTable, Pfn};
+use kernel_view::smaps::RangePages;
 use memory::Extent;
-use memory::pagemap::{FrameTable, Pfn};
-use memory::smaps::RangePages;
 
 /// Looks until nothing moves any more; then the last one counts as it is.
 const MAX_LOOKS: u32 = 10;

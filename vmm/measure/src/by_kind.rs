@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::frames::{self, Census, Frames};
 use super::{MeasureError, Space, check};
-use memory::ksm_stat::KsmStat;
+use kernel_view::ksm_stat::KsmStat;
 use memory::maps::{Maps, SlabMapping};
 use memory::scan::{PageScan, Pages};
 use memory::{Extent, Gpa, Hva, PAGE_BYTES};

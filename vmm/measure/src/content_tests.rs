@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{Extent, PAGE};
-use memory::pagemap::Pagemap;
+use kernel_view::pagemap::Pagemap;
 use memory::{Gpa, Hva, PAGE_BYTES};
 
 /// Page-aligned memory of this process that plays a guest.

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::by_kind::{SlabCounts, SlabRun};
 use super::{MeasureError, Space, check};
+use kernel_view::ksm_stat::{self, KsmStat};
+use kernel_view::pagemap::{FrameFlags, FrameTable, PagemapEntry, PagemapError, Pfn};
 use memory::Hva;
-use memory::ksm_stat::{self, KsmStat};
 use memory::maps::Maps;
-use memory::pagemap::{FrameFlags, FrameTable, PagemapEntry, PagemapError, Pfn};
 
 /// Frames looked up at a time.
 const CHUNK_FRAMES: usize = 64 * 1024;

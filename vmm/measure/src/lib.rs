@@ -38,8 +38,8 @@ pub mod watch;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use kernel_view::pagemap::{Pagemap, PagemapEntry, PagemapError};
 pub use memory::Extent;
-use memory::pagemap::{Pagemap, PagemapEntry, PagemapError};
 use memory::remote::RemoteError;
 use memory::{Hva, PAGE_BYTES};
 use page_types::PageTypesError;
@@ -75,7 +75,7 @@ impl Space {
     /// The process is gone, or is not ours to look at.
     pub fn each_entry(&self, mut each: impl FnMut(Hva, PagemapEntry)) -> Result<(), MeasureError> {
         let walked = Pagemap::open(self.pid).and_then(|mut pagemap| {
-            pagemap.each(&self.extents, |hva, entry| {
+            pagemap.each(self.extents.iter().map(Extent::hvas), |hva, entry| {
                 each(hva, entry);
                 Ok(())
             })

@@ -4,7 +4,7 @@
 //! delivered than is taken.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::reducer::{Batch, Reducer};
@@ -73,13 +73,13 @@ impl<'a> OrderedQueue<'a> {
     pub(super) fn wait(&self, timeout: Duration) -> bool {
         let running = |state: &mut State| state.running > 0;
         let waited = self.ended.wait_timeout_while(self.lock(), timeout, running);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = os::unpoisoned(waited);
         state.running == 0
     }
 
     /// What has taken all batches; None if a thread has ended while it took one.
     pub(super) fn into_reducer(self) -> Option<Reducer> {
-        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).reducer
+        os::unpoisoned(self.state.into_inner()).reducer
     }
 }
 
@@ -121,7 +121,7 @@ impl Entered<'_> {
         state.blocked += 1;
         let full = |state: &mut State| state.waiting.len() > MAX_WAITING && !state.stop;
         let waited = queue.moved_on.wait_while(state, full);
-        waited.unwrap_or_else(PoisonError::into_inner).blocked -= 1;
+        os::unpoisoned(waited).blocked -= 1;
     }
 }
 

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use super::frames::{GuestFrames, Pages};
 use super::walks::{Besides, Counters, Round, Split, Walks};
 use super::{MeasureError, Space, check};
-use memory::ksm_stat::{self, KsmStat};
-use memory::smaps::ProcessPages;
+use kernel_view::ksm_stat::{self, KsmStat};
+use kernel_view::smaps::ProcessPages;
 
 /// Walks take at most one part in so many of one processor's time, in the long run.
 pub const WALK_PART: u32 = 100;

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use kernel_view::meminfo::Meminfo;
+
 use super::index::SLICES;
 use super::layout::{Extent, Layout};
 use super::ordered_queue::{Entered, OrderedQueue};
@@ -52,10 +54,7 @@ impl Default for Options {
 
 /// Memory that could be had without swapping, as the kernel estimates it; 1 GiB where it does not tell.
 fn available_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map_or(1 << 30, |kib| kib << 10)
+    Meminfo::read().ok().and_then(|meminfo| meminfo.bytes("MemAvailable")).unwrap_or(1 << 30)
 }
 
 /// One guest's pages as they were found.

@@ -25,6 +25,7 @@
     reason = "vector loads, prefetching, and calling what was compiled for processors that have more than the least"
 )]
 
+use splitmix::SplitMix64;
 use std::arch::x86_64::{
     __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_add_epi32, _mm256_add_epi64, _mm256_loadu_si256,
     _mm256_mul_epu32, _mm256_setzero_si256, _mm256_srli_epi64, _mm256_storeu_si256, _mm512_clmulepi64_epi128,
@@ -119,13 +120,8 @@ impl TagKey {
     /// The key that follows from `seed`: the same for all who know it, on machines of one kind. What the module says of chances
     /// holds for random keys; who does not know the seed is as far from knowing this one as SplitMix64 (Steele, Lea, Flood, 2014) is from random.
     pub fn from_seed(seed: u64) -> Self {
-        let mut state = seed;
-        Self::drawn(|| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let word = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            word ^ word >> 31
-        })
+        let mut numbers = SplitMix64::new(seed);
+        Self::drawn(|| numbers.draw())
     }
 
     fn drawn(mut next: impl FnMut() -> u64) -> Self {

@@ -9,8 +9,8 @@ use super::Space;
 use super::by_kind::{Found, SlabCounts, SlabRun};
 use super::frames;
 use super::rolling::Subject;
-use memory::ksm_stat::KsmStat;
-use memory::smaps::{self, ProcessPages};
+use kernel_view::ksm_stat::KsmStat;
+use kernel_view::smaps::{self, ProcessPages};
 
 /// What is known of a guest without looking at its page table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //!
 //! Begin with [`ram`] (how RAM is mapped, and its lock), then [`merge_run`] (the only way in which a page is replaced:
 //! freeze, compare, map, wake), [`slab`] (sealed memfds), `reclaim` (giving back) and [`parking`] (sampling what is used).
-//! [`pagemap`], [`smaps`] and [`remote`] look at other processes.
+//! [`remote`] and [`scan`] look into other processes; what the kernel shows of them is read by `kernel_view`.
 
 // A page or an address that is cut short is another one. Tests count small numbers.
 #![cfg_attr(
@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize};
 pub mod file;
 mod freeze;
 pub mod in_flight;
-pub mod ksm_stat;
 pub mod layout;
 pub mod maps;
 pub mod merge_log;
@@ -31,7 +30,6 @@ pub mod page;
 pub mod page_buffer;
 pub mod page_out;
 pub mod page_set;
-pub mod pagemap;
 pub mod parker;
 pub mod parking;
 pub mod ram;
@@ -42,8 +40,8 @@ pub mod scan;
 pub mod shared_ram;
 pub mod size;
 pub mod slab;
-pub mod smaps;
 pub mod swap_filler;
+mod uffd;
 pub mod userfault;
 pub mod written;
 

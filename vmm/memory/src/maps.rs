@@ -1,8 +1,9 @@
-//! Where a process maps pages of slabs, from `/proc/PID/maps`. Needs no privilege for a process of the same user.
+//! Where a process maps pages of slabs, by its mappings.
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+
+use kernel_view::maps::{self, Mapping};
 
 use super::slab::{MAX_SLAB_PAGES, SLAB_NAME};
 use super::{Hva, PAGE_BYTES, SlabPage};
@@ -39,21 +40,25 @@ pub struct Maps {
 impl Maps {
     /// Of process `pid`.
     pub fn of(pid: u32) -> io::Result<Self> {
-        Self::read(Path::new(&format!("/proc/{pid}/maps")))
+        maps::of(pid).map(|text| Self::parse(&text))
     }
 
     /// Of this process.
     pub fn own() -> io::Result<Self> {
-        Self::read(Path::new("/proc/self/maps"))
+        maps::own().map(|text| Self::parse(&text))
     }
 
-    fn read(path: &Path) -> io::Result<Self> {
-        let text = std::fs::read_to_string(path)?;
-        Ok(Self {
-            count: text.lines().count() as u64,
-            slabs: text.lines().filter_map(slab_mapping).collect(),
-            files: text.lines().filter_map(other_file).collect(),
-        })
+    fn parse(text: &str) -> Self {
+        let mut maps = Self::default();
+        for mapping in text.lines().filter_map(Mapping::parse) {
+            maps.count += 1;
+            match slab_mapping(&mapping) {
+                Some(slab) => maps.slabs.push(slab),
+                None if mapping.inode != 0 => maps.files.push(mapping.hvas),
+                None => (),
+            }
+        }
+        maps
     }
 
     /// The mapping of a slab at `hva`.
@@ -63,31 +68,15 @@ impl Maps {
     }
 }
 
-/// The addresses of a line, if it is of a file and of no slab.
-fn other_file(line: &str) -> Option<Range<Hva>> {
-    let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let is_anonymous = fields.nth(3)? == "0";
-    if is_anonymous || slab_mapping(line).is_some() {
+/// What a mapping is, if it is of a slab: whatever its name, a file that is mapped further on than any slab reaches is none.
+fn slab_mapping(mapping: &Mapping<'_>) -> Option<SlabMapping> {
+    if !mapping.name.contains(SLAB_NAME) {
         return None;
     }
-    Some(Hva(hex(start)?)..Hva(hex(end)?))
-}
-
-fn hex(text: &str) -> Option<u64> {
-    u64::from_str_radix(text, 16).ok()
-}
-
-/// What a line says, if it is of a slab: whatever its name, a file that is mapped further on than any slab reaches is none.
-fn slab_mapping(line: &str) -> Option<SlabMapping> {
-    let (fields, _) = line.split_once(SLAB_NAME)?;
-    let mut fields = fields.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
-    let hvas = Hva(hex(start)?)..Hva(hex(end)?);
-    let first = hex(fields.nth(1)?)? / PAGE_BYTES;
-    let end = first.checked_add(hvas.end.0.checked_sub(hvas.start.0)? / PAGE_BYTES)?;
+    let first = mapping.offset / PAGE_BYTES;
+    let end = first.checked_add(mapping.bytes() / PAGE_BYTES)?;
     let first = SlabPage(u32::try_from(first).ok().filter(|_| end <= MAX_SLAB_PAGES)?);
-    Some(SlabMapping { hvas, first, inode: fields.nth(1)?.parse().ok()? })
+    Some(SlabMapping { hvas: mapping.hvas.clone(), first, inode: mapping.inode })
 }
 
 #[cfg(test)]
@@ -103,20 +92,15 @@ mod tests {
             first: SlabPage(3),
             inode: 4711,
         };
-        assert_eq!(slab_mapping(LINE), Some(mapping));
-        for other in [
-            "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ",
-            "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-ram (deleted)",
-            "/memfd:samepage-slab",
-        ] {
-            assert_eq!(slab_mapping(other), None, "{other}");
-        }
-        let others = [
-            LINE,
-            "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ",
-            "7f00-7f10 rw-s 0 00:01 7 /memfd:samepage-ram",
-        ];
-        assert_eq!(others.map(other_file), [None, None, Some(Hva(0x7f00)..Hva(0x7f10))]);
+        assert_eq!(Maps::parse(LINE), Maps { count: 1, slabs: vec![mapping], files: Vec::new() });
+        let none = "7f12a0000000-7f12a0040000 rw-p 00000000 00:00 0 ";
+        assert_eq!(Maps::parse(none), Maps { count: 1, ..Maps::default() });
+        let ram = "7f12a0000000-7f12a0040000 rw-p 00003000 00:01 4711 /memfd:samepage-ram (deleted)";
+        assert!(Maps::parse(ram).slabs.is_empty());
+        assert_eq!(Maps::parse("/memfd:samepage-slab"), Maps::default());
+        let several = format!("{LINE}\n{none}\n7f00-7f10 rw-s 00000000 00:01 7 /memfd:samepage-ram\n");
+        let maps = Maps::parse(&several);
+        assert_eq!((maps.count, maps.slabs.len(), maps.files), (3, 1, vec![Hva(0x7f00)..Hva(0x7f10)]));
     }
 
     #[test]
@@ -127,14 +111,14 @@ mod tests {
             LINE.replace("00003000", "fffffffffffff000"),
             LINE.replace("7f12a0040000", "7f13a0040000"),
         ] {
-            assert_eq!(slab_mapping(&far), None, "{far}");
-            assert!(other_file(&far).is_some(), "{far}");
+            let maps = Maps::parse(&far);
+            assert_eq!((maps.slabs.len(), maps.files.len()), (0, 1), "{far}");
         }
     }
 
     #[test]
     fn a_page_is_found_in_its_mapping() {
-        let maps = Maps { count: 1, slabs: slab_mapping(LINE).into_iter().collect(), files: Vec::new() };
+        let maps = Maps::parse(LINE);
         let hva = Hva(0x7f12_a000_2000);
         assert_eq!(maps.slab_at(hva).map(|m| m.slab_page(hva)), Some(SlabPage(5)));
         assert!(maps.slab_at(Hva(0x7f12_a004_0000)).is_none() && maps.slab_at(Hva(0)).is_none());

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{Gpa, PAGE_BYTES, SlabPage};
@@ -47,7 +47,7 @@ pub struct MergeLog(Arc<Mutex<VecDeque<Replaced>>>);
 impl MergeLog {
     /// Remembers that `pages` pages from `gpa` on have been replaced now.
     pub(super) fn add(&self, gpa: Gpa, pages: u64, with: With) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = os::lock(&self.0);
         if last.len() == REMEMBERED {
             last.pop_front();
         }
@@ -56,7 +56,7 @@ impl MergeLog {
 
     /// At most [`REMEMBERED`] replacements, the oldest first.
     pub fn last(&self) -> Vec<Replaced> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        os::lock(&self.0).iter().copied().collect()
     }
 }
 

@@ -3,12 +3,13 @@
 use std::io;
 use std::time::Instant;
 
+use kernel_view::pagemap::{Pagemap, PagemapError};
+use kernel_view::swaps::Swaps;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::page::to_usize;
 use super::page_set::PageSet;
-use super::pagemap::{Pagemap, PagemapError};
 use super::ram::{Advice, Backing, Ram};
 use super::scan::{PageScan, Pages};
 use super::{PAGE_BYTES, PageNo, PageRange};
@@ -59,23 +60,11 @@ pub struct PagedOut {
 
 /// Whether this host has swap with room in it.
 pub fn has_swap() -> Result<(), PageOutError> {
-    let swaps = std::fs::read_to_string("/proc/swaps").map_err(PageOutError::Swaps)?;
-    match swap_kib(&swaps) {
-        (0, _) => Err(PageOutError::NoSwap),
-        (kib, used) if used >= kib => Err(PageOutError::SwapFull { kib }),
+    match Swaps::read().map_err(PageOutError::Swaps)? {
+        Swaps { kib: 0, .. } => Err(PageOutError::NoSwap),
+        Swaps { kib, used_kib } if used_kib >= kib => Err(PageOutError::SwapFull { kib }),
         _ => Ok(()),
     }
-}
-
-/// How much swap there is, and how much of it is used, from the text of `/proc/swaps`.
-fn swap_kib(swaps: &str) -> (u64, u64) {
-    let sizes = swaps.lines().skip(1).filter_map(|line| {
-        // A file's name may have spaces in it (as \040, but who knows); the numbers are at the end.
-        let mut fields = line.split_ascii_whitespace().rev();
-        let (used, size) = (fields.nth(1)?.parse::<u64>().ok()?, fields.next()?.parse::<u64>().ok()?);
-        Some((size, used))
-    });
-    sizes.fold((0, 0), |(size, used), one| (size + one.0, used + one.1))
 }
 
 /// Where the hand of one VM's clock is.
@@ -147,15 +136,6 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn swap_is_added_up() {
-        let none = "Filename\tType\tSize\tUsed\tPriority\n";
-        assert_eq!(swap_kib(none), (0, 0));
-        let two =
-            format!("{none}/dev/zram0   partition\t262140\t\t512\t\t100\n/a\\040b  file\t1000\t\t0\t\t-2\n");
-        assert_eq!(swap_kib(&two), (263_140, 512));
-    }
 
     #[test]
     fn without_swap_it_says_so() {

@@ -8,49 +8,17 @@
 //!
 //! - nobody touches guest RAM with that lock, but pages that he had brought back under it;
 //! - the thread that serves faults ([`super::parker`]) never touches guest RAM at all.
-#![expect(unsafe_code, reason = "moves guest pages, and reaches userfaultfd by ioctls")]
+#![expect(unsafe_code, reason = "moves guest pages")]
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::ram::GuestRange;
-use super::{Hva, PAGE, PAGE_BYTES, PageNo, PageRange};
-
-const UFFDIO_REGISTER: libc::c_ulong = 0xC020_AA00;
-const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_AA01;
-const UFFDIO_WAKE: libc::c_ulong = 0x8010_AA02;
-const UFFDIO_COPY: libc::c_ulong = 0xC028_AA03;
-const REGISTER_MODE_MISSING: u64 = 1 << 0;
-
-/// `struct uffdio_range`.
-#[repr(C)]
-struct UffdRange {
-    start: u64,
-    bytes: u64,
-}
-
-/// `struct uffdio_register`.
-#[repr(C)]
-struct Register {
-    range: UffdRange,
-    mode: u64,
-    ioctls: u64,
-}
-
-/// `struct uffdio_copy`.
-#[repr(C)]
-struct Copy {
-    to: u64,
-    from: u64,
-    bytes: u64,
-    mode: u64,
-    copied: i64,
-}
-
-const _: () = assert!(size_of::<UffdRange>() == 16 && size_of::<Register>() == 32 && size_of::<Copy>() == 40);
+use super::uffd::{self, UffdRange, Watched};
+use super::{Hva, PAGE, PageNo, PageRange};
 
 /// What became of the pages that were parked since [`Parking::begin`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,8 +111,7 @@ impl Parking {
         if page.bytes() != PAGE || self.places.contains_key(&page.pages().first()) {
             return Ok(false);
         }
-        let mut register = Register { range: range(page.hva()), mode: REGISTER_MODE_MISSING, ioctls: 0 };
-        ioctl(descriptor, UFFDIO_REGISTER, &mut register)?;
+        uffd::register(descriptor, UffdRange::of(page), Watched::Missing)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
         // The fifth argument must be there: the kernel takes it for a hint.
         let anywhere: *mut c_void = std::ptr::null_mut();
@@ -154,7 +121,7 @@ impl Parking {
         if place == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
             // The page is there, so nobody sleeps.
-            ioctl(descriptor, UFFDIO_UNREGISTER, &mut range(page.hva()))?;
+            uffd::unregister(descriptor, UffdRange::page(page.hva()))?;
             return Err(error);
         }
         self.places.insert(page.pages().first(), Away { home: page.as_ptr(), place });
@@ -172,7 +139,7 @@ impl Parking {
         } else if let Some(descriptor) = &self.descriptor {
             // Nearly always there is nothing to undo. But where a registration could not be undone before, and the page is gone since, who
             // was only woken would ask again for ever.
-            let _ = ioctl(descriptor, UFFDIO_UNREGISTER, &mut range(hva));
+            let _ = uffd::unregister(descriptor, UffdRange::page(hva));
         }
         self.wake(hva);
     }
@@ -237,11 +204,10 @@ impl Parking {
     /// had pinned the old one would not know of: what is marked ([`super::in_flight`]) is not parked.
     fn copy_back(&self, away: Away) -> io::Result<()> {
         let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let (to, from) = (away.home().0, Hva::of(away.place).0);
-        let mut copy = Copy { to, from, bytes: PAGE_BYTES, mode: 0, copied: 0 };
-        ioctl(descriptor, UFFDIO_COPY, &mut copy)?;
+        // SAFETY: the page at `place` is ours alone; the one at `home` is missing, and what it held is at `place`.
+        unsafe { uffd::copy_page(descriptor, away.home(), Hva::of(away.place)) }?;
         // From here on the page is the one at `home`. A registration that stays reports nothing as long as that is there; after, see `touched`.
-        if let Err(error) = ioctl(descriptor, UFFDIO_UNREGISTER, &mut range(away.home())) {
+        if let Err(error) = uffd::unregister(descriptor, UffdRange::page(away.home())) {
             tracing::debug!("a sampled page of guest RAM stays watched: {error}");
         }
         // SAFETY: the page at `place` is ours alone.
@@ -251,24 +217,10 @@ impl Parking {
 
     fn wake(&self, hva: Hva) {
         if let Some(descriptor) = &self.descriptor
-            && let Err(error) = ioctl(descriptor, UFFDIO_WAKE, &mut range(hva))
+            && let Err(error) = uffd::wake(descriptor, UffdRange::page(hva))
         {
             tracing::error!("who waits for a sampled page of guest RAM cannot be woken: {error}");
         }
-    }
-}
-
-/// The page at an address.
-fn range(hva: Hva) -> UffdRange {
-    UffdRange { start: hva.0, bytes: PAGE_BYTES }
-}
-
-fn ioctl<T>(descriptor: &OwnedFd, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
-    // SAFETY: each request here takes the structure it is called with, which is exclusively ours. UFFDIO_COPY writes to a page of guest RAM
-    // that is missing, what it held; the others change no content.
-    match unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
     }
 }
 
@@ -286,7 +238,6 @@ impl Parking {
     /// Registers the page, and leaves it where it is.
     pub(super) fn watch_only(&mut self, page: GuestRange<'_>) -> io::Result<()> {
         let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let mut register = Register { range: range(page.hva()), mode: REGISTER_MODE_MISSING, ioctls: 0 };
-        ioctl(descriptor, UFFDIO_REGISTER, &mut register)
+        uffd::register(descriptor, UffdRange::of(page), Watched::Missing)
     }
 }

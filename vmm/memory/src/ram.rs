@@ -7,7 +7,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::GuestMemory;
 use rustix::fs::{FallocateFlags, MemfdFlags};
@@ -266,7 +266,7 @@ impl Ram {
     /// What may be in the place of its pages. Until the guard is dropped nobody else replaces or moves pages. Who has it touches no guest
     /// RAM but what he had brought back under it: see [`super::parking`].
     pub(super) fn placement(&self) -> MutexGuard<'_, Placement> {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner)
+        os::lock(&self.placement)
     }
 
     /// The marks of devices. See [`InFlight::mark`].

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::page::to_usize;
-use super::pagemap::{Pagemap, PagemapError};
 use super::ram::Ram;
 use super::{Gpa, PAGE_BYTES};
+use kernel_view::pagemap::{Pagemap, PagemapError};
 
 impl Ram {
     /// The pages in `ranges` that have a frame, or are on swap, in the same order, adjacent ones together. A range that is not in one

@@ -13,8 +13,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::page::to_usize;
-use super::pagemap::{Pagemap, PagemapEntry};
 use super::{Hva, PAGE, PAGE_BYTES};
+use kernel_view::pagemap::{Pagemap, PagemapEntry};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;

@@ -4,8 +4,8 @@
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::page_out::{PageOutError, has_swap};
-use super::pagemap::Pagemap;
 use super::{Hva, PAGE};
+use kernel_view::pagemap::Pagemap;
 
 /// So much is written and pushed out at a time.
 const CHUNK_BYTES: usize = 4 << 20;

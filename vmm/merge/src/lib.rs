@@ -10,6 +10,7 @@
 
 pub mod ksm;
 pub mod off;
+mod settled;
 pub mod slab;
 
 use std::io;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use measure::Space;
+pub use settled::Settling;
 
 /// What merges.
 pub trait Engine: Send {

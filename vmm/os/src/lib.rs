@@ -6,6 +6,7 @@
 //! fleet, no page. Begin with [`prepare`], then [`process`] (a process by its pidfd, never by its number alone) and
 //! [`print`] (printing that does not panic).
 
+mod calendar;
 pub mod causes;
 pub mod executable;
 pub mod handed;
@@ -20,11 +21,12 @@ pub mod socket_file;
 pub mod sync;
 pub mod terminal;
 
+pub use calendar::Moment;
 pub use causes::one_line;
 pub use peer::Peer;
 pub use process::{Identity, Process};
 pub use socket_file::{BindError, SocketFile};
-pub use sync::lock;
+pub use sync::{lock, unpoisoned};
 
 /// What must hold before anything else is done, in every process of ours.
 pub fn prepare() {

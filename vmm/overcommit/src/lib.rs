@@ -2,7 +2,7 @@
 //!
 //! Everything here is a function of plain numbers. It must not know a VM, a socket or a guest's memory: the daemon gathers
 //! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
-//! [`readings`] alone opens files, and `groups` for it: the host's own, in `/proc` and `/sys/fs/cgroup`.
+//! It opens no file: what the host has is read by `kernel_view`.
 //!
 //! Begin with [`policy`] (the order of all that is done), then [`memory_state`] (how short memory is), [`allocation`] (what each
 //! guest is left) and [`admission`]. `resources/docs/internals/overcommit.md` says why each is as it is.
@@ -13,17 +13,13 @@ pub mod action;
 pub mod admission;
 pub mod allocation;
 pub mod balloon_pacing;
-mod groups;
+pub mod capacity;
 pub mod knobs;
 pub mod ledger;
 pub mod memory_state;
 mod mib;
 mod paging;
 pub mod policy;
-pub mod readings;
 pub mod suspension;
 mod throttling;
 pub mod view;
-
-/// Bytes of a page: what everything here counts in. Said again, for this crate knows no memory.
-const PAGE_BYTES: u64 = 4096;

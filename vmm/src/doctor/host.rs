@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use kernel_view::meminfo::Meminfo;
+use kernel_view::swaps::Swap;
+
 use super::Finding;
 
 /// What the kernel allows a process by default; enough for merging by runs.
@@ -21,7 +24,7 @@ pub(super) fn look() -> Vec<Finding> {
         files(limit(&limits, "Max open files")),
         map_count(number("/proc/sys/vm/max_map_count")),
         overcommit(number("/proc/sys/vm/overcommit_memory")),
-        memory(&text("/proc/meminfo")),
+        memory(&Meminfo::read().unwrap_or_default()),
     ]
 }
 
@@ -49,13 +52,7 @@ fn cgroups(mounts: &str, controllers: &dyn Fn(&str) -> String) -> Finding {
 
 fn swap(swaps: &str, zram: u64) -> Finding {
     const NAME: &str = "swap";
-    let sizes = swaps.lines().skip(1).filter_map(|line| {
-        let mut fields = line.split_whitespace();
-        let device = fields.next()?;
-        let kib: u64 = fields.nth(1)?.parse().ok()?;
-        Some((device.contains("zram"), kib))
-    });
-    let sizes: Vec<_> = sizes.collect();
+    let sizes: Vec<_> = Swap::each(swaps).map(|swap| (swap.name.contains("zram"), swap.kib)).collect();
     let total: u64 = sizes.iter().map(|(_, kib)| kib / 1024).sum();
     if total > 0 {
         let compressed = if sizes.iter().any(|(zram, _)| *zram) { ", zram among it" } else { "" };
@@ -143,9 +140,9 @@ fn overcommit(mode: Option<u64>) -> Finding {
     }
 }
 
-fn memory(text: &str) -> Finding {
+fn memory(meminfo: &Meminfo) -> Finding {
     const NAME: &str = "memory";
-    match (meminfo(text, "MemTotal"), meminfo(text, "MemAvailable")) {
+    match (meminfo.number("MemTotal"), meminfo.number("MemAvailable")) {
         (Some(total), Some(available)) => {
             let found = format!("{} of {} MiB available", available / 1024, total / 1024);
             if available >= 512 * 1024 {
@@ -156,12 +153,6 @@ fn memory(text: &str) -> Finding {
         }
         _ => Finding::limited(NAME, "unknown", "mount /proc"),
     }
-}
-
-/// The number of a key in the text of /proc/meminfo: KiB, or a count of pages.
-pub(super) fn meminfo(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,12 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn meminfo_keys_match_whole() {
-        let text = "MemTotal:       24684096 kB\nMemFree:        100 kB\nHugePages_Total:       3\n";
-        assert_eq!(meminfo(text, "MemTotal"), Some(24_684_096));
-        assert_eq!(meminfo(text, "HugePages_Total"), Some(3));
-        assert_eq!(meminfo(text, "Mem"), None);
-        assert_eq!(memory(text).level, Level::Limited);
+    fn what_is_available_is_said() {
+        let total = "MemTotal:       24684096 kB\n";
+        assert_eq!(memory(&Meminfo::of(total)).level, Level::Limited);
+        let both = Meminfo::of(format!("{total}MemAvailable: 1048576 kB\n"));
+        assert_eq!(memory(&both).found, "1024 of 24105 MiB available");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::fs;
 
 use super::{Feature, Finding};
+use kernel_view::meminfo::Meminfo;
+use kernel_view::pagemap::{FrameTable, Pagemap};
 use memory::Hva;
-use memory::pagemap::{FrameTable, Pagemap};
 use memory::userfault::{self, Access};
 use merge::ksm::{self, Availability, LeftBehind};
 
@@ -28,7 +29,7 @@ pub(super) fn look() -> Kernel {
             &text("/sys/kernel/mm/transparent_hugepage/enabled"),
             &text("/sys/kernel/mm/transparent_hugepage/defrag"),
         ),
-        hugetlb(&text("/proc/meminfo")),
+        hugetlb(&Meminfo::read().unwrap_or_default()),
     ];
     Kernel { findings, ksm, frames }
 }
@@ -179,10 +180,13 @@ fn huge_pages(enabled: &str, defrag: &str) -> Finding {
     }
 }
 
-fn hugetlb(meminfo: &str) -> Finding {
+fn hugetlb(meminfo: &Meminfo) -> Finding {
     const NAME: &str = "huge pages (pool)";
-    let value = |key| super::host::meminfo(meminfo, key);
-    match (value("HugePages_Total"), value("HugePages_Free"), value("Hugepagesize")) {
+    match (
+        meminfo.number("HugePages_Total"),
+        meminfo.number("HugePages_Free"),
+        meminfo.number("Hugepagesize"),
+    ) {
         (Some(total), Some(free), Some(size)) => {
             Finding::ok(NAME, format!("{free} of {total} free, {} MiB each", size / 1024))
         }

@@ -1,11 +1,11 @@
 //! What doctor says of KVM.
 
-use std::error::Error;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::{Feature, Finding};
 use machine::probe::{self, Backend, Capabilities, KVM_DEVICE, ProbeError};
+use os::one_line;
 
 /// What was found of KVM.
 pub(super) struct Kvm {
@@ -22,7 +22,7 @@ pub(super) fn look() -> Kvm {
     findings.push(module(backend));
     let probed = probe::capabilities();
     findings.push(device(probed.as_ref().err()));
-    let mut trouble = probed.as_ref().err().map(chain);
+    let mut trouble = probed.as_ref().err().map(|error| one_line(error));
     if let Ok(found) = &probed {
         let capability = required(found);
         if capability.change.is_some() {
@@ -111,7 +111,7 @@ fn device(error: Option<&ProbeError>) -> Finding {
         }
         _ => "see the kernel's log (dmesg) for why".to_owned(),
     };
-    Finding::missing("KVM device", format!("{owner}: {}", chain(error)), change)
+    Finding::missing("KVM device", format!("{owner}: {}", one_line(error)), change)
 }
 
 fn permission(mode: u32, gid: u32) -> String {
@@ -170,13 +170,6 @@ fn optional(found: &Capabilities) -> Finding {
             format!("absent: {absent}"),
             "dirty pages and VM statistics need a kernel of 5.14 or later",
         ),
-    }
-}
-
-fn chain(error: &ProbeError) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

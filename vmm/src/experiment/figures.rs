@@ -1,11 +1,11 @@
 //! What came out of an experiment as a page of plots and tables.
 
 use super::table::{columns, dimensions, readable, spread};
-use crate::provenance::Provenance;
 use lab::experiment::plan::{Kind, Plan};
 use lab::experiment::run::Outcome;
 use lab::experiment::summary::PointSummary;
 use lab::experiment::trial::Series;
+use lab::provenance::Provenance;
 use measure::html::{Bars, Item, Lines, Page, Section, Table, number};
 use memory::PAGE_BYTES;
 

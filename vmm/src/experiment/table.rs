@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::super::fleet_table::table;
 use lab::experiment::plan::{Kind, Plan};
 use lab::experiment::run::Outcome;
-use lab::experiment::summary::{PointSummary, Spread};
+use lab::experiment::summary::PointSummary;
+use lab::spread::Spread;
 use lab::stress::scenario::Scenario;
 use memory::PAGE_BYTES;
 

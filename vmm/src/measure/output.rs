@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::subjects::{LeftOut, Subjects};
 use super::types::ByType;
 use crate::fleet_table::mib;
-use crate::provenance::Provenance;
+use lab::provenance::Provenance;
 use measure::MeasureError;
 use measure::beyond::Beyond;
 use measure::findings::{Findings, ideal_within_domains};

@@ -1,7 +1,7 @@
 //! What became of a fleet under stress as a page of plots and tables.
 
 use super::{fate, reasons};
-use crate::provenance::Provenance;
+use lab::provenance::Provenance;
 use lab::stress::series::Sample;
 use lab::stress::verdict::{Fate, Verdict};
 use measure::html::{Item, Lines, Page, Section, Table};

@@ -1,7 +1,9 @@
 //! What the balloon and the host's side of it share.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::lock::lock;
 
 use virtio_queue::Queue;
 
@@ -189,9 +191,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Nothing that takes this lock can panic half-way, so a poisoned one is as good as any.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -9,9 +9,10 @@ use guest::protocol::Class;
 
 use fleet::HostError;
 use fleet::check::CheckError;
+use kernel_view::pagemap::Pagemap;
 use measure::Space;
+use memory::Extent;
 use memory::Hva;
-use memory::pagemap::Pagemap;
 use memory::remote::{RemoteMemory, RemoteRange};
 
 /// Bytes at the beginning of a page that say what it is.
@@ -51,7 +52,7 @@ impl Located {
         let (memory, mut located) = (RemoteMemory::open(space.pid)?, Self::default());
         // Of which only the header is ever filled: the rest says nothing that is needed here.
         let (mut header, mut page) = ([0; HEADER_BYTES], [0; PAGE_WORDS]);
-        Pagemap::open(space.pid)?.each(&space.extents, |hva, entry| {
+        Pagemap::open(space.pid)?.each(space.extents.iter().map(Extent::hvas), |hva, entry| {
             if entry.present() {
                 memory.read(&[RemoteRange { hva, bytes: HEADER_BYTES }], &mut header)?;
                 let (words, _) = header.as_chunks::<8>();
@@ -77,7 +78,7 @@ impl Located {
         let by_hva: HashMap<Hva, u64> = self.hvas.iter().map(|(index, hva)| (*hva, *index)).collect();
         let mut frames = HashMap::new();
         let walked = Pagemap::open(space.pid).and_then(|mut pagemap| {
-            pagemap.each(&space.extents, |hva, entry| {
+            pagemap.each(space.extents.iter().map(Extent::hvas), |hva, entry| {
                 if let (Some(index), Some(frame)) = (by_hva.get(&hva), entry.pfn()) {
                     frames.insert(*index, frame.0);
                 }

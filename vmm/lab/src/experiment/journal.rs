@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ExperimentError;
-use super::environment::Environment;
 use super::plan::Plan;
 use super::trial::Trial;
+use crate::environment::Environment;
 use os::named_file;
 
 /// A line: it says all that is needed to tell whose it is.

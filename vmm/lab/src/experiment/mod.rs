@@ -5,8 +5,6 @@
 //! the order of trials does not matter and an interrupt costs one of them. What a page holds follows from the seed.
 
 pub mod catalogue;
-pub mod contender;
-pub mod environment;
 mod error;
 mod file_pages;
 mod ideal;

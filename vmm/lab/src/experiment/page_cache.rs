@@ -13,8 +13,8 @@ use tempfile::NamedTempFile;
 use super::ExperimentError;
 use super::file_pages::{self, Located};
 use super::stage::Stage;
-use super::summary::middle;
 use super::trial::Measured;
+use crate::spread::median;
 use fleet::HostError;
 use fleet::fleet::Fleet;
 use fleet::guest::Guest;
@@ -111,7 +111,7 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
             round(stage, fleet, &image, number, &mut rounds, measured)?;
         }
         for (name, values) in &rounds.0 {
-            measured.put(name, middle(values));
+            measured.put(name, median(values.iter().copied()));
         }
         let all = stage.plan.file.rounds as usize;
         for (part, name) in PARTS.iter().filter(|(_, name)| rounds.count(name) < all) {

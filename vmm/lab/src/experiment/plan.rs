@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ExperimentError;
-use super::contender::Contender;
 use super::trial::Point;
+use crate::contender::Contender;
 use fleet::spec::{FillSpec, resolve};
 use machine::MAX_VCPUS;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};

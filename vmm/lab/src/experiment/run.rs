@@ -6,13 +6,13 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::ExperimentError;
-use super::environment::Environment;
 use super::journal::Journal;
 use super::plan::{Kind, Plan};
 use super::stage::Stage;
 use super::summary::{PointSummary, summarize};
 use super::trial::{Measured, Point, Trial};
 use super::{ideal, identical, inflate_deflate, kernel, page_cache, scanner, side_channel};
+use crate::environment::Environment;
 use fleet::watch::Watch;
 
 /// Where the host says whether it gives huge pages to those who ask.
@@ -178,8 +178,8 @@ fn missing(plan: &Plan) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::super::catalogue;
-    use super::super::contender::Contender;
     use super::*;
+    use crate::contender::Contender;
 
     fn plan() -> Plan {
         let mut plan = catalogue::find("fidelity").unwrap();

@@ -11,8 +11,8 @@ use guest::protocol::{Class, Target};
 
 use super::ExperimentError;
 use super::stage::{Present, Stage};
-use super::summary::middle;
 use super::trial::Measured;
+use crate::spread::median;
 use fleet::fleet::Fleet;
 use fleet::spec::EngineName;
 
@@ -79,8 +79,8 @@ fn observe(
         }
     }
     for (kind, windows) in [("common", &common), ("unique", &unique)] {
-        measured.put(&format!("{name}_{kind}_p50_ns"), middle(&windows.p50_ns));
-        measured.put(&format!("{name}_{kind}_p99_ns"), middle(&windows.p99_ns));
+        measured.put(&format!("{name}_{kind}_p50_ns"), median(windows.p50_ns.iter().copied()));
+        measured.put(&format!("{name}_{kind}_p99_ns"), median(windows.p99_ns.iter().copied()));
         measured.series.insert(format!("{name}_{kind}_windows"), distribution(&windows.p50_ns));
     }
     measured.put(&format!("{name}_slower_percent"), slower_percent(&common.p50_ns, &unique.p50_ns));

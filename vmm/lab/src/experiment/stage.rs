@@ -18,13 +18,11 @@ use fleet::watch::Watch;
 use machine::{LINUX_CMDLINE, VmConfig, cmdline};
 use measure::Space;
 use measure::frames::{self, Frames};
-use merge::Progress;
 use merge::slab::engine::Tuning;
+use merge::{Progress, Settling};
 
 /// How often an interrupt is looked for while nothing happens.
 const POLL: Duration = Duration::from_millis(20);
-/// Merging has settled when this many passes brought nothing new, as in [`Fleet::settle`].
-const SETTLED_PASSES: u64 = 3;
 /// Seeds of neighbours are this far apart, so that those of one repetition's guests are nobody else's.
 const SEED_STRIDE: u64 = 1 << 20;
 
@@ -57,7 +55,7 @@ impl Stage<'_> {
         let mut measured = Measured::default();
         let result = (|| {
             let engine = self.point.engine.engine(&dir)?;
-            let mut fleet = Fleet::ready_with(spec, engine, &dir, Lifetime::WithUs, self.watch)?;
+            let mut fleet = Fleet::ready(spec, Some(engine), &dir, Lifetime::WithUs, self.watch)?;
             let result = self.fill(&mut fleet).and_then(|()| work(&mut fleet, &mut measured));
             let result = result.and_then(|()| {
                 measured.notes.extend(fleet.notes());
@@ -144,7 +142,7 @@ impl Stage<'_> {
         began: Instant,
         mut look: impl FnMut(&mut Fleet, f64) -> Result<(), ExperimentError>,
     ) -> Result<Progress, ExperimentError> {
-        let (mut best, mut next) = ((0, 0), 0.0);
+        let (mut settling, mut next) = (Settling::default(), 0.0);
         loop {
             let seconds = began.elapsed().as_secs_f64();
             if seconds >= next {
@@ -152,10 +150,8 @@ impl Stage<'_> {
                 next = seconds + self.plan.look_seconds;
             }
             let progress = fleet.progress().unwrap_or_default();
-            if progress.merged_pages > best.0 {
-                best = (progress.merged_pages, progress.full_passes);
-            }
-            let settled = progress.full_passes >= best.1 + SETTLED_PASSES;
+            settling.saw(&progress);
+            let settled = settling.is_over(&progress);
             // Where nothing merges there is nothing to wait for.
             if settled || self.point.engine.kind() == EngineName::Off || seconds >= self.plan.merge_seconds {
                 look(fleet, began.elapsed().as_secs_f64())?;

@@ -5,37 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::trial::{Point, Trial};
-
-/// A figure over all repetitions.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// Half of them are not above it; of an even number the mean of the two in the middle.
-    pub median: f64,
-    /// The least of them.
-    pub least: f64,
-    /// The most.
-    pub most: f64,
-}
-
-impl Spread {
-    /// Of `values`; None of none.
-    pub fn of(values: &[f64]) -> Option<Self> {
-        let least = values.iter().copied().reduce(f64::min)?;
-        let most = values.iter().copied().reduce(f64::max)?;
-        Some(Self { median: middle(values), least, most })
-    }
-}
-
-/// The median; 0 of nothing.
-pub(super) fn middle(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match (sorted.len(), sorted.len() / 2) {
-        (0, _) => 0.0,
-        (n, half) if n.is_multiple_of(2) => f64::midpoint(sorted[half - 1], sorted[half]),
-        (_, half) => sorted[half],
-    }
-}
+use crate::spread::Spread;
 
 /// All repetitions of one point.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -76,17 +46,9 @@ pub fn summarize(points: &[Point], trials: &[Trial]) -> Vec<PointSummary> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::contender::Contender;
     use super::super::trial::Measured;
     use super::*;
-
-    #[test]
-    fn the_median_stands_in_the_middle() {
-        assert_eq!([middle(&[]), middle(&[4.0]), middle(&[9.0, 1.0, 2.0])], [0.0, 4.0, 2.0]);
-        assert_eq!(middle(&[4.0, 1.0, 2.0, 8.0]), 3.0);
-        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
-        assert_eq!(Spread::of(&[]), None);
-    }
+    use crate::contender::Contender;
 
     #[test]
     fn points_are_summed_up_by_themselves() {

@@ -44,7 +44,7 @@ pub fn run(scenario: &Scenario, watch: &Watch, begin: &dyn Fn(usize)) -> Result<
     // They arrive in phases.
     spec.guests.clear();
     let dir = FleetDir::of(&spec.name);
-    let result = Fleet::ready(spec, &dir, Lifetime::WithUs, watch).and_then(|mut fleet| {
+    let result = Fleet::ready(spec, None, &dir, Lifetime::WithUs, watch).and_then(|mut fleet| {
         fleet.start_merging().inspect_err(|_| fleet.stop())?;
         let stress = Stress::new(scenario, &dir, fleet, watch)?;
         stress.run(begin)

@@ -1,6 +1,6 @@
 //! Metrics: one line of JSON each time they are flushed.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::model::Spec;
+use kernel_view::own_pages::OwnPages;
 use memory::PAGE_BYTES;
 use os::named_file;
 
@@ -45,15 +46,13 @@ pub fn sample(id: &str, state: &str, uptime: Duration, spec: &Spec, balloon: Opt
 
 /// What of this process, guest RAM included, is in memory; None where /proc does not say.
 fn resident_bytes() -> Option<u64> {
-    let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    pages.checked_mul(PAGE_BYTES)
+    OwnPages::open().ok()?.resident().ok()?.checked_mul(PAGE_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
+    use std::fs::{self, OpenOptions};
     use std::io::Read;
     use std::os::unix::fs::OpenOptionsExt;
 

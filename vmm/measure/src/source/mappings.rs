@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::choice::{Choice, FilePart, Kind, LEAST_BYTES, Stretch, Stretches};
+use kernel_view::maps;
+use kernel_view::smaps::Area;
 use memory::slab::SLAB_NAME;
-use memory::smaps::Area;
 use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 /// One mapping of a process.
@@ -148,15 +149,9 @@ pub(super) fn kind_of(name: &str, is_on_memory: bool) -> Kind {
 }
 
 fn parse(area: &Area, memory: &BTreeSet<String>) -> Option<Mapping> {
-    let mut fields = area.header.splitn(6, ' ');
-    let (start, end) = fields.next()?.split_once('-')?;
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    let hvas = hex(start)?..hex(end)?;
-    let permissions = fields.next()?;
-    let offset = hex(fields.next()?)?;
-    let device = fields.next()?;
-    let inode: u64 = fields.next()?.parse().ok()?;
-    let name = fields.next().unwrap_or("").trim();
+    let maps::Mapping { hvas, permissions, offset, device, inode, name } =
+        maps::Mapping::parse(&area.header)?;
+    let hvas = hvas.start.0..hvas.end.0;
     let is_slab = name.contains(SLAB_NAME);
     let kind = match permissions.as_bytes() {
         _ if area.is_device => Kind::Other("of a device"),

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use super::{EachPage, PageReader, Source, Unread, hand_on};
 use crate::page_types::PageTypes;
 use crate::{MeasureError, PAGE, Space};
+use kernel_view::pagemap::{GAP_ENTRIES, Pagemap, PagemapEntry};
 use memory::page_buffer::PageBuffer;
-use memory::pagemap::{GAP_ENTRIES, Pagemap, PagemapEntry};
 use memory::remote::{RemoteError, RemoteMemory, RemoteRange};
 use memory::{Extent, Hva, PAGE_BYTES};
 

@@ -10,10 +10,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::super::pagemap::Pagemap;
 use super::super::slab::Draft;
 use super::*;
 use crate::{Hva, PAGE, PageNo};
+use kernel_view::pagemap::Pagemap;
 
 mod pinned;
 

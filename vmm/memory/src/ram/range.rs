@@ -199,7 +199,7 @@ mod tests {
         assert_eq!([4, 5, 7, 8].map(byte), [7, 0, 0, 7]);
         let mut entries = Vec::new();
         let six = ram.range(range(6, 1)).unwrap();
-        crate::pagemap::Pagemap::open_self().unwrap().read(six.hva(), 1, &mut entries).unwrap();
+        kernel_view::pagemap::Pagemap::open_self().unwrap().read(six.hva(), 1, &mut entries).unwrap();
         assert!(!entries[0].present(), "it was absent, and got a frame");
     }
 

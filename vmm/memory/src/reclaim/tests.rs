@@ -3,7 +3,8 @@ use std::fs;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::pagemap::Pagemap;
+use kernel_view::own_pages::OwnPages;
+use kernel_view::pagemap::Pagemap;
 
 const BYTES: u64 = 16 << 20;
 
@@ -127,4 +128,19 @@ fn what_is_not_whole_pages_of_one_stretch_is_refused_and_changes_nothing() {
     let above = Ram::new((3 << 30) + BYTES, Backing::Anonymous).unwrap();
     assert!(above.discard(Gpa((3 << 30) - 4096)..Gpa((4 << 30) + 4096)).is_err(), "across the hole");
     above.discard(Gpa(4 << 30)..Gpa((4 << 30) + 4096)).unwrap();
+}
+
+#[test]
+fn the_kernel_s_count_of_our_frames_follows() {
+    const PAGES: u64 = 16 << 10;
+    let (ram, own) = (Ram::new(PAGES * PAGE_BYTES, Backing::Anonymous).unwrap(), OwnPages::open().unwrap());
+    let before = own.anonymous().unwrap();
+    for page in 0..PAGES {
+        ram.memory().write_obj(1u8, GuestAddress(page * PAGE_BYTES)).unwrap();
+    }
+    // Other tests of this process have memory, too: far less.
+    let touched = own.anonymous().unwrap();
+    assert!(touched > before + PAGES / 2, "{before} before, {touched} after");
+    ram.discard(Gpa(0)..Gpa(PAGES * PAGE_BYTES)).unwrap();
+    assert!(own.anonymous().unwrap() + PAGES / 2 < touched);
 }

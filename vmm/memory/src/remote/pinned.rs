@@ -9,7 +9,7 @@
 //! Between a look at the page table and the pin a page may be merged: then it is unshared, and merged again by the next pass. And one
 //! that a userfaultfd takes away in that moment is waited for, as its own process would.
 //!
-//! [`PagemapEntry::keeps_frame_when_pinned`]: crate::pagemap::PagemapEntry::keeps_frame_when_pinned
+//! [`PagemapEntry::keeps_frame_when_pinned`]: kernel_view::pagemap::PagemapEntry::keeps_frame_when_pinned
 #![expect(unsafe_code, reason = "process_vm_readv takes lists of addresses")]
 
 use std::fs;

@@ -24,8 +24,8 @@ use settings::Saved;
 pub use settings::{Knobs, KsmSettings};
 
 use super::{Engine, EngineError, Progress};
+use kernel_view::ksm_stat::{self, KsmStat};
 use measure::Space;
-use memory::ksm_stat::{self, KsmStat};
 use os::executable;
 
 /// Held, by the guard, while a fleet of ours drives KSM.
@@ -78,7 +78,8 @@ pub fn left_behind() -> Option<LeftBehind> {
     left_behind_in(&Knobs::default(), Path::new(LOCK))
 }
 
-fn left_behind_in(knobs: &Knobs, lock: &Path) -> Option<LeftBehind> {
+/// As [`left_behind`], of the KSM of which `knobs` are the files.
+pub fn left_behind_in(knobs: &Knobs, lock: &Path) -> Option<LeftBehind> {
     let Record { owner, saved, written } = Record::beside(lock)?;
     // Who merges has a guard, and that has the lock.
     let file = std::fs::File::open(lock).ok()?;
@@ -141,6 +142,17 @@ impl Ksm {
     pub fn with_guard_command(mut self, command: Vec<OsString>) -> Self {
         self.guard_command = command;
         self
+    }
+
+    /// Drives the KSM of which `knobs` are the files, and `lock` says who does.
+    pub fn with_host(mut self, knobs: Knobs, lock: PathBuf) -> Self {
+        (self.knobs, self.lock) = (knobs, lock);
+        self
+    }
+
+    /// The process that puts the settings back, while there are any to put back.
+    pub fn guard_pid(&self) -> Option<u32> {
+        self.guard.as_ref().map(|guard| guard.process.id())
     }
 
     fn spawn_guard(&self) -> Result<Guard, EngineError> {

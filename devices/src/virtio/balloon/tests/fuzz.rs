@@ -6,6 +6,7 @@
 use super::*;
 use crate::bus::BusDevice;
 use crate::virtio::Progress;
+use splitmix::SplitMix64;
 
 /// Of each kind.
 const INPUTS: u64 = if cfg!(debug_assertions) { 300 } else { 10_000 };
@@ -17,15 +18,16 @@ const MAX_TURNS: usize = 8;
 /// Pages of the RAM below the hole, and of that above.
 const PAGES: [Range<u64>; 2] = [0..LOW_RAM / 4096, HIGH_RAM_START / 4096..HIGH_RAM_END / 4096];
 
-/// Numbers that look random (SplitMix64).
-struct Random(u64);
+/// Numbers that look random.
+struct Random(SplitMix64);
 
 impl Random {
+    fn new(seed: u64) -> Self {
+        Self(SplitMix64::new(seed))
+    }
+
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        self.0.draw()
     }
 
     fn below(&mut self, end: u64) -> u64 {
@@ -182,16 +184,16 @@ fn call(handle: &Handle, random: &mut Random) {
 /// A guest that does anything. The host in the tests checks every discard. Returns what happened.
 fn hostile(input: u64) -> Counters {
     let _input = Input(input);
-    let mut random = Random(input);
+    let mut random = Random::new(input);
     let mut guest = Guest::new(ALL);
     let memory = guest.driver.memory.clone();
-    let mut scribble = Scribble { memory: memory.clone(), random: Random(!input) };
+    let mut scribble = Scribble { memory: memory.clone(), random: Random::new(!input) };
     {
         let mut notes = guest.host.0.lock().unwrap();
         notes.fails = random.one_in(8);
         if random.one_in(3) {
             // Another vCPU that writes while the device reads.
-            let mut other = Scribble { memory, random: Random(input.rotate_left(32)) };
+            let mut other = Scribble { memory, random: Random::new(input.rotate_left(32)) };
             notes.meanwhile = Some(Box::new(move || {
                 let queue = other.random.below(5);
                 other.something(queue);
@@ -275,7 +277,7 @@ impl Set {
 /// A guest whose rings are right and whose lists are anything, against a set of pages.
 fn modelled(input: u64) {
     let _input = Input(input);
-    let mut random = Random(input);
+    let mut random = Random::new(input);
     let mut guest = Guest::running(ALL, ALL_FEATURES);
     let mut held = Set::default();
     let mut counters = Counters::default();

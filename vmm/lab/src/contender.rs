@@ -1,4 +1,4 @@
-//! Who merges in an experiment: an engine and how it is set.
+//! Who merges where engines are compared, in experiments and benches: an engine and how it is set.
 
 use std::fmt;
 
@@ -40,6 +40,10 @@ pub enum Contender {
 }
 
 impl Contender {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Off, Self::Slab, Self::SlabFrugal, Self::Ksm, Self::KsmDefault, Self::KsmAdvisor];
+
     /// As in plans, on the command line and in results.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,6 +56,16 @@ impl Contender {
         }
     }
 
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|contender| contender.name() == name)
+    }
+
+    /// Whether it is KSM.
+    pub fn is_ksm(self) -> bool {
+        self.kind() == EngineName::Ksm
+    }
+
     /// What a fleet is to know of it.
     pub fn kind(self) -> EngineName {
         match self {
@@ -62,7 +76,10 @@ impl Contender {
     }
 
     /// The engine, for the fleet in `dir`.
-    pub(super) fn engine(self, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
+    ///
+    /// # Errors
+    /// The directory's path is too long for a socket.
+    pub fn engine(self, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
         let slab = |tuning: Tuning| -> Result<Box<dyn Engine>, HostError> {
             Ok(Box::new(SlabEngine::for_members(dir.merge_socket()?, &tuning)))
         };
@@ -78,7 +95,7 @@ impl Contender {
 
     /// Why this user cannot have it on this host; None if they can. KSM with the host's own settings would be another contender, so
     /// it takes the right to set it.
-    pub(super) fn missing(self) -> Option<String> {
+    pub fn missing(self) -> Option<String> {
         match self.kind() {
             EngineName::Off => None,
             EngineName::Slab => {
@@ -96,5 +113,21 @@ impl Contender {
 impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back() {
+        for contender in Contender::ALL {
+            assert_eq!(Contender::named(contender.name()), Some(contender));
+            // As plans write them.
+            let json = serde_json::to_value(contender).unwrap();
+            assert_eq!(json, contender.name());
+        }
+        assert_eq!(Contender::named("ksm-slow"), None);
     }
 }

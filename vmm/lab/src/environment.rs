@@ -1,4 +1,4 @@
-//! Where an experiment was run: what a figure depends on besides the experiment.
+//! Where something was measured: what a figure depends on besides what is measured.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,31 +7,44 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use kernel_view::meminfo::Meminfo;
 use machine::probe;
-use memory::PAGE_BYTES;
-use memory::smaps::kib_field;
 use os::executable;
 
+/// Where the kernel has KSM's knobs.
+const KSM: &str = "/sys/kernel/mm/ksm";
+/// The knobs that decide how KSM works.
+const KSM_KNOBS: [&str; 12] = [
+    "run",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "use_zero_pages",
+    "smart_scan",
+    "advisor_mode",
+    "advisor_max_cpu",
+    "advisor_min_pages_to_scan",
+    "advisor_max_pages_to_scan",
+    "advisor_target_scan_time",
+    "max_page_sharing",
+    "merge_across_nodes",
+];
 /// Knobs of the host that are recorded, by the directory they are in.
 const KNOBS: [(&str, &[&str]); 3] = [
-    (
-        "/sys/kernel/mm/ksm",
-        &[
-            "run",
-            "pages_to_scan",
-            "sleep_millisecs",
-            "use_zero_pages",
-            "smart_scan",
-            "advisor_mode",
-            "max_page_sharing",
-            "merge_across_nodes",
-        ],
-    ),
+    (KSM, &KSM_KNOBS),
     ("/sys/kernel/mm/transparent_hugepage", &["enabled", "defrag", "shmem_enabled"]),
     ("/proc/sys/vm", &["max_map_count", "overcommit_memory", "swappiness"]),
 ];
 
-/// A machine, its kernel and how that is set, when an experiment began.
+/// Names and values of KSM's knobs.
+pub type KsmKnobs = Vec<(&'static str, String)>;
+
+/// Those that decide how KSM works, as they are now.
+pub fn ksm_knobs() -> KsmKnobs {
+    let value = |name| Some(fs::read_to_string(Path::new(KSM).join(name)).ok()?.trim().to_owned());
+    KSM_KNOBS.iter().filter_map(|name| Some((*name, value(name)?))).collect()
+}
+
+/// A machine, its kernel and how that is set, when a measurement began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// The processor's name.
@@ -65,8 +78,8 @@ impl Environment {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");
         let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let meminfo = read("/proc/meminfo");
-        let bytes = |field| kib_field(&meminfo, field).unwrap_or(0) * PAGE_BYTES;
+        let meminfo = Meminfo::read().unwrap_or_default();
+        let bytes = |key| meminfo.bytes(key).unwrap_or(0);
         let mut knobs = BTreeMap::new();
         for (directory, names) in KNOBS {
             for path in names.iter().map(|name| Path::new(directory).join(name)) {
@@ -95,6 +108,11 @@ impl Environment {
     pub fn is_like(&self, other: &Self) -> bool {
         let same = |e: &Self| (e.cpu.clone(), e.cores, e.memory_bytes, e.kernel.clone(), e.backend.clone());
         same(self) == same(other) && self.samepage == other.samepage && self.root == other.root
+    }
+
+    /// KSM scanned when it began, so that it scans while others are measured too.
+    pub fn ksm_runs(&self) -> bool {
+        self.knobs.get(&format!("{KSM}/run")).is_some_and(|run| run == "1")
     }
 
     /// One line of it.

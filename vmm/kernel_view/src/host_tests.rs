@@ -1,5 +1,7 @@
 //! Readings of hosts that are made of files in a temporary directory, and of the real one.
 
+use std::fs;
+
 use super::*;
 
 const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\nSwapFree:  400 kB\nSecPageTables: 12 kB\n";
@@ -37,9 +39,7 @@ fn a_bare_host_has_memory_and_nothing_else() {
         group,
     };
     assert_eq!(readings, expected);
-    assert_eq!(readings.free_pages(1500, 700), 800);
-    assert_eq!(readings.free_pages(2000, 700), 1000, "others use the rest");
-    assert_eq!(readings.free_pages(500, 700), 0);
+    assert_eq!((readings.host_pages(), readings.free_pages()), (2000, 1000));
 }
 
 #[test]
@@ -62,9 +62,7 @@ fn version_2_is_limited_at_every_level() {
     let group = GroupMemory { limit_pages: Some(1000), free_pages: Some(500), swap_free_pages: Some(9) };
     assert_eq!((readings.group, readings.swap_free_pages), (group, 9));
     assert_eq!(readings.psi, Some(Psi { some_avg10_percent: 1.5, full_avg10_percent: 0.25 }));
-    let capacity = readings.capacity(None).expect("a capacity");
-    assert_eq!(capacity, Capacity { pages: 1000, limited_by: Limit::ControlGroup });
-    assert_eq!(readings.free_pages(1000, 0), 500);
+    assert_eq!(readings.free_pages(), 500);
 }
 
 #[test]
@@ -108,29 +106,20 @@ fn the_pool_of_huge_pages_is_no_capacity() {
     let pool = format!("{MEMINFO}HugePages_Total: 1\nHugepagesize: 2048 kB\n");
     let (_root, host) = host(&[("proc/meminfo", &pool)]);
     let readings = host.read().expect("readings");
-    assert_eq!((readings.pool_pages, readings.capacity(None).expect("a capacity").pages), (512, 1488));
-    assert!(readings.capacity(Some(1489)).is_err());
+    assert_eq!((readings.pool_pages, readings.host_pages()), (512, 1488));
     // Of all sizes together, where the kernel says it.
     let (_root, host) = self::host(&[("proc/meminfo", &format!("{pool}Hugetlb: 4096 kB\n"))]);
     assert_eq!(host.read().expect("readings").pool_pages, 1024);
 }
 
 #[test]
-fn what_cannot_be_is_said() {
-    let (_root, host) = host(&[("proc/meminfo", MEMINFO)]);
-    let readings = host.read().expect("readings");
-    assert_eq!(readings.capacity(Some(1500)).expect("a capacity").limited_by, Limit::Asked);
-    let error = |asked| readings.capacity(Some(asked)).expect_err("an error").to_string();
-    assert!(error(0).contains("at most 2000 pages"), "{}", error(0));
-    assert!(error(2001).contains("this host has 2000 pages"), "{}", error(2001));
+fn a_host_without_proc_is_said() {
     let nothing = Host::below("/nonexistent").read().expect_err("an error").to_string();
     assert!(nothing.contains("/nonexistent/proc/meminfo"), "{nothing}");
 }
 
 #[test]
-fn a_broken_file_is_an_absent_one() {
-    assert_eq!(parse_psi("some avg10=NaN\nfull avg10=0\n"), None);
-    assert_eq!(parse_psi(""), None);
+fn a_broken_field_is_named() {
     let (_root, host) = host(&[("proc/meminfo", "MemTotal: lots\n")]);
     assert!(host.read().expect_err("an error").to_string().contains("MemTotal"));
 }
@@ -139,5 +128,5 @@ fn a_broken_file_is_an_absent_one() {
 fn this_host_can_be_read() {
     let readings = Host::default().read().expect("readings");
     assert!(readings.total_pages > readings.available_pages && readings.available_pages > 0, "{readings:?}");
-    assert!(readings.capacity(None).expect("a capacity").pages <= readings.total_pages);
+    assert!(readings.host_pages() > 0 && readings.free_pages() <= readings.available_pages);
 }

@@ -6,13 +6,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::page::to_usize;
-use super::{Extent, Hva, PAGE, PAGE_BYTES};
+use super::{Hva, PAGE, PAGE_BYTES, to_usize};
 
 /// Bytes of one entry in each of the three files.
 const ENTRY_BYTES: usize = 8;
@@ -192,20 +192,20 @@ impl Pagemap {
         EntryFile::open(PathBuf::from("/proc/self/pagemap")).map(Self)
     }
 
-    /// Hands out every page of `extents`, in their order: its address and its entry. An error of `each` ends it.
+    /// Hands out every page at the addresses `ranges`, in their order: its address and its entry. An error of `each` ends it.
     ///
     /// # Errors
     /// As [`Self::read`], and those of `each`.
     pub fn each<E: From<PagemapError>>(
         &mut self,
-        extents: &[Extent],
+        ranges: impl IntoIterator<Item = Range<Hva>>,
         mut each: impl FnMut(Hva, PagemapEntry) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut entries = Vec::new();
-        for extent in extents {
-            let pages = extent.bytes / PAGE_BYTES;
+        for range in ranges {
+            let pages = range.end.0.saturating_sub(range.start.0) / PAGE_BYTES;
             for at in (0..pages).step_by(CHUNK_PAGES) {
-                let hva = extent.hva + at * PAGE_BYTES;
+                let hva = range.start + at * PAGE_BYTES;
                 self.read(hva, to_usize(pages - at).min(CHUNK_PAGES), &mut entries)?;
                 for (hva, entry) in (hva.0..).step_by(PAGE).map(Hva).zip(&entries) {
                     each(hva, *entry)?;

@@ -6,24 +6,25 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use lab::experiment::environment::Environment;
+use super::environment::Environment;
 use measure::html::{Item, Section, Table};
-use os::named_file;
+use os::{Moment, named_file};
 
 /// Characters of a command line that are kept.
 const MAX_COMMAND: usize = 2000;
 
 /// A process that was measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Measuree {
+pub struct Measuree {
     /// Its number.
-    pub(super) pid: u32,
+    pub pid: u32,
     /// Its command line.
-    pub(super) command: String,
+    pub command: String,
 }
 
 impl Measuree {
-    pub(super) fn of(pid: u32) -> Self {
+    /// Process `pid`.
+    pub fn of(pid: u32) -> Self {
         let line = named_file::read(Path::new(&format!("/proc/{pid}/cmdline"))).unwrap_or_default();
         Self { pid, command: command_line(line.split(|byte| *byte == 0)) }
     }
@@ -31,27 +32,28 @@ impl Measuree {
 
 /// When, where and how.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Provenance {
+pub struct Provenance {
     /// The date and time, in UTC.
-    pub(super) date: String,
+    pub date: String,
     /// The host's name.
-    pub(super) host: String,
+    pub host: String,
     /// This command.
-    pub(super) command: String,
+    pub command: String,
     /// The machine, its kernel, how that is set.
-    pub(super) environment: Environment,
+    pub environment: Environment,
     /// The processes that were measured.
-    pub(super) processes: Vec<Measuree>,
+    pub processes: Vec<Measuree>,
 }
 
 impl Provenance {
     /// Of this command, now.
-    pub(super) fn now(pids: impl IntoIterator<Item = u32>) -> Self {
+    pub fn now(pids: impl IntoIterator<Item = u32>) -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let moment = Moment::of(seconds);
         let arguments: Vec<Vec<u8>> =
             std::env::args_os().map(std::ffi::OsString::into_encoded_bytes).collect();
         Self {
-            date: utc(seconds),
+            date: format!("{} {} UTC", moment.date(), moment.time()),
             host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
             command: command_line(arguments.iter().map(Vec::as_slice)),
             environment: Environment::now(),
@@ -60,7 +62,7 @@ impl Provenance {
     }
 
     /// The end of a page.
-    pub(super) fn section(&self) -> Section {
+    pub fn section(&self) -> Section {
         let mut rows = vec![
             vec!["date".to_owned(), self.date.clone()],
             vec!["host".to_owned(), self.host.clone()],
@@ -102,39 +104,16 @@ fn command_line<'a>(arguments: impl Iterator<Item = &'a [u8]>) -> String {
     }
 }
 
-/// Seconds since 1970 as a date and a time. Source: Howard Hinnant, "chrono-compatible low-level date algorithms", civil_from_days.
-fn utc(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
-        assert_eq!(utc(951_782_399), "2000-02-28 23:59:59 UTC");
-        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
-        assert_eq!(utc(1_735_689_599), "2024-12-31 23:59:59 UTC");
-        assert_eq!(utc(4_107_542_400), "2100-03-01 00:00:00 UTC");
-    }
 
     #[test]
     fn arguments_can_be_pasted() {
         let line = |arguments: &[&str]| command_line(arguments.iter().map(|text| text.as_bytes()));
         assert_eq!(line(&["qemu", "-m", "1G", "a b", "it's", ""]), r"qemu -m 1G 'a b' 'it'\''s'");
         assert!(line(&["x".repeat(5000).as_str()]).ends_with(" ..."));
-        assert!(Measuree::of(std::process::id()).command.contains("vmm"));
+        assert!(Measuree::of(std::process::id()).command.contains("lab"));
     }
 
     #[test]

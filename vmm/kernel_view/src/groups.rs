@@ -1,6 +1,6 @@
 //! Control groups: which one a process is in, what it and those above it may take, and what they could still take.
 //!
-//! Texts and numbers only, but for [`levels`], which opens the files. Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and
+//! Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and
 //! cgroup-v1/memory.rst; mountinfo and cgroup in proc(5).
 
 use std::fs;

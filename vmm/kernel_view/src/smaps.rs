@@ -9,17 +9,17 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::maps::addresses;
+use super::meminfo::value;
 use super::{Hva, PAGE_BYTES};
 
 /// The value of `key` in a line such as `VmPTE:   132 kB`, in pages; parts of a page count.
-pub fn kib_field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| kib_line(line, key))
+fn kib_line(line: &str, key: &str) -> Option<u64> {
+    value(line, key).map(|kib| kib.saturating_mul(1024).div_ceil(PAGE_BYTES))
 }
 
-fn kib_line(line: &str, key: &str) -> Option<u64> {
-    let value = line.strip_prefix(key)?.strip_prefix(':')?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some((kib << 10).div_ceil(PAGE_BYTES))
+fn kib_field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| kib_line(line, key))
 }
 
 /// Whole-process figures, which the kernel keeps ready.
@@ -170,9 +170,7 @@ impl SharePages {
 
 /// The first address of the mapping that `line` introduces, if it introduces one.
 fn mapping_start(line: &str) -> Option<Hva> {
-    let (addresses, _) = line.split_once(' ')?;
-    let (start, _) = addresses.split_once('-')?;
-    u64::from_str_radix(start, 16).ok().map(Hva)
+    addresses(line.split_once(' ')?.0).map(|hvas| hvas.start)
 }
 
 #[cfg(test)]
