@@ -7,6 +7,9 @@ use kernel_view::meminfo::Meminfo;
 
 const COUNT: &str = "/proc/sys/vm/nr_hugepages";
 
+/// How often memory is put together before the pool is taken to be as large as it gets.
+const TRIES: u32 = 5;
+
 static POOL: Mutex<()> = Mutex::new(());
 
 /// So many huge pages more than there were. Dropped, the pool is as large as it was.
@@ -26,7 +29,17 @@ impl HugePages {
         let before = fs::read_to_string(COUNT).map_err(|e| format!("{COUNT}: {e}"))?;
         let pool = Self { before: before.trim().to_owned(), _alone: alone };
         let had = field("HugePages_Total");
-        fs::write(COUNT, (had + count).to_string()).map_err(|e| format!("{COUNT}: {e}"))?;
+        for _ in 0..TRIES {
+            fs::write(COUNT, (had + count).to_string()).map_err(|e| format!("{COUNT}: {e}"))?;
+            if field("HugePages_Total") >= had + count {
+                break;
+            }
+            // Memory is in pieces where files fill it, as after a build: drop what is clean, and join the rest.
+            for (knob, value) in [("drop_caches", "1"), ("compact_memory", "1")] {
+                let knob = format!("/proc/sys/vm/{knob}");
+                fs::write(&knob, value).map_err(|e| format!("{knob}: {e}"))?;
+            }
+        }
         match field("HugePages_Total") {
             total if total >= had + count => Ok(pool),
             total => Err(format!("the pool has {total} huge pages of {} that were asked for", had + count)),
