@@ -41,6 +41,7 @@ mod running;
 mod shut_down;
 mod slice;
 mod slots;
+pub mod state;
 pub mod stats;
 mod sweep;
 mod terminal;
