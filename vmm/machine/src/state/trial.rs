@@ -19,7 +19,7 @@ use crate::build::{create_vcpus, create_vm};
 use crate::error::VmError;
 use crate::machine::Machine;
 use crate::platform::IDLE_PORT;
-use crate::{VmConfig, acpi, boot, cpuid, registers};
+use crate::{VmConfig, acpi, boot, registers};
 
 /// Memory of the guest.
 const MEMORY_BYTES: u64 = 32 << 20;
@@ -96,7 +96,7 @@ fn on(ram: &Ram) -> Result<Trial, TrialError> {
     let began = Instant::now();
     let mut second = One::build(&kvm, ram)?;
     trace.took("build the second VM", began, None);
-    let again = second.become_(&kvm, &saved, &savable, &mut trace);
+    let again = second.become_(&saved, &savable, &mut trace);
     let again = again.map_err(|source| TrialError::State { steps: trace.take(), source })?;
     trial.differences = differences(&saved.0, &again);
     trial.steps = trace.take();
@@ -178,6 +178,8 @@ struct One {
     vcpu: VcpuFd,
     machine: Machine,
     said: Said,
+    /// What the port has not taken yet.
+    input: Vec<u8>,
 }
 
 impl One {
@@ -188,7 +190,7 @@ impl One {
             Machine::new(&vm, ram.memory(), Box::new(io::sink()), Box::new(said.clone()), Vec::new())?;
         let vcpu = create_vcpus(kvm, &vm, 1)?.pop();
         let vcpu = vcpu.ok_or(VmError::Vcpus { asked: 0 })?;
-        Ok(Self { ram: ram.clone(), vm, vcpu, machine, said })
+        Ok(Self { ram: ram.clone(), vm, vcpu, machine, said, input: Vec::new() })
     }
 
     fn boot(&mut self) -> Result<(), TrialError> {
@@ -204,13 +206,11 @@ impl One {
     /// Gives it what was saved, and reads all of it again.
     fn become_(
         &mut self,
-        kvm: &Kvm,
         (vcpu, chips): &(VcpuV1, ChipsV1),
         savable: &Savable,
         trace: &mut Trace,
     ) -> Result<VcpuV1, StateError> {
-        let (supported, _) = cpuid::supported(kvm).map_err(|_| StateError::TooLong("CPUID"))?;
-        vcpu.restore(&self.vcpu, &supported, xsave_bytes(&self.vm), trace)?;
+        vcpu.restore(&self.vcpu, xsave_bytes(&self.vm), trace)?;
         chips.restore(&self.vm, trace)?;
         one_offset(std::slice::from_ref(&self.vcpu), trace)?;
         let _ = trace.set("KVMCLOCK_CTRL (EINVAL: the guest has no kvmclock)", || self.vcpu.kvmclock_ctrl());
@@ -219,7 +219,7 @@ impl One {
 
     fn ask(&mut self, command: &'static str) -> Result<String, TrialError> {
         os::lock(&self.said.0).clear();
-        os::lock(&self.machine.com2).input(format!("{command}\n").as_bytes());
+        self.input = format!("{command}\n").into();
         self.until(command, "ok ")
     }
 
@@ -228,6 +228,8 @@ impl One {
         let began = Instant::now();
         let failed = |said: String| TrialError::Guest { command, said };
         while began.elapsed() < LIMIT {
+            let taken = os::lock(&self.machine.com2).input(&self.input);
+            self.input.drain(..taken);
             match self.vcpu.run() {
                 Ok(VcpuExit::IoOut(IDLE_PORT, _)) => {
                     let said = String::from_utf8_lossy(&os::lock(&self.said.0)).into_owned();

@@ -76,16 +76,17 @@ impl VcpuV1 {
         Ok(Self { cpuid, tsc_khz, mp_state, registers, system, xsave, xcrs, debug, lapic, msrs, events })
     }
 
-    /// Makes `vcpu`, on which nothing has run yet, what was saved. `supported` is what this host's KVM can offer a guest. The memory slots must be
-    /// there, for some registers point into them; the time stamp counter goes on from where it was.
+    /// Makes `vcpu`, on which nothing has run yet, what was saved. It has the CPUID of a new guest, with which the saved one is
+    /// compared. The memory slots must be there, for some registers point into them; the time stamp counter goes on from where it was.
     pub fn restore(
         &self,
         vcpu: &VcpuFd,
-        supported: &CpuId,
         xsave_bytes: usize,
         trace: &mut Trace,
     ) -> Result<(), StateError> {
-        self.check(supported, xsave_bytes)?;
+        // What it says itself, not what it was given: PVM shows a guest more of the processor.
+        let here = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
+        self.check(&here, xsave_bytes)?;
         let leaves: Vec<_> = self.cpuid.iter().map(|leaf| (*leaf).into()).collect();
         let cpuid = CpuId::from_entries(&leaves).map_err(|_| StateError::TooLong("CPUID"))?;
         trace.set("CPUID2", || vcpu.set_cpuid2(&cpuid))?;
@@ -115,11 +116,11 @@ impl VcpuV1 {
     }
 
     /// What can be seen to be wrong without KVM.
-    fn check(&self, supported: &CpuId, xsave_bytes: usize) -> Result<(), StateError> {
+    fn check(&self, here: &CpuId, xsave_bytes: usize) -> Result<(), StateError> {
         if self.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
             return Err(StateError::TooLong("CPUID"));
         }
-        super::cpuid::check_subset(&self.cpuid, supported)?;
+        super::cpuid::check_subset(&self.cpuid, here)?;
         if self.xsave.len() > xsave_bytes {
             return Err(StateError::Xsave { bytes: self.xsave.len(), host: xsave_bytes });
         }
