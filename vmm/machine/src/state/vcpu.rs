@@ -78,12 +78,7 @@ impl VcpuV1 {
 
     /// Makes `vcpu`, on which nothing has run yet, what was saved. It has the CPUID of a new guest, with which the saved one is
     /// compared. The memory slots must be there, for some registers point into them; the time stamp counter goes on from where it was.
-    pub fn restore(
-        &self,
-        vcpu: &VcpuFd,
-        xsave_bytes: usize,
-        trace: &mut Trace,
-    ) -> Result<(), StateError> {
+    pub fn restore(&self, vcpu: &VcpuFd, xsave_bytes: usize, trace: &mut Trace) -> Result<(), StateError> {
         // What it says itself, not what it was given: PVM shows a guest more of the processor.
         let here = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
         self.check(&here, xsave_bytes)?;
