@@ -7,10 +7,12 @@
 //! model-specific registers there are; [`trial`] does all of it with the built-in guest, to see what this KVM can do.
 
 pub(crate) mod chips;
+pub(crate) mod container;
 mod cpuid;
 mod mirror;
-mod msrs;
-mod trace;
+pub(crate) mod msrs;
+pub(crate) mod saved;
+pub(crate) mod trace;
 pub mod trial;
 pub(crate) mod vcpu;
 
