@@ -152,6 +152,14 @@ pub enum RestoreError {
         /// What it has.
         expected: usize,
     },
+    /// Another number of virtio devices.
+    #[error("{found} virtio devices were saved, and there are {expected}")]
+    Count {
+        /// What was saved.
+        found: usize,
+        /// What there is.
+        expected: usize,
+    },
     /// A status that no driver gets to.
     #[error(
         "device of kind {device}: status {status:#x} with features {features:#x} is none that a driver gets to"

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
 
 use super::Listener;
 use super::balloon::{BalloonSize, BalloonStatus};
+use super::capture::Captured;
 use super::stats::Values;
 use super::throttle::Throttled;
 use super::working_set::WorkingSet;
@@ -51,6 +53,11 @@ pub enum Request {
         /// Besides by its power button it is asked by this line on COM2.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         com2: Option<String>,
+    },
+    /// Give what the VM is, state and memory, to the keeper of images that listens here ([`crate::capture`]).
+    Capture {
+        /// The keeper's socket.
+        socket: PathBuf,
     },
     /// Allow (or undo) the host kernel's samepage merging of guest RAM.
     Mergeable {
@@ -123,6 +130,8 @@ pub enum Reply {
     PagedOut(PagedOut),
     /// To [`Request::WorkingSet`].
     WorkingSet(WorkingSet),
+    /// To [`Request::Capture`].
+    Captured(Captured),
     /// The request was carried out.
     Done,
     /// It was not.

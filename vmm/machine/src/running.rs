@@ -1,13 +1,15 @@
 //! What can be asked of a VM while it runs, by whatever way it is asked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use devices::virtio::balloon;
+use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
+use super::board::Board;
 use super::console::Trouble;
 use super::control::{Pressed, Reply, Request, Serve, Status};
 use super::dirty::DirtyLog;
@@ -15,6 +17,7 @@ use super::exit::{Ending, Outcome};
 use super::last_words::LastWords;
 use super::probe;
 use super::shut_down::ShutDown;
+use super::state::msrs::Savable;
 use super::stats::KvmStats;
 use super::throttle::ThrottleError;
 use super::vcpu::{Shared, Vcpus};
@@ -48,6 +51,12 @@ pub struct Running {
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
     pub(super) console_trouble: Trouble,
+    /// What holds state of the guest, for [`Self::capture`].
+    pub(super) board: Board,
+    pub(super) vm: Weak<VmFd>,
+    pub(super) savable: Arc<OnceLock<Arc<Savable>>>,
+    /// Why it cannot be captured, if it cannot.
+    pub(super) not_captured: Option<&'static str>,
 }
 
 impl Running {
@@ -246,6 +255,10 @@ impl Serve for Running {
                     Err(e) => Reply::Error(format!("the timer cannot be set: {e}")),
                 }
             }
+            Request::Capture { socket } => match self.capture(&socket) {
+                Ok(captured) => Reply::Captured(captured),
+                Err(e) => Reply::Error(one_line(&e)),
+            },
             Request::Mergeable { on } => match self.ram.set_mergeable(on) {
                 Ok(()) => Reply::Done,
                 Err(e) => Reply::Error(one_line(&e)),

@@ -52,7 +52,11 @@ fn what_is_written_is_read() {
 fn the_form_is_the_one_that_was_published() {
     let bytes = state().encode().unwrap();
     let digest = blake3::hash(&bytes).to_hex();
-    assert_eq!(digest.as_str(), "eefa17bc845da44f6eac9abdf1bc3f774a6d2535e3c08c3a3b19ddbead57a8ce", "see `container.rs`: a new form is a new version");
+    assert_eq!(
+        digest.as_str(),
+        "eefa17bc845da44f6eac9abdf1bc3f774a6d2535e3c08c3a3b19ddbead57a8ce",
+        "see `container.rs`: a new form is a new version"
+    );
 }
 
 #[test]
