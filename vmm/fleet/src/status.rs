@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fleet::{Cloned, Wanted};
+use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
@@ -47,6 +49,22 @@ pub enum Request {
         /// The guest's name.
         guest: String,
     },
+    /// Capture a guest, and keep that under a name.
+    Snapshot {
+        /// The guest.
+        guest: String,
+        /// What it is to be called.
+        name: String,
+    },
+    /// The snapshots that are kept.
+    Snapshots,
+    /// Let go of one.
+    RemoveSnapshot {
+        /// Its name.
+        name: String,
+    },
+    /// Start guests that go on from where another one is, or was.
+    Clone(Wanted),
     /// End all guests and the daemon. Asked again, it can only become shorter.
     Down {
         /// How long the guests may take to power off; 0: they are cut off at once.
@@ -80,6 +98,14 @@ pub enum Reply {
     Metrics(String),
     /// To [`Request::PageTypes`]: runs of frames from guest frame 0 on, as the guest protocol writes them.
     PageTypes(String),
+    /// To [`Request::Snapshot`].
+    Snapshot(Box<ImageInfo>),
+    /// To [`Request::Snapshots`].
+    Snapshots(Vec<ImageInfo>),
+    /// To [`Request::Clone`].
+    Cloned(Box<Cloned>),
+    /// It was carried out.
+    Done,
     /// To [`Request::Down`]: it is.
     Down {
         /// The guests that did not end in good order.

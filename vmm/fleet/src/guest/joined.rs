@@ -28,6 +28,7 @@ impl Guest {
             com2: None,
             ready: None,
             fill: None,
+            image: None,
         }
     }
 
