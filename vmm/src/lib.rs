@@ -25,6 +25,7 @@ mod provenance;
 mod run;
 mod simulate;
 mod simulate_table;
+mod snapshot;
 mod stress;
 mod top;
 mod which;
@@ -69,6 +70,8 @@ enum Command {
     Top(top::Args),
     Balloon(balloon::Args),
     Power(power::Args),
+    Snapshot(snapshot::Args),
+    Clone(snapshot::CloneArgs),
     Host(host::Args),
     Image(image::Args),
     Simulate(simulate::Args),
@@ -103,6 +106,8 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Power(args) => power::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
+        Command::Clone(args) => snapshot::run_clone(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, programs::AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),

@@ -142,7 +142,7 @@ impl Fleet {
     }
 
     fn come_up(
-        spec: FleetSpec,
+        mut spec: FleetSpec,
         engine: Box<dyn Engine>,
         dir: &FleetDir,
         lifetime: Lifetime,
@@ -152,7 +152,7 @@ impl Fleet {
     ) -> Result<Self, HostError> {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
         let pledge = Pledge::take(dir)?;
-        let guests = left.adopt(&spec, dir)?;
+        let guests = left.adopt(&mut spec, dir)?;
         let mut fleet = Self {
             guests,
             engine,

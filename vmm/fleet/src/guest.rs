@@ -79,6 +79,7 @@ pub struct Guest {
     ready: Option<Ready>,
     fill: Option<Fill>,
     image: Option<Arc<Image>>,
+    generation: Option<u64>,
 }
 
 enum Running {
@@ -163,6 +164,7 @@ impl Guest {
             ready: image.and_then(|image| image.ready),
             fill: image.and_then(|image| image.fill),
             image: image.cloned(),
+            generation: None,
         };
         guest.save();
         Ok(guest)
@@ -188,6 +190,7 @@ impl Guest {
             ready: saved.ready(),
             fill: saved.fill(),
             image: None,
+            generation: None,
         };
         // What may change under a running VM has.
         guest.save();

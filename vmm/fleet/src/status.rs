@@ -171,6 +171,12 @@ pub struct GuestStatus {
     pub cpus: u8,
     /// Its trust domain.
     pub domain: String,
+    /// The guest or snapshot that it went on from; absent of one that booted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub clone_of: Option<String>,
+    /// The number by which it differs from other copies, as it said itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub generation: Option<u64>,
     /// RAM in bytes.
     pub memory_bytes: u64,
     /// Its pages by class.

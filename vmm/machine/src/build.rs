@@ -30,7 +30,7 @@ use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
-use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
+use super::platform::{GENERATION, KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
 use super::restore::Image;
 use super::running::Running;
 use super::shut_down::ShutDown;
@@ -108,7 +108,7 @@ impl Vm {
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
         match &image {
-            Some(image) => image.restore(&vm, &vcpus, &machine.board)?,
+            Some(image) => image.restore(&vm, &vcpus, &machine.board, ram.memory())?,
             None => {
                 registers::write_tables(ram.memory())?;
                 let acpi_root = acpi::write(ram.memory(), config.cpus, virtio_count)?;
@@ -296,7 +296,8 @@ fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
     if config.kernel.is_some() {
         return config.cmdline().into();
     }
-    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline());
+    let mut line =
+        format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count} generation={GENERATION}", config.cmdline());
     if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
         let _ = write!(line, " tsc_khz={khz}");
     }

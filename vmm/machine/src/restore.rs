@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 
+use devices::GuestMemory;
 use devices::state::RestoreError;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::image::ImageError;
@@ -13,10 +14,12 @@ use memory::slab::{Slab, SlabError};
 use rustix::fs::fcntl_get_seals;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::board::Board;
 use super::config::VmConfig;
 use super::handover::SEALS;
+use super::platform::GENERATION;
 use super::probe;
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
@@ -86,6 +89,9 @@ pub enum ImageStartError {
     /// This KVM does not take the state.
     #[error("the image's vCPUs cannot be restored")]
     Vcpus(#[from] StateError),
+    /// The guest cannot be told that it is a copy.
+    #[error("the guest cannot be given a generation of its own: {0}")]
+    Generation(String),
     /// The devices cannot be what it says.
     #[error("the image's devices cannot be restored")]
     Devices(#[from] RestoreError),
@@ -136,7 +142,13 @@ impl Image {
     }
 
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
-    pub fn restore(&self, vm: &VmFd, vcpus: &[VcpuFd], board: &Board) -> Result<(), ImageStartError> {
+    pub fn restore(
+        &self,
+        vm: &VmFd,
+        vcpus: &[VcpuFd],
+        board: &Board,
+        memory: &GuestMemory,
+    ) -> Result<(), ImageStartError> {
         let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
         for (vcpu, state) in vcpus.iter().zip(&self.state.vcpus) {
             state.restore(vcpu, bytes, &mut trace)?;
@@ -146,7 +158,12 @@ impl Image {
         board.restore(&self.state.devices)?;
         // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
         vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());
-        Ok(())
+        // Before its first instruction.
+        let mut generation = [0; 16];
+        getrandom::fill(&mut generation).map_err(|error| ImageStartError::Generation(error.to_string()))?;
+        memory
+            .write_slice(&generation, GuestAddress(GENERATION))
+            .map_err(|error| ImageStartError::Generation(error.to_string()))
     }
 }
 

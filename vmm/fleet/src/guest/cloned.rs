@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest::protocol::Command;
+use guest::protocol::{Command, Reply};
 
 use super::{BUILT_IN_LIMIT, Guest};
 use crate::HostError;
@@ -21,6 +21,11 @@ impl Guest {
         self.image.as_ref()
     }
 
+    /// The number by which it differs from other copies, as it says itself.
+    pub fn generation(&self) -> Option<u64> {
+        self.generation
+    }
+
     /// Waits until it answers on COM2, of one that went on from an image: it does not say once more that it is ready.
     pub fn wait_answer(&mut self, watch: &Watch) -> Result<(), HostError> {
         let path = self.dir.com2(&self.spec.name)?;
@@ -35,6 +40,18 @@ impl Guest {
                     return Err(HostError::Socket { who, source: limits::explained(source) });
                 }
                 Err(_) => std::thread::sleep(POLL),
+            }
+        }
+        // What it says before it obeys anything: from then on it does nothing at random that another copy does, too.
+        while self.is_built_in() && self.generation.is_none() {
+            watch.check()?;
+            self.check_alive()?;
+            if began.elapsed() > BUILT_IN_LIMIT {
+                let (guest, log) = (self.spec.name.clone(), String::new());
+                return Err(HostError::Silent { guest, limit: BUILT_IN_LIMIT, log });
+            }
+            if let Some(Reply::Generation { number }) = self.com2.as_mut().map_or(Ok(None), Com2::poll)? {
+                self.generation = Some(number);
             }
         }
         self.command(&Command::Report, Stage::Ready, watch)?;

@@ -29,6 +29,7 @@ impl Guest {
             ready: None,
             fill: None,
             image: None,
+            generation: None,
         }
     }
 
