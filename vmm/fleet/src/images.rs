@@ -73,6 +73,11 @@ impl Image {
         self.slabs.iter().find(|slab| slab.inode == inode)
     }
 
+    /// The number of the file of each slab, and its pages.
+    pub fn slab_sizes(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.slabs.iter().map(|slab| (slab.inode, slab.pages))
+    }
+
     /// Pages of its slabs.
     pub fn slab_pages(&self) -> u64 {
         self.slabs.iter().map(|slab| slab.pages).sum()

@@ -39,7 +39,8 @@ fn later() -> Instant {
 fn what_no_counter_contradicts_is_as_it_was_walked() {
     let split = split();
     let Recent { frames, by_counters, walk_age, .. } = split.recent(&split.counters, later());
-    let expected = Pages { total: TOTAL, absent: 230, zero: 50, private: 400, shared: 300, swapped: 20 };
+    let expected =
+        Pages { total: TOTAL, image: 0, absent: 230, zero: 50, private: 400, shared: 300, swapped: 20 };
     assert_eq!((frames.pages, frames.anonymous, by_counters), (expected, 350, false));
     assert!((frames.frames - 550.0).abs() < 1e-9 && walk_age >= Duration::from_secs(4));
     // Pages of the program that are read, and page tables, say nothing of guest memory.
@@ -57,7 +58,8 @@ fn what_counters_tell_is_new_and_the_split_as_it_was() {
     // 40 pages of slabs were written to, 10 on swap came back, 60 were touched for the first time.
     let now = counters(330 + 110, 360, 10);
     let Recent { frames, by_counters, .. } = split.recent(&now, later());
-    let expected = Pages { total: TOTAL, absent: 170, zero: 50, private: 410 + 90, shared: 270, swapped: 10 };
+    let expected =
+        Pages { total: TOTAL, image: 0, absent: 170, zero: 50, private: 410 + 90, shared: 270, swapped: 10 };
     assert_eq!((frames.pages, frames.anonymous, by_counters), (expected, 460, true));
     assert!((frames.frames - (410.0 + 225.0)).abs() < 1e-9);
     // Parked pages have frames elsewhere in the process, and are absent here.

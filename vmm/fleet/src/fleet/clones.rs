@@ -1,5 +1,6 @@
 //! Snapshots of guests of a fleet, and guests that go on from them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -69,6 +70,17 @@ impl Fleet {
             true => Ok(()),
             false => Err(self.no_image(name)),
         }
+    }
+
+    /// Pages of the slabs that snapshots and clones keep, each once.
+    pub(super) fn image_pages(&self) -> u64 {
+        let kept =
+            self.images.iter().map(|(_, image)| image).chain(self.guests.iter().filter_map(Guest::image));
+        let mut images: Vec<&Arc<Image>> = kept.collect();
+        images.sort_unstable_by_key(|image| Arc::as_ptr(image));
+        images.dedup_by_key(|image| Arc::as_ptr(image));
+        let slabs: BTreeMap<u64, u64> = images.iter().flat_map(|image| image.slab_sizes()).collect();
+        slabs.values().sum()
     }
 
     fn no_image(&self, name: &str) -> HostError {
