@@ -120,6 +120,9 @@ fn clones_go_on_and_are_guests_as_others_are() {
     eventually("they have written", || {
         (0..3).all(|n| field(&fleet.com2(&format!("w-{n}")).command("report"), "churned") > 3000)
     });
+    // What it gives it has no more, whether that was the image's or its own.
+    let freed = fleet.com2("w-3").command("free percent=50");
+    assert!(field(&freed, "freed") > 3000, "{freed}");
     let _ = fleet.ok(&["balloon", "set", "w-3", "8M", "--wait"]);
     let _ = fleet.ok(&["balloon", "set", "w-3", "0", "--wait"]);
     fleet.vm("w-4").kill();
