@@ -10,6 +10,7 @@ mod balloon;
 mod balloon_table;
 mod choice;
 mod demo;
+mod demo_clones;
 mod doctor;
 mod experiment;
 mod firecracker;

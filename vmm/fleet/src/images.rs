@@ -131,9 +131,9 @@ impl Images {
         self.0.remove(name).is_some()
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
+    /// Whether there may be no more.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= MAX_IMAGES
     }
 
     /// Their names.

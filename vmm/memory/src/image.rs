@@ -13,6 +13,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::maps::Maps;
+use super::page::to_usize;
 use super::page_buffer::PageBuffer;
 use super::page_set::PageSet;
 use super::ram::{Backing, Ram};
@@ -249,12 +250,12 @@ struct Filling {
 
 impl Writer<'_> {
     fn copy(&mut self, range: PageRange) -> Result<(), ImageError> {
-        let mut buffer = PageBuffer::new(PIECE_PAGES as usize);
+        let mut buffer = PageBuffer::new(to_usize(PIECE_PAGES));
         let mut rest = range;
         while !rest.is_empty() {
             let (piece, after) = rest.split(PIECE_PAGES);
             rest = after;
-            let bytes = &mut buffer[..piece.pages() as usize * PAGE];
+            let bytes = &mut buffer[..to_usize(piece.bytes())];
             let gpa = self.ram.gpa(piece.first()).map_or(0, |gpa| gpa.0);
             let read = self.ram.memory().read_slice(bytes, GuestAddress(gpa));
             read.map_err(|error| ImageError::Io {
@@ -266,7 +267,7 @@ impl Writer<'_> {
             let mut at = piece.first();
             for same in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
                 if !is_zero(same[0]) {
-                    let from = (at - piece.first()) as usize * PAGE;
+                    let from = to_usize((at - piece.first()) * PAGE_BYTES);
                     self.write(at, &bytes[from..from + same.len() * PAGE])?;
                 }
                 at = at + same.len() as u64;
@@ -295,9 +296,9 @@ impl Writer<'_> {
                     self.draft.insert(Filling { draft, pages, used: 0, first_run, next: None })
                 }
             };
-            let fits = ((filling.pages - filling.used) as usize * PAGE).min(bytes.len());
+            let fits = to_usize((filling.pages - filling.used) * PAGE_BYTES).min(bytes.len());
             let (now, later) = bytes.split_at(fits);
-            let slab_page = SlabPage(filling.used as u32);
+            let slab_page = SlabPage(0) + filling.used;
             filling.draft.write(slab_page, now)?;
             let pages = (fits / PAGE) as u64;
             match (self.taken.runs.last_mut(), filling.next) {
@@ -316,8 +317,7 @@ impl Writer<'_> {
 
     /// Writes the zeros between the last page that was copied and `page`, if these are few.
     fn bridge(&mut self, page: PageNo) -> Result<(), ImageError> {
-        let doublings = (self.taken.runs.len() / RUNS_PER_GAP).min(10) as u32;
-        let most = (GAP_PAGES.0 << doublings).min(GAP_PAGES.1);
+        let most = GAP_PAGES.1.min(GAP_PAGES.0 << (self.taken.runs.len() / RUNS_PER_GAP).min(10));
         let Some(filling) = &mut self.draft else { return Ok(()) };
         let Some(next) = filling.next.filter(|next| *next < page) else { return Ok(()) };
         let gap = page - next;
@@ -326,8 +326,8 @@ impl Writer<'_> {
         if gap > most || gap >= filling.pages - filling.used || !in_one {
             return Ok(());
         }
-        let zeros = vec![0; gap as usize * PAGE];
-        filling.draft.write(SlabPage(filling.used as u32), &zeros)?;
+        let zeros = vec![0; to_usize(gap * PAGE_BYTES)];
+        filling.draft.write(SlabPage(0) + filling.used, &zeros)?;
         filling.used += gap;
         filling.next = Some(page);
         if let Some(run) = self.taken.runs.last_mut() {

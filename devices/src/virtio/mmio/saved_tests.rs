@@ -107,9 +107,9 @@ proptest! {
         [state.device_features_sel, state.driver_features_sel, state.queue_sel] = selectors;
         state.queues[0] = crate::state::QueueState {
             size: 1 << (size % 8),
-            desc_table: queue[0] % 0x30_0000 & !15,
-            avail_ring: queue[1] % 0x30_0000 & !1,
-            used_ring: queue[2] % 0x30_0000 & !3,
+            desc_table: (queue[0] % 0x30_0000) & !15,
+            avail_ring: (queue[1] % 0x30_0000) & !1,
+            used_ring: (queue[2] % 0x30_0000) & !3,
             ready,
             next_avail: place[0],
             next_used: place[1],

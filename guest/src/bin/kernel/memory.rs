@@ -117,7 +117,7 @@ impl Generation {
     /// Where the command line says; if it says nothing, it never changes.
     pub(crate) fn of(boot: &BootParams) -> Self {
         // In the first mebibyte, which is mapped, and no page of the workload's.
-        let at = boot.parameter("generation").filter(|at| at % 8 == 0 && *at < IMAGE_START);
+        let at = boot.parameter("generation").filter(|at| at.is_multiple_of(8) && *at < IMAGE_START);
         let mut generation = Self { at: at.map(|at| at as *const u64), known: 0 };
         generation.known = generation.now();
         generation

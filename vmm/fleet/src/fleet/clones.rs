@@ -50,7 +50,7 @@ impl Fleet {
         if self.guests.iter().any(|other| other.spec.name == name) {
             return Err(HostError::ImageOfGuest { name: name.into() });
         }
-        if self.images.len() >= MAX_IMAGES {
+        if self.images.is_full() {
             return Err(HostError::TooManyImages { most: MAX_IMAGES });
         }
         let image = Arc::new(self.capture(guest)?);
