@@ -21,6 +21,7 @@ pub mod interrupt;
 pub mod legacy;
 mod lock;
 pub mod reclaim;
+pub mod state;
 pub mod virtio;
 pub mod warn;
 

@@ -10,6 +10,7 @@ mod bad_input;
 mod balloon;
 mod balloon_driver;
 mod balloon_merged;
+mod clones;
 mod control;
 mod demo;
 mod doctor;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+use super::demo_clones;
 use super::progress::{Bars, interrupt_flag};
 use fleet::HostError;
 use fleet::fleet::Fleet;
@@ -22,7 +23,7 @@ use merge::slab::engine::Tuning;
 use os::print::outln;
 
 /// The documented mix, in percent of the pages each guest fills.
-const MIX: FillSpec = FillSpec { zero: 10, common: 40, duplicate: 10, unique: 40, pages: None };
+pub(super) const MIX: FillSpec = FillSpec { zero: 10, common: 40, duplicate: 10, unique: 40, pages: None };
 /// How long merging may take.
 const MERGE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -37,12 +38,16 @@ the end every page is verified, by the guests and by the host. The exit status i
 Examples:
   samepage demo
   samepage demo --guests 8 --memory 256M
+  samepage demo --clones 100                     one guest, captured, and a hundred that go on from there
   samepage demo --engine off --json              the same guests, nothing merged: the baseline"
 )]
 pub(super) struct Args {
     /// Number of guests
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     guests: u16,
+    /// One guest, and so many clones of it, instead
+    #[arg(long, value_name = "N", conflicts_with = "guests", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    clones: Option<u16>,
     /// Memory of each guest with its unit: 16M to 1T
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::memory)]
     memory: u64,
@@ -55,6 +60,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(clones) = args.clones {
+        return demo_clones::run(clones.into(), args.memory, args.engine, args.json);
+    }
     let mut notes = Vec::new();
     let engine = args.engine.unwrap_or_else(|| usable(&mut notes));
     let guests = (0..args.guests).map(|n| {
@@ -91,7 +99,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The first engine that this user can have on this host.
-fn usable(notes: &mut Vec<String>) -> EngineName {
+pub(super) fn usable(notes: &mut Vec<String>) -> EngineName {
     let Err(error) = userfault::can_freeze() else { return EngineName::Slab };
     let (engine, what) = match ksm::available().usable() {
         true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),

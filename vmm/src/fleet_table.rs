@@ -13,13 +13,11 @@ use merge::slab::engine::Statistics;
 
 /// The fleet, a row a guest, and a headline.
 pub(super) fn status_table(status: &FleetStatus) -> String {
-    let mut table = table(
-        &[
-            "guest", "state", "domain", "pid", "kind", "memory", "balloon", "absent", "zero", "private",
-            "shared", "swapped", "frames",
-        ],
-        5,
-    );
+    let with_image = status.pages.image > 0;
+    let before = ["guest", "state", "domain", "pid", "kind", "memory", "balloon", "absent"];
+    let after = ["zero", "private", "shared", "swapped", "frames"];
+    let image: &[&str] = if with_image { &["image"] } else { &[] };
+    let mut table = table(&[&before[..], image, &after].concat(), 5);
     for guest in &status.guests {
         let state = match (guest.state, &guest.ended) {
             (State::Running, _) => "running".into(),
@@ -41,7 +39,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
             mib(guest.memory_bytes),
             guest.balloon.as_ref().map_or("-".into(), |b| mib(b.host.held_pages * PAGE_BYTES)),
         ];
-        row.extend(classes(&guest.pages));
+        row.extend(classes(&guest.pages, with_image));
         row.push(mib((guest.frames * PAGE_BYTES as f64) as u64));
         table.add_row(row);
     }
@@ -50,7 +48,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     all.push(mib(status.promised_bytes));
     let ballooned = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.held_pages);
     all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
-    all.extend(classes(&status.pages));
+    all.extend(classes(&status.pages, with_image));
     all.push(mib(status.frames * PAGE_BYTES));
     table.add_row(all);
     let estimated = if status.estimated { " (estimated)" } else { "" };
@@ -170,8 +168,12 @@ pub(super) fn table(header: &[&str], numbers: usize) -> Table {
     table
 }
 
-fn classes(pages: &Pages) -> [String; 5] {
-    [pages.absent, pages.zero, pages.private, pages.shared, pages.swapped].map(|p| mib(p * PAGE_BYTES))
+/// By class; that of images where there are any.
+fn classes(pages: &Pages, with_image: bool) -> Vec<String> {
+    let image = with_image.then_some(pages.image);
+    let others = [pages.zero, pages.private, pages.shared, pages.swapped];
+    let all = [pages.absent].into_iter().chain(image).chain(others);
+    all.map(|p| mib(p * PAGE_BYTES)).collect()
 }
 
 /// So many of a thing: "1 guest", "2 guests".

@@ -20,8 +20,12 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
     let old = ledger.oldest_split_seconds().map_or(String::new(), |age| {
         format!("\ncounted: by the kernel's counters; which pages are shared and which are zeros, by walks up to {age:.0} s ago")
     });
+    let images = match o.held_by_images {
+        0 => String::new(),
+        held => format!(", images {}", pages(held)),
+    };
     format!(
-        "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}, KSM {})\n\
+        "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}{images}, KSM {})\n\
          debt: {} MiB: {} if all that is shared were written, {} if all that is absent were touched\n\
          cover: {} MiB, {ratio}: {} free, {} swap, {} in reach of balloons{old}",
         pages(ledger.used),

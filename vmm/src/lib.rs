@@ -10,6 +10,7 @@ mod balloon;
 mod balloon_table;
 mod choice;
 mod demo;
+mod demo_clones;
 mod doctor;
 mod experiment;
 mod firecracker;
@@ -24,6 +25,7 @@ mod progress;
 mod run;
 mod simulate;
 mod simulate_table;
+mod snapshot;
 mod stress;
 mod top;
 mod which;
@@ -68,6 +70,8 @@ enum Command {
     Top(top::Args),
     Balloon(balloon::Args),
     Power(power::Args),
+    Snapshot(snapshot::Args),
+    Clone(snapshot::CloneArgs),
     Host(host::Args),
     Image(image::Args),
     Simulate(simulate::Args),
@@ -102,6 +106,8 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Power(args) => power::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
+        Command::Clone(args) => snapshot::run_clone(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, programs::AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),

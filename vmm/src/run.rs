@@ -164,6 +164,7 @@ impl Args {
             merge: self.merge.take(),
             sampling: self.sample_working_set.map(|period| Sampling { period, samples: self.samples }),
             throttle: self.throttle,
+            image: None,
             console: self.console.clone(),
             control: self.control.take(),
             com2: self.com2.take(),

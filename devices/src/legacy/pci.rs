@@ -13,6 +13,7 @@
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::state::PciState;
 use crate::warn::Limited;
 
 /// First port: the address.
@@ -55,6 +56,16 @@ impl Pci {
             reset,
             failures: Limited::new("pci: reset request not delivered"),
         }
+    }
+
+    /// What it is.
+    pub fn save(&self) -> PciState {
+        PciState { address: self.address, reset_control: self.reset_control }
+    }
+
+    /// Makes it what was saved.
+    pub fn restore(&mut self, state: PciState) {
+        (self.address, self.reset_control) = (state.address, state.reset_control & RESET_MASK);
     }
 
     fn register(&self) -> u32 {

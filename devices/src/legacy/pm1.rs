@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::legacy::power::SLP_TYP_S5;
+use crate::state::Pm1State;
 use crate::warn::Limited;
 
 /// First port of the registers.
@@ -107,6 +108,19 @@ impl Pm1 {
     /// The button of this machine.
     pub fn button(&self) -> PowerButton {
         PowerButton(self.events.clone())
+    }
+
+    /// What it is.
+    pub fn save(&self) -> Pm1State {
+        let events = lock(&self.events);
+        Pm1State { status: events.status, enable: events.enable }
+    }
+
+    /// Makes it what was saved, and sets the interrupt's level.
+    pub fn restore(&mut self, state: Pm1State) {
+        let mut events = lock(&self.events);
+        (events.status, events.enable) = (state.status & POWER_BUTTON, state.enable & WRITABLE_ENABLES);
+        events.update();
     }
 
     fn sleep(&self, control: u8) {

@@ -7,15 +7,18 @@
 //! Baud rate, parity and modem lines are stored and mean nothing.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
 use crate::interrupt::IrqLine;
+use crate::state::{RestoreError, SerialState};
 use crate::warn::Limited;
 
 /// First port of COM1.
@@ -38,8 +41,9 @@ const MCR_LOOP: u8 = 0x10;
 /// The port.
 #[derive(Debug)]
 pub struct Serial {
-    uart: vm_superio::Serial<IrqLine, Arc<Drained>, Output>,
+    uart: vm_superio::Serial<Line, Arc<Drained>, Output>,
     drained: Arc<Drained>,
+    line: Line,
 }
 
 impl Serial {
@@ -52,8 +56,9 @@ impl Serial {
     /// If the eventfd behind [`Serial::drained_fd`] cannot be made: the process is out of file descriptors.
     pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> io::Result<Self> {
         let drained = Arc::new(Drained { fd: EventFd::new(EFD_NONBLOCK)?, armed: AtomicBool::new(false) });
-        let uart = vm_superio::Serial::with_events(irq, Arc::clone(&drained), Output::new(out));
-        Ok(Self { uart, drained })
+        let line = Line(Arc::new(irq));
+        let uart = vm_superio::Serial::with_events(line.clone(), Arc::clone(&drained), Output::new(out));
+        Ok(Self { uart, drained, line })
     }
 
     /// Bytes that [`Serial::input`] would accept now.
@@ -95,6 +100,75 @@ impl Serial {
     /// Bytes that the guest sent and nobody will ever see.
     pub fn lost_output_bytes(&self) -> u64 {
         self.uart.writer().lost.count()
+    }
+}
+
+impl Serial {
+    /// What it is, with what the guest wrote and the sink has not taken.
+    pub fn save(&self) -> SerialState {
+        let uart = self.uart.state();
+        SerialState {
+            registers: [
+                uart.baud_divisor_low,
+                uart.baud_divisor_high,
+                uart.interrupt_enable,
+                uart.interrupt_identification,
+                uart.line_control,
+                uart.line_status,
+                uart.modem_control,
+                uart.modem_status,
+                uart.scratch,
+            ],
+            input: uart.in_buffer,
+            output: self.uart.writer().pending.iter().copied().collect(),
+        }
+    }
+
+    /// Makes it what was saved, with its own line and sink. If the guest is to be interrupted for what it has not read, it is.
+    ///
+    /// # Errors
+    /// More input or output was saved than there is room for.
+    pub fn restore(&mut self, state: &SerialState) -> Result<(), RestoreError> {
+        let (input, output) = (state.input.len(), state.output.len());
+        if input > FIFO_BYTES || output > OUTPUT_BACKLOG_BYTES {
+            let (most_input, most_output) = (FIFO_BYTES, OUTPUT_BACKLOG_BYTES);
+            return Err(RestoreError::Serial { input, output, most_input, most_output });
+        }
+        let r = state.registers;
+        let saved = vm_superio::SerialState {
+            baud_divisor_low: r[0],
+            baud_divisor_high: r[1],
+            interrupt_enable: r[2],
+            interrupt_identification: r[3],
+            line_control: r[4],
+            line_status: r[5],
+            modem_control: r[6],
+            modem_status: r[7],
+            scratch: r[8],
+            in_buffer: state.input.clone(),
+        };
+        let mut sink = std::mem::replace(self.uart.writer_mut(), Output::new(Box::new(io::sink())));
+        sink.pending = state.output.iter().copied().collect();
+        self.drained.armed.store(true, Ordering::Relaxed);
+        let (line, drained) = (self.line.clone(), Arc::clone(&self.drained));
+        // The only errors are a full FIFO, which was looked at, and an interrupt, which cannot fail.
+        if let Ok(uart) = vm_superio::Serial::from_state(&saved, line, drained, sink) {
+            self.uart = uart;
+        }
+        Ok(())
+    }
+}
+
+/// The port's interrupt line, which the port keeps when its registers are replaced.
+#[derive(Clone, Debug)]
+struct Line(Arc<IrqLine>);
+
+impl Trigger for Line {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.trigger();
+        Ok(())
     }
 }
 

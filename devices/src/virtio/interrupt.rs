@@ -100,6 +100,20 @@ impl Interrupt {
         self.0.generation.load(Ordering::SeqCst)
     }
 
+    /// What it was in a VM that was saved; nobody is interrupted.
+    pub(super) fn restore(&self, status: u32, generation: u32, needs_reset: bool) {
+        self.0.status.store(status & (VIRTIO_MMIO_INT_CONFIG | VIRTIO_MMIO_INT_VRING), Ordering::SeqCst);
+        self.0.generation.store(generation, Ordering::SeqCst);
+        self.0.needs_reset.store(needs_reset, Ordering::SeqCst);
+    }
+
+    /// Interrupts once more if the driver has not acknowledged the last one.
+    pub(super) fn raise_again(&self) {
+        if self.is_pending() {
+            self.0.line.trigger();
+        }
+    }
+
     /// Back to the state after power-on. The generation stays: it only ever has to differ.
     pub(super) fn reset(&self) {
         self.0.status.store(0, Ordering::SeqCst);

@@ -10,6 +10,7 @@
 //! Legacy (version 1) drivers, queue reset and shared memory regions are not supported.
 
 mod registers;
+mod saved;
 
 use std::sync::Arc;
 

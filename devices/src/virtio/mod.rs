@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 
 use crate::GuestMemory;
+use crate::state::{DeviceState, RestoreError};
 
 pub use chain::{Buffer, Chain};
 pub use drain::RingError;
@@ -72,6 +73,27 @@ pub trait VirtioDevice: Send {
 
     /// Forget the activation: drop queues and memory, stop everything in flight before returning.
     fn reset(&mut self);
+
+    /// How far it has got in queue `index`: the next entries of the available and of the used ring. None while it has no such queue.
+    fn queue_place(&self, index: usize) -> Option<(u16, u16)>;
+
+    /// What it knows besides its queues and what `activate` tells it.
+    fn save(&self) -> DeviceState {
+        DeviceState::Nothing
+    }
+
+    /// Knows this from now on; called after `activate`, if the driver was ready.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Nothing => Ok(()),
+            DeviceState::Balloon(_) => Err(RestoreError::Kind { device: self.device_id() }),
+        }
+    }
+}
+
+/// How far a device has got in a queue.
+fn place(queue: Option<&Queue>) -> Option<(u16, u16)> {
+    queue.map(|queue| (queue.next_avail(), queue.next_used()))
 }
 
 /// What a device gets when its driver is ready.

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::Queue;
 
 use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
 use crate::GuestMemory;
 use crate::virtio::Chain;
 use crate::warn::Limited;
@@ -87,6 +87,10 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn queue_place(&self, _index: usize) -> Option<(u16, u16)> {
+        place(self.active.as_ref()?.queue.as_ref())
     }
 }
 

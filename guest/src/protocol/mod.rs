@@ -13,6 +13,12 @@
 //! `base`, the next follow it to the end of the RAM below 4 GiB, and the rest stands from 4 GiB on. In a Linux guest
 //! they may be anywhere, and `base` is 0.
 //!
+//! A guest that goes on as a copy of another one says so once, unasked, before it obeys anything:
+//!
+//! ```text
+//! generation number=N
+//! ```
+//!
 //! The guest then answers each command with exactly one final line, `ok command=... key=value ...` or
 //! `err code=... message`. Before it, `fill` and `verify` may say `progress done=N total=N` any number of times.
 //! Send the next command when the last one is answered; one sent earlier is answered `err code=busy`, save that

@@ -185,6 +185,11 @@ pub enum Reply {
         /// Why, for people. Printable ASCII.
         message: Text,
     },
+    /// This guest is a copy, and goes on: unasked, once, before it obeys anything.
+    Generation {
+        /// Another one in each copy.
+        number: u64,
+    },
     /// The guest died.
     Panic {
         /// Where and why.
@@ -217,10 +222,14 @@ impl Reply {
             }
             "ok" => Done::parse(rest).map(Self::Ok),
             "err" => parse_err(rest),
+            "generation" => {
+                let fields = Fields::parse(rest, ["number"], "number")?;
+                Ok(Self::Generation { number: fields.number(0)? })
+            }
             "panic" => Ok(Self::Panic { message: Text::of(rest) }),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "ready, progress, ok, err or panic",
+                expected: "ready, progress, ok, err, generation or panic",
             }),
         }
     }
@@ -332,6 +341,7 @@ impl fmt::Display for Reply {
             Self::Progress { done, total } => write!(f, "progress done={done} total={total}"),
             Self::Ok(done) => write!(f, "ok command={done}"),
             Self::Err { code, message } => write!(f, "err code={} {message}", code.name()),
+            Self::Generation { number } => write!(f, "generation number={number}"),
             Self::Panic { message } => write!(f, "panic {message}"),
         }
     }

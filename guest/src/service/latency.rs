@@ -35,6 +35,12 @@ impl TimedWrites {
         }
     }
 
+    /// Picks other pages than a copy of this guest does.
+    pub(super) fn reseed(&mut self, number: u64) {
+        // The generator's state is never 0.
+        self.random = (self.random ^ number).max(1);
+    }
+
     /// Ends the writing; the times are kept.
     pub(super) fn stop(&mut self) {
         self.running = None;

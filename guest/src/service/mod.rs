@@ -111,6 +111,11 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
         Self { workload, balloon, job: None, churn: None, timed: TimedWrites::new() }
     }
 
+    /// This guest is a copy from now on: what it does at random is not what its origin does, or another copy.
+    pub fn reseed(&mut self, number: u64) {
+        self.timed.reseed(number);
+    }
+
     /// The workload.
     pub fn workload(&self) -> &Workload<'t, P> {
         &self.workload

@@ -255,6 +255,21 @@ impl Daemon {
             Request::PageTypes { guest } => {
                 Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
             }
+            Request::Snapshot { guest, name } => {
+                Ok(Reply::Snapshot(Box::new(self.free(&watch)?.snapshot(&guest, &name)?)))
+            }
+            Request::Snapshots => Ok(Reply::Snapshots(self.free(&watch)?.snapshots())),
+            Request::RemoveSnapshot { name } => {
+                self.free(&watch)?.remove_snapshot(&name)?;
+                Ok(Reply::Done)
+            }
+            Request::Clone(wanted) => {
+                let mut fleet = self.free(&watch)?;
+                let cloned = fleet.start_clones(&wanted, &watch);
+                // Whoever came is managed from now on, and whoever went no more.
+                self.governor.set_handles(fleet.handles()?);
+                Ok(Reply::Cloned(Box::new(cloned?)))
+            }
             Request::Down { timeout_seconds } => {
                 self.shutdown.allow(Duration::from_secs(timeout_seconds));
                 // Whatever takes long gives up, and the daemon ends.

@@ -339,6 +339,84 @@ pub enum HostError {
         /// Which.
         fleet: String,
     },
+    /// A guest that no image can be made of.
+    #[error("guest {guest} cannot be captured: {why}")]
+    NotCaptured {
+        /// Which.
+        guest: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// What a guest gave of itself could not be kept.
+    #[error("guest {guest} was not captured, and runs on: what it gives could not be kept")]
+    Keeper {
+        /// Which.
+        guest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No name for a snapshot or a clone.
+    #[error("that cannot be called so")]
+    ImageName {
+        /// Why.
+        #[source]
+        source: super::spec::SpecError,
+    },
+    /// The name is taken.
+    #[error(
+        "there is a snapshot called {name:?}: give this one another name, or `samepage snapshot rm {name}` first"
+    )]
+    ImageTaken {
+        /// The name.
+        name: String,
+    },
+    /// The name is a guest's.
+    #[error(
+        "there is a guest called {name:?}: give the snapshot another name, so that it is clear what is cloned"
+    )]
+    ImageOfGuest {
+        /// The name.
+        name: String,
+    },
+    /// There are too many.
+    #[error("the fleet has {most} snapshots, the most there may be: `samepage snapshot rm` one first")]
+    TooManyImages {
+        /// How many.
+        most: usize,
+    },
+    /// No such snapshot.
+    #[error("fleet {fleet:?} has no snapshot {name:?}; it has: {known}")]
+    NoImage {
+        /// Which was meant.
+        name: String,
+        /// Where.
+        fleet: String,
+        /// Which there are.
+        known: String,
+    },
+    /// So many clones cannot be.
+    #[error("{asked} clones are not possible: expected 1 to {room}; a fleet has at most {most} guests")]
+    CloneCount {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there may be.
+        room: usize,
+        /// How many guests a fleet has at most.
+        most: usize,
+    },
+    /// Not all of the clones may come in, so none does.
+    #[error(
+        "{asked} clones are not let in, {fit} would be: {refusal}; [overcommit] of the fleet file sets the rule"
+    )]
+    ClonesNotAdmitted {
+        /// How many were asked for.
+        asked: usize,
+        /// How many may come in.
+        fit: usize,
+        /// Why the next may not.
+        refusal: Box<Refusal>,
+    },
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,

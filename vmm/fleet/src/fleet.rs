@@ -1,10 +1,14 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
+mod clones;
 mod joined;
 mod still;
 
+pub use clones::{Cloned, Wanted};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +17,7 @@ use super::admission;
 use super::check;
 use super::claim::Claim;
 use super::guest::{Guest, Lifetime, shut_down_all};
+use super::images::{Image, Images};
 use super::ledger::{self, Budget, Reading};
 use super::metrics::EngineNow;
 use super::pledge::{self, Pledge};
@@ -67,6 +72,7 @@ pub struct Fleet {
     left_out: Vec<String>,
     /// Processes that were refused, and why: that is said once, however often they ask.
     refused: BTreeMap<u32, String>,
+    images: Images,
 }
 
 impl Fleet {
@@ -118,7 +124,7 @@ impl Fleet {
     }
 
     fn come_up(
-        spec: FleetSpec,
+        mut spec: FleetSpec,
         engine: Box<dyn Engine>,
         dir: &FleetDir,
         lifetime: Lifetime,
@@ -128,7 +134,7 @@ impl Fleet {
     ) -> Result<Self, HostError> {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
         let pledge = Pledge::take(dir)?;
-        let guests = left.adopt(&spec, dir)?;
+        let guests = left.adopt(&mut spec, dir)?;
         let mut fleet = Self {
             guests,
             engine,
@@ -139,6 +145,7 @@ impl Fleet {
             pledge,
             left_out: Vec::new(),
             refused: BTreeMap::new(),
+            images: Images::default(),
             spec,
             _claim: claim,
         };
@@ -193,7 +200,7 @@ impl Fleet {
         }
         for (n, spec) in self.spec.guests.clone().iter().enumerate() {
             if !self.guests.iter().any(|guest| guest.number == n) {
-                self.start(spec, n)?;
+                self.start(spec, n, None)?;
             }
         }
         self.guests.sort_by_key(|guest| guest.number);
@@ -201,10 +208,16 @@ impl Fleet {
         self.each(|guest| guest.wait_ready(watch)).map(drop)
     }
 
-    fn start(&mut self, spec: &GuestSpec, number: usize) -> Result<(), HostError> {
+    fn start(
+        &mut self,
+        spec: &GuestSpec,
+        number: usize,
+        image: Option<&Arc<Image>>,
+    ) -> Result<(), HostError> {
         let (engine, overcommit) = (self.spec.engine, self.spec.overcommit);
         let socket = (engine == EngineName::Slab).then(|| merge_socket(&self.spec, &self.dir)).transpose()?;
-        let guest = Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit)?;
+        let guest =
+            Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit, image)?;
         self.register(guest);
         Ok(())
     }
@@ -243,7 +256,7 @@ impl Fleet {
             admitted
         };
         for (spec, number) in admitted {
-            self.start(spec, number)?;
+            self.start(spec, number, None)?;
         }
         self.each(|guest| guest.wait_ready(watch))?;
         if self.merging && self.spec.engine == EngineName::Ksm {
@@ -342,7 +355,9 @@ impl Fleet {
         let dead =
             self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
         let merging = self.merging && self.spec.engine != EngineName::Off;
-        Budget { capacity: self.capacity, dead_slabs: dead.div_ceil(PAGE_BYTES), merging, slab_pages: None }
+        let (image_pages, dead_slabs) = (self.image_pages(), dead.div_ceil(PAGE_BYTES));
+        let slab_pages = (image_pages > 0).then(|| self.slab_pages().map(|pages| pages())).flatten();
+        Budget { capacity: self.capacity, dead_slabs, image_pages, merging, slab_pages }
     }
 
     /// See [`Engine::slab_pages`].

@@ -1,12 +1,15 @@
 //! One guest of a fleet: its VM process, what it said when it was ready, what it was filled with.
 
+mod cloned;
 mod joined;
+mod log;
 
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest::layout::Layout;
@@ -15,6 +18,7 @@ use rustix::process::Signal;
 
 use super::HostError;
 use super::client::{ANSWER_LIMIT, Com2, control_within};
+use super::images::Image;
 use super::runtime::FleetDir;
 use super::shutdown::{self, Ended, Shutdown};
 use super::spec::{EngineName, GuestSpec, Overcommit};
@@ -49,8 +53,6 @@ const END_POLL: Duration = Duration::from_millis(20);
 const CLEAN_EXIT: &str = "exit status 0";
 /// How one ended that is no child of ours.
 const GONE: &str = "its process is gone";
-/// How much of a log an error message shows.
-const LOG_TAIL_BYTES: u64 = 600;
 
 /// Who keeps VM processes alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub struct Guest {
     pub(super) com2: Option<Com2>,
     ready: Option<Ready>,
     fill: Option<Fill>,
+    image: Option<Arc<Image>>,
+    generation: Option<u64>,
 }
 
 enum Running {
@@ -91,7 +95,7 @@ enum Running {
 }
 
 impl Guest {
-    /// Starts the VM process of guest `number`.
+    /// Starts the VM process of guest `number`, which goes on from `image` if there is one.
     pub fn start(
         spec: &GuestSpec,
         number: usize,
@@ -99,6 +103,7 @@ impl Guest {
         lifetime: Lifetime,
         (engine, merge): (EngineName, Option<PathBuf>),
         overcommit: &Overcommit,
+        image: Option<&Arc<Image>>,
     ) -> Result<Self, HostError> {
         let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
         let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
@@ -113,7 +118,9 @@ impl Guest {
             Lifetime::WithUs => (true, None),
             Lifetime::TheirOwn => (false, Some(std::process::id().cast_signed())),
         };
+        let mut program = executable::command();
         let vm = VmConfig {
+            image: image.map(|image| image.give(&mut program)).transpose().map_err(failed)?,
             console: Console::File(log),
             control: Some(control.clone()),
             com2: Some(com2),
@@ -125,7 +132,6 @@ impl Guest {
             daemon,
             ..spec.vm.clone()
         };
-        let mut program = executable::command();
         // By these a later daemon, and lists of processes, know which VM it is; what it is to be is data.
         program.args(["run", "--name", &spec.name, "--control"]).arg(control);
         program.args(daemon.iter().flat_map(|pid| ["--daemon".to_owned(), pid.to_string()]));
@@ -155,8 +161,10 @@ impl Guest {
             process,
             joined: None,
             com2: None,
-            ready: None,
-            fill: None,
+            ready: image.and_then(|image| image.ready),
+            fill: image.and_then(|image| image.fill),
+            image: image.cloned(),
+            generation: None,
         };
         guest.save();
         Ok(guest)
@@ -181,6 +189,8 @@ impl Guest {
             joined: None,
             ready: saved.ready(),
             fill: saved.fill(),
+            image: None,
+            generation: None,
         };
         // What may change under a running VM has.
         guest.save();
@@ -456,38 +466,6 @@ impl Guest {
     fn check_alive(&mut self) -> Result<(), HostError> {
         let Some(how) = self.ended().map(str::to_owned) else { return Ok(()) };
         Err(HostError::Ended { guest: self.spec.name.clone(), how, log: self.log_tail() })
-    }
-
-    /// Why its VM failed, as it says itself at the end of the log.
-    fn last_error(&self) -> Option<String> {
-        let mark = format!("error: {}: ", self.spec.name);
-        let tail = self.log_end();
-        let why = tail.lines().rev().find_map(|line| line.strip_prefix(&mark))?;
-        Some(why.into())
-    }
-
-    /// The end of what it and its VM wrote, as a clause for an error message.
-    fn log_tail(&self) -> String {
-        match self.log_end().trim() {
-            "" => String::new(),
-            text => format!(":\n    {}", text.replace('\n', "\n    ")),
-        }
-    }
-
-    fn log_end(&self) -> String {
-        // No more than the end is read: a guest may have written any amount.
-        let read = || {
-            let mut file = fs::File::open(self.dir.log(&self.spec.name))?;
-            let bytes = file.metadata()?.len();
-            file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL_BYTES)))?;
-            let mut tail = Vec::new();
-            file.take(LOG_TAIL_BYTES).read_to_end(&mut tail)?;
-            io::Result::Ok(tail)
-        };
-        let tail = read().unwrap_or_default();
-        let text = String::from_utf8_lossy(&tail);
-        // A guest's console may hold anything, also what would command the terminal that shows this.
-        text.replace(|c: char| c.is_control() && c != '\n', " ")
     }
 
     /// What its VM was started with.

@@ -31,6 +31,8 @@ pub struct Budget {
     pub capacity: u64,
     /// Pages of slabs that no guest uses.
     pub dead_slabs: u64,
+    /// Pages of slabs that images keep.
+    pub image_pages: u64,
     /// Whether an engine merges.
     pub merging: bool,
     /// Pages of all slabs, in use or not, as they are now; None where the engine has no slabs, or nobody asked.
@@ -81,13 +83,15 @@ pub fn look(
         given_back_pages: said.balloon.as_ref().map_or(0, |balloon| balloon.host.absent_pages),
     };
     let subjects: Vec<Subject> = asked.iter().map(subject).collect();
-    let Some(reading) = rolling.read(&subjects, budget.slab_pages, patience)? else {
+    // Those of images are slabs, too.
+    let slab_pages = budget.slab_pages.map(|pages| pages + budget.image_pages);
+    let Some(reading) = rolling.read(&subjects, slab_pages, patience)? else {
         let Reading { ledger, seconds, .. } = read_heard(handles, heard, budget)?;
         return Ok(Look { ledger, seconds, own_seconds: seconds });
     };
     let estimated = reading.guests.iter().any(|guest| guest.estimated);
     let seen: Vec<Seen<'_>> = reading.guests.iter().map(Seen::recently).collect();
-    let ledger = account(&asked, &seen, reading.frames, estimated, budget);
+    let ledger = account(&asked, &seen, (reading.frames, reading.slab_frames), estimated, budget);
     let own = thread_time().saturating_sub(begin);
     Ok(Look { ledger, seconds: (own + reading.walks).as_secs_f64(), own_seconds: own.as_secs_f64() })
 }
@@ -140,7 +144,7 @@ fn read_with(
             Err(error) => return Err(error.into()),
         };
         let seen: Vec<Seen<'_>> = frames.guests.iter().map(Seen::now).collect();
-        let ledger = account(&asked, &seen, frames.frames, frames.estimated, budget);
+        let ledger = account(&asked, &seen, (frames.frames, frames.slab_frames), frames.estimated, budget);
         let said = asked.into_iter().map(|(_, said)| said).collect();
         return Ok(Reading {
             ledger,
@@ -195,13 +199,18 @@ impl<'a> Seen<'a> {
 fn account(
     asked: &[(&VmHandle, Said)],
     seen: &[Seen<'_>],
-    frames: u64,
+    (frames, slab_frames): (u64, u64),
     estimated: bool,
     budget: Budget,
 ) -> Ledger {
     let readings = Host::default().read().ok();
     let mut overhead = HostOverhead {
         dead_slabs: budget.dead_slabs,
+        held_by_images: match budget.image_pages {
+            0 => 0,
+            // All that slabs have, and that is neither in a page table nor the engine's to let go of.
+            pages => (pages + budget.slab_pages.unwrap_or(0)).saturating_sub(slab_frames + budget.dead_slabs),
+        },
         second_level_of_host: readings.as_ref().map_or(0, |r| r.second_level_pages),
         ..HostOverhead::default()
     };
@@ -221,6 +230,7 @@ fn account(
             name: handle.guest.clone(),
             classes: Classes {
                 absent: seen.pages.absent - parked,
+                image: seen.pages.image,
                 ballooned: 0,
                 zero: seen.pages.zero,
                 private: seen.pages.private + parked,

@@ -26,6 +26,7 @@ pub mod fleet;
 pub mod governor;
 pub mod guest;
 mod home;
+pub mod images;
 pub mod ledger;
 pub mod living;
 pub mod management;

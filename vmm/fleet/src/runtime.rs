@@ -118,6 +118,11 @@ impl FleetDir {
         self.path.join("host.log")
     }
 
+    /// Where a guest that is captured gives what it is.
+    pub fn capture_socket(&self, guest: &str) -> Result<PathBuf, HostError> {
+        self.socket(&format!("{guest}.cap"))
+    }
+
     /// A guest's control socket.
     pub fn control(&self, guest: &str) -> Result<PathBuf, HostError> {
         self.socket(&format!("{guest}.ctl"))

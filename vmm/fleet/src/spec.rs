@@ -243,6 +243,9 @@ pub struct GuestSpec {
     pub reservation: Reservation,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
+    /// The guest or snapshot that it went on from; None of one that booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<String>,
 }
 
 impl GuestSpec {
@@ -250,7 +253,13 @@ impl GuestSpec {
     pub fn new(name: String, domain: String, vm: VmConfig) -> Self {
         let (vm, reservation) =
             (VmConfig { name: name.clone(), ..vm.clone() }, Reservation::usual(vm.memory_bytes));
-        Self { name, domain, vm, ready_seconds: None, reservation, fill: None }
+        Self { name, domain, vm, ready_seconds: None, reservation, fill: None, clone_of: None }
+    }
+
+    /// One that goes on from where this one was, under another name.
+    pub fn cloned(&self, name: String) -> Self {
+        let vm = VmConfig { name: name.clone(), ..self.vm.clone() };
+        Self { name, vm, clone_of: Some(self.name.clone()), ..self.clone() }
     }
 }
 

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
+use super::fleet::{Cloned, Wanted};
+use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
@@ -48,6 +50,22 @@ pub enum Request {
         /// The guest's name.
         guest: String,
     },
+    /// Capture a guest, and keep that under a name.
+    Snapshot {
+        /// The guest.
+        guest: String,
+        /// What it is to be called.
+        name: String,
+    },
+    /// The snapshots that are kept.
+    Snapshots,
+    /// Let go of one.
+    RemoveSnapshot {
+        /// Its name.
+        name: String,
+    },
+    /// Start guests that go on from where another one is, or was.
+    Clone(Wanted),
     /// End all guests and the daemon. Asked again, it can only become shorter.
     Down {
         /// How long the guests may take to power off; 0: they are cut off at once.
@@ -81,6 +99,14 @@ pub enum Reply {
     Metrics(String),
     /// To [`Request::PageTypes`]: runs of frames from guest frame 0 on, as the guest protocol writes them.
     PageTypes(String),
+    /// To [`Request::Snapshot`].
+    Snapshot(Box<ImageInfo>),
+    /// To [`Request::Snapshots`].
+    Snapshots(Vec<ImageInfo>),
+    /// To [`Request::Clone`].
+    Cloned(Box<Cloned>),
+    /// It was carried out.
+    Done,
     /// To [`Request::Down`]: it is.
     Down {
         /// The guests that did not end in good order.
@@ -119,6 +145,12 @@ wire::error_kinds! {
         GuestRefused,
         /// The socket of a guest's VM process failed.
         GuestUnreachable,
+        /// The guest was not captured, and runs on.
+        NotCaptured,
+        /// There is no snapshot of this name, or none can be taken under it.
+        Snapshot,
+        /// The clones were not started: too many, or not admitted.
+        NotCloned,
         /// The guests' pages could not be measured or checked.
         Measuring,
         /// The merging engine failed.
@@ -143,6 +175,13 @@ impl From<&HostError> for ErrorKind {
             HostError::Refused { .. } | HostError::Control { .. } | HostError::Unexpected { .. } => {
                 Self::GuestRefused
             }
+            HostError::NotCaptured { .. } | HostError::Keeper { .. } => Self::NotCaptured,
+            HostError::ImageName { .. }
+            | HostError::ImageTaken { .. }
+            | HostError::ImageOfGuest { .. }
+            | HostError::TooManyImages { .. }
+            | HostError::NoImage { .. } => Self::Snapshot,
+            HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
             HostError::Socket { .. } => Self::GuestUnreachable,
             HostError::Check { .. } | HostError::Measure(_) => Self::Measuring,
             HostError::Engine(_) => Self::Merging,
@@ -226,6 +265,12 @@ pub struct GuestStatus {
     pub cpus: u8,
     /// Its trust domain.
     pub domain: String,
+    /// The guest or snapshot that it went on from; absent of one that booted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub clone_of: Option<String>,
+    /// The number by which it differs from other copies, as it said itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub generation: Option<u64>,
     /// RAM in bytes.
     pub memory_bytes: u64,
     /// Its pages by class.

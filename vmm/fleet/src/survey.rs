@@ -58,6 +58,8 @@ impl FleetStatus {
                 kind: guest.ready().map(|_| if guest.is_built_in() { "builtin" } else { "linux" }.into()),
                 cpus: said.map_or(guest.spec.vm.cpus, |said| said.status.vcpus),
                 domain: guest.spec.domain.clone(),
+                clone_of: guest.spec.clone_of.clone(),
+                generation: guest.generation(),
                 memory_bytes: guest.spec.vm.memory_bytes,
                 pages: seen.map(|f| f.pages).unwrap_or_default(),
                 frames: seen.map(|f| f.frames).unwrap_or_default(),

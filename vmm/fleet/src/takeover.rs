@@ -29,6 +29,8 @@ const POLL: Duration = Duration::from_millis(50);
 pub struct Left {
     /// What is as the fleet file wants it.
     whole: Vec<(usize, Saved, Process)>,
+    /// Clones, which no fleet file names.
+    clones: Vec<(Saved, Process)>,
     /// What is to end first: what no daemon got as far as filling, and what is to be replaced.
     ends: Vec<LivingVm>,
 }
@@ -40,7 +42,8 @@ impl Left {
         let mut differences = Vec::new();
         for vm in vms(dir) {
             match judge(&vm, spec, dir) {
-                Judged::Whole(number, saved) => left.whole.push((number, *saved, vm.process)),
+                Judged::Whole(Some(number), saved) => left.whole.push((number, *saved, vm.process)),
+                Judged::Whole(None, saved) => left.clones.push((*saved, vm.process)),
                 Judged::Unfinished => left.ends.push(vm),
                 Judged::Differs(found) => {
                     differences.extend(found);
@@ -66,8 +69,12 @@ impl Left {
         }
     }
 
-    /// Takes the guests over that are as they should be.
-    pub fn adopt(&mut self, spec: &FleetSpec, dir: &FleetDir) -> Result<Vec<Guest>, HostError> {
+    /// Takes the guests over that are as they should be. Clones are guests of `spec` from now on.
+    pub fn adopt(&mut self, spec: &mut FleetSpec, dir: &FleetDir) -> Result<Vec<Guest>, HostError> {
+        for (saved, vm) in std::mem::take(&mut self.clones) {
+            self.whole.push((spec.guests.len(), saved.clone(), vm));
+            spec.guests.push(saved.started.guest);
+        }
         let whole = std::mem::take(&mut self.whole).into_iter();
         whole.map(|(number, saved, vm)| Guest::adopt(&spec.guests[number], number, dir, &saved, vm)).collect()
     }
@@ -101,7 +108,8 @@ pub(super) fn shut_down_each(vms: &[LivingVm], dir: &FleetDir, shutdown: &Shutdo
 }
 
 enum Judged {
-    Whole(usize, Box<Saved>),
+    /// As it should be: its number in the file, or none of a clone.
+    Whole(Option<usize>, Box<Saved>),
     Unfinished,
     Differs(Vec<Difference>),
 }
@@ -118,11 +126,16 @@ fn judge(vm: &LivingVm, spec: &FleetSpec, dir: &FleetDir) -> Judged {
         // What the guest was told or still does is not known: a new one is as good.
         return Judged::Unfinished;
     }
-    let Some(number) = spec.guests.iter().position(|wanted| wanted.name == guest) else {
-        return Judged::Differs(vec![Difference::NotInFile { guest, pid }]);
+    let number = spec.guests.iter().position(|wanted| wanted.name == guest);
+    let is_clone = saved.started.guest.clone_of.is_some();
+    let wanted = match number {
+        Some(number) => spec.guests[number].clone(),
+        // It is as its origin was.
+        None if is_clone => saved.started.guest.clone(),
+        None => return Judged::Differs(vec![Difference::NotInFile { guest, pid }]),
     };
     let wanted = Started {
-        guest: spec.guests[number].clone(),
+        guest: wanted,
         engine: spec.engine,
         working_set_seconds: spec.overcommit.sampling_seconds(),
     };

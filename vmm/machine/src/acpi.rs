@@ -33,6 +33,9 @@ const PCAT_COMPAT: u32 = 1;
 /// ACPI says where the FACS lies: at a multiple of this.
 const FACS_ALIGN: u64 = 64;
 
+const _: () =
+    assert!(ACPI + 36 <= GENERATION && GENERATION.is_multiple_of(8) && GENERATION + 16 <= ACPI + FACS_ALIGN);
+
 /// Writes all tables and returns the address of the root pointer.
 pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u64, VmError> {
     let mut at = ACPI + Rsdp::len() as u64;

@@ -30,7 +30,8 @@ use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
-use super::platform::{KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
+use super::platform::{GENERATION, KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
+use super::restore::Image;
 use super::running::Running;
 use super::shut_down::ShutDown;
 use super::slots;
@@ -40,7 +41,7 @@ use super::vcpu::{Shared, Vcpus};
 use super::working_set::Sampler;
 use super::{acpi, boot, cpuid, registers};
 use memory::own;
-use memory::ram::Ram;
+use memory::ram::{Backing, Ram};
 
 /// A VM whose vCPUs run.
 pub struct Vm {
@@ -54,12 +55,18 @@ impl Vm {
     /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If it fails, `events` is as it was, and
     /// everything that was taken is given back: the RAM, sockets, locks on drives.
     pub fn start(config: &VmConfig, events: &mut EventLoop) -> Result<Self, VmError> {
+        let image = Image::take(config)?;
         let ram = map_ram(config)?;
-        Self::build(ram.clone(), config, events).inspect_err(|_| give_back(ram))
+        Self::build(ram.clone(), image, config, events).inspect_err(|_| give_back(ram))
     }
 
-    /// Of RAM that [`map_ram`] made for it.
-    fn build(ram: Ram, config: &VmConfig, events: &mut EventLoop) -> Result<Self, VmError> {
+    /// Of RAM that [`map_ram`] made for it; one that goes on from `image`, if there is one.
+    fn build(
+        ram: Ram,
+        image: Option<Image>,
+        config: &VmConfig,
+        events: &mut EventLoop,
+    ) -> Result<Self, VmError> {
         if !(1..=MAX_VCPUS).contains(&config.cpus) {
             return Err(VmError::Vcpus { asked: config.cpus });
         }
@@ -79,6 +86,9 @@ impl Vm {
         let control = config.control.as_deref().map(listen).transpose()?;
         let com2 = config.com2.as_deref().map(listen).transpose()?;
 
+        if let Some(image) = &image {
+            image.map(&ram)?;
+        }
         let vm = Arc::new(create_vm(&kvm, &ram)?);
         let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
         let balloon = config.balloon.map(|balloon| {
@@ -91,26 +101,30 @@ impl Vm {
             virtio.push(Box::new(Block::new(disk, Box::new(ram.clone()))));
         }
         let virtio_count = virtio.len();
-        let acpi_root = {
-            registers::write_tables(ram.memory())?;
-            acpi::write(ram.memory(), config.cpus, virtio_count)?
-        };
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
         let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
-        let entry = boot::load(ram.memory(), config, &cmdline(config, &vcpus, virtio_count), acpi_root)?;
-        if let Some(first) = vcpus.first() {
-            registers::enter(first, entry)?;
+        match &image {
+            Some(image) => image.restore(&vm, &vcpus, &machine.board, ram.memory())?,
+            None => {
+                registers::write_tables(ram.memory())?;
+                let acpi_root = acpi::write(ram.memory(), config.cpus, virtio_count)?;
+                let cmdline = cmdline(config, &vcpus, virtio_count);
+                let entry = boot::load(ram.memory(), config, &cmdline, acpi_root)?;
+                if let Some(first) = vcpus.first() {
+                    registers::enter(first, entry)?;
+                }
+            }
         }
         // Before the guest writes: what it has in common with others is shared from the first instant.
         let merging = Merging::prepare(config, &ram);
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
         let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, panicked, .. } = machine;
-        let Machine { power_button, mut queues, interrupts, .. } = machine;
+        let Machine { power_button, mut queues, interrupts, board, .. } = machine;
         let waits = {
             let ports = [com1.clone(), com2_port.clone()];
             let input = move || ports.iter().any(|p| os::lock(p).has_input());
@@ -159,12 +173,19 @@ impl Vm {
             shared,
             outcome,
             console_trouble,
+            board: board.clone(),
+            vm: Arc::downgrade(&vm),
+            savable: Arc::default(),
+            not_captured: not_captured(config),
         };
         if let Some(listener) = control {
             subscribers.push(Box::new(Control::new(listener, running.clone())));
         }
         for subscriber in subscribers {
             events.add(subscriber);
+        }
+        if image.is_some() {
+            board.wake();
         }
         own::release_startup_code();
         if let Some(rate) = config.throttle
@@ -188,6 +209,16 @@ impl Vm {
     pub fn stop(self) {
         self.running.vcpus().stop();
     }
+}
+
+/// Why a VM of `config` cannot be captured, if it cannot.
+fn not_captured(config: &VmConfig) -> Option<&'static str> {
+    if config.backing != Backing::Anonymous {
+        return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
+    }
+    config.drives.iter().any(|drive| !drive.read_only).then_some(
+        "it has a drive that it may write, and two VMs cannot write the same file; expected read_only drives, or none",
+    )
 }
 
 /// RAM for the VM of `config`, which reads as zeros.
@@ -265,7 +296,8 @@ fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
     if config.kernel.is_some() {
         return config.cmdline().into();
     }
-    let mut line = format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count}", config.cmdline());
+    let mut line =
+        format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count} generation={GENERATION}", config.cmdline());
     if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
         let _ = write!(line, " tsc_khz={khz}");
     }

@@ -15,6 +15,7 @@ use super::boot::Unpack;
 use super::console::Console;
 use super::drive::Drive;
 use super::error::VmError;
+use super::restore::ImageFds;
 use super::working_set::Sampling;
 
 /// The command line a Linux guest gets unless told otherwise.
@@ -59,6 +60,10 @@ pub struct VmConfig {
     /// How fast it may take frames, in pages a second, until its control socket says otherwise.
     pub throttle: Option<u64>,
 
+    /// The image that it goes on from, on descriptors of its process; None boots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageFds>,
+
     /// Where COM1 goes.
     pub console: Console,
     /// Where the control socket is made.
@@ -93,6 +98,7 @@ impl Default for VmConfig {
             merge: None,
             sampling: None,
             throttle: None,
+            image: None,
             console: Console::Stdio,
             control: None,
             com2: None,

@@ -4,6 +4,7 @@ mod refusal;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Listener;
 use super::balloon::{BalloonSize, BalloonStatus};
+use super::capture::Captured;
 use super::stats::Values;
 use super::throttle::Throttled;
 use super::working_set::WorkingSet;
@@ -56,6 +58,11 @@ pub enum Request {
         /// Besides by its power button it is asked by this line on COM2.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         com2: Option<String>,
+    },
+    /// Give what the VM is, state and memory, to the keeper of images that listens here ([`crate::capture`]).
+    Capture {
+        /// The keeper's socket.
+        socket: PathBuf,
     },
     /// Allow (or undo) the host kernel's samepage merging of guest RAM.
     Mergeable {
@@ -128,6 +135,8 @@ pub enum Reply {
     PagedOut(PagedOut),
     /// To [`Request::WorkingSet`].
     WorkingSet(WorkingSet),
+    /// To [`Request::Capture`].
+    Captured(Captured),
     /// The request was carried out.
     Done,
 }

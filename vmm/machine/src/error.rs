@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::drive::DriveError;
 use super::platform::CMDLINE_BYTES;
+use super::restore::ImageStartError;
 use image::vmlinux::KernelError;
 use memory::ram::RamError;
 
@@ -162,9 +163,18 @@ pub enum VmError {
         #[source]
         source: io::Error,
     },
+    /// It is to go on from an image, and cannot.
+    #[error(transparent)]
+    Image(#[from] Box<ImageStartError>),
     /// The event loop failed.
     #[error("the event loop failed")]
     Events(#[from] event_manager::Error),
+}
+
+impl From<ImageStartError> for VmError {
+    fn from(error: ImageStartError) -> Self {
+        Self::Image(Box::new(error))
+    }
 }
 
 impl VmError {

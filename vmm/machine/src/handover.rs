@@ -18,7 +18,7 @@ const VERSION: u32 = 1;
 /// More than any configuration has.
 const MAX_BYTES: u64 = 1 << 20;
 /// What makes it as good as a value.
-const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
+pub(super) const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
 /// Why a configuration could not be taken over.
 #[derive(Debug, Error)]
@@ -76,11 +76,12 @@ struct Handed<T> {
 
 /// A descriptor for the VM's process to [`read`].
 pub fn write(config: &VmConfig) -> io::Result<OwnedFd> {
-    sealed(&serde_json::to_vec(&Handed { version: VERSION, vm: config })?)
+    sealed("samepage-config", &serde_json::to_vec(&Handed { version: VERSION, vm: config })?)
 }
 
-fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let fd = memfd_create("samepage-config", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+/// A memfd of this name that has these bytes and no others, ever.
+pub(super) fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);
     file.write_all(bytes)?;
     fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
@@ -125,7 +126,7 @@ mod tests {
     use os::one_line;
 
     fn parsed(text: &str) -> Result<VmConfig, String> {
-        parse(sealed(text.as_bytes()).unwrap().into(), 3).map_err(|e| one_line(&e))
+        parse(sealed("samepage-config", text.as_bytes()).unwrap().into(), 3).map_err(|e| one_line(&e))
     }
 
     #[test]

@@ -20,6 +20,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::board::Board;
 use super::error::VmError;
 use super::pacer::Next;
 use super::platform::*;
@@ -48,6 +49,8 @@ pub struct Machine {
     pub queues: Queues,
     /// The interrupts of all virtio devices.
     pub interrupts: Vec<Interrupt>,
+    /// What holds state of the guest.
+    pub board: Board,
 }
 
 impl Machine {
@@ -69,11 +72,14 @@ impl Machine {
         pio.insert(POWER_BASE, POWER_LEN, "power", Arc::new(Mutex::new(power)))?;
         let pm1 = Pm1::new(clone(&power_off)?, sci(vm));
         let power_button = pm1.button();
-        pio.insert(PM1_BASE, PM1_LEN, "pm1", Arc::new(Mutex::new(pm1)))?;
+        let pm1 = Arc::new(Mutex::new(pm1));
+        pio.insert(PM1_BASE, PM1_LEN, "pm1", pm1.clone())?;
         let pvpanic = Pvpanic::new(clone(&panicked)?);
         pio.insert(PVPANIC_PORT, PVPANIC_LEN, "pvpanic", Arc::new(Mutex::new(pvpanic)))?;
-        pio.insert(PCI_BASE, PCI_LEN, "pci", Arc::new(Mutex::new(Pci::new(clone(&reset)?))))?;
+        let pci = Arc::new(Mutex::new(Pci::new(clone(&reset)?)));
+        pio.insert(PCI_BASE, PCI_LEN, "pci", pci.clone())?;
         let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
+        let mut board = Board { com1: com1.clone(), com2: com2.clone(), pm1, pci, virtio: Vec::new() };
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
             let takes_memory = device.device_id() == block::DEVICE_ID;
             let mut transport = MmioTransport::new(Arc::clone(memory), device, irq(vm, virtio_irq(n))?);
@@ -91,9 +97,22 @@ impl Machine {
                 let (transport, missed) = (transport.clone(), false);
                 queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed });
             }
+            board.virtio.push(transport.clone());
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
         }
-        Ok(Self { pio, mmio, com1, com2, power_off, reset, panicked, power_button, queues, interrupts })
+        Ok(Self {
+            pio,
+            mmio,
+            com1,
+            com2,
+            power_off,
+            reset,
+            panicked,
+            power_button,
+            queues,
+            interrupts,
+            board,
+        })
     }
 }
 

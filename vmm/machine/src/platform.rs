@@ -60,6 +60,9 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_BYTES: usize = 2048;
 /// ACPI tables, root pointer first.
 pub const ACPI: u64 = 0xe_0000;
+/// The number that is another one in each copy of a guest, 16 bytes: between the root pointer and the first table, on a page that is written
+/// at boot anyway.
+pub const GENERATION: u64 = ACPI + 40;
 /// End of the ACPI tables' room.
 pub const ACPI_END: u64 = 0xf_0000;
 /// Where a processor in real mode begins after a reset (F000:FFF0), and kernels jump that want one.

@@ -1,13 +1,15 @@
 //! What can be asked of a VM while it runs, by whatever way it is asked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use devices::virtio::balloon;
+use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
+use super::board::Board;
 use super::console::Trouble;
 use super::control::{Answer, ErrorKind, Pressed, Refusal, Reply, Request, Serve, Status, host};
 use super::dirty::DirtyLog;
@@ -15,6 +17,7 @@ use super::exit::{Ending, Outcome};
 use super::last_words::LastWords;
 use super::probe;
 use super::shut_down::ShutDown;
+use super::state::msrs::Savable;
 use super::stats::KvmStats;
 use super::throttle::ThrottleError;
 use super::vcpu::{Shared, Vcpus};
@@ -47,6 +50,12 @@ pub struct Running {
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
     pub(super) console_trouble: Trouble,
+    /// What holds state of the guest, for [`Self::capture`].
+    pub(super) board: Board,
+    pub(super) vm: Weak<VmFd>,
+    pub(super) savable: Arc<OnceLock<Arc<Savable>>>,
+    /// Why it cannot be captured, if it cannot.
+    pub(super) not_captured: Option<&'static str>,
 }
 
 impl Running {
@@ -263,6 +272,7 @@ impl Serve for Running {
                     false => return Err(BalloonError::Unasked.into()),
                 }
             }
+            Request::Capture { socket } => Reply::Captured(self.capture(&socket)?),
             Request::BalloonTarget { pages } => {
                 self.set_balloon(pages)?;
                 Reply::Done

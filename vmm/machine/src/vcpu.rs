@@ -35,6 +35,21 @@ struct Gate {
     still: usize,
     /// Threads that have not ended.
     alive: usize,
+    /// What each vCPU is to do where it stands, the number of that, and how many have done it.
+    errand: Option<Errand>,
+    errands: u64,
+    done: usize,
+}
+
+/// Something that is done to a vCPU that stands still, by its own thread: KVM takes most calls from no other. It has completed
+/// what it exited for.
+pub type Errand = Arc<dyn Fn(usize, &VcpuFd) + Send + Sync>;
+
+/// What a vCPU's thread does next.
+enum Next {
+    Run,
+    End,
+    Errand(Errand),
 }
 
 /// What the threads of one VM share.
@@ -68,7 +83,8 @@ impl Shared {
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
-        let gate = Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0 });
+        let gate =
+            Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0, errand: None, errands: 0, done: 0 });
         let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
         Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
     }
@@ -83,18 +99,21 @@ impl Shared {
         os::lock(&self.gate)
     }
 
-    /// Stands still while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. False when the thread is
-    /// to end.
-    fn may_run(&self, slices: &mut Slices) -> bool {
+    /// Stands still while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. Comes back meanwhile with
+    /// an errand that is not the one it has `done`.
+    fn next(&self, slices: &mut Slices, done: u64) -> Next {
         let (mut gate, mut still) = (self.gate(), false);
-        loop {
+        let errand = loop {
             let hold = match gate.wanted {
-                Wanted::Pause => None,
+                Wanted::Pause => match &gate.errand {
+                    Some(errand) if gate.errands != done => break Some(errand.clone()),
+                    _ => None,
+                },
                 // Who is to end is held by nothing.
-                Wanted::Stop => break,
+                Wanted::Stop => break None,
                 Wanted::Run => match slices.begin(&self.throttle) {
                     Some(hold) => Some(hold),
-                    None => break,
+                    None => break None,
                 },
             };
             if !still {
@@ -106,9 +125,21 @@ impl Shared {
                 None => os::unpoisoned(self.changed.wait(gate)),
                 Some(hold) => os::unpoisoned(self.changed.wait_timeout(gate, hold)).0,
             };
-        }
+        };
         gate.still -= usize::from(still);
-        gate.wanted == Wanted::Run
+        match (errand, gate.wanted) {
+            (Some(errand), _) => Next::Errand(errand),
+            (None, Wanted::Run) => Next::Run,
+            (None, _) => Next::End,
+        }
+    }
+
+    /// A vCPU has done its errand. Its number.
+    fn has_done_errand(&self) -> u64 {
+        let mut gate = self.gate();
+        gate.done += 1;
+        self.changed.notify_all();
+        gate.errands
     }
 
     /// Parks a vCPU until input waits, the time is over (`u32::MAX`: never), or the VM is to stop or pause.
@@ -182,6 +213,23 @@ impl Vcpus {
         true
     }
 
+    /// Has every vCPU do `errand` where it stands: they are paused. True when all have, false if one did not within the limit, or has ended.
+    pub fn send(&self, errand: Errand) -> bool {
+        let mut gate = self.shared.gate();
+        (gate.errand, gate.errands, gate.done) = (Some(errand), gate.errands + 1, 0);
+        self.shared.changed.notify_all();
+        let until = Instant::now() + PAUSE_LIMIT;
+        while gate.done < self.threads.len() && gate.alive == self.threads.len() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            gate = os::unpoisoned(self.shared.changed.wait_timeout(gate, left)).0;
+        }
+        gate.errand = None;
+        gate.done == self.threads.len()
+    }
+
     /// Lets paused vCPUs run again.
     pub fn resume(&self) {
         self.want(Wanted::Run);
@@ -225,7 +273,7 @@ impl Vcpus {
 fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, page: &Arc<RunPage>) {
     let ending = {
         let _interruptible = Interruptible::new(page.clone());
-        run_until_end(&mut vcpu, page, shared)
+        run_until_end(n, &mut vcpu, page, shared)
     };
     {
         let mut gate = shared.gate();
@@ -239,13 +287,25 @@ fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, page: &Arc<RunPage>) {
 }
 
 /// Runs until told to stop (None) or until the guest ends (its ending).
-fn run_until_end(vcpu: &mut VcpuFd, page: &RunPage, shared: &Shared) -> Option<Ending> {
+fn run_until_end(n: usize, vcpu: &mut VcpuFd, page: &RunPage, shared: &Shared) -> Option<Ending> {
     let mut slices = Slices::default();
+    // Whether KVM may have to be entered once more to complete what it exited for; and the last errand.
+    let (mut is_half_done, mut errand_done) = (false, 0);
     loop {
-        if !shared.may_run(&mut slices) {
-            return None;
+        match shared.next(&mut slices, errand_done) {
+            Next::Run => {}
+            Next::End => return None,
+            // It comes back at once, and if what it exited for has a second part, with that.
+            Next::Errand(_) if is_half_done => page.interrupt(),
+            Next::Errand(errand) => {
+                errand(n, vcpu);
+                errand_done = shared.has_done_errand();
+                continue;
+            }
         }
-        match vcpu.run() {
+        let ran = vcpu.run();
+        is_half_done = ran.is_ok();
+        match ran {
             Ok(VcpuExit::IoOut(port, data)) => {
                 for operand in data.chunks(page.operand_bytes()) {
                     match (port, operand) {

@@ -42,6 +42,8 @@ pub(super) struct Found {
     pub(super) private: u64,
     /// Pages on the kernel's frame of zeros.
     pub(super) zero: u64,
+    /// Pages in mappings of slabs that have no entry in the page table.
+    pub(super) image: u64,
     /// Pages of slabs.
     pub(super) slabs: Vec<SlabRun>,
     /// What its entries have to tell.
@@ -61,12 +63,14 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
         let found = if merged == 0 { Found::of(guest, space) } else { None };
         // Who has to be looked at frame by frame may share its frames with any other.
         let Some(found) = found else { return frames::measure(spaces) };
-        let mut told = found.private + found.zero + found.slabs.iter().map(|run| run.pages).sum::<u64>();
+        let slabs: u64 = found.slabs.iter().map(|run| run.pages).sum();
+        let mut told = found.private + found.zero + found.image + slabs;
         let untold = Space { extents: found.untold, ..space.clone() };
         let maps = &Maps::default();
         untold.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
         told += untold.pages();
-        census.add(guest, found.private, found.zero, space.pages().saturating_sub(told));
+        let absent = space.pages().saturating_sub(told);
+        census.add(guest, found.private, found.zero, (found.image, absent));
         census.slab_runs.extend(found.slabs);
     }
     census.finish(spaces)
@@ -109,8 +113,11 @@ impl Found {
 
     /// A slab's mapping: its pages, and those that the guest has written to, of which it has copies.
     fn slab(&mut self, scan: &mut PageScan, slab: &SlabMapping, hvas: Range<Hva>) -> Option<()> {
+        let mut seen = 0;
+        let all = (hvas.end - hvas.start) / PAGE_BYTES;
         let each = |pages: Pages| {
             let kind = pages.categories;
+            seen += pages.pages;
             if kind.swapped() {
                 self.untold.push(extent(pages));
             } else if kind.file() {
@@ -120,7 +127,9 @@ impl Found {
                 self.add(pages);
             }
         };
-        scan.walk(hvas, each).ok()
+        scan.walk(hvas, each).ok()?;
+        self.image += all.saturating_sub(seen);
+        Some(())
     }
 
     fn add(&mut self, pages: Pages) {

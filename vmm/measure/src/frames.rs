@@ -56,6 +56,9 @@ pub struct Pages {
     pub total: u64,
     /// Never touched, or given back.
     pub absent: u64,
+    /// Of an image, and not touched yet: they lie in mappings of slabs and have no entry in the page table.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub image: u64,
     /// Mapping the kernel's zero frame.
     pub zero: u64,
     /// Alone on their frame.
@@ -64,6 +67,11 @@ pub struct Pages {
     pub shared: u64,
     /// On swap.
     pub swapped: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_none(pages: &u64) -> bool {
+    *pages == 0
 }
 
 impl Pages {
@@ -75,6 +83,7 @@ impl Pages {
     fn add(&mut self, other: &Self) {
         self.total += other.total;
         self.absent += other.absent;
+        self.image += other.image;
         self.zero += other.zero;
         self.private += other.private;
         self.shared += other.shared;
@@ -107,6 +116,9 @@ pub struct Frames {
     pub pages: Pages,
     /// Distinct frames the present pages need, the zero frame not counted.
     pub frames: u64,
+    /// How many of them are pages of slabs.
+    #[serde(default)]
+    pub slab_frames: u64,
     /// What sharing saves: pages on shared frames less these frames. Pages on the zero frame are not among them, for whoever reads memory
     /// that has no frame, such as zeros that were given back, makes more of them.
     pub saved_pages: u64,
@@ -223,10 +235,12 @@ impl Census {
         }
     }
 
-    /// Counts pages of a guest that were told by kind: anonymous ones that are its own, those on the zero frame, and absent ones.
-    pub(super) fn add(&mut self, guest: usize, private: u64, zero: u64, absent: u64) {
+    /// Counts pages of a guest that were told by kind: anonymous ones that are its own, those on the zero frame, those of its image, and absent
+    /// ones.
+    pub(super) fn add(&mut self, guest: usize, private: u64, zero: u64, (image, absent): (u64, u64)) {
         let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
-        pages.total += private + zero + absent;
+        pages.total += private + zero + image + absent;
+        pages.image += image;
         pages.private += private;
         pages.zero += zero;
         pages.absent += absent;
@@ -243,10 +257,10 @@ impl Census {
         let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
         pages.total += 1;
         if !entry.present() {
-            if entry.swapped() {
-                pages.swapped += 1
-            } else {
-                pages.absent += 1
+            match () {
+                () if entry.swapped() => pages.swapped += 1,
+                () if maps.slab_at(hva).is_some() => pages.image += 1,
+                () => pages.absent += 1,
             }
             return;
         }
@@ -301,6 +315,7 @@ impl Census {
             }
         }
         let mut shared_frames = 0;
+        result.slab_frames += counts.all().count() as u64;
         for mapped in counts.all().filter(|mapped| *mapped > 1) {
             shared_frames += 1;
             *result.shared_by.entry(u64::from(mapped)).or_default() += 1;
@@ -334,6 +349,8 @@ impl Census {
             let groups = rest[..taken].chunk_by(|a, b| a >> KEY_BITS == b >> KEY_BITS);
             for (group, info) in groups.zip(&infos) {
                 let mapped_here = group.len() as u64;
+                let is_slab = |key: &u64| key >> GUEST_BITS & 3 == Kind::Slab as u64;
+                result.slab_frames += u64::from(group.first().is_some_and(is_slab));
                 // A single page with a single mapping lost its partner while we were reading.
                 let shared = mapped_here > 1 || info.mappings > 1;
                 for key in group {
@@ -391,9 +408,11 @@ impl Census {
         let mut by_runs = Frames::default();
         frames += self.share_slabs(&mut by_runs);
         let mut slab_pages = by_runs.shared_by_what.slab;
+        let mut slab_frames = by_runs.slab_frames;
         self.slab_pages.sort_unstable();
         for same in self.slab_pages.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             frames += 1;
+            slab_frames += 1;
             for (_, _, guest) in same {
                 let guest = &mut self.guests[usize::from(*guest)];
                 guest.pages.shared += 1;
@@ -402,7 +421,8 @@ impl Census {
             }
         }
         let shared_by_what = SharedBy { ksm: Some(merged), slab: slab_pages, file, other: 0 };
-        let mut result = Frames { guests: self.guests, shared_by_what, estimated: true, ..Frames::default() };
+        let guests = self.guests;
+        let mut result = Frames { guests, slab_frames, shared_by_what, estimated: true, ..Frames::default() };
         result.notes.push(
             "frame numbers are hidden from this user: pages of slabs are counted by their files, zero pages and those that KSM shares are \
              told apart by its counters; run as root for exact frames"

@@ -245,8 +245,15 @@ mod tests {
     use crate::frames::GuestFrames;
 
     fn example() -> Report {
-        let pages =
-            Pages { total: 65536, absent: 10000, zero: 15000, private: 19000, shared: 21536, swapped: 0 };
+        let pages = Pages {
+            total: 65536,
+            absent: 10000,
+            zero: 15000,
+            private: 19000,
+            shared: 21536,
+            swapped: 0,
+            image: 0,
+        };
         let guest = GuestFrames { name: "a".to_owned(), pid: 7, pages, frames: 22000.25, anonymous: 20000 };
         let frames =
             Frames { guests: vec![guest; 4], pages, frames: 22000, saved_pages: 18536, ..Frames::default() };

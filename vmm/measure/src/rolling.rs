@@ -69,6 +69,8 @@ pub struct Reading {
     pub guests: Vec<Recent>,
     /// Different frames under them, the zero frame not counted.
     pub frames: u64,
+    /// How many of them are pages of slabs.
+    pub slab_frames: u64,
     /// Processor time that walks took which ended since the last reading.
     pub walks: Duration,
 }
@@ -157,7 +159,10 @@ impl Rolling {
         mark(&mut guests);
         bound(&mut guests, slab_pages);
         let frames = guests.iter().map(|guest| guest.frames.frames).sum::<f64>().round() as u64;
-        Ok(Some(Reading { guests, frames, walks: std::mem::take(&mut self.spent) }))
+        let own = |guest: &Recent| (guest.frames.pages.private - guest.single) as f64;
+        let slab_frames = guests.iter().map(|guest| guest.frames.frames - own(guest)).sum::<f64>();
+        let slab_frames = slab_frames.max(0.0).round() as u64;
+        Ok(Some(Reading { guests, frames, slab_frames, walks: std::mem::take(&mut self.spent) }))
     }
 
     fn knows(&self, subject: &Subject) -> bool {
@@ -258,10 +263,19 @@ impl Split {
             taken
         };
         let (private, slab, swapped, zero) = (take(private), take(slab), take(swapped), take(self.zero));
+        // What was touched since is among those of slabs now.
+        let image = take(self.image.saturating_sub(slab.saturating_sub(self.slab)));
         let single = (slab as f64 * self.shares.single).round() as u64;
         let slab_frames = slab as f64 * self.shares.frames;
-        let pages =
-            Pages { total, absent: left, zero, private: private + single, shared: slab - single, swapped };
+        let pages = Pages {
+            total,
+            absent: left,
+            image,
+            zero,
+            private: private + single,
+            shared: slab - single,
+            swapped,
+        };
         let frames = GuestFrames {
             name: self.space.name.clone(),
             pid: self.space.pid,

@@ -6,7 +6,7 @@ use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 const TOTAL: u64 = 1000;
 
-/// A guest of 1000 pages: 300 of its own, 50 of zeros, 20 on swap, 400 of slabs, 100 of which nobody else has and the others one more each.
+/// A guest of 1000 pages: 300 of its own, 50 of zeros, 20 on swap, 30 of an image, 400 of slabs, 100 of which nobody else has and the others one more each.
 /// Its process has 30 anonymous pages besides.
 fn split() -> Split {
     let extents = vec![Extent { gpa: Gpa(0), hva: Hva(1 << 32), bytes: TOTAL * PAGE_BYTES }];
@@ -18,6 +18,7 @@ fn split() -> Split {
         private: 300,
         zero: 50,
         swapped: 20,
+        image: 30,
         slab: 400,
         shares: Shares { single: 0.25, frames: 0.625 },
         shares_at: Some(at),
@@ -39,7 +40,8 @@ fn later() -> Instant {
 fn what_no_counter_contradicts_is_as_it_was_walked() {
     let split = split();
     let Recent { frames, by_counters, walk_age, .. } = split.recent(&split.counters, later());
-    let expected = Pages { total: TOTAL, absent: 230, zero: 50, private: 400, shared: 300, swapped: 20 };
+    let expected =
+        Pages { total: TOTAL, image: 30, absent: 200, zero: 50, private: 400, shared: 300, swapped: 20 };
     assert_eq!((frames.pages, frames.anonymous, by_counters), (expected, 350, false));
     assert!((frames.frames - 550.0).abs() < 1e-9 && walk_age >= Duration::from_secs(4));
     // Pages of the program that are read, and page tables, say nothing of guest memory.
@@ -57,7 +59,8 @@ fn what_counters_tell_is_new_and_the_split_as_it_was() {
     // 40 pages of slabs were written to, 10 on swap came back, 60 were touched for the first time.
     let now = counters(330 + 110, 360, 10);
     let Recent { frames, by_counters, .. } = split.recent(&now, later());
-    let expected = Pages { total: TOTAL, absent: 170, zero: 50, private: 410 + 90, shared: 270, swapped: 10 };
+    let expected =
+        Pages { total: TOTAL, image: 30, absent: 140, zero: 50, private: 410 + 90, shared: 270, swapped: 10 };
     assert_eq!((frames.pages, frames.anonymous, by_counters), (expected, 460, true));
     assert!((frames.frames - (410.0 + 225.0)).abs() < 1e-9);
     // Parked pages have frames elsewhere in the process, and are absent here.
@@ -142,9 +145,9 @@ proptest! {
         let mut guests = vec![split().recent(&now, later())];
         bound(&mut guests, held);
         let Recent { frames, .. } = guests.remove(0);
-        let Pages { total, absent, zero, private, shared, swapped } = frames.pages;
+        let Pages { total, absent, image, zero, private, shared, swapped } = frames.pages;
         prop_assert_eq!(total, TOTAL);
-        prop_assert_eq!(absent + zero + private + shared + swapped, total);
+        prop_assert_eq!(absent + image + zero + private + shared + swapped, total);
         prop_assert!(frames.anonymous <= private + zero);
         prop_assert!(frames.frames <= (private + shared) as f64 + 1e-6);
     }

@@ -64,6 +64,8 @@ pub(super) struct Split {
     pub(super) zero: u64,
     /// Pages on swap.
     pub(super) swapped: u64,
+    /// Pages of an image that have not been touched.
+    pub(super) image: u64,
     /// Pages of slabs.
     pub(super) slab: u64,
     /// With whom they are shared.
@@ -208,6 +210,7 @@ impl Walks {
             private: found.private,
             zero: found.zero,
             swapped,
+            image: found.image,
             slab,
             shares,
             shares_at,

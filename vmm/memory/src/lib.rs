@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod file;
 mod freeze;
+pub mod image;
 pub mod in_flight;
 pub mod layout;
 pub mod maps;

@@ -133,6 +133,15 @@ impl Draft {
         self.file.write_all_at(bytes, page.offset()).map_err(SlabError::kernel("fill"))
     }
 
+    /// Gives its last pages back, so that `pages` are left.
+    pub fn shrink(self, pages: u64) -> Result<Self, SlabError> {
+        if !(1..=self.pages).contains(&pages) {
+            return Err(SlabError::Size { pages });
+        }
+        rustix::fs::ftruncate(&self.file, pages * PAGE_BYTES).map_err(SlabError::kernel("shorten"))?;
+        Ok(Self { pages, ..self })
+    }
+
     /// From now on nobody can change it.
     pub fn seal(self) -> Result<Slab, SlabError> {
         rustix::fs::fcntl_add_seals(&self.file, SEALS).map_err(SlabError::kernel("seal"))?;
@@ -238,6 +247,20 @@ impl Slab {
             unsafe { view.byte_add(at).cast::<u8>().read_volatile() };
         }
         Ok(staged)
+    }
+
+    /// Maps pages from `page` on over guest RAM that has not been written to, without entries in the page table: a page costs nothing until it
+    /// is touched.
+    pub(crate) fn map_over(&self, range: GuestRange<'_>, page: SlabPage) -> io::Result<()> {
+        if !self.has(page, range.pages().pages()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before. The file
+        // has those pages for ever.
+        unsafe { rustix::mm::mmap(range.as_ptr(), range.bytes(), prot, flags, &self.file, page.offset()) }?;
+        Ok(())
     }
 
     /// Bytes of frames it takes, mapped anywhere or not.

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Classes {
     /// Never touched, or given back, and not in the balloon.
     pub absent: u64,
+    /// Of the image that the guest went on from, and not touched yet: a frame is there, and may be everybody's.
+    #[serde(default)]
+    pub image: u64,
     /// In the balloon, and without a frame.
     pub ballooned: u64,
     /// On the kernel's zero frame.
@@ -26,7 +29,7 @@ pub struct Classes {
 impl Classes {
     /// All of them.
     pub fn promised(&self) -> u64 {
-        self.absent + self.ballooned + self.zero + self.private + self.shared + self.swapped
+        self.absent + self.image + self.ballooned + self.zero + self.private + self.shared + self.swapped
     }
 
     /// Pages on frames, the zero frame not counted.
@@ -36,6 +39,7 @@ impl Classes {
 
     fn add(&mut self, other: &Self) {
         self.absent += other.absent;
+        self.image += other.image;
         self.ballooned += other.ballooned;
         self.zero += other.zero;
         self.private += other.private;
@@ -64,6 +68,9 @@ pub struct HostOverhead {
     pub daemon: u64,
     /// Pages of slabs that no guest uses.
     pub dead_slabs: u64,
+    /// Pages of slabs that images keep, and that no guest has in its page table.
+    #[serde(default)]
+    pub held_by_images: u64,
     /// What KSM remembers of the pages it has seen: 64 bytes a page.
     pub ksm_metadata: u64,
     /// The second level's page tables of all VMs of the host (and its IOMMU), as the kernel counts them. Other VMs' are
@@ -74,14 +81,14 @@ pub struct HostOverhead {
 impl HostOverhead {
     /// What the fleet costs besides guest memory.
     pub fn total(&self) -> u64 {
-        self.vmm + self.page_tables + self.daemon + self.dead_slabs + self.ksm_metadata
+        self.vmm + self.page_tables + self.daemon + self.dead_slabs + self.held_by_images + self.ksm_metadata
     }
 }
 
 /// What is owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Debt {
-    /// Frames needed if every shared or zero page were written.
+    /// Frames needed if every shared or zero page, and every page of an image, were written.
     pub sharing: u64,
     /// Frames needed if every absent or swapped page were touched. What is in the balloon is not promised.
     pub demand: u64,
@@ -255,7 +262,7 @@ impl Ledger {
         ledger.saved = ledger.resident.saturating_sub(ledger.frames);
         // Of n pages on one frame, n - 1 need a new one: the sum over the guests' own would count no page twice,
         // but is of fractions.
-        ledger.debt.sharing = ledger.saved + ledger.classes.zero;
+        ledger.debt.sharing = ledger.saved + ledger.classes.zero + ledger.classes.image;
         ledger.used = ledger.frames + ledger.overhead.total();
         ledger.cover.free = host.capacity.saturating_sub(ledger.used).min(host.available);
         ledger.cover.swap = host.swap_free;
@@ -273,13 +280,14 @@ impl Account {
         classes.ballooned += ballooned;
         let (promised, resident) = (classes.promised(), classes.resident());
         let saved = (resident as f64 - guest.frames).max(0.0);
-        let sharing = saved.round() as u64 + classes.zero;
+        let sharing = saved.round() as u64 + classes.zero + classes.image;
         let debt = Debt { sharing, demand: classes.absent + classes.swapped };
         // Below its minimum nothing may be taken; and what it says that it needs it will not give. What it gives first is what it has never
         // used, so of that only what is left brings frames, and of those only its own.
         let above_minimum = (promised - classes.ballooned).saturating_sub(guest.minimum);
         let given = guest.to_give.min(above_minimum);
-        let balloon_cover = given.saturating_sub(classes.absent + classes.zero).min(classes.private);
+        let balloon_cover =
+            given.saturating_sub(classes.absent + classes.image + classes.zero).min(classes.private);
         Self {
             name: guest.name.clone(),
             promised,
@@ -381,14 +389,14 @@ mod tests {
     proptest! {
         #[test]
         fn every_page_is_in_one_class_whatever_the_balloon_says(
-            classes in proptest::array::uniform5(0u64..1 << 40),
+            classes in proptest::array::uniform6(0u64..1 << 40),
             balloon_absent in any::<u64>(),
             minimum in any::<u64>(),
             frames in 0.0..1e12,
             to_give in prop_oneof![Just(0), 0u64..1 << 41, any::<u64>()],
         ) {
-            let [absent, zero, private, shared, swapped] = classes;
-            let classes = Classes { absent, ballooned: 0, zero, private, shared, swapped };
+            let [absent, image, zero, private, shared, swapped] = classes;
+            let classes = Classes { absent, image, ballooned: 0, zero, private, shared, swapped };
             let numbers = GuestNumbers { minimum, to_give, ..guest(classes, balloon_absent, frames) };
             let host = HostNumbers { capacity: 1 << 42, frames: frames as u64, ..HostNumbers::default() };
             let ledger = Ledger::of(&[numbers.clone(), numbers], &host, true);

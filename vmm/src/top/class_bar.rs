@@ -16,7 +16,9 @@ const CLASSES: [(&str, Color, &str); 6] = [
 ];
 
 fn pages(classes: &Classes) -> [u64; 6] {
-    [classes.private, classes.shared, classes.zero, classes.ballooned, classes.swapped, classes.absent]
+    // What is of an image and was not touched costs the guest as little as what is absent.
+    let untouched = classes.absent + classes.image;
+    [classes.private, classes.shared, classes.zero, classes.ballooned, classes.swapped, untouched]
 }
 
 /// The cells of each class, together `width`: in proportion, but a page that is there is seen where there is room.

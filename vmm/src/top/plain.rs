@@ -48,7 +48,7 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
             c.zero,
             c.ballooned,
             c.swapped,
-            c.absent,
+            c.absent + c.image,
             row.resident_pages,
         ];
         cells.extend(sizes.map(|pages| size(pages as f64)));

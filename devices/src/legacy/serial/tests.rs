@@ -211,3 +211,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_port_goes_on_with_what_was_not_read_and_not_written() {
+    let sink = Sink::with_room(1);
+    let line = || IrqLine::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let mut port = Serial::new(line(), Box::new(sink.clone())).unwrap();
+    port.write(SCRATCH, &[0x5a]);
+    port.write(IER, &[1]);
+    port.write(DATA, b"a");
+    port.write(DATA, b"b");
+    port.input(b"xyz");
+    let saved = port.save();
+    assert_eq!((&saved.input[..], &saved.output[..]), (&b"xyz"[..], &b"b"[..]));
+    let (irq, sink) = (EventFd::new(EFD_NONBLOCK).unwrap(), Sink::with_room(9));
+    let mut next = Serial::new(IrqLine::new(irq.try_clone().unwrap()), Box::new(sink.clone())).unwrap();
+    next.restore(&saved).unwrap();
+    assert_eq!(next.save(), saved);
+    assert!(irq.read().is_ok(), "it was to be interrupted for its input");
+    let mut read = [0; 3];
+    read.iter_mut().for_each(|byte| next.read(DATA, std::slice::from_mut(byte)));
+    assert_eq!(&read, b"xyz");
+    assert!(next.drained_fd().read().is_ok());
+    next.flush_output();
+    assert_eq!(sink.taken(), b"b");
+    let mut scratch = [0];
+    next.read(SCRATCH, &mut scratch);
+    assert_eq!(scratch, [0x5a]);
+    for bad in [
+        SerialState { input: vec![0; 65], ..SerialState::default() },
+        SerialState { output: vec![0; OUTPUT_BACKLOG_BYTES + 1], ..SerialState::default() },
+    ] {
+        assert!(next.restore(&bad).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_registers_make_a_port_panic(registers: [u8; 9], input in prop::collection::vec(any::<u8>(), 0..64)) {
+        let irq = IrqLine::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let mut port = Serial::new(irq, Box::new(Sink::with_room(9))).unwrap();
+        port.restore(&SerialState { registers, input, output: Vec::new() }).unwrap();
+        for offset in 0..SERIAL_LEN {
+            let mut byte = [0];
+            port.read(offset, &mut byte);
+            port.write(offset, &byte);
+        }
+    }
+}

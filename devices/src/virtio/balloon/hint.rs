@@ -23,9 +23,9 @@ pub struct HintStatus {
 /// The host's side of the protocol.
 #[derive(Debug, Default)]
 pub(super) struct Hinting {
-    status: HintStatus,
-    last_run: u32,
-    acknowledge_on_stop: bool,
+    pub(super) status: HintStatus,
+    pub(super) last_run: u32,
+    pub(super) acknowledge_on_stop: bool,
 }
 
 impl Hinting {

@@ -17,6 +17,7 @@ mod hint;
 mod pfn;
 mod ram;
 mod requests;
+mod saved;
 mod state;
 mod stats;
 
@@ -33,9 +34,10 @@ use virtio_queue::Queue;
 use self::ram::Ram;
 use self::requests::{Kind, Requests};
 use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
 use crate::GuestMemory;
 use crate::reclaim::Reclaim;
+use crate::state::{DeviceState, RestoreError};
 use crate::warn::Limited;
 
 /// Size of every queue. Linux keeps one buffer each in most, wants at least 32 for reporting, and in the hinting queue
@@ -150,6 +152,27 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.active = None;
         self.handle.detach();
+    }
+
+    fn queue_place(&self, index: usize) -> Option<(u16, u16)> {
+        match self.active.as_ref()?.queues.get(index)? {
+            Role::Requests(_, queue) => place(queue.as_ref()),
+            Role::Statistics => self.handle.statistics_place(),
+        }
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon(self.handle.save())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Balloon(state) => {
+                self.handle.restore(state, self.requests.ram());
+                Ok(())
+            }
+            DeviceState::Nothing => Err(RestoreError::Kind { device: self.device_id() }),
+        }
     }
 }
 

@@ -58,6 +58,11 @@ impl fmt::Debug for Requests {
 }
 
 impl Requests {
+    /// The RAM that requests are about.
+    pub(super) fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
     pub(super) fn new(ram: Ram, reclaim: Box<dyn Reclaim>, handle: Handle) -> Self {
         let granule_pages = (reclaim.granule_bytes() / PAGE_BYTES).max(1);
         Self {

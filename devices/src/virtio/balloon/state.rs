@@ -30,31 +30,31 @@ pub struct Handle(Arc<Mutex<State>>);
 #[derive(Debug)]
 pub(super) struct State {
     config: Config,
-    target_pages: u32,
-    actual_pages: u32,
-    poison: u32,
-    hinting: Hinting,
+    pub(super) target_pages: u32,
+    pub(super) actual_pages: u32,
+    pub(super) poison: u32,
+    pub(super) hinting: Hinting,
     statistics: Statistics,
     pub(super) held: Held,
     pub(super) counters: Counters,
-    driver: Option<Attached>,
+    pub(super) driver: Option<Attached>,
 }
 
 /// A driver that runs the device.
 #[derive(Debug)]
-struct Attached {
+pub(super) struct Attached {
     memory: Arc<GuestMemory>,
     interrupt: Interrupt,
     features: u64,
-    statistics: Option<StatisticsQueue>,
+    pub(super) statistics: Option<StatisticsQueue>,
 }
 
 /// The queue that works the other way round: the device keeps the driver's buffer until it wants the next.
 #[derive(Debug)]
-struct StatisticsQueue {
-    queue: Queue,
+pub(super) struct StatisticsQueue {
+    pub(super) queue: Queue,
     /// Head of the chain that is kept.
-    kept: Option<u16>,
+    pub(super) kept: Option<u16>,
 }
 
 /// What has happened since the VM began. Never goes back, not even with a driver's reset.

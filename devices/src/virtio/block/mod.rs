@@ -22,7 +22,7 @@ use virtio_queue::Queue;
 
 use self::request::{Mistakes, Served};
 use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
 use crate::GuestMemory;
 use crate::in_flight::InFlight;
 use crate::warn::Limited;
@@ -147,6 +147,10 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn queue_place(&self, _index: usize) -> Option<(u16, u16)> {
+        place(self.active.as_ref()?.queue.as_ref())
     }
 }
 

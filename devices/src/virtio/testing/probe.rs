@@ -82,4 +82,8 @@ impl VirtioDevice for Probe {
         self.active = None;
         self.seen.lock().unwrap().resets += 1;
     }
+
+    fn queue_place(&self, index: usize) -> Option<(u16, u16)> {
+        crate::virtio::place(self.active.as_ref()?.queues.get(index)?.as_ref())
+    }
 }

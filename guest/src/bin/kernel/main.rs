@@ -6,7 +6,7 @@
 //! KVM, also where ring 0 is emulated. It uses no interrupts: it waits in the VMM, through a port of Samepage's.
 //!
 //! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn; `virtio_mmio=0xADDRESS:N`,
-//! where to look for a balloon.
+//! where to look for a balloon; `generation=N`, where the number is that is another one in each copy of this guest.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the entry points from assembly")]
@@ -21,7 +21,7 @@ use guest::virtio::Transport;
 use guest::virtio::balloon::{Driver, PageMap};
 use guest::workload::{Pages, Workload};
 
-use memory::{BootParams, Plan, Unfit};
+use memory::{BootParams, Generation, Plan, Unfit};
 use serial::{Input, Ports};
 
 mod memory;
@@ -62,6 +62,7 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
             panic!("{have} bytes of RAM above 1 MiB leave no page for a workload")
         }
     };
+    let mut generation = Generation::of(&boot);
     let khz = boot.parameter("tsc_khz").filter(|khz| *khz > 0).unwrap_or(DEFAULT_TSC_KHZ);
     let clock = Clock { khz };
     let ready = Ready { kind: Kind::Builtin, pages: pages.count(), base: pages.base(), mem_pages };
@@ -77,13 +78,23 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
     let mut service = Service::with_balloon(Workload::new(pages, generations), balloon);
     ports.send(Port::Control, &Reply::Ready(ready));
     ports.greet();
-    serve(&mut service, &mut ports, &clock)
+    serve(&mut service, &mut ports, &clock, &mut generation)
 }
 
-fn serve<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Ports, clock: &Clock) -> ! {
+fn serve<P: Pages, T: Transport>(
+    service: &mut Service<'_, P, T>,
+    ports: &mut Ports,
+    clock: &Clock,
+    generation: &mut Generation,
+) -> ! {
     let mut wait = Wait::Forever;
     let mut polled_micros = 0;
     loop {
+        // Before anything else is obeyed: in a copy of this guest others may know what comes next.
+        if let Some(number) = generation.change() {
+            service.reseed(number);
+            ports.send(Port::Control, &Reply::Generation { number });
+        }
         let now = clock.micros();
         if wait != Wait::No || now.saturating_sub(polled_micros) >= POLL_MICROS {
             polled_micros = now;

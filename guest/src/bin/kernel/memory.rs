@@ -19,6 +19,9 @@ const E820_RAM: u32 = 1;
 const CMDLINE_POINTER: usize = 0x228;
 const CMDLINE_MAX: usize = 4096;
 
+/// Where the program begins.
+const IMAGE_START: u64 = 1 << 20;
+
 const GIB: u64 = 1 << 30;
 const FOUR_GIB: u64 = 4 * GIB;
 /// The gigabyte that the hole for devices is in.
@@ -101,6 +104,34 @@ impl BootParams {
         let line = bytes.split(|byte| *byte == 0).next().and_then(|line| str::from_utf8(line).ok())?;
         let mut values = line.split_ascii_whitespace().filter_map(|word| word.split_once('='));
         values.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+}
+
+/// The number in memory that the VMM changes before it lets a copy of this guest run.
+pub(crate) struct Generation {
+    at: Option<*const u64>,
+    known: u64,
+}
+
+impl Generation {
+    /// Where the command line says; if it says nothing, it never changes.
+    pub(crate) fn of(boot: &BootParams) -> Self {
+        // In the first mebibyte, which is mapped, and no page of the workload's.
+        let at = boot.parameter("generation").filter(|at| at.is_multiple_of(8) && *at < IMAGE_START);
+        let mut generation = Self { at: at.map(|at| at as *const u64), known: 0 };
+        generation.known = generation.now();
+        generation
+    }
+
+    fn now(&self) -> u64 {
+        // SAFETY: an aligned word of mapped memory that nobody but the VMM writes.
+        self.at.map_or(0, |at| unsafe { ptr::read_volatile(at) })
+    }
+
+    /// The number, if it has changed since the last time.
+    pub(crate) fn change(&mut self) -> Option<u64> {
+        let now = self.now();
+        (now != core::mem::replace(&mut self.known, now)).then_some(now)
     }
 }
 

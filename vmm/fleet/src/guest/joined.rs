@@ -28,6 +28,8 @@ impl Guest {
             com2: None,
             ready: None,
             fill: None,
+            image: None,
+            generation: None,
         }
     }
 

@@ -33,7 +33,7 @@ fn parts<'s, const N: usize>(label: &'s str, parts: [(&'s str, u64); N]) -> [Sam
     parts.map(|(name, pages)| (vec![(label, name)], bytes(pages)))
 }
 
-fn classes(classes: &Classes) -> [(&'static str, u64); 6] {
+fn classes(classes: &Classes) -> [(&'static str, u64); 7] {
     [
         ("private", classes.private),
         ("shared", classes.shared),
@@ -41,6 +41,7 @@ fn classes(classes: &Classes) -> [(&'static str, u64); 6] {
         ("ballooned", classes.ballooned),
         ("swapped", classes.swapped),
         ("absent", classes.absent),
+        ("image", classes.image),
     ]
 }
 
@@ -83,6 +84,7 @@ pub(super) fn host(management: &Management, sheet: &mut Sheet) {
             ("page_tables", o.page_tables),
             ("daemon", o.daemon),
             ("dead_slabs", o.dead_slabs),
+            ("held_by_images", o.held_by_images),
             ("ksm_metadata", o.ksm_metadata),
         ];
         parts("kind", kinds)

@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::balloon::BalloonError;
+use crate::capture::CaptureError;
 use crate::throttle::ThrottleError;
 use crate::working_set::WorkingSetError;
 use memory::page_out::PageOutError;
@@ -36,6 +37,10 @@ wire::error_kinds! {
         NoSwap,
         /// All of the host's swap is used.
         SwapFull,
+        /// The VM has something that no copy may have; the text says what.
+        NotCapturable,
+        /// The keeper of the image refused, or did not answer; the VM runs on.
+        Keeper,
         /// The host's kernel did not do, or did not show, what the request needs; the text says what.
         Host,
     }
@@ -88,6 +93,22 @@ impl From<&WorkingSetError> for ErrorKind {
             WorkingSetError::Off => Self::NotSampled,
             WorkingSetError::NotYet(_) => Self::NoSampleYet,
             WorkingSetError::Failed(_) => Self::Host,
+        }
+    }
+}
+
+impl From<&CaptureError> for ErrorKind {
+    fn from(error: &CaptureError) -> Self {
+        match error {
+            CaptureError::Unsuited(_) => Self::NotCapturable,
+            CaptureError::Pause => Self::VcpuStuck,
+            CaptureError::Keeper(_) | CaptureError::Refused(_) => Self::Keeper,
+            CaptureError::Vcpu
+            | CaptureError::Ended
+            | CaptureError::State(_)
+            | CaptureError::Memory(_)
+            | CaptureError::Vm(_)
+            | CaptureError::Encode(_) => Self::Host,
         }
     }
 }

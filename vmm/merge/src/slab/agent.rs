@@ -70,10 +70,12 @@ impl Agent {
         let pages = ram.bytes() / PAGE_BYTES;
         // Each slab is one.
         limits::allow_descriptors();
+        let mut merger = Merger::new(SharedRam::new(ram)?, pages);
+        merger.begin_with(ram.slab_pages());
         Ok(Self {
             ram: ram.clone(),
             pages,
-            merger: Merger::new(SharedRam::new(ram)?, pages),
+            merger,
             counters: Counters::default(),
             clock: CpuClock::start(),
             ordered: 0,

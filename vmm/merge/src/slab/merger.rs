@@ -105,6 +105,11 @@ impl Merger {
         }
     }
 
+    /// These pages were those of slabs before this began: as in a copy of another VM.
+    pub fn begin_with(&mut self, shared: PageSet) {
+        self.shared = shared;
+    }
+
     /// The memory that is merged.
     pub fn shared_ram(&mut self) -> &mut SharedRam {
         &mut self.shared_ram

@@ -6,6 +6,7 @@ mod fuzz;
 mod hinting;
 mod lists;
 mod reporting;
+mod saved;
 mod statistics;
 
 use std::io::{self, ErrorKind};

@@ -1,0 +1,266 @@
+//! Guests that are captured, and guests that go on from there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::require_slabs;
+use tests::run::{Outcome, Run};
+use tests::sandbox::{Process, Sandbox};
+use tests::vm::{Client, SOON, eventually, field};
+
+const LIMIT: Duration = Duration::from_secs(240);
+const FLEET: &str = r#"
+name = "clones"
+[overcommit]
+admission = "off"
+policy = false
+[[guest]]
+name = "web"
+memory = "32M"
+fill = { zero = 10, common = 40, duplicate = 10, unique = 40 }
+"#;
+
+struct Fleet {
+    sandbox: Sandbox,
+    file: PathBuf,
+}
+
+impl Fleet {
+    /// One that is up.
+    fn up(text: &str) -> Self {
+        let sandbox = Sandbox::new();
+        let file = sandbox.file("fleet.toml");
+        fs::write(&file, text).expect("a fleet file");
+        let fleet = Self { sandbox, file };
+        fleet.come_up();
+        fleet
+    }
+
+    fn come_up(&self) {
+        let _ = self.run(&["fleet", "up", self.file.to_str().expect("UTF-8")]).output().success();
+    }
+
+    fn run(&self, args: &[&str]) -> Run {
+        self.sandbox.samepage(args).timeout(LIMIT)
+    }
+
+    fn ok(&self, args: &[&str]) -> Outcome {
+        self.run(args).output().success()
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str], status: i32, said: &str) {
+        let outcome = self.run(args).output();
+        assert_eq!(outcome.code, Some(status), "{args:?}: {outcome}");
+        assert!(outcome.stderr.contains(said), "{args:?}: {outcome}");
+    }
+
+    fn down(self) {
+        let _ = self.ok(&["fleet", "down"]);
+        self.sandbox.assert_clean_within(SOON);
+    }
+
+    fn status(&self, args: &[&str]) -> Value {
+        self.ok(&[&["fleet", "status", "--json"], args].concat()).json()
+    }
+
+    fn guests(&self) -> Vec<Value> {
+        self.status(&[])["guests"].as_array().expect("guests").clone()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.guests().iter().map(|guest| guest["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    #[track_caller]
+    fn verify(&self) {
+        let verified = self.ok(&["fleet", "verify", "--json"]).json();
+        assert_eq!(verified["mismatched_pages"], 0, "{verified}");
+        assert!(verified["verified_pages"].as_u64() > Some(5000), "{verified}");
+        assert_eq!(verified["skipped"].as_array().map(Vec::len), Some(0), "{verified}");
+    }
+
+    fn vm(&self, name: &str) -> Process {
+        let mark = format!(" --name {name} ");
+        let found = self.sandbox.processes().into_iter().find(|process| process.args.contains(&mark));
+        found.expect("its process")
+    }
+
+    fn com2(&self, name: &str) -> Client {
+        Client::connect(&self.sandbox.runtime_dir().join(format!("fleets/clones/{name}.com2")))
+    }
+
+    /// The files of slabs that a guest maps.
+    fn slabs(&self, name: &str) -> BTreeSet<u64> {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.vm(name).pid)).expect("its maps");
+        let inode = |line: &str| line.split_whitespace().nth(4)?.parse().ok();
+        maps.lines().filter(|line| line.contains("/memfd:samepage-slab")).filter_map(inode).collect()
+    }
+}
+
+#[test]
+fn clones_go_on_and_are_guests_as_others_are() {
+    require_slabs!();
+    let fleet = Fleet::up(FLEET);
+    let cloned = fleet.ok(&["clone", "web", "--count", "5", "--as", "w", "--json"]).json();
+    assert_eq!(cloned["guests"], serde_json::json!(["w-0", "w-1", "w-2", "w-3", "w-4"]));
+    assert_eq!(fleet.names(), ["web", "w-0", "w-1", "w-2", "w-3", "w-4"]);
+    let generations: BTreeSet<u64> = fleet.guests().iter().filter_map(|g| g["generation"].as_u64()).collect();
+    assert_eq!(generations.len(), 5, "each clone has said another one");
+    assert!(fleet.guests().iter().skip(1).all(|guest| guest["clone_of"] == "web"));
+    fleet.verify();
+    // From here on COM2 is the test's: it takes one client at a time.
+    let mut com2: Vec<Client> = (0..4).map(|n| fleet.com2(&format!("w-{n}"))).collect();
+    // Each writes, and nobody sees it but itself.
+    for com2 in &mut com2[..3] {
+        let churned = com2.command("churn class=all rate=100000 seconds=1");
+        assert!(churned.starts_with("ok command=churn"), "{churned}");
+    }
+    eventually("they have written", || {
+        com2[..3].iter_mut().all(|com2| field(&com2.command("report"), "churned") > 3000)
+    });
+    // What it gives it has no more, whether that was the image's or its own.
+    let freed = com2[3].command("free percent=50");
+    assert!(field(&freed, "freed") > 3000, "{freed}");
+    let _ = fleet.ok(&["balloon", "set", "w-3", "8M", "--wait"]);
+    let _ = fleet.ok(&["balloon", "set", "w-3", "0", "--wait"]);
+    fleet.vm("w-4").kill();
+    eventually("one has ended", || fleet.guests().iter().any(|guest| guest["state"] == "dead"));
+    // A clone of one that has written, while it may still write.
+    let _ = fleet.ok(&["clone", "w-0", "--count", "2"]);
+    assert_eq!(fleet.names()[6..], ["w-0-0", "w-0-1"]);
+    com2.push(fleet.com2("w-0-1"));
+    for (n, com2) in com2.iter_mut().enumerate() {
+        let verified = com2.command("verify");
+        let right = field(&verified, "checked") > 3000 && field(&verified, "mismatched") == 0;
+        assert!(right, "{n}: {verified}");
+    }
+    assert_eq!(fleet.status(&["--audit"])["audit"]["residue_pages"], 0);
+    fleet.down();
+}
+
+#[test]
+fn snapshots_are_kept_listed_cloned_and_removed() {
+    require_slabs!();
+    let fleet = Fleet::up(FLEET);
+    let taken = fleet.ok(&["snapshot", "web", "warm", "--json"]).json();
+    assert!(taken["captured"]["copied_pages"].as_u64() > Some(5000), "{taken}");
+    assert!(taken["slab_bytes"].as_u64() <= Some(32 << 20), "{taken}");
+    // What it does afterwards the snapshot does not know of.
+    let filled = fleet.com2("web").command("fill seed=1000 common=7 zero=100 common_pct=0 dup=0 unique=0");
+    assert!(filled.starts_with("ok command=fill"), "{filled}");
+    let _ = fleet.ok(&["clone", "warm", "--count", "2"]);
+    let verified = fleet.com2("warm-0").command("verify");
+    assert!(field(&verified, "checked") > 5000 && field(&verified, "mismatched") == 0, "{verified}");
+    let list = fleet.ok(&["snapshot", "list", "--json"]).json();
+    assert_eq!((&list[0]["name"], &list[0]["clones"]), (&"warm".into(), &2.into()));
+    assert!(fleet.ok(&["snapshot", "info", "warm"]).stdout.contains("warm: guest web, domain clones"));
+    // A copy of a copy has the pages of the first one's slabs.
+    let second = fleet.ok(&["snapshot", "warm-0", "second", "--json"]).json();
+    let pages = |key: &str| second["captured"][key].as_u64().expect("pages");
+    assert!(pages("referenced_pages") > 5000 && pages("copied_pages") < 500, "{second}");
+    for snapshot in ["warm", "second"] {
+        let _ = fleet.ok(&["snapshot", "rm", snapshot]);
+    }
+    assert!(fleet.ok(&["snapshot", "list"]).stdout.contains("no snapshots"));
+    // Clones live on without it, and can be cloned.
+    let third = fleet.ok(&["clone", "warm-1", "--json"]).json();
+    assert!(third["image"]["captured"]["referenced_pages"].as_u64() > Some(5000), "{third}");
+    let verified = fleet.com2("warm-1-0").command("verify");
+    assert!(field(&verified, "mismatched") == 0, "{verified}");
+    fleet.down();
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_leaves_nothing() {
+    require_slabs!();
+    let disk = "\n[[guest]]\nname = \"disk\"\nmemory = \"16M\"\ndrives = [{ path = \"disk.img\" }]\n";
+    let sandbox = Sandbox::new();
+    let file = sandbox.file("fleet.toml");
+    fs::write(sandbox.file("disk.img"), vec![0; 1 << 20]).expect("a disk");
+    fs::write(&file, format!("{FLEET}{disk}")).expect("a fleet file");
+    let fleet = Fleet { sandbox, file };
+    fleet.come_up();
+    let _ = fleet.ok(&["snapshot", "web", "warm"]);
+    let before = fleet.sandbox.processes().len();
+    for (args, status, said) in [
+        (&["clone", "web", "--count", "0"][..], 2, "0 is not in 1..=1024"),
+        (&["clone", "web", "--count", "1000000"], 2, "1000000 is not in 1..=1024"),
+        (&["clone", "web", "--count", "1023"], 1, "1023 clones are not possible: expected 1 to 1022"),
+        (&["clone", "nobody"], 1, "has no guest \"nobody\"; it has: web, disk"),
+        (&["clone", "web", "--as", "a/b"], 1, "is no name"),
+        (&["clone", "web", "--as", "x".repeat(31).as_str()], 1, "is no name"),
+        (&["snapshot", "web", "a/b"], 1, "is no name"),
+        (&["snapshot", "web", ""], 1, "is no name"),
+        (&["snapshot", "web", "warm"], 1, "there is a snapshot called"),
+        (&["snapshot", "web", "disk"], 1, "there is a guest called"),
+        (&["snapshot", "nobody", "x"], 1, "has no guest"),
+        (&["snapshot", "disk", "x"], 1, "it has a drive that it may write"),
+        (&["clone", "disk"], 1, "it has a drive that it may write"),
+        (&["snapshot", "rm", "x"], 1, "has no snapshot \"x\"; it has: warm"),
+        (&["snapshot", "info", "x"], 1, "there is: warm"),
+        (&["snapshot", "web"], 2, "required"),
+    ] {
+        fleet.refused(args, status, said);
+    }
+    assert_eq!(fleet.sandbox.processes().len(), before);
+    assert_eq!(fleet.names(), ["web", "disk"]);
+    assert!(fleet.guests().iter().all(|guest| guest["state"] == "running"));
+    let files = fs::read_dir(fleet.sandbox.runtime_dir().join("fleets/clones")).expect("its directory");
+    let names: Vec<_> =
+        files.flatten().map(|entry| entry.file_name().into_string().expect("UTF-8")).collect();
+    assert!(names.iter().all(|name| !name.contains("-0") && !name.ends_with(".cap")), "{names:?}");
+    fleet.verify();
+    fleet.down();
+}
+
+#[test]
+fn clones_come_in_all_or_none() {
+    require_slabs!();
+    let strict = "admission = \"strict\"\ncapacity = \"128M\"";
+    let fleet = Fleet::up(&FLEET.replace("admission = \"off\"\npolicy = false", strict));
+    fleet.refused(&["clone", "web", "--count", "20"], 1, "20 clones are not let in, ");
+    assert_eq!(fleet.names(), ["web"]);
+    let _ = fleet.ok(&["clone", "web", "--count", "2"]);
+    fleet.verify();
+    fleet.down();
+}
+
+#[test]
+fn a_later_daemon_takes_clones_over() {
+    require_slabs!();
+    let fleet = Fleet::up(FLEET);
+    let _ = fleet.ok(&["clone", "web", "--count", "3"]);
+    let daemon = fleet.sandbox.processes().into_iter().find(|p| p.args.split(' ').nth(1) == Some("host"));
+    daemon.expect("a daemon").kill();
+    eventually("the daemon is gone", || {
+        !fleet.sandbox.processes().iter().any(|p| p.args.split(' ').nth(1) == Some("host"))
+    });
+    let before: BTreeSet<i32> = fleet.sandbox.processes().iter().map(|p| p.pid).collect();
+    fleet.come_up();
+    assert_eq!(fleet.names().len(), 4);
+    let after: BTreeSet<i32> = fleet.sandbox.processes().iter().map(|p| p.pid).collect();
+    assert!(after.is_superset(&before), "no VM was started anew");
+    fleet.verify();
+    let _ = fleet.ok(&["clone", "web-1"]);
+    fleet.verify();
+    fleet.down();
+}
+
+#[test]
+fn domains_share_no_slab() {
+    require_slabs!();
+    let other = "\n[[guest]]\nname = \"other\"\nmemory = \"32M\"\ndomain = \"else\"\nfill = { common = 60, duplicate = 40 }\n";
+    let fleet = Fleet::up(&format!("{FLEET}{other}"));
+    let _ = fleet.ok(&["clone", "web", "--count", "2"]);
+    let _ = fleet.ok(&["clone", "other", "--count", "2"]);
+    let of = |names: [&str; 3]| names.iter().flat_map(|name| fleet.slabs(name)).collect::<BTreeSet<_>>();
+    let (one, two) = (of(["web", "web-0", "web-1"]), of(["other", "other-0", "other-1"]));
+    assert!(!one.is_empty() && !two.is_empty());
+    assert!(one.is_disjoint(&two));
+    fleet.verify();
+    fleet.down();
+}

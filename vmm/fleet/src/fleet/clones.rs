@@ -1,0 +1,222 @@
+//! Snapshots of guests of a fleet, and guests that go on from them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fleet, pledge_of};
+use crate::HostError;
+use crate::admission;
+use crate::guest::Guest;
+use crate::images::keeper::{Kept, keep};
+use crate::images::{Image, ImageInfo, ImageSlab, MAX_IMAGES};
+use crate::pledge;
+use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
+use crate::watch::Watch;
+
+/// What came of a request for clones.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cloned {
+    /// Their names, in order.
+    pub guests: Vec<String>,
+    /// How long it took until all had answered, in seconds, the capture not counted.
+    pub seconds: f64,
+    /// The image that they went on from.
+    pub image: Option<ImageInfo>,
+}
+
+/// What a user wants of clones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// A guest that runs, or a snapshot.
+    pub of: String,
+    /// How many.
+    pub count: usize,
+    /// How their names begin; else as the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+}
+
+impl Fleet {
+    /// Captures a guest, and keeps that as `name`.
+    pub fn snapshot(&mut self, guest: &str, name: &str) -> Result<ImageInfo, HostError> {
+        check_name(name).map_err(|source| HostError::ImageName { source })?;
+        if self.images.get(name).is_some() {
+            return Err(HostError::ImageTaken { name: name.into() });
+        }
+        if self.guests.iter().any(|other| other.spec.name == name) {
+            return Err(HostError::ImageOfGuest { name: name.into() });
+        }
+        if self.images.is_full() {
+            return Err(HostError::TooManyImages { most: MAX_IMAGES });
+        }
+        let image = Arc::new(self.capture(guest)?);
+        let info = ImageInfo::of(name, &image, 0);
+        self.images.insert(name, image);
+        Ok(info)
+    }
+
+    /// The snapshots that are kept.
+    pub fn snapshots(&self) -> Vec<ImageInfo> {
+        self.images.iter().map(|(name, image)| ImageInfo::of(name, image, self.clones_of(image))).collect()
+    }
+
+    /// Lets go of a snapshot. Guests that went on from it run on.
+    pub fn remove_snapshot(&mut self, name: &str) -> Result<(), HostError> {
+        match self.images.remove(name) {
+            true => Ok(()),
+            false => Err(self.no_image(name)),
+        }
+    }
+
+    /// Pages of the slabs that snapshots and clones keep, each once.
+    pub(super) fn image_pages(&self) -> u64 {
+        let kept =
+            self.images.iter().map(|(_, image)| image).chain(self.guests.iter().filter_map(Guest::image));
+        let mut images: Vec<&Arc<Image>> = kept.collect();
+        images.sort_unstable_by_key(|image| Arc::as_ptr(image));
+        images.dedup_by_key(|image| Arc::as_ptr(image));
+        let slabs: BTreeMap<u64, u64> = images.iter().flat_map(|image| image.slab_sizes()).collect();
+        slabs.values().sum()
+    }
+
+    fn no_image(&self, name: &str) -> HostError {
+        let known: Vec<&str> = self.images.names().collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        HostError::NoImage { name: name.into(), fleet: self.spec.name.clone(), known }
+    }
+
+    fn clones_of(&self, image: &Arc<Image>) -> usize {
+        self.guests.iter().filter(|guest| guest.image().is_some_and(|of| Arc::ptr_eq(of, image))).count()
+    }
+
+    /// Starts clones, and waits until each has answered. All of them, or none.
+    pub fn start_clones(&mut self, wanted: &Wanted, watch: &Watch) -> Result<Cloned, HostError> {
+        let Wanted { of, count, prefix } = wanted;
+        let room = MAX_GUESTS.saturating_sub(self.guests.len());
+        if !(1..=room).contains(count) {
+            return Err(HostError::CloneCount { asked: *count, room, most: MAX_GUESTS });
+        }
+        let kept = self.images.get(of).cloned();
+        let spec = match &kept {
+            Some(image) => image.spec.clone(),
+            None => self.guest(of)?.spec.clone(),
+        };
+        let specs = self.clone_specs(&spec, prefix.as_deref().unwrap_or(of), *count)?;
+        self.fits(&specs)?;
+        let image = match kept {
+            Some(image) => image,
+            None => Arc::new(self.capture(of)?),
+        };
+        let began = Instant::now();
+        let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+        match self.start_all(specs, &image, watch) {
+            Ok(()) => Ok(Cloned {
+                guests: names,
+                seconds: began.elapsed().as_secs_f64(),
+                image: Some(ImageInfo::of(of, &image, self.clones_of(&image))),
+            }),
+            Err(error) => {
+                self.take_back(&names);
+                Err(error)
+            }
+        }
+    }
+
+    fn start_all(
+        &mut self,
+        specs: Vec<GuestSpec>,
+        image: &Arc<Image>,
+        watch: &Watch,
+    ) -> Result<(), HostError> {
+        {
+            let _admitting = pledge::admitting()?;
+            // Once more, now that nobody else is let in meanwhile.
+            self.fits(&specs)?;
+            self.spec.guests.extend(specs.iter().cloned());
+            self.pledge.set(super::promises(&self.spec))?;
+        }
+        let first = self.guests.iter().map(|guest| guest.number + 1).max().unwrap_or(0);
+        let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+        for (number, spec) in (first..).zip(specs) {
+            watch.check()?;
+            self.start(&spec, number, Some(image))?;
+        }
+        let is_new = |guest: &Guest| names.contains(&guest.spec.name);
+        self.each(|guest| if is_new(guest) { guest.wait_answer(watch) } else { Ok(()) })?;
+        // One that ended meanwhile is not asked, and is not there.
+        match self.guests.iter_mut().filter(|guest| is_new(guest)).find_map(Guest::failure) {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends what was started of these, and forgets them.
+    fn take_back(&mut self, names: &[String]) {
+        let is_new = |name: &String| names.contains(name);
+        let (gone, stay) = std::mem::take(&mut self.guests).into_iter().partition(|g| is_new(&g.spec.name));
+        self.guests = stay;
+        let mut gone: Vec<Guest> = gone;
+        std::thread::scope(|scope| gone.iter_mut().for_each(|guest| _ = scope.spawn(|| guest.stop())));
+        for name in names {
+            self.engine.dismiss(name);
+            let _ = std::fs::remove_file(self.dir.log(name));
+        }
+        self.spec.guests.retain(|guest| !is_new(&guest.name));
+        if let Err(error) = pledge_of(self) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// An error if not all of `specs` may come in: then it says how many may.
+    fn fits(&mut self, specs: &[GuestSpec]) -> Result<(), HostError> {
+        let ledger = self.ledger(false)?.ledger;
+        let judged = admission::judge_more(specs, &ledger, &self.spec)?;
+        let fit = judged.iter().take_while(|refusal| refusal.is_none()).count();
+        match judged.into_iter().flatten().next() {
+            Some(refusal) => Err(HostError::ClonesNotAdmitted { asked: specs.len(), fit, refusal }),
+            None => Ok(()),
+        }
+    }
+
+    /// What the clones are to be: free names, with the next numbers behind `prefix`.
+    fn clone_specs(&self, spec: &GuestSpec, prefix: &str, count: usize) -> Result<Vec<GuestSpec>, HostError> {
+        let is_free = |name: &String| {
+            !self.guests.iter().any(|guest| guest.spec.name == *name) && self.images.get(name).is_none()
+        };
+        let names = (0..).map(|n| format!("{prefix}-{n}")).filter(is_free).take(count);
+        let specs: Vec<GuestSpec> = names.map(|name| spec.cloned(name)).collect();
+        for spec in &specs {
+            check_name(&spec.name).map_err(|source| HostError::ImageName { source })?;
+        }
+        Ok(specs)
+    }
+
+    fn guest(&mut self, name: &str) -> Result<&mut Guest, HostError> {
+        let known: Vec<String> = self.guests.iter().map(|guest| guest.spec.name.clone()).collect();
+        let fleet = self.spec.name.clone();
+        let found = self.guests.iter_mut().find(|guest| guest.spec.name == name);
+        found.ok_or_else(|| HostError::NoGuest { guest: name.into(), fleet, known: known.join(", ") })
+    }
+
+    fn capture(&mut self, name: &str) -> Result<Image, HostError> {
+        let dir = self.dir.clone();
+        let guest = self.guest(name)?;
+        guest.may_be_captured()?;
+        let handle = guest.handle()?;
+        let handle =
+            handle.ok_or_else(|| HostError::NotCaptured { guest: name.into(), why: "it does not run" })?;
+        let (spec, said) = (guest.spec.clone(), (guest.ready(), guest.filled().copied()));
+        let domain = spec.domain.clone();
+        // Slabs of images of its own domain, kept by a name or by clones.
+        let kept =
+            self.images.iter().map(|(_, image)| image).chain(self.guests.iter().filter_map(Guest::image));
+        let near: Vec<Arc<Image>> = kept.filter(|image| image.spec.domain == domain).cloned().collect();
+        let known = |inode| -> Option<ImageSlab> { near.iter().find_map(|image| image.slab(inode)).cloned() };
+        let Kept { state, slabs, captured } = keep(&handle, &dir, &known)?;
+        Ok(Image::new(spec, said, captured, state, slabs))
+    }
+}

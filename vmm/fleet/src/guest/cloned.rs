@@ -1,0 +1,77 @@
+//! A guest that goes on from where another one was, and one that is captured.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guest::protocol::{Command, Reply};
+
+use super::{BUILT_IN_LIMIT, Guest};
+use crate::HostError;
+use crate::client::Com2;
+use crate::images::Image;
+use crate::watch::{Stage, Watch};
+use os::limits;
+use wire::LineError;
+
+/// How often its COM2 socket is looked for.
+const POLL: Duration = Duration::from_millis(2);
+
+impl Guest {
+    /// The image that it went on from, if its daemon started it so.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        self.image.as_ref()
+    }
+
+    /// The number by which it differs from other copies, as it says itself.
+    pub fn generation(&self) -> Option<u64> {
+        self.generation
+    }
+
+    /// Waits until it answers on COM2, of one that went on from an image: it does not say once more that it is ready.
+    pub fn wait_answer(&mut self, watch: &Watch) -> Result<(), HostError> {
+        let path = self.dir.com2(&self.spec.name)?;
+        let began = Instant::now();
+        while self.com2.is_none() {
+            watch.check()?;
+            self.check_alive()?;
+            match Com2::connect(&self.spec.name, &path, self.pid().unwrap_or(0)) {
+                Ok(com2) => self.com2 = Some(com2),
+                Err(source) if limits::is_shortage(&source) || began.elapsed() > BUILT_IN_LIMIT => {
+                    let who = format!("COM2 of guest {}", self.spec.name);
+                    return Err(HostError::Socket { who, source: LineError::Io(limits::explained(source)) });
+                }
+                Err(_) => std::thread::sleep(POLL),
+            }
+        }
+        // What it says before it obeys anything: from then on it does nothing at random that another copy does, too.
+        while self.is_built_in() && self.generation.is_none() {
+            watch.check()?;
+            self.check_alive()?;
+            if began.elapsed() > BUILT_IN_LIMIT {
+                let (guest, log) = (self.spec.name.clone(), String::new());
+                return Err(HostError::Silent { guest, limit: BUILT_IN_LIMIT, log });
+            }
+            if let Some(Reply::Generation { number }) = self.com2.as_mut().map_or(Ok(None), Com2::poll)? {
+                self.generation = Some(number);
+            }
+        }
+        self.command(&Command::Report, Stage::Ready, watch)?;
+        Ok(())
+    }
+
+    /// An error if it has ended.
+    pub(crate) fn failure(&mut self) -> Option<HostError> {
+        self.check_alive().err()
+    }
+
+    /// An error if it is not a guest that can be captured, as far as that is seen from here.
+    pub(crate) fn may_be_captured(&self) -> Result<(), HostError> {
+        let why = match () {
+            () if self.has_joined() => "another program started it, and its COM2 is that program's",
+            () if self.ready.is_none() => "it is not ready yet",
+            () if self.pid().is_none() => "it has ended",
+            () => return Ok(()),
+        };
+        Err(HostError::NotCaptured { guest: self.spec.name.clone(), why })
+    }
+}

@@ -1,0 +1,166 @@
+//! Images: guests as they were at one instant, from which others go on. They are in the daemon's memory, and end with it.
+//!
+//! What the daemon has of one are descriptors: the state in a sealed memfd, and slabs, which are charged to it. It maps none of that.
+
+pub mod keeper;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use guest::protocol::{Fill, Ready};
+use serde::{Deserialize, Serialize};
+
+use super::spec::GuestSpec;
+use machine::ImageFds;
+use machine::capture::Captured;
+use memory::PAGE_BYTES;
+use os::handed;
+
+/// The most snapshots that a fleet keeps.
+pub const MAX_IMAGES: usize = 256;
+
+/// A sealed slab.
+#[derive(Clone, Debug)]
+pub struct ImageSlab {
+    /// Its file.
+    pub file: Arc<File>,
+    /// Its pages.
+    pub pages: u64,
+    /// The number of its file.
+    pub inode: u64,
+}
+
+/// A guest as it was.
+#[derive(Debug)]
+pub struct Image {
+    /// What it was, and is again in each clone but for its name.
+    pub spec: GuestSpec,
+    /// What it said when it was ready.
+    pub ready: Option<Ready>,
+    /// What it was filled with.
+    pub fill: Option<Fill>,
+    /// What was taken, and how long that took.
+    pub captured: Captured,
+    state: OwnedFd,
+    slabs: Vec<ImageSlab>,
+    taken: Instant,
+}
+
+impl Image {
+    /// Of a guest that was captured just now.
+    pub(crate) fn new(
+        spec: GuestSpec,
+        (ready, fill): (Option<Ready>, Option<Fill>),
+        captured: Captured,
+        state: OwnedFd,
+        slabs: Vec<ImageSlab>,
+    ) -> Self {
+        Self { spec, ready, fill, captured, state, slabs, taken: Instant::now() }
+    }
+
+    /// Hands it to the process that `program` starts.
+    pub(crate) fn give(&self, program: &mut std::process::Command) -> std::io::Result<ImageFds> {
+        let state = handed::give(program, self.state.try_clone()?);
+        let give = |slab: &ImageSlab| Ok(handed::give(program, slab.file.try_clone()?.into()));
+        Ok(ImageFds { state, slabs: self.slabs.iter().map(give).collect::<std::io::Result<_>>()? })
+    }
+
+    /// Its slab whose file has this number.
+    pub fn slab(&self, inode: u64) -> Option<&ImageSlab> {
+        self.slabs.iter().find(|slab| slab.inode == inode)
+    }
+
+    /// The number of the file of each slab, and its pages.
+    pub fn slab_sizes(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.slabs.iter().map(|slab| (slab.inode, slab.pages))
+    }
+
+    /// Pages of its slabs.
+    pub fn slab_pages(&self) -> u64 {
+        self.slabs.iter().map(|slab| slab.pages).sum()
+    }
+}
+
+/// The snapshots of a fleet, by name.
+#[derive(Debug, Default)]
+pub struct Images(BTreeMap<String, Arc<Image>>);
+
+/// What there is to say of one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Its name.
+    pub name: String,
+    /// The guest that was captured.
+    pub guest: String,
+    /// Its trust domain.
+    pub domain: String,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Bytes of its slabs, of which others may have a part.
+    pub slab_bytes: u64,
+    /// How long ago it was taken, in seconds.
+    pub age_seconds: f64,
+    /// Guests that run and went on from it.
+    pub clones: usize,
+    /// What was taken, and for how long the guest stood still.
+    pub captured: Captured,
+}
+
+impl Images {
+    /// The one of this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Image>> {
+        self.0.get(name)
+    }
+
+    /// Keeps one more. False if there is one of that name.
+    pub fn insert(&mut self, name: &str, image: Arc<Image>) -> bool {
+        let is_new = !self.0.contains_key(name);
+        if is_new {
+            self.0.insert(name.into(), image);
+        }
+        is_new
+    }
+
+    /// Lets go of one. What clones use of it stays as long as they do.
+    pub fn remove(&mut self, name: &str) -> bool {
+        self.0.remove(name).is_some()
+    }
+
+    /// Whether there may be no more.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= MAX_IMAGES
+    }
+
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Image>)> {
+        self.0.iter().map(|(name, image)| (name.as_str(), image))
+    }
+}
+
+impl ImageInfo {
+    /// Of the image called `name`, from which so many clones that run went on.
+    pub fn of(name: &str, image: &Image, clones: usize) -> Self {
+        let vm = &image.spec.vm;
+        Self {
+            name: name.into(),
+            guest: image.spec.name.clone(),
+            domain: image.spec.domain.clone(),
+            memory_bytes: vm.memory_bytes,
+            cpus: vm.cpus,
+            slab_bytes: image.slab_pages() * PAGE_BYTES,
+            age_seconds: image.taken.elapsed().as_secs_f64(),
+            clones,
+            captured: image.captured,
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Takes what a VM is at one instant: state and memory. The guest stands still meanwhile, and goes on as if nothing had been.
+
+pub mod link;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+use memory::image::{ImageError, Slabs};
+use memory::slab::{Draft, Slab};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use self::link::{Answer, Ask, Link};
+use super::build::create_vcpus;
+use super::error::VmError;
+use super::handover::sealed;
+use super::probe;
+use super::running::Running;
+use super::state::StateError;
+use super::state::chips::ChipsV1;
+use super::state::msrs::Savable;
+use super::state::saved::{MachineV1, MemoryV1, VmState};
+use super::state::trace::Trace;
+use super::state::vcpu::{VcpuV1, xsave_bytes};
+
+/// How long the keeper of the image may take for an answer, and the guest be kept waiting for it.
+const KEEPER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a VM was not captured. It runs on as before.
+#[derive(Debug, Error)]
+pub enum CaptureError {
+    /// It has something that no copy may have.
+    #[error("this VM cannot be captured: {0}")]
+    Unsuited(&'static str),
+    /// It did not stop.
+    #[error("a vCPU did not leave the guest in time; the VM runs on")]
+    Pause,
+    /// A vCPU has ended.
+    #[error("a vCPU does not answer, or has ended")]
+    Vcpu,
+    /// The VM has.
+    #[error("the VM has ended")]
+    Ended,
+    /// Its state cannot be taken.
+    #[error("its state cannot be taken")]
+    State(#[from] StateError),
+    /// Its memory cannot.
+    #[error("its memory cannot be taken")]
+    Memory(#[from] ImageError),
+    /// What a fresh vCPU of this host can be told cannot be found out.
+    #[error("a VM to compare with cannot be made")]
+    Vm(#[from] VmError),
+    /// The keeper of the image went away, or does not answer.
+    #[error("the keeper of the image does not answer")]
+    Keeper(#[source] io::Error),
+    /// The keeper did not keep it.
+    #[error("the keeper of the image refuses: {0}")]
+    Refused(String),
+    /// It does not fit its form.
+    #[error("its state cannot be written")]
+    Encode(#[source] io::Error),
+}
+
+/// What a capture took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Captured {
+    /// Bytes of the state.
+    pub state_bytes: u64,
+    /// Runs of pages in slabs.
+    pub runs: u64,
+    /// Pages that were copied.
+    pub copied_pages: u64,
+    /// Pages that were referenced in slabs where they lay.
+    pub referenced_pages: u64,
+    /// For how long the guest stood still, in microseconds.
+    pub pause_us: u64,
+}
+
+impl Running {
+    /// Takes what it is, and gives it to the keeper that listens at `socket`. If it runs, it is stopped for that time; on an error it has
+    /// lost no more.
+    pub fn capture(&self, socket: &Path) -> Result<Captured, CaptureError> {
+        if let Some(why) = self.not_captured {
+            return Err(CaptureError::Unsuited(why));
+        }
+        let savable = self.savable()?;
+        let keeper = Link::connect(socket, KEEPER_LIMIT).map_err(CaptureError::Keeper)?;
+        let was_paused = self.is_paused();
+        let began = Instant::now();
+        if !was_paused && !self.pause() {
+            return Err(CaptureError::Pause);
+        }
+        let taken = self.take(&savable, &keeper);
+        if !was_paused {
+            self.resume();
+        }
+        let pause_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(Captured { pause_us, ..taken? })
+    }
+
+    /// Which model-specific registers there are to save: found out once, by a VM that is made for that.
+    fn savable(&self) -> Result<Arc<Savable>, CaptureError> {
+        if let Some(known) = self.savable.get() {
+            return Ok(known.clone());
+        }
+        let kvm = Kvm::new().map_err(VmError::kvm("open /dev/kvm"))?;
+        let vm = kvm.create_vm().map_err(VmError::kvm("create a VM"))?;
+        vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
+        let vcpus = create_vcpus(&kvm, &vm, 1)?;
+        let fresh = vcpus.first().ok_or(CaptureError::Vcpu)?;
+        let found = Arc::new(Savable::find(&kvm, fresh, &mut |_, _| {})?);
+        Ok(self.savable.get_or_init(|| found).clone())
+    }
+
+    fn take(&self, savable: &Arc<Savable>, keeper: &Link) -> Result<Captured, CaptureError> {
+        let vm = self.vm.upgrade().ok_or(CaptureError::Ended)?;
+        // Before the vCPUs: a device may interrupt.
+        let devices = self.board.save();
+        let vcpus = self.take_vcpus(savable, xsave_bytes(&vm))?;
+        let chips = ChipsV1::save(&vm, &mut Trace::default())?;
+        let mut slabs = Kept { keeper, pages: Vec::new() };
+        let taken = self.ram.capture(&mut slabs)?;
+        let run = |run: &memory::image::ImageRun| {
+            // A run lies in one slab.
+            (run.page.0, u32::try_from(run.pages).unwrap_or(u32::MAX), run.slab, run.slab_page.0)
+        };
+        let memory = MemoryV1 { slabs: slabs.pages, runs: taken.runs.iter().map(run).collect() };
+        let machine = MachineV1 {
+            backend: probe::backend_name().to_owned(),
+            memory_bytes: self.ram.bytes(),
+            vcpus: self.vcpu_count,
+        };
+        let state = VmState { machine, chips, vcpus, devices, memory };
+        let bytes = state.encode().map_err(|error| CaptureError::Encode(io::Error::other(error)))?;
+        let file = sealed("samepage-state", &bytes).map_err(CaptureError::Encode)?;
+        match ask(keeper, &Ask::State, Some(file.as_fd())).map_err(CaptureError::Keeper)?.0 {
+            Answer::Kept => {}
+            Answer::Refused(why) => return Err(CaptureError::Refused(why)),
+            _ => return Err(CaptureError::Keeper(io::ErrorKind::InvalidData.into())),
+        }
+        Ok(Captured {
+            state_bytes: bytes.len() as u64,
+            runs: taken.runs.len() as u64,
+            copied_pages: taken.copied,
+            referenced_pages: taken.referenced,
+            pause_us: 0,
+        })
+    }
+
+    fn take_vcpus(&self, savable: &Arc<Savable>, xsave_bytes: usize) -> Result<Vec<VcpuV1>, CaptureError> {
+        type Slots = Mutex<Vec<Option<Result<VcpuV1, StateError>>>>;
+        let slots: Arc<Slots> = Arc::new(Mutex::new((0..self.vcpu_count).map(|_| None).collect()));
+        let (filled, savable) = (slots.clone(), savable.clone());
+        let sent = self.vcpus().send(Arc::new(move |n, vcpu| {
+            let saved = VcpuV1::save(vcpu, &savable, xsave_bytes, &mut Trace::default());
+            if let Some(slot) = os::lock(&filled).get_mut(n) {
+                *slot = Some(saved);
+            }
+        }));
+        if !sent {
+            return Err(CaptureError::Vcpu);
+        }
+        let saved = std::mem::take(&mut *os::lock(&slots));
+        saved.into_iter().map(|saved| saved.ok_or(CaptureError::Vcpu)?.map_err(Into::into)).collect()
+    }
+}
+
+fn ask(
+    keeper: &Link,
+    question: &Ask,
+    file: Option<std::os::fd::BorrowedFd<'_>>,
+) -> io::Result<(Answer, Option<std::fs::File>)> {
+    keeper.send(question, file)?;
+    keeper.receive()
+}
+
+/// Slabs that the keeper has.
+struct Kept<'a> {
+    keeper: &'a Link,
+    /// Pages of each, by number.
+    pages: Vec<u32>,
+}
+
+impl Kept<'_> {
+    fn ask(&self, question: &Ask) -> io::Result<(Answer, Option<std::fs::File>)> {
+        match ask(self.keeper, question, None)? {
+            (Answer::Refused(why), _) => Err(io::Error::other(why)),
+            answered => Ok(answered),
+        }
+    }
+
+    fn number(&mut self, number: u32, pages: u64) -> io::Result<u32> {
+        let invalid = io::Error::from(io::ErrorKind::InvalidData);
+        let (at, pages) = (number as usize, u32::try_from(pages).map_err(|_| io::ErrorKind::InvalidData)?);
+        match self.pages.get(at) {
+            None if at == self.pages.len() => self.pages.push(pages),
+            Some(known) if *known == pages => {}
+            _ => return Err(invalid),
+        }
+        Ok(number)
+    }
+}
+
+impl Slabs for Kept<'_> {
+    fn draft(&mut self, pages: u64) -> io::Result<Draft> {
+        match self.ask(&Ask::Draft(pages))? {
+            (Answer::Draft, Some(file)) => Draft::receive(file.into(), pages).map_err(io::Error::other),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn filled(&mut self, slab: &Slab) -> io::Result<u32> {
+        match self.ask(&Ask::Filled(slab.pages()))?.0 {
+            Answer::Number(number) => self.number(number, slab.pages()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn known(&mut self, inode: u64) -> io::Result<Option<(u32, u64)>> {
+        match self.ask(&Ask::Known(inode))?.0 {
+            Answer::Known(None) => Ok(None),
+            Answer::Known(Some((number, pages))) => Ok(Some((self.number(number, pages)?, pages))),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A VM that goes on from where another one was captured: its image, on descriptors, checked and put under a VM on which nothing has run.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::fs::FileExt;
+
+use devices::GuestMemory;
+use devices::state::RestoreError;
+use kvm_ioctls::{VcpuFd, VmFd};
+use memory::image::ImageError;
+use memory::ram::Ram;
+use memory::slab::{Slab, SlabError};
+use rustix::fs::fcntl_get_seals;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::board::Board;
+use super::config::VmConfig;
+use super::handover::SEALS;
+use super::platform::GENERATION;
+use super::probe;
+use super::state::StateError;
+use super::state::container::{ContainerError, MAX_BYTES};
+use super::state::saved::VmState;
+use super::state::trace::Trace;
+use super::state::vcpu::{one_offset, xsave_bytes};
+use os::handed;
+
+/// The descriptors of an image, with which a VM process is started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFds {
+    /// The state, in a sealed memfd.
+    pub state: RawFd,
+    /// The slabs, by number.
+    pub slabs: Vec<RawFd>,
+}
+
+/// Why a VM does not go on from an image.
+#[derive(Debug, Error)]
+pub enum ImageStartError {
+    /// A descriptor is not there, or cannot be read.
+    #[error("descriptor {fd} of the image cannot be read")]
+    Read {
+        /// Its number.
+        fd: RawFd,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody may still change it.
+    #[error("descriptor {0} is no state: expected a memfd that is sealed against writing and resizing")]
+    Unsealed(RawFd),
+    /// It is no state.
+    #[error("the image's state cannot be used")]
+    State(#[from] ContainerError),
+    /// There are other slabs than the state says.
+    #[error("the image has {found} slabs, and its state speaks of {expected}")]
+    Slabs {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        expected: usize,
+    },
+    /// A slab is not what it should be.
+    #[error("slab {number} of the image cannot be used")]
+    Slab {
+        /// Which.
+        number: usize,
+        /// Why.
+        #[source]
+        source: SlabError,
+    },
+    /// The VM is to be another one.
+    #[error("the image is of a VM with {what} {found}, and this one has {expected}")]
+    Other {
+        /// In what they differ.
+        what: &'static str,
+        /// What the image's had.
+        found: String,
+        /// What this one has.
+        expected: String,
+    },
+    /// Its memory cannot be mapped.
+    #[error("the image's memory cannot be mapped")]
+    Memory(#[from] ImageError),
+    /// This KVM does not take the state.
+    #[error("the image's vCPUs cannot be restored")]
+    Vcpus(#[from] StateError),
+    /// The guest cannot be told that it is a copy.
+    #[error("the guest cannot be given a generation of its own: {0}")]
+    Generation(String),
+    /// The devices cannot be what it says.
+    #[error("the image's devices cannot be restored")]
+    Devices(#[from] RestoreError),
+}
+
+/// An image, taken over and checked as far as that can be done without a VM.
+pub struct Image {
+    state: VmState,
+    slabs: Vec<Slab>,
+}
+
+impl Image {
+    /// Takes over the descriptors of the image of `config`, if it has one.
+    pub fn take(config: &VmConfig) -> Result<Option<Self>, ImageStartError> {
+        let Some(fds) = &config.image else { return Ok(None) };
+        let taken = |fd: RawFd| handed::take(fd).map_err(|source| ImageStartError::Read { fd, source });
+        let state = read(File::from(taken(fds.state)?), fds.state)?;
+        let files = fds.slabs.iter().map(|fd| taken(*fd)).collect::<Result<Vec<_>, _>>()?;
+        let state = VmState::decode(&state)?;
+        let (found, expected) = (files.len(), state.memory.slabs.len());
+        if found != expected {
+            return Err(ImageStartError::Slabs { found, expected });
+        }
+        let slab = |(number, (file, pages)): (usize, (_, &u32))| {
+            Slab::receive(file, (*pages).into()).map_err(|source| ImageStartError::Slab { number, source })
+        };
+        let slabs = files.into_iter().zip(&state.memory.slabs).enumerate().map(slab);
+        let image = Self { slabs: slabs.collect::<Result<_, _>>()?, state };
+        image.check(config)?;
+        Ok(Some(image))
+    }
+
+    fn check(&self, config: &VmConfig) -> Result<(), ImageStartError> {
+        let machine = &self.state.machine;
+        let same = |what, found: String, expected: String| match found == expected {
+            true => Ok(()),
+            false => Err(ImageStartError::Other { what, found, expected }),
+        };
+        same("backend", machine.backend.clone(), probe::backend_name().to_owned())?;
+        same("memory of bytes", machine.memory_bytes.to_string(), config.memory_bytes.to_string())?;
+        same("vCPUs", machine.vcpus.to_string(), config.cpus.to_string())?;
+        same("vCPUs", self.state.vcpus.len().to_string(), config.cpus.to_string())
+    }
+
+    /// Maps its memory under a VM that has no memory slot yet.
+    pub fn map(&self, ram: &Ram) -> Result<(), ImageStartError> {
+        Ok(ram.map_image(&self.state.memory.runs(), &self.slabs)?)
+    }
+
+    /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
+    pub fn restore(
+        &self,
+        vm: &VmFd,
+        vcpus: &[VcpuFd],
+        board: &Board,
+        memory: &GuestMemory,
+    ) -> Result<(), ImageStartError> {
+        let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
+        for (vcpu, state) in vcpus.iter().zip(&self.state.vcpus) {
+            state.restore(vcpu, bytes, &mut trace)?;
+        }
+        one_offset(vcpus, &mut trace)?;
+        self.state.chips.restore(vm, &mut trace)?;
+        board.restore(&self.state.devices)?;
+        // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
+        vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());
+        // Before its first instruction.
+        let mut generation = [0; 16];
+        getrandom::fill(&mut generation).map_err(|error| ImageStartError::Generation(error.to_string()))?;
+        memory
+            .write_slice(&generation, GuestAddress(GENERATION))
+            .map_err(|error| ImageStartError::Generation(error.to_string()))
+    }
+}
+
+fn read(file: File, fd: RawFd) -> Result<Vec<u8>, ImageStartError> {
+    let failed = |source| ImageStartError::Read { fd, source };
+    if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SEALS)) {
+        return Err(ImageStartError::Unsealed(fd));
+    }
+    // Each clone has the same place in the file: it is read by place, and no place is changed.
+    let length = file.metadata().map_err(failed)?.len();
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(MAX_BYTES + 1)];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}

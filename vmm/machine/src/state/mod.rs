@@ -1,0 +1,100 @@
+//! What a VM is at one instant, besides its memory: taken from a VM that stands still, given to one on which nothing has run.
+//!
+//! The structures are our own and have versions: what was written by an older build is read by a newer one. Of what is in them
+//! nothing is believed that KVM does not check: lengths are checked here, rings by the devices.
+//!
+//! Begin with [`vcpu`]; [`chips`] is what KVM has once for a VM; [`mirror`] has KVM's registers by name; [`msrs`] says which
+//! model-specific registers there are; [`trial`] does all of it with the built-in guest, to see what this KVM can do.
+
+pub(crate) mod chips;
+pub(crate) mod container;
+mod cpuid;
+mod mirror;
+pub(crate) mod msrs;
+pub(crate) mod saved;
+pub(crate) mod trace;
+pub mod trial;
+pub(crate) mod vcpu;
+
+use thiserror::Error;
+
+/// Why a VM's state cannot be taken, or given to another.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// KVM refused.
+    #[error("KVM does not {} a vCPU's or VM's {what}", if *verb == "GET" { "tell" } else { "take" })]
+    Kvm {
+        /// `GET` or `SET`.
+        verb: &'static str,
+        /// Of what.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// A register that was there cannot be read now.
+    #[error("model-specific register {index:#x} cannot be read")]
+    MsrUnread {
+        /// Its number.
+        index: u32,
+    },
+    /// A register that cannot be given to another vCPU is not as it is at first.
+    #[error(
+        "model-specific register {index:#x} is {value:#x}, and this KVM gives no other vCPU that value: the guest uses what cannot be copied here"
+    )]
+    MsrReadOnly {
+        /// Its number.
+        index: u32,
+        /// What is in it.
+        value: u64,
+    },
+    /// A saved register is not taken.
+    #[error("model-specific register {index:#x} cannot be set to {value:#x} on this host")]
+    MsrRefused {
+        /// Its number.
+        index: u32,
+        /// What was saved.
+        value: u64,
+    },
+    /// The guest was told of more than this processor has.
+    #[error(
+        "the guest was told that its processor has what this host's has not: CPUID {function:#x}.{index}, e{register}x, bits {missing:#x}"
+    )]
+    Cpuid {
+        /// The leaf.
+        function: u32,
+        /// The subleaf.
+        index: u32,
+        /// `a` to `d`.
+        register: char,
+        /// The bits.
+        missing: u32,
+    },
+    /// More extended state than fits.
+    #[error("the XSAVE area has {bytes} bytes, and this host's has {host}")]
+    Xsave {
+        /// What was saved.
+        bytes: usize,
+        /// What there is.
+        host: usize,
+    },
+    /// A part has another length than it must.
+    #[error("the {what} has {bytes} bytes: expected {expected}")]
+    Length {
+        /// Which.
+        what: &'static str,
+        /// What it has.
+        bytes: usize,
+        /// What it should.
+        expected: usize,
+    },
+    /// A list has more entries than there can be.
+    #[error("the {0} is too long")]
+    TooLong(&'static str),
+}
+
+impl StateError {
+    fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Kvm { verb: if what.contains("SET") { "SET" } else { "GET" }, what, source }
+    }
+}

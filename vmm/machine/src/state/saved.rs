@@ -1,0 +1,115 @@
+//! All that a VM is: what travels from a VM that is captured to one that goes on from there.
+
+use devices::state::{PciState, Pm1State, SerialState, TransportState};
+use memory::image::ImageRun;
+use memory::{PageNo, SlabPage};
+use serde::{Deserialize, Serialize};
+
+use super::chips::ChipsV1;
+use super::container::{self, ContainerError, Section};
+use super::vcpu::VcpuV1;
+
+const MACHINE: u32 = 1;
+const CHIPS: u32 = 2;
+const VCPU: u32 = 3;
+const DEVICES: u32 = 4;
+const MEMORY: u32 = 5;
+
+/// What the VM was built as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineV1 {
+    /// The KVM it ran on, e.g. `svm+npt`.
+    pub backend: String,
+    pub memory_bytes: u64,
+    pub vcpus: u8,
+}
+
+/// Its devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesV1 {
+    pub com1: SerialState,
+    pub com2: SerialState,
+    pub pm1: Pm1State,
+    pub pci: PciState,
+    /// In the order of their windows.
+    pub virtio: Vec<TransportState>,
+}
+
+/// Its memory: what is not in a run is zeros.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryV1 {
+    /// Pages of each slab.
+    pub slabs: Vec<u32>,
+    /// Page, pages, slab, page of the slab.
+    pub runs: Vec<(u64, u32, u32, u32)>,
+}
+
+impl MemoryV1 {
+    /// The runs as they are taken and mapped.
+    pub fn runs(&self) -> Vec<ImageRun> {
+        let run = |&(page, pages, slab, slab_page): &(u64, u32, u32, u32)| ImageRun {
+            page: PageNo(page),
+            pages: pages.into(),
+            slab,
+            slab_page: SlabPage(slab_page),
+        };
+        self.runs.iter().map(run).collect()
+    }
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmState {
+    pub machine: MachineV1,
+    pub chips: ChipsV1,
+    pub vcpus: Vec<VcpuV1>,
+    pub devices: DevicesV1,
+    pub memory: MemoryV1,
+}
+
+impl VmState {
+    /// As bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
+        let mut sections = vec![Section::of(MACHINE, 1, &self.machine)?, Section::of(CHIPS, 1, &self.chips)?];
+        for vcpu in &self.vcpus {
+            sections.push(Section::of(VCPU, 1, vcpu)?);
+        }
+        sections.push(Section::of(DEVICES, 1, &self.devices)?);
+        sections.push(Section::of(MEMORY, 1, &self.memory)?);
+        Ok(container::write(&sections))
+    }
+
+    /// From bytes that anybody may have written. What is in it is plain data: whoever makes a VM of it checks that it can be.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ContainerError> {
+        let (mut machine, mut chips, mut vcpus, mut devices, mut memory) =
+            (None, None, Vec::new(), None, None);
+        for section in container::read(bytes)? {
+            match section.kind {
+                MACHINE => once(&mut machine, "description", section.decode("description", 1)?)?,
+                CHIPS => once(&mut chips, "set of chips", section.decode("set of chips", 1)?)?,
+                VCPU => vcpus.push(section.decode("vCPU", 1)?),
+                DEVICES => once(&mut devices, "set of devices", section.decode("set of devices", 1)?)?,
+                MEMORY => once(&mut memory, "memory", section.decode("memory", 1)?)?,
+                other => return Err(ContainerError::Kind(other)),
+            }
+        }
+        Ok(Self {
+            machine: machine.ok_or(ContainerError::Missing("description"))?,
+            chips: chips.ok_or(ContainerError::Missing("set of chips"))?,
+            vcpus,
+            devices: devices.ok_or(ContainerError::Missing("set of devices"))?,
+            memory: memory.ok_or(ContainerError::Missing("memory"))?,
+        })
+    }
+}
+
+fn once<T>(place: &mut Option<T>, what: &'static str, value: T) -> Result<(), ContainerError> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(ContainerError::Twice(what)),
+    }
+}
+
+#[cfg(test)]
+#[path = "saved_tests.rs"]
+mod tests;

@@ -1,0 +1,257 @@
+//! One vCPU: everything KVM tells of it, and the way back.
+
+use std::time::Instant;
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::StateError;
+use super::mirror::{CpuidLeaf, DebugRegisters, Events, Registers, SystemRegisters};
+use super::msrs::{self, Savable, TSC, TSC_DEADLINE};
+use super::trace::Trace;
+use memory::PAGE;
+
+/// Bytes of the local APIC's registers.
+const LAPIC_BYTES: usize = size_of::<kvm_lapic_state>();
+/// What KVM_GET_XSAVE gives, and the least that KVM_GET_XSAVE2 does.
+const XSAVE_BYTES: usize = PAGE;
+/// More than any processor's.
+const MAX_XSAVE_BYTES: usize = 64 << 10;
+
+/// A vCPU that stands still, with no access half done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuV1 {
+    pub cpuid: Vec<CpuidLeaf>,
+    /// None where KVM does not tell.
+    pub tsc_khz: Option<u32>,
+    pub mp_state: u32,
+    pub registers: Registers,
+    pub system: SystemRegisters,
+    /// The XSAVE area as the processor defines it.
+    pub xsave: Vec<u8>,
+    /// Extended control registers: number and value.
+    pub xcrs: Vec<(u32, u64)>,
+    pub debug: DebugRegisters,
+    pub lapic: Vec<u8>,
+    /// Model-specific registers: number and value.
+    pub msrs: Vec<(u32, u64)>,
+    pub events: Events,
+}
+
+/// Bytes of the XSAVE area of a vCPU of `vm`.
+pub fn xsave_bytes(vm: &VmFd) -> usize {
+    let told = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
+    told.clamp(XSAVE_BYTES, MAX_XSAVE_BYTES)
+}
+
+impl VcpuV1 {
+    /// What `vcpu` is. It must stand still, and have completed what it exited for.
+    pub fn save(
+        vcpu: &VcpuFd,
+        savable: &Savable,
+        xsave_bytes: usize,
+        trace: &mut Trace,
+    ) -> Result<Self, StateError> {
+        let mp_state = trace.get("MP_STATE", || vcpu.get_mp_state())?.mp_state;
+        let registers = trace.get("REGS", || vcpu.get_regs())?.into();
+        let system = trace.get("SREGS", || vcpu.get_sregs())?.into();
+        let xsave = trace.get("XSAVE", || xsave::get(vcpu, xsave_bytes))?;
+        let xcrs = trace.get("XCRS", || vcpu.get_xcrs())?;
+        let xcrs = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).map(|xcr| (xcr.xcr, xcr.value)).collect();
+        let debug = trace.get("DEBUGREGS", || vcpu.get_debug_regs())?.into();
+        let lapic = trace.get("LAPIC", || vcpu.get_lapic())?;
+        let lapic = lapic.regs.iter().map(|byte| byte.cast_unsigned()).collect();
+        let cpuid = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
+        let cpuid = cpuid.as_slice().iter().map(|leaf| (*leaf).into()).collect();
+        let began = Instant::now();
+        let msrs = savable.read(vcpu);
+        trace.took("MSRS", began, msrs.as_ref().err().map(|_| 0));
+        let msrs = msrs?;
+        let events = trace.get("VCPU_EVENTS", || vcpu.get_vcpu_events())?.into();
+        let tsc_khz = vcpu.get_tsc_khz().ok();
+        Ok(Self { cpuid, tsc_khz, mp_state, registers, system, xsave, xcrs, debug, lapic, msrs, events })
+    }
+
+    /// Makes `vcpu`, on which nothing has run yet, what was saved. It has the CPUID of a new guest, with which the saved one is
+    /// compared. The memory slots must be there, for some registers point into them; the time stamp counter goes on from where it was.
+    pub fn restore(&self, vcpu: &VcpuFd, xsave_bytes: usize, trace: &mut Trace) -> Result<(), StateError> {
+        // What it says itself, not what it was given: PVM shows a guest more of the processor.
+        let here = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
+        self.check(&here, xsave_bytes)?;
+        let leaves: Vec<_> = self.cpuid.iter().map(|leaf| (*leaf).into()).collect();
+        let cpuid = CpuId::from_entries(&leaves).map_err(|_| StateError::TooLong("CPUID"))?;
+        trace.set("CPUID2", || vcpu.set_cpuid2(&cpuid))?;
+        if let Some(khz) = self.tsc_khz
+            && vcpu.get_tsc_khz().ok() != Some(khz)
+        {
+            trace.set("TSC_KHZ", || vcpu.set_tsc_khz(khz))?;
+        }
+        let mp_state = kvm_mp_state { mp_state: self.mp_state };
+        trace.set("MP_STATE", || vcpu.set_mp_state(mp_state))?;
+        trace.set("REGS", || vcpu.set_regs(&self.registers.into()))?;
+        trace.set("SREGS", || vcpu.set_sregs(&self.system.into()))?;
+        trace.set("XSAVE", || xsave::set(vcpu, &self.xsave, xsave_bytes))?;
+        trace.set("XCRS", || vcpu.set_xcrs(&self.kvm_xcrs()))?;
+        trace.set("DEBUGREGS", || vcpu.set_debug_regs(&self.debug.into()))?;
+        trace.set("LAPIC", || vcpu.set_lapic(&self.kvm_lapic()))?;
+        // The counter before the time that is compared with it.
+        let is_late = |(index, _): &&(u32, u64)| *index == TSC_DEADLINE;
+        let early = self.msrs.iter().filter(|msr| !is_late(msr));
+        let entries: Vec<_> = early.chain(self.msrs.iter().filter(is_late)).map(msr_entry).collect();
+        let began = Instant::now();
+        let set = msrs::write(vcpu, &entries);
+        trace.took("SET MSRS", began, set.as_ref().err().map(|_| 0));
+        set?;
+        trace.set("VCPU_EVENTS", || vcpu.set_vcpu_events(&self.events.into()))?;
+        Ok(())
+    }
+
+    /// What can be seen to be wrong without KVM.
+    fn check(&self, here: &CpuId, xsave_bytes: usize) -> Result<(), StateError> {
+        if self.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
+            return Err(StateError::TooLong("CPUID"));
+        }
+        super::cpuid::check_subset(&self.cpuid, here)?;
+        if self.xsave.len() > xsave_bytes {
+            return Err(StateError::Xsave { bytes: self.xsave.len(), host: xsave_bytes });
+        }
+        if self.xsave.len() < XSAVE_BYTES || !self.xsave.len().is_multiple_of(4) {
+            return Err(StateError::Length {
+                what: "XSAVE area",
+                bytes: self.xsave.len(),
+                expected: XSAVE_BYTES,
+            });
+        }
+        if self.lapic.len() != LAPIC_BYTES {
+            return Err(StateError::Length {
+                what: "local APIC",
+                bytes: self.lapic.len(),
+                expected: LAPIC_BYTES,
+            });
+        }
+        match self.xcrs.len() > kvm_xcrs::default().xcrs.len() || self.msrs.len() > msrs::MAX {
+            true => Err(StateError::TooLong("list of registers")),
+            false => Ok(()),
+        }
+    }
+
+    fn kvm_xcrs(&self) -> kvm_xcrs {
+        let mut xcrs = kvm_xcrs { nr_xcrs: self.xcrs.len() as u32, ..Default::default() };
+        for (to, (number, value)) in xcrs.xcrs.iter_mut().zip(&self.xcrs) {
+            (to.xcr, to.value) = (*number, *value);
+        }
+        xcrs
+    }
+
+    fn kvm_lapic(&self) -> kvm_lapic_state {
+        let mut lapic = kvm_lapic_state::default();
+        lapic.regs.iter_mut().zip(&self.lapic).for_each(|(to, byte)| *to = byte.cast_signed());
+        lapic
+    }
+}
+
+fn msr_entry(&(index, data): &(u32, u64)) -> kvm_msr_entry {
+    kvm_msr_entry { index, data, ..Default::default() }
+}
+
+/// Gives all of `vcpus` the offset of the first from the host's time stamp counter. Each was given the same counter, but not at the same moment. Where
+/// KVM has no such attribute, it matches counters that are written within a second by itself.
+pub fn one_offset(vcpus: &[VcpuFd], trace: &mut Trace) -> Result<(), StateError> {
+    let Some((first, others)) = vcpus.split_first() else { return Ok(()) };
+    let Ok(offset) = trace.get("TSC_OFFSET", || tsc_offset(first)) else { return Ok(()) };
+    for vcpu in others {
+        trace.set("TSC_OFFSET", || set_tsc_offset(vcpu, offset))?;
+    }
+    Ok(())
+}
+
+use attribute::{set_tsc_offset, tsc_offset};
+
+mod attribute {
+    #![expect(unsafe_code, reason = "kvm-ioctls has no calls for attributes of vCPUs on x86")]
+
+    use std::os::fd::AsRawFd;
+
+    use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
+    use kvm_ioctls::VcpuFd;
+
+    /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
+    const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+    /// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`.
+    const KVM_GET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee2;
+    const _: () = assert!(size_of::<kvm_device_attr>() == 24);
+
+    /// The offset of its time stamp counter from the host's.
+    pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
+        let mut offset = 0;
+        ask(vcpu, KVM_GET_DEVICE_ATTR, &mut offset).map(|()| offset)
+    }
+
+    /// Sets it.
+    pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), kvm_ioctls::Error> {
+        ask(vcpu, KVM_SET_DEVICE_ATTR, &mut offset)
+    }
+
+    fn ask(vcpu: &VcpuFd, request: libc::c_ulong, offset: &mut u64) -> Result<(), kvm_ioctls::Error> {
+        let attribute = kvm_device_attr {
+            group: KVM_VCPU_TSC_CTRL,
+            attr: KVM_VCPU_TSC_OFFSET.into(),
+            addr: std::ptr::from_mut(offset).expose_provenance() as u64,
+            flags: 0,
+        };
+        // SAFETY: KVM reads or writes one u64 at the address in it, which is that of `offset`.
+        match unsafe { libc::ioctl(vcpu.as_raw_fd(), request, &attribute) } {
+            0 => Ok(()),
+            _ => Err(kvm_ioctls::Error::last()),
+        }
+    }
+}
+
+mod xsave {
+    #![expect(unsafe_code, reason = "the XSAVE area is as long as the host's processor says")]
+
+    use super::*;
+
+    /// `bytes` are as many as KVM_CAP_XSAVE2 says, 4096 at the least.
+    pub fn get(vcpu: &VcpuFd, bytes: usize) -> Result<Vec<u8>, kvm_ioctls::Error> {
+        let words = |region: &[u32]| region.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        if bytes <= XSAVE_BYTES {
+            return Ok(words(&vcpu.get_xsave()?.region));
+        }
+        let mut area =
+            Xsave::new((bytes - XSAVE_BYTES) / 4).map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))?;
+        // SAFETY: it has room for as much as KVM says that it writes.
+        unsafe { vcpu.get_xsave2(&mut area) }?;
+        let mut all = words(&area.as_fam_struct_ref().xsave.region);
+        all.extend(words(area.as_slice()));
+        Ok(all)
+    }
+
+    /// `saved` is not longer than `bytes`, which are as many as KVM_CAP_XSAVE2 says.
+    pub fn set(vcpu: &VcpuFd, saved: &[u8], bytes: usize) -> Result<(), kvm_ioctls::Error> {
+        let extra = bytes.saturating_sub(XSAVE_BYTES) / 4;
+        let mut area = Xsave::new(extra).map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))?;
+        let mut words = saved.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+        let mut region = kvm_xsave::default();
+        region.region.iter_mut().zip(&mut words).for_each(|(to, word)| *to = word);
+        // SAFETY: the length of the area, which is not changed, is no part of what is replaced.
+        unsafe { area.as_mut_fam_struct() }.xsave.region = region.region;
+        area.as_mut_slice().iter_mut().zip(words).for_each(|(to, word)| *to = word);
+        // SAFETY: it is as long as KVM says that it reads.
+        unsafe { vcpu.set_xsave2(&area) }
+    }
+}
+
+/// The time stamp counter among saved registers.
+pub fn tsc(msrs: &[(u32, u64)]) -> Option<u64> {
+    msrs.iter().find(|(index, _)| *index == TSC).map(|(_, value)| *value)
+}
+
+/// [`Msrs`] of these.
+pub(super) fn kvm_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+    Msrs::from_entries(entries).map_err(|_| StateError::TooLong("list of registers"))
+}

@@ -1,0 +1,379 @@
+//! A VM's memory as pages of sealed slabs: taken from one that stands still, and mapped under one that has not run yet.
+//!
+//! What is taken are *runs*: adjacent pages of guest RAM that are adjacent pages of a slab. Pages that are in slabs already are referenced
+//! where they lie; other pages are copied once, in guest order; zeros and absent pages are in no run, and read as zeros in the copy.
+//! Gaps of a few zeros are bridged: written once per image, they save two mappings in each copy.
+//!
+//! RAM that is mapped so is private anonymous memory with mappings of slabs over it, as merging leaves it: giving back, parking, merging and
+//! pushing out know no other case.
+
+use std::io;
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::maps::Maps;
+use super::page::to_usize;
+use super::page_buffer::PageBuffer;
+use super::page_set::PageSet;
+use super::ram::{Backing, Ram};
+use super::scan::{PageScan, Pages};
+use super::slab::{Draft, Slab, SlabError};
+use super::{PAGE, PAGE_BYTES, PageNo, PageRange, SlabPage};
+
+/// Pages of a slab of an image.
+pub const SLAB_PAGES: u64 = 2048;
+/// The shortest run of pages in another's slab that is referenced and not copied: each costs two mappings.
+const LEAST_REFERENCED: u64 = 16;
+/// Pages copied at a time.
+const PIECE_PAGES: u64 = 16;
+/// The longest gap that is bridged at first, and at last; it doubles each time that there are so many runs more.
+const GAP_PAGES: (u64, u64) = (16, SLAB_PAGES);
+const RUNS_PER_GAP: usize = 512;
+/// The most runs: each may be two mappings, of which a process has vm.max_map_count (65,530).
+pub const MAX_RUNS: usize = 1 << 14;
+
+/// Adjacent pages of guest RAM that are adjacent pages of a slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageRun {
+    /// The first page of RAM.
+    pub page: PageNo,
+    /// How many.
+    pub pages: u64,
+    /// Which of the image's slabs, from 0.
+    pub slab: u32,
+    /// The first page there.
+    pub slab_page: SlabPage,
+}
+
+impl ImageRun {
+    fn range(&self) -> Option<PageRange> {
+        PageRange::new(self.page, self.pages).filter(|range| !range.is_empty())
+    }
+}
+
+/// Where slabs of an image come from and go to.
+pub trait Slabs {
+    /// An empty one of `pages` pages, 1 to [`SLAB_PAGES`], that somebody pays for.
+    fn draft(&mut self, pages: u64) -> io::Result<Draft>;
+
+    /// It is filled and sealed. Its number in the image.
+    fn filled(&mut self, slab: &Slab) -> io::Result<u32>;
+
+    /// The number in the image of the slab that has this file, and its pages; None if it cannot be had, and pages of it are to be copied.
+    fn known(&mut self, inode: u64) -> io::Result<Option<(u32, u64)>>;
+}
+
+/// What was taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// By page, ascending.
+    pub runs: Vec<ImageRun>,
+    /// Pages that were copied, the zeros of bridged gaps among them.
+    pub copied: u64,
+    /// Pages that were referenced where they lie.
+    pub referenced: u64,
+}
+
+/// Why memory cannot be taken or mapped.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// Only private anonymous memory is.
+    #[error("memory of a {0:?} backing cannot be captured: expected anonymous memory")]
+    Backing(Backing),
+    /// A page cannot be read, or a slab not made.
+    #[error("cannot {what}")]
+    Io {
+        /// What was done.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A slab is not what it should be.
+    #[error(transparent)]
+    Slab(#[from] SlabError),
+    /// Too many pieces.
+    #[error("the memory is in more than {MAX_RUNS} pieces")]
+    Runs,
+    /// A run that is none, or not of this memory, or of no slab.
+    #[error(
+        "run {number} of the image, {run:?}, is not possible: RAM has {ram_pages} pages, and there are {slabs} slabs"
+    )]
+    Run {
+        /// Which.
+        number: usize,
+        /// What it says.
+        run: ImageRun,
+        /// How many pages there are.
+        ram_pages: u64,
+        /// How many slabs.
+        slabs: usize,
+    },
+}
+
+impl ImageError {
+    fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { what, source: source.into() }
+    }
+}
+
+/// What some pages are, before anybody has looked into them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    /// The guest's own: they may hold anything.
+    Own(PageRange),
+    /// Those of a slab: its file, and its first page.
+    Slab(PageRange, u64, SlabPage),
+}
+
+impl Ram {
+    /// Takes what is in it. No vCPU runs and no device works meanwhile; whoever merges, parks or gives back waits.
+    pub fn capture(&self, slabs: &mut dyn Slabs) -> Result<Taken, ImageError> {
+        if self.backing() != Backing::Anonymous {
+            return Err(ImageError::Backing(self.backing()));
+        }
+        let mut placement = self.placement();
+        for stretch in self.stretches() {
+            placement.settle(stretch).map_err(ImageError::io("bring parked pages back"))?;
+        }
+        let pieces = self.pieces().map_err(ImageError::io("read the page table"))?;
+        let own = |piece: &Piece| if let Piece::Own(range) = piece { range.pages() } else { 0 };
+        let left = pieces.iter().map(own).sum();
+        let mut writer = Writer { ram: self, slabs, taken: Taken::default(), draft: None, left };
+        for piece in pieces {
+            match piece {
+                Piece::Own(range) => writer.copy(range)?,
+                Piece::Slab(range, inode, first) => writer.reference(range, inode, first)?,
+            }
+        }
+        writer.finish()
+    }
+
+    /// All pages that may be other than zero, ascending.
+    fn pieces(&self) -> io::Result<Vec<Piece>> {
+        let (maps, mut scan) = (Maps::own()?, PageScan::open_self()?);
+        let mut pieces = Vec::new();
+        for stretch in self.stretches() {
+            let page = |hva| stretch.pages().first() + (hva - stretch.hva()) / PAGE_BYTES;
+            let all = stretch.hvas();
+            let mut at = all.start;
+            let from = maps.slabs.partition_point(|slab| slab.hvas.end <= all.start);
+            for slab in maps.slabs[from..].iter().take_while(|slab| slab.hvas.start < all.end) {
+                let within = slab.hvas.start.max(all.start)..slab.hvas.end.min(all.end);
+                let own = |run: Pages| PageRange::between(page(run.hva), page(run.end()));
+                if at < within.start {
+                    scan.anonymous_memory(at..within.start, |run| pieces.push(Piece::Own(own(run))))?;
+                }
+                // What is not the guest's own copy is the slab's, also without an entry in the page table.
+                let mut rest = within.start;
+                let of_slab = |pieces: &mut Vec<Piece>, from, to| {
+                    if from < to {
+                        let range = PageRange::between(page(from), page(to));
+                        pieces.push(Piece::Slab(range, slab.inode, slab.slab_page(from)));
+                    }
+                };
+                scan.walk(within.clone(), |run| {
+                    if !run.categories.file() {
+                        of_slab(&mut pieces, rest, run.hva);
+                        pieces.push(Piece::Own(own(run)));
+                        rest = run.end();
+                    }
+                })?;
+                of_slab(&mut pieces, rest, within.end);
+                at = within.end;
+            }
+            if at < all.end {
+                let own = |run: Pages| PageRange::between(page(run.hva), page(run.end()));
+                scan.anonymous_memory(at..all.end, |run| pieces.push(Piece::Own(own(run))))?;
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Has it hold what `runs` say, of `slabs`. Nothing has been written to it yet, nothing runs on it, and nothing has its pages pinned.
+    ///
+    /// # Errors
+    /// A run is not possible, or the kernel refused. Then some runs may be mapped: the memory is of no use.
+    pub fn map_image(&self, runs: &[ImageRun], slabs: &[Slab]) -> Result<(), ImageError> {
+        if self.backing() != Backing::Anonymous {
+            return Err(ImageError::Backing(self.backing()));
+        }
+        if runs.len() > MAX_RUNS {
+            return Err(ImageError::Runs);
+        }
+        let mut placement = self.placement();
+        (placement.slabs, placement.slab_pages) = (true, PageSet::none(self.pages().pages()));
+        let mut end = PageNo(0);
+        for (number, run) in runs.iter().enumerate() {
+            let slab = slabs.get(run.slab as usize);
+            let range = run.range().filter(|range| range.first() >= end).and_then(|range| self.range(range));
+            let (Some(slab), Some(range)) = (slab, range) else {
+                let (ram_pages, slabs) = (self.pages().pages(), slabs.len());
+                return Err(ImageError::Run { number, run: *run, ram_pages, slabs });
+            };
+            slab.map_over(range, run.slab_page).map_err(ImageError::io("map a slab"))?;
+            self.advice_anew().for_each(|advice| _ = range.advise(advice));
+            placement.slab_pages.insert_range(range.pages());
+            end = range.pages().end();
+        }
+        Ok(())
+    }
+
+    /// Which of its pages lie in mappings of slabs; empty if none does.
+    pub fn slab_pages(&self) -> PageSet {
+        let placement = self.placement();
+        if placement.slabs { placement.slab_pages.clone() } else { PageSet::none(self.pages().pages()) }
+    }
+}
+
+/// Copies pages into slabs, in order.
+struct Writer<'a> {
+    ram: &'a Ram,
+    slabs: &'a mut dyn Slabs,
+    taken: Taken,
+    draft: Option<Filling>,
+    /// Pages that may yet have to be copied.
+    left: u64,
+}
+
+/// The slab that is being filled.
+struct Filling {
+    draft: Draft,
+    pages: u64,
+    used: u64,
+    /// The first of the runs that lie in it.
+    first_run: usize,
+    /// The page of RAM after the last that was copied, as long as nothing but zeros is between.
+    next: Option<PageNo>,
+}
+
+impl Writer<'_> {
+    fn copy(&mut self, range: PageRange) -> Result<(), ImageError> {
+        let mut buffer = PageBuffer::new(to_usize(PIECE_PAGES));
+        let mut rest = range;
+        while !rest.is_empty() {
+            let (piece, after) = rest.split(PIECE_PAGES);
+            rest = after;
+            let bytes = &mut buffer[..to_usize(piece.bytes())];
+            let gpa = self.ram.gpa(piece.first()).map_or(0, |gpa| gpa.0);
+            let read = self.ram.memory().read_slice(bytes, GuestAddress(gpa));
+            read.map_err(|error| ImageError::Io {
+                what: "read guest memory",
+                source: io::Error::other(error),
+            })?;
+            let pages: Vec<&[u8; PAGE]> = bytes.as_chunks().0.iter().collect();
+            // Adjacent pages that are not zeros together.
+            let mut at = piece.first();
+            for same in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+                if !is_zero(same[0]) {
+                    let from = to_usize((at - piece.first()) * PAGE_BYTES);
+                    self.write(at, &bytes[from..from + same.len() * PAGE])?;
+                }
+                at = at + same.len() as u64;
+            }
+            self.left = self.left.saturating_sub(piece.pages());
+        }
+        Ok(())
+    }
+
+    /// Puts whole pages into slabs, the first of which is `page`.
+    fn write(&mut self, page: PageNo, bytes: &[u8]) -> Result<(), ImageError> {
+        self.bridge(page)?;
+        let (mut page, mut bytes) = (page, bytes);
+        while !bytes.is_empty() {
+            if self.draft.as_ref().is_some_and(|draft| draft.used == draft.pages) {
+                self.seal()?;
+            }
+            let filling = match &mut self.draft {
+                Some(filling) => filling,
+                None => {
+                    // With some for gaps; what is left over is given back.
+                    let wanted = self.left.max((bytes.len() / PAGE) as u64);
+                    let pages = (wanted + wanted / 4 + GAP_PAGES.0).min(SLAB_PAGES);
+                    let draft = self.slabs.draft(pages).map_err(ImageError::io("make a slab"))?;
+                    let first_run = self.taken.runs.len();
+                    self.draft.insert(Filling { draft, pages, used: 0, first_run, next: None })
+                }
+            };
+            let fits = to_usize((filling.pages - filling.used) * PAGE_BYTES).min(bytes.len());
+            let (now, later) = bytes.split_at(fits);
+            let slab_page = SlabPage(0) + filling.used;
+            filling.draft.write(slab_page, now)?;
+            let pages = (fits / PAGE) as u64;
+            match (self.taken.runs.last_mut(), filling.next) {
+                (Some(run), Some(next)) if next == page => run.pages += pages,
+                // Its number is known once it is sealed.
+                _ => self.taken.runs.push(ImageRun { page, pages, slab: u32::MAX, slab_page }),
+            }
+            filling.used += pages;
+            page = page + pages;
+            filling.next = Some(page);
+            self.taken.copied += pages;
+            bytes = later;
+        }
+        if self.taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(()) }
+    }
+
+    /// Writes the zeros between the last page that was copied and `page`, if these are few.
+    fn bridge(&mut self, page: PageNo) -> Result<(), ImageError> {
+        let most = GAP_PAGES.1.min(GAP_PAGES.0 << (self.taken.runs.len() / RUNS_PER_GAP).min(10));
+        let Some(filling) = &mut self.draft else { return Ok(()) };
+        let Some(next) = filling.next.filter(|next| *next < page) else { return Ok(()) };
+        let gap = page - next;
+        // Not from one stretch of RAM into the next.
+        let in_one = self.ram.range(PageRange::between(next, page + 1)).is_some();
+        if gap > most || gap >= filling.pages - filling.used || !in_one {
+            return Ok(());
+        }
+        let zeros = vec![0; to_usize(gap * PAGE_BYTES)];
+        filling.draft.write(SlabPage(0) + filling.used, &zeros)?;
+        filling.used += gap;
+        filling.next = Some(page);
+        if let Some(run) = self.taken.runs.last_mut() {
+            run.pages += gap;
+        }
+        self.taken.copied += gap;
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), ImageError> {
+        let Some(filling) = self.draft.take() else { return Ok(()) };
+        let slab = filling.draft.shrink(filling.used)?.seal()?;
+        let number = self.slabs.filled(&slab).map_err(ImageError::io("hand a slab over"))?;
+        for run in self.taken.runs[filling.first_run..].iter_mut().filter(|run| run.slab == u32::MAX) {
+            run.slab = number;
+        }
+        Ok(())
+    }
+
+    fn reference(&mut self, range: PageRange, inode: u64, first: SlabPage) -> Result<(), ImageError> {
+        let known = match range.pages() >= LEAST_REFERENCED {
+            true => self.slabs.known(inode).map_err(ImageError::io("find a slab"))?,
+            false => None,
+        };
+        let Some((slab, _)) = known.filter(|(_, pages)| u64::from(first.0) + range.pages() <= *pages) else {
+            self.left += range.pages();
+            return self.copy(range);
+        };
+        // What comes behind it does not go on where the last copy ended.
+        if let Some(filling) = &mut self.draft {
+            filling.next = None;
+        }
+        self.taken.runs.push(ImageRun { page: range.first(), pages: range.pages(), slab, slab_page: first });
+        self.taken.referenced += range.pages();
+        if self.taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(()) }
+    }
+
+    fn finish(mut self) -> Result<Taken, ImageError> {
+        self.seal()?;
+        Ok(self.taken)
+    }
+}
+
+fn is_zero(page: &[u8; PAGE]) -> bool {
+    page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+}
+
+#[cfg(test)]
+mod tests;
