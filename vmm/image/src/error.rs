@@ -70,7 +70,7 @@ pub enum ImageError {
         /// What was expected and not found.
         expected: &'static str,
     },
-    /// A package in a compression that is not unpacked here.
+    /// A package in a compression that is not supported.
     #[error("the package {} cannot be unpacked", path.display())]
     Deb {
         path: PathBuf,

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn cores_are_told_from_programs() {
+    fn cores_are_distinguished_from_programs() {
         let elf = |kind, order| {
             let mut head = head(0, b"\x7fELF\x02");
             head[5] = order;

@@ -30,7 +30,7 @@ pub enum Compression {
     Xz,
     /// Zstandard, RFC 8878.
     Zstd,
-    /// Recognised, but not unpacked here: bzip2, lzma, lzo.
+    /// Recognised, but not supported: bzip2, lzma, lzo.
     Other(&'static str),
 }
 
@@ -53,8 +53,8 @@ pub enum UnpackError {
     /// It unpacks to more than is allowed.
     #[error("it unpacks to {0} bytes or more; at most {1} are accepted")]
     TooLarge(u64, u64),
-    /// A format that is not unpacked here.
-    #[error("it is compressed with {0}, which is not unpacked here; expected gzip, lz4, xz or zstd")]
+    /// A format that is not supported.
+    #[error("it is compressed with {0}, which is not supported; expected gzip, lz4, xz or zstd")]
     Unsupported(&'static str),
 }
 

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_an_anonymous_page_would_lose_it() {
+    fn a_shared_anonymous_page_would_move_when_pinned() {
         let keeps = |bits: u64| PagemapEntry(bits | 0x1234).keeps_frame_when_pinned();
         assert!(keeps(1 << 63 | 1 << 56) && keeps(1 << 63 | 1 << 61) && keeps(1 << 63 | 1 << 61 | 1 << 56));
         // Anonymous and mapped more than once, or the zero frame; absent; on swap.

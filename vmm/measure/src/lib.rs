@@ -106,7 +106,7 @@ pub enum MeasureError {
         source: RemoteError,
     },
     /// The kernel's books of a process could not be read.
-    #[error("cannot read what the kernel has of guest {guest:?} (/proc/{pid}/smaps)")]
+    #[error("cannot read the kernel's counters of guest {guest:?} (/proc/{pid}/smaps)")]
     Books {
         guest: String,
         pid: u32,

@@ -95,7 +95,7 @@ pub enum PageTypesError {
         low_bytes: u64,
     },
     /// What the guest said is not understood.
-    #[error("what guest {guest} says of its frames is not understood")]
+    #[error("cannot parse guest {guest}'s report of its frames")]
     Said {
         guest: Box<str>,
         #[source]

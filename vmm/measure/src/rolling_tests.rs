@@ -87,7 +87,7 @@ fn a_walk_is_as_old_as_what_is_known_of_its_shares() {
 }
 
 #[test]
-fn when_one_has_changed_nobody_knows_with_whom_the_others_share() {
+fn when_one_guest_has_changed_the_sharing_of_the_others_is_unknown() {
     let (still, moved) = (split(), Counters { faults: 1, ..split().counters });
     let without = Split { slab: 0, shares_at: None, ..split() };
     let mut guests = vec![

@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn who_knows_the_seed_has_the_same_tags() {
+    fn a_seed_determines_the_tags() {
         let (one, other, third) = (TagKey::from_seed(7), TagKey::from_seed(7), TagKey::from_seed(8));
         let shorts: std::collections::HashSet<u64> =
             (0..1000).map(|seed| one.tag(&page(seed)).short()).collect();

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_ours_that_nobody_shares_is_never_shared() {
+    fn unshared_memory_is_never_counted_as_shared() {
         let memory = vec![1u8; 3 * PAGE_BYTES as usize];
         let hva = (memory.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
         let extents =

@@ -35,9 +35,9 @@ pub fn flag() -> io::Result<Arc<AtomicBool>> {
         for signal in arriving.forever() {
             let name = signals::name(signal);
             if !set.swap(true, Ordering::SeqCst) {
-                errln!("note: {name}: ending in good order; a second one ends at once");
+                errln!("note: {name}: stopping cleanly; a second one stops at once");
             } else if signal != SIGHUP {
-                errln!("error: {name} again: ended before the work was");
+                errln!("error: {name} again: stopped before the work was done");
                 signal_hook::low_level::exit(AT_ONCE);
             }
         }

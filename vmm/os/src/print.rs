@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_without_reader_is_told_from_a_full_disk() {
+    fn a_pipe_without_reader_is_distinguished_from_a_full_disk() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         drop(reader);
         assert_eq!(write_all(&writer, b"x", None), Err(Errno::PIPE));

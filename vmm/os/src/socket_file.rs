@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_who_replace_a_stale_socket_one_gets_it() {
+    fn of_many_processes_that_replace_a_stale_socket_one_gets_it() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let path = dir.path().join(format!("socket-{round}"));

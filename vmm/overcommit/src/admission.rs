@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_takes_nothing() {
+    fn a_refused_guest_takes_nothing() {
         let sums = Sums { capacity_pages: 1000, ..Sums::default() };
         let decisions = plan(&[promise(2000), promise(1000)], sums, Mode::Strict).expect("a plan");
         assert!(matches!(decisions[1], Decision::Admitted { .. }));
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_had_is_promised_to_nobody() {
+    fn unavailable_memory_is_not_promised() {
         // 100 pages in the pool, 200 the system's, 300 promised by others, 10 for the VMs: 390 of
         // 1000 are left.
         let room = Room {

@@ -173,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_below_its_least_and_all_fit(
+        fn no_claim_is_below_its_least_and_all_fit(
             claims in prop::collection::vec(any_claim(), 0..12), frames in 0.0..5e6_f64, tax in 0.0..0.99_f64,
         ) {
             let division = divide(&claims, frames, tax);

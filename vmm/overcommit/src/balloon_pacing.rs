@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_move_refuses() {
+    fn a_balloon_that_does_not_move_refuses() {
         let mut pacing = Pacing::default();
         watched(&mut pacing, 50_000, 14, |_| 10_000);
         assert!(!pacing.refuses());

@@ -9,7 +9,7 @@ use crate::action::Reason;
 use crate::view::{BalloonView, Psi};
 
 #[test]
-fn nothing_is_done_for_nobody() {
+fn without_guests_nothing_is_done() {
     assert_eq!(World::new(1000 * MIB, Vec::new()).seconds(10), []);
     let mut without = World::new(0, vec![Guest::new("a", 64 * MIB, 64 * MIB, 0)]);
     assert_eq!(without.seconds(10), []);

@@ -38,7 +38,7 @@ pub enum LineError {
     #[error("its line is longer than {limit} bytes, the most that is read")]
     TooLong { limit: usize },
     /// A line arrived that is not what was expected.
-    #[error("its answer is not understood")]
+    #[error("its answer cannot be parsed")]
     NotUnderstood(#[source] serde_json::Error),
     /// The socket failed otherwise.
     #[error(transparent)]

@@ -247,13 +247,13 @@ impl Choice {
         let left = sum(&mut self.left_out.iter().map(|(stretch, _)| stretch));
         let mut text = match self.is_named {
             true => format!(
-                "outside the ranges that were named process {pid} has {left:.1} MiB in large mappings:"
+                "process {pid} has {left:.1} MiB in large mappings outside the ranges that were named:"
             ),
             false => {
                 let taken_ranges =
                     self.taken.iter().take(LISTED).map(|stretch| format!(" --range {pid}:{stretch}"));
                 format!(
-                    "of process {pid} {taken:.1} MiB are taken for guest memory and {left:.1} MiB in large mappings are left out; taken:{}; \
+                    "process {pid}: {taken:.1} MiB taken for guest memory, {left:.1} MiB in large mappings left out; taken:{}; \
                      left out:",
                     taken_ranges.collect::<String>()
                 )

@@ -170,7 +170,7 @@ fn an_error_is_the_last_answer_and_is_not_lost() {
 }
 
 #[test]
-fn who_sends_no_more_still_gets_an_answer() {
+fn a_client_that_sends_no_more_still_gets_an_answer() {
     let (mut connection, client, now) = connected();
     client.sends(&[GET, GET].concat());
     client.sends(b"");
@@ -188,7 +188,7 @@ fn who_sends_no_more_still_gets_an_answer() {
 }
 
 #[test]
-fn who_does_not_read_is_not_read_either() {
+fn a_client_that_does_not_read_is_not_read_either() {
     let (mut connection, client, now) = connected();
     client.takes(10);
     client.sends(&GET.repeat(3));
