@@ -22,7 +22,7 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// What stands before `-amd64` in the names of its packages.
+    /// The part before `-amd64` of the names of its packages.
     fn infix(self) -> &'static str {
         match self {
             Self::Cloud => "-cloud",

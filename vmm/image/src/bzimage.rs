@@ -14,7 +14,7 @@ const HEADER_END: usize = 0x268;
 const DEFAULT_SETUP_SECTORS: u64 = 4;
 const SECTOR_BYTES: u64 = 512;
 
-/// What is wrong with a setup header.
+/// Errors in a setup header.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderProblem {
     /// Too old to be unpacked or to be started in 64-bit mode.

@@ -17,7 +17,7 @@ pub const HEAD_BYTES: usize = 32 * 1024 + 8;
 pub struct Format {
     /// Its name, as a sentence has it: "a qcow2 disk image".
     pub name: &'static str,
-    /// What it is for.
+    /// Its use.
     pub class: Class,
 }
 

@@ -24,7 +24,7 @@ pub struct Modules {
     /// Module name, with underscores, to its file.
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
-    /// What modules.dep says, by name.
+    /// The dependencies in modules.dep, by name.
     dependencies: BTreeMap<String, Vec<String>>,
 }
 
@@ -176,7 +176,8 @@ fn collect(dir: &Path, depth: usize, files: &mut BTreeMap<String, PathBuf>) -> R
     Ok(())
 }
 
-/// What modules.dep says: `path/a.ko.xz: path/b.ko.xz path/c.ko.xz`, where a needs b and c.
+/// The dependencies in modules.dep: `path/a.ko.xz: path/b.ko.xz path/c.ko.xz`, where a needs b and
+/// c.
 fn parse_dep(text: &str) -> BTreeMap<String, Vec<String>> {
     let line = |line: &str| {
         let (module, needs) = line.split_once(':')?;

@@ -25,7 +25,7 @@ const AR_HEADER_BYTES: usize = 60;
 /// `debian-binary`, `control.tar.*`, `data.tar.*`, and room for signatures.
 const AR_MEMBERS_CAP: usize = 16;
 
-/// What a package says it is.
+/// The name and version in a package's control file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PackageId {
     /// As in `linux-image-6.12.9+deb12-cloud-amd64`.
@@ -37,7 +37,7 @@ pub struct PackageId {
 /// A kernel package, taken apart.
 #[derive(Clone, Debug)]
 pub struct Unpacked {
-    /// What it says it is.
+    /// Its name and version.
     pub id: Option<PackageId>,
     /// The kernel, still compressed.
     pub kernel: PathBuf,

@@ -221,7 +221,7 @@ fn an_image_appears_whole_or_not_at_all() {
         make(&Options { source, modules: Vec::new(), to }, &vmlinux(b"agent"), &mut progress::Quiet)
     };
 
-    // What fails leaves nothing, not even the directories above.
+    // A failure leaves nothing, not even the directories above.
     from(dir.path(), Destination::Collection(images.clone())).unwrap_err();
     assert_eq!(listing(dir.path()), ["kernel"]);
 

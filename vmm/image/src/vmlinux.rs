@@ -68,11 +68,10 @@ enum Source {
     Memory(Cursor<Vec<u8>>),
 }
 
-/// What is wrong with the kernel at `path`.
+/// An error in the kernel at `path`.
 #[derive(Debug)]
 pub struct KernelError {
     pub path: PathBuf,
-    /// What is wrong with it.
     pub problem: KernelProblem,
 }
 

@@ -11,7 +11,7 @@ use super::PAGE_BYTES;
 
 /// Levels of control groups that are read.
 const MAX_LEVELS: usize = 64;
-/// What version 1 shows where there is no limit is about 2^63.
+/// Without a limit version 1 shows about 2^63.
 const NO_LIMIT_BYTES: u64 = 1 << 62;
 
 /// The version of a hierarchy of control groups.
@@ -48,10 +48,9 @@ struct Level {
 pub struct GroupMemory {
     /// The least limit on the way up to the root; None if there is none.
     pub limit_pages: Option<u64>,
-    /// What may still be taken under the limits: memory that is not used or could be dropped at
-    /// once.
+    /// Memory that may still be taken under the limits: unused, or droppable at once.
     pub free_pages: Option<u64>,
-    /// What may still go to swap; None if no group limits it.
+    /// Swap that may still be used; None if no group limits it.
     pub swap_free_pages: Option<u64>,
 }
 

@@ -96,12 +96,12 @@ impl Host {
 }
 
 impl Readings {
-    /// What the host has besides its pool of huge pages.
+    /// Memory of the host besides its pool of huge pages.
     pub fn host_pages(&self) -> u64 {
         self.total_pages.saturating_sub(self.pool_pages)
     }
 
-    /// What may still be taken: of the host, and of its control group.
+    /// Memory that may still be taken: of the host, and of its control group.
     pub fn free_pages(&self) -> u64 {
         self.group.free_pages.map_or(self.available_pages, |group| group.min(self.available_pages))
     }

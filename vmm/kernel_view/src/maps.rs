@@ -19,7 +19,7 @@ pub fn own() -> io::Result<String> {
     std::fs::read_to_string("/proc/self/maps")
 }
 
-/// What a line says.
+/// One line of `maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping<'a> {
     /// Its addresses; the end is not below the start.

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::Path;
 
-/// What the kernel says of the host's memory.
+/// The kernel's counters of the host's memory.
 #[derive(Clone, Debug, Default)]
 pub struct Meminfo(String);
 

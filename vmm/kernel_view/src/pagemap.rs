@@ -25,7 +25,7 @@ const CHUNK_PAGES: usize = 16 * 1024;
 /// of nanoseconds, a call some hundreds.
 pub const GAP_ENTRIES: u64 = 16;
 
-/// What can go wrong while reading the kernel's page tables for us.
+/// Errors of reading page tables.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PagemapError {

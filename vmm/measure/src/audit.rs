@@ -21,7 +21,7 @@ const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Frames looked up at a time.
 const CHUNK_FRAMES: usize = 16 * 1024;
 
-/// What the audit found.
+/// The result of an audit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     pub guests: Vec<GuestAudit>,
@@ -51,7 +51,7 @@ pub struct GuestAudit {
     pub swapped: u64,
     /// The same, by the kernel's books.
     pub swapped_by_kernel: u64,
-    /// What the two disagree on.
+    /// Their difference.
     pub residue_pages: u64,
 }
 

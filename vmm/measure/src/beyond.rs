@@ -132,7 +132,7 @@ impl Scan {
     }
 
     fn compare(&self, sampled: &mut Sampled, guest: usize, page: u64, content: &[u8; PAGE]) {
-        // What is equal is shared, and no reference: it is the same frame.
+        // An equal page is shared and no reference: it is on the same frame.
         let is_itself = || self.layout.place(sampled.number) == (guest, page);
         if sampled.candidates == MAX_CANDIDATES || is_itself() || *sampled.page == *content {
             return;
@@ -164,7 +164,7 @@ fn summary(sample: &[Sampled], contents: u64) -> Beyond {
         .iter()
         .map(|sampled| {
             packed.clear();
-            // What it cannot compress stays as it is.
+            // Incompressible pages are kept as they are.
             let done =
                 zstd.as_mut().is_some_and(|zstd| zstd.compress(&sampled.page[..], None, &mut packed).is_ok());
             if done { packed.len().min(PAGE) as f64 } else { whole }

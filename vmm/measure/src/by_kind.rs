@@ -35,7 +35,7 @@ pub(super) struct SlabRun {
     pub(super) guest: usize,
 }
 
-/// What is found of one guest.
+/// The pages of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     guest: usize,

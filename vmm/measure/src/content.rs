@@ -51,7 +51,7 @@ impl Content {
         self.index_bytes = self.index_bytes.max(other.index_bytes);
     }
 
-    /// What a scan found, all of it in one domain.
+    /// The result of a scan, all of it in one domain.
     pub fn of(scan: &Scan) -> Self {
         let zero = scan.guests.iter().map(|guest| guest.zero).sum();
         let filled: u64 = scan.guests.iter().map(|guest| guest.filled).sum();

@@ -12,7 +12,7 @@ use super::scan::Scan;
 /// Guests beyond which there is no matrix of pairs.
 pub const MAX_PAIRED: usize = 64;
 
-/// What is known of a guest before it is read.
+/// A guest, before it is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Its name, or what it is.

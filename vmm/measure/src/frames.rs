@@ -120,11 +120,11 @@ pub struct Frames {
     pub shared_by_what: SharedBy,
     /// Zero and shared pages are distinguished by estimate, not frame by frame.
     pub estimated: bool,
-    /// What a reader of the numbers should know.
+    /// Notes for readers of the numbers.
     pub notes: Vec<String>,
 }
 
-/// What the host's frame table says of one frame.
+/// One frame in the host's frame table.
 #[derive(Clone, Copy, Debug, Default)]
 struct FrameInfo {
     flags: FrameFlags,

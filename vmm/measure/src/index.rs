@@ -180,7 +180,7 @@ impl Table {
         size
     }
 
-    /// What is in it: marks and entries.
+    /// Its marks and entries.
     fn contents(&self) -> impl Iterator<Item = (u8, &Entry)> {
         let groups = self.marks.iter().zip(&self.entries);
         groups.flat_map(|(marks, entries)| marks.taken().zip(entries))

@@ -85,7 +85,7 @@ impl Space {
     }
 }
 
-/// What can go wrong while measuring.
+/// Errors of measuring.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MeasureError {

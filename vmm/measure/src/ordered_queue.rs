@@ -15,7 +15,7 @@ use super::tag::Tag;
 /// Batches that may wait for one before them.
 const MAX_WAITING: usize = 64;
 
-/// What the threads of a pass deliver to.
+/// The queue to which the threads of a pass deliver.
 pub(super) struct OrderedQueue<'a> {
     sources: &'a [&'a dyn Source],
     state: Mutex<State>,

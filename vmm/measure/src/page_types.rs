@@ -94,7 +94,7 @@ pub enum PageTypesError {
         /// RAM below the hole.
         low_bytes: u64,
     },
-    /// What the guest said is not understood.
+    /// The guest's report cannot be parsed.
     #[error("cannot parse guest {guest}'s report of its frames")]
     Said {
         guest: Box<str>,
@@ -145,7 +145,7 @@ pub fn pc_ram(who: &str, stretches: &[u64], low_bytes: u64) -> Result<Vec<Ram>, 
 pub struct PageTypes(Vec<PageType>);
 
 impl PageTypes {
-    /// What page number `page` is used for.
+    /// The type of page number `page`.
     pub fn of(&self, page: u64) -> PageType {
         self.0.get(page as usize).copied().unwrap_or(PageType::Hole)
     }
@@ -198,7 +198,7 @@ impl PageTypes {
             let mut entry = [0; ENTRY];
             entries.read_exact(&mut entry).map_err(read)?;
             let kind = PageType::from_flags(u64::from_le_bytes(entry));
-            // What is reserved may be anywhere: firmware, devices, the rest of a section of the
+            // Reserved frames may be anywhere: firmware, devices, the rest of a section of the
             // kernel's map.
             let is_used = !matches!(kind, PageType::Hole | PageType::Kernel);
             if !types.set(ram, frame, frame + 1, kind) && is_used {
@@ -248,7 +248,7 @@ impl PageTypes {
     }
 }
 
-/// What the pages of one type hold.
+/// The contents of the pages of one type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TypeCounts {
     /// Pages of this type, in memory or not.

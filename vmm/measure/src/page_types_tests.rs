@@ -124,7 +124,7 @@ fn a_map_that_does_not_fit_is_refused() {
     let good = |used: u64| {
         let mut flags = vec![HOLE; (HIGH + 40) as usize];
         flags[..64].fill(ANON);
-        // What is reserved may be anywhere.
+        // Reserved frames may be anywhere.
         flags[64..80].fill(RESERVED);
         flags[HIGH as usize..].fill(CACHE);
         flags[HIGH as usize + 32..].fill(used);

@@ -14,7 +14,7 @@ use super::tag::Tag;
 const MARKS_AHEAD: usize = 32;
 const ENTRIES_AHEAD: usize = 12;
 
-/// What a thread found in one chunk.
+/// The pages that a thread read in one chunk.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) guest: u16,

@@ -26,7 +26,7 @@ pub struct Outcome {
     pub verified_pages: u64,
     /// Of these, how many were wrong.
     pub mismatched_pages: u64,
-    /// What a reader of the numbers should know.
+    /// Notes for readers of the numbers.
     pub notes: Vec<String>,
 }
 
@@ -94,7 +94,7 @@ pub struct Report {
     /// Zero and shared pages are distinguished by estimate.
     pub estimated: bool,
     pub per_guest: Vec<GuestReport>,
-    /// What a reader should know.
+    /// Notes for readers.
     pub notes: Vec<String>,
 }
 

@@ -251,7 +251,7 @@ impl Split {
         let total = self.space.pages();
         let moved = self.at < counted && now.differ(&self.counters);
         let by_counters = moved || !self.is_put_together();
-        // What was walked since is newer.
+        // A walk since then is newer.
         let now = if self.at < counted { now } else { &self.counters };
         let (mut private, mut slab, mut swapped) = (self.private, self.slab, self.swapped);
         if moved {

@@ -92,7 +92,7 @@ impl RunFollower {
         self.lengths[class].pages += pages;
     }
 
-    /// What was found, by length too.
+    /// The runs, and the same by length.
     pub(super) fn finish(mut self) -> (Runs, Vec<RunLengths>) {
         self.end();
         (self.found, self.lengths)

@@ -71,7 +71,7 @@ pub struct Counts {
     pub unread: Unread,
 }
 
-/// What a scan found.
+/// The result of a scan.
 pub struct Scan {
     pub guests: Vec<Counts>,
     /// The sets of holders that occur, and
@@ -192,7 +192,7 @@ fn pass(
     shared.queue.into_reducer().ok_or(MeasureError::Worker)
 }
 
-/// What the threads of a pass share.
+/// State that the threads of a pass share.
 struct Shared<'a> {
     sources: &'a [&'a dyn Source],
     chunks: &'a [Extent],

@@ -411,7 +411,7 @@ mod tests {
             tags.sort_unstable();
             tags.dedup();
             assert_eq!(tags.len(), PAGE * 8 + 1, "{:?}", key.way);
-            // What is moved about is something else, too.
+            // A page with moved contents has another tag, too.
             for by in [16, 32, 64] {
                 let mut moved = first;
                 moved.rotate_left(by);

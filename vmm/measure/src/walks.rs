@@ -12,7 +12,7 @@ use super::rolling::Subject;
 use kernel_view::ksm_stat::KsmStat;
 use kernel_view::smaps::{self, ProcessPages};
 
-/// What is known of a guest without looking at its page table.
+/// A guest's counters, which need no walk of its page table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     pub(super) process: ProcessPages,
@@ -53,7 +53,7 @@ impl Counters {
     }
 }
 
-/// What the last walk of a guest's page table has found.
+/// The result of the last walk of a guest's page table.
 #[derive(Clone, Debug)]
 pub(super) struct Split {
     pub(super) space: Space,
@@ -73,7 +73,7 @@ pub(super) struct Split {
     /// When the walk began that found these; not the last one if others that had changed were not
     /// walked with it.
     pub(super) shares_at: Option<Instant>,
-    /// What the process has that is not guest memory.
+    /// Memory of the process that is not the guest's.
     pub(super) besides: Besides,
     /// Zero pages are distinguished from others by estimate.
     pub(super) estimated: bool,

@@ -12,7 +12,7 @@ use super::{MeasureError, Space};
 /// Looks that can be distinguished: their number is kept for each page.
 pub const MAX_LOOKS: usize = u16::MAX as usize - 1;
 
-/// What one look saw.
+/// One look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Look {
     /// Since the first one.
@@ -29,7 +29,7 @@ pub struct Look {
     pub ideal_saved_pages: u64,
 }
 
-/// What all looks saw.
+/// All looks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Watched {
     /// One after the other.

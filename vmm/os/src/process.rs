@@ -45,7 +45,7 @@ impl Process {
     /// What `fd`, a pidfd, refers to; its number is `pid`.
     pub(super) fn from_pidfd(fd: OwnedFd, pid: u32) -> io::Result<Self> {
         let process = Self { fd, identity: Identity { pid, start_ticks: start_ticks(pid)? } };
-        // What /proc says of its number is said of it only while it lives.
+        // /proc shows its number only while it lives; later it may be another's.
         match process.has_ended() {
             true => Err(io::ErrorKind::NotFound.into()),
             false => Ok(process),

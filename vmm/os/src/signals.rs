@@ -7,7 +7,7 @@ use std::ffi::c_int;
 const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// Those signals that ask this process to end. One that was ignored when it was started (by
-/// `nohup`, `trap ''`, or a script's `&`) stays ignored, as was intended.
+/// `nohup`, `trap ''`, or a script's `&`) stays ignored, as its starter intended.
 pub fn ending() -> impl Iterator<Item = c_int> {
     ENDING.into_iter().filter(|signal| is_heeded(*signal))
 }

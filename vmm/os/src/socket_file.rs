@@ -119,7 +119,7 @@ impl SocketFile {
         &self.path
     }
 
-    /// What is at its path now.
+    /// The state of its path.
     pub fn state(&self) -> State {
         match (fstat(&self.file), statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)) {
             (Ok(own), Ok(there)) if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) => State::There,
@@ -129,7 +129,7 @@ impl SocketFile {
     }
 }
 
-/// What is at the path of a socket.
+/// The state of a socket's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// The socket.
@@ -158,7 +158,7 @@ enum Found {
     Ending,
 }
 
-/// What is at a path where a socket is to be bound.
+/// The state of a path where a socket is to be bound.
 fn look(path: &Path) -> Result<Found, BindError> {
     let kind = match fs::symlink_metadata(path) {
         Ok(there) => there.file_type(),

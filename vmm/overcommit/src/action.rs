@@ -70,7 +70,7 @@ pub enum Reason {
         full_avg10_percent: f64,
         threshold_percent: f64,
     },
-    /// It is its turn to be suspended: another guest has been suspended for long enough.
+    /// Another guest has been suspended for long enough and takes its turn.
     Turn { waited_seconds: u64 },
     /// Ballooning, throttling, paging and suspending were not enough.
     NothingHelped { seconds: u64, free_pages: u64 },

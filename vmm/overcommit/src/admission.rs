@@ -52,23 +52,23 @@ pub struct Room {
     pub total_pages: u64,
     /// Whether it is the control group's.
     pub of_group: bool,
-    /// What is in the pool of huge pages.
+    /// The pool of huge pages.
     pub pool_pages: u64,
     /// What the kernel and the processes of no fleet hold, and would not give up at once.
     pub system_pages: u64,
-    /// What other fleets promised, less what is in their balloons.
+    /// Memory promised by other fleets, less what is in their balloons.
     pub others_pages: u64,
-    /// What the VMs need besides their guests' memory: their processes' own, and page tables.
+    /// The VMs' overhead: their processes' own memory, and page tables.
     pub overhead_pages: u64,
 }
 
 impl Room {
-    /// What is left for guests.
+    /// Memory left for guests.
     pub fn left_pages(&self) -> u64 {
         self.shared_pages().saturating_sub(self.others_pages).saturating_sub(self.overhead_pages)
     }
 
-    /// What all fleets share.
+    /// Memory that all fleets share.
     fn shared_pages(&self) -> u64 {
         self.total_pages.saturating_sub(self.pool_pages).saturating_sub(self.system_pages)
     }
@@ -89,17 +89,16 @@ impl fmt::Display for Room {
 /// What a host has and owes, in pages. All are sums over guests or the host's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
-    /// What guests and their overhead may take.
+    /// Memory that guests and their overhead may take.
     pub capacity_pages: u64,
     /// What is available, whatever the capacity; None where the host was not read.
     pub room: Option<Room>,
-    /// What of it is free.
+    /// The part of it that is free.
     pub free_pages: u64,
     /// Free swap.
     pub swap_pages: u64,
-    /// What all guests were promised.
     pub promised_pages: u64,
-    /// What is in their balloons.
+    /// Pages in their balloons.
     pub ballooned_pages: u64,
     /// What balloons can still take and would free: above the minimums of guests that have a
     /// driver.
@@ -111,7 +110,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// What is promised and not in balloons.
+    /// Pages promised and not in balloons.
     pub fn committed_pages(&self) -> u64 {
         self.promised_pages.saturating_sub(self.ballooned_pages)
     }
@@ -165,7 +164,6 @@ pub enum Decision {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Refusal {
     pub mode: Mode,
-    /// What it asks for.
     pub asked_pages: u64,
     /// The sum that exceeds the limit: the committed memory or the debt, with this guest.
     pub would_be_pages: u64,

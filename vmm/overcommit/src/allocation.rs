@@ -15,12 +15,12 @@ use super::view::GuestView;
 /// Bisections of the level. Each halves it, and a page is found among 2^60.
 const BISECTIONS: usize = 60;
 
-/// What one guest brings to the division.
+/// One guest in the division.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Claim {
     /// Its weight; more than 0.
     pub weight: f64,
-    /// What it uses, in pages.
+    /// Pages that it uses.
     pub active_pages: f64,
     /// Pages that it has.
     pub held_pages: f64,
@@ -145,7 +145,7 @@ mod tests {
     fn shared_pages_cost_less() {
         let shared = Claim { frames_per_page: 0.5, ..claim(1.0, 1000.0, 1000.0) };
         assert_about(&[shared], 300.0, 0.75, &[600]);
-        // What it has not touched costs a frame.
+        // A page that it has not touched costs a frame.
         assert_about(&[Claim { held_pages: 200.0, ..shared }], 300.0, 0.75, &[400]);
     }
 

@@ -7,7 +7,7 @@ use super::knobs::Knobs;
 use super::memory_state::percent_of;
 use super::view::{BalloonView, GuestView};
 
-/// What is remembered of one guest's balloon.
+/// The state of one guest's balloon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pacing {

@@ -16,22 +16,20 @@ pub enum CapacityError {
          use all"
     )]
     TooMuch {
-        /// What was asked for.
         asked_pages: u64,
         most_pages: u64,
-        /// What sets the limit.
+        /// The limit that was exceeded.
         limited_by: Limit,
     },
 }
 
-/// What limits the capacity.
+/// The limit of a capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
     Host,
     /// The control group that this process is in, or one above it.
     ControlGroup,
-    /// What was asked for.
     Asked,
 }
 

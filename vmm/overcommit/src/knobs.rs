@@ -12,7 +12,6 @@ pub enum KnobError {
     #[error("{knob} = {value} is not possible: expected {least} to {most}")]
     Range {
         knob: &'static str,
-        /// What it was set to.
         value: f64,
         /// The least it may be.
         least: f64,
@@ -23,11 +22,9 @@ pub enum KnobError {
     Order {
         /// Which must be less.
         lower: &'static str,
-        /// What it was set to.
         low: f64,
         /// Which must be more.
         upper: &'static str,
-        /// What it was set to.
         high: f64,
     },
 }

@@ -73,7 +73,7 @@ pub struct HostOverhead {
 }
 
 impl HostOverhead {
-    /// What the fleet costs besides guest memory.
+    /// The fleet's overhead besides guest memory.
     pub fn total(&self) -> u64 {
         self.vmm + self.page_tables + self.daemon + self.dead_slabs + self.ksm_metadata
     }

@@ -27,7 +27,7 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     for (i, guest) in scene.guests.iter().enumerate() {
         let refuses = guest.balloon.is_some() && !scene.follows[i];
         let pages = match short || waiting {
-            // What it will need at once it would only read back.
+            // Pages that it will need at once it would only read back.
             true if scene.waits[i] && !short => {
                 pageable(guest, 0, 0).min(guest.held_pages().saturating_sub(scene.runs_with_pages(i, &fair)))
             }

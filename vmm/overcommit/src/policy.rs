@@ -30,8 +30,8 @@ const FIRST_STEP_SECONDS: f64 = 1.0;
 /// How long the rate at which free memory changes is averaged over.
 const SLOPE_SECONDS: f64 = 3.0;
 
-/// What a step leaves for the next one. It can be kept as JSON, so that a daemon goes on where
-/// another one ended.
+/// The state that a step leaves for the next one. It can be kept as JSON, so that a daemon goes on
+/// where another one ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
@@ -53,12 +53,12 @@ pub struct Memory {
     guests: Vec<GuestMemory>,
 }
 
-/// What is remembered of one guest.
+/// The state of one guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct GuestMemory {
     name: String,
-    /// What it used, forgotten slowly, in pages.
+    /// Pages that it used, forgotten slowly.
     active_pages: f64,
     pacing: Pacing,
     pub(super) suspension: Suspension,
@@ -73,7 +73,7 @@ pub(super) struct Scene<'a> {
     pub(super) passed_seconds: f64,
     /// How fast free memory falls; 0 if it does not.
     pub(super) falling_pages_per_second: f64,
-    /// What each guest uses, remembered for a while.
+    /// Pages that each guest uses, remembered for a while.
     pub(super) active_pages: Vec<u64>,
     /// Whether each guest's balloon can be counted on.
     pub(super) follows: Vec<bool>,

@@ -46,7 +46,7 @@ fn a_guest_that_refuses_harms_itself() {
     refuser.refuses = true;
     guests.push(refuser);
     let mut world = World::new(840 * MIB, guests);
-    // What is read back stays on swap in this world.
+    // Pages that are read back stay on swap in this world.
     world.swap_pages = 1_000_000 * MIB;
     let actions = world.seconds(300);
     assert_eq!(world.memory.refuses("d"), Some(true));
@@ -173,7 +173,7 @@ fn a_suspended_guest_waits_for_room() {
     assert_eq!(state_of(&world), [GuestState::Running; 2], "{actions:?}");
 }
 
-/// What a daemon knew is lost, or was kept as JSON: the next one goes on, and nothing moves.
+/// A daemon's state is lost, or was kept as JSON: the next one goes on, and nothing moves.
 #[test]
 fn a_new_daemon_goes_on() {
     let guests = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 300 * MIB, 50 * MIB));

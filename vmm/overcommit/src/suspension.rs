@@ -35,7 +35,7 @@ pub fn longest_wait_seconds(guests: usize, knobs: &Knobs) -> f64 {
         + guests as f64 * (knobs.turn_run_seconds + knobs.suspend_hold_seconds)
 }
 
-/// What is remembered of one guest.
+/// The state of one guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Suspension {
@@ -83,7 +83,7 @@ impl Suspension {
     }
 }
 
-/// What is remembered of all.
+/// The state of all guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LastResort {

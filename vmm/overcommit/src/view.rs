@@ -31,7 +31,7 @@ pub struct Psi {
     pub full_avg10_percent: f64,
 }
 
-/// What a guest is doing.
+/// The state of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestState {
@@ -98,7 +98,6 @@ pub struct GuestView {
     pub max_pages: u64,
     /// Higher suffers later.
     pub priority: u32,
-    /// What it is doing.
     pub state: GuestState,
     /// Limit on its first touches each second; None is no limit.
     pub throttle_pages_per_second: Option<u64>,

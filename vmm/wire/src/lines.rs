@@ -258,7 +258,7 @@ fn left(until: Instant) -> Result<Duration, LineError> {
 /// `limit`.
 ///
 /// # Errors
-/// What connect(2) says; a full queue is `WouldBlock` once `limit` is over.
+/// An error of connect(2); a full queue is `WouldBlock` once `limit` is over.
 pub fn connect(path: &Path, limit: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // This limits connecting, too, where the queue is full.
@@ -295,7 +295,7 @@ mod tests {
         peer.write_all(b"{\"a\"").unwrap();
         let short = Instant::now() + Duration::from_millis(30);
         assert!(matches!(lines.receive(short), Err(LineError::Late)));
-        // What has arrived is kept.
+        // Received bytes are kept.
         peer.write_all(b":1}\n{").unwrap();
         assert_eq!(lines.receive(soon()).unwrap(), b"{\"a\":1}");
         drop(peer);

@@ -15,9 +15,8 @@ pub enum ExperimentError {
     /// No experiment has this name.
     #[error("no experiment is called {name:?}{meant}: expected one of {known}, or a TOML file")]
     Unknown {
-        /// What was asked for.
         name: String,
-        /// What that resembles, as a clause.
+        /// The most similar name, as a clause.
         meant: String,
         known: String,
     },
@@ -75,7 +74,6 @@ pub enum ExperimentError {
     /// The file that guests are to read.
     #[error("cannot {what}")]
     Image {
-        /// What was being done.
         what: &'static str,
         #[source]
         source: io::Error,
@@ -103,7 +101,6 @@ pub enum ExperimentError {
     /// The file of results cannot be used.
     #[error("cannot {what} the results {path}", path = path.display())]
     Journal {
-        /// What was being done.
         what: &'static str,
         path: PathBuf,
         #[source]

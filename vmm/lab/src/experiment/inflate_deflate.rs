@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// The prefix of the names of threads that run guest code.
 const VCPU: &str = "vcpu";
 
-/// What one step took, for all guests together.
+/// The cost of one step, for all guests together.
 #[derive(Clone, Copy)]
 struct Moved {
     seconds: f64,

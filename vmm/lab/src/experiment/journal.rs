@@ -29,7 +29,7 @@ pub struct Journal {
     environment: Environment,
 }
 
-/// What was found in the file.
+/// The contents of the file.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Trials of this plan on this machine.

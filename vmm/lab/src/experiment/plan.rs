@@ -51,7 +51,7 @@ pub struct GuestPlan {
     pub memory: String,
     #[serde(default = "one")]
     pub cpus: u8,
-    /// What it fills its memory with.
+    /// The contents of its memory.
     pub fill: FillSpec,
     /// A Linux kernel; None is the built-in guest.
     #[serde(default)]
@@ -147,7 +147,7 @@ pub struct Plan {
     #[serde(default)]
     pub source: String,
     pub kind: Kind,
-    /// What the contents of pages follow from.
+    /// The seed of the contents of pages.
     pub seed: u64,
     /// How often each point is measured.
     pub repeat: u32,
@@ -164,13 +164,13 @@ pub struct Plan {
     /// Interval between looks, where something is followed over time.
     #[serde(default = "look_seconds")]
     pub look_seconds: f64,
-    /// What is written while sharing is watched; for [`Kind::Ideal`].
+    /// Writes while sharing is watched; for [`Kind::Ideal`].
     #[serde(default = "churn")]
     pub churn: ChurnPlan,
-    /// What is timed; for [`Kind::SideChannel`] and [`Kind::ScannerPareto`].
+    /// Timed writes; for [`Kind::SideChannel`] and [`Kind::ScannerPareto`].
     #[serde(default = "timing")]
     pub timing: TimingPlan,
-    /// What is read; for [`Kind::PageCache`].
+    /// The file that is read; for [`Kind::PageCache`].
     #[serde(default = "file")]
     pub file: FilePlan,
 }

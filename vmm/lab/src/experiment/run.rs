@@ -21,7 +21,6 @@ const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// Everything that is known of an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// What was to be measured.
     pub plan: Plan,
     /// The environment.
     pub environment: Environment,
@@ -32,7 +31,7 @@ pub struct Outcome {
     /// Medians and spread of each point.
     pub summary: Vec<PointSummary>,
     pub trials: Vec<Trial>,
-    /// What a reader should know, such as the parts of the plan that are not possible here.
+    /// Notes for readers, such as the parts of the plan that are not possible here.
     pub notes: Vec<String>,
     #[serde(skip)]
     points: Vec<Point>,

@@ -221,12 +221,12 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// What sharing saves, zeros not counted.
+    /// Pages that sharing saves, zeros not counted.
     pub(super) fn by_sharing(&self) -> u64 {
         self.own + self.cross
     }
 
-    /// What needs no frame.
+    /// Pages that need no frame.
     pub(super) fn total(&self) -> u64 {
         self.zero + self.by_sharing()
     }

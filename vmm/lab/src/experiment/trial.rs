@@ -31,7 +31,7 @@ pub type Figures = BTreeMap<String, f64>;
 /// Pairs, such as of a time and a value, by the name of the value.
 pub type Series = BTreeMap<String, Vec<(f64, f64)>>;
 
-/// What one run measured.
+/// The results of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Single numbers.
@@ -39,7 +39,7 @@ pub struct Measured {
     /// Those that belong together.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub series: Series,
-    /// What a reader should know.
+    /// Notes for readers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }

@@ -114,7 +114,7 @@ impl Guest {
         self.view.promised_pages as f64
     }
 
-    /// What it is left by its balloon.
+    /// Pages that its balloon leaves it.
     pub(super) fn usable_pages(&self) -> f64 {
         self.promised_pages() - self.ballooned_pages
     }

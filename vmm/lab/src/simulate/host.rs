@@ -23,7 +23,7 @@ pub(super) struct Host<'a> {
     views: Vec<GuestView>,
     dice: Dice,
     now_seconds: f64,
-    /// What its clock is ahead by.
+    /// The lead of its clock.
     jumped_seconds: f64,
     psi: Psi,
     eager: bool,
@@ -47,7 +47,7 @@ pub struct Sample {
     pub suspended: u64,
     /// Guests that their limit held back in this step. Most limits are never reached.
     pub throttled: u64,
-    /// What the policy asked for in this step.
+    /// Actions of the policy in this step.
     pub actions: u64,
 }
 

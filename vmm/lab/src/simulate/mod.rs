@@ -44,7 +44,7 @@ pub struct Report {
 /// simulation.
 ///
 /// # Errors
-/// What `each` returned.
+/// The error of `each`.
 pub fn run<E>(scenario: &Scenario, mut each: impl FnMut(&Sample) -> Result<(), E>) -> Result<Report, E> {
     let mut hosts: Vec<Host> = (0..scenario.hosts).map(|n| Host::new(scenario, n)).collect();
     let kinds: Vec<&str> = scenario.guests.iter().map(|g| g.name.as_str()).collect();

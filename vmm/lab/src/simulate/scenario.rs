@@ -34,7 +34,7 @@ pub struct Scenario {
     /// The policy's knobs that are not at their defaults.
     #[serde(default)]
     knobs: toml::Table,
-    /// What guests can do, by name.
+    /// Loads of guests, by name.
     #[serde(rename = "load")]
     pub loads: BTreeMap<String, Load>,
     #[serde(default, rename = "guest")]
@@ -46,11 +46,11 @@ pub struct Scenario {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table [host]")]
 pub struct HostSpec {
-    /// What guests and their overhead may take.
+    /// Memory that guests and their overhead may take.
     pub capacity_mib: u64,
     #[serde(default)]
     pub swap_mib: u64,
-    /// What each guest takes besides its memory.
+    /// Overhead of each guest.
     #[serde(default = "overhead")]
     pub overhead_mib_per_guest: u64,
     /// How fast pages are merged at normal priority; four times as fast at urgent priority; 0 is
@@ -71,7 +71,7 @@ pub struct HostSpec {
     pub psi: bool,
 }
 
-/// What a guest does with its memory. Percentages are of its memory.
+/// A guest's use of its memory. Percentages are of its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "keys of a load")]
 pub struct Load {
@@ -120,7 +120,7 @@ pub struct GuestSpec {
     /// How many on each host.
     #[serde(default = "one")]
     pub count: u64,
-    /// What each is promised.
+    /// Memory promised to each.
     pub memory_mib: u64,
     #[serde(default = "shares")]
     pub shares: u32,
@@ -137,7 +137,7 @@ pub struct GuestSpec {
     /// The part of the memory it has touched that others have too.
     #[serde(default)]
     pub share_percent: f64,
-    /// What it does at first.
+    /// Its first load.
     pub load: String,
     /// When the first one starts.
     #[serde(default)]

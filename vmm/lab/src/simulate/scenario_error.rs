@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use overcommit::knobs::KnobError;
 
-/// What is wrong with a scenario.
+/// Errors in a scenario.
 #[derive(Debug, Error)]
 pub enum ScenarioError {
     /// It is not TOML, or has a key that no scenario has.
@@ -23,7 +23,6 @@ pub enum ScenarioError {
     Range {
         at: String,
         key: &'static str,
-        /// What it was set to.
         value: f64,
         /// The least it may be.
         least: f64,

@@ -66,13 +66,13 @@ pub struct KindReport {
     pub name: String,
     /// How many of them live.
     pub living: u64,
-    /// What each was promised.
+    /// Pages promised to each.
     pub promised_pages: u64,
-    /// What it is left by its balloon.
+    /// Pages that its balloon leaves it.
     pub left_pages: u64,
-    /// What is in memory.
+    /// Pages in memory.
     pub resident_pages: u64,
-    /// What is on swap.
+    /// Pages on swap.
     pub swapped_pages: u64,
     /// How many times longer its work took than with all the memory it wanted; suspension counts as
     /// no progress. 1 is full speed; null without any progress.
@@ -118,7 +118,7 @@ pub struct PhaseReport {
     pub minimum_violations: u64,
     /// How often a balloon was sent one way and, within a minute, the other.
     pub swings: u64,
-    /// What the policy asked for.
+    /// Actions of the policy.
     pub actions: u64,
     /// How long at the end of the phase nothing was asked for on any host.
     pub quiet_seconds: f64,

@@ -66,7 +66,7 @@ struct Stress<'a> {
     seen: Mutex<Seen>,
 }
 
-/// What the sampler keeps.
+/// The sampler's state.
 #[derive(Default)]
 struct Seen {
     series: Series,

@@ -74,7 +74,6 @@ pub struct Scenario {
     /// From one sample to the next.
     pub sample_seconds: f64,
     pub phases: Vec<Phase>,
-    /// What must be true in the end.
     pub expect: Expect,
 }
 

@@ -17,7 +17,7 @@ const MAX_GUEST_SAMPLES: usize = 200_000;
 /// One guest at one moment. Pages are of 4096 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSample {
-    /// What is in its balloon.
+    /// Pages in its balloon.
     pub ballooned_pages: u64,
     /// Its pages on frames.
     pub resident_pages: u64,
@@ -64,23 +64,22 @@ sample! {
     /// Why: 0 by what is free, 1 because that falls, 2 because of stalls, 3 because of the state
     /// before.
     because: u8,
-    /// What may be used.
+    /// The fleet's capacity.
     capacity_pages: u64,
-    /// What is in use.
+    /// Pages in use.
     used_pages: u64,
-    /// What may still be taken.
+    /// Pages that may still be taken.
     free_pages: u64,
     /// The age of the ledger's numbers, by the oldest walk that counters have changed since:
     /// promised, saved, swapped, debt and cover. The others are of the last look.
     ledger_age_seconds: f64,
-    /// What all guests were promised.
     promised_pages: u64,
     /// Pages on frames.
     resident_pages: u64,
     saved_pages: u64,
-    /// What is in balloons.
+    /// Pages in balloons.
     ballooned_pages: u64,
-    /// What is on swap.
+    /// Pages on swap.
     swapped_pages: u64,
     debt_pages: u64,
     cover_pages: u64,

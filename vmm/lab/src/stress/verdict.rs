@@ -32,7 +32,7 @@ pub struct Stormed {
     pub seconds: f64,
 }
 
-/// What became of a guest.
+/// The fate of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
@@ -55,7 +55,6 @@ pub enum Fate {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestVerdict {
     pub name: String,
-    /// What became of it.
     pub fate: Fate,
     /// Why, where there is something to say.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -66,7 +65,7 @@ pub struct GuestVerdict {
     pub held_seconds: f64,
     /// How long it was suspended.
     pub suspended_seconds: f64,
-    /// What it wrote at once.
+    /// Its storms of writes.
     pub storms: Vec<Stormed>,
     /// How long its writes took.
     pub latencies: Vec<Timed>,
@@ -89,7 +88,7 @@ pub struct Verdict {
     pub about: String,
     /// Nothing was lost, and everything is as expected.
     pub held: bool,
-    /// What was lost, or is not as expected.
+    /// Losses, and results that are not as expected.
     pub failures: Vec<String>,
     /// How long it took.
     pub seconds: f64,
@@ -108,7 +107,7 @@ pub struct Verdict {
     pub mismatched_pages: u64,
     /// Guests that were left out of a check because they were suspended.
     pub unchecked: BTreeSet<String>,
-    /// What the policy did, by kind.
+    /// The policy's actions, by kind.
     pub actions: BTreeMap<String, u64>,
     /// Actions that failed.
     pub failed_actions: u64,

@@ -97,7 +97,6 @@ pub struct Histogram {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matrix {
     pub title: String,
-    /// What the values are in.
     pub unit: String,
     /// Of rows and columns alike.
     pub labels: Vec<String>,

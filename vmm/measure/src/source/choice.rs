@@ -25,7 +25,7 @@ pub const OTHER_FRACTION: u64 = 4;
 /// Stretches that a sentence lists.
 const LISTED: usize = 8;
 
-/// What memory is made of.
+/// Kinds of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Anonymous,
@@ -63,9 +63,9 @@ pub struct Stretch {
     pub hvas: Range<u64>,
     /// Of its bytes, those that have a frame or are on swap.
     pub held_bytes: u64,
-    /// What it is made of.
+    /// Its kind.
     pub kind: Kind,
-    /// What of it is a shared file's, by address.
+    /// The parts of it that are a shared file's, by address.
     pub parts: Vec<FilePart>,
 }
 
@@ -153,12 +153,12 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What was taken for a guest's RAM, and what was not.
+/// The stretches taken for a guest's RAM, and those left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// The guest's RAM, by address.
     pub taken: Vec<Stretch>,
-    /// What else is large, the one that holds most first.
+    /// Other large stretches, the one that holds most first.
     pub left_out: Vec<(Stretch, Reason)>,
     /// Ranges were named, and the rule was not asked.
     pub is_named: bool,
@@ -194,7 +194,7 @@ impl Choice {
         choice
     }
 
-    /// What else is large in a process of which `ranges` were named.
+    /// Other large stretches in a process of which `ranges` were named.
     pub fn named(stretches: Vec<Stretch>, ranges: &[Range<u64>]) -> Self {
         let touches = |s: &Stretch| ranges.iter().any(|r| r.start < s.hvas.end && s.hvas.start < r.end);
         let (taken, rest): (Vec<_>, Vec<_>) = stretches.into_iter().partition(touches);

@@ -81,7 +81,7 @@ pub enum CoreError {
     )]
     NoGuest {
         path: PathBuf,
-        /// What it has, what holds most first.
+        /// Its stretches, the one that holds most first.
         stretches: Stretches,
     },
 }
@@ -94,12 +94,12 @@ pub struct Part {
     pub pages: u64,
 }
 
-/// What is measured of a core.
+/// The parts of a core that are measured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Core {
     /// Its memory, by address.
     pub parts: Vec<Part>,
-    /// What a reader of the numbers should know.
+    /// Notes for readers of the numbers.
     pub notes: Vec<String>,
 }
 
@@ -293,7 +293,7 @@ fn process_notes(choice: &Choice) -> Vec<String> {
     notes
 }
 
-/// What a segment is made of, by its permissions and the files that were mapped; and whether it is
+/// The kind of a segment, by its permissions and the files that were mapped; and whether it is
 /// a slab of Samepage's.
 fn kind(segment: &Segment, files: &[(Range<u64>, String)]) -> (Kind, bool) {
     if segment.flags & EXECUTE != 0 {

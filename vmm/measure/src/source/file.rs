@@ -126,7 +126,7 @@ impl FileSource {
         Self { page_types, ..self }
     }
 
-    /// What a reader of the numbers should know of it.
+    /// Notes on it for readers of the numbers.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         self.notes.iter().map(|note| format!("{}: {note}", self.name))
     }

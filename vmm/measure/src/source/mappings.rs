@@ -21,7 +21,7 @@ use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
     pub hvas: Range<u64>,
-    /// What it is made of.
+    /// Its kind.
     pub kind: Kind,
     /// Bytes that have a frame or are on swap.
     pub held_bytes: u64,
@@ -60,7 +60,7 @@ pub enum MappingError {
     )]
     NoGuest {
         pid: u32,
-        /// What it has, the largest first.
+        /// Its stretches, the largest first.
         stretches: Stretches,
     },
     /// A range that was named is not memory.
@@ -118,7 +118,7 @@ fn device(major: u32, minor: u32) -> String {
     format!("{major:02x}:{minor:02x}")
 }
 
-/// What a mapping with a name is made of, where its permissions allow it to be RAM.
+/// The kind of a mapping with a name, where its permissions allow it to be RAM.
 pub(super) fn kind_of(name: &str, is_on_memory: bool) -> Kind {
     let in_memory = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage", "/dev/hugepages"];
     match name {

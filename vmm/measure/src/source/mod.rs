@@ -9,7 +9,7 @@ pub mod process;
 use super::page_types::PageTypes;
 use super::{MeasureError, PAGE};
 
-/// What was not read of a stretch of pages.
+/// The pages of a stretch that were not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
     /// Pages without a frame: never touched, or given back.
@@ -40,7 +40,7 @@ pub trait Source: Sync {
     /// Whether it may be written while it is read.
     fn is_live(&self) -> bool;
 
-    /// What its pages are used for, if that is known.
+    /// The types of its pages, if known.
     fn page_types(&self) -> Option<&PageTypes> {
         None
     }
