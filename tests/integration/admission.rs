@@ -55,7 +55,7 @@ fn strict_promises_nobody_what_the_system_or_another_fleet_has() {
     // Less than the host has, more than can be had: no kernel does with 64 MiB on a host of some GiB.
     let total = first["room"]["total_pages"].as_u64().expect("pages") / 256;
     let refused = up(&sandbox, &fleet_file(&sandbox, "much", total - 64, ""), &[]).output();
-    assert!(refused.code == Some(1) && refused.stderr.contains("more than what can be had"), "{refused}");
+    assert!(refused.code == Some(1) && refused.stderr.contains("more than what is available"), "{refused}");
     for term in [
         "held by the system",
         "in the pool of huge pages",

@@ -178,7 +178,7 @@ fn pages_of_images_are_told_by_what_they_are_for() {
     for (args, expected) in [
         (vec!["--page-flags", &flags_a], "Write PID=FLAGS"),
         (vec!["--page-flags", &named[0], "--page-flags", &named[0]], "twice"),
-        (vec!["--page-flags", &small], "tells of 4 frames"),
+        (vec!["--page-flags", &small], "has 4 frames"),
         (vec!["--page-flags", &large], "frame 0x5 is used (free)"),
         (vec!["--page-flags", &named[0], "--low-memory", "3"], "no unit"),
         (vec!["--page-types"], "--page-flags"),

@@ -1,8 +1,8 @@
 //! Builds the two programs that run inside guests and hands their paths to `include_bytes!`.
 //!
-//! They are freestanding, so they want other code generation than the hypervisor: a nested `cargo build` with a
-//! target directory of its own gives them that, with the toolchain that builds the rest and nothing else. Their
-//! crate has no dependencies, so nothing is fetched.
+//! They are freestanding and need other code generation than the hypervisor: a nested `cargo build`
+//! with a target directory of its own gives them that, with the toolchain that builds the rest and
+//! nothing else. Their crate has no dependencies, so nothing is fetched.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -59,8 +59,8 @@ fn build() -> Result<(), String> {
     for setting in PROFILE {
         cargo.args(["--config", setting]);
     }
-    // What was set for the hypervisor (flags, wrappers such as clippy's, profiles, a target directory) is not for
-    // these programs.
+    // What was set for the hypervisor (flags, wrappers such as clippy's, profiles, a target
+    // directory) is not for these programs.
     for (name, _) in env::vars_os() {
         if is_for_the_outer_build(&name.to_string_lossy()) {
             cargo.env_remove(&name);

@@ -19,7 +19,6 @@ pub const VERSION: u32 = 2;
 pub const WINDOW_BYTES: u64 = 0x1000;
 
 /// Offsets of registers, in bytes. All are words of 32 bits.
-#[expect(missing_docs, reason = "each has the name the specification gives it (4.2.2)")]
 pub mod register {
     pub const MAGIC_VALUE: u32 = 0x000;
     pub const VERSION: u32 = 0x004;
@@ -46,7 +45,6 @@ pub mod register {
 }
 
 /// Bits of [`register::STATUS`].
-#[expect(missing_docs, reason = "each has the name the specification gives it (2.1)")]
 pub mod status {
     pub const ACKNOWLEDGE: u32 = 1;
     pub const DRIVER: u32 = 2;

@@ -1,5 +1,5 @@
-//! Finds and fetches the newest kernel package that this machine's apt knows. No name is fixed here: each
-//! security update gives the package a new one, and the old ones vanish.
+//! Finds and fetches the newest kernel package that this machine's apt knows. No package name is
+//! fixed here: each security update gives the package a new one, and the old ones vanish.
 
 use std::cmp::Ordering;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// What stands before `-amd64` in the names of its packages.
+    /// The part before `-amd64` of the names of its packages.
     fn infix(self) -> &'static str {
         match self {
             Self::Cloud => "-cloud",
@@ -31,7 +31,7 @@ impl Flavour {
     }
 }
 
-/// How often a running program is looked at.
+/// How often a running program is polled.
 const POLL: Duration = Duration::from_millis(50);
 /// How long to wait while another apt has the lists locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(120);
@@ -125,7 +125,7 @@ fn command(tool: &str) -> Command {
     command
 }
 
-/// Runs `command` to its end, or ends it when the work is to stop.
+/// Runs `command` to its end, or kills it when the work is to stop.
 fn run(
     tool: &'static str,
     what: &str,
@@ -133,7 +133,7 @@ fn run(
     progress: &mut dyn Progress,
     mut look: impl FnMut(&mut dyn Progress),
 ) -> Result<(), ImageError> {
-    // A file and not a pipe: nobody reads a pipe while we poll.
+    // A file and not a pipe: nothing reads a pipe while we poll.
     let log = || ImageError::file("make a temporary file in", std::env::temp_dir());
     let mut words = tempfile::tempfile().map_err(log())?;
     let stderr: File = words.try_clone().map_err(log())?;
@@ -213,8 +213,8 @@ fn releases(names: &[String]) -> Vec<String> {
     found
 }
 
-/// Debian's order of upstream versions (Debian Policy 5.6.12): text and numbers in turn; `~` comes before
-/// everything, even the end; letters come before other characters.
+/// Debian's order of upstream versions (Debian Policy 5.6.12): text and numbers in turn; `~` comes
+/// before everything, even the end; letters come before other characters.
 pub(super) fn compare_versions(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {

@@ -1,11 +1,11 @@
 //! The setup header of a bzImage: where its compressed payload lies and which kernel it is.
 //!
-//! Source: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header". What is not done here:
-//! loading one, which is the boot loader's.
+//! Source: Linux, Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header". Loading one is
+//! not done here but in the boot loader.
 
 use super::elf::{u16_at, u32_at};
 
-/// The oldest protocol that says where the payload is (Linux 2.6.26).
+/// The oldest protocol that gives the payload's place (Linux 2.6.26).
 const PAYLOAD_VERSION: u16 = 0x208;
 const XLOADFLAGS_VERSION: u16 = 0x20c;
 const XLF_KERNEL_64: u16 = 1;
@@ -14,7 +14,7 @@ const HEADER_END: usize = 0x268;
 const DEFAULT_SETUP_SECTORS: u64 = 4;
 const SECTOR_BYTES: u64 = 512;
 
-/// What is wrong with a setup header.
+/// Errors in a setup header.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderProblem {
     /// Too old to be unpacked or to be started in 64-bit mode.

@@ -18,7 +18,6 @@ pub struct Cpio<W> {
 }
 
 impl<W: Write> Cpio<W> {
-    /// Begins an archive.
     pub fn new(out: W) -> Self {
         Self { out, entries: 0, written: 0 }
     }

@@ -28,13 +28,10 @@ pub enum ElfProblem {
     /// The magic number is another one.
     #[error("has no ELF header")]
     NotElf,
-    /// A 32-bit file.
     #[error("is a 32-bit ELF for {0}; expected a 64-bit x86-64 kernel")]
     Class(Machine),
-    /// Another architecture.
     #[error("is an ELF for {0}; expected x86-64")]
     Machine(Machine),
-    /// A big-endian file.
     #[error("is a big-endian ELF; expected x86-64, which is little-endian")]
     Endian,
     /// Not of type ET_EXEC.
@@ -46,7 +43,6 @@ pub enum ElfProblem {
     /// Headers or segments lie beyond the end of the file.
     #[error("is cut short: its {what} end at byte {end}, the file has {len}; copy or download it again")]
     Truncated {
-        /// What lies outside.
         what: &'static str,
         /// Where it should end, in bytes from the start of the file.
         end: u64,
@@ -134,7 +130,7 @@ pub fn check_kernel<F: Read + Seek>(image: &mut F, len: u64) -> Result<u64, ElfP
     }
     let machine = Machine(u16_at(&head, 18));
     match (head[4], head[5]) {
-        // The machine number of a big-endian file is not where this reads it, so say the endianness.
+        // The machine number of a big-endian file is elsewhere, so report the endianness.
         (_, e) if e != LITTLE_ENDIAN => return Err(ElfProblem::Endian),
         (CLASS_64, _) if machine.0 == MACHINE_X86_64 => {}
         (CLASS_64, _) => return Err(ElfProblem::Machine(machine)),
@@ -204,7 +200,8 @@ fn check_segments<'a>(
     }
 }
 
-/// Whether `image` is a 64-bit x86-64 program that needs no dynamic linker, as /init of an image must be.
+/// Whether `image` is a 64-bit x86-64 program that needs no dynamic linker, as /init of an image
+/// must be.
 pub fn is_static_program(image: &[u8]) -> bool {
     let header = image.len() >= FILE_HEADER_BYTES
         && image.starts_with(&MAGIC)
@@ -220,8 +217,8 @@ pub fn is_static_program(image: &[u8]) -> bool {
     table.len() >= count * PROGRAM_HEADER_BYTES && segments.all(|kind| kind != SEGMENT_INTERPRETER)
 }
 
-/// The contents of the section called `name`, of a 64-bit little-endian file. `None` where the file has
-/// none, or is no such file, or is damaged.
+/// The contents of the section called `name`, of a 64-bit little-endian file. `None` where the file
+/// has none, or is no such file, or is damaged.
 pub fn section<'a>(image: &'a [u8], name: &str) -> Option<&'a [u8]> {
     if image.len() < FILE_HEADER_BYTES
         || image[..4] != MAGIC

@@ -19,36 +19,28 @@ pub enum ImageError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
-    /// This is not a machine with apt.
+    /// This machine has no apt.
     #[error(
         "cannot look up kernel packages: {tool} is not installed here; \
          give a package with --deb FILE, or a kernel with --kernel VMLINUZ --modules DIR"
     )]
-    NoApt {
-        /// The missing program.
-        tool: &'static str,
-    },
+    NoApt { tool: &'static str },
     /// A program of apt could not be run.
     #[error("cannot run {tool}")]
     Run {
-        /// The program.
         tool: &'static str,
-        /// Why it failed.
         #[source]
         source: io::Error,
     },
     /// A program of apt failed.
     #[error("{tool} {what} failed: {detail}")]
     Apt {
-        /// The program.
         tool: &'static str,
-        /// What it was asked.
+        /// What it was asked to do.
         what: String,
-        /// Its own words.
         detail: String,
     },
     /// apt knows no such kernel.
@@ -68,32 +60,26 @@ pub enum ImageError {
         /// Whether the lists have just been updated.
         fresh: bool,
     },
-    /// Something that cannot be a release.
+    /// Text that cannot be a release.
     #[error("--release {0:?} is not a kernel release; expected a number like 6.12")]
     Release(String),
     /// A file that is no Debian package.
     #[error("{} is not a Debian package: {expected}", path.display())]
     NotADeb {
-        /// The file.
         path: PathBuf,
         /// What was expected and not found.
         expected: &'static str,
     },
-    /// A package in a compression that is not unpacked here.
+    /// A package in a compression that is not supported.
     #[error("the package {} cannot be unpacked", path.display())]
     Deb {
-        /// The file.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: UnpackError,
     },
     /// A package whose contents are damaged.
     #[error("the package {} is damaged; download it again", path.display())]
-    DebDamaged {
-        /// The file.
-        path: PathBuf,
-    },
+    DebDamaged { path: PathBuf },
     /// A package without a kernel.
     #[error(
         "the package {}{} has no boot/vmlinuz-*; expected a kernel package such as linux-image-6.12.*-cloud-amd64",
@@ -101,15 +87,13 @@ pub enum ImageError {
         package.as_ref().map(|p| format!(" ({p})")).unwrap_or_default(),
     )]
     NoKernel {
-        /// The file.
         path: PathBuf,
-        /// The name it has for itself.
+        /// The name in its control file.
         package: Option<String>,
     },
-    /// More than any kernel package has.
+    /// More than a kernel package unpacks to.
     #[error("the package {} unpacks to more than {cap} bytes, which no kernel package does", path.display())]
     DebTooLarge {
-        /// The file.
         path: PathBuf,
         /// The bound, in bytes.
         cap: u64,
@@ -117,13 +101,11 @@ pub enum ImageError {
     /// The kernel cannot be used.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// No modules there.
     #[error("{} is not a modules directory: it has neither *.ko files nor modules.builtin; expected one like /lib/modules/6.12.9-amd64", .0.display())]
     NotModules(PathBuf),
     /// Modules of several kernels.
     #[error("{} holds the modules of several kernels ({}); name one of them", path.display(), found.join(", "))]
     SeveralModules {
-        /// The directory.
         path: PathBuf,
         /// Names of the directories in it.
         found: Vec<String>,
@@ -141,25 +123,21 @@ pub enum ImageError {
         place: String,
         /// The module whose dependency it is.
         needed_by: Option<String>,
-        /// The module with the name nearest to it.
+        /// The module whose name is most similar.
         near: Option<String>,
     },
-    /// A chain of dependencies that does not end.
+    /// A chain of dependencies that is too long.
     #[error("the dependencies of the module {name} are more than {cap} deep; is {} damaged?", path.display())]
     Depth {
-        /// The module where it was given up.
+        /// The module at which the search was given up.
         name: String,
-        /// The modules directory.
         path: PathBuf,
-        /// The bound.
         cap: usize,
     },
     /// A module that cannot be unpacked.
     #[error("the module {} cannot be unpacked", path.display())]
     Module {
-        /// The file.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: UnpackError,
     },
@@ -169,7 +147,6 @@ pub enum ImageError {
     /// Modules of another kernel.
     #[error("the module {} is for kernel {module}, and the kernel is {kernel}; give the modules of the same kernel", path.display())]
     VersionMismatch {
-        /// The file.
         path: PathBuf,
         /// The version it was built for.
         module: String,
@@ -179,10 +156,9 @@ pub enum ImageError {
     /// The agent is no static program.
     #[error("the agent is not a static x86-64 program ({0} bytes), so it cannot be /init")]
     Agent(usize),
-    /// A directory that is not ours to replace.
+    /// A directory that may not be replaced.
     #[error("{} exists and holds {found}, which is not part of an image; choose another --out", path.display())]
     Occupied {
-        /// The directory.
         path: PathBuf,
         /// A file or directory in it.
         found: String,

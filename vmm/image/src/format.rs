@@ -1,13 +1,15 @@
-//! What a file is, by its first bytes: so that a disk image, a save file, or a packed file is not taken for raw memory or for a raw disk.
+//! Recognises a file by its first bytes, so that a disk image, a save file, or a packed file is not
+//! taken for raw memory or for a raw disk.
 //!
-//! A raw file has no header and may begin with anything, but hardly with these bytes; what is not known here counts as raw.
+//! A raw file has no header and may begin with anything, but hardly with these bytes; a file that
+//! is not recognised counts as raw.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// So many bytes from the beginning tell: the last magic number is at 32,769, in an ISO image.
+/// The bytes at the beginning that suffice: the last magic number is at 32,769, in an ISO image.
 pub const HEAD_BYTES: usize = 32 * 1024 + 8;
 
 /// A format that is not raw.
@@ -15,24 +17,24 @@ pub const HEAD_BYTES: usize = 32 * 1024 + 8;
 pub struct Format {
     /// Its name, as a sentence has it: "a qcow2 disk image".
     pub name: &'static str,
-    /// What it is for.
+    /// Its use.
     pub class: Class,
 }
 
-/// What a format is for, which says what to do with a file of it.
+/// The use of a format, which decides what to do with a file of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A disk whose sectors are anywhere in the file; qemu-img calls it so.
+    /// A disk whose sectors are anywhere in the file; its name for qemu-img.
     Disk(&'static str),
     /// An ELF core: memory in segments.
     Core,
-    /// Pages of memory, packed or with holes; what makes raw memory or a core of it.
+    /// Pages of memory, packed or with holes; how to make raw memory or a core of it.
     Dump(&'static str),
-    /// A VM's state, with pages between other things.
+    /// A VM's state, with pages between other data.
     SavedVm(&'static str),
-    /// What is packed by a program: the one that unpacks it.
+    /// A file packed by a program; the program that unpacks it.
     Packed(&'static str),
-    /// Files in a file.
+    /// An archive of files.
     Archive,
     /// A whole disk, which is raw: encrypted, or a file system that is read only.
     RawDisk,
@@ -46,7 +48,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// Magic numbers: where, what, of which format. The first that is there counts.
+/// Magic numbers: offset, bytes, format. The first match counts.
 const MAGIC: &[(usize, &[u8], Format)] = &[
     (0, b"QFI\xfb\0\0\0\x01", disk("a qcow disk image", "qcow")),
     (0, b"QFI\xfb", disk("a qcow2 disk image", "qcow2")),
@@ -159,7 +161,8 @@ const fn packed(name: &'static str, by: &'static str) -> Format {
 }
 
 impl Format {
-    /// Of a file that begins with `head`, of [`HEAD_BYTES`] if it has so many; None if it may be raw.
+    /// The format of a file that begins with `head`, of [`HEAD_BYTES`] if it is that long; None if
+    /// it may be raw.
     pub fn of(head: &[u8]) -> Option<Self> {
         if head.starts_with(&super::elf::MAGIC) {
             const TYPE_CORE: u8 = 4;
@@ -194,7 +197,8 @@ impl Format {
         Ok(Self::of(&head[..done]))
     }
 
-    /// What to do with a file of it where raw memory is expected. Nothing of it changes the file.
+    /// What to do with a file of this format where raw memory is expected. The advice never changes
+    /// the file.
     pub fn advice_for_memory(&self) -> String {
         match self.class {
             Class::Disk(_) | Class::RawDisk => {
@@ -209,15 +213,15 @@ impl Format {
         }
     }
 
-    /// Why a file of it is no drive that a guest may write, or may read; None if it may be. As raw sectors a guest would see the format's own
-    /// bytes, and by writing destroy what is in it.
+    /// Why a guest may not write, or read, a file of this format as a drive; None if it may. As raw
+    /// sectors a guest would see the format's own bytes, and by writing destroy its contents.
     pub fn refusal_as_drive(&self, read_only: bool) -> Option<String> {
         match self.class {
             Class::Disk(called) => Some(format!(
                 "`qemu-img convert -f {called} -O raw FILE RAW` makes a raw one, and leaves it as it is"
             )),
             Class::RawDisk => None,
-            // Some guests read such a file as it is, byte for byte: it cannot come to harm.
+            // Some guests read such a file as it is, byte for byte: reading does no harm.
             _ if read_only => None,
             Class::Packed(by) => Some(format!(
                 "`{by} FILE > RAW` unpacks it; a guest may have it as it is if it only reads it (FILE,ro)"
@@ -243,14 +247,14 @@ mod tests {
     fn each_magic_number_is_known_and_lies_in_the_head() {
         for (at, magic, format) in MAGIC {
             assert_eq!(Format::of(&head(*at, magic)), Some(*format), "{format}");
-            // Cut short within the number it is not.
+            // Cut short within the magic number it is not recognised.
             assert_ne!(Format::of(&head(*at, magic)[..at + 2]), Some(*format), "{format}");
             assert!(!format.advice_for_memory().is_empty());
         }
     }
 
     #[test]
-    fn cores_are_told_from_programs() {
+    fn cores_are_distinguished_from_programs() {
         let elf = |kind, order| {
             let mut head = head(0, b"\x7fELF\x02");
             head[5] = order;

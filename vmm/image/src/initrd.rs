@@ -10,7 +10,8 @@ use super::modules::Module;
 
 /// Directories that the agent mounts on, or that the kernel expects.
 const DIRECTORIES: [&str; 7] = ["dev", "modules", "mnt", "proc", "run", "sys", "tmp"];
-/// Major and minor number of /dev/console, which the kernel opens for /init before anything is mounted.
+/// Major and minor number of /dev/console, which the kernel opens for /init before anything is
+/// mounted.
 const CONSOLE: (u32, u32) = (5, 1);
 
 /// Writes the archive to `path`; returns its length in bytes.

@@ -1,13 +1,13 @@
-//! Kernels and the images Linux guests start from: recognising a kernel, unpacking it, and putting it
-//! together with its modules and our agent.
+//! Kernels and the images Linux guests start from: recognising a kernel, unpacking it, and putting
+//! it together with its modules and our agent.
 //!
-//! An image is a directory with `vmlinux` (unpacked, so that no start pays for it), `vmlinuz` (as it came, for guests that
-//! unpack it themselves), `initrd.cpio` (the agent as /init, the modules it loads) and `image.json` (what is in it). It
-//! appears whole or not at all.
+//! An image is a directory with `vmlinux` (unpacked, so that no start pays for it), `vmlinuz` (as
+//! it came, for guests that unpack it themselves), `initrd.cpio` (the agent as /init, the modules
+//! it loads) and `image.json` (what is in it). It appears whole or not at all.
 //!
-//! It must not know a VM or run a shell; of tools it runs apt alone, and that only to fetch a package. Whatever it reads may
-//! be cut short or hostile. Begin with [`vmlinux`] (which kernel is this?), then [`Options`] and [`format`] (what a file
-//! is by its first bytes).
+//! It must not know a VM or run a shell; the only tool that it runs is apt, to fetch a package.
+//! Whatever it reads may be cut short or hostile. Begin with [`vmlinux`] (which kernel is this?),
+//! then [`Options`] and [`format`] (what a file is by its first bytes).
 
 pub mod apt;
 pub mod bzimage;
@@ -41,7 +41,7 @@ use vmlinux::{Kernel, KernelError, KernelProblem, Unpack};
 
 /// The modules every image has: the transport of our devices, and the devices.
 pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_blk"];
-/// Those an image has if its kernel has them: the port through which it says that it has panicked.
+/// Modules that an image has if its kernel has them: the port by which the kernel reports a panic.
 pub const OPTIONAL_MODULES: [&str; 1] = ["pvpanic_mmio"];
 
 const KERNEL_FILE: &str = "vmlinux";
@@ -70,7 +70,6 @@ pub enum KernelFrom {
     Newest {
         /// As in `6.12`.
         release: String,
-        /// Which build.
         flavour: Flavour,
     },
     /// A Debian kernel package.
@@ -100,17 +99,14 @@ pub struct Image {
     pub name: String,
     /// The package it comes from.
     pub package: Option<PackageId>,
-    /// The directory.
     pub dir: PathBuf,
     /// The kernel: an ELF file, or a bzImage if it must unpack itself.
     pub kernel: PathBuf,
-    /// Its size.
     pub kernel_bytes: u64,
     /// The same with its decompressor, if it came so.
     pub packed_kernel: Option<PathBuf>,
     /// The initramfs, uncompressed.
     pub initrd: PathBuf,
-    /// Its size.
     pub initrd_bytes: u64,
     /// The modules in the initramfs, in the order of loading.
     pub modules: Vec<String>,
@@ -121,7 +117,7 @@ pub struct Image {
 /// Makes an image with `agent`, a static program, as its /init.
 ///
 /// # Errors
-/// Whatever goes wrong, nothing is left of the attempt, and an image that was there before is untouched.
+/// On any error nothing is left of the attempt, and an image that was there before is untouched.
 pub fn make(options: &Options, agent: &[u8], progress: &mut dyn Progress) -> Result<Image, ImageError> {
     if !elf::is_static_program(agent) {
         return Err(ImageError::Agent(agent.len()));
@@ -143,7 +139,7 @@ pub fn make(options: &Options, agent: &[u8], progress: &mut dyn Progress) -> Res
         Ok(image) => Ok(image),
         Err(error) => {
             publish::remove_dirs(&made_parent);
-            // When it was told to stop, that is why readers and programs failed.
+            // After a request to stop, that is why readers and programs failed.
             Err(if progress.stopped() { ImageError::Stopped } else { error })
         }
     }
@@ -217,7 +213,7 @@ fn make_below(
 
 type Gathered = (Option<PackageId>, PathBuf, Option<PathBuf>);
 
-/// Brings the kernel and its modules to this machine's disk.
+/// Puts the kernel and its modules on this machine's disk.
 fn gather(source: &KernelFrom, work: &Path, progress: &mut dyn Progress) -> Result<Gathered, ImageError> {
     let subdirectory = |name| {
         let dir = work.join(name);

@@ -1,7 +1,7 @@
-//! Kernel modules: which there are, what they depend on, in which order to load them.
+//! Kernel modules: their names, their dependencies, the order in which to load them.
 //!
 //! Dependencies come from `modules.dep` where depmod has made one, and else from each module's own
-//! `depends=`. What is not done here: soft dependencies, aliases, options.
+//! `depends=`. Soft dependencies, aliases and options are not supported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +14,7 @@ use os::named_file;
 
 /// The most bytes that a module may unpack to. The largest of Debian's has 10 MB.
 const MODULE_CAP_BYTES: u64 = 128 << 20;
-/// How deep directories are looked into, and chains of dependencies followed.
+/// How deep directories are searched, and chains of dependencies followed.
 const DEPTH_CAP: usize = 32;
 
 /// A directory of modules, such as `/lib/modules/6.12.9-amd64`.
@@ -24,11 +24,10 @@ pub struct Modules {
     /// Module name, with underscores, to its file.
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
-    /// What modules.dep says, by name.
+    /// The dependencies in modules.dep, by name.
     dependencies: BTreeMap<String, Vec<String>>,
 }
 
-/// A module, unpacked.
 #[derive(Clone, Debug)]
 pub struct Module {
     /// Its name, with underscores.
@@ -37,7 +36,7 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// What is to be loaded.
+/// The modules to load.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// In the order of loading: each after those it depends on.
@@ -66,8 +65,8 @@ impl Modules {
         self.files.contains_key(name) || self.builtin.contains(name)
     }
 
-    /// Unpacks the modules in `wanted` and all that they depend on. `kernel` is the version that every one
-    /// must be made for, where it is known.
+    /// Unpacks the modules in `wanted` and all that they depend on. `kernel` is the version that
+    /// every one must be made for, where it is known.
     pub fn plan(&self, wanted: &[String], kernel: Option<&str>) -> Result<Plan, ImageError> {
         let mut plan = Plan::default();
         for name in wanted {
@@ -96,7 +95,8 @@ impl Modules {
                 return Ok(());
             }
             let near = self.nearest(name);
-            // The directory above may be a temporary one, which would tell nobody anything.
+            // The directory above may be a temporary one, whose name would mean nothing to the
+            // reader.
             let place = self.root.file_name().unwrap_or(self.root.as_os_str()).to_string_lossy().into_owned();
             return Err(ImageError::NoModule {
                 name: name.into(),
@@ -134,7 +134,8 @@ impl Modules {
     }
 }
 
-/// Follows `lib/modules/VERSION` below `dir`, or a single VERSION, where `dir` itself is no modules directory.
+/// Follows `lib/modules/VERSION` below `dir`, or a single VERSION, where `dir` itself is no modules
+/// directory.
 fn find_root(dir: &Path) -> Result<PathBuf, ImageError> {
     fs::read_dir(dir).map_err(ImageError::file("read the modules directory", dir))?;
     let is_root = |d: &Path| ["modules.builtin", "modules.dep", "kernel"].iter().any(|f| d.join(f).exists());
@@ -175,7 +176,8 @@ fn collect(dir: &Path, depth: usize, files: &mut BTreeMap<String, PathBuf>) -> R
     Ok(())
 }
 
-/// What modules.dep says: `path/a.ko.xz: path/b.ko.xz path/c.ko.xz`, where a needs b and c.
+/// The dependencies in modules.dep: `path/a.ko.xz: path/b.ko.xz path/c.ko.xz`, where a needs b and
+/// c.
 fn parse_dep(text: &str) -> BTreeMap<String, Vec<String>> {
     let line = |line: &str| {
         let (module, needs) = line.split_once(':')?;

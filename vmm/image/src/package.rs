@@ -1,7 +1,7 @@
 //! Reads Debian packages: takes the kernel and its modules out of one, in this process.
 //!
-//! A package is an `ar` archive of `debian-binary`, `control.tar.*` and `data.tar.*`. Source: deb(5).
-//! Links, devices, owners and times in the archive are left out, and nothing is run.
+//! A package is an `ar` archive of `debian-binary`, `control.tar.*` and `data.tar.*`. Source:
+//! deb(5). Links, devices, owners and times in the archive are left out, and nothing is run.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -25,7 +25,7 @@ const AR_HEADER_BYTES: usize = 60;
 /// `debian-binary`, `control.tar.*`, `data.tar.*`, and room for signatures.
 const AR_MEMBERS_CAP: usize = 16;
 
-/// What a package says it is.
+/// The name and version in a package's control file.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PackageId {
     /// As in `linux-image-6.12.9+deb12-cloud-amd64`.
@@ -37,7 +37,7 @@ pub struct PackageId {
 /// A kernel package, taken apart.
 #[derive(Clone, Debug)]
 pub struct Unpacked {
-    /// What it says it is.
+    /// Its name and version.
     pub id: Option<PackageId>,
     /// The kernel, still compressed.
     pub kernel: PathBuf,
@@ -152,7 +152,7 @@ fn control_fields(file: &mut File, member: &Member) -> Result<Option<PackageId>,
     Ok(None)
 }
 
-/// Takes the files that matter out of the data member; returns the path of the kernel.
+/// Extracts the files that matter from the data member; returns the path of the kernel.
 fn extract(
     file: &mut File,
     member: &Member,
@@ -165,7 +165,7 @@ fn extract(
     let watched = Watched { inner: file.take(member.bytes), bytes: 0, progress };
     let mut archive =
         tar(watched, &member.name).map_err(|source| ImageError::Deb { path: deb.into(), source })?;
-    // The decoder's own words may quote whatever bytes it stumbled over.
+    // The decoder's own error may quote any bytes of the file.
     let damaged = |_| ImageError::DebDamaged { path: deb.into() };
     let (mut kernel, mut unpacked) = (None, 0);
     for entry in archive.entries().map_err(damaged)? {
@@ -198,8 +198,8 @@ fn extract(
     Ok(kernel)
 }
 
-/// Where a file of the package goes below the output directory: kernel and modules keep their paths, with
-/// `usr/` removed; the rest is not wanted. Paths that lead out of the directory are not, either.
+/// Where a file of the package goes below the output directory: kernel and modules keep their
+/// paths, with `usr/` removed; None for the rest, and for paths that lead out of the directory.
 fn wanted(path: &Path) -> Option<PathBuf> {
     let mut parts = Vec::new();
     for part in path.components() {

@@ -1,4 +1,4 @@
-//! How making an image tells what it does, and how it is told to stop.
+//! How making an image reports its progress, and how it is stopped.
 
 use std::io::{self, Read};
 

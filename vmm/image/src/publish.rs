@@ -35,9 +35,9 @@ pub(super) fn check(dir: &Path) -> Result<(), ImageError> {
 pub(super) fn publish(staged: &Path, dir: &Path) -> Result<(), ImageError> {
     check(dir)?;
     let put = || ImageError::file("put the image at", dir);
-    // A link to a directory is replaced in what it leads to, not itself.
+    // A link to a directory is followed: the directory is replaced, not the link.
     let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.into());
-    // One step each. Not every file system has them, and then it takes plain renames.
+    // One step each. Not every file system has these; plain renames serve there.
     for flags in [RenameFlags::NOREPLACE, RenameFlags::EXCHANGE] {
         if renameat_with(CWD, staged, CWD, &dir, flags).is_ok() {
             // An old image is now where the new one was, in the temporary directory.
@@ -50,7 +50,7 @@ pub(super) fn publish(staged: &Path, dir: &Path) -> Result<(), ImageError> {
     let old = staged.with_extension("old");
     fs::rename(&dir, &old).map_err(put())?;
     fs::rename(staged, &dir).map_err(|e| {
-        // Nothing better is left to do if the old one cannot be put back either.
+        // If the old one cannot be put back either, nothing better is left to do.
         let _ = fs::rename(&old, &dir);
         put()(e)
     })
@@ -78,7 +78,7 @@ pub(super) fn make_dirs(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
 /// Removes what [`make_dirs`] made, as far as it is empty.
 pub(super) fn remove_dirs(made: &[PathBuf]) {
     for dir in made.iter().rev() {
-        // Somebody else may use it by now; then it stays.
+        // Another process may use it by now; then it stays.
         let _ = fs::remove_dir(dir);
     }
 }

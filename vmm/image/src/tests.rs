@@ -170,7 +170,7 @@ fn what_is_wrong_with_a_kernel_is_said() {
     assert!(change(0x236, 0).contains("32-bit bzImage"));
     assert!(change(0x24f, 1).contains("cut short"));
     assert!(change(1024 + 30, 0xff).contains("damaged"));
-    assert!(problem(bzimage(&gzip(b"hello, hello"))).contains("something else than a kernel"));
+    assert!(problem(bzimage(&gzip(b"hello, hello"))).contains("does not unpack to a kernel"));
     assert!(problem(bzimage(&sized(gzip(b"x")[..5].to_vec(), &[]))).contains("payload"));
     let huge = [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0xff; 60]].concat();
     assert!(problem(bzimage(&huge)).contains("at most 536870912 are accepted"));
@@ -221,7 +221,7 @@ fn an_image_appears_whole_or_not_at_all() {
         make(&Options { source, modules: Vec::new(), to }, &vmlinux(b"agent"), &mut progress::Quiet)
     };
 
-    // What fails leaves nothing, not even the directories above.
+    // A failure leaves nothing, not even the directories above.
     from(dir.path(), Destination::Collection(images.clone())).unwrap_err();
     assert_eq!(listing(dir.path()), ["kernel"]);
 
@@ -238,7 +238,7 @@ fn an_image_appears_whole_or_not_at_all() {
         );
     }
 
-    // A directory of somebody else's is left alone.
+    // A directory of another program's is left alone.
     let refused = from(&kernel, Destination::Dir(dir.path().into())).unwrap_err();
     assert!(matches!(&refused, ImageError::Occupied { .. }), "{refused}");
     let no_agent = make(

@@ -1,7 +1,9 @@
-//! Decompression: kernel payloads, kernel modules, the data of packages. All decoders are pure Rust.
+//! Decompression: kernel payloads, kernel modules, the data of packages. All decoders are pure
+//! Rust.
 //!
-//! Measured on a Debian 6.12 payload (57 MB unpacked), natively and under software emulation: `zstd-rs`
-//! 211 and 76 MB/s, `ruzstd` 149 and 41, both 3 s to compile; `structured-zstd` 294 and 154, but minutes to compile.
+//! Measured on a Debian 6.12 payload (57 MB unpacked), natively and under software emulation:
+//! `zstd-rs` 211 and 76 MB/s, `ruzstd` 149 and 41, both 3 s to compile; `structured-zstd` 294 and
+//! 154, but minutes to compile.
 
 use std::io::{self, BufRead, Cursor, Read};
 
@@ -28,7 +30,7 @@ pub enum Compression {
     Xz,
     /// Zstandard, RFC 8878.
     Zstd,
-    /// Known, and not unpacked here: bzip2, lzma, lzo.
+    /// Recognised, but not supported: bzip2, lzma, lzo.
     Other(&'static str),
 }
 
@@ -38,21 +40,21 @@ pub enum UnpackError {
     /// The decoder found damage.
     #[error("the {0:?} data is damaged")]
     Damaged(Compression, #[source] io::Error),
-    /// It unpacked to another size than it says.
+    /// It unpacks to another size than it declares.
     #[error("the {compression:?} data unpacks to {got} bytes; expected {expected}")]
     Size {
         /// How it is compressed.
         compression: Compression,
-        /// What came out, in bytes; one more than expected where there was more.
+        /// Bytes unpacked; one more than expected where there was more.
         got: usize,
-        /// What it says of itself, in bytes.
+        /// The size that it declares, in bytes.
         expected: usize,
     },
     /// It unpacks to more than is allowed.
     #[error("it unpacks to {0} bytes or more; at most {1} are accepted")]
     TooLarge(u64, u64),
-    /// A format that is not unpacked here.
-    #[error("it is compressed with {0}, which is not unpacked here; expected gzip, lz4, xz or zstd")]
+    /// A format that is not supported.
+    #[error("it is compressed with {0}, which is not supported; expected gzip, lz4, xz or zstd")]
     Unsupported(&'static str),
 }
 
@@ -83,7 +85,7 @@ impl Compression {
             Self::Xz => Box::new(XzReader::new_mem_limit(source, false, (WINDOW_BYTES >> 10) as u32)),
             Self::Zstd => {
                 let mut packed = Vec::new();
-                // What is larger packed than it may be unpacked is cut, and then fails.
+                // A file larger than the cap even when packed is cut, and then fails.
                 source
                     .by_ref()
                     .take(cap)
@@ -98,7 +100,8 @@ impl Compression {
     }
 }
 
-/// Unpacks all of `bytes`, which must come to at most `cap` bytes. What is not compressed is copied.
+/// Unpacks all of `bytes`, which must come to at most `cap` bytes. What is not compressed is
+/// copied.
 pub fn unpack(bytes: &[u8], cap: u64) -> Result<Vec<u8>, UnpackError> {
     let mut out = Vec::new();
     let Some(compression) = Compression::of(bytes) else {
@@ -112,9 +115,9 @@ pub fn unpack(bytes: &[u8], cap: u64) -> Result<Vec<u8>, UnpackError> {
     Ok(out)
 }
 
-/// Unpacks the payload of a bzImage, whose last four bytes are its unpacked size in every format (gzip has
-/// them of its own, for the others the kernel's build appends them). `cap` bounds that size.
-/// `None` where the guest must do it, because the format is not unpacked here.
+/// Unpacks the payload of a bzImage, whose last four bytes are its unpacked size in every format
+/// (gzip has them of its own, for the others the kernel's build appends them). `cap` bounds that
+/// size. `None` where the guest must unpack it, because the format is not supported here.
 pub fn unpack_payload(payload: &[u8], cap: u64) -> Result<Option<Vec<u8>>, UnpackError> {
     let Some(compression) = Compression::of(payload) else {
         return Ok(payload.starts_with(&elf::MAGIC).then(|| payload.to_vec()));
@@ -165,7 +168,8 @@ fn fill(reader: &mut dyn Read, out: &mut [u8]) -> io::Result<usize> {
     Ok(got + reader.read(&mut [0])?)
 }
 
-/// Unpacks lz4's legacy format: the magic number, then blocks with their compressed length before them.
+/// Unpacks lz4's legacy format: the magic number, then blocks with their compressed length before
+/// them.
 fn fill_lz4(mut data: &[u8], out: &mut [u8]) -> io::Result<usize> {
     let cut_short = || io::Error::new(io::ErrorKind::UnexpectedEof, "an lz4 block is cut short");
     let mut got = 0;

@@ -1,7 +1,8 @@
-//! Recognises a kernel file and unpacks it: an ELF `vmlinux`, a `bzImage`, a distribution's `vmlinuz`.
+//! Recognises a kernel file and unpacks it: an ELF `vmlinux`, a `bzImage`, a distribution's
+//! `vmlinuz`.
 //!
-//! Unpacking on the host spares the guest its own, slower decompressor. What is not done here: loading
-//! the kernel into guest memory.
+//! Unpacking on the host spares the guest its own, slower decompressor. Loading the kernel into
+//! guest memory is not done here.
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -28,7 +29,8 @@ pub enum Unpack {
     /// This program, before the guest starts: faster, and always to the same addresses
     #[default]
     Host,
-    /// The kernel's own decompressor, in the guest: with address randomization (KASLR), unless the command line says nokaslr
+    /// The kernel's own decompressor, in the guest: with address randomization (KASLR), unless the
+    /// command line says nokaslr
     Guest,
 }
 
@@ -47,12 +49,13 @@ impl Unpack {
 pub enum Kernel {
     /// A checked ELF file: 64-bit, x86-64, executable, with every segment inside.
     Elf(KernelImage),
-    /// A whole bzImage that the guest unpacks itself: because it was asked to, or because nobody else can (bzip2, lzma, lzo).
+    /// A whole bzImage that the guest unpacks itself: because that was asked for, or because its
+    /// format is not supported here (bzip2, lzma, lzo).
     BzImage(Vec<u8>),
 }
 
-/// The bytes of an ELF kernel, either still in their file (then a loader can read them straight into guest
-/// memory, without a copy of them in this process) or unpacked in memory.
+/// The bytes of an ELF kernel, either still in their file (then a loader can read them straight
+/// into guest memory, without a copy of them in this process) or unpacked in memory.
 #[derive(Debug)]
 pub struct KernelImage {
     source: Source,
@@ -65,12 +68,10 @@ enum Source {
     Memory(Cursor<Vec<u8>>),
 }
 
-/// What is wrong with the kernel at `path`.
+/// An error in the kernel at `path`.
 #[derive(Debug)]
 pub struct KernelError {
-    /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
     pub problem: KernelProblem,
 }
 
@@ -92,7 +93,7 @@ pub enum KernelProblem {
     /// It is larger than any kernel.
     #[error("has {0} bytes; a kernel of at most {PACKED_CAP_BYTES} is accepted")]
     TooLarge(u64),
-    /// It is something else.
+    /// Not a kernel.
     #[error("is not a kernel ({0}); expected an x86-64 vmlinux, bzImage or vmlinuz")]
     NotAKernel(Looks),
     /// An ELF file, but not one that can be started.
@@ -101,7 +102,7 @@ pub enum KernelProblem {
     /// A bzImage, but not one that can be started.
     #[error(transparent)]
     Header(#[from] HeaderProblem),
-    /// It is unpacked already, and was to be unpacked in the guest.
+    /// It is unpacked already, and the guest was to unpack it.
     #[error(
         "is an unpacked vmlinux, which has no decompressor: to have the guest unpack its kernel, give the vmlinuz or bzImage that it came from"
     )]
@@ -109,17 +110,17 @@ pub enum KernelProblem {
     /// Its payload could not be unpacked.
     #[error("is a bzImage whose payload cannot be unpacked")]
     Unpack(#[from] UnpackError),
-    /// Its payload is in a format nobody knows.
+    /// Its payload is in an unknown format.
     #[error(
         "is a bzImage with a payload of an unknown format (it begins with {0:02x?}); is the file damaged?"
     )]
     Payload([u8; 4]),
     /// Its payload was unpacked and is no kernel.
-    #[error("is a bzImage that unpacks to something else than a kernel")]
+    #[error("is a bzImage that does not unpack to a kernel")]
     Unpacked(#[source] ElfProblem),
 }
 
-/// What a file that is no kernel looks like instead.
+/// What a file that is no kernel looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Looks(&'static str);
 
@@ -141,9 +142,10 @@ impl std::error::Error for KernelError {
     }
 }
 
-/// Opens the kernel at `path` and, if that is the host's part, unpacks it where it is packed.
+/// Opens the kernel at `path` and, with [`Unpack::Host`], unpacks it.
 ///
 /// # Errors
+///
 /// Everything that makes it impossible to start the file as a 64-bit x86 kernel.
 pub fn open(path: &Path, unpack: Unpack) -> Result<Kernel, KernelError> {
     open_file(path, unpack).map_err(|problem| KernelError { path: path.into(), problem })
@@ -200,7 +202,8 @@ pub fn parse(bytes: Vec<u8>, unpack: Unpack) -> Result<Kernel, KernelProblem> {
         Some(mut elf) => {
             let used = elf::check_kernel(&mut Cursor::new(&elf), elf.len() as u64)
                 .map_err(KernelProblem::Unpacked)?;
-            // After the ELF file the payload has the relocations for KASLR, which only the decompressor uses.
+            // After the ELF file the payload has the relocations for KASLR, which only the
+            // decompressor uses.
             elf.truncate(used as usize);
             Ok(Kernel::Elf(KernelImage::in_memory(elf)))
         }

@@ -1,16 +1,17 @@
-//! Control groups: which one a process is in, what it and those above it may take, and what they could still take.
+//! Control groups: which one a process is in, what it and those above it may take, and what they
+//! could still take.
 //!
-//! Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and
-//! cgroup-v1/memory.rst; mountinfo and cgroup in proc(5).
+//! Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst;
+//! mountinfo and cgroup in proc(5).
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::PAGE_BYTES;
 
-/// Levels of control groups that are looked at.
+/// Levels of control groups that are read.
 const MAX_LEVELS: usize = 64;
-/// What version 1 shows where there is no limit is about 2^63.
+/// Without a limit version 1 shows about 2^63.
 const NO_LIMIT_BYTES: u64 = 1 << 62;
 
 /// The version of a hierarchy of control groups.
@@ -24,22 +25,21 @@ enum Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
     version: Version,
-    /// Its directory.
     directory: PathBuf,
     /// The directory of the highest group that can be seen: the mount.
     top: PathBuf,
 }
 
-/// What limits one group, in bytes.
+/// The limits of one group, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Level {
-    /// The most that it may have; None without a limit.
+    /// Its limit; None without one.
     limit: Option<u64>,
-    /// What it has.
+    /// Its use.
     used: u64,
-    /// What the kernel would take from it at once, if it came to the limit.
+    /// What the kernel would reclaim from it at once, at its limit.
     droppable: u64,
-    /// What it may still put on swap; None without a limit.
+    /// Swap that it may still use; None without a limit.
     swap_free: Option<u64>,
 }
 
@@ -48,14 +48,14 @@ struct Level {
 pub struct GroupMemory {
     /// The least limit on the way up to the root; None if there is none.
     pub limit_pages: Option<u64>,
-    /// What may still be taken under the limits: what is neither used nor could not be dropped at once.
+    /// Memory that may still be taken under the limits: unused, or droppable at once.
     pub free_pages: Option<u64>,
-    /// What may still go to swap; None if no group limits it.
+    /// Swap that may still be used; None if no group limits it.
     pub swap_free_pages: Option<u64>,
 }
 
-/// The control group of the process whose files in `/proc` are in `process`, on the host whose files are below `root`: what it may take, and
-/// where its own stalls are told.
+/// The control group of the process whose files in `/proc` are in `process`, on the host whose
+/// files are below `root`: what it may take, and the file of its own stalls.
 pub(super) fn read(root: &Path, process: &Path) -> (GroupMemory, Option<PathBuf>) {
     let text = |name: &str| fs::read_to_string(process.join(name)).unwrap_or_default();
     let places = places(&text("cgroup"), &text("mountinfo"));
@@ -64,7 +64,8 @@ pub(super) fn read(root: &Path, process: &Path) -> (GroupMemory, Option<PathBuf>
     (group, stalls)
 }
 
-/// The groups of a process in hierarchies that may have the memory controller, by its `/proc/PID/cgroup`, where `mountinfo` shows them.
+/// The groups of a process in hierarchies that may have the memory controller, by its
+/// `/proc/PID/cgroup`, where `mountinfo` shows them.
 fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     let place = |line: &str| {
@@ -75,13 +76,14 @@ fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
             _ if controllers.split(',').any(|controller| controller == "memory") => Version::One,
             _ => return None,
         };
-        // A group that was removed while a process is in it.
+        // The group was removed while a process is in it.
         let group = Path::new(group.strip_suffix(" (deleted)").unwrap_or(group));
         let mounts = || mounts.iter().filter(|mount| mount.version == version);
-        // The mount that shows most of the way up: its root is the shortest.
+        // The mount that shows the most levels: its root is the shortest.
         let showing =
             mounts().filter(|mount| mount.shows(group)).min_by_key(|mount| mount.root.as_os_str().len());
-        // In a container or a namespace that shows none of it, what is mounted is the container's own group.
+        // In a container or a namespace that shows none of it, what is mounted is the container's
+        // own group.
         let mount = showing.or_else(|| mounts().next())?;
         let inside = group.strip_prefix(&mount.root).ok().filter(|_| mount.shows(group));
         let directory = mount.point.join(inside.unwrap_or(Path::new("")));
@@ -100,7 +102,8 @@ struct Mount {
 }
 
 impl Mount {
-    /// A line such as `35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory`.
+    /// A line such as `35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup
+    /// rw,memory`.
     fn parse(line: &str) -> Option<Self> {
         let (mount, kind) = line.split_once(" - ")?;
         let mut kind = kind.split(' ');
@@ -113,7 +116,8 @@ impl Mount {
         Some(Self { version, root: mount.next()?.into(), point: mount.next()?.into() })
     }
 
-    /// Whether `group` is this one's root or below it. A group outside of our namespace is shown with `..`.
+    /// Whether `group` is this mount's root or below it. A group outside of our namespace is shown
+    /// with `..`.
     fn shows(&self, group: &Path) -> bool {
         group.starts_with(&self.root) && !group.components().any(|part| part == Component::ParentDir)
     }
@@ -134,14 +138,14 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 /// The group of `place` and those above it.
 fn levels(root: &Path, place: &Place) -> Vec<Level> {
     let (own, top) = (below(root, &place.directory), below(root, &place.top));
-    // A group that cannot be seen where it should be: what is mounted is the most that is known.
+    // The group is not where it should be: use the mount, the most that is visible.
     let own = if own.is_dir() { own } else { top.clone() };
     let up = own.ancestors().take_while(|path| path.starts_with(&top)).take(MAX_LEVELS);
     up.enumerate()
         .filter_map(|(n, directory)| {
             let file = |name: &str| fs::read_to_string(directory.join(name)).ok();
             match place.version {
-                // A parent limits its children only where it says that it does.
+                // A parent limits its children only if it says so.
                 Version::One
                     if n > 0 && file("memory.use_hierarchy").is_some_and(|text| text.trim() == "0") =>
                 {
@@ -160,10 +164,10 @@ impl Level {
         let limit_of = |name: &str| number(&file(name)?).filter(|limit| *limit < NO_LIMIT_BYTES);
         let used = number(&file("memory.usage_in_bytes")?)?;
         let stat = file("memory.stat").unwrap_or_default();
-        // With the groups below it, whose use is in its own.
+        // Including the groups below it, whose use is in its own.
         let field =
             |name: &str| field(&stat, &format!("total_{name}")).or_else(|| field(&stat, name)).unwrap_or(0);
-        // The least of those above it, also where they are outside of what is mounted.
+        // The least limit of the groups above it, also where they are outside of the mount.
         let above =
             Some(field("hierarchical_memory_limit")).filter(|limit| (1..NO_LIMIT_BYTES).contains(limit));
         let limit = limit_of("memory.limit_in_bytes").into_iter().chain(above).min();
@@ -174,7 +178,8 @@ impl Level {
             slab: 0,
         };
         let memory = Self { limit, used, droppable: file_pages.droppable(), swap_free: None };
-        // This one is of memory and swap together: what memory could still take of it is not for swap.
+        // This limit is for memory and swap together: what memory may still take of it is not left
+        // for swap.
         let swap_free = limit_of("memory.memsw.limit_in_bytes").map(|limit| {
             let used = file("memory.memsw.usage_in_bytes").and_then(|text| number(&text)).unwrap_or(used);
             let both = Self { limit: Some(limit), used, ..memory };
@@ -183,14 +188,15 @@ impl Level {
         Some(Self { swap_free, ..memory })
     }
 
-    /// By the files of version 2; None without the memory controller, and at the root, which has no limit.
+    /// By the files of version 2; None without the memory controller, and at the root, which has no
+    /// limit.
     fn of_version_2(file: impl Fn(&str) -> Option<String>) -> Option<Self> {
         // "max" is no number, and no limit.
         let limit_of = |name: &str| number(&file(name)?);
         let used = number(&file("memory.current")?)?;
         let stat = file("memory.stat").unwrap_or_default();
         let field = |name: &str| field(&stat, name).unwrap_or(0);
-        // Above `high` it is slowed down until it stands still: nothing is to be had there.
+        // Above `high` it is throttled until it makes no progress: no memory can be taken there.
         let limit = [limit_of("memory.max"), limit_of("memory.high")].into_iter().flatten().min();
         let swap_free = limit_of("memory.swap.max")
             .map(|limit| limit.saturating_sub(limit_of("memory.swap.current").unwrap_or(0)));
@@ -208,19 +214,20 @@ impl Level {
     }
 }
 
-/// What a group has that is a copy of something on disk, in bytes.
+/// Copies of data on disk that a group has, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct FilePages {
     inactive: u64,
     active: u64,
-    /// Of these, what has to be written first.
+    /// Of these, pages that must be written first.
     unwritten: u64,
     /// Kernel objects that can be made again.
     slab: u64,
 }
 
 impl FilePages {
-    /// What can go at once. As for the whole host's `MemAvailable`, half of what is in use counts as needed: programs run from it.
+    /// What can be dropped at once. As for the whole host's `MemAvailable`, half of what is in use
+    /// counts as needed: programs run from it.
     fn droppable(self) -> u64 {
         let clean = (self.inactive + self.active / 2).saturating_sub(self.unwritten);
         clean + self.slab / 2

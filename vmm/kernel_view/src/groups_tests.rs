@@ -1,4 +1,4 @@
-//! Control groups by the texts that kernels really show, of both versions.
+//! Control groups by the texts that real kernels show, of both versions.
 
 use super::*;
 

@@ -1,7 +1,7 @@
 //! The host's own numbers: what it has, what is free, how it stalls.
 //!
-//! Where a file is absent the reading is None and what is known otherwise counts. What our control group is limited to limits
-//! the fleet: see [`super::groups`].
+//! Where a file is absent the reading is None. The limits of our control group limit the fleet: see
+//! [`super::groups`].
 
 use std::path::PathBuf;
 
@@ -13,29 +13,21 @@ pub use super::groups::GroupMemory;
 use super::meminfo::Meminfo;
 use super::psi::Psi;
 
-/// What keeps a host from being read.
+/// Why a host cannot be read.
 #[derive(Debug, Error)]
 pub enum ReadingError {
     /// A file that every Linux has.
     #[error("cannot read {path}: expected a Linux with /proc")]
     Read {
-        /// Which.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: std::io::Error,
     },
     /// A field that every Linux has.
     #[error("{path} has no {field}: expected a line such as \"{field}: 123 kB\"")]
-    Field {
-        /// The file.
-        path: PathBuf,
-        /// What it lacks.
-        field: &'static str,
-    },
+    Field { path: PathBuf, field: &'static str },
 }
 
-/// What was read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Readings {
     /// `MemTotal`.
@@ -48,9 +40,9 @@ pub struct Readings {
     pub swap_free_pages: u64,
     /// `SecPageTables`, all VMs' second-level page tables; 0 where the kernel does not count them.
     pub second_level_pages: u64,
-    /// Stalls: our control group's if it has a limit and says so, else the whole host's; None without `CONFIG_PSI`.
+    /// Stalls: our control group's if it has a limit and shows them, else the whole host's; None
+    /// without `CONFIG_PSI`.
     pub psi: Option<Psi>,
-    /// Our control group.
     pub group: GroupMemory,
 }
 
@@ -104,12 +96,12 @@ impl Host {
 }
 
 impl Readings {
-    /// What the host has besides its pool of huge pages.
+    /// Memory of the host besides its pool of huge pages.
     pub fn host_pages(&self) -> u64 {
         self.total_pages.saturating_sub(self.pool_pages)
     }
 
-    /// What may still be taken: of the host, and of its control group.
+    /// Memory that may still be taken: of the host, and of its control group.
     pub fn free_pages(&self) -> u64 {
         self.group.free_pages.map_or(self.available_pages, |group| group.min(self.available_pages))
     }

@@ -1,6 +1,7 @@
-//! What the kernel's page merging (KSM) says of one process, and of the host.
+//! What the kernel's page merging (KSM) shows of one process, and of the host.
 //!
-//! Source: the kernel's Documentation/admin-guide/mm/ksm.rst and Documentation/filesystems/proc.rst.
+//! Source: the kernel's Documentation/admin-guide/mm/ksm.rst and
+//! Documentation/filesystems/proc.rst.
 
 use std::fs;
 use std::io;
@@ -41,14 +42,15 @@ impl KsmStat {
     }
 }
 
-/// Whether KSM has pages of any process of this host, merged or only remembered. If not, each process's counters are 0 and need not be read.
+/// Whether KSM has pages of any process of this host, merged or only remembered. If not, each
+/// process's counters are 0 and need not be read.
 pub fn has_pages() -> bool {
     let directory = Path::new("/sys/kernel/mm/ksm");
     let has = |name: &str| counter(directory, name).is_some_and(|pages| pages > 0);
     ["pages_shared", "pages_unshared", "pages_volatile", "ksm_zero_pages"].into_iter().any(has)
 }
 
-/// One number out of a file of `/sys/kernel/mm/ksm`.
+/// A number from a file of `/sys/kernel/mm/ksm`.
 pub fn counter(directory: &Path, name: &str) -> Option<u64> {
     fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()
 }

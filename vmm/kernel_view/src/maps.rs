@@ -1,4 +1,5 @@
-//! The mappings of a process, from `/proc/PID/maps`. Needs no privilege for a process of the same user.
+//! The mappings of a process, from `/proc/PID/maps`. Needs no privilege for a process of the same
+//! user.
 //!
 //! Source: proc_pid_maps(5).
 
@@ -7,7 +8,8 @@ use std::ops::Range;
 
 use super::Hva;
 
-/// The lines of process `pid`: see [`Mapping::parse`]. `NotFound` means that there is no such process.
+/// The lines of process `pid`: see [`Mapping::parse`]. `NotFound` means that there is no such
+/// process.
 pub fn of(pid: u32) -> io::Result<String> {
     std::fs::read_to_string(format!("/proc/{pid}/maps"))
 }
@@ -17,12 +19,12 @@ pub fn own() -> io::Result<String> {
     std::fs::read_to_string("/proc/self/maps")
 }
 
-/// What a line says.
+/// One line of `maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping<'a> {
     /// Its addresses; the end is not below the start.
     pub hvas: Range<Hva>,
-    /// Whether it may be read, written and executed, and whether it is shared: `rw-p`.
+    /// Permissions, and whether it is shared: `rw-p`.
     pub permissions: &'a str,
     /// Where in the file it begins, in bytes.
     pub offset: u64,

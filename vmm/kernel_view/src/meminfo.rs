@@ -1,11 +1,12 @@
-//! `/proc/meminfo`, and lines of its form in other files of `/proc`: a key, a number, mostly in KiB.
+//! `/proc/meminfo`, and lines of its form in other files of `/proc`: a key, a number, mostly in
+//! KiB.
 //!
 //! Source: the kernel's Documentation/filesystems/proc.rst.
 
 use std::io;
 use std::path::Path;
 
-/// What the kernel says of the host's memory.
+/// The kernel's counters of the host's memory.
 #[derive(Clone, Debug, Default)]
 pub struct Meminfo(String);
 
@@ -20,12 +21,12 @@ impl Meminfo {
         std::fs::read_to_string(path).map(Self)
     }
 
-    /// From its text.
     pub fn of(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The number of a key such as `HugePages_Total` or `MemTotal`: as it is written, so KiB where that is what it counts in.
+    /// The number of a key such as `HugePages_Total` or `MemTotal`: as written, so in KiB where the
+    /// file counts in KiB.
     pub fn number(&self, key: &str) -> Option<u64> {
         number_in(&self.0, key)
     }

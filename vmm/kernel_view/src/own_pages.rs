@@ -1,15 +1,15 @@
-//! How much of this process's memory is there, by `/proc/self/statm`.
+//! The pages of this process that have frames, by `/proc/self/statm`.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Counts the pages of this process that have frames, at the same small price however many there are.
+/// Counts the pages of this process that have frames, at a small price that does not depend on
+/// their number.
 #[derive(Debug)]
 pub struct OwnPages(File);
 
 impl OwnPages {
-    /// Opens `/proc/self/statm`.
     pub fn open() -> io::Result<Self> {
         File::open("/proc/self/statm").map(Self)
     }
@@ -19,8 +19,9 @@ impl OwnPages {
         self.read().map(|resident| resident.pages)
     }
 
-    /// Pages of anonymous memory that have a frame of this process's, guest RAM and the VMM's own: neither a file's or a slab's, nor the
-    /// kernel's one of zeros, nor what is on swap. The kernel counts on each processor by itself, so it may be some pages off.
+    /// Pages of anonymous memory that have a frame of this process's, guest RAM and the VMM's own:
+    /// not a file's or a slab's, not the zero page, not what is on swap. The kernel counts on each
+    /// processor by itself, so it may be some pages off.
     pub fn anonymous(&self) -> io::Result<u64> {
         self.read().map(|resident| resident.pages.saturating_sub(resident.shared))
     }
@@ -63,7 +64,7 @@ mod tests {
         let touched = own.anonymous().unwrap();
         assert!(touched > before + PAGES / 2, "{before} before, {touched} after");
         assert!(own.resident().unwrap() > PAGES / 2);
-        // So large a piece is a mapping of its own, and goes back to the kernel.
+        // A piece of this size is a mapping of its own, and goes back to the kernel.
         drop(memory);
         assert!(own.anonymous().unwrap() + PAGES / 2 < touched);
     }

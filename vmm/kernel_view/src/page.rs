@@ -5,27 +5,27 @@ use std::ops::{Add, Range, Sub};
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a page of the host: everything in here counts in those.
+/// Bytes of a page of the host, the unit of everything here.
 pub const PAGE_BYTES: u64 = 4096;
 
 /// [`PAGE_BYTES`] as the length of a slice.
 pub const PAGE: usize = to_usize(PAGE_BYTES);
 
-/// A length or an index of this process's memory, which is addressed by 64 bits.
+/// A length or an index in this process's memory, which is addressed by 64 bits.
 #[expect(clippy::cast_possible_truncation, reason = "a usize has 64 bits, or this does not compile")]
 pub const fn to_usize(n: u64) -> usize {
     const { assert!(size_of::<usize>() == size_of::<u64>()) };
     n as usize
 }
 
-/// An address in a process of the host, in bytes: in this one, or in one that is looked into. It promises nothing of what is there:
-/// what may be done to guest RAM takes a `GuestRange`.
+/// An address in a process of the host, in bytes: in this one, or in one that is read. It promises
+/// nothing about the memory there: operations on guest RAM take a `GuestRange`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Hva(pub u64);
 
 impl Hva {
-    /// Where a value of this process is.
+    /// The address of a value of this process.
     pub fn of<T>(value: *const T) -> Self {
         Self(value.expose_provenance() as u64)
     }
@@ -40,7 +40,7 @@ impl Hva {
         self.0.is_multiple_of(PAGE_BYTES)
     }
 
-    /// The addresses of `bytes` bytes from here on, or of those of them that there can be.
+    /// The addresses of `bytes` bytes from here on, cut at the end of the address space.
     pub const fn span(self, bytes: u64) -> Range<Self> {
         self..Self(self.0.saturating_add(bytes))
     }

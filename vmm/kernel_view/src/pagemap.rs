@@ -1,8 +1,9 @@
-//! What the kernel tells about pages and frames: `/proc/PID/pagemap`, `/proc/kpagecount`, `/proc/kpageflags`.
+//! What the kernel shows of pages and frames: `/proc/PID/pagemap`, `/proc/kpagecount`,
+//! `/proc/kpageflags`.
 //!
-//! Source: the kernel's Documentation/admin-guide/mm/pagemap.rst. Files are read in bulk with `pread` into
-//! buffers that are used again. Nothing here touches the memory it describes, and nothing here is a
-//! snapshot: the kernel goes on moving pages between two reads.
+//! Source: the kernel's Documentation/admin-guide/mm/pagemap.rst. Files are read in bulk with
+//! `pread` into buffers that are used again. Nothing here touches the memory it describes, and
+//! nothing here is a snapshot: the kernel moves pages between two reads.
 
 use std::fs::File;
 use std::io;
@@ -20,40 +21,34 @@ const ENTRY_BYTES: usize = 8;
 const READ_ENTRIES: usize = 64 * 1024;
 /// Pages whose entries [`Pagemap::each`] has at a time.
 const CHUNK_PAGES: usize = 16 * 1024;
-/// Two frames or pages no further apart than this are read in one call: reading an entry costs tens of
-/// nanoseconds, a call some hundreds.
+/// Two frames or pages no further apart than this are read in one call: reading an entry costs tens
+/// of nanoseconds, a call some hundreds.
 pub const GAP_ENTRIES: u64 = 16;
 
-/// What can go wrong while reading the kernel's page tables for us.
+/// Errors of reading page tables.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PagemapError {
     /// The file could not be opened.
     #[error("cannot open {}", path.display())]
     Open {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// A read failed.
     #[error("cannot read {} entries at index {index:#x} of {}", entries, path.display())]
     Read {
-        /// The file.
         path: PathBuf,
         /// The first entry asked for.
         index: u64,
         /// How many were asked for.
         entries: usize,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// The file ended early: the process has no memory any more.
     #[error("{} ends at index {index:#x}: the process has exited", path.display())]
     Ended {
-        /// The file.
         path: PathBuf,
         /// The first entry that was not there.
         index: u64,
@@ -106,14 +101,16 @@ impl PagemapEntry {
         self.0 & Self::EXCLUSIVE != 0
     }
 
-    /// Whether the page stays on its frame when it is pinned for reading. Not so for an anonymous page that is mapped more than
-    /// once, which is given a frame of its own first; nor, for all that can be seen from here, for the zero frame, for which it
-    /// does not matter. An anonymous page that is mapped once may be moved to another frame, and shares nothing before or after.
+    /// Whether the page stays on its frame when it is pinned for reading. Not so for an anonymous
+    /// page that is mapped more than once, which is given a frame of its own first; nor, for all
+    /// that can be seen from here, for the zero frame, for which it does not matter. An anonymous
+    /// page that is mapped once may be moved to another frame, and shares nothing before or after.
     pub fn keeps_frame_when_pinned(self) -> bool {
         self.present() && (self.exclusive() || self.file_or_shared())
     }
 
-    /// The page was written since soft-dirty bits were last cleared; always clear on kernels without them.
+    /// The page was written since soft-dirty bits were last cleared; always clear on kernels
+    /// without them.
     pub fn soft_dirty(self) -> bool {
         self.0 & Self::SOFT_DIRTY != 0
     }
@@ -147,7 +144,8 @@ impl EntryFile {
         }
     }
 
-    /// Hands entries `index..index + entries` to `each` in order; returns how many the file had.
+    /// Passes entries `index..index + entries` to `each` in order; returns the number of entries
+    /// that the file had.
     fn read(&mut self, index: u64, entries: usize, mut each: impl FnMut(u64)) -> Result<usize, PagemapError> {
         let mut done = 0;
         while done < entries {
@@ -182,17 +180,18 @@ impl EntryFile {
 pub struct Pagemap(EntryFile);
 
 impl Pagemap {
-    /// The pagemap of process `pid`. Needs what ptrace reading needs: the same user, or CAP_SYS_PTRACE.
+    /// The pagemap of process `pid`. Needs what ptrace reading needs: the same user, or
+    /// CAP_SYS_PTRACE.
     pub fn open(pid: u32) -> Result<Self, PagemapError> {
         EntryFile::open(PathBuf::from(format!("/proc/{pid}/pagemap"))).map(Self)
     }
 
-    /// Our own pagemap.
     pub fn open_self() -> Result<Self, PagemapError> {
         EntryFile::open(PathBuf::from("/proc/self/pagemap")).map(Self)
     }
 
-    /// Hands out every page at the addresses `ranges`, in their order: its address and its entry. An error of `each` ends it.
+    /// Calls `each` with the address and the entry of every page at the addresses `ranges`, in
+    /// their order. An error of `each` ends it.
     ///
     /// # Errors
     /// As [`Self::read`], and those of `each`.
@@ -236,7 +235,8 @@ impl Pagemap {
 pub struct FrameFlags(pub u64);
 
 impl FrameFlags {
-    /// KSM merged it; but Linux 6.12 sets that flag on every anonymous page: see [`FrameTable::tells_ksm`].
+    /// KSM merged it; but Linux 6.12 sets that flag on every anonymous page: see
+    /// [`FrameTable::tells_ksm`].
     pub fn ksm(self) -> bool {
         self.0 & (1 << 21) != 0
     }
@@ -255,7 +255,6 @@ pub struct FrameTable {
 }
 
 impl FrameTable {
-    /// Opens both files.
     pub fn open() -> Result<Self, PagemapError> {
         Ok(Self {
             counts: EntryFile::open(PathBuf::from("/proc/kpagecount"))?,
@@ -263,7 +262,8 @@ impl FrameTable {
         })
     }
 
-    /// Whether a frame's flag for KSM means what it says: a page of our own, which nobody merges, must not have it.
+    /// Whether a frame's flag for KSM means what it says: a page of our own, which is never merged,
+    /// must not have it.
     pub fn tells_ksm(&mut self) -> bool {
         let pages = vec![1u8; 2 * PAGE];
         // The first page that begins in there is whole.
@@ -274,8 +274,9 @@ impl FrameTable {
         read.is_ok() && self.flags(&[frame], &mut flags).is_ok() && flags.first().is_some_and(|f| !f.ksm())
     }
 
-    /// How many page table entries on the host map each of `frames` (ascending), in the same order, into
-    /// `out`. 0 for the zero frame, which is not counted, and for a frame the host does not have.
+    /// How many page table entries on the host map each of `frames` (ascending), in the same order,
+    /// into `out`. 0 for the zero frame, which is not counted, and for a frame the host does not
+    /// have.
     pub fn counts(&mut self, frames: &[Pfn], out: &mut Vec<u64>) -> Result<(), PagemapError> {
         lookup(&mut self.counts, frames, out)
     }
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_an_anonymous_page_would_lose_it() {
+    fn a_shared_anonymous_page_would_move_when_pinned() {
         let keeps = |bits: u64| PagemapEntry(bits | 0x1234).keeps_frame_when_pinned();
         assert!(keeps(1 << 63 | 1 << 56) && keeps(1 << 63 | 1 << 61) && keeps(1 << 63 | 1 << 61 | 1 << 56));
         // Anonymous and mapped more than once, or the zero frame; absent; on swap.

@@ -1,7 +1,9 @@
-//! What `/proc/PID/smaps` and `/proc/PID/status` say of a process's memory, in pages of 4096 bytes.
+//! What `/proc/PID/smaps` and `/proc/PID/status` show of a process's memory, in pages of 4096
+//! bytes.
 //!
-//! Source: the kernel's Documentation/filesystems/proc.rst. Counts are of the kernel's own books, kept apart from the page
-//! table's entries that `/proc/PID/pagemap` shows; so each can be checked against the other.
+//! Source: the kernel's Documentation/filesystems/proc.rst. These are the kernel's own counters,
+//! kept apart from the page table entries that `/proc/PID/pagemap` shows; so each can be checked
+//! against the other.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -31,7 +33,6 @@ pub struct ProcessPages {
     pub file: u64,
     /// Pages of shared memory (memory files) with a frame.
     pub shared_memory: u64,
-    /// Page tables.
     pub page_tables: u64,
     /// Anonymous pages on swap.
     pub swapped: u64,
@@ -55,14 +56,16 @@ impl ProcessPages {
     }
 }
 
-/// Page faults of all threads of process `pid` so far, those that the kernel takes on their behalf (for a guest, say) among them. While it
-/// stands still, no page was added to the page table, and none was replaced, but by KSM.
+/// Page faults of all threads of process `pid` so far, including those that the kernel takes on
+/// their behalf (for a guest, say). While the count does not change, no page is added to the page
+/// table, and none is replaced, except by KSM.
 pub fn faults(pid: u32) -> io::Result<u64> {
     parse_faults(&std::fs::read_to_string(format!("/proc/{pid}/stat"))?)
         .ok_or(io::ErrorKind::InvalidData.into())
 }
 
-/// Minor and major ones are the tenth and the twelfth field. The second is a name in parentheses, which may hold anything.
+/// Minor and major ones are the tenth and the twelfth field. The second is a name in parentheses,
+/// which may hold anything.
 fn parse_faults(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(") ")?.1.split_ascii_whitespace();
     let minor: u64 = fields.nth(7)?.parse().ok()?;
@@ -75,9 +78,10 @@ fn parse_faults(stat: &str) -> Option<u64> {
 pub struct Area {
     /// Its line, as in `/proc/PID/maps`.
     pub header: String,
-    /// Bytes that have a frame here or are on swap. Pages of a file or of shared memory that this process has not touched are not among them.
+    /// Bytes that have a frame here or are on swap. Pages of a file or of shared memory that this
+    /// process has not touched are not among them.
     pub held_bytes: u64,
-    /// No memory is behind it, but a device (VM_IO, VM_PFNMAP): it cannot be read from outside.
+    /// It maps a device and no memory (VM_IO, VM_PFNMAP): it cannot be read from outside.
     pub is_device: bool,
 }
 
@@ -140,7 +144,8 @@ impl RangePages {
     }
 }
 
-/// What a process has of the host's frames, in pages. Reading it walks its whole page table: some milliseconds a GiB.
+/// A process's part of the host's frames, in pages. Reading it walks its whole page table: some
+/// milliseconds a GiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharePages {
     /// Pages with a frame, its own or one that it shares; the zero frame not counted.

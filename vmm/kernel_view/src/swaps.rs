@@ -5,9 +5,9 @@ use std::io;
 /// All active swap together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swaps {
-    /// How much there is, in KiB.
+    /// Size, in KiB.
     pub kib: u64,
-    /// How much of it is used.
+    /// Used, in KiB.
     pub used_kib: u64,
 }
 
@@ -30,9 +30,9 @@ impl Swaps {
 pub struct Swap<'a> {
     /// Its path, as far as its first space.
     pub name: &'a str,
-    /// How much there is, in KiB.
+    /// Size, in KiB.
     pub kib: u64,
-    /// How much of it is used.
+    /// Used, in KiB.
     pub used_kib: u64,
 }
 
@@ -41,7 +41,8 @@ impl<'a> Swap<'a> {
     pub fn each(text: &'a str) -> impl Iterator<Item = Self> {
         text.lines().skip(1).filter_map(|line| {
             let name = line.split_ascii_whitespace().next()?;
-            // A file's name may have spaces in it (as \040, but who knows); the numbers are at the end.
+            // A file's name may have spaces in it (as \040, perhaps not always); the numbers are at
+            // the end.
             let mut fields = line.split_ascii_whitespace().rev();
             let (used_kib, kib) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
             Some(Self { name, kib, used_kib })

@@ -1,4 +1,4 @@
-//! Who merges where engines are compared, in experiments and benches: an engine and how it is set.
+//! The engines that experiments and benches compare, with their settings.
 
 use std::fmt;
 
@@ -13,10 +13,10 @@ use merge::ksm::{self, Availability, Ksm, KsmSettings};
 use merge::off::Off;
 use merge::slab::engine::{SlabEngine, Tuning};
 
-/// Processor time that the slab engine may take where it is to be frugal, in percent of one processor.
+/// Processor time that the frugal slab engine may take, in percent of one processor.
 const FRUGAL_PERCENT: u16 = 10;
 
-/// An engine and how it is set.
+/// An engine with its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Contender {
     /// Nothing merges: the baseline
@@ -40,7 +40,6 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Off, Self::Slab, Self::SlabFrugal, Self::Ksm, Self::KsmDefault, Self::KsmAdvisor];
 
@@ -66,7 +65,7 @@ impl Contender {
         self.kind() == EngineName::Ksm
     }
 
-    /// What a fleet is to know of it.
+    /// Its engine.
     pub fn kind(self) -> EngineName {
         match self {
             Self::Off => EngineName::Off,
@@ -93,13 +92,13 @@ impl Contender {
         }
     }
 
-    /// Why this user cannot have it on this host; None if they can. KSM with the host's own settings would be another contender, so
-    /// it takes the right to set it.
+    /// Why it is not available to this user on this host; None if it is. KSM with the host's own
+    /// settings would be another contender, so it takes the right to set KSM.
     pub fn missing(self) -> Option<String> {
         match self.kind() {
             EngineName::Off => None,
             EngineName::Slab => {
-                userfault::can_freeze().err().map(|e| format!("userfaultfd cannot be had ({e})"))
+                userfault::can_freeze().err().map(|e| format!("userfaultfd is not available ({e})"))
             }
             EngineName::Ksm => match ksm::available() {
                 Availability::Full => None,

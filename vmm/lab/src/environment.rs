@@ -1,4 +1,4 @@
-//! Where something was measured: what a figure depends on besides what is measured.
+//! The environment of a measurement: everything that a figure depends on besides its subject.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,31 +44,27 @@ pub fn ksm_knobs() -> KsmKnobs {
     KSM_KNOBS.iter().filter_map(|name| Some((*name, value(name)?))).collect()
 }
 
-/// A machine, its kernel and how that is set, when a measurement began.
+/// A machine, its kernel and their settings, when a measurement began.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
-    /// The processor's name.
     pub cpu: String,
     /// Processors that this process may use.
     pub cores: usize,
-    /// The machine's memory.
     pub memory_bytes: u64,
-    /// Its swap.
     pub swap_bytes: u64,
-    /// The kernel's release.
     pub kernel: String,
     /// The KVM that guests run on.
     pub backend: String,
-    /// Samepage's version.
     pub samepage: String,
     /// Which build of it; empty where that is not known.
     #[serde(default)]
     pub build: String,
-    /// Whether root ran it: others see no frame numbers and set no KSM.
+    /// Whether root ran it: other users see no frame numbers and cannot set KSM.
     pub root: bool,
-    /// Knobs of KSM, of huge pages, of memory, by path. An engine sets those of KSM while it merges.
+    /// Knobs of KSM, of huge pages, of memory, by path. An engine sets those of KSM while it
+    /// merges.
     pub knobs: BTreeMap<String, String>,
-    /// Processes that wanted a processor in the minute before: others that run spoil times.
+    /// Processes that wanted a processor in the minute before: other load spoils times.
     pub load: f64,
 }
 
@@ -103,8 +99,9 @@ impl Environment {
         }
     }
 
-    /// Whether figures of both may stand side by side: the same machine, kernel and program, run with the same rights. Knobs are left
-    /// out: somebody's KSM that was on or off for a moment changes nothing while an engine sets it.
+    /// Whether figures of both may be compared: the same machine, kernel and program, run with the
+    /// same rights. Knobs are left out: whether KSM was on or off before changes nothing while an
+    /// engine sets it.
     pub fn is_like(&self, other: &Self) -> bool {
         let same = |e: &Self| (e.cpu.clone(), e.cores, e.memory_bytes, e.kernel.clone(), e.backend.clone());
         same(self) == same(other) && self.samepage == other.samepage && self.root == other.root

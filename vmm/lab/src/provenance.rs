@@ -1,5 +1,5 @@
-//! Where figures come from, so that a page of them can be cited: when, on which host and kernel, by which command, how KSM was set, and
-//! what the processes are that were measured.
+//! Where figures come from, so that a page of them can be cited: time, host, kernel, command, KSM's
+//! settings, and the processes that were measured.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,14 +16,11 @@ const MAX_COMMAND: usize = 2000;
 /// A process that was measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measuree {
-    /// Its number.
     pub pid: u32,
-    /// Its command line.
     pub command: String,
 }
 
 impl Measuree {
-    /// Process `pid`.
     pub fn of(pid: u32) -> Self {
         let line = named_file::read(Path::new(&format!("/proc/{pid}/cmdline"))).unwrap_or_default();
         Self { pid, command: command_line(line.split(|byte| *byte == 0)) }
@@ -35,11 +32,9 @@ impl Measuree {
 pub struct Provenance {
     /// The date and time, in UTC.
     pub date: String,
-    /// The host's name.
     pub host: String,
-    /// This command.
     pub command: String,
-    /// The machine, its kernel, how that is set.
+    /// The machine, its kernel, their settings.
     pub environment: Environment,
     /// The processes that were measured.
     pub processes: Vec<Measuree>,

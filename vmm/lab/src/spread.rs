@@ -1,15 +1,14 @@
-//! A figure of several rounds: its median, and how far it spreads.
+//! A figure of several rounds: its median and spread.
 
 use serde::Serialize;
 
 /// A figure over all rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// Half of them are not above it: see [`median`].
+    /// The median: see [`median`].
     pub median: f64,
     /// The least of them.
     pub least: f64,
-    /// The most.
     pub most: f64,
 }
 
@@ -22,7 +21,7 @@ impl Spread {
     }
 }
 
-/// The middle value; of an even number of them the mean of the two in the middle. 0 of none.
+/// The middle value; of an even number of them the mean of the two in the middle. 0 without values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.into_iter().collect();
     sorted.sort_by(f64::total_cmp);

@@ -1,8 +1,10 @@
-//! Checks the count of frames by other means: the kernel's own books of each process, and every frame looked at again.
+//! Checks the count of frames by other means: the kernel's own books of each process, and every
+//! frame looked at again.
 //!
-//! [`super::frames`] counts page table entries by class. Here the same pages are counted by `/proc/PID/smaps`, which the kernel
-//! adds up by itself; and the frames under them are listed one by one and held against `/proc/kpagecount`. Whatever the
-//! two ways disagree on is the residue. Guests that run move between two looks, so their residue is not 0 for that alone.
+//! [`super::frames`] counts page table entries by class. Here the same pages are counted by
+//! `/proc/PID/smaps`, which the kernel adds up by itself; and the frames under them are listed one
+//! by one and held against `/proc/kpagecount`. What the two ways disagree on is the residue.
+//! Running guests change between two reads, so theirs is not 0 for that reason alone.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,23 +14,22 @@ use kernel_view::pagemap::{FrameTable, Pfn};
 use kernel_view::smaps::RangePages;
 use memory::Extent;
 
-/// Looks until nothing moves any more; then the last one counts as it is.
+/// Reads until nothing changes between two of them; the last of these reads counts anyway.
 const MAX_LOOKS: u32 = 10;
-/// Between two looks: merging that goes on while guests stand still comes to its end.
+/// Between two reads, so that merging in flight completes while guests are paused.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Frames looked up at a time.
 const CHUNK_FRAMES: usize = 16 * 1024;
 
-/// What the audit found.
+/// The result of an audit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
-    /// Each guest.
     pub guests: Vec<GuestAudit>,
     /// Frames as the ledger has them.
     pub frames: u64,
     /// Frames listed one by one. None: this user may not see frame numbers.
     pub frames_listed: Option<u64>,
-    /// Frames that the kernel says are mapped less often than they are mapped here.
+    /// Frames that the kernel counts fewer mappings of than are found here.
     pub miscounted_frames: u64,
     /// Everything that does not agree, in pages.
     pub residue_pages: u64,
@@ -41,7 +42,6 @@ pub struct Audit {
 /// One guest, by both ways of counting.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestAudit {
-    /// Its name.
     pub name: String,
     /// Pages on frames, by the page table. The zero frame does not count.
     pub resident: u64,
@@ -51,7 +51,7 @@ pub struct GuestAudit {
     pub swapped: u64,
     /// The same, by the kernel's books.
     pub swapped_by_kernel: u64,
-    /// What the two disagree on.
+    /// Their difference.
     pub residue_pages: u64,
 }
 
@@ -137,7 +137,7 @@ fn list(spaces: &[Space]) -> Result<Option<Listed>, MeasureError> {
     all.sort_unstable();
     let mut listed = Listed { frames: 0, miscounted: 0 };
     let (mut flags, mut counts) = (Vec::new(), Vec::new());
-    // A group of equal numbers is one frame; looked up in batches of so many frames.
+    // A group of equal numbers is one frame; frames are looked up in batches.
     let groups: Vec<&[Pfn]> = all.chunk_by(|a, b| a == b).collect();
     for batch in groups.chunks(CHUNK_FRAMES) {
         let frames: Vec<Pfn> = batch.iter().map(|group| group[0]).collect();

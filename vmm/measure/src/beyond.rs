@@ -1,10 +1,12 @@
-//! What lies beyond identity: pages that are nearly like another, and how well pages compress. By sampling.
+//! What lies beyond identity: pages that are nearly like another, and how well pages compress. By
+//! sampling.
 //!
-//! The sample is of contents, each as likely as any other: of what is left when everything equal is shared. For each
-//! of its pages all memory is searched for similar ones, as Difference Engine does (Gupta and others, OSDI 2008): a page is a
-//! candidate if it has one of a few 64-byte blocks, at places drawn for each measurement, in common. The smallest
-//! patch counts. It is an upper bound for patching: that a page to which others refer cannot itself be a patch is not
-//! taken into account.
+//! The sample is of contents, each as likely as any other: of what is left when everything equal is
+//! shared. For each of its pages all memory is searched for similar ones, as Difference Engine does
+//! (Gupta and others, OSDI 2008): a page is a candidate if it has one of a few 64-byte blocks, at
+//! places drawn for each measurement, in common. The smallest patch counts. It is an upper bound
+//! for patching: a page to which others refer cannot itself be a patch, which is not taken into
+//! account.
 
 use std::collections::HashMap;
 
@@ -48,7 +50,8 @@ pub struct Beyond {
     pub lz4_saves: Estimate,
     /// The same with zstd.
     pub zstd_saves: Estimate,
-    /// Part of the contents' memory that is saved if each page is kept as the smaller of its patch and its lz4.
+    /// Part of the contents' memory that is saved if each page is kept as the smaller of its patch
+    /// and its lz4.
     pub patches_and_lz4_save: Estimate,
 }
 
@@ -61,11 +64,12 @@ struct Sampled {
 }
 
 impl Scan {
-    /// Looks closer at the contents that were sampled, in one more pass over `sources`, which are those of the scan. Pages that
-    /// have changed since are left out.
+    /// Compares the sampled contents more closely, in one more pass over `sources`, which are those
+    /// of the scan. Pages that have changed since are left out.
     ///
     /// # Errors
-    /// A source is gone, or `progress` said to end.
+    ///
+    /// A source is gone, or `progress` asked to stop.
     pub fn look_beyond(
         &self,
         sources: &[&dyn Source],
@@ -128,7 +132,7 @@ impl Scan {
     }
 
     fn compare(&self, sampled: &mut Sampled, guest: usize, page: u64, content: &[u8; PAGE]) {
-        // What is equal is shared, and no reference: it is the same frame.
+        // An equal page is shared and no reference: it is on the same frame.
         let is_itself = || self.layout.place(sampled.number) == (guest, page);
         if sampled.candidates == MAX_CANDIDATES || is_itself() || *sampled.page == *content {
             return;
@@ -160,7 +164,7 @@ fn summary(sample: &[Sampled], contents: u64) -> Beyond {
         .iter()
         .map(|sampled| {
             packed.clear();
-            // What it cannot compress stays as it is.
+            // Incompressible pages are kept as they are.
             let done =
                 zstd.as_mut().is_some_and(|zstd| zstd.compress(&sampled.page[..], None, &mut packed).is_ok());
             if done { packed.len().min(PAGE) as f64 } else { whole }

@@ -1,15 +1,18 @@
-//! The frames of our own VMs, counted by kind instead of one by one: what [`frames::measure`] says, in a tenth of the time.
+//! The frames of our own VMs, counted by kind instead of one by one: what [`frames::measure`] says,
+//! in a tenth of the time.
 //!
-//! The kernel tells of whole ranges which pages are there and what kind they are (PAGEMAP_SCAN). For guest memory that nothing
-//! but slabs is shared in, that is all there is to know:
+//! The kernel tells of whole ranges which pages are there and what kind they are (PAGEMAP_SCAN).
+//! That is enough for guest memory in which only slabs are shared:
 //!
-//! - an anonymous page is its guest's alone: a VM process does not fork, and KSM says of each process how many pages it has
-//!   merged there;
-//! - a page of a slab is known by the slab's file and its place in it, and shared by those who map it.
+//! - an anonymous page is its guest's alone: a VM process does not fork, and KSM says of each
+//!   process how many pages it has merged there;
+//! - a page of a slab is known by the slab's file and its place in it, and shared by those who map
+//!   it.
 //!
-//! What this does not hold for is read entry by entry, as before: guests in which KSM has merged, mappings of other files, pages on
-//! swap (a range cannot tell them from markers), and huge pages of which the kernel does not say whether they are its zero
-//! page. Where the kernel has no PAGEMAP_SCAN (before 6.7), everything is.
+//! Everything else is read entry by entry: guests in which KSM has merged, mappings of other files,
+//! pages on swap (a range cannot tell them from markers), and huge pages of which the kernel does
+//! not say whether they are its zero page. Where the kernel has no PAGEMAP_SCAN (before 6.7),
+//! everything is.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,36 +27,35 @@ use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 /// Pages of a slab that a guest has mapped and not written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlabRun {
-    /// The slab's file.
     pub(super) inode: u64,
     /// The first of them in the slab.
     pub(super) first: u64,
-    /// How many.
     pub(super) pages: u64,
-    /// Who maps them.
+    /// The guest that maps them.
     pub(super) guest: usize,
 }
 
-/// What is found of one guest.
+/// The pages of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     guest: usize,
     /// Anonymous pages with a frame of their own.
     pub(super) private: u64,
-    /// Pages on the kernel's frame of zeros.
+    /// Pages on the zero page.
     pub(super) zero: u64,
     /// Pages in mappings of slabs that have no entry in the page table.
     pub(super) image: u64,
     /// Pages of slabs.
     pub(super) slabs: Vec<SlabRun>,
-    /// What its entries have to tell.
-    pub(super) untold: Vec<Extent>,
+    /// Extents whose entries must be read one by one.
+    pub(super) by_entry: Vec<Extent>,
 }
 
-/// Classifies every page of `spaces`, which are VM processes of ours. As [`frames::measure`], and where that has to be
-/// asked, by it.
+/// Classifies every page of `spaces`, which are our VM processes: as [`frames::measure`], which it
+/// calls where ranges do not suffice.
 ///
 /// # Errors
+///
 /// As [`frames::measure`].
 pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
     check(spaces)?;
@@ -61,15 +63,15 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
     for (guest, space) in spaces.iter().enumerate() {
         let merged = KsmStat::of(space.pid).map_or(1, |stat| stat.merging_pages + stat.zero_pages);
         let found = if merged == 0 { Found::of(guest, space) } else { None };
-        // Who has to be looked at frame by frame may share its frames with any other.
+        // A guest that must be read frame by frame may share its frames with any other.
         let Some(found) = found else { return frames::measure(spaces) };
         let slabs: u64 = found.slabs.iter().map(|run| run.pages).sum();
-        let mut told = found.private + found.zero + found.image + slabs;
-        let untold = Space { extents: found.untold, ..space.clone() };
+        let mut classified = found.private + found.zero + found.image + slabs;
+        let by_entry = Space { extents: found.by_entry, ..space.clone() };
         let maps = &Maps::default();
-        untold.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
-        told += untold.pages();
-        let absent = space.pages().saturating_sub(told);
+        by_entry.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
+        classified += by_entry.pages();
+        let absent = space.pages().saturating_sub(classified);
         census.add(guest, found.private, found.zero, (found.image, absent));
         census.slab_runs.extend(found.slabs);
     }
@@ -77,7 +79,7 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
 }
 
 impl Found {
-    /// None if the memory is not of a kind that can be told in ranges, or the kernel does not tell.
+    /// None if the memory is of a kind that ranges do not classify, or the kernel does not show it.
     pub(super) fn of(guest: usize, space: &Space) -> Option<Self> {
         let (mut scan, maps) = (PageScan::open(space.pid).ok()?, Maps::of(space.pid).ok()?);
         let mut found = Self { guest, ..Self::default() };
@@ -104,14 +106,15 @@ impl Found {
         let each = |pages: Pages| {
             let kind = pages.categories;
             match kind.swapped() || kind.huge() && !kind.zero() {
-                true => self.untold.push(extent(pages)),
+                true => self.by_entry.push(extent(pages)),
                 false => self.add(pages),
             }
         };
         if hvas.is_empty() { Some(()) } else { scan.anonymous_memory(hvas, each).ok() }
     }
 
-    /// A slab's mapping: its pages, and those that the guest has written to, of which it has copies.
+    /// A slab's mapping: its pages, and those that the guest has written to, of which it has
+    /// copies.
     fn slab(&mut self, scan: &mut PageScan, slab: &SlabMapping, hvas: Range<Hva>) -> Option<()> {
         let mut seen = 0;
         let all = (hvas.end - hvas.start) / PAGE_BYTES;
@@ -119,7 +122,7 @@ impl Found {
             let kind = pages.categories;
             seen += pages.pages;
             if kind.swapped() {
-                self.untold.push(extent(pages));
+                self.by_entry.push(extent(pages));
             } else if kind.file() {
                 let (inode, first, guest) = (slab.inode, u64::from(slab.slab_page(pages.hva).0), self.guest);
                 self.slabs.push(SlabRun { inode, first, pages: pages.pages, guest });
@@ -170,7 +173,7 @@ impl SlabCounts {
         pages.get(run.first as usize..(run.first + run.pages) as usize).unwrap_or_default()
     }
 
-    /// Those of all pages that are anybody's.
+    /// The counts of all pages that at least one guest maps.
     pub(super) fn all(&self) -> impl Iterator<Item = u32> {
         self.0.values().flatten().copied().filter(|count| *count > 0)
     }

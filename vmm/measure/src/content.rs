@@ -1,7 +1,7 @@
 //! What could be shared: which pages hold the same, within a guest and across guests.
 //!
-//! Every present page is read once and known by its tag from then on, of which [`super::tag`] says how sure it is. Absent and
-//! swapped pages are not read.
+//! Every present page is read once and known by its tag from then on, of which [`super::tag`] says
+//! how sure it is. Absent and swapped pages are not read.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,8 @@ use super::source::Source;
 use super::source::process::ProcessSource;
 use super::{MeasureError, Space, check};
 
-/// What the present pages hold. `zero + self_duplicates + cross_duplicates + distinct` is their number.
+/// What the present pages hold. `zero + self_duplicates + cross_duplicates + distinct` is their
+/// number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// Pages of zeros only.
@@ -50,7 +51,7 @@ impl Content {
         self.index_bytes = self.index_bytes.max(other.index_bytes);
     }
 
-    /// What a scan found, all of it in one domain.
+    /// The result of a scan, all of it in one domain.
     pub fn of(scan: &Scan) -> Self {
         let zero = scan.guests.iter().map(|guest| guest.zero).sum();
         let filled: u64 = scan.guests.iter().map(|guest| guest.filled).sum();

@@ -7,7 +7,7 @@ use crate::{Extent, PAGE};
 use kernel_view::pagemap::Pagemap;
 use memory::{Gpa, Hva, PAGE_BYTES};
 
-/// Page-aligned memory of this process that plays a guest.
+/// Page-aligned memory of this process that stands for a guest.
 struct Ram {
     memory: Vec<u8>,
     pages: usize,

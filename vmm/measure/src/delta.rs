@@ -6,7 +6,7 @@ use super::PAGE;
 
 /// Bytes that are looked up at a time; a shorter copy does not pay for its record.
 const SEED: usize = 16;
-/// Bytes of a record that says "copy so many bytes from there", and of one that says "so many bytes follow".
+/// Bytes of a record "copy N bytes from there", and of one "N literal bytes follow".
 const COPY: usize = 5;
 const LITERAL: usize = 3;
 
@@ -18,7 +18,6 @@ pub struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// Indexes a page.
     pub fn new(page: &'a [u8; PAGE]) -> Self {
         let mut blocks = HashMap::with_capacity(PAGE / SEED);
         for (n, block) in page.as_chunks::<SEED>().0.iter().enumerate() {
@@ -27,8 +26,9 @@ impl<'a> Reference<'a> {
         Self { page, blocks }
     }
 
-    /// Bytes that `page` takes as copies out of the reference and what is between them; at most a few more than a page has.
-    /// A copy may come from another place: what was moved by an insertion is found again.
+    /// Bytes that `page` takes as copies out of the reference and what is between them; at most a
+    /// few more than a page has. A copy may come from another place: what was moved by an insertion
+    /// is found again.
     pub fn patch_bytes(&self, page: &[u8; PAGE]) -> usize {
         let (mut at, mut literals, mut bytes) = (0, 0, 0);
         while at < PAGE {

@@ -12,7 +12,7 @@ use super::scan::Scan;
 /// Guests beyond which there is no matrix of pairs.
 pub const MAX_PAIRED: usize = 64;
 
-/// What is known of a guest before it is read.
+/// A guest, before it is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Its name, or what it is.
@@ -23,10 +23,8 @@ pub struct Subject {
     pub pid: Option<u32>,
 }
 
-/// One guest's pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestFindings {
-    /// Who.
     #[serde(flatten)]
     pub subject: Subject,
     /// Pages of all its memory.
@@ -50,9 +48,7 @@ pub struct GuestFindings {
 /// What sharing within one trust domain would save.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainFindings {
-    /// The domain.
     pub domain: String,
-    /// Its guests.
     pub guests: u64,
     /// Their pages that have a frame.
     pub present: u64,
@@ -62,10 +58,9 @@ pub struct DomainFindings {
     pub ideal_saved_pages: u64,
 }
 
-/// The first so many guests together.
+/// The first N guests together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Growth {
-    /// How many.
     pub guests: u64,
     /// Their pages that have a frame.
     pub present: u64,
@@ -84,27 +79,27 @@ pub struct Model {
     pub own: f64,
     /// c + N d.
     pub predicted: f64,
-    /// The different contents that there are. Fewer than predicted, as some are held by some guests.
+    /// The different contents that there are. Fewer than predicted, as some are held by some
+    /// guests.
     pub measured: u64,
 }
 
 /// What could be shared.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Findings {
-    /// Guest by guest.
     pub guests: Vec<GuestFindings>,
     /// All pages that were read, by what they hold, as if all were one domain.
     pub content: ContentClasses,
-    /// Frames that ideal sharing frees if everybody shares with everybody.
+    /// Frames that ideal sharing frees if all guests may share with each other.
     pub ideal_saved_pages: u64,
     /// The same within each trust domain.
     pub domains: Vec<DomainFindings>,
     /// The sum of these.
     pub ideal_within_domains_pages: u64,
-    /// Contents that guest i and guest j both have; on the diagonal all that it has. Empty for more than
-    /// [`MAX_PAIRED`] guests.
+    /// Contents that guest i and guest j both have; on the diagonal all that it has. Empty for more
+    /// than [`MAX_PAIRED`] guests.
     pub pairs: Vec<Vec<u64>>,
-    /// How many contents are held by exactly so many guests.
+    /// Number of contents that exactly N guests hold, by N.
     pub held_by: BTreeMap<u64, u64>,
     /// What the first guest has, the first two, and so on.
     pub growth: Vec<Growth>,
@@ -114,8 +109,8 @@ pub struct Findings {
     pub runs: Option<Runs>,
     /// The same by length.
     pub run_lengths: Vec<RunLengths>,
-    /// Mappings that merging all runs would take at most: each is one, and so is what is left behind it; and as many again where
-    /// the first holders' pages lie.
+    /// Mappings that merging all runs would take at most: each is one, and so is what is left
+    /// behind it; and as many again where the first holders' pages lie.
     pub mappings_at_most: Option<u64>,
     /// Frames that would be needed if every page of the ideal were written: what it saves.
     pub debt_pages: u64,

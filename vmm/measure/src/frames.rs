@@ -1,11 +1,13 @@
-//! Who maps which frame: every page of every guest in exactly one class, and what the sharing saves.
+//! Which pages map which frame: every page of every guest in exactly one class, and what the
+//! sharing saves.
 //!
-//! With CAP_SYS_ADMIN the answer is exact: pages are joined by frame number, and the host's frame table
-//! says who else maps a frame. Without it the kernel hides frame numbers; then the pages mapped once are
-//! still exact, pages of slabs are joined by their files, and the rest is split by KSM's own counters and marked as an estimate.
+//! With CAP_SYS_ADMIN the answer is exact: pages are joined by frame number, and the host's frame
+//! table says what else maps a frame. Without it the kernel hides frame numbers; then the pages
+//! mapped once are still exact, pages of slabs are joined by their files, and the rest is split by
+//! KSM's own counters and marked as an estimate.
 //!
-//! Not seen from here: a page of a file mapping that this process has not touched yet reads as absent,
-//! even where its frame is in memory already.
+//! Not seen from here: a page of a file mapping that this process has not touched yet reads as
+//! absent, even where its frame is in memory already.
 
 use std::cell::LazyCell;
 use std::collections::BTreeMap;
@@ -23,12 +25,13 @@ use memory::maps::Maps;
 
 /// Frames looked up at a time.
 const CHUNK_FRAMES: usize = 64 * 1024;
-/// Bits of a sort key that name the guest: see [`super::MAX_SPACES`]. Of the frame number x86-64 has 40.
+/// Bits of a sort key that name the guest: see [`super::MAX_SPACES`]. Of the frame number x86-64
+/// has 40.
 const GUEST_BITS: u32 = 16;
 /// Bits below the frame number: the guest, and two for [`Kind`].
 const KEY_BITS: u32 = GUEST_BITS + 2;
 
-/// What a page that is not alone on its frame is a page of, as far as the page table tells.
+/// What a page that shares its frame belongs to, as far as the page table says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Anonymous = 0,
@@ -39,13 +42,12 @@ enum Kind {
 /// Shared pages by what shares them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedBy {
-    /// KSM; None where neither the frames nor the process's own counters tell.
+    /// KSM; None where neither the frames nor the process's own counters say.
     pub ksm: Option<u64>,
-    /// Slabs.
     pub slab: u64,
     /// Files, memfds and shared memory that are no slabs.
     pub file: u64,
-    /// Anonymous memory that a fork has left shared; and KSM's, where that is not told.
+    /// Anonymous memory that a fork has left shared; and KSM's, where that is not known.
     pub other: u64,
 }
 
@@ -63,7 +65,7 @@ pub struct Pages {
     pub zero: u64,
     /// Alone on their frame.
     pub private: u64,
-    /// On a frame that is mapped more than once, by whomever.
+    /// On a frame that is mapped more than once, by any process.
     pub shared: u64,
     /// On swap.
     pub swapped: u64,
@@ -91,19 +93,17 @@ impl Pages {
     }
 }
 
-/// One guest's pages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GuestFrames {
-    /// Its name.
     pub name: String,
-    /// Its process.
     pub pid: u32,
     /// Its pages by class.
     pub pages: Pages,
-    /// Its part of the frames: a frame that n measured pages map counts 1/n for each. The sum over the
-    /// guests is [`Frames::frames`].
+    /// Its part of the frames: a frame that n measured pages map counts 1/n for each. The sum over
+    /// the guests is [`Frames::frames`].
     pub frames: f64,
-    /// Present pages that are anonymous: all but those of files, which slabs are. The zero frame counts.
+    /// Present pages that are anonymous: all but those of files, which slabs are. The zero frame
+    /// counts.
     pub anonymous: u64,
 }
 
@@ -112,31 +112,31 @@ pub struct GuestFrames {
 pub struct Frames {
     /// Each guest, in the order given.
     pub guests: Vec<GuestFrames>,
-    /// All guests together.
     pub pages: Pages,
     /// Distinct frames the present pages need, the zero frame not counted.
     pub frames: u64,
     /// How many of them are pages of slabs.
     #[serde(default)]
     pub slab_frames: u64,
-    /// What sharing saves: pages on shared frames less these frames. Pages on the zero frame are not among them, for whoever reads memory
-    /// that has no frame, such as zeros that were given back, makes more of them.
+    /// What sharing saves: pages on shared frames less these frames. Pages on the zero frame are
+    /// not counted: reading memory that has no frame, such as zeros that were given back, adds to
+    /// them.
     pub saved_pages: u64,
-    /// Frames by how many pages of these guests map them, from 1 (shared with somebody else only) up.
-    /// Private frames are not in here.
+    /// Frames by how many pages of these guests map them, from 1 (shared only with processes
+    /// outside) up. Private frames are not in here.
     pub shared_by: BTreeMap<u64, u64>,
-    /// Shared frames that somebody outside these guests maps too.
+    /// Shared frames that processes outside these guests map too.
     pub also_outside: u64,
     /// Shared pages by what shares them.
     #[serde(default)]
     pub shared_by_what: SharedBy,
-    /// Zero and shared pages are told apart by estimate, not frame by frame.
+    /// Zero and shared pages are distinguished by estimate, not frame by frame.
     pub estimated: bool,
-    /// What a reader of the numbers should know.
+    /// Notes for readers of the numbers.
     pub notes: Vec<String>,
 }
 
-/// What the host's frame table says of one frame.
+/// One frame in the host's frame table.
 #[derive(Clone, Copy, Debug, Default)]
 struct FrameInfo {
     flags: FrameFlags,
@@ -145,13 +145,15 @@ struct FrameInfo {
 
 /// Classifies every page of `spaces`.
 ///
-/// The guests may run meanwhile: a page that changes frames between two reads is counted where it was
-/// when its entry was read. Memory needed: 8 bytes for each page that is not alone on its frame.
+/// The guests may run meanwhile: a page that changes frames between two reads is counted where it
+/// was when its entry was read. Memory needed: 8 bytes for each page that is not alone on its
+/// frame.
 pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
     check(spaces)?;
     let mut census = Census::new(spaces);
     for (guest, space) in spaces.iter().enumerate() {
-        // Only asked where frame numbers are hidden; where it cannot be read either, there is one estimate more.
+        // Only asked where frame numbers are hidden; where it cannot be read either, there is one
+        // estimate more.
         let maps = LazyCell::new(|| Maps::of(space.pid).unwrap_or_default());
         space.each_entry(|hva, entry| census.count(guest, hva, entry, &maps))?;
     }
@@ -160,7 +162,7 @@ pub fn measure(spaces: &[Space]) -> Result<Frames, MeasureError> {
 
 /// Looks up in the host's books what is not known yet.
 fn look_up(mut census: Census, spaces: &[Space]) -> Result<Frames, MeasureError> {
-    // Opening them and asking what they tell is a frame's worth of time, too.
+    // Opening the files and checking what they show costs as much as some frames.
     let mut table = match census.keys.is_empty() {
         true => return census.join(|_, _| Ok(())),
         false => FrameTable::open(),
@@ -208,7 +210,8 @@ pub(super) struct Census {
     hidden: Vec<Hidden>,
     /// Frame number and guest of each page that is not alone on its frame.
     keys: Vec<u64>,
-    /// Where the kernel marks other frames as KSM's, too: how many pages of each process are KSM's, by its counters.
+    /// Where the kernel marks other frames as KSM's, too: how many pages of each process are KSM's,
+    /// by its counters.
     ksm_by_counters: Option<Vec<Option<u64>>>,
     /// File, page in it, and guest, of each page of a slab whose frame number the kernel hides.
     slab_pages: Vec<(u64, u64, u16)>,
@@ -235,8 +238,8 @@ impl Census {
         }
     }
 
-    /// Counts pages of a guest that were told by kind: anonymous ones that are its own, those on the zero frame, those of its image, and absent
-    /// ones.
+    /// Counts pages of a guest that were classified by range: its own anonymous ones, those on the
+    /// zero frame, those of its image, and absent ones.
     pub(super) fn add(&mut self, guest: usize, private: u64, zero: u64, (image, absent): (u64, u64)) {
         let GuestFrames { pages, anonymous, .. } = &mut self.guests[guest];
         pages.total += private + zero + image + absent;
@@ -296,7 +299,8 @@ impl Census {
         }
     }
 
-    /// Shares each page of the slabs among those that map it; says on how many frames they are that more than one does.
+    /// Shares each page of the slabs among those that map it; says on how many frames they are that
+    /// more than one does.
     fn share_slabs(&mut self, result: &mut Frames) -> u64 {
         let runs = std::mem::take(&mut self.slab_runs);
         let counts = SlabCounts::of(&runs);
@@ -323,7 +327,8 @@ impl Census {
         shared_frames
     }
 
-    /// Joins the pages by frame; `look` fills in what the host knows of a batch of ascending frames.
+    /// Joins the pages by frame; `look` fills in what the host knows of a batch of ascending
+    /// frames.
     fn join(
         mut self,
         mut look: impl FnMut(&[Pfn], &mut Vec<FrameInfo>) -> Result<(), PagemapError>,
@@ -425,7 +430,7 @@ impl Census {
         let mut result = Frames { guests, slab_frames, shared_by_what, estimated: true, ..Frames::default() };
         result.notes.push(
             "frame numbers are hidden from this user: pages of slabs are counted by their files, zero pages and those that KSM shares are \
-             told apart by its counters; run as root for exact frames"
+             distinguished by its counters; run as root for exact frames"
                 .to_owned(),
         );
         if file > 0 {
@@ -437,7 +442,8 @@ impl Census {
 }
 
 impl Frames {
-    /// Pages that need no frame: saved by sharing, and on the zero frame. So many frames it takes if all of them are written.
+    /// Pages that need no frame: saved by sharing, and on the zero frame. If all of them are
+    /// written, that many frames are needed.
     pub fn freed_pages(&self) -> u64 {
         self.saved_pages + self.pages.zero
     }
@@ -470,7 +476,7 @@ impl Frames {
     }
 }
 
-/// What KSM tells everybody.
+/// What KSM shows every user.
 struct KsmView {
     /// By guest.
     merging_pages: Vec<u64>,

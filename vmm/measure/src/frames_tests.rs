@@ -21,8 +21,8 @@ fn present(pfn: u64, exclusive: bool) -> PagemapEntry {
     PagemapEntry(1 << 63 | u64::from(pfn >= FILES) << 61 | u64::from(exclusive) << 56 | pfn)
 }
 
-/// Entries as a kernel would show them, for a world in which guest g's page p is on frame `world[g][p]`
-/// (0: absent, 1: swapped, 2: marker) and an outsider maps each frame in `outside`.
+/// Entries as a kernel would show them, for a world in which guest g's page p is on frame
+/// `world[g][p]` (0: absent, 1: swapped, 2: marker) and an outsider maps each frame in `outside`.
 fn entries(world: &[Vec<u64>], outside: &[u64]) -> (Vec<Vec<PagemapEntry>>, HashMap<u64, u64>) {
     let mut mappings: HashMap<u64, u64> = HashMap::new();
     for pfn in world.iter().flatten().filter(|pfn| **pfn > 2).chain(outside) {
@@ -193,7 +193,8 @@ fn private_memory_of_ours_is_private() {
 fn pages_that_were_only_read_are_on_the_zero_frame() {
     const PAGES: usize = 64;
     // Above 32 MiB an allocation is always a fresh mapping, which `vec!` does not touch. Without
-    // privilege the frame is hidden and the answer an estimate, which is right where KSM merged nothing.
+    // privilege the frame is hidden and the result an estimate, which is exact where KSM merged
+    // nothing.
     let memory = vec![0u8; 64 << 20];
     let skip = memory.as_ptr().align_offset(PAGE_BYTES as usize) + (1 << 20);
     let sum: u64 =

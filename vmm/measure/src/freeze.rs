@@ -1,9 +1,10 @@
-//! Processes held still while they are measured, and let go whatever happens.
+//! Stops processes while they are measured, and resumes them whatever happens.
 //!
-//! A second process, the guard, stops them and starts them again when its standard input ends: by our own hand, or because
-//! we are gone, be it by a panic or by SIGKILL. It is out of reach of the terminal's signals. Should the guard itself be killed,
-//! we start them. Both hold the processes by descriptors, so that no other process that gets the number later is meant.
-//! Who was stopped before stays so.
+//! A second process, the guard, stops them and resumes them when its standard input ends: because
+//! we close it, or because we have died, by a panic or by SIGKILL. The terminal's signals do not
+//! reach it. If the guard itself is killed, we resume them. Both hold the processes by pidfds, so
+//! that a process that gets the number later is not affected. A process that was stopped before
+//! stays stopped.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -19,51 +20,39 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use thiserror::Error;
 
-/// How long all threads may take to stand still.
+/// How long all threads may take to stop.
 const LIMIT: Duration = Duration::from_secs(5);
-/// How often they are looked at.
+/// How often they are checked.
 const POLL: Duration = Duration::from_millis(1);
-/// What the guard says when all stand still.
+/// What the guard writes when all have stopped.
 const READY: &str = "ready";
 
-/// Why processes could not be held still.
+/// Why processes could not be stopped.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FreezeError {
     /// There is no such process.
     #[error("process {pid} cannot be stopped")]
     Open {
-        /// Which.
         pid: u32,
         /// Why: it is gone, or somebody else's.
         #[source]
         source: io::Error,
     },
     /// It would wait for itself.
-    #[error("process {pid} is this measurement itself, which would stand still too")]
-    Ourselves {
-        /// Which.
-        pid: u32,
-    },
+    #[error("process {pid} is this measurement itself, which would stop too")]
+    Ourselves { pid: u32 },
     /// A thread waits in the kernel.
     #[error(
         "thread {thread} of process {pid} does not stop, it waits in the kernel; measure without --freeze, or later"
     )]
-    Busy {
-        /// Of which process.
-        pid: u32,
-        /// Which.
-        thread: u32,
-    },
+    Busy { pid: u32, thread: u32 },
     /// The guard could not be started.
-    #[error("cannot start the guard that would start stopped processes again")]
+    #[error("cannot start the guard that resumes stopped processes")]
     Guard(#[source] io::Error),
     /// The guard said no.
     #[error("nothing was stopped: {answer}")]
-    Refused {
-        /// What it said.
-        answer: Box<str>,
-    },
+    Refused { answer: Box<str> },
 }
 
 /// A process that is held by a descriptor.
@@ -107,7 +96,7 @@ impl Held {
     }
 }
 
-/// A thread of the process that does not stand still.
+/// A thread of the process that has not stopped.
 fn moving_thread(pid: u32) -> Option<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let mut threads = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
@@ -119,7 +108,7 @@ fn moving_thread(pid: u32) -> Option<u32> {
     })
 }
 
-/// Processes that stand still as long as this lives.
+/// Processes that stay stopped while this lives.
 pub struct Frozen {
     held: Vec<Held>,
     guard: Child,
@@ -127,9 +116,10 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Stops `pids`; when it returns no thread of theirs runs.
+    /// Stops `pids`; when it returns none of their threads runs.
     ///
     /// # Errors
+    ///
     /// One cannot be stopped; then none is.
     pub fn new(pids: &[u32]) -> Result<Self, FreezeError> {
         if let Some(pid) = pids.iter().find(|pid| **pid == std::process::id()) {
@@ -165,11 +155,11 @@ impl Drop for Frozen {
     }
 }
 
-/// The hidden subcommand `samepage freeze-guard PID...`: stops the processes, says so, starts them again at the end of
-/// standard input.
+/// The hidden subcommand `samepage freeze-guard PID...`: stops the processes, says so, and resumes
+/// them at the end of standard input.
 ///
 /// # Errors
-/// It could not say so.
+/// Standard output cannot be written.
 pub fn guard(pids: &[u32]) -> io::Result<()> {
     // A process group leader cannot leave its session, but then has one of its own.
     let _ = rustix::process::setsid();
@@ -189,7 +179,7 @@ pub fn guard(pids: &[u32]) -> io::Result<()> {
         Err(e) => writeln!(io::stdout(), "{e}"),
     };
     if stopped.is_ok() && said.is_ok() {
-        // Anything that ends the reading means that the owner is gone.
+        // Any end of the reading means that the owner is gone.
         let _ = io::copy(&mut fs::File::from(io::stdin().as_fd().try_clone_to_owned()?), &mut io::sink());
     }
     held.iter().for_each(Held::resume);

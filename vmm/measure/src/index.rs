@@ -1,13 +1,15 @@
 //! Which contents there are: a hash table of tags in bounded memory.
 //!
-//! An entry takes 18 bytes. Tables grow by a quarter, each by itself and at another moment than the others, so that the whole
-//! has some 23 bytes for each content, and never stands in memory twice. When the limit is reached, the index lets go of the
-//! upper half of the contents that it keeps (by [`slice`] of their tags), and goes on with the lower half, of which it has seen
-//! everything: the rest is for another pass. So the result is exact, and memory buys passes.
+//! An entry takes 18 bytes. Tables grow by a quarter, each by itself and at another moment than the
+//! others, so that the whole has some 23 bytes for each content, and never stands in memory twice.
+//! When the limit is reached, the index drops the upper half of the contents that it keeps (by
+//! [`slice`] of their tags), and goes on with the lower half, of which it has seen everything: the
+//! rest is for another pass. So the result is exact, and memory buys passes.
 //!
-//! A table has entries in groups of 16, each with a [mark](super::marks) that is compared before it is: so a search reads one
-//! line of marks and, if the content is known, one of entries (the way of Abseil's "Swiss tables"; there, too, nobody
-//! can predict a branch, so there is none for each entry).
+//! A table has entries in groups of 16, each with a [mark](super::marks) that is compared before it
+//! is: so a search reads one line of marks and, if the content is known, one of entries (the way of
+//! Abseil's "Swiss tables"; its branches could not be predicted either, so there is none for each
+//! entry).
 
 use std::ops::Range;
 
@@ -21,10 +23,12 @@ const TABLES: usize = 256;
 pub const SLICES: u32 = 1 << 15;
 /// The fewest groups of a table.
 const LEAST: usize = 2;
-/// Parts that a group is counted in, so that a quarter more is a quarter more of a small table, too.
+/// Parts that a group is counted in, so that a quarter more is a quarter more of a small table,
+/// too.
 const PARTS: usize = 1024;
 
-/// A content: 72 bits of its tag (7 more are its mark, 8 the number of its table), who holds it, where it was seen first.
+/// A content: 72 bits of its tag (7 more are its mark, 8 the number of its table), its set of
+/// holders, where it was seen first.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
 struct Entry {
@@ -86,7 +90,7 @@ fn slice_of(second: u8, mark: u8) -> u32 {
 /// A content that the index has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Who held it before this page.
+    /// The guests that held it before this page.
     pub set: SetId,
     /// The number of the page that had it first.
     pub at: u32,
@@ -96,9 +100,9 @@ pub struct Known {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// Entries, each in its home group or, where that was full, in the first group behind it that was not; the last
-/// group is followed by the first. Nothing is ever taken out, so a group is filled from its beginning, and who is not in the
-/// first group that has room is not there.
+/// Entries, each in its home group or, where that was full, in the first group behind it that was
+/// not; the last group is followed by the first. Entries are never removed, so a group is filled
+/// from its beginning, and a search ends at the first group that has room.
 struct Table {
     marks: Vec<Marks>,
     entries: Vec<[Entry; GROUP]>,
@@ -108,7 +112,6 @@ struct Table {
 }
 
 impl Table {
-    /// An empty table.
     fn new(size: usize) -> Self {
         let groups = size / PARTS;
         Self {
@@ -119,8 +122,9 @@ impl Table {
         }
     }
 
-    /// The size of the `nth` of all tables when it is new. Each is a little larger than the one before, the last one almost a
-    /// quarter larger than the first; so they grow one after the other.
+    /// The size of the `nth` of all tables when it is new. Each is a little larger than the one
+    /// before, the last one almost a quarter larger than the first; so they grow one after the
+    /// other.
     fn first_size(nth: usize) -> usize {
         LEAST * PARTS + LEAST * PARTS / 4 * nth / TABLES
     }
@@ -134,7 +138,7 @@ impl Table {
         (size / PARTS * GROUP) as u64 * ENTRY_BYTES
     }
 
-    /// Whether so many entries are too many for this size: beyond seven eighths, searches are long.
+    /// Whether `used` entries are too many for this size: beyond seven eighths, searches are long.
     fn is_full(used: usize, size: usize) -> bool {
         used * 8 >= size / PARTS * GROUP * 7
     }
@@ -147,7 +151,8 @@ impl Table {
         if group + 1 == groups { 0 } else { group + 1 }
     }
 
-    /// Where it is, or else where it belongs: group and place in it, and whether it is there. A table has room.
+    /// Where it is, or else where it belongs: group and place in it, and whether it is there. A
+    /// table has room.
     #[inline]
     fn find(&self, kept: Kept) -> (usize, usize, bool) {
         let groups = self.marks.len();
@@ -167,7 +172,7 @@ impl Table {
         }
     }
 
-    /// This size, or the next one that so many entries leave room in.
+    /// The least size from this one on that leaves room for `used` entries.
     fn size_with_room(mut size: usize, used: usize) -> usize {
         while Self::is_full(used, size) {
             size = Self::next_size(size);
@@ -175,13 +180,13 @@ impl Table {
         size
     }
 
-    /// What is in it: marks and entries.
+    /// Its marks and entries.
     fn contents(&self) -> impl Iterator<Item = (u8, &Entry)> {
         let groups = self.marks.iter().zip(&self.entries);
         groups.flat_map(|(marks, entries)| marks.taken().zip(entries))
     }
 
-    /// A table of this size with what `keep` says yes to.
+    /// A table of this size with the entries that `keep` accepts.
     fn resized(&self, size: usize, keep: impl Fn(u8, &Entry) -> bool) -> Self {
         let mut table = Self::new(size);
         let groups = table.marks.len();
@@ -202,7 +207,7 @@ impl Table {
     }
 }
 
-/// Contents, and who holds them.
+/// Contents and their holders.
 pub struct Index {
     tables: Vec<Table>,
     slices: Range<u32>,
@@ -257,8 +262,9 @@ impl Index {
         prefetch((&raw const table.entries[group][place.unwrap_or_default()]).cast());
     }
 
-    /// Looks `tag` up, whose slice is one that is kept. A known content gets the set that `holders` makes of its own; a new
-    /// one is entered with the set that it makes of [`SetId::NONE`], as first seen in page `at`.
+    /// Looks up `tag`, whose slice must be one that is kept. A known content gets the set that
+    /// `holders` makes of its own; a new one is entered with the set that it makes of
+    /// [`SetId::NONE`], as first seen in page `at`.
     #[inline]
     pub fn look_up(
         &mut self,
@@ -292,7 +298,7 @@ impl Index {
     fn grow(&mut self, table: usize) -> Result<(), Full> {
         let table = &mut self.tables[table];
         let size = Table::size_with_room(table.size, table.used);
-        // While a table is moved it stands in memory twice.
+        // A table that is being moved is in memory twice.
         let moving = self.bytes + Table::bytes_of(size);
         if moving > self.limit_bytes && self.slices.len() > 1 {
             return Err(Full);
@@ -303,7 +309,8 @@ impl Index {
         Ok(())
     }
 
-    /// Lets go of the contents in the upper half of its slices. Says whether it could: one slice is not divided.
+    /// Drops the contents in the upper half of its slices. False if it could not: one slice is not
+    /// divided.
     pub fn narrow(&mut self) -> bool {
         let half = self.slices.len() as u32 / 2;
         if half == 0 {
@@ -322,7 +329,7 @@ impl Index {
         true
     }
 
-    /// The contents that it has: who holds each.
+    /// The set of holders of each content.
     pub fn holders(&self) -> impl Iterator<Item = SetId> {
         self.tables.iter().flat_map(Table::contents).map(|(_, entry)| SetId(entry.set))
     }

@@ -1,4 +1,5 @@
-//! Where pages lie: one number for each, over all that is measured, and the pieces that they are read in.
+//! Where pages lie: one number for each, over all that is measured, and the pieces that they are
+//! read in.
 
 use super::source::Source;
 use super::{MAX_SPACES, MeasureError};
@@ -24,9 +25,10 @@ pub(super) struct Extent {
 }
 
 impl Layout {
-    /// Of these sources, in this order.
+    /// The layout of these sources, in this order.
     ///
     /// # Errors
+    ///
     /// There are too many of them, or too many pages.
     pub(super) fn of(sources: &[&dyn Source]) -> Result<Self, MeasureError> {
         if sources.len() > MAX_SPACES {

@@ -1,12 +1,13 @@
-//! Measuring memory from outside: what could be shared, who maps which frame, and the reports of both.
+//! Measuring memory from outside: what could be shared, which pages map which frame, and the
+//! reports of both.
 //!
-//! It works on any process whose guest memory is known, and on files. It must not stop or change what it measures, unless
-//! asked to ([`freeze`]): reading by pinning would undo what KSM has shared. The numbers of a running guest are those of a
-//! moment that lasts as long as the reading.
+//! It works on any process whose guest memory is known, and on files. It must not stop or change
+//! what it measures, unless asked to ([`freeze`]): reading by pinning would undo what KSM has
+//! shared. The numbers of a running guest are those of a moment that lasts as long as the reading.
 //!
-//! Begin with [`scan`] (every page read once, known by its tag from then on), then [`frames`] (each page in one class by its
-//! frame), [`source`] (what can be read, and which memory of a process is a guest's) and [`report`].
-//! `resources/docs/internals/measuring.md` says why tags suffice.
+//! Begin with [`scan`] (every page read once, known by its tag from then on), then [`frames`] (each
+//! page in one class by its frame), [`source`] (what can be read, and which memory of a process is
+//! a guest's) and [`report`]. `resources/docs/internals/measuring.md` says why tags suffice.
 
 pub mod audit;
 pub mod beyond;
@@ -72,7 +73,7 @@ impl Space {
     /// Hands out every page, in the order of the extents: its address and its page table entry.
     ///
     /// # Errors
-    /// The process is gone, or is not ours to look at.
+    /// The process is gone, or may not be read.
     pub fn each_entry(&self, mut each: impl FnMut(Hva, PagemapEntry)) -> Result<(), MeasureError> {
         let walked = Pagemap::open(self.pid).and_then(|mut pagemap| {
             pagemap.each(self.extents.iter().map(Extent::hvas), |hva, entry| {
@@ -84,40 +85,31 @@ impl Space {
     }
 }
 
-/// What can go wrong while measuring.
+/// Errors of measuring.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MeasureError {
     /// The page table of a guest could not be read.
     #[error("cannot see the pages of guest {guest:?} (pid {pid})")]
     Pages {
-        /// The guest's name.
         guest: String,
-        /// Its process.
         pid: u32,
-        /// Why.
         #[source]
         source: PagemapError,
     },
     /// The memory of a guest could not be read.
     #[error("cannot read the memory of guest {guest:?} (pid {pid})")]
     Memory {
-        /// The guest's name.
         guest: String,
-        /// Its process.
         pid: u32,
-        /// Why.
         #[source]
         source: RemoteError,
     },
     /// The kernel's books of a process could not be read.
-    #[error("cannot read what the kernel has of guest {guest:?} (/proc/{pid}/smaps)")]
+    #[error("cannot read the kernel's counters of guest {guest:?} (/proc/{pid}/smaps)")]
     Books {
-        /// The guest's name.
         guest: String,
-        /// Its process.
         pid: u32,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -128,29 +120,17 @@ pub enum MeasureError {
     #[error(
         "extent at {hva} of {bytes} bytes of guest {guest:?} is not made of whole pages of {PAGE_BYTES} bytes"
     )]
-    Unaligned {
-        /// The guest's name.
-        guest: String,
-        /// The extent's address.
-        hva: Hva,
-        /// The extent's length.
-        bytes: u64,
-    },
-    /// A guest is larger than an index entry can say.
+    Unaligned { guest: String, hva: Hva, bytes: u64 },
+    /// A guest has more pages than an index entry can number.
     #[error(
         "with the {pages} pages of guest {guest:?} there are too many: one measurement takes at most {}",
         u32::MAX
     )]
-    TooLarge {
-        /// The guest's name.
-        guest: String,
-        /// Its pages.
-        pages: u64,
-    },
+    TooLarge { guest: String, pages: u64 },
     /// A file cannot be measured.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// What a guest's pages are used for cannot be told.
+    /// The use of a guest's pages cannot be determined.
     #[error(transparent)]
     PageTypes(#[from] PageTypesError),
     /// There is nothing to measure in a process.
@@ -159,22 +139,18 @@ pub enum MeasureError {
     /// The kernel has no random bytes for a key.
     #[error("cannot draw a key")]
     Random {
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// A thread of the measurement ended by itself: a fault in Samepage.
     #[error("a thread that reads memory has failed; this is a fault in Samepage, please report it")]
     Worker,
-    /// The caller wanted no more.
+    /// The caller asked to stop.
     #[error("interrupted; nothing was changed")]
     Interrupted,
-    /// There are more guests than an index entry can say.
+    /// There are more guests than an index entry can number.
     #[error("{guests} guests were given; one measurement takes at most {MAX_SPACES}")]
-    TooMany {
-        /// How many.
-        guests: usize,
-    },
+    TooMany { guests: usize },
 }
 
 /// Refuses what the counters below could not represent.

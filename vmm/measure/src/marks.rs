@@ -17,7 +17,6 @@ impl Marks {
     /// The bit that every mark of an entry has.
     pub const TAKEN: u8 = 0x80;
 
-    /// Marks a place.
     #[inline]
     pub fn set(&mut self, place: usize, mark: u8) {
         self.0[place] = mark;

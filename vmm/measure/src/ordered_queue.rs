@@ -1,7 +1,8 @@
-//! Batches, delivered by several threads in any order, taken in the order of the chunks by one of them at a time.
+//! Batches, delivered by several threads in any order, reduced in the order of the chunks by one of
+//! them at a time.
 //!
-//! Who delivers while another is taking leaves its batch to that one and reads on: nobody waits, unless far more is
-//! delivered than is taken.
+//! A thread that delivers while another reduces leaves its batch to that one and reads on: none
+//! waits, unless far more is delivered than is reduced.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -14,25 +15,25 @@ use super::tag::Tag;
 /// Batches that may wait for one before them.
 const MAX_WAITING: usize = 64;
 
-/// What the threads of a pass deliver to.
+/// The queue to which the threads of a pass deliver.
 pub(super) struct OrderedQueue<'a> {
     sources: &'a [&'a dyn Source],
     state: Mutex<State>,
     /// For threads that have delivered too much.
     moved_on: Condvar,
-    /// For who waits until all threads have ended.
+    /// For the thread that waits until all have ended.
     ended: Condvar,
 }
 
 struct State {
-    /// Absent while a thread takes with it.
+    /// Absent while a thread uses it.
     reducer: Option<Reducer>,
     /// The turn that is next.
     next: usize,
     waiting: BTreeMap<usize, Batch>,
     /// Vectors for use again.
     spare: Vec<Vec<(u32, Tag)>>,
-    /// Threads that wait for `moved_on`: telling nobody would be a system call for each batch.
+    /// Threads that wait for `moved_on`: notifying none would be a system call for each batch.
     blocked: usize,
     /// Threads that have not ended.
     running: usize,
@@ -40,7 +41,7 @@ struct State {
 }
 
 impl<'a> OrderedQueue<'a> {
-    /// For so many threads, each of which must [enter](Self::enter).
+    /// For `threads` threads, each of which must [enter](Self::enter).
     pub(super) fn new(sources: &'a [&'a dyn Source], reducer: Reducer, threads: usize) -> Self {
         let state = State {
             reducer: Some(reducer),
@@ -63,13 +64,13 @@ impl<'a> OrderedQueue<'a> {
         Entered { queue: self }
     }
 
-    /// Has all threads end after the chunk they read.
+    /// Makes all threads end after the chunk they read.
     pub(super) fn stop(&self) {
         self.lock().stop = true;
         self.moved_on.notify_all();
     }
 
-    /// Waits for so long or until all threads have ended; says whether they have.
+    /// Waits for `timeout` or until all threads have ended; returns whether they have.
     pub(super) fn wait(&self, timeout: Duration) -> bool {
         let running = |state: &mut State| state.running > 0;
         let waited = self.ended.wait_timeout_while(self.lock(), timeout, running);
@@ -77,7 +78,7 @@ impl<'a> OrderedQueue<'a> {
         state.running == 0
     }
 
-    /// What has taken all batches; None if a thread has ended while it took one.
+    /// The reducer of all batches; None if a thread ended while it used it.
     pub(super) fn into_reducer(self) -> Option<Reducer> {
         os::unpoisoned(self.state.into_inner()).reducer
     }
@@ -95,7 +96,8 @@ impl Entered<'_> {
         (!state.stop).then(|| state.spare.pop().unwrap_or_default())
     }
 
-    /// Has a batch taken in its turn, and all that waited for it.
+    /// Reduces a batch in its turn, and all that waited for it; or leaves it to the thread that
+    /// does.
     pub(super) fn deliver(&self, turn: usize, batch: Batch) {
         let queue = self.queue;
         let mut state = queue.lock();
@@ -117,7 +119,7 @@ impl Entered<'_> {
             }
             state.reducer = Some(reducer);
         }
-        // Neither who takes nor who reads what is next in turn waits here.
+        // Neither the reducing thread nor the one that reads the next chunk in turn waits here.
         state.blocked += 1;
         let full = |state: &mut State| state.waiting.len() > MAX_WAITING && !state.stop;
         let waited = queue.moved_on.wait_while(state, full);

@@ -1,4 +1,5 @@
-//! What a guest's kernel uses each page of its memory for: from what its agent says, or from a copy of its `/proc/kpageflags`.
+//! What a guest's kernel uses each page of its memory for: from what its agent says, or from a copy
+//! of its `/proc/kpageflags`.
 
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -17,19 +18,18 @@ use os::named_file;
 pub const TYPES: usize = PageType::ALL.len();
 /// Bytes of an entry of /proc/kpageflags.
 const ENTRY: usize = 8;
-/// If more than this part of a guest's RAM is none by its map, it is the map of another guest, or RAM lies elsewhere.
+/// If more than this part of a guest's RAM is holes in its map, the map is another guest's, or RAM
+/// lies elsewhere.
 const MOST_HOLES: u64 = 16;
 
-/// Why a map of page types is none.
+/// Why a map of page types cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PageTypesError {
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
@@ -39,20 +39,14 @@ pub enum PageTypesError {
          (`cat /proc/kpageflags > FILE` in the guest, as root)",
         path.display()
     )]
-    Unaligned {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
+    Unaligned { path: PathBuf, bytes: u64 },
     /// It ends too early.
     #[error(
-        "{} tells of {frames} frames, and RAM of this guest ends with frame {end:#x}, if {} MiB of it are below the hole under 4 GiB: \
+        "{} has {frames} frames, and RAM of this guest ends with frame {end:#x}, if {} MiB of it are below the hole under 4 GiB: \
          say how much is there with --low-memory, or is it another guest's?",
         path.display(), low_bytes >> 20
     )]
     Short {
-        /// The file.
         path: PathBuf,
         /// Entries that it has.
         frames: u64,
@@ -68,11 +62,8 @@ pub enum PageTypesError {
         path.display(), low_bytes >> 20
     )]
     Outside {
-        /// The file.
         path: PathBuf,
-        /// The frame.
         frame: u64,
-        /// What for.
         kind: PageType,
         /// RAM below the hole.
         low_bytes: u64,
@@ -84,11 +75,9 @@ pub enum PageTypesError {
         path.display(), low_bytes >> 20
     )]
     Holes {
-        /// The file.
         path: PathBuf,
         /// Frames without memory.
         holes: u64,
-        /// Frames in all.
         pages: u64,
         /// RAM below the hole.
         low_bytes: u64,
@@ -100,36 +89,33 @@ pub enum PageTypesError {
         low_bytes >> 20
     )]
     Order {
-        /// Whose.
         who: Box<str>,
-        /// How many.
         stretches: usize,
         /// RAM below the hole.
         low_bytes: u64,
     },
-    /// What the guest said is not understood.
-    #[error("what guest {guest} says of its frames is not understood")]
+    /// The guest's report cannot be parsed.
+    #[error("cannot parse guest {guest}'s report of its frames")]
     Said {
-        /// Who.
         guest: Box<str>,
-        /// Why.
         #[source]
         source: ParseError,
     },
 }
 
-/// A stretch of a guest's RAM: where it is in guest-physical memory, in frames, in the order in which its pages are measured.
+/// A stretch of a guest's RAM: its place in guest-physical memory, in frames. Stretches are in the
+/// order in which their pages are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ram {
     /// Its first guest frame.
     pub first: u64,
-    /// How many.
     pub pages: u64,
 }
 
-/// RAM as PC machines have it: `low_bytes` of it from 0 on, the rest from 4 GiB on. `stretches` are the lengths in bytes of the stretches
-/// of memory in which it is found, in the order in which they are measured; if there are several, the low memory is one of them, and the others
-/// follow each other as they stand.
+/// RAM as PC machines have it: `low_bytes` of it from 0 on, the rest from 4 GiB on. `stretches` are
+/// the lengths in bytes of the stretches of memory in which it is found, in the order in which they
+/// are measured; if there are several, the low memory is one of them, and the others follow each
+/// other as they stand.
 ///
 /// # Errors
 /// None of several is as long as the low memory.
@@ -159,7 +145,7 @@ pub fn pc_ram(who: &str, stretches: &[u64], low_bytes: u64) -> Result<Vec<Ram>, 
 pub struct PageTypes(Vec<PageType>);
 
 impl PageTypes {
-    /// What page number `page` is used for.
+    /// The type of page number `page`.
     pub fn of(&self, page: u64) -> PageType {
         self.0.get(page as usize).copied().unwrap_or(PageType::Hole)
     }
@@ -172,7 +158,8 @@ impl PageTypes {
         })
     }
 
-    /// From the runs of frames, beginning with guest frame 0, that a guest's agent tells of. What it does not tell of is a hole.
+    /// From the runs of frames, beginning with guest frame 0, that a guest's agent reports. Frames
+    /// that it does not report are holes.
     ///
     /// # Errors
     /// They are not understood.
@@ -191,7 +178,8 @@ impl PageTypes {
     /// From a copy of the guest's `/proc/kpageflags`, with RAM as [`pc_ram`] says for `low_bytes`.
     ///
     /// # Errors
-    /// It is no such copy, or does not fit: it ends too early, has memory in use where the guest has no RAM, or none where it has.
+    /// It is no such copy, or does not fit: it ends too early, has memory in use where the guest
+    /// has no RAM, or none where it has.
     pub fn of_flags(path: &Path, ram: &[Ram], low_bytes: u64) -> Result<Self, PageTypesError> {
         let read = |source| PageTypesError::Read { path: path.into(), source };
         let (file, _) = named_file::regular(path).map_err(read)?;
@@ -210,7 +198,8 @@ impl PageTypes {
             let mut entry = [0; ENTRY];
             entries.read_exact(&mut entry).map_err(read)?;
             let kind = PageType::from_flags(u64::from_le_bytes(entry));
-            // What is reserved may be anywhere: firmware, devices, the rest of a section of the kernel's map.
+            // Reserved frames may be anywhere: firmware, devices, the rest of a section of the
+            // kernel's map.
             let is_used = !matches!(kind, PageType::Hole | PageType::Kernel);
             if !types.set(ram, frame, frame + 1, kind) && is_used {
                 return Err(PageTypesError::Outside { path: path.into(), frame, kind, low_bytes });
@@ -242,8 +231,8 @@ impl PageTypes {
         any
     }
 
-    /// Pages of each type that are not alone on their frame, those on the zero frame among them: by the page table of the process
-    /// that has them.
+    /// Pages of each type that are not alone on their frame, those on the zero frame among them: by
+    /// the page table of the process that has them.
     ///
     /// # Errors
     /// The process is gone.
@@ -259,7 +248,7 @@ impl PageTypes {
     }
 }
 
-/// What the pages of one type hold.
+/// The contents of the pages of one type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TypeCounts {
     /// Pages of this type, in memory or not.
@@ -276,10 +265,10 @@ pub struct TypeCounts {
     pub shared_now: u64,
 }
 
-/// Whether a page that was read has the first of its content.
+/// Whether a page holds a content that was seen before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// It has.
+    /// The first page with its content.
     First,
     /// It stands earlier in the same guest.
     Within,

@@ -48,8 +48,8 @@ fn every_page_is_counted_with_its_type() {
     assert!(matches!(error, PageTypesError::Holes { holes: 10, pages: 100, .. }), "{error}");
     let flags = [FREE, FREE, SLAB, ANON, ANON, ANON, CACHE, CACHE, RESERVED, RESERVED].repeat(10);
     let types = Arc::new(PageTypes::of_flags(&flag_file(&dir, &flags), &ram, LOW).unwrap());
-    // Each ten pages: zeros that are free, one content of the first guest's that all slab pages have, what is in both guests, what is the
-    // second one's own, and so on.
+    // Each ten pages: zeros that are free, one content of the first guest's that all slab pages
+    // have, what is in both guests, what is the second one's own, and so on.
     let first: Vec<u32> = (0..10).flat_map(|n| [0, 500 + n, 1, 2, 600 + n, 0, 3, 3, 700 + n, 0]).collect();
     let second: Vec<u32> = (0..10).flat_map(|n| [0, 500 + n, 9, 2, 800 + n, 0, 3, 9, 700 + n, 0]).collect();
     let open = |name: &str, contents: &[u32]| {
@@ -124,7 +124,7 @@ fn a_map_that_does_not_fit_is_refused() {
     let good = |used: u64| {
         let mut flags = vec![HOLE; (HIGH + 40) as usize];
         flags[..64].fill(ANON);
-        // What is reserved may be anywhere.
+        // Reserved frames may be anywhere.
         flags[64..80].fill(RESERVED);
         flags[HIGH as usize..].fill(CACHE);
         flags[HIGH as usize + 32..].fill(used);
@@ -154,7 +154,7 @@ fn what_an_agent_tells_is_put_where_its_frames_are() {
     let ram = [Ram { first: 0, pages: 8 }, Ram { first: HIGH, pages: 4 }];
     let types = PageTypes::of_runs("vm", &format!("k2f4s3h{}at", HIGH - 9), &ram).unwrap();
     let letters: String = (0..12).map(|page| types.of(page).letter()).collect();
-    assert_eq!(letters, "kkffffssathh", "what is not told of is a hole");
+    assert_eq!(letters, "kkffffssathh", "frames that are not reported are holes");
     assert!(PageTypes::of_runs("vm", "k2?", &ram).is_err());
     // A guest may say anything.
     let types = PageTypes::of_runs("vm", &"f4294967295".repeat(50), &ram).unwrap();

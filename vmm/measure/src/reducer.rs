@@ -9,11 +9,12 @@ use super::sets::{SetId, Sets};
 use super::source::{Source, Unread};
 use super::tag::Tag;
 
-/// How many pages ahead the index is read from memory: first the marks, and when they have come, the entries.
+/// How many pages ahead the index is read from memory: first the marks, and when they have come,
+/// the entries.
 const MARKS_AHEAD: usize = 32;
 const ENTRIES_AHEAD: usize = 12;
 
-/// What a thread found in one chunk.
+/// The pages that a thread read in one chunk.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) guest: u16,
@@ -74,7 +75,7 @@ impl Reducer {
         true
     }
 
-    /// Takes the batch that is next; `types` are its source's.
+    /// Reduces the batch that is next; `types` are its source's.
     pub(super) fn take(&mut self, batch: &Batch, types: Option<&PageTypes>) {
         let guest = usize::from(batch.guest);
         if self.is_first_pass {
@@ -106,7 +107,8 @@ impl Reducer {
 
     /// None: the content is for another pass.
     fn take_page(&mut self, guest: u16, number: u32, tag: Tag) -> Option<Seen> {
-        // Each time that it is full it gives half away; at the latest with one slice left it grows beyond its limit.
+        // Each time the index is full it drops half; at the latest with one slice left it grows
+        // beyond its limit.
         while self.index.slices().contains(&slice(tag)) {
             let sets = &mut self.sets;
             match self.index.look_up(tag, number, |set| sets.with(set, guest)) {

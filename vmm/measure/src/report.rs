@@ -26,7 +26,7 @@ pub struct Outcome {
     pub verified_pages: u64,
     /// Of these, how many were wrong.
     pub mismatched_pages: u64,
-    /// What a reader of the numbers should know.
+    /// Notes for readers of the numbers.
     pub notes: Vec<String>,
 }
 
@@ -46,9 +46,7 @@ pub struct ContentClasses {
 /// One guest's line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestReport {
-    /// Its name.
     pub name: String,
-    /// Its process.
     pub pid: u32,
     /// Memory it was promised.
     pub memory_bytes: u64,
@@ -61,7 +59,6 @@ pub struct GuestReport {
 /// Everything a run found out. Field names are the JSON interface of `samepage demo --json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Number of guests.
     pub guests: u64,
     /// Short name of the KVM backend.
     pub backend: String,
@@ -79,8 +76,8 @@ pub struct Report {
     pub saved_pages: u64,
     /// The same in MiB.
     pub saved_mib: f64,
-    /// Pages that were there when their contents were compared, and need no frame now: those saved by sharing, and zeros that were given
-    /// back or are on the zero frame.
+    /// Pages that were present when their contents were compared, and need no frame now: saved by
+    /// sharing, and zeros that were given back or are on the zero frame.
     pub freed_pages: u64,
     /// `freed_pages / ideal_saved_pages`; `null` if there was nothing to free.
     pub fraction_of_ideal: Option<f64>,
@@ -90,23 +87,20 @@ pub struct Report {
     pub merge_seconds: f64,
     /// Processor time of the engine; `null` where it cannot be seen.
     pub merge_cpu_seconds: Option<f64>,
-    /// Pages checked.
     pub verified_pages: u64,
-    /// Pages found wrong.
     pub mismatched_pages: u64,
     /// How the cross duplicates lie in memory.
     pub runs: Runs,
-    /// Zero and shared pages are told apart by estimate.
+    /// Zero and shared pages are distinguished by estimate.
     pub estimated: bool,
-    /// Guest by guest.
     pub per_guest: Vec<GuestReport>,
-    /// What a reader should know.
+    /// Notes for readers.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Puts together what was measured. `content` is of the same guests, read before merging: pages of zeros that an engine gives
-    /// back are absent afterwards.
+    /// Puts together what was measured. `content` is of the same guests, read before merging: pages
+    /// of zeros that an engine gives back are absent afterwards.
     pub fn new(outcome: Outcome, frames: &Frames, content: &Content) -> Self {
         let per_guest = frames.guests.iter().map(|guest| GuestReport {
             name: guest.name.clone(),
@@ -181,7 +175,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// A table, the cost, the notes, and the headline last, where a terminal leaves the eye.
+    /// A table, the cost, the notes, and the headline last, where a reader of the terminal looks.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.pages;
         let c = &self.content;
@@ -229,7 +223,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// Pages as MiB.
 pub fn mib(pages: u64) -> f64 {
     pages as f64 * PAGE_BYTES as f64 / f64::from(1 << 20)
 }

@@ -1,17 +1,22 @@
-//! The frames of our own VMs, told again and again at a cost that is bounded.
+//! The frames of our own VMs, read again and again at a bounded cost.
 //!
-//! Walking page tables takes milliseconds a GiB, so what [`by_kind::measure`](super::by_kind::measure) does is too much for every second of a
-//! large host. Here each guest's walk is kept. Those guests are walked again that have changed, all of them at once, so seldom that it takes a hundredth of one
-//! processor in the long run; in between the kernel's own counters, which it keeps ready, say how much there is:
+//! Walking page tables takes milliseconds a GiB, so what
+//! [`by_kind::measure`](super::by_kind::measure) does is too much for every second of a large host.
+//! Here each guest's walk is kept. Those guests are walked again that have changed, all of them at
+//! once, so seldom that it takes a hundredth of one processor in the long run; in between the
+//! kernel's own counters, which it keeps ready, say how much there is:
 //!
-//! - anonymous pages, pages of slabs and pages on swap are those of the process, less what it had besides its guest at the last walk;
+//! - anonymous pages, pages of slabs and pages on swap are those of the process, less what it had
+//!   besides its guest at the last walk;
 //! - as many of the rest as the last walk found are on the zero frame, and the others absent;
 //! - of the pages of slabs the part is shared that was, with as many others.
 //!
-//! If no counter has moved since (page faults are one), all is as the walks found it. Each guest is walked again after [`REFRESH`] all the same, for zeros that are
-//! given back move none. Each guest's numbers say how old its walk is, and whether counters have moved since.
+//! If no counter has moved since (page faults are one), all is as the walks found it. Each guest is
+//! walked again after [`REFRESH`] all the same, for zeros that are given back move none. Each
+//! guest's numbers say how old its walk is, and whether counters have moved since.
 //!
-//! Walks are done by a thread of their own: whoever asks waits only for guests of which nothing is known, and for others as long as he says.
+//! Walks are done by a thread of their own: a reader waits only for guests of which nothing is
+//! known, and for others up to its own limit.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -24,25 +29,25 @@ use super::{MeasureError, Space, check};
 use kernel_view::ksm_stat::{self, KsmStat};
 use kernel_view::smaps::ProcessPages;
 
-/// Walks take at most one part in so many of one processor's time, in the long run.
+/// Walks take at most one part in `WALK_PART` of one processor's time, in the long run.
 pub const WALK_PART: u32 = 100;
-/// What is saved up for walks at the most, in seconds of a processor. They begin when there is any, and what they take more is waited for afterwards.
+/// The most that is saved up for walks, in seconds of a processor. They begin when there is any,
+/// and what they take more is waited for afterwards.
 const MOST_SAVED: f64 = 0.02;
-/// A guest is walked again after so long even if no counter has moved, if there is time for that.
+/// A guest is walked again after this time even if no counter has changed, if the budget allows it.
 pub const REFRESH: Duration = Duration::from_secs(600);
 
-/// A guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// Its process and memory.
     pub space: Space,
-    /// Pages of it that its VM has put elsewhere to see whether they are touched: absent in its page table, but with frames.
+    /// Pages of it that its VM has put elsewhere to see whether they are touched: absent in its
+    /// page table, but with frames.
     pub parked_pages: u64,
     /// Pages that its VM says were given back.
     pub given_back_pages: u64,
 }
 
-/// A guest's frames.
 #[derive(Clone, Debug)]
 pub struct Recent {
     /// By class.
@@ -51,18 +56,18 @@ pub struct Recent {
     pub process: ProcessPages,
     /// The same of KSM.
     pub ksm: KsmStat,
-    /// How old the walk is that they are from: of two the older one, if it is not known yet with whom those pages are shared that the last one found.
+    /// How old the walk is that they are from: of two the older one, while the sharing of the pages
+    /// that the last one found is not known yet.
     pub walk_age: Duration,
-    /// Counters have moved since, its own or those of who may share its pages: they are from these, or from a newer walk, and only how they are split is
-    /// from that one.
+    /// Counters have changed since, its own or those of guests that may share its pages: the frames
+    /// are from these, or from a newer walk, and only their split is from that one.
     pub by_counters: bool,
-    /// Zero pages are told from others by estimate.
+    /// Zero pages are distinguished from others by estimate.
     pub estimated: bool,
-    /// Pages of slabs that nobody else maps, which are among the private ones.
+    /// Pages of slabs that no other process maps, which are among the private ones.
     single: u64,
 }
 
-/// All guests' frames.
 #[derive(Clone, Debug)]
 pub struct Reading {
     /// In the order in which they were given.
@@ -82,12 +87,12 @@ pub struct Rolling {
     walks: Option<Walks>,
     running: Option<Receiver<Round>>,
     splits: HashMap<u32, Split>,
-    /// Seconds of a processor that may be spent; less than none where a walk took longer.
+    /// Seconds of a processor that may be spent; negative where a walk took longer.
     saved: f64,
     filled: Instant,
     part: u32,
     refresh: Duration,
-    /// Spent, and not told yet.
+    /// Spent, and not reported yet.
     spent: Duration,
 }
 
@@ -98,7 +103,8 @@ impl Default for Rolling {
 }
 
 impl Rolling {
-    /// One whose walks take at most one part in `part` of one processor's time, and that walks again what seems unchanged after `refresh`.
+    /// Walks take at most one part in `part` of one processor's time; a guest that seems unchanged
+    /// is walked again after `refresh`.
     pub fn new(part: u32, refresh: Duration) -> Self {
         Self {
             walks: Some(Walks::default()),
@@ -112,8 +118,10 @@ impl Rolling {
         }
     }
 
-    /// The frames of `subjects` now, walks that are due waited for `patience` long. `slab_pages` are those of all slabs, if that is known: there are no more frames than
-    /// these. None if a guest cannot be told by kind (see [`super::by_kind`]), or has ended: then all have to be counted as they are.
+    /// The frames of `subjects` now; waits up to `patience` for walks that are due. `slab_pages`
+    /// are those of all slabs, if known: there are no more frames than these. None if a guest
+    /// cannot be classified by range (see [`super::by_kind`]), or has ended: then all have to be
+    /// counted frame by frame.
     ///
     /// # Errors
     /// There are too many, or they have memory that is not of whole pages.
@@ -135,20 +143,21 @@ impl Rolling {
         if counters.iter().any(Counters::is_merged_by_ksm) {
             return Ok(None);
         }
-        // What ended meanwhile; then a round of our own, which is waited for if somebody is unknown.
-        let mut told = self.collect(Duration::ZERO);
+        // Collects a round that ended meanwhile; then starts one, and waits for it if a guest is
+        // unknown.
+        let mut classified = self.collect(Duration::ZERO);
         for _ in 0..2 {
             let ours = self.running.is_none();
             if ours {
                 self.begin(subjects, &counters);
             }
             let known = subjects.iter().all(|subject| self.knows(subject));
-            told &= self.collect(if known { patience } else { Duration::MAX });
+            classified &= self.collect(if known { patience } else { Duration::MAX });
             if ours || known {
                 break;
             }
         }
-        if !told || !subjects.iter().all(|subject| self.knows(subject)) {
+        if !classified || !subjects.iter().all(|subject| self.knows(subject)) {
             return Ok(None);
         }
         let mut guests: Vec<Recent> = subjects
@@ -175,8 +184,8 @@ impl Rolling {
         self.saved = (self.saved + seconds / f64::from(self.part)).min(MOST_SAVED);
     }
 
-    /// Has those walked of which nothing is known, and if there is time for it all that have changed, at once: of walks of different times nobody could tell
-    /// with whom pages are shared.
+    /// Starts a walk of the guests of which nothing is known and, if the budget allows it, of all
+    /// that have changed, at once: walks of different times do not show which guests share a page.
     fn begin(&mut self, subjects: &[Subject], counters: &[Counters]) {
         let (mut due, mut known, mut changed) = (Vec::new(), Vec::new(), false);
         for (subject, now) in subjects.iter().zip(counters) {
@@ -202,15 +211,16 @@ impl Rolling {
         }
         let all: HashSet<u32> = subjects.iter().map(|subject| subject.space.pid).collect();
         let walks = self.walks.take().unwrap_or_default();
-        let (tell, told) = channel();
-        // If it cannot be started, nothing is heard of it, and all is begun anew.
+        let (sender, receiver) = channel();
+        // If the thread cannot be started, nothing is received from it, and all is begun anew.
         let started = thread::Builder::new().name("walks".into()).spawn(move || {
-            let _ = tell.send(walks.round(&all, &due, new, !changed));
+            let _ = sender.send(walks.round(&all, &due, new, !changed));
         });
-        self.running = started.ok().map(|_| told);
+        self.running = started.ok().map(|_| receiver);
     }
 
-    /// Takes what a round has brought, which is waited for so long. False if it brought nothing, or not everybody can be told by kind.
+    /// Collects the result of a round, waiting up to `patience`. False if there is none, or a guest
+    /// cannot be classified by range.
     fn collect(&mut self, patience: Duration) -> bool {
         let Some(running) = &self.running else { return self.walks.is_some() };
         let round = match patience {
@@ -218,13 +228,13 @@ impl Rolling {
             patience => running.recv_timeout(patience),
         };
         match round {
-            Ok(Round { walks, cpu, first, untold }) => {
+            Ok(Round { walks, cpu, first, unclassified }) => {
                 self.running = None;
                 self.splits = walks.splits().clone();
                 self.walks = Some(walks);
                 self.saved -= cpu.saturating_sub(first).as_secs_f64();
                 self.spent += cpu;
-                !untold
+                !unclassified
             }
             Err(RecvTimeoutError::Timeout) => true,
             Err(RecvTimeoutError::Disconnected) => {
@@ -236,17 +246,17 @@ impl Rolling {
 }
 
 impl Split {
-    /// Whether it is known with whom those pages are shared that the last walk found.
+    /// Whether the sharing of the pages that the last walk found is known.
     fn is_put_together(&self) -> bool {
         self.slab == 0 || self.shares_at == Some(self.at)
     }
 
-    /// What its guest has by `now`, which was counted at `counted`.
+    /// Its guest's frames by `now`, which was counted at `counted`.
     fn recent(&self, now: &Counters, counted: Instant) -> Recent {
         let total = self.space.pages();
         let moved = self.at < counted && now.differ(&self.counters);
         let by_counters = moved || !self.is_put_together();
-        // What was walked since is newer.
+        // A walk since then is newer.
         let now = if self.at < counted { now } else { &self.counters };
         let (mut private, mut slab, mut swapped) = (self.private, self.slab, self.swapped);
         if moved {
@@ -289,7 +299,7 @@ impl Split {
     }
 }
 
-/// If one of those that have pages of slabs has changed, so may have with whom the others share theirs.
+/// If a guest with pages of slabs has changed, so may the sharing of all others.
 fn mark(guests: &mut [Recent]) {
     let has_slabs = |guest: &Recent| guest.frames.pages.shared + guest.single > 0;
     if guests.iter().any(|guest| guest.by_counters) {
@@ -297,8 +307,9 @@ fn mark(guests: &mut [Recent]) {
     }
 }
 
-/// No more frames of slabs than their files have, where they are told by counters: walks of different times make more of them, for what one guest
-/// was seen to have another one has left since.
+/// Bounds the frames of slabs by the pages their files have, where they come from counters: walks
+/// of different times count more, because a page that one guest was seen to have may since be
+/// another's.
 fn bound(guests: &mut [Recent], slab_pages: Option<u64>) {
     let own = |guest: &Recent| (guest.frames.pages.private - guest.single) as f64;
     let slabs = |guests: &[Recent], by_counters: bool| -> f64 {
@@ -306,12 +317,12 @@ fn bound(guests: &mut [Recent], slab_pages: Option<u64>) {
         some.map(|guest| guest.frames.frames - own(guest)).sum()
     };
     let Some(held) = slab_pages else { return };
-    // Those that were walked are known better.
-    let (told, most) = (slabs(guests, true), (held as f64 - slabs(guests, false)).max(0.0));
-    if told <= most {
+    // Walks are more exact than counters.
+    let (counted, most) = (slabs(guests, true), (held as f64 - slabs(guests, false)).max(0.0));
+    if counted <= most {
         return;
     }
-    let part = most / told;
+    let part = most / counted;
     for guest in guests.iter_mut().filter(|guest| guest.by_counters) {
         let own = own(guest);
         guest.frames.frames = own + (guest.frames.frames - own) * part;

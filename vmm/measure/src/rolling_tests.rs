@@ -6,8 +6,9 @@ use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 const TOTAL: u64 = 1000;
 
-/// A guest of 1000 pages: 300 of its own, 50 of zeros, 20 on swap, 30 of an image, 400 of slabs, 100 of which nobody else has and the others one more each.
-/// Its process has 30 anonymous pages besides.
+/// A guest of 1000 pages: 300 of its own, 50 of zeros, 20 on swap, 30 of an image, 400 of slabs, of
+/// which 100 are its own and the others shared with one more guest each. Its process has 30
+/// anonymous pages besides.
 fn split() -> Split {
     let extents = vec![Extent { gpa: Gpa(0), hva: Hva(1 << 32), bytes: TOTAL * PAGE_BYTES }];
     let at = Instant::now();
@@ -89,7 +90,7 @@ fn a_walk_is_as_old_as_what_is_known_of_its_shares() {
 }
 
 #[test]
-fn when_one_has_changed_nobody_knows_with_whom_the_others_share() {
+fn when_one_guest_has_changed_the_sharing_of_the_others_is_unknown() {
     let (still, moved) = (split(), Counters { faults: 1, ..split().counters });
     let without = Split { slab: 0, shares_at: None, ..split() };
     let mut guests = vec![
@@ -118,7 +119,7 @@ fn slabs_have_no_more_frames_than_their_files() {
         bound(&mut guests, unbound);
         assert!((frames(&guests) - 550.0).abs() < 1e-9);
     }
-    // What was just walked is known better.
+    // Walks are more exact than counters.
     let mut exact = vec![split.recent(&split.counters, later())];
     bound(&mut exact, Some(200));
     assert!((frames(&exact) - 550.0).abs() < 1e-9);

@@ -1,10 +1,11 @@
-//! Runs of cross duplicates: how much of what guests share lies in long stretches.
+//! Runs of cross duplicates: how many shared pages lie in long stretches.
 //!
 //! Merging costs by run more than by page, so this says what it will cost.
 
 use serde::{Deserialize, Serialize};
 
-/// Runs of cross duplicates: neighbours in their guest whose first holders are neighbours in theirs.
+/// Runs of cross duplicates: neighbours in their guest whose first holders are neighbours in
+/// theirs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runs {
     /// Number of runs, of any length.
@@ -34,7 +35,7 @@ impl Runs {
     }
 }
 
-/// Runs of so many pages up to twice as many, less one.
+/// Runs of N pages up to 2 N - 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunLengths {
     /// Pages of the shortest of these runs: a power of two.
@@ -58,8 +59,8 @@ pub(super) struct RunFollower {
 }
 
 impl RunFollower {
-    /// The next page; `holder` is the page that had its content first, if that is another guest's. Numbers of pages of
-    /// different extents are no neighbours.
+    /// The next page; `holder` is the page that had its content first, if that is another guest's.
+    /// Pages of different extents are never neighbours.
     pub(super) fn step(&mut self, page: u32, holder: Option<u32>) {
         let Some(held) = holder else {
             return self.end();
@@ -91,7 +92,7 @@ impl RunFollower {
         self.lengths[class].pages += pages;
     }
 
-    /// What was found, by length too.
+    /// The runs, and the same by length.
     pub(super) fn finish(mut self) -> (Runs, Vec<RunLengths>) {
         self.end();
         (self.found, self.lengths)

@@ -1,4 +1,5 @@
-//! Samples: some contents for a closer look, some pages for a second one; and what may be said of all from some.
+//! Samples: contents for a closer look, pages for a second one; and estimates of the whole from a
+//! sample.
 
 use std::collections::BinaryHeap;
 
@@ -27,14 +28,16 @@ impl Estimate {
             return Self { mean, error_95: 0.0 };
         }
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        // Drawn without putting back; and where all values are equal, the rule of three bounds what was not seen.
+        // Drawn without replacement; and where all values are equal, the rule of three bounds what
+        // was not seen.
         let left = 1.0 - n / all as f64;
         let error_95 = if variance == 0.0 { 3.0 / n } else { 1.96 * (variance / n).sqrt() * left.sqrt() };
         Self { mean, error_95 }
     }
 }
 
-/// Some contents, each as likely as any other: those with the lowest tags, which are as good as random.
+/// Some contents, each as likely as any other: those with the lowest tags, which are as good as
+/// random.
 #[derive(Debug)]
 pub(super) struct Contents {
     lowest: BinaryHeap<(u64, u64, u32)>,
@@ -70,7 +73,7 @@ impl Contents {
     }
 }
 
-/// Which pages are looked at again: all, or every so-manieth by a hash of its number.
+/// Which pages are read again: all, or one in N by a hash of its number.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SecondLook {
     below: u64,

@@ -1,8 +1,9 @@
-//! Every page of every guest read once, hashed, and looked up: by as many threads as there are processors.
+//! Every page of every guest read once, hashed, and looked up: by as many threads as there are
+//! processors.
 //!
-//! Threads read and hash chunks; one index takes their tags in the order of the pages, whoever delivers them, so that
-//! the result does not depend on how many threads there were. Where the index is full, it goes on with a part of all contents,
-//! and another pass over the memory looks at the rest: see [`super::index`].
+//! Threads read and hash chunks; one index takes their tags in the order of the pages, so that the
+//! result does not depend on the number of threads. Where the index is full, it goes on with a part
+//! of all contents, and another pass over the memory looks at the rest: see [`super::index`].
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -21,13 +22,12 @@ use super::source::{PageReader, Source, Unread};
 use super::tag::{Tag, TagKey};
 use super::{MeasureError, PAGE};
 
-/// How often progress is told.
-const TELL: Duration = Duration::from_millis(50);
+/// How often progress is reported.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
 /// Called with the pages done and their number; false ends the measurement.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
-/// How to scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Threads that read and hash.
@@ -41,7 +41,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// As many threads as processors, a quarter of the memory that is available for the index, no samples.
+    /// As many threads as processors, a quarter of the memory that is available for the index, no
+    /// samples.
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -52,7 +53,7 @@ impl Default for Options {
     }
 }
 
-/// Memory that could be had without swapping, as the kernel estimates it; 1 GiB where it does not tell.
+/// Memory available without swapping, as the kernel estimates it; 1 GiB where it does not say.
 fn available_bytes() -> u64 {
     Meminfo::read().ok().and_then(|meminfo| meminfo.bytes("MemAvailable")).unwrap_or(1 << 30)
 }
@@ -66,13 +67,12 @@ pub struct Counts {
     pub zero: u64,
     /// Other pages that were read.
     pub filled: u64,
-    /// Pages that were not.
+    /// Pages that were not read.
     pub unread: Unread,
 }
 
-/// What a scan found.
+/// The result of a scan.
 pub struct Scan {
-    /// Each source's pages.
     pub guests: Vec<Counts>,
     /// The sets of holders that occur, and
     pub sets: Sets,
@@ -80,7 +80,8 @@ pub struct Scan {
     pub contents_by_set: Vec<u64>,
     /// How the cross duplicates lie; None if it took several passes, of which none sees neighbours.
     pub runs: Option<(Runs, Vec<RunLengths>)>,
-    /// Each source's pages by what its kernel uses them for, where that is known; None if it took several passes.
+    /// Each source's pages by what its kernel uses them for, where that is known; None if it took
+    /// several passes.
     pub by_type: Option<Vec<[TypeCounts; TYPES]>>,
     /// Passes over the memory.
     pub passes: u32,
@@ -88,9 +89,8 @@ pub struct Scan {
     pub index_bytes: u64,
     /// Wall clock.
     pub seconds: f64,
-    /// Where pages lie.
     pub(super) layout: Layout,
-    /// Some contents, each as likely as any other, by the page that has it first.
+    /// A random sample of contents, by the page that has each first.
     pub(super) sample: Vec<(Tag, u32)>,
     /// Pages that were read once and are to be read again.
     pub(super) second_look: Vec<(u32, Option<Tag>)>,
@@ -107,7 +107,7 @@ impl Scan {
 /// Reads every page of `sources` and says which contents there are.
 ///
 /// # Errors
-/// A source is gone or cannot be read, or `progress` said to end.
+/// A source is gone or cannot be read, or `progress` asked to stop.
 pub fn scan(
     sources: &[&dyn Source],
     options: &Options,
@@ -132,7 +132,7 @@ pub fn scan(
         if !reducer.restart() {
             break;
         }
-        // The rest is expected to take as many passes as its size says.
+        // The rest is expected to take one pass for each part of this size.
         all = (total * u64::from(passes)) * u64::from(SLICES) / u64::from(done.end.max(1));
         all = all.max(total * u64::from(passes + 1));
     }
@@ -143,7 +143,7 @@ pub fn scan(
         guests: reducer.guests,
         sets: reducer.sets,
         contents_by_set,
-        // When the index was full, contents that it had let go of were counted, and are again.
+        // When the index was full, contents that it had dropped were counted, and are again.
         by_type: (passes == 1).then_some(reducer.by_type),
         runs: (passes == 1).then(|| reducer.runs.finish()),
         passes,
@@ -178,7 +178,7 @@ fn pass(
     let result = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| shared.work())).collect();
         let mut interrupted = !progress(0);
-        while !shared.queue.wait(TELL) {
+        while !shared.queue.wait(PROGRESS_PERIOD) {
             interrupted |= !progress(shared.done_pages.load(Ordering::Relaxed));
             if interrupted {
                 shared.queue.stop();
@@ -192,7 +192,7 @@ fn pass(
     shared.queue.into_reducer().ok_or(MeasureError::Worker)
 }
 
-/// What the threads of a pass have in common.
+/// State that the threads of a pass share.
 struct Shared<'a> {
     sources: &'a [&'a dyn Source],
     chunks: &'a [Extent],

@@ -7,7 +7,7 @@ use crate::content::Content;
 use crate::index::LEAST_LIMIT_BYTES;
 use crate::source::EachPage;
 
-/// Guests in memory: one page for each number, 0 is zeros.
+/// Guests in memory: a page for each number, 0 is zeros.
 struct Pages {
     name: String,
     extents: Vec<Vec<u32>>,
@@ -134,8 +134,8 @@ fn samples_are_contents_of_this_memory() {
 }
 
 #[test]
-fn it_ends_when_it_is_told_to() {
+fn it_ends_when_progress_asks_to_stop() {
     let guest = Pages::new(&vec![3; 100_000]);
-    let told = scan(&[&guest], &Options::default(), &mut |_, _| false);
-    assert!(matches!(told, Err(MeasureError::Interrupted)));
+    let stopped = scan(&[&guest], &Options::default(), &mut |_, _| false);
+    assert!(matches!(stopped, Err(MeasureError::Interrupted)));
 }

@@ -1,8 +1,9 @@
-//! Who holds a content: sets of guests, each known by a number.
+//! The holders of a content: sets of guests, each known by a number.
 //!
-//! Guests are read one after the other, so a set grows at its end only, and is written as the set before and one guest
-//! more. Few sets occur, however many contents there are; and what is asked afterwards (pairs, domains, what each guest adds) is
-//! asked of sets and how many contents have each.
+//! Guests are read one after the other, so a set grows at its end only, and is written as the set
+//! before and one guest more. Few sets occur, however many contents there are; and what is asked
+//! afterwards (pairs, domains, what each guest adds) is asked of sets and how many contents have
+//! each.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use std::collections::HashMap;
 pub struct SetId(pub u32);
 
 impl SetId {
-    /// Nobody.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 }
 
@@ -41,7 +42,7 @@ impl Default for Sets {
 }
 
 impl Sets {
-    /// Whether `guest` is the last that came to `set`.
+    /// Whether `guest` was the last to be added to `set`.
     pub fn ends_with(&self, set: SetId, guest: u16) -> bool {
         set != SetId::NONE && self.sets[set.0 as usize].last == guest
     }
@@ -70,7 +71,7 @@ impl Sets {
         self.sets.len()
     }
 
-    /// True as long as there is the empty set only.
+    /// True while there is the empty set only.
     pub fn is_empty(&self) -> bool {
         self.sets.len() == 1
     }

@@ -1,25 +1,32 @@
 //! Tags of pages: a keyed universal hash, so that what the tags say is a theorem and not a hope.
 //!
-//! Two steps, both with a key that is drawn for each measurement. The first makes a few words of a page, in one of two ways:
-//! - Where the processor multiplies without carry by vectors of 64 bytes (AVX-512 and VPCLMULQDQ: Ice Lake, Zen 4), CLNH (Lemire, Kaser:
-//!   "Faster 64-bit universal hashing using carry-less multiplications", 2016): the sum of the products of neighbouring words, a key
-//!   added to each, all of it as polynomials over GF(2). Two passes, whose keys overlap. From the caches it takes less than half as long as
-//! - NH, elsewhere, with 32-bit words, three passes whose keys overlap (Black, Halevi, Krawczyk, Krovetz, Rogaway: "UMAC: Fast and
-//!   Secure Message Authentication", 1999, theorem on the Toeplitz construction).
+//! Two steps, both with a key that is drawn for each measurement. The first makes a few words of a
+//! page, in one of two ways:
+//! - Where the processor multiplies without carry by vectors of 64 bytes (AVX-512 and VPCLMULQDQ:
+//!   Ice Lake, Zen 4), CLNH (Lemire, Kaser: "Faster 64-bit universal hashing using carry-less
+//!   multiplications", 2016): the sum of the products of neighbouring words, a key added to each,
+//!   all of it as polynomials over GF(2). Two passes, whose keys overlap. From the caches it takes
+//!   less than half as long as
+//! - NH, elsewhere, with 32-bit words, three passes whose keys overlap (Black, Halevi, Krawczyk,
+//!   Krovetz, Rogaway: "UMAC: Fast and Secure Message Authentication", 1999, theorem on the
+//!   Toeplitz construction).
 //!
-//! Two pages that differ come out of it the same with a probability of at most 2^-96 (CLNH: 2^-128). *Why the passes multiply, with
-//! CLNH, too:* take the last pair of words in which they differ. Its key in the second pass is one that the first pass has used for no
-//! pair up to there, and what comes behind is the same in both pages. So whatever the other keys are, both must solve an equation
-//! a k + b j = c in this pair (k, j) of keys, a and b not both 0, and polynomials have no divisors of zero: of 2^64 values of one key
-//! at most one will do.
+//! Two pages that differ come out of it the same with a probability of at most 2^-96 (CLNH:
+//! 2^-128). *Why the passes multiply, with CLNH, too:* take the last pair of words in which they
+//! differ. Its key in the second pass is one that the first pass has used for no pair up to there,
+//! and what comes behind is the same in both pages. So whatever the other keys are, both must solve
+//! an equation a k + b j = c in this pair (k, j) of keys, a and b not both 0, and polynomials have
+//! no divisors of zero: of 2^64 values of one key at most one will do.
 //!
-//! Then two multilinear forms modulo the prime 2^61 - 1, which are pairwise independent; an index keeps [`KEPT_BITS`] bits of them.
-//! So two different pages have the same tag with a probability of at most 2^-96 + 2^-87, whatever they hold, as long as who
-//! writes them does not know the key: it never leaves this process, and a tag never does either.
+//! Then two multilinear forms modulo the prime 2^61 - 1, which are pairwise independent; an index
+//! keeps [`KEPT_BITS`] bits of them. So two different pages have the same tag with a probability of
+//! at most 2^-96 + 2^-87, whatever they hold, if their writer does not know the key: it never
+//! leaves this process, and a tag never does either.
 //!
-//! In 64 GiB of pages that all differ there are 2^47 pairs: the chance that any one of them is taken for equal is 2^-40.
-//! A hash of the usual fast kind has no such bound, and one that is compared byte by byte has to read its first holder
-//! again; blake3 has a bound that rests on an assumption, and takes ten times as long.
+//! In 64 GiB of pages that all differ there are 2^47 pairs: the chance that any one of them is
+//! taken for equal is 2^-40. A hash of the usual fast kind has no such bound, and one that is
+//! compared byte by byte has to read its first holder again; blake3 has a bound that rests on an
+//! assumption, and takes ten times as long.
 #![expect(
     unsafe_code,
     reason = "vector loads, prefetching, and calling what was compiled for processors that have more than the least"
@@ -34,7 +41,7 @@ use std::arch::x86_64::{
 
 use super::{MeasureError, PAGE};
 
-/// Bits of a tag that an index tells contents apart by.
+/// Bits of a tag by which an index distinguishes contents.
 pub const KEPT_BITS: u32 = 87;
 
 /// 64-bit words of a page.
@@ -52,15 +59,16 @@ const _: () = assert!(PASSES <= SUMS && 2 * CL_PASSES == SUMS);
 const _: () = assert!(KEY_WORDS == WORDS + (CL_PASSES - 1) * CL_BLOCK);
 /// The prime of the second step.
 const PRIME: u64 = (1 << 61) - 1;
-/// Pieces of the sums that go into the second step, of [`PIECE_BITS`] each: fewer than two for each sum are fewer products.
+/// Pieces of the sums that go into the second step, of [`PIECE_BITS`] each: fewer than two for each
+/// sum are fewer products.
 const PIECES: usize = 5;
 const PIECE_BITS: u32 = 52;
 const _: () = assert!(PIECES as u32 * PIECE_BITS >= SUMS as u32 * u64::BITS && PIECE_BITS < 61);
-/// How far ahead of what is hashed memory is fetched: the processor's own prefetching ends with the page, and most often the next ones are
-/// hashed next.
+/// How far ahead of what is hashed memory is fetched: the processor's own prefetching ends with the
+/// page, and most often the next ones are hashed next.
 const AHEAD: usize = 2 * PAGE;
 
-/// What stands for a page's content within one measurement: two numbers below 2^61 - 1.
+/// Stands for a page's content within one measurement: two numbers below 2^61 - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tag(pub [u64; 2]);
 
@@ -73,7 +81,7 @@ impl Tag {
     }
 }
 
-/// The key of one measurement, or of whoever else compares pages by their tags.
+/// The key of one measurement, or of any other comparison of pages by their tags.
 pub struct TagKey {
     nh: Box<[u64; KEY_WORDS]>,
     /// A constant and a factor for each piece, for each of the two forms.
@@ -105,9 +113,10 @@ impl Way {
 }
 
 impl TagKey {
-    /// A key that nobody knows.
+    /// A random key.
     ///
     /// # Errors
+    ///
     /// The kernel has no random bytes.
     pub fn random() -> Result<Self, MeasureError> {
         let mut bytes = [0; (KEY_WORDS + 2 * (PIECES + 1)) * 8];
@@ -117,8 +126,9 @@ impl TagKey {
         Ok(Self::drawn(|| words.next().unwrap_or_default()))
     }
 
-    /// The key that follows from `seed`: the same for all who know it, on machines of one kind. What the module says of chances
-    /// holds for random keys; who does not know the seed is as far from knowing this one as SplitMix64 (Steele, Lea, Flood, 2014) is from random.
+    /// The key that follows from `seed`: the same for each holder of the seed, on machines of one
+    /// kind. The module's bounds hold for random keys; without the seed this one is as hard to
+    /// guess as SplitMix64 (Steele, Lea, Flood, 2014) is close to random.
     pub fn from_seed(seed: u64) -> Self {
         let mut numbers = SplitMix64::new(seed);
         Self::drawn(|| numbers.draw())
@@ -127,7 +137,8 @@ impl TagKey {
     fn drawn(mut next: impl FnMut() -> u64) -> Self {
         let mut nh = Box::new([0; KEY_WORDS]);
         nh.fill_with(&mut next);
-        // Three bits less than a word has; that two of all values stand for 0 is far below what the bound is rounded by.
+        // Three bits less than a word has; that two of all values stand for 0 is far below what the
+        // bound is rounded by.
         let forms = std::array::from_fn(|_| std::array::from_fn(|_| (next() >> 3) % PRIME));
         Self { nh, forms, way: Way::best() }
     }
@@ -135,7 +146,7 @@ impl TagKey {
     /// The tag of a page; None if it is of zeros only.
     #[inline]
     pub fn tag_unless_zero(&self, page: &[u8; PAGE]) -> Option<Tag> {
-        // Nearly all that are not of zeros say so at their beginning.
+        // Nearly all pages that are not of zeros differ from them at their beginning.
         let (beginning, _) = page.as_chunks::<8>();
         let bits = beginning[..8].iter().fold(0, |bits, word| bits | u64::from_ne_bytes(*word));
         (bits != 0 || !self.is_zero(page)).then(|| self.tag(page))
@@ -215,7 +226,7 @@ fn sums(page: &[u8; PAGE], key: &[u64; KEY_WORDS]) -> [u64; SUMS] {
 /// Whether a page is of zeros only.
 #[inline]
 fn is_zero(page: &[u8; PAGE]) -> bool {
-    // So much at a time is compared without a branch.
+    // This much at a time is compared without a branch.
     page.as_chunks::<256>().0.iter().all(|part| {
         // Where there are zeros there are often more: see [`AHEAD`].
         (0..256).step_by(64).for_each(|at| prefetch(part.as_ptr().wrapping_add(at + AHEAD)));
@@ -228,7 +239,7 @@ fn is_zero_avx2(page: &[u8; PAGE]) -> bool {
     is_zero(page)
 }
 
-/// Has the processor fetch what is at an address, if there is something.
+/// Prefetches the memory at an address, if there is any.
 #[inline]
 #[allow(unused_unsafe, reason = "safe from some version of Rust on, and not before")]
 pub(super) fn prefetch(at: *const u8) {
@@ -400,7 +411,7 @@ mod tests {
             tags.sort_unstable();
             tags.dedup();
             assert_eq!(tags.len(), PAGE * 8 + 1, "{:?}", key.way);
-            // What is moved about is something else, too.
+            // A page with moved contents has another tag, too.
             for by in [16, 32, 64] {
                 let mut moved = first;
                 moved.rotate_left(by);
@@ -412,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn who_knows_the_seed_has_the_same_tags() {
+    fn a_seed_determines_the_tags() {
         let (one, other, third) = (TagKey::from_seed(7), TagKey::from_seed(7), TagKey::from_seed(8));
         let shorts: std::collections::HashSet<u64> =
             (0..1000).map(|seed| one.tag(&page(seed)).short()).collect();

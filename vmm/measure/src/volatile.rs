@@ -13,7 +13,7 @@ use super::tag::Tag;
 /// Pages that are asked for at a time.
 const SOME_PAGES: usize = 1024;
 
-/// How much of what was measured did not stay.
+/// The part of what was measured that changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Volatile {
     /// Pages that were read twice.
@@ -24,17 +24,19 @@ pub struct Volatile {
     pub share: Estimate,
     /// How many of all pages that makes: counted where all were read twice, else estimated.
     pub pages: u64,
-    /// Half the width of the interval that holds their true number in 95 of 100 samples; 0 where all were read twice.
+    /// Half the width of the interval that holds their true number in 95 of 100 samples; 0 where
+    /// all were read twice.
     pub pages_error_95: u64,
     /// From the begin of the scan to the end of the second look, wall clock.
     pub seconds: f64,
 }
 
 impl Scan {
-    /// Reads pages of `sources`, which are those of the scan, that may have been written since once more. None if nobody can have
-    /// written there.
+    /// Reads pages of `sources`, which are those of the scan, that may have been written since once
+    /// more. None if none of them can be written.
     ///
     /// # Errors
+    ///
     /// A source is gone.
     pub fn look_again(&self, sources: &[&dyn Source]) -> Result<Option<Volatile>, MeasureError> {
         if sources.iter().all(|source| !source.is_live()) {
@@ -51,7 +53,7 @@ impl Scan {
             let mut reader = sources[of_guest[0].0].open()?;
             for some in of_guest.chunks(SOME_PAGES) {
                 let pages: Vec<u64> = some.iter().map(|(_, page, _)| *page).collect();
-                // As long as nobody has seen it, it may be gone.
+                // Until it is read again, a page may be gone.
                 let mut is_changed = vec![true; some.len()];
                 reader.read_scattered(&pages, &mut |page, content| {
                     if let Ok(at) = pages.binary_search(&page) {
@@ -140,7 +142,8 @@ mod tests {
         let scan = scan(&sources, &options, &mut |_, _| true).unwrap();
         let unchanged = scan.look_again(&sources).unwrap().unwrap();
         assert_eq!((unchanged.looked_pages, unchanged.changed_pages), (5999, 0));
-        // Another content, zeros, something instead of zeros, and gone. Who cannot have changed is not looked at.
+        // Another content, zeros, something instead of zeros, and gone. Sources that cannot change
+        // are not read again.
         first.pages[9].store(77, Ordering::Relaxed);
         first.pages[2000].store(0, Ordering::Relaxed);
         last.pages[0].store(1, Ordering::Relaxed);

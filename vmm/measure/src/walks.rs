@@ -1,5 +1,5 @@
-//! What walks of guests' page tables have found, kept: the part of [`super::rolling`] that takes time, done apart from whoever needs
-//! the numbers.
+//! What walks of guests' page tables have found, kept: the part of [`super::rolling`] that takes
+//! time, apart from the readers of the numbers.
 
 use os::process::thread_time;
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,7 @@ use super::rolling::Subject;
 use kernel_view::ksm_stat::KsmStat;
 use kernel_view::smaps::{self, ProcessPages};
 
-/// What is known of a guest without looking at its page table.
+/// A guest's counters, which need no walk of its page table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     pub(super) process: ProcessPages,
@@ -23,7 +23,8 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// None if the process is gone, or the kernel does not tell. With `ksm` false KSM is known to have none of its pages.
+    /// None if the process is gone, or the kernel does not say. With `ksm` false KSM is known to
+    /// have none of its pages.
     pub(super) fn of(subject: &Subject, ksm: bool) -> Option<Self> {
         let pid = subject.space.pid;
         Some(Self {
@@ -35,7 +36,8 @@ impl Counters {
         })
     }
 
-    /// Whether guest memory may be otherwise than it was. Pages of files and page tables that come and go tell nothing of it.
+    /// Whether guest memory may have changed. Pages of files and page tables that come and go say
+    /// nothing of it.
     pub(super) fn differ(&self, other: &Self) -> bool {
         let telling = |c: &Self| {
             let ProcessPages { anonymous, shared_memory, swapped, .. } = c.process;
@@ -45,13 +47,13 @@ impl Counters {
         telling(self) != telling(other)
     }
 
-    /// Whether KSM has merged here: then frames have to be looked at one by one.
+    /// Whether KSM has merged here: then frames must be read one by one.
     pub(super) fn is_merged_by_ksm(&self) -> bool {
         self.ksm.merging_pages + self.ksm.zero_pages > 0
     }
 }
 
-/// What the last walk of a guest's page table has found.
+/// The result of the last walk of a guest's page table.
 #[derive(Clone, Debug)]
 pub(super) struct Split {
     pub(super) space: Space,
@@ -68,20 +70,21 @@ pub(super) struct Split {
     pub(super) image: u64,
     /// Pages of slabs.
     pub(super) slab: u64,
-    /// With whom they are shared.
+    /// How they are shared.
     pub(super) shares: Shares,
-    /// When the walk began that these are of; another one than the last if others that had changed were not walked with it.
+    /// When the walk began that found these; not the last one if others that had changed were not
+    /// walked with it.
     pub(super) shares_at: Option<Instant>,
-    /// What the process has that is not guest memory.
+    /// Memory of the process that is not the guest's.
     pub(super) besides: Besides,
-    /// Zero pages are told from others by estimate.
+    /// Zero pages are distinguished from others by estimate.
     pub(super) estimated: bool,
 }
 
-/// What a page of a slab comes to, on average.
+/// The average page of a slab.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Shares {
-    /// The part of them that nobody else maps.
+    /// The part of them that no other process maps.
     pub(super) single: f64,
     /// Its part of a frame.
     pub(super) frames: f64,
@@ -111,16 +114,16 @@ pub(super) struct Walks {
     slabs: HashMap<u32, HashMap<u64, Runs>>,
 }
 
-/// What came of a round of walks.
+/// The result of a round of walks.
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) walks: Walks,
     /// Processor time that it took.
     pub(super) cpu: Duration,
-    /// What of that was for guests of which nothing was known: each has that once.
+    /// The part of that for guests that were walked for the first time.
     pub(super) first: Duration,
-    /// Whether a guest cannot be told by kind.
-    pub(super) untold: bool,
+    /// Whether a guest cannot be classified by range.
+    pub(super) unclassified: bool,
 }
 
 impl Walks {
@@ -128,30 +131,31 @@ impl Walks {
         &self.splits
     }
 
-    /// Walks all of `due`, of which nothing is known of the first `new`; forgets all that are not among `all`. `complete` says that those are all that have
-    /// changed: then walks are put together. If some were old and others new, pages that one guest has left since would be taken to be another
-    /// one's alone.
+    /// Walks all of `due`, the first `new` of them for the first time; forgets guests that are not
+    /// among `all`. `complete` says that all that have changed are due: then walks are put
+    /// together. If some were old and others new, pages that one guest has left since would be
+    /// taken to be another one's alone.
     pub(super) fn round(mut self, all: &HashSet<u32>, due: &[Subject], new: usize, complete: bool) -> Round {
         let begin = thread_time();
         let took = || thread_time().saturating_sub(begin);
         self.splits.retain(|pid, _| all.contains(pid));
         self.slabs.retain(|pid, _| all.contains(pid));
         let (new, known) = due.split_at(new.min(due.len()));
-        let mut untold = false;
+        let mut unclassified = false;
         for subject in new {
-            untold |= self.walk(subject).is_none();
+            unclassified |= self.walk(subject).is_none();
         }
         let first = took();
         for subject in known {
-            untold |= self.walk(subject).is_none();
+            unclassified |= self.walk(subject).is_none();
         }
         if complete {
             self.put_together();
         }
-        Round { walks: self, cpu: took(), first, untold }
+        Round { walks: self, cpu: took(), first, unclassified }
     }
 
-    /// None if the guest cannot be told by kind, or is gone.
+    /// None if the guest cannot be classified by range, or is gone.
     fn walk(&mut self, subject: &Subject) -> Option<()> {
         let (space, pid) = (&subject.space, subject.space.pid);
         let known = self.splits.remove(&pid).filter(|split| split.space == *space);
@@ -161,16 +165,16 @@ impl Walks {
             return None;
         }
         let mut found = Found::of(0, space)?;
-        let untold = Space { extents: std::mem::take(&mut found.untold), ..space.clone() };
+        let by_entry = Space { extents: std::mem::take(&mut found.by_entry), ..space.clone() };
         let (mut swapped, mut estimated) = (0, false);
-        if !untold.extents.is_empty() {
-            let told = frames::measure(&[untold]).ok()?;
-            if told.pages.shared > 0 {
+        if !by_entry.extents.is_empty() {
+            let read = frames::measure(&[by_entry]).ok()?;
+            if read.pages.shared > 0 {
                 return None;
             }
-            found.private += told.pages.private;
-            found.zero += told.pages.zero;
-            (swapped, estimated) = (told.pages.swapped, told.estimated);
+            found.private += read.pages.private;
+            found.zero += read.pages.zero;
+            (swapped, estimated) = (read.pages.swapped, read.estimated);
         }
         let mut slabs: HashMap<u64, Runs> = HashMap::new();
         let mut slab = 0;
@@ -189,7 +193,8 @@ impl Walks {
         let (shares, shares_at) =
             known.as_ref().map_or((Shares::UNKNOWN, None), |known| (known.shares, known.shares_at));
         let besides = match known {
-            // A guest that does not stand still is counted at one moment and walked at another: what was seen before is nearer.
+            // A guest that runs is counted at one moment and walked at another: the earlier value
+            // is nearer.
             Some(known) if after.differ(&counters) => known.besides,
             None if after.differ(&counters) => {
                 let (a, b) = (besides(counters.process), besides(after.process));

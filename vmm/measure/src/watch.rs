@@ -1,7 +1,7 @@
 //! How long pages stay shared: looked at again and again, page by page, in the page tables alone.
 //!
-//! A page counts as shared while it is present and not alone on its frame, the zero frame included; that needs no privilege. What
-//! comes and goes between two looks is not seen.
+//! A page counts as shared while it is present and not alone on its frame, the zero frame included;
+//! that needs no privilege. What comes and goes between two looks is not seen.
 
 use std::time::Instant;
 
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{MeasureError, Space};
 
-/// Looks that can be told apart: their number is kept for each page.
+/// Looks that can be distinguished: their number is kept for each page.
 pub const MAX_LOOKS: usize = u16::MAX as usize - 1;
 
-/// What one look saw.
+/// One look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Look {
     /// Since the first one.
@@ -29,17 +29,18 @@ pub struct Look {
     pub ideal_saved_pages: u64,
 }
 
-/// What all looks saw.
+/// All looks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Watched {
     /// One after the other.
     pub looks: Vec<Look>,
-    /// Of sharing that was seen to begin and to end: after how many looks it had, and how many pages.
+    /// Of sharing that was seen to begin and to end: after how many looks it had, and how many
+    /// pages.
     pub lifetimes: Vec<Lifetime>,
     /// Pages that are shared at the last look: how long they stay is not known.
     pub still_shared_pages: u64,
-    /// Time after which half of the shared pages would not be any more, if they went on to end as they did on average;
-    /// `null` if none ended.
+    /// Time after which half of the shared pages would not be any more, if they went on to end as
+    /// they did on average; `null` if none ended.
     pub half_life_seconds: Option<f64>,
 }
 
@@ -48,7 +49,6 @@ pub struct Watched {
 pub struct Lifetime {
     /// From the first look that saw it to the first that did not.
     pub seconds: f64,
-    /// Pages.
     pub pages: u64,
 }
 
@@ -70,7 +70,8 @@ impl Watcher {
         Self { began: Instant::now(), since, ended: Vec::new(), looks: Vec::new() }
     }
 
-    /// Looks at every page of `spaces`, the same as before. What is freed and could be is the caller's to say.
+    /// Looks at every page of `spaces`, the same as before. The caller gives the pages freed and
+    /// the ideal.
     ///
     /// # Errors
     /// A process is gone.
@@ -102,7 +103,7 @@ impl Watcher {
         let ended = ended.iter().zip(0..).filter(|(pages, _)| **pages > 0);
         self.ended.extend(ended.map(|(pages, from)| (from, number, *pages)));
         if number == 1 {
-            // These began before anybody looked.
+            // These began before the first look.
             look.began_pages = 0;
         }
         self.looks.push(look);
@@ -114,10 +115,9 @@ impl Watcher {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// What was seen.
     pub fn finish(self) -> Watched {
         let at = |look: u16| self.looks[usize::from(look) - 1].seconds;
-        // What was there at the first look is older than anybody knows.
+        // The age of what was shared at the first look is not known.
         let seen_whole = self.ended.iter().filter(|(from, ..)| *from > 1);
         let mut lifetimes: Vec<Lifetime> = seen_whole
             .map(|(from, to, pages)| Lifetime { seconds: at(*to) - at(*from), pages: *pages })
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_ours_that_nobody_shares_is_never_shared() {
+    fn unshared_memory_is_never_counted_as_shared() {
         let memory = vec![1u8; 3 * PAGE_BYTES as usize];
         let hva = (memory.as_ptr() as u64).next_multiple_of(PAGE_BYTES);
         let extents =

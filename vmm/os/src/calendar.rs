@@ -12,7 +12,8 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// So many seconds since 1970. Source: Howard Hinnant, "chrono-compatible low-level date algorithms", civil_from_days.
+    /// The moment `seconds` after the start of 1970. Source: Howard Hinnant, "chrono-compatible
+    /// low-level date algorithms", civil_from_days.
     pub fn of(seconds: u64) -> Self {
         let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
         let (era, day_of_era) = (days / 146_097, days % 146_097);

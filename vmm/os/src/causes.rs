@@ -1,4 +1,4 @@
-//! What an error says, with its causes.
+//! Errors with their causes.
 
 /// An error with its causes on one line.
 pub fn one_line(error: &dyn std::error::Error) -> String {

@@ -1,4 +1,4 @@
-//! The program that this process is, as it is and not as something else that has taken its name since.
+//! The program of this process, as it was started: its path may have another file by now.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -10,18 +10,20 @@ use twox_hash::XxHash3_64;
 
 /// The program of this process, whatever is at its path now: an upgrade replaces it while we run.
 const PATH: &str = "/proc/self/exe";
-/// What lists of processes show.
+/// The name that lists of processes show.
 const NAME: &str = "samepage";
 
-/// A command that starts this program again: the same build, also where its file was replaced or removed.
+/// A command that starts this program again: the same build, also where its file was replaced or
+/// removed.
 pub fn command() -> Command {
     let mut command = Command::new(PATH);
-    // Lists of processes show what this one was called.
+    // Lists of processes show the name of this process.
     command.arg0(std::env::args_os().next().unwrap_or_else(|| NAME.into()));
     command
 }
 
-/// Names this process for `ps`, `pgrep` and the kernel's messages, which would else say "exe" of one that [`command`] started.
+/// Names this process for `ps`, `pgrep` and the kernel's messages, which otherwise show "exe" for
+/// one that [`command`] started.
 pub(super) fn name_this_process() {
     if let Ok(name) = std::ffi::CString::new(NAME) {
         let _ = rustix::thread::set_name(&name);

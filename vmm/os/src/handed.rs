@@ -1,4 +1,4 @@
-//! Descriptors that one process hands to another that it starts, besides the three standard streams.
+//! Descriptors that a process passes to one that it starts, besides the three standard streams.
 #![expect(
     unsafe_code,
     reason = "clears a flag between fork and exec, and takes a descriptor that came by its number"
@@ -11,12 +11,13 @@ use std::process::Command;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
-/// Hands `fd` to the process that `command` starts, and to no other that is started meanwhile. Returns its number there. It is closed
-/// here with `command`.
+/// Passes `fd` to the process that `command` starts, and to no other that is started meanwhile.
+/// Returns its number there. It is closed here with `command`.
 pub fn give(command: &mut Command, fd: OwnedFd) -> RawFd {
     let number = fd.as_raw_fd();
     let keep = move || Ok(fcntl_setfd(&fd, FdFlags::empty())?);
-    // SAFETY: between fork and exec it makes one system call on a descriptor that it owns, and neither allocates nor locks.
+    // SAFETY: between fork and exec it makes one system call on a descriptor that it owns, and
+    // neither allocates nor locks.
     unsafe { command.pre_exec(keep) };
     number
 }
@@ -24,8 +25,8 @@ pub fn give(command: &mut Command, fd: OwnedFd) -> RawFd {
 /// Takes descriptor `number`, with which this process was started.
 ///
 /// # Errors
-/// There is none of this number, or it is a standard stream, or one of this process's own: each of those has FD_CLOEXEC, as one that
-/// was taken has.
+/// There is none of this number, or it is a standard stream, or one of this process's own: each of
+/// those has FD_CLOEXEC, as one that was taken has.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     if number <= libc::STDERR_FILENO {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -41,8 +42,8 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open, and without FD_CLOEXEC it was there when this program began: nothing in here owns it, and nothing will, for now
-    // it has the flag.
+    // SAFETY: it is open, and without FD_CLOEXEC it was there when this program began: nothing in
+    // here owns it, and nothing will, for now it has the flag.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -79,7 +80,8 @@ mod tests {
         for number in [file.as_raw_fd(), 0, 2, -1, 99_999] {
             assert!(take(number).is_err(), "{number}");
         }
-        // SAFETY: the copy is a descriptor of nobody's else, without FD_CLOEXEC as one that was handed over.
+        // SAFETY: nothing else owns the copy, and it has no FD_CLOEXEC, as a descriptor that was
+        // passed.
         let copy = unsafe { libc::dup(file.as_raw_fd()) };
         let taken = take(copy).unwrap();
         assert!(taken.as_raw_fd() == copy && take(copy).is_err());

@@ -1,4 +1,4 @@
-//! The flag that Control-C sets, so that long work can end in good order.
+//! The flag that Control-C sets, so that long work can stop cleanly.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,17 +11,19 @@ use signal_hook::iterator::Signals;
 use super::print::errln;
 use super::signals;
 
-/// The exit status when a second signal does not wait for the work that the first one asked to end.
+/// The exit status when a second signal does not wait for the work that the first one asked to
+/// stop.
 const AT_ONCE: i32 = 130;
 
 static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set, those of them that were not ignored when this process was started. Each is told on standard
-/// error. A second SIGINT or SIGTERM ends the process, wherever it is; a second SIGHUP does not, for a shell passes it on to a program
-/// that the kernel has told already.
+/// A flag that SIGINT, SIGTERM and SIGHUP set, those of them that were not ignored when this
+/// process was started. Each is reported on standard error. A second SIGINT or SIGTERM ends the
+/// process at once; a second SIGHUP does not, as a shell passes it on to a program that already has
+/// it from the kernel.
 ///
 /// # Errors
-/// The handlers or their thread cannot be had.
+/// The handlers or their thread cannot be set up.
 pub fn flag() -> io::Result<Arc<AtomicBool>> {
     if let Some(flag) = FLAG.get() {
         return Ok(flag.clone());
@@ -33,9 +35,9 @@ pub fn flag() -> io::Result<Arc<AtomicBool>> {
         for signal in arriving.forever() {
             let name = signals::name(signal);
             if !set.swap(true, Ordering::SeqCst) {
-                errln!("note: {name}: ending in good order; a second one ends at once");
+                errln!("note: {name}: stopping cleanly; a second one stops at once");
             } else if signal != SIGHUP {
-                errln!("error: {name} again: ended before the work was");
+                errln!("error: {name} again: stopped before the work was done");
                 signal_hook::low_level::exit(AT_ONCE);
             }
         }

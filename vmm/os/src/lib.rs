@@ -1,10 +1,10 @@
-//! This process and the world it was started in: its signals, limits and standard streams, its own program, files that users name;
-//! and what belongs to the kernel and is held by a descriptor, so that it cannot become another's meanwhile: processes, the
-//! peers of sockets, the files of sockets.
+//! This process and the world it was started in: its signals, limits and standard streams, its own
+//! program, files that users name; and what a descriptor holds, so that its name or number cannot
+//! become another's meanwhile: processes, the peers of sockets, the files of sockets.
 //!
-//! It imports nothing of ours; every other crate may import it, and it must not know what any of them is for: no VM, no
-//! fleet, no page. Begin with [`prepare`], then [`process`] (a process by its pidfd, never by its number alone) and
-//! [`print`] (printing that does not panic).
+//! It imports nothing of ours; every other crate may import it, and it must not know what any of
+//! them is for: no VM, no fleet, no page. Begin with [`prepare`], then [`process`] (a process by
+//! its pidfd, never by its number alone) and [`print`] (printing that does not panic).
 
 mod calendar;
 pub mod causes;
@@ -28,7 +28,7 @@ pub use process::{Identity, Process};
 pub use socket_file::{BindError, SocketFile};
 pub use sync::{lock, unpoisoned};
 
-/// What must hold before anything else is done, in every process of ours.
+/// Sets what must hold before anything else is done, in every process of ours.
 pub fn prepare() {
     signals::ignore_file_size();
     limits::allow_descriptors();

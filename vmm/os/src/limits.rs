@@ -1,35 +1,37 @@
-//! Limits of this process, and errors that are theirs.
+//! Limits of this process, and errors that they cause.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The most descriptors that are asked for where there is no limit: 1024 guests with some hundred slabs each.
+/// The most descriptors that are asked for where there is no limit: 1024 guests with some hundred
+/// slabs each.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
-/// Lets this process have as many descriptors as it may: guests, clients and slabs are some each. What the limit is without that (1024) is for
-/// programs that use select(2).
+/// Raises this process's limit on descriptors to the most it may have: guests, clients and slabs
+/// take some each. The usual limit (1024) is for programs that use select(2).
 pub fn allow_descriptors() {
     let now = getrlimit(Resource::Nofile);
     let hard = now.maximum.unwrap_or(MOST_DESCRIPTORS);
     let wanted = hard.min(MOST_DESCRIPTORS);
     if now.current.is_some_and(|soft| soft < wanted) {
-        // Where it may not, less is possible, and says so.
+        // Where it cannot be raised, fewer are possible, and errors say so.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum });
     }
 }
 
-/// How many descriptors this process may have.
+/// The limit on this process's descriptors.
 pub fn descriptors() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Whether an error says that there are no descriptors left, here or on the host: trying again changes nothing.
+/// Whether an error means that no descriptors are left, here or on the host: trying again changes
+/// nothing.
 pub fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// The same error with what to do about it, where it is a limit's.
+/// The same error with advice, where a limit caused it.
 pub fn explained(error: io::Error) -> io::Error {
     match advice(&error) {
         Some(advice) => io::Error::new(error.kind(), format!("{error}; {advice}")),
@@ -37,7 +39,7 @@ pub fn explained(error: io::Error) -> io::Error {
     }
 }
 
-/// What to do about an error that is a limit's, and not that of what was being done.
+/// What to do about an error that a limit caused.
 pub fn advice(error: &io::Error) -> Option<String> {
     match error.raw_os_error()? {
         libc::EMFILE => Some(format!(

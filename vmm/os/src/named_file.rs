@@ -1,5 +1,5 @@
-//! Files that users name. Opening one never waits, whatever it is: a FIFO or a serial line would, for another end that may never come, and
-//! where signals have handlers nothing ends a wait in open(2).
+//! Files that users name. Opening one never waits: a FIFO or a serial line would, for another end
+//! that may never come, and where signals have handlers nothing ends a wait in open(2).
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,9 +15,10 @@ const MAX_TEXT_BYTES: u64 = 64 << 20;
 /// Neither wait nor get a controlling terminal.
 const FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
 
-/// Opens a file for reading, whatever kind it is of.
+/// Opens a file of any kind for reading.
 ///
 /// # Errors
+///
 /// It cannot be opened.
 pub fn any(path: &Path) -> io::Result<(File, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(FLAGS).open(path)?;
@@ -48,16 +49,18 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text in a regular file: for what is read more than once.
+/// The text in a regular file that is read more than once.
 ///
 /// # Errors
+///
 /// As [`read`], or it is not UTF-8.
 pub fn read_regular_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.utf8_error()))
 }
 
-/// Opens a file for reading, or a pipe, so that `<(command)` and /dev/stdin can be given. From a FIFO it waits for what another process is to
-/// write, as reading then does: a signal ends that, where it has no handler. So this is for what is read before there are any.
+/// Opens a file for reading, or a pipe, so that `<(command)` and /dev/stdin can be given. For a
+/// FIFO it waits until another process writes, as reading then does: a signal without a handler
+/// ends that. So this is for files that are read before handlers are installed.
 ///
 /// # Errors
 /// It cannot be opened, or is a directory.
@@ -66,7 +69,7 @@ pub fn stream(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_dir() {
         return Err(not_regular(file.metadata()?.file_type()));
     }
-    // Opened like this, a FIFO is at its end as long as no process writes to it.
+    // A FIFO opened this way is at its end until a process writes to it.
     while !is_regular(&file) && poll(&mut [PollFd::new(&file, PollFlags::IN)], None) == Err(Errno::INTR) {}
     wait_from_now_on(&file)?;
     Ok(file)
@@ -88,8 +91,10 @@ pub fn read_text(path: &Path) -> io::Result<String> {
     }
 }
 
-/// Opens a file to write at its end, made with this mode (less the umask) if it is not there. Of a FIFO this process is a reader as well, as Firecracker does it: so it opens though
-/// no process reads yet, and is written on when one has gone. Writing never waits: `WouldBlock` where a FIFO, a terminal has no room.
+/// Opens a file to write at its end, made with this mode (less the umask) if it is not there. A
+/// FIFO is opened for reading as well, as in Firecracker: so opening succeeds though no process
+/// reads yet, and writing goes on when one has gone. Writing never waits: `WouldBlock` where a FIFO
+/// or a terminal has no room.
 ///
 /// # Errors
 /// It cannot be opened.

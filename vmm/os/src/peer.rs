@@ -1,4 +1,4 @@
-//! The process at the other end of a Unix socket, as the kernel remembers it.
+//! The process at the other end of a Unix socket, as the kernel recorded it.
 #![expect(unsafe_code, reason = "getsockopt(2) of SO_PEERCRED and SO_PEERPIDFD")]
 
 use std::io;
@@ -10,12 +10,11 @@ use super::Process;
 /// Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
 
-/// The process that connected, or that listens: as it was when it did so.
+/// The process that connected, or that listens: as it was at that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its number; 0 if it is in another PID namespace.
     pub pid: u32,
-    /// Its user.
     pub uid: u32,
 }
 
@@ -24,7 +23,8 @@ impl Peer {
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
         let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
         let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has so many and any bits of which are a value.
+        // SAFETY: the kernel writes at most `length` bytes to `peer`, which has that many and any
+        // bits of which are a value.
         let done = unsafe {
             libc::getsockopt(
                 socket.as_fd().as_raw_fd(),
@@ -50,7 +50,8 @@ impl Peer {
         let peer = Self::of(&socket)?;
         match peer_pidfd(&socket) {
             Ok(fd) => Process::from_pidfd(fd, peer.pid),
-            // An older kernel. If the number is another's by now, that one is held: callers compare.
+            // An older kernel. If the number is another's by now, that one is held: callers
+            // compare.
             Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Process::open(peer.pid),
             Err(e) => Err(e),
         }
@@ -60,7 +61,8 @@ impl Peer {
 fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
     let mut fd: libc::c_int = -1;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `fd`, which has so many and any bits of which are a value.
+    // SAFETY: the kernel writes at most `length` bytes to `fd`, which has that many and any bits of
+    // which are a value.
     let done = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),

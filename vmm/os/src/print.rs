@@ -1,7 +1,7 @@
-//! What a command prints. `println!` ends the program by a panic where standard output cannot be written; these do not.
+//! Printing. `println!` panics where standard output cannot be written; these do not.
 //!
-//! A reader that is gone (`| head`) is no error: what follows is dropped, and the command comes to its own end and exit status.
-//! Anything else that goes wrong, a full disk for one, is an error of the command.
+//! A reader that is gone (`| head`) is no error: further output is dropped, and the command ends
+//! with its own exit status. Any other failure, such as a full disk, is an error of the command.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
-/// How long standard error may take no byte; then what was to be said is lost.
+/// How long standard error may take no byte; then the line is dropped.
 const ERROR_PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Prints a line on standard output: `outln!("...")?`.
@@ -27,7 +27,7 @@ macro_rules! outln {
 macro_rules! out {
     ($($text:tt)*) => { $crate::print::text(format_args!($($text)*)) };
 }
-/// Says a line on standard error. It never fails: there is nowhere else to say so.
+/// Prints a line on standard error. It never fails: there is nowhere else to report that.
 #[macro_export]
 macro_rules! errln {
     ($($text:tt)*) => { $crate::print::say(format_args!($($text)*)) };
@@ -44,7 +44,7 @@ static OUT: Mutex<()> = Mutex::new(());
 static READER_GONE: AtomicBool = AtomicBool::new(false);
 static LOST: Mutex<Option<Lost>> = Mutex::new(None);
 
-/// What could not be said on standard error, which for a daemon is its log.
+/// Lines that standard error did not take, which is a daemon's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// How many times.
@@ -80,7 +80,8 @@ pub fn text(text: fmt::Arguments<'_>) -> Result<(), PrintError> {
     }
 }
 
-/// Whether standard output is a pipe that nothing reads any more, as was found when something was printed: what would go on printing may end.
+/// Whether standard output was found to be a pipe that nothing reads any more: a command that would
+/// go on printing may end.
 pub fn is_reader_gone() -> bool {
     READER_GONE.load(Ordering::Relaxed)
 }
@@ -90,12 +91,12 @@ pub fn say(line: fmt::Arguments<'_>) {
     let _ = Stderr.write_all(format!("{line}\n").as_bytes());
 }
 
-/// What could not be said on standard error so far.
+/// The lines that standard error did not take so far.
 pub fn lost() -> Option<Lost> {
     lock(&LOST).clone()
 }
 
-/// Standard error, which takes everything: what cannot be written is counted. See [`lost`].
+/// Standard error; it never fails, and counts what cannot be written. See [`lost`].
 #[derive(Debug)]
 pub struct Stderr;
 
@@ -114,8 +115,8 @@ impl Write for Stderr {
     }
 }
 
-/// Writes all of it, also where the descriptor does not wait by itself (another process may have made it so): then no longer than `patience`
-/// for each part, or for ever.
+/// Writes all of it, also to a non-blocking descriptor (another process may have made it so): then
+/// waits up to `patience` for each part, or for ever.
 fn write_all(to: impl AsFd, mut bytes: &[u8], patience: Option<&Timespec>) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(&to, bytes) {
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_without_reader_is_told_from_a_full_disk() {
+    fn a_pipe_without_reader_is_distinguished_from_a_full_disk() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         drop(reader);
         assert_eq!(write_all(&writer, b"x", None), Err(Errno::PIPE));

@@ -1,4 +1,4 @@
-//! Processes held by descriptors (pidfd): a number may become another process's, this does not.
+//! Processes held by pidfds: a number may become another process's, a pidfd does not.
 
 use std::fs;
 use std::io;
@@ -16,16 +16,14 @@ use serde::{Deserialize, Serialize};
 /// How long a process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// Which process it is, also for those who come later: no other has had this number since that moment.
+/// Identifies a process for good: no other has had this number since that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Its number.
     pub pid: u32,
     /// When it was started, in clock ticks since the machine was (field 22 of `/proc/PID/stat`).
     pub start_ticks: u64,
 }
 
-/// A process.
 #[derive(Debug)]
 pub struct Process {
     fd: OwnedFd,
@@ -38,7 +36,7 @@ impl Process {
         Self::from_pidfd(pidfd(pid)?, pid)
     }
 
-    /// Holds a child that nobody has waited for, even if it has ended.
+    /// Holds a child that was not waited for, even if it has ended.
     pub fn of_child(child: &Child) -> io::Result<Self> {
         let pid = child.id();
         Ok(Self { fd: pidfd(pid)?, identity: Identity { pid, start_ticks: start_ticks(pid)? } })
@@ -47,14 +45,13 @@ impl Process {
     /// What `fd`, a pidfd, refers to; its number is `pid`.
     pub(super) fn from_pidfd(fd: OwnedFd, pid: u32) -> io::Result<Self> {
         let process = Self { fd, identity: Identity { pid, start_ticks: start_ticks(pid)? } };
-        // Only while it lives is what /proc says of its number said of it.
+        // /proc shows its number only while it lives; later it may be another's.
         match process.has_ended() {
             true => Err(io::ErrorKind::NotFound.into()),
             false => Ok(process),
         }
     }
 
-    /// Its number.
     pub fn pid(&self) -> u32 {
         self.identity.pid
     }
@@ -64,17 +61,18 @@ impl Process {
         self.identity
     }
 
-    /// Whether it has given up its memory and is about to end, as one that was killed; its sockets may be there for a moment.
+    /// Whether it has given up its memory and is about to end, as one that was killed; its sockets
+    /// may exist for a moment.
     pub fn is_ending(&self) -> bool {
         fs::read(format!("/proc/{}/cmdline", self.pid())).is_ok_and(|words| words.is_empty())
     }
 
-    /// Whether it has ended; its parent may not know yet.
+    /// Whether it has ended; its parent may not have waited for it.
     pub fn has_ended(&self) -> bool {
         self.ends_within(Duration::ZERO)
     }
 
-    /// Has it end as `ask` asks it to, or by a signal if it was not asked, or by force.
+    /// Ends it: by `ask`, by a signal if that returned false, or by force.
     pub fn end(&self, ask: impl FnOnce() -> bool) {
         if !ask() {
             let _ = self.signal(Signal::TERM);
@@ -85,7 +83,7 @@ impl Process {
         }
     }
 
-    /// Waits for its end. False if that did not come within `limit`.
+    /// Waits for its end. False if it has not ended within `limit`.
     pub fn ends_within(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         loop {
@@ -99,7 +97,7 @@ impl Process {
         }
     }
 
-    /// Sends it a signal. One that has ended does not mind.
+    /// Sends it a signal. Not an error if it has ended.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.fd, signal) {
             Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -117,7 +115,7 @@ impl Process {
         text.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
     }
 
-    /// Whether it runs this program, be it an older or newer build of it.
+    /// Whether it runs this program, in this build or another.
     pub fn is_this_program(&self) -> bool {
         let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok().map(without_mark);
         match (program(&self.pid().to_string()), program("self")) {
@@ -133,7 +131,7 @@ impl AsFd for Process {
     }
 }
 
-/// All processes of this user that are seen from here.
+/// All processes of this user that are visible here.
 pub fn of_this_user() -> impl Iterator<Item = Process> {
     let user = rustix::process::getuid().as_raw();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -200,7 +198,8 @@ mod tests {
         assert!(of_this_user().any(|process| process.identity() == held.identity()));
         held.signal(Signal::KILL).unwrap();
         assert!(again.ends_within(Duration::from_secs(60)));
-        // Its parent has not waited for it: the number is still its own, and it is no process any more.
+        // Its parent has not waited for it: the number is still its own, but it is no longer a
+        // process.
         assert!(Process::open(child.id()).is_err() && Process::of_child(&child).is_ok());
         child.wait().unwrap();
         assert!(held.has_ended() && held.arguments().is_empty());

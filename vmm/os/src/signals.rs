@@ -1,4 +1,4 @@
-//! Signals: which of those that end a program are to be heeded, and which never are.
+//! Signals that end a program: which are heeded, and which never are.
 #![expect(unsafe_code, reason = "asks for and sets what the kernel does with a signal")]
 
 use std::ffi::c_int;
@@ -6,13 +6,13 @@ use std::ffi::c_int;
 /// The signals by which a user, a service manager or a terminal asks a program to end.
 const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// Those signals that ask this process to end. One that was ignored when it was started (by `nohup`, `trap ''`, or a script's `&`)
-/// stays ignored: who started it wanted that.
+/// Those signals that ask this process to end. One that was ignored when it was started (by
+/// `nohup`, `trap ''`, or a script's `&`) stays ignored, as its starter intended.
 pub fn ending() -> impl Iterator<Item = c_int> {
     ENDING.into_iter().filter(|signal| is_heeded(*signal))
 }
 
-/// Whether a signal does something to this process.
+/// Whether a signal has an effect on this process.
 pub fn is_heeded(signal: c_int) -> bool {
     // SAFETY: all zeros are a valid sigaction, which the kernel writes over.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -21,12 +21,14 @@ pub fn is_heeded(signal: c_int) -> bool {
     asked != 0 || action.sa_sigaction != libc::SIG_IGN
 }
 
-/// A file that would grow beyond the limit (`ulimit -f`) is an error of the write, EFBIG, and no end without a word.
+/// Makes a file that would grow beyond the limit (`ulimit -f`) an error of the write (EFBIG), and
+/// not the end of the program.
 pub(super) fn ignore_file_size() {
     ignore(libc::SIGXFSZ);
 }
 
-/// Touching the terminal from the background is an error (EIO) or done, and never stops this process.
+/// Touching the terminal from the background is an error (EIO) or done, and never stops this
+/// process.
 pub fn ignore_job_control() {
     ignore(libc::SIGTTIN);
     ignore(libc::SIGTTOU);

@@ -1,4 +1,5 @@
-//! The file of a Unix socket: made by one process, replaced when nobody listens on it any more, removed by its maker alone.
+//! The file of a Unix socket: made by one process, replaced when nothing listens on it any more,
+//! removed by its maker alone.
 
 use std::fs;
 use std::io;
@@ -17,12 +18,12 @@ use super::Peer;
 
 /// How long another process may take to replace a socket in the same directory, or to end.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is looked at.
+/// How often that is checked.
 const POLL: Duration = Duration::from_millis(10);
-/// Clients that may wait to be let in.
+/// Clients that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Why a socket cannot be where it is to be.
+/// Why a socket cannot be bound.
 #[derive(Debug, Error)]
 pub enum BindError {
     /// A process listens there.
@@ -34,7 +35,6 @@ pub enum BindError {
     /// There is a symbolic link.
     #[error("there is a symbolic link, which is not followed")]
     Link,
-    /// Another reason.
     #[error(transparent)]
     Other(#[from] io::Error),
 }
@@ -57,8 +57,8 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// A stream socket at `path` that does not block. Its file has this mode less the umask at any moment: bind gives it the mode that
-    /// the socket itself has.
+    /// A non-blocking stream socket at `path`. Its file has this mode less the umask from the
+    /// beginning: bind gives it the mode of the socket itself.
     pub fn stream(path: &Path, mode: Mode) -> Result<(UnixListener, Self), BindError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
@@ -68,13 +68,14 @@ impl SocketFile {
         Ok((socket.into(), file))
     }
 
-    /// Binds `socket` (of whatever type) to `path` and listens. A socket that is there and on which nobody listens is replaced.
+    /// Binds `socket` (of any type) to `path` and listens. An existing socket on which nothing
+    /// listens is replaced.
     pub fn listen(socket: impl AsFd, path: &Path) -> Result<Self, BindError> {
         let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
         let until = Instant::now() + PATIENCE;
         loop {
-            // With the lock: until it listens a socket looks like one on which nobody does any more. In a directory that cannot be
-            // locked nothing is replaced.
+            // With the lock: until it listens, a socket looks like an abandoned one. In a directory
+            // that cannot be locked nothing is replaced.
             let locked = lock_directory(path, until);
             match rustix::net::bind(&socket, &address) {
                 Ok(()) => return Self::of(&socket, path),
@@ -90,14 +91,15 @@ impl SocketFile {
                         );
                     }
                     fs::remove_file(path)?;
-                    // Who does not keep to the lock may have been faster: then it is looked at again.
+                    // A process that does not take the lock may have been faster: then look again.
                     match rustix::net::bind(&socket, &address) {
                         Ok(()) => return Self::of(&socket, path),
                         Err(rustix::io::Errno::ADDRINUSE) => {}
                         Err(e) => return Err(io::Error::from(e).into()),
                     }
                 }
-                // A process that was just starting another when it was killed: that one has its socket until it is another program.
+                // A process that was killed while it started another: that one has its socket until
+                // it runs another program.
                 Found::Ending if Instant::now() < until => {}
                 Found::Living | Found::Ending => return Err(BindError::Living),
             }
@@ -113,12 +115,11 @@ impl SocketFile {
         Ok(file)
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is at its path now.
+    /// The state of its path.
     pub fn state(&self) -> State {
         match (fstat(&self.file), statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)) {
             (Ok(own), Ok(there)) if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) => State::There,
@@ -128,7 +129,7 @@ impl SocketFile {
     }
 }
 
-/// What is at the path of a socket.
+/// The state of a socket's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// The socket.
@@ -141,7 +142,7 @@ pub enum State {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // With the lock nobody who keeps to it can put another one there in between.
+        // With the lock, no process that takes it can put another socket there in between.
         let _locked = lock_directory(&self.path, Instant::now() + PATIENCE);
         if self.state() == State::There {
             let _ = fs::remove_file(&self.path);
@@ -153,11 +154,11 @@ enum Found {
     Gone,
     Stale,
     Living,
-    /// Connected to a process that is no more.
+    /// Connected to a process that has ended.
     Ending,
 }
 
-/// What is where a socket is to be.
+/// The state of a path where a socket is to be bound.
 fn look(path: &Path) -> Result<Found, BindError> {
     let kind = match fs::symlink_metadata(path) {
         Ok(there) => there.file_type(),
@@ -179,7 +180,7 @@ fn look(path: &Path) -> Result<Found, BindError> {
     })
 }
 
-/// Connects without waiting for anybody.
+/// Connects without waiting.
 fn probe(path: &Path) -> rustix::io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -187,7 +188,7 @@ fn probe(path: &Path) -> rustix::io::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// Locks the directory that `path` is in, against others who replace sockets in it.
+/// Locks the directory that `path` is in, against other processes that replace sockets in it.
 fn lock_directory(path: &Path, until: Instant) -> io::Result<OwnedFd> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let fd = open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -212,7 +213,7 @@ mod tests {
     fn only_a_socket_without_a_listener_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        // As after a SIGKILL: nobody has removed it.
+        // As after a SIGKILL: its maker has not removed it.
         drop(UnixListener::bind(&path).unwrap());
         let (_socket, file) = listen(&path).unwrap();
         assert!(matches!(listen(&path).unwrap_err(), BindError::Living));
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_who_replace_a_stale_socket_one_gets_it() {
+    fn of_many_processes_that_replace_a_stale_socket_one_gets_it() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let path = dir.path().join(format!("socket-{round}"));

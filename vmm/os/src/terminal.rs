@@ -1,4 +1,4 @@
-//! Whose the terminal is that standard input may be.
+//! Which process group holds the terminal on standard input.
 
 use std::io;
 
@@ -6,18 +6,19 @@ use rustix::io::Errno;
 use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
 
-/// Who has the terminal of standard input.
+/// The holder of the terminal on standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// This process: it may read it and change its modes.
     Us,
-    /// Another job of the shell's, or the shell. Who touches it in the background is stopped (SIGTTIN, SIGTTOU).
+    /// Another job of the shell's, or the shell. A background process that touches it is stopped
+    /// (SIGTTIN, SIGTTOU).
     Others,
     /// Its window is closed, its connection lost.
     Nobody,
 }
 
-/// Who has it now.
+/// The holder now.
 pub fn holder() -> Holder {
     match tcgetpgrp(io::stdin()) {
         Ok(group) if group == getpgrp() => Holder::Us,

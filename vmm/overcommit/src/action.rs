@@ -6,59 +6,40 @@ use serde::{Deserialize, Serialize};
 
 use super::mib::Mib;
 
-/// One thing to do. `guest` is the index into the guests that [`step`](super::policy::step) was given.
+/// One thing to do. `guest` is the index into the guests that [`step`](super::policy::step) was
+/// given.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do")]
 pub enum Action {
-    /// Have engines look for pages to merge as fast as they may, or at their ease again.
+    /// Have engines look for pages to merge at urgent priority, or at normal priority again.
     Merge {
         /// As fast as they may.
         eager: bool,
     },
     /// Ask a guest for another balloon size.
-    Balloon {
-        /// Whom.
-        guest: usize,
-        /// The new size.
-        target_pages: u64,
-    },
+    Balloon { guest: usize, target_pages: u64 },
     /// Limit how fast a guest touches pages for the first time.
     Throttle {
-        /// Whom.
         guest: usize,
         /// Never 0; None lifts the limit.
         pages_per_second: Option<u64>,
     },
     /// Write a guest's coldest pages to swap.
     PageOut {
-        /// Whose.
         guest: usize,
-        /// At most so many.
+        /// At most this many.
         pages: u64,
     },
     /// Stop a guest's vCPUs; it keeps its memory.
-    Suspend {
-        /// Whom.
-        guest: usize,
-        /// Why.
-        reason: Reason,
-    },
+    Suspend { guest: usize, reason: Reason },
     /// Let a suspended guest run again.
-    Resume {
-        /// Whom.
-        guest: usize,
-    },
-    /// End a guest; its memory is saved first by whoever can.
-    Stop {
-        /// Whom.
-        guest: usize,
-        /// Why.
-        reason: Reason,
-    },
+    Resume { guest: usize },
+    /// End a guest; its memory is saved first where that is possible.
+    Stop { guest: usize, reason: Reason },
 }
 
 impl Action {
-    /// Whom it is about, if it is about one guest.
+    /// The guest that it is about, if it is about one.
     pub fn guest(&self) -> Option<usize> {
         match *self {
             Self::Merge { .. } => None,
@@ -78,32 +59,21 @@ impl Action {
 pub enum Reason {
     /// Free memory is below the lowest threshold and does not recover.
     FreeMemory {
-        /// What is left.
         free_pages: u64,
-        /// The threshold.
         threshold_pages: u64,
         /// How fast it becomes less; 0 if there is none left to lose.
         falling_pages_per_second: u64,
     },
-    /// Everything waits for memory: there is more in use than fits, and it goes to swap and back.
+    /// All tasks wait for memory: more is in use than fits, and pages go to swap and back.
     Stalled {
-        /// Percent of the last ten seconds in which nothing ran for want of memory.
+        /// Percent of the last ten seconds in which nothing ran because of lack of memory.
         full_avg10_percent: f64,
-        /// The threshold.
         threshold_percent: f64,
     },
-    /// Another guest has been suspended for long enough, and it is its turn.
-    Turn {
-        /// For how long.
-        waited_seconds: u64,
-    },
+    /// Another guest has been suspended for long enough and takes its turn.
+    Turn { waited_seconds: u64 },
     /// Ballooning, throttling, paging and suspending were not enough.
-    NothingHelped {
-        /// For how long.
-        seconds: u64,
-        /// What is left.
-        free_pages: u64,
-    },
+    NothingHelped { seconds: u64, free_pages: u64 },
 }
 
 impl fmt::Display for Reason {
@@ -118,15 +88,15 @@ impl fmt::Display for Reason {
             }
             Self::Stalled { full_avg10_percent, threshold_percent } => write!(
                 f,
-                "everything waited for memory in {full_avg10_percent:.0} % of the last ten seconds, \
-                 {threshold_percent:.0} % are the most"
+                "all tasks waited for memory in {full_avg10_percent:.0} % of the last ten seconds, \
+                 above the {threshold_percent:.0} % threshold"
             ),
             Self::Turn { waited_seconds } => {
                 write!(f, "it is the turn of a guest that was suspended for {waited_seconds} s")
             }
             Self::NothingHelped { seconds, free_pages } => write!(
                 f,
-                "{} are free, and neither ballooning nor throttling, paging or suspending has helped for {seconds} s",
+                "{} free, and neither ballooning nor throttling, paging or suspending has helped for {seconds} s",
                 Mib(free_pages)
             ),
         }

@@ -1,4 +1,4 @@
-//! Who is let in: whether a host that has promised so much may promise more.
+//! Admission: whether a host may promise memory to one more guest.
 
 use std::fmt;
 
@@ -10,15 +10,16 @@ use super::mib::Mib;
 /// The largest ratio, in percent: a hundred times the capacity.
 const MAX_RATIO_PERCENT: f64 = 10_000.0;
 
-/// What is compared with what before a guest is let in.
+/// The quantities that are compared before a guest is admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// What is promised less what is in balloons fits the capacity, and what can be had. Nothing is overcommitted.
+    /// Promised memory less what is in balloons fits the capacity, and what is available. Nothing
+    /// is overcommitted.
     Strict,
-    /// The same fits Linux's `CommitLimit`: so many percent of that, and swap.
+    /// The same fits Linux's `CommitLimit`: this percentage of memory, and swap.
     Ratio(f64),
-    /// What could pay the debt is at least so many times the debt.
+    /// The cover is at least this multiple of the debt.
     Covered(f64),
 }
 
@@ -43,30 +44,31 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What can be had: what the host has, or its control group may, less everything that is spoken for. In pages.
+/// What is available: the host's memory, or its control group's limit, less everything that is
+/// spoken for. In pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     /// The host's memory, or the control group's limit.
     pub total_pages: u64,
     /// Whether it is the control group's.
     pub of_group: bool,
-    /// What is in the pool of huge pages.
+    /// The pool of huge pages.
     pub pool_pages: u64,
-    /// What the kernel and the processes of no fleet hold, and would not give at once.
+    /// What the kernel and the processes of no fleet hold, and would not give up at once.
     pub system_pages: u64,
-    /// What other fleets promised, less what is in their balloons.
+    /// Memory promised by other fleets, less what is in their balloons.
     pub others_pages: u64,
-    /// What the VMs need besides their guests' memory: their processes' own, and page tables.
+    /// The VMs' overhead: their processes' own memory, and page tables.
     pub overhead_pages: u64,
 }
 
 impl Room {
-    /// What is left for guests.
+    /// Memory left for guests.
     pub fn left_pages(&self) -> u64 {
         self.shared_pages().saturating_sub(self.others_pages).saturating_sub(self.overhead_pages)
     }
 
-    /// What all fleets share.
+    /// Memory that all fleets share.
     fn shared_pages(&self) -> u64 {
         self.total_pages.saturating_sub(self.pool_pages).saturating_sub(self.system_pages)
     }
@@ -87,33 +89,32 @@ impl fmt::Display for Room {
 /// What a host has and owes, in pages. All are sums over guests or the host's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
-    /// What guests and their overhead may take.
+    /// Memory that guests and their overhead may take.
     pub capacity_pages: u64,
-    /// What can be had, whatever they may take; None where nobody has looked.
+    /// What is available, whatever the capacity; None where the host was not read.
     pub room: Option<Room>,
-    /// What of it is free.
+    /// The part of it that is free.
     pub free_pages: u64,
     /// Free swap.
     pub swap_pages: u64,
-    /// What all guests were promised.
     pub promised_pages: u64,
-    /// What is in their balloons.
+    /// Pages in their balloons.
     pub ballooned_pages: u64,
-    /// What balloons can still take and would free: above the minimums of guests that have a driver.
+    /// What balloons can still take and would free: above the minimums of guests that have a
+    /// driver.
     pub reclaimable_pages: u64,
-    /// Frames that are needed if all shared pages are written.
+    /// Frames needed if all shared pages are written.
     pub sharing_debt_pages: u64,
-    /// Frames that are needed if all that was promised, and is neither there nor in a balloon, is touched.
+    /// Frames needed if all that was promised, and is neither present nor in a balloon, is touched.
     pub demand_debt_pages: u64,
 }
 
 impl Sums {
-    /// What is promised and not in balloons.
+    /// Pages promised and not in balloons.
     pub fn committed_pages(&self) -> u64 {
         self.promised_pages.saturating_sub(self.ballooned_pages)
     }
 
-    /// What is owed.
     pub fn debt_pages(&self) -> u64 {
         self.sharing_debt_pages.saturating_add(self.demand_debt_pages)
     }
@@ -123,7 +124,7 @@ impl Sums {
         self.free_pages.saturating_add(self.swap_pages).saturating_add(self.reclaimable_pages)
     }
 
-    /// With one guest more, of which nothing has been touched.
+    /// With one guest more, none of whose pages has been touched.
     #[must_use]
     pub fn with(mut self, promised_pages: u64) -> Self {
         self.promised_pages = self.promised_pages.saturating_add(promised_pages);
@@ -138,10 +139,8 @@ pub enum AdmissionError {
     /// Nothing can be promised on nothing.
     #[error("the capacity is 0 pages: expected what guests may take together")]
     NoCapacity,
-    /// A ratio.
     #[error("a ratio of {0} % is not possible: expected more than 0, and at most {MAX_RATIO_PERCENT} %")]
     Ratio(f64),
-    /// A floor.
     #[error("a floor of {0} is not possible: expected 0 (no cover at all) or more; 1 is all of the debt")]
     Floor(f64),
     /// A guest of nothing.
@@ -149,47 +148,46 @@ pub enum AdmissionError {
     NoMemory(String),
 }
 
-/// What was found of one guest.
+/// The decision about one guest.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "decision")]
 pub enum Decision {
-    /// It may come in.
+    /// It is admitted.
     Admitted {
         /// The sums with it.
         sums: Sums,
     },
-    /// It may not.
     Refused(Refusal),
 }
 
 /// Why a guest is refused, and what would make it fit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Refusal {
-    /// The rule.
     pub mode: Mode,
-    /// What it asks for.
     pub asked_pages: u64,
-    /// The sum that is too much: what would be committed, or what would be owed.
+    /// The sum that exceeds the limit: the committed memory or the debt, with this guest.
     pub would_be_pages: u64,
-    /// What it may be at most.
+    /// The limit.
     pub limit_pages: u64,
     /// The largest guest that would fit.
     pub fits_pages: u64,
-    /// What balloons would have to take from the others first; None if they cannot take so much, or it would not help.
+    /// What balloons would have to take from the others first; None if they cannot take as much, or
+    /// it would not help.
     pub balloon_pages: Option<u64>,
-    /// The other rules under which it would fit: `strict`, `ratio` with 150 %, `covered` with a floor of a half.
+    /// The other rules under which it would fit: `strict`, `ratio` with 150 %, `covered` with a
+    /// floor of a half.
     pub other_modes: Vec<Mode>,
-    /// What was there before it.
+    /// The sums without it.
     pub sums: Sums,
 }
 
 impl Refusal {
-    /// By how much it is too much.
+    /// By how much the limit is exceeded.
     pub fn excess_pages(&self) -> u64 {
         self.would_be_pages.saturating_sub(self.limit_pages)
     }
 
-    /// What can be had, if that and not the capacity is the limit.
+    /// What is available, if that and not the capacity is the limit.
     fn room(&self) -> Option<Room> {
         let without = sides(Sums { room: None, ..self.sums }, self.mode).1;
         self.sums.room.filter(|_| self.limit_pages < without)
@@ -199,7 +197,7 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (sum, of) = match self.mode {
-            Mode::Strict if self.room().is_some() => ("promised and not in balloons", "what can be had"),
+            Mode::Strict if self.room().is_some() => ("promised and not in balloons", "what is available"),
             Mode::Strict => ("promised and not in balloons", "the capacity"),
             Mode::Ratio(_) => ("promised and not in balloons", "the commit limit"),
             Mode::Covered(_) => ("owed", "what the cover allows"),
@@ -234,19 +232,20 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// One guest that asks to be let in.
+/// A guest that asks for admission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promise {
     /// Its name, for messages.
     pub name: String,
-    /// What it asks for.
+    /// Pages that it asks for.
     pub pages: u64,
 }
 
-/// Whether a guest of `promise` may be let in.
+/// Whether a guest of `promise` is admitted.
 ///
 /// # Errors
-/// A capacity of 0, a guest of nothing, a ratio or a floor that is no number or out of range.
+///
+/// A capacity of 0, a guest of 0 pages, a ratio or a floor that is no number or out of range.
 pub fn admit(promise: &Promise, sums: Sums, mode: Mode) -> Result<Decision, AdmissionError> {
     check(sums, mode)?;
     if promise.pages == 0 {
@@ -259,7 +258,8 @@ pub fn admit(promise: &Promise, sums: Sums, mode: Mode) -> Result<Decision, Admi
     }
     let (now, _) = sides(sums, mode);
     let excess = would_be_pages - limit_pages;
-    // What a balloon takes is no longer committed. It counts as cover already, so it changes nothing there.
+    // What a balloon takes is no longer committed. It counts as cover already, so it changes
+    // nothing there.
     let by_balloon = !matches!(mode, Mode::Covered(_)) && sums.reclaimable_pages >= excess;
     let others = [Mode::Strict, Mode::Ratio(150.0), Mode::Covered(0.5)];
     Ok(Decision::Refused(Refusal {
@@ -274,7 +274,8 @@ pub fn admit(promise: &Promise, sums: Sums, mode: Mode) -> Result<Decision, Admi
     }))
 }
 
-/// Lets a whole fleet in, one guest after another. Who is refused takes nothing from those after it.
+/// Admits a whole fleet, one guest after another. A guest that is refused takes nothing from those
+/// after it.
 ///
 /// # Errors
 /// As [`admit`].
@@ -307,7 +308,7 @@ fn fits(sums: Sums, mode: Mode) -> bool {
     is <= limit
 }
 
-/// What a mode looks at, and the most that it may be.
+/// The sum that a mode compares, and its limit.
 fn sides(sums: Sums, mode: Mode) -> (u64, u64) {
     match mode {
         Mode::Strict => {
@@ -316,12 +317,13 @@ fn sides(sums: Sums, mode: Mode) -> (u64, u64) {
         }
         Mode::Ratio(percent) => {
             let part = |pages: u64| ((pages as f64 * percent / 100.0) as u64).saturating_add(sums.swap_pages);
-            // What others promised is committed as ours is, out of the same.
+            // Memory promised by others is committed as ours is, out of the same.
             let spoken_for = |room: Room| room.others_pages.saturating_add(room.overhead_pages);
             let room = |room: Room| part(room.shared_pages()).saturating_sub(spoken_for(room));
             (sums.committed_pages(), part(sums.capacity_pages).min(sums.room.map_or(u64::MAX, room)))
         }
-        // cover / debt >= floor. A floor of 0 asks for no cover; the division is then infinite, and cut to the largest number.
+        // cover / debt >= floor. A floor of 0 asks for no cover; the division is then infinite, and
+        // cut to the largest number.
         Mode::Covered(floor) => {
             let limit = if floor == 0.0 { u64::MAX } else { (sums.cover_pages() as f64 / floor) as u64 };
             (sums.debt_pages(), limit)
@@ -362,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_takes_nothing() {
+    fn a_refused_guest_takes_nothing() {
         let sums = Sums { capacity_pages: 1000, ..Sums::default() };
         let decisions = plan(&[promise(2000), promise(1000)], sums, Mode::Strict).expect("a plan");
         assert!(matches!(decisions[1], Decision::Admitted { .. }));
@@ -390,8 +392,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_had_is_promised_to_nobody() {
-        // 100 pages in the pool, 200 the system's, 300 promised by others, 10 for the VMs: 390 of 1000 are left.
+    fn unavailable_memory_is_not_promised() {
+        // 100 pages in the pool, 200 the system's, 300 promised by others, 10 for the VMs: 390 of
+        // 1000 are left.
         let room = Room {
             total_pages: 1000,
             pool_pages: 100,
@@ -407,7 +410,7 @@ mod tests {
         assert_eq!((refused.limit_pages, refused.fits_pages), (390, 390));
         let text = refused.to_string();
         for term in [
-            "more than what can be had of 1.5 MiB",
+            "more than what is available of 1.5 MiB",
             "this host's 3.9 MiB",
             "0.8 MiB held by the system",
             "0.4 MiB in the pool of huge pages",
@@ -419,7 +422,7 @@ mod tests {
         // Linux's formula on what all fleets share, 700 pages, and others' promises count as ours.
         assert!(matches!(decide(740, Mode::Ratio(150.0)), Decision::Admitted { .. }));
         assert!(refusal(decide(741, Mode::Ratio(150.0))).to_string().contains("promised by other fleets"));
-        // A capacity that is less than what can be had is the limit, and the only term.
+        // A capacity below what is available is the limit, and the only term.
         let less = Sums { capacity_pages: 390, ..sums };
         let refused = refusal(admit(&promise(391), less, Mode::Strict).expect("a decision"));
         assert!(!refused.to_string().contains("held by the system"), "{refused}");
@@ -444,7 +447,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is said to fit does, and a page more does not.
+        /// A guest of the advised size fits, and one of a page more does not.
         #[test]
         fn advice_holds(
             capacity_pages in 1_u64..1_000_000, free in 0_u64..1_000_000, swap_pages in 0_u64..100_000,

@@ -1,32 +1,34 @@
-//! How memory is divided: by shares, and what lies idle is taxed (min-funding revocation of ESX, Waldspurger 2002,
-//! section 5).
+//! How memory is divided: by shares, with a tax on idle memory (min-funding revocation of ESX,
+//! Waldspurger 2002, section 5).
 //!
-//! A guest of shares `S` that uses `A` pages and is left `P` pays `A + k (P - A)` for them, with `k = 1 / (1 - tax)`: an idle page
-//! costs `k` times as much as one that is used. A level `L` is sought at which everybody pays `S / L`, each kept between
-//! its least and its most, and all together take what there is.
+//! A guest of shares `S` that uses `A` pages and is left `P` pays `A + k (P - A)` for them, with `k
+//! = 1 / (1 - tax)`: an idle page costs `k` times as much as one that is used. A level `L` is
+//! sought at which each guest pays `S / L`, each kept between its least and its most, and all
+//! together take what there is.
 //!
-//! What is divided are frames, and what a guest is left are pages. A page that it has costs what its pages cost on the average,
-//! `phi`, which sharing makes less than one; a page that it might yet touch costs a whole frame, for nobody knows that it can be shared.
+//! What is divided are frames, and what a guest is left are pages. A page that it has costs what
+//! its pages cost on the average, `phi`, which sharing makes less than one; a page that it might
+//! yet touch costs a whole frame, as it may not be shared.
 
 use super::view::GuestView;
 
 /// Bisections of the level. Each halves it, and a page is found among 2^60.
 const BISECTIONS: usize = 60;
 
-/// What one guest brings to the division.
+/// One guest in the division.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Claim {
     /// Its weight; more than 0.
     pub weight: f64,
-    /// What it uses, in pages.
+    /// Pages that it uses.
     pub active_pages: f64,
     /// Pages that it has.
     pub held_pages: f64,
     /// Frames that each of them takes; 0 to 1.
     pub frames_per_page: f64,
-    /// It is left at least so many pages.
+    /// The least it is left, in pages.
     pub least_pages: f64,
-    /// And at most so many.
+    /// The most, in pages.
     pub most_pages: f64,
 }
 
@@ -44,20 +46,21 @@ impl Claim {
         }
     }
 
-    /// What it is left when everybody pays `pay` for a share, and an idle page costs `idle_cost`.
+    /// Pages that it is left when each guest pays `pay` for a share, and an idle page costs
+    /// `idle_cost`.
     fn pages_for(&self, pay: f64, idle_cost: f64) -> f64 {
         let pays = self.weight * pay;
         let idle = (pays - self.active_pages).max(0.0);
         (pays.min(self.active_pages) + idle / idle_cost).clamp(self.least_pages, self.most_pages)
     }
 
-    /// What everybody must pay for a share until it has its most.
+    /// The price of a share at which it has its most.
     fn pay_for_most(&self, idle_cost: f64) -> f64 {
         let idle = (self.most_pages - self.active_pages).max(0.0);
         (self.most_pages.min(self.active_pages) + idle * idle_cost) / self.weight
     }
 
-    /// Frames that so many pages of it take.
+    /// Frames that `pages` pages of it take.
     pub fn frames(&self, pages: f64) -> f64 {
         let held = pages.min(self.held_pages);
         held * self.frames_per_page + (pages - held)
@@ -69,7 +72,8 @@ impl Claim {
 pub struct Division {
     /// Pages that each is left, in the order of the claims.
     pub pages: Vec<u64>,
-    /// Frames by which the minimums alone exceed what there is; 0 if they fit. If not, everybody is left its minimum.
+    /// Frames by which the minimums alone exceed what there is; 0 if they fit. If not, each guest
+    /// is left its minimum.
     pub missing_frames: u64,
 }
 
@@ -90,7 +94,7 @@ pub fn divide(claims: &[Claim], frames: f64, idle_tax: f64) -> Division {
     let mut low = 0.0;
     for _ in 0..BISECTIONS {
         let middle = f64::midpoint(low, high);
-        // Pages are whole: once nobody's share of the gap is a tenth of one, it is found.
+        // Pages are whole: once no guest's share of the gap is a tenth of one, it is found.
         if high - low < 1e-9 * high {
             break;
         }
@@ -141,7 +145,7 @@ mod tests {
     fn shared_pages_cost_less() {
         let shared = Claim { frames_per_page: 0.5, ..claim(1.0, 1000.0, 1000.0) };
         assert_about(&[shared], 300.0, 0.75, &[600]);
-        // What it has not touched costs a frame.
+        // A page that it has not touched costs a frame.
         assert_about(&[Claim { held_pages: 200.0, ..shared }], 300.0, 0.75, &[400]);
     }
 
@@ -169,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_below_its_least_and_all_fit(
+        fn no_claim_is_below_its_least_and_all_fit(
             claims in prop::collection::vec(any_claim(), 0..12), frames in 0.0..5e6_f64, tax in 0.0..0.99_f64,
         ) {
             let division = divide(&claims, frames, tax);
@@ -182,7 +186,7 @@ mod tests {
             if least <= frames {
                 prop_assert_eq!(division.missing_frames, 0);
                 prop_assert!(taken <= frames + 1e-6, "{} of {}", taken, frames);
-                // And nothing is left lying, but for the rounding of each.
+                // Nothing is left over, but for the rounding of each.
                 let most: f64 = claims.iter().map(|c| c.frames(c.most_pages)).sum();
                 prop_assert!(taken >= frames.min(most) - 1.5 * claims.len() as f64 - 1e-3, "{} of {}", taken, frames);
             } else {
@@ -204,7 +208,8 @@ mod tests {
             }
         }
 
-        /// Of two guests alike in all but what they use, the busier has what the other has, or all that it may.
+        /// Of two guests that differ only in what they use, the busier one has at least what the
+        /// other has, or its maximum.
         #[test]
         fn the_idle_never_starve_the_busy(
             claim in any_claim(), more in 0.0..1.0_f64, others in prop::collection::vec(any_claim(), 0..6),

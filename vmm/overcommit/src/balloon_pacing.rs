@@ -1,5 +1,5 @@
-//! How a balloon is brought to the size that is best for all: not for every little change, not all at once, and not by a
-//! guest that does not follow.
+//! Brings a balloon to its best size: not for every little change, not all at once, and not where
+//! the guest does not follow.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,24 +7,23 @@ use super::knobs::Knobs;
 use super::memory_state::percent_of;
 use super::view::{BalloonView, GuestView};
 
-/// What is remembered of one guest's balloon.
+/// The state of one guest's balloon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pacing {
-    /// What was in it when the watch for refusal began; None while it is where it should be.
+    /// Pages that were in it when the watch for refusal began; None while it is at its target.
     watched_from_pages: Option<u64>,
-    /// How long it has been watched, or refuses, or is waited for since it was asked again.
+    /// How long it has been watched or has refused, or how long since it was asked again.
     watched_seconds: f64,
-    /// Whether it refuses.
     refuses: bool,
-    /// How often it was asked again since it last did what it was asked for.
+    /// How often it was asked again since it last followed.
     retries: u32,
     /// Whether the watched balloon was to grow.
     growing: bool,
 }
 
 impl Pacing {
-    /// Whether it refuses: it has what it has, and is not counted on.
+    /// Whether it refuses: it keeps what it has, and is not counted on.
     pub fn refuses(&self) -> bool {
         self.refuses
     }
@@ -69,7 +68,7 @@ impl Pacing {
         self.growing = growing;
     }
 
-    /// Whether it is time to ask a guest that refuses again. Each time, the next is twice as far away.
+    /// Whether it is time to ask a guest that refuses again. The interval doubles each time.
     pub fn asks_again(&mut self, knobs: &Knobs) -> bool {
         let wait =
             (knobs.retry_seconds * 2_f64.powi(self.retries.min(30) as i32)).min(knobs.retry_most_seconds);
@@ -82,15 +81,15 @@ impl Pacing {
     }
 }
 
-/// Changes up to this are not worth asking for.
+/// Changes up to this size are not requested.
 pub fn dead_band_pages(guest: &GuestView, knobs: &Knobs) -> u64 {
     percent_of(guest.promised_pages, knobs.dead_band_percent).max(knobs.dead_band_pages)
 }
 
-/// The next size on the way to `wanted_pages`; None if the balloon is left as it is.
+/// The next size on the way to `wanted_pages`; None if the balloon stays.
 pub fn next_target(guest: &GuestView, wanted_pages: u64, passed_seconds: f64, knobs: &Knobs) -> Option<u64> {
     let balloon = guest.balloon?;
-    // A minimum is kept at once, whatever the pace.
+    // A minimum is restored at once, whatever the pace.
     let most = guest.promised_pages - guest.floor_pages();
     let (from, wanted) = (balloon.target_pages, wanted_pages.min(most));
     let at_pace = |rate: u64| (rate as f64 * passed_seconds) as u64;
@@ -105,7 +104,7 @@ pub fn next_target(guest: &GuestView, wanted_pages: u64, passed_seconds: f64, kn
     (next != from).then_some(next)
 }
 
-/// Whether a guest could do with more than it is left: it says so, or it uses nearly all.
+/// Whether a guest needs more than it is left: it says so, or it uses nearly all.
 pub fn wants_more(guest: &GuestView, active_pages: u64, knobs: &Knobs) -> bool {
     let left = guest.promised_pages - guest.ballooned_pages();
     let says = guest.spare_pages.is_some_and(|spare| spare < percent_of(left, knobs.wanting_spare_percent));
@@ -151,7 +150,7 @@ mod tests {
         assert_eq!(next_target(&GuestView::default(), 5, 1.0, &knobs), None, "there is no driver");
     }
 
-    /// Lets a balloon of `target` stand at what `actual` says after each second.
+    /// A balloon of size `target` that reports `actual` after each second.
     fn watched(pacing: &mut Pacing, target: u64, seconds: u64, actual: impl Fn(u64) -> u64) {
         for second in 0..seconds {
             pacing.watch(&guest(target, actual(second)), 1.0, &Knobs::default());
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_move_refuses() {
+    fn a_balloon_that_does_not_move_refuses() {
         let mut pacing = Pacing::default();
         watched(&mut pacing, 50_000, 14, |_| 10_000);
         assert!(!pacing.refuses());

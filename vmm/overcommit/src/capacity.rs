@@ -3,41 +3,33 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// What is not possible as a capacity.
+/// Why a capacity is not possible.
 #[derive(Debug, Error)]
 pub enum CapacityError {
-    /// Nothing.
     #[error(
         "a capacity of 0 is not possible: expected what all guests may take together, at most {most_pages} pages here"
     )]
-    None {
-        /// What there is.
-        most_pages: u64,
-    },
+    None { most_pages: u64 },
     /// Beyond what there is.
     #[error(
         "a capacity of {asked_pages} pages is not possible: {limited_by} has {most_pages} pages; give less, or leave it out to \
          use all"
     )]
     TooMuch {
-        /// What was asked for.
         asked_pages: u64,
-        /// What there is.
         most_pages: u64,
-        /// What sets the limit.
+        /// The limit that was exceeded.
         limited_by: Limit,
     },
 }
 
-/// What limits the capacity.
+/// The limit of a capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
-    /// The host's memory.
     Host,
     /// The control group that this process is in, or one above it.
     ControlGroup,
-    /// What was asked for.
     Asked,
 }
 
@@ -54,15 +46,13 @@ impl std::fmt::Display for Limit {
 /// What guests may take together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
-    /// So much.
     pub pages: u64,
-    /// What sets it.
     pub limited_by: Limit,
 }
 
 impl Capacity {
-    /// The least of `host_pages`, what the host has besides its pool of huge pages; `group_pages`, the limit of our control group; and
-    /// `asked_pages`.
+    /// The least of `host_pages`, what the host has besides its pool of huge pages; `group_pages`,
+    /// the limit of our control group; and `asked_pages`.
     ///
     /// # Errors
     /// 0 was asked for, or more than there is.

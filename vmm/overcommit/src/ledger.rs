@@ -1,8 +1,9 @@
-//! The ledger: every page of every guest in exactly one class, what the host spends besides, what it owes, what could pay.
+//! The ledger: every page of every guest in exactly one class, the host's overhead, debt and cover.
 //!
-//! Savings are a loan. *Debt* is the number of frames that would be needed at once if every shared page were written
-//! (*sharing debt*) and every promised page without a frame were touched (*demand debt*). *Cover* is what could pay: free
-//! memory, swap, and what balloons would bring for certain. What a balloon holds is neither promised nor owed.
+//! Savings are a loan. *Debt* is the number of frames that would be needed at once if every shared
+//! page were written (*sharing debt*) and every promised page without a frame were touched (*demand
+//! debt*). *Cover* is what could pay: free memory, swap, and what balloons would bring for certain.
+//! What a balloon holds is neither promised nor owed.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ pub struct Classes {
     pub image: u64,
     /// In the balloon, and without a frame.
     pub ballooned: u64,
-    /// On the kernel's zero frame.
+    /// On the zero page.
     pub zero: u64,
     /// Alone on their frame.
     pub private: u64,
@@ -27,7 +28,6 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// All of them.
     pub fn promised(&self) -> u64 {
         self.absent + self.image + self.ballooned + self.zero + self.private + self.shared + self.swapped
     }
@@ -53,7 +53,8 @@ impl Classes {
 pub struct GuestOverhead {
     /// The VM process's own memory.
     pub vmm: u64,
-    /// The page tables of the VM process. Those of the guest's second level are the kernel's: see [`HostOverhead`].
+    /// The page tables of the VM process. Those of the guest's second level are the kernel's: see
+    /// [`HostOverhead`].
     pub page_tables: u64,
 }
 
@@ -71,65 +72,64 @@ pub struct HostOverhead {
     /// Pages of slabs that images keep, and that no guest has in its page table.
     #[serde(default)]
     pub held_by_images: u64,
-    /// What KSM remembers of the pages it has seen: 64 bytes a page.
+    /// What KSM stores about the pages it has seen: 64 bytes a page.
     pub ksm_metadata: u64,
-    /// The second level's page tables of all VMs of the host (and its IOMMU), as the kernel counts them. Other VMs' are
-    /// among them, so they are told but not added up.
+    /// The second level's page tables of all VMs of the host (and its IOMMU), as the kernel counts
+    /// them. They include other VMs', so they are reported but not added up.
     pub second_level_of_host: u64,
 }
 
 impl HostOverhead {
-    /// What the fleet costs besides guest memory.
+    /// The fleet's overhead besides guest memory.
     pub fn total(&self) -> u64 {
         self.vmm + self.page_tables + self.daemon + self.dead_slabs + self.held_by_images + self.ksm_metadata
     }
 }
 
-/// What is owed.
+/// Frames that are owed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Debt {
     /// Frames needed if every shared or zero page, and every page of an image, were written.
     pub sharing: u64,
-    /// Frames needed if every absent or swapped page were touched. What is in the balloon is not promised.
+    /// Frames needed if every absent or swapped page were touched. What is in the balloon is not
+    /// promised.
     pub demand: u64,
 }
 
 impl Debt {
-    /// Both.
     pub fn total(&self) -> u64 {
         self.sharing + self.demand
     }
 }
 
-/// What could pay.
+/// What could pay the debt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cover {
     /// Frames the fleet may still take.
     pub free: u64,
     /// Free swap.
     pub swap: u64,
-    /// Frames that balloons would bring at the least: pages that are there, that their guests say they do not use, above their minimums. None
-    /// of a guest that does not run, does not answer, has no driver, or has not said so lately.
+    /// Frames that balloons would bring at the least: pages that are present, that their guests
+    /// report as unused, above their minimums. None of a guest that does not run, does not answer,
+    /// has no driver, or has not reported lately.
     pub balloon: u64,
 }
 
 impl Cover {
-    /// All of it.
     pub fn total(&self) -> u64 {
         self.free + self.swap + self.balloon
     }
 
-    /// Cover for each frame of debt. None where nothing is owed.
+    /// Cover for each frame of debt. None without debt.
     pub fn ratio(&self, debt: &Debt) -> Option<f64> {
         let debt = debt.total();
         (debt > 0).then(|| self.total() as f64 / debt as f64)
     }
 }
 
-/// What is known of a guest before it is accounted for.
+/// Measured numbers of a guest, before it is accounted for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GuestNumbers {
-    /// Its name.
     pub name: String,
     /// Its pages, with those in the balloon among the absent ones.
     pub classes: Classes,
@@ -137,27 +137,27 @@ pub struct GuestNumbers {
     pub balloon_absent: u64,
     /// Its part of the frames: a frame shared by n counts 1/n.
     pub frames: f64,
-    /// What its balloon could be asked for: what it could do without by its own word, if that is not old and a driver runs that follows;
-    /// 0 of one that stands still or does not answer.
+    /// Pages that its balloon could be asked for: what it reports that it could spare, if the
+    /// report is not old and a driver runs that follows; 0 of one that is paused or does not
+    /// answer.
     pub to_give: u64,
-    /// What no balloon may take.
+    /// Pages that no balloon may take.
     pub minimum: u64,
-    /// What it costs besides.
+    /// Its overhead.
     pub overhead: GuestOverhead,
     /// How old the walk of its page table is; None if it was walked for this.
     pub walk_age_seconds: Option<f64>,
-    /// Counters have moved since that walk.
+    /// Counters have changed since that walk.
     pub by_counters: bool,
 }
 
-/// What is known of the host.
+/// Measured numbers of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostNumbers {
     /// What the fleet may use.
     pub capacity: u64,
-    /// What the host could give without swapping, whoever asks.
+    /// What the host could give without swapping, to any process.
     pub available: u64,
-    /// Free swap.
     pub swap_free: u64,
     /// Different frames under all guests' present pages, the zero frame not counted.
     pub frames: u64,
@@ -165,10 +165,8 @@ pub struct HostNumbers {
     pub overhead: HostOverhead,
 }
 
-/// One guest's account.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Account {
-    /// Its name.
     pub name: String,
     /// Pages promised.
     pub promised: u64,
@@ -181,17 +179,19 @@ pub struct Account {
     pub frames: f64,
     /// Pages on frames less its part of the frames: what sharing saves of it. Zeros are apart.
     pub saved: f64,
-    /// What it costs besides.
+    /// Its overhead.
     pub overhead: GuestOverhead,
-    /// What it is owed.
+    /// Its debt.
     pub debt: Debt,
     /// Frames its balloon can still take.
     pub balloon_cover: u64,
-    /// How old the walk of its page table is that its pages were counted by; None if it was walked for this.
+    /// How old the walk of its page table is that its pages were counted by; None if it was walked
+    /// for this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub walk_age_seconds: Option<f64>,
-    /// Counters have moved since that walk: how many of its pages have frames is by these, as they are now; which of them are shared, with how many
-    /// others, and which are zeros is by that walk.
+    /// Counters have changed since that walk: the number of its pages with frames is by these, as
+    /// they are now; which of them are shared, with how many others, and which are zeros is by that
+    /// walk.
     #[serde(default)]
     pub by_counters: bool,
 }
@@ -199,7 +199,6 @@ pub struct Account {
 /// The accounts of a fleet and its host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// Each guest.
     pub guests: Vec<Account>,
     /// Pages promised to all.
     pub promised: u64,
@@ -212,24 +211,24 @@ pub struct Ledger {
     pub frames: u64,
     /// What sharing saves: pages on frames less the frames. Zeros are apart.
     pub saved: u64,
-    /// What the fleet costs besides.
+    /// The fleet's overhead.
     pub overhead: HostOverhead,
     /// What the fleet may use.
     pub capacity: u64,
     /// Frames and overhead.
     pub used: u64,
-    /// What is owed.
     pub debt: Debt,
     /// What could pay it.
     pub cover: Cover,
-    /// Cover for each frame of debt; None where nothing is owed.
+    /// Cover for each frame of debt; None without debt.
     pub cover_ratio: Option<f64>,
-    /// Zero and shared pages are told apart by estimate: this user may not see frame numbers.
+    /// Zero and shared pages are distinguished by estimate: this user may not see frame numbers.
     pub estimated: bool,
 }
 
 impl Ledger {
-    /// The age of the oldest walk of a page table on which more has happened than its counters tell, in seconds; None if all is exact.
+    /// The age of the oldest walk of a page table since which more has happened than counters show,
+    /// in seconds; None if all is exact.
     pub fn oldest_split_seconds(&self) -> Option<f64> {
         let ages = self
             .guests
@@ -260,8 +259,8 @@ impl Ledger {
         ledger.promised = ledger.classes.promised();
         ledger.resident = ledger.classes.resident();
         ledger.saved = ledger.resident.saturating_sub(ledger.frames);
-        // Of n pages on one frame, n - 1 need a new one: the sum over the guests' own would count no page twice,
-        // but is of fractions.
+        // Of n pages on one frame, n - 1 need a new one: the sum over the guests' own would count
+        // no page twice, but is of fractions.
         ledger.debt.sharing = ledger.saved + ledger.classes.zero + ledger.classes.image;
         ledger.used = ledger.frames + ledger.overhead.total();
         ledger.cover.free = host.capacity.saturating_sub(ledger.used).min(host.available);
@@ -273,7 +272,8 @@ impl Ledger {
 
 impl Account {
     fn of(guest: &GuestNumbers) -> Self {
-        // The balloon is asked at another moment than the page table: it cannot hold more than is absent.
+        // The balloon is asked at another moment than the page table: it cannot hold more than is
+        // absent.
         let ballooned = guest.balloon_absent.min(guest.classes.absent);
         let mut classes = guest.classes;
         classes.absent -= ballooned;
@@ -282,8 +282,9 @@ impl Account {
         let saved = (resident as f64 - guest.frames).max(0.0);
         let sharing = saved.round() as u64 + classes.zero + classes.image;
         let debt = Debt { sharing, demand: classes.absent + classes.swapped };
-        // Below its minimum nothing may be taken; and what it says that it needs it will not give. What it gives first is what it has never
-        // used, so of that only what is left brings frames, and of those only its own.
+        // Below its minimum nothing may be taken; and it will not give what it reports that it
+        // needs. It gives first what it has never used, which brings no frames; of the rest only
+        // its own frames count.
         let above_minimum = (promised - classes.ballooned).saturating_sub(guest.minimum);
         let given = guest.to_give.min(above_minimum);
         let balloon_cover =
@@ -313,7 +314,8 @@ mod tests {
         GuestNumbers { classes, balloon_absent, frames, to_give: u64::MAX, ..GuestNumbers::default() }
     }
 
-    /// Two guests of 100 pages: each has 40 of its own and shares 30 with the other, one has a page of zeros.
+    /// Two guests of 100 pages: each has 40 of its own and shares 30 with the other, one has a page
+    /// of zeros.
     fn pair() -> Vec<GuestNumbers> {
         let classes = Classes { absent: 30, private: 40, shared: 30, ..Classes::default() };
         let with_zero = Classes { absent: 29, zero: 1, ..classes };
@@ -369,7 +371,7 @@ mod tests {
         };
         assert_eq!(oldest(&[(None, false), (Some(90.0), false)]), None);
         assert_eq!(oldest(&[(Some(3.0), true), (Some(7.0), true), (Some(90.0), false)]), Some(7.0));
-        // Who reads the JSON is told by guest.
+        // Readers of the JSON see it by guest.
         let account = Account { walk_age_seconds: Some(2.0), by_counters: true, ..Account::default() };
         let json = serde_json::to_value(&account).unwrap();
         assert_eq!(
@@ -405,7 +407,7 @@ mod tests {
             for account in &ledger.guests {
                 prop_assert_eq!(account.promised, account.classes.promised());
                 prop_assert!(account.balloon_cover <= account.classes.private);
-                // With all of it taken nothing is used that was promised, and the minimum is left.
+                // With all of it taken, nothing is used that was promised, and the minimum is left.
                 let left = account.promised - account.classes.ballooned;
                 prop_assert!(account.balloon_cover == 0 || account.balloon_cover + account.classes.absent <= to_give);
                 prop_assert!(account.balloon_cover == 0 || left - account.balloon_cover >= minimum);

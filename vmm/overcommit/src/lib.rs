@@ -1,11 +1,13 @@
-//! Promising more memory than there is: who is let in, who gives way when it gets short, in which order.
+//! Memory overcommit: which guests are admitted, which give way when memory gets short, in which
+//! order.
 //!
-//! Everything here is a function of plain numbers. It must not know a VM, a socket or a guest's memory: the daemon gathers
-//! [`view`]s, calls [`policy::step`], and carries out the [`action`]s. The simulator does the same with a model.
-//! It opens no file: what the host has is read by `kernel_view`.
+//! Everything here is a function of plain numbers. It must not know a VM, a socket or a guest's
+//! memory: the daemon gathers [`view`]s, calls [`policy::step`], and carries out the [`action`]s.
+//! The simulator does the same with a model. It opens no file: the host is read by `kernel_view`.
 //!
-//! Begin with [`policy`] (the order of all that is done), then [`memory_state`] (how short memory is), [`allocation`] (what each
-//! guest is left) and [`admission`]. `resources/docs/internals/overcommit.md` says why each is as it is.
+//! Begin with [`policy`] (the order of actions), then [`memory_state`] (how short memory is),
+//! [`allocation`] (what each guest is left) and [`admission`].
+//! `resources/docs/internals/overcommit.md` says why each is as it is.
 //!
 //! Pages are 4096 bytes. Seconds are of a monotonic clock whose zero means nothing.
 

@@ -1,16 +1,18 @@
-//! How short of memory a host is: four states by free memory, as in ESX (Waldspurger 2002, section 6.3), raised by pressure
-//! stall information where the kernel gives it.
+//! How short of memory a host is: four states by free memory, as in ESX (Waldspurger 2002, section
+//! 6.3), raised by pressure stall information where the kernel gives it.
 //!
-//! Downwards a state is entered as soon as free memory falls below its threshold; soft and hard already when it soon will, for what is
-//! done then takes time. Upwards it goes one state at a time,
-//! a margin above the next threshold and after some time only, so that a load at a threshold does not make it swing.
+//! Downwards a state is entered as soon as free memory falls below its threshold; soft and hard
+//! already when it soon will, because the remedies take time. Upwards it goes one state at a time,
+//! a margin above the next threshold and after some time only, so that a load at a threshold does
+//! not make it swing.
 
 use serde::{Deserialize, Serialize};
 
 use super::knobs::Knobs;
 use super::view::{HostView, Psi};
 
-/// The memory state of a host, named by how much is free, as in ESX: from `High`, which is enough, to `Low`.
+/// The memory state of a host, named by how much is free, as in ESX: from `High`, which is enough,
+/// to `Low`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemoryState {
@@ -29,7 +31,6 @@ impl MemoryState {
     /// All of them, from most free memory to least.
     pub const ALL: [Self; 4] = [Self::High, Self::Soft, Self::Hard, Self::Low];
 
-    /// As in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::High => "high",
@@ -48,7 +49,8 @@ impl MemoryState {
         }
     }
 
-    /// Free memory, in percent of capacity, below which this state is entered; for `High`, above which it is.
+    /// Free memory, in percent of capacity, below which this state is entered; for `High`, above
+    /// which it is.
     pub fn threshold_percent(self, knobs: &Knobs) -> f64 {
         match self {
             Self::High => knobs.high_percent,
@@ -71,19 +73,18 @@ pub enum Because {
     /// By what is free now.
     #[default]
     Free,
-    /// What is free becomes less so fast that it soon will be so little.
+    /// Free memory falls so fast that it will soon be below the threshold.
     Falling,
     /// Tasks wait for memory, however much is free.
     Stalls,
-    /// It was so short of memory a moment ago: more must be free, or for longer, before that counts.
+    /// It was shorter of memory a moment ago: more must be free, or for longer, to leave that
+    /// state.
     Before,
 }
 
 impl Because {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Free, Self::Falling, Self::Stalls, Self::Before];
 
-    /// As in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Free => "free",
@@ -94,7 +95,7 @@ impl Because {
     }
 }
 
-/// So many percent of so many pages.
+/// This percentage of `pages`.
 pub fn percent_of(pages: u64, percent: f64) -> u64 {
     (pages as f64 * percent / 100.0) as u64
 }
@@ -103,17 +104,16 @@ pub fn percent_of(pages: u64, percent: f64) -> u64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryGauge {
-    /// The state.
     #[serde(rename = "pressure")]
     pub memory_state: MemoryState,
     /// For how long it could have been left upwards; 0 while it could not.
     pub eased_seconds: f64,
-    /// Why.
     pub because: Because,
 }
 
 impl MemoryGauge {
-    /// Goes on by `passed_seconds` to what the host is now like. Free memory becomes less by `falling_pages_per_second`.
+    /// Advances by `passed_seconds` to the host as it is now. Free memory falls by
+    /// `falling_pages_per_second`.
     pub fn advance(
         &mut self,
         host: &HostView,
@@ -162,7 +162,7 @@ fn by_free(free_percent: f64, knobs: &Knobs) -> MemoryState {
     [MemoryState::Low, MemoryState::Hard, MemoryState::Soft].iter().find(below).copied().unwrap_or_default()
 }
 
-/// Stalls may come from elsewhere on the host: while enough is free they do not make it low.
+/// Stalls may have causes elsewhere on the host: while enough is free they do not make it low.
 fn by_stall(psi: Psi, short: bool, knobs: &Knobs) -> MemoryState {
     if short && psi.full_avg10_percent >= knobs.psi_low_percent {
         MemoryState::Low
@@ -260,14 +260,15 @@ mod tests {
         assert_eq!(
             with(5000, 99.0, 99.0),
             MemoryState::Hard,
-            "half of it is free: nobody is to be suspended"
+            "half of it is free: no guest may be suspended"
         );
         assert_eq!(with(500, 99.0, 99.0), MemoryState::Low);
         assert_eq!(with(500, f64::NAN, f64::NAN), MemoryState::High);
     }
 
     proptest! {
-        /// However free memory swings within a margin of one value, the state changes at most three times.
+        /// However free memory swings within a margin of one value, the state changes at most three
+        /// times.
         #[test]
         fn noise_within_the_margin_does_not_make_it_swing(
             base in 0_u64..2000, noise in prop::collection::vec(0_u64..50, 200),

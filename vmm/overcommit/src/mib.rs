@@ -1,8 +1,8 @@
-//! Pages as people read them.
+//! Pages for people.
 
 use std::fmt;
 
-/// So many pages, shown in MiB with its unit.
+/// Pages, shown in MiB with the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mib(pub u64);
 

@@ -10,9 +10,10 @@ use super::view::{GuestState, GuestView};
 /// The fewest pages worth a request.
 const LEAST_PAGES: u64 = 64;
 
-/// Pages out what is cold, those first who have most above their fair part. While memory is not short, it is what others lack: for a
-/// suspended guest that waits for memory whoever has it is paged out; else only who does not give by a balloon. Returns how many pages
-/// could still be paged out.
+/// Pages out what is cold, first of the guests that have most above their fair part. While memory
+/// is not short, it pages out only what others lack: for a suspended guest that waits for memory,
+/// from any guest; else only from guests that do not give by a balloon. Returns the number of pages
+/// that could still be paged out.
 pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     let (host, knobs) = (scene.host, scene.knobs);
     let swap = host.swap_free_pages.saturating_sub(knobs.swap_reserve_pages);
@@ -26,12 +27,12 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     for (i, guest) in scene.guests.iter().enumerate() {
         let refuses = guest.balloon.is_some() && !scene.follows[i];
         let pages = match short || waiting {
-            // What it will need at once it would only read back.
+            // Pages that it will need at once it would only read back.
             true if scene.waits[i] && !short => {
                 pageable(guest, 0, 0).min(guest.held_pages().saturating_sub(scene.runs_with_pages(i, &fair)))
             }
             true => pageable(guest, scene.active_pages[i], fair[i]),
-            // Who cannot give keeps what it uses; who could and does not, does not.
+            // A guest that cannot give keeps what it uses; one that could and refuses does not.
             false if refuses => pageable(guest, 0, fair[i]).min(guest.held_pages().saturating_sub(fair[i])),
             false if guest.balloon.is_none() => guest
                 .held_pages()
@@ -45,7 +46,7 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
             victims.push((runs, scene.follows[i], -excess, i, pages));
         }
     }
-    // Who is suspended has no use for it; who does not give by a balloon gives so.
+    // A suspended guest has no use for it; one that does not give by a balloon gives in this way.
     victims.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)).then(a.3.cmp(&b.3)));
     let wanted = match scene.memory_state {
         MemoryState::High | MemoryState::Soft => lacking_pages(scene, &fair),
@@ -66,8 +67,9 @@ pub(super) fn page_out(scene: &Scene, actions: &mut Vec<Action>) -> u64 {
     victims.iter().map(|v| v.4).fold(0, u64::saturating_add).min(swap)
 }
 
-/// Pages that are missing until the host is out of the hard state. What guests may touch until that is believed comes on top: with less
-/// they would hold the host at the threshold, and their limits where they are, for ever.
+/// Pages that are missing until the host is out of the hard state, and what guests may touch until
+/// then: with less they would hold the host at the threshold, and their limits where they are, for
+/// ever.
 fn enough_pages(scene: &Scene) -> u64 {
     let soft = MemoryState::Soft.threshold_pages(scene.host, scene.knobs)
         + scene.percent(scene.knobs.margin_percent);
@@ -82,14 +84,14 @@ fn wants_back(scene: &Scene, i: usize) -> bool {
     asked && scene.follows[i] && wants_more(guest, scene.active_pages[i], scene.knobs)
 }
 
-/// Whether somebody wants memory back while somebody else does not give.
+/// Whether a guest wants memory back while another does not give.
 fn lacks_for_others(scene: &Scene) -> bool {
     let keeps = |i: usize| scene.guests[i].state == GuestState::Running && !scene.follows[i];
     let all = 0..scene.guests.len();
     all.clone().any(keeps) && all.into_iter().any(|i| wants_back(scene, i))
 }
 
-/// Pages by which those who want memory back are left less than they would be if all followed.
+/// Pages by which the guests that want memory back are left less than if all followed.
 fn lacking_pages(scene: &Scene, fair: &[u64]) -> u64 {
     let lacks = |i: usize| {
         let guest = &scene.guests[i];
@@ -99,13 +101,15 @@ fn lacking_pages(scene: &Scene, fair: &[u64]) -> u64 {
     (0..fair.len()).filter(|&i| wants_back(scene, i)).map(lacks).fold(0, u64::saturating_add)
 }
 
-/// Pages that are missing until those guests run again that wait for memory: they are resumed when enough stays free besides.
+/// Pages that are missing until the guests that wait for memory run again: they are resumed when
+/// enough stays free besides.
 fn lacking_to_run_pages(scene: &Scene, fair: &[u64]) -> u64 {
     let waiting = (0..fair.len()).filter(|&i| scene.waits[i]);
     let Some(lacks) = waiting.map(|i| scene.lacks_to_run_pages(i, fair)).reduce(u64::saturating_add) else {
         return 0;
     };
-    // As much as balloons leave free: above the margin, or the host would not come to the high state.
+    // The same as balloons leave free: above the margin, or the host would not reach the high
+    // state.
     let percent = scene.knobs.high_percent + 2.0 * scene.knobs.margin_percent;
     let kept = scene.percent(percent);
     kept.saturating_add(lacks).saturating_sub(scene.host.free_pages)
@@ -122,7 +126,8 @@ pub(super) fn coming_pages(scene: &Scene) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-/// What of a guest may go: what it does not use, and what it uses above its fair part; never below its minimum.
+/// Pages of a guest that may be paged out: what it does not use, and what it uses above its fair
+/// part; never below its minimum.
 fn pageable(guest: &GuestView, active_pages: u64, fair_pages: u64) -> u64 {
     let kept = match guest.state {
         GuestState::Running => active_pages.min(fair_pages),

@@ -1,13 +1,16 @@
-//! One step of the policy: from what the host and its guests are like now, and what is remembered, to what is to be done.
+//! One step of the policy: from the state of the host and its guests, and what is remembered, to
+//! the actions to take.
 //!
-//! What is done adds up from state to state ([`MemoryState`]), the gentlest first: *high* gives balloons, limits and suspended guests
-//! back; *soft* merges eagerly and inflates balloons; *hard* also throttles first touches and pages out what is cold;
-//! *low* also suspends guests and, when nothing else has helped, stops one. In every state memory is gathered for a guest that has been
+//! Actions add up from state to state ([`MemoryState`]), the gentlest first: *high* gives balloons,
+//! limits and suspended guests back; *soft* merges at urgent priority and inflates balloons; *hard*
+//! also throttles first touches and pages out what is cold; *low* also suspends guests and, when
+//! nothing else has helped, stops one. In every state memory is gathered for a guest that has been
 //! suspended for a while, and when that brings nothing, it gets its turn.
 //!
-//! Nothing is taken from a guest below its minimum. A guest that refuses or lies is counted with what it has, so that others are divided
-//! only what there is; it is the first to be paged out. A step is right with an empty [`Memory`] too: balloons, limits and
-//! suspensions are seen in the views.
+//! Nothing is taken from a guest below its minimum. A guest that refuses or lies is counted with
+//! what it has, so that only the rest is divided among the others; it is the first to be paged out.
+//! A step is right with an empty [`Memory`] too: balloons, limits and suspensions are seen in the
+//! views.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +30,8 @@ const FIRST_STEP_SECONDS: f64 = 1.0;
 /// How long the rate at which free memory changes is averaged over.
 const SLOPE_SECONDS: f64 = 3.0;
 
-/// What a step leaves for the next one. It can be kept as JSON, so that a daemon goes on where another one ended.
+/// The state that a step leaves for the next one. It can be kept as JSON, so that a daemon goes on
+/// where another one ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
@@ -37,48 +41,48 @@ pub struct Memory {
     last_seconds: Option<f64>,
     /// Free memory at the last step.
     last_free_pages: u64,
-    /// How fast free memory changes, on the average of a few seconds; negative when it becomes less.
+    /// The rate of change of free memory, averaged over a few seconds; negative when it falls.
     free_pages_per_second: f64,
     /// The same in the last step alone.
     free_pages_per_second_now: f64,
-    /// Whether engines were asked to be eager.
+    /// Whether engines were asked to merge at urgent priority.
     eager: bool,
-    /// What suspensions and stops go by.
+    /// The state of suspensions and stops.
     last_resort: LastResort,
     /// Each guest's, in the order of the last step's guests.
     guests: Vec<GuestMemory>,
 }
 
-/// What is remembered of one guest.
+/// The state of one guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct GuestMemory {
     name: String,
-    /// What it used, forgotten slowly, in pages.
+    /// Pages that it used, forgotten slowly.
     active_pages: f64,
     pacing: Pacing,
     pub(super) suspension: Suspension,
 }
 
-/// What every part of a step goes by.
+/// The inputs of every part of a step.
 pub(super) struct Scene<'a> {
     pub(super) host: &'a HostView,
     pub(super) guests: &'a [GuestView],
     pub(super) knobs: &'a Knobs,
     pub(super) memory_state: MemoryState,
     pub(super) passed_seconds: f64,
-    /// How fast free memory becomes less; 0 if it does not.
+    /// How fast free memory falls; 0 if it does not.
     pub(super) falling_pages_per_second: f64,
-    /// What each guest uses, remembered for a while.
+    /// Pages that each guest uses, remembered for a while.
     pub(super) active_pages: Vec<u64>,
     /// Whether each guest's balloon can be counted on.
     pub(super) follows: Vec<bool>,
-    /// Whether each guest is suspended for so long that it only waits for memory.
+    /// Whether each guest has been suspended for so long that it only waits for memory.
     pub(super) waits: Vec<bool>,
 }
 
 impl Scene<'_> {
-    /// So many percent of capacity.
+    /// This percentage of capacity.
     pub(super) fn percent(&self, percent: f64) -> u64 {
         percent_of(self.host.capacity_pages, percent)
     }
@@ -88,7 +92,7 @@ impl Scene<'_> {
         self.guests.iter().enumerate().filter(move |(_, g)| g.state == state).map(|(i, _)| i)
     }
 
-    /// Frames that balloons are to leave to the guests: a margin above the high threshold stays free.
+    /// Frames that balloons leave to the guests: a margin above the high threshold stays free.
     fn frames_to_divide(&self) -> f64 {
         let frames: f64 =
             self.guests.iter().filter(|g| g.state != GuestState::Dead).map(GuestView::held_frames).sum();
@@ -137,7 +141,7 @@ impl Scene<'_> {
     }
 }
 
-/// Decides what is to be done now. Nothing is done for a host without capacity.
+/// Decides the actions to take now. A host without capacity gets none.
 pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &Knobs) -> Vec<Action> {
     if host.capacity_pages == 0 {
         return Vec::new();
@@ -194,7 +198,7 @@ impl Memory {
         self.gauge.memory_state
     }
 
-    /// Why it was so short of it.
+    /// Why it was in that state.
     pub fn because(&self) -> Because {
         self.gauge.because
     }
@@ -204,12 +208,12 @@ impl Memory {
         self.guests.iter().find(|g| g.name == name).map(|g| g.pacing.refuses())
     }
 
-    /// How fast free memory becomes less: only if it has for a while and still does.
+    /// How fast free memory falls: only if it has for a while and still does.
     fn falling_pages_per_second(&self) -> f64 {
         (-self.free_pages_per_second).min(-self.free_pages_per_second_now).max(0.0)
     }
 
-    /// Takes note of the time and of free memory. Returns how long it has been, whatever the clock did.
+    /// Records the time and free memory. Returns the time passed, whatever the clock did.
     fn pass(&mut self, host: &HostView) -> f64 {
         let passed = match self.last_seconds {
             Some(last) => host.now_seconds - last,
@@ -222,7 +226,7 @@ impl Memory {
             self.free_pages_per_second_now = change;
             self.free_pages_per_second += weight * (change - self.free_pages_per_second);
         }
-        // A clock that is no number is not remembered: every later one would be no distance from it.
+        // A clock that is no number is not stored: every later one would be no distance from it.
         if host.now_seconds.is_finite() {
             self.last_seconds = Some(host.now_seconds);
         }
@@ -230,7 +234,8 @@ impl Memory {
         sane
     }
 
-    /// Puts what is remembered into the order of `guests`. The unknown are met for the first time; the gone are forgotten.
+    /// Puts what is remembered into the order of `guests`. New guests are added, those gone are
+    /// removed.
     fn recognise(&mut self, guests: &[GuestView]) {
         let same = self.guests.len() == guests.len()
             && self.guests.iter().zip(guests).all(|(known, guest)| known.name == guest.name);
@@ -248,8 +253,8 @@ impl GuestMemory {
     fn watch(&mut self, guest: &GuestView, passed_seconds: f64, knobs: &Knobs) {
         let active = guest.active_pages() as f64;
         if guest.state == GuestState::Running {
-            // More is believed at once, less only slowly: the larger of a fast and a slow average. Of a suspended guest
-            // what it used is kept: it will want that again.
+            // An increase counts at once, a decrease only slowly: the larger of a fast and a slow
+            // average. Of a suspended guest what it used is kept: it will want that again.
             let kept = (-passed_seconds / knobs.forget_seconds.max(1e-3)).exp();
             self.active_pages = active.max(active + (self.active_pages - active) * kept);
             self.pacing.watch(guest, passed_seconds, knobs);
@@ -260,12 +265,12 @@ impl GuestMemory {
     /// What the guest uses, by what it did lately: never more than it was promised.
     fn used_pages(&self, guest: &GuestView) -> u64 {
         let used = (self.active_pages as u64).max(guest.active_pages()).min(guest.promised_pages);
-        // It may have used it until a moment ago: what it says that it can spare now it does not use now.
+        // It may have used it until a moment ago: what it can spare now, by its own report, it does
+        // not use.
         if guest.spare_pages.is_some() { used.min(guest.not_spare_pages()) } else { used }
     }
 }
 
-/// Inflates and deflates.
 fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) {
     let (guests, knobs) = (scene.guests, scene.knobs);
     let asked = |g: &GuestView| g.balloon.is_some_and(|b| b.target_pages > 0);
@@ -273,7 +278,7 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
     if scene.memory_state == MemoryState::High && !waiting && !guests.iter().any(asked) {
         return;
     }
-    // Room is made for who is suspended too: nobody else would give it back its part.
+    // Room is made for suspended guests too: nothing else would give one its part back.
     let takes_part = |i: usize| match guests[i].state {
         GuestState::Running => scene.follows[i],
         GuestState::Suspended => true,
@@ -288,7 +293,8 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
         let wanted = (guests[i].promised_pages - left[i]).saturating_add(dead_band_pages(&guests[i], knobs));
         balloon.is_some_and(|b| wanted < b.target_pages) && wants(i)
     };
-    // While enough is free nothing is taken, but for somebody who wants what another one has above its part.
+    // While enough is free nothing is taken, except for a guest that wants what another one has
+    // above its part.
     let takes = scene.memory_state > MemoryState::High || waiting || (0..guests.len()).any(owed);
     let mut releases = Vec::new();
     for (i, guest) in guests.iter().enumerate() {
@@ -304,7 +310,8 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
             releases.push((!wants(i), i, balloon.target_pages, target_pages));
         }
     }
-    // What is given back may be touched at once: no more than keeps the host in its state, to those who want it first.
+    // Memory that is given back may be touched at once: give no more than keeps the host in its
+    // state, first to the guests that want it.
     let kept = scene.memory_state.min(MemoryState::Soft).threshold_pages(scene.host, knobs)
         + scene.percent(knobs.margin_percent);
     let mut spare = scene.host.free_pages.saturating_sub(kept);
@@ -318,14 +325,14 @@ fn balloon(scene: &Scene, known: &mut [GuestMemory], actions: &mut Vec<Action>) 
     }
 }
 
-/// What a running guest's balloon is sent to, if it is left `left_pages`; None if it stays.
+/// The target of a running guest's balloon, if the guest is left `left_pages`; None if it stays.
 fn target(scene: &Scene, known: &mut GuestMemory, index: usize, left_pages: u64) -> Option<u64> {
     let guest = &scene.guests[index];
     if scene.follows[index] {
         return next_target(guest, guest.promised_pages - left_pages, scene.passed_seconds, scene.knobs);
     }
     if known.pacing.asks_again(scene.knobs) {
-        // It is asked for what it would have to give if it gave; nobody counts on it.
+        // It is asked for what it would have to give if it followed, but it is not counted on.
         let fair = scene.fair_pages()[index].min(guest.promised_pages);
         let passed = scene.passed_seconds.max(FIRST_STEP_SECONDS);
         return next_target(guest, guest.promised_pages - fair, passed, scene.knobs);

@@ -1,4 +1,5 @@
-//! The policy against guests that do as they are told, or do not: nobody below its minimum, no more than there is, no swinging.
+//! The policy against guests that follow, and guests that do not: none below its minimum, no more
+//! than there is, no swinging.
 
 use proptest::prelude::*;
 
@@ -8,7 +9,7 @@ use crate::action::Reason;
 use crate::view::{BalloonView, Psi};
 
 #[test]
-fn nothing_is_done_for_nobody() {
+fn without_guests_nothing_is_done() {
     assert_eq!(World::new(1000 * MIB, Vec::new()).seconds(10), []);
     let mut without = World::new(0, vec![Guest::new("a", 64 * MIB, 64 * MIB, 0)]);
     assert_eq!(without.seconds(10), []);
@@ -36,15 +37,16 @@ fn the_idle_give_to_the_busy() {
     assert!(world.guests[0].view.resident_pages > 980 * MIB, "{world:?}");
 }
 
-/// Three guests with drivers and one that refuses: the others are divided what it leaves, and it is paged out.
+/// Three guests with drivers and one that refuses: the others are divided what it leaves, and it is
+/// paged out.
 #[test]
-fn who_refuses_harms_itself() {
+fn a_guest_that_refuses_harms_itself() {
     let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 150 * MIB, 50 * MIB)).into();
     let mut refuser = Guest::new("d", 400 * MIB, 400 * MIB, 50 * MIB);
     refuser.refuses = true;
     guests.push(refuser);
     let mut world = World::new(840 * MIB, guests);
-    // What is read back stays on swap in this world.
+    // Pages that are read back stay on swap in this world.
     world.swap_pages = 1_000_000 * MIB;
     let actions = world.seconds(300);
     assert_eq!(world.memory.refuses("d"), Some(true));
@@ -59,7 +61,8 @@ fn who_refuses_harms_itself() {
     assert!(world.free_pages() > 0);
 }
 
-/// Guests without drivers that grow until nothing is left: first throttled, then suspended, the last one never, then stopped.
+/// Guests without drivers that grow until nothing is left: first throttled, then suspended, then
+/// stopped, the last one never.
 #[test]
 fn the_last_resorts_come_last() {
     let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
@@ -130,7 +133,8 @@ fn a_clock_that_jumps_does_nothing_mad() {
     }
 }
 
-/// A day that only the clock saw pass is no day: nobody refuses or was suspended for so long, and no balloon moves by so much.
+/// A day that only the clock saw pass is no day: no guest refuses or was suspended for a day, and
+/// no balloon moves by a day's worth.
 #[test]
 fn a_day_that_did_not_pass_is_not_counted() {
     let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 4000 * MIB, 4000 * MIB, 50 * MIB)).into();
@@ -152,7 +156,7 @@ fn a_day_that_did_not_pass_is_not_counted() {
 
 /// A guest whose minimum does not fit stays suspended until it does, or has its turn.
 #[test]
-fn who_is_suspended_waits_for_room() {
+fn a_suspended_guest_waits_for_room() {
     let mut guests: Vec<_> = ["a", "b"].map(|n| Guest::new(n, 850 * MIB, 850 * MIB, 200 * MIB)).into();
     guests[0].view.state = GuestState::Suspended;
     guests[1].view.balloon = None;
@@ -169,7 +173,7 @@ fn who_is_suspended_waits_for_room() {
     assert_eq!(state_of(&world), [GuestState::Running; 2], "{actions:?}");
 }
 
-/// What a daemon knew is lost, or was kept as JSON: the next one goes on, and nothing moves.
+/// A daemon's state is lost, or was kept as JSON: the next one goes on, and nothing moves.
 #[test]
 fn a_new_daemon_goes_on() {
     let guests = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 300 * MIB, 50 * MIB));
@@ -219,8 +223,8 @@ fn a_paused_guest_is_left_alone() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// A load that stays as it is, of guests that follow and whose minimums fit: in the end nothing moves, for a thousand steps,
-    /// and all that guests may have fits.
+    /// A constant load, of guests that follow and whose minimums fit: in the end nothing changes,
+    /// for a thousand steps, and all that guests may have fits.
     #[test]
     fn a_constant_load_comes_to_rest(
         guests in prop::collection::vec(any_guest(), 0..8), promised_per_capacity in 0.3..3.0_f64,
@@ -242,11 +246,13 @@ proptest! {
         if promised > capacity && world.memory.memory_state() != MemoryState::High {
             prop_assert!(world.left_pages() <= capacity + capacity / 50);
         }
-        // A busy guest has no less than an idle one of the same shares, minimum and memory would have.
+        // A busy guest has no less than an idle one of the same shares, minimum and memory would
+        // have.
         prop_assert!(world.free_pages() > 0 || promised == 0);
     }
 
-    /// Whatever guests do, are and say: nothing forbidden is asked for (see `check`), and one of them runs on.
+    /// Whatever guests do and report: no forbidden action is asked for (see `check`), and one of
+    /// them runs on.
     #[test]
     fn nothing_forbidden_is_ever_asked_for(
         guests in prop::collection::vec(any_guest(), 1..8), capacity in 1_u64..3000, swap in 0_u64..500,

@@ -1,4 +1,5 @@
-//! A small world that the policy is tried in: guests that touch what they want at once, and balloons that follow at once or refuse.
+//! A small world that the policy is tried in: guests that touch what they want at once, and
+//! balloons that follow at once or refuse.
 
 use proptest::prelude::*;
 
@@ -8,7 +9,8 @@ use crate::view::BalloonView;
 /// Pages of a MiB.
 pub(super) const MIB: u64 = 256;
 
-/// A guest in a small world: it touches up to what it wants at once, and its balloon follows at once unless it refuses.
+/// A guest in a small world: it touches up to what it wants at once, and its balloon follows at
+/// once unless it refuses.
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
     pub(super) view: GuestView,
@@ -54,7 +56,7 @@ impl World {
         }
     }
 
-    /// A second of the guests' doing, and a step; sees that nothing forbidden is asked for.
+    /// A second of guest activity, and a step; checks that no forbidden action is asked for.
     pub(super) fn second(&mut self) -> Vec<Action> {
         for index in 0..self.guests.len() {
             let free = self.free_pages();
@@ -164,7 +166,7 @@ pub(super) fn check(action: &Action, guests: &[GuestView]) {
     );
     match *action {
         Action::Balloon { target_pages, .. } => {
-            let balloon = guest.balloon.expect("only who has a driver is asked");
+            let balloon = guest.balloon.expect("only a guest with a driver is asked");
             assert!(target_pages <= guest.promised_pages - guest.floor_pages(), "{action:?} of {guest:?}");
             assert!(target_pages != balloon.target_pages, "{action:?} of {guest:?}");
         }

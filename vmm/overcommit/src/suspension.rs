@@ -1,8 +1,10 @@
-//! The last resorts: which guest is suspended, when it runs again, and which one is stopped when nothing else has helped.
+//! The last resorts: which guest is suspended, when it runs again, and which one is stopped when
+//! nothing else has helped.
 //!
-//! Nobody is suspended for ever. Memory is gathered for a suspended guest ([`paging`], balloons), and it is resumed when there is room.
-//! Where that brings nothing it gets its turn: it changes places with a guest that runs, which then waits for its own turn. So of `n`
-//! guests none is suspended at a stretch for longer than [`longest_wait_seconds`].
+//! No guest is suspended for ever. Memory is gathered for a suspended guest ([`paging`], balloons),
+//! and it is resumed when there is room. Where that brings nothing it gets its turn: it changes
+//! places with a guest that runs, which then waits for its own turn. So of `n` guests none is
+//! suspended at a stretch for longer than [`longest_wait_seconds`].
 
 use std::cmp::{Ordering, Reverse};
 
@@ -17,21 +19,23 @@ use super::view::GuestState;
 
 /// With less than this part of its capacity free a host has nothing left to lose.
 const NOTHING_LEFT: u64 = 1000;
-/// Throttling and paging come so long before the first suspension.
+/// Throttling and paging come this long before the first suspension.
 const GENTLER_SECONDS: f64 = 3.0;
-/// In the soft state a suspended guest waits so many times as long.
+/// In the soft state a suspended guest waits this many times as long.
 const SOFT_WAIT: f64 = 4.0;
-/// For a turn in the place of a guest of a higher priority it waits so many times as long; for one of a lower, so many times less.
+/// For a turn in the place of a guest of a higher priority it waits this many times as long; for
+/// one of a lower priority, 1 / this.
 const PRIORITY_TIMES: f64 = 4.0;
 
-/// How long one of so many guests is suspended at a stretch, at the most, whatever the others do: until its turn in the place of any
-/// other one, when all others are served before. Each change of places takes a step of the policy, too.
+/// The longest that one of `guests` guests is suspended at a stretch, whatever the others do: until
+/// its turn in the place of any other one, when all others are served before. Each change of places
+/// takes a step of the policy, too.
 pub fn longest_wait_seconds(guests: usize, knobs: &Knobs) -> f64 {
     knobs.turn_seconds * PRIORITY_TIMES
         + guests as f64 * (knobs.turn_run_seconds + knobs.suspend_hold_seconds)
 }
 
-/// What is remembered of one guest.
+/// The state of one guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Suspension {
@@ -45,7 +49,7 @@ pub struct Suspension {
 impl Suspension {
     pub(super) fn watch(&mut self, state: GuestState, passed_seconds: f64, knobs: &Knobs) {
         self.seconds += passed_seconds;
-        // One that does not answer is as it was.
+        // A guest that does not answer stays as it was.
         let suspended = match state {
             GuestState::Silent => self.suspended,
             state => state == GuestState::Suspended,
@@ -79,19 +83,19 @@ impl Suspension {
     }
 }
 
-/// What is remembered of all.
+/// The state of all guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LastResort {
     /// Since a guest was suspended; None if that is long ago.
     since_suspended_seconds: Option<f64>,
-    /// Since a guest was resumed; None if that is long ago.
+    /// How long guests have been throttled and paged out.
     since_resumed_seconds: Option<f64>,
     /// For how long guests have been throttled and paged out.
     restrained_seconds: f64,
     /// For how long nothing has helped.
     helpless_seconds: f64,
-    /// For how long no guest has run.
+    /// How long no guest has run.
     idle_seconds: f64,
 }
 
@@ -120,7 +124,7 @@ pub(super) fn act(
     } else {
         0.0
     };
-    // First what is gentler gets its time: a limit is felt in the next step only.
+    // The gentler measures come first and need time: a limit takes effect in the next step only.
     let need = match scene.memory_state {
         MemoryState::Low if last.restrained_seconds >= GENTLER_SECONDS => need(scene, cold_pages),
         _ => None,
@@ -130,7 +134,8 @@ pub(super) fn act(
     last.helpless_seconds = if helpless { last.helpless_seconds + scene.passed_seconds } else { 0.0 };
     last.idle_seconds = if running == 0 { last.idle_seconds + scene.passed_seconds } else { 0.0 };
     if running == 0 {
-        // Nothing would ever change: who holds memory and does not run gives none. But one that is late to answer may run.
+        // Nothing would ever change: guests that hold memory and do not run give none. But one that
+        // is late to answer may run.
         if last.idle_seconds >= scene.knobs.suspend_hold_seconds {
             start_one(scene, last, actions);
         }
@@ -156,8 +161,8 @@ fn start_one(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
     }
 }
 
-/// Has the guest that has been suspended for longest change places with one that runs. As many run as before, and what they may touch is
-/// limited as before.
+/// Makes the guest that has been suspended for longest change places with one that runs. The number
+/// that run stays the same, and so does the limit on what they may touch.
 fn take_turn(scene: &Scene, known: &[GuestMemory], actions: &mut Vec<Action>) {
     let (guests, knobs) = (scene.guests, scene.knobs);
     let seconds = |i: usize| known[i].suspension.seconds;
@@ -185,7 +190,7 @@ fn take_turn(scene: &Scene, known: &[GuestMemory], actions: &mut Vec<Action>) {
     actions.push(Action::Resume { guest: resumed });
 }
 
-/// Whether somebody has to stop running, and why: free memory will not last, or everything waits.
+/// Whether a guest has to stop running, and why: free memory will not last, or all tasks wait.
 fn need(scene: &Scene, cold_pages: u64) -> Option<Reason> {
     let (host, knobs) = (scene.host, scene.knobs);
     let threshold_pages = MemoryState::Low.threshold_pages(host, knobs);
@@ -208,7 +213,8 @@ fn need(scene: &Scene, cold_pages: u64) -> Option<Reason> {
     stalled.then_some(Reason::Stalled { full_avg10_percent, threshold_percent: knobs.psi_low_percent })
 }
 
-/// Suspends the guest of the lowest priority; among equals not one whose turn has only begun, and then the one that grows fastest.
+/// Suspends the guest of the lowest priority; among equals not one whose turn has only begun, and
+/// then the one that grows fastest.
 fn suspend(
     scene: &Scene,
     last: &mut LastResort,
@@ -229,7 +235,8 @@ fn suspend(
     }
 }
 
-/// Stops the guest of the lowest priority; among equals one that does not run, and then the largest. Never the last one.
+/// Stops the guest of the lowest priority; among equals one that does not run, and then the
+/// largest. Never the last one.
 fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
     let order = |i: &usize| {
         let guest = &scene.guests[*i];
@@ -243,14 +250,16 @@ fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
         last.helpless_seconds = 0.0;
         let reason = Reason::NothingHelped { seconds, free_pages: scene.host.free_pages };
         actions.push(Action::Stop { guest, reason });
-        // Nothing has helped while at most one ran. If that is the one, another takes its place at once.
+        // Nothing has helped while at most one ran. If the victim is that one, another takes its
+        // place at once.
         if scene.guests[guest].state == GuestState::Running {
             start_one(scene, last, actions);
         }
     }
 }
 
-/// Resumes the suspended guest of the highest priority for which there is room. Returns whether there was one.
+/// Resumes the suspended guest of the highest priority for which there is room. Returns whether
+/// there was one.
 fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) -> bool {
     let knobs = scene.knobs;
     let kept = scene.memory_state.min(MemoryState::Soft).threshold_pages(scene.host, knobs)

@@ -1,4 +1,4 @@
-//! Limits on how fast guests touch pages for the first time, so that there is time for everything that frees memory.
+//! Limits the rate of first touches, to gain time for everything that frees memory.
 
 use super::action::Action;
 use super::memory_state::MemoryState;
@@ -12,7 +12,8 @@ const EASED: f64 = 1.5;
 /// A limit above this is none: 256 MiB a second.
 const NO_LIMIT_PAGES_PER_SECOND: f64 = 65_536.0;
 
-/// Sets, changes and lifts limits, for those that run after `changes`: whoever is resumed has its limit before it runs.
+/// Sets, changes and lifts limits, for the guests that run after `changes`: a resumed guest has its
+/// limit before it runs.
 pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>) {
     let mut runs: Vec<bool> = scene.guests.iter().map(|g| g.state == GuestState::Running).collect();
     for change in changes {
@@ -30,7 +31,7 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
         let now = guest.throttle_pages_per_second;
         let rate = all * guest.weight() / weights;
         let wanted = match (guest_limit(guest, rate, scene), now) {
-            // In the soft state a limit is eased by steps, for it was there for a reason.
+            // In the soft state a limit is eased by steps, as there was a reason for it.
             (wanted, Some(now)) if scene.memory_state == MemoryState::Soft => soften(now, wanted, scene),
             // A limit that would be set again at once is not lifted.
             (None, Some(now)) if rate < EASED * NO_LIMIT_PAGES_PER_SECOND => Some(now),
@@ -39,7 +40,7 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
         let changes = match (now, wanted) {
             (Some(now), Some(wanted)) => {
                 let times = wanted as f64 / now.max(1) as f64;
-                // So little as one page more is a change where it is eased by steps.
+                // Where limits are eased by steps, a difference of one page is a change.
                 !(TIGHTENED..=EASED).contains(&times)
                     || scene.memory_state == MemoryState::Soft && wanted > now
             }
@@ -53,7 +54,8 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
 
 /// What all guests together may touch each second.
 pub(super) fn of_all(scene: &Scene) -> f64 {
-    // Between two looks guests can touch a good part of a small host's memory. So they may never take all that is free at once.
+    // Between two looks guests can touch a good part of a small host's memory. So they may never
+    // take all that is free at once.
     let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
     match scene.memory_state {
         MemoryState::High | MemoryState::Soft => brake,
@@ -71,13 +73,15 @@ fn soften(now: u64, wanted: Option<u64>, scene: &Scene) -> Option<u64> {
     }
 }
 
-/// What all guests together may touch each second: what is free above half of the low threshold, over the horizon.
+/// What all guests together may touch each second: what is free above half of the low threshold,
+/// over the horizon.
 fn pages_per_second(scene: &Scene) -> f64 {
     let kept = MemoryState::Low.threshold_pages(scene.host, scene.knobs) / 2;
     scene.host.free_pages.saturating_sub(kept) as f64 / scene.knobs.throttle_horizon_seconds
 }
 
-/// A guest's part of it; never 0, and never too little for a guest below its minimum. None is no limit.
+/// A guest's part of it; never 0, and never too little for a guest below its minimum. None is no
+/// limit.
 fn guest_limit(guest: &GuestView, rate: f64, scene: &Scene) -> Option<u64> {
     let least = if guest.held_pages() < guest.floor_pages() {
         scene.knobs.throttle_floor_pages_per_second
@@ -96,7 +100,8 @@ mod tests {
 
     const MIB: u64 = 256;
 
-    /// However much is free, guests cannot use it up between two looks; and on a host with much to spare nothing is limited.
+    /// However much is free, guests cannot use it up between two looks; and on a host with much to
+    /// spare nothing is limited.
     #[test]
     fn the_brake_is_on_before_memory_is_short() {
         let view = |name: &str| GuestView {

@@ -1,4 +1,5 @@
-//! A suspended guest is not suspended for ever: memory is gathered for it, and when there is none it gets its turn.
+//! A suspended guest does not stay suspended for ever: memory is gathered for it, and without any
+//! it gets its turn.
 
 use proptest::prelude::*;
 
@@ -6,9 +7,10 @@ use super::world::{Guest, MIB, World, any_guest, named, state_of};
 use super::*;
 use crate::suspension::longest_wait_seconds;
 
-/// Three guests whose balloons refuse, one of them suspended, the others idle: they use nothing, but nobody knows that. There is swap.
+/// Three guests whose balloons refuse, one of them suspended, the others idle: they use nothing,
+/// which is not known. There is swap.
 #[test]
-fn who_is_suspended_is_made_room_for_by_paging_out_the_idle() {
+fn idle_guests_are_paged_out_for_a_suspended_one() {
     let guests = [("a", 192, 80), ("b", 0, 179), ("c", 0, 179)].map(|(name, wants, has)| {
         let mut guest = Guest::new(name, 192 * MIB, wants * MIB, 64 * MIB);
         (guest.refuses, guest.mute, guest.view.resident_pages) = (true, true, has * MIB);
@@ -25,9 +27,10 @@ fn who_is_suspended_is_made_room_for_by_paging_out_the_idle() {
     assert!(world.guests[0].view.resident_pages > 120 * MIB, "{world:?}");
 }
 
-/// Nothing can be had: neither balloons nor swap, and all use all they have. They take turns; one of a higher priority gives way later.
+/// Nothing is available: neither balloons nor swap, and all use all they have. They take turns; one
+/// of a higher priority gives way later.
 #[test]
-fn where_nothing_is_to_be_had_guests_take_turns() {
+fn without_available_memory_guests_take_turns() {
     let longest = |priorities: [u32; 3]| {
         let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
         for (guest, priority) in guests.iter_mut().zip(priorities) {
@@ -54,9 +57,10 @@ fn where_nothing_is_to_be_had_guests_take_turns() {
     assert!(low.max(middle) as f64 <= all && low > turn && high <= turn, "{low} {middle} {high}");
 }
 
-/// The last one that ran has ended, or is held by its owner, or does not answer: those that are suspended are not left so.
+/// The last one that ran has ended, or is paused by its owner, or does not answer: suspended guests
+/// do not stay so.
 #[test]
-fn when_nobody_runs_one_is_resumed() {
+fn when_no_guest_runs_one_is_resumed() {
     for state in [GuestState::Dead, GuestState::Paused, GuestState::Silent] {
         let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
         for guest in &mut guests {
@@ -77,7 +81,8 @@ fn when_nobody_runs_one_is_resumed() {
     }
 }
 
-/// The only one that runs is of the lowest priority, and nothing has helped: it is stopped, and another runs from the same moment.
+/// The only one that runs is of the lowest priority, and nothing has helped: it is stopped, and
+/// another runs from the same moment.
 #[test]
 fn when_the_only_one_that_runs_is_stopped_another_is_resumed() {
     let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
@@ -88,7 +93,7 @@ fn when_the_only_one_that_runs_is_stopped_another_is_resumed() {
         guest.view.state = if priority == 0 { GuestState::Running } else { GuestState::Suspended };
     }
     let mut world = World::new(600 * MIB, guests);
-    // Nobody's turn comes before.
+    // No guest's turn comes before.
     (world.knobs.turn_seconds, world.knobs.may_stop) = (3600.0, true);
     let actions = world.seconds(world.knobs.stop_after_seconds as usize + 30);
     let stop = actions.iter().position(|a| matches!(a, Action::Stop { guest: 0, .. }));
@@ -96,7 +101,8 @@ fn when_the_only_one_that_runs_is_stopped_another_is_resumed() {
     assert_eq!(actions.get(stop + 1), Some(&Action::Resume { guest: 2 }), "{actions:?}");
 }
 
-/// A guest that does not answer is asked for nothing, and when it answers again it has been suspended for as long as before.
+/// A guest that does not answer is asked for nothing, and when it answers again it has been
+/// suspended for as long as before.
 #[test]
 fn a_silent_guest_is_left_alone_and_not_forgotten() {
     let mut guests: Vec<_> = ["a", "b", "c"].map(|n| Guest::new(n, 400 * MIB, 400 * MIB, 0)).into();
@@ -120,9 +126,9 @@ fn a_silent_guest_is_left_alone_and_not_forgotten() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever guests do: none is suspended at a stretch for longer than is promised.
+    /// Whatever guests do: none is suspended at a stretch for longer than promised.
     #[test]
-    fn nobody_is_suspended_for_ever(
+    fn no_guest_is_suspended_for_ever(
         guests in prop::collection::vec(any_guest(), 1..8), capacity in 1_u64..3000, swap in 0_u64..500,
         wants in prop::collection::vec((0_usize..8, 0.0..=1.0_f64), 1..12), equal in any::<bool>(),
     ) {
@@ -134,7 +140,7 @@ proptest! {
         let count = world.guests.len();
         let all = longest_wait_seconds(count, &world.knobs);
         let knobs = world.knobs;
-        // Nobody is of a higher priority: each waits for its first turn only.
+        // No guest is of a higher priority: each waits for its first turn only.
         let longest = if equal { all - knobs.turn_seconds * 3.0 } else { all } + count as f64;
         for (index, part) in wants {
             let guest = &mut world.guests[index % count];

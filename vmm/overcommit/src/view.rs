@@ -1,4 +1,4 @@
-//! What a decision sees: one host and its guests, in numbers.
+//! The inputs of a decision: one host and its guests, in numbers.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct HostView {
     /// Monotonic time. A jump, forwards or backwards, is taken for a short step.
     pub now_seconds: f64,
-    /// All that guests and their overhead may take together. With 0 nothing can be decided, and nothing is done.
+    /// All that guests and their overhead may take together. With 0 nothing can be decided, and
+    /// nothing is done.
     pub capacity_pages: u64,
     /// What they take: guests' frames, and the overhead of VMMs, page tables and merging.
     pub used_pages: u64,
@@ -17,7 +18,7 @@ pub struct HostView {
     pub swap_free_pages: u64,
     /// Pressure stall information, where the kernel gives it.
     pub psi: Option<Psi>,
-    /// Whether an engine merges pages, so that it can be asked to be eager.
+    /// Whether an engine merges pages, so that it can be set to urgent priority.
     pub merging: bool,
 }
 
@@ -26,18 +27,17 @@ pub struct HostView {
 pub struct Psi {
     /// In which at least one task waited for memory.
     pub some_avg10_percent: f64,
-    /// In which all did that had anything to do.
+    /// In which all tasks that had work waited for memory.
     pub full_avg10_percent: f64,
 }
 
-/// What a guest is doing.
+/// The state of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestState {
-    /// Its vCPUs run.
     #[default]
     Running,
-    /// This policy stopped its vCPUs, and may let them run again.
+    /// This policy stopped its vCPUs, and may resume them.
     Suspended,
     /// Its owner stopped its vCPUs: it holds what it has, and is left alone.
     Paused,
@@ -48,7 +48,6 @@ pub enum GuestState {
 }
 
 impl GuestState {
-    /// As in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -60,7 +59,6 @@ impl GuestState {
     }
 }
 
-/// A guest's balloon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonView {
     /// Pages it was asked for.
@@ -69,10 +67,11 @@ pub struct BalloonView {
     pub actual_pages: u64,
 }
 
-/// One guest at one moment. What it says of itself may be a lie: it is cut to what it was promised before it is used.
+/// One guest at one moment. Its own report may be a lie: it is cut to what the guest was promised
+/// before it is used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestView {
-    /// Its name: how it is recognised from one step to the next, in whatever order guests come.
+    /// Its name, which identifies it from one step to the next, in any order of guests.
     pub name: String,
     /// RAM it was promised.
     pub promised_pages: u64,
@@ -82,34 +81,33 @@ pub struct GuestView {
     pub resident_pages: u64,
     /// Its part of the host's frames; sharing makes it less than `resident_pages`.
     pub frames: f64,
-    /// Pages it touched lately, estimated from outside; None if nobody has looked.
+    /// Pages it touched lately, estimated from outside; None without an estimate.
     pub working_set_pages: Option<u64>,
     /// How far that may be off, in 95 of 100 cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_set_error_pages: Option<u64>,
-    /// Memory that it could do without, by its own word.
+    /// Memory that it could spare, by its own report.
     pub spare_pages: Option<u64>,
     /// Pages it touches for the first time, each second.
     pub touched_pages_per_second: f64,
     /// Its weight against the others when memory is divided. 0 counts as 1.
     pub shares: u32,
-    /// It is left at least so much.
+    /// The least it is left.
     pub min_pages: u64,
-    /// It is left at most so much; what it was promised if that is less.
+    /// The most it is left; what it was promised if that is less.
     pub max_pages: u64,
     /// Higher suffers later.
     pub priority: u32,
-    /// What it is doing.
     pub state: GuestState,
-    /// First touches each second that it is held to; None is no limit.
+    /// Limit on its first touches each second; None is no limit.
     pub throttle_pages_per_second: Option<u64>,
     /// Whether that limit has held it back lately. Most limits are never reached.
     #[serde(default)]
     pub held: bool,
-    /// For how long its VM has not answered, in seconds, where that is long; what it says of itself is older.
+    /// How long its VM has not answered, in seconds, where that is long; its report is older.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_seconds: Option<f64>,
-    /// How old the guest's own word on its memory is, in seconds; None if it never gave any.
+    /// The age of the guest's own report on its memory, in seconds; None if it never gave any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_seconds: Option<f64>,
 }
@@ -141,12 +139,14 @@ impl GuestView {
         self.balloon.map_or(0, |b| b.actual_pages.min(self.promised_pages))
     }
 
-    /// The most that it can be using: what it says that it could do without it does not use. Who lies about that loses it.
+    /// The most that it can be using: what it reports as spare it does not use. A guest that lies
+    /// about that loses it.
     pub fn not_spare_pages(&self) -> u64 {
         self.held_pages() - self.spare_pages.unwrap_or(0).min(self.held_pages())
     }
 
-    /// The part that it uses. Where nobody has looked that is all it has and cannot spare; it is never more.
+    /// The part that it uses. Without an estimate that is all it has and cannot spare; it is never
+    /// more.
     pub fn active_pages(&self) -> u64 {
         let most = self.not_spare_pages();
         self.working_set_pages.map_or(most, |w| w.min(most))

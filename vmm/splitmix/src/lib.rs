@@ -1,11 +1,12 @@
-//! SplitMix64: numbers that look random and follow from a seed, the same on every machine and in every version.
+//! SplitMix64: numbers that look random and follow from a seed, the same on every machine and in
+//! every version.
 //!
-//! For samples, models and tests. Whoever sees some of the numbers knows the others: where that matters, ask the kernel for random bytes.
+//! For samples, models and tests. Some of the numbers determine the others: where that matters, ask
+//! the kernel for random bytes.
 //!
 //! Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
 #![forbid(unsafe_code)]
 
-/// A sequence.
 #[derive(Clone, Debug)]
 pub struct SplitMix64(u64);
 
@@ -15,13 +16,12 @@ impl SplitMix64 {
         Self(seed)
     }
 
-    /// The next number.
     pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `end`, or 0: as even as the numbers are.
+    /// A number below `end`, or 0 if `end` is 0; as evenly distributed as the numbers are.
     pub fn below(&mut self, end: u64) -> u64 {
         let product = u128::from(self.draw()) * u128::from(end);
         // The high half; it is below `end`.
@@ -29,7 +29,7 @@ impl SplitMix64 {
     }
 }
 
-/// The generator's finalizer: one to one, so different numbers become different ones.
+/// The generator's finalizer: one to one, so different numbers stay different.
 pub fn mix(number: u64) -> u64 {
     let mixed = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,18 +1,18 @@
-//! An answer: a reply, or why there is none.
+//! An answer: a reply or an error.
 
 use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Why a request was not carried out. On the wire it is `{"error":"TEXT","kind":"KIND"}`: `kind` is for programs and
-/// stays what it is, `text` is for people and does not.
+/// Why a request was refused. On the wire it is `{"error":"TEXT","kind":"KIND"}`: `kind` is for
+/// programs and stays what it is, `text` is for people and does not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal<K> {
     /// The error with its causes, on one line.
     #[serde(rename = "error")]
     pub text: String,
-    /// Which one it is.
+    /// Its kind.
     #[serde(default)]
     pub kind: K,
 }
@@ -40,7 +40,7 @@ where
     }
 }
 
-/// Reads an answer. No reply is an object with a key `error`.
+/// Reads an answer. An object with a key `error` is never a reply.
 ///
 /// # Errors
 /// It is neither a refusal nor such a reply.
@@ -64,8 +64,9 @@ pub fn write<R: Serialize, K: Serialize>(answer: &Result<R, Refusal<K>>) -> serd
     }
 }
 
-/// An enum of the kinds of errors of one protocol, each with what it means: the documents are checked against `ALL`. A
-/// peer of another build may name a kind that is not among them, which is `Unknown`, or none, which is `Unsaid`.
+/// An enum of the kinds of errors of one protocol, each with its meaning: the documents are checked
+/// against `ALL`. A peer of another build may name a kind that is not among them, which is
+/// `Unknown`, or none, which is `Unsaid`.
 #[macro_export]
 macro_rules! error_kinds {
     ($(#[$meta:meta])* pub enum $name:ident { $(#[doc = $meaning:literal] $kind:ident,)+ }) => {
@@ -77,13 +78,13 @@ macro_rules! error_kinds {
             /// The peer is of a build that names no kinds.
             #[default]
             Unsaid,
-            /// A kind that a peer of another build has.
+            /// A kind that only a peer of another build has.
             #[serde(other)]
             Unknown,
         }
 
         impl $name {
-            /// Every kind that is sent, with what it means.
+            /// Every kind that is sent, with its meaning.
             pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$kind, $meaning)),+];
         }
     };
@@ -94,7 +95,6 @@ mod tests {
     use super::*;
 
     error_kinds! {
-        /// For the tests.
         pub enum Kind {
             /// There is none.
             NoSuchThing,

@@ -1,7 +1,8 @@
-//! HTTP/1.1 as far as our servers need it: requests out of a stream of bytes, and answers into one.
+//! The part of HTTP/1.1 that our servers need: requests from a stream of bytes, and answers into
+//! one.
 //!
-//! A body has a Content-Length or is not there. Transfer encodings, trailers and upgrades are refused. Whatever a
-//! client sends, no more than [`MAX_HEAD_BYTES`] and the body's limit of it are kept.
+//! A body has a Content-Length or is not there. Transfer encodings, trailers and upgrades are
+//! refused. At most [`MAX_HEAD_BYTES`] and the body's limit are kept of what a client sends.
 
 mod connection;
 mod server;
@@ -29,11 +30,11 @@ pub struct HttpRequest {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body; empty if there was none.
     pub body: Vec<u8>,
-    /// Whether the client wants to ask more on this connection.
+    /// Whether the client may send more requests on this connection.
     pub keep_alive: bool,
 }
 
-/// Why bytes are no request. The connection cannot go on after it.
+/// Why bytes are no request. The connection ends after it.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum HttpError {
     /// The head cannot be parsed.
@@ -58,17 +59,14 @@ pub enum HttpError {
     TransferEncoding,
     /// The client took too long.
     #[error("The request was not complete after {seconds} s.")]
-    Slow {
-        /// The limit.
-        seconds: u64,
-    },
-    /// The client sends no more, and what it sent is not all of a request.
+    Slow { seconds: u64 },
+    /// The client closed its side in the middle of a request.
     #[error("The request is not complete.")]
     Cut,
 }
 
 impl HttpError {
-    /// Whether there is more of a head than is read.
+    /// Whether the head is longer than is read.
     pub fn is_too_long(&self) -> bool {
         matches!(self, Self::HeadLength | Self::Syntax(httparse::Error::TooManyHeaders))
     }
@@ -81,12 +79,12 @@ struct Head {
     path: String,
     headers: Vec<(String, Vec<u8>)>,
     keep_alive: bool,
-    /// The client waits for leave to send the body.
+    /// The client waits for `100 Continue` before it sends the body.
     waits: bool,
     body_bytes: usize,
 }
 
-/// Makes requests of bytes, however these are cut.
+/// Parses requests from bytes that arrive in any pieces.
 #[derive(Debug)]
 pub struct Parser {
     max_body_bytes: Option<usize>,
@@ -95,13 +93,14 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// One for requests with bodies of at most so many bytes. None: a request ends with its head, whatever is said of a body.
+    /// Accepts bodies of at most `max_body_bytes`. None: a request ends with its head, whatever it
+    /// says of a body.
     pub fn new(max_body_bytes: Option<usize>) -> Self {
         Self { max_body_bytes, buffer: Vec::new(), head: None }
     }
 
-    /// Takes what the client sent. Call [`Self::next_request`] until it gives nothing before taking more: that bounds what is
-    /// kept.
+    /// Takes what the client sent. Call [`Self::next_request`] until it returns None before taking
+    /// more: that bounds what is kept.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
@@ -111,7 +110,7 @@ impl Parser {
         self.head.is_some() || !self.buffer.is_empty()
     }
 
-    /// Whether the client is to be told, now and once, to go on with the body it announced.
+    /// Whether to send `100 Continue` now; true once for each body that was announced with it.
     pub fn take_expectation(&mut self) -> bool {
         self.head.as_mut().is_some_and(|h| std::mem::take(&mut h.waits))
     }
@@ -146,7 +145,7 @@ fn parse_head(bytes: &[u8], max_body_bytes: Option<usize>) -> Result<Option<(Hea
         return Ok(None);
     };
     let (mut body_bytes, mut waits) = (None, false);
-    // HTTP/1.0 closes unless it is told otherwise.
+    // HTTP/1.0 closes unless the client asks otherwise.
     let mut keep_alive = parsed.version == Some(1);
     for header in parsed.headers.iter() {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
@@ -183,7 +182,7 @@ fn content_length(value: &[u8], limit: usize) -> Result<usize, HttpError> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err(HttpError::ContentLength);
     }
-    // Whatever does not fit a number is too long as well.
+    // A length that does not fit the number is too long as well.
     let bytes = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()).unwrap_or(u64::MAX);
     match usize::try_from(bytes) {
         Ok(short) if short <= limit => Ok(short),
@@ -202,15 +201,15 @@ fn path(target: &str) -> &str {
 /// The status of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// 200: with what was asked for.
+    /// 200: with the data that was asked for.
     Ok,
-    /// 204: it was done.
+    /// 204: done.
     NoContent,
-    /// 400: it was not.
+    /// 400: refused.
     BadRequest,
-    /// 404: there is nothing there.
+    /// 404: nothing there.
     NotFound,
-    /// 405: that is not what it is for.
+    /// 405: not with this method.
     MethodNotAllowed,
     /// 431: the request's head is too long.
     HeadTooLong,
@@ -232,23 +231,20 @@ impl Status {
     }
 }
 
-/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// Its status.
     pub status: Status,
-    /// What its body is, without [`Status::NoContent`].
+    /// The type of its body; none with [`Status::NoContent`].
     pub content_type: &'static str,
-    /// Further headers.
     pub headers: Vec<(&'static str, &'static str)>,
-    /// Its body, without [`Status::NoContent`].
+    /// Its body; none with [`Status::NoContent`].
     pub body: Vec<u8>,
-    /// The body is not sent, only its length: what HEAD asks for.
+    /// The body is not sent, only its length: for HEAD.
     pub head_only: bool,
 }
 
 impl Response {
-    /// As bytes for a client, at the end of `out`.
+    /// Appends its bytes to `out`.
     pub fn write_to(&self, keep_alive: bool, out: &mut Vec<u8>) {
         // Writing to memory does not fail.
         let _ = write!(out, "HTTP/1.1 {}\r\n", self.status.line());

@@ -16,32 +16,29 @@ use super::answer::{self, Refusal};
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 16 << 10;
-/// The least that a read or a write is given: 0 would be no limit.
+/// The least timeout of a read or a write: 0 would be no limit.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Why no line came, or none went.
+/// Why no line was received or sent.
 #[derive(Debug, Error)]
 pub enum LineError {
-    /// The deadline has passed. A line that has begun is kept: it may be waited for again.
+    /// The deadline has passed. A line that has begun is kept: receiving may be tried again.
     #[error("nothing came in time")]
     Late,
-    /// Nothing has come so far, and it was not to be waited for.
+    /// Nothing has arrived, and the caller did not wait.
     #[error("nothing has come yet")]
     NotYet,
-    /// The peer hung up between two lines.
-    #[error("it hung up without an answer")]
+    /// The peer disconnected between two lines.
+    #[error("it disconnected without an answer")]
     Closed,
-    /// The peer hung up within a line.
-    #[error("it hung up in the middle of its answer")]
+    /// The peer disconnected within a line.
+    #[error("it disconnected in the middle of its answer")]
     Cut,
-    /// The line does not end. The stream cannot go on after it.
+    /// The line is too long. The stream ends after it.
     #[error("its line is longer than {limit} bytes, the most that is read")]
-    TooLong {
-        /// The bound.
-        limit: usize,
-    },
-    /// A line came, and is not what was expected.
-    #[error("its answer is not understood")]
+    TooLong { limit: usize },
+    /// A line arrived that is not what was expected.
+    #[error("its answer cannot be parsed")]
     NotUnderstood(#[source] serde_json::Error),
     /// The socket failed otherwise.
     #[error(transparent)]
@@ -58,22 +55,22 @@ impl From<io::Error> for LineError {
     }
 }
 
-/// Bytes on their way to be lines of at most so many bytes, the `\n` not counted.
+/// Splits bytes into lines of at most `limit` bytes, the `\n` not counted.
 #[derive(Debug)]
 pub struct LineBuffer {
     bytes: Vec<u8>,
-    /// So many of them are no end of a line.
+    /// Bytes at the beginning that have no end of a line.
     searched: usize,
     limit: usize,
 }
 
 impl LineBuffer {
-    /// An empty one.
     pub fn new(limit: usize) -> Self {
         Self { bytes: Vec::new(), searched: 0, limit }
     }
 
-    /// Takes what came. Call [`Self::next_line`] until it gives nothing before taking more: that bounds what is kept.
+    /// Takes received bytes. Call [`Self::next_line`] until it returns None before taking more:
+    /// that bounds what is kept.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
@@ -99,10 +96,12 @@ impl LineBuffer {
         Ok(Some(line))
     }
 
-    /// Reads once from `stream`, which may wait.
+    /// Reads once from `stream`, which may block.
     ///
     /// # Errors
-    /// [`LineError::Closed`] or [`LineError::Cut`] at its end; a time limit of the stream is [`LineError::Late`].
+    ///
+    /// [`LineError::Closed`] or [`LineError::Cut`] at its end; a timeout of the stream is
+    /// [`LineError::Late`].
     pub fn read_from(&mut self, mut stream: impl Read) -> Result<(), LineError> {
         let mut chunk = [0; CHUNK_BYTES];
         loop {
@@ -126,7 +125,7 @@ impl LineBuffer {
     }
 }
 
-/// A connected socket that talks in lines.
+/// A connected socket that carries lines.
 #[derive(Debug)]
 pub struct Lines {
     stream: UnixStream,
@@ -134,19 +133,19 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The peer at the other end of `stream`, whose lines have at most so many bytes.
+    /// The peer at the other end of `stream`, with lines of at most `max_line_bytes`.
     pub fn new(stream: UnixStream, max_line_bytes: usize) -> Self {
         Self { stream, buffer: LineBuffer::new(max_line_bytes) }
     }
 
-    /// The socket.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
-    /// The next line, waited for.
+    /// Waits for the next line.
     ///
     /// # Errors
+    ///
     /// Every [`LineError`] but [`LineError::NotYet`].
     pub fn receive(&mut self, until: Instant) -> Result<Vec<u8>, LineError> {
         loop {
@@ -158,9 +157,10 @@ impl Lines {
         }
     }
 
-    /// Takes what has come, without waiting; lines come out of [`Self::next_line`].
+    /// Takes what has arrived, without waiting; [`Self::next_line`] returns its lines.
     ///
     /// # Errors
+    ///
     /// [`LineError::NotYet`], or the peer is gone.
     pub fn take(&mut self) -> Result<(), LineError> {
         let mut chunk = [0; CHUNK_BYTES];
@@ -174,20 +174,22 @@ impl Lines {
     /// A line that has been taken.
     ///
     /// # Errors
+    ///
     /// [`LineError::TooLong`].
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, LineError> {
         self.buffer.next_line()
     }
 
-    /// What has come of a line whose end has not: after [`LineError::Cut`], all there is.
+    /// The beginning of a line whose end has not arrived: after [`LineError::Cut`], all there is.
     pub fn take_rest(&mut self) -> Vec<u8> {
         self.buffer.searched = 0;
         std::mem::take(&mut self.buffer.bytes)
     }
 
-    /// Sends a line, which has no end of a line in it.
+    /// Sends a line, which has no `\n` in it.
     ///
     /// # Errors
+    ///
     /// The peer is gone, or does not take it in time: [`LineError::Late`].
     pub fn send(&mut self, mut line: Vec<u8>, until: Instant) -> Result<(), LineError> {
         line.push(b'\n');
@@ -226,10 +228,10 @@ impl Lines {
         self.send(line, until)
     }
 
-    /// Asks one thing and waits for the answer; the inner error is the peer's own.
+    /// Sends a request and waits for the answer; the inner error is the peer's own.
     ///
     /// # Errors
-    /// There is no answer, or none that is understood.
+    /// There is no answer, or none that can be read.
     pub fn ask<R: DeserializeOwned, K: DeserializeOwned + Default>(
         &mut self,
         request: &impl Serialize,
@@ -252,13 +254,14 @@ fn left(until: Instant) -> Result<Duration, LineError> {
     if left.is_zero() { Err(LineError::Late) } else { Ok(left.max(SHORTEST)) }
 }
 
-/// Connects to the socket at `path`. One whose process does not take clients is an error after `limit`.
+/// Connects to the socket at `path`. If its process does not accept clients, that is an error after
+/// `limit`.
 ///
 /// # Errors
-/// What connect(2) says; a full queue is `WouldBlock` once `limit` is over.
+/// An error of connect(2); a full queue is `WouldBlock` once `limit` is over.
 pub fn connect(path: &Path, limit: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // For connecting, too, where the queue is full.
+    // This limits connecting, too, where the queue is full.
     set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket.into())
@@ -292,7 +295,7 @@ mod tests {
         peer.write_all(b"{\"a\"").unwrap();
         let short = Instant::now() + Duration::from_millis(30);
         assert!(matches!(lines.receive(short), Err(LineError::Late)));
-        // What has come is kept.
+        // Received bytes are kept.
         peer.write_all(b":1}\n{").unwrap();
         assert_eq!(lines.receive(soon()).unwrap(), b"{\"a\":1}");
         drop(peer);
@@ -327,7 +330,7 @@ mod tests {
         let (mut lines, mut peer) = pair();
         let (begin, limit) = (Instant::now(), Duration::from_millis(200));
         let dribble = thread::spawn(move || {
-            // Until nobody reads any more.
+            // Until the reader is gone.
             while begin.elapsed() < Duration::from_secs(60) && peer.write_all(b" ").is_ok() {
                 thread::sleep(Duration::from_millis(20));
             }

@@ -9,7 +9,6 @@ pub(super) const MAX_ENTRIES: usize = 64;
 
 /// A statistic. The numbers are VIRTIO_BALLOON_S_*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each has the name the specification gives it")]
 #[repr(u16)]
 pub enum Tag {
     SwapIn = 0,

@@ -17,7 +17,8 @@ pub const CATALOGUE: [(&str, &str); 7] = [
     ("inflate-deflate", include_str!("../../../../resources/experiments/inflate-deflate.toml")),
 ];
 
-/// Experiments that are scenarios of `samepage stress`: one run each, with a verdict. Name and text of each.
+/// Experiments that are scenarios of `samepage stress`: one run each, with a verdict. Name and text
+/// of each.
 const SCENARIOS: [(&str, &str); 9] = [
     ("ksm-52", include_str!("../../../../resources/scenarios/ksm-52.toml")),
     ("cow-storm", include_str!("../../../../resources/scenarios/cow-storm.toml")),
@@ -30,13 +31,13 @@ const SCENARIOS: [(&str, &str); 9] = [
     ("swap-full", include_str!("../../../../resources/scenarios/swap-full.toml")),
 ];
 
-/// Names this similar are taken for a slip of the finger, by Jaro and Winkler.
+/// Names this similar are taken for a typing error, by Jaro and Winkler.
 const SIMILAR: f64 = 0.75;
 
 /// All plans that come with the program.
 ///
 /// # Errors
-/// One of them is wrong: a fault in Samepage, which a test rules out.
+/// One of them is invalid: a fault in Samepage, which a test rules out.
 pub fn all() -> Result<Vec<Plan>, ExperimentError> {
     CATALOGUE.iter().map(|(_, text)| Plan::parse(text, Path::new("."))).collect()
 }
@@ -49,9 +50,10 @@ pub fn scenarios() -> Result<Vec<Scenario>, ExperimentError> {
     SCENARIOS.iter().map(|(_, text)| Ok(Scenario::parse(text, Path::new("."))?)).collect()
 }
 
-/// The scenario of this name; None where none is called so.
+/// The scenario of this name; None if there is none.
 ///
 /// # Errors
+///
 /// As [`all`].
 pub fn scenario(name: &str) -> Result<Option<Scenario>, ExperimentError> {
     Ok(scenarios()?.into_iter().find(|scenario| scenario.name == name))

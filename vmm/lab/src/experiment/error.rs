@@ -1,4 +1,4 @@
-//! What can go wrong with an experiment.
+//! Errors of experiments.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,38 +12,32 @@ use memory::size::SizeError;
 /// Why an experiment could not be run to its end.
 #[derive(Debug, Error)]
 pub enum ExperimentError {
-    /// Nothing is called so.
+    /// No experiment has this name.
     #[error("no experiment is called {name:?}{meant}: expected one of {known}, or a TOML file")]
     Unknown {
-        /// What was asked for.
         name: String,
-        /// What that resembles, as a clause.
+        /// The most similar name, as a clause.
         meant: String,
-        /// What there is.
         known: String,
     },
     /// The plan's file cannot be read.
     #[error("the experiment {path} cannot be read", path = path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// The plan's file is wrong.
     #[error("the experiment {path} is wrong", path = path.display())]
     File {
-        /// The file.
         path: PathBuf,
-        /// Where and what.
         #[source]
         source: Box<ExperimentError>,
     },
     /// It is not TOML, or has a key that no plan has.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
-    /// A scenario that comes along is wrong.
+    /// A scenario of the catalogue is wrong.
     #[error(transparent)]
     Scenario(#[from] ScenarioError),
     /// A dimension has no value.
@@ -52,19 +46,14 @@ pub enum ExperimentError {
     /// A number is out of range.
     #[error("{key} = {value} is not possible: expected {least} to {most}")]
     Range {
-        /// Which.
         key: &'static str,
-        /// What it was.
         value: f64,
         /// The least there may be.
         least: f64,
-        /// The most.
         most: f64,
     },
-    /// The guests' memory.
     #[error("guest: memory")]
     Memory(#[source] SizeError),
-    /// The guests' percentages.
     #[error("guest: the percentages of its fill make {0}: expected 100")]
     Mix(u32),
     /// An initrd without a kernel.
@@ -80,22 +69,19 @@ pub enum ExperimentError {
         "{0} is always run with two guests, one that reads after the other: leave the number of guests out"
     )]
     TwoGuests(String),
-    /// What guests read.
     #[error("file: size (at most half of the guests' memory)")]
     FileSize(#[source] SizeError),
     /// The file that guests are to read.
     #[error("cannot {what}")]
     Image {
-        /// What was being done.
         what: &'static str,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// A guest is not there any more.
+    /// A guest has ended during the experiment.
     #[error("a guest ended in the middle of the experiment: this is a fault in Samepage, please report it")]
     GuestGone,
-    /// A balloon experiment whose guests keep everything.
+    /// A balloon experiment whose guests keep all their pages.
     #[error(
         "{0} takes from its guests what they do not keep: its fill must say how many pages they keep, as in fill = {{ unique = 100, pages = 4096 }}"
     )]
@@ -103,59 +89,43 @@ pub enum ExperimentError {
     /// A balloon did not get to its size.
     #[error("the balloon of {guest} stands at {actual_pages} of {target_pages} pages: {reason}")]
     Balloon {
-        /// Whose.
         guest: String,
         /// Where it should be.
         target_pages: u32,
-        /// Where it is.
         actual_pages: u32,
-        /// Why it stopped.
         reason: &'static str,
     },
-    /// There is nothing that this machine or this user can run.
+    /// This machine or this user can run no part of it.
     #[error("nothing of this experiment can be run here: {0}")]
     NothingToRun(String),
     /// The file of results cannot be used.
     #[error("cannot {what} the results {path}", path = path.display())]
     Journal {
-        /// What was being done.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// A line of it is none of ours.
+    /// A line of it is not a result.
     #[error("line {line} of {path} is no result of an experiment: give --results a file of its own", path = path.display())]
     JournalLine {
-        /// The file.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
         #[source]
         source: serde_json::Error,
     },
-    /// A guest has lost what it wrote.
+    /// A guest has lost written data.
     #[error(
         "{wrong} of {checked} pages do not hold what was written to them, with {point}: this is a fault in Samepage, please report it"
     )]
-    WrongPages {
-        /// How many.
-        wrong: u64,
-        /// Of how many.
-        checked: u64,
-        /// When.
-        point: String,
-    },
-    /// A fleet failed.
+    WrongPages { wrong: u64, checked: u64, point: String },
     #[error(transparent)]
     Host(#[from] HostError),
 }
 
 impl ExperimentError {
-    /// Whether the user wanted an end.
+    /// Whether the user interrupted it.
     pub fn is_interrupt(&self) -> bool {
         matches!(self, Self::Host(HostError::Interrupted))
     }

@@ -1,4 +1,5 @@
-//! Where guests have the pages of a file that the experiment made, seen from outside: each page of it says what it is.
+//! Finds the pages of the experiment's file in guests' memory, from outside: each page of the file
+//! identifies itself.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,14 +16,15 @@ use memory::Extent;
 use memory::Hva;
 use memory::remote::{RemoteMemory, RemoteRange};
 
-/// Bytes at the beginning of a page that say what it is.
+/// Bytes at the beginning of a page that identify it.
 const HEADER_BYTES: usize = 32;
 
 fn key(seed: u64, index: u64) -> PageKey {
     PageKey { seed, class: Class::Unique, index, generation: 0 }
 }
 
-/// Writes `pages` pages that follow from `seed` to `file`, from its beginning. No two are alike, and none can be compressed.
+/// Writes `pages` pages that follow from `seed` to `file`, from its beginning. No two are alike,
+/// and none can be compressed.
 pub(super) fn write(file: &mut File, seed: u64, pages: u64) -> io::Result<()> {
     file.rewind()?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -36,21 +38,21 @@ pub(super) fn write(file: &mut File, seed: u64, pages: u64) -> io::Result<()> {
     out.flush()
 }
 
-/// Where one guest has pages of the file, by their number: addresses in its VM's process.
+/// Where one guest has pages of the file, by their number: addresses in its VM process.
 #[derive(Debug, Default)]
 pub(super) struct Located {
     hvas: HashMap<u64, Hva>,
 }
 
 impl Located {
-    /// Looks through all of a guest's present pages for those of `seed`.
+    /// Searches all of a guest's present pages for those of `seed`.
     pub(super) fn of(space: &Space, seed: u64) -> Result<Self, HostError> {
         Self::search(space, seed).map_err(|source| HostError::Check { guest: space.name.clone(), source })
     }
 
     fn search(space: &Space, seed: u64) -> Result<Self, CheckError> {
         let (memory, mut located) = (RemoteMemory::open(space.pid)?, Self::default());
-        // Of which only the header is ever filled: the rest says nothing that is needed here.
+        // Only the header is ever filled: the rest is not needed here.
         let (mut header, mut page) = ([0; HEADER_BYTES], [0; PAGE_WORDS]);
         Pagemap::open(space.pid)?.each(space.extents.iter().map(Extent::hvas), |hva, entry| {
             if entry.present() {
@@ -73,7 +75,8 @@ impl Located {
         self.hvas.len() as u64
     }
 
-    /// The frame of each, by its number. A page that is on none now, or on one that is not shown to this user, is left out.
+    /// The frame of each, by its number. A page without a frame now, or whose frame number is
+    /// hidden from this user, is left out.
     fn frames(&self, space: &Space) -> Result<HashMap<u64, u64>, HostError> {
         let by_hva: HashMap<Hva, u64> = self.hvas.iter().map(|(index, hva)| (*hva, *index)).collect();
         let mut frames = HashMap::new();
@@ -112,7 +115,8 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes.len(), 3 * PAGE_BYTES as usize);
-        // Memory of our own with two of its pages, one of another seed, and one that is no page of ours at all.
+        // Memory of our own with two of its pages, one of another seed, and one that is no page of
+        // ours at all.
         let mut memory = vec![[0u64; PAGE_WORDS]; 6];
         let start = memory.as_ptr() as u64;
         let first = (start.next_multiple_of(PAGE_BYTES) - start) / 8;

@@ -12,14 +12,13 @@ use fleet::fleet::Fleet;
 use measure::content::{self, Content};
 use measure::watch::Watcher;
 
-/// Parts of what is reached in the end whose time is told.
+/// Fractions of the final result whose time is recorded.
 const PARTS: [(f64, &str); 3] =
     [(0.5, "to_50_percent_seconds"), (0.9, "to_90_percent_seconds"), (0.95, "to_95_percent_seconds")];
 
-/// What saves, and how much of it there is.
+/// A kind of saving, and its pages.
 type Part = (&'static str, fn(&Saved) -> u64);
 
-/// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let domains = vec!["experiment"; stage.point.guests as usize];
     stage.play(&domains, |fleet, measured| {
@@ -79,7 +78,8 @@ fn converge(
     Ok(())
 }
 
-/// Guests write pages of every kind, and the engine merges them again; pages are followed one by one.
+/// Guests write pages of every kind, and the engine merges them again; pages are followed one by
+/// one.
 fn churn(
     stage: &Stage<'_>,
     fleet: &mut Fleet,
@@ -95,7 +95,7 @@ fn churn(
     let mut watcher = Watcher::new(present.spaces());
     let look = |watcher: &mut Watcher| -> Result<(), ExperimentError> {
         let saved = present.saved()?.0.total();
-        // The ideal of pages that change while they are read would be of no moment.
+        // The ideal of pages that change while they are read would be of no single moment.
         Ok(watcher.look(present.spaces(), saved, 0).map_err(HostError::from)?)
     };
     look(&mut watcher)?;
@@ -104,7 +104,7 @@ fn churn(
         stage.rest(Duration::from_secs_f64(stage.plan.look_seconds))?;
         look(&mut watcher)?;
     }
-    // What could be shared at the end of it, and what is, of the same moment.
+    // What could be shared at its end, and what is, at the same moment.
     let (content, frames) = fleet.paused(|fleet| {
         let content = content::measure(present.spaces(), &mut |_, _| {})?;
         let frames = fleet.frames()?;

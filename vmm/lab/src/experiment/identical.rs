@@ -1,4 +1,4 @@
-//! Guests alike: what is shared and what that saves, once merging has settled.
+//! Identical guests: what is shared and what that saves, once merging has settled.
 
 use std::time::Instant;
 
@@ -6,7 +6,6 @@ use super::ExperimentError;
 use super::stage::{Present, Stage};
 use super::trial::Measured;
 
-/// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let domains = vec!["experiment"; stage.point.guests as usize];
     stage.play(&domains, |fleet, measured| {
@@ -41,7 +40,8 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
             ("ideal_cross_pages", content.cross_duplicates),
             ("overhead_pages", ledger.overhead.total()),
         ]);
-        // Of two readings, so it can be less than nothing where something else was given back meanwhile.
+        // The difference of two readings, so it is negative if other memory was given back
+        // meanwhile.
         measured.put("metadata_pages", ledger.overhead.total() as f64 - before as f64);
         measured.put("merge_seconds", last.1);
         if let Some(seconds) = progress.cpu_seconds {

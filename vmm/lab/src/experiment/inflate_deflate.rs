@@ -1,8 +1,10 @@
-//! How fast a guest's memory comes back by its balloon, and how fast the guest has it again: the columns of HyperAlloc.
+//! How fast a guest's memory is reclaimed by its balloon, and how fast the guest has it again: the
+//! columns of HyperAlloc.
 //!
-//! Each guest keeps the pages it was filled with; everything else that it can spare goes into the balloon and comes out of it again,
-//! first never touched, then touched. After every way out a guest with a driver of ours reads all that came back, which must be zeros;
-//! of others the host's page table says that no frame was left. What was kept is checked while the rest is away.
+//! Each guest keeps the pages it was filled with; everything else that it can spare goes into the
+//! balloon and comes out of it again, first never touched, then touched. After every way out a
+//! guest with a driver of ours reads all that came back, which must be zeros; of others the host's
+//! page table says that no frame was left. What was kept is checked while the rest is away.
 
 use std::fs;
 use std::thread;
@@ -20,14 +22,15 @@ use fleet::guest::Guest;
 use fleet::target::Target;
 use memory::PAGE_BYTES;
 
-/// How often a balloon that moves is looked at. A look costs the VMM some 50 us, which count as its processor time.
+/// How often a balloon that moves is looked at. A look costs the VMM some 50 us, which count as its
+/// processor time.
 const POLL: Duration = Duration::from_millis(2);
 /// Longest that one move may take.
 const LIMIT: Duration = Duration::from_secs(600);
-/// What the names of threads begin with that run guest code.
+/// The prefix of the names of threads that run guest code.
 const VCPU: &str = "vcpu";
 
-/// What one step took, for all guests together.
+/// The cost of one step, for all guests together.
 #[derive(Clone, Copy)]
 struct Moved {
     seconds: f64,
@@ -35,7 +38,6 @@ struct Moved {
     vmm_seconds: f64,
 }
 
-/// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let domains = vec!["experiment"; stage.point.guests as usize];
     stage.play(&domains, |fleet, measured| {
@@ -50,14 +52,14 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     })
 }
 
-/// All that a guest can do without: what it offers for a workload, less what it keeps.
+/// Pages that a guest can do without: what it offers for a workload, less what it keeps.
 fn spare_pages(stage: &Stage<'_>, guest: &Guest) -> u32 {
     let offered = guest.ready().map_or(0, |ready| ready.pages);
     let spare = offered.saturating_sub(stage.plan.guest.fill.pages.unwrap_or(0));
     u32::try_from(spare).unwrap_or(u32::MAX)
 }
 
-/// In, out, and once more in and out with a guest that uses at once what it has got.
+/// Inflates and deflates, twice; the second time the guest uses at once what it has got back.
 fn cycle(
     stage: &Stage<'_>,
     fleet: &mut Fleet,
@@ -81,7 +83,7 @@ fn cycle(
     let began = Instant::now();
     let out = deflate(stage, fleet)?;
     let vmm = fleet.each(|guest| Ok(vmm_seconds(guest)))?.iter().sum::<f64>();
-    // All that there is: what came back, and what was kept once more.
+    // Everything: what came back, and what was kept once more.
     stage.fill_pages(fleet, None)?;
     let seconds = began.elapsed().as_secs_f64();
     let filled = fleet.each(|guest| Ok(vmm_seconds(guest)))?.iter().sum::<f64>();
@@ -104,7 +106,7 @@ fn balloons(
     pages: impl Fn(&Guest) -> u32 + Sync,
 ) -> Result<Moved, ExperimentError> {
     let began = Instant::now();
-    let told = fleet.each(|guest| {
+    let results = fleet.each(|guest| {
         let (target, before) = (target(guest)?, vmm_seconds(guest));
         let asked_pages = pages(guest);
         target.set(asked_pages)?;
@@ -127,7 +129,7 @@ fn balloons(
     })?;
     let seconds = began.elapsed().as_secs_f64();
     let mut vmm_seconds = 0.0;
-    for (spent, stuck) in told {
+    for (spent, stuck) in results {
         vmm_seconds += spent;
         if let Some((guest, size, stop)) = stuck {
             let (target_pages, actual_pages) = (size.target_pages, size.actual_pages);
@@ -150,7 +152,8 @@ fn target(guest: &Guest) -> Result<Target, HostError> {
     })
 }
 
-/// Has the guests whose driver is ours read every page that came back. Returns how many there were; all must be zeros.
+/// Makes the guests whose driver is ours read every page that came back. Returns their number; all
+/// must be zeros.
 fn came_back_empty(stage: &Stage<'_>, fleet: &mut Fleet) -> Result<u64, ExperimentError> {
     let read = fleet.each(|guest| {
         if !guest.is_built_in() {
@@ -168,7 +171,8 @@ fn came_back_empty(stage: &Stage<'_>, fleet: &mut Fleet) -> Result<u64, Experime
     }
 }
 
-/// Processor time so far of the VMM's threads that run no guest code, in seconds. A thread that ends meanwhile counts no more.
+/// Processor time so far of the VMM's threads that run no guest code, in seconds. A thread that
+/// ends meanwhile counts no more.
 fn vmm_seconds(guest: &Guest) -> f64 {
     let Some(tasks) = guest.pid().and_then(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()) else {
         return 0.0;

@@ -1,4 +1,5 @@
-//! Finished trials in a file, a line of JSON each, so that an experiment that was interrupted can go on.
+//! Finished trials in a file, a line of JSON each, so that an experiment that was interrupted can
+//! go on.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use super::trial::Trial;
 use crate::environment::Environment;
 use os::named_file;
 
-/// A line: it says all that is needed to tell whose it is.
+/// A line, with all that is needed to match it to a plan and a machine.
 #[derive(Serialize, Deserialize)]
 struct Line {
     plan: Plan,
@@ -20,7 +21,6 @@ struct Line {
     trial: Trial,
 }
 
-/// The file.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -29,7 +29,7 @@ pub struct Journal {
     environment: Environment,
 }
 
-/// What was found in the file.
+/// The contents of the file.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Trials of this plan on this machine.
@@ -41,7 +41,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// What a reader of the results must know, if they are not all this build's.
+    /// A note for readers of the results, if they are not all this build's.
     pub fn note(&self) -> Option<String> {
         let (other, all) = (self.other_builds, self.trials.len());
         (other > 0).then(|| {
@@ -53,7 +53,8 @@ impl Found {
 }
 
 impl Journal {
-    /// Opens the file, or makes it, and reads what it has of this plan on this machine. A last line that was cut short is cut off.
+    /// Opens the file, or makes it, and reads what it has of this plan on this machine. A torn last
+    /// line is removed.
     ///
     /// # Errors
     /// It cannot be read or written, or is something else.
@@ -82,7 +83,7 @@ impl Journal {
             }
         }
         if whole < text.len() {
-            // Only what we were about to write: anything else stays as it is, and is refused.
+            // Only a line that we were writing: anything else stays as it is, and is refused.
             let rest = &text[whole..];
             if !rest.starts_with("{\"plan\"") {
                 let source = serde_json::from_str::<Line>(rest).err();
@@ -96,9 +97,10 @@ impl Journal {
         Ok((journal, found))
     }
 
-    /// Adds a finished trial, and has it on the disk before it returns.
+    /// Adds a finished trial, and syncs it to disk before it returns.
     ///
     /// # Errors
+    ///
     /// It cannot be written.
     pub fn append(&mut self, trial: &Trial) -> Result<(), ExperimentError> {
         let line =
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_is_cut_off_and_somebody_elses_file_is_left_alone() {
+    fn a_torn_line_is_cut_off_and_a_foreign_file_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("results.jsonl");
         let (plan, here) = (catalogue::find("ideal").unwrap(), Environment::now());

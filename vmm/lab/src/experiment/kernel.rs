@@ -1,4 +1,4 @@
-//! Which kernel the guests of a variant start from, and who unpacks it.
+//! The kernel that the guests of a variant start from, and where it is decompressed.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use image::PACKED_KERNEL_FILE;
 use image::vmlinux::{self, Kernel};
 use machine::Unpack;
 
-/// A kernel and who unpacks it.
+/// A kernel and where it is decompressed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct VariantKernel {
     /// None is the built-in guest.
@@ -15,7 +15,8 @@ pub(super) struct VariantKernel {
     pub(super) unpack: Unpack,
 }
 
-/// The kernel of `variant`. With KASLR it is the plan's, or else the `vmlinuz` beside it, as `samepage image` leaves it there.
+/// The kernel of `variant`. With KASLR it is the plan's, or else the `vmlinuz` beside it, as
+/// `samepage image` leaves it there.
 ///
 /// # Errors
 /// There is none with a decompressor, as a clause for people.
@@ -45,7 +46,7 @@ mod tests {
     use super::super::catalogue;
     use super::*;
 
-    /// What is looked at of a bzImage: its magic, its version and that it is whole.
+    /// The parts of a bzImage that are read: its magic, its version and that it is whole.
     fn bzimage() -> Vec<u8> {
         let mut file = vec![0u8; 1024 + 64];
         file[0x1f1] = 1;

@@ -1,8 +1,10 @@
-//! The field's standard experiments: a plan of fixed dimensions, run again and again on fleets of its own.
+//! The field's standard experiments: a plan of fixed dimensions, run again and again on fleets of
+//! its own.
 //!
-//! A *plan* is a TOML file. Its dimensions make *points*: an engine, a variant of the guests, a number of them. One run of one point is a
-//! *trial*; a *repetition* is a trial of every point. Each trial has a fleet that nobody else uses and that is gone when it ends, so that
-//! the order of trials does not matter and an interrupt costs one of them. What a page holds follows from the seed.
+//! A *plan* is a TOML file. Its dimensions make *points*: an engine, a variant of the guests, a
+//! number of them. One run of one point is a *trial*; a *repetition* is a trial of every point.
+//! Each trial has a fleet of its own that is gone when it ends, so that the order of trials does
+//! not matter and an interrupt costs one of them. What a page holds follows from the seed.
 
 pub mod catalogue;
 mod error;

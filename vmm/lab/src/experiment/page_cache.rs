@@ -1,8 +1,10 @@
-//! Two Linux guests read the same file, one after the other, while merging goes on: how soon the second copy in memory is none.
+//! Two Linux guests read the same file, one after the other, while merging goes on: how soon the
+//! second copy in memory is merged.
 //!
-//! The file is a drive of both. Each reads it once through its own page cache, the second some seconds after the first; then both have
-//! their page cache forget it, and the next round has other contents, so that what is left of the last one counts for nothing. Pages are
-//! found in the guests' memory by what is in them, and followed by their frames.
+//! The file is a drive of both. Each reads it once through its own page cache, the second some
+//! seconds after the first; then both drop it from their page cache, and the next round has other
+//! contents, so that leftovers of the last one do not count. Pages are found in the guests' memory
+//! by their contents, and followed by their frames.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -23,16 +25,17 @@ use machine::Drive;
 use measure::Space;
 use memory::PAGE_BYTES;
 
-/// Parts of the file whose time is told.
+/// Fractions of the file whose time is recorded.
 const PARTS: [(f64, &str); 2] = [(0.5, "to_50_percent_seconds"), (0.9, "to_90_percent_seconds")];
-/// A round is over when so much of the file is shared: a page or two may be on their way out of a page cache.
+/// A round is over when this fraction of the file is shared: a page or two may be on their way out
+/// of a page cache.
 const ALL_BUT_A_FEW: f64 = 0.999;
-/// Pages of one command to a guest: it says nothing before it is done.
+/// Pages of one command to a guest: it answers only when it is done.
 const COMMAND_PAGES: u64 = 4096;
 const _: () = assert!(COMMAND_PAGES <= MAX_DISK_PAGES);
 /// Seeds of neighbouring repetitions are this far apart, and of a file's rounds one.
 const SEED_STRIDE: u64 = 1 << 16;
-/// What no guest is filled with has a seed with this bit.
+/// A seed with this bit never fills a guest.
 const FILE_SEED: u64 = 1 << 63;
 
 /// A file of the experiment's own, gone with it.
@@ -58,7 +61,7 @@ impl Image {
         file_pages::write(file, self.seed, self.pages).map_err(failed("write the file that guests read"))
     }
 
-    /// Has other contents from now on.
+    /// Changes its contents.
     fn next(&mut self) -> Result<(), ExperimentError> {
         self.seed = self.seed.wrapping_add(1) | FILE_SEED;
         self.write()
@@ -81,13 +84,12 @@ impl Rounds {
         }
     }
 
-    /// In how many rounds there was such a figure.
+    /// The number of rounds with such a figure.
     fn count(&self, name: &str) -> usize {
         self.0.iter().find(|(known, _)| *known == name).map_or(0, |(_, values)| values.len())
     }
 }
 
-/// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let mut image = Image::new(stage)?;
     let path = image.file.path().into();
@@ -95,12 +97,13 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let mut spec = stage.spec(&["experiment"; 2])?;
     for guest in &mut spec.guests {
         guest.vm.drives = vec![drive.clone()];
-        // What a guest's kernel frees is the host's again, as far as it says so: else a file that was forgotten would stay shared.
+        // Pages that a guest's kernel frees go back to the host if it reports them: else a dropped
+        // file would stay shared.
         guest.vm.balloon.iter_mut().for_each(|balloon| balloon.reporting = true);
     }
     stage.play_in(spec, |fleet, measured| {
         fleet.start_merging()?;
-        // What guests have booted from is merged before anything is measured.
+        // Pages that guests booted from are merged before anything is measured.
         stage.settle(fleet, Instant::now(), |_, _| Ok(()))?;
         let before = fleet.progress().unwrap_or_default().cpu_seconds;
         let mut rounds = Rounds::default();
@@ -131,7 +134,7 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     })
 }
 
-/// Both read, what they have is merged, both forget.
+/// Both read, the engine merges, both drop the file.
 fn round(
     stage: &Stage<'_>,
     fleet: &mut Fleet,
@@ -201,7 +204,7 @@ fn round(
     Ok(())
 }
 
-/// What reading all of the file came to.
+/// A complete read of the file.
 struct Read {
     wrong: u64,
     /// In the guest, without the time between commands.

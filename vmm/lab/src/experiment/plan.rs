@@ -1,4 +1,5 @@
-//! A plan: what is measured, in which dimensions. `resources/docs/reference/experiments.md` has the keys.
+//! A plan: what is measured, in which dimensions. `resources/docs/reference/experiments.md` has the
+//! keys.
 
 use std::path::{Path, PathBuf};
 
@@ -15,18 +16,16 @@ use os::named_file;
 
 /// Most guests of one trial, and values of one dimension.
 const MAX_GUESTS: u32 = 256;
-/// Most repetitions.
 pub const MAX_REPEAT: u32 = 1000;
 /// Longest that any part of a trial may take: an hour.
 const MAX_SECONDS: f64 = 3600.0;
-/// Most pages a second that a guest is told to write.
+/// Most pages a second that a guest may write.
 const MAX_RATE: u64 = 1_000_000;
-/// Least that there is to read.
+/// The smallest file.
 const MIN_FILE_BYTES: u64 = 1 << 20;
 /// Most windows in which writes are timed.
 const MAX_WINDOWS: u32 = 10_000;
 
-/// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -36,29 +35,27 @@ pub enum Kind {
     Ideal,
     /// Whether a guest can tell by its own write times which of its pages are merged.
     SideChannel,
-    /// How soon the pages of a file are shared that two Linux guests have read.
+    /// How soon the pages of a file that two Linux guests have read are shared.
     PageCache,
-    /// What an engine saves in a fixed time, what it takes for that, and what guests wait.
+    /// What an engine saves in a fixed time, its processor time for that, and how long guests wait.
     ScannerPareto,
-    /// How fast memory comes back by a balloon, and how fast the guest has it again.
+    /// How fast memory is reclaimed by a balloon, and how fast the guest has it again.
     InflateDeflate,
 }
 
-/// A guest, in so far as all guests of a plan are alike.
+/// A guest; all guests of a plan are alike.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table [guest]")]
 pub struct GuestPlan {
     /// Its RAM with its unit.
     pub memory: String,
-    /// vCPUs.
     #[serde(default = "one")]
     pub cpus: u8,
-    /// What it fills its memory with.
+    /// The contents of its memory.
     pub fill: FillSpec,
     /// A Linux kernel; None is the built-in guest.
     #[serde(default)]
     pub kernel: Option<PathBuf>,
-    /// Its initrd.
     #[serde(default)]
     pub initrd: Option<PathBuf>,
     /// Its command line; None is the usual one.
@@ -67,18 +64,18 @@ pub struct GuestPlan {
     /// How long it may take until it is ready.
     #[serde(default)]
     pub ready_seconds: Option<u32>,
-    /// What is different where it is Linux.
+    /// What is different if it is Linux.
     #[serde(default)]
     pub linux: Option<LinuxPlan>,
 }
 
-/// What Linux guests need otherwise than built-in ones.
+/// What Linux guests need that built-in ones do not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table [linux]")]
 pub struct LinuxPlan {
     /// RAM with its unit: the kernel alone has some 60 MiB.
     pub memory: String,
-    /// How many pages are filled: few, where it is the kernel's own pages that are measured.
+    /// How many pages are filled: few, where the kernel's own pages are measured.
     #[serde(default)]
     pub fill_pages: Option<u64>,
     /// How long it may take until it is ready.
@@ -90,20 +87,21 @@ fn one() -> u8 {
     1
 }
 
-/// A way in which the guests of a point differ from those of others.
+/// A difference between the guests of a point and those of others.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table [[variant]]")]
 pub struct Variant {
-    /// Its name.
     pub name: String,
-    /// Huge pages of the host are asked for, or forbidden; None: as the host does by itself.
+    /// Huge pages of the host are requested, or forbidden; None: the host's own setting.
     pub huge_pages: Option<bool>,
-    /// More words for the kernel's command line. Only Linux guests have one: without a kernel the variant is left out.
+    /// More words for the kernel's command line. Only Linux guests have one: without a kernel the
+    /// variant is left out.
     pub cmdline: Option<String>,
-    /// How much later the second guest begins to read; for [`Kind::PageCache`].
+    /// Delay of the second guest's read; for [`Kind::PageCache`].
     pub offset_seconds: Option<f64>,
-    /// Whether the kernel's own decompressor runs in the guest, and with it address randomization. Only Linux guests have that: without a
-    /// kernel the variant is left out, and a plan that has no other one has none.
+    /// Whether the kernel's own decompressor runs in the guest, and with it address randomization.
+    /// Only Linux guests have that: without a kernel the variant is left out, and a plan that has
+    /// no other one has none.
     pub kaslr: Option<bool>,
 }
 
@@ -113,7 +111,6 @@ pub struct Variant {
 pub struct ChurnPlan {
     /// In each guest.
     pub pages_per_second: u64,
-    /// For how long.
     pub seconds: f64,
 }
 
@@ -125,7 +122,6 @@ pub struct TimingPlan {
     pub windows: u32,
     /// Writes in each window.
     pub writes: u32,
-    /// How fast.
     pub pages_per_second: u64,
 }
 
@@ -137,25 +133,21 @@ pub struct FilePlan {
     pub size: String,
     /// How often it is read and forgotten again, each time with other contents.
     pub rounds: u32,
-    /// How long is looked on after it was forgotten.
+    /// How long it is watched after it was dropped.
     pub evict_seconds: f64,
 }
 
-/// A plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "the keys of a plan")]
 pub struct Plan {
-    /// Its name.
     pub name: String,
-    /// What it shows.
     #[serde(default)]
     pub about: String,
     /// Who did it first.
     #[serde(default)]
     pub source: String,
-    /// What is measured.
     pub kind: Kind,
-    /// What the contents of pages follow from.
+    /// The seed of the contents of pages.
     pub seed: u64,
     /// How often each point is measured.
     pub repeat: u32,
@@ -163,23 +155,22 @@ pub struct Plan {
     pub guests: Vec<u32>,
     /// Dimension: what merges.
     pub engines: Vec<Contender>,
-    /// Dimension: what else is different. Nothing, unless said.
+    /// Dimension: other differences. Empty unless set.
     #[serde(default)]
     pub variant: Vec<Variant>,
-    /// The guests.
     pub guest: GuestPlan,
-    /// How long merging may take until it has settled; for [`Kind::ScannerPareto`] how long it is given.
+    /// The longest time for merging to settle; for [`Kind::ScannerPareto`] the time it is given.
     pub merge_seconds: f64,
-    /// From one look to the next, where something is followed over time.
+    /// Interval between looks, where something is followed over time.
     #[serde(default = "look_seconds")]
     pub look_seconds: f64,
-    /// What is written while sharing is watched; for [`Kind::Ideal`].
+    /// Writes while sharing is watched; for [`Kind::Ideal`].
     #[serde(default = "churn")]
     pub churn: ChurnPlan,
-    /// What is timed; for [`Kind::SideChannel`] and [`Kind::ScannerPareto`].
+    /// Timed writes; for [`Kind::SideChannel`] and [`Kind::ScannerPareto`].
     #[serde(default = "timing")]
     pub timing: TimingPlan,
-    /// What is read; for [`Kind::PageCache`].
+    /// The file that is read; for [`Kind::PageCache`].
     #[serde(default = "file")]
     pub file: FilePlan,
 }
@@ -204,7 +195,7 @@ impl Plan {
     /// Reads and checks a plan. Relative paths in it are relative to it.
     ///
     /// # Errors
-    /// It cannot be read, or says what is not possible.
+    /// It cannot be read, or a value is not possible.
     pub fn read(path: &Path) -> Result<Self, ExperimentError> {
         let text = named_file::read_text(path)
             .map_err(|source| ExperimentError::Read { path: path.into(), source })?;
@@ -215,7 +206,7 @@ impl Plan {
     /// As [`Self::read`], for text whose relative paths begin at `dir`.
     ///
     /// # Errors
-    /// It says what is not possible.
+    /// A value is not possible.
     pub fn parse(text: &str, dir: &Path) -> Result<Self, ExperimentError> {
         let mut plan: Self = toml::from_str(text)?;
         for path in [&mut plan.guest.kernel, &mut plan.guest.initrd].into_iter().flatten() {
@@ -226,7 +217,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The same with Linux guests, as far as the plan says what they need.
+    /// The same with Linux guests, as far as the plan gives what they need.
     pub fn set_linux(&mut self, kernel: &Path, initrd: Option<&Path>) {
         self.guest.kernel = Some(kernel.into());
         self.guest.initrd = initrd.map(Into::into);
@@ -244,10 +235,11 @@ impl Plan {
         }
     }
 
-    /// Whether it can be run at all.
+    /// Checks that it can be run.
     ///
     /// # Errors
-    /// The first thing that is not possible.
+    ///
+    /// The first value that is not possible.
     pub fn check(&self) -> Result<(), ExperimentError> {
         if self.guests.is_empty() {
             return Err(ExperimentError::Empty("guests"));
@@ -342,7 +334,7 @@ impl Plan {
         self.variant.iter().find(|variant| variant.name == point.variant).cloned().unwrap_or_default()
     }
 
-    /// Whether results of both may stand side by side: the same but for words, and for how often.
+    /// Whether results of both may be compared: they differ in their texts and repetitions only.
     pub fn measures_the_same(&self, other: &Self) -> bool {
         let bare =
             |plan: &Self| Self { repeat: 1, about: String::new(), source: String::new(), ..plan.clone() };

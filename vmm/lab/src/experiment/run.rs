@@ -1,4 +1,4 @@
-//! Runs a plan: repetition after repetition, and in each every point that can be had here.
+//! Runs a plan: repetition after repetition, and in each every point that is possible here.
 
 use std::fs;
 use std::time::Instant;
@@ -15,35 +15,33 @@ use super::{ideal, identical, inflate_deflate, kernel, page_cache, scanner, side
 use crate::environment::Environment;
 use fleet::watch::Watch;
 
-/// Where the host says whether it gives huge pages to those who ask.
+/// Where the host says whether it gives huge pages on request.
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// Everything that is known of an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// What was to be measured.
     pub plan: Plan,
-    /// Where.
+    /// The environment.
     pub environment: Environment,
     /// Whether every trial is finished.
     pub complete: bool,
-    /// Trials that there are to be.
+    /// The number of trials planned.
     pub planned_trials: usize,
     /// Medians and spread of each point.
     pub summary: Vec<PointSummary>,
-    /// Every finished trial.
     pub trials: Vec<Trial>,
-    /// What a reader should know; what of the plan could not be had here is in it.
+    /// Notes for readers, such as the parts of the plan that are not possible here.
     pub notes: Vec<String>,
     #[serde(skip)]
     points: Vec<Point>,
 }
 
 impl Outcome {
-    /// Of a plan that has come as far as `trials`.
+    /// The outcome of a plan of which `trials` are finished.
     ///
     /// # Errors
-    /// No point of it can be had here.
+    /// No point of it is possible here.
     pub fn new(plan: Plan, environment: Environment, trials: Vec<Trial>) -> Result<Self, ExperimentError> {
         let (points, notes) = possible(&plan);
         if points.is_empty() {
@@ -66,10 +64,12 @@ impl Outcome {
         Ok(outcome)
     }
 
-    /// Runs what is not finished. `begin` hears the point before each trial. On an error, what is finished is in the outcome.
+    /// Runs the trials that are not finished. `begin` is called with the point before each trial.
+    /// On an error, the finished trials are in the outcome.
     ///
     /// # Errors
-    /// A fleet failed, a page was wrong, the file of results cannot be written, or the user wants an end.
+    /// A fleet failed, a page was wrong, the file of results cannot be written, or the user
+    /// interrupts it.
     pub fn go_on(
         &mut self,
         mut journal: Option<&mut Journal>,
@@ -118,7 +118,7 @@ fn measure(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     }
 }
 
-/// The points of a plan that can be had here, and a note for each engine and variant that cannot.
+/// The points of a plan that are possible here, and a note for each engine and variant that is not.
 fn possible(plan: &Plan) -> (Vec<Point>, Vec<String>) {
     let mut notes = Vec::new();
     let mut points = plan.points();
@@ -142,7 +142,7 @@ fn possible(plan: &Plan) -> (Vec<Point>, Vec<String>) {
         {
             "this host gives no transparent huge pages".into()
         } else if variant.kaslr.is_some() && plan.guest.kernel.is_none() {
-            // Once for all of them.
+            // One note for all of them.
             kaslr = true;
             continue;
         } else if let Err(why) = kernel::of(plan, variant) {
@@ -161,7 +161,7 @@ fn possible(plan: &Plan) -> (Vec<Point>, Vec<String>) {
     (points, notes)
 }
 
-/// What every point of a plan needs and is not there.
+/// What every point of a plan needs and this host lacks.
 fn missing(plan: &Plan) -> Option<&'static str> {
     match plan.kind {
         Kind::PageCache if plan.guest.kernel.is_none() => Some(
@@ -169,7 +169,7 @@ fn missing(plan: &Plan) -> Option<&'static str> {
              makes both)",
         ),
         Kind::PageCache if !rustix::process::geteuid().is_root() => {
-            Some("only root sees on which frames the pages of a file are")
+            Some("only root sees the frames of a file's pages")
         }
         _ => None,
     }

@@ -1,4 +1,5 @@
-//! What an engine saves in a fixed time, the processor time it takes for that, and how long a guest's writes take meanwhile.
+//! What an engine saves in a fixed time, the processor time it takes for that, and how long a
+//! guest's writes take meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use super::stage::{Present, Stage};
 use super::trial::Measured;
 use memory::PAGE_BYTES;
 
-/// The guest that times its writes: pages that nobody else has, so that what it waits for is the engine and not a broken share.
+/// The guest that times its writes, to pages that no other guest has: so it waits for the engine
+/// and not for a broken share.
 const OBSERVER: usize = 0;
 
-/// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let domains = vec!["experiment"; stage.point.guests as usize];
     stage.play(&domains, |fleet, measured| {

@@ -1,9 +1,11 @@
 //! Whether a guest can tell by its own write times which of its pages are merged.
 //!
-//! Three guests: two in one trust domain, the third in another, all with the same common pages, so that every guest has pages that
-//! somebody else has too, and pages that nobody has. The first and the third time their writes to both kinds, in windows that take
-//! turns, so that what else happens on the machine disturbs both alike. Where windows of common pages are slower than windows of others
-//! in half of all pairs, an observer cannot do better than to guess; at 100 % one window of each tells them apart.
+//! Three guests: two in one trust domain, the third in another, all with the same common pages, so
+//! that every guest has pages that another one has too, and pages of its own. The first and the
+//! third time their writes to both kinds, in windows that take turns, so that other load on the
+//! machine disturbs both alike. Where windows of common pages are slower than windows of others in
+//! half of all pairs, an observer cannot do better than guess; at 100 % one window of each
+//! distinguishes them.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,7 @@ use crate::spread::median;
 use fleet::fleet::Fleet;
 use fleet::spec::EngineName;
 
-/// Who observes: the guest's number, and what figures of it begin with.
+/// The observers: the guest's number, and the prefix of its figures.
 const OBSERVERS: [(usize, &str); 2] = [(0, "same_domain"), (2, "other_domain")];
 
 /// Times of the windows of one kind of page.
@@ -26,9 +28,8 @@ struct Windows {
     p99_ns: Vec<f64>,
 }
 
-/// Measures one point.
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
-    // KSM knows no domains: its guests are all in one, and the third stands for somebody else's.
+    // KSM knows no domains: its guests are all in one, and the third stands for another owner's.
     let domains = match stage.point.engine.kind() {
         EngineName::Ksm => ["one", "one", "one"],
         EngineName::Slab | EngineName::Off => ["one", "one", "other"],
@@ -95,7 +96,8 @@ fn distribution(values: &[f64]) -> Vec<(f64, f64)> {
     sorted.iter().enumerate().map(|(n, value)| (*value, part(n))).collect()
 }
 
-/// Of all pairs of one value of each, in how many the first is larger, in percent; a tie counts half (Mann and Whitney's U).
+/// The percentage of all pairs of one value of each in which the first is larger; a tie counts half
+/// (Mann and Whitney's U).
 fn slower_percent(these: &[f64], those: &[f64]) -> f64 {
     let pairs = these.len() * those.len();
     if pairs == 0 {

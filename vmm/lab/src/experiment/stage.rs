@@ -1,4 +1,4 @@
-//! Where a trial plays: a fleet of its own, brought up, filled, worked with, checked, and ended.
+//! The fleet of a trial: started, filled, measured, checked, and ended.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,9 +21,10 @@ use measure::frames::{self, Frames};
 use merge::slab::engine::Tuning;
 use merge::{Progress, Settling};
 
-/// How often an interrupt is looked for while nothing happens.
+/// How often an interrupt is checked for while nothing happens.
 const POLL: Duration = Duration::from_millis(20);
-/// Seeds of neighbours are this far apart, so that those of one repetition's guests are nobody else's.
+/// Seeds of neighbours are this far apart, so that the guests of one repetition share no seed with
+/// another's.
 const SEED_STRIDE: u64 = 1 << 20;
 
 /// A point of a plan that is about to be run.
@@ -36,7 +37,8 @@ pub(super) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Brings a fleet up with a guest for each of `domains`, filled, has `work` measure it, and has every page checked.
+    /// Starts a fleet with a guest for each of `domains`, filled, lets `work` measure it, and has
+    /// every page checked.
     pub(super) fn play(
         &self,
         domains: &[&str],
@@ -45,7 +47,7 @@ impl Stage<'_> {
         self.play_in(self.spec(domains)?, work)
     }
 
-    /// As [`Self::play`], with guests that are not all as the plan has them.
+    /// As [`Self::play`], with guests that are not all as in the plan.
     pub(super) fn play_in(
         &self,
         spec: FleetSpec,
@@ -88,7 +90,7 @@ impl Stage<'_> {
             huge_pages: variant.huge_pages,
             ..VmConfig::default()
         };
-        // They are filled by seeds of ours, below.
+        // They are filled from our seeds, below.
         let guests = domains.iter().enumerate().map(|(n, domain)| GuestSpec {
             ready_seconds: guest.ready_seconds,
             ..GuestSpec::new(format!("guest-{n}"), (*domain).to_owned(), vm.clone())
@@ -104,12 +106,12 @@ impl Stage<'_> {
         })
     }
 
-    /// Has all guests fill their memory as the plan says.
+    /// Makes all guests fill their memory as the plan says.
     pub(super) fn fill(&self, fleet: &mut Fleet) -> Result<(), ExperimentError> {
         self.fill_pages(fleet, self.plan.guest.fill.pages)
     }
 
-    /// As [`Self::fill`], but so many pages; all that a guest can spare without a number.
+    /// As [`Self::fill`], with `pages` pages; without a number all that a guest can spare.
     pub(super) fn fill_pages(&self, fleet: &mut Fleet, pages: Option<u64>) -> Result<(), ExperimentError> {
         let fill = self.plan.guest.fill;
         let mix = Mix::new(fill.zero, fill.common, fill.duplicate, fill.unique);
@@ -135,7 +137,8 @@ impl Stage<'_> {
         }
     }
 
-    /// Waits until merging has settled or its time is over; calls `look` each [`Plan::look_seconds`] with the time since `began`.
+    /// Waits until merging has settled or its time is over; calls `look` each
+    /// [`Plan::look_seconds`] with the time since `began`.
     pub(super) fn settle(
         &self,
         fleet: &mut Fleet,
@@ -161,7 +164,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Does nothing for so long, unless the user wants an end.
+    /// Sleeps for `length`, unless the user interrupts it.
     pub(super) fn rest(&self, length: Duration) -> Result<(), HostError> {
         let until = Instant::now() + length;
         loop {
@@ -174,7 +177,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Has guest `number` time its writes to `target` from now on; returns what it timed until now.
+    /// Makes guest `number` time its writes to `target` from now on; returns the times until now.
     pub(super) fn time_writes(
         &self,
         fleet: &mut Fleet,
@@ -183,11 +186,11 @@ impl Stage<'_> {
         rate: u64,
     ) -> Result<Latency, ExperimentError> {
         let command = Command::Latency { target, rate, seconds: None };
-        let told = fleet.each(|guest| match guest.number == number {
+        let results = fleet.each(|guest| match guest.number == number {
             true => guest.obey(&command, self.watch).map(Some),
             false => Ok(None),
         })?;
-        Ok(told
+        Ok(results
             .into_iter()
             .flatten()
             .find_map(|reply| match reply {
@@ -209,7 +212,7 @@ pub(super) struct Present {
 /// Frames that are freed, by what frees them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Saved {
-    /// Pages of zeros: on the kernel's frame of zeros, or given back.
+    /// Pages of zeros: on the zero page, or given back.
     pub(super) zero: u64,
     /// Pages on a frame with an earlier page of the same guest.
     pub(super) own: u64,
@@ -218,19 +221,19 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// What sharing saves, zeros not counted.
+    /// Pages that sharing saves, zeros not counted.
     pub(super) fn by_sharing(&self) -> u64 {
         self.own + self.cross
     }
 
-    /// What needs no frame.
+    /// Pages that need no frame.
     pub(super) fn total(&self) -> u64 {
         self.zero + self.by_sharing()
     }
 }
 
 impl Present {
-    /// What is present now, before anything is merged.
+    /// The pages that are present now, before anything is merged.
     pub(super) fn now(fleet: &mut Fleet) -> Result<Self, HostError> {
         let (spaces, frames) = (fleet.spaces()?, fleet.frames()?);
         Ok(Self { spaces, pages: frames.guests.iter().map(|guest| guest.pages.present()).collect() })
@@ -241,13 +244,12 @@ impl Present {
         &self.spaces
     }
 
-    /// All pages.
     pub(super) fn total(&self) -> u64 {
         self.pages.iter().sum()
     }
 
-    /// What is saved now of the pages that were present then. Pages of zeros that an engine gives back are absent afterwards, so what is
-    /// absent of them counts as zeros.
+    /// What is saved now of the pages that were present then. An engine gives back pages of zeros,
+    /// which are absent afterwards; so absent pages count as zeros.
     pub(super) fn saved(&self) -> Result<(Saved, Frames), HostError> {
         let all = frames::measure(&self.spaces)?;
         let (mut saved, mut alone) = (Saved::default(), 0);

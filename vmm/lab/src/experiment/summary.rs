@@ -10,17 +10,15 @@ use crate::spread::Spread;
 /// All repetitions of one point.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PointSummary {
-    /// Which.
     #[serde(flatten)]
     pub point: Point,
     /// How many repetitions are finished.
     pub repetitions: usize,
-    /// Its figures.
     pub figures: BTreeMap<String, Spread>,
 }
 
 impl PointSummary {
-    /// The median of a figure, where every point has one.
+    /// The median of a figure, if there is one.
     pub fn median(&self, name: &str) -> Option<f64> {
         self.figures.get(name).map(|spread| spread.median)
     }

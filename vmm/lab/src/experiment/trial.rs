@@ -1,4 +1,4 @@
-//! One run of one point, and what came out of it.
+//! One run of one point, and its results.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,9 +12,7 @@ use crate::contender::Contender;
 pub struct Point {
     /// The variant's name; empty where a plan has none.
     pub variant: String,
-    /// What merges.
     pub engine: Contender,
-    /// How many guests.
     pub guests: u32,
 }
 
@@ -26,13 +24,14 @@ impl fmt::Display for Point {
     }
 }
 
-/// Figures by their names, which end with what they are in: `_pages` of 4096 bytes, `_seconds`, `_ns`, `_percent`.
+/// Figures by their names, which end with what they are in: `_pages` of 4096 bytes, `_seconds`,
+/// `_ns`, `_percent`.
 pub type Figures = BTreeMap<String, f64>;
 
-/// Pairs, such as of a time and what was seen then, by the name of what was seen.
+/// Pairs, such as of a time and a value, by the name of the value.
 pub type Series = BTreeMap<String, Vec<(f64, f64)>>;
 
-/// What one run measured.
+/// The results of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Single numbers.
@@ -40,13 +39,12 @@ pub struct Measured {
     /// Those that belong together.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub series: Series,
-    /// What a reader should know.
+    /// Notes for readers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
 impl Measured {
-    /// Adds a figure.
     pub(super) fn put(&mut self, name: &str, value: f64) {
         self.figures.insert(name.into(), value);
     }
@@ -62,9 +60,7 @@ impl Measured {
 pub struct Trial {
     /// Counted from 1.
     pub repetition: u32,
-    /// Which.
     pub point: Point,
-    /// What came out.
     #[serde(flatten)]
     pub measured: Measured,
     /// How long it took, with starting and ending the guests.

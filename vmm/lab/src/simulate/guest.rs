@@ -1,4 +1,4 @@
-//! A guest in the model: what it has in memory and on swap, what it wants, and what it gets done.
+//! A guest in the model: what it has in memory and on swap, what it wants, and its progress.
 
 use super::dice::Dice;
 use super::scenario::{Driver, GuestSpec, Load};
@@ -8,7 +8,7 @@ use overcommit::view::{BalloonView, GuestState, GuestView};
 pub(super) const PAGES_PER_MIB: f64 = 256.0;
 /// How much more slowly a slow balloon moves.
 const SLOW: f64 = 64.0;
-/// What a guest gets done falls to a half when so much of what it uses does not fit what it is left.
+/// Progress falls to a half when this part of what a guest uses does not fit what it is left.
 const HALVED_BY: f64 = 0.05;
 /// A balloon that is sent back within this time swings.
 const SWINGS_SECONDS: f64 = 60.0;
@@ -23,7 +23,7 @@ pub(super) struct Guest {
     pub(super) load: Load,
     arrives_seconds: f64,
     departs_seconds: f64,
-    /// Where in its turns of work and rest it begins; 0 to 1.
+    /// Offset in its turns of work and rest; 0 to 1.
     offset: f64,
     wander_pages: f64,
     /// What it used when its load changed, and when that was.
@@ -37,7 +37,7 @@ pub(super) struct Guest {
     /// Frames that it does not need because others have the same pages.
     pub(super) saved_pages: f64,
     share: f64,
-    /// Which way its balloon was last sent, and when.
+    /// The direction in which its balloon was last sent, and when.
     sent: Option<(bool, f64)>,
 }
 
@@ -85,7 +85,7 @@ impl Guest {
         self.view.state == GuestState::Running
     }
 
-    /// Comes and goes when it is its time. Who was stopped does not come back.
+    /// Starts and ends when it is its time. A guest that was stopped does not come back.
     pub(super) fn live(&mut self, from_seconds: f64, to_seconds: f64) {
         if (from_seconds..to_seconds).contains(&self.arrives_seconds) {
             self.view.state = GuestState::Running;
@@ -95,7 +95,7 @@ impl Guest {
         }
     }
 
-    /// Is gone, and has nothing.
+    /// Ends it; it has nothing then.
     pub(super) fn end(&mut self) {
         self.view.state = GuestState::Dead;
         self.view.throttle_pages_per_second = None;
@@ -103,7 +103,7 @@ impl Guest {
         (self.saved_pages, self.wants_pages) = (0.0, 0.0);
     }
 
-    /// Does something else from now on.
+    /// Changes its load.
     pub(super) fn begin(&mut self, load: Load, seconds: f64) {
         self.before_pages = self.wants_pages;
         self.changed_seconds = seconds.max(self.arrives_seconds);
@@ -114,12 +114,12 @@ impl Guest {
         self.view.promised_pages as f64
     }
 
-    /// What it is left by its balloon.
+    /// Pages that its balloon leaves it.
     pub(super) fn usable_pages(&self) -> f64 {
         self.promised_pages() - self.ballooned_pages
     }
 
-    /// What it uses of what it has.
+    /// What it uses of the memory that it has.
     pub(super) fn active_pages(&self) -> f64 {
         self.wants_pages.min(self.usable_pages()).min(self.resident_pages + self.swapped_pages)
     }
@@ -129,7 +129,7 @@ impl Guest {
         self.resident_pages - self.saved_pages
     }
 
-    /// Decides what it wants now.
+    /// Decides how much it wants now.
     pub(super) fn want(&mut self, now_seconds: f64, step_seconds: f64, dice: &mut Dice) {
         let (load, promised) = (self.load, self.promised_pages());
         let turn = if load.period_seconds > 0.0 {
@@ -155,7 +155,8 @@ impl Guest {
         self.wants_pages = (self.before_pages + (there - self.before_pages) * part).clamp(0.0, promised);
     }
 
-    /// Moves its balloon. Returns the pages moved. What no longer fits what it is left it drops: first what is on swap.
+    /// Moves its balloon. Returns the pages moved. It drops what no longer fits: first what is on
+    /// swap.
     pub(super) fn move_balloon(&mut self, pages_per_second: f64, step_seconds: f64) -> f64 {
         let Some(balloon) = self.view.balloon else { return 0.0 };
         let speed = match self.driver {
@@ -173,7 +174,8 @@ impl Guest {
         moved.abs()
     }
 
-    /// Its balloon is sent to another size. Returns whether it was sent the other way a short while ago.
+    /// Its balloon is sent to another size. Returns whether it was sent the other way a short while
+    /// ago.
     pub(super) fn send(&mut self, target_pages: u64, now_seconds: f64) -> bool {
         let Some(balloon) = &mut self.view.balloon else { return false };
         let grows = target_pages > balloon.target_pages;
@@ -182,7 +184,7 @@ impl Guest {
         before.is_some_and(|(grew, at)| grew != grows && now_seconds - at < SWINGS_SECONDS)
     }
 
-    /// Gives up pages in memory, what it shared and what not alike.
+    /// Gives up pages in memory, shared and unshared alike.
     pub(super) fn drop_resident(&mut self, pages: f64) {
         if self.resident_pages > 0.0 && pages > 0.0 {
             let kept = ((self.resident_pages - pages) / self.resident_pages).max(0.0);
@@ -191,7 +193,8 @@ impl Guest {
         }
     }
 
-    /// Merges at most so many of its pages, of which `sharers` have the same. Returns what was merged.
+    /// Merges at most `pages` of its pages, of which `sharers` have the same. Returns the pages
+    /// merged.
     pub(super) fn merge(&mut self, pages: f64, sharers: usize) -> f64 {
         if sharers < 2 {
             return 0.0;
@@ -202,7 +205,8 @@ impl Guest {
         merged
     }
 
-    /// How much it gets done of what it could: less when what it uses does not fit, or when it waits.
+    /// Its progress, as a part of what is possible: less when what it uses does not fit, or when it
+    /// waits.
     pub(super) fn progress(&self, waited: f64) -> f64 {
         if !self.runs() {
             return 0.0;

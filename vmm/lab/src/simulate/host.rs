@@ -1,4 +1,4 @@
-//! A host in the model: its guests touch, page, merge and balloon; the policy looks on and acts.
+//! A host in the model: its guests touch, page, merge and balloon; the policy observes and acts.
 
 use super::dice::Dice;
 use super::guest::{Guest, PAGES_PER_MIB};
@@ -8,14 +8,14 @@ use overcommit::action::Action;
 use overcommit::policy::{Memory, step};
 use overcommit::view::{GuestState, GuestView, HostView, Psi};
 
-/// How much faster pages are merged when eager.
+/// How much faster pages are merged at urgent priority.
 const EAGER: f64 = 4.0;
-/// What pressure stall information is averaged over.
+/// The time that pressure stall information is averaged over.
 const PSI_SECONDS: f64 = 10.0;
 /// The most of a step that a guest can wait for swap.
 const MOST_WAITED: f64 = 0.99;
 
-/// One host, and what time it is there.
+/// One host, and its clock.
 pub(super) struct Host<'a> {
     scenario: &'a Scenario,
     memory: Memory,
@@ -23,37 +23,31 @@ pub(super) struct Host<'a> {
     views: Vec<GuestView>,
     dice: Dice,
     now_seconds: f64,
-    /// What its clock is ahead by.
+    /// The lead of its clock.
     jumped_seconds: f64,
     psi: Psi,
     eager: bool,
     free_pages: f64,
 }
 
-/// What a host is like after a step, for the time series.
+/// A host after a step, for the time series.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
     /// Time since the start.
     pub seconds: f64,
-    /// Which host.
     pub host: u64,
-    /// Its state.
     pub memory_state: overcommit::memory_state::MemoryState,
-    /// Free memory.
     pub free_pages: f64,
-    /// In balloons.
     pub ballooned_pages: f64,
-    /// On swap.
     pub swapped_pages: f64,
     /// Frames that sharing saves.
     pub saved_pages: f64,
-    /// Guests that run.
     pub running: u64,
     /// Guests that are suspended.
     pub suspended: u64,
     /// Guests that their limit held back in this step. Most limits are never reached.
     pub throttled: u64,
-    /// What the policy asked for in this step.
+    /// Actions of the policy in this step.
     pub actions: u64,
 }
 
@@ -90,13 +84,12 @@ impl<'a> Host<'a> {
         self.guests.iter()
     }
 
-    /// Suspends a guest as the policy does, whatever that thinks of it.
+    /// Suspends a guest as the policy does, without asking it.
     #[cfg(test)]
     pub(super) fn suspend(&mut self, index: usize) {
         self.guests[index].view.state = GuestState::Suspended;
     }
 
-    /// A phase begins.
     pub(super) fn begin(&mut self, phase: &Phase) {
         self.jumped_seconds += phase.clock_jump_seconds;
         for guest in &mut self.guests {
@@ -136,7 +129,8 @@ impl<'a> Host<'a> {
         let mut pages = speed * seconds * if self.eager { EAGER } else { 1.0 };
         for guest in &mut self.guests {
             if breaks > 0.0 {
-                // What was written to is no longer the same as anybody's. Without a frame for its copy the writer waits.
+                // Written pages are no longer the same as another guest's. Without a frame for its
+                // copy the writer waits.
                 let broken =
                     if guest.runs() { (guest.saved_pages * breaks).min(self.free_pages) } else { 0.0 };
                 guest.saved_pages -= broken;
@@ -149,7 +143,7 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// Guests move their balloons, read back from swap what they use, and touch what they have not had.
+    /// Guests move their balloons, read back from swap what they use, and touch new memory.
     fn use_memory(&mut self, seconds: f64, tally: &mut Tally) {
         let spec = self.scenario.host;
         let speed = spec.balloon_mib_per_second as f64 * PAGES_PER_MIB;
@@ -168,7 +162,7 @@ impl<'a> Host<'a> {
             let before = guest.frames();
             tally.balloon_moved_pages += guest.move_balloon(speed, seconds);
             self.free_pages += before - guest.frames();
-            // What is used and on swap is read back: what is cold went there first.
+            // Pages that are used and on swap are read back: cold ones went there first.
             let missing = (guest.active_pages() - guest.resident_pages).max(0.0);
             let limit = guest.view.throttle_pages_per_second.map_or(f64::INFINITY, |l| l as f64);
             let has = guest.resident_pages + guest.swapped_pages;
@@ -189,7 +183,7 @@ impl<'a> Host<'a> {
             let without_frame = if touched > 0.0 { (touched - got) / touched } else { 0.0 };
             guest.view.held = touched < at_speed;
             let held_back = if at_speed > 0.0 { 1.0 - touched / at_speed } else { 0.0 };
-            // A throttle holds back a guest that grows; it is not a stall that the kernel would tell of.
+            // A throttle holds back a guest that grows; the kernel does not report that as a stall.
             let waited = on_swap.max(without_frame);
             let kind = &mut tally.kinds[guest.kind];
             kind.count(guest.progress(waited.max(held_back)), guest, seconds);
@@ -208,9 +202,10 @@ impl<'a> Host<'a> {
         self.psi.full_avg10_percent += weight * (full - self.psi.full_avg10_percent);
     }
 
-    /// Where there is no free frame the kernel itself pages out: of the guest with most that it does not use, else of the largest.
+    /// Without a free frame the kernel itself pages out: of the guest with most that it does not
+    /// use, else of the largest.
     fn make_room(&mut self, pages: f64, tally: &mut Tally) {
-        // The kernel looks at two guests at most for one that wants memory: what is left over then waits.
+        // The kernel tries two guests at most for one that wants memory: the rest then waits.
         for _ in 0..2 {
             let short = pages - self.free_pages;
             let swap = self.swap_free_pages();
@@ -239,7 +234,7 @@ impl<'a> Host<'a> {
         (self.scenario.host.swap_mib as f64 * PAGES_PER_MIB - used).max(0.0)
     }
 
-    /// Less than nothing is free when others take more than there is.
+    /// Free memory is negative when others take more than there is.
     fn count_free(&mut self, phase: &Phase) {
         let overhead = self.scenario.host.overhead_mib_per_guest as f64 * PAGES_PER_MIB;
         let taken: f64 = self.guests.iter().filter(|g| g.lives()).map(|g| g.frames() + overhead).sum();

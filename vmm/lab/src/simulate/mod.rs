@@ -1,10 +1,11 @@
-//! The policy against a model of hosts and guests: what it does, before it does it to anybody.
+//! The policy against a model of hosts and guests: its decisions, before they reach real guests.
 //!
-//! The same [`step`](super::policy::step) that the daemon calls is called for each host in each step of time. The model is
-//! coarse on purpose: a guest is a few numbers, and what it costs a guest to lack memory is an estimate. Good for finding
-//! what swings, starves or fails, and for comparing two settings; not for telling a workload's speed.
+//! The same [`step`](super::policy::step) that the daemon calls is called for each host in each
+//! step of time. The model is coarse on purpose: a guest is a few numbers, and the cost of lacking
+//! memory is an estimate. It serves to find swings, starvation and failures, and to compare two
+//! settings; it does not predict a workload's speed.
 //!
-//! Hosts are independent of each other, and what happens follows from the scenario and its seed.
+//! Hosts are independent of each other, and the result follows from the scenario and its seed.
 
 mod dice;
 mod guest;
@@ -23,14 +24,12 @@ use scenario::Scenario;
 use tally::Tally;
 pub use tally::{KindReport, PhaseReport};
 
-/// What a simulation came to.
+/// The result of a simulation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// The scenario.
     pub scenario: String,
-    /// What chance went by.
+    /// The seed of its random numbers.
     pub seed: u64,
-    /// How many hosts.
     pub hosts: u64,
     /// How many guests on each.
     pub guests_per_host: u64,
@@ -38,14 +37,14 @@ pub struct Report {
     pub step_seconds: f64,
     /// Guests times steps.
     pub guest_steps: u64,
-    /// Each phase.
     pub phases: Vec<PhaseReport>,
 }
 
-/// Runs a scenario. `each` is told of every host after every step; an error of it ends the simulation.
+/// Runs a scenario. `each` is called with every host after every step; an error of it ends the
+/// simulation.
 ///
 /// # Errors
-/// What `each` returned.
+/// The error of `each`.
 pub fn run<E>(scenario: &Scenario, mut each: impl FnMut(&Sample) -> Result<(), E>) -> Result<Report, E> {
     let mut hosts: Vec<Host> = (0..scenario.hosts).map(|n| Host::new(scenario, n)).collect();
     let kinds: Vec<&str> = scenario.guests.iter().map(|g| g.name.as_str()).collect();
@@ -57,7 +56,7 @@ pub fn run<E>(scenario: &Scenario, mut each: impl FnMut(&Sample) -> Result<(), E
         for host in &mut hosts {
             host.begin(phase);
         }
-        // Step by step and not host by host, so that the time series comes in order of time.
+        // Step by step and not host by host, so that the time series is in order of time.
         for _ in 0..steps {
             for (number, host) in hosts.iter_mut().enumerate() {
                 each(&host.step(phase, number as u64, &mut tally))?;

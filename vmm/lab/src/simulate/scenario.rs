@@ -9,20 +9,18 @@ use overcommit::knobs::Knobs;
 
 /// The most guests of one simulation.
 const MAX_GUESTS: u64 = 1_000_000;
-/// The most hosts.
 const MAX_HOSTS: u64 = 100_000;
 /// The most steps of all phases together.
 const MAX_STEPS: f64 = 10_000_000.0;
 /// The most memory of one host or guest: 16 TiB.
 const MAX_MIB: u64 = 16 << 20;
 
-/// One simulation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "the keys of a scenario")]
 pub struct Scenario {
     /// Its name, for reports.
     pub name: String,
-    /// What chance goes by.
+    /// The seed of its random numbers.
     #[serde(default = "one")]
     pub seed: u64,
     /// How many hosts, all alike; each has all guests.
@@ -36,65 +34,61 @@ pub struct Scenario {
     /// The policy's knobs that are not at their defaults.
     #[serde(default)]
     knobs: toml::Table,
-    /// What guests can do, by name.
+    /// Loads of guests, by name.
     #[serde(rename = "load")]
     pub loads: BTreeMap<String, Load>,
-    /// Kinds of guests.
     #[serde(default, rename = "guest")]
     pub guests: Vec<GuestSpec>,
-    /// One after another.
     #[serde(default, rename = "phase")]
     pub phases: Vec<Phase>,
 }
 
-/// A host.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table [host]")]
 pub struct HostSpec {
-    /// What guests and their overhead may take.
+    /// Memory that guests and their overhead may take.
     pub capacity_mib: u64,
-    /// Swap.
     #[serde(default)]
     pub swap_mib: u64,
-    /// What each guest takes besides its memory.
+    /// Overhead of each guest.
     #[serde(default = "overhead")]
     pub overhead_mib_per_guest: u64,
-    /// How fast pages are merged at normal priority; four times as fast at urgent priority; 0 is not at all.
+    /// How fast pages are merged at normal priority; four times as fast at urgent priority; 0 is
+    /// not at all.
     #[serde(default)]
     pub merge_mib_per_second: u64,
-    /// What it costs a guest to have a page read from swap.
+    /// The time to read a page from swap, which a guest waits.
     #[serde(default = "page_in")]
     pub page_in_microseconds: f64,
-    /// How much is read from swap at most, for all guests together.
+    /// The most that is read from swap, for all guests together.
     #[serde(default = "swap_speed")]
     pub page_in_mib_per_second: u64,
     /// How fast a balloon moves.
     #[serde(default = "balloon_speed")]
     pub balloon_mib_per_second: u64,
-    /// Whether the kernel tells of stalls.
+    /// Whether the kernel reports stalls.
     #[serde(default = "yes")]
     pub psi: bool,
 }
 
-/// What a guest does with its memory. Percentages are of its memory.
+/// A guest's use of its memory. Percentages are of its memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "keys of a load")]
 pub struct Load {
-    /// What it uses.
     pub active_percent: f64,
     /// How fast it touches memory for the first time.
     #[serde(default = "touch")]
     pub touch_mib_per_second: f64,
-    /// How long it takes to use so much, from what it used before.
+    /// The time to come from what it used before to this.
     #[serde(default)]
     pub ramp_seconds: f64,
-    /// How far what it uses wanders each second, at most.
+    /// How much what it uses changes each second, at most.
     #[serde(default)]
     pub walk_percent: f64,
-    /// It works and rests in turns of so long together, each guest with an offset of its own; 0 is no rest.
+    /// The length of a turn of work and rest, each guest with an offset of its own; 0 is no rest.
     #[serde(default)]
     pub period_seconds: f64,
-    /// How much of the turn it works, in percent.
+    /// The part of the turn in which it works, in percent.
     #[serde(default = "half")]
     pub duty_percent: f64,
     /// What it uses while it rests.
@@ -102,20 +96,19 @@ pub struct Load {
     pub rest_percent: f64,
 }
 
-/// What a guest's balloon driver is like.
+/// The behaviour of a guest's balloon driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// It does what it is asked for.
+    /// It follows its target.
     #[default]
     Follows,
     /// The same, 64 times as slowly.
     Slow,
-    /// There is none.
     None,
-    /// It stays as it is.
+    /// It never moves.
     Refuses,
-    /// It follows, and says that all its memory is in use and none to spare.
+    /// It follows, and reports that all its memory is in use and none to spare.
     Lies,
 }
 
@@ -123,63 +116,60 @@ pub enum Driver {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table [[guest]]")]
 pub struct GuestSpec {
-    /// Its name.
     pub name: String,
     /// How many on each host.
     #[serde(default = "one")]
     pub count: u64,
-    /// What each is promised.
+    /// Memory promised to each.
     pub memory_mib: u64,
-    /// Its weight.
     #[serde(default = "shares")]
     pub shares: u32,
-    /// It is left at least so much.
+    /// The least it is left.
     #[serde(default)]
     pub min_mib: u64,
-    /// It is left at most so much; what it is promised unless said.
+    /// The most it is left; what it is promised unless set.
     pub max_mib: Option<u64>,
     /// Higher suffers later.
     #[serde(default)]
     pub priority: u32,
-    /// Its balloon driver.
     #[serde(default)]
     pub balloon: Driver,
-    /// How much of what it has touched others have too.
+    /// The part of the memory it has touched that others have too.
     #[serde(default)]
     pub share_percent: f64,
-    /// What it does at first.
+    /// Its first load.
     pub load: String,
     /// When the first one starts.
     #[serde(default)]
     pub arrives_seconds: f64,
-    /// How long after it each next one.
+    /// The interval to each next one.
     #[serde(default)]
     pub every_seconds: f64,
-    /// How long it stays; to the end unless said.
+    /// How long it stays; to the end unless set.
     pub stays_seconds: Option<f64>,
 }
 
-/// A time in which something is otherwise than before.
+/// A time in which conditions differ from before.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table [[phase]]")]
 pub struct Phase {
     /// Its name, for reports.
     pub name: String,
-    /// How long.
     pub seconds: f64,
-    /// What kinds of guests do from now on, by name; the others go on.
+    /// New loads of kinds of guests, by name; the others go on.
     #[serde(default)]
     pub loads: BTreeMap<String, String>,
-    /// What their balloon drivers are like from now on.
+    /// New behaviour of their balloon drivers.
     #[serde(default)]
     pub balloons: BTreeMap<String, Driver>,
-    /// Knobs that are otherwise from now on.
+    /// Knobs that change from now on.
     #[serde(default)]
     knobs: toml::Table,
-    /// How much of the shared pages guests write to each second of this phase, which breaks the sharing.
+    /// The part of the shared pages that guests write to each second of this phase, which breaks
+    /// the sharing.
     #[serde(default)]
     pub breaks_percent_per_second: f64,
-    /// What other programs take of the capacity in this phase.
+    /// Capacity that other programs take in this phase.
     #[serde(default)]
     pub elsewhere_mib: u64,
     /// How far the clock jumps when it begins.
@@ -222,9 +212,10 @@ fn shares() -> u32 {
 }
 
 impl Scenario {
-    /// Reads a scenario, and sees that all of it is possible.
+    /// Reads a scenario, and checks that it is possible.
     ///
     /// # Errors
+    ///
     /// What is wrong, where, and what was expected.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
         let mut scenario: Self = toml::from_str(text)?;

@@ -1,4 +1,4 @@
-//! What can be wrong with a scenario, and how that is found.
+//! Errors in a scenario, and the checks that find them.
 
 use std::collections::BTreeSet;
 
@@ -6,70 +6,47 @@ use thiserror::Error;
 
 use overcommit::knobs::KnobError;
 
-/// What is wrong with a scenario.
+/// Errors in a scenario.
 #[derive(Debug, Error)]
 pub enum ScenarioError {
     /// It is not TOML, or has a key that no scenario has.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
-    /// A list that must not be empty is.
+    /// An empty list that must not be empty.
     #[error("it has no {0}: expected at least one [[{0}]]")]
     Empty(&'static str),
     /// A name is used twice.
     #[error("two {kind}s are called {name:?}: give each a name of its own")]
-    SameName {
-        /// Of what.
-        kind: &'static str,
-        /// Which.
-        name: String,
-    },
+    SameName { kind: &'static str, name: String },
     /// A number is out of range.
     #[error("{at}: {key} = {value} is not possible: expected {least} to {most}")]
     Range {
-        /// Where.
         at: String,
-        /// Which.
         key: &'static str,
-        /// What it was set to.
         value: f64,
         /// The least it may be.
         least: f64,
-        /// The most.
         most: f64,
     },
-    /// A name that stands for nothing.
+    /// An unknown name.
     #[error("{at}: there is no {kind} {name:?}: expected one of {known}")]
-    Unknown {
-        /// Where.
-        at: String,
-        /// Of what.
-        kind: &'static str,
-        /// Which.
-        name: String,
-        /// What there is.
-        known: String,
-    },
-    /// A knob.
+    Unknown { at: String, kind: &'static str, name: String, known: String },
     #[error("{at}: knobs")]
     Knobs {
-        /// Where.
         at: String,
-        /// What is wrong.
         #[source]
         source: KnobError,
     },
     /// Knobs that cannot be read.
     #[error("{at}: knobs")]
     KnobsToml {
-        /// Where.
         at: String,
-        /// What is wrong.
         #[source]
         source: toml::de::Error,
     },
 }
 
-/// Sees that a number is one, and in its range.
+/// Checks that a number is one, and in its range.
 pub(super) fn range(
     at: &str,
     key: &'static str,
@@ -83,7 +60,7 @@ pub(super) fn range(
     }
 }
 
-/// Sees that a name stands for something.
+/// Checks that a name is known.
 pub(super) fn known(at: &str, kind: &'static str, name: &str, all: &[&str]) -> Result<(), ScenarioError> {
     match all.contains(&name) {
         true => Ok(()),
@@ -93,7 +70,7 @@ pub(super) fn known(at: &str, kind: &'static str, name: &str, all: &[&str]) -> R
     }
 }
 
-/// Sees that each has a name of its own.
+/// Checks that no name is used twice.
 pub(super) fn no_name_twice(kind: &'static str, names: &[&str]) -> Result<(), ScenarioError> {
     let mut seen = BTreeSet::new();
     match names.iter().find(|name| !seen.insert(**name)) {

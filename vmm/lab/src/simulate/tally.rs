@@ -1,4 +1,4 @@
-//! What a phase came to, over all hosts.
+//! The result of a phase, over all hosts.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ pub(super) struct KindTally {
 }
 
 impl KindTally {
-    /// A guest ran so well in a step.
+    /// A guest ran with this progress in a step.
     pub(super) fn count(&mut self, progress: f64, guest: &Guest, seconds: f64) {
         if guest.wants_pages > 0.0 {
             self.progress_seconds += progress * seconds;
@@ -60,32 +60,29 @@ impl KindTally {
     }
 }
 
-/// What one kind of guest has at the end of a phase, on the average of its living guests.
+/// The state of one kind of guest at the end of a phase, averaged over its living guests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct KindReport {
-    /// Its name.
     pub name: String,
     /// How many of them live.
     pub living: u64,
-    /// What each was promised.
+    /// Pages promised to each.
     pub promised_pages: u64,
-    /// What it is left by its balloon.
+    /// Pages that its balloon leaves it.
     pub left_pages: u64,
-    /// What is in memory.
+    /// Pages in memory.
     pub resident_pages: u64,
-    /// What is on swap.
+    /// Pages on swap.
     pub swapped_pages: u64,
-    /// How many times longer its work took than with all the memory it wanted; suspension counts as standing still. 1 is
-    /// as fast as it could; null if nothing was done at all.
+    /// How many times longer its work took than with all the memory it wanted; suspension counts as
+    /// no progress. 1 is full speed; null without any progress.
     pub slowdown: Option<f64>,
 }
 
-/// What a phase came to.
+/// The result of a phase.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PhaseReport {
-    /// Its name.
     pub name: String,
-    /// Its length.
     pub seconds: f64,
     /// Percent of the time in each state, over all hosts.
     pub state_percent: BTreeMap<&'static str, f64>,
@@ -99,29 +96,29 @@ pub struct PhaseReport {
     pub balloon_moved_pages: u64,
     /// Pages that the policy sent to swap.
     pub swapped_out_pages: u64,
-    /// Pages that the host's kernel had to send there, for the policy was too slow.
+    /// Pages that the host's kernel had to send there, because the policy was too slow.
     pub kernel_swapped_out_pages: u64,
     /// Pages that were read back.
     pub swapped_in_pages: u64,
-    /// First touches for which there was no frame: on a real host somebody would have been killed.
+    /// First touches for which there was no frame: on a real host a process would have been killed.
     pub denied_pages: u64,
     /// Seconds in which guests were held back by their limits, summed over guests.
     pub throttled_seconds: f64,
     /// Seconds that guests were suspended.
     pub suspended_seconds: f64,
-    /// How often one was.
+    /// How often a guest was suspended.
     pub suspends: u64,
-    /// How often one was let run again.
+    /// How often a guest was resumed.
     pub resumes: u64,
     /// How many were stopped.
     pub stops: u64,
     /// Why guests were suspended or stopped; the first ones.
     pub reasons: Vec<String>,
-    /// How often the policy would have left a guest less than its minimum. It must not.
+    /// How often the policy would have left a guest less than its minimum. Must be 0.
     pub minimum_violations: u64,
     /// How often a balloon was sent one way and, within a minute, the other.
     pub swings: u64,
-    /// What the policy asked for.
+    /// Actions of the policy.
     pub actions: u64,
     /// How long at the end of the phase nothing was asked for on any host.
     pub quiet_seconds: f64,
@@ -162,7 +159,7 @@ impl Tally {
         self.kinds[kind].stood(seconds);
     }
 
-    /// The policy asked for something that is about one guest, which is yet as it was.
+    /// The policy asked for an action on one guest, which is not carried out yet.
     pub(super) fn note(&mut self, action: &Action, guest: &Guest, now_seconds: f64) {
         let least = guest.view.floor_pages();
         let violates = match *action {
@@ -183,7 +180,7 @@ impl Tally {
         }
     }
 
-    /// What it came to. `guests` are all that there are now, and `ended_seconds` is when the phase ended.
+    /// The report. `guests` are all that exist now, and `ended_seconds` is when the phase ended.
     pub(super) fn report<'a>(
         &self,
         name: &str,

@@ -1,8 +1,8 @@
-//! Many random fleets against what is promised to a suspended guest: it runs again, soon where memory is to be had, in its turn where
-//! none is; and nobody gets memory that is not there.
+//! Many random fleets against the promise to a suspended guest: it runs again, soon where memory is
+//! available, in its turn where none is; and no guest gets memory that does not exist.
 //!
-//! A debug build tries some hundreds of fleets; a release build 100,000, in a minute or two on one core:
-//! `cargo test --release -p lab --lib waiting_tests`.
+//! A debug build tries some hundreds of fleets; a release build 100,000, in a minute or two on one
+//! core: `cargo test --release -p lab --lib waiting_tests`.
 
 use super::dice::Dice;
 use super::guest::{Guest, PAGES_PER_MIB};
@@ -19,7 +19,7 @@ const FLEETS: u64 = if cfg!(debug_assertions) { 400 } else { 100_000 };
 const KNOBS: &str = "turn_seconds = 40\nturn_run_seconds = 10\nsuspend_hold_seconds = 5\nresume_hold_seconds = 10\nmay_stop = false";
 /// Long enough for every wait there can be.
 const SECONDS: u64 = 300;
-/// How often guests are suspended, whatever the policy thinks of it.
+/// How often guests are suspended, without asking the policy.
 const SUSPENDED_EACH: u64 = 100;
 /// Fewer pages are not worth a request, and a model that counts in fractions may be off by some.
 const FEW_PAGES: f64 = 256.0;
@@ -63,14 +63,16 @@ fn fleet(number: u64) -> Scenario {
     .unwrap_or_else(|e| panic!("fleet {number}: {e}"))
 }
 
-/// What is seen of one suspended guest, in seconds: for how long it has been so, and for how long memory was to be had for it.
+/// What is seen of one suspended guest, in seconds: how long it has been suspended, and how long
+/// memory was available for it.
 #[derive(Clone, Copy, Default)]
 struct Waited {
     suspended: u64,
-    to_be_had: u64,
+    available: u64,
 }
 
-/// Suspends some of those that run, but one: limits alone keep nearly every fleet of this model from coming to that by itself.
+/// Suspends some of the running guests, but not the last one: limits alone keep nearly every fleet
+/// of this model from coming to that by itself.
 fn suspend_some(host: &mut Host, dice: &mut Dice) {
     let running: Vec<usize> =
         host.guests().enumerate().filter(|(_, guest)| guest.runs()).map(|(index, _)| index).collect();
@@ -104,7 +106,8 @@ fn watch(number: u64) -> (u64, u64) {
             }
             let denied = tally.denied_pages;
             let sample = host.step(phase, 0, &mut tally);
-            // Before its first step the policy has set no limits; and a guest below its minimum may take that, which it was promised.
+            // Before its first step the policy has set no limits; and a guest below its minimum may
+            // take that, as it was promised.
             let below =
                 |guest: &Guest| guest.lives() && guest.resident_pages < guest.view.floor_pages() as f64;
             if sample.seconds <= 1.0 || host.guests().any(below) {
@@ -115,7 +118,7 @@ fn watch(number: u64) -> (u64, u64) {
             assert!(taken <= capacity as f64 + 1.0, "{}: {taken} of {capacity} pages are taken", at());
             let mut swap = scenario.host.swap_mib as f64 * PAGES_PER_MIB - sample.swapped_pages;
             swap = (swap - knobs.swap_reserve_pages as f64 - FEW_PAGES).max(0.0);
-            // What those that run do not use and are not promised.
+            // What the running guests neither use nor were promised.
             let (mut to_balloon, mut to_swap) = (0.0, 0.0);
             for guest in host.guests().filter(|g| g.runs()) {
                 let idle = guest.resident_pages - guest.active_pages().max(guest.view.floor_pages() as f64);
@@ -125,9 +128,9 @@ fn watch(number: u64) -> (u64, u64) {
                     _ => to_swap += idle,
                 }
             }
-            let to_be_had = sample.free_pages + to_balloon + to_swap.min(swap);
+            let available = sample.free_pages + to_balloon + to_swap.min(swap);
             let runs = host.guests().filter(|g| g.runs()).count();
-            assert!(runs > 0, "{}: nobody runs", at());
+            assert!(runs > 0, "{}: no guest runs", at());
             let lacks: f64 = host
                 .guests()
                 .filter(|g| g.view.state == GuestState::Suspended)
@@ -140,13 +143,13 @@ fn watch(number: u64) -> (u64, u64) {
                 }
                 suspensions += u64::from(waited.suspended == 0);
                 waited.suspended += 1;
-                waited.to_be_had = if to_be_had >= kept + lacks { waited.to_be_had + 1 } else { 0 };
+                waited.available = if available >= kept + lacks { waited.available + 1 } else { 0 };
                 longest = longest.max(waited.suspended);
                 let all = longest_wait_seconds(count, &knobs) + count as f64;
                 assert!(waited.suspended as f64 <= all, "{}: {} waits too long", at(), guest.view.name);
                 assert!(
-                    waited.to_be_had as f64 <= one_turn,
-                    "{}: {} waits though {to_be_had} pages are to be had",
+                    waited.available as f64 <= one_turn,
+                    "{}: {} waits though {available} pages are available",
                     at(),
                     guest.view.name
                 );

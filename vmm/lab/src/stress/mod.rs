@@ -1,4 +1,5 @@
-//! Stress: a fleet that is overcommitted on purpose, what is done to it, and what became of every page.
+//! Stress: a fleet that is overcommitted on purpose, phases of load on it, and the fate of every
+//! page.
 
 pub mod run;
 pub mod scenario;

@@ -1,4 +1,4 @@
-//! Runs a scenario: phase after phase, while the governor does its work and a sampler looks on.
+//! Runs a scenario: phase after phase, while the governor works and a sampler records.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use guest::protocol::{Balloon, Command, Done, Latency, Reply};
 
-use super::scenario::{Churn, Phase, Restart, Scenario, Storm, SwapState, Who};
+use super::scenario::{Churn, GuestPattern, Phase, Restart, Scenario, Storm, SwapState};
 use super::series::{Sample, Series};
 use super::verdict::{Fate, GuestVerdict, PhaseVerdict, Stormed, Timed, Verdict};
 use fleet::HostError;
@@ -26,17 +26,18 @@ use memory::swap_filler::SwapFiller;
 use os::lock;
 use overcommit::view::GuestState;
 
-/// How often a guest in a storm is asked how far it is.
+/// How often a guest in a storm is asked for its progress.
 const STORM_POLL: Duration = Duration::from_millis(20);
-/// How long a storm may take a guest.
+/// The longest time for a guest's storm.
 const STORM_LIMIT: Duration = Duration::from_secs(600);
-/// How often an interrupt is looked for while nothing happens.
+/// How often an interrupt is checked for while nothing happens.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Runs `scenario`; what it starts has ended when it returns. `begin` hears the number of each phase as it begins.
+/// Runs `scenario`; all that it starts has ended when it returns. `begin` is called with the number
+/// of each phase as it begins.
 pub fn run(scenario: &Scenario, watch: &Watch, begin: &dyn Fn(usize)) -> Result<Verdict, HostError> {
     if scenario.phases.iter().any(|phase| phase.swap == Some(SwapState::Full)) {
-        // Known before guests are started for it.
+        // Checked before guests are started for it.
         has_swap().map_err(HostError::FillSwap)?;
     }
     let mut spec = scenario.fleet.clone();
@@ -65,7 +66,7 @@ struct Stress<'a> {
     seen: Mutex<Seen>,
 }
 
-/// What the sampler keeps.
+/// The sampler's state.
 #[derive(Default)]
 struct Seen {
     series: Series,
@@ -124,7 +125,7 @@ impl<'a> Stress<'a> {
         lock(&self.fleet)
     }
 
-    /// Starts what keeps the fleet within its means; it goes on from what another one has left.
+    /// Starts a governor; it continues from the state that an earlier one has left.
     fn govern(&self) -> Result<(), HostError> {
         let governor = govern(&self.fleet, self.dir)?;
         *lock(&self.governor) = Some(governor);
@@ -178,19 +179,20 @@ impl<'a> Stress<'a> {
         Ok(())
     }
 
-    /// Does what a phase says, in the order in which [`Phase`] has it. Returns how long merging took to settle.
+    /// Carries out a phase, in the order of the keys of [`Phase`]. Returns how long merging took to
+    /// settle.
     fn carry_out(&self, phase: &Phase) -> Result<Option<f64>, HostError> {
         if let (Some(knobs), Some(governor)) = (phase.knobs, lock(&self.governor).as_ref()) {
             governor.set_knobs(knobs);
         }
-        if let Some(who) = &phase.arrive {
-            self.arrive(who, phase.stagger_seconds)?;
+        if let Some(pattern) = &phase.arrive {
+            self.arrive(pattern, phase.stagger_seconds)?;
         }
-        if let Some(who) = &phase.kill {
-            self.kill(who);
+        if let Some(pattern) = &phase.kill {
+            self.kill(pattern);
         }
-        if let Some(who) = &phase.refuse {
-            self.each(who, |guest| guest.obey(&Command::Balloon(Balloon::Off), self.watch).map(drop))?;
+        if let Some(pattern) = &phase.refuse {
+            self.each(pattern, |guest| guest.obey(&Command::Balloon(Balloon::Off), self.watch).map(drop))?;
         }
         if let Some(what) = phase.restart {
             self.restart(what)?;
@@ -241,8 +243,8 @@ impl<'a> Stress<'a> {
             seen.verdict.verified_pages += verified_pages;
             seen.verdict.mismatched_pages += mismatched_pages;
         }
-        if let Some(who) = &phase.leave {
-            self.leave(who)?;
+        if let Some(pattern) = &phase.leave {
+            self.leave(pattern)?;
         }
         Ok(settled)
     }
@@ -256,10 +258,10 @@ impl<'a> Stress<'a> {
         self.watch.check()
     }
 
-    fn arrive(&self, who: &Who, stagger_seconds: f64) -> Result<(), HostError> {
+    fn arrive(&self, pattern: &GuestPattern, stagger_seconds: f64) -> Result<(), HostError> {
         let here: Vec<String> = self.fleet().guests.iter().map(|guest| guest.spec.name.clone()).collect();
         let specs = self.scenario.fleet.guests.iter().cloned().enumerate();
-        let coming: Vec<_> = specs.filter(|(_, g)| who.has(&g.name) && !here.contains(&g.name)).collect();
+        let coming: Vec<_> = specs.filter(|(_, g)| pattern.has(&g.name) && !here.contains(&g.name)).collect();
         let at_a_time = if stagger_seconds > 0.0 { 1 } else { coming.len().max(1) };
         for guests in coming.chunks(at_a_time) {
             let refused = self.fleet().admit(guests, self.watch)?;
@@ -290,8 +292,8 @@ impl<'a> Stress<'a> {
         Ok(())
     }
 
-    fn kill(&self, who: &Who) {
-        for guest in self.fleet().guests.iter().filter(|guest| who.has(&guest.spec.name)) {
+    fn kill(&self, pattern: &GuestPattern) {
+        for guest in self.fleet().guests.iter().filter(|guest| pattern.has(&guest.spec.name)) {
             guest.kill();
             if let Some(verdict) = lock(&self.seen).guest(&guest.spec.name) {
                 verdict.fate = Fate::Killed;
@@ -318,10 +320,10 @@ impl<'a> Stress<'a> {
         Ok(())
     }
 
-    fn leave(&self, who: &Who) -> Result<(), HostError> {
+    fn leave(&self, pattern: &GuestPattern) -> Result<(), HostError> {
         let mut fleet = self.fleet();
         let names = fleet.guests.iter().map(|guest| guest.spec.name.clone());
-        for name in names.filter(|name| who.has(name)).collect::<Vec<_>>() {
+        for name in names.filter(|name| pattern.has(name)).collect::<Vec<_>>() {
             if let Some(guest) = lock(&self.seen).guest(&name).filter(|guest| guest.fate == Fate::Running) {
                 guest.fate = Fate::Left;
             }
@@ -331,15 +333,16 @@ impl<'a> Stress<'a> {
         self.tell_governor()
     }
 
-    /// Does something with those guests that run, all at the same time. One that ends meanwhile is left out.
+    /// Calls `f` for the running guests that match, all at the same time. One that ends meanwhile
+    /// is left out.
     fn each<T: Send>(
         &self,
-        who: &Who,
+        pattern: &GuestPattern,
         work: impl Fn(&mut Guest) -> Result<T, HostError> + Sync,
     ) -> Result<Vec<(String, T)>, HostError> {
         let done =
             self.fleet().each(|guest| {
-                if !who.has(&guest.spec.name) {
+                if !pattern.has(&guest.spec.name) {
                     return Ok(None);
                 }
                 match work(guest) {
@@ -353,8 +356,8 @@ impl<'a> Stress<'a> {
         Ok(done.into_iter().flatten().collect())
     }
 
-    fn fill(&self, who: &Who, mib: Option<u64>) -> Result<(), HostError> {
-        let filled = self.each(who, |guest| {
+    fn fill(&self, pattern: &GuestPattern, mib: Option<u64>) -> Result<(), HostError> {
+        let filled = self.each(pattern, |guest| {
             let begin = Instant::now();
             match mib {
                 Some(mib) => guest.fill_pages((mib << 20) / PAGE_BYTES, self.watch)?,
@@ -370,15 +373,15 @@ impl<'a> Stress<'a> {
         Ok(())
     }
 
-    /// Has writes timed from now on; returns those that were until now.
+    /// Starts timing writes; returns the times until now.
     fn latency(&self, timed: &Churn, rate: u64) -> Result<Vec<(String, Latency)>, HostError> {
         let command = Command::Latency { target: timed.target(), rate, seconds: timed.seconds };
-        let told = self.each(&timed.guests, |guest| guest.obey(&command, self.watch))?;
+        let results = self.each(&timed.guests, |guest| guest.obey(&command, self.watch))?;
         let latency = |(name, reply)| match reply {
             Reply::Ok(Done::Latency(latency)) => Some((name, latency)),
             _ => None,
         };
-        Ok(told.into_iter().filter_map(latency).collect())
+        Ok(results.into_iter().filter_map(latency).collect())
     }
 
     fn storm(&self, storm: &Storm, phase: &str) -> Result<(), HostError> {
@@ -390,7 +393,7 @@ impl<'a> Stress<'a> {
             };
             let before = churned(guest)?;
             let begin = Instant::now();
-            // Faster than any guest can: it writes as fast as it can, and is stopped in time.
+            // A rate that no guest reaches: it writes as fast as it can, and is stopped in time.
             let rate = wanted.max(1).saturating_mul(1000);
             guest.obey(&Command::Churn { target: storm.target(), rate, seconds: None }, self.watch)?;
             let mut written = 0;
@@ -426,7 +429,7 @@ impl<'a> Stress<'a> {
         seen.series.add(sample);
     }
 
-    /// How each guest that has arrived is at the end, and for how long it was held back.
+    /// The fate of each guest that has arrived, and how long it was held back.
     fn fates(&self) -> Vec<(String, Fate, Option<String>, f64)> {
         let management = self.management().unwrap_or_default();
         let mut fleet = self.fleet();
@@ -452,7 +455,7 @@ impl<'a> Stress<'a> {
         for (name, fate, why, held_seconds) in fates {
             if let Some(guest) = seen.guest(&name) {
                 guest.held_seconds = held_seconds;
-                // Whoever was killed is dead because of that.
+                // A guest that was killed is dead because of that.
                 if guest.fate == Fate::Running {
                     (guest.fate, guest.why) = (fate, why);
                 }

@@ -13,7 +13,7 @@ use overcommit::knobs::{KnobError, Knobs};
 /// Limits on what a scenario may ask for.
 const MAX_PHASES: usize = 256;
 const MAX_SECONDS: f64 = 24.0 * 3600.0;
-/// Where nothing is said, this often a sample is taken, in seconds.
+/// The default interval between samples, in seconds.
 const SAMPLE_SECONDS: f64 = 0.5;
 
 /// A scenario file is not one.
@@ -24,69 +24,37 @@ pub struct ScenarioFileError {
     source: ScenarioError,
 }
 
-/// What is wrong with a scenario file.
+/// Errors in a scenario file.
 #[derive(Debug, Error)]
 pub enum ScenarioError {
     /// It cannot be read.
     #[error("the scenario {path} cannot be read", path = path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// It is not TOML, or has a key that no scenario has.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
-    /// Its fleet.
     #[error("[fleet]")]
     Fleet(#[source] SpecError),
     /// It has no phases, or too many.
     #[error("it has {0} phases: expected 1 to {MAX_PHASES}")]
     Phases(usize),
-    /// A time.
     #[error("{phase}: {key} = {value} is not possible: expected 0 to {MAX_SECONDS}")]
-    Seconds {
-        /// Where.
-        phase: String,
-        /// Which.
-        key: &'static str,
-        /// What it was.
-        value: f64,
-    },
-    /// Nobody is called so.
+    Seconds { phase: String, key: &'static str, value: f64 },
+    /// No guest has this name.
     #[error("{phase}: no guest is called {name:?}; the fleet has {known}")]
-    NoGuest {
-        /// Where.
-        phase: String,
-        /// Who was meant.
-        name: String,
-        /// Who is there.
-        known: String,
-    },
+    NoGuest { phase: String, name: String, known: String },
     /// A class of pages.
     #[error("{phase}: {class:?} is no class of pages: expected zero, common, dup, unique or all")]
-    Class {
-        /// Where.
-        phase: String,
-        /// What was written.
-        class: String,
-    },
-    /// A percentage.
+    Class { phase: String, class: String },
     #[error("{phase}: {percent} % is not possible: expected 0 to 100")]
-    Percent {
-        /// Where.
-        phase: String,
-        /// What was written.
-        percent: u8,
-    },
-    /// Knobs.
+    Percent { phase: String, percent: u8 },
     #[error("{phase}: knobs")]
     Knobs {
-        /// Where.
         phase: String,
-        /// What is wrong.
         #[source]
         source: KnobError,
     },
@@ -97,24 +65,20 @@ pub enum ScenarioError {
     Nothing(String),
 }
 
-/// A scenario.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// Its name.
     pub name: String,
-    /// What it shows.
     pub about: String,
     /// The guests that may arrive, and what they may use together.
     pub fleet: FleetSpec,
     /// From one sample to the next.
     pub sample_seconds: f64,
-    /// What happens.
     pub phases: Vec<Phase>,
-    /// What must be true in the end.
     pub expect: Expect,
 }
 
-/// What must be true in the end, besides that no page is lost and no guest dies that was not killed.
+/// What must be true in the end, besides that no page is lost and no guest dies that was not
+/// killed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table [expect]")]
 pub struct Expect {
@@ -122,27 +86,25 @@ pub struct Expect {
     pub stopped: Option<u64>,
     /// Guests that were ever suspended, at most.
     pub suspended: Option<u64>,
-    /// Guests that were not let in, exactly.
+    /// Guests that were refused admission, exactly.
     pub refused: Option<u64>,
     /// The most that was ever in use, in percent of capacity.
     pub used_percent: Option<f64>,
-    /// What was promised at most, in times of capacity: at least so much.
+    /// The most that was promised, as a multiple of capacity: at least this.
     pub promised_times: Option<f64>,
-    /// Balloons held so much at some time, in MiB: at least.
+    /// The most that balloons held, in MiB: at least this.
     pub ballooned_mib: Option<u64>,
 }
 
 /// Some guests: `"all"`, a name, a prefix with `*`, or several of those.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
-pub enum Who {
-    /// One pattern.
+pub enum GuestPattern {
     One(String),
-    /// Several.
     Many(Vec<String>),
 }
 
-impl Who {
+impl GuestPattern {
     fn patterns(&self) -> &[String] {
         match self {
             Self::One(one) => std::slice::from_ref(one),
@@ -150,7 +112,7 @@ impl Who {
         }
     }
 
-    /// Whether they are among them.
+    /// Whether `guest` is among them.
     pub fn has(&self, guest: &str) -> bool {
         self.patterns().iter().any(|pattern| matches(pattern, guest))
     }
@@ -163,18 +125,15 @@ fn matches(pattern: &str, guest: &str) -> bool {
     }
 }
 
-/// Background writing.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct Churn {
-    /// Whose.
-    pub guests: Who,
-    /// Which pages.
+    pub guests: GuestPattern,
     #[serde(default = "all_pages")]
     pub pages: String,
     /// How many a second; 0 stops.
     pub pages_per_second: u64,
-    /// For how long; until stopped if not said.
+    /// How long; until stopped if not set.
     pub seconds: Option<u64>,
 }
 
@@ -183,7 +142,6 @@ fn all_pages() -> String {
 }
 
 impl Churn {
-    /// Which pages.
     pub fn target(&self) -> Target {
         self.pages.parse().unwrap_or(Target::All)
     }
@@ -193,12 +151,11 @@ impl Churn {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct Storm {
-    /// Whose.
-    pub guests: Who,
-    /// Which pages: those that all have in common unless said.
+    pub guests: GuestPattern,
+    /// Which pages: those that all have in common unless set.
     #[serde(default = "common_pages")]
     pub pages: String,
-    /// How much of them.
+    /// The part of them that is written, in percent.
     pub percent: u8,
 }
 
@@ -207,7 +164,6 @@ fn common_pages() -> String {
 }
 
 impl Storm {
-    /// Which pages.
     pub fn target(&self) -> Target {
         self.pages.parse().unwrap_or(Target::All)
     }
@@ -217,9 +173,8 @@ impl Storm {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct FillPhase {
-    /// Whose.
-    pub guests: Who,
-    /// How many MiB; as the fleet file says, unless said.
+    pub guests: GuestPattern,
+    /// How many MiB; as in the fleet file, unless set.
     pub mib: Option<u64>,
 }
 
@@ -227,72 +182,69 @@ pub struct FillPhase {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "keys such as { guests = \"all\" }")]
 pub struct FreePhase {
-    /// Whose.
-    pub guests: Who,
-    /// How much of what they hold.
+    pub guests: GuestPattern,
+    /// The part of its pages, in percent.
     pub percent: u8,
 }
 
-/// What is started again.
+/// Components that can be restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Restart {
-    /// What decides, from what it wrote down.
+    /// The governor, from the state that it saved.
     Governor,
-    /// What merges; guests share on meanwhile.
+    /// The merge engine; guests keep what they share.
     Engine,
     /// Both, as when the daemon dies.
     Daemon,
 }
 
-/// What a scenario can have the host's swap be.
+/// States of the host's swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SwapState {
-    /// Nobody finds room there.
+    /// No free space is left.
     Full,
     /// As it was before.
     Free,
 }
 
-/// One phase. What it has happens in this order, and all of it while memory is short or not.
+/// One phase. Its keys are carried out in this order, whether memory is short or not.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table [[phase]]")]
 pub struct Phase {
-    /// Its name.
     pub name: String,
     /// The policy's knobs from now on.
     pub knobs: Option<Knobs>,
     /// These guests are started.
-    pub arrive: Option<Who>,
-    /// ... one after the other, so far apart; all at once if not said.
+    pub arrive: Option<GuestPattern>,
+    /// ... one after the other, at this interval; all at once if not set.
     pub stagger_seconds: f64,
     /// These VM processes are killed.
-    pub kill: Option<Who>,
-    /// These guests' balloon drivers go away.
-    pub refuse: Option<Who>,
-    /// This is started again.
+    pub kill: Option<GuestPattern>,
+    /// These guests' balloon drivers stop.
+    pub refuse: Option<GuestPattern>,
+    /// This is restarted.
     pub restart: Option<Restart>,
-    /// The host's swap is so from now on.
+    /// The state of the host's swap from now on.
     pub swap: Option<SwapState>,
     /// These guests write pages.
     pub fill: Option<FillPhase>,
-    /// These give some up.
+    /// These guests free some.
     pub free: Option<FreePhase>,
     /// These write in the background.
     pub churn: Option<Churn>,
-    /// These write in the background, and how long each write takes is told when the phase ends.
+    /// These write in the background, and the time of each write is reported when the phase ends.
     pub latency: Option<Churn>,
     /// These write at once what they share.
     pub storm: Option<Storm>,
-    /// Until merging brings nothing new, at most so long.
+    /// Until merging brings nothing new, at most for this time.
     pub settle_seconds: Option<f64>,
-    /// Nothing more happens for so long.
+    /// Wait for this time.
     pub hold_seconds: f64,
-    /// All check all their pages, and the host checks them, too.
+    /// All guests check all their pages, and the host checks them, too.
     pub verify: bool,
-    /// These end.
-    pub leave: Option<Who>,
+    pub leave: Option<GuestPattern>,
 }
 
 #[derive(Deserialize)]
@@ -363,7 +315,7 @@ impl Phase {
             .chain(self.free.iter().map(|f| &f.guests))
             .chain(churns.into_iter().flatten().map(|c| &c.guests))
             .chain(self.storm.iter().map(|s| &s.guests));
-        for pattern in named.clone().flat_map(Who::patterns) {
+        for pattern in named.clone().flat_map(GuestPattern::patterns) {
             if !fleet.guests.iter().any(|guest| matches(pattern, &guest.name)) {
                 let known = fleet.guests.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(", ");
                 return Err(ScenarioError::NoGuest { phase: phase(), name: pattern.clone(), known });

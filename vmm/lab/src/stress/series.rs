@@ -1,4 +1,4 @@
-//! What was seen of a fleet over time.
+//! Samples of a fleet over time.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,7 +17,7 @@ const MAX_GUEST_SAMPLES: usize = 200_000;
 /// One guest at one moment. Pages are of 4096 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestSample {
-    /// What is in its balloon.
+    /// Pages in its balloon.
     pub ballooned_pages: u64,
     /// Its pages on frames.
     pub resident_pages: u64,
@@ -29,7 +29,8 @@ impl GuestSample {
     }
 }
 
-/// Declares a sample once: as a structure, and as a line of CSV. Guests are not in the CSV, whose columns are the same for all fleets.
+/// Declares a sample once: as a structure, and as a line of CSV. Guests are not in the CSV, whose
+/// columns are the same for all fleets.
 macro_rules! sample {
     ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
         /// A fleet at one moment. Pages are of 4096 bytes.
@@ -60,55 +61,57 @@ sample! {
     phase: usize,
     /// How short of memory it is: 0 high, 1 soft, 2 hard, 3 low.
     pressure: u8,
-    /// Why: 0 by what is free, 1 because that falls, 2 because of stalls, 3 because it was so a moment ago.
+    /// Why: 0 by what is free, 1 because that falls, 2 because of stalls, 3 because of the state
+    /// before.
     because: u8,
-    /// What may be used.
+    /// The fleet's capacity.
     capacity_pages: u64,
-    /// What is in use.
+    /// Pages in use.
     used_pages: u64,
-    /// What may still be taken.
+    /// Pages that may still be taken.
     free_pages: u64,
-    /// How old the numbers of the ledger are, by the oldest walk that counters have moved since: promised, saved, swapped, debt and cover. The
-    /// others are of the last look.
+    /// The age of the ledger's numbers, by the oldest walk that counters have changed since:
+    /// promised, saved, swapped, debt and cover. The others are of the last look.
     ledger_age_seconds: f64,
-    /// What all guests were promised.
     promised_pages: u64,
     /// Pages on frames.
     resident_pages: u64,
-    /// What sharing saves.
     saved_pages: u64,
-    /// What is in balloons.
+    /// Pages in balloons.
     ballooned_pages: u64,
-    /// What is on swap.
+    /// Pages on swap.
     swapped_pages: u64,
-    /// What is owed.
     debt_pages: u64,
-    /// What could pay.
     cover_pages: u64,
-    /// Percent of the last ten seconds in which somebody waited for memory.
+    /// Percent of the last ten seconds in which at least one task waited for memory.
     psi_some_percent: f64,
-    /// In which everybody did.
+    /// In which all tasks that had work did.
     psi_full_percent: f64,
-    /// Guests that run.
     running: usize,
     /// Guests that were held back by their limit lately. Most limits are never reached.
     throttled: usize,
     /// Guests that are suspended.
     suspended: usize,
+    /// `pressure`, by the name that documents use.
+    #[serde(default)]
+    memory_state: u8,
 }
 
 impl Sample {
-    /// Out of what the governor has.
+    /// From the state of the governor.
     pub fn of(management: &Management, seconds: f64, phase: usize) -> Self {
         let host = management.host.clone().unwrap_or_default();
         let ledger = management.ledger.clone().unwrap_or_default();
         let in_state = |state| management.guests.iter().filter(|guest| guest.state == state).count();
         let sum = |of: fn(&GuestView) -> u64| management.guests.iter().map(of).sum();
         let psi = host.psi.unwrap_or_default();
+        let memory_state =
+            MemoryState::ALL.iter().position(|p| *p == management.memory_state).unwrap_or(0) as u8;
         Self {
             seconds,
             phase,
-            pressure: MemoryState::ALL.iter().position(|p| *p == management.memory_state).unwrap_or(0) as u8,
+            pressure: memory_state,
+            memory_state,
             because: Because::ALL.iter().position(|b| *b == management.because).unwrap_or(0) as u8,
             capacity_pages: host.capacity_pages,
             used_pages: host.used_pages,
@@ -136,12 +139,10 @@ impl Sample {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Series {
-    /// The samples.
     pub samples: Vec<Sample>,
 }
 
 impl Series {
-    /// One more.
     pub fn add(&mut self, sample: Sample) {
         let guests = self.samples.len().saturating_mul(sample.guests.len());
         if self.samples.len() >= MAX_SAMPLES || guests >= MAX_GUEST_SAMPLES {

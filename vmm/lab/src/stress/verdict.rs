@@ -1,4 +1,4 @@
-//! What became of a fleet under stress: what was lost, who waited how long, what it took.
+//! The result of a stress run: what was lost, how long guests waited, what it took.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,9 +11,7 @@ use memory::PAGE_BYTES;
 /// How long writes took in one phase, as the guest timed them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timed {
-    /// The phase.
     pub phase: String,
-    /// Writes.
     pub writes: u64,
     /// Half of them took no longer, in nanoseconds.
     pub p50_ns: u64,
@@ -21,14 +19,12 @@ pub struct Timed {
     pub p99_ns: u64,
     /// 999 of 1000.
     pub p999_ns: u64,
-    /// The longest.
     pub max_ns: u64,
 }
 
-/// What a guest wrote at once.
+/// A storm of writes of one guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stormed {
-    /// The phase.
     pub phase: String,
     /// Pages written.
     pub pages: u64,
@@ -36,18 +32,15 @@ pub struct Stormed {
     pub seconds: f64,
 }
 
-/// What became of a guest.
+/// The fate of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// It never arrived.
     #[default]
     Absent,
-    /// It was not let in.
+    /// It was refused admission.
     Refused,
-    /// It runs.
     Running,
-    /// It is suspended.
     Suspended,
     /// The scenario ended it.
     Left,
@@ -55,16 +48,13 @@ pub enum Fate {
     Killed,
     /// The policy stopped it.
     Stopped,
-    /// It died, and nobody meant it to.
+    /// It died, which was not intended.
     Died,
 }
 
-/// One guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestVerdict {
-    /// Its name.
     pub name: String,
-    /// What became of it.
     pub fate: Fate,
     /// Why, where there is something to say.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -75,46 +65,38 @@ pub struct GuestVerdict {
     pub held_seconds: f64,
     /// How long it was suspended.
     pub suspended_seconds: f64,
-    /// What it wrote at once.
+    /// Its storms of writes.
     pub storms: Vec<Stormed>,
     /// How long its writes took.
     pub latencies: Vec<Timed>,
 }
 
-/// One phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseVerdict {
-    /// Its name.
     pub name: String,
-    /// When it began.
     pub begin_seconds: f64,
     /// How long it took.
     pub seconds: f64,
-    /// What merging took to settle, where that was waited for; None: it did not in time.
+    /// How long merging took to settle, where that was waited for; None: it did not in time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub settled_seconds: Option<f64>,
 }
 
-/// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The scenario.
     pub scenario: String,
-    /// What it shows.
     pub about: String,
     /// Nothing was lost, and everything is as expected.
     pub held: bool,
-    /// What was lost, or is not as expected.
+    /// Losses, and results that are not as expected.
     pub failures: Vec<String>,
     /// How long it took.
     pub seconds: f64,
     /// The KVM the guests ran on.
     pub backend: String,
-    /// The engine.
     pub engine: String,
-    /// The host kernel.
     pub kernel: String,
-    /// What the fleet might use, in pages.
+    /// The fleet's capacity, in pages.
     pub capacity_pages: u64,
     /// The most that was promised.
     pub promised_peak_pages: u64,
@@ -122,21 +104,18 @@ pub struct Verdict {
     pub used_peak_pages: u64,
     /// Pages checked by their guests.
     pub verified_pages: u64,
-    /// Pages found wrong.
     pub mismatched_pages: u64,
     /// Guests that were left out of a check because they were suspended.
     pub unchecked: BTreeSet<String>,
-    /// What the policy did, by kind.
+    /// The policy's actions, by kind.
     pub actions: BTreeMap<String, u64>,
-    /// What of that could not be done.
+    /// Actions that failed.
     pub failed_actions: u64,
     /// Pages of swap that the scenario took away.
     pub swap_taken_pages: u64,
-    /// Each guest.
     pub guests: Vec<GuestVerdict>,
-    /// Each phase.
     pub phases: Vec<PhaseVerdict>,
-    /// What was seen over time.
+    /// Samples over time.
     pub series: Series,
 }
 
@@ -156,12 +135,12 @@ impl Verdict {
         self.used_peak_pages as f64 * 100.0 / self.capacity_pages.max(1) as f64
     }
 
-    /// The most promised, in times of capacity.
+    /// The most promised, as a multiple of capacity.
     pub fn promised_times(&self) -> f64 {
         self.promised_peak_pages as f64 / self.capacity_pages.max(1) as f64
     }
 
-    /// Judges what was seen by what was expected.
+    /// Compares the results with what was expected.
     pub fn judge(&mut self, expect: &Expect) {
         let mut failures = Vec::new();
         if self.mismatched_pages > 0 {
@@ -171,7 +150,7 @@ impl Verdict {
             failures.push(format!(
                 "guest {} died: {}",
                 guest.name,
-                guest.why.as_deref().unwrap_or("nobody knows why")
+                guest.why.as_deref().unwrap_or("for an unknown reason")
             ));
         }
         let mut at_most = |what: &str, is: f64, limit: Option<f64>| {
@@ -192,7 +171,7 @@ impl Verdict {
         at_least("promised, in times of capacity", self.promised_times(), expect.promised_times);
         at_least("MiB in balloons", balloons as f64, expect.ballooned_mib.map(|n| n as f64));
         if let Some(refused) = expect.refused.filter(|refused| *refused != self.count(Fate::Refused)) {
-            failures.push(format!("guests not let in: {}, expected {refused}", self.count(Fate::Refused)));
+            failures.push(format!("guests refused: {}, expected {refused}", self.count(Fate::Refused)));
         }
         self.held = failures.is_empty();
         self.failures = failures;
@@ -231,7 +210,7 @@ mod tests {
         assert!(judged(verdict(Fate::Running, 1), all).contains("1 pages do not hold"));
         assert!(judged(verdict(Fate::Died, 0), all).contains("guest a died"));
         assert!(judged(verdict(Fate::Stopped, 0), all).contains("guests stopped: 1.0, expected at most 0"));
-        assert!(judged(verdict(Fate::Refused, 0), all).contains("not let in: 1, expected 0"));
+        assert!(judged(verdict(Fate::Refused, 0), all).contains("guests refused: 1, expected 0"));
         let more =
             Expect { used_percent: Some(80.0), promised_times: Some(4.0), ballooned_mib: Some(1), ..all };
         let failures = judged(verdict(Fate::Running, 0), more);

@@ -14,7 +14,6 @@ use os::one_line;
 
 /// Why a request was not carried out.
 #[derive(Debug, Error)]
-#[expect(missing_docs, reason = "each says what it is about in its message")]
 pub enum Fault {
     #[error("Invalid request method and/or path: {method} {path}.")]
     Route { method: String, path: String },

@@ -14,7 +14,8 @@ const ROW: f64 = 26.0;
 const THICK: f64 = 16.0;
 const LABEL: f64 = 190.0;
 const LABEL_CHARS: usize = 28;
-/// Labels that a horizontal axis has room for, and the columns of a matrix that have room for numbers.
+/// Labels that a horizontal axis has room for, and the columns of a matrix that have room for
+/// numbers.
 const AXIS_LABELS: usize = 12;
 const CELLS_WITH_NUMBERS: usize = 10;
 /// Width of a digit, about.
@@ -75,7 +76,8 @@ pub(super) fn lines(chart: &Lines) -> String {
     let mut xs: Vec<f64> = points().map(|(x, _)| *x).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
-    // Few values are named themselves, such as numbers of guests; of many, round ones between them.
+    // A few values, such as numbers of guests, are labelled themselves; of many, round ones between
+    // them.
     if xs.len() > AXIS_LABELS {
         xs = ticks_within(first, last);
     }

@@ -1,8 +1,10 @@
-//! One self-contained HTML page of tables and plots: no script, no network, readable in light and dark.
+//! One self-contained HTML page of tables and plots: no script, no network, readable in light and
+//! dark.
 //!
-//! Fill a [`Page`] with sections, each with items, and print it (`to_string`, or `write!`): that is the file. Colours
-//! come from the style sheet alone, so that the scheme of whoever reads is followed. Every plot has a title that
-//! screen readers read, and each mark the number it stands for.
+//! Fill a [`Page`] with sections, each with items, and print it (`to_string`, or `write!`): that is
+//! the file. Colours come from the style sheet alone, so that the page follows the reader's light
+//! or dark scheme. Every plot has a title that screen readers read, and each mark the number it
+//! stands for.
 
 mod chart;
 mod svg;
@@ -11,36 +13,31 @@ use std::fmt;
 
 use svg::escaped;
 
-/// A page.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     /// Its title and first heading.
     pub title: String,
     /// A sentence below it.
     pub lead: String,
-    /// What follows.
     pub sections: Vec<Section>,
 }
 
 /// A part of a page.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Section {
-    /// Its heading.
     pub heading: String,
     /// What the reader should know; may be empty.
     pub text: String,
-    /// What is shown.
     pub items: Vec<Item>,
 }
 
 /// Something that is shown.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
-    /// Names and what belongs to them, large: for the few numbers that count.
+    /// Names and what belongs to them, large: for the few numbers that matter.
     KeyValues(Vec<(String, String)>),
     /// Sentences, one below the other.
     Notes(Vec<String>),
-    /// A table.
     Table(Table),
     /// Horizontal bars, stacked if there are several series.
     Bars(Bars),
@@ -64,20 +61,18 @@ pub struct Table {
 /// Horizontal bars.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Bars {
-    /// What is drawn.
     pub title: String,
     /// What the values are in, such as `MiB`.
     pub unit: String,
-    /// What each part of a bar is; one name only: no stack, no legend. At most six have a colour of their own.
+    /// What each part of a bar is; one name only: no stack, no legend. At most six have a colour of
+    /// their own.
     pub series: Vec<String>,
     /// Each bar's label, and a value (0 or more) for each series.
     pub bars: Vec<(String, Vec<f64>)>,
 }
 
-/// Lines.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lines {
-    /// What is drawn.
     pub title: String,
     /// What runs to the right, with its unit.
     pub x: String,
@@ -87,10 +82,8 @@ pub struct Lines {
     pub series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-/// Columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// What is drawn.
     pub title: String,
     /// What the bins are of.
     pub x: String,
@@ -103,17 +96,15 @@ pub struct Histogram {
 /// A square of numbers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matrix {
-    /// What is drawn.
     pub title: String,
-    /// What the values are in.
     pub unit: String,
     /// Of rows and columns alike.
     pub labels: Vec<String>,
-    /// Values (0 or more), as many rows and columns as labels.
+    /// Values (0 or more): a row and a column for each label.
     pub values: Vec<Vec<f64>>,
 }
 
-/// A number as people read it: three digits that count, thousands apart.
+/// A number for people: three significant digits, thousands apart.
 pub fn number(value: f64) -> String {
     if value != 0.0 && value.abs() < 100.0 && value.fract().abs() > 1e-9 {
         let decimals = if value.abs() < 1.0 { 3 } else { 1 };
@@ -130,7 +121,8 @@ pub fn number(value: f64) -> String {
     text
 }
 
-/// Light first; lines are dashed, too, so that one does not hide another that has the same values; dark where the reader's system is. `--s0` to `--s5` are told apart by people who see fewer colours, too.
+/// Light first; lines are dashed, too, so that one does not hide another that has the same values;
+/// dark where the reader's system is. `--s0` to `--s5` stay distinct for colour-blind readers.
 const STYLE: &str = "\
 :root{color-scheme:light dark;--page:#f9f9f7;--card:#fcfcfb;--ink:#0b0b0b;--soft:#52514e;--mute:#76756f;--rule:#e1e0d9;\
 --s0:#2a78d6;--s1:#1baf7a;--s2:#eda100;--s3:#008300;--s4:#4a3aa7;--s5:#e34948}
@@ -206,7 +198,8 @@ impl fmt::Display for Item {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A column of numbers is one where everything is a number or missing, not one that has a number in it.
+        // A column of numbers is one where everything is a number or missing, not one that has a
+        // number in it.
         let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
         let column =
             |n: usize| self.rows.iter().filter_map(move |row| row.get(n)).filter(|cell| !cell.is_empty());

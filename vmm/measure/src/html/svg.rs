@@ -8,7 +8,7 @@ pub(super) const WIDTH: f64 = 760.0;
 /// From one line of a legend to the next.
 const LEGEND_LINE: f64 = 18.0;
 
-/// Text that means itself in HTML and SVG.
+/// Escapes text for HTML and SVG.
 pub(super) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -23,7 +23,7 @@ pub(super) fn escaped(text: &str) -> String {
     out
 }
 
-/// At most so many characters, with a mark where some were left out of the middle.
+/// At most `most` characters, with a mark where the middle was left out.
 pub(super) fn shortened(text: &str, most: usize) -> String {
     let count = text.chars().count();
     if count <= most {
@@ -56,7 +56,8 @@ impl Svg {
         Self { body: String::new(), height, down: 0.0 }
     }
 
-    /// A filled rectangle of class `class` that says `title` when pointed at. Nothing if it has no area.
+    /// A filled rectangle of class `class` that says `title` when pointed at. Nothing if it has no
+    /// area.
     pub(super) fn rect(&mut self, [x, y, width, height]: [f64; 4], class: &str, opacity: f64, title: &str) {
         if width <= 0.0 || height <= 0.0 {
             return;
@@ -110,8 +111,8 @@ impl Svg {
         );
     }
 
-    /// Names of series, each with its colour, from x on, in as many lines as they take. What is drawn afterwards is drawn
-    /// below all but the first of them.
+    /// Names of series, each with its colour, from x on, in as many lines as they take. What is
+    /// drawn afterwards is drawn below all but the first of them.
     pub(super) fn legend(&mut self, left: f64, names: &[String]) {
         let (mut x, mut y) = (left, 16.0);
         for (n, name) in names.iter().enumerate() {
@@ -127,7 +128,7 @@ impl Svg {
         self.height += y - 16.0;
     }
 
-    /// The element, with a title for those who do not see it.
+    /// The element, with a title for screen readers.
     pub(super) fn finish(self, title: &str) -> String {
         format!(
             "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {WIDTH} {:.0}\">\n{}</svg>\n",

@@ -1,12 +1,16 @@
-//! Which stretches of a process's memory are its guest's RAM, by what is present: the rule, and what it leaves out.
+//! Which stretches of a process's memory are its guest's RAM, by what is present: the rule, and
+//! what it leaves out.
 //!
-//! RAM is data (writable, not executable) in anonymous memory, in shared memory (memfd, tmpfs, hugetlbfs, SysV), or in a mapped file: QEMU, Firecracker,
-//! Cloud Hypervisor and crosvm use one of these. A stretch counts from [`LEAST_BYTES`] on, and by what it *holds* (pages with a frame or on
-//! swap), never by its length: address space is reserved by the tebibyte. The one that holds most is RAM, and so is what holds at least a
-//! [`FRACTION`]th of that and is of the same kind, or a [`OTHER_FRACTION`]th and is of another; and the rest of a file of which a part is. The same
-//! pages mapped a second time are not counted again. A mapped file is RAM, as after a
-//! restore, unless a longer stretch of memory holds at least an [`OTHER_FRACTION`]th of what it holds: then it is the kernel that QEMU boots. Whatever else is large is left out, and listed with the reason: what was meant is named
-//! with `--range`.
+//! RAM is data (writable, not executable) in anonymous memory, in shared memory (memfd, tmpfs,
+//! hugetlbfs, SysV), or in a mapped file: QEMU, Firecracker, Cloud Hypervisor and crosvm use one of
+//! these. A stretch counts from [`LEAST_BYTES`] on, and by what it *holds* (pages with a frame or
+//! on swap), never by its length: address space is reserved by the tebibyte. The one that holds
+//! most is RAM, and so is what holds at least a [`FRACTION`]th of that and is of the same kind, or
+//! a [`OTHER_FRACTION`]th and is of another; and the rest of a file of which a part is. The same
+//! pages mapped a second time are not counted again. A mapped file is RAM, as after a restore,
+//! unless a longer stretch of memory holds at least an [`OTHER_FRACTION`]th of what it holds: then
+//! it is the kernel that QEMU boots. Whatever else is large is left out, and listed with the
+//! reason: what was meant is named with `--range`.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,15 +19,15 @@ use std::ops::Range;
 pub const LEAST_BYTES: u64 = 16 << 20;
 /// A stretch of the same kind that holds less than this part of the largest one is something else.
 pub const FRACTION: u64 = 16;
-/// A stretch of another kind that holds less than this part of the largest one is something else, such as a framebuffer.
+/// A stretch of another kind that holds less than this part of the largest one is something else,
+/// such as a framebuffer.
 pub const OTHER_FRACTION: u64 = 4;
 /// Stretches that a sentence lists.
 const LISTED: usize = 8;
 
-/// What memory is made of.
+/// Kinds of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Anonymous memory.
     Anonymous,
     /// A memfd, shared memory, huge pages: a file in memory.
     Memory,
@@ -44,7 +48,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A part of a file that is mapped shared: whoever maps it has the same pages.
+/// A part of a file that is mapped shared: every process that maps it has the same pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePart {
     /// The file: its device as `/proc` writes it, and its inode.
@@ -56,18 +60,16 @@ pub struct FilePart {
 /// A contiguous stretch of memory that may be a guest's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stretch {
-    /// Its addresses.
     pub hvas: Range<u64>,
     /// Of its bytes, those that have a frame or are on swap.
     pub held_bytes: u64,
-    /// What it is made of.
+    /// Its kind.
     pub kind: Kind,
-    /// What of it is a shared file's, by address.
+    /// The parts of it that are a shared file's, by address.
     pub parts: Vec<FilePart>,
 }
 
 impl Stretch {
-    /// Its length.
     pub fn bytes(&self) -> u64 {
         self.hvas.end - self.hvas.start
     }
@@ -151,12 +153,12 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What was taken for a guest's RAM, and what was not.
+/// The stretches taken for a guest's RAM, and those left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// The guest's RAM, by address.
     pub taken: Vec<Stretch>,
-    /// What else is large, the one that holds most first.
+    /// Other large stretches, the one that holds most first.
     pub left_out: Vec<(Stretch, Reason)>,
     /// Ranges were named, and the rule was not asked.
     pub is_named: bool,
@@ -192,7 +194,7 @@ impl Choice {
         choice
     }
 
-    /// What else is large in a process of which `ranges` were named.
+    /// Other large stretches in a process of which `ranges` were named.
     pub fn named(stretches: Vec<Stretch>, ranges: &[Range<u64>]) -> Self {
         let touches = |s: &Stretch| ranges.iter().any(|r| r.start < s.hvas.end && s.hvas.start < r.end);
         let (taken, rest): (Vec<_>, Vec<_>) = stretches.into_iter().partition(touches);
@@ -224,7 +226,7 @@ impl Choice {
         (!is_ram).then_some(Reason::Small)
     }
 
-    /// What is no candidate is worth a line if it holds much.
+    /// A stretch that is no candidate is listed if it holds much.
     fn is_worth_listing(&self, stretch: &Stretch) -> bool {
         match stretch.kind {
             Kind::Other(_) => stretch.held_bytes >= LEAST_BYTES,
@@ -232,7 +234,8 @@ impl Choice {
         }
     }
 
-    /// What a reader of the numbers should know: what was taken, and what was left out, each as `--range` takes it.
+    /// What a reader of the numbers should know: the ranges taken and left out, each as `--range`
+    /// takes it.
     pub fn note(&self, pid: u32) -> Option<String> {
         if self.left_out.is_empty() {
             return None;
@@ -244,13 +247,13 @@ impl Choice {
         let left = sum(&mut self.left_out.iter().map(|(stretch, _)| stretch));
         let mut text = match self.is_named {
             true => format!(
-                "outside the ranges that were named process {pid} has {left:.1} MiB in large mappings:"
+                "process {pid} has {left:.1} MiB in large mappings outside the ranges that were named:"
             ),
             false => {
                 let taken_ranges =
                     self.taken.iter().take(LISTED).map(|stretch| format!(" --range {pid}:{stretch}"));
                 format!(
-                    "of process {pid} {taken:.1} MiB are taken for guest memory and {left:.1} MiB in large mappings are left out; taken:{}; \
+                    "process {pid}: {taken:.1} MiB taken for guest memory, {left:.1} MiB in large mappings left out; taken:{}; \
                      left out:",
                     taken_ranges.collect::<String>()
                 )
@@ -315,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_framebuffer_is_told_from_ram_of_another_kind() {
+    fn a_framebuffer_is_distinguished_from_ram_of_another_kind() {
         for kind in [Kind::Memory, Kind::File] {
             let all = [stretch(1, 256, 100, kind), stretch(2, 16, 16, Kind::Anonymous)];
             assert_eq!(choice(&all), (vec![1], vec![(2, Reason::Small)]));
@@ -328,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_is_mapped_is_told_from_a_restored_guests_ram() {
+    fn a_kernel_that_is_mapped_is_distinguished_from_a_restored_guests_ram() {
         // QEMU with a vmlinux, before and after its guest has used much.
         for held in [20, 80] {
             let all = [stretch(1, 54, 48, Kind::File), stretch(2, 192, held, Kind::Anonymous)];

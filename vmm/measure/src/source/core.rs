@@ -1,7 +1,9 @@
-//! Memory in an ELF core: of a process (`gcore`, the kernel), whose segments are chosen from as mappings are, or of a machine
-//! (`dump-guest-memory`, `virsh dump --memory-only`), whose segments are guest-physical memory.
+//! Memory in an ELF core: of a process (`gcore`, the kernel), whose segments are chosen from as
+//! mappings are, or of a machine (`dump-guest-memory`, `virsh dump --memory-only`), whose segments
+//! are guest-physical memory.
 //!
-//! Source: System V ABI, chapter 5, and core(5). The file is of unknown origin: every number is checked, every loop has a bound.
+//! Source: System V ABI, chapter 5, and core(5). The file is of unknown origin: every number is
+//! checked, every loop has a bound.
 
 use std::fs::File;
 use std::io;
@@ -27,9 +29,10 @@ const EXECUTE: u32 = 1;
 const WRITE: u32 = 2;
 /// e_phnum of a file that has more segments than it can say: section 0 says it.
 const MORE_THAN_FIT: u16 = 0xffff;
-/// A process has at most so many mappings by default (vm.max_map_count), and so many can be asked for.
+/// The mappings a process may have by default (vm.max_map_count) are fewer; the sysctl allows this
+/// many.
 const MOST_SEGMENTS: u64 = 1 << 24;
-/// Notes are read up to so many bytes: a name of every file that is mapped.
+/// Notes are read up to this length: they name every mapped file.
 const MOST_NOTE_BYTES: u64 = 64 << 20;
 /// NT_FILE: which files are mapped where.
 const NT_FILE: u32 = 0x4649_4c45;
@@ -40,33 +43,23 @@ const SAMPLED_PAGES: u64 = 2048;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CoreError {
-    /// A read failed.
     #[error("cannot read {} at byte {at:#x}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Where.
         at: u64,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// A 32-bit or big-endian one.
     #[error("{} is an ELF core, but {what}: expected one of a 64-bit x86 process or machine", path.display())]
     Class {
-        /// The file.
         path: PathBuf,
         /// What it is instead.
         what: &'static str,
     },
-    /// Its headers say what cannot be.
+    /// Its headers contradict each other or the file.
     #[error("{} is an ELF core with damaged headers: {what}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What.
-        what: &'static str,
-    },
+    Damaged { path: PathBuf, what: &'static str },
     /// It is shorter than its headers say.
     #[error(
         "{} is cut short: its segments end at byte {end}, the file has {bytes} bytes. Was the disk full, or the size of cores \
@@ -74,11 +67,9 @@ pub enum CoreError {
         path.display()
     )]
     CutShort {
-        /// The file.
         path: PathBuf,
         /// Where it should end.
         end: u64,
-        /// Its length.
         bytes: u64,
     },
     /// There is no guest in it.
@@ -89,28 +80,26 @@ pub enum CoreError {
         path.display(), LEAST_BYTES >> 20
     )]
     NoGuest {
-        /// The file.
         path: PathBuf,
-        /// What it has, what holds most first.
+        /// Its stretches, the one that holds most first.
         stretches: Stretches,
     },
 }
 
-/// A part of the file that is memory: from this byte on, so many pages.
+/// A part of the file that is memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// The first byte.
     pub at: u64,
     /// Pages that follow it.
     pub pages: u64,
 }
 
-/// What is measured of a core.
+/// The parts of a core that are measured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Core {
     /// Its memory, by address.
     pub parts: Vec<Part>,
-    /// What a reader of the numbers should know.
+    /// Notes for readers of the numbers.
     pub notes: Vec<String>,
 }
 
@@ -158,7 +147,7 @@ fn machine(mut segments: Vec<Segment>) -> Core {
     segments.sort_by_key(|segment| segment.paddr);
     let (mut parts, mut next): (Vec<Part>, u64) = (Vec::new(), 0);
     for Segment { at, paddr, file_bytes, .. } in segments {
-        // What another segment has already: with page tables (paging) a page may be in several.
+        // Pages of an earlier segment: with page tables (paging) a page may be in several.
         let from = paddr.next_multiple_of(PAGE_BYTES).max(next);
         let Some(skipped) = from.checked_sub(paddr).filter(|skipped| *skipped < file_bytes) else { continue };
         let pages = (file_bytes - skipped) / PAGE_BYTES;
@@ -244,7 +233,8 @@ impl Reader<'_> {
                 _ => self.filled_bytes(segment)?,
             };
             let end = segment.vaddr.saturating_add(segment.file_bytes);
-            // As mappings are: large neighbours of one kind are one, and what slabs have cut up.
+            // As for mappings: large neighbours of one kind are one, and so are pieces between
+            // slabs.
             let are_large = [Some(*segment), before].iter().flatten().all(|s| s.file_bytes >= LEAST_BYTES);
             let was_slab = before.is_some_and(|segment| self::kind(&segment, &files).1);
             match stretches.last_mut() {
@@ -303,7 +293,8 @@ fn process_notes(choice: &Choice) -> Vec<String> {
     notes
 }
 
-/// What a segment is made of, by its permissions and the files that were mapped; and whether it is a slab of Samepage's.
+/// The kind of a segment, by its permissions and the files that were mapped; and whether it is
+/// a slab of Samepage's.
 fn kind(segment: &Segment, files: &[(Range<u64>, String)]) -> (Kind, bool) {
     if segment.flags & EXECUTE != 0 {
         return (Kind::Other("executable"), false);
@@ -314,7 +305,7 @@ fn kind(segment: &Segment, files: &[(Range<u64>, String)]) -> (Kind, bool) {
     let after = files.partition_point(|(hvas, _)| hvas.start <= segment.vaddr);
     let file = files[..after].last().filter(|(hvas, _)| segment.vaddr < hvas.end);
     match file.map_or("", |(_, name)| name) {
-        // What is merged was anonymous before.
+        // Merged pages were anonymous before.
         name if name.contains(SLAB_NAME) => (Kind::Anonymous, true),
         name => (kind_of(name, false), false),
     }
@@ -347,7 +338,7 @@ fn file_entries(note: &[u8]) -> Option<Vec<(Range<u64>, String)>> {
     Some(entries.zip(names).map(entry).collect())
 }
 
-/// Little-endian numbers; 0 where there are too few bytes, which callers have made sure of.
+/// Little-endian numbers; 0 where there are too few bytes, which callers rule out.
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
 }

@@ -80,7 +80,7 @@ fn files_that_were_mapped_are_known_by_the_note() {
         let found =
             open(&core(&files, &[(RW, 0x1000_0000, 0, &frames), (RW, 0x9000_0000, 0, &ram)])).unwrap();
         let pages: u64 = found.parts.iter().map(|part| part.pages).sum();
-        // A framebuffer beside it cannot be told from it if it is of the same kind.
+        // A framebuffer beside it cannot be distinguished if it is of the same kind.
         let expected = if kind == Kind::Anonymous { 88 << 8 } else { 72 << 8 };
         assert_eq!(pages, expected, "{name}");
         let segment = Segment { kind: LOAD, flags: RW, at: 0, vaddr: 0x9000_0000, paddr: 0, file_bytes: 1 };
@@ -102,7 +102,7 @@ fn a_machine_has_each_physical_page_once() {
 }
 
 #[test]
-fn what_is_damaged_is_told() {
+fn damage_is_reported() {
     let ram = vec![7; 16 * MIB];
     let good = core(&[], &[(RW, 0x1000_0000, 0, &ram)]);
     assert!(open(&good).is_ok());

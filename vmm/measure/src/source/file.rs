@@ -27,35 +27,22 @@ pub enum ImageError {
     /// It could not be opened.
     #[error("cannot open {}", path.display())]
     Open {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// It is a directory, a pipe, a device.
     #[error("{} is no regular file: a raw memory image is expected", path.display())]
-    Kind {
-        /// What was given.
-        path: PathBuf,
-    },
+    Kind { path: PathBuf },
     /// There is nothing in it.
     #[error("{} is empty: a raw memory image has at least a page of {PAGE_BYTES} bytes", path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
+    Empty { path: PathBuf },
     /// It is of another format.
     #[error(
         "{} is {format}: a raw memory image or an ELF core is expected; {}",
         path.display(), format.advice_for_memory()
     )]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it is.
-        format: Format,
-    },
+    Format { path: PathBuf, format: Format },
     /// It is a core that cannot be measured.
     #[error(transparent)]
     Core(#[from] CoreError),
@@ -63,42 +50,26 @@ pub enum ImageError {
     #[error(
         "{} has {bytes} bytes: a raw memory image has at least a page of {PAGE_BYTES} bytes", path.display()
     )]
-    LessThanAPage {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
+    LessThanAPage { path: PathBuf, bytes: u64 },
     /// It ends within a page.
     #[error(
         "{} has {bytes} bytes, which are not whole pages of {PAGE_BYTES}: is it a raw image, without a header? If it is, \
          `head -c {} {} > COPY` makes a copy of its whole pages",
         path.display(), bytes / PAGE_BYTES * PAGE_BYTES, path.display()
     )]
-    Unaligned {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
-    /// It became shorter.
+    Unaligned { path: PathBuf, bytes: u64 },
     #[error("{} ended at byte {at:#x} of {bytes:#x}: it was cut short while it was measured; measure a copy", path.display())]
     Shrunk {
-        /// The file.
         path: PathBuf,
         /// The first byte that was not there.
         at: u64,
         /// The length it had.
         bytes: u64,
     },
-    /// A read failed.
     #[error("cannot read {} at byte {at:#x}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Where.
         at: u64,
-        /// Why.
         #[source]
         source: io::Error,
     },
@@ -155,12 +126,12 @@ impl FileSource {
         Self { page_types, ..self }
     }
 
-    /// What a reader of the numbers should know of it.
+    /// Notes on it for readers of the numbers.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         self.notes.iter().map(|note| format!("{}: {note}", self.name))
     }
 
-    /// Whether somebody wrote it since it was opened.
+    /// Whether the file was written since it was opened.
     pub fn was_written(&self) -> bool {
         self.file.metadata().is_ok_and(|meta| meta.len() != self.bytes || modified(&meta) != self.modified)
     }
@@ -174,7 +145,7 @@ impl FileSource {
             }
             before += pages;
         }
-        // Of no part: there is nothing to be read there.
+        // Outside every part: nothing can be read there.
         self.bytes
     }
 }

@@ -1,6 +1,8 @@
-//! The mappings of a process: read, joined to stretches, chosen from by the rule of [`super::choice`] or by ranges that were named.
+//! The mappings of a process: read, joined to stretches, chosen from by the rule of
+//! [`super::choice`] or by ranges that were named.
 //!
-//! Neighbours are one stretch if one of them is a slab of Samepage's, if both are large and of one kind, or if they are of one file.
+//! Neighbours are one stretch if one of them is a slab of Samepage's, if both are large and of one
+//! kind, or if they are of one file.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
@@ -18,9 +20,8 @@ use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 /// One mapping of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// Its addresses.
     pub hvas: Range<u64>,
-    /// What it is made of.
+    /// Its kind.
     pub kind: Kind,
     /// Bytes that have a frame or are on swap.
     pub held_bytes: u64,
@@ -37,25 +38,17 @@ pub struct Mapping {
 pub enum MappingError {
     /// There is no such process.
     #[error("there is no process {pid} (any more)")]
-    Gone {
-        /// Which.
-        pid: u32,
-    },
-    /// It is somebody else's.
+    Gone { pid: u32 },
+    /// It belongs to another user.
     #[error(
-        "the memory of process {pid} may not be looked at: that takes its owner's rights, or root's (CAP_SYS_PTRACE). \
+        "the memory of process {pid} may not be read: that takes its owner's rights, or root's (CAP_SYS_PTRACE). \
          Without them you can measure your own processes, and memory images with --file"
     )]
-    Denied {
-        /// Which.
-        pid: u32,
-    },
+    Denied { pid: u32 },
     /// Its mappings could not be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
@@ -66,9 +59,8 @@ pub enum MappingError {
         LEAST_BYTES >> 20
     )]
     NoGuest {
-        /// Which.
         pid: u32,
-        /// What it has, the largest first.
+        /// Its stretches, the largest first.
         stretches: Stretches,
     },
     /// A range that was named is not memory.
@@ -76,29 +68,21 @@ pub enum MappingError {
         "range {range:x?} of process {pid} is not readable memory at {at:#x}; the largest stretches are {stretches}"
     )]
     Unmapped {
-        /// Which.
         pid: u32,
-        /// The range.
         range: Range<u64>,
         /// The first address that is nothing.
         at: u64,
-        /// What there is.
         stretches: Stretches,
     },
     /// Two ranges that were named have pages in common.
     #[error("ranges {first:x?} and {second:x?} overlap; each page is counted once, so name it once")]
-    Overlap {
-        /// The one.
-        first: Range<u64>,
-        /// The other.
-        second: Range<u64>,
-    },
+    Overlap { first: Range<u64>, second: Range<u64> },
 }
 
 /// The mappings of a process, by address.
 ///
 /// # Errors
-/// It is gone or somebody else's.
+/// It is gone or another user's.
 pub fn mappings(pid: u32) -> Result<Vec<Mapping>, MappingError> {
     let areas = Area::of(pid).map_err(|source| match (source.kind(), source.raw_os_error()) {
         (ErrorKind::NotFound, _) | (_, Some(libc::ESRCH)) => MappingError::Gone { pid },
@@ -113,7 +97,8 @@ pub fn mappings(pid: u32) -> Result<Vec<Mapping>, MappingError> {
     Ok(areas.iter().filter_map(|area| parse(area, &memory)).collect())
 }
 
-/// Devices of file systems that are memory, in the mount namespace of process `pid`, as its maps write them.
+/// Devices of file systems that are memory, in the mount namespace of process `pid`, as its maps
+/// write them.
 fn memory_devices(pid: u32) -> BTreeSet<String> {
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     mounts.lines().filter_map(memory_device).collect()
@@ -133,7 +118,7 @@ fn device(major: u32, minor: u32) -> String {
     format!("{major:02x}:{minor:02x}")
 }
 
-/// What a mapping with a name is made of, where its permissions allow it to be RAM.
+/// The kind of a mapping with a name, where its permissions allow it to be RAM.
 pub(super) fn kind_of(name: &str, is_on_memory: bool) -> Kind {
     let in_memory = ["/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage", "/dev/hugepages"];
     match name {
@@ -155,7 +140,7 @@ fn parse(area: &Area, memory: &BTreeSet<String>) -> Option<Mapping> {
     let is_slab = name.contains(SLAB_NAME);
     let kind = match permissions.as_bytes() {
         _ if area.is_device => Kind::Other("of a device"),
-        // What is merged was anonymous before.
+        // Merged pages were anonymous before.
         [b'r', b'w', b'-', ..] if is_slab => Kind::Anonymous,
         [b'r', b'w', b'-', ..] => kind_of(name, memory.contains(device)),
         [b'r', _, b'x', ..] => Kind::Other("executable"),
@@ -252,7 +237,8 @@ impl Choice {
     }
 }
 
-/// Which guest-physical addresses they have cannot be seen from outside; they are numbered in order.
+/// Which guest-physical addresses they have cannot be seen from outside; they are numbered in
+/// order.
 fn extents(ranges: &[Range<u64>]) -> Vec<Extent> {
     let mut gpa = 0;
     let mut extent = |range: &Range<u64>| {

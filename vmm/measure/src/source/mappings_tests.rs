@@ -125,7 +125,7 @@ fn named_ranges_are_mapped_and_do_not_overlap() {
 }
 
 #[test]
-fn a_process_that_is_gone_is_told_from_one_of_somebody_else() {
+fn a_process_that_is_gone_is_distinguished_from_one_of_another_user() {
     assert!(matches!(mappings(u32::MAX - 1), Err(MappingError::Gone { .. })));
     assert!(!mappings(std::process::id()).unwrap().is_empty());
 }

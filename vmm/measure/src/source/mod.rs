@@ -9,14 +9,14 @@ pub mod process;
 use super::page_types::PageTypes;
 use super::{MeasureError, PAGE};
 
-/// What was not read of a stretch of pages.
+/// The pages of a stretch that were not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
     /// Pages without a frame: never touched, or given back.
     pub absent: u64,
     /// Pages on swap.
     pub swapped: u64,
-    /// Pages that were there when we looked and gone when we read.
+    /// Pages that were present at first and gone when they were read.
     pub vanished: u64,
 }
 
@@ -29,7 +29,7 @@ impl Unread {
     }
 }
 
-/// One guest's memory, or what is measured as such.
+/// One guest's memory, or memory that is measured as such.
 pub trait Source: Sync {
     /// Its name, for reports.
     fn name(&self) -> &str;
@@ -37,10 +37,10 @@ pub trait Source: Sync {
     /// Pages of each stretch that is contiguous in it. Pages are counted over all of them, from 0.
     fn extents(&self) -> Vec<u64>;
 
-    /// Whether somebody may be writing while it is read.
+    /// Whether it may be written while it is read.
     fn is_live(&self) -> bool;
 
-    /// What its pages are used for, if that is known.
+    /// The types of its pages, if known.
     fn page_types(&self) -> Option<&PageTypes> {
         None
     }
@@ -51,7 +51,6 @@ pub trait Source: Sync {
     /// It is gone or may not be read.
     fn open(&self) -> Result<Box<dyn PageReader + '_>, MeasureError>;
 
-    /// Its pages.
     fn pages(&self) -> u64 {
         self.extents().iter().sum()
     }
@@ -62,8 +61,8 @@ pub type EachPage<'a> = &'a mut dyn FnMut(u64, &[u8; PAGE]);
 
 /// Reads pages of a [`Source`].
 pub trait PageReader {
-    /// Hands each page of `first..first + pages`, all of one extent, that is in memory to `each`, by its number and
-    /// ascending. Says what was not.
+    /// Passes each page of `first..first + pages`, all of one extent, that is in memory to `each`,
+    /// by its number and ascending. Returns the pages that were not.
     ///
     /// # Errors
     /// The memory is gone or cannot be read.
@@ -82,7 +81,7 @@ pub trait PageReader {
     }
 }
 
-/// Hands on the whole pages in `bytes`, the first of which has the number `first`.
+/// Passes on the whole pages in `bytes`, the first of which has the number `first`.
 pub fn hand_on(first: u64, bytes: &[u8], each: EachPage<'_>) {
     let (contents, _) = bytes.as_chunks::<PAGE>();
     (first..).zip(contents).for_each(|(page, content)| each(page, content));

@@ -1,8 +1,10 @@
-//! Guest memory in another process, of which only what has a frame is read; what is absent or on swap is not.
+//! Guest memory in another process. Only pages with a frame are read, absent and swapped ones are
+//! not.
 //!
-//! So measuring neither grows a guest nor swaps it in. One exception: a page that is given back between our look at the
-//! page table and our read gets the kernel's zero frame. Pages that may share their frame are read through `/proc/PID/mem`, which leaves it
-//! so, all others by process_vm_readv, which is faster.
+//! So measuring neither grows a guest nor swaps it in. One exception: a page that is given back
+//! between reading the page table and reading the page gets the kernel's zero frame. Pages that may
+//! share their frame are read through `/proc/PID/mem`, which leaves it so, all others by
+//! process_vm_readv, which is faster.
 
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -28,7 +30,7 @@ pub struct ProcessSource {
 }
 
 impl ProcessSource {
-    /// Of `space`. `stopped` says that nobody writes there.
+    /// The memory of `space`. `stopped` says that nothing writes it.
     pub fn new(space: Space, stopped: bool) -> Self {
         Self { space, stopped, page_types: None }
     }
@@ -113,7 +115,7 @@ impl Reader<'_> {
         MeasureError::Memory { guest: self.space.name.clone(), pid: self.space.pid, source }
     }
 
-    /// Has the pages of `first..first + pages` that `is_wanted` names read, as soon as there are enough of them.
+    /// Reads the pages of `first..first + pages` that `is_wanted` names, in batches.
     fn want(
         &mut self,
         first: u64,
@@ -146,13 +148,13 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads what is still wanted, and makes sure that all was of the process that was opened.
+    /// Reads the rest of the batch, and checks that all pages were of the process that was opened.
     fn finish(&mut self, unread: &mut Unread, each: EachPage<'_>) -> Result<(), MeasureError> {
         unread.vanished += self.read_wanted(each)?;
         self.memory.check_alive().map_err(|source| self.error(source))
     }
 
-    /// Reads the pages that are wanted, and hands them on. Says how many of them have gone.
+    /// Reads the wanted pages, and passes them on. Returns how many of them have gone.
     fn read_wanted(&mut self, each: EachPage<'_>) -> Result<u64, MeasureError> {
         let mut wanted = std::mem::take(&mut self.wanted);
         let are_pinned = self.read_pinned(&wanted);
@@ -171,7 +173,8 @@ impl Reader<'_> {
         Ok(vanished)
     }
 
-    /// Reads those that may be pinned to their places in the buffer; says whether it could, all of them.
+    /// Reads the pages that may be pinned to their places in the buffer; false if one of them could
+    /// not be read.
     fn read_pinned(&mut self, wanted: &[Wanted]) -> bool {
         let (mut hvas, mut into) = (Vec::new(), Vec::new());
         let mut rest = &mut *self.buffer;
@@ -186,7 +189,8 @@ impl Reader<'_> {
         !hvas.is_empty() && self.memory.read_pinned(&hvas, &mut into)
     }
 
-    /// Reads pages that are neighbours and were all there, to their places in the buffer. Some may have gone: says how many.
+    /// Reads neighbouring pages that were all present, to their places in the buffer. Returns how
+    /// many have gone.
     fn read_run(&mut self, first: u64, slots: Range<usize>, each: EachPage<'_>) -> Result<u64, MeasureError> {
         let hva = address(self.space, first);
         let buffer = &mut self.buffer[slots.start * PAGE..slots.end * PAGE];
@@ -218,7 +222,7 @@ impl PageReader for Reader<'_> {
     fn read_scattered(&mut self, pages: &[u64], each: EachPage<'_>) -> Result<Unread, MeasureError> {
         let mut unread = Unread::default();
         let space = self.space;
-        // Pages of two extents have something else between them.
+        // Between pages of two extents lies other memory.
         let are_near = |a: &u64, b: &u64| {
             let apart = b.saturating_sub(*a);
             apart <= GAP_ENTRIES

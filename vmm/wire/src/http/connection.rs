@@ -1,5 +1,6 @@
-//! One client's connection: bytes in, requests out, answers in, bytes out. It never blocks, and it holds at most one
-//! request that waits for its answer, so what a client can make the VM keep is bounded.
+//! One client's connection: bytes in, requests out, answers in, bytes out. It never blocks, and it
+//! holds at most one request that waits for its answer, so what a client can make the VM keep is
+//! bounded.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -14,31 +15,33 @@ const CHUNK_BYTES: usize = 16 << 10;
 pub struct Rules {
     /// Clients at a time.
     pub connections: usize,
-    /// Whether one more takes the place of the one that has been idle longest. If not, or none is idle, it is turned away.
+    /// Whether a new client takes the place of the one that has been idle longest. If not, or none
+    /// is idle, it is turned away.
     pub evicts_idle: bool,
     /// The longest body; None: bodies are not read.
     pub body_bytes: Option<usize>,
     /// Whether a client may ask more than once.
     pub keeps_alive: bool,
-    /// How long a request may take to come in, and an answer to be taken.
+    /// The longest time for a request to arrive, and for an answer to be taken.
     pub patience: Duration,
-    /// How long a connection may lie idle between requests.
+    /// The longest time that a connection may be idle between requests.
     pub idle: Duration,
-    /// How long a connection may last, whatever it does; None: as long as it likes.
+    /// The longest life of a connection; None is no limit.
     pub life: Option<Duration>,
-    /// How long, and how far, a client that got its last answer is read on: closed at once, it might lose the answer.
+    /// How long a client is still read after its last answer: if the connection were closed at
+    /// once, it might lose the answer.
     pub linger: Duration,
     /// See `linger`.
     pub linger_bytes: usize,
-    /// What is answered to what is no request; None: nothing.
+    /// The answer to bytes that are no request; None: no answer.
     pub refuse: fn(&HttpError) -> Option<Response>,
-    /// What is answered to one client too many.
+    /// The answer to a client beyond the limit.
     pub turn_away: fn() -> Response,
 }
 
 /// A non-blocking stream whose sending side can be closed.
 pub trait Stream: Read + Write {
-    /// Tells the client that nothing more comes.
+    /// Signals the end of our output to the client.
     fn end_output(&mut self);
 }
 
@@ -49,24 +52,22 @@ enum State {
     Reading,
     /// It is ours.
     Waiting { keep_alive: bool },
-    /// What is left to send is the last.
+    /// The last bytes are being sent.
     Closing,
-    /// All is sent; what still comes, up to so many bytes, is thrown away.
+    /// All is sent; up to `bytes` more bytes of the client's are read and dropped.
     Lingering { bytes: usize },
 }
 
-/// What comes of going on with a connection.
+/// The result of advancing a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing, until the stream is ready for what [`Connection::interest`] says.
     Wait,
     /// A request. Nothing more is read until [`Connection::answer`].
     Ask(HttpRequest),
-    /// Its end.
     Close,
 }
 
-/// A client's connection.
 #[derive(Debug)]
 pub struct Connection<S> {
     stream: S,
@@ -74,7 +75,7 @@ pub struct Connection<S> {
     output: Vec<u8>,
     sent: usize,
     state: State,
-    /// The client sends nothing more.
+    /// The client has closed its side.
     ended: bool,
     /// When the client last did what it was waited for.
     since: Instant,
@@ -83,7 +84,7 @@ pub struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    /// A client that has just come.
+    /// A client that has just connected.
     pub fn new(stream: S, rules: Rules, now: Instant) -> Self {
         Self {
             stream,
@@ -98,19 +99,18 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// The stream.
     pub fn stream(&self) -> &S {
         &self.stream
     }
 
-    /// What the stream is to be watched for: (to read, to write). With neither it must not be watched at all, for a
-    /// client that is gone is reported for as long as it is.
+    /// Events to poll the stream for: (to read, to write). With neither it must not be polled at
+    /// all: poll would report a client that is gone again and again.
     pub fn interest(&self) -> (bool, bool) {
         let reads = matches!(self.state, State::Reading | State::Lingering { .. });
         (reads && !self.ended && self.output.is_empty(), !self.output.is_empty())
     }
 
-    /// Whether the client asks nothing and is owed nothing.
+    /// Whether the client has no request and no answer outstanding.
     pub fn is_idle(&self) -> bool {
         self.state == State::Reading && self.output.is_empty() && !self.parser.is_partial()
     }
@@ -120,7 +120,7 @@ impl<S: Stream> Connection<S> {
         self.since
     }
 
-    /// When patience with the client ends; never while it waits for us.
+    /// When the client's time is over; None while it waits for us.
     pub fn deadline(&self) -> Option<Instant> {
         let Rules { patience, idle, linger, life, .. } = self.rules;
         let limit = match self.state {
@@ -135,13 +135,14 @@ impl<S: Stream> Connection<S> {
         Some(life.map_or(until, |life| until.min(self.began + life)))
     }
 
-    /// The deadline has passed. False when the connection is to be closed, true when it still says why.
+    /// Called when the deadline has passed. False if the connection is to be closed now, true if an
+    /// answer is still sent.
     pub fn expire(&mut self, now: Instant) -> bool {
         let slow = self.state == State::Reading && self.output.is_empty() && self.parser.is_partial();
         slow && self.refuse(&HttpError::Slow { seconds: self.rules.patience.as_secs() }, now)
     }
 
-    /// What came is no request. False if nothing is to be said to that.
+    /// Answers bytes that are no request. False if there is no answer to that.
     fn refuse(&mut self, error: &HttpError, now: Instant) -> bool {
         match (self.rules.refuse)(error) {
             Some(response) => self.end_with(&response, now),
@@ -150,7 +151,7 @@ impl<S: Stream> Connection<S> {
         true
     }
 
-    /// Goes on as far as it goes without waiting.
+    /// Advances as far as possible without waiting.
     pub fn advance(&mut self, now: Instant) -> Step {
         loop {
             match self.flush(now) {
@@ -213,14 +214,14 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// The last answer, whatever was asked.
+    /// Sends the last answer, whatever was asked.
     pub fn end_with(&mut self, response: &Response, now: Instant) {
         response.write_to(false, &mut self.output);
         self.state = State::Closing;
         self.since = now;
     }
 
-    /// What the client sent; None when it has not sent any more yet. Once it has ended, what comes is empty.
+    /// Reads what the client sent; None if nothing has arrived. Empty once it has closed its side.
     fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
@@ -240,7 +241,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Sends what waits. True when nothing is left.
+    /// Sends what is buffered. True when nothing is left.
     fn flush(&mut self, now: Instant) -> io::Result<bool> {
         while self.sent < self.output.len() {
             match self.stream.write(&self.output[self.sent..]) {

@@ -1,5 +1,5 @@
-//! A server's thread: accepts clients, reads requests, sends answers. A client that is slow, stuck or hostile costs what
-//! is served nothing.
+//! A server's thread: accepts clients, reads requests, sends answers. A slow, stuck or hostile
+//! client does not delay the others.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -15,38 +15,35 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::connection::{Connection, Rules, Step, Stream};
 use super::{HttpRequest, Response};
 
-/// Requests of one client that are dealt with before it is the next client's turn.
+/// Requests of one client that are served before the next client's turn.
 const MAX_REQUESTS_A_TURN: usize = 16;
-/// Clients accepted before it is the turn of those that are there.
+/// Clients accepted in one turn.
 const MAX_ACCEPTS_A_TURN: usize = 32;
-/// How long none is accepted after the host had no descriptor for one.
+/// How long no client is accepted after the host had no descriptor for one.
 const SHORTAGE: Duration = Duration::from_millis(100);
 
-/// One client's connection, as long as the process lives.
+/// One client's connection, for the life of the process.
 pub type ConnectionId = u64;
 
-/// What answers requests.
 pub trait Service: Send {
-    /// The answer; None: it is among [`Self::answers`] later.
+    /// The answer; None if it comes later, from [`Self::answers`].
     fn serve(&mut self, connection: ConnectionId, request: HttpRequest) -> Option<Response>;
 
-    /// Readable when there are answers, until [`Self::answers`].
+    /// Readable while there are answers for [`Self::answers`].
     fn wake(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// The answers there are by now to what was not answered at once.
+    /// The answers that are ready, to requests that were not answered at once.
     fn answers(&mut self) -> Vec<(ConnectionId, Response)> {
         Vec::new()
     }
 }
 
-/// Where clients come, without blocking.
+/// Where clients connect; non-blocking.
 #[derive(Debug)]
 pub enum Listener {
-    /// A Unix socket.
     Unix(UnixListener),
-    /// A TCP port.
     Tcp(TcpListener),
 }
 
@@ -69,7 +66,7 @@ impl AsFd for Listener {
     }
 }
 
-/// A client's end of it.
+/// A connected client.
 #[derive(Debug)]
 enum Socket {
     Unix(UnixStream),
@@ -109,7 +106,7 @@ impl Write for Socket {
 
 impl Stream for Socket {
     fn end_output(&mut self) {
-        // It may be closed already, which is as good.
+        // It may be closed already, which does no harm.
         let _ = match self {
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -126,7 +123,7 @@ impl AsFd for Socket {
     }
 }
 
-/// The thread. Dropped, it is ended and waited for.
+/// The thread. Dropping it stops the thread and waits for it.
 #[derive(Debug)]
 pub struct Server {
     thread: Option<JoinHandle<()>>,
@@ -135,10 +132,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the thread, made by `builder`, on `listener` (non-blocking): what is asked there by `rules` is answered by `service`.
+    /// Starts the thread, made by `builder`, on `listener` (non-blocking): `service` answers its
+    /// requests, under `rules`.
     ///
     /// # Errors
-    /// There is no thread, or no descriptor, to be had.
+    /// No thread or no descriptor is left.
     pub fn start(
         builder: thread::Builder,
         listener: Listener,
@@ -159,7 +157,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It fails only if it has been written more often than it can count: then it is readable.
+        // It fails only if the counter is at its limit: then it is readable.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -169,7 +167,7 @@ impl Drop for Server {
 
 struct Client {
     connection: Connection<Socket>,
-    /// It has more to say that needs no waiting for.
+    /// It has more requests buffered.
     more: bool,
 }
 
@@ -179,12 +177,12 @@ struct Clients<S> {
     service: S,
     all: HashMap<ConnectionId, Client>,
     next: ConnectionId,
-    /// None is accepted before.
+    /// No client is accepted before.
     shut_until: Option<Instant>,
 }
 
 impl<S: Service> Clients<S> {
-    /// Waits until there is something to do, and does it. False when the thread is to end.
+    /// Waits for events, and handles them. False when the thread is to end.
     fn turn(&mut self, stop: &OwnedFd) -> bool {
         let Some((accepts, mut ready)) = self.wait(stop) else { return false };
         let now = Instant::now();
@@ -212,7 +210,8 @@ impl<S: Service> Clients<S> {
         true
     }
 
-    /// Waits for clients, answers and deadlines: whether a client has come, and which are ready. None when the thread is to end.
+    /// Waits for clients, answers and deadlines: whether a client has connected, and which
+    /// connections are ready. None when the thread is to end.
     fn wait(&mut self, stop: &OwnedFd) -> Option<(bool, Vec<ConnectionId>)> {
         let now = Instant::now();
         let shut = self.shut_until.filter(|until| *until > now);
@@ -226,7 +225,7 @@ impl<S: Service> Clients<S> {
         });
         let mut ids = Vec::new();
         let mut watched = vec![PollFd::new(stop, PollFlags::IN)];
-        // Also while it is not accepted from, so that each has its place: then for nothing.
+        // Polled for nothing while no client is accepted, so that each entry keeps its place.
         let accepted = if shut.is_none() { PollFlags::IN } else { PollFlags::empty() };
         watched.push(PollFd::new(&self.listener, accepted));
         watched.extend(self.service.wake().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
@@ -242,7 +241,7 @@ impl<S: Service> Clients<S> {
             }
         }
         if poll(&mut watched, timeout.as_ref()).is_err() {
-            // A signal, which another thread deals with.
+            // A signal, which another thread handles.
             return Some((false, Vec::new()));
         }
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
@@ -254,7 +253,7 @@ impl<S: Service> Clients<S> {
         Some((accepts, ready.collect()))
     }
 
-    /// Goes on with one client as far as it goes now.
+    /// Advances one client as far as possible now.
     fn go_on(&mut self, id: ConnectionId, now: Instant) {
         let Some(client) = self.all.get_mut(&id) else { return };
         client.more = false;
@@ -283,7 +282,7 @@ impl<S: Service> Clients<S> {
                     return;
                 }
                 Err(_) => {
-                    // The client waits on in the queue. Asking again at once would be spinning.
+                    // The client stays in the queue. Accepting again at once would spin.
                     self.shut_until = Some(now + SHORTAGE);
                     return;
                 }
@@ -294,7 +293,7 @@ impl<S: Service> Clients<S> {
             let mut connection = Connection::new(stream, self.rules, now);
             if self.all.len() >= self.rules.connections && !self.make_room() {
                 connection.end_with(&(self.rules.turn_away)(), now);
-                // One attempt: there is no room to remember it.
+                // One attempt: it is not kept.
                 let _ = connection.advance(now);
                 continue;
             }
@@ -305,7 +304,7 @@ impl<S: Service> Clients<S> {
         }
     }
 
-    /// Closes the connection that has been idle longest, if one is idle and may be closed for another.
+    /// Closes the connection that has been idle longest, if there is one and the rules allow it.
     fn make_room(&mut self) -> bool {
         if !self.rules.evicts_idle {
             return false;
@@ -315,7 +314,7 @@ impl<S: Service> Clients<S> {
         longest.is_some_and(|id| self.all.remove(&id).is_some())
     }
 
-    /// Answers that were given before the end, to whoever takes them at once.
+    /// Sends the answers that are ready at the end, to clients that take them at once.
     fn send_last_answers(&mut self) {
         let now = Instant::now();
         for (id, response) in self.service.answers() {

@@ -1,10 +1,10 @@
 use super::*;
 use proptest::prelude::*;
 
-/// The bodies of these tests.
+/// The limit on bodies in these tests.
 const MAX_BODY_BYTES: usize = 51_200;
 
-/// The requests in `bytes`, which come in pieces of these lengths, and what ended them.
+/// The requests in `bytes`, which arrive in pieces of these lengths, and the error that ended them.
 fn parse(bytes: &[u8], pieces: &[usize]) -> (Vec<HttpRequest>, Option<HttpError>, bool) {
     let (mut parser, mut all, mut rest) = (Parser::new(Some(MAX_BODY_BYTES)), Vec::new(), bytes);
     let mut lengths = pieces.iter().copied().chain(std::iter::repeat(usize::MAX));

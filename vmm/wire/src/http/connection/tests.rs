@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// A client's end of a stream, for both sides to see.
+/// A client's end of a stream, shared by both sides.
 #[derive(Default)]
 struct Wire {
-    /// What the client has sent; empty for its end.
+    /// Bytes that the client has sent; empty for its end.
     to_us: VecDeque<Vec<u8>>,
     from_us: Vec<u8>,
     /// How much more the client takes.
@@ -159,7 +159,7 @@ fn an_error_is_the_last_answer_and_is_not_lost() {
     let got = client.got();
     assert!(got.starts_with("HTTP/1.1 400 Bad Request\r\n") && got.contains("not HTTP/1.1"), "{got}");
     assert!(client.0.borrow().ended);
-    // What follows is read, so that the client is not cut off while it writes, but not for ever.
+    // Later bytes are read, so that the client is not cut off while it writes, but not for ever.
     for _ in 0..LINGER_BYTES / 4096 - 1 {
         client.sends(&[b'x'; 4096]);
     }
@@ -170,7 +170,7 @@ fn an_error_is_the_last_answer_and_is_not_lost() {
 }
 
 #[test]
-fn who_sends_no_more_still_gets_an_answer() {
+fn a_client_that_sends_no_more_still_gets_an_answer() {
     let (mut connection, client, now) = connected();
     client.sends(&[GET, GET].concat());
     client.sends(b"");
@@ -188,7 +188,7 @@ fn who_sends_no_more_still_gets_an_answer() {
 }
 
 #[test]
-fn who_does_not_read_is_not_read_either() {
+fn a_client_that_does_not_read_is_not_read_either() {
     let (mut connection, client, now) = connected();
     client.takes(10);
     client.sends(&GET.repeat(3));
@@ -197,7 +197,7 @@ fn who_does_not_read_is_not_read_either() {
     assert_eq!(connection.advance(now), Step::Wait);
     assert_eq!(connection.interest(), (false, true));
     assert_eq!(connection.deadline(), Some(now + PATIENCE));
-    assert!(!connection.expire(now + PATIENCE), "a client that does not read cannot be told anything");
+    assert!(!connection.expire(now + PATIENCE), "a client that does not read gets no answer");
     client.takes(1000);
     let later = now + Duration::from_secs(1);
     asked(connection.advance(later));
@@ -210,7 +210,7 @@ fn patience_ends() {
     assert_eq!(connection.advance(now), Step::Wait);
     assert!(connection.is_idle());
     assert_eq!(connection.deadline(), Some(now + IDLE));
-    // A byte now and then does not help: the first one counts.
+    // A byte now and then does not extend the time: the first one counts.
     for n in 1..5 {
         client.sends(&GET[n as usize..n as usize + 1]);
         assert_eq!(connection.advance(now + second * n), Step::Wait);
@@ -240,7 +240,7 @@ fn a_short_life_ends_whatever_the_client_does() {
     assert_eq!(connection.advance(now + second * 4), Step::Wait);
     assert!(client.got().contains("Connection: close") && client.0.borrow().ended);
     assert_eq!(connection.deadline(), Some(now + second * 5));
-    // One that has not asked all of it is left without a word where there is none.
+    // A client that has not sent all of its request gets no answer where the rules have none.
     let (mut connection, client, now) = connected_by(rules);
     client.sends(&GET[..7]);
     assert_eq!(connection.advance(now), Step::Wait);
@@ -263,7 +263,8 @@ fn a_body_is_waited_for_with_leave() {
 }
 
 proptest! {
-    /// Whatever comes, in whatever pieces, to whatever reader: it ends, and every request has one answer.
+    /// Whatever arrives, in any pieces, at any reader: the connection ends, and every request has
+    /// one answer.
     #[test]
     fn any_client_comes_to_an_end(
         pieces in prop::collection::vec(prop_oneof![
