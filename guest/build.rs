@@ -2,7 +2,8 @@
 
 use std::env;
 
-/// Static, at a fixed address, and without the C library's start files. Both GNU ld and LLD, behind `cc`, take these.
+/// Static, at a fixed address, and without the C library's start files. Both GNU ld and LLD, behind
+/// `cc`, take these.
 const FREESTANDING: [&str; 7] = [
     "-nostdlib",
     "-nostartfiles",

@@ -1,6 +1,8 @@
-//! What a page holds: a function of its [`PageKey`], so that guest and host can each check every page.
+//! What a page holds: a function of its [`PageKey`], so that guest and host can each check every
+//! page.
 //!
-//! A page is 512 little-endian words. A page of [`Class::Zero`] in generation 0 is all zeros. Every other page is
+//! A page is 512 little-endian words. A page of [`Class::Zero`] in generation 0 is all zeros. Every
+//! other page is
 //!
 //! | word | holds |
 //! |---|---|
@@ -10,11 +12,12 @@
 //! | 3 | seed |
 //! | 4-511 | a counter generator started from words 1-3 |
 //!
-//! The header is the whole key and nothing but the key, so equal keys mean equal pages. It is up to the layout
-//! that pages meant to be equal get equal keys: common pages carry the seed that all guests share, and the copies
-//! of a duplicated page carry the index of their group.
+//! The header is the whole key and nothing but the key, so equal keys mean equal pages. It is up to
+//! the layout that pages meant to be equal get equal keys: common pages carry the seed that all
+//! guests share, and the copies of a duplicated page carry the index of their group.
 //!
-//! The generator is not cryptographic; it need only be fast, incompressible and different for different keys.
+//! The generator is not cryptographic; it need only be fast, incompressible and different for
+//! different keys.
 
 use crate::protocol::Class;
 
@@ -32,7 +35,7 @@ const HEADER_WORDS: usize = 4;
 /// One page as words.
 pub type Page = [u64; PAGE_WORDS];
 
-/// What decides every byte of a page.
+/// Determines every byte of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageKey {
     /// The guest's own seed; for [`Class::Common`] the seed that all guests share.
@@ -46,7 +49,8 @@ pub struct PageKey {
 }
 
 impl PageKey {
-    /// The key [`identify`] gives to a page of zeros; seed and index of such a page cannot be known.
+    /// The key [`identify`] gives to a page of zeros; seed and index of such a page cannot be
+    /// known.
     pub const ZERO: PageKey = PageKey { seed: 0, class: Class::Zero, index: 0, generation: 0 };
 
     /// Whether a page of this key is all zeros.
@@ -61,8 +65,8 @@ impl PageKey {
 
     fn generator(self) -> Generator {
         let [_, kind, index, seed] = self.header();
-        // Each word passes through the multiplier before the next is added: keys that differ in one word by what
-        // they differ in another must not meet.
+        // Each word passes through the multiplier before the next is added: keys that differ in one
+        // word by what they differ in another must not meet.
         let start = fold(fold(fold(seed, MULTIPLIERS[0]) ^ index, MULTIPLIERS[1]) ^ kind, MULTIPLIERS[2]);
         Generator { counter: start }
     }
@@ -82,9 +86,9 @@ pub fn fill_page(page: &mut Page, key: PageKey) {
     }
 }
 
-/// Whether every word of `page` is what `key` says.
+/// Whether `page` has the content of `key`.
 pub fn check_page(page: &Page, key: PageKey) -> bool {
-    // Differences are gathered rather than acted on: a page is nearly always right, and the loop stays branch-free.
+    // Differences are accumulated: a page is nearly always right, and the loop stays branch-free.
     if key.is_zero_page() {
         return page.iter().fold(0, |seen, word| seen | word) == 0;
     }
@@ -98,8 +102,8 @@ pub fn check_page(page: &Page, key: PageKey) -> bool {
 
 /// The key that the header of `page` claims, or `None` if this is no page of ours.
 ///
-/// Only the header is read: follow with [`check_page`]. A page whose header is all zeros is claimed to be
-/// [`PageKey::ZERO`].
+/// Only the header is read: follow with [`check_page`]. A page whose header is all zeros is claimed
+/// to be [`PageKey::ZERO`].
 pub fn identify(page: &Page) -> Option<PageKey> {
     let [magic, kind, index, seed] = [page[0], page[1], page[2], page[3]];
     if magic | kind | index | seed == 0 {

@@ -1,7 +1,7 @@
 //! Counts of times by their size, in constant memory: quantiles without keeping a single value.
 //!
-//! Values below 16 have a bucket each. Above, each power of two is divided into 16 buckets, so that a quantile is at
-//! most a sixteenth too high, and never too low.
+//! Values below 16 have a bucket each. Above, each power of two is divided into 16 buckets, so that
+//! a quantile is at most a sixteenth too high, and never too low.
 
 /// Buckets to a power of two.
 const PARTS: u64 = 16;
@@ -19,7 +19,6 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Nothing seen.
     pub const fn new() -> Self {
         Self { counts: [0; BUCKETS], total: 0, max: 0 }
     }
@@ -37,12 +36,12 @@ impl Histogram {
         self.total
     }
 
-    /// The largest.
     pub const fn max(&self) -> u64 {
         self.max
     }
 
-    /// A value that `per_mille` thousandths of all do not exceed, rounded up to the end of its bucket; 0 of none.
+    /// A value that `per_mille` thousandths of all do not exceed, rounded up to the end of its
+    /// bucket; 0 of none.
     pub fn quantile(&self, per_mille: u16) -> u64 {
         let wanted = (u128::from(self.total) * u128::from(per_mille.min(1000))).div_ceil(1000).max(1);
         let mut seen = 0u128;

@@ -1,4 +1,4 @@
-//! Which pages of an array a workload uses.
+//! The pages of an array that a workload uses.
 
 use core::ops::Range;
 
@@ -30,7 +30,6 @@ impl InUse {
         starts.filter(|start| *start > page).min().unwrap_or(u64::MAX)
     }
 
-    /// The ranges.
     pub fn ranges(&self) -> &[Range<u64>] {
         &self.ranges
     }

@@ -1,11 +1,12 @@
-//! Which page of a workload has which key: shared by the guests and by the host's checker.
+//! Maps pages of a workload to keys: shared by the guests and the host's checker.
 //!
-//! The pages of a guest are four contiguous segments in the order of [`Class::ALL`]: zero, common, dup, unique.
-//! A segment ends where the sum of the percentages so far says, rounded down, so that rounding never loses a page.
+//! The pages of a guest are four contiguous segments in the order of [`Class::ALL`]: zero, common,
+//! dup, unique. A segment ends where the sum of the percentages so far says, rounded down, so that
+//! rounding never loses a page.
 //!
-//! Within a segment the index of a page is its position, except among dups: there the groups stand in order,
-//! then all groups once more, until each has [`COPIES`] copies (the last round may be short). So copies lie in
-//! runs, as duplicates in real guests do, and not side by side.
+//! Within a segment the index of a page is its position, except among dups: there the groups stand
+//! in order, then all groups once more, until each has [`COPIES`] copies (the last round may be
+//! short). So copies lie in runs, as duplicates in real guests do, and not side by side.
 
 use core::ops::Range;
 
@@ -18,7 +19,7 @@ pub const COPIES: u64 = 4;
 /// The classes of `pages` pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Where each segment ends.
+    /// The end of each segment.
     ends: [u64; 4],
 }
 
@@ -60,7 +61,7 @@ impl Layout {
     }
 }
 
-/// The key of page `page` of a guest that obeyed `fill` with this layout, in this generation.
+/// The key of page `page` after a `fill` with this layout, in this generation.
 pub fn key(fill: &Fill, layout: &Layout, page: u64, generation: u32) -> Option<PageKey> {
     let (class, index) = layout.place(page)?;
     let seed = if class == Class::Common { fill.common } else { fill.seed };

@@ -1,6 +1,7 @@
-//! What a guest's kernel uses a frame of its memory for, by its `/proc/kpageflags`.
+//! The use of a frame by a guest's kernel, from its `/proc/kpageflags`.
 //!
-//! Source: the kernel's Documentation/admin-guide/mm/pagemap.rst and include/uapi/linux/kernel-page-flags.h.
+//! Source: the kernel's Documentation/admin-guide/mm/pagemap.rst and
+//! include/uapi/linux/kernel-page-flags.h.
 
 use core::fmt;
 
@@ -19,8 +20,8 @@ pub enum PageType {
     PageCache,
     /// In the balloon, or taken offline otherwise.
     Offline,
-    /// Whatever else the kernel uses: its code and data, stacks, buffers, what firmware has reserved; and free pages that wait in a
-    /// processor's list, which it does not mark.
+    /// Any other use by the kernel: its code and data, stacks, buffers, firmware's reservations;
+    /// and free pages on a processor's list, which it does not mark.
     Kernel,
     /// The kernel knows of no memory there.
     Hole,
@@ -105,8 +106,8 @@ impl PageType {
             Self::PageTable
         } else if has(ANON | SWAPCACHE) {
             Self::Anonymous
-        // What is on a list for reclaim, or kept off it, is a file's, or shared memory, which swap is behind. Before 6.9 the later pages of a
-        // file's huge page say no more than that they are.
+        // A page on an LRU list, or unevictable, belongs to a file, or to shared memory, which swap
+        // backs. Before 6.9 the later pages of a file's huge page have no more flags than that.
         } else if has(LRU | UNEVICTABLE | SWAPBACKED | THP) {
             Self::PageCache
         } else {

@@ -11,7 +11,8 @@ pub fn now() -> u64 {
 
 /// Ticks that it takes to store into `word` what it holds already.
 ///
-/// The word is read first, so what is timed is the write alone: its page fault if there is one, and whoever holds it up.
+/// The word is read first, so that the write alone is timed: its page fault if there is one, and
+/// any delay of it.
 pub fn time_store(word: &mut u64) -> u64 {
     let value = core::hint::black_box(*word);
     let began = fenced();
@@ -20,7 +21,7 @@ pub fn time_store(word: &mut u64) -> u64 {
     fenced().saturating_sub(began)
 }
 
-/// The counter, once all that stands before has happened, and before anything that stands behind does.
+/// The counter, read after all earlier instructions and before any later one.
 fn fenced() -> u64 {
     // SAFETY: every x86-64 processor has this fence.
     unsafe { _mm_lfence() };

@@ -1,8 +1,8 @@
 //! Filling, churning, verifying and freeing an array of pages.
 //!
-//! Every operation goes in steps of a given number of pages, so that the caller can look at its input and its
-//! clock between them. Which page holds what is the business of [`crate::layout`]; how often each was written
-//! since it was filled is kept here.
+//! Every operation goes in steps of a given number of pages, so that the caller can look at its
+//! input and its clock between them. [`crate::layout`] determines the content of each page; how
+//! often each was written since it was filled is kept here.
 //!
 //! The pages held of each class are the first ones of its segment: `free` takes from the end.
 
@@ -19,7 +19,8 @@ pub trait Pages {
     /// How many pages there are.
     fn count(&self) -> u64;
 
-    /// Page `index`, which is below [`Pages::count`]. A page never written or released may hold anything.
+    /// Page `index`, which is below [`Pages::count`]. A page never written or released may hold
+    /// anything.
     fn page(&mut self, index: u64) -> &mut Page;
 
     /// Gives these pages back. They may be asked for again.
@@ -33,7 +34,7 @@ pub struct Workload<'t, P> {
     /// By page. Meaningful for pages that are held.
     generations: &'t mut [u32],
     filled: Option<Filled>,
-    /// By target: how far round churn has come, in pages of that target.
+    /// By target: the position of churn, in pages of that target.
     cursors: [u64; 5],
     churned: u64,
     verified: u64,
@@ -65,7 +66,8 @@ pub struct Verify {
 }
 
 impl<'t, P: Pages> Workload<'t, P> {
-    /// A workload that holds nothing yet. `generations` has room for one entry a page; pages beyond it are not used.
+    /// A workload that holds nothing yet. `generations` has room for one entry a page; pages beyond
+    /// it are not used.
     pub fn new(pages: P, generations: &'t mut [u32]) -> Self {
         Self { pages, generations, filled: None, cursors: [0; 5], churned: 0, verified: 0, mismatched: 0 }
     }
@@ -89,7 +91,8 @@ impl<'t, P: Pages> Workload<'t, P> {
         }
     }
 
-    /// Forgets what is held and begins to fill. False, and nothing done, if there are fewer pages than asked for.
+    /// Forgets what is held and begins to fill. False, and nothing done, if there are fewer pages
+    /// than asked for.
     pub fn begin_fill(&mut self, fill: Fill) -> bool {
         let pages = fill.pages.unwrap_or(self.capacity());
         if pages > self.capacity() {
@@ -105,7 +108,8 @@ impl<'t, P: Pages> Workload<'t, P> {
         true
     }
 
-    /// Fills at most `budget` pages more. Returns how many are filled by now; [`Workload::total`] says of how many.
+    /// Fills at most `budget` pages more. Returns how many are filled by now; [`Workload::total`]
+    /// says of how many.
     pub fn fill_step(&mut self, budget: u64) -> u64 {
         let Some(filled) = &mut self.filled else { return 0 };
         let end = filled.layout.pages().min(filled.done.saturating_add(budget));
@@ -124,14 +128,15 @@ impl<'t, P: Pages> Workload<'t, P> {
         end
     }
 
-    /// Leaves a fill at what is written by now.
+    /// Ends a fill with the pages written so far.
     pub fn stop_fill(&mut self) {
         if let Some(filled) = &mut self.filled {
             filled.going_on = false;
         }
     }
 
-    /// The pages held, or all those to be filled while a fill goes on. The others may be given away.
+    /// The pages held, or all those to be filled while a fill goes on. The others may be given
+    /// away.
     pub fn in_use(&self) -> InUse {
         let Some(filled) = &self.filled else { return InUse::default() };
         if filled.going_on {
@@ -144,14 +149,15 @@ impl<'t, P: Pages> Workload<'t, P> {
         }))
     }
 
-    /// A page that is not held, to look at or to write to. None if it is held or there is no such page.
+    /// A page that is not held, to look at or to write to. None if it is held or there is no such
+    /// page.
     pub fn idle_page(&mut self, page: u64) -> Option<&mut Page> {
         let is_idle = page < self.capacity() && self.in_use().range_of(page).is_none();
         is_idle.then(|| self.pages.page(page))
     }
 
-    /// Rewrites `budget` pages of `target`, going round in order, each with its next generation. Each is checked
-    /// first: a page that lost a write since the last time counts as mismatched.
+    /// Rewrites `budget` pages of `target`, round-robin, each with its next generation. Each is
+    /// checked first: a page that lost a write since the last time counts as mismatched.
     pub fn churn_step(&mut self, target: Target, budget: u64) {
         let held = self.held(target);
         let slot = match target {
@@ -173,8 +179,9 @@ impl<'t, P: Pages> Workload<'t, P> {
         }
     }
 
-    /// Rewrites page number `ordinal` of those held of `target` with its next generation. Returns how many ticks of the time
-    /// stamp counter its first store took; None if there is no such page.
+    /// Rewrites page number `ordinal` of those held of `target` with its next generation. Returns
+    /// how many ticks of the time stamp counter its first store took; None if there is no such
+    /// page.
     pub fn timed_rewrite(&mut self, target: Target, ordinal: u64) -> Option<u64> {
         let page = self.held_page(target, ordinal)?;
         let ticks = tsc::time_store(&mut self.pages.page(page)[0]);
@@ -200,7 +207,8 @@ impl<'t, P: Pages> Workload<'t, P> {
         false
     }
 
-    /// Forgets `percent` of the pages held of each class, rounded down, and gives them back. Returns how many.
+    /// Forgets `percent` of the pages held of each class, rounded down, and gives them back.
+    /// Returns how many.
     pub fn free(&mut self, percent: u8) -> u64 {
         let Some(filled) = &mut self.filled else { return 0 };
         let mut freed = 0;
@@ -361,7 +369,7 @@ pub(crate) mod tests {
         let verify = verify(&mut workload);
         assert_eq!((verify.checked, verify.mismatched, verify.first), (100, 2, Some(40)));
         assert_eq!(workload.report().mismatched, 2);
-        // Churn rewrites and so mends them, and says that they were wrong.
+        // Churn rewrites and so mends them, and counts them as wrong.
         workload.churn_step(Target::All, 100);
         assert_eq!(workload.report().mismatched, 4);
         assert_eq!(workload.report().generations, 100);

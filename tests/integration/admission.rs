@@ -1,4 +1,5 @@
-//! Who is let in where others have memory already: the system, other fleets, a control group's page cache.
+//! Admission where other users have memory already: the system, other fleets, a control group's
+//! page cache.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,7 +15,7 @@ use tests::vm::{SOON, eventually};
 
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// A fleet of one guest that nobody fills.
+/// A fleet of one guest that is not filled.
 fn fleet_file(sandbox: &Sandbox, name: &str, mib: u64, more: &str) -> PathBuf {
     let file = sandbox.file(&format!("{name}.toml"));
     let text = format!(
@@ -34,7 +35,7 @@ fn down(sandbox: &Sandbox, fleet: &str) {
     let _ = sandbox.samepage(["fleet", "down", "--name", fleet]).timeout(LIMIT).output().success();
 }
 
-/// What can be had for a fleet, in MiB, and the whole decision.
+/// The room for a fleet, in MiB, and the whole decision.
 fn room(sandbox: &Sandbox) -> (u64, Value) {
     let file = fleet_file(sandbox, "probe", 64, "");
     let dry = up(sandbox, &file, &["--dry-run", "--json"]).output();
@@ -52,7 +53,8 @@ fn strict_promises_nobody_what_the_system_or_another_fleet_has() {
     let sandbox = Sandbox::new();
     let (mib, first) = room(&sandbox);
     assert!(first["room"]["system_pages"].as_u64() > Some(0) && mib > 256, "{first:#}");
-    // Less than the host has, more than can be had: no kernel does with 64 MiB on a host of some GiB.
+    // Less than the host has, more than can be had: no kernel does with 64 MiB on a host of some
+    // GiB.
     let total = first["room"]["total_pages"].as_u64().expect("pages") / 256;
     let refused = up(&sandbox, &fleet_file(&sandbox, "much", total - 64, ""), &[]).output();
     assert!(refused.code == Some(1) && refused.stderr.contains("more than what is available"), "{refused}");
@@ -114,13 +116,13 @@ fn of_fleets_that_come_up_at_once_no_two_get_the_same_memory() {
 /// A control group of this test's own, below the one that it is in.
 struct Group {
     directory: PathBuf,
-    /// Where its limit stands, and what it has of files.
+    /// Its limit, and its page cache of files.
     limit: &'static str,
     stat: &'static str,
 }
 
 impl Group {
-    /// Of so many MiB.
+    /// With a limit in MiB.
     fn new(mib: u64) -> Result<Self, String> {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let (mounts, groups) = (text("/proc/self/mountinfo"), text("/proc/self/cgroup"));
@@ -194,7 +196,8 @@ impl Drop for Group {
 /// The size of the file that is read in the group, of 512 MiB.
 pub(super) const CACHED_MIB: u64 = 440;
 
-/// Beside the program: a file for the lab, where everything that is written is in a tmpfs, whose pages could not be dropped. It is a hole.
+/// Beside the program: a file for the lab, where everything that is written is in a tmpfs, whose
+/// pages could not be dropped. It is a hole.
 pub(super) fn file_for_the_lab() -> PathBuf {
     tests::samepage().with_file_name("large-file-for-the-lab")
 }
@@ -210,8 +213,8 @@ fn large_file(sandbox: &Sandbox, mib: u64) -> PathBuf {
     let piece = vec![7; 1 << 20];
     (0..mib).for_each(|_| file.write_all(&piece).expect("a mebibyte"));
     file.sync_all().expect("a file on disk");
-    // Whoever reads a page first pays for it: that is to be the group.
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("its pages are let go");
+    // A page is charged to its first reader, which must be the group.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("its pages are dropped");
     path
 }
 
@@ -234,7 +237,8 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
             &format!("{cached} MiB are cached"),
         );
     }
-    // Nearly all of the group is page cache. 320 MiB of guests fit all the same, strictly, and nothing is short.
+    // Nearly all of the group is page cache. 320 MiB of guests fit all the same, strictly, and
+    // nothing is short.
     let file = sandbox.file("cached.toml");
     fs::write(
         &file,

@@ -129,7 +129,8 @@ fn a_balloon_is_sized_and_watched() {
     vm.patch("/balloon", &json!({"amount_mib": 0}));
     eventually("the guest has its memory again", || used().is_some_and(|mib| mib < 16));
     assert_eq!(statistics()["actual_pages"], 0);
-    // What the guest had written to and freed goes back by a run of hinting, and what it holds stays.
+    // What the guest had written to and freed goes back by a run of hinting, and what it holds
+    // stays.
     let fill = "fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages=8000";
     assert_eq!(com2.command(fill), "ok command=fill pages=8000");
     com2.command("free percent=50");

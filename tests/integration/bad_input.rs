@@ -172,7 +172,7 @@ fn a_socket_path_in_use() {
     let socket_name = socket.to_str().expect("a path in UTF-8");
     for option in ["--control", "--com2"] {
         refused(&sandbox, &["run", "--console", "none", option, socket_name], &[socket_name]);
-        assert!(socket.exists(), "somebody else's socket was removed");
+        assert!(socket.exists(), "another process's socket was removed");
     }
 }
 

@@ -152,7 +152,8 @@ fn a_guest_that_writes_to_its_balloon_is_noticed() {
     stop(&sandbox, vm, false);
 }
 
-/// What a guest told has an age, which grows while it tells nothing more: while it is paused, say.
+/// A guest's statistics have an age, which grows while it sends no new ones: while it is paused,
+/// say.
 #[test]
 fn what_the_guest_said_has_an_age() {
     require_kvm!();

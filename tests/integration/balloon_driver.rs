@@ -108,8 +108,8 @@ impl Guest {
         let shared = ram.get_host_address(GuestAddress(SHARED_GPA)).expect("in RAM").cast::<AtomicU32>();
         // It must outlive the slice below.
         std::mem::forget(Arc::clone(&ram));
-        // SAFETY: page-aligned, inside one mapping that is never unmapped, zeroed, and touched by both sides through
-        // atomics and volatile accesses only.
+        // SAFETY: page-aligned, inside one mapping that is never unmapped, zeroed, and touched by
+        // both sides through atomics and volatile accesses only.
         let words = unsafe { slice::from_raw_parts(shared, SHARED_WORDS) };
         let discarded = Discarded::default();
         let (balloon, handle) = Balloon::new(config, &ram, Box::new(discarded.clone()));

@@ -1,4 +1,5 @@
-//! A balloon in a guest whose pages are merged with others': frame by frame, what leaves and what stays.
+//! A balloon in a guest whose pages are merged with others': frame by frame, what leaves and what
+//! stays.
 //!
 //! Counted here from the kernel's own files and not by Samepage, which is what is tested.
 
@@ -70,7 +71,8 @@ fn a_balloon_of_merged_pages_gives_back_the_frames_that_nobody_else_has() {
     let up = ["fleet", "up", file.to_str().expect("UTF-8")];
     let _ = fleet(&up);
     let _ = fleet(&["fleet", "status", "--settle"]);
-    // With its daemon dead, a fleet is not merged any further, and its guests take commands from others.
+    // With its daemon dead, a fleet is not merged any further, and its guests take commands from
+    // others.
     for process in sandbox.processes().iter().filter(|p| p.args.split(' ').nth(1) == Some("host")) {
         process.kill();
     }
@@ -105,7 +107,8 @@ fn a_balloon_of_merged_pages_gives_back_the_frames_that_nobody_else_has() {
     assert!(written < 32, "{written} pages have moved");
     assert_eq!(taken.values().sum::<u64>() - written, freed / 2, "{reached:#}");
 
-    // A frame that only those pages had is nobody's; one that others have too lost just the pages that went.
+    // A frame that only those pages had is free; one that others have too lost just the pages that
+    // went.
     let (mut gone, mut kept) = (0, 0);
     for (number, pages) in &taken {
         let (flags, mapped) = counted[number];
@@ -114,7 +117,7 @@ fn a_balloon_of_merged_pages_gives_back_the_frames_that_nobody_else_has() {
         }
         let (flags_now, mapped_now) = frame(*number);
         if mapped == *pages {
-            // The kernel may have given the frame to somebody else, but not to its own merging, which stands still.
+            // The kernel may have reused the frame, but not for its own merging, which is stopped.
             assert_eq!(flags_now & KSM, 0, "frame {number:#x}, mapped {mapped} times, was not freed");
             gone += 1;
         } else {

@@ -50,7 +50,8 @@ fn status_is_what_the_host_shows() {
     stop(&sandbox, vm);
 }
 
-/// A VM's own account of its frames against what another process reads of it, and against what its guest wrote.
+/// A VM's own account of its frames against what another process reads of it, and against what its
+/// guest wrote.
 #[test]
 fn status_says_what_the_vm_adds_to_the_host() {
     require_kvm!();
@@ -58,7 +59,7 @@ fn status_says_what_the_vm_adds_to_the_host() {
     let sandbox = Sandbox::new();
     let vm = builtin(&sandbox, "32M");
     let (mut com2, _) = ready(&vm);
-    assert_eq!(vm.status()["frames"], Value::Null, "it takes time, and nobody asked");
+    assert_eq!(vm.status()["frames"], Value::Null, "it takes time, and was not asked for");
     let frames = || {
         let frames = vm.ask(&json!({"op": "status", "frames": true}))["status"]["frames"].clone();
         let of = |key: &str| frames[key].as_u64().unwrap_or_else(|| panic!("no {key} in {frames}"));
@@ -103,7 +104,7 @@ fn a_paused_vm_stands_still_and_goes_on() {
     let ticks = vm.vcpu_ticks();
     assert!(!changes(500), "memory changed while the VM was paused");
     assert!(vm.vcpu_ticks() <= ticks + 1, "a vCPU ran while the VM was paused");
-    // What is said to it meanwhile is heard later.
+    // Input sent meanwhile is read later.
     com2.send(b"report\n");
     assert!(!changes(100));
 
@@ -258,7 +259,7 @@ fn many_clients_do_not_disturb() {
     let vm = builtin(&sandbox, "16M");
     let (mut com2, _) = ready(&vm);
     let mut clients: Vec<_> = (0..20).map(|_| Client::connect(&vm.control)).collect();
-    // As many as are taken are served, in any order; the others are told at once by a hang-up.
+    // The accepted ones are served, in any order; the others are disconnected at once.
     let mut served = 0;
     for client in clients.iter_mut().rev() {
         client.send(b"{\"op\":\"status\"}\n");
@@ -267,7 +268,7 @@ fn many_clients_do_not_disturb() {
     assert!((10..=20).contains(&served), "{served} of 20 were served");
     assert!(com2.command("report").starts_with("ok "));
     drop(clients);
-    // One that asks and asks and never reads is given up on, and holds nobody up for long.
+    // A client that sends requests and never reads is disconnected, and delays no other for long.
     let mut deaf = Client::connect(&vm.control);
     deaf.stream().set_nonblocking(true).expect("a non-blocking socket");
     for _ in 0..2000 {

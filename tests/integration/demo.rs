@@ -104,7 +104,7 @@ fn a_killed_demo_leaves_no_process_and_no_changed_setting() {
     running.kill(Signal::KILL);
     let until = Instant::now() + SOON;
     loop {
-        // Nobody is left who could remove socket files; processes and KSM settings are what costs.
+        // No process is left to remove socket files; processes and KSM settings are what matters.
         let leaks: Vec<_> = sandbox.leaks().into_iter().filter(|leak| !leak.starts_with("file")).collect();
         if leaks.is_empty() {
             break;

@@ -1,4 +1,4 @@
-//! What the documents say of defaults, keys, options and each other, against what the program does.
+//! Checks the documents against the program: defaults, keys, options, links.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -108,7 +108,8 @@ fn expected(error: impl std::fmt::Display) -> Vec<String> {
     list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Has `section` a row for each operation and its keys, each reply, and each kind of error with its meaning?
+/// Has `section` a row for each operation and its keys, each reply, and each kind of error with its
+/// meaning?
 fn assert_protocol(
     section: &str,
     read: &dyn Fn(&str) -> Option<String>,
@@ -226,7 +227,8 @@ fn every_command_line_that_is_shown_parses() {
     assert!(refused.is_empty(), "{}", refused.join("\n"));
 }
 
-/// What is mentioned between backquotes, with names for values: its commands and options are the program's.
+/// What is mentioned between backquotes, with names for values: its commands and options are the
+/// program's.
 #[test]
 fn every_option_that_is_mentioned_exists() {
     let mut unknown = Vec::new();
@@ -272,7 +274,8 @@ fn every_help() -> String {
     text.trim_end().to_owned() + "\n"
 }
 
-/// A document that a program writes is as it would write it now; with SAMEPAGE_WRITE_DOCUMENTS it is written.
+/// A document that a program writes is as it would write it now; with SAMEPAGE_WRITE_DOCUMENTS it
+/// is written.
 fn is_up_to_date(path: &str, now: &str, source: &str) {
     if std::env::var_os("SAMEPAGE_WRITE_DOCUMENTS").is_some() {
         fs::write(tests::workspace().join(path), now).expect("written");

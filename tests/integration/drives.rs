@@ -1,5 +1,5 @@
-//! `samepage run --drive`, fleet files and the API: which files can be drives, and whose. What a guest reads from one needs Linux
-//! guests: `inside::drives`.
+//! `samepage run --drive`, fleet files and the API: which files can be drives, and whose. What a
+//! guest reads from one needs Linux guests: `inside::drives`.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! `samepage experiment`: the experiments that come along, what they report, and that an interrupted one can go on.
+//! `samepage experiment`: the experiments that come along, what they report, and that an
+//! interrupted one can go on.
 
 use std::fs;
 use std::path::Path;
@@ -95,7 +96,7 @@ fn identical_guests_share_more_the_more_they_are() {
         assert_eq!(parts.map(|part| median(n, part)).iter().sum::<f64>(), saved, "{point:#}");
         assert!(median(n, "zero_only_pages") > 0.0, "{point:#}");
     }
-    assert_eq!(median(0, "freed_cross_pages"), 0.0, "one guest has nobody to share with");
+    assert_eq!(median(0, "freed_cross_pages"), 0.0, "one guest has no other to share with");
     // Each guest after the first adds its common pages, and the same number of them.
     let [one, two, three] = [0, 1, 2].map(|n| median(n, "freed_cross_pages"));
     assert!(two > one && (three - 2.0 * two).abs() < 0.1 * two, "{one}, {two}, {three}");

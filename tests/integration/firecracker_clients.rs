@@ -1,5 +1,6 @@
-//! What Firecracker's callers send, byte for byte as their code makes it: firectl and firecracker-go-sdk (JSON by Go's
-//! encoder, `omitempty`), and a configuration file that spells out every key, as Firecracker's own does.
+//! What Firecracker's callers send, byte for byte as their code makes it: firectl and
+//! firecracker-go-sdk (JSON by Go's encoder, `omitempty`), and a configuration file that spells out
+//! every key, as Firecracker's own does.
 
 use std::fs::{self, OpenOptions};
 use std::io::Read;
@@ -21,7 +22,7 @@ fn go(client: &mut Http, method: &str, path: &str, body: &str) -> Answer {
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: {length}\r\n\
          Accept: application/json\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n\r\n{body}"
     ));
-    client.answer().unwrap_or_else(|| panic!("hung up on {method} {path}"))
+    client.answer().unwrap_or_else(|| panic!("connection closed on {method} {path}"))
 }
 
 #[track_caller]
@@ -41,7 +42,8 @@ fn end(sandbox: &Sandbox, vm: ApiVm) {
     sandbox.assert_clean_within(SOON);
 }
 
-/// `firectl --kernel=... --root-drive=... --firecracker-log=... --metrics-fifo=...`: the SDK's handlers in their order.
+/// `firectl --kernel=... --root-drive=... --firecracker-log=... --metrics-fifo=...`: the SDK's
+/// handlers in their order.
 #[test]
 fn firectl_starts_a_vm() {
     require_kvm!();
@@ -58,7 +60,7 @@ fn firectl_starts_a_vm() {
     let mut client = vm.connect();
     // Waiting for the socket.
     assert_eq!(go(&mut client, "GET", "/machine-config", "").status, 200);
-    // The SDK reads the log; nobody reads the metrics.
+    // The SDK reads the log, but not the metrics.
     let mut reader =
         OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&log).expect("a reader");
     let logger =
@@ -138,7 +140,8 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
     end(&sandbox, vm);
 }
 
-/// A file with every section and key spelt out, null or as by default, starts; what it says otherwise is refused by its line.
+/// A file with every section and key spelt out, null or as by default, starts; what it says
+/// otherwise is refused by its line.
 #[test]
 fn a_configuration_that_spells_everything_out_is_accepted() {
     require_kvm!();
@@ -242,7 +245,7 @@ fn a_configuration_that_spells_everything_out_is_accepted() {
     sandbox.assert_clean_within(SOON);
 }
 
-/// What would not be done is refused by name before anything is made.
+/// An unsupported option is refused by name before anything is made.
 #[test]
 fn options_of_firecracker_that_mean_something_else_are_refused() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,5 @@
-//! A fleet's life: what commands do to it that come at a bad moment, and what they must not do to anything else.
+//! A fleet's life: what commands do to it that come at a bad moment, and what they must not do to
+//! anything else.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -207,7 +208,8 @@ fn an_up_that_fails_ends_only_what_it_started() {
     let _ = fleet.up();
     let before = fleet.vms();
     fleet.kill_daemon();
-    // Guests that come after those that run: a kernel that is none, too little memory for the rule, too much for the host.
+    // Guests that come after those that run: a kernel that is none, too little memory for the rule,
+    // too much for the host.
     let kernel = fleet.sandbox.file("kernel");
     fs::write(&kernel, "no kernel").expect("a file");
     let unstartable = format!("{}[[guest]]\nname = \"bad\"\nkernel = {kernel:?}\n", with_guests(2));
@@ -221,7 +223,7 @@ fn an_up_that_fails_ends_only_what_it_started() {
         let up = fleet.up_with(&[]).output();
         assert_eq!(up.code, Some(1), "{up}");
         assert!(up.stderr.contains(part), "{part:?} is not in {up}");
-        assert!(up.stderr.contains("what ran before runs on: vm-0 (process"), "{up}");
+        assert!(up.stderr.contains("those that ran before run on: vm-0 (process"), "{up}");
         assert_eq!(fleet.vms(), before, "{up}");
         assert!(fleet.dir().join("vm-0.ctl").exists() && fleet.processes("host").is_empty(), "{up}");
     }
@@ -251,7 +253,8 @@ fn a_file_that_was_changed_is_refused_by_what_differs_or_carried_out() {
     let _ = fleet.up();
     let before = fleet.vms();
     fleet.kill_daemon();
-    // One is not in the file any more, the others are otherwise; what the daemon alone does may change.
+    // One is not in the file any more, the others are otherwise; what the daemon alone does may
+    // change.
     let others = |rest: &str| {
         format!(
             "{FLEET}[[guest]]\nname = \"vm-0\"\nmemory = \"32M\"\n[[guest]]\nname = \"vm-1\"\ndomain = \"other\"\n\
@@ -495,7 +498,7 @@ fn dead_fleets_and_demos_hide_no_living_one() {
         }
         let _ = answers(command);
     }
-    // A demo that runs ends itself, and nobody else does.
+    // Only the demo itself ends a running demo.
     let demo = fleet
         .sandbox
         .samepage(["demo", "--guests", "1", "--memory", "256M", "--engine", "off"])

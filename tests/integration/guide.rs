@@ -1,7 +1,8 @@
 //! The guide's commands, as a reader would type them.
 //!
-//! Blocks that are marked `sh run` are run here, those of one document in one shell; blocks marked `sh lab` in the nested-paging lab,
-//! where Linux guests run. Of all others each `samepage` command line is parsed, in `documents.rs`.
+//! Blocks that are marked `sh run` are run here, those of one document in one shell; blocks marked
+//! `sh lab` in the nested-paging lab, where Linux guests run. Of all others each `samepage` command
+//! line is parsed, in `documents.rs`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -20,7 +21,8 @@ use super::power::need_guest;
 /// For all of one document.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// What a reader does not have to write: the next command is typed when the socket that the last one makes is there.
+/// The wait that a reader need not write: the next command is typed when the socket of the last one
+/// exists.
 const SHELL: &str = r#"
     set -euo pipefail
     until_there() {
@@ -74,7 +76,7 @@ fn its_commands_work() {
     }
 }
 
-/// Which documents have blocks for the lab: a block with another mark would be run by nobody.
+/// The documents with blocks for the lab: a block with another mark would never run.
 #[test]
 fn every_mark_is_known() {
     assert_eq!(names(&with("sh lab")), ["README.md", "debian.md"]);
@@ -87,7 +89,8 @@ fn every_mark_is_known() {
     }
 }
 
-/// What the lab's shell needs before the blocks of a document: the program, the image where a user's is, a place for files.
+/// What the lab's shell needs before the blocks of a document: the program, the image where a
+/// user's is, a place for files.
 fn lab_head() -> String {
     format!(
         "{SHELL}
@@ -114,7 +117,8 @@ fn lab_the_readme_leads_to_a_merged_linux_fleet() {
     assert!(outcome.stdout.contains("pages wrong") && outcome.stdout.contains("is down"), "{outcome}");
 }
 
-/// With a root of busybox in Debian's place: the initramfs, the disk, and the agent in it are those of the guide.
+/// With a root of busybox in Debian's place: the initramfs, the disk, and the agent in it are those
+/// of the guide.
 #[test]
 fn lab_its_root_on_a_disk_is_mounted_and_started() {
     need_image();

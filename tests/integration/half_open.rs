@@ -1,4 +1,5 @@
-//! Files that are something else than files, or may not grow: FIFOs, full disks, limits, descriptors that do not wait.
+//! Files that are something else than files, or may not grow: FIFOs, full disks, limits,
+//! descriptors that do not wait.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -167,7 +168,8 @@ fn a_limit_of_file_sizes_kills_nothing_and_is_noted() {
         "name = \"f\"\nengine = \"off\"\n[[guest]]\nname = \"a\"\nmemory = \"16M\"\n",
     )
     .expect("a fleet file");
-    // Where nothing can be written the fleet does not come up, for no later daemon would know of it.
+    // Where nothing can be written the fleet does not come up, for no later daemon would know of
+    // it.
     let none = sandbox.shell("ulimit -f 0; $SAMEPAGE fleet up $DIR/fleet.toml").output();
     assert_eq!(none.code, Some(1), "{none}");
     assert!(none.stderr.contains("File too large"), "{none}");

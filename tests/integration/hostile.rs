@@ -1,4 +1,4 @@
-//! What a hostile or broken guest can do to its VM: nothing but end it, with a word about why.
+//! A hostile or broken guest can only end its VM, with an error that says why.
 
 use std::ffi::OsString;
 use std::fs;
@@ -97,8 +97,9 @@ fn power_off_and_both_resets_end_the_vm() {
     }
 }
 
-/// The ports where rubbish is an order: 0x64 (also as the end of a wider access) resets, 0x505 says that the guest has panicked, 0x600 to
-/// 0x603 and 0x60c end the VM (0x609 and above as the end of a wider access), and 0x604 parks the guest for as long as the rubbish says.
+/// The ports where rubbish is an order: 0x64 (also as the end of a wider access) resets, 0x505 says
+/// that the guest has panicked, 0x600 to 0x603 and 0x60c end the VM (0x609 and above as the end of
+/// a wider access), and 0x604 parks the guest for as long as the rubbish says.
 fn is_an_order(port: u16) -> bool {
     (0x61..=0x64).contains(&port)
         || port == 0x505
@@ -126,13 +127,15 @@ fn rubbish_to_ports_and_registers_does_no_harm() {
                 .memory_write(width, address + rubbish.next_u32() % 8, rubbish.next_u32())
                 .memory_read(width, address);
         }
-        // The ports may have left COM1 anyhow, so what counts is that the last instructions are carried out.
+        // The ports may have left COM1 anyhow, so what counts is that the last instructions are
+        // carried out.
         let (outcome, _) = run(&code.power_off());
         assert_eq!(outcome.code, Some(0), "seed {seed}: {outcome}");
     }
 }
 
-/// A driver that gets as far as a driver can, with rings where no memory is, on itself, and at the end of memory.
+/// A driver that gets as far as a driver can, with rings where no memory is, on itself, and at the
+/// end of memory.
 #[test]
 fn a_driver_with_rubbish_rings_does_no_harm() {
     require_kvm!();
@@ -150,7 +153,8 @@ fn a_driver_with_rubbish_rings_does_no_harm() {
         [16 << 20, 0x10_1000, 0x10_2000],
     ];
     let mut rubbish = Rubbish::new(9);
-    // Indexes and descriptors for those rings that are in memory, leaving the boot tables below 64 KiB alone.
+    // Indexes and descriptors for those rings that are in memory, leaving the boot tables below 64
+    // KiB alone.
     let mut code = Code::new().each((0x10_0000..0x10_4000).step_by(4), |code, at| {
         code.memory_write(Width::Dword, at, rubbish.next_u32())
     });
@@ -187,7 +191,8 @@ fn a_driver_with_rubbish_rings_does_no_harm() {
 #[test]
 fn there_is_nothing_outside_ram() {
     require_kvm!();
-    // Behind RAM, in the hole, in a device's window without a device, below the 4 GiB that the guest has mapped.
+    // Behind RAM, in the hole, in a device's window without a device, below the 4 GiB that the
+    // guest has mapped.
     let places = [MEMORY_BYTES, MEMORY_BYTES + 0x123_4568, 0xc000_0000, VIRTIO + 64 * WINDOW, 0xffff_fff0];
     let code = places.iter().fold(Code::new(), |code, at| {
         code.each(Width::MEMORY, |code, width| {
@@ -207,7 +212,8 @@ fn there_is_nothing_outside_ram() {
     assert_eq!(something, [0x5a; 8]);
 }
 
-/// An `ins` or `outs` with a repeat prefix is many accesses to one port, which KVM may hand over at once.
+/// An `ins` or `outs` with a repeat prefix is many accesses to one port, which KVM may hand over at
+/// once.
 #[test]
 fn string_instructions_stay_at_their_port() {
     require_kvm!();
@@ -289,7 +295,7 @@ fn a_fleet_does_not_wait_forever() {
     }
 }
 
-/// A named pipe that takes as much as a pipe takes, and that nobody reads.
+/// A named pipe, filled to its capacity and never read.
 fn unread_pipe(sandbox: &Sandbox, name: &str) -> PathBuf {
     let path = sandbox.file(name);
     let made = Command::new("mkfifo").arg(&path).status();
@@ -297,7 +303,7 @@ fn unread_pipe(sandbox: &Sandbox, name: &str) -> PathBuf {
     path
 }
 
-/// Output that nobody reads is lost, not kept: and neither the guest nor its console holds up the VM.
+/// Output that is not read is lost, not kept: and neither the guest nor its console blocks the VM.
 #[test]
 fn a_flood_of_output_is_not_kept_and_holds_nothing_up() {
     require_kvm!();
@@ -323,7 +329,8 @@ fn a_flood_of_output_is_not_kept_and_holds_nothing_up() {
         .start();
     let vm = Vm::of(running, control, com2);
 
-    // Each byte is an exit; where ring 0 is emulated, exits of this kind are not counted, but its instructions are.
+    // Each byte is an exit; where ring 0 is emulated, exits of this kind are not counted, but its
+    // instructions are.
     let written = || {
         let stats = vm.ask(&json!({"op": "kvm_stats"}));
         let count = |key: &str| stats["kvm_stats"][key].as_u64().expect("a number");
@@ -337,7 +344,7 @@ fn a_flood_of_output_is_not_kept_and_holds_nothing_up() {
     let grown_kib = vm.rss_kib().saturating_sub(before_kib);
     assert!(
         grown_kib < FLOOD_BYTES / 4 / 1024,
-        "{grown_kib} KiB more resident after {FLOOD_BYTES} bytes that nobody read"
+        "{grown_kib} KiB more resident after {FLOOD_BYTES} unread bytes"
     );
 
     // Keys for a guest whose console is stuck: the VM must still hear us.

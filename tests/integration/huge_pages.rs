@@ -28,7 +28,7 @@ fn host(vm: &Vm, key: &str) -> u64 {
 fn set(vm: &Vm, pages: u64) {
     vm.ask(&json!({"op": "balloon_target", "pages": pages}));
     let mut last = (u64::MAX, 0);
-    eventually("the balloon stands still", || {
+    eventually("the balloon has stopped", || {
         let held = host(vm, "held_pages");
         last = if held == last.0 { (held, last.1 + 1) } else { (held, 0) };
         held == pages || last.1 > 5
@@ -48,7 +48,8 @@ fn a_balloon_gives_whole_huge_pages_to_the_pool_and_says_what_it_keeps() {
     com2.command("free percent=90");
     let free = || field("HugePages_Free");
 
-    // Less than a huge page: nothing is had, nothing is said to be, and no huge page is taken for it.
+    // Less than a huge page: nothing is had, nothing is said to be, and no huge page is taken for
+    // it.
     let before = free();
     set(&vm, 300);
     assert_eq!((free(), host(&vm, "held_pages"), host(&vm, "reclaimed_bytes")), (before, 300, 0));
@@ -127,11 +128,12 @@ fn starts_that_fail_give_everything_back() {
         assert!(!vm.control.exists() && !vm.com2.exists(), "sockets of a VM that is not there");
         eventually_as_before(&format!("start {n}"));
     }
-    // One that the pool is too small for keeps no part of it: RAM above 4 GiB is mapped in two pieces, of which the first may fit.
+    // One that the pool is too small for keeps no part of it: RAM above 4 GiB is mapped in two
+    // pieces, of which the first may fit.
     vm.put("/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 8192, "huge_pages": "2M"}));
     assert!(vm.ask("PUT", "/actions", &start).fault().contains("vm.nr_hugepages"));
     eventually_as_before("one that does not fit");
-    // The drive is locked by nobody, and a good start finds all that it needs.
+    // The drive is not locked, and a good start finds all that it needs.
     vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 128, "huge_pages": "2M"}));
     vm.put("/boot-source", &json!({"kernel_image_path": "builtin", "boot_args": ""}));
     vm.put("/actions", &start);

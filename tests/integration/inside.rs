@@ -1,7 +1,9 @@
-//! What needs Linux guests, and so runs inside the nested-paging lab: `nested` starts these tests there.
+//! What needs Linux guests, and so runs inside the nested-paging lab: `nested` starts these tests
+//! there.
 //!
-//! Those here are the balloon's, and are what Firecracker asserts of its own (its `functional/test_balloon.py`, snapshots aside), here with
-//! Linux's own driver. Each boot of a guest takes seconds there, so one guest is asked many things.
+//! Those here are the balloon's, and are what Firecracker asserts of its own (its
+//! `functional/test_balloon.py`, snapshots aside), here with Linux's own driver. Each boot of a
+//! guest takes seconds there, so one guest is asked many things.
 
 mod drives;
 
@@ -94,7 +96,7 @@ impl Linux {
         self.balloon()["guest"].clone()
     }
 
-    /// Writes to so much of the guest's memory.
+    /// Writes to this much of the guest's memory.
     fn fill(&mut self, mib: u64) {
         let pages = mib * MIB_PAGES;
         let fill = format!("fill seed=1 common=7 zero=0 common_pct=0 dup=0 unique=100 pages={pages}");
@@ -109,7 +111,7 @@ impl Linux {
         assert!(freed.starts_with("ok command=free"), "{freed}");
     }
 
-    /// Writes to so much of the guest's memory, and frees it again.
+    /// Writes to this much of the guest's memory, and frees it again.
     fn dirty(&mut self, mib: u64) {
         self.fill(mib);
         self.free();
@@ -127,7 +129,7 @@ impl Linux {
     }
 }
 
-/// Whether two sizes differ by at most so many percent.
+/// Whether two sizes differ by at most `percent`.
 fn within(percent: u64, a: u64, b: u64) -> bool {
     a.abs_diff(b) * 100 <= percent * a.max(b)
 }
@@ -139,7 +141,7 @@ fn the_balloon_of_a_linux_guest() {
     let free = |statistics: &Value| statistics["free_memory"].as_u64().expect("a number");
 
     // Inflation takes memory from the guest, and gives it to the host.
-    // Asked before so much is freed: what waits in a processor's list is not counted as free.
+    // Asked before the memory is freed: pages on a processor's list are not counted as free.
     let before = linux.statistics();
     linux.dirty(64);
     let full_kib = linux.vm.rss_kib();
@@ -210,8 +212,8 @@ const KERNEL_ALIGN: u64 = 2 << 20;
 /// What a kernel's constants begin their banner with.
 const BANNER: &[u8] = b"Linux version ";
 
-/// Where in guest-physical memory a kernel has its banner: searched for where one that the host unpacked lies, else looked for at the same
-/// distance from every place where a kernel can be.
+/// Where in guest-physical memory a kernel has its banner: searched for where one that the host
+/// unpacked lies, else looked for at the same distance from every place where a kernel can be.
 fn banner(linux: &Linux, known: Option<u64>) -> u64 {
     let status = linux.vm.ask(&json!({"op": "status"}))["status"].clone();
     let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).expect("a number");

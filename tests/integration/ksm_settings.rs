@@ -1,4 +1,5 @@
-//! KSM's settings belong to the host: what an operator sets meanwhile stays, what a killed fleet leaves is seen and put back.
+//! KSM's settings belong to the host: what an operator sets meanwhile stays, what a killed fleet
+//! leaves is seen and put back.
 
 use std::fs;
 use std::path::Path;

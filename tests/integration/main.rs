@@ -1,7 +1,7 @@
 //! One integration binary: the `samepage` command as its users run it.
 //!
-//! Tests whose names begin with `lab_` run in the nested-paging lab (`tests/lab`); they are run by themselves:
-//! `cargo test -p tests --test integration lab_ -- --test-threads=1`.
+//! Tests whose names begin with `lab_` run in the nested-paging lab (`tests/lab`); they are run by
+//! themselves: `cargo test -p tests --test integration lab_ -- --test-threads=1`.
 
 mod admission;
 mod api;

@@ -1,6 +1,8 @@
-//! `samepage measure`: figures against an independent count, of files, processes, QEMU's guests, fleets; and bad input.
+//! `samepage measure`: figures against an independent count, of files, processes, QEMU's guests,
+//! fleets; and bad input.
 //!
-//! The independent count reads memory by itself and joins whole pages by their bytes, in a sorted map.
+//! The independent count reads memory by itself and joins whole pages by their bytes, in a sorted
+//! map.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -133,7 +135,7 @@ fn images_are_counted_as_by_hand() {
     assert_eq!(counts(&found), [47, 30, 300, 750]);
     assert_eq!(found["pairs"], json!([[500, 200, 100], [200, 400, 0], [100, 0, 150]]));
     assert_eq!(found["held_by"], json!({"1": 450, "2": 300}));
-    // Within domains the third file shares with nobody.
+    // Within domains the third file shares with no other.
     assert_eq!(found["ideal_saved_pages"], 377);
     assert_eq!(found["ideal_within_domains_pages"], 277);
     assert_eq!(found["runs"], json!({"runs": 2, "pages_in_8": 300, "pages_in_64": 300, "longest": 200}));
@@ -313,7 +315,7 @@ fn a_frozen_process_goes_on_whatever_happens() {
     sandbox.assert_clean_within(Duration::from_secs(10));
 }
 
-/// A Debian kernel with our agent under QEMU's emulation, as anybody would run it.
+/// A Debian kernel with our agent under QEMU's emulation, with an ordinary command line.
 struct Qemu(Child);
 
 impl Qemu {
@@ -413,7 +415,8 @@ fn a_fleet_is_measured_as_its_status_has_it() {
         } else {
             // Zeros were given back, so that what is left could save less, and does.
             assert!(by_measure * 10 > ideal * 9, "{by_measure} of {ideal}");
-            // Checking reads zeros that were given back: they are on the zero frame then, and nothing else is saved.
+            // Checking reads zeros that were given back: they are on the zero frame then, and
+            // nothing else is saved.
             let _ = sandbox.samepage(["fleet", "verify"]).timeout(LIMIT).output().success();
             let [verified, ..] = saved(&sandbox);
             assert!(verified.abs_diff(by_status) <= 64, "{by_status} pages saved, {verified} after a check");

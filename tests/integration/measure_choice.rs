@@ -1,4 +1,5 @@
-//! `samepage measure --pid`: which memory of a process is taken for its guest's, in the shapes that VMMs give it; and when a watch ends.
+//! `samepage measure --pid`: which memory of a process is taken for its guest's, in the shapes that
+//! VMMs give it; and when a watch ends.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -45,8 +46,8 @@ fn measure(sandbox: &Sandbox, args: &[&str]) -> Value {
     sandbox.samepage([&["measure", "--json"], args].concat()).timeout(LIMIT).output().success().json()
 }
 
-/// Measures it by rule; `taken` are the mappings, by number, that must be guest memory, and all others must be listed. What is listed can be
-/// measured by the range that is printed.
+/// Measures it by rule; `taken` are the mappings, by number, that must be guest memory, and all
+/// others must be listed. What is listed can be measured by the range that is printed.
 #[track_caller]
 fn takes(mappings: &[&str], taken: &[usize]) -> Value {
     let sandbox = Sandbox::new();

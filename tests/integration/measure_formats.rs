@@ -1,5 +1,5 @@
-//! Files of other formats than raw are known by name, where memory (`measure --file`) or a disk (`run --drive`) is expected; and are left as
-//! they are.
+//! Files of other formats than raw are known by name, where memory (`measure --file`) or a disk
+//! (`run --drive`) is expected; and are left as they are.
 
 use std::fs;
 use std::io::Write;
@@ -12,7 +12,8 @@ use tests::sandbox::Sandbox;
 
 use super::measure::{LIMIT, counts, image, pages, text};
 
-/// What `samepage` says to this file as memory, and as a drive that is written, which must both be refused.
+/// What `samepage` says to this file as memory, and as a drive that is written, which must both be
+/// refused.
 #[track_caller]
 fn refused(sandbox: &Sandbox, file: &Path, expected: &[&str]) {
     let before = fs::read(file).expect("the file");
@@ -94,7 +95,7 @@ fn packed_files_and_archives_are_known_by_name() {
     }
 }
 
-/// Runs commands of QEMU's monitor on a machine of 64 MiB that stands still.
+/// Runs commands of QEMU's monitor on a stopped machine of 64 MiB.
 fn monitor(commands: &str) -> bool {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-m", "64", "-S", "-display", "none", "-nodefaults", "-monitor", "stdio"]);

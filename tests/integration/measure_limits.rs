@@ -1,4 +1,5 @@
-//! `samepage measure`: what it must leave as it was, and what it says where it cannot go on or may not look.
+//! `samepage measure`: what it must leave as it was, and what it says where it cannot go on or may
+//! not look.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,7 +31,8 @@ fn shared(vms: &[Vm]) -> Vec<Vec<PagemapEntry>> {
     vms.iter().map(of).collect()
 }
 
-/// Reading a page by pinning it would give it a frame of its own. KSM stands still meanwhile, so that it cannot make up for it.
+/// Reading a page by pinning it would give it a frame of its own. KSM is stopped meanwhile, so that
+/// it cannot merge it again.
 #[test]
 fn what_ksm_has_merged_stays_merged() {
     let _ksm = require_ksm!();
@@ -64,7 +66,8 @@ fn what_ksm_has_merged_stays_merged() {
     let after = shared(&vms);
     let lengths = |guests: &[Vec<PagemapEntry>]| guests.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(lengths(&after), lengths(&before), "pages were unshared by measuring them");
-    // The kernel may have moved a frame to make room, with all that was on it: then they are together on another one.
+    // The kernel may have moved a frame to make room, with all that was on it: then they are
+    // together on another one.
     let (before, after) = (before.concat(), after.concat());
     let frames =
         |pages: &[PagemapEntry]| pages.iter().filter_map(|page| page.pfn()).collect::<BTreeSet<_>>().len();
@@ -176,7 +179,7 @@ fn pages_of_images_are_told_by_what_they_are_for() {
     let small = format!("{a}={}", page_flags(&sandbox, "small", &[free; 4]));
     let large = format!("{a}={}", page_flags(&sandbox, "large", &[free; 6]));
     for (args, expected) in [
-        (vec!["--page-flags", &flags_a], "Write PID=FLAGS"),
+        (vec!["--page-flags", &flags_a], "write PID=FLAGS"),
         (vec!["--page-flags", &named[0], "--page-flags", &named[0]], "twice"),
         (vec!["--page-flags", &small], "has 4 frames"),
         (vec!["--page-flags", &large], "frame 0x5 is used (free)"),

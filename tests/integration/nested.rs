@@ -31,8 +31,8 @@ fn lab_demo_merges_and_loses_nothing() {
 
 #[test]
 fn lab_slabs_merge_and_lose_nothing() {
-    // Slabs are memory that belongs to no process. Nobody else is in the lab, so that what is left of them is seen: of some
-    // 30 MiB less than 4.
+    // Slabs are memory that belongs to no process. The lab has no other user, so that leftovers are
+    // seen: of some 30 MiB less than 4.
     let script = r#"
         shmem() { awk '$1 == "Shmem:" { print $2 }' /proc/meminfo; }
         before=$(shmem)
@@ -46,7 +46,8 @@ fn lab_slabs_merge_and_lose_nothing() {
     check_report(&outcome.json(), 4.0);
 }
 
-/// The tests of this binary that these words choose, inside the lab, on one processor: nearly all are about memory that is given back or merged.
+/// The tests of this binary that these words choose, inside the lab, on one processor: nearly all
+/// are about memory that is given back or merged.
 #[track_caller]
 fn inside(tests: &[&str], seconds: u64) {
     let this = std::env::current_exe().expect("this binary");
@@ -60,9 +61,10 @@ fn inside(tests: &[&str], seconds: u64) {
 
 static IMAGE: Mutex<()> = Mutex::new(());
 
-/// The kernel and the initrd that the lab's guests boot, made again after the agent in them may have changed.
+/// The kernel and the initrd that the lab's guests boot, made again after the agent in them may
+/// have changed.
 pub(super) fn need_image() {
-    // Whoever comes second finds it made.
+    // A second test finds it made.
     let _alone = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
     let image = image_dir();
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
@@ -98,7 +100,8 @@ fn lab_drives_of_linux_guests() {
     inside(&["inside::drives::"], 300);
 }
 
-/// Memory for 1.4 of two Debian guests: the balloon takes it from the idle one, and from the other when they have changed roles.
+/// Memory for 1.4 of two Debian guests: the balloon takes it from the idle one, and from the other
+/// when they have changed roles.
 #[test]
 fn lab_idle_tax_moves_memory_between_debian_guests() {
     need_image();
@@ -132,7 +135,8 @@ fn lab_idle_tax_moves_memory_between_debian_guests() {
     );
 }
 
-/// Two Debian guests, with kernels at the same addresses and at random ones: the latter need more frames.
+/// Two Debian guests, with kernels at the same addresses and at random ones: the latter need more
+/// frames.
 #[test]
 fn lab_kaslr_leaves_less_to_share_between_debian_guests() {
     need_image();
@@ -189,7 +193,7 @@ fn lab_linux_fleet() {
     assert!(shared > 50_000.0 && left < 0.03 * shared, "{left} pages are left of {shared}: {outcome}");
 }
 
-/// What a Debian guest's kernel uses its frames for is told by its agent, and all of its memory is counted so.
+/// The agent reports the use of all frames by a Debian guest's kernel.
 #[test]
 fn lab_pages_of_a_debian_guest_by_their_type() {
     need_image();

@@ -61,7 +61,7 @@ fn vms_that_others_start_join_are_merged_and_leave() {
         assert_eq!((&guest["domain"], &guest["state"]), (&json!("open"), &json!("running")), "{guest}");
         assert_eq!((&guest["pid"], &guest["memory_bytes"]), (&json!(vm.running().pid()), &json!(mib << 20)));
     }
-    // Whoever shows the fleet shows them.
+    // Every view of the fleet shows them.
     let top = sandbox.samepage(["top", "--once"]).timeout(SOON).output().success();
     assert!(top.stdout.contains("from-api") && top.stdout.contains("other"), "{top}");
     let metrics = sandbox.samepage(["fleet", "metrics"]).timeout(SOON).output().success();
@@ -96,7 +96,7 @@ fn vms_of_nobody_known_are_refused_and_told_why() {
     let merge = socket.to_str().expect("UTF-8");
     let vm = Vm::start(&sandbox, "stranger", &["--memory", "32M", "--name", "stranger", "--merge", merge]);
     let said = "belongs to no domain of fleet closed: the table [open] of its file says who does";
-    eventually("the VM is told", || vm.running().stderr_so_far().contains(said));
+    eventually("the VM is notified", || vm.running().stderr_so_far().contains(said));
     eventually("the daemon says it", || daemon.stderr_so_far().contains(said));
     let (pid, uid) = (vm.running().pid(), rustix::process::getuid().as_raw());
     let words = format!("process {pid} of user {uid} is refused: user {uid}");

@@ -1,5 +1,5 @@
-//! More promised than there is: the ledger and its audit, who is let in, what a daemon that is killed leaves to the next one, and
-//! the shipped stress scenarios.
+//! More promised than there is: the ledger and its audit, admission, what a killed daemon leaves to
+//! the next one, and the shipped stress scenarios.
 
 use std::fs;
 use std::path::PathBuf;
@@ -130,8 +130,9 @@ fn daemon(sandbox: &Sandbox) -> Process {
     sandbox.processes().into_iter().find(is).expect("a daemon")
 }
 
-/// Two guests have more than there is, and nothing can be taken from them: one is suspended. The daemon is killed; the next one
-/// knows that it was suspended, and why, and one that has more room lets it run again.
+/// Two guests have more than there is, and nothing can be taken from them: one is suspended. The
+/// daemon is killed; the next one knows that it was suspended, and why, and one that has more room
+/// lets it run again.
 #[test]
 fn a_suspended_guest_is_not_forgotten_by_the_next_daemon() {
     require_slabs!();
@@ -151,7 +152,7 @@ fn a_suspended_guest_is_not_forgotten_by_the_next_daemon() {
     let looked = || management(&sandbox, "f").filter(|now| now["looks"].as_u64() > Some(2));
     let suspended = || looked().map(|now| now["suspended"]["cheap"].clone());
     up("300M");
-    eventually("nobody is suspended", || suspended().filter(Value::is_null));
+    eventually("no guest is suspended", || suspended().filter(Value::is_null));
     daemon(&sandbox).kill();
     up("132M");
     let why = eventually("one is suspended", || suspended().filter(Value::is_string));

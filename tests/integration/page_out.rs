@@ -1,4 +1,5 @@
-//! Pushing a guest's pages out to swap: on zram where the machine lets us make some, else what is said where there is none.
+//! Pushing a guest's pages out to swap: on zram where the machine lets us make some, else what is
+//! said where there is none.
 
 use memory::page_out::has_swap;
 use serde_json::{Value, json};
@@ -47,7 +48,8 @@ fn pages_are_pushed_out_where_there_is_swap_and_come_back_whole() {
     let first = page_out(1000);
     assert!(number(&first, "advised_pages") <= 1000 && number(&first, "swapped_pages") > 0, "{first}");
     assert!(swapped(&vm) >= number(&first, "swapped_pages") / 2, "{first}");
-    // The hand goes on: not the same pages again. A request takes some milliseconds and no more, so that several are needed.
+    // The hand goes on: not the same pages again. A request takes some milliseconds and no more, so
+    // that several are needed.
     eventually("most of it is on swap", || {
         let answer = page_out(10_000);
         assert!(number(&answer, "swapped_pages") <= number(&answer, "advised_pages"), "{answer}");

@@ -78,7 +78,8 @@ fn a_guest_without_a_driver_for_its_button_is_named() {
 
 static IMAGE: Mutex<()> = Mutex::new(());
 
-/// The directory of a kernel and of an initramfs with busybox, for guests in the lab, made again when what is in it may have changed.
+/// The directory of a kernel and of an initramfs with busybox, for guests in the lab, made again
+/// when what is in it may have changed.
 pub(super) fn need_guest() -> PathBuf {
     // The test that comes second finds it made.
     let _alone = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,8 +111,8 @@ fn lab(seconds: u64, script: &str) -> tests::run::Outcome {
     lab_script(Duration::from_secs(seconds), &format!("{head}\n{functions}\n{script}"))
 }
 
-/// Each way in which Debian's kernel can end, with the default command line and with others: it ends the VM, and with the status
-/// that the documentation has.
+/// Each way in which Debian's kernel can end, with the default command line and with others: it
+/// ends the VM, and with the status that the documentation has.
 #[test]
 fn lab_whatever_ends_a_debian_guest_ends_its_vm() {
     let cases = [
@@ -120,7 +121,7 @@ fn lab_whatever_ends_a_debian_guest_ends_its_vm() {
         ("sysrq-b", "panic=-1", 0),
         ("sysrq-c", "panic=-1", 1),
         ("sysrq-c", "panic=1", 1),
-        // Linux's own default: it would stand still for ever, and the panic port tells.
+        // Linux's own default: it would hang for ever, and reports on the panic port.
         ("sysrq-c", "panic=0", 1),
         ("reboot", "reboot=bios", 0),
         ("reboot", "reboot=kbd", 0),
@@ -194,8 +195,8 @@ fn lab_a_guest_that_is_still_starting_powers_off_when_asked() {
     assert!(outcome.stdout.contains("ended with 0"), "{outcome}");
 }
 
-/// Two guests that write to their drives: both file systems are clean after `fleet down`. One that cannot be moved to end is cut off and
-/// named.
+/// Two guests that write to their drives: both file systems are clean after `fleet down`. One that
+/// cannot be moved to end is cut off and named.
 #[test]
 fn lab_a_fleet_goes_down_in_good_order() {
     let script = r#"

@@ -112,7 +112,7 @@ fn too_few_descriptors_are_told_as_such_and_a_low_soft_limit_is_raised() {
     assert_eq!(few.code, Some(1), "{few}");
     assert!(few.stderr.contains("descriptors") && few.stderr.contains("ulimit -Hn"), "{few}");
     assert!(!few.stderr.contains("agent"), "{few}");
-    // What the look before cannot know is told by the error itself.
+    // What the preflight check cannot know, the error itself reports.
     let few = up("ulimit -n 72");
     if few.code != Some(0) {
         assert!(few.stderr.contains("ulimit -Hn") && !few.stderr.contains("agent"), "{few}");

@@ -1,5 +1,5 @@
-//! A fleet's metrics as others read them: Prometheus' own text by default, OpenMetrics by wish, and the programs that
-//! people have: `promtool check metrics` and node_exporter's textfile collector.
+//! A fleet's metrics as others read them: Prometheus' own text by default, OpenMetrics by wish, and
+//! the programs that people have: `promtool check metrics` and node_exporter's textfile collector.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,7 +24,8 @@ const PROMETHEUS_3: &str = "application/openmetrics-text;version=1.0.0;escaping=
     application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,\
     text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
 
-/// With the engine that has the most to tell, a policy, a limit on first touches, and a name that needs no escape.
+/// With the engine that has the most to tell, a policy, a limit on first touches, and a name that
+/// needs no escape.
 fn fleet(address: SocketAddr) -> String {
     format!(
         r#"

@@ -1,4 +1,5 @@
-//! The ledger's frames, told again and again from walks now and then and the kernel's counters, of guests that are merged, write, and give memory back.
+//! The ledger's frames, told again and again from walks now and then and the kernel's counters, of
+//! guests that are merged, write, and give memory back.
 
 use std::thread;
 use std::time::Duration;
@@ -20,7 +21,7 @@ const NONE: u32 = u32::MAX;
 /// Pages of a guest that are not told by a counter's change: its VMM's own memory comes and goes.
 const MARGIN: u64 = 600;
 
-/// Guests that are merged and stand still.
+/// Guests that are merged and paused.
 struct Fleet {
     engine: SlabEngine,
     guests: Vec<(Vm, Client)>,
@@ -83,7 +84,7 @@ impl Fleet {
     }
 
     fn read(&self, rolling: &mut Rolling) -> Reading {
-        rolling.read(&self.subjects, None, SOON).expect("a reading").expect("guests that can be told by kind")
+        rolling.read(&self.subjects, None, SOON).expect("a reading").expect("guests with page types")
     }
 
     fn end(self) {
@@ -122,7 +123,8 @@ fn a_guest_that_changes_is_walked_again_and_one_that_does_not_is_not() {
     }
     assert_exact(&first, &exact);
     assert!(first.walks > Duration::ZERO);
-    // Nothing moves: no walk, and the age says so. VM processes may have something to do of their own for a moment.
+    // Nothing moves: no walk, and the age says so. VM processes may have something to do of their
+    // own for a moment.
     let mut again = first.clone();
     eventually("a reading needs no walk", || {
         again = fleet.read(&mut rolling);
@@ -147,7 +149,7 @@ fn a_guest_that_changes_is_walked_again_and_one_that_does_not_is_not() {
         done
     });
     assert_exact(&last.take().expect("a reading"), &exact);
-    // Somebody who is left out, and somebody new; as those count who are measured together.
+    // One guest left out, and a new one; only those measured together count.
     let left_out = fleet.subjects.remove(1);
     for again in [None, Some(left_out)] {
         fleet.subjects.extend(again);

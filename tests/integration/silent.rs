@@ -1,4 +1,5 @@
-//! One VM process of a fleet does not answer: the others are governed as before, it is shown as silent, and afterwards it is governed again.
+//! One VM process of a fleet does not answer: the others are governed as before, it is shown as
+//! silent, and afterwards it is governed again.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +20,8 @@ fn ask(socket: &Path, question: &Value) -> Value {
 }
 
 const LIMIT: Duration = Duration::from_secs(240);
-/// The fleet is looked at five times a second, and once a second at the least; this allows for half of the latter.
+/// The fleet is looked at five times a second, and once a second at the least; this allows for half
+/// of the latter.
 const SLOWEST_LOOK: Duration = Duration::from_secs(2);
 
 struct Fleet {
@@ -55,7 +57,8 @@ impl Fleet {
         self.management()["looks"].as_u64().expect("a number of looks")
     }
 
-    /// Lifts a guest's limit behind the governor's back: while it is governed, it soon has one again.
+    /// Lifts a guest's limit behind the governor's back: while it is governed, it soon has one
+    /// again.
     fn is_governed(&self, guest: &str) -> bool {
         let socket = self.sandbox.runtime_dir().join("fleets/f").join(format!("{guest}.ctl"));
         let limit = || -> Option<u64> {
@@ -127,7 +130,7 @@ fn a_vm_that_does_not_answer_blinds_nobody() {
     fleet.sandbox.assert_clean_within(SOON);
 }
 
-/// Nobody has noticed yet that it is silent.
+/// The daemon has not noticed yet that it is silent.
 #[test]
 fn one_that_has_just_fallen_silent_is_left_out_of_a_check() {
     require_kvm!();
@@ -160,14 +163,15 @@ fn a_balloon_that_the_policy_sets_back_is_not_reached() {
         "{set}"
     );
     let reason = waited["reason"].as_str().expect("a reason");
-    assert!(reason.contains("not 32.0 MiB") && reason.contains("the policy of its fleet"), "{reason}");
+    assert!(reason.contains("not 32.0 MiB") && reason.contains("by the fleet's policy"), "{reason}");
     let set = sandbox.samepage(["balloon", "set", "vm", "32M"]).timeout(LIMIT).output().success();
     assert!(set.stderr.contains("this fleet's policy"), "{set}");
     let _ = sandbox.samepage(["fleet", "down"]).timeout(LIMIT).output().success();
     sandbox.assert_clean_within(SOON);
 }
 
-/// A daemon that is killed while it holds guests still to measure them leaves them so: the next one lets them run again.
+/// A daemon that is killed while it holds guests still to measure them leaves them so: the next one
+/// lets them run again.
 #[test]
 fn who_was_held_still_for_a_measurement_runs_again() {
     require_kvm!();
@@ -179,7 +183,7 @@ fn who_was_held_still_for_a_measurement_runs_again() {
     };
     // It is measured again and again until the daemon was killed at the right moment.
     for attempt in 0.. {
-        assert!(attempt < 50, "never killed while a guest stood still");
+        assert!(attempt < 50, "never killed while a guest was paused");
         let daemon =
             fleet.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).expect("a daemon");
         let measuring = fleet.sandbox.samepage(["fleet", "status", "--content"]).timeout(LIMIT).start();

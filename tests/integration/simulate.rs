@@ -1,4 +1,5 @@
-//! `samepage simulate`: the shipped scenarios keep what the policy promises, and mistakes in a scenario are named.
+//! `samepage simulate`: the shipped scenarios keep what the policy promises, and mistakes in a
+//! scenario are named.
 
 use std::fs;
 use std::path::PathBuf;
@@ -99,7 +100,7 @@ fn a_thousand_guests_and_a_seed() {
     for phase in phases(&report) {
         assert_eq!(phase["denied_pages"], 0, "{phase:#}");
     }
-    // Whoever lies gains no more than its part.
+    // A lying guest gains no more than its part.
     assert!(of(&report, 1, "store", "left_pages") > of(&report, 1, "liar", "left_pages"), "{report:#}");
     let small = |seed| simulate("fleet", &["--hosts", "2", "--seed", seed]);
     let seven = small("7");

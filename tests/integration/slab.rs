@@ -1,4 +1,5 @@
-//! The engine `slab`, among built-in guests that fill, rewrite, free and check their memory while it merges.
+//! The engine `slab`, among built-in guests that fill, rewrite, free and check their memory while
+//! it merges.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// One that is told to `admit` before it is ready.
+    /// One with `admit` called before it is ready.
     fn start(sandbox: &Sandbox, name: &str, merge: &Path, admit: impl FnOnce(u32)) -> Self {
         let merge = merge.to_str().expect("UTF-8");
         let vm = Vm::start(sandbox, name, &["--memory", "48M", "--merge", merge]);
@@ -100,7 +101,8 @@ fn torture(seed: u64, pages: u64, hash_mask: u64, sampling: Option<Duration>) ->
     tally
 }
 
-/// The same again, until what was wanted has happened: how much is merged between two writes goes with what else the machine does.
+/// The same again, until what was wanted has happened: how much is merged between two writes goes
+/// with what else the machine does.
 #[track_caller]
 fn torture_until(seed: u64, sampling: Option<Duration>, enough: impl Fn(&Tally) -> bool) {
     let mut tallies = Vec::new();
@@ -178,7 +180,7 @@ fn what_is_merged_and_given_to_the_balloon_comes_back_as_zeros() {
     sandbox.assert_clean_within(SOON);
 }
 
-/// What was done to a guest's memory is told with its end, should it be the reason.
+/// What was done to a guest's memory is reported with its end, should it be the reason.
 #[test]
 fn a_fault_after_merges_shows_them() {
     const SAME: u32 = 0x140_0000;
@@ -186,7 +188,8 @@ fn a_fault_after_merges_shows_them() {
     require_slabs!();
     let sandbox = Sandbox::new();
     let socket = socket(&sandbox);
-    // Pages that are equal and pages of zeros; a wait for whatever comes on COM2; an instruction that is none.
+    // Pages that are equal and pages of zeros; a wait for whatever comes on COM2; an instruction
+    // that is none.
     let write = |value| move |code: Code, page: u32| code.memory_write(Width::Dword, page, value);
     let pages = |from: u32| (from..from + 16 * 4096).step_by(4096);
     let code = Code::new().each(pages(SAME), write(7)).each(pages(ZERO), write(0));
@@ -251,14 +254,14 @@ fn what_guests_start_from_is_shared_before_anybody_looks_for_more() {
     eventually("what they have loaded is shared", || merged(&mut engine) > 30);
     guests.iter_mut().for_each(|guest| guest.fill(1, 8000));
     let looks = engine.statistics().expect("statistics").host.passes;
-    assert!(looks == 0 && merged(&mut engine) < 1000, "nobody was told to look for more");
+    assert!(looks == 0 && merged(&mut engine) < 1000, "no agent was ordered to look for more");
     engine.start(&[]).expect("it starts");
     eventually("the rest is shared", || merged(&mut engine) > 9000);
     guests.iter_mut().for_each(|guest| _ = guest.verify());
     guests.into_iter().for_each(Guest::end);
 }
 
-/// The frames of a guest that somebody else maps too. Needs root.
+/// The frames of a guest that other processes map too. Needs root.
 fn shared_frames(guest: &Guest) -> HashSet<Pfn> {
     let status = guest.vm.ask(&json!({"op": "status"}))["status"].clone();
     let (mut pagemap, mut entries) = (Pagemap::open(guest.vm.running().pid()).expect("pagemap"), Vec::new());
@@ -299,8 +302,8 @@ fn domains_with_the_same_contents_have_no_frame_in_common() {
     guests.into_iter().for_each(Guest::end);
 }
 
-/// What the ledger counts by kind is what every frame, looked at one by one, says: of merged pages, of those that are broken up, of
-/// zeros, of absent ones, in a balloon and out of it.
+/// What the ledger counts by kind is what every frame, looked at one by one, says: of merged pages,
+/// of those that are broken up, of zeros, of absent ones, in a balloon and out of it.
 #[test]
 fn counted_by_kind_frames_are_those_that_are_counted_one_by_one() {
     require_slabs!();
@@ -348,7 +351,8 @@ fn counted_by_kind_frames_are_those_that_are_counted_one_by_one() {
     guests.into_iter().for_each(Guest::end);
 }
 
-/// One that the API starts is merged as any other: from birth, with one that the command line started, and when it is throttled.
+/// One that the API starts is merged as any other: from birth, with one that the command line
+/// started, and when it is throttled.
 #[test]
 fn a_vm_that_the_api_starts_is_merged() {
     require_slabs!();
@@ -394,14 +398,15 @@ fn slabs_go_with_their_last_user_and_thin_ones_are_put_together() {
     };
     guests.iter_mut().for_each(|guest| guest.fill(1, 9000));
     eventually("all is in slabs", || slab_pages(&engine).0 > 4000);
-    // Each writes to most of what is common, at random (`churn` would go round): what is left in use moves into another slab, and the rest comes back.
+    // Each writes to most of what is common, at random (`churn` would go round): what is left in
+    // use moves into another slab, and the rest comes back.
     for guest in &mut guests {
         let writes = guest.com2.command("latency class=common rate=1000 seconds=4");
         assert!(writes.starts_with("ok "), "{writes}");
     }
     thread::sleep(Duration::from_secs(4));
     guests.iter_mut().for_each(|guest| _ = guest.com2.command("idle"));
-    eventually("what nobody uses is let go of", || {
+    eventually("unused slabs are released", || {
         let (live, dead) = slab_pages(&engine);
         let moved = engine.statistics().expect("statistics").host.moved_pages;
         moved > 0 && dead * 2 < live
@@ -470,7 +475,8 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
             stat.split_once("(merge) ").map(|(_, fields)| fields.to_owned())
         });
         let agents: Vec<_> = agents.collect();
-        // A writer waits for who has frozen its page: such a thread must never be one that runs only when no other wants to.
+        // A writer waits for the thread that has frozen its page: such a thread must never be one
+        // that runs only when no other wants to.
         for agent in &agents {
             let field = |n: usize| agent.split(' ').nth(n - 3).expect("a field").to_owned();
             let (nice, policy) = (field(19), field(41));
@@ -479,7 +485,7 @@ fn agents_let_others_run_after_each_millisecond_unless_memory_is_short() {
         assert_eq!(agents.len(), 1);
     }
     engine.set_priority(true);
-    // It is told on the way: what it does after that counts.
+    // The order takes time to arrive: only what it does after that counts.
     fill(2, &mut guests, &engine);
     let pieces = counters(&engine).pieces;
     fill(3, &mut guests, &engine);

@@ -70,7 +70,8 @@ impl Fleet {
         Client::connect(&self.sandbox.runtime_dir().join(format!("fleets/slabs/vm-{n}.com2")))
     }
 
-    /// Has a guest write all of its pages anew: nothing of it is shared any more. It is what the daemon has it filled with.
+    /// Has a guest write all of its pages anew: nothing of it is shared any more. It is what the
+    /// daemon has it filled with.
     fn fill(&self, n: usize) {
         let fill = format!("fill seed={} common=7 zero=10 common_pct=50 dup=20 unique=20", 1000 + n);
         let filled = self.com2(n).command(&fill);
@@ -199,8 +200,8 @@ fn slabs_go_with_their_last_user() {
     eventually("it is gone", || fleet.processes("run").len() == 1);
     fleet.verify(2);
     let last = PathBuf::from(format!("/proc/{}", vms[2].pid));
-    assert_eq!(users_of(&slabs), [last], "nobody else has slabs of this fleet");
+    assert_eq!(users_of(&slabs), [last], "no other process has slabs of this fleet");
     vms[2].kill();
-    eventually("nobody has any", || users_of(&slabs).is_empty());
+    eventually("no process has any", || users_of(&slabs).is_empty());
     fleet.down();
 }

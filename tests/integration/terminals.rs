@@ -72,7 +72,8 @@ fn top_ends_with_its_terminal_also_where_sighup_is_ignored() {
     fleet(&sandbox);
     for to in ["2>$DIR/said", ""] {
         let terminal = Terminal::new(80, 24);
-        // The signal is ignored, so that nothing but the terminal itself tells top; without the file, what it says goes to a terminal that is gone.
+        // The signal is ignored, so that nothing but the terminal itself tells top; without the
+        // file, what it says goes to a terminal that is gone.
         let script = format!("trap '' HUP; $SAMEPAGE top {to}; echo $? >$DIR/status");
         let mut shell = Ended(terminal.shell(&sandbox, &script));
         top_is_drawn(&terminal);

@@ -46,7 +46,8 @@ fn a_guest_takes_no_more_than_its_rate() {
         let filled = com2.command(&format!("{FILL} pages=20000"));
         assert_eq!(field(&filled, "pages"), 20_000);
         let (grown, seconds) = (own_pages(&vm) - before, began.elapsed().as_secs_f64());
-        // As fast as it can takes a quarter of a second. Never is it more than a second's worth ahead, which the VM states itself.
+        // As fast as it can takes a quarter of a second. Never is it more than a second's worth
+        // ahead, which the VM states itself.
         assert!(grown >= 20_000 && grown as f64 <= RATE as f64 * (seconds + 1.0), "{grown} in {seconds} s");
         let status = vm.status()["throttle"].clone();
         assert_eq!(status["pages_per_second"], RATE);
@@ -107,7 +108,7 @@ fn a_pause_and_a_throttle_do_not_undo_each_other() {
         answer = com2.line().expect("an answer");
     }
     assert_eq!(field(&answer, "pages"), 60_000);
-    assert_eq!(throttled(&vm, "held_ms"), held, "nobody is held without a rate");
+    assert_eq!(throttled(&vm, "held_ms"), held, "no vCPU is held without a rate");
     stop(&sandbox, vm);
 }
 

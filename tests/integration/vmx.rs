@@ -1,4 +1,5 @@
-//! In the lab with an Intel processor, VMX and EPT, of which there is one: what is shown on SVM and NPT holds there, too.
+//! In the lab with an Intel processor, VMX and EPT, of which there is one: what is shown on SVM and
+//! NPT holds there, too.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use tests::samepage;
 use super::demo::check_report;
 use super::power::need_guest;
 
-/// Bochs runs some hundred million instructions a second, and fewer where others want the processor.
+/// Bochs runs some hundred million instructions a second, and fewer where others want the
+/// processor.
 const LIMIT: Duration = Duration::from_secs(1500);
 
 #[test]
@@ -32,7 +34,8 @@ fn lab_vmx_the_demo_merges_with_both_engines_and_loses_nothing() {
     assert!(outcome.stderr.contains("Guests run here (vmx+ept)"), "{outcome}");
 }
 
-/// The reset paths differ from SVM's: a triple fault, the keyboard controller and ACPI leave the guest by other exits.
+/// The reset paths differ from SVM's: a triple fault, the keyboard controller and ACPI leave the
+/// guest by other exits.
 #[test]
 fn lab_vmx_whatever_ends_a_debian_guest_ends_its_vm() {
     let (samepage, image) = (samepage(), need_guest());

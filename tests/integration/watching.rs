@@ -40,7 +40,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// With so much before everything else in its file.
+    /// With `first` before everything else in its file.
     fn up(first: &str) -> Self {
         let sandbox = Sandbox::new();
         let file = sandbox.file("fleet.toml");
@@ -73,14 +73,14 @@ impl Fleet {
     }
 }
 
-/// A port of this host that nobody has.
+/// An unused port of this host.
 fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port")
 }
 
 /// The head and the body of what is answered to this request.
 fn http(address: SocketAddr, request: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).expect("somebody who listens");
+    let mut stream = TcpStream::connect(address).expect("a listener");
     stream.write_all(request.as_bytes()).expect("a request sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
@@ -103,7 +103,8 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("no number: {value}"))
 }
 
-/// What differs between metrics and `fleet status --json`, by name. Only what a fleet at rest does not change is compared.
+/// What differs between metrics and `fleet status --json`, by name. Only what a fleet at rest does
+/// not change is compared.
 fn differences(metrics: &Metrics, status: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let mut compare = |name: &str, labels: &[(&str, &str)], expected: f64| {
@@ -149,7 +150,8 @@ fn differences(metrics: &Metrics, status: &Value) -> Vec<String> {
     found
 }
 
-/// The status and metrics, as soon as they agree: the ledger is read the less often, the longer that takes.
+/// The status and metrics, as soon as they agree: the ledger is read the less often, the longer
+/// that takes.
 fn agreeing(fleet: &Fleet, address: SocketAddr) -> (Value, Metrics) {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -349,7 +351,7 @@ fn top_draws_follows_the_terminal_and_leaves_it_as_it_was() {
     terminal.type_keys("s");
     shows("sort: saved");
     terminal.type_keys("?");
-    shows("hold the display, or let it go on");
+    shows("hold the display, or resume it");
     terminal.type_keys("?p");
     shows("display held");
     terminal.type_keys("q");
@@ -389,7 +391,7 @@ fn top_without_a_terminal_prints_a_table() {
         assert!(table.contains(text), "{text} is not in\n{table}");
     }
     let piped = fleet.sandbox.samepage(["top"]).output().success();
-    assert!(piped.stdout.contains("vm-0") && piped.stderr.contains("is no terminal"), "{piped}");
+    assert!(piped.stdout.contains("vm-0") && piped.stderr.contains("is not a terminal"), "{piped}");
     let json = fleet.json(&["top", "--once", "--json"]);
     assert_eq!(json["guests"].as_array().map(Vec::len), Some(GUESTS), "{json:#}");
     let promised = GUESTS as f64 * 32.0 * 1024.0 * 1024.0 / PAGE_BYTES;

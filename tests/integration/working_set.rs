@@ -1,4 +1,5 @@
-//! How much of its memory a guest uses, as its VM estimates it; and what that costs: nothing of what is in the pages.
+//! How much of its memory a guest uses, as its VM estimates it; and what that costs: nothing of
+//! what is in the pages.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -26,7 +27,7 @@ fn number(of: &Value, key: &str) -> u64 {
     of[key].as_u64().unwrap_or_else(|| panic!("no {key} in {of}"))
 }
 
-/// What was found once so many more periods are over.
+/// The estimate after `more` further periods.
 fn after_periods(vm: &Vm, more: u64) -> Value {
     let periods = |found: &Value| found["periods"].as_u64().unwrap_or(0);
     let begin = periods(&working_set(vm));
@@ -147,7 +148,8 @@ fn who_looks_from_outside_sees_all_of_a_paused_guest() {
         entries.into_iter().map(|entry| entry.present()).collect::<Vec<_>>()
     };
     let away = present();
-    // A read of a page that is elsewhere does not hang, whatever comes of it, nor do the next ones of the guest.
+    // A read of a page that is elsewhere does not hang, whatever comes of it, nor do the next ones
+    // of the guest.
     let memory = File::open(format!("/proc/{}/mem", vm.running().pid())).expect("its memory");
     let mut page = [0u8; 4096];
     for (n, _) in away.iter().enumerate().filter(|(_, present)| !**present).take(2000) {

@@ -17,7 +17,6 @@ use crate::vm::{SOON, Vm};
 /// `samepage run --api-sock`, started or not.
 pub struct ApiVm {
     running: Running,
-    /// The API's socket.
     pub socket: PathBuf,
     /// The control socket, which is there once the VM is started.
     pub control: PathBuf,
@@ -25,10 +24,8 @@ pub struct ApiVm {
     pub com2: PathBuf,
 }
 
-/// An answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The status code.
     pub status: u16,
     /// The head, with its status line.
     pub head: String,
@@ -72,7 +69,7 @@ impl ApiVm {
         vm
     }
 
-    /// Starts a VM of so many MiB with the built-in guest.
+    /// Starts a VM of this size with the built-in guest.
     #[track_caller]
     pub fn boot(&self, mem_size_mib: u32) {
         self.put("/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": mem_size_mib}));
@@ -80,7 +77,6 @@ impl ApiVm {
         self.put("/actions", &json!({"action_type": "InstanceStart"}));
     }
 
-    /// A connection.
     #[track_caller]
     pub fn connect(&self) -> Http {
         Http::connect(&self.socket)
@@ -123,7 +119,6 @@ impl ApiVm {
         assert_eq!((answer.status, &answer.body), (204, &Value::Null), "{path} {body}: {answer:?}");
     }
 
-    /// The process.
     #[must_use]
     pub fn running(&self) -> &Running {
         &self.running
@@ -160,7 +155,7 @@ impl Http {
         Self(BufReader::new(stream))
     }
 
-    /// Sends bytes. The other end may have hung up: what it says tells.
+    /// Sends bytes. The other end may have closed the connection: its answer tells.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.0.get_mut().write_all(bytes.as_ref());
     }
@@ -178,10 +173,10 @@ impl Http {
     pub fn ask(&mut self, method: &str, path: &str, body: &Value) -> Answer {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.send(request(method, path, &body));
-        self.answer().unwrap_or_else(|| panic!("hung up instead of an answer to {method} {path}"))
+        self.answer().unwrap_or_else(|| panic!("connection closed instead of an answer to {method} {path}"))
     }
 
-    /// The next answer; None when the other end has hung up.
+    /// The next answer; None if the connection is closed.
     ///
     /// # Panics
     /// If it is no HTTP.

@@ -1,4 +1,4 @@
-//! What every bench says besides its figures: where they come from.
+//! The provenance that every bench prints beside its figures.
 
 use std::path::Path;
 

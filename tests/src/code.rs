@@ -1,7 +1,8 @@
 //! Machine code for tiny guests: x86-64, ring 0, one to one mapped below 4 GiB.
 //!
-//! Straight-line code, written out by the test: where the processor's ring 0 is emulated one instruction at a
-//! time (PVM), that costs no more than a loop, and the test knows every value the guest will write.
+//! Straight-line code, written out by the test: where the processor's ring 0 is emulated one
+//! instruction at a time (PVM), that costs no more than a loop, and the test knows every value the
+//! guest will write.
 
 /// Port of the console.
 pub const COM1: u16 = 0x3f8;
@@ -53,13 +54,11 @@ impl Width {
 pub struct Code(Vec<u8>);
 
 impl Code {
-    /// None yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.0

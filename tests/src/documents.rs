@@ -3,15 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One Markdown file.
 pub struct Document {
     /// Its path below the workspace's root.
     pub path: PathBuf,
-    /// All of it.
     pub text: String,
 }
 
-/// A fenced block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// The line of its fence, counted from 1.
@@ -68,7 +65,6 @@ pub fn read(path: &Path) -> Document {
 }
 
 impl Document {
-    /// Its fenced blocks.
     #[must_use]
     pub fn blocks(&self) -> Vec<Block> {
         let mut blocks = Vec::new();
@@ -121,7 +117,8 @@ impl Document {
     #[must_use]
     pub fn links(&self) -> Vec<(usize, String)> {
         let mut found = Vec::new();
-        // A link may be broken between its text and its target by a line's end, never within the target.
+        // A link may be broken between its text and its target by a line's end, never within the
+        // target.
         for (number, line) in self.prose() {
             for (at, _) in line.match_indices("](") {
                 if let Some((target, _)) = line[at + 2..].split_once(')') {
@@ -151,7 +148,8 @@ impl Document {
         found
     }
 
-    /// Every `samepage ...` in its text between backquotes: what is said in passing, with names in capitals for values.
+    /// Every `samepage ...` in its text between backquotes: what is said in passing, with names in
+    /// capitals for values.
     #[must_use]
     pub fn mentions(&self) -> Vec<Shown> {
         let mut found = Vec::new();
@@ -167,8 +165,9 @@ impl Document {
     }
 }
 
-/// The words after `samepage` of each call of it in a line of shell. What the shell would put in for a word (`$...`) is taken
-/// for a number. Not a shell: quotes, comments, pipes, redirections and `;` are all that it knows.
+/// The words after `samepage` of each call of it in a line of shell. What the shell would put in
+/// for a word (`$...`) is taken for a number. Not a shell: quotes, comments, pipes, redirections
+/// and `;` are all that it knows.
 #[must_use]
 pub fn commands(line: &str) -> Vec<Vec<String>> {
     let mut calls = vec![Vec::new()];

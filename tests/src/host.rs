@@ -43,7 +43,7 @@ pub fn tool(name: &str) -> Result<PathBuf, String> {
 
 /// Says on the terminal, past the test harness's capture, that a test was skipped and why.
 pub fn skipped(test: &str, why: &str) {
-    // Nobody to tell is no reason to fail.
+    // A closed output is no reason to fail.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
 }
 
@@ -134,7 +134,8 @@ impl KsmSettings {
         Self(read.collect())
     }
 
-    /// As they are, if this thread holds KSM. Else they are another test's to change: neither to be watched nor to be put back.
+    /// As they are, if this thread holds KSM. Else they are another test's to change: neither to be
+    /// watched nor to be put back.
     #[must_use]
     pub fn if_held() -> Option<Self> {
         HOLDS_KSM.get().then(Self::now)

@@ -12,7 +12,7 @@ const TRIES: u32 = 5;
 
 static POOL: Mutex<()> = Mutex::new(());
 
-/// So many huge pages more than there were. Dropped, the pool is as large as it was.
+/// Additional huge pages in the pool. Dropped, the pool has its old size.
 #[derive(Debug)]
 pub struct HugePages {
     before: String,
@@ -34,7 +34,8 @@ impl HugePages {
             if field("HugePages_Total") >= had + count {
                 break;
             }
-            // Memory is in pieces where files fill it, as after a build: drop what is clean, and join the rest.
+            // Memory is in pieces where files fill it, as after a build: drop what is clean, and
+            // join the rest.
             for (knob, value) in [("drop_caches", "1"), ("compact_memory", "1")] {
                 let knob = format!("/proc/sys/vm/{knob}");
                 fs::write(&knob, value).map_err(|e| format!("{knob}: {e}"))?;

@@ -16,8 +16,9 @@ pub fn lab_run(limit: Duration, command: impl IntoIterator<Item = impl AsRef<OsS
 
 /// As [`lab_run`], with one processor: for guests whose memory is given back while they run.
 ///
-/// With more, QEMU 7.2 emulates them by as many threads, and about every fifth Linux guest ends in a triple fault while the lab's
-/// kernel drops pages of it, QEMU's own guests too. The built-in guest, merged by KSM, stood still once in eight runs.
+/// With more, QEMU 7.2 emulates them by as many threads, and about every fifth Linux guest ends in
+/// a triple fault while the lab's kernel drops pages of it, QEMU's own guests too. The built-in
+/// guest, merged by KSM, hung once in eight runs.
 ///
 /// # Panics
 /// As [`lab_run`].
@@ -38,7 +39,8 @@ fn start(limit: Duration, args: Vec<OsString>) -> Outcome {
     lab.timeout(limit + Duration::from_secs(300)).output()
 }
 
-/// Runs a shell script in the lab, on one processor; it ends at the first command that fails, and shows each.
+/// Runs a shell script in the lab, on one processor; it ends at the first command that fails, and
+/// shows each.
 ///
 /// # Panics
 /// As [`lab_run`].
@@ -56,7 +58,8 @@ pub fn image_dir() -> PathBuf {
         .join("samepage/images/latest")
 }
 
-/// Runs a shell script in the lab with an emulated Intel processor, as [`lab_script`] does; by busybox' shell, with these files.
+/// Runs a shell script in the lab with an emulated Intel processor, as [`lab_script`] does; by
+/// busybox' shell, with these files.
 ///
 /// # Panics
 /// As [`lab_run`].

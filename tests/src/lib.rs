@@ -1,9 +1,10 @@
-//! What the integration tests and the benches stand on: running the `samepage` binary and seeing what it leaves
-//! behind, the nested-paging lab, and the architecture invariants as code.
+//! What the integration tests and the benches stand on: running the `samepage` binary and seeing
+//! what it leaves behind, the nested-paging lab, and the architecture invariants as code.
 //!
-//! It may import everything, and nothing may import it; what it says of the program it says of the binary, run as its users
-//! run it. Begin with [`sandbox`] (a place of its own for each test, and what was left behind in it), then [`run`] and
-//! [`lab`]. [`tidy`] is the house rules, [`torture`] the long test of merging.
+//! It may import everything, and nothing may import it; what it says of the program it says of the
+//! binary, run as its users run it. Begin with [`sandbox`] (a place of its own for each test, and
+//! what was left behind in it), then [`run`] and [`lab`]. [`tidy`] is the house rules, [`torture`]
+//! the long test of merging.
 
 pub mod api;
 pub mod bench;
@@ -29,7 +30,6 @@ pub mod zram;
 
 use std::path::{Path, PathBuf};
 
-/// The workspace's root.
 #[must_use]
 pub fn workspace() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,4 +1,5 @@
-//! What the benches that boot Linux have in common: options, the host's huge pages, kernel and initrd in memory.
+//! What the benches that boot Linux have in common: options, the host's huge pages, kernel and
+//! initrd in memory.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,14 +24,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// Three rounds of guests of so much memory, unless told otherwise.
+    /// Defaults: three rounds, and guests of this much memory.
     #[must_use]
     pub fn new(memory_mib: u64, thp: &str) -> Self {
         Self { image: PathBuf::new(), rounds: 3, memory_mib, thp: thp.into(), json: false }
     }
 
-    /// Reads the command line. `more` gets what is not known here, with a way to its value, and says whether it knows it.
-    /// None if help was asked for.
+    /// Reads the command line. `more` gets what is not known here, with a way to its value, and
+    /// says whether it knows it. None if help was asked for.
     ///
     /// # Errors
     /// The command line is wrong.

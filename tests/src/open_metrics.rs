@@ -1,4 +1,5 @@
-//! Reads OpenMetrics text as strictly as its specification is written, and more: every metric must have help and type.
+//! Reads OpenMetrics text as strictly as its specification is written, and more: every metric must
+//! have help and type.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +11,7 @@ use thiserror::Error;
 pub struct Mistake {
     /// Counted from 1.
     pub line: usize,
-    /// What is wrong.
     pub what: &'static str,
-    /// The line.
     pub text: String,
 }
 
@@ -25,7 +24,6 @@ pub struct Family {
     pub help: String,
     /// The unit, if it has one.
     pub unit: Option<String>,
-    /// The numbers.
     pub samples: BTreeMap<BTreeMap<String, String>, f64>,
 }
 

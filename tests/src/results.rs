@@ -1,11 +1,13 @@
 //! The page of results, made of its layout and of what benches have printed.
 //!
-//! `resources/docs/results/*.json` are what benches and commands printed with `--json`, or figures that were copied by hand from what
-//! they printed, which say so (`"transcribed": true`). `page.md.in` beside them is the page with places for figures:
+//! `resources/docs/results/*.json` are what benches and commands printed with `--json`, or figures
+//! that were copied by hand from what they printed, which say so (`"transcribed": true`).
+//! `page.md.in` beside them is the page with places for figures:
 //!
-//! - `{{FILE POINTER}}` is the text or number at a JSON pointer of `FILE.json`, or of its `provenance`; `.N` after it asks for N digits behind the point,
-//!   `/D` divides by D first;
-//! - `{{rows FILE}}` is a table of the file's `rows`, each with `measured`, `where`, `value` and `command`;
+//! - `{{FILE POINTER}}` is the text or number at a JSON pointer of `FILE.json`, or of its
+//!   `provenance`; `.N` after it asks for N digits behind the point, `/D` divides by D first;
+//! - `{{rows FILE}}` is a table of the file's `rows`, each with `measured`, `where`, `value` and
+//!   `command`;
 //! - `{{sources}}` is a table of all files: when, on which machine and by which command.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +20,6 @@ use serde_json::Value;
 /// The figures, by the names of their files.
 pub type Files = BTreeMap<String, Value>;
 
-/// Where they are.
 #[must_use]
 pub fn directory() -> PathBuf {
     crate::workspace().join("resources/docs/results")

@@ -1,4 +1,5 @@
-//! One command, run with a time limit and captured; whatever happens, its process group ends with it.
+//! One command, run with a time limit and captured; whatever happens, its process group ends with
+//! it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -42,7 +43,6 @@ pub struct Outcome {
     pub code: Option<i32>,
     /// The signal that ended the command.
     pub signal: Option<i32>,
-    /// What it printed.
     pub stdout: String,
     /// What it complained about.
     pub stderr: String,

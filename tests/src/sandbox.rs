@@ -12,10 +12,12 @@ use tempfile::TempDir;
 use crate::host::KsmSettings;
 use crate::run::Run;
 
-/// The variable that says where `samepage` keeps its sockets; every process of a sandbox carries it.
+/// The variable that says where `samepage` keeps its sockets; every process of a sandbox carries
+/// it.
 const RUNTIME_DIR: &str = "SAMEPAGE_RUNTIME_DIR";
 
-/// A runtime directory and a directory for files. Dropped, it kills every process that was started in it.
+/// A runtime directory and a directory for files. Dropped, it kills every process that was started
+/// in it.
 pub struct Sandbox {
     runtime: TempDir,
     files: TempDir,
@@ -76,7 +78,8 @@ impl Sandbox {
         Run::program(crate::samepage(), args).env(RUNTIME_DIR, self.runtime.path()).env("NO_COLOR", "1")
     }
 
-    /// A shell on a script in which `$SAMEPAGE` is the program, and `$DIR` is a directory for files of this test.
+    /// A shell on a script in which `$SAMEPAGE` is the program, and `$DIR` is a directory for files
+    /// of this test.
     pub fn shell(&self, script: &str) -> Run {
         Run::program("bash", ["--norc", "-c", script])
             .env("SAMEPAGE", crate::samepage())
@@ -85,7 +88,7 @@ impl Sandbox {
             .env("NO_COLOR", "1")
     }
 
-    /// The processes that run in it, whoever their parents are: their environment tells.
+    /// The processes that run in it, whatever their parents: found by their environment.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
         let mark = format!("{RUNTIME_DIR}={}", self.runtime.path().display());
@@ -105,8 +108,8 @@ impl Sandbox {
         found
     }
 
-    /// What is left behind: processes, files and sockets in the runtime directory, KSM settings that only this test
-    /// may have changed.
+    /// What is left behind: processes, files and sockets in the runtime directory, KSM settings
+    /// that only this test may have changed.
     #[must_use]
     pub fn leaks(&self) -> Vec<String> {
         let mut leaks: Vec<String> =

@@ -1,14 +1,12 @@
-//! A terminal for a program that draws: a pseudo-terminal, and what is to be seen on it.
-//!
-//! It knows as much of the control sequences as `samepage top` uses: moving, clearing, the other screen, the cursor. Colours
-//! are not seen.
+//! A terminal for a program that draws: a pseudo-terminal, and the picture on it.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,15 +14,18 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use vt100::Callbacks;
 
 use crate::sandbox::Sandbox;
 
-/// A terminal. Dropped, it is gone for whoever still uses it: as when a window is closed, or a connection lost.
+type Screen = vt100::Parser<Answers>;
+
+/// A terminal. Dropped, it is gone for its users, as when a window is closed or a connection lost.
 pub struct Terminal {
     master: File,
     slave: OwnedFd,
     screen: Arc<Mutex<Screen>>,
-    /// What draws, and the other side of its nothing: closed, it ends.
+    /// The thread that draws, and a pipe that ends it when closed.
     drawing: Option<(JoinHandle<()>, OwnedFd)>,
 }
 
@@ -39,7 +40,12 @@ impl Terminal {
         let master = openpt(flags).expect("a pseudo-terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal that can be used");
         let slave = ioctl_tiocgptpeer(&master, flags).expect("its other side");
-        let screen = Arc::new(Mutex::new(Screen::default()));
+        let screen = Arc::new(Mutex::new(Screen::new_with_callbacks(
+            Self::cells(lines),
+            Self::cells(columns),
+            0,
+            Answers::default(),
+        )));
         let mut terminal = Self { master: File::from(master), slave, screen, drawing: None };
         terminal.resize(columns, lines);
         let (mut from, screen) = (terminal.copy(), terminal.screen.clone());
@@ -55,7 +61,11 @@ impl Terminal {
                     return;
                 }
                 let Ok(count @ 1..) = from.read(&mut bytes) else { return };
-                let answer = lock(&screen).take(&bytes[..count]);
+                let answer = {
+                    let mut screen = os::lock(&screen);
+                    screen.process(&bytes[..count]);
+                    std::mem::take(&mut screen.callbacks_mut().0)
+                };
                 // A program that is gone wants no answer.
                 let _ = answers.write_all(&answer);
             }
@@ -64,16 +74,15 @@ impl Terminal {
         terminal
     }
 
-    /// Closes its window.
     pub fn hang_up(self) {}
 
-    /// Another size, of which the program is told by the kernel.
+    /// Sets another size; the kernel signals the program.
     ///
     /// # Panics
-    /// If the kernel refuses.
+    /// If the kernel refuses, or a side is 0.
     pub fn resize(&self, columns: u16, lines: u16) {
         let size = Winsize { ws_row: lines, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        lock(&self.screen).resize(columns.into(), lines.into());
+        os::lock(&self.screen).set_size(Self::cells(lines), Self::cells(columns));
         tcsetwinsize(&self.master, size).expect("a size");
     }
 
@@ -90,8 +99,9 @@ impl Terminal {
         )
     }
 
-    /// Starts a shell in a session of its own, whose terminal this is, on a script in which `$SAMEPAGE` is the program and `$DIR` where its
-    /// sockets may be. It has job control after `set -m`.
+    /// Starts a shell in a session of its own, whose terminal this is, on a script in which
+    /// `$SAMEPAGE` is the program and `$DIR` where its sockets may be. It has job control after
+    /// `set -m`.
     ///
     /// # Panics
     /// If it cannot be started.
@@ -124,10 +134,12 @@ impl Terminal {
         self.copy().write_all(keys.as_bytes()).expect("keys typed");
     }
 
-    /// The lines that are to be seen now.
+    /// The visible lines.
     #[must_use]
     pub fn picture(&self) -> Vec<String> {
-        lock(&self.screen).cells.iter().map(|line| line.iter().collect()).collect()
+        let screen = os::lock(&self.screen);
+        let (_, columns) = screen.screen().size();
+        screen.screen().rows(0, columns.get()).collect()
     }
 
     /// Whether a line has this.
@@ -136,11 +148,11 @@ impl Terminal {
         self.picture().iter().any(|line| line.contains(text))
     }
 
-    /// Whether the program has the second screen now, and whether the cursor is to be seen.
+    /// Whether the program has the second screen, and whether the cursor is visible.
     #[must_use]
     pub fn screen_and_cursor(&self) -> (bool, bool) {
-        let screen = lock(&self.screen);
-        (screen.alternate, !screen.cursor_hidden)
+        let screen = os::lock(&self.screen);
+        (screen.screen().alternate_screen(), !screen.screen().hide_cursor())
     }
 
     /// How the terminal treats what is typed and printed.
@@ -151,6 +163,10 @@ impl Terminal {
     pub fn modes(&self) -> String {
         let modes = tcgetattr(&self.slave).expect("the terminal's modes");
         format!("{:?} {:?} {:?}", modes.input_modes, modes.output_modes, modes.local_modes)
+    }
+
+    fn cells(count: u16) -> NonZeroU16 {
+        NonZeroU16::new(count).expect("a side of more than 0 cells")
     }
 
     fn copy(&self) -> File {
@@ -168,94 +184,24 @@ impl Drop for Terminal {
     }
 }
 
-fn lock(screen: &Mutex<Screen>) -> MutexGuard<'_, Screen> {
-    os::lock(screen)
-}
-
-/// What is to be seen.
+/// Answers the one question that programs ask their terminal.
 #[derive(Default)]
-struct Screen {
-    cells: Vec<Vec<char>>,
-    line: usize,
-    column: usize,
-    alternate: bool,
-    /// Where the cursor was when the second screen was entered.
-    before: (usize, usize),
-    cursor_hidden: bool,
-    /// The beginning of a character or sequence that is not complete.
-    rest: Vec<u8>,
-}
+struct Answers(Vec<u8>);
 
-impl Screen {
-    fn resize(&mut self, columns: usize, lines: usize) {
-        self.cells.resize(lines, Vec::new());
-        self.cells.iter_mut().for_each(|line| line.resize(columns, ' '));
-    }
-
-    /// Takes what a program prints; gives what the terminal answers.
-    fn take(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let all = [std::mem::take(&mut self.rest), bytes.to_vec()].concat();
-        let text = match std::str::from_utf8(&all) {
-            Ok(text) => text.to_owned(),
-            Err(e) => {
-                self.rest = all[e.valid_up_to()..].to_vec();
-                String::from_utf8_lossy(&all[..e.valid_up_to()]).into_owned()
-            }
-        };
-        let mut answer = Vec::new();
-        let mut left = text.as_str();
-        while let Some(first) = left.chars().next() {
-            let Some(sequence) = left.strip_prefix("\u{1b}[") else {
-                if left == "\u{1b}" {
-                    break;
-                }
-                self.print(first);
-                left = &left[first.len_utf8()..];
-                continue;
-            };
-            let Some(end) = sequence.find(|c: char| ('@'..='~').contains(&c)) else { break };
-            let (parameters, rest) = sequence.split_at(end);
-            answer.extend(self.control(parameters, rest.as_bytes()[0]));
-            left = &rest[1..];
+impl Callbacks for Answers {
+    fn unhandled_csi(
+        &mut self,
+        screen: &mut vt100::Screen,
+        private: Option<u8>,
+        _: Option<u8>,
+        params: &[&[u16]],
+        kind: char,
+    ) {
+        // DSR 6, cursor position.
+        if (private, params, kind) == (None, &[&[6]], 'n') {
+            let (line, column) = screen.cursor_position();
+            self.0.extend(format!("\u{1b}[{};{}R", line + 1, column + 1).bytes());
         }
-        self.rest.splice(0..0, left.bytes());
-        answer
-    }
-
-    fn print(&mut self, c: char) {
-        match c {
-            '\r' => self.column = 0,
-            '\n' => self.line += 1,
-            c if c.is_control() => {}
-            c => {
-                if let Some(cell) = self.cells.get_mut(self.line).and_then(|line| line.get_mut(self.column)) {
-                    *cell = c;
-                }
-                self.column += 1;
-            }
-        }
-    }
-
-    fn control(&mut self, parameters: &str, kind: u8) -> Vec<u8> {
-        match (parameters, kind) {
-            (_, b'H') => {
-                let mut place = parameters.split(';').map(|n| n.parse().unwrap_or(1_usize).max(1) - 1);
-                (self.line, self.column) = (place.next().unwrap_or(0), place.next().unwrap_or(0));
-            }
-            ("2", b'J') => self.cells.iter_mut().for_each(|line| line.fill(' ')),
-            ("?1049", b'h' | b'l') => {
-                self.alternate = kind == b'h';
-                match kind {
-                    b'h' => self.before = (self.line, self.column),
-                    _ => (self.line, self.column) = self.before,
-                }
-                self.cells.iter_mut().for_each(|line| line.fill(' '));
-            }
-            ("?25", b'h' | b'l') => self.cursor_hidden = kind == b'l',
-            ("6", b'n') => return format!("\u{1b}[{};{}R", self.line + 1, self.column + 1).into_bytes(),
-            _ => {}
-        }
-        Vec::new()
     }
 }
 
@@ -263,28 +209,16 @@ impl Screen {
 mod tests {
     use super::*;
 
-    fn seen(screen: &Screen) -> Vec<String> {
-        screen.cells.iter().map(|line| line.iter().collect()).collect()
-    }
-
     #[test]
-    fn sequences_are_understood_however_they_are_cut() {
-        let printed = "\u{1b}[?1049h\u{1b}[?25l\u{1b}[2;3H\u{1b}[38;5;1m█b\u{1b}[1;1Hc\r\nd";
-        for cut in 0..printed.len() {
-            let mut screen = Screen::default();
-            screen.resize(5, 2);
-            let (first, second) = printed.as_bytes().split_at(cut);
-            assert!(screen.take(first).is_empty() && screen.take(second).is_empty());
-            assert_eq!(seen(&screen), ["c    ", "d █b "], "cut at {cut}");
-            assert!(screen.alternate && screen.cursor_hidden);
+    fn the_cursor_position_is_answered_however_the_request_is_cut() {
+        let asked = b"\x1b[2;2H\xe2\x96\x88yz\x1b[6n";
+        for cut in 0..asked.len() {
+            let size = |cells| NonZeroU16::new(cells).expect("a size");
+            let mut screen = Screen::new_with_callbacks(size(2), size(9), 0, Answers::default());
+            let (first, second) = asked.split_at(cut);
+            screen.process(first);
+            screen.process(second);
+            assert_eq!(screen.callbacks().0, b"\x1b[2;5R", "cut at {cut}");
         }
-        let mut screen = Screen::default();
-        screen.resize(5, 2);
-        assert_eq!(screen.take(b"\x1b[2;2Hxyzuvw\x1b[6n"), b"\x1b[2;8R");
-        let _ = screen.take(b"\x1b[?1049l\x1b[?25h");
-        assert_eq!(
-            (seen(&screen).concat().trim(), screen.alternate, screen.cursor_hidden),
-            ("", false, false)
-        );
     }
 }

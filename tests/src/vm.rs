@@ -110,7 +110,6 @@ impl Vm {
         Client::connect(&self.com2)
     }
 
-    /// The process.
     #[must_use]
     pub fn running(&self) -> &Running {
         &self.running
@@ -122,7 +121,6 @@ impl Vm {
         self.running
     }
 
-    /// Its vCPU threads.
     #[must_use]
     pub fn vcpu_threads(&self) -> Vec<u32> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.running.pid()));
@@ -143,7 +141,8 @@ impl Vm {
     pub fn ticks(&self, thread: u32) -> u64 {
         let path = format!("/proc/{}/task/{thread}/stat", self.running.pid());
         let stat = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        // After the name, which ends with the last parenthesis: utime and stime are fields 14 and 15 of all.
+        // After the name, which ends with the last parenthesis: utime and stime are fields 14 and
+        // 15 of all.
         let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let fields: Vec<u64> = fields.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
         fields[11] + fields[12]
@@ -207,18 +206,17 @@ impl Client {
         Self(BufReader::new(stream))
     }
 
-    /// The socket itself.
     #[must_use]
     pub fn stream(&self) -> &UnixStream {
         self.0.get_ref()
     }
 
-    /// Sends bytes. The other end may have hung up: what it says tells.
+    /// Sends bytes. The other end may have closed the connection: its answer tells.
     pub fn send(&mut self, bytes: &[u8]) {
         let _ = self.0.get_mut().write_all(bytes);
     }
 
-    /// The next line without its end; None when the other end has hung up.
+    /// The next line without its end; None if the connection is closed.
     ///
     /// # Panics
     /// If neither comes in time.
@@ -237,7 +235,7 @@ impl Client {
     #[track_caller]
     pub fn exchange(&mut self, line: &str) -> String {
         self.send(format!("{line}\n").as_bytes());
-        self.line().unwrap_or_else(|| panic!("hung up instead of an answer to {line:?}"))
+        self.line().unwrap_or_else(|| panic!("connection closed instead of an answer to {line:?}"))
     }
 
     /// Sends a command to a guest and gives the final answer, past any progress.
@@ -257,7 +255,7 @@ impl Client {
         serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e} in {answer:?}"))
     }
 
-    /// Waits until the other end hangs up, whatever it says before.
+    /// Waits until the other end closes, whatever it sends before.
     ///
     /// # Panics
     /// If it does not in time.

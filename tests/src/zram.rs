@@ -1,4 +1,5 @@
-//! Swap on a zram device that is made for one test or one bench, and is no more when that has ended.
+//! Swap on a zram device that is made for one test or one bench, and is no more when that has
+//! ended.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,15 +17,17 @@ pub fn swap_alone() -> MutexGuard<'static, ()> {
     os::lock(&SWAP)
 }
 
-/// A zram device in use as swap. Dropped, it is no more: what is left on it is read back into memory before. Whoever is killed
-/// leaves it behind: `swapoff /dev/zramN; echo N >/sys/class/zram-control/hot_remove`.
+/// A zram device in use as swap. Dropped, it is no more: what is left on it is read back into
+/// memory before. A killed process leaves it behind: `swapoff /dev/zramN; echo N
+/// >/sys/class/zram-control/hot_remove`.
 #[derive(Debug)]
 pub struct Zram {
     number: String,
 }
 
 impl Zram {
-    /// So many MiB, of which memory is taken as they are used, as swap of priority 0: after what others have made on purpose.
+    /// A device of `mib`, of which memory is taken as it is used, as swap of priority 0: after what
+    /// others have made on purpose.
     ///
     /// # Errors
     /// Not root, no module `zram`, or no `mkswap` and `swapon`.

@@ -22,18 +22,18 @@ use memory::layout::MAX_RAM_BYTES;
 use memory::size::{SizeError, parse_size};
 use os::print::{errln, is_reader_gone, out, outln};
 
-/// How often a balloon is looked at while it moves.
+/// Poll interval while a balloon moves.
 const POLL: Duration = Duration::from_millis(50);
-/// How long a guest may take to answer with statistics before those at hand are shown.
+/// Time limit for fresh statistics from the guest; then the last ones are shown.
 const STATISTICS: Duration = Duration::from_secs(2);
 
 /// Take memory from a guest and give it back, with its balloon
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  samepage balloon set web-0 128M --wait     take 128 MiB from guest web-0, and say what was reached
+  samepage balloon set web-0 128M --wait     take 128 MiB from guest web-0, and print the size reached
   samepage balloon set web-0 0               give all of it back
   samepage balloon get web-0 --json
-  samepage balloon stats web-0 --watch       what the guest says, against what the host sees
+  samepage balloon stats web-0 --watch       the guest's statistics beside the host's
 
 GUEST is a guest of the fleet that is up (or of --name FLEET), or the path of a control socket made by
 `samepage run --control`, which has a / in it.")]
@@ -53,10 +53,10 @@ struct Asked {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Ask a guest for another balloon size
+    /// Set the target size of a guest's balloon
     #[command(
-        after_help = "The exit status with --wait is 1 when the size was not reached. Where the fleet has a policy
-([overcommit] in its file) that sets balloons too, and what it sets holds.
+        after_help = "With --wait the exit status is 1 if the size was not reached. A fleet's policy ([overcommit] in its
+file) sets balloons too, and overrides this size.
 
 Examples:
   samepage balloon set web-0 128M
@@ -66,23 +66,23 @@ Examples:
     Set {
         #[command(flatten)]
         which: Asked,
-        /// Memory that the guest is to give, with its unit; 0 gives all back
+        /// Memory to take from the guest, with its unit; 0 gives all back
         #[arg(value_name = "SIZE", value_parser = size)]
         size: u64,
-        /// Wait until it is reached, or will not be
+        /// Wait until the size is reached, or the balloon stops short of it
         #[arg(long)]
         wait: bool,
         /// Longest wait
         #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "wait")]
         timeout: u64,
     },
-    /// Show the size asked for, the size reached, and what the host has got of it
+    /// Show the target size, the actual size, and the memory reclaimed by the host
     #[command(after_help = "Examples:\n  samepage balloon get web-0\n  samepage balloon get web-0 --json")]
     Get {
         #[command(flatten)]
         which: Asked,
     },
-    /// Show the guest's memory statistics beside what the host sees
+    /// Show the guest's memory statistics beside the host's
     #[command(after_help = "Examples:
   samepage balloon stats web-0
   samepage balloon stats web-0 --watch           every second, until Control-C
@@ -90,7 +90,7 @@ Examples:
     Stats {
         #[command(flatten)]
         which: Asked,
-        /// Show them again every so many seconds
+        /// Repeat every SECONDS
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
     },
@@ -125,7 +125,7 @@ struct Waited<'a> {
     guest: &'a str,
     stopped: Stop,
     reason: &'a str,
-    /// What was asked for. The target may be another one by now.
+    /// The size asked for. The target may have changed since.
     asked_pages: u32,
     seconds: f64,
     #[serde(flatten)]
@@ -137,17 +137,17 @@ fn set(which: &Asked, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
     let interrupted = interrupt_flag()?;
     let began = Instant::now();
     let from = target.size()?;
-    // At most 2^28 pages: `size` has seen to it.
+    // At most 2^28 pages, checked by `size`.
     let asked_pages = (bytes / PAGE_BYTES) as u32;
     target.set(asked_pages)?;
     let Some(limit) = wait else {
         match target.has_policy() {
             Ok(false) => {}
             Ok(true) => errln!(
-                "note: this fleet's policy ([overcommit] in its file) sets balloons too, and what it sets holds"
+                "note: this fleet's policy ([overcommit] in its file) sets balloons too, and overrides this size"
             ),
             Err(error) => errln!(
-                "note: whether this fleet's policy sets balloons too is not known: {}",
+                "note: cannot determine whether this fleet's policy sets balloons too: {}",
                 os::one_line(&error)
             ),
         }
@@ -176,12 +176,12 @@ fn set(which: &Asked, bytes: u64, wait: Option<Duration>) -> anyhow::Result<Exit
             let now = mib(u64::from(size.target_pages) * PAGE_BYTES);
             let by = match target.has_policy() {
                 Ok(true) => {
-                    "the policy of its fleet has ([overcommit] in the fleet file), and what that sets holds"
+                    "by the fleet's policy ([overcommit] in the fleet file), which overrides this size"
                 }
-                Ok(false) => "another client has",
-                Err(_) => "another client has, or the policy of its fleet, whose daemon does not say",
+                Ok(false) => "by another client",
+                Err(_) => "by another client or by the fleet's policy (its daemon does not answer)",
             };
-            format!("not {} MiB: the target was set to {now} MiB meanwhile; {by}", mib(bytes))
+            format!("not {} MiB: the target was set to {now} MiB meanwhile, {by}", mib(bytes))
         }
         _ => stopped.reason().to_owned(),
     };

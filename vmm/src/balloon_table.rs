@@ -33,7 +33,7 @@ pub(super) fn line(guest: &str, status: &BalloonStatus) -> String {
     )
 }
 
-/// Everything on one balloon; `before` is what it was so many seconds ago.
+/// One balloon in full; `before` is an earlier status and its age in seconds.
 pub(super) fn statistics_table(
     guest: &str,
     status: &BalloonStatus,

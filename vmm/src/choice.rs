@@ -1,4 +1,5 @@
-//! The values that an option takes by name, each with its line in the help. The types are of crates that know no command line.
+//! The values that an option takes by name, each with its line in the help. The types are of crates
+//! that know no command line.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use fleet::metrics::Format;

@@ -31,9 +31,9 @@ const MERGE_LIMIT: Duration = Duration::from_secs(300);
 #[derive(clap::Args)]
 #[command(
     after_help = "Each guest fills its memory with 10 % zero pages, 40 % pages that all guests have in common, 10 % pages
-that it has four times itself, and 40 % pages that nobody else has. What could be shared is found by
-hashing and comparing every page; what is shared, by asking the kernel which frames are mapped; and in
-the end every page is verified, by the guests and by the host. The exit status is 1 if a page is wrong.
+that it has four times itself, and 40 % unique pages. Potential sharing is found by hashing and comparing
+every page, actual sharing from the frames that the kernel has mapped. At the end the guests and the
+host verify every page. The exit status is 1 if a page is wrong.
 
 Examples:
   samepage demo
@@ -51,7 +51,7 @@ pub(super) struct Args {
     /// Memory of each guest with its unit: 16M to 1T
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::memory)]
     memory: u64,
-    /// What merges [default: slab where this user can have it, else ksm, else off]
+    /// What merges [default: slab where this user may use it, else ksm, else off]
     #[arg(long, value_parser = choice::engine())]
     engine: Option<EngineName>,
     /// Print the result as one JSON object
@@ -85,7 +85,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let result = measure(spec, &dir, &watch, notes);
     bars.finish();
     dir.remove();
-    let report = result.context("the demo did not come to its end; everything it started is stopped")?;
+    let report = result.context("the demo did not finish; everything it started is stopped")?;
     match args.json {
         true => outln!("{}", serde_json::to_string(&report)?)?,
         false => outln!("{report}")?,
@@ -98,14 +98,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first engine that this user can have on this host.
+/// The best engine that this user may use on this host.
 pub(super) fn usable(notes: &mut Vec<String>) -> EngineName {
     let Err(error) = userfault::can_freeze() else { return EngineName::Slab };
     let (engine, what) = match ksm::available().usable() {
         true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),
         false => (EngineName::Off, "nothing was merged"),
     };
-    notes.push(format!("userfaultfd cannot be had ({error}), so {what}: `samepage doctor` says more"));
+    notes.push(format!("userfaultfd is unavailable ({error}), so {what}: see `samepage doctor`"));
     engine
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Looks, prints, and answers with the exit status.
+/// Prints the findings; fails if no guest can run.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let diagnosis = Diagnosis::of_this_host();
     if args.json {
@@ -39,24 +39,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Level {
-    /// As Samepage likes it.
+    /// Fully usable.
     Ok,
     /// Works, with a limit worth knowing.
     Limited,
-    /// Not there.
+    /// Absent or unusable.
     Missing,
 }
 
-/// One thing looked at.
+/// One property of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
-    /// What was looked at.
+    /// The property.
     pub name: &'static str,
-    /// How good it is.
     pub level: Level,
-    /// What was found.
     pub found: String,
-    /// What to do about it, if anything.
+    /// The remedy, if there is one.
     pub change: Option<String>,
 }
 
@@ -74,25 +72,22 @@ impl Finding {
     }
 }
 
-/// One thing Samepage does, and whether it does it here.
+/// A feature of Samepage, and whether it works on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Feature {
-    /// What it is.
     pub name: &'static str,
-    /// Whether it works.
     pub works: bool,
-    /// Why not, or with what limit.
+    /// The reason why not, or the limit.
     pub why: Option<String>,
 }
 
-/// All that was found.
+/// The whole report.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Diagnosis {
     /// Short name of the KVM backend.
     pub backend: &'static str,
-    /// Everything looked at.
     pub findings: Vec<Finding>,
-    /// What KVM can do, if it can be opened.
+    /// KVM's capabilities, if it can be opened.
     pub kvm: Option<machine::probe::Capabilities>,
     /// What works.
     pub features: Vec<Feature>,

@@ -27,7 +27,7 @@ use lab::stress::scenario::Scenario;
 use os::named_file;
 use os::print::{errln, outln};
 
-/// How often the bar moves.
+/// Refresh interval of the bar.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Run the field's standard experiments on fleets of their own, repeatably, with a report
@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(200);
   samepage experiment run my-plan.toml --csv figures.csv
   samepage experiment run ksm-52 --html ksm-52.html          a scenario of `samepage stress`
 
-resources/docs/reference/experiments.md says what each shows, what each figure means, and what a plan of your own may say.")]
+resources/docs/reference/experiments.md describes each experiment, the figures, and the keys of a plan.")]
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -49,7 +49,7 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Say which experiments there are
+    /// List the experiments
     List {
         /// Print one JSON array of plans
         #[arg(long)]
@@ -58,10 +58,11 @@ enum Action {
     Run(Box<RunArgs>),
 }
 
-/// Run an experiment: every combination of its dimensions, several times, each with a fleet of its own
+/// Run an experiment: every combination of its dimensions, several times, each with a fleet of its
+/// own
 #[derive(clap::Args)]
 #[command(
-    after_help = "Results are medians over the repetitions, with the least and the most; the machine, its kernel and how that is set are part of
+    after_help = "Results are medians over the repetitions, with minimum and maximum; the machine, its kernel and how that is set are part of
 them. Control-C ends the trial that runs, takes its guests down, puts the host's settings back, and prints what is finished; the exit
 status is 1 then, and 1 if a page does not hold what was written to it."
 )]
@@ -69,37 +70,38 @@ struct RunArgs {
     /// Its name, or a TOML file
     #[arg(value_name = "NAME|FILE")]
     name: String,
-    /// How often each combination is measured, instead of what the plan says
+    /// Measure each combination N times, overriding the plan
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REPEAT)))]
     repeat: Option<u32>,
-    /// What the contents of pages follow from, instead of what the plan says
+    /// Seed of the pages' contents, overriding the plan
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Numbers of guests, instead of what the plan says
+    /// Numbers of guests, overriding the plan
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     guests: Vec<u32>,
-    /// What merges, instead of what the plan says
+    /// Engines to compare, overriding the plan
     #[arg(long, value_name = "ENGINE,...", value_delimiter = ',', value_parser = choice::contender())]
     engine: Vec<Contender>,
-    /// Memory of each guest with its unit, instead of what the plan says
+    /// Memory of each guest with its unit, overriding the plan
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
-    /// A Linux kernel for the guests, with an initrd that has the agent: see `samepage image`. With KASLR the vmlinuz beside a vmlinux is taken
+    /// A Linux kernel for the guests, with an initrd that has the agent: see `samepage image`. With
+    /// KASLR, the vmlinuz beside a vmlinux is used
     #[arg(long, value_name = "FILE", requires = "initrd")]
     kernel: Option<PathBuf>,
     /// Its initrd
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// Keep every finished trial in this file, a line each, and leave out what is in there already
+    /// Append every finished trial to this file, a line each, and skip those already in it
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
     /// Print everything as one JSON object
     #[arg(long)]
     json: bool,
-    /// Write a page of tables and plots, complete in one file
+    /// Write a self-contained HTML report
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write every number to a file, one a line
+    /// Write every number to a CSV file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 }
@@ -139,7 +141,7 @@ fn scenario(scenario: &Scenario, args: &RunArgs) -> anyhow::Result<ExitCode> {
     ];
     if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
         bail!(
-            "{option} is not for {name}, which is a scenario and says all of that itself: change a copy of resources/scenarios/{name}.toml \
+            "{option} does not apply to {name}, which is a scenario and fixes all of that: change a copy of resources/scenarios/{name}.toml \
              and run it with `samepage stress`",
             name = scenario.name
         );
@@ -180,8 +182,8 @@ fn experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let result = go_on(&mut outcome, journal.as_mut());
     if outcome.trials.is_empty() {
-        result.context("no trial was finished; everything that was started is stopped")?;
-        bail!("no trial was finished");
+        result.context("no trial finished; everything that was started is stopped")?;
+        bail!("no trial finished");
     }
     if let Some(path) = &args.csv {
         write(path, &csv::text(&outcome))?;
@@ -195,11 +197,13 @@ fn experiment(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let (done, planned) = (outcome.trials.len(), outcome.planned_trials);
     let go_on = match &args.results {
-        Some(path) => format!("; the same command goes on from {}", path.display()),
+        Some(path) => format!("; the same command resumes from {}", path.display()),
         None => String::new(),
     };
     result.with_context(|| {
-        format!("{done} of {planned} trials are finished and shown; what was started is stopped{go_on}")
+        format!(
+            "{done} of {planned} trials finished and shown; everything that was started is stopped{go_on}"
+        )
     })?;
     Ok(ExitCode::SUCCESS)
 }

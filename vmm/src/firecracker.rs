@@ -1,5 +1,5 @@
-//! Options of `firecracker` that its callers give: what means something here works, what changes nothing is accepted, and
-//! what would not be done is refused by name.
+//! Options that callers of `firecracker` pass: those with a meaning here work, those that change
+//! nothing are accepted, and those that Samepage could not honour are refused by name.
 
 use std::path::PathBuf;
 
@@ -16,31 +16,32 @@ pub(super) struct Args {
     /// Append the program's messages to this file or FIFO [default: standard error]
     #[arg(long, requires = "api", value_name = "FILE")]
     log_path: Option<PathBuf>,
-    /// The least that is worth a message: Off, Error, Warning, Info, Debug or Trace [default: Info with a --log-path]
+    /// Minimum level of messages: Off, Error, Warning, Info, Debug or Trace [default: Info with a
+    /// --log-path]
     #[arg(long, requires = "api", value_name = "LEVEL")]
     level: Option<LogLevel>,
     /// Only messages of this module and those below it
     #[arg(long, requires = "api", value_name = "MODULE")]
     module: Option<String>,
-    /// Have messages say their level
+    /// Show the level in messages
     #[arg(long, requires = "api")]
     show_level: bool,
-    /// Have messages say where in the source they come from
+    /// Show the source location in messages
     #[arg(long, requires = "api")]
     show_log_origin: bool,
     /// Write metrics to this file or FIFO, as PUT /metrics
     #[arg(long, requires = "api", value_name = "FILE")]
     metrics_path: Option<PathBuf>,
-    /// The longest body of a request
+    /// Maximum size of a request's body
     #[arg(long, requires = "api", value_name = "BYTES", default_value_t = MAX_BODY_BYTES as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_PAYLOAD_BYTES))]
     http_api_max_payload_size: u64,
 
-    // What there is nothing to switch off or to limit for.
+    // Nothing exists here that these would switch off or limit.
     #[arg(long, requires = "api", hide = true)]
     no_seccomp: bool,
     #[arg(long, requires = "api", hide = true)]
     mmds_size_limit: Option<u64>,
-    // What only goes into metrics that Samepage has not.
+    // Used only in metrics that Samepage does not have.
     #[arg(long, requires = "api", hide = true)]
     start_time_us: Option<u64>,
     #[arg(long, requires = "api", hide = true)]
@@ -49,7 +50,7 @@ pub(super) struct Args {
     parent_cpu_time_us: Option<u64>,
     #[arg(long, requires = "api", hide = true)]
     boot_timer: bool,
-    // What is not there yet.
+    // Not implemented yet.
     #[arg(long, hide = true, value_name = "FILE")]
     seccomp_filter: Option<PathBuf>,
     #[arg(long, hide = true, value_name = "FILE")]
@@ -63,7 +64,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// What was asked for that Samepage does not do, and why not.
+    /// The first unsupported option given, and the reason.
     pub(super) fn refused(&self) -> Option<String> {
         let (option, what) = if self.seccomp_filter.is_some() {
             ("--seccomp-filter", "its VMs run without a filter of system calls; leave it out to accept that")
@@ -81,12 +82,12 @@ impl Args {
         Some(format!("{option} is not supported by Samepage yet: {what}"))
     }
 
-    /// What was asked for and changes nothing, where the caller may look for it.
+    /// A note on an accepted option without effect that the caller may rely on.
     pub(super) fn note(&self) -> Option<&'static str> {
         self.boot_timer.then_some("note: --boot-timer does nothing: Samepage has no boot timer device")
     }
 
-    /// How messages are logged, if anything was said about it.
+    /// The logger's settings, if any were given.
     pub(super) fn logger(&self) -> Option<Logger> {
         let logger = Logger {
             log_path: self.log_path.clone(),
@@ -98,12 +99,11 @@ impl Args {
         (logger != Logger::default()).then_some(logger)
     }
 
-    /// Where metrics go.
     pub(super) fn metrics_path(&self) -> Option<PathBuf> {
         self.metrics_path.clone()
     }
 
-    /// The longest body of a request.
+    /// Maximum size of a request's body.
     pub(super) fn max_body_bytes(&self) -> usize {
         self.http_api_max_payload_size as usize
     }

@@ -35,12 +35,13 @@ use os::executable;
 use os::print::{errln, out, outln};
 use wire::LineBuffer;
 
-/// How long the daemon may take for what it does at once, and for what reads all memory.
+/// Time limits for the daemon's answer: for requests it answers at once, and for those that read
+/// all memory.
 const SHORT: Duration = Duration::from_secs(120);
 const LONG: Duration = Duration::from_secs(3600);
-/// How often it is looked at who is suspended while somebody is waited for.
+/// Interval of the check for suspended guests during a long request.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long `status --settle` lets merging take.
+/// Time limit of `status --settle`.
 const SETTLE_SECONDS: u64 = 300;
 /// Longest line of a daemon that comes up: its last one is the whole status.
 const MAX_LINE_BYTES: usize = 64 << 20;
@@ -53,8 +54,8 @@ const MAX_LINE_BYTES: usize = 64 << 20;
   samepage fleet verify
   samepage fleet down
 
-Each guest is a process of its own; a daemon (`samepage host`) stands over them. Their sockets and logs are in
-a directory for this user alone: below $SAMEPAGE_RUNTIME_DIR, else /run/samepage (root), else
+Each guest is a process of its own; a daemon (`samepage host`) manages them. Their sockets and logs are in
+a directory of this user's alone: below $SAMEPAGE_RUNTIME_DIR, else /run/samepage (root), else
 $XDG_RUNTIME_DIR/samepage.")]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -70,10 +71,10 @@ enum Command {
   samepage fleet up resources/fleets/builtin.toml --dry-run
   samepage fleet up fleet.toml --replace             its daemon was killed, and the file was changed since
 
-Guests that a killed daemon left are taken over if they are as the file says. If one is not, or is not in the file any
-more, each difference is named and nothing is touched, unless --replace is given.
+Guests that a killed daemon left behind are taken over if they match the file. If one does not match, or is no longer
+in the file, each difference is named and nothing is touched, unless --replace is given.
 
-These two files show how a fleet file is written; resources/docs/reference/fleet-file.md lists every key.")]
+These two files are examples; resources/docs/reference/fleet-file.md lists every key.")]
     Up {
         /// The fleet file
         #[arg(value_name = "FILE")]
@@ -81,10 +82,10 @@ These two files show how a fleet file is written; resources/docs/reference/fleet
         /// Print one JSON object, as `fleet status --json` does
         #[arg(long)]
         json: bool,
-        /// Start nothing; say whether each guest would be let in
+        /// Start nothing; show whether each guest would be admitted
         #[arg(long)]
         dry_run: bool,
-        /// End guests that an earlier daemon left and that are not as the file says, and start them anew
+        /// End guests of an earlier daemon that do not match the file, and start them anew
         #[arg(long)]
         replace: bool,
     },
@@ -100,16 +101,17 @@ These two files show how a fleet file is written; resources/docs/reference/fleet
         /// Print one JSON object
         #[arg(long)]
         json: bool,
-        /// With KVM's own statistics of each guest
+        /// Add KVM's own statistics of each guest
         #[arg(long)]
         kvm: bool,
-        /// With what could be shared: pauses the guests while every page is hashed and compared
+        /// Add potential sharing: pauses the guests while every page is hashed and compared
         #[arg(long)]
         content: bool,
-        /// With an audit of the ledger: pauses the guests while every frame is counted by other means
+        /// Add an audit of the ledger: pauses the guests while every frame is counted by other
+        /// means
         #[arg(long)]
         audit: bool,
-        /// First wait until merging brings nothing new, at most 5 minutes
+        /// Wait first until merging has settled, at most 5 minutes
         #[arg(long)]
         settle: bool,
     },
@@ -140,15 +142,15 @@ header asks for. For the textfile collector of node_exporter, write it beside th
     Metrics {
         #[command(flatten)]
         which: WhichFleet,
-        /// What they are written in
+        /// Output format
         #[arg(long, default_value = "text", value_parser = choice::format())]
         format: Format,
     },
-    /// End all guests and the daemon, also where the daemon is gone already
+    /// End all guests and the daemon, even if the daemon is already gone
     #[command(
-        after_help = "Linux guests are asked to power off: their ACPI power button is pressed, and the agent gets `poweroff` on COM2. One that
-has not powered off when its time is up is cut off, as by pulling the plug: what it had not written to its drives is lost. The
-exit status is 1 then, unless that was asked for: by --now, or by Control-C while they power off.
+        after_help = "Linux guests are asked to power off: their ACPI power button is pressed, and the agent gets `poweroff` on COM2. A guest
+that has not powered off within the timeout is cut off, as by pulling the plug: data not yet written to its drives is lost. The
+exit status is then 1, unless that was requested by --now, or by Control-C while they power off.
 
 Examples:
   samepage fleet down
@@ -158,7 +160,7 @@ Examples:
     Down {
         #[command(flatten)]
         which: WhichFleet,
-        /// How long Linux guests may take to power off
+        /// Time limit for Linux guests to power off
         #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(0..=86_400))]
         timeout: u64,
         /// Ask no guest to power off: cut all off at once
@@ -192,7 +194,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// What the daemon says while it comes up.
+/// A line that the daemon prints while it comes up.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
@@ -206,7 +208,7 @@ enum Line {
 struct DryRun {
     #[serde(flatten)]
     admission: Admission,
-    /// For what the fleet would not come up, besides.
+    /// Other reasons why the fleet would not come up.
     problems: Vec<Problem>,
 }
 
@@ -223,15 +225,16 @@ fn dry_run(spec: &FleetSpec, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
-    // Read here too, so that mistakes in the file are told with their causes and nothing is started.
+    // Read here too, so that a mistake in the file is reported with its causes and nothing is
+    // started.
     let spec = FleetSpec::read(file)?;
     let interrupted = interrupt_flag()?;
-    // Before there is so much as a directory; what joins guests that run on the daemon looks at.
+    // Before even a directory is made. Joining guests that still run is checked by the daemon.
     let dir = FleetDir::of(&spec.name);
     if holder(&spec.name).is_none() && vms(&dir).is_empty() {
         preflight::check(&spec, &dir)?;
     }
-    // Whether the fleet is up already is for the daemon to find out: it alone claims the name.
+    // Only the daemon can tell whether the fleet is up already: it alone claims the name.
     let mut daemon = executable::command()
         .arg("host")
         .arg(file)
@@ -267,7 +270,7 @@ fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
             Ok(Line::Error(refusal)) => break Err(anyhow::Error::msg(refusal.text)),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
-                break Err(anyhow::Error::msg("the daemon ended without a word"));
+                break Err(anyhow::Error::msg("the daemon ended without an error message"));
             }
         }
     };
@@ -281,9 +284,10 @@ fn up(file: &Path, replace: bool, json: bool) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Why a fleet did not come up, and what has become of what there was. When it returns, `daemon` has ended, and what it started.
+/// Explains why a fleet did not come up and what still runs. On return `daemon` and everything it
+/// started have ended.
 fn not_up(fleet: &str, mut daemon: Child, error: anyhow::Error) -> anyhow::Result<anyhow::Error> {
-    // It is ours, and nobody has waited for it: until then its number is its own.
+    // It is our child and not waited for yet, so its number is not reused.
     if let Ok(process) = Process::of_child(&daemon) {
         let _ = process.signal(Signal::TERM);
         while !process.ends_within(Duration::from_secs(1)) {}
@@ -291,11 +295,11 @@ fn not_up(fleet: &str, mut daemon: Child, error: anyhow::Error) -> anyhow::Resul
     let left = clean_up(fleet, daemon.id())?;
     let _ = daemon.wait();
     Ok(match &left[..] {
-        // Another daemon has it, and this one touched nothing.
+        // Another daemon holds the fleet, and this one touched nothing.
         _ if holder(fleet).is_some() => error,
         [] => error.context(format!("fleet {fleet} is not up; everything that was started is stopped")),
         left => error.context(format!(
-            "fleet {fleet} is not up; what was started for it is stopped, and what ran before runs on: {}",
+            "fleet {fleet} is not up; VMs started for it are stopped, and those that ran before run on: {}",
             pids(left)
         )),
     })
@@ -332,7 +336,7 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
             outln!("{} of {} pages wrong", result.mismatched_pages, result.verified_pages)?;
             if !result.skipped.is_empty() {
                 outln!(
-                    "not asked, because they stand still, do not answer, or joined by themselves: {}",
+                    "not asked, because they are paused, do not answer, or joined by themselves: {}",
                     result.skipped.join(", ")
                 )?;
             }
@@ -341,8 +345,8 @@ fn verify(fleet: &str, json: bool) -> anyhow::Result<ExitCode> {
     Ok(if result.mismatched_pages == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Says on standard error which guests are suspended while `work` waits for an answer. Control-C ends this command, and the daemon gives
-/// up what nobody waits for.
+/// Reports on standard error which guests are suspended while `work` waits for an answer. Control-C
+/// ends this command, and the daemon drops a request without a client.
 fn telling_who_waits<T>(fleet: &str, work: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -353,7 +357,7 @@ fn telling_who_waits<T>(fleet: &str, work: impl FnOnce() -> T) -> T {
                 let Ok(Reply::Management(now)) = request(fleet, &Request::Management, SHORT) else { continue };
                 for (guest, why) in now.suspended {
                     if !done.load(Ordering::Relaxed) && told.insert(guest.clone()) {
-                        errln!("guest {guest} is suspended ({why}); it is waited for if it has begun; Control-C ends this");
+                        errln!("guest {guest} is suspended ({why}); waiting for it if it has begun; Control-C stops");
                     }
                 }
             }
@@ -406,9 +410,6 @@ fn down(fleet: &str, limit: Duration, json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let guests: Vec<_> = down.cut_off.iter().map(|cut| format!("{}: {}", cut.guest, cut.why)).collect();
-    errln!(
-        "error: not ended in good order, what they had not written to their drives is lost: {}",
-        guests.join("; ")
-    );
+    errln!("error: cut off, data not yet written to their drives is lost: {}", guests.join("; "));
     Ok(ExitCode::FAILURE)
 }

@@ -93,7 +93,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     text
 }
 
-/// What merging by slabs does, domain by domain, and what it costs.
+/// Merging by slabs, domain by domain, and its cost.
 fn merge_text(merge: &Statistics) -> String {
     let mut text = String::new();
     for (name, domain) in &merge.domains {
@@ -131,14 +131,14 @@ fn merge_text(merge: &Statistics) -> String {
         seconds(c.match_ns) + merge.matchmaker_cpu_seconds,
     );
     text.push_str(&match merge.seconds_since_convergence {
-        Some(seconds) => format!("all that is quiet was dealt with {seconds:.1} s ago"),
-        None => "not all that is quiet was dealt with yet".into(),
+        Some(seconds) => format!("all quiet pages were processed {seconds:.1} s ago"),
+        None => "not all quiet pages are processed yet".into(),
     });
     text
 }
 
-/// KVM's statistics that say what nested paging and merging cost, then exits by kind; values that are 0 in all
-/// guests are left out.
+/// KVM's statistics that say what nested paging and merging cost, then exits by kind; values that
+/// are 0 in all guests are left out.
 pub(super) fn kvm_table(status: &FleetStatus) -> String {
     let guests: Vec<_> = status.guests.iter().filter_map(|g| g.kvm.as_ref().map(|k| (&g.name, k))).collect();
     let mut header = vec!["KVM statistic"];
@@ -176,7 +176,7 @@ fn classes(pages: &Pages, with_image: bool) -> Vec<String> {
     all.map(|p| mib(p * PAGE_BYTES)).collect()
 }
 
-/// So many of a thing: "1 guest", "2 guests".
+/// A count with its noun: "1 guest", "2 guests".
 pub(super) fn counted(count: u64, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }

@@ -32,11 +32,12 @@ pub(super) struct Args {
     /// The fleet file
     #[arg(value_name = "FILE", required_unless_present = "open")]
     file: Option<PathBuf>,
-    /// Be the daemon over a fleet of this name without guests of its own: this user's VMs join it that are started with
-    /// `samepage run --control PATH --merge SOCKET`. Whom else to let in, a fleet file says under [open]
+    /// Be the daemon over a fleet of this name without guests of its own: VMs of this user that are
+    /// started with `samepage run --control PATH --merge SOCKET` join it. To admit other VMs, write
+    /// a fleet file with [open]
     #[arg(long, value_name = "NAME", conflicts_with = "file")]
     open: Option<String>,
-    /// End guests of an earlier daemon that are not as the file says, and start them anew
+    /// End guests of an earlier daemon that do not match the file, and start them anew
     #[arg(long)]
     replace: bool,
     /// Leave the session of the terminal, and write messages to the log in the fleet's directory
@@ -46,7 +47,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.detach {
-        // Fails only for a process that leads its group already, which then has no terminal to leave.
+        // Fails only for a process that leads its group already, which then has no terminal to
+        // leave.
         let _ = rustix::process::setsid();
     }
     let spec = match (&args.file, &args.open) {
@@ -57,7 +59,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let say = {
         let interrupted = interrupted.clone();
         move |line: serde_json::Value| {
-            // Who started us is gone before the fleet was up: so is the wish for it.
+            // The process that started us is gone before the fleet was up: nothing wants it any
+            // more.
             if outln!("{line}").is_err() || is_reader_gone() {
                 interrupted.store(true, Ordering::Relaxed);
             }
@@ -84,7 +87,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(error) => failed(error),
     }
     match os::unpoisoned(failure.into_inner()) {
-        // Who started us says it.
+        // The process that started us prints it.
         Some(_) if args.detach => Ok(ExitCode::FAILURE),
         Some(error) => Err(error.into()),
         None => Ok(ExitCode::SUCCESS),

@@ -25,7 +25,7 @@ Examples:
 The image is a directory with vmlinux, vmlinuz (the same, packed), initrd.cpio and image.json. Without --out it goes to
 $XDG_CACHE_HOME/samepage/images (or ~/.cache/samepage/images), where `latest` leads to the newest.")]
 pub(super) struct Args {
-    /// Directory to make the image in; an image that is there is replaced
+    /// Directory to make the image in; an existing image is replaced
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Take the kernel and its modules out of this Debian package
@@ -59,7 +59,7 @@ enum FlavourName {
     Generic,
 }
 
-/// Makes the image with `agent` as its /init, and says what to type next.
+/// Makes the image with `agent` as its /init, and prints the command to start a guest from it.
 pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
     let source = match (args.deb, args.kernel) {
         (Some(deb), _) => KernelFrom::Package(deb),
@@ -80,7 +80,8 @@ pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
         Some(dir) => Destination::Dir(dir),
         None => Destination::Collection(default_collection()?),
     };
-    // Ctrl-C, a closed terminal and `kill` end the work in order, so that nothing half done is left.
+    // Ctrl-C, a closed terminal and `kill` end the work in order, so that nothing half done is
+    // left.
     let mut bar = Bar::new(interrupt_flag()?);
     let image = image::make(&Options { source, modules: args.module, to }, agent, &mut bar);
     bar.0.finish_and_clear();

@@ -1,4 +1,4 @@
-//! The ledger in words.
+//! The ledger, admission and audit as text.
 
 use super::fleet_table::{mib, table};
 use fleet::admission::Admission;
@@ -12,7 +12,7 @@ fn pages(pages: u64) -> String {
     mib(pages * PAGE_BYTES)
 }
 
-/// What is used, owed, and what could pay.
+/// Use, debt and cover.
 pub(super) fn ledger_text(ledger: &Ledger) -> String {
     let (o, d, c) = (&ledger.overhead, &ledger.debt, &ledger.cover);
     let ratio =
@@ -48,26 +48,25 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
     )
 }
 
-/// Whether each guest would be let in.
+/// Whether each guest would be admitted.
 pub(super) fn admission_text(admission: &Admission) -> String {
-    let mut table = table(&["guest", "memory, MiB", "let in"], 1);
-    // Below the table: with the reasons in it, it would be wider than any terminal.
+    let mut table = table(&["guest", "memory, MiB", "admitted"], 1);
+    // Below the table: in it, they would make it wider than any terminal.
     let mut reasons = String::new();
     for judged in &admission.guests {
         let name = &judged.promise.name;
-        let in_ = match &judged.decision {
+        let admitted = match &judged.decision {
             Decision::Admitted { .. } => "yes",
             Decision::Refused(refusal) => {
-                reasons.push_str(&format!("\n{name} is not let in: {refusal}"));
+                reasons.push_str(&format!("\n{name} is not admitted: {refusal}"));
                 "no"
             }
         };
-        table.add_row([name.clone(), pages(judged.promise.pages), in_.into()]);
+        table.add_row([name.clone(), pages(judged.promise.pages), admitted.into()]);
     }
-    let rule = admission.mode.map_or("everybody is let in".to_owned(), |mode| format!("mode {mode}"));
-    // Two things: who is let in, and what is done once they are.
-    let policy =
-        if admission.policy { "" } else { "; once up the fleet is only watched, for it has no policy" };
+    let rule = admission.mode.map_or("every guest is admitted".to_owned(), |mode| format!("mode {mode}"));
+    // Admission and the policy are independent: the one decides before, the other acts after.
+    let policy = if admission.policy { "" } else { "; once up the fleet is only watched: it has no policy" };
     let Capacity { pages: capacity, limited_by } = admission.capacity;
     let capacity = format!(
         "capacity {} MiB, set by {limited_by}; {rule}{policy}\nto be had: {} MiB: {}",
@@ -78,7 +77,7 @@ pub(super) fn admission_text(admission: &Admission) -> String {
     if admission.guests.is_empty() { capacity } else { format!("{table}{reasons}\n{capacity}") }
 }
 
-/// What the audit found.
+/// The result of an audit.
 pub(super) fn audit_text(audit: &Audit) -> String {
     let frames = match audit.frames_listed {
         Some(listed) => format!("{listed} frames listed, {} in the ledger", audit.frames),

@@ -1,10 +1,12 @@
-//! The `samepage` command: a file for each subcommand, and each does three things: parse, call, print.
+//! The `samepage` command: a file for each subcommand, which parses, calls and prints.
 //!
-//! What a command does is below, in the crates it calls; `clap`, tables and the terminal are here and nowhere else. Nothing
-//! may import this crate but `main.rs`. It must not open `/dev/kvm`, map guest memory or decide anything about a fleet.
+//! The work is done below, in the crates it calls; `clap`, tables and the terminal are here and
+//! nowhere else. Only `main.rs` may import this crate. It must not open `/dev/kvm`, map guest
+//! memory or decide anything about a fleet.
 //!
-//! Begin with [`main`] below, then `power.rs` (a small command) and `run.rs` (the VM process, where the merge agent joins the VM).
-//! `which.rs` has the arguments that name a guest, `choice.rs` those with a list of values.
+//! Begin with [`main`] below, then `power.rs` (a small command) and `run.rs` (the VM process, where
+//! the merge agent joins the VM). `which.rs` has the arguments that name a guest, `choice.rs` those
+//! with a list of values.
 
 mod balloon;
 mod balloon_table;
@@ -78,18 +80,19 @@ enum Command {
     Stress(stress::Args),
     Measure(measure::Args),
     Experiment(experiment::Args),
-    /// Restore the kernel's KSM settings when their owner is gone
+    /// Restore the kernel's KSM settings once their owner is gone
     #[command(hide = true)]
     KsmGuard,
-    /// Start stopped processes again when their owner is gone
+    /// Resume stopped processes once their owner is gone
     #[command(hide = true)]
     FreezeGuard {
         pids: Vec<u32>,
     },
 }
 
-/// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1 it did
-/// not, 2 the command line was wrong, 152 a VM's config file was wrong, 130 a second signal came before the first was dealt with.
+/// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1
+/// it did not, 2 the command line was wrong, 152 a VM's config file was wrong, 130 a second signal
+/// came before the first was dealt with.
 pub fn main() -> ExitCode {
     os::prepare();
     let cli = match Cli::try_parse() {
@@ -175,7 +178,8 @@ fn freeze_guard(pids: &[u32]) -> anyhow::Result<ExitCode> {
 mod tests {
     use clap::CommandFactory as _;
 
-    /// A debug build would abort at the first call, and a release build do something else than what is declared.
+    /// An inconsistency aborts a debug build at the first call; a release build would silently
+    /// misparse.
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();

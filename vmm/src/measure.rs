@@ -1,4 +1,4 @@
-//! `samepage measure`: what sharing would save of any memory, what is saved already.
+//! `samepage measure`: what sharing would save of any memory, and what it saves already.
 
 mod csv;
 mod figures;
@@ -29,11 +29,11 @@ use os::print::outln;
 use output::{Measured, SharedNow};
 use subjects::Subjects;
 
-/// The smallest index that may be asked for, and the largest.
+/// Bounds of --index-limit.
 const INDEX_BYTES: (u64, u64) = (1 << 20, 1 << 44);
-/// Pages that are looked at a second time where somebody may be writing.
+/// Pages read a second time where a guest may be writing.
 const SECOND_LOOK_PAGES: u64 = 16 * 1024;
-/// How often a pause between two looks is looked out of.
+/// Poll interval for interrupts between two looks.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Measure what sharing equal pages would save: of a fleet, of any process, of memory images
@@ -43,7 +43,7 @@ const POLL: Duration = Duration::from_millis(50);
   samepage measure                                   the fleet that is up
   samepage measure web-0 web-1                       two of its guests
   samepage measure --pid 4711 --pid 4712             two VMs of QEMU, Firecracker or Cloud Hypervisor
-  samepage measure --pid 4711 --freeze               while the VM stands still
+  samepage measure --pid 4711 --freeze               while the VM is stopped
   samepage measure --pid 4711 --range 7f0000000000-7f0040000000
   samepage measure --file a.mem --file b.mem --json  raw memory images
   samepage measure --page-types                      by what the Linux guests' kernels use pages for
@@ -56,39 +56,41 @@ pub(super) struct Args {
     /// Guests of the fleet, by name; all of them if none is named and nothing else is
     #[arg(value_name = "GUEST", group = "what")]
     guests: Vec<String>,
-    /// Which fleet; not needed while only one is up
+    /// The fleet; not needed while only one is up
     #[arg(long, visible_alias = "name", value_name = "NAME")]
     fleet: Option<String>,
-    /// A process with guest memory; may be given more than once
+    /// A process with guest memory; repeatable
     #[arg(long, value_name = "PID", group = "what")]
     pid: Vec<u32>,
-    /// Addresses of guest memory in the process, hexadecimal, as in /proc/PID/maps; with more than one process as
-    /// PID:START-END; may be given more than once
+    /// Addresses of guest memory in the process, hexadecimal, as in /proc/PID/maps; with more than
+    /// one process as PID:START-END; repeatable
     #[arg(long, value_name = "[PID:]START-END", requires = "pid", value_parser = subjects::range)]
     range: Vec<subjects::PidRange>,
-    /// A raw memory image; may be given more than once
+    /// A raw memory image; repeatable
     #[arg(long, value_name = "FILE", group = "what")]
     file: Vec<PathBuf>,
-    /// Put processes and files into a trust domain of this name: pages are shared within it only; may be given more than once
+    /// Put processes and files into a trust domain of this name: pages are shared within it only;
+    /// repeatable
     #[arg(long, value_name = "NAME=PID|FILE,...", value_parser = subjects::domain)]
     domain: Vec<subjects::Domain>,
-    /// Tell pages by what the guests' kernels use them for: asks the agents of the fleet's Linux guests
+    /// Break pages down by their use in the guests' kernels: asks the agents of the fleet's Linux
+    /// guests
     #[arg(long)]
     page_types: bool,
-    /// The same for a process or a file, by a copy of the guest's /proc/kpageflags; with several as PID=FLAGS or FILE=FLAGS; may be given
-    /// more than once
+    /// The same for a process or a file, from a copy of the guest's /proc/kpageflags; with several
+    /// as PID=FLAGS or FILE=FLAGS; repeatable
     #[arg(long, value_name = "[PID|FILE=]FLAGS")]
     page_flags: Vec<String>,
-    /// How much RAM the guests of --page-flags have below the hole under 4 GiB
+    /// RAM of the guests of --page-flags below the hole under 4 GiB
     #[arg(long, value_name = "SIZE", requires = "page_flags", default_value = "3G", value_parser = |text: &str| parse_size(text, 1 << 20, 4 << 30))]
     low_memory: u64,
-    /// Stop the processes (SIGSTOP) while they are read; they go on whatever happens to this one
+    /// Stop the processes (SIGSTOP) while they are read; they resume even if this process is killed
     #[arg(long)]
     freeze: bool,
-    /// Look closer at so many contents: how many are nearly like another, how well they compress
+    /// Sample distinct contents for near-duplicates and compressibility
     #[arg(long, value_name = "CONTENTS", num_args = 0..=1, default_missing_value = "2000", value_parser = clap::value_parser!(u32).range(30..=1_000_000))]
     beyond: Option<u32>,
-    /// Measure again and again for so long: how long pages stay shared
+    /// Measure repeatedly for SECONDS: how long pages stay shared
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["freeze", "file"], value_parser = clap::value_parser!(u64).range(1..=864_000))]
     watch: Option<u64>,
     /// Time between two looks of --watch, in seconds
@@ -97,17 +99,17 @@ pub(super) struct Args {
     /// Threads that read and hash [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Memory for the index, with its unit; with less than it needs the memory is read several times [default: a quarter of
-    /// what is available]
+    /// Memory for the index, with its unit; if it needs more, guest memory is read several times
+    /// [default: a quarter of available memory]
     #[arg(long, value_name = "SIZE", value_parser = index_size)]
     index_limit: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Write every number to a file, one a line
+    /// Write every number to a CSV file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Write a page of tables and plots, complete in one file
+    /// Write a self-contained HTML report
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
@@ -166,7 +168,7 @@ fn options(args: &Args) -> Options {
     }
 }
 
-/// Something that reads all memory, with a bar.
+/// Runs a pass over all memory, with a bar.
 fn read<T>(
     name: &'static str,
     interrupted: &AtomicBool,
@@ -186,8 +188,8 @@ fn read<T>(
     done
 }
 
-/// When to look next, after a look that was due at `last` and ended by `now`. What is due meanwhile is left out; the last look is at the end,
-/// and there are two at least.
+/// When to look next, after a look that was due at `last` and ended by `now`. Looks due in between
+/// are skipped; the last one is at the end, and there are at least two.
 fn next_look(last: Option<Duration>, now: Duration, every: Duration, length: Duration) -> Option<Duration> {
     let Some(last) = last else { return Some(Duration::ZERO) };
     if last >= length || (now >= length && !last.is_zero()) {
@@ -197,7 +199,8 @@ fn next_look(last: Option<Duration>, now: Duration, every: Duration, length: Dur
     Some(every.saturating_mul(periods as u32 + 1).min(length))
 }
 
-/// Looks again and again, until time is over, Control-C, or a guest is gone; then what was seen is the result, with a note.
+/// Looks repeatedly until the time is over, Control-C, or a guest is gone; the latter two return
+/// the looks so far, with a note.
 fn watch(
     subjects: &Subjects,
     first: &Scan,
@@ -246,7 +249,7 @@ fn watch(
 mod tests {
     use super::*;
 
-    /// When looks are due that take so many seconds each.
+    /// When looks are due if each takes `takes` seconds.
     fn looks(takes: u64, every: u64, length: u64) -> Vec<u64> {
         let seconds = Duration::from_secs;
         let (mut due, mut last) = (Vec::new(), None);
@@ -260,11 +263,11 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_ends_when_it_was_told_to() {
+    fn a_watch_ends_at_its_time() {
         assert_eq!(looks(0, 5, 6), [0, 5, 6]);
         assert_eq!(looks(0, 2, 6), [0, 2, 4, 6]);
         assert_eq!(looks(0, 60, 6), [0, 6]);
-        // Looks that take longer than the time between them are fewer.
+        // Looks that take longer than the interval are fewer.
         assert_eq!(looks(3, 1, 6), [0, 4]);
         assert_eq!(looks(7, 1, 6), [0, 6]);
     }

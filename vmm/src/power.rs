@@ -19,7 +19,7 @@ use os::print::{errln, outln};
 #[command(after_help = "Examples:
   samepage power off web-0                  asked by its power button and by COM2; cut off after 30 s
   samepage power off web-0 --timeout 120
-  samepage power button ./vm.sock           and nothing more: the guest does what it is set up to
+  samepage power button ./vm.sock           only press: what follows is up to the guest
 
 GUEST is a guest of the fleet that is up (or of --name FLEET), or the path of a control socket made by
 `samepage run --control`, which has a / in it.")]
@@ -30,9 +30,9 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Ask a guest to power off, and wait; cut it off when its time is up
+    /// Ask a guest to power off, and wait; cut it off after the timeout
     #[command(
-        after_help = "The exit status is 1 when the guest had to be cut off: what it had not written to its drives is lost.
+        after_help = "The exit status is 1 if the guest was cut off: data not yet written to its drives is lost.
 
 Examples:
   samepage power off web-0
@@ -41,14 +41,14 @@ Examples:
     Off {
         #[command(flatten)]
         which: Which,
-        /// How long the guest may take
+        /// Time limit for the guest
         #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIMIT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
         timeout: u64,
     },
     /// Press the ACPI power button
     #[command(
-        after_help = "The exit status is 1 when the guest has no driver for it (in Linux, the module button). One that comes later learns
-of the press.
+        after_help = "The exit status is 1 if the guest has no driver for it (in Linux, the module button). A driver loaded later still
+sees the press.
 
 Examples:
   samepage power button web-0
@@ -82,10 +82,10 @@ fn off(target: &Target, limit: Duration) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let why = match is_set(&interrupted) {
-        true => "as asked".into(),
+        true => "as requested".into(),
         false => format!("it did not power off within {} s", limit.as_secs()),
     };
-    errln!("error: {} was cut off: {why}; what it had not written to its drives is lost", target.guest);
+    errln!("error: {} was cut off: {why}; data not yet written to its drives is lost", target.guest);
     Ok(ExitCode::FAILURE)
 }
 

@@ -11,7 +11,7 @@ use fleet::watch::{Stage, Watch};
 pub(super) use os::interrupt::{flag as interrupt_flag, is_set};
 use os::print::errln;
 
-/// Where progress is shown: on stderr if it is a terminal, and nowhere else.
+/// Progress is shown on stderr if it is a terminal, and nowhere else.
 pub(super) fn draw_target() -> ProgressDrawTarget {
     match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
@@ -53,7 +53,7 @@ impl Bars {
         if stage == Stage::Wait {
             if done < total {
                 self.say(&format!(
-                    "guest number {guest} is suspended or paused, and is waited for; Control-C ends this, `samepage top` shows why"
+                    "waiting for guest number {guest}, which is suspended or paused; Control-C stops, `samepage top` shows why"
                 ));
             }
             return;

@@ -34,7 +34,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
   samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
   samepage run --oom-score-adj 500               out of memory, the host's kernel ends this VM before others
-  samepage run --api-sock ./api.sock             Firecracker's REST API: nothing runs before it is told to
+  samepage run --api-sock ./api.sock             Firecracker's REST API: the guest starts by a request
     curl --unix-socket ./api.sock -X PUT http://localhost/boot-source -d '{\"kernel_image_path\": \"builtin\"}'
     curl --unix-socket ./api.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
   samepage run --api-sock ./api.sock --config-file resources/api/vm.json   the same, started from a file
@@ -43,19 +43,21 @@ const MAX_ID_BYTES: usize = 64;
 0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on, when its kernel
 panicked, or when it was asked to power off and did not in time; 152 when --config-file cannot be used.")]
 pub(super) struct Args {
-    /// Make the API's socket here and wait to be told what to start: Firecracker's REST API
+    /// Serve Firecracker's REST API on a socket here; the guest is configured and started by
+    /// requests
     #[arg(long, value_name = "SOCKET")]
     api_sock: Option<PathBuf>,
-    /// Start the VM that this JSON file describes, with the API's objects as its sections
+    /// Start the VM described by this JSON file, with the API's objects as its sections
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
-    /// No API socket: --config-file says everything
+    /// Make no API socket: --config-file describes everything
     #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
     no_api: bool,
     /// The VM's name in the API: letters, digits and hyphens
     #[arg(long, requires = "api", conflicts_with = "name", value_parser = id)]
     id: Option<String>,
-    /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the built-in guest]
+    /// Kernel to start: an ELF vmlinux, a bzImage or a distribution's vmlinuz [default: the
+    /// built-in guest]
     #[arg(long, conflicts_with = "api", value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Where a compressed kernel is decompressed; `guest` enables KASLR, unless --cmdline has nokaslr
@@ -67,8 +69,8 @@ pub(super) struct Args {
     /// The command line of --kernel
     #[arg(long, conflicts_with = "api", value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// A disk: a raw image that the guest may write, or with `,ro` only read; up to 4 times, for /dev/vda and so on. What begins as
-    /// another format (qcow2, xz) is refused, but with `,raw`
+    /// A disk: a raw image, writable, or read-only with `,ro`; up to 4 times, for /dev/vda and so
+    /// on. An image that looks like another format (qcow2, xz) is refused unless `,raw` is given
     #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,raw]")]
     drive: Vec<OsString>,
     /// Guest memory with its unit: 16M to 1T
@@ -80,10 +82,11 @@ pub(super) struct Args {
     /// Where the console (COM1) goes: stdio, none, or a file to append to
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console)]
     console: Console,
-    /// Make a control socket here, one JSON object a line: status, pause, resume, stop, throttle, ...
+    /// Make a control socket here, one JSON object a line: status, pause, resume, stop, throttle,
+    /// ...
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// Make a socket here that carries COM2, through which the guest takes commands (fill, verify, ...)
+    /// Make a socket here for COM2, on which the guest takes commands (fill, verify, ...)
     #[arg(long, value_name = "SOCKET")]
     com2: Option<PathBuf>,
     /// The VM's name, for messages
@@ -92,37 +95,41 @@ pub(super) struct Args {
     /// Leave the balloon out
     #[arg(long, conflicts_with = "api")]
     no_balloon: bool,
-    /// Let the guest take pages back from its balloon when it runs out of memory
+    /// Offer deflate on OOM: the guest takes pages back from its balloon when it runs out of memory
     #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     deflate_on_oom: bool,
-    /// Let the guest tell of free pages as it frees them, and give them back to the host
+    /// Offer free page reporting: the guest returns free pages to the host as it frees them
     #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     free_page_reporting: bool,
     /// Offer free page hinting: the host may ask for free pages
     #[arg(long, conflicts_with_all = ["no_balloon", "api"])]
     free_page_hinting: bool,
-    /// Let the host kernel's samepage merging (KSM) have the guest's memory
+    /// Register guest memory with the host kernel's samepage merging (KSM)
     #[arg(long)]
     mergeable: bool,
-    /// Let Samepage's own merging have the guest's memory: the socket of its matchmaker, which may come later
+    /// Register guest memory with Samepage's own merging, through its matchmaker's socket, which
+    /// may appear later
     #[arg(long, conflicts_with = "mergeable", value_name = "SOCKET")]
     merge: Option<PathBuf>,
-    /// What guest memory is made of: anonymous memory, a memfd, or 2 MiB pages of the host's pool (vm.nr_hugepages)
+    /// Backing of guest memory: anonymous memory, a memfd, or 2 MiB pages of the host's pool
+    /// (vm.nr_hugepages)
     #[arg(long, conflicts_with = "api", value_name = "KIND", default_value = "anonymous", value_parser = choice::backing())]
     backing: Backing,
-    /// Ask the host for huge pages, or forbid them [default: as the host does by itself]
+    /// Ask the host for huge pages, or forbid them [default: the host's setting]
     #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
-    /// Estimate how much of its memory the guest uses, from some pages that are watched for so long: 0.01 to 3600
+    /// Estimate the guest's working set from a sample of pages, watched for SECONDS at a time: 0.01
+    /// to 3600
     #[arg(long, value_name = "SECONDS", value_parser = sampling_period)]
     sample_working_set: Option<Duration>,
-    /// How many pages are watched for --sample-working-set: 1 to 2000
+    /// Pages in a sample of --sample-working-set: 1 to 2000
     #[arg(long, requires = "sample_working_set", value_name = "N", default_value_t = SAMPLES, value_parser = clap::value_parser!(u64).range(1..=MAX_SAMPLES))]
     samples: u64,
-    /// How fast the guest may take frames of the host, in pages a second, until its control socket is told otherwise
+    /// Limit the guest's first touches, in pages a second, until changed through the control socket
     #[arg(long, value_name = "PAGES_PER_SECOND", value_parser = clap::value_parser!(u64).range(1..))]
     throttle: Option<u64>,
-    /// How much sooner than by its size the kernel's out-of-memory killer takes this process: -1000 (never) to 1000 (first)
+    /// The process's oom_score_adj: -1000 (the out-of-memory killer never picks it) to 1000 (it
+    /// picks it first)
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
     oom_score_adj: Option<i16>,
     /// End when standard input ends
@@ -130,17 +137,18 @@ pub(super) struct Args {
     lifeline: bool,
     #[command(flatten)]
     firecracker: firecracker::Args,
-    /// The daemon that starts this VM, with which it ends while nobody else can know of it
+    /// The daemon that starts this VM, and with which it ends as long as no other process can know
+    /// of it
     #[arg(long, hide = true, value_name = "PID")]
     daemon: Option<i32>,
-    /// The VM's description is on this descriptor and says everything; the other options that may stand beside it are there so that a
-    /// later daemon, and lists of processes, know which VM this is
+    /// Read the VM's whole description from this descriptor; the other options allowed beside it
+    /// only identify the VM in lists of processes and to a later daemon
     #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "merge", "mergeable"])]
     config_fd: Option<i32>,
 }
 
 impl Args {
-    /// What it is to be, as the command line says.
+    /// The VM's configuration, from the command line.
     fn config(&mut self) -> VmConfig {
         VmConfig {
             name: self.id.take().unwrap_or_else(|| std::mem::take(&mut self.name)),
@@ -190,7 +198,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     if config.kernel.is_some()
         && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
     {
-        // Linux gets as far as an instruction that is not emulated only after minutes, and says nothing meanwhile.
+        // Linux takes minutes, in silence, to reach an instruction that is not emulated.
         errln!(
             "note: this KVM ({}) emulates ring 0: a stock kernel crawls for minutes and then fails; \
              `samepage doctor` says more",
@@ -222,7 +230,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             errln!("error: {name}: {PANICKED}; its console may say why");
         }
         Ending::CutOff { limit } => errln!(
-            "error: {name}: the guest was asked to power off, had not after {} s, and was stopped: what it had not \
+            "error: {name}: the guest was asked to power off, had not after {} s, and was stopped: data not yet \
              written to its drives is lost",
             limit.as_secs()
         ),

@@ -16,9 +16,9 @@ use lab::simulate::{Report, Sample, run as simulate};
 use os::named_file;
 use os::print::outln;
 
-/// A simulation that takes longer than this shows how far it is.
+/// A simulation that takes longer than this shows a bar.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
-/// How many steps of hosts pass between two looks at the clock.
+/// Steps of hosts between two looks at the clock.
 const LOOK_EVERY: u64 = 1024;
 
 /// Try the overcommit policy on a model of hosts and guests, in seconds instead of days
@@ -41,13 +41,13 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Write a line for each host and step to a file
+    /// Write a CSV file with a line for each host and step
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// How many hosts, instead of what the scenario says
+    /// Number of hosts, overriding the scenario
     #[arg(long, value_name = "N")]
     hosts: Option<u64>,
-    /// What chance goes by, instead of what the scenario says
+    /// Seed, overriding the scenario
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
 }
@@ -91,7 +91,7 @@ fn headline(report: &Report, took: Duration) -> String {
     )
 }
 
-/// Runs it, with a bar if it takes long, and the time series if it is wanted.
+/// Runs the simulation, with a bar if it takes long, and the time series if asked for.
 fn play(scenario: &Scenario, csv: Option<&Path>) -> anyhow::Result<Report> {
     let interrupted = interrupt_flag()?;
     let mut series = csv.map(Series::create).transpose()?;
@@ -134,7 +134,7 @@ fn new_bar(total: u64) -> ProgressBar {
         .with_prefix("simulate")
 }
 
-/// The time series, as a file of comma-separated values.
+/// The time series as a CSV file.
 struct Series {
     path: PathBuf,
     out: BufWriter<File>,

@@ -10,11 +10,12 @@ use overcommit::memory_state::MemoryState;
 /// Pages of a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_BYTES;
 
-/// What the columns are.
-const LEGEND: &str = "moved: by balloons; out, in: to swap and back; denied: first touches without a frame; throttled: guests held back by a limit; \
+/// The meaning of the columns.
+const LEGEND: &str = "moved: by balloons; out, in: to swap and back; denied: first touches without a frame; throttled: guests at their limit; \
 swings: balloons sent back within a minute; quiet: at the end, nothing was done; left: what its balloon leaves a guest";
 
-/// A row for each phase, a row for each kind of guest in each phase, and why guests were suspended or stopped.
+/// A row for each phase, a row for each kind of guest in each phase, and why guests were suspended
+/// or stopped.
 pub(super) fn tables(report: &Report) -> String {
     let mut text = format!("{}\n{LEGEND}\n{}", phases(report), kinds(report));
     for phase in &report.phases {

@@ -1,4 +1,4 @@
-//! `samepage stress`: overcommit a fleet on purpose, and see what becomes of every page.
+//! `samepage stress`: overcommit a fleet on purpose, and check every page.
 
 mod figures;
 
@@ -20,16 +20,17 @@ use memory::PAGE_BYTES;
 use os::print::{errln, outln};
 use overcommit::memory_state::{Because, MemoryState};
 
-/// How often the bar moves.
+/// Refresh interval of the bar.
 const TICK: Duration = Duration::from_millis(200);
-/// Rows of the table that shows how things went over time.
+/// Rows of the table over time.
 const ROWS: usize = 24;
 
-/// Overcommit a fleet on purpose: guests arrive, fill, churn, break what they share, die; every page is checked
+/// Overcommit a fleet on purpose: guests arrive, fill, churn, break what they share, die; every
+/// page is checked
 #[derive(clap::Args)]
 #[command(
-    after_help = "The scenario says what the fleet is, what it may use, what is done to it phase by phase, and what must be true in
-the end. The exit status is 1 if a page was lost, a guest died that nobody killed, or something was not as expected.
+    after_help = "The scenario describes the fleet, its capacity, the load phase by phase, and what must be true in
+the end. The exit status is 1 if a page was lost, a guest died by itself, or an expectation was not met.
 Everything that it starts has ended when it returns.
 
 Examples:
@@ -45,16 +46,16 @@ pub(super) struct Args {
     output: Output,
 }
 
-// Where a verdict goes. No doc comment: clap would show it as that of the command.
+// The outputs of a verdict. No doc comment: clap would show it as that of the command.
 #[derive(clap::Args)]
 pub(super) struct Output {
-    /// Print the verdict, with everything that was seen over time, as one JSON object
+    /// Print the verdict and the time series as one JSON object
     #[arg(long)]
     pub(super) json: bool,
-    /// Write what was seen over time to this file, a line a sample
+    /// Write the time series to this CSV file, a line a sample
     #[arg(long, value_name = "FILE")]
     pub(super) csv: Option<PathBuf>,
-    /// Write a page of tables and plots, complete in one file
+    /// Write a self-contained HTML report
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
 }
@@ -63,7 +64,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     play(&Scenario::read(&args.file)?, &args.output)
 }
 
-/// Plays a scenario and says what came of it.
+/// Plays a scenario and prints its verdict.
 pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitCode> {
     for path in [&output.html, &output.csv].into_iter().flatten() {
         can_be_written(path)?;
@@ -71,7 +72,7 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
     let names: Vec<String> = scenario.fleet.guests.iter().map(|guest| guest.name.clone()).collect();
     let tell = move |stage, guest: usize, done, total| {
         if let (Stage::Wait, true, Some(name)) = (stage, done < total, names.get(guest)) {
-            errln!("guest {name} is suspended or paused, and is waited for; Control-C ends this");
+            errln!("waiting for guest {name}, which is suspended or paused; Control-C stops");
         }
     };
     let watch = Watch::new(tell, interrupt_flag()?);
@@ -86,7 +87,7 @@ pub(super) fn play(scenario: &Scenario, output: &Output) -> anyhow::Result<ExitC
         bar.set_message(scenario.phases[n].name.clone());
     });
     bar.finish_and_clear();
-    let verdict = result.context("the scenario did not come to its end; everything it started is stopped")?;
+    let verdict = result.context("the scenario did not finish; everything it started is stopped")?;
     if let Some(path) = &output.csv {
         write(path, &verdict.series.csv())?;
     }
@@ -113,16 +114,13 @@ fn text(verdict: &Verdict) -> String {
     if !verdict.actions.is_empty() {
         let counts = verdict.actions.iter().map(|(kind, count)| format!("{kind} {count}"));
         all.push(format!(
-            "the policy did: {}; {} of that could not be done",
+            "the policy did: {}; {} of these failed",
             counts.collect::<Vec<_>>().join(", "),
             verdict.failed_actions
         ));
     }
     if verdict.swap_taken_pages > 0 {
-        all.push(format!(
-            "the scenario took {} MiB of the host's swap away",
-            pages(verdict.swap_taken_pages)
-        ));
+        all.push(format!("the scenario withheld {} MiB of the host's swap", pages(verdict.swap_taken_pages)));
     }
     all.push(format!(
         "{}, engine {}, {}: MiB: {} promised = {:.2} times the capacity of {}, at most {} in use ({:.0} %)",
@@ -136,7 +134,7 @@ fn text(verdict: &Verdict) -> String {
         verdict.used_peak_percent(),
     ));
     all.push(format!(
-        "{}: {} of {} pages wrong; {} stopped, {} suspended at some time, {} not let in; {:.1} s",
+        "{}: {} of {} pages wrong; {} stopped, {} suspended at some time, {} not admitted; {:.1} s",
         if verdict.held { "held" } else { "NOT HELD" },
         verdict.mismatched_pages,
         verdict.verified_pages,
@@ -190,7 +188,7 @@ fn over_time(verdict: &Verdict) -> String {
             Some(because) => format!(": {}", because.name()),
         };
         let mut row = vec![phase.to_owned(), format!("{state}{because}"), format!("{:.1}", sample.seconds)];
-        // The ledger is read now and then: numbers of different times are not to be compared.
+        // The ledger is read at intervals: numbers of different times must not be compared.
         let ledger = |number: u64| {
             if sample.ledger_age_seconds <= FRESH_SECONDS { pages(number) } else { String::new() }
         };
@@ -203,8 +201,8 @@ fn over_time(verdict: &Verdict) -> String {
         table.add_row(row);
     }
     format!(
-        "{table}\npromised, saved, swap, debt and cover are of the ledger, which is read now and then: where it is older than {FRESH_SECONDS} s \
-         they are left out; throttled: guests that a limit held back lately; memory state: by what is free, or: falling, for that soon will be so \
+        "{table}\npromised, saved, swap, debt and cover are from the ledger and left out where it is older than {FRESH_SECONDS} s; \
+         throttled: guests that reached their limit lately; memory state: by free memory, or: falling, if it soon will be so \
          little; stalls, for tasks wait for memory; before, for more must be free, or for longer, until it is left"
     )
 }
@@ -253,7 +251,7 @@ fn guests(verdict: &Verdict) -> String {
 fn fate(guest: &GuestVerdict) -> &'static str {
     match guest.fate {
         Fate::Absent => "never came",
-        Fate::Refused => "not let in",
+        Fate::Refused => "not admitted",
         Fate::Running => "runs",
         Fate::Suspended => "suspended",
         Fate::Left => "left",
@@ -263,7 +261,7 @@ fn fate(guest: &GuestVerdict) -> &'static str {
     }
 }
 
-/// Why guests came to their ends, a line for each reason: guests of one kind have the same.
+/// Why guests ended, a line for each reason: guests of one kind share it.
 fn reasons(verdict: &Verdict) -> Vec<String> {
     let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
     for guest in &verdict.guests {

@@ -1,4 +1,4 @@
-//! The fleet, or the guest, that a command is about.
+//! The arguments that name a fleet or a guest.
 
 use std::path::Path;
 
@@ -8,16 +8,17 @@ use fleet::target::Target;
 
 #[derive(clap::Args)]
 pub(super) struct WhichFleet {
-    /// Which fleet: its name, or its file; not needed while only one is up
+    /// The fleet: its name, or its file; not needed while only one is up
     #[arg(value_name = "FLEET")]
     fleet: Option<String>,
-    /// Which fleet; the same, as other commands have it
+    /// The same as FLEET, as other commands have it
     #[arg(long, visible_alias = "fleet", value_name = "FLEET", conflicts_with = "fleet")]
     name: Option<String>,
 }
 
 impl WhichFleet {
-    /// The name that was given, if one was. A name has no dot and no slash, so what has is a fleet file.
+    /// The name given, if any. A name has no dot and no slash, so an argument with one is a fleet
+    /// file.
     pub(super) fn name(self) -> Result<Option<String>, HostError> {
         match self.fleet.or(self.name) {
             Some(file) if file.contains(['.', '/']) => Ok(Some(FleetSpec::read(Path::new(&file))?.name)),
@@ -31,13 +32,12 @@ pub(super) struct Which {
     /// A guest's name, or the path of a control socket
     #[arg(value_name = "GUEST")]
     guest: String,
-    /// Which fleet; not needed while only one is up
+    /// The fleet; not needed while only one is up
     #[arg(long, visible_alias = "fleet", value_name = "FLEET")]
     name: Option<String>,
 }
 
 impl Which {
-    /// Finds it.
     pub(super) fn find(&self) -> Result<Target, HostError> {
         Target::find(&self.guest, self.name.clone())
     }

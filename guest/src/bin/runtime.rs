@@ -1,5 +1,5 @@
-//! What the compiler expects of a C library, for programs that have none: part of both binaries, not of the
-//! library, whose tests link the real one.
+//! What the compiler expects of a C library, for programs that have none: part of both binaries,
+//! not of the library, whose tests link the real one.
 #![expect(unsafe_code, reason = "these are the functions that the compiler's own calls resolve to")]
 
 use core::arch::asm;
@@ -10,8 +10,8 @@ use core::arch::asm;
 /// As for C's `memcpy`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
-    // SAFETY: the caller vouches for both ranges; `rep movsb` touches nothing else. A loop in Rust would be
-    // compiled into a call of this very function.
+    // SAFETY: the caller vouches for both ranges; `rep movsb` touches nothing else. A loop in Rust
+    // would be compiled into a call of this very function.
     unsafe {
         asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _,
              options(nostack, preserves_flags));
@@ -29,8 +29,8 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut
         // SAFETY: no byte is read after it was overwritten when copying upwards.
         return unsafe { memcpy(to, from, count) };
     }
-    // SAFETY: as for `memcpy`; downwards, no byte is read after it was overwritten. The direction flag is set
-    // back, as the ABI demands.
+    // SAFETY: as for `memcpy`; downwards, no byte is read after it was overwritten. The direction
+    // flag is set back, as the ABI demands.
     unsafe {
         asm!("std", "rep movsb", "cld",
              inout("rcx") count => _,

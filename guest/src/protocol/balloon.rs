@@ -1,23 +1,21 @@
-//! What the host asks of a guest's balloon driver, and what that says.
+//! Commands to a guest's balloon driver, and its replies.
 
 use core::fmt;
 
 use super::fields::{Fields, bad, split};
 use super::{ParseError, Word};
 
-/// What is to be done with the balloon: `balloon ACTION [key=value]`.
+/// A balloon command: `balloon ACTION [key=value]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balloon {
-    /// Say how it stands.
+    /// Report the driver's state.
     Report,
-    /// Read the free pages that the host should have emptied, and count those that are not all zeros.
+    /// Read the free pages that the host should have emptied, and count those that are not all
+    /// zeros.
     Check,
     /// Misbehave: write to pages that are in the balloon.
-    Touch {
-        /// How many.
-        pages: u64,
-    },
-    /// Take everything back and let go of the device.
+    Touch { pages: u64 },
+    /// Take everything back and release the device.
     Off,
     /// Drive the device again.
     On,
@@ -47,7 +45,6 @@ pub enum Hostile {
 }
 
 impl Hostile {
-    /// All of them.
     pub const ALL: [Hostile; 8] = [
         Self::Outside,
         Self::Repeated,
@@ -94,7 +91,7 @@ impl Balloon {
         }
     }
 
-    /// Reads what follows `balloon`.
+    /// Parses the words after `balloon`.
     pub(super) fn parse(rest: &str) -> Result<Self, ParseError> {
         let expected = "report, check, touch, off, on or hostile";
         let (word, rest) = match split(rest) {
@@ -131,13 +128,13 @@ impl fmt::Display for Balloon {
 /// Whether the driver drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drive {
-    /// The device is reset and left alone.
+    /// The device is reset and not driven.
     Off,
-    /// It works.
     On,
-    /// The balloon is being emptied before the device is left alone.
+    /// The balloon is being emptied before the device is released.
     Leaving,
-    /// The device asked for a reset, would not start, or does not do what it must. `off`, then `on`, may help.
+    /// The device asked for a reset, would not start, or does not do what it must. `off`, then
+    /// `on`, may help.
     Broken,
 }
 
@@ -155,7 +152,7 @@ impl Drive {
     }
 }
 
-/// Where free page hinting stands, as the guest sees it.
+/// The state of free page hinting, as the guest sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hinting {
     /// None asked for, or stopped.
@@ -163,7 +160,7 @@ pub enum Hinting {
     Idle,
     /// Free pages are being hinted.
     Running,
-    /// All are hinted. They are kept until the host says that it is done, or a fill needs them.
+    /// All are hinted. They stay so until the host is done, or a fill needs them.
     Finished,
 }
 
@@ -183,7 +180,6 @@ impl Hinting {
 /// The state of a balloon driver. All sizes are in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BalloonReport {
-    /// Whether it drives.
     pub drive: Drive,
     /// The features negotiated; 0 when off.
     pub features: u64,
@@ -199,7 +195,6 @@ pub struct BalloonReport {
     pub reported: u64,
     /// Pages hinted as free in the latest run, 0 once they are the guest's again.
     pub hinted: u64,
-    /// Where hinting stands.
     pub hinting: Hinting,
     /// The command ID that the host last set; 0 stop, 1 done, others a run's.
     pub hint_cmd: u32,
@@ -207,14 +202,12 @@ pub struct BalloonReport {
     pub statistics: u64,
 }
 
-/// What an `ok command=balloon` line says.
+/// The content of an `ok command=balloon` line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonDone {
-    /// How it stands.
     Report(BalloonReport),
     /// The free pages are read.
     Check {
-        /// How many.
         checked: u64,
         /// How many of them were not all zeros.
         nonzero: u64,
@@ -224,16 +217,14 @@ pub enum BalloonDone {
         /// How many; fewer than asked for if the balloon is smaller.
         touched: u64,
     },
-    /// The device is left alone.
+    /// The device is released.
     Off,
     /// The device is driven.
     On {
-        /// The features negotiated.
         features: u64,
     },
     /// The request was sent.
     Hostile {
-        /// Which.
         kind: Hostile,
         /// Whether the device completed it within a second.
         completed: bool,
@@ -257,7 +248,7 @@ const REPORT_KEYS: [&str; 11] = [
 ];
 
 impl BalloonDone {
-    /// Reads what follows `command=balloon`.
+    /// Parses the words after `command=balloon`.
     pub(super) fn parse(rest: &str) -> Result<Self, ParseError> {
         let rest = rest.strip_prefix("action=").ok_or(ParseError::MissingKey { key: "action" })?;
         let (action, rest) = rest.split_once(' ').unwrap_or((rest, ""));

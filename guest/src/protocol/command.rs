@@ -1,4 +1,4 @@
-//! What the host asks of a guest.
+//! Commands from the host to a guest.
 
 use core::fmt;
 use core::str::FromStr;
@@ -6,7 +6,7 @@ use core::str::FromStr;
 use super::fields::{Fields, bad, split};
 use super::{Balloon, Disk, ParseError, Word};
 
-/// What a page is for. The order is the order of the segments in memory.
+/// The class of a page. The order is the order of the segments in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     /// All zeros until written again.
@@ -150,31 +150,26 @@ pub struct Fill {
     pub pages: Option<u64>,
 }
 
-/// A command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Write every page.
     Fill(Fill),
     /// Rewrite pages in the background, each with its next generation.
     Churn {
-        /// Which pages.
         target: Target,
         /// Pages a second; 0 stops.
         rate: u64,
         /// For how long; until stopped if not said.
         seconds: Option<u64>,
     },
-    /// Say how long the writes took that were timed since the last such command, and rewrite random pages in the background
-    /// from now on.
+    /// Report the write times since the last such command, and rewrite random pages in the
+    /// background from now on.
     Latency {
-        /// Which pages.
         target: Target,
         /// Pages a second; 0 stops.
         rate: u64,
         /// For how long; until stopped if not said.
         seconds: Option<u64>,
     },
-    /// Check every page.
     Verify,
     /// Forget part of the pages and give them back.
     Free {
@@ -183,20 +178,19 @@ pub enum Command {
     },
     /// Stop whatever is running.
     Idle,
-    /// Say the counts.
+    /// Report the counts.
     Report,
-    /// See to the balloon.
+    /// A balloon command.
     Balloon(Balloon),
-    /// Say what the guest's kernel uses its frames for.
+    /// Report the use of frames by the guest's kernel.
     Frames {
         /// The first guest frame number of interest.
         from: u64,
     },
-    /// See to the disk.
+    /// A disk command.
     Disk(Disk),
     /// Power off.
     Poweroff,
-    /// Reset.
     Reboot,
 }
 

@@ -1,4 +1,4 @@
-//! What the host asks of a guest that has a disk, and what that says.
+//! Commands to a guest that has a disk, and its replies.
 
 use core::fmt;
 
@@ -8,7 +8,7 @@ use super::{ParseError, Word};
 /// Most pages of one `disk read`: 256 MiB.
 pub const MAX_DISK_PAGES: u64 = 1 << 16;
 
-/// What is to be done with the guest's first disk: `disk ACTION [key=value]`.
+/// A command for the guest's first disk: `disk ACTION [key=value]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disk {
     /// Read pages of it through the page cache, where they stay.
@@ -20,12 +20,12 @@ pub enum Disk {
         /// Check that page n of the disk holds the unique page n of this seed.
         seed: Option<u64>,
     },
-    /// Have the page cache forget the disk.
+    /// Drop the disk from the page cache.
     Drop,
 }
 
 impl Disk {
-    /// Reads what follows `disk`.
+    /// Parses the words after `disk`.
     pub(super) fn parse(rest: &str) -> Result<Self, ParseError> {
         let expected = "read or drop";
         let (word, rest) = match split(rest) {
@@ -65,19 +65,18 @@ impl fmt::Display for Disk {
 pub enum DiskDone {
     /// All pages were read.
     Read {
-        /// How many.
         pages: u64,
-        /// How many of them do not hold what the seed says; 0 without one.
+        /// Pages that do not match the seed; 0 without one.
         wrong: u64,
         /// How long reading took, in nanoseconds, without checking.
         ns: u64,
     },
-    /// The page cache has nothing of it.
+    /// The page cache holds nothing of it.
     Drop,
 }
 
 impl DiskDone {
-    /// Reads what follows `ok command=disk`.
+    /// Parses the words after `ok command=disk`.
     pub(super) fn parse(rest: &str) -> Result<Self, ParseError> {
         let rest = rest.strip_prefix("action=").ok_or(ParseError::MissingKey { key: "action" })?;
         let (action, rest) = rest.split_once(' ').unwrap_or((rest, ""));

@@ -1,4 +1,4 @@
-//! What a guest's kernel uses its frames for, as runs of frames of one type.
+//! The use of frames by a guest's kernel, as runs of frames of one type.
 
 use core::fmt;
 
@@ -12,7 +12,8 @@ pub const MAX_RUNS: usize = 32;
 /// Frames in one run; more of them are several runs. With this a reply always fits in a line.
 const MAX_RUN_FRAMES: u32 = 99_999;
 
-/// Runs of frames, one after the other, written as a letter for the type and, unless it is 1, a number: `k159fs2`.
+/// Runs of frames, one after the other, written as a letter for the type and, unless it is 1, a
+/// number: `k159fs2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameRuns {
     types: [PageType; MAX_RUNS],
@@ -21,7 +22,6 @@ pub struct FrameRuns {
 }
 
 impl FrameRuns {
-    /// None.
     pub const fn new() -> Self {
         Self { types: [PageType::Hole; MAX_RUNS], counts: [0; MAX_RUNS], len: 0 }
     }
@@ -90,8 +90,8 @@ impl fmt::Display for FrameRuns {
     }
 }
 
-/// Type and length of each run in a text as [`FrameRuns`] are written, of any length. The first one that is not understood is
-/// the last.
+/// Type and length of each run in a text in the format of [`FrameRuns`], of any length. Stops after
+/// the first one that is not understood.
 pub fn frame_runs(text: &str) -> impl Iterator<Item = Result<(PageType, u32), ParseError>> {
     let mut rest = text;
     core::iter::from_fn(move || {
@@ -111,17 +111,17 @@ pub fn frame_runs(text: &str) -> impl Iterator<Item = Result<(PageType, u32), Pa
     })
 }
 
-/// What an `ok command=frames` line says.
+/// The content of an `ok command=frames` line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames {
-    /// The first frame that is not told of. As asked for: there are no more.
+    /// The first frame not reported. Equal to the one asked for if there are no more.
     pub next: u64,
     /// The frames before it, from the one that was asked for.
     pub runs: FrameRuns,
 }
 
 impl Frames {
-    /// Reads what follows `command=frames`.
+    /// Parses the words after `command=frames`.
     pub(super) fn parse(rest: &str) -> Result<Self, ParseError> {
         let fields = Fields::parse(rest, ["next", "runs"], "next, runs")?;
         Ok(Self { next: fields.number(0)?, runs: FrameRuns::parse(fields.text(1)?.1)? })

@@ -5,7 +5,7 @@ use core::ops::Deref;
 
 use super::{MAX_LINE, ParseError};
 
-/// A string of at most `N` bytes, kept in place. What does not fit is cut off.
+/// A string of at most `N` bytes, kept in place. The rest is cut off.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Inline<const N: usize> {
     bytes: [u8; N],
@@ -21,21 +21,20 @@ pub type Text = Inline<160>;
 impl<const N: usize> Inline<N> {
     const FITS: () = assert!(N <= u8::MAX as usize);
 
-    /// The empty string.
     pub const fn new() -> Self {
         let () = Self::FITS;
         Self { bytes: [0; N], len: 0 }
     }
 
-    /// What `value` displays as, cut to fit.
+    /// `value` as displayed, cut to fit.
     pub fn of(value: impl fmt::Display) -> Self {
         let mut text = Self::new();
-        // Writing into an `Inline` cuts and never fails; a `Display` that fails leaves what it wrote.
+        // Writing into an `Inline` cuts and never fails; a `Display` that fails leaves what it
+        // wrote.
         let _ = write!(text, "{value}");
         text
     }
 
-    /// The text.
     pub fn as_str(&self) -> &str {
         // `write_str` cuts at character boundaries only, so this is UTF-8.
         str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
@@ -81,7 +80,7 @@ impl<const N: usize> fmt::Debug for Inline<N> {
     }
 }
 
-/// Gathers bytes as they arrive into lines. A line that is too long is swallowed to its end and reported once.
+/// Gathers bytes into lines. A line that is too long is discarded to its end and reported once.
 #[derive(Clone, Debug)]
 pub struct LineReader {
     bytes: [u8; MAX_LINE],
@@ -106,8 +105,9 @@ impl LineReader {
     /// Takes one byte. When it ends a line, returns it without `\n` and `\r`.
     ///
     /// # Errors
-    /// [`ParseError::TooLong`] when it ends a line that did not fit, [`ParseError::NotText`] for a line with other
-    /// than printable ASCII and tabs (a byte of an unconnected port must not look like a command).
+    /// [`ParseError::TooLong`] when it ends a line that did not fit, [`ParseError::NotText`] for a
+    /// line with other than printable ASCII and tabs (a byte of an unconnected port must not look
+    /// like a command).
     pub fn push(&mut self, byte: u8) -> Option<Result<&str, ParseError>> {
         if self.state == State::Complete {
             self.clear();
@@ -127,7 +127,8 @@ impl LineReader {
         None
     }
 
-    /// Takes back the last byte of the line so far (the console's backspace). False if there is none.
+    /// Takes back the last byte of the line so far (the console's backspace). False if there is
+    /// none.
     pub fn pop(&mut self) -> bool {
         if self.state == State::Complete {
             self.clear();
@@ -137,7 +138,7 @@ impl LineReader {
         some
     }
 
-    /// The line so far, as far as it is text (to show it again on a console).
+    /// The text of the line so far (to redraw it on a console).
     pub fn so_far(&self) -> &str {
         let line = if self.state == State::Complete { &[] } else { &self.bytes[..self.len] };
         checked(line).unwrap_or_default()

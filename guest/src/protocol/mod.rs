@@ -1,29 +1,31 @@
-//! The control protocol: ASCII lines over the second serial port ([`CONTROL_PORT`]), the same in every guest.
+//! The control protocol: ASCII lines over the second serial port ([`CONTROL_PORT`]), the same in
+//! every guest.
 //!
-//! A line is at most [`MAX_LINE`] bytes, its `\n` included; a `\r` before it is ignored. Words are separated by
-//! spaces, values are `key=value` in any order, numbers are decimal or `0x` hexadecimal.
+//! A line is at most [`MAX_LINE`] bytes, its `\n` included; a `\r` before it is ignored. Words are
+//! separated by spaces, values are `key=value` in any order, numbers are decimal or `0x`
+//! hexadecimal.
 //!
-//! When it has started, the guest says once and unasked:
+//! Once started, the guest sends one unsolicited line:
 //!
 //! ```text
 //! ready version=1 kind=builtin|linux pages=N base=GPA_HEX mem_pages=N
 //! ```
 //!
-//! `pages` are those that a workload may have. In the built-in guest page 0 of them is at guest-physical address
-//! `base`, the next follow it to the end of the RAM below 4 GiB, and the rest stands from 4 GiB on. In a Linux guest
-//! they may be anywhere, and `base` is 0.
+//! `pages` are those that a workload may have. In the built-in guest page 0 of them is at
+//! guest-physical address `base`, the next follow it to the end of the RAM below 4 GiB, and the
+//! rest stands from 4 GiB on. In a Linux guest they may be anywhere, and `base` is 0.
 //!
-//! A guest that goes on as a copy of another one says so once, unasked, before it obeys anything:
+//! A guest that goes on as a copy of another one says so once, unasked, before it takes a command:
 //!
 //! ```text
 //! generation number=N
 //! ```
 //!
-//! The guest then answers each command with exactly one final line, `ok command=... key=value ...` or
-//! `err code=... message`. Before it, `fill` and `verify` may say `progress done=N total=N` any number of times.
-//! Send the next command when the last one is answered; one sent earlier is answered `err code=busy`, save that
-//! `idle` cancels what is running and `poweroff` and `reboot` work at any time. A guest that dies says
-//! `panic message`, and its VM ends as one that failed.
+//! The guest then answers each command with exactly one final line, `ok command=... key=value ...`
+//! or `err code=... message`. Before it, `fill` and `verify` may send `progress done=N total=N` any
+//! number of times. Send the next command when the last one is answered; one sent earlier is
+//! answered `err code=busy`, but `idle` cancels a running command, and `poweroff` and `reboot` work
+//! at any time. A guest that dies sends `panic message`, and its VM ends as failed.
 //!
 //! | command | does |
 //! |---|---|
@@ -31,12 +33,12 @@
 //! | `churn class=zero\|common\|dup\|unique\|all rate= [seconds=]` | rewrites pages in the background; `rate=0` stops |
 //! | `latency class= rate= [seconds=]` | rewrites random pages in the background and times each write; `rate=0` stops |
 //! | `verify` | checks every page |
-//! | `free percent=` | forgets that part of the pages held, and gives them back |
+//! | `free percent=` | forgets this part of the pages held, and gives them back |
 //! | `idle` | stops everything |
 //! | `report` | counts |
-//! | `balloon report\|check\|touch\|off\|on\|hostile ...` | looks after the balloon, or misuses it: see [`Balloon`] |
-//! | `frames from=` | what the guest's kernel uses its frames for, from this one on: see [`Frames`] |
-//! | `disk read\|drop ...` | reads the disk through the page cache, or has that forget it: see [`Disk`] |
+//! | `balloon report\|check\|touch\|off\|on\|hostile ...` | controls the balloon, or misuses it: see [`Balloon`] |
+//! | `frames from=` | reports the use of frames by the guest's kernel, from this one on: see [`Frames`] |
+//! | `disk read\|drop ...` | reads the disk through the page cache, or drops it from there: see [`Disk`] |
 //! | `poweroff`, `reboot` | end the guest |
 
 mod balloon;
@@ -62,7 +64,7 @@ pub use reply::{Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
 /// I/O port of the serial port that carries the protocol (COM2).
 pub const CONTROL_PORT: u16 = 0x2f8;
 
-/// I/O port of the console (COM1). The built-in guest obeys the same commands there, typed.
+/// I/O port of the console (COM1). The built-in guest takes the same commands there, typed.
 pub const CONSOLE_PORT: u16 = 0x3f8;
 
 /// Longest line in bytes, `\n` included.
@@ -79,20 +81,17 @@ pub enum ParseError {
     /// Longer than [`MAX_LINE`].
     TooLong,
     /// A byte that is neither printable ASCII nor a space.
-    NotText {
-        /// The byte.
-        byte: u8,
-    },
-    /// The first word is none that was expected here.
+    NotText { byte: u8 },
+    /// The first word is unknown here.
     UnknownWord {
-        /// What stood there, cut to fit.
+        /// The word found, cut to fit.
         found: Word,
-        /// What may stand there.
+        /// The words expected.
         expected: &'static str,
     },
     /// A word that is not `key=value`.
     NotAField {
-        /// What stood there, cut to fit.
+        /// The word found, cut to fit.
         found: Word,
     },
     /// A key that this line does not have.
@@ -103,27 +102,20 @@ pub enum ParseError {
         expected: &'static str,
     },
     /// A key that stands twice.
-    RepeatedKey {
-        /// The key.
-        key: &'static str,
-    },
-    /// A key that must be there and is not.
-    MissingKey {
-        /// The key.
-        key: &'static str,
-    },
-    /// A value that is not what its key takes.
+    RepeatedKey { key: &'static str },
+    /// A required key is missing.
+    MissingKey { key: &'static str },
+    /// A value that its key does not take.
     BadValue {
-        /// The key.
         key: &'static str,
         /// The value, cut to fit.
         value: Word,
-        /// What is taken.
+        /// The values taken.
         expected: &'static str,
     },
     /// The percentages of a mix do not sum to 100.
     NotAHundred {
-        /// What they sum to.
+        /// Their sum.
         sum: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! What a guest says.
+//! Lines from a guest.
 
 use core::fmt;
 
@@ -8,7 +8,8 @@ use super::{BalloonDone, DiskDone, Frames, ParseError, Text, VERSION, Word};
 /// Which guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The built-in kernel: its pages are contiguous in guest-physical space but for the hole below 4 GiB.
+    /// The built-in kernel: its pages are contiguous in guest-physical space but for the hole below
+    /// 4 GiB.
     Builtin,
     /// The agent in a Linux guest: its pages lie wherever that kernel put them.
     Linux,
@@ -23,14 +24,14 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a guest says of itself when it has started.
+/// A guest's description of itself when it has started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Which guest.
     pub kind: Kind,
     /// How many pages a workload may have.
     pub pages: u64,
-    /// Guest-physical address of the first of them, in bytes. Only for [`Kind::Builtin`]; otherwise 0.
+    /// Guest-physical address of the first of them, in bytes. Only for [`Kind::Builtin`]; otherwise
+    /// 0.
     pub base: u64,
     /// How many pages of memory the guest found.
     pub mem_pages: u64,
@@ -49,7 +50,8 @@ pub struct Report {
     pub churned: u64,
     /// How often all pages were verified since the start of the guest.
     pub verified: u64,
-    /// Pages found wrong since the start of the guest, by `verify` or by churn before it rewrote them.
+    /// Pages found wrong since the start of the guest, by `verify` or by churn before it rewrote
+    /// them.
     pub mismatched: u64,
 }
 
@@ -60,25 +62,20 @@ pub struct Latency {
     pub writes: u64,
     /// Half of them took no longer, in nanoseconds.
     pub p50_ns: u64,
-    /// 99 of 100.
     pub p99_ns: u64,
-    /// 999 of 1000.
     pub p999_ns: u64,
-    /// The longest.
     pub max_ns: u64,
-    /// Writes come in batches. So many microseconds after its time 99 of 100 batches had begun: what it took to wake up, and
-    /// whoever had the processor instead.
+    /// Writes come in batches: 99 of 100 began within this many microseconds of their time. The
+    /// delay is that of waking up and of other users of the processor.
     pub late_p99_us: u64,
-    /// The latest one.
     pub late_max_us: u64,
 }
 
-/// What an `ok` line says, by the command it answers.
+/// The content of an `ok` line, by the command it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
     /// All pages are written.
     Fill {
-        /// How many.
         pages: u64,
     },
     /// Churn has begun, or stopped.
@@ -90,7 +87,6 @@ pub enum Done {
     Latency(Latency),
     /// All pages are checked.
     Verify {
-        /// How many.
         checked: u64,
         /// How many of them were wrong.
         mismatched: u64,
@@ -99,7 +95,6 @@ pub enum Done {
     },
     /// Pages are given back.
     Free {
-        /// How many.
         freed: u64,
         /// How many are left.
         filled: u64,
@@ -108,19 +103,18 @@ pub enum Done {
     Idle,
     /// The counts.
     Report(Report),
-    /// What was asked of the balloon is done.
+    /// A balloon command is done.
     Balloon(BalloonDone),
-    /// What frames are used for.
+    /// The use of frames.
     Frames(Frames),
-    /// What was asked of the disk is done.
+    /// A disk command is done.
     Disk(DiskDone),
     /// The guest powers off.
     Poweroff,
-    /// The guest resets.
     Reboot,
 }
 
-/// Why a command was not obeyed, for programs.
+/// Why a command failed, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
     /// The line was not understood.
@@ -135,7 +129,7 @@ pub enum ErrorCode {
     Empty,
     /// The guest could not do it.
     Failed,
-    /// The guest has nothing that could.
+    /// The guest does not support it.
     Unsupported,
 }
 
@@ -170,12 +164,7 @@ pub enum Reply {
     /// The guest has started.
     Ready(Ready),
     /// A long command goes on.
-    Progress {
-        /// Pages done.
-        done: u64,
-        /// Pages in all.
-        total: u64,
-    },
+    Progress { done: u64, total: u64 },
     /// The command is done.
     Ok(Done),
     /// The command is not done.
@@ -185,12 +174,11 @@ pub enum Reply {
         /// Why, for people. Printable ASCII.
         message: Text,
     },
-    /// This guest is a copy, and goes on: unasked, once, before it obeys anything.
+    /// This guest is a copy that goes on: sent once, unasked, before it takes a command.
     Generation {
-        /// Another one in each copy.
+        /// Differs in each copy.
         number: u64,
     },
-    /// The guest died.
     Panic {
         /// Where and why.
         message: Text,

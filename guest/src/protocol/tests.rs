@@ -12,7 +12,8 @@ use crate::page_type::PageType;
 /// More pages than 64 bits can address; a report of such counts still fits in a line.
 const COUNT_MAX: u64 = 1 << 52;
 
-/// A balloon's size is a number of 32 bits; what it counts stays below this, and so do its features.
+/// A balloon's size is a number of 32 bits; what it counts stays below this, and so do its
+/// features.
 const BALLOON_MAX: u64 = 1 << 39;
 
 fn mix() -> impl Strategy<Value = Mix> {

@@ -1,4 +1,4 @@
-//! The balloon's commands, and the work that a fill shares with it.
+//! The balloon's commands, and the part of a fill that involves the balloon.
 
 use super::{Job, JobKind, Port, STEP_PAGES, Service, refusal};
 use crate::protocol::{Balloon, BalloonDone, Done, Drive, ErrorCode, Reply};
@@ -13,7 +13,7 @@ pub(super) enum Task {
     Check { next: u64, checked: u64, nonzero: u64 },
     /// Writing pages that are in the balloon.
     Touch { next: u64, left: u64, touched: u64 },
-    /// Emptying the balloon before the device is let go of.
+    /// Emptying the balloon before the device is released.
     Off,
     /// A request that no driver should send.
     Hostile,
@@ -23,7 +23,7 @@ pub(super) enum Task {
 const SCRIBBLE: u64 = 0x5ca1_ab1e_5ca1_ab1e;
 
 impl<P: Pages, T: Transport> Service<'_, P, T> {
-    /// Asks the balloon's device whether it has something to say. Costs an exit to the VMM: to be called when the guest
+    /// Polls the balloon's device. Costs an exit to the VMM: to be called when the guest
     /// wakes, and every few milliseconds while it works.
     pub fn poll_balloon(&mut self) {
         if let Some(balloon) = &mut self.balloon {

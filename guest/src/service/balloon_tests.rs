@@ -1,4 +1,5 @@
-//! Whole sessions with a balloon, against a device of the test's own that really empties what it is given.
+//! Whole sessions with a balloon, against a device of the test's own that really empties what it is
+//! given.
 
 mod telling;
 

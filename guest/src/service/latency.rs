@@ -1,4 +1,5 @@
-//! Writing to random pages and timing each write: what the guest itself feels of whoever works on its memory.
+//! Writing to random pages and timing each write: the cost, as the guest sees it, of work on its
+//! memory by the host.
 
 use super::pace::Pace;
 use super::{Service, Wait, refusal};
@@ -8,7 +9,8 @@ use crate::tsc;
 use crate::virtio::Transport;
 use crate::workload::Pages;
 
-/// Writes come in batches at least this far apart: close together, so that hardly anything happens between two unseen.
+/// Writes come in batches at least this far apart: close together, so that hardly anything happens
+/// between two unseen.
 const BATCH_MILLIS: u64 = 1;
 
 /// The writes that go on, and the times of those since the last answer.

@@ -1,7 +1,7 @@
 //! Commands in, replies out, over a workload.
 //!
-//! The caller owns the clock and the ports: it passes lines to [`Service::line`], calls [`Service::step`] in
-//! between, and sleeps for as long as that says.
+//! The caller owns the clock and the ports: it passes lines to [`Service::line`], calls
+//! [`Service::step`] in between, and sleeps for as long as that says.
 
 use crate::protocol::{Command, Done, ErrorCode, Fill, ParseError, Reply, Target, Text};
 use crate::virtio::balloon::{Driver, Rest, Room};
@@ -15,17 +15,19 @@ mod balloon;
 mod latency;
 mod pace;
 
-/// Pages a step goes on with before the caller may look at its input again. On a host that has to find memory
-/// for each, that is some 10 ms.
+/// Pages in a step, before the caller may look at its input again. On a host that has to find
+/// memory for each, that is some 10 ms.
 const STEP_PAGES: u64 = 256;
 
 /// Least time between two `progress` lines.
 const PROGRESS_MICROS: u64 = 1_000_000;
 
-/// Churn rewrites in batches at least this far apart: waking for each page would cost more than the page.
+/// Churn rewrites in batches at least this far apart: waking for each page would cost more than the
+/// page.
 const CHURN_BATCH_MS: u64 = 10;
 
-/// How long to sleep at most while the balloon's device has requests to answer. It wakes a sleeping guest anyway.
+/// How long to sleep at most while the balloon's device has requests to answer. It wakes a sleeping
+/// guest anyway.
 const BALLOON_MILLIS: u32 = 1;
 
 const MICROS: u64 = 1_000_000;
@@ -33,9 +35,7 @@ const MICROS: u64 = 1_000_000;
 /// Where a command came from and its replies go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
-    /// The protocol.
     Control,
-    /// A person.
     Console,
 }
 
@@ -44,7 +44,6 @@ pub enum Port {
 pub enum Power {
     /// Power off.
     Off,
-    /// Reset.
     Reset,
 }
 
@@ -53,7 +52,7 @@ pub enum Power {
 pub enum Wait {
     /// No time at all.
     No,
-    /// At most so many milliseconds.
+    /// At most this many milliseconds.
     Millis(u32),
     /// For ever.
     Forever,
@@ -65,7 +64,8 @@ pub trait Out {
     fn send(&mut self, port: Port, reply: &Reply);
 }
 
-/// A workload that obeys commands, and the driver of the balloon that its pages go into, if there is one.
+/// A workload that carries out commands, and the driver of the balloon that its pages go into, if
+/// there is one.
 #[derive(Debug)]
 pub struct Service<'t, P, T = NoDevice> {
     workload: Workload<'t, P>,
@@ -92,7 +92,7 @@ enum JobKind {
 }
 
 impl JobKind {
-    /// Whether only the balloon's device can get it on.
+    /// Whether only the balloon's device can advance it.
     fn waits_for_device(self) -> bool {
         matches!(self, Self::MakeRoom | Self::Balloon(Task::Off | Task::Hostile))
     }
@@ -111,17 +111,17 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
         Self { workload, balloon, job: None, churn: None, timed: TimedWrites::new() }
     }
 
-    /// This guest is a copy from now on: what it does at random is not what its origin does, or another copy.
+    /// This guest is a copy from now on: what it does at random differs from its origin and from
+    /// other copies.
     pub fn reseed(&mut self, number: u64) {
         self.timed.reseed(number);
     }
 
-    /// The workload.
     pub fn workload(&self) -> &Workload<'t, P> {
         &self.workload
     }
 
-    /// Obeys a line. Returns how the guest is to end, if that is what it says.
+    /// Carries out a line. Returns how the guest is to end, if it asks for that.
     pub fn line(
         &mut self,
         port: Port,
@@ -131,7 +131,7 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
     ) -> Option<Power> {
         match line.and_then(Command::parse) {
             Ok(command) => self.command(port, command, now_micros, out),
-            // A person's empty line, or the end of `\r\n\r\n`, asks for nothing.
+            // An empty line typed on the console, or the end of `\r\n\r\n`, is no command.
             Err(ParseError::Empty) => None,
             Err(error) => {
                 out.send(port, &Reply::not_understood(error));
@@ -230,7 +230,7 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                 ErrorCode::Unsupported,
                 format_args!("this guest has no map of what its frames are used for; a Linux guest has"),
             )),
-            // Where there is a disk, whoever has it sees to it.
+            // The agent handles a disk before this service sees the line.
             Command::Disk(_) => Some(refusal(ErrorCode::Unsupported, format_args!("this guest has no disk"))),
             // Dealt with by the caller.
             Command::Idle | Command::Poweroff | Command::Reboot => None,

@@ -1,4 +1,4 @@
-//! Doing something so many times a second, in batches, for a while.
+//! Pacing: a rate per second, in batches, for a limited time.
 
 use super::{MICROS, STEP_PAGES, Wait};
 
@@ -12,7 +12,7 @@ pub(super) struct Pace {
     credit: u64,
     /// Least time between two batches.
     batch_millis: u64,
-    /// When it asked to be asked again, if it did.
+    /// When the next call was due, if one was asked for.
     next_micros: Option<u64>,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Due {
 }
 
 impl Pace {
-    /// `rate` times a second, above 0, from now on, for so many seconds or for ever.
+    /// `rate` times a second, above 0, from now on, for `seconds` or for ever.
     pub(super) fn new(rate: u64, seconds: Option<u64>, batch_millis: u64, now_micros: u64) -> Self {
         let end = |seconds: u64| now_micros.saturating_add(seconds.saturating_mul(MICROS));
         Self {
@@ -41,14 +41,15 @@ impl Pace {
         }
     }
 
-    /// What is to be done by now.
+    /// The work due by now.
     pub(super) fn due(&mut self, now_micros: u64) -> Due {
         let late_micros =
             self.next_micros.take().filter(|next| *next <= now_micros).map(|next| now_micros - next);
         let now = now_micros.min(self.until_micros);
         let elapsed = now.saturating_sub(self.seen_micros);
         self.seen_micros = now;
-        // A guest that cannot keep up falls behind by a second at most: it must not make up for an hour's pause.
+        // A guest that cannot keep up falls behind by a second at most: it must not make up for an
+        // hour's pause.
         let second = self.rate.saturating_mul(MICROS);
         self.credit = self.credit.saturating_add(self.rate.saturating_mul(elapsed)).min(second);
         let due = self.credit / MICROS;

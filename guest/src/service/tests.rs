@@ -130,7 +130,8 @@ fn timed_writes_are_counted_by_the_next_command_and_rewrite_pages() {
     loop {
         match service.step(now, &mut out) {
             Wait::No => {}
-            // The rate says every 2 ms; churn would come every 10. Somebody else has the processor for 7 us each time.
+            // The rate means every 2 ms; churn would come every 10. The processor is busy elsewhere
+            // for 7 us each time.
             Wait::Millis(millis) => now += u64::from(millis.clamp(1, 2)) * 1000 + 7,
             Wait::Forever => break,
         }

@@ -1,4 +1,5 @@
-//! A balloon device for tests: registers and rings over the driver's own words, which may be told to answer late.
+//! A balloon device for tests: registers and rings over the driver's own words; it can be set to
+//! answer late.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -35,7 +36,7 @@ struct Queue {
     used: u16,
 }
 
-/// What a test sees and sets.
+/// State that tests read and set.
 #[derive(Debug)]
 pub(crate) struct State {
     words: &'static [AtomicU32],
@@ -120,7 +121,7 @@ impl Device {
         state.interrupts |= INTERRUPT_CONFIG;
     }
 
-    /// Answers what waits.
+    /// Answers the pending requests.
     pub(crate) fn answer(&self) {
         let mut state = self.0.borrow_mut();
         for queue in 0..state.queues.len() {

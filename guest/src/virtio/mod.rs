@@ -1,7 +1,9 @@
-//! The driver's side of virtio-mmio, version 2 (Virtio 1.2, sections 3.1 and 4.2), and of the devices behind it.
+//! The driver's side of virtio-mmio, version 2 (Virtio 1.2, sections 3.1 and 4.2), and of the
+//! devices behind it.
 //!
-//! Polled: nothing here needs an interrupt. Registers are reached through a [`Transport`], shared memory is a slice of
-//! atomic words with its guest-physical address, so all of it runs on a host against a device of a test's own.
+//! Polled: nothing here needs an interrupt. Registers are reached through a [`Transport`], shared
+//! memory is a slice of atomic words with its guest-physical address, so all of it runs on a host
+//! against a device of a test's own.
 
 pub mod balloon;
 pub mod ring;
@@ -129,7 +131,7 @@ pub fn reset(transport: &mut impl Transport) -> Result<(), StartError> {
 /// Resets the device and agrees on those of its features that are in `known`. Returns them.
 ///
 /// # Errors
-/// [`StartError`], with the device told that the driver has given up.
+/// [`StartError`], with FAILED set.
 pub fn negotiate(transport: &mut impl Transport, known: u64) -> Result<u64, StartError> {
     reset(transport)?;
     transport.write(register::STATUS, status::ACKNOWLEDGE);
@@ -163,7 +165,7 @@ pub fn drive(transport: &mut impl Transport) {
     transport.write(register::STATUS, ready);
 }
 
-/// Tells the device that the driver has given up.
+/// Sets FAILED: the driver has given up.
 pub fn fail(transport: &mut impl Transport) {
     let before = transport.read(register::STATUS);
     transport.write(register::STATUS, before | status::FAILED);

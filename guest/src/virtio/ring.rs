@@ -1,7 +1,7 @@
 //! A split virtqueue, the driver's side (Virtio 1.2, section 2.7).
 //!
-//! Chains are sent in rounds: descriptors are handed out from the first one on, and again from the first one when every
-//! chain is back. That needs no free list, and no balloon queue needs more.
+//! Chains are sent in rounds: descriptors are handed out from the first one on, and again from the
+//! first one when every chain is back. That needs no free list, and no balloon queue needs more.
 
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -12,7 +12,8 @@ pub const ENTRIES_MAX: u16 = 32;
 /// Words of 32 bits that a ring takes: one page, whatever its size.
 pub const WORDS: usize = 1024;
 
-// Where the parts lie in the page, in words. Each begins on a boundary that any ring of 32 entries is happy with.
+// Where the parts lie in the page, in words. Each begins on a boundary that any ring of 32 entries
+// is happy with.
 const DESCRIPTORS: usize = 0;
 const AVAILABLE: usize = 128;
 const USED: usize = 256;
@@ -20,12 +21,10 @@ const USED: usize = 256;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// A contiguous buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// Guest-physical address of its first byte.
     pub gpa: u64,
-    /// Its length.
     pub len_bytes: u32,
     /// Whether the device may write it, and only that; otherwise it may read it, and only that.
     pub writable: bool,
@@ -35,11 +34,10 @@ pub struct Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// The device used what it was not given.
+/// The device used a descriptor that it was not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unusable;
 
-/// One queue.
 #[derive(Debug)]
 pub struct Ring<'m> {
     words: &'m [AtomicU32],
@@ -55,8 +53,8 @@ pub struct Ring<'m> {
 }
 
 impl<'m> Ring<'m> {
-    /// Makes queue number `queue` over `words`, which lie at `gpa` (page-aligned), and makes it known to the device. It
-    /// has as many entries as the device allows, up to [`ENTRIES_MAX`].
+    /// Makes queue number `queue` over `words`, which lie at `gpa` (page-aligned), and makes it
+    /// known to the device. It has as many entries as the device allows, up to [`ENTRIES_MAX`].
     ///
     /// # Errors
     /// [`StartError::Queue`] if the device has no such queue or `words` are fewer than [`WORDS`].
@@ -105,8 +103,8 @@ impl<'m> Ring<'m> {
         self.gpa
     }
 
-    /// Makes a chain of `buffers` available. The device learns of it by [`Ring::notify`]. An empty chain is [`Full`]
-    /// too: there is no such thing.
+    /// Makes a chain of `buffers` available. The device learns of it by [`Ring::notify`]. An empty
+    /// chain is [`Full`] too: there is no such thing.
     ///
     /// # Errors
     /// [`Full`], and nothing done.
@@ -143,19 +141,20 @@ impl<'m> Ring<'m> {
         Ok(())
     }
 
-    /// The available ring is 16-bit entries after two 16-bit fields; only this side writes it, so that a whole word may
-    /// be rewritten for a half of it.
+    /// The available ring is 16-bit entries after two 16-bit fields; only this side writes it, so
+    /// that a whole word may be rewritten for a half of it.
     fn offer(&mut self, head: u16) {
         let slot = usize::from(self.available % self.entries);
         let entry = &self.words[AVAILABLE + 1 + slot / 2];
         let (shift, before) = (16 * (slot % 2), entry.load(Ordering::Relaxed));
         entry.store(before & !(0xffff << shift) | u32::from(head) << shift, Ordering::Relaxed);
         self.available = self.available.wrapping_add(1);
-        // Whoever sees the index sees the entry and the descriptors. Flags stay 0: tell me of everything.
+        // A device that sees the index sees the entry and the descriptors. Flags stay 0: every use
+        // is notified.
         self.words[AVAILABLE].store(u32::from(self.available) << 16, Ordering::Release);
     }
 
-    /// Has the device look at the queue.
+    /// Notifies the device of the queue.
     pub fn notify(&self, transport: &mut impl Transport) {
         fence(Ordering::SeqCst);
         transport.write(register::QUEUE_NOTIFY, self.queue);
@@ -169,7 +168,7 @@ impl<'m> Ring<'m> {
     /// Takes the next chain that the device has used: how many bytes it says it wrote.
     ///
     /// # Errors
-    /// [`Unusable`] if the device used more than it was given, or what it was not.
+    /// [`Unusable`] if the device used more than it was given, or a descriptor it was not given.
     pub fn take_used(&mut self) -> Result<Option<u32>, Unusable> {
         let ready = self.used_index().wrapping_sub(self.used);
         if ready == 0 {

@@ -24,7 +24,7 @@ fn write_image(path: &Path, seed: u64) {
         fill_page(&mut page, PageKey { seed, class: Class::Unique, index, generation: 0 });
         bytes.extend(page.iter().flat_map(|word| word.to_le_bytes()));
     }
-    // The file stays the same, as who has it open sees it.
+    // The file stays the same for every process that has it open.
     let mut file = fs::File::options().create(true).truncate(false).write(true).open(path).expect("a file");
     file.write_all(&bytes).expect("an image");
 }
@@ -35,7 +35,7 @@ fn a_disk_is_read_through_the_page_cache() {
     let (image, scratch) = (sandbox.file("image"), sandbox.file("scratch"));
     write_image(&image, 7);
     fs::write(&scratch, vec![0; 1 << 20]).expect("a file");
-    // As many as there can be: each has an interrupt of its own, and Linux looks at each when it finds it.
+    // The maximum: each has an interrupt of its own, and Linux probes each.
     let read_only = format!("{},ro", image.display());
     let scratch = scratch.to_str().expect("UTF-8");
     let drives = ["--drive", &read_only, "--drive", scratch, "--drive", &read_only, "--drive", &read_only];
@@ -58,7 +58,7 @@ fn a_disk_is_read_through_the_page_cache() {
 
     let beyond = linux.agent.command(&format!("disk read first={} pages=2", PAGES - 1));
     assert!(beyond.starts_with("err code=failed") && beyond.contains("ends before that"), "{beyond}");
-    // A file that is cut short is the guest's read error, and nobody's end.
+    // A truncated file is a read error in the guest, and ends no VM.
     linux.agent.command("disk drop");
     fs::File::options()
         .write(true)
@@ -97,7 +97,7 @@ fn the_page_caches_of_two_guests_are_merged() {
     assert_eq!(trial["notes"].as_array().map_or(0, Vec::len), 0, "{trial:#}");
     assert!(figure("peak_percent") > 95.0, "{trial:#}");
     assert!(figure("to_50_percent_seconds") <= figure("to_90_percent_seconds"), "{trial:#}");
-    // What was forgotten is not shared any more, as far as the guests have told of it.
+    // Dropped pages are no longer shared, as far as the guests have reported them.
     assert!(figure("after_evict_shared_pages") < 0.95 * PAGES as f64, "{trial:#}");
     for round in ["round_1_shared_percent", "round_2_shared_percent"] {
         assert!(trial["series"][round].as_array().is_some_and(|all| all.len() > 1), "{trial:#}");

@@ -1,14 +1,17 @@
-//! Inflates and deflates the balloon of the same Linux guest under `samepage run` and under `qemu-system-x86_64 -M
-//! microvm`, alternating, and compares how fast memory comes back and what that costs the VMM.
+//! Inflates and deflates the balloon of the same Linux guest under `samepage run` and under
+//! `qemu-system-x86_64 -M microvm`, alternating, and compares how fast memory comes back and what
+//! that costs the VMM.
 //!
-//! Run by `tests/bench balloon`, in the nested-paging lab. One boot of each a round, and in it, in this order:
+//! Run by `tests/bench balloon`, in the nested-paging lab. One boot of each a round, and in it, in
+//! this order:
 //! - *reclaim untouched*: inflate over memory that the guest has never touched;
 //! - *return + install*: deflate, then the guest fills as much memory;
 //! - *reclaim touched*: the guest frees it, then inflate over it;
 //! - *return*: deflate.
 //!
-//! Fair to QEMU: same kernel, initrd, command line, RAM and vCPU; the same wait on the driver's own word (`actual`);
-//! transparent huge pages at one value for both. QEMU has no free page reporting on, and neither has Samepage.
+//! Fair to QEMU: same kernel, initrd, command line, RAM and vCPU; the same wait on the driver's own
+//! word (`actual`); transparent huge pages at one value for both. QEMU has no free page reporting
+//! on, and neither has Samepage.
 
 use std::path::Path;
 use std::time::Instant;
@@ -61,7 +64,7 @@ fn main() -> Result<()> {
     let bytes = u64::from(balloon_mib) << 20;
     let mut rounds: Vec<[Round; 2]> = Vec::new();
     for round in 0..options.rounds {
-        // Who goes first alternates.
+        // The order alternates.
         let pair = if round % 2 == 0 {
             let ours = ours(&linux, dir.path(), bytes)?;
             [ours, theirs(&linux, dir.path(), bytes)?]

@@ -1,13 +1,16 @@
-//! Takes memory from a guest by its balloon, by swap on zram and by both, and compares what its work comes to with that of a
-//! guest that was sized so from the start. Run by `tests/bench balloon-vs-swap`, as root.
+//! Takes memory from a guest by its balloon, by swap on zram and by both, and compares what its
+//! work comes to with that of a guest that was sized so from the start. Run by `tests/bench
+//! balloon-vs-swap`, as root.
 //!
-//! The guest is the built-in one. It writes all of its memory once, and works on a part of it from then on, its working set.
-//! A balloon takes only what holds nothing, so before it is asked the guest frees what is beyond its working set, which is what a
-//! kernel does with caches that it is asked for. Swap takes what it finds: the host does not know which pages the guest will want
-//! again. It goes round all of them, and goes on while the guest works, so that the guest stays as small.
+//! The guest is the built-in one. It writes all of its memory once, and works on a part of it from
+//! then on, its working set. A balloon takes only what holds nothing, so before it is asked the
+//! guest frees what is beyond its working set, which is what a kernel does with caches that it is
+//! asked for. Swap takes what it finds: the host does not know which pages the guest will want
+//! again. It goes round all of them, and goes on while the guest works, so that the guest stays as
+//! small.
 //!
-//! The swap is made here and is in memory, compressed; what the guest writes cannot be compressed. So this compares what is
-//! taken and how, and not what is gained; and a disk would be slower.
+//! The swap is made here and is in memory, compressed; what the guest writes cannot be compressed.
+//! So this compares what is taken and how, and not what is gained; and a disk would be slower.
 
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -113,7 +116,7 @@ fn measure(point: Point, options: &Options, interrupted: &AtomicBool) -> Result<
     let mut record = Record { point, working_set_pages, rounds: Default::default() };
     for round in 0..options.rounds {
         for n in 0..Way::ALL.len() {
-            // Who goes first alternates.
+            // The order alternates.
             let place = (round + n) % Way::ALL.len();
             let way = Way::ALL[place];
             let name = way.name();

@@ -1,12 +1,16 @@
-//! Boots the same Linux guest with `samepage run` and with `qemu-system-x86_64 -M microvm`, alternating, and
-//! compares the time from exec to the first line of /init, and the memory that each VMM itself needs.
+//! Boots the same Linux guest with `samepage run` and with `qemu-system-x86_64 -M microvm`,
+//! alternating, and compares the time from exec to the first line of /init, and the memory that
+//! each VMM itself needs.
 //!
 //! Run by `tests/bench boot`, in the nested-paging lab. Fair to QEMU:
-//! - same vmlinux (so that QEMU boots it by PVH, without unpacking), initrd, command line, RAM and vCPU;
-//! - microvm with what an ACPI guest needs. The PIT and the PIC stay on: without them this guest boots slower (16 s
-//!   against 9 s), and without ACPI it does not find its interrupts. No network, no disk, no RNG;
+//! - same vmlinux (so that QEMU boots it by PVH, without unpacking), initrd, command line, RAM and
+//!   vCPU;
+//! - microvm with what an ACPI guest needs. The PIT and the PIC stay on: without them this guest
+//!   boots slower (16 s against 9 s), and without ACPI it does not find its interrupts. No network,
+//!   no disk, no RNG;
 //! - an unmeasured round warms the page cache; kernel and initrd are read from memory;
-//! - transparent huge pages are set to one value for both (`--thp`), and QEMU asks for them by itself.
+//! - transparent huge pages are set to one value for both (`--thp`), and QEMU asks for them by
+//!   itself.
 
 use std::ffi::OsString;
 
@@ -51,7 +55,7 @@ fn main() -> Result<()> {
     let memory_bytes = options.memory_mib << 20;
     let mut rounds: Vec<(Boot, Boot)> = Vec::new();
     for round in 0..=options.rounds {
-        // Who goes first alternates too.
+        // The order alternates too.
         let pair = if round % 2 == 0 {
             let ours = boot(&samepage, memory_bytes)?;
             (ours, boot(&qemu, memory_bytes)?)

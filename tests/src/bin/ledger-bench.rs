@@ -1,12 +1,14 @@
-//! What a look at a fleet's frames costs: by kind, as the ledger does it, against entry by entry and frame by frame, on the
-//! same guests at the same moment. Run by `tests/bench ledger`, as root: others do not see frame numbers.
+//! What a look at a fleet's frames costs: by kind, as the ledger does it, against entry by entry
+//! and frame by frame, on the same guests at the same moment. Run by `tests/bench ledger`, as root:
+//! others do not see frame numbers.
 //!
-//! By processor time, so that what else runs on the machine says little. The guests stand still, so that both have to
-//! come to the same.
+//! By processor time, so that what else runs on the machine says little. The guests are paused, so
+//! that both have to come to the same.
 //!
-//! Then what it costs each second when it is read as the daemon does, walks now and then and counters in between, with as much time for each GiB
-//! as there would be on a larger host: with guests that are idle, and with guests that write to all that they have. What it says is held against a whole
-//! walk at the end.
+//! Then what it costs each second when it is read as the daemon does, walks now and then and
+//! counters in between, with as much time for each GiB as there would be on a larger host: with
+//! guests that are idle, and with guests that write to all that they have. What it says is held
+//! against a whole walk at the end.
 
 use std::time::Duration;
 
@@ -89,7 +91,8 @@ struct Watch {
     by_kind: f64,
     /// Age of the oldest walk in the end, in seconds.
     oldest: f64,
-    /// How far off the last reading was, in percent of all pages: frames, absent pages, shared pages.
+    /// How far off the last reading was, in percent of all pages: frames, absent pages, shared
+    /// pages.
     off_percent: [f64; 3],
 }
 
@@ -107,9 +110,9 @@ impl Watch {
         let mut read = || -> Result<_> {
             let before = thread_time();
             let reading = rolling.read(&subjects, held(), Duration::from_millis(50))?;
-            Ok((reading.context("guests that cannot be told by kind")?, thread_time() - before))
+            Ok((reading.context("guests without page types")?, thread_time() - before))
         };
-        // Who is not known is walked once, whatever it takes.
+        // An unknown process is walked once, whatever it costs.
         read()?;
         let (mut counters, mut walks) = (Duration::ZERO, Duration::ZERO);
         for _ in 0..seconds {

@@ -1,8 +1,9 @@
-//! The matchmaker of the slab engine alone: simulated agents offer pages and publish, as fast as it takes them.
+//! The matchmaker of the slab engine alone: simulated agents offer pages and publish, as fast as it
+//! takes them.
 //!
-//! Run by `tests/bench matchmaker`. No guest, no socket, no page: what is timed is the index, and what is counted is its
-//! memory. As it answers all agents of a host from one thread, the longest it takes over one offer is the longest that
-//! everybody waits; that is when its table grows.
+//! Run by `tests/bench matchmaker`. No guest, no socket, no page: what is timed is the index, and
+//! what is counted is its memory. As it answers all agents of a host from one thread, the longest
+//! it takes over one offer is the longest that all agents wait; that is when its table grows.
 
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
@@ -35,9 +36,8 @@ Memory is some 20 to 60 bytes for each different page: 100000000 pages take 3 GB
 
 /// Pages in an offer, as agents make them.
 const OFFER_PAGES: u64 = slab::OFFER_PAGES as u64;
-/// An agent's answer to an order to publish comes after so many offers of others.
+/// An agent answers an order to publish after this many offers of others.
 const ANSWER_AFTER: u64 = 3;
-/// The first row.
 const FIRST_ROW: u64 = 1_000_000;
 /// Offered once more at the end, unchanged.
 const AGAIN_OFFERS: u64 = 256;
@@ -63,7 +63,8 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: the caller's own promise. Not by way of `alloc`: the system has zeros that take no memory yet.
+        // SAFETY: the caller's own promise. Not by way of `alloc`: the system has zeros that take
+        // no memory yet.
         unsafe { System.alloc_zeroed(layout) }
     }
 
@@ -180,7 +181,8 @@ impl World {
     }
 }
 
-/// Time that this thread was on a processor. What it waits for others' work would say nothing of the matchmaker.
+/// Time that this thread was on a processor. What it waits for others' work would say nothing of
+/// the matchmaker.
 fn cpu_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
@@ -222,7 +224,8 @@ fn round(pages: u64, guests: u16) -> Result<Vec<Row>> {
     while !world.to_publish.is_empty() {
         world.publish()?;
     }
-    // Of the common half all guests' pages but none of anybody's own, once there are two: else it has not worked.
+    // With two guests or more, all of their common halves must be merged: else the matchmaker has
+    // not worked.
     let guests = u64::from(guests);
     let whole = offers / guests * guests * OFFER_PAGES / 2;
     ensure!(world.merged >= whole, "{} pages were merged, and {whole} are equal", world.merged);

@@ -1,8 +1,10 @@
-//! How fast memory is measured: against the bandwidth of one core, in place, from a file, from another process, and as it grows.
+//! How fast memory is measured: against the bandwidth of one core, in place, from a file, from
+//! another process, and as it grows.
 //!
-//! Run by `tests/bench measure`. Rates of one thread are by processor time, so that what else runs on the machine says
-//! little; the speed-up of a second thread is by the wall clock, and needs a machine that does nothing else. Ratios are
-//! those of each round, of which the median is shown: the bandwidth of a machine that others use, too, changes by the minute.
+//! Run by `tests/bench measure`. Rates of one thread are by processor time, so that what else runs
+//! on the machine says little; the speed-up of a second thread is by the wall clock, and needs a
+//! machine that does nothing else. Ratios are those of each round, of which the median is shown:
+//! the bandwidth of a machine that others use, too, changes by the minute.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -39,7 +41,8 @@ Usage: measure-bench [--mib N] [--rounds R] [--grow GIB] [--json]
 
 With --mib 1024 it takes 5 GiB of memory.";
 
-/// Holds memory with the contents of a file: the process that is measured. By pages of 4 KiB, or of 2 MiB where it can, as QEMU's.
+/// Holds memory with the contents of a file: the process that is measured. By pages of 4 KiB, or of
+/// 2 MiB where it can, as QEMU's.
 const CHILD: &str = "--hold";
 const CHILD_HUGE: &str = "--hold-huge";
 
@@ -106,7 +109,8 @@ impl PageReader for Generated {
     }
 }
 
-/// The content of a page of so many: a quarter all alike in pairs, half by themselves, no zeros.
+/// The content of `page` of `pages`: a quarter all alike, a quarter in pairs, half by themselves,
+/// no zeros.
 fn content(page: u64, pages: u64) -> u64 {
     match page % 4 {
         0 | 1 => page,
@@ -120,7 +124,8 @@ fn distinct(pages: u64) -> u64 {
     pages / 2 + (pages / 8).max(1).min(pages / 4) + 1
 }
 
-/// The memory of the first part: a fifth zeros, the rest as above, all bytes of a page different from its neighbours'.
+/// The memory of the first part: a fifth zeros, the rest as above, all bytes of a page different
+/// from its neighbours'.
 fn fill(memory: &mut [[u8; PAGE]]) {
     let pages = memory.len() as u64;
     for (page, bytes) in (0..).zip(memory) {
@@ -266,7 +271,7 @@ enum Reading {
 struct Rounds(Vec<[Took; 9]>);
 
 impl Rounds {
-    /// Gibibytes a second of processor time, of which there were so many.
+    /// Gibibytes per second of processor time.
     fn rate(&self, gib: f64, reading: Reading) -> f64 {
         gib / median(self.0.iter().map(|took| took[reading as usize].cpu))
     }

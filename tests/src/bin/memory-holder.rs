@@ -1,9 +1,11 @@
-//! A process with memory in the shapes in which VMMs have it, for tests of what is taken for a guest's.
+//! A process with memory in the shapes in which VMMs have it, for tests of what is taken for a
+//! guest's.
 //!
-//! Each argument is a mapping, `KIND:MIB:TOUCHED[:PATH]`: so large, of which so much is written, a page after the other, each with
-//! a number that no other page of the process has. Kinds: `anon`; `memfd`, shared; `again`, the memfd before mapped once more; `shared` and `private`,
-//! of the file PATH, which is made; `code`, anonymous and executable. When all is there it prints a line for each with its addresses, and
-//! `ready`; and ends with its standard input.
+//! Each argument is a mapping, `KIND:MIB:TOUCHED[:PATH]`: its size, and the part of it that is
+//! written, page after page, each with a number that no other page of the process has. Kinds:
+//! `anon`; `memfd`, shared; `again`, the memfd before mapped once more; `shared` and `private`, of
+//! the file PATH, which is made; `code`, anonymous and executable. When all is there it prints a
+//! line for each with its addresses, and `ready`; and ends with its standard input.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -63,7 +65,7 @@ fn main() -> Result<()> {
             )?;
             hole.byte_add(APART)
         };
-        // SAFETY: inside the mapping that was just made, which nobody uses.
+        // SAFETY: inside the mapping that was just made, which nothing else uses.
         let start = unsafe {
             match &file {
                 Some(file) => mmap(start, bytes, protection, flags, file.as_fd(), 0)?,
@@ -81,7 +83,7 @@ fn main() -> Result<()> {
     }
     println!("{lines}ready");
     std::io::stdout().flush()?;
-    // Whoever started it has gone, or wants no more.
+    // The parent has gone, or closed the pipe.
     let _ = std::io::stdin().read(&mut [0]);
     Ok(())
 }

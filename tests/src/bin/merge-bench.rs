@@ -1,9 +1,10 @@
-//! Merges the same guests by the slab engine and by the kernel's KSM with three sets of knobs, one after the other, and
-//! compares. Run by `tests/bench merge`.
+//! Merges the same guests by the slab engine and by the kernel's KSM with three sets of knobs, one
+//! after the other, and compares. Run by `tests/bench merge`.
 //!
-//! Each contender has fresh guests, all of them ready and filled before it begins, and the machine to itself. What is
-//! counted as KSM's work is the thread `ksmd` alone; as the slab engine's, its threads in the VM processes and in this one,
-//! system calls included. Faults that merging causes the guests later are in neither: see the VMs' other threads.
+//! Each contender has fresh guests, all of them ready and filled before it begins, and the machine
+//! to itself. What is counted as KSM's work is the thread `ksmd` alone; as the slab engine's, its
+//! threads in the VM processes and in this one, system calls included. Faults that merging causes
+//! the guests later are in neither: see the VMs' other threads.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ KSM needs root, and its settings are put back however this ends; without root on
 /// Subcommands of `samepage` that a fleet starts from its own executable, which here is this one.
 const OWN_SUBCOMMANDS: [&str; 2] = ["run", "ksm-guard"];
 
-/// Who runs unless told otherwise.
+/// The default contenders.
 const CONTENDERS: [Contender; 5] =
     [Contender::Off, Contender::KsmDefault, Contender::Ksm, Contender::KsmAdvisor, Contender::Slab];
 
@@ -76,7 +77,8 @@ fn main() -> Result<ExitCode> {
     ensure!(!options.contenders.is_empty(), "nothing is left to measure");
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A second one ends this at once, and with it all guests; the guard of KSM's settings sees to those.
+        // A second one ends this at once, and with it all guests; the guard of KSM's settings sees
+        // to those.
         signal_hook::flag::register_conditional_shutdown(signal, 130, interrupted.clone())?;
         signal_hook::flag::register(signal, interrupted.clone())?;
     }
@@ -89,7 +91,7 @@ fn main() -> Result<ExitCode> {
         options.contenders.iter().map(|who| Record { contender: *who, outcomes: Vec::new() }).collect();
     for round in 0..options.rounds {
         for n in 0..records.len() {
-            // Who goes first alternates.
+            // The order alternates.
             let place = (round + n) % records.len();
             let record = &mut records[place];
             let who = record.contender;
@@ -103,7 +105,7 @@ fn main() -> Result<ExitCode> {
     let now = ksm_knobs();
     if now != knobs {
         notes.push(format!(
-            "KSM is not set as it was before, and no engine runs: somebody else did that. It was {knobs:?} and is {now:?}"
+            "KSM is not set as it was before, and no engine runs: another program did that. It was {knobs:?} and is {now:?}"
         ));
     }
     print(&options, &records, &provenance, &notes);
@@ -190,7 +192,7 @@ fn parse() -> Result<Option<Options>> {
             other => bail!("unknown argument {other}\n\n{USAGE}"),
         }
     }
-    ensure!(setting.guests >= 2, "--guests must be at least 2: one has nobody to share with");
+    ensure!(setting.guests >= 2, "--guests must be at least 2: one has no other to share with");
     ensure!(rounds > 0, "--rounds must be at least 1");
     ensure!(!setting.window.is_zero(), "--window must be at least 1 second");
     Ok(Some(Options { setting, rounds: rounds as usize, contenders, json }))

@@ -1,8 +1,8 @@
-//! How fast a full queue of page frame numbers becomes memory given back, without a VM: a driver's descriptors in
-//! guest RAM, the real transport, the real balloon device, the real system calls.
+//! How fast a full queue of page frame numbers becomes memory given back, without a VM: a driver's
+//! descriptors in guest RAM, the real transport, the real balloon device, the real system calls.
 //!
-//! Beside it the kernel's own floor, in the same run: the same pages given back by the best system calls for them and
-//! nothing else. And what a VMM pays that gives back page by page, as QEMU does.
+//! Beside it the kernel's own floor, in the same run: the same pages given back by the best system
+//! calls for them and nothing else. And what a VMM pays that gives back page by page, as QEMU does.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -189,7 +189,8 @@ fn drive(transport: &mut MmioTransport) {
     write(0x70, 15);
 }
 
-/// Seconds for the system calls alone: each of the queue's descriptors has its ranges sorted and joined beforehand.
+/// Seconds for the system calls alone: each of the queue's descriptors has its ranges sorted and
+/// joined beforehand.
 fn floor(ram: &Ram, pages: &[u32]) -> Result<f64> {
     let ranges: Vec<_> = pages.chunks(PFNS as usize).map(joined).collect();
     touch(ram, pages)?;

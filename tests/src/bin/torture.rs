@@ -14,12 +14,12 @@ should, or a guest or the engine ends by itself.
 
 Usage: torture [--pages N] [--seed N] [--guests N] [--memory MIB] [--hash-mask N] [--sampling MS] [--minutes N] [--json]
 
-  --pages N      check so many pages, all guests together [default: 10000000]
-  --seed N       what is done follows from it [default: from the clock, and printed]
+  --pages N      pages to check, all guests together [default: 10000000]
+  --seed N       seed of all choices [default: from the clock, and printed]
   --guests N     built-in guests [default: 4]
   --memory MIB   RAM of each [default: 48]
   --hash-mask N  the bits of pages' hashes that count: 0 and all pages collide [default: all]
-  --sampling MS  sample each guest's working set, 1000 pages every so many milliseconds [default: not]
+  --sampling MS  sample each guest's working set, 1000 pages every MS milliseconds [default: not]
   --minutes N    fail if it is not done by then [default: 60]
   --json         print one JSON object
 

@@ -1,5 +1,5 @@
-//! Booting a Linux guest, measured from outside: how long until its /init speaks, and what the VMM itself holds
-//! in memory then. The same for any VMM that puts the guest's console on its stdout.
+//! Booting a Linux guest, measured from outside: how long until its /init speaks, and what the VMM
+//! itself holds in memory then. The same for any VMM that puts the guest's console on its stdout.
 
 mod smaps;
 
@@ -32,10 +32,11 @@ pub struct Boot {
 
 /// Boots a guest once, measures, and kills it.
 ///
-/// `memory_bytes` is the guest's RAM, by which its mapping is told from the VMM's own.
+/// `memory_bytes` is the guest's RAM, which tells its mapping from the VMM's own.
 ///
 /// # Errors
-/// The VMM does not start, ends early, takes longer than a minute, or its memory cannot be told apart.
+/// The VMM does not start, ends early, takes longer than a minute, or its memory cannot be told
+/// apart.
 pub fn boot(command: &[OsString], memory_bytes: u64) -> Result<Boot> {
     let [program, args @ ..] = command else { bail!("no command to boot with") };
     let mut command = Command::new(program);

@@ -4,7 +4,6 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-/// One mapping.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Mapping {
     start: u64,
@@ -33,8 +32,8 @@ fn without_ram(mappings: &[Mapping], memory_bytes: u64) -> Result<u64> {
     Ok(mappings.iter().map(|m| m.pss_bytes).sum::<u64>() - ram.iter().map(|m| m.pss_bytes).sum::<u64>())
 }
 
-/// Guest RAM, if it begins with the first mapping: contiguous, writable, of just this size. Pieces of it may be
-/// private mappings of the kernel's file; other mappings may touch it.
+/// Guest RAM, if it begins with the first mapping: contiguous, writable, of just this size. Pieces
+/// of it may be private mappings of the kernel's file; other mappings may touch it.
 fn ram_from(mappings: &[Mapping], memory_bytes: u64) -> Option<&[Mapping]> {
     let first = mappings.first().filter(|m| m.nameless)?;
     let mut end = first.start;

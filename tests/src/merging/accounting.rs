@@ -1,4 +1,5 @@
-//! What an engine costs, seen from outside: processor time of threads, and memory besides guest RAM.
+//! What an engine costs, seen from outside: processor time of threads, and memory besides guest
+//! RAM.
 
 #![expect(unsafe_code, reason = "malloc_trim")]
 
@@ -13,8 +14,9 @@ use merge::ksm::Knobs;
 
 /// The name of the slab engine's threads, in VM processes and in the host's.
 const ENGINE_THREAD: &str = "merge";
-/// The kernel's caches of the record that KSM keeps of a page, of that of a shared frame, and of that of a mapping, each with
-/// the bytes of one where the kernel does not tell. Their fill does not show: the kernel joins caches of one size.
+/// The kernel's caches of the record that KSM keeps of a page, of that of a shared frame, and of
+/// that of a mapping, each with the bytes of one where the kernel does not tell. Their fill does
+/// not show: the kernel joins caches of one size.
 const KSM_PAGE: (&str, u64) = ("ksm_rmap_item", 64);
 const KSM_FRAME: (&str, u64) = ("ksm_stable_node", 64);
 const MAPPING: (&str, u64) = ("vm_area_struct", 192);
@@ -112,7 +114,8 @@ impl Memory {
     }
 }
 
-/// Private anonymous bytes of all mappings for whose start `is_ram` does not hold, and how many mappings there are in all.
+/// Private anonymous bytes of all mappings for whose start `is_ram` does not hold, and how many
+/// mappings there are in all.
 fn private_besides(smaps: &str, is_ram: impl Fn(u64) -> bool) -> (u64, u64) {
     let (mut bytes, mut mappings, mut counts) = (0, 0, false);
     for line in smaps.lines() {

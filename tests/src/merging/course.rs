@@ -1,4 +1,5 @@
-//! The course that every contender runs, alone, with fresh guests: merge, settle, rest, change, be written to.
+//! The course that every contender runs, alone, with fresh guests: merge, settle, rest, change, be
+//! written to.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,11 +23,11 @@ use super::figures::{Round, SECONDS};
 use super::ksm_tables::sweep_ksm;
 use super::setting::Setting;
 
-/// What counts as merged: so much of the ideal.
+/// The part of the ideal that counts as merged.
 const GOAL_PERCENT: u64 = 95;
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(5);
-/// When merging has settled, memory of slabs comes back still: waited for until nothing did for so long.
+/// After merging has settled, slabs still give memory back: wait until none has for this long.
 const QUIET: Duration = Duration::from_secs(6);
 /// And that is waited for no longer than this.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
@@ -34,13 +35,12 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 const TIMED_RATE: u64 = 2000;
 /// How long writes are timed once merging has settled, to unique pages and to common ones.
 const SETTLED_WRITES: Duration = Duration::from_secs(5);
-/// Of all pages so many change a second: one in.
+/// One page in this number changes each second.
 const CHURN_PART: u64 = 100;
 
 /// What one contender did.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Its figures.
     pub figures: Round,
     /// What a reader of them should know.
     pub notes: Vec<String>,
@@ -70,7 +70,7 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
         let outcome = course();
         dir.remove();
         match outcome {
-            // Another fleet took KSM while ours came up, or somebody else set it.
+            // Another fleet took KSM while ours came up, or another program set it.
             Err(error) if attempt < 3 && is_disturbed(&error) => {
                 notes.push(format!("measured again: {error}"));
             }
@@ -81,7 +81,7 @@ pub fn run(setting: &Setting, contender: Contender, watch: &Watch) -> Result<Out
             }
         }
     }
-    bail!("KSM is always taken by somebody else")
+    bail!("KSM is always taken by another fleet or program")
 }
 
 fn is_disturbed(error: &anyhow::Error) -> bool {
@@ -89,9 +89,9 @@ fn is_disturbed(error: &anyhow::Error) -> bool {
     is_busy || error.is::<KnobsChanged>()
 }
 
-/// Somebody who does not care for the lock has set KSM meanwhile: nothing that was measured is worth anything.
+/// A program that ignores the lock has set KSM meanwhile: the measurement is void.
 #[derive(Debug, thiserror::Error)]
-#[error("somebody else set KSM while it was measured: it was {was:?} and is {is:?}")]
+#[error("another program set KSM while it was measured: it was {was:?} and is {is:?}")]
 struct KnobsChanged {
     was: KsmKnobs,
     is: KsmKnobs,
@@ -177,7 +177,7 @@ impl Course<'_> {
         knobs: &mut KsmKnobs,
         figures: &mut Round,
     ) -> Result<()> {
-        // Pages that were only ever read are on the kernel's frame of zeros from the start, and nobody's to merge.
+        // Pages that were only ever read are on the zero page from the start, and need no merging.
         let zeros = self.fleet.paused(Fleet::frames)?.pages.zero;
         let goal = goal(content, self.setting.guests).saturating_sub(zeros);
         // Not before: the pause would be in the times.
@@ -216,7 +216,8 @@ impl Course<'_> {
         Ok(())
     }
 
-    /// Processor time of the engine: the kernel's word where the engine is threads of ours, `ksmd`'s where it is KSM.
+    /// Processor time of the engine: the kernel's word where the engine is threads of ours,
+    /// `ksmd`'s where it is KSM.
     fn engine_seconds(&self, progress: Progress, threads: f64) -> Option<f64> {
         if self.contender.is_ksm() { progress.cpu_seconds } else { Some(threads) }
     }
@@ -243,7 +244,8 @@ impl Course<'_> {
         Ok(())
     }
 
-    /// How much of the ideal is shared, by the kernel's own tables. Returns the bytes of slabs that no guest maps.
+    /// How much of the ideal is shared, by the kernel's own tables. Returns the bytes of slabs that
+    /// no guest maps.
     fn share(
         &mut self,
         content: Content,
@@ -301,7 +303,6 @@ impl Course<'_> {
         self.churn(Class::Common, 0)
     }
 
-    /// One window.
     fn load(&mut self, spaces: &[Space]) -> Result<Load> {
         let (before, progress, began) = (ThreadSeconds::now(spaces)?, self.progress()?, Instant::now());
         self.rest(self.setting.window)?;
@@ -349,7 +350,7 @@ impl Course<'_> {
     }
 }
 
-/// The knobs that nobody but their owner changes: the advisor has one of its own.
+/// The knobs that only their owner changes: the advisor sets one by itself.
 fn settings(knobs: &KsmKnobs) -> KsmKnobs {
     let is_advised =
         knobs.iter().any(|(name, value)| *name == "advisor_mode" && value.contains("[scan-time]"));
@@ -358,10 +359,11 @@ fn settings(knobs: &KsmKnobs) -> KsmKnobs {
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// How many pages an engine has merged, as it counts them, when so much of the ideal is saved.
+/// Pages merged, as the engine counts them, when the wanted part of the ideal is saved.
 fn goal(content: &Content, guests: u16) -> u64 {
-    // It counts the pages on shared frames, the first of each frame too. What these guests have in common is in all of them,
-    // so there are as many first ones as there are duplicates in each of the other guests. Zeros have no first.
+    // It counts the pages on shared frames, the first of each frame too. What these guests have in
+    // common is in all of them, so there are as many first ones as there are duplicates in each of
+    // the other guests. Zeros have no first.
     let first = content.cross_duplicates.div_ceil(u64::from(guests).saturating_sub(1).max(1));
     content.ideal_saved_pages * GOAL_PERCENT / 100 + first
 }

@@ -15,12 +15,9 @@ pub enum Better {
     Neither,
 }
 
-/// One figure.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
-    /// In JSON.
     pub key: &'static str,
-    /// In the table.
     pub label: &'static str,
     /// What counts as better.
     pub better: Better,
@@ -68,7 +65,7 @@ pub const FIGURES: &[Figure] = &[
     neither("memory_page_table_bytes", "  page tables of VMs, growth"),
     neither("memory_mapping_bytes", "  mappings of VMs, growth"),
     neither("memory_ksm_bytes", "  KSM's records"),
-    neither("memory_unmapped_slab_bytes", "  slab pages that nobody maps"),
+    neither("memory_unmapped_slab_bytes", "  slab pages that no guest maps"),
     neither("mappings", "  mappings added"),
     neither("idle_vm_cpu_percent", "VMs' other threads, nothing changes, %"),
     neither("churn_unique_vm_cpu_percent", "VMs' other threads, unique pages change, %"),
@@ -83,7 +80,8 @@ pub const SECONDS: &str = "seconds";
 /// The figures of one round, by key. What could not be had is not there.
 pub type Round = BTreeMap<&'static str, f64>;
 
-/// A figure of all rounds; None if one has not got it, for a median of those that came through would flatter.
+/// A figure of all rounds; None if one has not got it, for a median of those that came through
+/// would flatter.
 #[must_use]
 pub fn spread(rounds: &[Round], key: &str) -> Option<Spread> {
     let values: Option<Vec<f64>> = rounds.iter().map(|round| round.get(key).copied()).collect();
@@ -101,8 +99,8 @@ pub fn times_better(figure: &Figure, ours: f64, theirs: f64) -> Option<f64> {
     (above > 0.0 && below > 0.0).then_some(above / below)
 }
 
-/// The best of `others` at this figure: its number among them and its value. Those of them that did not reach the goal do
-/// not count where that matters.
+/// The best of `others` at this figure: its number among them and its value. Those of them that did
+/// not reach the goal do not count where that matters.
 #[must_use]
 pub fn best(figure: &Figure, others: &[&[Round]]) -> Option<(usize, f64)> {
     let values = others.iter().enumerate().filter_map(|(n, rounds)| {

@@ -10,13 +10,15 @@ use merge::{Engine, EngineError};
 
 /// How long to wait for a KSM that another fleet drives.
 const BUSY_LIMIT: Duration = Duration::from_secs(120);
-/// KSM forgets what processes that have ended left in its tables; what is still there after so long without less is not theirs.
+/// KSM removes the entries of ended processes from its tables; entries left after this long without
+/// a decrease are not theirs.
 const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 /// How often either is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Has KSM forget what ended processes left in its tables, so that nobody pays for the one before. Waits for another fleet
-/// that drives KSM. Returns what else is in them, and so is scanned too: a line for each process.
+/// Has KSM forget what ended processes left in its tables, so that no run pays for the one before.
+/// Waits for another fleet that drives KSM. Returns what else is in them, and so is scanned too: a
+/// line for each process.
 ///
 /// # Errors
 /// KSM cannot be driven, or the user wants an end.

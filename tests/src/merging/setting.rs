@@ -12,10 +12,9 @@ use lab::contender::Contender;
 /// How long a Linux guest may take to start.
 const LINUX_READY_SECONDS: u32 = 900;
 
-/// What everybody runs with.
+/// The setting of all contenders.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// Guests.
     pub guests: u16,
     /// RAM of each, in bytes.
     pub memory_bytes: u64,

@@ -11,9 +11,7 @@ use lab::contender::Contender;
 /// All rounds of one contender.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Who.
     pub contender: Contender,
-    /// Each round.
     pub outcomes: Vec<Outcome>,
 }
 
@@ -29,7 +27,6 @@ pub struct Table {
 }
 
 impl Table {
-    /// Of these records.
     #[must_use]
     pub fn of(records: &[Record]) -> Self {
         Self { records: records.iter().map(|record| (record.contender, record.rounds())).collect() }

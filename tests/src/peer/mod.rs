@@ -1,5 +1,5 @@
-//! The same Linux guest under Samepage and under QEMU's microvm, driven the same way: commands for the agent, balloon
-//! sizes, and the processor time that the VMM itself takes.
+//! The same Linux guest under Samepage and under QEMU's microvm, driven the same way: commands for
+//! the agent, balloon sizes, and the processor time that the VMM itself takes.
 
 mod qemu;
 mod samepage;
@@ -20,7 +20,7 @@ pub use samepage::Samepage;
 
 /// What guests get: no PCI probing that no VMM here answers, and the lines that count.
 pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
-/// How long a guest may take to boot, or to obey one command.
+/// Time limit for a guest to boot, or to carry out a command.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How often a balloon that moves is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -49,13 +49,11 @@ impl Linux<'_> {
 pub trait Balloon {
     /// For the report.
     fn name(&self) -> &'static str;
-    /// Asks for a balloon of so many bytes.
+    /// Asks for a balloon of this size.
     fn set_target(&mut self, bytes: u64) -> Result<()>;
     /// The size that the driver says it has reached, in bytes.
     fn actual(&mut self) -> Result<u64>;
-    /// The agent.
     fn agent(&mut self) -> &mut Agent;
-    /// The VMM's process.
     fn pid(&self) -> u32;
     /// Whether a thread of this name runs guest code, and not the VMM's own.
     fn is_vcpu(&self, thread: &str) -> bool;

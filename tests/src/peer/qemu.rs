@@ -16,7 +16,6 @@ use super::{Agent, Balloon, LIMIT, Linux, Process};
 /// QEMU's microvm with what an ACPI guest needs and nothing else.
 pub const MICROVM: &str = "microvm,x-option-roms=off,isa-serial=on,acpi=on";
 
-/// A running guest.
 pub struct Qemu {
     process: Process,
     monitor: BufReader<UnixStream>,
@@ -74,7 +73,7 @@ impl Qemu {
         loop {
             let mut line = String::new();
             if self.monitor.read_line(&mut line)? == 0 {
-                bail!("QEMU's monitor hung up after {command}");
+                bail!("QEMU's monitor closed the connection after {command}");
             }
             // The greeting and events come in between.
             let mut answer: Value = serde_json::from_str(&line)?;

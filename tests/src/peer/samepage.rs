@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use super::{Agent, Balloon, LIMIT, Linux, Process};
 use crate::vm::Client;
 
-/// A running guest.
 pub struct Samepage {
     process: Process,
     control: Client,

@@ -1,6 +1,7 @@
 //! One guest, from its start to its last page verified.
 //!
-//! Pages of class `common` are its working set; `unique` ones it has written and does not look at again.
+//! Pages of class `common` are its working set; `unique` ones it has written and does not look at
+//! again.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +19,10 @@ use crate::vm::{Client, Vm, field};
 
 /// How long taking memory may last, or rewriting a working set.
 const LIMIT: Duration = Duration::from_secs(60);
-/// A balloon that has not moved for so long has come as far as it goes.
+/// A balloon that has not moved for this long has reached its size.
 const STANDSTILL: Duration = Duration::from_millis(500);
-/// From one look at a balloon, or at how much of its working set a guest has rewritten, to the next.
+/// From one look at a balloon, or at how much of its working set a guest has rewritten, to the
+/// next.
 const LOOK: Duration = Duration::from_millis(2);
 /// From one look at what a guest has come to hold, where swap keeps it small, to the next.
 const KEEP: Duration = Duration::from_millis(10);
@@ -58,8 +60,8 @@ impl Host {
         (count(|entry| entry.present()), count(|entry| entry.swapped()))
     }
 
-    /// Asks for a balloon of so many pages, and waits until it has them or has no more to give. Returns how many it has, and how
-    /// long they took.
+    /// Asks for a balloon of `pages`, and waits until it has them or can give no more. Returns its
+    /// size and the seconds taken.
     fn balloon(&self, pages: u64) -> Result<(u64, f64)> {
         let began = Instant::now();
         self.vm.ask(&json!({"op": "balloon_target", "pages": pages}));
@@ -74,13 +76,14 @@ impl Host {
         Ok((size, moved.as_secs_f64()))
     }
 
-    /// Has some of so many pages pushed out.
+    /// Pushes pages out to swap.
     fn page_out(&self, pages: u64) -> Result<()> {
         let answer = self.vm.ask(&json!({"op": "page_out", "pages": pages.min(BATCH_PAGES)}));
         number(&answer, "/paged_out/swapped_pages").map(drop)
     }
 
-    /// Pushes pages out until it has no more than `left_pages` of host memory. Returns how long that took.
+    /// Pushes pages out until it has no more than `left_pages` of host memory. Returns how long
+    /// that took.
     fn push_out(&self, left_pages: u64, interrupted: &AtomicBool) -> Result<f64> {
         let began = Instant::now();
         loop {
@@ -109,7 +112,7 @@ impl Host {
     }
 }
 
-/// What the guest is told.
+/// Commands to the guest.
 struct Agent(Client);
 
 impl Agent {
@@ -125,7 +128,7 @@ impl Agent {
         self.obey(&format!("fill seed=1 common=7 {mix} pages={pages}")).map(drop)
     }
 
-    /// Rewrites its working set of so many pages once, in their order. Returns pages a second.
+    /// Rewrites its working set once, in order. Returns pages a second.
     fn rewrite(&mut self, pages: u64) -> Result<f64> {
         let before = field(&self.obey("report")?, "churned");
         let began = Instant::now();
@@ -166,7 +169,7 @@ impl Guest {
     fn start(sandbox: &Sandbox, memory_mib: u64) -> Result<Self> {
         let vm = Vm::start(sandbox, "vm", &["--memory", &format!("{memory_mib}M")]);
         let mut com2 = vm.com2();
-        let ready = com2.line().context("it hung up before it was ready")?;
+        let ready = com2.line().context("the connection closed before it was ready")?;
         let mut host = Host { vm, overhead_pages: 0 };
         host.overhead_pages = host.anonymous_pages()?.saturating_sub(host.present_and_swapped().0);
         Ok(Self { host, agent: Agent(com2), pages: field(&ready, "pages") })
@@ -194,7 +197,7 @@ fn number(answer: &Value, pointer: &str) -> Result<u64> {
 /// Pages of the working set: the same for all ways, so one guest is asked.
 ///
 /// # Errors
-/// The guest does not do as it is told.
+/// The guest does not carry out its command.
 ///
 /// # Panics
 /// If its VM does not answer at all.
@@ -211,7 +214,7 @@ pub fn working_set_pages(point: &Point) -> Result<u64> {
 /// Runs a guest whose memory is taken in this way, and which then works for `window`.
 ///
 /// # Errors
-/// The guest or its VM does not do as it is told, a page is lost, or it is interrupted.
+/// The guest or its VM fails a command, a page is lost, or it is interrupted.
 ///
 /// # Panics
 /// If the VM does not answer at all.

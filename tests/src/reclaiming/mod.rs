@@ -1,4 +1,5 @@
-//! The bench of taking memory from a guest: by its balloon, by swap, by both, against a guest that never had it.
+//! The bench of taking memory from a guest: by its balloon, by swap, by both, against a guest that
+//! never had it.
 
 pub mod course;
 pub mod point;

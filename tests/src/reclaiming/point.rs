@@ -8,13 +8,14 @@ const GUEST_OVERHEAD_PAGES: u64 = 4 * MIB_PAGES;
 /// How a guest comes to what it is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// It was started with so much: the control.
+    /// Started with this much memory: the control.
     Sized,
     /// It frees what is beyond its working set, and its balloon takes of that.
     Balloon,
     /// It knows of nothing; the host pushes pages out to swap.
     Swap,
-    /// It frees half of what is beyond its working set, its balloon takes up to half of what is to go, and swap the rest.
+    /// It frees half of what is beyond its working set, its balloon takes up to half of what is to
+    /// go, and swap the rest.
     Both,
 }
 
@@ -71,20 +72,21 @@ impl Point {
         (working_set * 100).div_ceil(pages.max(1)).clamp(1, 100)
     }
 
-    /// RAM of the control, in MiB: what the others are left; where its working set of so many pages does not fit there, what
-    /// that needs, for else it could not do the same work.
+    /// RAM of the control, in MiB: that which the others are left with, or more if its working set
+    /// needs it: it must do the same work.
     #[must_use]
     pub fn control_mib(&self, working_set_pages: u64) -> u64 {
         self.left_mib().max((working_set_pages + GUEST_OVERHEAD_PAGES).div_ceil(MIB_PAGES))
     }
 }
 
-/// A fill that holds so many pages of class `common`, the working set, and about so many others, which nobody looks at again, of at
-/// most `most` in all: pages in all, and the percentage that is common.
+/// A fill with the working set as pages of class `common` and about `cold_pages` others, never
+/// accessed again, of at most `most` in all: pages in all, and the percentage that is common.
 #[must_use]
 pub fn mix(working_set_pages: u64, cold_pages: u64, most: u64) -> (u64, u64) {
     let held = (working_set_pages + cold_pages).clamp(1, most.max(1));
-    // Rounded down, so that there is a number of pages in all of which the working set is just this percentage; of too few, up.
+    // Rounded down, so that there is a number of pages in all of which the working set is just this
+    // percentage; of too few, up.
     let percent = (working_set_pages * 100 / held).clamp(1, 100);
     match (working_set_pages * 100).div_ceil(percent) {
         pages if pages <= most => (pages, percent),
@@ -119,7 +121,7 @@ mod tests {
             let held = pages * percent / 100;
             assert!(held.abs_diff(working_set) <= 1 || pages == most, "{pages} pages, {percent} %");
             assert!((working_set..=most).contains(&pages), "{pages} pages");
-            // A percent too little of the working set is so many pages too much.
+            // A percent too little of the working set is this many pages too much.
             assert!(pages - held <= cold + pages / percent + 1, "{pages} pages, {percent} %");
         }
         assert_eq!(mix(1000, 0, 65_000), (1000, 100));

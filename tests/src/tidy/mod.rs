@@ -1,7 +1,8 @@
 //! The architecture invariants that text can show, as code.
 //!
-//! Each rule is a function from the sources to what it found, with the line, the rule, and what to do about it.
-//! The rules read text, not types: a name that is hidden behind a macro or a re-export escapes them.
+//! Each rule is a function from the sources to what it found, with the line, the rule, and what to
+//! do about it. The rules read text, not types: a name that is hidden behind a macro or a re-export
+//! escapes them.
 
 mod rules;
 mod source;

@@ -18,7 +18,8 @@ const MAPPING_CALLS: &[&str] = &[
 ];
 /// Words for a file that holds a bit of everything.
 const EMPTY_NAMES: &[&str] = &["util", "utils", "helper", "helpers", "manager", "misc", "common"];
-/// Where a guest's doing, or that of a client of the API or of metrics, is handled, so that a panic would be theirs to cause.
+/// Where a guest's doing, or that of a client of the API or of metrics, is handled, so that a panic
+/// would be theirs to cause.
 const GUEST_REACH: &[&str] =
     &["devices/src/", "vmm/machine/src/", "vmm/merge/src/", "vmm/fleet/src/metrics/", "vmm/wire/src/"];
 
@@ -95,7 +96,8 @@ pub(super) fn mapping_in_memory_only(sources: &[Source]) -> Vec<Finding> {
     })
 }
 
-/// Whoever reads a process by pinning its pages breaks up what KSM shares there, unless he looks at the page table first.
+/// Reading a process by pinning its pages breaks up what KSM shares there, unless the page table is
+/// consulted first.
 pub(super) fn pinned_where_nothing_is_shared(sources: &[Source]) -> Vec<Finding> {
     let homes = [
         ("process_vm_readv", "vmm/memory/src/remote/"),
@@ -160,7 +162,8 @@ pub(super) fn own_program(sources: &[Source]) -> Vec<Finding> {
     })
 }
 
-/// Where commands and VMs open what their users name: open(2) of a FIFO waits, beyond every signal that has a handler.
+/// Where commands and VMs open what their users name: open(2) of a FIFO waits, beyond every signal
+/// that has a handler.
 pub(super) fn opening_that_waits(sources: &[Source]) -> Vec<Finding> {
     const HOMES: &[&str] =
         &["vmm/src/", "vmm/machine/src/", "vmm/fleet/src/spec", "vmm/lab/src/experiment/plan"];

@@ -9,17 +9,16 @@ const SKIPPED: &[&str] = &["target", ".git"];
 /// The kinds of files that rules read.
 const KINDS: &[&str] = &["rs", "toml", "md"];
 
-/// One file.
 pub struct Source {
     /// Path below the workspace's root, with `/`.
     pub path: String,
-    /// All of it.
     pub text: String,
     /// Whether all of it is compiled for tests only.
     pub test_only: bool,
 }
 
-/// One line of Rust without comments and with the contents of string and character literals taken out.
+/// One line of Rust without comments and with the contents of string and character literals taken
+/// out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
     /// Counted from 1.

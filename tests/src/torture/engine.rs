@@ -22,7 +22,8 @@ const REPORTED: Duration = Duration::from_secs(10);
 /// The longest wait before it is ended, or started again.
 const PAUSE_MILLIS: u64 = 1500;
 
-/// Is the engine, at `socket`, until standard input ends. Answers each line there with what is known of merging.
+/// Is the engine, at `socket`, until standard input ends. Answers each line there with what is
+/// known of merging.
 ///
 /// # Errors
 /// It cannot be started.
@@ -98,7 +99,7 @@ impl Engine {
         Ok(())
     }
 
-    /// What is known of merging, once as many as `guests` agents have reported, or will not soon.
+    /// The statistics of merging, once `guests` agents have reported, or will not soon.
     pub(super) fn statistics(&mut self, guests: usize) -> Result<Statistics> {
         let until = Instant::now() + REPORTED;
         loop {

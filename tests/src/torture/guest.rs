@@ -1,4 +1,4 @@
-//! One guest of the torture: its VM's process, and what it is told to do.
+//! One guest of the torture: its VM's process, and its commands.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use super::choices::Choices;
 use super::{Options, Tally};
 
-/// How long anything may take that a guest is told to do: in the lab, where it takes longest, some ten times what it does.
+/// Time limit of any command to a guest: some ten times what the slowest takes in the lab.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How often it is looked whether a VM or a balloon has got there.
+/// Poll interval for a VM or a balloon.
 const LOOK: Duration = Duration::from_millis(10);
 /// What a VM's thread that merges is called.
 const AGENT: &str = "merge";
@@ -38,7 +38,7 @@ pub(super) struct Guest {
     control: PathBuf,
     log: PathBuf,
     ram_pages: u64,
-    /// Pages found wrong that are told of already.
+    /// Wrong pages reported already.
     mismatched: u64,
 }
 
@@ -80,8 +80,8 @@ impl Guest {
         &self.name
     }
 
-    /// Makes its agent polite or not. A polite one has to let the vCPU go first, also in the middle of a merge: which is when
-    /// its writes are to meet the frozen pages.
+    /// Makes its agent polite or not. A polite one has to let the vCPU go first, also in the middle
+    /// of a merge: which is when its writes are to meet the frozen pages.
     pub(super) fn mind(&self, choices: &mut Choices) -> Result<()> {
         let nice = [0, 10, 19][choices.below(3) as usize];
         for task in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
@@ -140,7 +140,8 @@ impl Guest {
             0 => {}
             // As much as it likes.
             1 => fill += &format!(" pages={}", choices.below(self.ram_pages)),
-            // So few that churn comes round about when they are looked at: it meets them while they are merged.
+            // So few that churn comes round about when they are looked at: it meets them while they
+            // are merged.
             2 => fill += &format!(" pages={}", 64 + choices.below(FEW_PAGES)),
             // All of it.
             _ => self.deflate()?,
@@ -186,14 +187,13 @@ impl Guest {
         known["working_set"]["periods"].as_u64().with_context(|| format!("no working set: {known}"))
     }
 
-    /// Asks it for a balloon of so many pages, which it need not be able to give.
+    /// Asks it for a balloon of this size, which it need not be able to give.
     fn balloon(&mut self, pages: u64) -> Result<()> {
         let set = self.ask(&json!({"op": "balloon_target", "pages": pages}))?;
         ensure!(set == "done", "balloon of {pages} pages: {set}");
         Ok(())
     }
 
-    /// Empties its balloon.
     fn deflate(&mut self) -> Result<()> {
         self.balloon(0)?;
         let until = Instant::now() + LIMIT;
@@ -204,7 +204,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Has it obey, and gives its answer: also that it has no room, or no such pages, which comes with random commands.
+    /// Has it obey, and gives its answer: also that it has no room, or no such pages, which comes
+    /// with random commands.
     pub(super) fn command(&mut self, command: &str) -> Result<String> {
         self.com2.get_mut().write_all(format!("{command}\n").as_bytes()).or_else(|e| self.ended(&e))?;
         let answer = loop {
@@ -221,7 +222,7 @@ impl Guest {
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         match self.com2.read_line(&mut line) {
-            Ok(0) => self.ended(&"it hung up"),
+            Ok(0) => self.ended(&"it closed the connection"),
             Ok(_) => Ok(line.trim_end().to_owned()),
             Err(error) => self.ended(&error),
         }
@@ -237,7 +238,7 @@ impl Guest {
         answered.or_else(|error| self.ended(&error))
     }
 
-    /// What there is to say of a VM that answers no more.
+    /// The error of a VM that no longer answers.
     fn ended<T>(&mut self, error: &dyn std::fmt::Display) -> Result<T> {
         let until = Instant::now() + Duration::from_secs(2);
         while self.process.try_wait()?.is_none() && Instant::now() < until {

@@ -1,9 +1,11 @@
-//! The torture of merging by slabs: guests that fill, rewrite, check, free and balloon their memory while its pages are merged,
-//! written to, dropped and merged again, and while the engine and guests are killed.
+//! The torture of merging by slabs: guests that fill, rewrite, check, free and balloon their memory
+//! while its pages are merged, written to, dropped and merged again, and while the engine and
+//! guests are killed.
 //!
-//! What is done follows from a seed; when it meets what else happens does not. Writers of every step of a merge are there:
-//! vCPUs (churn and fill), the VMM's own threads (the balloon's rings and both serial ports), and the balloon's discards. What
-//! a page must hold is known to the guest alone, which checks all of them again and again.
+//! What is done follows from a seed; when it meets what else happens does not. Writers of every
+//! step of a merge are there: vCPUs (churn and fill), the VMM's own threads (the balloon's rings
+//! and both serial ports), and the balloon's discards. What a page must hold is known to the guest
+//! alone, which checks all of them again and again.
 
 mod choices;
 mod engine;
@@ -25,9 +27,9 @@ use choices::Choices;
 use engine::Engine;
 use guest::Guest;
 
-/// Things that a guest is told to do in a round, before it checks all of its pages.
+/// Actions of a guest in a round, before it checks all of its pages.
 const TURNS: u64 = 8;
-/// Of so many rounds, one kills a guest.
+/// One round in this number kills a guest.
 const ROUNDS_PER_KILL: u64 = 8;
 
 /// What is to be done.
@@ -51,7 +53,7 @@ pub struct Options {
     pub program: PathBuf,
 }
 
-/// What came of it.
+/// The results.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// Pages that guests have checked.
@@ -66,7 +68,6 @@ pub struct Tally {
     pub ballooned: u64,
     /// Samples that were taken of the working sets of the guests that are left at the end.
     pub periods: u64,
-    /// Rounds.
     pub rounds: u64,
     /// How often the engine was ended and started again, killed or not.
     pub engine_restarts: u64,
@@ -101,11 +102,12 @@ impl Tally {
     }
 }
 
-/// Tortures until enough pages are checked. `checked` hears how many each time that a guest has checked some.
+/// Tortures until enough pages are checked. `checked` hears how many each time that a guest has
+/// checked some.
 ///
 /// # Errors
-/// A guest or the engine has ended by itself or does not answer, time is up, or the processes cannot be started. A page that
-/// is wrong is no error: it ends the torture and is in the tally.
+/// A guest or the engine has ended by itself or does not answer, time is up, or the processes
+/// cannot be started. A page that is wrong is no error: it ends the torture and is in the tally.
 pub fn run(options: &Options, checked: &(impl Fn(u64) + Sync)) -> Result<Tally> {
     ensure!(options.guests > 0, "torture needs a guest");
     let began = Instant::now();
@@ -160,7 +162,8 @@ impl<'a> Torture<'a> {
             .with_context(|| format!("guest {name} did not start"))
     }
 
-    /// All guests do what they are told, each on a thread of ours, while the engine is ended and started.
+    /// All guests carry out their commands, each on a thread of ours, while the engine is ended and
+    /// started.
     fn round(&mut self, tally: &mut Tally, checked: &(impl Fn(u64) + Sync)) -> Result<()> {
         let forks: Vec<_> = self.guests.iter().map(|_| self.choices.fork()).collect();
         let mut for_engine = self.choices.fork();

@@ -1,4 +1,4 @@
-//! What doctor says of the host: cgroups, swap, pressure, limits, memory.
+//! Findings on the host: cgroups, swap, pressure, limits, memory.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use kernel_view::swaps::Swap;
 
 use super::Finding;
 
-/// What the kernel allows a process by default; enough for merging by runs.
+/// The kernel's default; enough for merging by runs.
 const USUAL_MAP_COUNT: u64 = 65_530;
 /// Descriptors of a fleet of some hundred guests.
 const WANTED_FILES: u64 = 4096;
@@ -84,7 +84,7 @@ fn pressure(text: &str) -> Finding {
     match text.lines().find(|line| line.starts_with("some")) {
         Some(line) => {
             let average = line.split_whitespace().find_map(|word| word.strip_prefix("avg10=")).unwrap_or("?");
-            Finding::ok(NAME, format!("{average} % of the last 10 s somebody waited for memory"))
+            Finding::ok(NAME, format!("{average} % of the last 10 s some task waited for memory"))
         }
         None => Finding::limited(NAME, "not shown", "boot with psi=1 to see memory pressure before it hurts"),
     }

@@ -1,4 +1,4 @@
-//! What doctor says of the kernel's memory features: KSM, userfaultfd, frame numbers, huge pages.
+//! Findings on the kernel's memory features: KSM, userfaultfd, frame numbers, huge pages.
 
 use std::fs;
 
@@ -9,7 +9,6 @@ use memory::Hva;
 use memory::userfault::{self, Access};
 use merge::ksm::{self, Availability, LeftBehind};
 
-/// What was found.
 pub(super) struct Kernel {
     pub(super) findings: Vec<Finding>,
     ksm: Availability,
@@ -142,7 +141,7 @@ fn userfaultfd(unprivileged: &str) -> Finding {
     }
 }
 
-/// Whether frame numbers and the frame table are shown to us.
+/// Whether this user may read frame numbers and the frame table.
 fn frame_numbers() -> bool {
     let here = 0u8;
     let mut entries = Vec::new();

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use lab::experiment::run::Outcome;
 
-/// `repetition,variant,engine,guests,name,at,value` lines, with a heading; `at` is empty for a single figure, and what runs to the right
-/// for a series.
+/// `repetition,variant,engine,guests,name,at,value` lines, with a heading; `at` is empty for a
+/// single figure, and what runs to the right for a series.
 pub(super) fn text(outcome: &Outcome) -> String {
     let mut text = String::from("repetition,variant,engine,guests,name,at,value\n");
     for trial in &outcome.trials {
@@ -24,7 +24,7 @@ pub(super) fn text(outcome: &Outcome) -> String {
     text
 }
 
-/// A variant's name is whatever its plan says.
+/// A variant's name is free text from its plan.
 fn quoted(text: &str) -> String {
     match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),

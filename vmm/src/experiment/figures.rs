@@ -1,4 +1,4 @@
-//! What came out of an experiment as a page of plots and tables.
+//! An experiment's results as a page of plots and tables.
 
 use super::table::{columns, dimensions, readable, spread};
 use lab::experiment::plan::{Kind, Plan};
@@ -9,7 +9,7 @@ use lab::provenance::Provenance;
 use measure::html::{Bars, Item, Lines, Page, Section, Table, number};
 use memory::PAGE_BYTES;
 
-/// What is drawn against the number of guests.
+/// Figures plotted against the number of guests.
 const AGAINST_GUESTS: [(&str, &str); 4] = [
     ("shared_pages", "on shared frames"),
     ("freed_pages", "freed"),
@@ -19,15 +19,14 @@ const AGAINST_GUESTS: [(&str, &str); 4] = [
 
 /// What merging took, against the number of guests: its figure, a title, its unit.
 const COSTS: [(&str, &str, &str); 2] = [
-    ("merge_seconds", "From the start of merging to the last page that was merged", "s"),
+    ("merge_seconds", "From the start of merging to the last merged page", "s"),
     ("merge_cpu_seconds", "Processor time of merging", "s"),
 ];
 
-/// The whole page.
 pub(super) fn page(outcome: &Outcome) -> Page {
     let plan = &outcome.plan;
     let mut sections = vec![Section {
-        heading: "What was measured".into(),
+        heading: "Setup".into(),
         text: format!("{}. After: {}.", plan.about, plan.source),
         items: vec![Item::KeyValues(vec![
             ("trials".into(), format!("{} of {}", outcome.trials.len(), outcome.planned_trials)),
@@ -51,9 +50,9 @@ pub(super) fn page(outcome: &Outcome) -> Page {
     if !outcome.notes.is_empty() {
         let rows = outcome.notes.iter().map(|note| vec![note.clone()]).collect();
         let items = vec![Item::Table(Table { header: vec!["note".into()], rows })];
-        sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
+        sections.push(Section { heading: "Notes".into(), text: String::new(), items });
     }
-    let state = if outcome.complete { "" } else { "Not complete: it was ended before every trial was run. " };
+    let state = if outcome.complete { "" } else { "Incomplete: it ended before every trial had run. " };
     Page {
         title: format!("Experiment {}", plan.name),
         lead: format!("{state}{}", outcome.environment.line()),
@@ -61,7 +60,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
     }
 }
 
-/// How many guests ran at a time, as they were asked for.
+/// The numbers of guests that the plan asks for.
 fn numbers_of_guests(plan: &Plan) -> String {
     let numbers: Vec<String> = plan.guests.iter().map(ToString::to_string).collect();
     if numbers.is_empty() { "-".into() } else { numbers.join(", ") }
@@ -80,7 +79,8 @@ fn mib(pages: f64) -> f64 {
     pages * PAGE_BYTES as f64 / f64::from(1 << 20)
 }
 
-/// A plot for each engine and variant: lines where the number of guests differs, bars where it does not.
+/// A plot for each engine and variant: lines where the number of guests differs, bars where it does
+/// not.
 fn against_guests(outcome: &Outcome) -> Vec<Section> {
     let mut curves: Vec<(String, Vec<&PointSummary>)> = Vec::new();
     for summary in &outcome.summary {
@@ -138,7 +138,8 @@ fn by_kind<'a>(title: &str, what: &str, points: impl Iterator<Item = &'a PointSu
     })
 }
 
-/// Variants side by side, where there are several: by what saves with the most guests, then over the number of guests for each engine.
+/// Variants side by side, where there are several: by what saves with the most guests, then over
+/// the number of guests for each engine.
 fn variants_against_guests(outcome: &Outcome) -> Vec<Item> {
     let most = outcome.summary.iter().map(|s| s.point.guests).max().unwrap_or(0);
     let title = format!("Freed with {most} guests, by what frees it");
@@ -274,14 +275,14 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
     vec![
         Section {
             heading: "Can a guest tell?".into(),
-            text: "At 50 % it can only guess; at 100 % two windows are enough. In its own domain somebody has the same common pages, and \
-                   they are merged; in the other domain somebody has them too, and they must not be."
+            text: "At 50 % it can only guess; at 100 % two windows are enough. In its own domain another guest has the same common pages, and \
+                   they are merged; in the other domain another guest has them too, and they must not be."
                 .into(),
             items: vec![Item::Bars(bars)],
         },
         Section {
             heading: "Write times".into(),
-            text: "The first repetition: so many of the windows had a median write that took no longer; in the own domain and in the other."
+            text: "The first repetition: the part of the windows with a median write that took no longer, in the own domain and in the other."
                 .into(),
             items: first_series(outcome).into_iter().map(plot).collect(),
         },
@@ -310,7 +311,7 @@ fn since_the_last_byte(outcome: &Outcome) -> Vec<Section> {
     vec![Section {
         heading: "Pages of the file that both guests share".into(),
         text: format!(
-            "The first repetition. Two guests read a file of {}, the second so much later; merging goes on all the time. When as much as \
+            "The first repetition. Two guests read a file of {}, the second after a delay; merging runs throughout. When as much as \
              can be is shared, or after {} s, both have their page cache forget the file.",
             outcome.plan.file.size,
             number(outcome.plan.merge_seconds)
@@ -383,7 +384,7 @@ fn variant(summary: &PointSummary) -> String {
     }
 }
 
-/// What the terminal shows first, then the rest.
+/// The terminal's columns first, then the rest.
 fn all_figures(outcome: &Outcome) -> Section {
     let dimensions = dimensions(&outcome.summary);
     let first = columns(outcome.plan.kind);
@@ -404,7 +405,7 @@ fn all_figures(outcome: &Outcome) -> Section {
         header: dimensions.iter().map(|(name, _)| (*name).to_owned()).chain(labels).collect(),
         rows: outcome.summary.iter().map(row).collect(),
     };
-    let text = "Medians of all repetitions, with the least and the most where they differ.";
+    let text = "Medians of all repetitions, with minimum and maximum where they differ.";
     Section { heading: "All figures".into(), text: text.into(), items: vec![Item::Table(table)] }
 }
 
@@ -430,8 +431,7 @@ fn machine(outcome: &Outcome) -> Section {
     let table = Table { header: vec!["what".into(), "value".into()], rows: known.chain(knobs).collect() };
     Section {
         heading: "The machine".into(),
-        text: "As it was before the first trial; an engine sets KSM while it merges, and puts it back."
-            .into(),
+        text: "Before the first trial; an engine sets KSM while it merges, and restores it.".into(),
         items: vec![Item::Table(table)],
     }
 }

@@ -1,4 +1,4 @@
-//! What an experiment prints: which there are, and what came out of one.
+//! The list of experiments, and the results of one, as tables.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use memory::PAGE_BYTES;
 /// Columns of the list: sentences in it are broken.
 const COLUMNS: u16 = 100;
 
-/// The experiments there are.
+/// The list of experiments.
 pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
     let mut table = table(&["experiment", "shows", "points", "repetitions"], 2);
     for plan in plans {
@@ -35,7 +35,7 @@ pub(super) fn list(plans: &[Plan], scenarios: &[Scenario]) -> String {
     )
 }
 
-/// What the table shows of each kind, in this order; everything else is in JSON, CSV and the page.
+/// The table's columns for each kind, in order; all other figures are in JSON, CSV and the page.
 pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::IdenticalVms => &[
@@ -98,7 +98,8 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// A figure's name for people, and by what its values are to be multiplied: pages are shown in MiB, nanoseconds in microseconds.
+/// A figure's displayed name and the factor of its values: pages are shown in MiB, nanoseconds in
+/// microseconds.
 pub(super) fn readable(name: &str) -> (String, f64) {
     let (name, unit, factor) = if let Some(name) = name.strip_suffix("_pages") {
         (name, " MiB", PAGE_BYTES as f64 / f64::from(1 << 20))
@@ -118,7 +119,7 @@ pub(super) fn readable(name: &str) -> (String, f64) {
     (format!("{}{unit}", name.replace('_', " ")), factor)
 }
 
-/// The median, and where repetitions differ the least and the most.
+/// The median, with minimum and maximum where repetitions differ.
 pub(super) fn spread(spread: &Spread, factor: f64) -> String {
     let [median, least, most] =
         [spread.median, spread.least, spread.most].map(|value| digits(value * factor));
@@ -132,10 +133,10 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// Its name, and what a point has of it.
+/// A dimension's name, and its value at a point.
 type Dimension = (&'static str, fn(&PointSummary) -> String);
 
-/// Dimensions of which there is more than one value, by name.
+/// The dimensions with more than one value, by name.
 pub(super) fn dimensions(summary: &[PointSummary]) -> Vec<Dimension> {
     let all: [Dimension; 3] = [
         ("variant", |s| s.point.variant.clone()),
@@ -146,7 +147,7 @@ pub(super) fn dimensions(summary: &[PointSummary]) -> Vec<Dimension> {
     all.into_iter().filter(|(name, of)| *name == "engine" || differ(of)).collect()
 }
 
-/// The table of an outcome, what was left out, and on what it was measured.
+/// The table of an outcome, the trials skipped, and the machine measured on.
 pub(super) fn outcome(outcome: &Outcome) -> String {
     let dimensions = dimensions(&outcome.summary);
     let columns = columns(outcome.plan.kind);
@@ -163,7 +164,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
     }
     let plan = &outcome.plan;
     let mut text = format!(
-        "{table}\nexperiment {}, seed {}: {} of {} trials; repetitions: {}, shown are medians (least-most); guests of {}, {}\n{}",
+        "{table}\nexperiment {}, seed {}: {} of {} trials; repetitions: {}, shown are medians (min-max); guests of {}, {}\n{}",
         plan.name,
         plan.seed,
         outcome.trials.len(),

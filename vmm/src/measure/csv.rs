@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::output::Measured;
 
-/// `path,value` lines, with a heading. The path is that of `--json`: `content.zero`, `guests.0.name`, `pairs.0.1`.
+/// `path,value` lines, with a heading. The path is that of `--json`: `content.zero`,
+/// `guests.0.name`, `pairs.0.1`.
 pub(super) fn text(measured: &Measured) -> serde_json::Result<String> {
     let mut text = String::from("path,value\n");
     lines(&mut text, "", &serde_json::to_value(measured)?);

@@ -13,7 +13,6 @@ fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|text| (*text).to_owned()).collect()
 }
 
-/// The whole page.
 pub(super) fn page(measured: &Measured) -> Page {
     let found = &measured.findings;
     let mut sections = vec![summary(measured), by_guest(found)];
@@ -26,7 +25,7 @@ pub(super) fn page(measured: &Measured) -> Page {
     sections.extend(measured.beyond.as_ref().map(beyond));
     if !measured.notes.is_empty() {
         let items = vec![Item::Notes(measured.notes.clone())];
-        sections.push(Section { heading: "What a reader should know".into(), text: String::new(), items });
+        sections.push(Section { heading: "Notes".into(), text: String::new(), items });
     }
     sections.push(measured.measured_by.section());
     Page { title: "What sharing equal pages would save".into(), lead: measured.headline(), sections }
@@ -65,7 +64,7 @@ fn summary(measured: &Measured) -> Section {
             ("files", Some(by.file)),
             ("otherwise", Some(by.other)),
         ];
-        // What is not known has no bar; a note says why.
+        // An unknown value has no bar; a note says why.
         let bar = |(name, pages): (&str, Option<u64>)| Some((name.to_owned(), vec![mib(pages?)]));
         let bars: Vec<_> = parts.into_iter().filter_map(bar).collect();
         items.push(Item::Bars(Bars {
@@ -78,7 +77,7 @@ fn summary(measured: &Measured) -> Section {
         }));
     }
     let debt = format!(
-        "What sharing frees is needed again when it is written: {} MiB, if all of what could be shared were written.",
+        "Shared pages need frames again when they are written: {} MiB, if all potential sharing broke.",
         number(mib(found.debt_pages))
     );
     Section { heading: "In short".into(), text: debt, items }
@@ -105,7 +104,8 @@ fn by_guest(found: &Findings) -> Section {
     let header = strings(&["trust domain", "guests", "in memory, MiB", "distinct, MiB", "ideal frees, MiB"]);
     Section {
         heading: "What the pages hold".into(),
-        text: "What sharing would free is counted within each trust domain: guests of two domains are not to share.".into(),
+        text: "Potential sharing is counted within each trust domain: guests of two domains must not share."
+            .into(),
         items: vec![Item::Bars(bars), Item::Table(Table { header, rows: rows.collect() })],
     }
 }
@@ -144,7 +144,7 @@ fn between(found: &Findings) -> Section {
         );
     }
     if found.guests.len() > MAX_PAIRED {
-        text.push_str(" There is no matrix of so many guests.");
+        text.push_str(" With this many guests there is no matrix.");
     }
     items.push(Item::Lines(Lines {
         title: "Frames needed as guests are added one by one".into(),
@@ -152,7 +152,7 @@ fn between(found: &Findings) -> Section {
         y: "MiB".into(),
         series,
     }));
-    // A number of guests that holds nothing has its place, too, unless there are very many.
+    // Zero counts are plotted too, unless there are very many guests.
     let all = 1..=found.guests.len() as u64;
     let numbers: Vec<u64> = match found.guests.len() {
         ..=MAX_PAIRED => all.collect(),
@@ -233,16 +233,14 @@ fn watched(watched: &Watched) -> Section {
     };
     let lifetimes = watched.lifetimes.iter().map(|l| (format!("{:.0} s", l.seconds), l.pages as f64));
     let histogram = Histogram {
-        title: "How long pages were shared, of those that began and ended while it was watched".into(),
+        title: "Lifetime of sharing, for pages whose sharing began and ended during the watch".into(),
         x: "seconds".into(),
         y: "pages".into(),
         bins: lifetimes.collect(),
     };
     let half = watched.half_life_seconds;
-    let text = half.map_or("No page was seen to be shared no more.".to_owned(), |seconds| {
-        format!(
-            "At the rate that was seen, half of the shared pages are shared no more after {seconds:.0} s."
-        )
+    let text = half.map_or("No page was seen to stop being shared.".to_owned(), |seconds| {
+        format!("At the observed rate, half of the shared pages stop being shared within {seconds:.0} s.")
     });
     let mut items = vec![Item::Lines(lines)];
     if !watched.lifetimes.is_empty() {
@@ -262,7 +260,7 @@ fn beyond(beyond: &Beyond) -> Section {
         (format!("{name} \u{b1} {:.1}", 100.0 * saves.error_95), vec![100.0 * saves.mean])
     });
     let text = format!(
-        "Of what is left when all that is equal is shared: estimated from {} of {} contents, with 95 % intervals. {:.1} % (\u{b1} {:.1}) \
+        "Of the memory left once all equal pages are shared: estimated from {} of {} contents, with 95 % intervals. {:.1} % (\u{b1} {:.1}) \
          have a page in memory from which they differ by half a page or less.",
         number(beyond.sampled as f64),
         number(beyond.contents as f64),
@@ -270,7 +268,7 @@ fn beyond(beyond: &Beyond) -> Section {
         100.0 * beyond.near_duplicates.error_95
     );
     let bars = Bars {
-        title: "Part of the memory that is left which would be saved".into(),
+        title: "Part of the remaining memory that would be saved".into(),
         unit: "%".into(),
         series: strings(&["saved"]),
         bars: bars.into(),

@@ -1,4 +1,4 @@
-//! What `samepage measure` found, in one struct; its JSON is the interface.
+//! The result of `samepage measure` in one struct; its JSON is the interface.
 
 use std::fmt::Write;
 
@@ -19,32 +19,33 @@ use measure::volatile::Volatile;
 use measure::watch::Watched;
 use memory::PAGE_BYTES;
 
-/// What is shared now.
+/// Actual sharing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct SharedNow {
     /// Pages by class.
     pub(super) pages: Pages,
-    /// Of the shared ones, by what.
+    /// The shared ones by what shares them.
     pub(super) shared_by: SharedBy,
-    /// Distinct frames.
     pub(super) frames: u64,
-    /// What sharing saves: pages on shared frames less these frames.
+    /// Pages on shared frames less these frames.
     pub(super) saved_pages: u64,
-    /// What is saved and what is on the zero frame.
+    /// Saved pages plus pages on the zero page.
     pub(super) freed_pages: u64,
-    /// Freed pages as a part of the ideal within the trust domains; `null` if there was nothing to free.
+    /// Freed pages as a fraction of the ideal within the trust domains; `null` if there was nothing
+    /// to free.
     pub(super) fraction_of_ideal: Option<f64>,
-    /// Frames that writing to every shared page and every page on the zero frame would take.
+    /// Frames needed if every shared page and every page on the zero page were written.
     pub(super) debt_pages: u64,
     /// Frame numbers are hidden from this user.
     pub(super) estimated: bool,
-    /// What a reader of these numbers should know.
+    /// Caveats of these numbers.
     #[serde(skip)]
     notes: Vec<String>,
 }
 
 impl SharedNow {
-    /// Of the processes among `subjects`; and what they could share at most within their trust domains, by a scan of all.
+    /// Reads the processes among `subjects`; the ideal within their trust domains comes from a scan
+    /// of all subjects.
     pub(super) fn of(subjects: &Subjects, scan: &Scan) -> Result<(Self, u64), MeasureError> {
         let frames = frames::measure(&subjects.spaces)?;
         let ideal = ideal_within_domains(&subjects.subjects, scan, subjects.spaces.len());
@@ -67,26 +68,26 @@ impl SharedNow {
 /// All of it; field names are the JSON interface of `samepage measure --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Measured {
-    /// What could be shared.
+    /// Potential sharing.
     #[serde(flatten)]
     pub(super) findings: Findings,
-    /// What is, of the processes among what was measured.
+    /// Actual sharing, of the processes among the subjects.
     pub(super) shared_now: Option<SharedNow>,
-    /// Pages by what their guests' kernels use them for, where that is known.
+    /// Pages by their use in the guests' kernels, where known.
     pub(super) by_type: Option<ByType>,
     /// What changed meanwhile.
     pub(super) volatile: Option<Volatile>,
-    /// Near-duplicates and compression, where they were asked for.
+    /// Near-duplicates and compression, if asked for.
     pub(super) beyond: Option<Beyond>,
-    /// What was seen from look to look, where that was asked for.
+    /// Changes from look to look, if asked for.
     pub(super) watched: Option<Watched>,
-    /// What else is large in the processes, and was not measured.
+    /// Other large mappings of the processes, not measured.
     pub(super) left_out: Vec<LeftOut>,
     /// When, where and how.
     pub(super) measured_by: Provenance,
     /// Threads that read.
     pub(super) threads: usize,
-    /// What a reader should know.
+    /// Caveats.
     pub(super) notes: Vec<String>,
 }
 
@@ -107,7 +108,7 @@ impl Measured {
             shared_now = Some(now);
             if !subjects.files.is_empty() {
                 notes.push(
-                    "what is shared now is of the processes, and set against what they could share"
+                    "actual sharing is that of the processes, compared with their own potential sharing"
                         .to_owned(),
                 );
             }
@@ -122,7 +123,7 @@ impl Measured {
         }
         if findings.passes > 1 {
             notes.push(format!(
-                "the memory was read {} times, as the index was limited; how runs lie, and what pages are used for, is not known then",
+                "the memory was read {} times, as the index was limited; runs and page types are unknown then",
                 findings.passes
             ));
         }

@@ -1,4 +1,5 @@
-//! What the command line names: guests of fleets, processes, files; and their trust domains.
+//! The subjects that the command line names: guests of fleets, processes, files; and their trust
+//! domains.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -25,10 +26,10 @@ use measure::source::process::ProcessSource;
 use memory::{Extent, PAGE_BYTES};
 use os::one_line;
 
-/// The domain of what was not put into one.
+/// The domain of subjects without --domain.
 const DEFAULT_DOMAIN: &str = "default";
 
-/// Addresses, and of which process if that was said.
+/// Addresses, and their process if given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PidRange {
     pid: Option<u32>,
@@ -70,36 +71,33 @@ pub(super) fn domain(text: &str) -> anyhow::Result<Domain> {
     Ok(Domain { name: name.into(), members: members.split(',').map(str::to_owned).collect() })
 }
 
-/// What is measured.
 #[derive(Default)]
 pub(super) struct Subjects {
     /// In order.
     pub(super) subjects: Vec<Subject>,
-    /// The memory of those that are processes, which come first.
+    /// The memory of the processes, which come first.
     pub(super) spaces: Vec<Space>,
     processes: Vec<ProcessSource>,
-    /// The files that come after them.
+    /// The files, which come after the processes.
     pub(super) files: Vec<FileSource>,
-    /// What each one's pages are used for, where that is known.
+    /// The page types of each, where known.
     pub(super) page_types: Vec<Option<Arc<PageTypes>>>,
-    /// What else is large in the processes.
+    /// Other large mappings of the processes.
     pub(super) left_out: Vec<LeftOut>,
-    /// What a reader should know of the choice.
+    /// Caveats of the choice.
     pub(super) notes: Vec<String>,
 }
 
-/// A large stretch of a process that was not taken for guest memory.
+/// A large mapping not taken for guest memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeftOut {
-    /// The process.
     pid: u32,
     /// Its addresses, as `--range` takes them.
     range: String,
-    /// Its length.
     bytes: u64,
-    /// Of that, what has a frame or is on swap.
+    /// Of these, resident or swapped.
     held_bytes: u64,
-    /// What it is made of.
+    /// Its backing.
     kind: String,
     /// Why it was left out.
     reason: String,
@@ -137,7 +135,7 @@ impl Subjects {
             }
         } else if args.page_types {
             bail!(
-                "--page-types asks the agents of a fleet's guests; for a --pid or a --file give --page-flags"
+                "--page-types asks the agents of a fleet's guests; for a --pid or a --file use --page-flags"
             );
         }
         let mut seen = BTreeSet::new();
@@ -187,7 +185,7 @@ impl Subjects {
         Ok(())
     }
 
-    /// Of the next guest that will be pushed; that its kernel cannot be asked is worth a note.
+    /// Page types of the next guest to be pushed; a kernel that cannot be asked gets a note.
     fn ask_page_types(&mut self, fleet: &str, space: &Space) -> anyhow::Result<()> {
         let frames =
             |extent: &Extent| Ram { first: extent.gpa.0 / PAGE_BYTES, pages: extent.bytes / PAGE_BYTES };
@@ -196,12 +194,12 @@ impl Subjects {
             Ok(runs) => {
                 self.page_types.push(Some(Arc::new(PageTypes::of_runs(&space.name, &runs, &ram)?)));
             }
-            Err(e) => self.notes.push(format!("{}: page types are not known: {}", space.name, one_line(&e))),
+            Err(e) => self.notes.push(format!("{}: page types are unknown: {}", space.name, one_line(&e))),
         }
         Ok(())
     }
 
-    /// Of processes and files, whose numbers and paths go before what they are said to be.
+    /// Page flags of processes and files; a PID or path before the `=` names the subject.
     fn read_page_flags(&mut self, args: &Args) -> anyhow::Result<()> {
         let pids = args.pid.iter().map(u32::to_string);
         let names: Vec<String> =
@@ -215,7 +213,7 @@ impl Subjects {
                 (Some(at), _) => (at, &text[names[at].len() + 1..]),
                 (None, 1) => (0, text.as_str()),
                 _ => bail!(
-                    "of whom is --page-flags {text}? Write PID=FLAGS or FILE=FLAGS, of a --pid or a --file of this command"
+                    "--page-flags {text} names no --pid or --file of this command: write PID=FLAGS or FILE=FLAGS"
                 ),
             };
             let at = guests + at;
@@ -264,13 +262,13 @@ impl Subjects {
     }
 }
 
-/// A restored guest's memory is a file of which the process has those pages only that were touched since.
+/// A restored guest's memory is a file; only pages touched since are mapped in the process.
 fn untouched_file(choice: &Choice, pid: u32) -> Option<String> {
     let files = choice.taken.iter().filter(|stretch| stretch.kind == Kind::File);
     let absent: u64 = files.map(|stretch| stretch.bytes().saturating_sub(stretch.held_bytes)).sum();
     (absent > 0).then(|| {
         format!(
-            "memory of process {pid} is a mapped file, as after a restore: the {} MiB of it that were not touched since are in the file only, \
+            "memory of process {pid} is a mapped file, as after a restore: {} MiB not touched since are in the file only, \
              and count as absent",
             mib(absent)
         )
@@ -285,11 +283,11 @@ fn process(pid: u32, args: &Args) -> anyhow::Result<(Space, Choice)> {
     if let Some(PidRange { hvas, .. }) = args.range.iter().find(|range| range.pid.is_none())
         && args.pid.len() > 1
     {
-        bail!("of which process is --range {:x}-{:x}? Write PID:START-END", hvas.start, hvas.end);
+        bail!("--range {:x}-{:x} names no process: write PID:START-END", hvas.start, hvas.end);
     }
     if let Some(unknown) = args.range.iter().filter_map(|range| range.pid).find(|pid| !args.pid.contains(pid))
     {
-        bail!("--range names process {unknown}, and --pid does not");
+        bail!("--range names process {unknown}, which is no --pid of this command");
     }
     let (extents, choice) = match ranges.is_empty() {
         true => {

@@ -1,4 +1,5 @@
-//! How `samepage measure` says what it found to people: tables, and a sentence at the end, where a terminal leaves the eye.
+//! The result of `samepage measure` as tables, and one sentence at the end, where a terminal leaves
+//! the eye.
 
 use std::fmt;
 
@@ -49,7 +50,7 @@ impl fmt::Display for Measured {
             row("distinct", c.distinct, "different contents"),
             row("ideal, all with all", found.ideal_saved_pages, "the first three"),
             row("ideal within domains", found.ideal_within_domains_pages, "what may be shared"),
-            row("debt of the ideal", found.debt_pages, "needed again if all of it were written"),
+            row("debt of the ideal", found.debt_pages, "needed if all of it were written"),
         ] {
             classes.add_row(cells);
         }
@@ -194,7 +195,9 @@ fn watched_table(f: &mut fmt::Formatter<'_>, watched: &Watched) -> fmt::Result {
     }
     writeln!(f, "{table}")?;
     match watched.half_life_seconds {
-        Some(seconds) => writeln!(f, "half of the shared pages would be shared no more after {seconds:.0} s"),
-        None => writeln!(f, "no page was seen to be shared no more"),
+        Some(seconds) => {
+            writeln!(f, "half of the shared pages would stop being shared within {seconds:.0} s")
+        }
+        None => writeln!(f, "no page was seen to stop being shared"),
     }
 }

@@ -1,4 +1,4 @@
-//! Pages by what their guests' kernels use them for.
+//! Pages by their use in the guests' kernels.
 
 use guest::page_type::PageType;
 use serde::{Deserialize, Serialize};
@@ -8,32 +8,25 @@ use measure::MeasureError;
 use measure::page_types::{TYPES, TypeCounts};
 use measure::scan::Scan;
 
-/// One type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TypeRow {
-    /// Its name.
     #[serde(rename = "type")]
     pub(super) name: String,
-    /// Its pages.
     #[serde(flatten)]
     pub(super) counts: TypeCounts,
 }
 
-/// One guest's pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GuestTypes {
-    /// Its name.
     pub(super) guest: String,
     /// By type.
     pub(super) types: Vec<TypeRow>,
 }
 
-/// Pages by type, of those guests of which it is known.
+/// Pages by type, of the guests for which it is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ByType {
-    /// All guests' together.
     pub(super) types: Vec<TypeRow>,
-    /// Each guest's.
     pub(super) guests: Vec<GuestTypes>,
 }
 
@@ -43,7 +36,7 @@ fn rows(counts: &[TypeCounts; TYPES]) -> Vec<TypeRow> {
 }
 
 impl ByType {
-    /// None: of no guest it is known, or the memory was read more than once.
+    /// None if it is known for no guest, or the memory was read more than once.
     pub(super) fn of(subjects: &Subjects, scan: &Scan) -> Result<Option<Self>, MeasureError> {
         let Some(by_type) = &scan.by_type else { return Ok(None) };
         let (mut all, mut guests) = ([TypeCounts::default(); TYPES], Vec::new());

@@ -1,4 +1,4 @@
-//! What became of a fleet under stress as a page of plots and tables.
+//! A stress verdict as a page of plots and tables.
 
 use super::{fate, reasons};
 use lab::provenance::Provenance;
@@ -7,13 +7,12 @@ use lab::stress::verdict::{Fate, Verdict};
 use measure::html::{Item, Lines, Page, Section, Table};
 use measure::report::mib;
 
-/// Points of a line: more cannot be told apart.
+/// Points of a line: more cannot be distinguished.
 const PLOT_POINTS: usize = 120;
 
-/// What is drawn of each sample: a name and a number.
+/// A plotted value of each sample: name and number.
 type Curve = (&'static str, fn(&Sample) -> f64);
 
-/// The whole page.
 pub(super) fn page(verdict: &Verdict) -> Page {
     let state = if verdict.held { "held" } else { "NOT HELD" };
     Page {
@@ -41,17 +40,17 @@ fn outcome(verdict: &Verdict) -> Section {
         ("most in use, % of it", format!("{:.0}", verdict.used_peak_percent())),
         ("guests stopped", verdict.count(Fate::Stopped).to_string()),
         ("suspended at some time", verdict.ever_suspended().to_string()),
-        ("not let in", verdict.count(Fate::Refused).to_string()),
+        ("not admitted", verdict.count(Fate::Refused).to_string()),
         ("seconds", format!("{:.1}", verdict.seconds)),
     ];
     let mut numbers = numbers.map(|(name, value)| (name.to_owned(), value)).to_vec();
     if verdict.swap_taken_pages > 0 {
-        numbers.push(("swap taken away, MiB".into(), format!("{:.0}", mib(verdict.swap_taken_pages))));
+        numbers.push(("swap withheld, MiB".into(), format!("{:.0}", mib(verdict.swap_taken_pages))));
     }
     let mut items = vec![Item::KeyValues(numbers)];
     if !verdict.unchecked.is_empty() {
         let rows = verdict.unchecked.iter().map(|name| vec![name.clone()]).collect();
-        items.push(Item::Table(Table { header: vec!["suspended, and so left out of a check".into()], rows }));
+        items.push(Item::Table(Table { header: vec!["not checked: suspended".into()], rows }));
     }
     if !verdict.failures.is_empty() {
         let rows = verdict.failures.iter().map(|failure| vec![failure.clone()]).collect();
@@ -60,10 +59,10 @@ fn outcome(verdict: &Verdict) -> Section {
     if !verdict.actions.is_empty() {
         let mut rows: Vec<_> =
             verdict.actions.iter().map(|(kind, count)| vec![kind.clone(), count.to_string()]).collect();
-        rows.push(vec!["could not be done".into(), verdict.failed_actions.to_string()]);
+        rows.push(vec!["failed".into(), verdict.failed_actions.to_string()]);
         items.push(Item::Table(Table { header: vec!["the policy did".into(), "times".into()], rows }));
     }
-    Section { heading: "What became of it".into(), text: String::new(), items }
+    Section { heading: "Verdict".into(), text: String::new(), items }
 }
 
 fn over_time(verdict: &Verdict) -> Section {
@@ -99,7 +98,7 @@ fn over_time(verdict: &Verdict) -> Section {
     };
     Section {
         heading: "Over time".into(),
-        text: "Debt is what would be needed at once if everything shared were written and everything absent touched; cover is what could pay it."
+        text: "Debt: memory needed at once if all shared pages were written and all absent ones touched; cover: what could pay it."
             .into(),
         items: vec![
             plot("Memory", "MiB", &memory),

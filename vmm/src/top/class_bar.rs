@@ -5,7 +5,7 @@ use ratatui::text::Span;
 
 use overcommit::ledger::Classes;
 
-/// A class's sign, its colour, and its name. Without colours the sign tells.
+/// A class's sign, colour and name. Without colours the sign alone tells classes apart.
 const CLASSES: [(&str, Color, &str); 6] = [
     ("█", Color::Blue, "private"),
     ("▓", Color::Green, "shared"),
@@ -21,7 +21,8 @@ fn pages(classes: &Classes) -> [u64; 6] {
     [classes.private, classes.shared, classes.zero, classes.ballooned, classes.swapped, untouched]
 }
 
-/// The cells of each class, together `width`: in proportion, but a page that is there is seen where there is room.
+/// The cells of each class, together `width`: in proportion, but a class with any page gets a cell
+/// where there is room.
 fn cells(pages: [u64; 6], width: usize) -> [usize; 6] {
     let total: u128 = pages.iter().map(|p| u128::from(*p)).sum();
     let mut cells = [0; 6];
@@ -34,7 +35,8 @@ fn cells(pages: [u64; 6], width: usize) -> [usize; 6] {
         let exact = (u128::from(pages) * width as u128 / total) as usize;
         *cell = if pages > 0 { exact.max(least) } else { 0 };
     }
-    // What rounding left goes to the class that is the furthest below its part, what it took too much comes from the one above.
+    // Cells lost by rounding go to the class furthest below its part, excess ones come from the
+    // class furthest above.
     let off = |cells: &[usize; 6], n: usize| {
         u128::from(pages[n]) as i128 * width as i128 - cells[n] as i128 * total as i128
     };
@@ -49,7 +51,6 @@ fn cells(pages: [u64; 6], width: usize) -> [usize; 6] {
     cells
 }
 
-/// The bar.
 pub(super) fn bar(classes: &Classes, width: usize) -> Vec<Span<'static>> {
     cells(pages(classes), width)
         .iter()
@@ -59,7 +60,7 @@ pub(super) fn bar(classes: &Classes, width: usize) -> Vec<Span<'static>> {
         .collect()
 }
 
-/// What the signs mean.
+/// The legend.
 pub(super) fn legend() -> Vec<Span<'static>> {
     CLASSES
         .iter()

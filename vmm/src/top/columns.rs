@@ -1,4 +1,4 @@
-//! The columns of the guests' table: which fit, and what is in them.
+//! The columns of the guests' table: which fit, and their content.
 
 use ratatui::layout::{Alignment, Constraint};
 use ratatui::style::{Color, Style};
@@ -10,14 +10,12 @@ use super::state::{Row, Sort};
 use memory::PAGE_BYTES;
 use overcommit::view::GuestState;
 
-/// A name is given at least and at most so many cells.
+/// Least and most cells of a name.
 const NAME_WIDTHS: (u16, u16) = (8, 32);
-/// A bar is.
+/// Least and most cells of a bar.
 const BAR_WIDTHS: (u16, u16) = (8, 32);
-/// A size.
 const SIZE_WIDTH: u16 = 6;
 
-/// A column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Column {
     Name,
@@ -35,7 +33,7 @@ enum Column {
     Word,
 }
 
-/// All of them, from left to right.
+/// All columns from left to right.
 const ALL: [Column; 13] = [
     Column::Name,
     Column::State,
@@ -51,7 +49,7 @@ const ALL: [Column; 13] = [
     Column::Debt,
     Column::Word,
 ];
-/// Those that a narrow terminal does without, the first to go first.
+/// Columns dropped on a narrow terminal, in this order.
 const SPARED: [Column; 3] = [Column::Word, Column::Resident, Column::WorkingSet];
 
 impl Column {
@@ -73,7 +71,7 @@ impl Column {
         }
     }
 
-    /// What the table is sorted by when this column leads it.
+    /// The sort key of this column.
     fn sort(self) -> Option<Sort> {
         match self {
             Self::Name => Some(Sort::Name),
@@ -86,7 +84,7 @@ impl Column {
         }
     }
 
-    /// The least it needs.
+    /// Its minimum width.
     fn width(self) -> u16 {
         match self {
             Self::Name => NAME_WIDTHS.0,
@@ -138,7 +136,8 @@ impl Column {
     }
 }
 
-/// How wide each column is that fits into `width`, with a blank between two; the names need so much.
+/// The columns that fit into `width`, with their widths and a blank between two; the
+/// name column grows up to `longest_name`.
 fn widths(width: u16, longest_name: u16) -> Vec<(Column, u16)> {
     let mut columns: Vec<(Column, u16)> = ALL.iter().map(|column| (*column, column.width())).collect();
     let taken = |columns: &[(Column, u16)]| {
@@ -160,7 +159,7 @@ fn widths(width: u16, longest_name: u16) -> Vec<(Column, u16)> {
     columns
 }
 
-/// The table of these guests, for so wide a place.
+/// The table of these guests, `width` cells wide.
 pub(super) fn table(rows: &[Row], first: usize, width: u16, sort: Sort, reversed: bool) -> Table<'static> {
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let columns = widths(width, u16::try_from(longest).unwrap_or(u16::MAX));
@@ -183,8 +182,8 @@ pub(super) fn table(rows: &[Row], first: usize, width: u16, sort: Sort, reversed
         .column_spacing(1)
 }
 
-/// A title and what it is sorted by. Where both do not fit, the title is cut at its end: it begins at the left of its column, and what it
-/// would lose there is what tells it from others.
+/// A title and the sort mark. Where both do not fit, the title is cut at its end: its beginning
+/// tells it from others.
 fn heading(title: &str, arrow: Option<char>, width: u16) -> String {
     let room = usize::from(width).saturating_sub(usize::from(arrow.is_some()));
     title.chars().take(room).chain(arrow).collect()
@@ -211,13 +210,13 @@ pub(super) fn age(seconds: f64) -> String {
     }
 }
 
-/// So many pages in at most six letters: `0`, `123.4M`, `2.0G`.
+/// Pages as a size in at most six letters: `0`, `123.4M`, `2.0G`.
 pub(super) fn size(pages: f64) -> String {
     let bytes = pages * PAGE_BYTES as f64;
     if !(bytes.is_finite() && bytes != 0.0) {
         return "0".into();
     }
-    // What would be rounded up to 1000 is written in the next unit.
+    // A number that would round up to 1000 is written in the next unit.
     let units = ["K", "M", "G", "T", "P"];
     let mut number = bytes / 1024.0;
     let mut unit = 0;
@@ -228,7 +227,7 @@ pub(super) fn size(pages: f64) -> String {
     format!("{number:.1}{}", units[unit])
 }
 
-/// The beginning of a text that is too long, and a sign that it goes on.
+/// The beginning of a text that is too long, and an ellipsis.
 fn cut(text: &str, width: usize) -> String {
     match text.chars().count() <= width {
         true => text.to_owned(),

@@ -1,4 +1,4 @@
-//! Draws [`Top`] on a terminal of whatever size.
+//! Draws [`Top`] on a terminal of any size.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -17,23 +17,23 @@ use overcommit::view::GuestState;
 
 /// The smallest terminal that everything fits on.
 pub(super) const MIN_COLUMNS: u16 = 80;
-/// Its lines.
 pub(super) const MIN_LINES: u16 = 24;
 /// Lines of the action log, with the one above it, on such a terminal.
 const DIARY_LINES: u16 = 6;
-/// From so many lines on the line of free memory is three lines high, and the action log twice as high.
+/// From this height on the sparkline of free memory is three lines high, and the action log twice
+/// as high.
 const TALL: u16 = 36;
 
-/// What the keys do.
+/// The help on keys.
 const KEYS: [(&str, &str); 8] = [
     ("q", "quit (so do Esc and Control-C)"),
     ("s", "sort by the next key"),
     ("r", "sort the other way round"),
-    ("p", "hold the display, or let it go on"),
+    ("p", "hold the display, or resume it"),
     ("?", "show this, or hide it"),
     ("up, down", "another guest; also page up, page down, home, end"),
     ("", "K to P are KiB to PiB; touch, limit: first touches each second."),
-    ("", "mute: its VM does not answer; word: age of what it says of itself."),
+    ("", "mute: its VM does not answer; word: age of the guest's statistics."),
 ];
 
 /// Draws everything. `now_seconds` is our own clock.
@@ -73,7 +73,7 @@ pub(super) fn draw(frame: &mut Frame, top: &Top, now_seconds: f64) {
     }
     frame.render_widget(Line::from(legend()), legend_line);
     let sorted = rows(shown, top.sort, top.reversed);
-    // The last page stays full.
+    // Never scroll past a full last page.
     let visible = usize::from(guests.height.saturating_sub(1));
     let first = top.first.min(sorted.len().saturating_sub(visible));
     frame.render_widget(table(&sorted, first, guests.width, top.sort, top.reversed), guests);
@@ -164,7 +164,7 @@ fn debt(ledger: &Ledger) -> Line<'static> {
         Some(ratio) => (format!("{ratio:.2} x debt"), Color::Green),
     };
     let estimated = if ledger.estimated { "  (estimated)" } else { "" };
-    // What is younger than two readings is no news.
+    // An age of less than two readings is normal.
     let old = ledger.oldest_split_seconds().filter(|age| *age >= 2.0);
     let old = old.map_or(String::new(), |age| format!("  (split {age:.0} s old)"));
     Line::from(vec![owed.into(), ratio.fg(color), estimated.into(), old.into()])
@@ -191,7 +191,7 @@ fn draw_rates(frame: &mut Frame, top: &Top, shown: &Management, area: Rect) {
 fn draw_action_log(frame: &mut Frame, shown: &Management, area: Rect) {
     let action_log = &shown.action_log;
     let done: u64 = action_log.counts.values().sum();
-    let title = format!(" what was done: {done} times, {} of them failed ", action_log.failed);
+    let title = format!(" actions: {done}, {} failed ", action_log.failed);
     let block = Block::new().borders(Borders::TOP).title(title);
     let lines = usize::from(block.inner(area).height);
     let skipped = action_log.entries.len().saturating_sub(lines);

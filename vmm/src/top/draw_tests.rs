@@ -36,7 +36,7 @@ fn management(guests: usize) -> Management {
     };
     let mut action_log = ActionLog::default();
     let action = Action::Balloon { guest: 0, target_pages: 10_240 };
-    action_log.add(Entry::new(&action, Some("guest-00".into()), Some("it hung up".into()), 12.5));
+    action_log.add(Entry::new(&action, Some("guest-00".into()), Some("it disconnected".into()), 12.5));
     let host = HostView {
         now_seconds: 13.0,
         capacity_pages: 262_144,
@@ -100,8 +100,8 @@ fn the_smallest_terminal_shows_everything() {
             "32.0M/40.0M",
             "  2.0M ",
             "guest-01 dead",
-            " what was done: 1 times, 1 of them failed ",
-            "12.5 s  guest-00: balloon to 40.0 MiB  failed: it hung up",
+            " actions: 1, 1 failed ",
+            "12.5 s  guest-00: balloon to 40.0 MiB  failed: it disconnected",
             "q quit  s sort: name  r reverse  p hold  ? help",
         ],
     );
@@ -112,7 +112,7 @@ fn the_smallest_terminal_shows_everything() {
 }
 
 #[test]
-fn who_does_not_answer_is_told_and_for_how_long() {
+fn a_silent_guest_is_shown_with_its_time() {
     let mut management = management(3);
     management.guests[2].state = GuestState::Silent;
     management.guests[2].silent_seconds = Some(12.3);
@@ -124,7 +124,7 @@ fn who_does_not_answer_is_told_and_for_how_long() {
 }
 
 #[test]
-fn a_small_terminal_is_told_what_it_takes() {
+fn a_small_terminal_shows_the_size_needed() {
     for (width, height) in [(79, 24), (80, 23), (40, 10)] {
         let (lines, _) = picture(&top(3), width, height, "");
         let text = lines.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
@@ -156,7 +156,7 @@ fn the_last_page_of_the_list_is_full() {
 }
 
 #[test]
-fn a_daemon_that_is_gone_is_said_to_be() {
+fn a_missing_daemon_is_shown() {
     let mut gone = top(3);
     gone.missed("the daemon is gone".into(), 8.0);
     let (lines, color) = picture(&gone, 80, 24, "the daemon is gone (for 12 s;");

@@ -1,6 +1,7 @@
-//! What is pressed on the terminal.
+//! Keys from the terminal.
 //!
-//! Read here and not by crossterm, whose reader takes the end of file of a terminal that is gone for no input and asks again for ever.
+//! Not read by crossterm: it takes the end of file of a terminal that is gone for no input and
+//! polls for ever.
 
 use std::io;
 use std::time::Duration;
@@ -10,22 +11,20 @@ use rustix::io::Errno;
 
 use super::state::Key;
 
-/// Bytes read at once: a person presses fewer, and what is pasted is read in parts.
+/// Bytes read at once: keys are shorter, and pasted text is read in parts.
 const CHUNK: usize = 256;
 
-/// What a key, or the terminal itself, asks for.
+/// What a key, or the terminal, asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pressed {
     /// Another picture.
     Key(Key),
-    /// The end.
     Quit,
 }
 
 /// Whether there is still a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// It is there.
     Open,
     /// Its window was closed, its connection lost.
     Gone,
@@ -65,14 +64,14 @@ impl Keys {
         }
     }
 
-    /// Nothing followed for a while: an escape that stands alone is the key of that name.
+    /// Called when nothing followed for a while: a lone escape is the Escape key.
     fn settle(&mut self, mut pressed: impl FnMut(Pressed)) {
         if std::mem::take(&mut self.bytes) == [ESCAPE] {
             pressed(Pressed::Quit);
         }
     }
 
-    /// Takes what is whole.
+    /// Takes the complete keys.
     fn take(&mut self, mut pressed: impl FnMut(Pressed)) {
         let mut rest = self.bytes.as_slice();
         while let Some((bytes, meaning)) = first(rest) {
@@ -81,7 +80,7 @@ impl Keys {
         }
         let left = self.bytes.len() - rest.len();
         self.bytes.drain(..left);
-        // No key is that long.
+        // No key is longer.
         if self.bytes.len() > CHUNK {
             self.bytes.clear();
         }
@@ -91,7 +90,7 @@ impl Keys {
 const ESCAPE: u8 = 0x1b;
 const CONTROL_C: u8 = 3;
 
-/// The first key of `bytes`: how many bytes it has, and what it means here. None if it is not whole.
+/// The first key of `bytes`: its length and its meaning here. None if it is incomplete.
 fn first(bytes: &[u8]) -> Option<(usize, Option<Pressed>)> {
     let key = |key| Some(Pressed::Key(key));
     match *bytes {
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_told_however_they_are_cut() {
+    fn keys_are_recognised_however_they_are_cut() {
         let typed = b"s\x1b[A\x1bOB\x1b[5~x\xc3\xa4\x1b[1;5Dr?\x1b[8~";
         let meant = [Key::Sort, Key::Up, Key::Down, Key::PageUp, Key::Reverse, Key::Help, Key::End];
         for cut in 0..=typed.len() {

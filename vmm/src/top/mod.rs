@@ -32,18 +32,18 @@ use os::print::{errln, outln};
 use os::signals;
 use os::terminal::{Holder, holder};
 
-/// How long the daemon may take, which answers at once.
+/// Time limit of the daemon, which answers at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// How often signals, answers and the clock are looked at while nothing is pressed.
+/// Poll interval for signals, answers and the clock while no key is pressed.
 const POLL: Duration = Duration::from_millis(50);
-/// How often the display is drawn anew though nothing has come.
+/// Redraw interval without new data.
 const REDRAW: Duration = Duration::from_secs(1);
-/// How long `--once` waits for the first ledger of a daemon that has just begun, and how often it asks.
+/// How long `--once` waits for the first ledger of a new daemon, and how often it asks.
 const FIRST_LEDGER: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(100));
-/// Seconds from one look to the next: the least and the most.
+/// Least and most seconds between two looks.
 const INTERVALS: (f64, f64) = (0.1, 3600.0);
 
-/// Watch a fleet's memory: who has what, what is owed, what is done about it
+/// Watch a fleet's memory: use, debt, and the policy's actions
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   samepage top
@@ -63,10 +63,10 @@ pub(super) struct Args {
     /// Print one JSON object and end
     #[arg(long)]
     json: bool,
-    /// From one look to the next, 0.1 to 3600
+    /// Interval between looks, 0.1 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: f64,
-    /// What guests are sorted by
+    /// Sort guests by this
     #[arg(long, value_name = "KEY", value_enum, default_value = "name")]
     sort: Sort,
 }
@@ -86,11 +86,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         return once(&fleet, args.json, args.sort);
     }
     if !terminal {
-        errln!("note: standard input or output is no terminal, so this is `samepage top --once`");
+        errln!("note: standard input or output is not a terminal, so this is `samepage top --once`");
         return once(&fleet, false, args.sort);
     }
     if holder() == Holder::Others {
-        // Who takes it would be stopped, where only SIGKILL ends it.
+        // Taking the terminal from the background would stop this process, and only SIGKILL would
+        // end it.
         errln!("note: in the background of its terminal, so this is `samepage top --once`");
         return once(&fleet, false, args.sort);
     }
@@ -122,12 +123,12 @@ fn once(fleet: &str, json: bool, sort: Sort) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What came of a look: everything, or why nothing.
+/// The result of a look: everything, or the reason why not.
 type Look = Result<Management, String>;
 
 fn watch(fleet: String, sort: Sort, interval: Duration) -> anyhow::Result<ExitCode> {
     let signalled = Arc::new(AtomicUsize::new(0));
-    // Before the terminal is changed. One is enough: this loop never waits for anybody.
+    // Before the terminal is changed. One signal is enough: this loop never blocks.
     for signal in signals::ending() {
         signal_hook::flag::register_usize(signal, signalled.clone(), signal as usize)
             .context("cannot watch for signals")?;
@@ -143,26 +144,26 @@ fn watch(fleet: String, sort: Sort, interval: Duration) -> anyhow::Result<ExitCo
     drop(screen);
     match (signalled.load(Ordering::Relaxed), result) {
         (0, Ok(Ended::ByKey)) => {}
-        (0, Ok(Ended::WithoutTerminal)) => errln!("note: ended, for its terminal is gone"),
+        (0, Ok(Ended::WithoutTerminal)) => errln!("note: ended: its terminal is gone"),
         (0, Err(error)) if error.raw_os_error() == Some(libc::EIO) => {
-            errln!("note: ended, for its terminal is gone");
+            errln!("note: ended: its terminal is gone");
         }
-        (0, Err(error)) => return Err(error).context("this terminal cannot be drawn on any more"),
-        // The terminal may be gone, which is why we were told to end.
+        (0, Err(error)) => return Err(error).context("cannot draw on this terminal any more"),
+        // The terminal may be gone, which is why the signal came.
         (signal, _) => errln!("note: ended by {}", signals::name(signal as i32)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Why nothing is drawn any more.
+/// Why drawing ended.
 enum Ended {
-    /// Somebody pressed q, or there was a signal.
+    /// By q or a signal.
     ByKey,
-    /// There is nothing to draw on.
+    /// The terminal is gone.
     WithoutTerminal,
 }
 
-/// Asks the daemon until nobody wants to know.
+/// Asks the daemon until the receiver is gone.
 fn keep_looking(fleet: &str, interval: Duration, sender: &SyncSender<Look>) {
     loop {
         let answer = look(fleet).map_err(|error| match error {
@@ -176,7 +177,7 @@ fn keep_looking(fleet: &str, interval: Duration, sender: &SyncSender<Look>) {
     }
 }
 
-/// Draws what comes until it is to end.
+/// Draws each answer until a key, a signal or the terminal ends it.
 fn show(
     screen: &mut Screen,
     mut top: Top,

@@ -69,9 +69,9 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
     }
     let because = match management.because {
         Because::Free => "",
-        Because::Falling => " (it falls fast)",
+        Because::Falling => " (falling fast)",
         Because::Stalls => " (tasks wait for memory)",
-        Because::Before => " (until it has been enough for a while)",
+        Because::Before => " (until enough has been free for a while)",
     };
     let acting = if management.acting { "" } else { ", watched only" };
     let mut text = format!(

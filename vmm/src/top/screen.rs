@@ -1,4 +1,4 @@
-//! The terminal while it is ours, and as it was afterwards, however we end.
+//! The terminal in raw mode on its second screen, restored however the process ends.
 
 use std::io::{self, Stdout};
 use std::mem::ManuallyDrop;
@@ -13,9 +13,10 @@ use ratatui::crossterm::terminal::{
 use ratatui::{Frame, Terminal};
 use rustix::termios::tcgetwinsize;
 
-/// The terminal. Dropped, it is as it was before; a panic puts it back too, before it is told.
+/// The terminal. Restored when dropped; a panic restores it too, before its message is printed.
 pub(super) struct Screen {
-    /// Never dropped itself: it would say on standard error that a terminal that is gone shows no cursor, and panic if that is the same.
+    /// Never dropped itself: on a terminal that is gone its drop reports an error on standard
+    /// error, and panics if that is the same terminal.
     terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
 }
 
@@ -23,7 +24,7 @@ impl Screen {
     /// Takes the terminal.
     ///
     /// # Errors
-    /// Standard output is none. It is left as it was.
+    /// Standard output is not a terminal. It is left as it was.
     pub(super) fn open() -> io::Result<Self> {
         let told = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
@@ -42,13 +43,12 @@ impl Screen {
         }
     }
 
-    /// Its columns and lines; None where it does not say.
+    /// Columns and lines; None if the terminal does not report them.
     pub(super) fn size(&self) -> Option<(u16, u16)> {
         let size = tcgetwinsize(io::stdout()).ok()?;
         Some((size.ws_col, size.ws_row))
     }
 
-    /// Draws a picture.
     pub(super) fn draw(&mut self, picture: impl FnOnce(&mut Frame)) -> io::Result<()> {
         self.terminal.draw(picture).map(drop)
     }
@@ -61,7 +61,7 @@ impl Drop for Screen {
 }
 
 fn restore() {
-    // A terminal that is gone need not be put back.
+    // A terminal that is gone need not be restored.
     let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
 }
@@ -85,7 +85,7 @@ mod tests {
     fn a_panic_leaves_the_terminal_as_it_was() {
         if env::var_os(PANICS).is_some() {
             let _screen = Screen::open().unwrap();
-            // Not by unwinding: the program that is shipped aborts.
+            // Not by unwinding: the shipped program aborts.
             panic::set_hook({
                 let ours = panic::take_hook();
                 Box::new(move |panic| {
@@ -118,7 +118,7 @@ mod tests {
         let reader = thread::spawn(move || {
             let mut all = Vec::new();
             let mut bytes = [0; 1024];
-            // Ends by an error, when nobody has the other side any more.
+            // Ends by an error once the other side is closed.
             while let Ok(count @ 1..) = from.read(&mut bytes) {
                 all.extend_from_slice(&bytes[..count]);
             }

@@ -1,4 +1,5 @@
-//! What `samepage top` knows and shows: the last looks, the order of the guests, what was pressed. Pure: time comes in as a number.
+//! The state of `samepage top`: the last looks, the order of the guests, keys pressed. Pure: time
+//! is passed in as a number.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -7,14 +8,14 @@ use fleet::management::Management;
 use overcommit::ledger::{Account, Classes};
 use overcommit::view::{BalloonView, GuestState, GuestView};
 
-/// Looks that are remembered, for the line of free memory.
+/// Looks kept, for the sparkline of free memory.
 pub(super) const MAX_SAMPLES: usize = 512;
-/// Rates are taken over so long, or two readings of the ledger if that is longer.
+/// Rates are taken over this time, or over two readings of the ledger if that is longer.
 const RATE_SECONDS: f64 = 5.0;
-/// Guests a key goes on by.
+/// Guests that page up and page down move by.
 const PAGE: usize = 10;
 
-/// What guests are sorted by.
+/// Sort keys of the guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Sort {
     /// Name, from a to z.
@@ -24,7 +25,7 @@ pub(super) enum Sort {
     Frames,
     /// What sharing saves, the most first.
     Saved,
-    /// What the guest is owed, the most first.
+    /// The guest's debt, the most first.
     Debt,
     /// The size of the balloon, the largest first.
     Balloon,
@@ -33,7 +34,7 @@ pub(super) enum Sort {
 }
 
 impl Sort {
-    /// All of them, in the order in which a key goes through them.
+    /// In the order in which the key `s` steps through them.
     pub(super) const ALL: [Self; 6] =
         [Self::Name, Self::Frames, Self::Saved, Self::Debt, Self::Balloon, Self::Touched];
 
@@ -71,23 +72,17 @@ impl Sort {
 pub(super) enum Key {
     /// Sort by the next key.
     Sort,
-    /// The other way round.
+    /// Reverse the order.
     Reverse,
-    /// Hold the display, or let it go on.
+    /// Hold the display, or resume it.
     Pause,
-    /// Show what keys there are, or hide it.
+    /// Show or hide the help on keys.
     Help,
-    /// One guest up.
     Up,
-    /// One down.
     Down,
-    /// Several up.
     PageUp,
-    /// Several down.
     PageDown,
-    /// To the first.
     Home,
-    /// To the last.
     End,
 }
 
@@ -103,15 +98,15 @@ pub(super) struct Row {
     pub(super) saved: f64,
     /// None without a driver.
     pub(super) balloon: Option<BalloonView>,
-    /// None where nobody has looked.
+    /// None if not sampled.
     pub(super) working_set_pages: Option<u64>,
-    /// How far that may be off.
+    /// Its error.
     pub(super) working_set_error_pages: Option<u64>,
     pub(super) touched_pages_per_second: f64,
     /// None is no limit.
     pub(super) throttle_pages_per_second: Option<u64>,
     pub(super) debt_pages: u64,
-    /// How old the guest's own word is.
+    /// Age of the guest's own statistics.
     pub(super) age_seconds: Option<f64>,
 }
 
@@ -154,7 +149,7 @@ pub(super) fn rows(management: &Management, sort: Sort, reversed: bool) -> Vec<R
     rows
 }
 
-/// What is remembered of a look.
+/// What is kept of a look.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Sample {
     /// The daemon's clock.
@@ -167,22 +162,20 @@ struct Sample {
 /// Where the numbers come from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Source {
-    /// Nobody has answered yet.
+    /// No answer yet.
     Waiting,
-    /// The daemon.
     Daemon,
-    /// Nobody since so many seconds, by our own clock.
+    /// No answer since `since_seconds`, by our own clock.
     Gone {
         /// Since when.
         since_seconds: f64,
-        /// What came of asking.
+        /// Why the last request failed.
         why: String,
     },
 }
 
-/// Everything there is to show.
+/// Everything to show.
 pub(super) struct Top {
-    /// The fleet's name.
     pub(super) fleet: String,
     /// Who answers.
     pub(super) source: Source,
@@ -190,12 +183,12 @@ pub(super) struct Top {
     pub(super) sort: Sort,
     /// The other way round.
     pub(super) reversed: bool,
-    /// Whether what keys there are is shown.
+    /// Whether the help on keys is shown.
     pub(super) help: bool,
-    /// The first guest that is shown.
+    /// The first guest shown.
     pub(super) first: usize,
     last: Option<Management>,
-    /// What is shown while the display is held.
+    /// The look shown while the display is held.
     held: Option<Management>,
     samples: VecDeque<Sample>,
 }
@@ -215,7 +208,7 @@ impl Top {
         }
     }
 
-    /// What is to be shown; None before the first answer.
+    /// The look to show; None before the first answer.
     pub(super) fn shown(&self) -> Option<&Management> {
         self.held.as_ref().or(self.last.as_ref())
     }
@@ -229,7 +222,7 @@ impl Top {
     pub(super) fn saw(&mut self, management: Management) {
         self.source = Source::Daemon;
         if let Some(sample) = Sample::of(&management) {
-            // The clock of a daemon that was started again begins again.
+            // The clock of a restarted daemon starts again.
             match self.samples.back().map(|last| last.seconds.total_cmp(&sample.seconds)) {
                 Some(Ordering::Greater) => self.samples.clear(),
                 Some(Ordering::Equal) => _ = self.samples.pop_back(),
@@ -243,7 +236,7 @@ impl Top {
         self.last = Some(management);
     }
 
-    /// Nobody has answered, at this time of ours.
+    /// The daemon has not answered, at `now_seconds` of our clock.
     pub(super) fn missed(&mut self, why: String, now_seconds: f64) {
         let since_seconds = match self.source {
             Source::Gone { since_seconds, .. } => since_seconds,
@@ -271,7 +264,7 @@ impl Top {
         self.first = self.first.min(guests.saturating_sub(1));
     }
 
-    /// Free memory at the last looks, in pages, the oldest first; at most so many.
+    /// Free memory at the last looks, at most `most`, in pages, the oldest first.
     pub(super) fn free_pages(&self, most: usize) -> Vec<u64> {
         let skipped = self.samples.len().saturating_sub(most);
         self.samples.iter().skip(skipped).map(|sample| sample.free_pages).collect()

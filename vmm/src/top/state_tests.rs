@@ -51,7 +51,7 @@ fn guests_stand_in_the_order_asked_for() {
 }
 
 #[test]
-fn the_key_goes_through_all_orders_and_begins_again() {
+fn the_key_steps_through_all_orders() {
     let mut top = Top::new("f".into(), Sort::Name);
     let mut seen = Vec::new();
     for _ in 0..Sort::ALL.len() {
@@ -101,7 +101,7 @@ fn no_more_is_remembered_than_can_be_shown() {
 }
 
 #[test]
-fn a_held_display_stands_still_and_goes_on_where_things_are() {
+fn a_held_display_freezes_and_resumes_with_current_data() {
     let mut top = Top::new("f".into(), Sort::Name);
     // Nothing to hold yet.
     top.press(Key::Pause);

@@ -1,4 +1,5 @@
-//! The balloon of a Linux guest: the kernel's module drives it, and all that is left to us is to unbind and bind it.
+//! The balloon of a Linux guest: the kernel's module drives it; the agent can only unbind and bind
+//! it.
 
 use core::ffi::CStr;
 
@@ -29,11 +30,11 @@ macro_rules! device {
     };
 }
 
-/// All that the VMM makes. The driver takes only what is a balloon.
+/// Every virtio device that the VMM makes. The driver accepts only a balloon.
 const DEVICES: [Device; 8] =
     [device!(0), device!(1), device!(2), device!(3), device!(4), device!(5), device!(6), device!(7)];
 
-/// Obeys what can be obeyed from user space.
+/// Carries out what user space can.
 pub(crate) fn obey(action: Balloon) -> Reply {
     let done = match action {
         Balloon::Off => first(UNBIND).map(|_| BalloonDone::Off),
@@ -62,7 +63,7 @@ fn first(file: &CStr) -> Result<&'static Device, Errno> {
         fd.close();
         result = match written {
             Ok(()) => return Ok(device),
-            // What this one has to say matters only if no other does better.
+            // An error of this device matters only if no other one succeeds.
             Err(ENODEV) => result,
             Err(error) => Err(error),
         };

@@ -12,17 +12,18 @@ const PATH: &CStr = c"/dev/vda";
 /// Pages of one read: what Linux reads ahead is twice as much.
 const BUFFER_PAGES: usize = 16;
 
-/// The disk. It is open from the first read on: what the page cache has of a disk goes when the last one closes it.
+/// The disk. It is open from the first read on: what the page cache has of a disk goes when the
+/// last one closes it.
 pub(crate) struct Cached {
     file: Option<Fd>,
     buffer: Option<&'static mut [Page]>,
 }
 
 impl Cached {
-    /// A disk that nobody has asked for, and that may not be there.
+    /// A disk not opened yet; it may not exist.
     pub(crate) const NEW: Self = Self { file: None, buffer: None };
 
-    /// Obeys, and returns when it is done.
+    /// Carries out a command before it returns.
     pub(crate) fn obey(&mut self, action: Disk) -> Reply {
         let done = match action {
             Disk::Read { first, pages, seed } => self.read(first, pages, seed),
@@ -59,7 +60,8 @@ impl Cached {
             empty => empty.insert(sys::map(BUFFER_PAGES)?),
         };
         let result = read_checked(file, buffer, first, pages, seed);
-        // No copy of what was read is to be anywhere but in the page cache: not in a page that this gives back either.
+        // Leave no copy of the data outside the page cache: not in a page given back by this
+        // process either.
         buffer.iter_mut().for_each(|page| page.fill(0));
         sys::discard(buffer);
         result

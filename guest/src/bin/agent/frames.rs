@@ -11,7 +11,7 @@ const MAX_FRAMES: u64 = 1 << 18;
 /// Bytes of an entry.
 const ENTRY: usize = 8;
 
-/// Tells of as many frames as go into a reply.
+/// Fills a reply with runs of frames.
 pub(crate) fn obey(from: u64) -> Reply {
     let (code, message) = match read(from) {
         Ok(frames) => return Reply::Ok(Done::Frames(frames)),

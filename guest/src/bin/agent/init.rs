@@ -17,14 +17,15 @@ const CHANNEL: &CStr = c"/dev/ttyS1";
 /// Longest path and longest parameters of a module, with the final NUL.
 const PATH_MAX: usize = 256;
 
-/// Writes a line to the console. Where there is none, nobody is there to be told.
+/// Writes a line to the console, if there is one.
 pub(crate) fn log(message: fmt::Arguments<'_>) {
     let mut line = Text::new();
     let _ = writeln!(line, "samepage agent: {message}");
     let _ = STDERR.write(line.as_bytes());
 }
 
-/// Mounts, loads modules, and opens the control channel. Whatever fails is reported, and the rest goes on.
+/// Mounts, loads modules, and opens the control channel. A failure is reported and the rest goes
+/// on.
 pub(crate) fn start() -> Channel {
     let told = STDOUT.write(FIRST_LINE.as_bytes());
     for (kind, at) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {

@@ -1,8 +1,9 @@
 //! The agent: the same protocol and the same workloads as the built-in guest, in a real kernel.
 //!
-//! As process 1 (the initramfs' `/init`) it mounts what it needs, loads the modules that `/modules/order` lists, and
-//! takes commands on the second serial port, or on the console if there is none. As any other process it takes
-//! commands on standard input, and has process 1 carry out `poweroff` and `reboot`.
+//! As process 1 (the initramfs' `/init`) it mounts what it needs, loads the modules that
+//! `/modules/order` lists, and takes commands on the second serial port, or on the console if there
+//! is none. As any other process it takes commands on standard input, and has process 1 carry out
+//! `poweroff` and `reboot`.
 //!
 //! Static, with neither a C library nor `std`: it is all there is in the guest's user space.
 #![no_std]
@@ -77,20 +78,20 @@ impl Agent {
         }
     }
 
-    /// Reads once, and obeys the lines that this completes.
+    /// Reads once, and carries out the lines that this completes.
     fn obey<P: Pages>(&mut self, service: &mut Service<'_, P>) {
         let mut buffer = [0; MAX_LINE];
         let len = match self.channel.input.read(&mut buffer) {
             Ok(len @ 1..) => len,
             Ok(0) if !self.is_init => sys::exit(0),
-            // A port that hung up, or a signal: there is nobody else to serve.
+            // A closed port, or a signal: there is no other client.
             _ => return sys::sleep_millis(RETRY_MILLIS),
         };
         for byte in &buffer[..len] {
             if *byte == b'\n' {
                 let mut line = core::mem::take(&mut self.line);
                 let Some(line) = line.push(*byte) else { continue };
-                // What only this kernel can do, and the workload need not wait for.
+                // Commands for this kernel, which do not involve the workload.
                 let reply = match line.and_then(Command::parse) {
                     Ok(Command::Balloon(action)) => Some(balloon::obey(action)),
                     Ok(Command::Frames { from }) => Some(frames::obey(from)),
@@ -121,7 +122,7 @@ impl Out for Agent {
     }
 }
 
-/// Sends a line. A channel that does not take it is not told about that.
+/// Sends a line. A failed write cannot be reported anywhere.
 fn send(output: Fd, reply: &Reply) {
     let mut line = Line { bytes: [0; MAX_LINE], len: 0 };
     // Replies fit by construction.
@@ -154,7 +155,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     let output = Fd(OUTPUT.load(Ordering::Relaxed));
     send(output, &Reply::Panic { message });
     output.drain();
-    // Of process 1 the kernel panics then: whoever started this guest is to learn that it failed.
+    // The kernel panics when process 1 exits: the VMM must see that the guest failed.
     sys::sync();
     sys::exit(101)
 }

@@ -7,20 +7,18 @@ use guest::workload::Pages;
 
 use crate::sys::{self, Access, Errno, Fd};
 
-/// Of the memory that the kernel calls available, so much may be filled: the rest keeps the kernel itself alive.
+/// The part of `MemAvailable` that may be filled: the rest keeps the kernel itself alive.
 const USABLE_PERCENT: u64 = 60;
 
 /// What /proc/meminfo says, in pages.
 #[derive(Clone, Copy)]
 pub(crate) struct MemInfo {
-    /// `MemTotal`.
     pub(crate) total: u64,
-    /// `MemAvailable`.
     pub(crate) available: u64,
 }
 
 impl MemInfo {
-    /// Asks the kernel. Values that it does not say are 0.
+    /// Asks the kernel. Missing values are 0.
     pub(crate) fn read() -> Result<Self, Errno> {
         let mut buffer = [0; 4096];
         let file = Fd::open(c"/proc/meminfo", Access::Read)?;

@@ -1,4 +1,4 @@
-//! Ending the machine: by the kernel where the agent is process 1, by whatever is process 1 where it is not.
+//! Powering off and restarting: by the kernel if the agent is process 1, else through process 1.
 
 use core::ffi::CStr;
 
@@ -8,12 +8,13 @@ use guest::service::Power;
 use crate::init::log;
 use crate::sys::{self, ENOENT, Errno, Exit, RETRY_MILLIS};
 
-/// Where distributions have the programs that ask process 1 to end the machine.
+/// Where distributions keep the programs that ask process 1 to restart or power off.
 const POWEROFF: [&CStr; 4] =
     [c"/sbin/poweroff", c"/usr/sbin/poweroff", c"/bin/poweroff", c"/usr/bin/poweroff"];
 /// See [`POWEROFF`].
 const REBOOT: [&CStr; 4] = [c"/sbin/reboot", c"/usr/sbin/reboot", c"/bin/reboot", c"/usr/bin/reboot"];
-/// How long such a program may take to be refused. It may as well wait for the end that it has asked for.
+/// Time within which such a program reports a refusal. One that succeeds may wait for the end of
+/// the machine.
 const REFUSAL_MILLIS: usize = 5000;
 const LOOK_MILLIS: usize = 20;
 
@@ -30,8 +31,8 @@ pub(crate) fn end(power: Power) -> ! {
     }
 }
 
-/// Has process 1 end the machine in good order: services first, then what they have on disks. What is written already is on
-/// the disks before.
+/// Has process 1 shut the machine down: services first, then disks. Data written so far is synced
+/// before.
 pub(crate) fn ask(power: Power) -> Reply {
     let (programs, done) = match power {
         Power::Off => (POWEROFF, Done::Poweroff),
@@ -49,7 +50,7 @@ pub(crate) fn ask(power: Power) -> Reply {
     }
 }
 
-/// Starts the first program that is there. Returns its process.
+/// Starts the first program that exists. Returns its process.
 fn first(programs: &[&'static CStr]) -> Result<(&'static CStr, usize), Errno> {
     let mut failed = ENOENT;
     for program in programs {

@@ -46,20 +46,20 @@ const TCSETS: usize = 0x5402;
 const TCSBRK: usize = 0x5409;
 const REBOOT_MAGIC: (usize, usize) = (0xfee1_dead, 672_274_793);
 
-/// How long to wait before what failed is tried again.
+/// Delay before a failed call is retried.
 pub(crate) const RETRY_MILLIS: usize = 1000;
 
 /// An error number of the kernel's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Errno(pub(crate) u16);
 
-/// There is no such file.
+/// No such file.
 pub(crate) const ENOENT: Errno = Errno(2);
-/// It cannot be read, or not so far.
+/// It cannot be read, or not that far.
 pub(crate) const EIO: Errno = Errno(5);
-/// It is there already.
+/// It exists already.
 pub(crate) const EEXIST: Errno = Errno(17);
-/// There is no such device, or not here.
+/// No such device, or not here.
 pub(crate) const ENODEV: Errno = Errno(19);
 /// It is mounted already.
 pub(crate) const EBUSY: Errno = Errno(16);
@@ -97,7 +97,6 @@ unsafe fn syscall(number: usize, args: [usize; 6]) -> Result<usize, Errno> {
     if (-4095..0).contains(&result) { Err(Errno(result.unsigned_abs() as u16)) } else { Ok(result as usize) }
 }
 
-/// An open file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fd(pub(crate) i32);
 
@@ -113,14 +112,13 @@ pub(crate) const STDERR: Fd = Fd(2);
 pub(crate) enum Access {
     /// For reading.
     Read,
-    /// For writing: of some files in sysfs nobody may ask more.
+    /// For writing: some files in sysfs allow no more.
     Write,
     /// For both; a terminal does not become the controlling one.
     ReadWrite,
 }
 
 impl Fd {
-    /// Opens a file.
     pub(crate) fn open(path: &CStr, access: Access) -> Result<Self, Errno> {
         let flags = match access {
             Access::Read => O_CLOEXEC,
@@ -168,12 +166,14 @@ impl Fd {
         Ok(len)
     }
 
-    /// Fills `into` with what the file has from byte `offset` on. A file that ends before that is an error.
+    /// Fills `into` with what the file has from byte `offset` on. A file that ends before that is
+    /// an error.
     pub(crate) fn read_pages_at<T: Zeroed>(self, into: &mut [T], offset: u64) -> Result<(), Errno> {
         let (to, bytes, mut done) = (into.as_mut_ptr() as usize, size_of_val(into), 0);
         while done < bytes {
             let at = offset as usize + done;
-            // SAFETY: the rest of the slice is writable and as long as said, and any bits are a value of integers.
+            // SAFETY: the rest of the slice is writable and as long as said, and any bits are a
+            // value of integers.
             match unsafe { syscall(PREAD64, [self.0 as usize, to + done, bytes - done, at, 0, 0]) }? {
                 0 => return Err(EIO),
                 count => done += count,
@@ -199,7 +199,7 @@ impl Fd {
         Ok(())
     }
 
-    /// Waits until there is something to read, at most so many milliseconds (for ever if negative).
+    /// Waits until there is something to read, at most `millis` (for ever if negative).
     pub(crate) fn wait_readable(self, millis: i32) -> bool {
         #[repr(C)]
         struct PollFd {
@@ -257,7 +257,6 @@ pub(crate) fn pid() -> usize {
     unsafe { syscall(GETPID, [0; 6]) }.unwrap_or(0)
 }
 
-/// Ends this process.
 pub(crate) fn exit(status: u8) -> ! {
     loop {
         // SAFETY: no memory is passed.
@@ -265,7 +264,6 @@ pub(crate) fn exit(status: u8) -> ! {
     }
 }
 
-/// Sleeps.
 pub(crate) fn sleep_millis(millis: usize) {
     // SAFETY: no descriptors are passed.
     let _ = unsafe { syscall(POLL, [0, 0, millis, 0, 0, 0]) };
@@ -290,20 +288,22 @@ pub(crate) fn mount(kind: &CStr, at: &CStr) -> Result<(), Errno> {
     }
 }
 
-/// Has what was written written to disks.
+/// Syncs all file systems.
 pub(crate) fn sync() {
     // SAFETY: no arguments.
     let _ = unsafe { syscall(SYNC, [0; 6]) };
 }
 
-/// Starts a program without arguments; its output goes to standard error. Returns its process, or why it could not be started.
+/// Starts a program without arguments; its output goes to standard error. Returns its process, or
+/// why it could not be started.
 pub(crate) fn spawn(program: &CStr) -> Result<usize, Errno> {
     let arguments = [program.as_ptr(), ptr::null()];
     let environment = [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(), ptr::null()];
     let (result, error): (isize, isize);
-    // SAFETY: the child of vfork has our memory and our stack until it is another program or has ended, and this thread stands
-    // still as long. All it does is in here: system calls, and one register that it cannot give back but by the stack, below
-    // which it writes nothing but the 8 bytes that were pushed for it. The strings are C strings, the arrays end with null.
+    // SAFETY: the child of vfork shares our memory and our stack until it executes another program
+    // or exits, and this thread is suspended until then. All it does is in here: system calls, and
+    // one register that it can restore only from the stack, below which it writes nothing but the 8
+    // bytes that were pushed for it. The strings are C strings, the arrays end with null.
     unsafe {
         asm!(
             "push 0",
@@ -331,7 +331,7 @@ pub(crate) fn spawn(program: &CStr) -> Result<usize, Errno> {
         (failed, _) if failed < 0 => Err(Errno(failed.unsigned_abs() as u16)),
         (pid, 0) => Ok(pid as usize),
         (pid, error) => {
-            // It is as good as ended.
+            // Only an exit is left.
             // SAFETY: no memory is passed.
             let _ = unsafe { syscall(WAIT4, [pid as usize, 0, 0, 0, 0, 0]) };
             Err(Errno(error.unsigned_abs() as u16))
@@ -397,7 +397,8 @@ pub(crate) fn now_nanos() -> u64 {
     time[0] * 1_000_000_000 + time[1]
 }
 
-/// Maps `count` zeroed elements of fresh anonymous memory, for good. Nothing is allocated before it is touched.
+/// Maps `count` zeroed elements of fresh anonymous memory, for good. Nothing is allocated before it
+/// is touched.
 pub(crate) fn map<T: Zeroed>(count: usize) -> Result<&'static mut [T], Errno> {
     if count == 0 {
         return Ok(&mut []);
@@ -407,15 +408,16 @@ pub(crate) fn map<T: Zeroed>(count: usize) -> Result<&'static mut [T], Errno> {
     let at = unsafe {
         syscall(MMAP, [0, bytes, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS_NORESERVE, usize::MAX, 0])
     }?;
-    // SAFETY: page-aligned, writable, as long as asked, zero, never unmapped, and known to nobody else.
+    // SAFETY: page-aligned, writable, of the length asked for, zero, never unmapped, and referenced
+    // nowhere else.
     Ok(unsafe { slice::from_raw_parts_mut(at as *mut T, count) })
 }
 
-/// Gives pages of a mapping back; they read as zeros when touched again. Pages, and nothing smaller: of other lengths the kernel
-/// rounds up to a page, and would drop what lies behind them.
+/// Gives pages of a mapping back; they read as zeros when touched again. Whole pages only: the
+/// kernel rounds a length up to pages, and would drop the bytes behind it.
 pub(crate) fn discard(pages: &mut [Page]) {
-    // SAFETY: `pages` is borrowed mutably and whole pages long, and zeros, which the kernel puts there, are valid. The kernel refuses what
-    // does not begin with a page.
+    // SAFETY: `pages` is borrowed mutably and whole pages long, and zeros, which the kernel puts
+    // there, are valid. The kernel refuses what does not begin with a page.
     let _ = unsafe {
         syscall(MADVISE, [pages.as_mut_ptr() as usize, size_of_val(pages), MADV_DONTNEED, 0, 0, 0])
     };

@@ -1,12 +1,13 @@
-//! The built-in guest: a bare-metal kernel of one program, which obeys the control protocol.
+//! The built-in guest: a bare-metal kernel of one program, which serves the control protocol.
 //!
-//! Loaded as ELF64 at 1 MiB by Samepage and entered in 64-bit mode with `rsi` at Linux boot parameters (of which it
-//! reads the memory map and the command line). `start.s` leaves ring 0 after some thirty instructions; everything
-//! here runs in ring 3, with the ports it needs opened by the I/O bitmap of its task. So it runs at full speed on every
-//! KVM, also where ring 0 is emulated. It uses no interrupts: it waits in the VMM, through a port of Samepage's.
+//! Loaded as ELF64 at 1 MiB by Samepage and entered in 64-bit mode with `rsi` at Linux boot
+//! parameters (of which it reads the memory map and the command line). `start.s` leaves ring 0
+//! after some thirty instructions; everything here runs in ring 3, with the ports it needs opened
+//! by the I/O bitmap of its task. So it runs at full speed on every KVM, also where ring 0 is
+//! emulated. It uses no interrupts: it waits in the VMM, through a port of Samepage's.
 //!
-//! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn; `virtio_mmio=0xADDRESS:N`,
-//! where to look for a balloon; `generation=N`, where the number is that is another one in each copy of this guest.
+//! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn;
+//! `virtio_mmio=0xADDRESS:N`, where to look for a balloon; `generation=N`, the address of the number that differs in each copy of this guest.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the entry points from assembly")]
@@ -106,7 +107,7 @@ fn serve<P: Pages, T: Transport>(
     }
 }
 
-/// Obeys what has arrived. False if nothing had.
+/// Carries out the commands that have arrived. False if there were none.
 fn poll<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Ports, now: u64) -> bool {
     let mut some = false;
     for port in [Port::Control, Port::Console] {
@@ -124,7 +125,7 @@ fn poll<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Por
     some
 }
 
-/// What `start.s` goes to after an exception, in ring 3 with a fresh stack.
+/// Entered from `start.s` after an exception, in ring 3 with a fresh stack.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_trap(vector: u64, error: u64, rip: u64, cr2: u64, rsp: u64) -> ! {
     let name = match vector {

@@ -1,4 +1,4 @@
-//! What memory there is, page tables for all of it, and the array of pages that the workload gets.
+//! The memory map, page tables for all RAM, and the array of pages that the workload gets.
 #![expect(unsafe_code, reason = "physical memory, mapped to itself, is handed out here once")]
 
 use core::ops::Range;
@@ -62,14 +62,15 @@ pub(crate) struct BootParams {
 
 impl BootParams {
     /// # Safety
-    /// `at` is what the VMM passed at entry: a page of boot parameters, and a command line where they say.
+    /// `at` is what the VMM passed at entry: a page of boot parameters, and a command line where
+    /// they say.
     pub(crate) unsafe fn new(at: *const u8) -> Self {
         Self { at }
     }
 
     fn read<T: Copy>(&self, offset: usize) -> T {
-        // SAFETY: offsets are constants of the boot protocol or bounded by `E820_ENTRIES_MAX`, and lie in the page;
-        // `T` is an integer. Fields are not aligned.
+        // SAFETY: offsets are constants of the boot protocol or bounded by `E820_ENTRIES_MAX`, and
+        // lie in the page; `T` is an integer. Fields are not aligned.
         unsafe { self.at.add(offset).cast::<T>().read_unaligned() }
     }
 
@@ -175,7 +176,8 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     let high_end = high.end.min(MAPPED_MAX);
     let mem_pages = boot.ram().map(|ram| (ram.end - ram.start) / PAGE_SIZE as u64).sum();
 
-    // SAFETY: the caller's promise: what lies between the image and the end of its range is nobody's.
+    // SAFETY: the caller's promise: nothing uses the memory between the image and the end of its
+    // range.
     let tables_end = unsafe { map(image_end, low_end, high_end) };
     let room = (low_end.saturating_sub(tables_end) + (high_end - FOUR_GIB)) / PAGE_SIZE as u64;
     let generations_bytes = (room * size_of::<u32>() as u64).next_multiple_of(PAGE_SIZE as u64);
@@ -190,18 +192,19 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
         low_count: (low_end - base) / PAGE_SIZE as u64,
         high_count: (high_end - FOUR_GIB) / PAGE_SIZE as u64,
     };
-    // SAFETY: `room` entries fit between `tables_end` and `page_map_at`, which are RAM, mapped by now, and nobody's. Any
-    // content is a valid `u32`.
+    // SAFETY: `room` entries fit between `tables_end` and `page_map_at`, which are RAM, mapped by
+    // now, and unused. Any content is a valid `u32`.
     let generations = unsafe { slice::from_raw_parts_mut(tables_end as *mut u32, room as usize) };
     // SAFETY: as above, between `page_map_at` and `base`; any content is a valid `u64`.
     let page_map = unsafe { slice::from_raw_parts_mut(page_map_at as *mut u64, page_map_words) };
     Ok(Plan { pages: PhysicalPages { frames }, generations, page_map, mem_pages })
 }
 
-/// Maps to itself what the first gigabyte does not hold, with page directories from `at` on. Returns where they end.
+/// Identity-maps the RAM above the first gigabyte, with page directories from `at` on. Returns
+/// their end.
 ///
 /// # Safety
-/// The RAM from `at` on is nobody's.
+/// The RAM from `at` on is unused.
 unsafe fn map(mut at: u64, low_end: u64, high_end: u64) -> u64 {
     let gibs = 1..MAPPED_MAX / GIB;
     let has_ram = |gib: &u64| {
@@ -211,11 +214,12 @@ unsafe fn map(mut at: u64, low_end: u64, high_end: u64) -> u64 {
     for gib in gibs.filter(has_ram) {
         let directory = at as *mut u64;
         for entry in 0..TABLE_ENTRIES {
-            // SAFETY: a page from `at` on, by the caller's promise; a large guest has room for its tables.
+            // SAFETY: a page from `at` on, by the caller's promise; a large guest has room for its
+            // tables.
             unsafe { directory.add(entry as usize).write(gib * GIB + entry * LARGE_PAGE + LARGE) };
         }
-        // SAFETY: below 512. The processor reads this entry behind our back, but not before an address in that
-        // gigabyte is used: nothing was mapped there, so nothing is cached.
+        // SAFETY: below 512. The processor reads this entry behind our back, but not before an
+        // address in that gigabyte is used: nothing was mapped there, so nothing is cached.
         unsafe {
             ptr::addr_of_mut!(page_directory_pointers)
                 .cast::<u64>()
@@ -227,16 +231,16 @@ unsafe fn map(mut at: u64, low_end: u64, high_end: u64) -> u64 {
     at
 }
 
-/// Maps the large page of device registers around `address` to itself, uncached. False if it is not in the fourth
-/// gigabyte: no device of the VMM's is elsewhere, and no RAM is there.
+/// Identity-maps the large page of device registers around `address`, uncached. False if it is not
+/// in the fourth gigabyte: no device of the VMM's is elsewhere, and no RAM is there.
 pub(crate) fn map_devices(address: u64) -> bool {
     if address / GIB != DEVICE_GIB {
         return false;
     }
     let entry = (address % GIB / LARGE_PAGE) as usize;
     DEVICES.0[entry].store(address / LARGE_PAGE * LARGE_PAGE + LARGE_UNCACHED, Ordering::Relaxed);
-    // SAFETY: below 512, and the processor reads it behind our back, as in `map`. `DEVICES` is part of the image, which is
-    // mapped to itself; no RAM is mapped through this entry.
+    // SAFETY: below 512, and the processor reads it behind our back, as in `map`. `DEVICES` is part
+    // of the image, which is mapped to itself; no RAM is mapped through this entry.
     unsafe {
         ptr::addr_of_mut!(page_directory_pointers)
             .cast::<u64>()
@@ -249,7 +253,6 @@ pub(crate) fn map_devices(address: u64) -> bool {
 }
 
 impl PhysicalPages {
-    /// Where they lie.
     pub(crate) fn frames(&self) -> Frames {
         self.frames
     }
@@ -268,11 +271,12 @@ impl Pages for PhysicalPages {
     fn page(&mut self, index: u64) -> &mut Page {
         assert!(index < self.count(), "page {index} of {}", self.count());
         let address = self.frames.gpa(index);
-        // SAFETY: RAM that `plan` set aside for this array alone, mapped, page-aligned; `&mut self` makes the
-        // borrow unique.
+        // SAFETY: RAM that `plan` set aside for this array alone, mapped, page-aligned; `&mut self`
+        // makes the borrow unique.
         unsafe { &mut *(address as *mut Page) }
     }
 
-    /// The balloon driver asks which pages are free and gives them to the host. Without one they keep their content.
+    /// The balloon driver asks which pages are free and gives them to the host. Without one they
+    /// keep their content.
     fn release(&mut self, _pages: Range<u64>) {}
 }

@@ -9,7 +9,6 @@ use guest::virtio::{MAGIC, Transport, VERSION, WINDOW_BYTES, is_register, regist
 
 use crate::memory::{self, DEVICE_BYTES};
 
-/// One device's registers.
 #[derive(Debug)]
 pub(crate) struct Window {
     /// Mapped uncached by [`find_balloon`], and never unmapped.
@@ -19,19 +18,21 @@ pub(crate) struct Window {
 impl Transport for Window {
     fn read(&mut self, offset: u32) -> u32 {
         assert!(is_register(offset), "no register is at {offset:#x}");
-        // SAFETY: an aligned word, as was just seen, of a mapped window of registers; reading one has no effect on memory.
+        // SAFETY: an aligned word, as was just seen, of a mapped window of registers; reading one
+        // has no effect on memory.
         unsafe { ptr::read_volatile((self.base + u64::from(offset)) as *const u32) }
     }
 
     fn write(&mut self, offset: u32, value: u32) {
         assert!(is_register(offset), "no register is at {offset:#x}");
-        // SAFETY: as for `read`. What the device writes to memory because of it, it writes to `SHARED`, which is atomics,
-        // or to pages that nobody uses.
+        // SAFETY: as for `read`. What the device writes to memory because of it, it writes to
+        // `SHARED`, which is atomics, or to unused pages.
         unsafe { ptr::write_volatile((self.base + u64::from(offset)) as *mut u32, value) }
     }
 }
 
-/// The balloon among `count` windows from `base` on, as the command line says them. None if there is none.
+/// The balloon among `count` windows from `base` on, as the command line says them. None if there
+/// is none.
 pub(crate) fn find_balloon(base: u64, count: u64) -> Option<Window> {
     let mapped = (DEVICE_BYTES - base % DEVICE_BYTES) / WINDOW_BYTES;
     if !base.is_multiple_of(WINDOW_BYTES) || !memory::map_devices(base) {

@@ -1,11 +1,13 @@
-//! Port I/O, and the VMM's own ports. Each access is an exit to the VMM: tens of microseconds, so count them.
+//! Port I/O, and the VMM's own ports. Each access is an exit to the VMM: tens of microseconds, so
+//! count them.
 #![expect(unsafe_code, reason = "in and out")]
 
 use core::arch::asm;
 
 use guest::service::{Power, Wait};
 
-/// Parks this vCPU in the VMM until input is pending on a serial port or as many milliseconds as are written are over.
+/// Parks this vCPU in the VMM until input is pending on a serial port, or for the milliseconds
+/// written.
 const IDLE: u16 = 0x604;
 
 /// ACPI sleep control: SLP_EN and the sleep type of S5.
@@ -16,18 +18,16 @@ const SLEEP_S5: u8 = 0x20 | 5 << 2;
 const RESET: u16 = 0x602;
 const RESET_NOW: u8 = 1;
 
-/// Where a guest that has panicked says so.
+/// The panic port.
 const PANIC: u16 = 0x505;
 const PANICKED: u8 = 1;
 
-/// Writes a byte.
 pub(crate) fn write_u8(port: u16, value: u8) {
-    // SAFETY: the ports that this program names are the VMM's devices, none of which reaches into memory; the
-    // compiler must take memory as read, since the VMM may look at it now.
+    // SAFETY: the ports that this program names are the VMM's devices, none of which reaches into
+    // memory; the compiler must take memory as read, since the VMM may look at it now.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
 }
 
-/// Reads a byte.
 pub(crate) fn read_u8(port: u16) -> u8 {
     let value;
     // SAFETY: as for `write_u8`.
@@ -40,7 +40,7 @@ fn write_u32(port: u16, value: u32) {
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags)) }
 }
 
-/// Waits as long as said, unless input is pending or arrives.
+/// Waits for this time, or until input is pending.
 pub(crate) fn wait(wait: Wait) {
     match wait {
         Wait::No => {}
@@ -56,13 +56,12 @@ pub(crate) fn panicked() -> ! {
     end(Power::Off)
 }
 
-/// Ends the guest.
 pub(crate) fn end(power: Power) -> ! {
     match power {
         Power::Off => write_u8(SLEEP, SLEEP_S5),
         Power::Reset => write_u8(RESET, RESET_NOW),
     }
-    // A VMM that lets this vCPU run on has no such ports. There is nothing left to do but not to burn its time.
+    // A VMM that resumes this vCPU has no such ports. Do not burn its time.
     loop {
         wait(Wait::Forever);
     }

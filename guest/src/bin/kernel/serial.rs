@@ -1,7 +1,7 @@
 //! The serial ports: the control channel and the console.
 //!
-//! The VMM's UART always takes output and holds back input, so nothing here waits for the line status register
-//! before it writes.
+//! The VMM's UART always takes output and holds back input, so nothing here waits for the line
+//! status register before it writes.
 
 use core::fmt::{self, Write};
 
@@ -33,7 +33,6 @@ balloon report|check|touch|off|on|hostile [pages=N] [kind=KIND]    look after th
 poweroff | reboot                                                  end the guest\r
 ";
 
-/// One serial port.
 pub(crate) struct Serial {
     base: u16,
     line: LineReader,
@@ -67,7 +66,8 @@ impl Write for Serial {
     }
 }
 
-/// Both ports. Errors of `write!` are dropped throughout: a UART has none, and a `Display` of ours neither.
+/// Both ports. Errors of `write!` are dropped throughout: a UART has none, and a `Display` of ours
+/// neither.
 pub(crate) struct Ports {
     control: Serial,
     console: Serial,
@@ -79,13 +79,13 @@ impl Ports {
         Self { control: Serial::new(CONTROL_PORT), console: Serial::new(CONSOLE_PORT) }
     }
 
-    /// Greets whoever sits at the console.
+    /// Prints a greeting on the console.
     pub(crate) fn greet(&mut self) {
         let _ = self.console.write_str(BANNER);
         let _ = self.console.write_str(PROMPT);
     }
 
-    /// Says on both ports why the guest dies.
+    /// Reports on both ports why the guest dies.
     pub(crate) fn last_words(&mut self, message: fmt::Arguments<'_>) {
         let text = guest::protocol::Text::of(message);
         let reply = Reply::Panic { message: text };
@@ -121,8 +121,8 @@ pub(crate) enum Input {
 }
 
 impl Serial {
-    /// The status is read once, not before each byte: the VMM's UART reads as 0 when it is empty, and no line holds
-    /// a 0.
+    /// The status is read once, not before each byte: the VMM's UART reads as 0 when it is empty,
+    /// and no line holds a 0.
     fn read_line(&mut self) -> Input {
         if !self.pending() {
             return Input::Nothing;
@@ -138,7 +138,7 @@ impl Serial {
         Input::Part
     }
 
-    /// One key of a person's: echoed; backspace, Ctrl-C, Ctrl-U and `help` are known.
+    /// A key typed on the console: echoed; backspace, Ctrl-C, Ctrl-U and `help` are known.
     fn edit_line(&mut self) -> Input {
         if !self.pending() {
             return Input::Nothing;
@@ -173,7 +173,7 @@ impl Out for Ports {
     fn send(&mut self, port: Port, reply: &Reply) {
         let _ = match port {
             Port::Control => writeln!(self.control, "{reply}"),
-            // It may come in the middle of what is being typed.
+            // It may come in the middle of a typed line.
             Port::Console => {
                 let typed = self.console.line.clone();
                 write!(self.console, "\r{reply}\r\n{PROMPT}{}", typed.so_far())

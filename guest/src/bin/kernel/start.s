@@ -1,7 +1,8 @@
 # From the VMM's hands to ring 3, and from an exception back to it.
 #
-# Ring 0 is kept to a few dozen simple instructions, none of them SSE: where KVM has neither VMX nor SVM it emulates
-# ring 0 one instruction at a time, and does not know them all. Whatever can wait is done in ring 3.
+# Ring 0 is kept to a few dozen simple instructions, none of them SSE: where KVM has neither VMX nor
+# SVM it emulates ring 0 one instruction at a time, and does not know them all. Whatever can wait is
+# done in ring 3.
 #
 # Entered in 64-bit mode with interrupts off, flat segments and the first gigabyte mapped to itself.
 # rsi: the Linux boot_params.
@@ -21,7 +22,8 @@ _start:
     cld
     lea rsp, [rip + trap_stack_top]
 
-    # The base of the task state segment lies scattered in its descriptor. The image ends below 16 MiB.
+    # The base of the task state segment lies scattered in its descriptor. The image ends below 16
+    # MiB.
     lea rax, [rip + task_state]
     lea rbx, [rip + task_descriptor]
     mov word ptr [rbx + 2], ax

@@ -1,9 +1,10 @@
-//! Telling the host of free pages that stay the guest's: reporting (5.5.6.5) and hinting (5.5.6.4).
+//! Free pages that stay the guest's: reporting (5.5.6.5) and hinting (5.5.6.4).
 //!
-//! Reporting tells of pages that were written, once each until they are written again. The host empties them; until it
-//! says that it has, they are not used. Hinting tells of all free pages when the host asks. It may empty them until it
-//! says that it is done; a fill takes them back before that, as Linux does when it runs out of memory, for whoever
-//! writes a hinted page whole does not care what became of it.
+//! Reporting covers pages that were written, once each until they are written again. The host
+//! empties them; they are not used until it has acknowledged that. Hinting covers all free pages
+//! when the host asks. It may empty them until it is done; a fill takes them back before that, as
+//! Linux does when it runs out of memory: a write of the whole page does not depend on its old
+//! content.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -24,7 +25,7 @@ const CMD_STOP: u32 = 0;
 /// The same when hinted pages are the guest's again.
 const CMD_DONE: u32 = 1;
 
-/// Ranges that the device has been told of and has not used.
+/// Ranges sent to the device and not used by it yet.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     ranges: [Range<u64>; ENTRIES_MAX as usize],
@@ -32,7 +33,6 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// The ranges.
     fn ranges(&self) -> &[Range<u64>] {
         &self.ranges[..self.len]
     }
@@ -80,7 +80,6 @@ enum Stage {
 }
 
 impl Hints {
-    /// Where it stands.
     pub(super) fn stands(&self) -> Hinting {
         match self.stage {
             Stage::Idle => Hinting::Idle,
@@ -89,7 +88,7 @@ impl Hints {
         }
     }
 
-    /// Whether the device is being told of pages below `page`.
+    /// Whether pages below `page` are with the device.
     pub(super) fn reaches_below(&self, page: u64) -> bool {
         self.told.reaches_below(page)
     }

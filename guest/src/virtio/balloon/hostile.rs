@@ -1,4 +1,5 @@
-//! Requests that no driver should send, through real rings, so that a host can be shown to survive them.
+//! Requests that no driver should send, through real rings, so that a host can be shown to survive
+//! them.
 
 use super::statistics::store_bytes;
 use super::{Driver, HOSTILE_WORDS, Rings};
@@ -47,7 +48,8 @@ pub(super) struct Attempt {
 }
 
 impl<T: Transport> Driver<'_, T> {
-    /// Sends a hostile request as soon as its queue is free. [`Driver::attempted`] says what became of it.
+    /// Sends a hostile request as soon as its queue is free. [`Driver::attempted`] says what became
+    /// of it.
     ///
     /// # Errors
     /// [`HostileError`].
@@ -62,8 +64,9 @@ impl<T: Transport> Driver<'_, T> {
         Ok(())
     }
 
-    /// What became of the last attempt, once: its kind, whether the device completed it, and the device's status. None
-    /// while that is open. A device that did not complete it, or needs a reset now, counts as broken.
+    /// What became of the last attempt, once: its kind, whether the device completed it, and the
+    /// device's status. None while that is open. A device that did not complete it, or needs a
+    /// reset now, counts as broken.
     pub fn attempted(&mut self) -> Option<(Hostile, bool, u32)> {
         let Attempt { kind, completed, .. } = self.attempt?;
         let completed = completed?;
@@ -110,7 +113,7 @@ impl<T: Transport> Driver<'_, T> {
         Ok(attempt.completed.is_none())
     }
 
-    /// Gives up on an attempt whose time is over.
+    /// Gives up on an attempt that has timed out.
     pub(super) fn judge_attempt(&mut self, now_micros: u64) {
         if let Some(attempt) = &mut self.attempt {
             let over = now_micros.saturating_sub(attempt.asked_micros) >= LIMIT_MICROS;
@@ -123,7 +126,7 @@ impl<T: Transport> Driver<'_, T> {
     fn send_hostile(&mut self, kind: Hostile, ring: &mut Ring<'_>, in_use: &InUse) -> Result<(), Full> {
         let words = &self.words[HOSTILE_WORDS..];
         let gpa = self.gpa + 4 * HOSTILE_WORDS as u64;
-        // A page that nobody misses: the host may empty it. Without one, a page of the hole does.
+        // An unused page: the host may empty it. Without one, a page of the hole.
         let free = self.pages.next_free(0, 1, in_use).map(|pages| pages.start);
         let pfn = free.map_or(OUTSIDE_PFNS[1], |page| self.pages.frames().pfn(page) as u32);
         if let Some(page) = free {
@@ -145,7 +148,8 @@ impl<T: Transport> Driver<'_, T> {
             Hostile::Loop => ring.add_loop(&[readable(4), readable(4)])?,
             Hostile::Statistics => {
                 let mut bytes = [0xff; 10 * 20 - 3];
-                // An unknown tag, then a known one again and again, each with the largest value there is.
+                // An unknown tag, then a known one again and again, each with the largest value
+                // there is.
                 for stat in bytes.chunks_mut(10).skip(1) {
                     stat[..2].copy_from_slice(&4_u16.to_le_bytes());
                 }

@@ -1,12 +1,12 @@
 //! The balloon, the driver's side (Virtio 1.2, section 5.5).
 //!
-//! [`Driver`] gives pages that the workload does not use to the host, takes them back, and tells the host about the
-//! guest's memory. It never touches a page: it moves bits in a [`PageMap`] and numbers in rings. Its caller calls
-//! [`Driver::poll`] when the device may have something to say, [`Driver::step`] all the time, and obeys
-//! [`Driver::room`] before it fills.
+//! [`Driver`] gives pages that the workload does not use to the host, takes them back, and sends
+//! the host statistics of the guest's memory. It never touches a page: it moves bits in a
+//! [`PageMap`] and numbers in rings. Its caller calls [`Driver::poll`] when the device may have
+//! changed something, [`Driver::step`] all the time, and respects [`Driver::room`] before it fills.
 //!
-//! Statistics, deflate on out-of-memory, free page hinting and free page reporting are used if they are offered. It has
-//! no page poisoning, for it has no poison.
+//! Statistics, deflate on out-of-memory, free page hinting and free page reporting are used if they
+//! are offered. It has no page poisoning, for it has no poison.
 
 mod free;
 mod hostile;
@@ -29,10 +29,10 @@ use moving::{PFN_WORDS, Round};
 
 pub use hostile::HostileError;
 
-/// The device's number.
 pub const DEVICE_ID: u32 = 5;
 
-/// VIRTIO_BALLOON_F_MUST_TELL_HOST: pages may be used once the host knows. This driver always waits for that.
+/// VIRTIO_BALLOON_F_MUST_TELL_HOST: pages may be used once the host knows. This driver always waits
+/// for that.
 pub const F_MUST_TELL_HOST: u64 = 1 << 0;
 /// VIRTIO_BALLOON_F_STATS_VQ.
 pub const F_STATS_VQ: u64 = 1 << 1;
@@ -61,7 +61,7 @@ pub const SHARED_WORDS: usize = 8 * 1024;
 
 const _: () = assert!(HOSTILE_WORDS + 256 <= SHARED_WORDS);
 
-/// How often the rings are looked at before the guest goes to sleep for a request that is out. Each look takes some
+/// Polls of the rings before the guest sleeps while a request is out. Each poll takes some
 /// ten nanoseconds; a request takes tens of microseconds.
 const SPINS: usize = 2000;
 
@@ -71,16 +71,15 @@ const LEAVE_MICROS: u64 = 1_000_000;
 /// How many pages a fill may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FillLimits {
-    /// If it does not say: those outside the balloon.
+    /// Without an explicit size: those outside the balloon.
     pub default: u64,
-    /// If it does: with VIRTIO_BALLOON_F_DEFLATE_ON_OOM those in the balloon too.
+    /// With one: given VIRTIO_BALLOON_F_DEFLATE_ON_OOM, those in the balloon too.
     pub most: u64,
 }
 
 /// Whether the first pages may be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// Yes.
     Ready,
     /// When the device has answered.
     Soon,
@@ -116,7 +115,6 @@ impl Rings<'_> {
     }
 }
 
-/// The driver.
 #[derive(Debug)]
 pub struct Driver<'m, T> {
     transport: T,
@@ -148,9 +146,9 @@ pub struct Driver<'m, T> {
 }
 
 impl<'m, T: Transport> Driver<'m, T> {
-    /// A driver of the balloon behind `transport`, which it leaves alone until [`Driver::on`]. `words` are memory
-    /// for the device at guest-physical address `gpa` (page-aligned), at least [`SHARED_WORDS`]. The guest has
-    /// `mem_pages` in all.
+    /// A driver of the balloon behind `transport`, which it does not touch until [`Driver::on`].
+    /// `words` are memory for the device at guest-physical address `gpa` (page-aligned), at least
+    /// [`SHARED_WORDS`]. The guest has `mem_pages` in all.
     pub fn new(transport: T, words: &'m [AtomicU32], gpa: u64, pages: PageMap<'m>, mem_pages: u64) -> Self {
         Self {
             transport,
@@ -198,7 +196,8 @@ impl<'m, T: Transport> Driver<'m, T> {
 
     fn start(&mut self) -> Result<u64, StartError> {
         let features = negotiate(&mut self.transport, KNOWN)?;
-        // Queues are numbered without gaps, in this order; those whose feature is missing are not there.
+        // Queues are numbered without gaps, in this order; a queue of a missing feature has no
+        // number.
         let mut queue = 0;
         let mut start = |transport: &mut T, feature: u64| {
             if feature != 0 && features & feature == 0 {
@@ -237,8 +236,8 @@ impl<'m, T: Transport> Driver<'m, T> {
         self.pages.forget_given();
     }
 
-    /// Begins to take everything back, and then lets go of the device: [`Driver::drive`] says `off` when that is done. A
-    /// broken device is reset at once.
+    /// Begins to take everything back, and then releases the device: [`Driver::drive`] is `off`
+    /// when that is done. A broken device is reset at once.
     pub fn off(&mut self, now_micros: u64) {
         match self.drive {
             Drive::Off => {}
@@ -262,7 +261,7 @@ impl<'m, T: Transport> Driver<'m, T> {
         self.drive
     }
 
-    /// Asks the device whether it has something to say. Costs an exit to the VMM, so not for every step.
+    /// Polls the device. Costs an exit to the VMM, so not for every step.
     pub fn poll(&mut self) {
         if self.rings.is_none() || self.drive == Drive::Broken {
             return;
@@ -289,8 +288,9 @@ impl<'m, T: Transport> Driver<'m, T> {
         }
     }
 
-    /// Goes on with everything. `in_use` are the workload's pages. If the caller has nothing else to do (`patient`), it
-    /// waits a little for what is out. Reads and writes memory only, unless something is to be sent.
+    /// Goes on with everything. `in_use` are the workload's pages. If the caller has nothing else
+    /// to do (`patient`), it waits a little for what is out. Reads and writes memory only, unless
+    /// something is to be sent.
     pub fn step(&mut self, in_use: &InUse, now_micros: u64, patient: bool) -> Rest {
         if matches!(self.drive, Drive::Off | Drive::Broken) {
             self.judge_attempt(now_micros);
@@ -310,7 +310,7 @@ impl<'m, T: Transport> Driver<'m, T> {
         self.rings = Some(rings);
         self.judge_attempt(now_micros);
         match out {
-            // What the device says it used cannot be: nothing it does can be relied on.
+            // The device used what it was not given: nothing it does can be relied on.
             Err(Unusable) => self.drive = Drive::Broken,
             Ok(true) => return Rest::Waiting,
             Ok(false) => {}
@@ -362,8 +362,8 @@ impl<'m, T: Transport> Driver<'m, T> {
         FillLimits { default, most: if gives_way { count } else { default } }
     }
 
-    /// Whether the first `pages` may be filled. [`Driver::step`] sees to it that they will be; its caller must already
-    /// count them as in use.
+    /// Whether the first `pages` may be filled. [`Driver::step`] sees to it that they will be; its
+    /// caller must already count them as in use.
     pub fn room(&mut self, pages: u64) -> Room {
         let given = self.pages.given_in(0..pages.min(self.pages.count()));
         self.fill_waits = given > 0;
@@ -419,7 +419,6 @@ impl<'m, T: Transport> Driver<'m, T> {
         self.pages.count().saturating_sub(in_use.pages()).saturating_sub(self.pages.given())
     }
 
-    /// The state.
     pub fn report(&self, in_use: &InUse) -> BalloonReport {
         BalloonReport {
             drive: self.drive,

@@ -1,4 +1,5 @@
-//! Pages into the balloon and out of it: one round of requests at a time, up to [`ROUND_PAGES`] pages.
+//! Pages into the balloon and out of it: one round of requests at a time, up to [`ROUND_PAGES`]
+//! pages.
 
 use super::{CONFIG_ACTUAL, Driver, PFN_BUFFERS, Rings};
 use crate::in_use::InUse;
@@ -20,9 +21,7 @@ pub(super) const PFN_WORDS: usize = ROUND_PAGES;
 /// Which way pages go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Into the balloon.
     Inflate,
-    /// Out of it.
     Deflate,
 }
 
@@ -54,8 +53,8 @@ impl<T: Transport> Driver<'_, T> {
         Ok(self.round.is_some())
     }
 
-    /// Decides what comes next. Pages that a fill waits for are exchanged for others where there are others, so that
-    /// the balloon keeps its size; only if there are none does it shrink.
+    /// Decides what comes next. Pages that a fill waits for are exchanged for others where there
+    /// are others, so that the balloon keeps its size; only if there are none does it shrink.
     fn begin(&mut self, rings: &mut Rings<'_>, in_use: &InUse) {
         let strays: u64 = match self.fill_waits {
             true => in_use.ranges().iter().map(|range| self.pages.given_in(range.clone())).sum(),
@@ -73,8 +72,8 @@ impl<T: Transport> Driver<'_, T> {
         }
     }
 
-    /// Sends at most `most` pages, of at most one round. Into the balloon go the last free ones, out of it come the
-    /// first ones: a fill takes the first pages there are.
+    /// Sends at most `most` pages, of at most one round. Into the balloon go the last free ones,
+    /// out of it come the first ones: a fill takes the first pages there are.
     fn send(&mut self, rings: &mut Rings<'_>, way: Way, most: u64, in_use: &InUse) {
         let ring = match way {
             Way::Inflate => &mut rings.inflate,

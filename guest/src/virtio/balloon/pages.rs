@@ -1,11 +1,12 @@
-//! Which pages are in the balloon, and which the host may hold a frame for: two bits for each page of the workload.
+//! Two bits for each page of the workload: it is in the balloon, and the host may hold a frame for
+//! it.
 
 use core::ops::Range;
 
 use crate::in_use::InUse;
 
-/// Where the pages of an array lie in guest-physical space: from `base` on, and those that do not fit below 4 GiB
-/// from there on.
+/// The place of an array of pages in guest-physical space: from `base` on; those that do not fit
+/// below 4 GiB, from there on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames {
     /// Guest-physical address of page 0, page-aligned.
@@ -81,7 +82,7 @@ impl<'m> Bits<'m> {
         count
     }
 
-    /// The first page from `page` on, below `end`, whose bit is `on`.
+    /// The first page from `page` on, below `end`, with its bit `on`.
     fn next(&self, mut page: u64, end: u64, on: bool) -> Option<u64> {
         while page < end {
             let word = self.0[(page / 64) as usize];
@@ -95,7 +96,7 @@ impl<'m> Bits<'m> {
         None
     }
 
-    /// The last page below `page` whose bit is clear.
+    /// The last page below `page` with its bit clear.
     fn last_clear(&self, mut page: u64) -> Option<u64> {
         while page > 0 {
             let last = (page - 1) % 64;
@@ -109,7 +110,7 @@ impl<'m> Bits<'m> {
     }
 }
 
-/// What the balloon knows of each page.
+/// The balloon's state of each page.
 #[derive(Debug)]
 pub struct PageMap<'m> {
     frames: Frames,
@@ -126,8 +127,8 @@ impl<'m> PageMap<'m> {
         2 * pages.div_ceil(64) as usize
     }
 
-    /// A map with nothing given and nothing touched. `words` are at least [`PageMap::words`]; pages that there are no
-    /// words for are not part of it.
+    /// A map with nothing given and nothing touched. `words` are at least [`PageMap::words`]; pages
+    /// that there are no words for are not part of it.
     pub fn new(frames: Frames, words: &'m mut [u64]) -> Self {
         words.fill(0);
         let half = words.len() / 2;
@@ -196,8 +197,8 @@ impl<'m> PageMap<'m> {
         }
     }
 
-    /// The first pages from `from` on that are neither given nor in use, as one range of at most `max`, contiguous
-    /// in guest-physical space.
+    /// The first pages from `from` on that are neither given nor in use, as one range of at most
+    /// `max`, contiguous in guest-physical space.
     pub fn next_free(&self, from: u64, max: u64, in_use: &InUse) -> Option<Range<u64>> {
         self.next_run(from, max, in_use, None)
     }
@@ -213,7 +214,8 @@ impl<'m> PageMap<'m> {
         self.next_run(from, max, in_use, Some(touched))
     }
 
-    /// Each turn of the loop goes on to the end of a range in use, of a given run, or of a run of the wrong kind.
+    /// Each turn of the loop goes on to the end of a range in use, of a given run, or of a run of
+    /// the wrong kind.
     fn next_run(&self, mut from: u64, max: u64, in_use: &InUse, touched: Option<bool>) -> Option<Range<u64>> {
         let count = self.count();
         loop {

@@ -1,4 +1,5 @@
-//! Statistics (5.5.6.3): a buffer lies with the device, which uses it when the host wants to know more.
+//! Statistics (5.5.6.3): a buffer stays with the device, which uses it when the host wants new
+//! ones.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -46,8 +47,9 @@ impl<T: Transport> Driver<'_, T> {
         self.statistics_sent += 1;
     }
 
-    /// This guest has no swap, no caches, no huge pages that it allocates one by one, and kills nobody: those are 0.
-    /// Sizes are in bytes. As in Linux, the balloon is not part of the total unless it gives way by itself.
+    /// This guest has no swap, no caches, no huge pages that it allocates one by one, and no OOM
+    /// killer: those are 0. Sizes are in bytes. As in Linux, the balloon is not part of the total
+    /// unless it gives way by itself.
     fn statistic(&self, tag: u16, in_use: &InUse) -> u64 {
         let ballooned = if self.features & F_DEFLATE_ON_OOM == 0 { self.pages.given() } else { 0 };
         match tag {
