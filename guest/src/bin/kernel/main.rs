@@ -7,7 +7,8 @@
 //! emulated. It uses no interrupts: it waits in the VMM, through a port of Samepage's.
 //!
 //! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn;
-//! `virtio_mmio=0xADDRESS:N`, where to look for a balloon; `generation=N`, the address of the number that differs in each copy of this guest.
+//! `virtio_mmio=0xADDRESS:N`, where to look for a balloon; `generation=N`, the address of the
+//! number that differs in each copy of this guest.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the entry points from assembly")]
