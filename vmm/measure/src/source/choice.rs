@@ -357,9 +357,11 @@ mod tests {
         let all = [stretch(1, 64, 20, Kind::Anonymous), stretch(2, 1024, 300, code), stretch(3, 64, 2, code)];
         assert_eq!(choice(&all), (vec![1], vec![(2, Reason::Kind)]));
         let note = Choice::of(all.to_vec()).note(7).unwrap();
-        for words in
-            ["20.0 MiB are taken", "300.0 MiB", "--range 7:20000000000-20040000000 (300.0 of 1024.0 MiB"]
-        {
+        for words in [
+            "20.0 MiB taken for guest memory",
+            "300.0 MiB",
+            "--range 7:20000000000-20040000000 (300.0 of 1024.0 MiB",
+        ] {
             assert!(note.contains(words), "{note}");
         }
         assert_eq!(Choice::of(all[..1].to_vec()).note(7), None);
