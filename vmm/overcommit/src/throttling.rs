@@ -26,10 +26,14 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
     let running = || (0..runs.len()).filter(|&i| runs[i]);
     let all = of_all(scene);
     let weights: f64 = running().map(|i| scene.guests[i].weight()).sum();
+    let rate_of = |i: usize| all * scene.guests[i].weight() / weights;
+    // Limits that are a little too high add up: together they are never left above the brake.
+    let limit_of = |i: usize| scene.guests[i].throttle_pages_per_second.map_or(rate_of(i), |l| l as f64);
+    let beyond_brake = running().map(limit_of).sum::<f64>() > brake(scene);
     for i in running() {
         let guest = &scene.guests[i];
         let now = guest.throttle_pages_per_second;
-        let rate = all * guest.weight() / weights;
+        let rate = rate_of(i);
         let wanted = match (guest_limit(guest, rate, scene), now) {
             // In the soft state a limit is eased by steps, as there was a reason for it.
             (wanted, Some(now)) if scene.memory_state == MemoryState::Soft => soften(now, wanted, scene),
@@ -42,6 +46,7 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
                 let times = wanted as f64 / now.max(1) as f64;
                 // Where limits are eased by steps, a difference of one page is a change.
                 !(TIGHTENED..=EASED).contains(&times)
+                    || beyond_brake && wanted < now
                     || scene.memory_state == MemoryState::Soft && wanted > now
             }
             (now, wanted) => now != wanted,
@@ -54,13 +59,16 @@ pub(super) fn limit(scene: &Scene, changes: &[Action], actions: &mut Vec<Action>
 
 /// What all guests together may touch each second.
 pub(super) fn of_all(scene: &Scene) -> f64 {
-    // Between two looks guests can touch a good part of a small host's memory. So they may never
-    // take all that is free at once.
-    let brake = scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3);
     match scene.memory_state {
-        MemoryState::High | MemoryState::Soft => brake,
-        MemoryState::Hard | MemoryState::Low => pages_per_second(scene).min(brake),
+        MemoryState::High | MemoryState::Soft => brake(scene),
+        MemoryState::Hard | MemoryState::Low => pages_per_second(scene).min(brake(scene)),
     }
+}
+
+/// The most that all guests together may ever touch each second. Between two looks they can touch a good part of a small host's memory,
+/// and must not take all that is free at once.
+fn brake(scene: &Scene) -> f64 {
+    scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3)
 }
 
 /// A limit of `now` that becomes twice as much every few seconds, up to `wanted`.
@@ -125,5 +133,32 @@ mod tests {
         };
         assert_eq!(rates(100 * MIB), [50 * MIB, 50 * MIB]);
         assert!(rates(10_000 * MIB).is_empty());
+    }
+
+    /// Limits that were right a moment ago and are a little too high now would let guests take more than all that is free.
+    #[test]
+    fn limits_are_never_left_above_the_brake() {
+        let view = |name: &str, limit| GuestView {
+            name: name.into(),
+            promised_pages: 1000 * MIB,
+            max_pages: 1000 * MIB,
+            throttle_pages_per_second: limit,
+            ..GuestView::default()
+        };
+        let rates_after = |limits: [Option<u64>; 2]| {
+            let guests = [view("a", limits[0]), view("b", limits[1])];
+            let host = HostView { capacity_pages: 100 * MIB, free_pages: 100 * MIB, ..HostView::default() };
+            let mut rates = limits;
+            for action in step(&mut Memory::default(), &host, &guests, &Knobs::default()) {
+                if let Action::Throttle { guest, pages_per_second } = action {
+                    rates[guest] = pages_per_second;
+                }
+            }
+            rates.map(|rate| rate.map(|pages| pages / MIB))
+        };
+        assert_eq!(rates_after([Some(55 * MIB), Some(55 * MIB)]), [Some(50), Some(50)]);
+        assert_eq!(rates_after([Some(55 * MIB), None]), [Some(50), Some(50)]);
+        // One may be above its part while together they are not.
+        assert_eq!(rates_after([Some(55 * MIB), Some(45 * MIB)]), [Some(55), Some(45)]);
     }
 }

@@ -140,9 +140,10 @@ impl GuestView {
     }
 
     /// The most that it can be using: what it reports as spare it does not use. A guest that lies
-    /// about that loses it.
+    /// about that loses it. What it never had is spare first: only the rest of that is in memory.
     pub fn not_spare_pages(&self) -> u64 {
-        self.held_pages() - self.spare_pages.unwrap_or(0).min(self.held_pages())
+        let left = self.promised_pages - self.ballooned_pages();
+        self.held_pages().min(left.saturating_sub(self.spare_pages.unwrap_or(0)))
     }
 
     /// The part that it uses. Without an estimate that is all it has and cannot spare; it is never
@@ -155,5 +156,32 @@ impl GuestView {
     /// Its weight; at least 1.
     pub fn weight(&self) -> f64 {
         f64::from(self.shares.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_never_had_is_the_first_that_it_can_spare() {
+        let uses = |resident_pages, actual_pages, spare| {
+            let balloon = Some(BalloonView { target_pages: actual_pages, actual_pages });
+            let view = GuestView {
+                promised_pages: 1000,
+                resident_pages,
+                balloon,
+                spare_pages: spare,
+                ..GuestView::default()
+            };
+            view.active_pages()
+        };
+        assert_eq!(uses(500, 0, None), 500);
+        assert_eq!(
+            [uses(500, 0, Some(500)), uses(500, 0, Some(700)), uses(500, 0, Some(2000))],
+            [500, 300, 0]
+        );
+        assert_eq!(uses(500, 300, Some(300)), 400, "what is in its balloon it has not got to spare");
+        assert_eq!(uses(500, 5000, Some(0)), 0);
     }
 }

@@ -169,13 +169,16 @@ impl<'a> Host<'a> {
             let wanted = (guest.wants_pages.min(guest.usable_pages()) - has).max(0.0);
             let at_speed = wanted.min(guest.load.touch_mib_per_second * PAGES_PER_MIB * seconds);
             let touched = at_speed.min(limit * seconds);
-            self.make_room(missing.min(readable) + touched, tally);
+            self.make_room(missing.min(readable), tally);
             let guest = &mut self.guests[index];
             let read = missing.min(readable).min(self.free_pages);
             guest.resident_pages += read;
             guest.swapped_pages -= read;
             readable -= read;
             self.free_pages -= read;
+            // Only now: what was read back has left room on swap.
+            self.make_room(touched, tally);
+            let guest = &mut self.guests[index];
             let got = touched.min(self.free_pages);
             guest.resident_pages += got;
             self.free_pages -= got;
