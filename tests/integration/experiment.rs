@@ -246,7 +246,7 @@ fn what_cannot_be_run_is_refused_by_name() {
         (vec!["page-cache", "--guests", "3"], "leave the number of guests out"),
         (vec!["page-cache"], "guests that read files are Linux guests"),
         (vec!["page-cache", "--memory", "64M"], "file: size"),
-        (vec!["ksm-52", "--guests", "4"], "--guests is not for ksm-52"),
+        (vec!["ksm-52", "--guests", "4"], "--guests does not apply to ksm-52"),
         (vec!["ksm-52", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
         (vec!["identical-vms", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
         (vec!["identical-vms", "--results", path(&foreign)], "is no result of an experiment"),
