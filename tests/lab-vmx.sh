@@ -7,7 +7,7 @@
 # As /bin in there is busybox's, a job that wants bash or perl names it by -f.
 # shellcheck disable=SC2034 # the sourcing script needs them
 vmx_needs="bochs:bochs /usr/share/bochs/BIOS-bochs-latest:bochsbios /usr/share/bochs/VGABIOS-lgpl-latest:vgabios
-    /usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so:bochs-term script:bsdutils grub-mkrescue:grub-common
+    /usr/share/doc/bochs-term:bochs-term script:bsdutils grub-mkrescue:grub-common
     /usr/lib/grub/i386-pc/moddep.lst:grub-pc-bin xorriso:xorriso mformat:mtools cpio:cpio depmod:kmod xz:xz-utils"
 
 # vmx_initramfs KERNEL FILE: busybox, lab-init-vmx, and KVM's modules.
