@@ -61,11 +61,13 @@ fn vms_that_others_start_join_are_merged_and_leave() {
         assert_eq!((&guest["domain"], &guest["state"]), (&json!("open"), &json!("running")), "{guest}");
         assert_eq!((&guest["pid"], &guest["memory_bytes"]), (&json!(vm.running().pid()), &json!(mib << 20)));
     }
-    // Every view of the fleet shows them.
-    let top = sandbox.samepage(["top", "--once"]).timeout(SOON).output().success();
-    assert!(top.stdout.contains("from-api") && top.stdout.contains("other"), "{top}");
-    let metrics = sandbox.samepage(["fleet", "metrics"]).timeout(SOON).output().success();
-    assert!(metrics.stdout.contains("guest=\"from-api\""), "{metrics}");
+    // Every view of the fleet shows them, once the daemon has looked again.
+    let shown = |args: &[&str]| sandbox.samepage(args).timeout(SOON).output().success().stdout;
+    eventually("top shows both", || {
+        let top = shown(&["top", "--once"]);
+        top.contains("from-api") && top.contains("other")
+    });
+    eventually("metrics have it", || shown(&["fleet", "metrics"]).contains("guest=\"from-api\""));
     // One ends, and is not missed.
     assert_eq!(api.ask(&json!({"op": "stop"})), json!("done"));
     assert_eq!(api.into_running().wait().success().stderr, "");
