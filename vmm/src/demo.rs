@@ -1,6 +1,7 @@
 //! `samepage demo`: a fleet of built-in guests, filled, merged, measured, verified.
 
 use crate::choice;
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use memory::userfault;
 use merge::ksm;
 use merge::slab::engine::Tuning;
 use os::print::outln;
+use serde::Serialize;
 
 /// The documented mix, in percent of the pages each guest fills.
 pub(super) const MIX: FillSpec = FillSpec { zero: 10, common: 40, duplicate: 10, unique: 40, pages: None };
@@ -63,11 +65,35 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(clones) = args.clones {
         return demo_clones::run(clones.into(), args.memory, args.engine, args.json);
     }
+    let names = (0..args.guests).map(|n| format!("guest-{n}"));
+    carry_out(names, args.memory, args.engine, args.json, measure)
+}
+
+/// What a demo shows, as text and as JSON.
+pub(super) trait Shown: Display + Serialize {
+    /// Pages that do not hold what was written to them: with one the demo has failed.
+    fn mismatched_pages(&self) -> u64;
+}
+
+impl Shown for Report {
+    fn mismatched_pages(&self) -> u64 {
+        self.mismatched_pages
+    }
+}
+
+/// Runs a demo with a fleet of these guests. Nothing of it is left, whatever comes of it.
+pub(super) fn carry_out<R: Shown>(
+    names: impl IntoIterator<Item = String>,
+    memory_bytes: u64,
+    engine: Option<EngineName>,
+    json: bool,
+    show: impl FnOnce(FleetSpec, &FleetDir, &Watch, Vec<String>) -> Result<R, HostError>,
+) -> anyhow::Result<ExitCode> {
     let mut notes = Vec::new();
-    let engine = args.engine.unwrap_or_else(|| usable(&mut notes));
-    let guests = (0..args.guests).map(|n| {
-        let vm = VmConfig { memory_bytes: args.memory, ..VmConfig::default() };
-        GuestSpec { fill: Some(MIX), ..GuestSpec::new(format!("guest-{n}"), "demo".into(), vm) }
+    let engine = engine.unwrap_or_else(|| usable(&mut notes));
+    let guests = names.into_iter().map(|name| {
+        let vm = VmConfig { memory_bytes, ..VmConfig::default() };
+        GuestSpec { fill: Some(MIX), ..GuestSpec::new(name, "demo".into(), vm) }
     });
     let spec = FleetSpec {
         name: format!("demo-{}", std::process::id()),
@@ -82,24 +108,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bars = Bars::new(spec.guests.len());
     let watch = bars.watch(interrupted);
     let dir = FleetDir::of(&spec.name);
-    let result = measure(spec, &dir, &watch, notes);
+    let result = show(spec, &dir, &watch, notes);
     bars.finish();
     dir.remove();
     let report = result.context("the demo did not finish; everything it started is stopped")?;
-    match args.json {
+    match json {
         true => outln!("{}", serde_json::to_string(&report)?)?,
         false => outln!("{report}")?,
     }
-    ensure!(
-        report.mismatched_pages == 0,
-        "{} pages do not hold what was written to them",
-        report.mismatched_pages
-    );
+    let wrong = report.mismatched_pages();
+    ensure!(wrong == 0, "{wrong} pages do not hold what was written to them");
     Ok(ExitCode::SUCCESS)
 }
 
 /// The best engine that this user may use on this host.
-pub(super) fn usable(notes: &mut Vec<String>) -> EngineName {
+fn usable(notes: &mut Vec<String>) -> EngineName {
     let Err(error) = userfault::can_freeze() else { return EngineName::Slab };
     let (engine, what) = match ksm::available().usable() {
         true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),

@@ -1,25 +1,22 @@
 //! `samepage demo --clones N`: one guest, filled and captured, and many that go on from there.
 
+use std::fmt;
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
 use serde::Serialize;
 
-use super::demo::{MIX, usable};
+use super::demo::{self, Shown};
 use super::fleet_table::mib;
-use super::progress::{Bars, interrupt_flag};
 use fleet::HostError;
 use fleet::fleet::{Fleet, Wanted};
 use fleet::guest::Lifetime;
 use fleet::runtime::FleetDir;
-use fleet::spec::{AdmissionName, EngineName, FleetSpec, GuestSpec, Overcommit};
+use fleet::spec::{EngineName, FleetSpec};
 use fleet::status::Verified;
 use fleet::watch::Watch;
 use machine::capture::Captured;
-use machine::{VmConfig, probe};
+use machine::probe;
 use memory::PAGE_BYTES;
-use merge::slab::engine::Tuning;
-use os::print::outln;
 use overcommit::ledger::Ledger;
 
 /// The guest that is cloned.
@@ -49,33 +46,15 @@ pub(super) fn run(
     engine: Option<EngineName>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let mut notes = Vec::new();
-    let engine = engine.unwrap_or_else(|| usable(&mut notes));
-    let vm = VmConfig { memory_bytes, ..VmConfig::default() };
-    let spec = FleetSpec {
-        name: format!("demo-{}", std::process::id()),
-        engine,
-        merge: Tuning::default(),
-        overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
-        metrics: None,
-        open: None,
-        guests: vec![GuestSpec { fill: Some(MIX), ..GuestSpec::new(ORIGIN.into(), "demo".into(), vm) }],
-    };
-    let interrupted = interrupt_flag()?;
-    let bars = Bars::new(1);
-    let watch = bars.watch(interrupted);
-    let dir = FleetDir::of(&spec.name);
-    let result = show(spec, &dir, clones, &watch, notes);
-    bars.finish();
-    dir.remove();
-    let report = result.context("the demo did not come to its end; everything it started is stopped")?;
-    match json {
-        true => outln!("{}", serde_json::to_string(&report)?)?,
-        false => outln!("{}", text(&report))?,
+    demo::carry_out([ORIGIN.into()], memory_bytes, engine, json, |spec, dir, watch, notes| {
+        show(spec, dir, clones, watch, notes)
+    })
+}
+
+impl Shown for Report {
+    fn mismatched_pages(&self) -> u64 {
+        self.mismatched_pages
     }
-    let wrong = report.mismatched_pages;
-    ensure!(wrong == 0, "{wrong} pages do not hold what was written to them");
-    Ok(ExitCode::SUCCESS)
 }
 
 fn show(
@@ -111,42 +90,42 @@ fn show(
     result
 }
 
-fn text(report: &Report) -> String {
-    let Report { clones, captured, ledger, .. } = report;
-    let pages = |pages: u64| mib(pages * PAGE_BYTES);
-    let of_clones = |number: fn(&overcommit::ledger::Account) -> u64| -> f64 {
-        let accounts = ledger.guests.iter().filter(|guest| guest.name != ORIGIN);
-        accounts.map(number).sum::<u64>() as f64 * PAGE_BYTES as f64
-            / (1 << 20) as f64
-            / (*clones).max(1) as f64
-    };
-    let mut text = format!(
-        "{clones} clones of a guest of {} MiB on {}, engine {}\n\
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self;
+        let Report { clones, captured, ledger, .. } = report;
+        let pages = |pages: u64| mib(pages * PAGE_BYTES);
+        let of_clones = |number: fn(&overcommit::ledger::Account) -> u64| -> f64 {
+            let accounts = ledger.guests.iter().filter(|guest| guest.name != ORIGIN);
+            accounts.map(number).sum::<u64>() as f64 * PAGE_BYTES as f64
+                / (1 << 20) as f64
+                / (*clones).max(1) as f64
+        };
+        write!(
+            f,
+            "{clones} clones of a guest of {} MiB on {}, engine {}\n\
          captured: {} MiB copied into slabs; the guest stood still for {:.1} ms\n\
          all clones answered after {:.2} s, {:.1} ms each\n\
          promised {} MiB, {} MiB of frames; {} MiB in slabs that nobody has touched\n\
          each clone: {:.2} MiB of its own, {:.2} MiB of its VMM, {:.2} MiB of page tables; {:.1} MiB shared or not touched\n\
          {} pages verified, by the guests and by the host: {} wrong",
-        mib(report.memory_bytes),
-        report.backend,
-        report.engine,
-        pages(captured.copied_pages),
-        captured.pause_us as f64 / 1000.0,
-        report.seconds,
-        report.seconds * 1000.0 / (*clones).max(1) as f64,
-        pages(ledger.promised),
-        pages(ledger.frames),
-        pages(ledger.overhead.held_by_images),
-        of_clones(|guest| guest.classes.private),
-        of_clones(|guest| guest.overhead.vmm),
-        of_clones(|guest| guest.overhead.page_tables),
-        of_clones(|guest| guest.classes.shared + guest.classes.image),
-        report.verified_pages,
-        report.mismatched_pages,
-    );
-    for note in &report.notes {
-        text.push_str("\nnote: ");
-        text.push_str(note);
+            mib(report.memory_bytes),
+            report.backend,
+            report.engine,
+            pages(captured.copied_pages),
+            captured.pause_us as f64 / 1000.0,
+            report.seconds,
+            report.seconds * 1000.0 / (*clones).max(1) as f64,
+            pages(ledger.promised),
+            pages(ledger.frames),
+            pages(ledger.overhead.held_by_images),
+            of_clones(|guest| guest.classes.private),
+            of_clones(|guest| guest.overhead.vmm),
+            of_clones(|guest| guest.overhead.page_tables),
+            of_clones(|guest| guest.classes.shared + guest.classes.image),
+            report.verified_pages,
+            report.mismatched_pages,
+        )?;
+        report.notes.iter().try_for_each(|note| write!(f, "\nnote: {note}"))
     }
-    text
 }

@@ -34,12 +34,7 @@ pub fn page_types(fleet: &str, guest: &str) -> Result<String, HostError> {
 impl Fleet {
     /// What the kernel of the guest of this name uses its frames for: see [`page_types`].
     pub(super) fn page_types(&mut self, name: &str, watch: &Watch) -> Result<String, HostError> {
-        let known: Vec<&str> = self.guests.iter().map(|guest| guest.spec.name.as_str()).collect();
-        let (fleet, known) = (self.spec.name.clone(), known.join(", "));
-        match self.guests.iter_mut().find(|guest| guest.spec.name == name) {
-            Some(guest) => guest.page_types(watch),
-            None => Err(HostError::NoGuest { guest: name.into(), fleet, known }),
-        }
+        self.guest(name)?.page_types(watch)
     }
 }
 

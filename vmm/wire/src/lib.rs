@@ -5,8 +5,8 @@
 //! kinds of errors are types of the crates above. Every wait has a deadline and every line a bound;
 //! a timeout, a peer that disconnected and a line that is too long are errors of their own.
 //!
-//! The merge socket is not here: its packets are words with descriptors
-//! (`vmm/merge/src/slab/wire.rs`). Nor is COM2, whose lines a guest without an allocator has to
+//! What the packets of the merge socket and of a capture say is not here, only how they are sent
+//! ([`packets`]). Nor is COM2, whose lines a guest without an allocator has to
 //! read (`guest/src/protocol`).
 //!
 //! Begin with [`lines`] (a stream of lines), then [`answer`] (a reply or a [`Refusal`]); for HTTP
@@ -15,6 +15,7 @@
 pub mod answer;
 pub mod http;
 pub mod lines;
+pub mod packets;
 
 pub use answer::Refusal;
 pub use lines::{LineBuffer, LineError, Lines, connect};

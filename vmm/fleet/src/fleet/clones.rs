@@ -195,13 +195,6 @@ impl Fleet {
         Ok(specs)
     }
 
-    fn guest(&mut self, name: &str) -> Result<&mut Guest, HostError> {
-        let known: Vec<String> = self.guests.iter().map(|guest| guest.spec.name.clone()).collect();
-        let fleet = self.spec.name.clone();
-        let found = self.guests.iter_mut().find(|guest| guest.spec.name == name);
-        found.ok_or_else(|| HostError::NoGuest { guest: name.into(), fleet, known: known.join(", ") })
-    }
-
     fn capture(&mut self, name: &str) -> Result<Image, HostError> {
         let dir = self.dir.clone();
         let guest = self.guest(name)?;

@@ -3,15 +3,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::SocketAddrUnix;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use wire::packets;
 
 /// The longest packet.
 const MAX_PACKET_BYTES: usize = 4096;
@@ -67,28 +67,16 @@ impl Link {
     /// Sends a packet, whole.
     pub fn send(&self, message: &impl Serialize, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let bytes = postcard::to_allocvec(message).map_err(io::Error::other)?;
-        let sent = match file {
-            Some(file) => self.0.send_with_fd(bytes.as_slice(), file.as_raw_fd()),
-            None => self.0.send_with_fds(&[bytes.as_slice()], &[]),
-        };
-        match sent {
-            Ok(sent) if sent == bytes.len() => Ok(()),
-            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-            Err(error) => Err(io::Error::from_raw_os_error(error.errno())),
-        }
+        packets::send(&self.0, &bytes, file)
     }
 
     /// The next packet. An end of file is an error, and so is a packet that is none.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<(T, Option<File>)> {
         let mut buffer = [0; MAX_PACKET_BYTES];
-        let received = self.0.recv_with_fd(&mut buffer);
-        let (bytes, file) = received.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        match buffer.get(..bytes) {
-            Some(packet @ [_, ..]) => match postcard::take_from_bytes(packet) {
-                Ok((message, [])) => Ok((message, file)),
-                _ => Err(io::ErrorKind::InvalidData.into()),
-            },
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        let (packet, file) = packets::receive(&self.0, &mut buffer)?;
+        match postcard::take_from_bytes(packet) {
+            Ok((message, [])) => Ok((message, file)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
@@ -99,13 +87,12 @@ impl AsFd for Link {
     }
 }
 
-/// A socket of the kind that is used here: packets in order.
-pub fn socket() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
+pub use packets::socket;
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
     use super::*;
 
     #[test]

@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use ::wire::packets;
+use rustix::net::SocketAddrUnix;
 
 use super::counters::Counters;
 use super::matchmaker::{DRAFT_PAGES, PageHash, Run, SlabPlace};
@@ -226,25 +226,13 @@ impl Link {
     /// Sends a packet, whole.
     pub fn send(&self, message: &Message, file: Option<impl AsFd>) -> io::Result<()> {
         let bytes: Vec<u8> = message.words().into_iter().flat_map(u64::to_le_bytes).collect();
-        let sent = match file {
-            Some(file) => self.socket.send_with_fd(bytes.as_slice(), file.as_fd().as_raw_fd()),
-            None => self.socket.send_with_fds(&[bytes.as_slice()], &[]),
-        };
-        match sent {
-            Ok(sent) if sent == bytes.len() => Ok(()),
-            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-            Err(error) => Err(io::Error::from_raw_os_error(error.errno())),
-        }
+        packets::send(&self.socket, &bytes, file.as_ref().map(AsFd::as_fd))
     }
 
     /// The next packet. An end of file is an error, and so is a packet that is none.
     pub fn receive(&mut self) -> io::Result<(Message, Option<File>)> {
-        let received = self.socket.recv_with_fd(&mut self.buffer);
-        let (bytes, file) = received.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        if bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let (words, rest) = self.buffer[..bytes].as_chunks::<8>();
+        let (packet, file) = packets::receive(&self.socket, &mut self.buffer)?;
+        let (words, rest) = packet.as_chunks::<8>();
         let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let message = if rest.is_empty() { Message::from_words(&words) } else { None };
         message.map(|message| (message, file)).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -257,14 +245,13 @@ impl AsFd for Link {
     }
 }
 
-/// A socket of the kind that is used here: packets in order.
-pub fn socket() -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
+pub use packets::socket;
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
     use super::*;
     use memory::slab::Draft;
