@@ -26,7 +26,7 @@ const STANDSTILL: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(2);
 /// From one look at what a guest has come to hold, where swap keeps it small, to the next.
 const KEEP: Duration = Duration::from_millis(10);
-/// The most pages that the host is asked to push out at once.
+/// The most pages that the host is asked to page out at once.
 const BATCH_PAGES: u64 = 10_000;
 /// More than any guest can write in a second.
 const AS_FAST_AS_IT_CAN: u64 = 10_000_000;
@@ -100,7 +100,7 @@ impl Host {
         }
     }
 
-    /// Keeps it there while it works: what comes back from swap has others pushed out.
+    /// Keeps it there while it works: what comes back from swap has others paged out.
     fn keep(&self, left_pages: u64, working: &AtomicBool) -> Result<()> {
         while working.load(Ordering::Relaxed) {
             match self.excess_pages(left_pages)? {

@@ -28,7 +28,7 @@ use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
 use memory::written::WriteLog;
 
-/// How long pages are pushed out for one request: everything else on the main thread waits meanwhile.
+/// How long pages are paged out for one request: everything else on the main thread waits meanwhile.
 const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
 
 /// The way to a running VM. Clones share it; all of them are used on the main thread.

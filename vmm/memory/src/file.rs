@@ -103,7 +103,7 @@ mod tests {
         let (file, ram) = (tempfile::tempfile().unwrap(), Ram::new(16 << 20, Backing::Anonymous).unwrap());
         file.write_all_at(&[7; 100_000], 0).unwrap();
         let mut mapped = MappedFile::new(&file).unwrap();
-        // Who has a reference to the old bytes is wrong now.
+        // A reference to the old bytes would be wrong now.
         file.write_all_at(&[9; 4096], 8192).unwrap();
         let memory = ram.memory();
         assert_eq!(memory.read_volatile_from(GuestAddress(1 << 20), &mut mapped, 200_000).unwrap(), 100_000);

@@ -1,9 +1,9 @@
-//! Freezing a run of pages: until it is thawed nobody writes to it, be it a vCPU, a thread of ours or the kernel for either;
-//! who tries sleeps.
+//! Freezing a run of pages: until it is thawed, a vCPU, a thread of ours, or the kernel on behalf of either that writes
+//! to it sleeps.
 //!
 //! By userfaultfd's write protection, registered for the run just in time (all of RAM registered from the start would cost
-//! fault-around and forbid large folios). Nobody reads the descriptor's messages: sleepers are woken by address. Who has
-//! pinned a page before writes on, see [`super::in_flight`].
+//! fault-around and forbid large folios). The descriptor's messages are never read: sleepers are woken by address. I/O
+//! that has pinned a page before still writes to it, see [`super::in_flight`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -40,7 +40,7 @@ impl Freezer {
     }
 }
 
-/// A run that nobody writes to. Dropped, it is thawed and as it was.
+/// A run that cannot be written to. Dropping it thaws the run.
 pub(super) struct Frozen<'a> {
     freezer: &'a mut Freezer,
     run: GuestRange<'a>,
@@ -58,7 +58,7 @@ impl Frozen<'_> {
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         let range = UffdRange::of(self.run);
-        // In this order: unregistering takes the protection away and wakes nobody; a sleeper that is woken before looks again
+        // In this order: unregistering takes the protection away and wakes no sleeper; one that is woken before faults
         // and sleeps again.
         let thawed = self.freezer.descriptor().and_then(|descriptor| {
             if self.registered {
@@ -67,7 +67,7 @@ impl Drop for Frozen<'_> {
             uffd::wake(descriptor, range)
         });
         if thawed.is_err() {
-            // Closing the descriptor frees everybody. Nothing is frozen by it ever after.
+            // Closing the descriptor wakes all sleepers. Nothing is frozen by it ever after.
             self.freezer.descriptor = None;
         }
     }

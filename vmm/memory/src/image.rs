@@ -1,4 +1,4 @@
-//! A VM's memory as pages of sealed slabs: taken from one that stands still, and mapped under one that has not run yet.
+//! A VM's memory as pages of sealed slabs: captured from a paused VM, and mapped under one that has not run yet.
 //!
 //! What is taken are *runs*: adjacent pages of guest RAM that are adjacent pages of a slab. Pages that are in slabs already are referenced
 //! where they lie; other pages are copied once, in guest order; zeros and absent pages are in no run, and read as zeros in the copy.
@@ -27,7 +27,7 @@ pub const SLAB_PAGES: u64 = 2048;
 const LEAST_REFERENCED: u64 = 16;
 /// Pages copied at a time.
 const PIECE_PAGES: u64 = 16;
-/// The longest gap that is bridged at first, and at last; it doubles each time that there are so many runs more.
+/// The longest gap that is bridged at first, and at last; it doubles as the number of runs grows.
 const GAP_PAGES: (u64, u64) = (16, SLAB_PAGES);
 const RUNS_PER_GAP: usize = 512;
 /// The most runs: each may be two mappings, of which a process has vm.max_map_count (65,530).
@@ -54,7 +54,7 @@ impl ImageRun {
 
 /// Where slabs of an image come from and go to.
 pub trait Slabs {
-    /// An empty one of `pages` pages, 1 to [`SLAB_PAGES`], that somebody pays for.
+    /// An empty one of `pages` pages, 1 to [`SLAB_PAGES`], charged to the cgroup of its maker.
     fn draft(&mut self, pages: u64) -> io::Result<Draft>;
 
     /// It is filled and sealed. Its number in the image.
@@ -118,7 +118,7 @@ impl ImageError {
     }
 }
 
-/// What some pages are, before anybody has looked into them.
+/// What some pages are, before their contents were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Piece {
     /// The guest's own: they may hold anything.
@@ -128,7 +128,7 @@ enum Piece {
 }
 
 impl Ram {
-    /// Takes what is in it. No vCPU runs and no device works meanwhile; whoever merges, parks or gives back waits.
+    /// Takes what is in it. No vCPU runs and no device works meanwhile; merging, parking and giving back wait.
     pub fn capture(&self, slabs: &mut dyn Slabs) -> Result<Taken, ImageError> {
         if self.backing() != Backing::Anonymous {
             return Err(ImageError::Backing(self.backing()));

@@ -1,8 +1,8 @@
 //! Pages that a device is about to have written behind the processor's back.
 //!
-//! Whoever has pinned a page before it is frozen (O_DIRECT, io_uring with registered buffers, vhost) writes to the old frame
-//! when it is replaced, and the write is lost. So a device marks the range first, pins it then, and unmarks it when the
-//! write is done; and who has frozen a run looks at the marks after it froze and before it compares.
+//! I/O that has pinned a page before it is frozen (O_DIRECT, io_uring with registered buffers, vhost) writes to the old
+//! frame once it is replaced, and the write is lost. So a device marks the range first, pins it then, and unmarks it when
+//! the write is done; and the merge step looks at the marks after it has frozen a run and before it compares.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering, fence};

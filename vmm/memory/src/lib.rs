@@ -1,10 +1,10 @@
 //! Guest RAM and everything that maps, advises or reads it.
 //!
 //! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this crate, and with them the host side's unsafe
-//! code. It must not know KVM, a device model, a fleet or why pages are merged: it is told what to do to which pages, and
-//! checks that it may.
+//! code. It must not know KVM, a device model, a fleet or why pages are merged: its callers say what to do to which pages, and it
+//! checks that this is safe.
 //!
-//! Begin with [`ram`] (how RAM is mapped, and its lock), then [`merge_run`] (the only way in which a page is replaced:
+//! Begin with [`ram`] (how RAM is mapped, and its lock), then [`replace`] (the only way in which a page is replaced:
 //! freeze, compare, map, wake), [`slab`] (sealed memfds), `reclaim` (giving back) and [`parking`] (sampling what is used).
 //! [`remote`] and [`scan`] look into other processes; what the kernel shows of them is read by `kernel_view`.
 
@@ -25,7 +25,6 @@ pub mod in_flight;
 pub mod layout;
 pub mod maps;
 pub mod merge_log;
-pub mod merge_run;
 pub mod own;
 pub mod page;
 pub mod page_buffer;
@@ -36,6 +35,7 @@ pub mod parking;
 pub mod ram;
 mod reclaim;
 pub mod remote;
+pub mod replace;
 pub mod resident;
 pub mod scan;
 pub mod shared_ram;

@@ -10,7 +10,7 @@ use super::PAGE;
 pub const OOM_SCORE_ADJ: RangeInclusive<i16> = -1000..=1000;
 
 /// Sets how much sooner (up to 1000) or later (down to -1000, which is never) than by its size alone the kernel's out-of-memory
-/// killer takes this process. Processes that it starts begin with the same. Up is for everybody; further down than it ever was set needs
+/// killer takes this process. Processes that it starts inherit it. Raising it needs no privilege; lowering it below what it ever was needs
 /// CAP_SYS_RESOURCE.
 pub fn set_oom_score_adj(score: i16) -> io::Result<()> {
     std::fs::write("/proc/self/oom_score_adj", score.to_string())
@@ -23,7 +23,7 @@ unsafe extern "C" {
     static etext: u8;
 }
 
-/// Lets go of the pages of code and constants that are mapped now: most served the start, and what is needed
+/// Drops the pages of code and constants that are mapped now: most served the start, and what is needed
 /// again comes back from the page cache at the price of a minor fault. A VM process so keeps about a megabyte
 /// less mapped than it started with.
 pub fn release_startup_code() {

@@ -32,7 +32,7 @@ impl SlabPage {
 impl Add<u64> for SlabPage {
     type Output = Self;
 
-    /// The page so many further on. No slab has so many that it has none: see [`MAX_SLAB_PAGES`](crate::slab::MAX_SLAB_PAGES).
+    /// The page `pages` further on. Slabs are too small for it to overflow: see [`MAX_SLAB_PAGES`](crate::slab::MAX_SLAB_PAGES).
     fn add(self, pages: u64) -> Self {
         Self::at(u64::from(self.0).saturating_add(pages))
     }
@@ -98,7 +98,7 @@ pub struct PageRange {
 }
 
 impl PageRange {
-    /// `pages` pages from `first` on. None if there are no numbers for so many.
+    /// `pages` pages from `first` on. None if the end overflows.
     pub fn new(first: PageNo, pages: u64) -> Option<Self> {
         first.0.checked_add(pages).map(|_| Self { first, pages })
     }

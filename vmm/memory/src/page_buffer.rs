@@ -13,7 +13,7 @@ pub struct PageBuffer {
 }
 
 impl PageBuffer {
-    /// Room for so many pages.
+    /// Room for `pages` pages.
     pub fn new(pages: usize) -> Self {
         let mut bytes = vec![0; (pages + 1) * PAGE];
         // For bytes there always is such an offset, and it is less than a page; should there be none, it is slow.

@@ -1,4 +1,4 @@
-//! Pushes pages of guest RAM out to the host's swap (MADV_PAGEOUT), round and round as a clock's hand goes.
+//! Pages guest RAM out to the host's swap (MADV_PAGEOUT), in the order of a clock's hand.
 
 use std::io;
 use std::time::Instant;
@@ -14,19 +14,19 @@ use super::ram::{Advice, Backing, Ram};
 use super::scan::{PageScan, Pages};
 use super::{PAGE_BYTES, PageNo, PageRange};
 
-/// Pages looked at, and pushed out, with the lock taken once: whoever gives pages back or merges them waits so long.
+/// Pages looked at, and paged out, with the lock taken once: giving back and merging wait for it.
 const BATCH_PAGES: u64 = 256;
 
-/// Why no pages were pushed out.
+/// Why no pages were paged out.
 #[derive(Debug, Error)]
 pub enum PageOutError {
     /// There is nowhere to push them.
     #[error(
-        "no page can be pushed out: this host has no active swap (`swapon --show`); make some, on zram for instance"
+        "no page can be paged out: this host has no active swap (`swapon --show`); make some, on zram for instance"
     )]
     NoSwap,
     /// It is full.
-    #[error("no page can be pushed out: all {} MiB of this host's swap are used", kib >> 10)]
+    #[error("no page can be paged out: all {} MiB of this host's swap are used", kib >> 10)]
     SwapFull {
         /// How much there is, in KiB.
         kib: u64,
@@ -48,7 +48,7 @@ pub enum PageOutError {
 /// What came of it. Pages of 4096 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PagedOut {
-    /// Pages that the kernel was advised to push out.
+    /// Pages that the kernel was advised to page out.
     pub advised_pages: u64,
     /// Those of them that were on swap right after.
     pub swapped_pages: u64,

@@ -9,7 +9,7 @@ use super::page::{PageIndex, PageNo, PageRange, to_usize};
 pub const WORD_PAGES: u64 = u64::BITS as u64;
 
 /// A set of pages of one guest's RAM; or, with another `P`, of one slab. A bit for each, the lowest of a word first: as KVM's log of writes
-/// has them, which is why its words can be had. It has room for so many pages as it was made for; others are never in it.
+/// has them, which is why its words can be had. Its capacity is fixed when it is made; pages beyond it are never in it.
 pub struct PageSet<P = PageNo> {
     words: Vec<u64>,
     of: PhantomData<fn() -> P>,

@@ -1,6 +1,6 @@
 //! Chooses random pages of guest RAM, parks them ([`super::parking`]), and brings back those that are touched.
 //!
-//! One thread uses it, and for as long as a page is parked that thread does nothing that could wait for somebody who touches guest RAM.
+//! One thread uses it, and for as long as a page is parked that thread does nothing that could wait for an access to guest RAM.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -84,7 +84,7 @@ impl Parker {
         Ok(chosen)
     }
 
-    /// Hands out the runs of anonymous pages, each with its first one.
+    /// Calls `each` with the runs of anonymous pages, and the first page of each.
     fn each_run(&mut self, mut each: impl FnMut(PageNo, Pages)) -> io::Result<()> {
         for all in self.ram.stretches() {
             let page = |run: &Pages| all.pages().first() + (run.hva - all.hva()) / PAGE_BYTES;
@@ -125,7 +125,7 @@ impl Parker {
         Ok(parked)
     }
 
-    /// Brings back what is touched, for so long.
+    /// Brings back what is touched, for this time.
     pub fn watch(&mut self, time: Duration) -> io::Result<()> {
         let until = Instant::now() + time;
         loop {
@@ -147,7 +147,7 @@ impl Parker {
     /// Brings back all that is parked. Returns what became of each since [`Self::park`]; None if a page cannot be brought back yet.
     pub fn end(&mut self) -> Option<Parked> {
         // A page at a time, for others want the lock.
-        while self.ram.placement().parking.bring_back_next() {}
+        while self.ram.placement().parking.unpark_next() {}
         let placement = self.ram.placement();
         (placement.parking.pages() == 0).then(|| placement.parking.so_far())
     }
@@ -179,7 +179,7 @@ impl Parker {
 }
 
 impl Drop for Parker {
-    /// Nobody serves touches any more, so nothing may stay parked.
+    /// No thread serves faults any more, so nothing may stay parked.
     fn drop(&mut self) {
         self.ram.placement().parking.retire();
     }

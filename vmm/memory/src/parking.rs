@@ -1,12 +1,13 @@
-//! Parking pages: for a while a page of guest RAM is somewhere else in this process, so that the first touch of it is noticed, by whom
-//! ever: a vCPU, a thread of ours, the kernel on their behalf. Who touches it sleeps until it is back, some microseconds later.
+//! Parking pages: for a while a page of guest RAM is somewhere else in this process, so that its first access is
+//! noticed, be it a vCPU's, a thread's of ours, or the kernel's on their behalf. The access sleeps until the page is
+//! back, some microseconds later.
 //!
-//! The page is moved, never copied (mremap with MREMAP_DONTUNMAP): whoever has its frame keeps it. Where it was, userfaultfd reports a
-//! missing page. [`Parking`] is behind the lock that everybody takes who replaces pages of guest RAM, and they have what they are to
-//! replace brought back first: a page that was given back while it was parked would else come back with its old bytes, and one
-//! that was merged would be compared by a thread that sleeps on it with the lock in its hand. So:
+//! The page is moved, never copied (mremap with MREMAP_DONTUNMAP), so it keeps its frame. Where it was, userfaultfd
+//! reports a missing page. [`Parking`] is behind the lock that every replacement of guest pages takes, and what is to be
+//! replaced is unparked first: a page discarded while parked would otherwise come back with its old bytes, and a page
+//! being merged would be compared by a thread that sleeps on it while it holds the lock. So:
 //!
-//! - nobody touches guest RAM with that lock, but pages that he had brought back under it;
+//! - a thread that holds the lock touches no guest RAM but pages that it has unparked under it;
 //! - the thread that serves faults ([`super::parker`]) never touches guest RAM at all.
 #![expect(unsafe_code, reason = "moves guest pages")]
 
@@ -23,7 +24,7 @@ use super::{Hva, PAGE, PageNo, PageRange};
 /// What became of the pages that were parked since [`Parking::begin`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parked {
-    /// Touched, by whomever, and brought back for that.
+    /// Touched, and brought back for that.
     pub touched: u64,
     /// Brought back because something else was to be done to them: of those it is not known whether they would have been touched.
     pub withdrawn: u64,
@@ -38,7 +39,7 @@ pub struct Parked {
 struct Away {
     /// Where it belongs: a page of guest RAM.
     home: *mut c_void,
-    /// Where it is: in a mapping of its own, which nobody else has.
+    /// Where it is: in a mapping of its own, reached from nowhere else.
     place: *mut c_void,
 }
 
@@ -54,7 +55,7 @@ impl Away {
 /// The pages of one VM's RAM that are parked. It is reached by way of that [`Ram`](super::ram::Ram), so the RAM is mapped wherever this is used.
 #[derive(Debug, Default)]
 pub(super) struct Parking {
-    /// Set once there is somebody who serves its faults.
+    /// Set once a thread serves its faults.
     descriptor: Option<Arc<OwnedFd>>,
     places: BTreeMap<PageNo, Away>,
     closed: bool,
@@ -62,7 +63,7 @@ pub(super) struct Parking {
 }
 
 impl Parking {
-    /// Parks with `descriptor`, whose faults somebody serves from now on for as long as this process lives.
+    /// Parks with `descriptor`, whose faults a thread serves from now on for as long as this process lives.
     pub(super) fn serve_by(&mut self, descriptor: Arc<OwnedFd>) {
         self.descriptor = Some(descriptor);
     }
@@ -82,16 +83,16 @@ impl Parking {
         self.so_far
     }
 
-    /// Brings all back, and parks none until it is opened. What is not back now is when somebody touches it.
+    /// Unparks all, and parks none until it is opened. What cannot be unparked now is on its next touch.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.so_far.interrupted = true;
-        if let Err(error) = self.withdraw(PageRange::between(PageNo(0), PageNo(u64::MAX))) {
+        if let Err(error) = self.unpark_range(PageRange::between(PageNo(0), PageNo(u64::MAX))) {
             tracing::error!("{error}");
         }
     }
 
-    /// Says that nobody serves faults any more.
+    /// No thread serves faults from now on.
     pub(super) fn retire(&mut self) {
         self.close();
         if self.places.is_empty() {
@@ -116,11 +117,11 @@ impl Parking {
         // The fifth argument must be there: the kernel takes it for a hint.
         let anywhere: *mut c_void = std::ptr::null_mut();
         // SAFETY: a page of guest RAM, which stays mapped where it is: a touch there is answered by the page's return. Where it goes is the
-        // kernel's choice of what nobody has.
+        // kernel's choice among unused addresses.
         let place = unsafe { libc::mremap(page.as_ptr(), PAGE, PAGE, flags, anywhere) };
         if place == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
-            // The page is there, so nobody sleeps.
+            // The page is there, so no thread sleeps on it.
             uffd::unregister(descriptor, UffdRange::page(page.hva()))?;
             return Err(error);
         }
@@ -128,32 +129,32 @@ impl Parking {
         Ok(true)
     }
 
-    /// Brings back the page of an address that was touched, if it is parked, and wakes who sleeps on it in any case: the message of a touch may
+    /// Brings back the page of an address that was touched, if it is parked, and wakes its sleepers in any case: the message of a touch may
     /// come after the page was brought back.
     pub(super) fn touched(&mut self, page: Option<PageNo>, hva: Hva) {
-        if page.is_some_and(|page| self.bring_back(page).is_some()) {
+        if page.is_some_and(|page| self.unpark(page).is_some()) {
             self.so_far.touched += 1;
         } else if page.is_some_and(|page| self.places.contains_key(&page)) {
-            // Not back yet. Who was woken now would only ask again.
+            // Not back yet. A sleeper woken now would only fault again.
             return;
         } else if let Some(descriptor) = &self.descriptor {
-            // Nearly always there is nothing to undo. But where a registration could not be undone before, and the page is gone since, who
-            // was only woken would ask again for ever.
+            // Nearly always there is nothing to undo. But where unregistering failed before, and the page is gone since, a
+            // sleeper that was only woken would fault again for ever.
             let _ = uffd::unregister(descriptor, UffdRange::page(hva));
         }
         self.wake(hva);
     }
 
-    /// Brings back what is parked of these pages, for whoever is about to do something else to them.
+    /// Brings back what is parked of these pages: they are about to be replaced or moved.
     ///
     /// # Errors
     /// Some is not back: nothing else may be done to it.
-    pub(super) fn withdraw(&mut self, pages: PageRange) -> io::Result<()> {
+    pub(super) fn unpark_range(&mut self, pages: PageRange) -> io::Result<()> {
         let here: Vec<PageNo> =
             self.places.range(pages.first()..pages.end()).map(|(page, _)| *page).collect();
         let mut left = 0;
         for page in here {
-            match self.bring_back(page) {
+            match self.unpark(page) {
                 Some(home) => {
                     self.so_far.withdrawn += 1;
                     self.wake(home);
@@ -170,10 +171,10 @@ impl Parking {
         }
     }
 
-    /// Brings back one of those that are left, which nobody has touched. False when there is none.
-    pub(super) fn bring_back_next(&mut self) -> bool {
+    /// Brings back one of those that are left, untouched. False when there is none.
+    pub(super) fn unpark_next(&mut self) -> bool {
         let Some((&page, _)) = self.places.first_key_value() else { return false };
-        let home = self.bring_back(page);
+        let home = self.unpark(page);
         if let Some(home) = home {
             self.so_far.idle += 1;
             self.wake(home);
@@ -182,7 +183,7 @@ impl Parking {
     }
 
     /// Moves a page back. Where that is; None if it is not parked, or stays so.
-    fn bring_back(&mut self, page: PageNo) -> Option<Hva> {
+    fn unpark(&mut self, page: PageNo) -> Option<Hva> {
         let away = *self.places.get(&page)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: the page at `place` is ours alone, and is no more after that. What it replaces at `home` is of guest RAM and empty, and ends
@@ -191,7 +192,7 @@ impl Parking {
         if moved == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
             if let Err(copying) = self.copy_back(away) {
-                // It is tried again when the period ends, and until it is back; so long who touched it sleeps.
+                // Tried again when the period ends, until it is back; its sleepers wait.
                 tracing::error!("a sampled page of guest RAM is not back yet: {error}; {copying}");
                 return None;
             }
@@ -219,14 +220,14 @@ impl Parking {
         if let Some(descriptor) = &self.descriptor
             && let Err(error) = uffd::wake(descriptor, UffdRange::page(hva))
         {
-            tracing::error!("who waits for a sampled page of guest RAM cannot be woken: {error}");
+            tracing::error!("cannot wake the sleepers on a sampled page of guest RAM: {error}");
         }
     }
 }
 
 #[cfg(test)]
 impl Parking {
-    /// As [`Self::bring_back`], by the way that is for want of mappings.
+    /// As [`Self::unpark`], by the way that is for want of mappings.
     pub(super) fn copy_back_now(&mut self, page: PageNo) -> io::Result<()> {
         let away = self.places.get(&page).copied().ok_or(io::ErrorKind::NotFound)?;
         self.copy_back(away)?;

@@ -132,7 +132,7 @@ pub struct Ram {
 /// What may have been advised of huge pages.
 const HUGE: [Option<Advice>; 3] = [None, Some(Advice::HugePages), Some(Advice::NoHugePages)];
 
-/// What may be in the place of pages of guest RAM; locked by whoever replaces or moves pages.
+/// What may be in the place of pages of guest RAM; locked while pages are replaced or moved.
 #[derive(Debug, Default)]
 pub(super) struct Placement {
     /// Some may be those of slabs.
@@ -147,7 +147,7 @@ pub(super) struct Placement {
 impl Placement {
     /// Has parked pages of the range brought back: to be called before anything is done to it, and if it fails nothing may be.
     pub(super) fn settle(&mut self, range: GuestRange<'_>) -> io::Result<()> {
-        self.parking.withdraw(range.pages())
+        self.parking.unpark_range(range.pages())
     }
 }
 
@@ -263,8 +263,8 @@ impl Ram {
         self.map.find(PageRange::one(page)).map(|found| found.gpa)
     }
 
-    /// What may be in the place of its pages. Until the guard is dropped nobody else replaces or moves pages. Who has it touches no guest
-    /// RAM but what he had brought back under it: see [`super::parking`].
+    /// What may be in the place of its pages. While the guard lives nothing else replaces or moves pages. Its holder touches no
+    /// guest RAM but what it has unparked under it: see [`super::parking`].
     pub(super) fn placement(&self) -> MutexGuard<'_, Placement> {
         os::lock(&self.placement)
     }
@@ -274,7 +274,7 @@ impl Ram {
         &self.in_flight
     }
 
-    /// Pages that are parked now: whoever looks into the page table from outside does not see them where they belong.
+    /// Pages that are parked now: in the page table they are not where they belong.
     pub fn parked_pages(&self) -> u64 {
         self.placement().parking.pages()
     }
@@ -294,9 +294,9 @@ impl Ram {
         &self.merges
     }
 
-    /// Pages that were given back so far, each as often as it was. No write log tells of them: they read as zeros and nobody wrote
-    /// those. Like a page's bit there, the number goes up when the pages are gone, not before; so whoever has seen it go up
-    /// and looks then, sees them gone.
+    /// Pages that were given back so far, each as often as it was. No write log has them: they read as zeros that were never
+    /// written. Like a page's bit there, the number goes up after the pages are gone: once it has gone up, they are seen to
+    /// be.
     pub fn discards(&self) -> u64 {
         self.discards.load(Ordering::Acquire)
     }
@@ -368,7 +368,7 @@ fn memfd(bytes: u64) -> io::Result<File> {
     Ok(fd.into())
 }
 
-/// A range of addresses with a stretch of RAM in it. Dropping it unmaps all of it: for the one who knows that nothing uses it any more.
+/// A range of addresses with a stretch of RAM in it. Dropping it unmaps all of it: its owner must know that nothing uses it any more.
 #[derive(Debug)]
 struct Reservation {
     base: *mut libc::c_void,

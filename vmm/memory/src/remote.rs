@@ -1,10 +1,10 @@
-//! Reading the memory of another process, through /proc/PID/mem; what nobody shares, faster: see `remote/pinned.rs`.
+//! Reading the memory of another process, through /proc/PID/mem; pages that are not shared, faster: see `remote/pinned.rs`.
 //!
 //! Not all by process_vm_readv: it pins the pages it reads, and for a page that is shared by samepage merging the kernel
-//! breaks the sharing before it lets anybody pin it (measured on 6.18: reading a merged guest so unmerged all
+//! breaks the sharing before it pins it (measured on 6.18: reading a merged guest so unmerged all
 //! but its zero pages). A read through /proc/PID/mem takes plain references and leaves sharing alone.
 //!
-//! Read only, by copy: what is read is a private buffer that nobody else writes. Needs what ptrace reading
+//! Read only, by copy: what is read is a private buffer that has no other writer. Needs what ptrace reading
 //! needs: the same user, or CAP_SYS_PTRACE.
 
 use std::fs::File;

@@ -20,7 +20,7 @@ use kernel_view::pagemap::{Pagemap, PagemapEntry};
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// Regions the kernel may find in one call; then it is called again.
 const MAX_REGIONS: usize = 1024;
-/// Pages looked at in one call, 256 MiB, for the kernel holds the lock meanwhile that whoever maps memory needs.
+/// Pages looked at in one call, 256 MiB, for the kernel holds mmap_lock meanwhile, which mapping memory needs.
 const MAX_CALL_PAGES: u64 = 1 << 16;
 
 /// `struct pm_scan_arg`.
@@ -66,7 +66,7 @@ impl Categories {
     const HUGE: u64 = 1 << 6;
     const ALL: u64 = Self::FILE | Self::PRESENT | Self::SWAPPED | Self::ZERO | Self::HUGE;
 
-    /// They have frames, if only the kernel's one of zeros.
+    /// They have frames; the zero page counts.
     pub fn present(self) -> bool {
         self.0 & Self::PRESENT != 0
     }
@@ -81,7 +81,7 @@ impl Categories {
         self.0 & Self::SWAPPED != 0
     }
 
-    /// They are the kernel's one frame of zeros. False on kernels without PAGEMAP_SCAN; some with it do not know the huge one.
+    /// They are the zero page. False on kernels without PAGEMAP_SCAN; some with it do not know the huge one.
     pub fn zero(self) -> bool {
         self.0 & Self::ZERO != 0
     }
@@ -119,13 +119,13 @@ impl Pages {
     }
 }
 
-/// Which pages are wanted: those in all of `all`, in none of `none`, and in one of `any` if there are such; and what is told of them.
+/// Which pages are wanted: those in all of `all`, in none of `none`, and in one of `any` if it is not empty; and which of their categories are reported.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wanted {
     all: u64,
     none: u64,
     any: u64,
-    told: u64,
+    reported: u64,
 }
 
 impl Wanted {
@@ -183,33 +183,37 @@ impl PageScan {
         Ok(Self(How::Entries { pagemap, entries: Vec::new() }))
     }
 
-    /// Hands all pages at the addresses `hvas` that have frames or are on swap to `each`, in order, adjacent ones of one kind
-    /// together.
+    /// Calls `each` with the pages at the addresses `hvas` that have frames or are on swap, in order, adjacent ones of one
+    /// kind together.
     pub fn walk(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
-        self.find(hvas, Wanted { any, told: Categories::ALL, ..Wanted::default() }, each)
+        self.find(hvas, Wanted { any, reported: Categories::ALL, ..Wanted::default() }, each)
     }
 
     /// As [`Self::walk`], for memory of which none is a file's: a third of the time, for the kernel need not look at the frames.
     pub fn anonymous_memory(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
-        self.find(hvas, Wanted { any, told: Categories::ALL & !Categories::FILE, ..Wanted::default() }, each)
+        self.find(
+            hvas,
+            Wanted { any, reported: Categories::ALL & !Categories::FILE, ..Wanted::default() },
+            each,
+        )
     }
 
-    /// Hands those pages to `each` that have a frame which is neither a file's nor the kernel's one of zeros: guest memory that may be
-    /// worth merging. Of their categories only [`Categories::huge`] is told.
+    /// Calls `each` with the pages whose frame is neither a file's nor the zero page: guest memory that may be worth
+    /// merging. Of their categories only [`Categories::huge`] is reported.
     pub fn anonymous(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let none = Categories::FILE | Categories::ZERO;
-        self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, told: Categories::HUGE }, each)
+        self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, reported: Categories::HUGE }, each)
     }
 
     /// As [`Self::anonymous`], for pages of which none is a file's: a third of the time, for the kernel need not look at the frames.
     pub fn frames(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let none = Categories::ZERO;
-        self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, told: Categories::HUGE }, each)
+        self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, reported: Categories::HUGE }, each)
     }
 
-    /// Hands those pages to `each` that have a frame which is a file's, as those of slabs have. Of their categories nothing is told.
+    /// Calls `each` with the pages whose frame is a file's, as those of slabs are. None of their categories is reported.
     pub fn files(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let all = Categories::PRESENT | Categories::FILE;
         self.find(hvas, Wanted { all, ..Wanted::default() }, each)
@@ -237,7 +241,7 @@ impl PageScan {
                     for (hva, entry) in (at.0..).step_by(PAGE).map(Hva).zip(&*entries) {
                         let found = Categories::of(*entry);
                         if wanted.has(found) {
-                            join(Pages { hva, pages: 1, categories: Categories(found.0 & wanted.told) });
+                            join(Pages { hva, pages: 1, categories: Categories(found.0 & wanted.reported) });
                         }
                     }
                     end
@@ -263,7 +267,7 @@ fn scan_once(
         category_inverted: wanted.none,
         category_mask: wanted.all | wanted.none,
         category_anyof_mask: wanted.any,
-        return_mask: wanted.told,
+        return_mask: wanted.reported,
         ..ScanArg::default()
     };
     let count = scan(pagemap, &mut arg, regions)?;

@@ -1,6 +1,6 @@
-//! Sealed slabs: memory files of page contents that nobody can change any more, not even who made them.
+//! Sealed slabs: memory files of page contents that no process can change any more, not even their maker.
 //!
-//! A shared page lives in one. Whoever gets a slab from another process checks the seals, and the size, before it believes
+//! A shared page lives in one. A process that receives a slab checks the seals, and the size, before it believes
 //! anything of it; after that the bytes it reads are the bytes there will ever be.
 #![expect(unsafe_code, reason = "maps a sealed file for reading")]
 
@@ -36,7 +36,7 @@ const SEALS: SealFlags = SealFlags::WRITE
 /// Why there is no slab.
 #[derive(Debug, Error)]
 pub enum SlabError {
-    /// So many pages cannot be.
+    /// The number of pages is out of range.
     #[error("a slab of {pages} pages is not possible: expected 1 to {MAX_SLAB_PAGES}")]
     Size {
         /// What was asked for.
@@ -87,7 +87,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// An empty one of `pages` pages, all of which are charged to this process's cgroup, whoever fills them.
+    /// An empty one of `pages` pages, all of which are charged to this process's cgroup, whichever process fills them.
     pub fn new(pages: u64) -> Result<Self, SlabError> {
         Self::reserved(pages, &mut || {})
     }
@@ -117,7 +117,7 @@ impl Draft {
         Ok(Self { file, pages })
     }
 
-    /// Its file, for whoever is to fill and seal it.
+    /// Its file, for the process that is to fill and seal it.
     pub fn into_file(self) -> File {
         self.file
     }
@@ -142,7 +142,7 @@ impl Draft {
         Ok(Self { pages, ..self })
     }
 
-    /// From now on nobody can change it.
+    /// Seals it: it cannot be changed from now on.
     pub fn seal(self) -> Result<Slab, SlabError> {
         rustix::fs::fcntl_add_seals(&self.file, SEALS).map_err(SlabError::kernel("seal"))?;
         Slab::receive(self.file.into(), self.pages)
@@ -224,7 +224,7 @@ impl Slab {
     }
 
     /// Maps `pages` pages from `page` on, as guest RAM is to have them, with entries in the page table for all of them: else they would look as
-    /// if they were not there to pagemap, and to whoever counts frames.
+    /// if they were not there to pagemap, and in counts of frames.
     pub fn stage(&self, page: SlabPage, pages: u64) -> Result<Staged, StageError> {
         if pages == 0 || !self.has(page, pages) {
             return Err(StageError::Range);
@@ -239,7 +239,7 @@ impl Slab {
             error => StageError::Kernel(error.into()),
         })?;
         let staged = Staged { view, bytes };
-        // The kernel maps what is around a page that is read: that takes a third of the time of MADV_POPULATE_READ. Where it is told to map
+        // The kernel maps what is around a page that is read: that takes a third of the time of MADV_POPULATE_READ. Where it is set to map
         // less, the rest comes when it is compared. Read, not written: a written page would be no slab's any more.
         let to_aligned = (view.addr() + 1).next_multiple_of(FAULT_AROUND) - view.addr();
         for at in std::iter::once(0).chain((to_aligned..bytes).step_by(FAULT_AROUND)) {
@@ -293,7 +293,7 @@ pub enum StageError {
     Kernel(io::Error),
 }
 
-/// Pages of a slab that are mapped privately and writable, and on their way to where they are wanted. Nobody writes to them here.
+/// Pages of a slab that are mapped privately and writable, and on their way to where they are wanted. Never written to here.
 #[derive(Debug)]
 pub struct Staged {
     view: *mut std::ffi::c_void,
@@ -309,11 +309,11 @@ impl Staged {
 
     /// What is in them.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is ours, as long as `self`, and nobody writes to it or to the slab.
+        // SAFETY: the mapping is ours, as long as `self`, and neither it nor the slab is written to.
         unsafe { std::slice::from_raw_parts(self.view.cast(), self.bytes) }
     }
 
-    /// Moves them over guest RAM, as much as they are, at once for everybody. Where it fails there may be a hole.
+    /// Moves them over guest RAM of the same size, atomically. Where it fails there may be a hole.
     pub(crate) fn move_to(self, run: GuestRange<'_>) -> Result<(), rustix::io::Errno> {
         if run.bytes() != self.bytes {
             return Err(rustix::io::Errno::INVAL);
@@ -322,7 +322,7 @@ impl Staged {
         // SAFETY: the source is ours, and is no more after that. What it replaces is a range of guest RAM, of which any contents may become
         // any others.
         unsafe { rustix::mm::mremap_fixed(self.view, self.bytes, self.bytes, flags, run.as_ptr()) }?;
-        // What it was is somebody else's by now.
+        // The view has been moved away: there is nothing left to unmap.
         std::mem::forget(self);
         Ok(())
     }

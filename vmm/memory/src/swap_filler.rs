@@ -1,4 +1,4 @@
-//! Takes up the host's swap, to see what is done without: memory of our own, pushed out until there is room for no more.
+//! Takes up the host's swap, to see what is done without: memory of our own, paged out until there is room for no more.
 #![expect(unsafe_code, reason = "advises the kernel about mappings of its own")]
 
 use vm_memory::{MmapRegion, VolatileMemory};
@@ -7,9 +7,9 @@ use super::page_out::{PageOutError, has_swap};
 use super::{Hva, PAGE};
 use kernel_view::pagemap::Pagemap;
 
-/// So much is written and pushed out at a time.
+/// Bytes that are written and paged out at a time.
 const CHUNK_BYTES: usize = 4 << 20;
-/// Swap is full when of so many chunks in a row nothing went there: the kernel leaves some slots to each processor.
+/// Swap is full once nothing of this many chunks in a row went there: the kernel keeps some slots per processor.
 const LAST_TRIES: u32 = 3;
 /// Every byte of every page: not zero, so that it takes a slot, and the same everywhere, so that zram keeps next to nothing.
 const FILLING: u8 = 0xa5;
@@ -38,7 +38,7 @@ impl SwapFiller {
                 Err(PageOutError::SwapFull { .. }) => break,
                 other => other?,
             }
-            // Without room for 4 MiB there is none for anybody; the swap that is taken stays.
+            // With less than 4 MiB of memory left this stops; the swap taken so far stays taken.
             let Ok(chunk) = MmapRegion::<()>::new(CHUNK_BYTES) else { break };
             chunk.as_volatile_slice().copy_from(&filling);
             // SAFETY: the range is the mapping just made; the advice keeps its contents. What it did the page table tells.

@@ -80,7 +80,7 @@ pub(super) fn register(descriptor: &OwnedFd, range: UffdRange, watched: Watched)
     ioctl(descriptor, REGISTER, &mut Register { range, mode: watched as u64, ioctls: 0 })
 }
 
-/// No longer, and without write protection. Wakes nobody.
+/// Unregisters a range, which drops its write protection. Wakes no sleeper.
 pub(super) fn unregister(descriptor: &OwnedFd, mut range: UffdRange) -> io::Result<()> {
     ioctl(descriptor, UNREGISTER, &mut range)
 }
@@ -106,7 +106,7 @@ pub(super) unsafe fn copy_page(descriptor: &OwnedFd, to: Hva, from: Hva) -> io::
 
 fn ioctl<T>(descriptor: &OwnedFd, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
     // SAFETY: each request here takes the structure it is called with, which is exclusively ours. COPY writes to memory, for which
-    // `copy_page` has its caller stand; the others change who may write to which page, and no content.
+    // the caller of `copy_page` vouches; the others change which pages may be written, and no content.
     match unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

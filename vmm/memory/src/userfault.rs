@@ -141,7 +141,7 @@ fn owned(descriptor: libc::c_int) -> io::Result<OwnedFd> {
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor for us; nothing else refers to it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

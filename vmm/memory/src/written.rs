@@ -1,4 +1,4 @@
-//! Which pages of guest RAM were written since somebody last asked: the log that a VM's vCPUs and devices write to, and the part of it
+//! Which pages of guest RAM were written since they were last cleared: the log that a VM's vCPUs and devices write to, and the part of it
 //! that the VMM itself writes.
 
 use std::io;
@@ -15,11 +15,11 @@ use super::ram::Ram;
 ///
 /// Sets are of all of RAM; what is left of their last word is 0.
 ///
-/// A page's bit says that it may have been written since the bit was last cleared. Whoever wants to know what is in a page clears its
-/// bit, and *then* looks: whatever is written after [`WriteLog::clear`] has returned sets the bit again, what was written before
+/// A page's bit says that it may have been written since the bit was last cleared. To know what is in a page, clear its
+/// bit, and *then* look: whatever is written after [`WriteLog::clear`] has returned sets the bit again, what was written before
 /// is there to be seen, and may set the bit once more. A write of the VMM's own that is under way while the log is read may be
 /// missing there; the next read has it. So a bit that is not set is a reason not to look at a page; it is no proof that the page is as it
-/// was, and whoever replaces the page compares it.
+/// was, and a page is compared before it is replaced.
 ///
 /// Pages that are given back set no bit: see [`Ram::discards`]. Nor do those of a slab that replace what holds the same.
 ///
@@ -28,7 +28,7 @@ use super::ram::Ram;
 /// the log takes some 45 us, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose bit is left set costs the
 /// guest nothing: leave the bits of pages that keep changing.
 ///
-/// There is one log for a VM, and clearing is for everybody: whoever uses it, alone. After an error of `read` or `clear` nothing is known
+/// A VM has one log, and clearing it is seen by all: it has one user at a time. After an error of `read` or `clear` nothing is known
 /// of any page, until the log is stopped and started.
 pub trait WriteLog: Send {
     /// Switches logging on; nothing, if it is on. After it every page counts as written.
@@ -76,7 +76,7 @@ impl OwnWrites {
         let Some(written) = &mut self.written else { return };
         let words = words(&self.ram);
         for (region, words) in self.ram.memory().iter().zip(words) {
-            // Who writes marks after it has written. So what is marked here can be seen by whoever looks after this.
+            // Writers mark after they have written. So what is marked here can be read from here on.
             let marked = (**region).bitmap().get_and_reset();
             let own = written.words_mut().get_mut(words).unwrap_or_default();
             own.iter_mut().zip(marked).for_each(|(own, marked)| *own |= marked);

@@ -135,7 +135,7 @@ fn what_is_given_back_while_it_is_parked_stays_away() {
         (0..40).for_each(|page| write(&ram, page, 1));
         assert_eq!(parker.park(&numbers((0..40).step_by(2))).unwrap(), 20);
         let range = |pages: std::ops::Range<u64>| Gpa(pages.start * PAGE_BYTES)..Gpa(pages.end * PAGE_BYTES);
-        // Nobody serves: giving back does not need it.
+        // No thread serves faults: giving back does not need it.
         ram.discard(range(0..10)).unwrap();
         ram.discard_all(&[range(10..15), range(20..25)], &mut |_, error| panic!("{error}"));
         assert_eq!(ram.parked_pages(), 20 - 8 - 3);
@@ -162,7 +162,7 @@ fn merging_and_advising_have_parked_pages_brought_back() {
     (0..8).for_each(|page| write(&ram, page, 0));
     let parked = numbers([1, 3, 9]);
     assert_eq!(parker.park(&parked).unwrap(), 3);
-    // Compared with zeros while nobody serves: it would sleep for ever.
+    // Compared with zeros while no thread serves faults: it would sleep for ever.
     shared_ram.drop_zeros(run(0, 8)).unwrap();
     assert_eq!(ram.parked_pages(), 1);
     assert!(shared_ram.drop_zeros(run(8, 8)).is_err(), "they are no zeros");
@@ -257,13 +257,13 @@ fn where_no_mapping_is_left_the_page_is_copied_back() {
     ram.placement().parking.copy_back_now(PageNo(5)).unwrap();
     assert_eq!((read(&ram, 5), ram.parked_pages()), (5, 1));
     ram.discard(Gpa(5 * PAGE_BYTES)..Gpa(6 * PAGE_BYTES)).unwrap();
-    assert_eq!(read(&ram, 5), 0, "nobody watches it any more");
+    assert_eq!(read(&ram, 5), 0, "it is not watched any more");
     parker.end().unwrap();
     assert_eq!((read(&ram, 6), mappings(&ram)), (6, whole));
 }
 
 #[test]
-fn a_page_that_is_missing_and_not_parked_is_nobodys_to_wait_for() {
+fn a_page_that_is_missing_and_not_parked_is_not_waited_for() {
     let Some((ram, mut parker)) = filled() else { return };
     let whole = mappings(&ram);
     // As if it could not be unregistered when it was brought back, and was given back to the host since.

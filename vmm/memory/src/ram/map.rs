@@ -44,7 +44,7 @@ impl RamMap {
         PageRange::between(PageNo(0), self.0.last().map_or(PageNo(0), |last| last.pages.end()))
     }
 
-    /// The stretches as the world is told of them.
+    /// The stretches, as other crates see them.
     pub(super) fn extents(&self) -> impl Iterator<Item = Extent> {
         self.0.iter().map(|s| Extent { gpa: s.gpa, hva: s.hva, bytes: s.pages.bytes() })
     }

@@ -22,7 +22,7 @@ use super::map::Found;
 /// - no Rust reference to any of them exists. The guest writes to them at any time, so this process reaches them by raw pointers, volatile
 ///   accesses, and system calls, and believes nothing of what it reads.
 ///
-/// So pages may be frozen, moved, given other frames or other contents: to whoever looks, the guest might have written that.
+/// So pages may be frozen, moved, given other frames or other contents: to every observer, the guest might have written that.
 ///
 /// RAM of which there is one cannot be unmapped:
 ///
@@ -67,7 +67,7 @@ impl Advice {
     /// Advises of `bytes` bytes at `start`.
     ///
     /// # Safety
-    /// All of them are mapped, by whoever calls.
+    /// The caller sees to it that all of them are mapped.
     pub(crate) unsafe fn of(self, start: *mut c_void, bytes: usize) -> io::Result<()> {
         // SAFETY: the caller's mapping; none of these advices changes a byte of it or unmaps it.
         succeeded(unsafe { libc::madvise(start, bytes, self.number()) })
@@ -133,7 +133,7 @@ impl<'a> GuestRange<'a> {
         succeeded(unsafe { libc::madvise(self.as_ptr(), self.bytes(), libc::MADV_DONTNEED) })
     }
 
-    /// Maps fresh memory in their place, in one step for whoever looks: they read as zeros after. Where it fails, the old mapping stays.
+    /// Maps fresh memory in their place, atomically: they read as zeros after. Where it fails, the old mapping stays.
     pub(crate) fn map_fresh(self) -> Result<(), Errno> {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before.

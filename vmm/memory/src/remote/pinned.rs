@@ -33,8 +33,8 @@ pub(super) fn proc_is_ours() -> bool {
 }
 
 impl RemoteMemory {
-    /// Fills `into` from the addresses `hvas`, one for each. Says whether all of it was read; if not, what is in `into` means
-    /// nothing, and [`RemoteMemory::read`] tells what is wrong. Where it is not permitted it is not tried again.
+    /// Fills `into` from the addresses `hvas`, one for each. Says whether all of it was read; if not, `into` holds
+    /// garbage, and [`RemoteMemory::read`] says what is wrong. Where it is not permitted it is not tried again.
     ///
     /// The process is known by its number here: see [`Self::check_alive`].
     pub fn read_pinned(&mut self, hvas: &[Hva], into: &mut [IoSliceMut<'_>]) -> bool {

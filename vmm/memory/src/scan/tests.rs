@@ -45,7 +45,7 @@ fn map_slab(ram: &Ram, page: u64, pages: u64) {
     let slab = draft.seal().unwrap();
     let range = ram.range(PageRange::new(PageNo(page), pages).unwrap()).unwrap();
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-    // SAFETY: the pages are those of a `Ram` of this test, which nobody else uses.
+    // SAFETY: the pages are those of a `Ram` of this test, which has no other user.
     unsafe {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         rustix::mm::mmap(range.as_ptr(), range.bytes(), prot, flags, slab.as_fd(), 0).unwrap();
@@ -159,5 +159,5 @@ fn huge_pages_are_told_from_others() {
     scan.anonymous(whole(&extent), |p| found.push(p)).unwrap();
     let [pages] = found[..] else { panic!("{found:?}") };
     assert_eq!((pages.hva, pages.pages), (extent.hva + 512 * PAGE_BYTES, 512));
-    assert!(pages.categories.huge() && !pages.categories.present(), "only what was asked for is told");
+    assert!(pages.categories.huge() && !pages.categories.present(), "only what was asked for is reported");
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use devices::reclaim::Reclaim;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::merge_run::Step;
+use super::super::replace::Step;
 use super::super::slab::Draft;
 use super::*;
 use crate::ram::Backing;

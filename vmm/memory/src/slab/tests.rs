@@ -69,7 +69,7 @@ fn a_draft_that_is_mapped_for_writing_cannot_be_sealed() {
             .unwrap()
     };
     assert!(matches!(draft.seal(), Err(SlabError::Kernel { what: "seal", .. })));
-    // SAFETY: nobody uses it.
+    // SAFETY: it is not used.
     unsafe { rustix::mm::munmap(mapped, PAGE).unwrap() };
 }
 

@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::courtesy::Courtesy;
 use super::matchmaker::{DRAFT_PAGES, Run, SlabPlace, runs};
 use super::wire::{Live, Settings};
-use memory::merge_run::{MAX_RUN_PAGES, Refusal};
+use memory::replace::{MAX_RUN_PAGES, Refusal};
 use memory::shared_ram::{Mapped, SharedRam};
 use memory::slab::Slab;
 use memory::{PageRange, PageSet, SlabPage};

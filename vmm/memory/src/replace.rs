@@ -1,7 +1,7 @@
 //! The merge step: replacing a run of private pages with pages of a sealed slab that hold the same.
 //!
-//! Whatever led here, a hash, another process, a mistake, the pages are compared byte by byte while nobody can write to
-//! them. Freeze, look for pages in flight, compare, map, wake: in that order, and all of it here. In between there is no lock,
+//! Whatever led here, a hash, another process, a mistake, the pages are compared byte by byte while they cannot be
+//! written to. Freeze, look for pages in flight, compare, map, wake: in that order, and all of it here. In between there is no lock,
 //! no message to another process, no allocation and no log, for the guest's vCPUs may be asleep.
 #![expect(unsafe_code, reason = "compares and replaces guest pages")]
 
@@ -16,7 +16,7 @@ use super::ram::{Backing, GuestRange, Ram};
 use super::slab::{Slab, StageError, Staged};
 use super::{PAGE_BYTES, PageRange, SlabPage};
 
-/// Pages of the longest run: longer ones gain little, and stall whoever writes.
+/// Pages of the longest run: longer ones gain little, and stall the guest's writes.
 pub const MAX_RUN_PAGES: u64 = 64;
 
 /// Why a run was not merged. It is as it was.
@@ -25,7 +25,7 @@ pub enum Refusal {
     /// It cannot be: no pages or too many, outside RAM, or more than the slab has.
     #[error("the run is not one that can be merged")]
     Run,
-    /// Nobody could be kept from writing.
+    /// The run could not be write-protected.
     #[error("cannot freeze pages of guest RAM")]
     Freeze(#[source] io::Error),
     /// A device writes to it, or is about to.
@@ -113,8 +113,8 @@ impl RamRegion {
             return Err(Refusal::InFlight);
         }
         let same = with.bytes();
-        // SAFETY: both ranges are mapped and that long. Nobody writes to the first: it is frozen, and no device has it. Even if
-        // somebody did, this reads bytes and believes nothing of them.
+        // SAFETY: both ranges are mapped and that long. The first is not written to: it is frozen, and no device has it. Even
+        // if it were, this reads bytes and believes nothing of them.
         let differ = unsafe { libc::memcmp(run.as_ptr(), same.as_ptr().cast(), run.bytes().min(same.len())) };
         if differ != 0 || same.len() != run.bytes() {
             return Err(Refusal::Differs);
@@ -154,12 +154,12 @@ impl With<'_> {
         }
     }
 
-    /// Maps it over a run that holds the same, in one step for whoever looks. Where it fails, the old mapping stays.
+    /// Maps it over a run that holds the same, atomically. Where it fails, the old mapping stays.
     fn map_over(self, run: GuestRange<'_>) -> Result<(), rustix::io::Errno> {
         match self {
             Self::Slab(staged, slab, first) => match staged.move_to(run) {
                 Ok(()) => Ok(()),
-                // It may have left a hole, which is filled before anybody wakes. Where the old mapping is still there this
+                // It may have left a hole, which is filled before a sleeper wakes. Where the old mapping is still there this
                 // replaces it, or fails and leaves it.
                 Err(_) => {
                     let prot = ProtFlags::READ | ProtFlags::WRITE;

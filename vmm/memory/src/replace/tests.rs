@@ -82,7 +82,7 @@ fn shared(hva: usize, pages: u64) -> Vec<bool> {
 }
 
 #[test]
-fn equal_pages_are_shared_until_somebody_writes() {
+fn equal_pages_are_shared_until_written() {
     let Some((hva, mut memory)) = memory() else { return };
     let slab = slab(8);
     fill(hva, 8);
@@ -122,14 +122,14 @@ fn what_differs_stays_as_it_is() {
     assert!(matches!(memory.merge(run(0, 4), (&slab, SlabPage(0))), Err(Refusal::InFlight)));
     drop(mark);
     assert!(read(hva, 5) == before && !shared(hva, 70).contains(&true));
-    // Nobody is kept from writing, and the run can be merged after all.
+    // The run stays writable, and can be merged after all.
     write(hva, 5, PAGE - 1, content(5)[PAGE - 1]);
     memory.merge(run(0, 8), (&slab, SlabPage(0))).unwrap();
     assert_eq!(shared(hva, 8), [true; 8]);
 }
 
 #[test]
-fn a_page_that_nobody_has_touched_is_compared_as_zeros() {
+fn an_untouched_page_is_compared_as_zeros() {
     let Some((hva, mut memory)) = memory() else { return };
     let draft = Draft::new(2).unwrap();
     draft.write(SlabPage(1), &content(1)).unwrap();
@@ -250,7 +250,7 @@ impl Source {
     }
 }
 
-/// Writes to words that nobody else writes to, each time looks whether it is there, and puts the old content back. Returns
+/// Writes to words that have no other writer, each time looks whether it is there, and puts the old content back. Returns
 /// how many writes were lost.
 fn writer(hva: usize, pages: u64, place: usize, how: How, writes: &AtomicU64, end: &AtomicBool) -> u64 {
     let source = Source::new();

@@ -16,7 +16,7 @@ const REGISTER_MODE_MISSING: u64 = 1 << 0;
 /// Bytes of a message of userfaultfd.
 const MESSAGE: usize = 32;
 
-/// A page that keeps whoever reads it first asleep until it is told what is in it.
+/// A page whose first reader sleeps until [`Late::arrive`] fills it.
 struct Late {
     page: usize,
     faults: File,
@@ -32,11 +32,11 @@ impl Late {
         late
     }
 
-    /// Waits until somebody sleeps.
+    /// Waits until a reader sleeps.
     fn wait(&self) {
         let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
         let asleep = poll(&mut [PollFd::new(&self.faults, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(asleep, 1, "nobody has read the page");
+        assert_eq!(asleep, 1, "the page has not been read");
         (&self.faults).read_exact(&mut [0; MESSAGE]).unwrap();
     }
 
@@ -47,7 +47,7 @@ impl Late {
     }
 
     fn ioctl<const N: usize>(&self, request: libc::c_ulong, argument: &mut [u64; N]) {
-        // SAFETY: each request here takes so many words. It concerns the page above, of which nobody has a reference, and the
+        // SAFETY: each request here takes this many words. It concerns the page above, to which there is no reference, and the
         // kernel copies from one that lives.
         let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), request, argument) };
         assert_eq!(done, 0, "{}", Error::last_os_error());
@@ -81,7 +81,7 @@ fn merge_what_is_pinned(marked: bool) -> Option<(Result<(), Refusal>, u64)> {
 }
 
 #[test]
-fn a_page_that_was_pinned_is_merged_only_where_nobody_says_so() {
+fn a_pinned_page_is_merged_only_where_it_is_not_marked() {
     let Some((merged, word)) = merge_what_is_pinned(true) else { return };
     assert!(matches!(merged, Err(Refusal::InFlight)), "{merged:?}");
     assert_eq!(word, 0x1234, "the write was lost");
