@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::reclaim::Gpa;
 
-/// Who must know of pages that may be pinned.
+/// What must know of pages that may be pinned.
 pub trait InFlight: Send {
     /// Calls `transfer` once. Until that returns, the pages of `range` may be written without a fault.
     ///

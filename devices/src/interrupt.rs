@@ -24,7 +24,7 @@ impl IrqLine {
         Self { fd, failures: Limited::new("interrupt not delivered") }
     }
 
-    /// Raises one edge. Edges that nobody has consumed yet merge into one.
+    /// Raises one edge. Edges that are not consumed yet merge into one.
     ///
     /// Never fails from the device's point of view: there is nothing a device model could do about it, so a
     /// failure is counted and logged.

@@ -28,8 +28,8 @@ pub trait Reclaim: Send {
     /// checks it against RAM and answers anything outside with `ErrorKind::InvalidInput`, having freed nothing.
     fn discard(&self, range: Range<Gpa>) -> io::Result<()>;
 
-    /// What is freed at once, in bytes: a power of two, at least a page. Of less than so much, aligned to it, no frame is freed: it
-    /// is only zeroed where it has one.
+    /// The size of what can be freed, in bytes: a power of two, at least a page. Of a granule that is discarded in part no
+    /// frame is freed: the part is zeroed where it has one.
     fn granule_bytes(&self) -> u64 {
         PAGE_BYTES
     }

@@ -1,8 +1,8 @@
 //! What devices are at one instant, as plain data: for a VM that goes on elsewhere. Nothing of the host is in it: no
 //! descriptor, no path, no sink.
 //!
-//! Taken from devices that nobody uses meanwhile. What is given to a device is believed as little as what a driver writes: it
-//! may have come from anywhere.
+//! Saved from devices that are not in use meanwhile. State given to a device is trusted as little as what a driver
+//! writes: it may have come from anywhere.
 
 use serde::{Deserialize, Serialize};
 

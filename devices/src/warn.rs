@@ -1,8 +1,8 @@
 //! Counting what guests do wrong, and saying so at a limited rate.
 //!
-//! A hostile guest can repeat a mistake a million times a second, so a log line per mistake would be a
+//! A hostile guest can repeat an error a million times a second, so a log line per error would be a
 //! denial of service on the host's disk. The limit needs no clock: a line is written when the count reaches
-//! a power of two, hence at most 64 lines over the life of a counter, and the first mistake is always seen.
+//! a power of two, hence at most 64 lines over the life of a counter, and the first error is always seen.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// A counter at zero; `what` names the mistake and leads each log line.
+    /// A counter at zero; `what` names the error and leads each log line.
     pub const fn new(what: &'static str) -> Self {
         Self { what, count: AtomicU64::new(0) }
     }

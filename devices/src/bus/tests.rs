@@ -37,7 +37,7 @@ fn an_access_reaches_the_device_with_its_offset() {
 }
 
 #[test]
-fn nobody_there_reads_as_an_open_bus() {
+fn an_address_without_a_device_reads_as_an_open_bus() {
     let mut bus = Bus::default();
     bus.insert(0x10, 4, "a", probe()).unwrap();
     for (addr, len) in [(0xf, 1), (0x14, 1), (0x13, 2), (0xf, 2), (u64::MAX, 2), (0x10, 0)] {

@@ -2,7 +2,7 @@
 //!
 //! No device of ours is on PCI. But a kernel that has a PCI driver looks for configuration space, and where there is none Linux
 //! says `PCI: Fatal: No config space access function found` at each boot. It takes the mechanism for real when bus 0 has a
-//! host bridge. Everything else reads as all ones: nobody is there.
+//! host bridge. Everything else reads as all ones: no device is there.
 //!
 //! | port            | register         | behaviour |
 //! |-----------------|------------------|-----------|

@@ -2,9 +2,9 @@
 //!
 //! What this adds: guest output never blocks or fails because of the sink (it waits in a bounded buffer,
 //! then is lost and counted), and the event loop can feed input without polling: it offers bytes, keeps what
-//! was not accepted, and is told through [`Serial::drained_fd`] when the guest has read everything.
+//! was not accepted, and [`Serial::drained_fd`] signals when the guest has read everything.
 //!
-//! Baud rate, parity and modem lines are stored and mean nothing.
+//! Baud rate, parity and modem lines are stored and have no effect.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -97,7 +97,7 @@ impl Serial {
         self.uart.writer_mut().retry();
     }
 
-    /// Bytes that the guest sent and nobody will ever see.
+    /// Bytes that the guest sent and that were dropped.
     pub fn lost_output_bytes(&self) -> u64 {
         self.uart.writer().lost.count()
     }

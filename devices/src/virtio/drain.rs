@@ -14,7 +14,7 @@ use crate::warn::Limited;
 
 /// Passes over a queue before the caller gets a chance to do something else. One pass empties what a
 /// well-behaved driver queued; the others catch what it added meanwhile. A driver that keeps up for this long is
-/// either very fast or means harm, and in both cases other devices must get their turn.
+/// either very fast or hostile, and in both cases other devices must get their turn.
 pub const MAX_PASSES: usize = 8;
 
 /// The ring itself cannot be used: not one bad buffer, but the structure that buffers come in.
@@ -25,15 +25,15 @@ pub struct RingError(#[from] virtio_queue::Error);
 /// What a device did with a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// It is finished; so many bytes were written to its device-writable part, from its start.
+    /// It is finished, with the number of bytes written to its device-writable part, from its start.
     Written(u32),
-    /// As `Written`, and it was much: [`drain`] returns with [`Progress::More`], so that others get their turn.
+    /// As `Written`, of a long chain: [`drain`] returns with [`Progress::More`], so that others get their turn.
     Last(u32),
     /// The device keeps it and calls [`complete`] with its head later.
     Held,
 }
 
-/// Takes every available chain from `queue`, hands it to `each`, and puts it in the used ring.
+/// Takes every available chain from `queue`, calls `each` with it, and puts it in the used ring.
 ///
 /// A broken chain (too long, looping, outside RAM, readable after writable) never reaches `each`: it is
 /// counted in `broken` and completed with length 0. The driver is interrupted once, if it wants to be.

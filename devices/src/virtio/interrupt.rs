@@ -100,7 +100,7 @@ impl Interrupt {
         self.0.generation.load(Ordering::SeqCst)
     }
 
-    /// What it was in a VM that was saved; nobody is interrupted.
+    /// Restores the state of a VM that was saved; raises no interrupt.
     pub(super) fn restore(&self, status: u32, generation: u32, needs_reset: bool) {
         self.0.status.store(status & (VIRTIO_MMIO_INT_CONFIG | VIRTIO_MMIO_INT_VRING), Ordering::SeqCst);
         self.0.generation.store(generation, Ordering::SeqCst);

@@ -97,7 +97,7 @@ impl MmioTransport {
 
     /// Gives the transport the event (a duplicate of the ioeventfd) by which the event loop learns that a queue
     /// wants processing. The transport writes to it when a bounded pass left work behind, so that
-    /// [`Progress::More`] is never forgotten, whoever called [`MmioTransport::notify`]. Out-of-range
+    /// [`Progress::More`] is never forgotten, wherever [`MmioTransport::notify`] was called. Out-of-range
     /// indices are ignored.
     pub fn set_kick(&mut self, queue: usize, event: EventFd) {
         if let Some(queue) = self.queues.get_mut(queue) {
@@ -112,7 +112,7 @@ impl MmioTransport {
     pub fn notify(&mut self, queue: usize) -> Progress {
         let ready = self.queues.get(queue).is_some_and(|queue| queue.setup.ready);
         if ready && self.configuring() {
-            // Linux's balloon driver does that; what it means is looked at when the device runs.
+            // Linux's balloon driver does that; the queue is processed once the device runs.
             return Progress::Idle;
         }
         if !self.running() || !ready {
@@ -170,7 +170,7 @@ impl MmioTransport {
     fn violate(&self, what: std::fmt::Arguments<'_>) {
         self.violations.hit(what);
         if self.status & DRIVER_OK != 0 {
-            // 2.1.2: a running driver is told by a configuration change notification.
+            // 2.1.2: a running driver gets a configuration change notification.
             self.interrupt.device_needs_reset();
         } else if self.status != 0 {
             self.interrupt.set_needs_reset();
@@ -192,7 +192,7 @@ impl MmioTransport {
         match self.driver_features_sel {
             0 => set_low(&mut self.driver_features, value),
             1 => set_high(&mut self.driver_features, value),
-            // Bits that nobody offers.
+            // No feature has these bits.
             _ if value == 0 => {}
             sel => self.ignored.hit(format_args!("feature word {sel} of {value:#x}")),
         }
@@ -286,7 +286,7 @@ impl MmioTransport {
             features: self.driver_features,
             interrupt: self.interrupt.clone(),
         });
-        // Linux's balloon driver notifies before it sets DRIVER_OK, when nobody may look, and not again after.
+        // Linux's balloon driver notifies before it sets DRIVER_OK, when the queue must not be read, and not again after.
         for queue in self.queues.iter().filter(|queue| queue.setup.ready) {
             if let Some(kick) = &queue.kick {
                 let _ = kick.write(1);

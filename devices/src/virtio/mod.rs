@@ -67,8 +67,8 @@ pub trait VirtioDevice: Send {
 
     /// The driver has made buffers available in queue `index`, which is ready.
     ///
-    /// An error means that the ring itself cannot be used any more: the transport then tells the driver to
-    /// reset the device, and calls nothing but `reset` until it does.
+    /// On an error the ring itself cannot be used any more: the transport sets DEVICE_NEEDS_RESET, and calls nothing
+    /// but `reset` until the driver does that.
     fn process_queue(&mut self, index: usize) -> Result<Progress, RingError>;
 
     /// Forget the activation: drop queues and memory, stop everything in flight before returning.

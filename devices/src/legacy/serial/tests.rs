@@ -10,7 +10,7 @@ const MCR: u64 = MCR_OFFSET as u64;
 const LSR: u64 = 5;
 const SCRATCH: u64 = 7;
 
-/// A sink that takes as many bytes as it is told to, then answers with an error.
+/// A sink that takes a given number of bytes, then answers with an error.
 #[derive(Clone, Default)]
 struct Sink(Arc<Mutex<SinkState>>);
 
@@ -101,7 +101,7 @@ fn input_is_accepted_up_to_the_fifo_and_draining_it_is_announced() {
     assert_eq!(get(&mut serial, LSR) & 1, 0);
     assert_eq!((serial.drained_fd().read().unwrap(), serial.has_input()), (1, false));
 
-    // A guest that polls an empty port wakes nobody.
+    // A guest that polls an empty port does not wake the event loop.
     for _ in 0..10 {
         get(&mut serial, DATA);
     }

@@ -42,7 +42,7 @@ impl Ram {
         cuts.map(|(region, pages)| Part { region, pages }).filter(|part| !part.pages.is_empty())
     }
 
-    /// Cuts `part` where granules of so many pages end: each piece, and the whole granule that it is of; None where that is not all RAM.
+    /// Cuts `part` at the ends of granules of `pages` pages: each piece with its granule; None where that is not all RAM.
     pub(super) fn granules(&self, part: &Part, pages: u64) -> impl Iterator<Item = (Part, Option<Part>)> {
         let (region, whole) = (part.region, part.pages.clone());
         let inside = self.0.get(region).cloned().unwrap_or(0..0);

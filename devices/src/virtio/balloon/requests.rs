@@ -17,7 +17,7 @@ use crate::warn::Limited;
 /// Most pages that one request may name, 1 GiB: what is beyond is left out. Linux lists at most 256 pages at once
 /// (VIRTIO_BALLOON_ARRAY_PFNS_MAX), Windows 1024, and Linux reports at most 32 blocks of 4 MiB.
 pub(super) const MAX_REQUEST_PAGES: u64 = 1 << 18;
-/// PFNs that are read, sorted and acted on at a time; the handle's lock is let go between.
+/// PFNs that are read, sorted and acted on at a time; the handle's lock is released between.
 const PIECE_PFNS: usize = 4096;
 const PFN_BYTES: usize = size_of::<u32>();
 

@@ -157,8 +157,8 @@ impl Handle {
         self.lock().counters
     }
 
-    /// Starts a run of free page hinting. With `acknowledge_on_stop` the guest is told that the run is done as
-    /// soon as it has reported everything, and may use the pages again.
+    /// Starts a run of free page hinting. With `acknowledge_on_stop` the device acknowledges the run as soon as the
+    /// guest has reported everything, and the guest may use the pages again.
     ///
     /// A page is discarded as soon as its hint is seen. A run that goes on is replaced.
     ///

@@ -79,7 +79,7 @@ pub struct Statistics {
     /// How often the guest has sent some.
     pub updates: u64,
     /// When it has done so last.
-    told: Option<Instant>,
+    updated: Option<Instant>,
     values: [Option<u64>; Tag::ALL.len()],
 }
 
@@ -96,13 +96,13 @@ impl Statistics {
 
     /// How long ago the guest has sent some; None if it never has.
     pub fn age(&self) -> Option<Duration> {
-        self.told.map(|told| told.elapsed())
+        self.updated.map(|at| at.elapsed())
     }
 
     /// Counts one update: the values replace those of the same tag, the others stay.
     pub fn merge(&mut self, values: impl IntoIterator<Item = (Tag, u64)>) {
         self.updates += 1;
-        self.told = Some(Instant::now());
+        self.updated = Some(Instant::now());
         for (tag, value) in values {
             self.values[tag as usize] = Some(value);
         }
@@ -151,8 +151,8 @@ mod tests {
         let all: Vec<_> = statistics.iter().collect();
         assert_eq!(all, [(Tag::SwapIn, 4), (Tag::FreeMemory, 3), (Tag::OomKill, 5)]);
         assert_eq!((statistics.updates, statistics.get(Tag::DiskCaches)), (2, None));
-        let before = statistics.age().expect("it was told");
+        let before = statistics.age().expect("it was updated");
         std::thread::sleep(Duration::from_millis(2));
-        assert!(statistics.age() > Some(before), "it grows until it is told again");
+        assert!(statistics.age() > Some(before), "it grows until the next update");
     }
 }

@@ -4,9 +4,9 @@
 //! queue, switching the write cache, discarding, writing zeros, zones.
 //!
 //! Data go between the file and guest memory without a copy in between, by read(2) and write(2) in the thread that processes the
-//! queue. So a slow file holds up whoever that thread serves besides: the VM's own event loop, and nobody else's.
+//! queue. So a slow file holds up what else that thread serves: the event loop of this VM, and of no other.
 //!
-//! What a request may ask for is bounded by what the driver is told: [`SEG_MAX`] segments of [`SIZE_MAX`] bytes.
+//! What a request may ask for is bounded by the configuration space: [`SEG_MAX`] segments of [`SIZE_MAX`] bytes.
 
 mod request;
 
@@ -20,7 +20,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::Queue;
 
-use self::request::{Mistakes, Served};
+use self::request::{Errors, Served};
 use super::drain::{Completion, drain};
 use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
 use crate::GuestMemory;
@@ -29,7 +29,7 @@ use crate::warn::Limited;
 
 /// What kind of device it is (Virtio 1.2, section 5).
 pub const DEVICE_ID: u32 = VIRTIO_ID_BLOCK;
-/// Bytes of a sector: what requests count in, and the block size the driver is told.
+/// Bytes of a sector: what requests count in, and the block size in the configuration space.
 pub const SECTOR_BYTES: u64 = 512;
 /// Bytes of a disk's name.
 pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
@@ -37,10 +37,10 @@ pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 pub const SEG_MAX: u32 = 64;
 /// Most bytes of a segment.
 pub const SIZE_MAX: u32 = 16 << 10;
-/// Most bytes of a request's data; also after so many the queue has had its turn.
+/// Most bytes of a request's data; after as many, other queues get their turn.
 pub const MAX_REQUEST_BYTES: u32 = SEG_MAX * SIZE_MAX;
 
-/// Linux keeps up to so many requests in flight.
+/// Linux keeps up to 128 requests in flight.
 const QUEUE_SIZES: [u16; 1] = [128];
 
 /// What is behind the device.
@@ -52,7 +52,7 @@ pub struct Disk {
     pub sectors: u64,
     /// Whether writing is refused.
     pub read_only: bool,
-    /// What the driver is told that it is called; zeros at the end if it is shorter.
+    /// Its name (VIRTIO_BLK_T_GET_ID), padded with zeros.
     pub id: [u8; ID_BYTES],
 }
 
@@ -62,7 +62,7 @@ pub struct Block {
     in_flight: Box<dyn InFlight>,
     active: Option<Active>,
     broken: Limited,
-    mistakes: Arc<Mistakes>,
+    errors: Arc<Errors>,
 }
 
 struct Active {
@@ -81,7 +81,7 @@ impl Block {
             in_flight,
             active: None,
             broken: Limited::new("virtio-block: broken request"),
-            mistakes: Arc::new(Mistakes::new()),
+            errors: Arc::new(Errors::new()),
         }
     }
 
@@ -132,11 +132,11 @@ impl VirtioDevice for Block {
         let Some(Active { memory, queue: Some(queue), interrupt, write_through }) = &mut self.active else {
             return Ok(Progress::Idle);
         };
-        let (disk, in_flight, mistakes) = (&self.disk, &*self.in_flight, &self.mistakes);
+        let (disk, in_flight, errors) = (&self.disk, &*self.in_flight, &self.errors);
         let (mut turn_bytes, write_through) = (0, *write_through);
         drain(queue, memory, interrupt, &self.broken, |chain| {
             let Served { written, moved_bytes, slow } =
-                request::serve(disk, write_through, in_flight, chain, mistakes);
+                request::serve(disk, write_through, in_flight, chain, errors);
             turn_bytes += moved_bytes;
             match slow || turn_bytes >= MAX_REQUEST_BYTES {
                 true => Completion::Last(written),

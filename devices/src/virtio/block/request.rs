@@ -19,14 +19,14 @@ use crate::warn::Limited;
 const HEADER_BYTES: usize = 16;
 
 /// What drivers and files do wrong.
-pub(super) struct Mistakes {
+pub(super) struct Errors {
     malformed: Limited,
     refused: Limited,
     unknown: Limited,
     failed: Limited,
 }
 
-impl Mistakes {
+impl Errors {
     pub(super) fn new() -> Self {
         Self {
             malformed: Limited::new(
@@ -85,12 +85,12 @@ impl Refusal {
         }
     }
 
-    fn tell(&self, mistakes: &Mistakes) {
+    fn count(&self, errors: &Errors) {
         let counter = match self {
-            Self::Header(_) => &mistakes.malformed,
-            Self::Type(_) => &mistakes.unknown,
-            Self::Length(_) | Self::Beyond { .. } | Self::ReadOnly | Self::Name(_) => &mistakes.refused,
-            Self::Memory(_) | Self::File(_) | Self::Short { .. } => &mistakes.failed,
+            Self::Header(_) => &errors.malformed,
+            Self::Type(_) => &errors.unknown,
+            Self::Length(_) | Self::Beyond { .. } | Self::ReadOnly | Self::Name(_) => &errors.refused,
+            Self::Memory(_) | Self::File(_) | Self::Short { .. } => &errors.failed,
         };
         counter.hit(format_args!("{self}"));
     }
@@ -111,24 +111,24 @@ pub(super) fn serve(
     write_through: bool,
     in_flight: &dyn InFlight,
     chain: &mut Chain<'_>,
-    mistakes: &Mistakes,
+    errors: &Errors,
 ) -> Served {
     // All but the status.
     let Some(data_bytes) = chain.writable_bytes().checked_sub(1) else {
-        mistakes.malformed.hit(format_args!("{} readable bytes", chain.readable_bytes()));
+        errors.malformed.hit(format_args!("{} readable bytes", chain.readable_bytes()));
         return Served { written: 0, moved_bytes: 0, slow: false };
     };
     let mut done = Done::default();
     let status = match carry_out(disk, write_through, in_flight, chain, data_bytes, &mut done) {
         Ok(()) => VIRTIO_BLK_S_OK,
         Err(refusal) => {
-            refusal.tell(mistakes);
+            refusal.count(errors);
             refusal.status()
         }
     };
-    let told = chain.write_last(status as u8);
+    let stored = chain.write_last(status as u8);
     // A status behind data that were not written is beyond the gap.
-    let whole = told && done.written == data_bytes;
+    let whole = stored && done.written == data_bytes;
     Served { written: done.written + u32::from(whole), moved_bytes: done.moved_bytes, slow: done.slow }
 }
 

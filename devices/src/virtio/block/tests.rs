@@ -22,18 +22,18 @@ const HEADER: u64 = BUFFERS;
 const DATA: u64 = BUFFERS + 0x1000;
 const STATUS: u64 = BUFFERS + 0x800;
 
-/// Remembers what it was told.
+/// Remembers the ranges of transfers.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<Range<u64>>>>);
+struct Recorder(Arc<Mutex<Vec<Range<u64>>>>);
 
-impl InFlight for Told {
+impl InFlight for Recorder {
     fn during(&self, range: Range<Gpa>, transfer: &mut dyn FnMut()) {
         self.0.lock().unwrap().push(range.start.0..range.end.0);
         transfer();
     }
 }
 
-/// What a disk of so many sectors holds at first.
+/// The initial contents of a disk of `sectors` sectors.
 fn content(sectors: u64) -> Vec<u8> {
     (0..sectors * SECTOR_BYTES).map(|at| (at / SECTOR_BYTES + at % 251) as u8).collect()
 }
@@ -42,8 +42,8 @@ struct Bench {
     driver: Driver,
     ring: Ring,
     file: File,
-    told: Told,
-    mistakes: Arc<Mistakes>,
+    recorded: Recorder,
+    errors: Arc<Errors>,
     requests: u16,
 }
 
@@ -62,15 +62,15 @@ impl Bench {
             read_only,
             id: *b"a disk\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         };
-        let told = Told::default();
-        let block = Block::new(disk, Box::new(told.clone()));
-        let mistakes = block.mistakes.clone();
+        let recorded = Recorder::default();
+        let block = Block::new(disk, Box::new(recorded.clone()));
+        let errors = block.errors.clone();
         let features = (block.features() & mask) | crate::virtio::TRANSPORT_FEATURES;
         let mut driver = Driver::new(block);
         driver.negotiate(features);
         let ring = driver.add_queue(0, 128);
         driver.add_status(DRIVER_OK);
-        Self { driver, ring, file, told, mistakes, requests: 0 }
+        Self { driver, ring, file, recorded, errors, requests: 0 }
     }
 
     /// Sends a chain of these descriptors; returns what the used ring says was written, None if the chain was not completed.
@@ -108,8 +108,8 @@ impl Bench {
     }
 
     /// Malformed, refused, unknown, failed.
-    fn mistakes(&self) -> [u64; 4] {
-        self.mistakes.counts()
+    fn errors(&self) -> [u64; 4] {
+        self.errors.counts()
     }
 
     fn on_disk(&mut self) -> Vec<u8> {
@@ -138,7 +138,7 @@ fn what_is_on_the_disk_is_read_and_what_is_read_is_said() {
     let mut bench = Bench::new(true);
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 3, 1024), (OK, 1025));
     assert_eq!(bench.driver.bytes(DATA, 1025), [&content(SECTORS)[3 * 512..5 * 512], &[0]].concat());
-    assert_eq!(bench.told.0.lock().unwrap().as_slice(), std::slice::from_ref(&(DATA..DATA + 1024)));
+    assert_eq!(bench.recorded.0.lock().unwrap().as_slice(), std::slice::from_ref(&(DATA..DATA + 1024)));
     assert_eq!(bench.driver.interrupted(), Some(reg::VIRTIO_MMIO_INT_VRING));
     // The last sector, and none at all behind it.
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, SECTORS - 1, 512), (OK, 513));
@@ -198,7 +198,7 @@ fn what_is_written_is_on_the_disk_and_nothing_else_is_changed() {
     assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, 0), (OK, 1));
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 5, 1024), (OK, 1025));
     assert_eq!(bench.driver.bytes(DATA, 1024), new);
-    assert_eq!(bench.mistakes(), [0; 4]);
+    assert_eq!(bench.errors(), [0; 4]);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_read_only_disk_stays_as_it_is() {
     assert!(bench.on_disk() == content(SECTORS));
     // Nothing is there to be flushed.
     assert_eq!(bench.request(VIRTIO_BLK_T_FLUSH, 0, 0), (OK, 1));
-    assert_eq!(bench.mistakes(), [0, 1, 0, 0]);
+    assert_eq!(bench.errors(), [0, 1, 0, 0]);
 }
 
 /// Without the feature the driver takes a write for stable once it is completed; that it is flushed cannot be seen from here, but that
@@ -260,7 +260,7 @@ fn what_the_disk_does_not_have_is_refused() {
         }
     }
     assert!(bench.on_disk() == content(SECTORS));
-    assert_eq!(bench.mistakes(), [0, 2 * refused.len() as u64, 0, 0]);
+    assert_eq!(bench.errors(), [0, 2 * refused.len() as u64, 0, 0]);
 }
 
 /// 64 KiB of RAM can be named many times.
@@ -269,9 +269,9 @@ fn a_request_larger_than_any_driver_was_told_is_refused() {
     let mut bench = Bench::new(false);
     let huge = Block::new(
         Disk { file: bench.file.try_clone().unwrap(), sectors: 1 << 20, read_only: false, id: [0; 20] },
-        Box::new(Told::default()),
+        Box::new(Recorder::default()),
     );
-    bench.mistakes = huge.mistakes.clone();
+    bench.errors = huge.errors.clone();
     bench.driver = Driver::new(huge);
     bench.ring = bench.driver.start(128, true);
     bench.header(VIRTIO_BLK_T_IN, 0);
@@ -280,7 +280,7 @@ fn a_request_larger_than_any_driver_was_told_is_refused() {
     parts.extend([buffer; SEG_MAX as usize]);
     parts.extend([(DATA, 512, WRITE), (STATUS, 1, WRITE)]);
     assert_eq!((bench.send(&parts), bench.status()), (Some(0), IOERR));
-    assert_eq!(bench.mistakes(), [0, 1, 0, 0]);
+    assert_eq!(bench.errors(), [0, 1, 0, 0]);
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn what_is_no_request_is_completed() {
     assert_eq!(bench.send(&[(STATUS, 1, WRITE)]), Some(1));
     assert_eq!(bench.send(&[(HEADER, 16, 0)]), Some(0));
     assert_eq!(bench.send(&[(HEADER, 0, 0)]), Some(0));
-    assert_eq!(bench.mistakes(), [4, 0, 7, 0]);
+    assert_eq!(bench.errors(), [4, 0, 7, 0]);
     // Outside RAM, which the ring loop refuses.
     assert_eq!(bench.send(&[(HEADER, 16, 0), (LOW_RAM - 1, 2, WRITE)]), Some(0));
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 0, 512), (OK, 513), "it goes on");
@@ -308,7 +308,7 @@ fn a_file_that_was_cut_short_is_an_error_and_no_zeros() {
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 1, 512), (IOERR, 188));
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 2, 512), (IOERR, 0));
     assert_eq!(bench.request(VIRTIO_BLK_T_IN, 0, 512), (OK, 513));
-    assert_eq!(bench.mistakes(), [0, 0, 0, 2]);
+    assert_eq!(bench.errors(), [0, 0, 0, 2]);
 }
 
 #[test]

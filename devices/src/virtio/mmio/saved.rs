@@ -8,7 +8,7 @@ use super::*;
 use crate::state::{QueueState as SavedQueue, RestoreError, TransportState};
 
 impl MmioTransport {
-    /// What it is. Nobody may use the device meanwhile.
+    /// Its state. The device must not be in use meanwhile.
     pub fn save(&self) -> TransportState {
         let queue = |(index, queue): (usize, &QueueState)| {
             let setup = &queue.setup;
@@ -39,10 +39,10 @@ impl MmioTransport {
         }
     }
 
-    /// Makes it what was saved; the device is one that no driver has seen yet. Interrupts nobody: see [`MmioTransport::wake`].
+    /// Restores what was saved; no driver has seen the device yet. Raises no interrupt: see [`MmioTransport::wake`].
     ///
     /// # Errors
-    /// It is of another device, in a state that no driver gets to, or has a ring outside RAM. Then the device is as good as reset.
+    /// The state is of another device, one that no driver reaches, or has a ring outside RAM. The device is reset then.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         let device = self.device.device_id();
         if state.device_id != device {

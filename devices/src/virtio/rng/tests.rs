@@ -42,7 +42,7 @@ fn a_whole_life() {
     }
 }
 
-/// Nobody else tells that a device has written to a page of the guest.
+/// KVM's log does not have what a device writes to the guest.
 #[test]
 fn what_the_device_writes_is_marked_and_nothing_else() {
     let mut driver = Driver::new(Rng::new());

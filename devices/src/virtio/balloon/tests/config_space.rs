@@ -66,7 +66,7 @@ fn a_target_is_told() {
     let mut guest = Guest::new(Config { target_pages: 3, ..ALL });
     assert_eq!((guest.config(0), guest.handle.target_pages()), (3, 3));
     guest.handle.set_target(7);
-    assert_eq!(guest.driver.interrupted(), None, "nobody to tell");
+    assert_eq!(guest.driver.interrupted(), None, "no driver to notify");
     guest.start(ALL_FEATURES);
     assert_eq!(guest.config(0), 7);
     let generation = guest.driver.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);

@@ -42,7 +42,7 @@ impl Random {
         from[self.below(N as u64) as usize]
     }
 
-    /// An address that means something, or next to one that does.
+    /// An address in use, or next to one.
     fn address(&mut self) -> u64 {
         let near = [0, DATA, 0x1_0000 * (1 + self.below(5)), LOW_RAM, HIGH_RAM_START, HIGH_RAM_END, u64::MAX];
         let near = self.pick(near).wrapping_add(self.pick([0, 0, 4, 0x1000, 0x4000, 0x8000]));

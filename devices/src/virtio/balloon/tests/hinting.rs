@@ -12,7 +12,7 @@ fn hinting() -> Guest {
 /// Starts a run, which the driver answers. Returns its ID.
 fn run(guest: &mut Guest, acknowledge_on_stop: bool) -> u32 {
     guest.handle.start_hinting(acknowledge_on_stop).unwrap();
-    assert_eq!(guest.driver.interrupted(), Some(2), "a new ID is told");
+    assert_eq!(guest.driver.interrupted(), Some(2), "a new ID is announced");
     let run = guest.config(HOST_CMD);
     assert!(run >= 2);
     guest.list(QUEUE, &[run]);
@@ -41,7 +41,7 @@ fn a_run_that_is_not_acknowledged() {
     assert_eq!(guest.driver.interrupted(), Some(1), "the ID stays");
     assert_eq!(status(&guest), (run, Some(0)));
     guest.free(QUEUE, &[(1, 2)]);
-    assert_eq!((guest.discarded(), guest.refused()), (vec![], 0), "late hints are no mistake");
+    assert_eq!((guest.discarded(), guest.refused()), (vec![], 0), "late hints are no error");
     guest.driver.interrupted();
     guest.handle.stop_hinting().unwrap();
     assert_eq!(guest.driver.interrupted(), Some(2));

@@ -99,7 +99,7 @@ impl Guest {
         Self::with_granule(config, memory, 1)
     }
 
-    /// On a host that frees so many pages at once.
+    /// On a host whose granule is `granule_pages` pages.
     fn with_granule(config: Config, memory: Arc<GuestMemory>, granule_pages: u64) -> Self {
         let bytes = |region: &GuestRegionMmap<AtomicBitmap>| {
             region.start_addr().0..region.start_addr().0 + region.len()

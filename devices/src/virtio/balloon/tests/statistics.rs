@@ -56,7 +56,7 @@ fn a_second_buffer_returns_the_first() {
 #[test]
 fn what_makes_no_sense_is_left_out() {
     let mut guest = guest();
-    // A tag that nobody knows, one that is there twice, an entry cut short.
+    // An unknown tag, one that is there twice, an entry cut short.
     let mut bytes = entries(&[(99, 1), (5, 2), (5, 3)]);
     bytes.extend([1, 0, 7]);
     guest.send(QUEUE, &bytes);
