@@ -1,7 +1,7 @@
 //! Merging the pages that guests have in common: the engines, behind one trait so that they can be
 //! measured against each other on the same guests.
 //!
-//! An engine drives whoever merges; it knows a guest as "this process, these ranges" and must not know fleets, devices or
+//! An engine drives what merges; it knows a guest as "this process, these ranges" and must not know fleets, devices or
 //! KVM. It maps no guest memory: what is done to pages is done by the `memory` crate, inside each VM process. Marking guest
 //! RAM as mergeable is the VM process's own work and comes before [`Engine::start`].
 //!
@@ -31,19 +31,19 @@ pub trait Engine: Send {
         Ok(())
     }
 
-    /// Process `pid` is the VM of a guest, in this trust domain, with so much RAM. Only an engine that keeps domains apart listens.
+    /// Admits process `pid`, the VM of a guest, to a trust domain. Only for an engine that keeps domains apart.
     fn admit(&mut self, _guest: &str, _pid: u32, _domain: &str, _memory_bytes: u64) {}
 
-    /// VMs that would take part and were neither admitted nor refused, each told once. Only an engine that is open to others has any.
+    /// VMs that apply and were neither admitted nor refused, each returned once. Only an engine that is open to others has any.
     fn applicants(&mut self) -> Vec<slab::Applicant> {
         Vec::new()
     }
 
-    /// An applicant, by the number of its connection, does not take part, and is told why.
+    /// Refuses an applicant, by the number of its connection, and sends it the reason.
     fn refuse(&mut self, _applicant: u64, _why: String) {}
 
     /// The process of a guest that was admitted has ended.
-    fn dismiss(&mut self, _guest: &str) {}
+    fn remove(&mut self, _guest: &str) {}
 
     /// Starts merging the memory of `guests`. On an error nothing has been changed.
     fn start(&mut self, guests: &[Space]) -> Result<(), EngineError>;
@@ -61,7 +61,7 @@ pub trait Engine: Send {
         None
     }
 
-    /// Urgent while memory is short: what can be merged is merged now, whatever it costs. An engine without a limit does nothing.
+    /// Merges at urgent priority while memory is short, whatever it costs. An engine without a limit does nothing.
     fn set_priority(&mut self, _urgent: bool) {}
 
     /// Stops merging and puts back every host setting; what is merged stays merged. Idempotent; dropping
@@ -130,7 +130,7 @@ pub enum EngineError {
     /// Another fleet drives it.
     #[error("KSM is already driven by process {owner} ({} is locked): stop that fleet first, or use --engine off", lock.display())]
     Busy {
-        /// Who has it.
+        /// The process that has it.
         owner: u32,
         /// The lock file.
         lock: PathBuf,

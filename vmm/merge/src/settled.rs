@@ -5,7 +5,7 @@ use super::Progress;
 /// Merging has settled when this many full passes brought nothing new: the first pass after a change only remembers what it saw.
 const SETTLED_PASSES: u64 = 3;
 
-/// Follows an engine until it has settled. This is what the word means everywhere: to users, in experiments and in benches.
+/// Follows an engine until it has settled. The one definition, for users, experiments and benches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
     most_pages: u64,

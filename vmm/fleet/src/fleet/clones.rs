@@ -162,7 +162,7 @@ impl Fleet {
         let mut gone: Vec<Guest> = gone;
         std::thread::scope(|scope| gone.iter_mut().for_each(|guest| _ = scope.spawn(|| guest.stop())));
         for name in names {
-            self.engine.dismiss(name);
+            self.engine.remove(name);
             let _ = std::fs::remove_file(self.dir.log(name));
         }
         self.spec.guests.retain(|guest| !is_new(&guest.name));

@@ -64,7 +64,7 @@ impl Fleet {
             }
         }
         for name in &gone {
-            self.engine.dismiss(name);
+            self.engine.remove(name);
             self.guests.retain(|guest| guest.spec.name != *name);
             self.spec.guests.retain(|guest| guest.name != *name);
         }

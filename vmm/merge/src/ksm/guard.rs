@@ -6,8 +6,8 @@
 //! does the owner change anything. When the owner's end closes, be it by its own hand or by SIGKILL, the
 //! guard restores, says what it has left, and exits; the lock goes with it.
 //!
-//! Should the guard be killed, too, there is a record of what was changed beside the lock, and nobody who has that: the owner, the next
-//! guard, and `samepage doctor` go by it.
+//! Should the guard be killed, too, a record of what was changed stands beside the lock, which is free then: the owner,
+//! the next guard, and `samepage doctor` go by it.
 
 #![expect(
     unsafe_code,
@@ -31,7 +31,7 @@ const MAX_LINE: u64 = 64 * 1024;
 /// What the owner asks for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
-    /// Who asks; its id goes into the lock file.
+    /// The process that asks; its id goes into the lock file.
     pub(super) owner: u32,
     /// The lock file.
     pub(super) lock: PathBuf,
@@ -109,7 +109,7 @@ pub(super) enum Answer {
     },
     /// The settings are put back, but for these.
     Restored(Vec<Kept>),
-    /// Somebody else has the lock.
+    /// Another process has the lock.
     Busy {
         /// The process that has it.
         owner: u32,
@@ -144,10 +144,10 @@ pub fn run(owner: UnixStream) -> Result<(), EngineError> {
     let Ok((lock, record, _)) = prepared else {
         return Ok(());
     };
-    // Anything that ends the reading means that the owner is gone.
+    // Whatever ends the reading, the owner is gone.
     let _ = io::copy(&mut &owner, &mut io::sink());
     let restored = record.restore(&request.knobs, &request.lock);
-    // Under the lock: whoever takes it next must not find our owner's name.
+    // Under the lock: its next holder must not find our owner's name.
     let _ = lock.set_len(0);
     let answer = match &restored {
         Ok(kept) => Answer::Restored(kept.clone()),
@@ -169,7 +169,7 @@ fn prepare(request: &Request) -> Result<(File, Record, Option<Record>), EngineEr
     Ok((lock, record, recovered))
 }
 
-/// Takes the lock for `owner` or says who has it.
+/// Takes the lock for `owner`, or names the process that has it.
 pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
     let failed = |source| EngineError::Lock { path: path.to_owned(), source };
     if let Some(directory) = path.parent() {

@@ -15,7 +15,7 @@ impl Ksmd {
         let mut pids =
             processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let is_ksmd = |pid: &u32| {
-            // A process of that name with a command line is somebody's joke.
+            // A process of that name with a command line is no kernel thread.
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "ksmd")
                 && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
         };

@@ -81,7 +81,7 @@ pub fn left_behind() -> Option<LeftBehind> {
 /// As [`left_behind`], of the KSM of which `knobs` are the files.
 pub fn left_behind_in(knobs: &Knobs, lock: &Path) -> Option<LeftBehind> {
     let Record { owner, saved, written } = Record::beside(lock)?;
-    // Who merges has a guard, and that has the lock.
+    // A fleet that merges has a guard, and that has the lock.
     let file = std::fs::File::open(lock).ok()?;
     flock(&file, FlockOperation::NonBlockingLockShared).ok()?;
     let left = knobs.left(&saved, &written).ok()?;
@@ -144,7 +144,7 @@ impl Ksm {
         self
     }
 
-    /// Drives the KSM of which `knobs` are the files, and `lock` says who does.
+    /// Drives the KSM whose files are `knobs`; `lock` names the process that does.
     pub fn with_host(mut self, knobs: Knobs, lock: PathBuf) -> Self {
         (self.knobs, self.lock) = (knobs, lock);
         self
@@ -250,7 +250,7 @@ impl Guard {
         answer
     }
 
-    /// Whether it is there. Until it is let go it says nothing, so whatever is to be read is the end.
+    /// Whether it is there. Until it is released it sends nothing, so anything to be read is its end.
     fn is_alive(&self) -> bool {
         let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
         !matches!(poll(&mut socket, Some(&Timespec::default())), Ok(1..))

@@ -177,7 +177,7 @@ impl Knobs {
         wanted.knobs.iter().try_for_each(|(name, value)| self.put(name, value))
     }
 
-    /// Puts back what still holds what was `written`, and says what does not: an operator has changed that meanwhile, and who has stopped
+    /// Puts back what still holds what was `written`, and says what does not: an operator has changed that meanwhile; one that has stopped
     /// KSM wants it stopped. Goes on after an error, so that one knob does not cost the others; returns the first. A `run` of 0 stops
     /// scanning and keeps what is merged (2 would unmerge it).
     pub fn restore(&self, saved: &Saved, written: &Saved) -> Result<Vec<Kept>, EngineError> {
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(kept, [("sleep_millisecs", "500"), ("run", "0")]);
         assert_eq!(["run", "sleep_millisecs"].map(|name| text(&knobs, name)), ["0", "500"]);
         assert_eq!(["pages_to_scan", "advisor_mode"].map(|name| text(&knobs, name)), ["100", "scan-time"]);
-        // Unmerged is stopped, too; and what is as it was before is nobody's.
+        // Unmerged is stopped, too; and what is as it was before needs no restoring.
         let (_directory, knobs, saved, written) = applied(&KsmSettings::fast(), &running);
         knobs.put("run", "2").unwrap();
         knobs.put("smart_scan", "1").unwrap();

@@ -36,7 +36,7 @@ const BIRTH_LIMIT: Duration = Duration::from_secs(2);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 /// From this pause on there is time to count what is shared.
 const IDLE: Duration = Duration::from_millis(150);
-/// From one such count to the next at least; and so many times as long as it takes.
+/// The least time from one such count to the next; and as a multiple of what a count takes.
 const COUNT_EVERY: (Duration, u32) = (Duration::from_secs(2), 200);
 
 /// The agent of one VM.
@@ -99,9 +99,9 @@ impl Agent {
             Ok(session)
         };
         // The start waits for it.
-        self.merger.courtesy.eager = true;
+        self.merger.yielding.urgent = true;
         let shared = share(self);
-        self.merger.courtesy.eager = self.merger.settings.eager;
+        self.merger.yielding.urgent = self.merger.settings.urgent;
         match shared {
             Ok(session) => self.newborn = Some(session),
             Err(error) => tracing::debug!("merging: nothing is shared at birth: {error}"),
@@ -112,7 +112,7 @@ impl Agent {
     /// what is written.
     pub fn start(mut self, log: Box<dyn WriteLog>, socket: PathBuf) -> io::Result<()> {
         let work = move || {
-            self.merger.courtesy.be_polite();
+            self.merger.yielding.lower_priority();
             let mut watcher = Watcher::new(log, self.pages);
             self.clock = CpuClock::start();
             if let Err(error) = watcher.start() {
@@ -162,14 +162,14 @@ impl Agent {
         for slab in self.merger.start_over() {
             let whole = slab.bytes(SlabPage(0), slab.pages()).unwrap_or_default();
             let hashes = whole.as_chunks().0.iter().map(|page| {
-                self.merger.courtesy.breathe();
+                self.merger.yielding.yield_if_due();
                 session.key.tag(page).short()
             });
             let hashes = hashes.collect();
             session.link.send(&Message::Have(hashes), Some(&slab))?;
             loop {
                 match self.obey_next(&mut session)? {
-                    // What it does not take stays mapped, and is nobody else's.
+                    // What it does not take stays mapped, and is not shared further.
                     Message::Named(u32::MAX) => break,
                     Message::Named(number) => {
                         self.merger.learn(number, slab);
@@ -237,7 +237,7 @@ impl Agent {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             let said = poll(&mut [PollFd::new(&session.link, PollFlags::IN)], Some(&timeout))?;
-            self.merger.courtesy.rested();
+            self.merger.yielding.woke();
             if said == 0 {
                 return Ok(());
             }
@@ -266,7 +266,7 @@ impl Agent {
         // Not in the middle of merging, when the guest waits for enough other things.
         if more {
             let most = self.may_watch(session, now);
-            watcher.watch(now, most, &mut || self.merger.courtesy.breathe())?;
+            watcher.watch(now, most, &mut || self.merger.yielding.yield_if_due())?;
         }
         self.clock.lap(&mut self.counters.scan_ns);
         if look.quiet > 0 {
@@ -305,7 +305,7 @@ impl Agent {
             let end = (first + words.len() as u64 * 64).min(PageNo(self.pages));
             private.clear();
             for span in spans(set, PageRange::between(first, end)) {
-                self.merger.courtesy.breathe();
+                self.merger.yielding.yield_if_due();
                 let mixed = self.merger.any_shared(span);
                 self.merger.shared_ram().private(span, mixed, &mut private)?;
             }
@@ -316,7 +316,7 @@ impl Agent {
                     self.merger.is_huge(*pages);
                 }
                 for piece in set.runs_of(*pages, PIECE_PAGES) {
-                    self.merger.courtesy.breathe();
+                    self.merger.yielding.yield_if_due();
                     let bytes = &mut buffer[..piece.pages() as usize * PAGE];
                     self.merger.private(piece, &mut self.counters);
                     let Some(gpa) = self.merger.shared_ram().gpa(piece.first()) else { continue };
@@ -351,9 +351,9 @@ impl Agent {
             (Message::Go(settings), _) => {
                 session.settings = Some(*settings);
                 self.merger.settings = *settings;
-                self.merger.courtesy.eager = settings.eager;
+                self.merger.yielding.urgent = settings.urgent;
             }
-            // A matchmaker that keeps the rules has let go of some by then.
+            // A matchmaker that keeps the rules has dropped some by then.
             (Message::Publish(..) | Message::Slab(..) | Message::Compact(..), _)
                 if self.merger.slab_count() > 2 * MAX_OPEN_SLABS =>
             {
@@ -427,7 +427,7 @@ impl Agent {
         let mut at = SlabPage(0);
         for run in pages.chunk_by(|a, b| PageRange::one(*a).end() == *b) {
             for piece in run.chunks(PIECE_PAGES as usize) {
-                self.merger.courtesy.breathe();
+                self.merger.yielding.yield_if_due();
                 let bytes = &mut buffer[..piece.len() * PAGE];
                 for (page, bytes) in piece.iter().zip(bytes.as_chunks_mut().0) {
                     let gpa = self.merger.shared_ram().gpa(*page);
@@ -453,7 +453,7 @@ impl Agent {
         let draft = Draft::receive(draft, pages.len() as u64)?;
         let mut hashes = Vec::with_capacity(pages.len());
         for (n, place) in (0..).map(SlabPage).zip(pages) {
-            self.merger.courtesy.breathe();
+            self.merger.yielding.yield_if_due();
             let slab = self.merger.slab(place.slab);
             let bytes = slab.and_then(|slab| slab.bytes(place.page, 1));
             let page = bytes.and_then(|bytes| bytes.as_chunks().0.first());
@@ -477,7 +477,7 @@ impl Agent {
     }
 
     fn report(&mut self, session: &Session) -> io::Result<()> {
-        self.counters.pieces = self.merger.courtesy.pieces;
+        self.counters.pieces = self.merger.yielding.pieces;
         session.link.send(&Message::Report(Box::new(self.counters)), NO_FILE)?;
         self.clock.lap(&mut self.counters.match_ns);
         Ok(())
@@ -486,8 +486,8 @@ impl Agent {
 
 const NO_FILE: Option<&OwnedFd> = None;
 
-/// Stretches of `range` in which the pages of `set` lie no further than so many pages apart: to look at what is between takes less time than
-/// another call of the kernel.
+/// Stretches of `range` in which the pages of `set` lie no further than `GAP_PAGES` apart: looking at what is between takes
+/// less time than another system call.
 fn spans(set: &PageSet, range: PageRange) -> Vec<PageRange> {
     const GAP_PAGES: u64 = 32;
     let mut spans: Vec<PageRange> = Vec::new();

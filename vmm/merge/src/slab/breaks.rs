@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use memory::{PageNo, PageRange, PageSet};
 
-/// A merge that is broken in the period in which it was made, or in the next one, was broken soon: within 5 to 10 s. What merging costs both
-/// the agent and the guest, some 60 us a page, then is more than having the frame for so long was worth.
+/// A merge that is broken in the period in which it was made, or in the next one, was broken soon: within 5 to 10 s. What merging costs
+/// agent and guest, some 60 us a page, then is more than the frame was worth for that time.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// See the module's description.
@@ -108,7 +108,7 @@ mod tests {
         }
         assert!(!breaks.tick(PERIOD - Duration::from_millis(1)) && breaks.tick(PERIOD));
         assert_eq!(breaks.written(0, 1 << 3 | 1 << 9, 1 << 3 | 1 << 4), 1 << 3, "page 9 was not merged");
-        assert_eq!(breaks.written(0, 1 << 3, 0), 0, "it is told once");
+        assert_eq!(breaks.written(0, 1 << 3, 0), 0, "it is counted once");
         assert_eq!((breaks.lasted(0, 1 << 4), breaks.lasted(1, 1 << 6)), (0, 0));
         assert!(breaks.tick(PERIOD * 2));
         assert_eq!((breaks.lasted(0, 1 << 4), breaks.lasted(1, 1 << 6)), (1 << 4, 1 << 6));
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(words(&breaks), [[1 << 3, 0], [1 << 4, 0]]);
         breaks.forget();
         assert_eq!(words(&breaks), [[0, 0], [0, 0]]);
-        // However long nobody looked.
+        // However long ago the last look was.
         breaks.merged(PageNo(5));
         assert!(breaks.tick(PERIOD * 1000));
         assert_eq!(breaks.written(0, 1 << 5, 1 << 5), 0);

@@ -10,11 +10,11 @@ use std::time::Duration;
 use super::matchmaker::{DRAFT_PAGES, SlabPlace};
 use super::wire::Live;
 
-/// Slabs of so few pages are put together with others: each is a descriptor in every process.
+/// Slabs of no more pages are compacted: each is a descriptor in every process.
 const SMALL_PAGES: u64 = 256;
-/// A slab that has lost no page for so long is not expected to lose more.
+/// A slab that has lost no page for this time is not expected to lose more.
 const STILL: Duration = Duration::from_secs(4);
-/// Of such a slab so much may be dead: one page in so many.
+/// Of such a slab one page in this many may be dead.
 const DEAD_PART: u64 = 16;
 /// Pages that putting slabs together must give back, or slabs that it must save: what it costs the guests is worth no less.
 const WORTH_PAGES: u64 = 64;
@@ -35,14 +35,14 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// So many are used now.
+    /// Sets how many pages are used now.
     pub fn count(&mut self, used: u64, now: Duration) {
         if used != self.used {
             *self = Self { used, since: now };
         }
     }
 
-    /// What is to become of a slab of so many pages.
+    /// What is to become of a slab of `pages` pages.
     pub fn judge(self, pages: u64, now: Duration) -> Verdict {
         let dead = pages.saturating_sub(self.used);
         match () {
@@ -100,7 +100,7 @@ impl Allowance {
         self.pages
     }
 
-    /// So many are moved.
+    /// Takes the pages that are moved.
     pub fn take(&mut self, pages: u64) {
         self.pages = self.pages.saturating_sub(pages);
     }
@@ -241,7 +241,7 @@ mod tests {
             }
             prop_assert!(moved <= BURST_PAGES + SECONDS * PAGES_A_SECOND);
             let died: u64 = deaths.iter().map(|(_, died)| died).sum();
-            // At most so many are moved for each that is given back; and small slabs, a few at a time.
+            // At most `DEAD_PART` are moved for each that is given back; and small slabs, a few at a time.
             prop_assert!(moved <= died * DEAD_PART + SECONDS * SMALL_PAGES, "{moved} for {died}");
             let dead: u64 = all.values().map(|(usage, pages)| pages - usage.used).sum();
             let pages: u64 = all.values().map(|(_, pages)| pages).sum();

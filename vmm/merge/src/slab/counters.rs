@@ -59,7 +59,7 @@ counters! {
     broken_soon_pages,
     /// Pages of runs refused because they held something else by then.
     differed_pages,
-    /// Pages held back because the process may have only so many mappings.
+    /// Pages held back because the process has reached its limit of mappings.
     over_budget_pages,
     /// Pages held back because they would break up a huge page for too little.
     huge_pages,

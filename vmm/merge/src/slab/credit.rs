@@ -25,7 +25,7 @@ pub struct Credit {
 }
 
 impl Credit {
-    /// So many pages were merged, and so many broken soon.
+    /// Counts pages that were merged, and pages that were broken soon.
     pub fn add(&mut self, merged: u64, broken: u64) {
         self.merged = self.merged.saturating_add(merged);
         self.broken = self.broken.saturating_add(broken);
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
 
-    /// So many seconds in each of which so many pages are merged, and so many broken.
+    /// Lets `seconds` pass, in each of which pages are merged and broken.
     fn pass(credit: &mut Credit, now: &mut Duration, seconds: u64, merged: u64, broken: u64) {
         for _ in 0..seconds {
             credit.add(merged, broken);

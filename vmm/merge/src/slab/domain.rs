@@ -37,9 +37,9 @@ pub struct Domain {
     compacting: HashMap<u32, HashSet<u32>>,
     /// Pages that may be moved.
     allowance: Allowance,
-    /// Some slabs are to be looked at again in a while, whoever says anything or not.
+    /// Some slabs are to be looked at again in a while, even without news.
     unsettled: bool,
-    /// Pages of slabs that somebody used when all agents had last said what they use.
+    /// Pages of slabs that were in use when all agents had last reported.
     live_pages: u64,
     pages: u64,
 }
@@ -55,7 +55,7 @@ struct OpenSlab {
 /// What is to be done about slabs that are used little or not at all.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tidy {
-    /// Nobody uses these.
+    /// No guest uses these.
     pub unused: Vec<u32>,
     /// For each new slab pages that are all that is used of the slabs that they are in.
     pub together: Vec<Vec<SlabPlace>>,
@@ -83,8 +83,8 @@ impl Domain {
         }
     }
 
-    /// A file for a slab of so many pages; the host pays for it. None if there can be no more. `between` is called now and then
-    /// meanwhile.
+    /// A file for a slab of `pages` pages, charged to the host. None if there can be no more. `between` is called now and
+    /// then meanwhile.
     pub fn draft(&mut self, slab: u32, pages: u64, between: &mut dyn FnMut()) -> Option<Arc<File>> {
         if self.slabs.len() + self.drafts.len() >= MAX_OPEN_SLABS {
             return None;
@@ -129,7 +129,7 @@ impl Domain {
         self.matchmaker.unpublished(guest, slab)
     }
 
-    /// Somebody has a slab from an earlier host. Its number; None if it cannot be taken in.
+    /// Registers a slab from an earlier host. Its number; None if there is no room for it.
     pub fn known(
         &mut self,
         file: OwnedFd,
@@ -163,17 +163,17 @@ impl Domain {
         self.slabs.get(&slab).map(|open| (open.file.clone(), open.pages))
     }
 
-    /// A guest has gone. Nobody waits for what it was to fill.
-    pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
+    /// Removes a guest. What it was to fill is not waited for any more.
+    pub fn remove(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
         // The matchmaker forgets compactions of its; those of others go on.
-        let orders = self.matchmaker.gone(guest);
+        let orders = self.matchmaker.remove(guest);
         let Self { drafts, matchmaker, compacting, .. } = self;
         compacting.retain(|slab, _| matchmaker.is_compacting(*slab));
         drafts.retain(|slab, _| matchmaker.is_draft(*slab));
         orders
     }
 
-    /// Lets go of a slab: when the last guest has unmapped it, its frames are the host's again.
+    /// Drops a slab: when the last guest has unmapped it, its frames are the host's again.
     pub fn forget(&mut self, slab: u32) {
         self.matchmaker.forget(slab);
         if let Some(open) = self.slabs.remove(&slab) {
@@ -220,7 +220,7 @@ impl Domain {
         tidy
     }
 
-    /// Whether [`Self::tidy`] is to be called again in a while, though nobody has said anything new.
+    /// Whether [`Self::tidy`] is to be called again in a while, even without news.
     pub fn is_unsettled(&self) -> bool {
         self.unsettled
     }
@@ -268,6 +268,6 @@ impl Domain {
 pub enum Published {
     /// These agents have something to do.
     Orders(HashMap<GuestId, Orders>),
-    /// Whoever uses these pages is to use those of the new slab instead, in this order.
+    /// Users of these pages are to use those of the new slab instead, in this order.
     Together(Vec<SlabPlace>),
 }

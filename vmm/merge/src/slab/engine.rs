@@ -95,7 +95,7 @@ struct Running {
 }
 
 impl SlabEngine {
-    /// Will listen for agents at `socket`. Whoever can reach it takes part, all in one domain, until [`Engine::admit`] says who may.
+    /// Will listen for agents at `socket`. Every process that can connect takes part, all in one domain.
     pub fn new(socket: PathBuf) -> Self {
         let running = None;
         let mut engine = Self {
@@ -109,7 +109,7 @@ impl SlabEngine {
         engine
     }
 
-    /// Only those who are admitted take part.
+    /// Only VMs that are admitted take part.
     pub fn for_members(socket: PathBuf, tuning: &Tuning) -> Self {
         let mut engine = Self::new(socket);
         engine.tune(tuning);
@@ -117,7 +117,7 @@ impl SlabEngine {
         engine
     }
 
-    /// Others may say hello too: [`Engine::applicants`] tells who they are.
+    /// Other VMs may apply, too: [`Engine::applicants`] has them.
     pub fn open_to_others(self) -> Self {
         lock_state(&self.shared).applicants = Some(Vec::new());
         self
@@ -162,9 +162,9 @@ impl Engine for SlabEngine {
         limits::allow_descriptors();
         let (listener, file) = listen(&self.socket).map_err(failed)?;
         if lock_state(&self.shared).applicants.is_some() {
-            // Whoever reaches its directory may connect: who takes part is decided by who they are.
-            let anybody = Permissions::from_mode(0o666);
-            fs::set_permissions(&self.socket, anybody).map_err(failed)?;
+            // Every process that reaches its directory may connect; its credentials decide whether it takes part.
+            let all_users = Permissions::from_mode(0o666);
+            fs::set_permissions(&self.socket, all_users).map_err(failed)?;
         }
         let (poked, poke) = io::pipe().map_err(failed)?;
         let mut hub = Hub::new(listener, poked, self.shared.clone());
@@ -190,7 +190,7 @@ impl Engine for SlabEngine {
         self.poke();
     }
 
-    fn dismiss(&mut self, guest: &str) {
+    fn remove(&mut self, guest: &str) {
         if let Some(members) = &mut lock_state(&self.shared).members {
             members.retain(|_, member| member.name != guest);
         }
@@ -253,7 +253,7 @@ impl Engine for SlabEngine {
         {
             let mut shared = lock_state(&self.shared);
             let Some(settings) = &mut shared.settings else { return };
-            (settings.cpu_permille, settings.eager) = (cpu_permille, urgent);
+            (settings.cpu_permille, settings.urgent) = (cpu_permille, urgent);
         }
         self.poke();
     }

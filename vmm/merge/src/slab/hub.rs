@@ -12,22 +12,22 @@ use rustix::net::{SocketFlags, sockopt};
 use rustix::time::ClockId;
 
 use super::counters::{Counters, now_ns};
-use super::courtesy::Courtesy;
 use super::domain::{Domain, Published};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPlace};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
+use super::yielding::Yielding;
 use memory::PAGE_BYTES;
 use memory::layout::MAX_RAM_BYTES;
 use os::{Peer as PeerOf, Process};
 
-/// Agents at a time; more are hung up on.
+/// Agents at a time; more are disconnected.
 const MAX_AGENTS: usize = 1024;
-/// Packets that wait for one agent. One that takes none of so many is hung up on.
+/// Packets that wait for one agent. It is disconnected if there are more.
 const MAX_WAITING: usize = 1 << 13;
 /// How soon slabs are looked at again that may lose more pages.
 const AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
-/// Pages of an offer that are looked up before others may run.
-const BREATHE_PAGES: usize = 256;
+/// Pages of an offer that are looked up before the hub yields.
+const PAGES_BETWEEN_YIELDS: usize = 256;
 /// Packets of one agent that are dealt with before the next one's turn.
 const TURN: usize = 16;
 
@@ -58,9 +58,9 @@ pub struct Applicant {
 /// What the hub and the engine share.
 #[derive(Default)]
 pub struct SharedState {
-    /// Who may take part, by process; None: anybody who can reach the socket, all in one domain.
+    /// The members, by process; None: every process that connects is one, all in one domain.
     pub members: Option<HashMap<u32, Member>>,
-    /// Who else would: they are waited for to be members, or refused. None: nobody looks, and they wait.
+    /// VMs that apply, and wait to be admitted or refused. None: applications are not looked at, and wait.
     pub applicants: Option<Vec<Applicant>>,
     /// Connections that are to end, and why.
     pub refused: Vec<(u64, String)>,
@@ -96,7 +96,7 @@ pub struct DomainNow {
 /// One agent that is there.
 #[derive(Clone, Debug, Default)]
 pub struct Session {
-    /// The guest's name; empty where anybody may take part.
+    /// The guest's name; empty where there is no list of members.
     pub name: String,
     /// Its domain.
     pub domain: String,
@@ -119,7 +119,7 @@ struct Peer {
     pid: u32,
     state: State,
     waiting: VecDeque<Packet>,
-    /// Slabs it has been told of, or has told of.
+    /// Slabs that were sent to it, or by it.
     knows: HashSet<u32>,
     /// Orders to merge and to move that it was given.
     ordered: u64,
@@ -132,11 +132,11 @@ struct Peer {
 enum State {
     /// It has not said hello.
     New,
-    /// It has, and says that it has so many pages; nobody has said yet that it may take part.
+    /// It has, with the pages of its guest, and is not yet admitted.
     Waiting(u64),
-    /// It takes part: in which domain, and as whom.
+    /// It is admitted: to which domain, and as which guest.
     Member(usize, GuestId),
-    /// It is told that it does not, and then hung up on.
+    /// It is sent why it is not admitted, then disconnected.
     Refused,
 }
 
@@ -149,7 +149,7 @@ pub struct Hub {
     peers: Vec<Peer>,
     domains: Vec<Domain>,
     next_serial: u64,
-    courtesy: Courtesy,
+    yielding: Yielding,
     /// When slabs were looked at last that were still losing pages.
     tidied: Duration,
     /// Every hash is cut down to these bits, so that tests can have pages collide.
@@ -157,7 +157,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Serves whoever connects to `listener`.
+    /// Serves the agents that connect to `listener`.
     pub fn new(listener: OwnedFd, poke: PipeReader, shared: Arc<Mutex<SharedState>>) -> Self {
         Self {
             listener,
@@ -166,7 +166,7 @@ impl Hub {
             peers: Vec::new(),
             domains: Vec::new(),
             next_serial: 0,
-            courtesy: Courtesy::new(),
+            yielding: Yielding::new(),
             tidied: Duration::ZERO,
             hash_mask: PageHash::MAX,
         }
@@ -174,7 +174,7 @@ impl Hub {
 
     /// Runs until the other end of `poke` is closed.
     pub fn run(mut self) {
-        self.courtesy.be_polite();
+        self.yielding.lower_priority();
         loop {
             let mut ready =
                 vec![PollFd::new(&self.poke, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
@@ -186,7 +186,7 @@ impl Hub {
             if poll(&mut ready, unsettled).is_err_and(|error| error != rustix::io::Errno::INTR) {
                 return;
             }
-            self.courtesy.rested();
+            self.yielding.woke();
             let ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
             if ready[0] {
                 match self.poke.read(&mut [0; 64]) {
@@ -201,14 +201,14 @@ impl Hub {
                 }
             }
             for at in gone.into_iter().rev() {
-                self.hang_up(at);
+                self.disconnect(at);
             }
             self.tidy_again();
-            // Whoever was served may have given work to anybody.
+            // Serving one agent may have made work for any other.
             let stuck: Vec<usize> =
                 (0..self.peers.len()).filter(|at| self.flush(*at).is_err() || self.is_done(*at)).collect();
             for at in stuck.into_iter().rev() {
-                self.hang_up(at);
+                self.disconnect(at);
             }
             if ready[1] {
                 self.accept();
@@ -222,7 +222,7 @@ impl Hub {
 
     fn accept(&mut self) {
         let Ok(socket) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC) else { return };
-        // Who it is, the kernel says, not itself.
+        // Its identity comes from the kernel, not from itself.
         let Ok(credentials) = sockopt::socket_peercred(&socket) else { return };
         let link = Link::new(socket);
         if self.peers.len() < MAX_AGENTS && link.set_nonblocking(true).is_ok() {
@@ -288,7 +288,7 @@ impl Hub {
         self.tell_settings(|one, _| divided || one == at);
     }
 
-    /// Puts an agent that is no member on the list of those who would be, if there is one.
+    /// Puts an agent that is no member on the list of applicants, if there is one.
     fn apply(&self, at: usize, pages: u64) -> io::Result<()> {
         let peer = &self.peers[at];
         if let (State::Waiting(_), Some(applicants)) = (peer.state, &mut lock_state(&self.shared).applicants)
@@ -299,7 +299,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Whether an agent was refused and has been told so.
+    /// Whether an agent was refused and the refusal is sent.
     fn is_done(&self, at: usize) -> bool {
         let peer = &self.peers[at];
         peer.state == State::Refused && peer.waiting.is_empty()
@@ -308,7 +308,7 @@ impl Hub {
     /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
     fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
         let Some(settings) = lock_state(&self.shared).settings else { return };
-        self.courtesy.eager = settings.eager;
+        self.yielding.urgent = settings.urgent;
         let members = |peer: &Peer| matches!(peer.state, State::Member(..));
         let count = self.peers.iter().filter(|peer| members(peer)).count().max(1) as u64;
         // Less than one thousandth is no limit, it would say.
@@ -321,7 +321,7 @@ impl Hub {
                 && to(at, domain)
             {
                 // When memory is short even what does not last long is worth it.
-                let watch_pages = if settings.eager { 0 } else { self.domains[domain].credit.watch_pages() };
+                let watch_pages = if settings.urgent { 0 } else { self.domains[domain].credit.watch_pages() };
                 self.tell(at, Message::Go(Settings { cpu_permille, watch_pages, ..settings }), None);
             }
         }
@@ -330,7 +330,7 @@ impl Hub {
     /// Deals with what one agent has sent.
     fn serve(&mut self, at: usize) -> io::Result<()> {
         for _ in 0..TURN {
-            self.courtesy.breathe();
+            self.yielding.yield_if_due();
             let (message, file) = match self.peers[at].link.receive() {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -364,8 +364,8 @@ impl Hub {
             Message::Offer(pages) => {
                 let mask = self.hash_mask;
                 let pages = pages.into_iter().enumerate().map(|(n, (page, hash))| {
-                    if n.is_multiple_of(BREATHE_PAGES) {
-                        self.courtesy.breathe();
+                    if n.is_multiple_of(PAGES_BETWEEN_YIELDS) {
+                        self.yielding.yield_if_due();
                     }
                     (page, hash & mask)
                 });
@@ -418,7 +418,7 @@ impl Hub {
                     let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
                     let (before, broken_before) =
                         (lasting(&session.counters), session.counters.broken_soon_pages);
-                    // What an agent did before it came here is told in its first report.
+                    // Its first report has what an agent did before it came here.
                     if session.counters != Counters::default() {
                         let credit = &mut self.domains[domain].credit;
                         credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
@@ -446,7 +446,7 @@ impl Hub {
             return;
         };
         for publish in orders.publish {
-            let (pages, between) = (publish.pages.len() as u64, &mut || self.courtesy.breathe());
+            let (pages, between) = (publish.pages.len() as u64, &mut || self.yielding.yield_if_due());
             match self.domains[domain].draft(publish.slab, pages, between) {
                 Some(file) => self.tell(at, Message::Publish(publish.slab, publish.pages), Some(file)),
                 None => _ = self.domains[domain].matchmaker.abandon(publish.slab),
@@ -482,7 +482,7 @@ impl Hub {
         (0..self.peers.len()).filter(|at| of(&self.peers[*at])).collect()
     }
 
-    /// Lets go of slabs that nobody uses, and has those put together that are used little; if all agents have said what they use.
+    /// Drops unused slabs, and compacts those that are used little; if all agents have said what they use.
     fn tidy(&mut self, domain: usize) {
         let members = self.members(domain);
         let used: Option<Vec<_>> = members.iter().map(|at| self.peers[*at].live.as_ref()).collect();
@@ -490,7 +490,7 @@ impl Hub {
         let tidy = self.domains[domain].tidy(used.into_iter(), now());
         tidy.unused.into_iter().for_each(|slab| self.forget(domain, slab));
         for together in tidy.together {
-            // Whoever has most of them does it; what it has not, waits.
+            // The agent that has most of them does it; what it has not, waits.
             let known = |at: &&usize| {
                 let knows = &self.peers[**at].knows;
                 together.iter().filter(|place| knows.contains(&place.slab)).count()
@@ -500,7 +500,7 @@ impl Hub {
             let knows = &self.peers[at].knows;
             let pages: Vec<SlabPlace> =
                 together.into_iter().filter(|place| knows.contains(&place.slab)).collect();
-            let between = &mut || self.courtesy.breathe();
+            let between = &mut || self.yielding.yield_if_due();
             if let Some((slab, file)) = self.domains[domain].compact(guest, pages.clone(), between) {
                 self.tell(at, Message::Compact(slab, pages), Some(file));
             }
@@ -521,7 +521,7 @@ impl Hub {
         }
     }
 
-    /// A slab has been filled with pages of others: everybody is to use it instead, and the others go.
+    /// A slab has been filled with pages of others: their users are to use it instead, and they are dropped.
     fn put_together(&mut self, domain: usize, new: u32, pages: &[SlabPlace]) {
         let old: HashSet<u32> = pages.iter().map(|page| page.slab).collect();
         for at in self.members(domain) {
@@ -559,16 +559,16 @@ impl Hub {
         if waiting.len() > MAX_WAITING { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
     }
 
-    fn hang_up(&mut self, at: usize) {
+    fn disconnect(&mut self, at: usize) {
         let peer = self.peers.remove(at);
         lock_state(&self.shared).sessions.remove(&peer.serial);
         if let State::Member(domain, guest) = peer.state {
-            let all = self.domains[domain].gone(guest);
+            let all = self.domains[domain].remove(guest);
             self.order_all(domain, all);
             if lock_state(&self.shared).settings.is_some_and(|settings| settings.cpu_permille > 0) {
                 self.tell_settings(|_, _| true);
             }
-            // What only it has used, nobody does now.
+            // What only it has used is unused now.
             self.tidy(domain);
         }
     }

@@ -6,13 +6,13 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::matchmaker::{DRAFT_PAGES, GuestId, GuestPage, MAX_PAGES, PageHash};
 use memory::{PageNo, SlabPage};
 
-/// Parts of the index: one grows at a time, so that nobody waits while all of it is moved.
+/// Parts of the index: one grows at a time, so that no offer waits while all of it is moved.
 const SHARDS: usize = 64;
 
 /// Where the page of a hash is. In 8 bytes, for there is one for each page that was ever offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// One guest has it, and nobody else has offered it.
+    /// One guest has it, and no other has offered it.
     Owner(GuestPage),
     /// It is page number `.1` of a slab that is still to come.
     Drafted(u32, u16),

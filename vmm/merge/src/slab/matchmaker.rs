@@ -1,4 +1,4 @@
-//! Finds pages of the same hash among the guests of one trust domain, and says who publishes and who merges what.
+//! Finds pages of the same hash among the guests of one trust domain, and orders which of them publish and merge what.
 //!
 //! It knows hashes and places and never sees a page. Whatever it says, right or wrong, the agent in the guest's process
 //! compares every byte before it merges, so that a collision or a lie costs a merge and no more.
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::index::{Index, Place};
 use memory::{PageNo, PageRange, SlabPage};
 
-/// Pages published at a time: long enough for long runs, short enough that nobody waits long for the first.
+/// Pages published at a time: long enough for long runs, short enough that guests do not wait long for the first.
 pub const DRAFT_PAGES: usize = 2048;
 /// Guests in one domain: what [`Place`] has bits for.
 pub const MAX_GUESTS: u32 = 1 << 16;
@@ -20,8 +20,8 @@ pub const MAX_SLABS: u32 = 1 << 31;
 /// A page's hash, keyed for the domain: the same contents in another one have another.
 pub type PageHash = u64;
 
-/// A guest of the domain, by a number that nobody else has while it is there. When it is [`Matchmaker::gone`], nothing of it is left under the
-/// number, which the next guest may have.
+/// A guest of the domain, by a number that is its own while it is there. After [`Matchmaker::remove`] nothing of it is left
+/// under the number, which the next guest may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestId(pub u16);
 
@@ -72,17 +72,17 @@ pub struct Orders {
     pub merge: Vec<Run>,
 }
 
-/// A slab that somebody was told to publish.
+/// A slab that a guest was ordered to publish.
 #[derive(Debug)]
 struct Draft {
     publisher: GuestId,
     /// What is to be in it: the publisher's page and its hash.
     pages: Vec<(PageNo, PageHash)>,
-    /// Who else has one of its pages, by number.
+    /// Guest pages that wait for one of its pages, by number.
     waiting: Vec<(GuestPage, u16)>,
 }
 
-/// A slab that somebody was told to fill with pages of others.
+/// A slab that a guest was ordered to fill with pages of other slabs.
 #[derive(Debug)]
 struct Compaction {
     publisher: GuestId,
@@ -126,7 +126,7 @@ impl Matchmaker {
         self.len() == 0
     }
 
-    /// There is a guest of this number from now on, with so many pages. Nobody else may have the number.
+    /// Registers a guest under a number that no other guest has.
     pub fn join(&mut self, guest: GuestId, pages: u64) {
         self.owned.insert(guest, vec![0; pages.min(MAX_PAGES) as usize]);
     }
@@ -232,7 +232,7 @@ impl Matchmaker {
         let mut found: HashMap<GuestId, Vec<Run>> = HashMap::new();
         let run = |page, number: u16| Run { page, pages: 1, slab, slab_page: SlabPage(number.into()) };
         for (number, ((page, asked), hash)) in (0u16..).zip(pages.iter().zip(hashes)) {
-            // A page that has changed meanwhile is of no use to those who waited.
+            // A page that has changed meanwhile is of no use to those that waited.
             if asked == hash {
                 self.index.put(*hash, Place::Slab(slab, SlabPage(number.into())));
                 found.entry(guest).or_default().push(run(*page, number));
@@ -256,7 +256,7 @@ impl Matchmaker {
         Some(all)
     }
 
-    /// `guest` could not publish a slab, or is no more to be trusted with it. Those who waited for it are matched anew.
+    /// `guest` could not publish a slab, or is no more to be trusted with it. Pages that waited for it are matched anew.
     pub fn unpublished(&mut self, guest: GuestId, slab: u32) -> HashMap<GuestId, Orders> {
         let mut all = HashMap::new();
         self.compactions.remove(&slab);
@@ -270,7 +270,7 @@ impl Matchmaker {
         all
     }
 
-    /// There will be no such slab. Its pages are anybody's to offer again. Whether it was a draft.
+    /// There will be no such slab. Its pages may be offered again by any guest. Whether it was a draft.
     pub fn abandon(&mut self, slab: u32) -> bool {
         self.compactions.remove(&slab);
         let draft = self.drafts.remove(&slab);
@@ -278,8 +278,8 @@ impl Matchmaker {
         draft.is_some()
     }
 
-    /// `guest` has ended. What it was to publish, somebody else may. Its number may be given to another.
-    pub fn gone(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
+    /// Removes `guest`, which has ended. What it was to publish, another may. Its number may be given to another.
+    pub fn remove(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
         for (page, hash) in (0..).map(PageNo).zip(self.owned.remove(&guest).unwrap_or_default()) {
             if hash != 0 && self.index.get(hash) == Some(Place::Owner(GuestPage { guest, page })) {
                 self.index.remove(hash);
@@ -298,17 +298,17 @@ impl Matchmaker {
         all
     }
 
-    /// Whether somebody is filling this one, with pages of guests or of slabs.
+    /// Whether a guest is filling this one, with pages of guests or of slabs.
     pub fn is_draft(&self, slab: u32) -> bool {
         self.drafts.contains_key(&slab) || self.is_compacting(slab)
     }
 
-    /// Whether somebody is filling this one with pages of slabs.
+    /// Whether a guest is filling this one with pages of slabs.
     pub fn is_compacting(&self, slab: u32) -> bool {
         self.compactions.contains_key(&slab)
     }
 
-    /// A slab that was there before the matchmaker was: pages of these hashes are in it. Its number, and who merges with it now.
+    /// A slab that was there before the matchmaker was: pages of these hashes are in it. Its number, and which guests merge with it now.
     pub fn known(&mut self, hashes: &[PageHash]) -> Option<(u32, HashMap<GuestId, Orders>)> {
         let slab = self.number()?;
         let mut found: HashMap<GuestId, Vec<Run>> = HashMap::new();

@@ -5,9 +5,9 @@ use std::io;
 
 use super::breaks::Breaks;
 use super::counters::Counters;
-use super::courtesy::Courtesy;
 use super::matchmaker::{DRAFT_PAGES, Run, SlabPlace, runs};
 use super::wire::{Live, Settings};
+use super::yielding::Yielding;
 use memory::replace::{MAX_RUN_PAGES, Refusal};
 use memory::shared_ram::{Mapped, SharedRam};
 use memory::slab::Slab;
@@ -15,7 +15,7 @@ use memory::{PageRange, PageSet, SlabPage};
 
 /// Pages of a huge page of 2 MiB.
 pub const HUGE_PAGES: u64 = 512;
-/// Runs that wait for mappings to be had again; more are let go.
+/// Runs that wait for mappings to be had again; more are dropped.
 const MAX_LATER: usize = 1 << 14;
 
 /// See the module's description.
@@ -32,7 +32,7 @@ pub struct Merger {
     slabs: HashMap<u32, Slab>,
     pub settings: Settings,
     /// Lets others run between two runs.
-    pub courtesy: Courtesy,
+    pub yielding: Yielding,
     /// What is held back in each huge page, by its number.
     held: HashMap<u64, Vec<Work>>,
     /// What waits for mappings.
@@ -97,7 +97,7 @@ impl Merger {
             shared_ram,
             slabs: HashMap::new(),
             settings: Settings { min_run_pages: 1, ..Settings::default() },
-            courtesy: Courtesy::new(),
+            yielding: Yielding::new(),
             held: HashMap::new(),
             later: Vec::new(),
             shared: PageSet::none(pages),
@@ -182,7 +182,7 @@ impl Merger {
         self.shared.may_have(pages)
     }
 
-    /// These pages are the guest's alone: what was a slab's has been written to, at a time when nobody watched.
+    /// These pages are the guest's alone: what was a slab's has been written to while it was not watched.
     pub fn private(&mut self, pages: PageRange, counters: &mut Counters) {
         for page in pages.iter().filter(|page| self.shared.has(*page)).collect::<Vec<_>>() {
             self.shared.remove(page);
@@ -277,7 +277,7 @@ impl Merger {
     }
 
     fn drop_zeros(&mut self, range: PageRange, counters: &mut Counters) {
-        self.courtesy.breathe();
+        self.yielding.yield_if_due();
         match self.shared_ram.drop_zeros(range) {
             Ok(()) => {
                 counters.zero_pages += range.pages();
@@ -290,7 +290,7 @@ impl Merger {
     /// Merges a run of at most [`MAX_RUN_PAGES`]; the halves of it, if a page in it has changed.
     fn merge(&mut self, run: Run, counters: &mut Counters) {
         // Before, not after: the pages are frozen at the beginning of a turn of ours, and hardly ever while others have theirs.
-        self.courtesy.breathe();
+        self.yielding.yield_if_due();
         let pages = u64::from(run.pages);
         let (Some(slab), Some(range)) = (self.slabs.get(&run.slab), run.range()) else {
             return refused(&Refusal::Run, pages, counters);

@@ -1,14 +1,13 @@
 //! Samepage's own merging: pages that are equal across guests of one trust domain are replaced by pages of sealed slabs.
 //!
 //! An agent in each VM process ([`agent`]) learns from the log of writes which pages are quiet ([`watcher`]), hashes them, and offers
-//! them to the hub in the host ([`hub`]), whose matchmaker ([`matchmaker`], one for each [`domain`]) says who publishes what and who
-//! merges with it ([`merger`]). Only the agents touch guest memory.
+//! them to the hub in the host ([`hub`]), whose matchmaker ([`matchmaker`], one for each [`domain`]) orders which agent
+//! publishes what and which merge with it ([`merger`]). Only the agents touch guest memory.
 
 pub mod agent;
 mod breaks;
 mod compaction;
 pub mod counters;
-mod courtesy;
 mod credit;
 mod domain;
 pub mod engine;
@@ -18,6 +17,7 @@ pub mod matchmaker;
 mod merger;
 mod watcher;
 mod wire;
+mod yielding;
 
 pub use counters::Counters;
 pub use hub::Applicant;

@@ -8,11 +8,11 @@ use memory::PageSet;
 use memory::page_set::bits;
 use memory::written::WriteLog;
 
-/// A page that was written so many times is left alone for 2 to the power of that many rounds.
+/// A page that was written this many times is left alone for 2 to the power of that many rounds.
 const MAX_LEVEL: u8 = 7;
-/// A page whose merge was broken soon so many times in a row rests for 2 to the power of that many seconds.
+/// A page whose merge was broken soon this many times in a row rests for 2 to the power of that many seconds.
 const MAX_REST: u8 = 7;
-/// Looks after which pages that have not been written for so long are trusted a bit more again.
+/// Looks without a write after which a page is trusted a bit more again.
 const FORGIVE: u64 = 128;
 /// Pages of one huge page, which have their turn together, in words of 64.
 const BLOCK_WORDS: u64 = 8;

@@ -34,7 +34,7 @@ const LIVE_WORDS: usize = DRAFT_PAGES / 64;
 /// How an agent is to merge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// Processor time it may take, in thousandths of one processor; 0: as much as it likes.
+    /// Processor time it may take, in thousandths of one processor; 0: unlimited.
     pub cpu_permille: u64,
     /// Pages of the shortest run that is worth a mapping of its own.
     pub min_run_pages: u64,
@@ -42,18 +42,18 @@ pub struct Settings {
     pub huge_page_percent: u64,
     /// Pages that may be watched a second, at most, while most merges are broken soon; 0: as many as there are.
     pub watch_pages: u64,
-    /// Memory is short: merging comes before the guests' comfort.
-    pub eager: bool,
+    /// Memory is short: merge at urgent priority.
+    pub urgent: bool,
 }
 
 /// A packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Agent: here I am, with so many pages.
+    /// Agent: the pages of its guest.
     Hello(u64),
     /// Host: the key of the domain's hashes.
     Key(u64),
-    /// Host: look for pages to merge from now on.
+    /// Host: merge from now on, with these settings.
     Go(Settings),
     /// Agent: these pages have these hashes.
     Offer(Vec<(PageNo, PageHash)>),
@@ -71,21 +71,21 @@ pub enum Message {
     Have(Vec<PageHash>),
     /// Host: what you had is known by this number.
     Named(u32),
-    /// Host, with a slab of so many pages.
+    /// Host, with a slab: its number, and its pages.
     Slab(u32, u64),
     /// Host: merge these runs.
     Merge(Vec<Run>),
     /// Host: what you have of these pages of slabs is to come from this slab, in this order.
     Move(u32, Vec<SlabPlace>),
-    /// Host: nobody needs this slab.
+    /// Host: this slab is not in use.
     Drop(u32),
     /// Agent: I use these pages of this slab.
     Live(u32, Live),
-    /// Agent: that were all, after so many orders to merge and to move.
+    /// Agent: the end of its `Live`, after this number of orders to merge and to move.
     LiveEnd(u64),
     /// Agent: what it has done.
     Report(Box<Counters>),
-    /// Host: you do not take part, for this reason.
+    /// Host: the guest is not admitted, for this reason.
     Refused(String),
 }
 
@@ -115,8 +115,8 @@ impl Message {
             }
             Self::Report(counters) => with(9, &counters.words()),
             Self::Go(s) => {
-                let (most, eager) = (s.watch_pages, u64::from(s.eager));
-                vec![10, s.cpu_permille, s.min_run_pages, s.huge_page_percent, most, eager]
+                let (most, urgent) = (s.watch_pages, u64::from(s.urgent));
+                vec![10, s.cpu_permille, s.min_run_pages, s.huge_page_percent, most, urgent]
             }
             Self::Compact(slab, pages) => with(of(11, *slab), &places(pages)),
             Self::Move(slab, pages) => with(of(12, *slab), &places(pages)),
@@ -168,9 +168,9 @@ impl Message {
                 Self::Merge(runs.iter().map(run).collect::<Option<_>>()?)
             }
             (9, words) => Self::Report(Box::new(Counters::from_words(words.try_into().ok()?))),
-            (10, &[cpu_permille, min_run_pages, huge_page_percent, watch_pages, eager]) => {
-                let eager = eager != 0;
-                Self::Go(Settings { cpu_permille, min_run_pages, huge_page_percent, watch_pages, eager })
+            (10, &[cpu_permille, min_run_pages, huge_page_percent, watch_pages, urgent]) => {
+                let urgent = urgent != 0;
+                Self::Go(Settings { cpu_permille, min_run_pages, huge_page_percent, watch_pages, urgent })
             }
             (11, words) => Self::Compact(slab, places(words)?),
             (12, words) => Self::Move(slab, places(words)?),
@@ -280,7 +280,7 @@ mod tests {
                 min_run_pages: 2,
                 huge_page_percent: 3,
                 watch_pages: 4,
-                eager: true,
+                urgent: true,
             }),
             Message::Offer(vec![(PageNo(1), u64::MAX); OFFER_PAGES]),
             Message::Offer(Vec::new()),

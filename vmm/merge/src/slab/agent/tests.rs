@@ -82,9 +82,9 @@ impl World {
         }
     }
 
-    /// What the agent has done, once it has done all that it was told.
+    /// What the agent has done, once it has carried out all orders.
     fn report(&mut self) -> Counters {
-        // It is told between two looks, or while it makes an offer in one.
+        // Orders come between two looks, or while it makes an offer in one.
         let next = |world: &mut Self| match world.hear(|message| matches!(message, Message::Report(_))) {
             Message::Report(counters) => *counters,
             _ => Counters::default(),
@@ -139,7 +139,7 @@ fn pages_are_offered_once_published_and_merged() {
     let report = world.report();
     let did = (report.merged_pages, report.shared_now, report.differed_pages);
     assert_eq!(did, (PAGES, PAGES, 0), "{report:?}");
-    // What was loaded before anybody watched is hashed once more, if it is still the guest's alone.
+    // What was loaded before watching began is hashed once more, if it is still the guest's alone.
     assert_eq!(report.hashed_pages, PAGES, "what is shared is not looked at again: {report:?}");
     world.assert_unharmed();
 }
@@ -187,7 +187,7 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
     world.say(&Message::Hello(1));
     world.link = accept(&world.listener);
     world.begin(2);
-    // Of what it had it has told first.
+    // It has reported what it had first.
     for _ in 0..1 {
         world.hear(|message| matches!(message, Message::Have(_)));
         world.say(&Message::Named(70));

@@ -32,7 +32,7 @@ fn engine() -> Option<(TempDir, SlabEngine)> {
 struct Agent(Link);
 
 impl Agent {
-    /// One that has been let in.
+    /// One that has been admitted.
     fn new(engine: &SlabEngine) -> Self {
         let mut agent = Self::connect(engine);
         agent.say(&Message::Hello(PAGES));
@@ -50,7 +50,7 @@ impl Agent {
         self.0.send(message, NO_FILE).unwrap();
     }
 
-    /// What it is told next; of how to merge, it hears in another test.
+    /// The next message to it, settings left out: another test has those.
     fn hear(&mut self) -> (Message, Option<File>) {
         loop {
             match self.0.receive().unwrap() {
@@ -161,14 +161,14 @@ fn agents_that_break_the_rules_are_hung_up_on_and_others_served() {
 }
 
 #[test]
-fn a_slab_that_is_not_sealed_goes_to_nobody() {
+fn a_slab_that_is_not_sealed_goes_to_no_agent() {
     let Some((_dir, engine)) = engine() else { return };
     let (mut a, mut b) = (Agent::new(&engine), Agent::new(&engine));
     a.offer(&[(1, 10)]);
     let mut orders = b.offer(&[(2, 10)]);
     let slab = b.fill(&mut orders, false);
     b.say(&Message::Published(slab, vec![10]));
-    // A waited for it, and is matched anew: with nobody, for B's page is offered no more.
+    // A waited for it, and is matched anew: with no guest, for B's page is offered no more.
     assert!(a.offer(&[(3, 30)]).is_empty());
     let orders = b.offer(&[(4, 10)]);
     assert!(matches!(orders[..], [(Message::Publish(..), Some(_))]), "{orders:?}");
@@ -195,7 +195,7 @@ fn only_members_take_part_and_know_their_own_domain_only() {
     let mut agent = Agent::connect(&engine);
     agent.say(&Message::Hello(64));
     agent.0.set_time_limit(Some(Duration::from_millis(50))).unwrap();
-    assert_eq!(agent.0.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock, "it is nobody yet");
+    assert_eq!(agent.0.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock, "it is no member yet");
     agent.0.set_time_limit(Some(Duration::from_secs(20))).unwrap();
     let pid = std::process::id();
     engine.admit("a", pid, "red", 63 * PAGE_BYTES);
@@ -234,7 +234,7 @@ fn the_processor_time_is_divided_among_the_agents() {
     assert_eq!(part(&mut agents[0]), 300);
 }
 
-/// Two agents that share one slab of so many pages.
+/// Two agents that share one slab of `pages` pages.
 fn sharing(engine: &SlabEngine, pages: u64) -> (Agent, Agent, u32) {
     let (mut a, mut b) = (Agent::new(engine), Agent::new(engine));
     let offer: Vec<_> = (0..pages).map(|page| (page, page * 7 + 1)).collect();
@@ -254,7 +254,7 @@ fn live(pages: std::ops::Range<u64>) -> super::super::wire::Live {
 }
 
 #[test]
-fn a_slab_that_nobody_uses_is_let_go_of_once_all_have_said_so() {
+fn an_unused_slab_is_dropped_once_all_have_said_so() {
     let Some((_dir, engine)) = engine() else { return };
     let (mut a, mut b, slab) = sharing(&engine, 300);
     // One says that it uses none, before it has seen the order: that counts for nothing.
@@ -303,7 +303,7 @@ fn what_is_left_of_slabs_is_put_together() {
 }
 
 #[test]
-fn when_the_last_user_has_gone_the_slab_is_let_go_of() {
+fn when_the_last_user_has_gone_the_slab_is_dropped() {
     let Some((_dir, engine)) = engine() else { return };
     let (mut a, b, slab) = sharing(&engine, 300);
     a.say(&Message::LiveEnd(1));

@@ -42,7 +42,7 @@ impl World {
         for Run { page, pages, slab, slab_page } in orders.merge {
             for n in 0..pages {
                 let (page, slab_page) = ((page + u64::from(n)).0, (slab_page + n.into()).0);
-                // As the agent does, whatever it was told.
+                // As the agent does, whatever its orders.
                 if self.guests[&guest][page as usize] == self.slabs[&slab][slab_page as usize] {
                     self.merged.insert((guest, page), (slab, slab_page));
                 } else {
@@ -69,7 +69,7 @@ impl World {
         for (content, places) in places {
             let shared: Vec<_> = places.iter().map(|place| self.merged.get(place)).collect();
             match places.len() {
-                1 => assert_eq!(shared, [None], "{content} is nobody else's"),
+                1 => assert_eq!(shared, [None], "{content} is not shared"),
                 _ => assert!(
                     shared[0].is_some() && shared.iter().all(|s| *s == shared[0]),
                     "{content}: {shared:?}"
@@ -111,7 +111,7 @@ fn equal_guests_are_shared_in_one_run() {
         world.guests.insert(guest, (0..1000).collect());
         world.offer(guest);
     }
-    assert_eq!(world.todo[0].1, Orders::default(), "the first has nobody to share with");
+    assert_eq!(world.todo[0].1, Orders::default(), "the first has no guest to share with");
     assert_eq!(world.todo[1].1.publish, [Publish { slab: 0, pages: pages(0..1000) }]);
     let (guest, orders) = world.todo.swap_remove(1);
     world.follow(guest, orders);
@@ -151,7 +151,7 @@ fn what_changed_before_it_was_published_is_matched_anew() {
 }
 
 #[test]
-fn nobody_publishes_what_another_was_asked_for() {
+fn no_guest_publishes_what_another_was_asked_for() {
     let mut matchmaker = joined();
     offer(&mut matchmaker, A, [(1, 10)]);
     offer(&mut matchmaker, B, [(1, 10)]);
@@ -169,12 +169,12 @@ fn those_who_waited_for_a_guest_that_ended_find_each_other() {
     offer(&mut matchmaker, A, [(1, 10)]);
     offer(&mut matchmaker, B, [(2, 10)]);
     offer(&mut matchmaker, C, [(3, 10)]);
-    let all = matchmaker.gone(B);
+    let all = matchmaker.remove(B);
     assert_eq!(all.values().map(|orders| orders.publish.len()).sum::<usize>(), 1, "{all:?}");
-    // Its own pages find nobody any more.
+    // Its own pages match no more.
     let mut matchmaker = joined();
     offer(&mut matchmaker, A, [(1, 10)]);
-    assert!(matchmaker.gone(A).is_empty());
+    assert!(matchmaker.remove(A).is_empty());
     assert_eq!(offer(&mut matchmaker, B, [(2, 10)]), Orders::default());
 }
 
@@ -214,7 +214,7 @@ proptest! {
         let mut world = World { guests, ..World::default() };
         let mut waiting: Vec<GuestId> = world.guests.keys().copied().collect();
         for index in order {
-            // Either the next guest offers, or somebody does what it was told.
+            // Either the next guest offers, or a guest carries out an order.
             let at = index.index(waiting.len() + world.todo.len() + 1);
             if at < waiting.len() {
                 let guest = waiting.swap_remove(at);
@@ -229,7 +229,7 @@ proptest! {
         world.assert_all_shared();
     }
 
-    /// Nothing that guests say makes it panic, or merge somebody with a slab that was not published.
+    /// Nothing that guests say makes it panic, or have a guest merge with a slab that was not published.
     #[test]
     fn it_survives_whatever_is_said(
         words in prop::collection::vec((0u8..5, 0u16..4, any::<u64>(), 0u64..6, 0u32..4), 0..200),
@@ -245,7 +245,7 @@ proptest! {
                     None => Vec::new(),
                 },
                 3 => matchmaker.unpublished(guest, slab).into_values().collect(),
-                _ if page % 8 == 0 => matchmaker.gone(guest).into_values().collect(),
+                _ if page % 8 == 0 => matchmaker.remove(guest).into_values().collect(),
                 _ => Vec::new(),
             };
             for run in all.iter().flat_map(|orders| &orders.merge) {
@@ -256,7 +256,7 @@ proptest! {
 }
 
 #[test]
-fn what_a_guest_has_no_more_is_nobody_elses_match() {
+fn what_a_guest_has_no_more_matches_nothing() {
     let mut matchmaker = joined();
     offer(&mut matchmaker, A, [(1, 10)]);
     offer(&mut matchmaker, A, [(1, 11)]);
@@ -264,8 +264,8 @@ fn what_a_guest_has_no_more_is_nobody_elses_match() {
     assert_eq!(matchmaker.len(), 2, "what a page was is forgotten");
     // It joins an offer of what another has, and owns nothing then.
     assert_eq!(offer(&mut matchmaker, A, [(1, 10)]).publish.len(), 1);
-    matchmaker.gone(A);
-    matchmaker.gone(B);
+    matchmaker.remove(A);
+    matchmaker.remove(B);
     assert!(matchmaker.is_empty(), "{}", matchmaker.len());
 }
 
@@ -310,7 +310,7 @@ fn nothing_is_left_under_the_number_of_a_guest_that_is_gone() {
     let by_a = offer(&mut matchmaker, A, [(3, 30)]).publish[0].slab;
     let (old, _) = matchmaker.known(&[70]).unwrap();
     let filled = matchmaker.compact(A, vec![SlabPlace { slab: old, page: SlabPage(0) }]).unwrap();
-    matchmaker.gone(A);
+    matchmaker.remove(A);
     matchmaker.join(A, 64);
     assert_eq!(matchmaker.published(A, by_a, &[30]), None);
     assert_eq!(matchmaker.compacted(A, filled, &[70]), None);

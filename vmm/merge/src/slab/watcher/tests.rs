@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use memory::PageNo;
 
-/// A log that a test writes, and the pages it was told to clear.
+/// A log that a test writes, and the pages that were cleared.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<PageSet>>);
 
@@ -134,7 +134,7 @@ fn what_changes_while_it_is_hashed_is_hashed_again() {
     assert_eq!(found, 2);
 }
 
-/// A guest that writes to page 9 whenever `period` of looks are over, 50 ms apart, for so many seconds; the page is merged as soon as it is quiet.
+/// A guest that writes to page 9 every `period` looks, 50 ms apart, for `seconds`; the page is merged once it is quiet.
 /// Returns when it was merged, in milliseconds.
 fn storm(watcher: &mut Watcher, log: &Log, period: u64, seconds: u64) -> Vec<u64> {
     const LOOK: u64 = 50;
