@@ -22,7 +22,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// What they are. Nobody uses them meanwhile.
+    /// Their state. They must not be in use meanwhile.
     pub fn save(&self) -> DevicesV1 {
         DevicesV1 {
             com1: os::lock(&self.com1).save(),

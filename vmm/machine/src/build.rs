@@ -46,7 +46,7 @@ use memory::ram::{Backing, Ram};
 /// A VM whose vCPUs run.
 pub struct Vm {
     running: Running,
-    /// KVM lets go of every irqfd when this is closed, though the vCPUs keep the VM itself. So nobody else has more than a weak
+    /// KVM releases every irqfd when this is closed, though the vCPUs keep the VM itself. So all others have only a weak
     /// reference to it.
     _vm: Arc<VmFd>,
 }
@@ -290,8 +290,8 @@ pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd
         .collect()
 }
 
-/// The built-in guest reads no ACPI tables: it is told where its virtio devices are, and the TSC's rate, by which it
-/// keeps time.
+/// The built-in guest reads no ACPI tables: its command line has where its virtio devices are, and the
+/// TSC's rate, by which it keeps time.
 fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
     if config.kernel.is_some() {
         return config.cmdline().into();

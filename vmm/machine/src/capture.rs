@@ -1,4 +1,4 @@
-//! Takes what a VM is at one instant: state and memory. The guest stands still meanwhile, and goes on as if nothing had been.
+//! Captures a VM at one instant: state and memory. The guest is paused meanwhile, and goes on as if nothing had been.
 
 pub mod link;
 
@@ -51,7 +51,7 @@ pub enum CaptureError {
     /// Its memory cannot.
     #[error("its memory cannot be taken")]
     Memory(#[from] ImageError),
-    /// What a fresh vCPU of this host can be told cannot be found out.
+    /// What a fresh vCPU of this host can be given cannot be found out.
     #[error("a VM to compare with cannot be made")]
     Vm(#[from] VmError),
     /// The keeper of the image went away, or does not answer.
@@ -76,7 +76,7 @@ pub struct Captured {
     pub copied_pages: u64,
     /// Pages that were referenced in slabs where they lay.
     pub referenced_pages: u64,
-    /// For how long the guest stood still, in microseconds.
+    /// For how long the guest was paused, in microseconds.
     pub pause_us: u64,
 }
 

@@ -1,5 +1,5 @@
 //! COM2: the control channel, as bytes on a Unix socket. One client at a time; what the guest says while
-//! nobody listens is kept, up to a bound, for the next one.
+//! no client is there is kept, up to a bound, for the next one.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -126,12 +126,12 @@ impl Channel {
         }
     }
 
-    /// Takes what the client says; `gone` if there is nobody any more to hear an answer.
+    /// Takes what the client sends; `gone` if it does not read any more.
     fn receive(&mut self, gone: bool, ops: &mut EventOps) {
         let mut buffer = [0u8; 1024];
         let room = self.feed().room().min(buffer.len());
         if room == 0 && gone {
-            // Whoever hung up is reported for as long as it is watched, so waiting for room would be spinning.
+            // EPOLLHUP is reported for as long as it is watched, so waiting for room would be spinning.
             return self.hang_up(ops);
         }
         if room == 0 {

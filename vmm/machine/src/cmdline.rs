@@ -1,6 +1,6 @@
 //! A kernel's command line, which ends where its init's begins: at the first parameter `--`.
 
-/// `line` with `more` as the last of the kernel's own parameters: before `--`, by which the kernel hands the rest to init.
+/// `line` with `more` as the last of the kernel's own parameters: before `--`, after which the kernel passes the rest to init.
 /// A `--` within quotes is part of a value.
 pub fn append(line: &str, more: &str) -> String {
     let (own, inits) = line.split_at(end_of_parameters(line));

@@ -1,7 +1,7 @@
 //! What a VM is to be, said once. The command line, the API and a fleet file each make a [`VmConfig`], and nothing else
-//! describes a VM; `build` makes one of it. A fleet's daemon hands it to the VM's process as data ([`crate::handover`]).
+//! describes a VM; `build` makes one of it. A fleet's daemon passes it to the VM's process as data ([`crate::handover`]).
 //!
-//! An option is added here, where `build` obeys it, and where somebody can say it: `samepage run`, fleet files, the API.
+//! An option is added here, where `build` obeys it, and where it can be given: `samepage run`, fleet files, the API.
 
 use std::path::PathBuf;
 
@@ -18,9 +18,9 @@ use super::error::VmError;
 use super::restore::ImageFds;
 use super::working_set::Sampling;
 
-/// The command line a Linux guest gets unless told otherwise.
+/// The default command line of a Linux guest.
 pub const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
-/// The memory of a VM that is not told otherwise.
+/// The default memory of a VM.
 pub const MEMORY_BYTES: u64 = 128 << 20;
 
 /// What a VM is to be. As data it has every key or the default's value, and no others.

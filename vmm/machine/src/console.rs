@@ -51,7 +51,7 @@ pub enum Console {
 }
 
 impl Console {
-    /// Opens the output side; what cannot be written is told to `trouble`.
+    /// Opens the output side; what cannot be written is reported to `trouble`.
     pub fn output(&self, trouble: &Trouble) -> Result<Box<dyn Write + Send>, VmError> {
         Ok(match self {
             // Standard output itself, not the buffered handle: a guest's prompt has no newline.
@@ -151,8 +151,8 @@ struct Job {
     terminal: Terminal,
     continued: UnixStream,
     look: Timer,
-    /// The user was told that there is no input.
-    told: bool,
+    /// The note that there is no input was printed.
+    noted: bool,
 }
 
 impl Job {
@@ -160,7 +160,7 @@ impl Job {
         let (continued, end) = UnixStream::pair()?;
         continued.set_nonblocking(true)?;
         signal_hook::low_level::pipe::register(SIGCONT, end)?;
-        Ok(Self { terminal, continued, look: Timer::new()?, told: false })
+        Ok(Self { terminal, continued, look: Timer::new()?, noted: false })
     }
 }
 
@@ -198,7 +198,7 @@ impl ConsoleInput {
         }
     }
 
-    /// Not only nothing is asked for: that it has ended would be told again and again.
+    /// Removed, not only masked: its end would be reported again and again.
     fn unwatch(&mut self, then: Reading, ops: &mut EventOps) {
         if self.reading == Reading::Watched {
             let _ = ops.remove(Events::empty_raw(io::stdin().as_raw_fd()));
@@ -215,7 +215,7 @@ impl ConsoleInput {
             (Holder::Us, Reading::Not) => self.watch(ops),
             (Holder::Us, _) => {}
             (Holder::Others, _) => {
-                if !std::mem::replace(&mut job.told, true) {
+                if !std::mem::replace(&mut job.noted, true) {
                     errln!(
                         "note: in the background of its terminal, so that the console has no input; `fg` gives it some"
                     );
@@ -223,8 +223,8 @@ impl ConsoleInput {
                 self.unwatch(Reading::Not, ops);
             }
             // One in the background runs on without it, as jobs do that a shell leaves.
-            (Holder::Nobody, Reading::Not) => self.reading = Reading::Ended,
-            (Holder::Nobody, _) => self.terminal_is_gone(ops),
+            (Holder::None, Reading::Not) => self.reading = Reading::Ended,
+            (Holder::None, _) => self.terminal_is_gone(ops),
         }
     }
 
@@ -252,7 +252,7 @@ impl ConsoleInput {
             // A terminal in raw mode has no end of file. It is gone, or has another job in its foreground now.
             (Ok(0) | Err(Errno::IO), true) => match holder() {
                 Holder::Others => self.look_at_terminal(ops),
-                Holder::Us | Holder::Nobody => self.terminal_is_gone(ops),
+                Holder::Us | Holder::None => self.terminal_is_gone(ops),
             },
             (Ok(_) | Err(_), _) => self.unwatch(Reading::Ended, ops),
         }
@@ -312,7 +312,7 @@ impl MutEventSubscriber for ConsoleInput {
     }
 }
 
-/// Standard input as a lifeline: the VM ends when whoever holds the other end is gone.
+/// Standard input as a lifeline: the VM ends when the other end is closed.
 pub struct Lifeline(pub Outcome);
 
 impl MutEventSubscriber for Lifeline {

@@ -24,7 +24,7 @@ use wire::{LineError, Lines};
 pub(crate) use refusal::host;
 pub use refusal::{ErrorKind, Refusal};
 
-/// Clients at a time; a further one is hung up on.
+/// Clients at a time; a further one is disconnected.
 const MAX_CLIENTS: usize = 16;
 /// Longest request.
 const MAX_REQUEST_BYTES: usize = 4096;

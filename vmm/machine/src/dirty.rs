@@ -31,11 +31,11 @@ const KVM_GET_DIRTY_LOG: libc::c_ulong = 0x4010_ae42;
 const KVM_CLEAR_DIRTY_LOG: libc::c_ulong = 0xc018_aec0;
 const _: () = assert!(size_of::<kvm_dirty_log>() == 16 && size_of::<kvm_clear_dirty_log>() == 24);
 
-/// How KVM is to keep the log: it write-protects when told to, and a log begins with every page set, so that beginning one costs the guest
+/// How KVM is to keep the log: it write-protects on request, and a log begins with every page set, so that beginning one costs the guest
 /// nothing.
 const PROTECT: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 
-/// Words cleared in one call, 2048 pages: KVM holds the lock meanwhile that vCPUs need for their faults, up to 0.4 ms for so many.
+/// Words cleared in one call, 2048 pages: KVM holds the lock meanwhile that vCPUs need for their faults, up to 0.4 ms.
 const MAX_SPAN_WORDS: usize = 32;
 /// Words without a bit that are worth taking along: KVM passes over them, and each call flushes the vCPUs' translations.
 const GAP_WORDS: usize = 16;

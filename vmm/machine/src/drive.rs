@@ -22,7 +22,7 @@ pub const MAX_DRIVES: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
-    /// What the guest is told that it is called; cut to 20 bytes.
+    /// The name that the guest sees; cut to 20 bytes.
     #[serde(default)]
     pub id: String,
     /// The file: raw sectors.
@@ -95,8 +95,8 @@ pub enum DriveError {
     },
     /// Another VM has it, and one of the two would write it.
     #[error(
-        "the drive {path} is in use: a drive that a guest may write is nobody else's; give every guest a copy of its own, or have \
-         all of them read it only",
+        "the drive {path} is in use: a drive that a guest may write cannot be shared; give every guest a copy of its own, or \
+         have all of them read it only",
         path = path.display()
     )]
     InUse {
@@ -146,7 +146,7 @@ impl Drive {
     fn look(&self) -> Result<(File, u64), DriveError> {
         let path = || self.path.clone();
         let access = if self.read_only { "reading" } else { "reading and writing" };
-        // Nobody is waited for at the other end of a FIFO.
+        // Opening a FIFO does not wait for its other end.
         let opened = OpenOptions::new()
             .read(true)
             .write(!self.read_only)
@@ -200,7 +200,7 @@ impl Drive {
         Self { id: Self::id(number), path: OsStr::from_bytes(path).into(), read_only, is_raw }
     }
 
-    /// What drive `number`, counted from 0, is called unless told otherwise.
+    /// The default name of drive `number`, counted from 0.
     pub fn id(number: usize) -> String {
         format!("drive{number}")
     }

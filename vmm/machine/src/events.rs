@@ -37,19 +37,19 @@ impl EventLoop {
         self.subscribers.add_subscriber(subscriber);
     }
 
-    /// Where the end is told.
+    /// Where the ending is set.
     pub fn outcome(&self) -> &Outcome {
         &self.outcome
     }
 
-    /// Waits for something to happen and deals with it. The ending, once one was told.
+    /// Waits for events and deals with them. The ending, once one is set.
     pub fn turn(&mut self) -> Result<Option<Ending>, VmError> {
         self.subscribers.run()?;
         Ok(self.outcome.take())
     }
 }
 
-/// Wakes the loop when an ending was told.
+/// Wakes the loop when an ending is set.
 struct Ended(Outcome);
 
 impl MutEventSubscriber for Ended {
@@ -77,7 +77,7 @@ impl Signals {
         let last = Arc::new(AtomicUsize::new(0));
         for signal in signals::ending() {
             let end = end.try_clone().map_err(failed("make a pipe for signals"))?;
-            // In this order: who reads the pipe finds which it was.
+            // In this order: once the pipe is readable, `last` says which it was.
             signal_hook::flag::register_usize(signal, last.clone(), signal as usize)
                 .map_err(failed("watch for signals"))?;
             signal_hook::low_level::pipe::register(signal, end).map_err(failed("watch for signals"))?;

@@ -29,7 +29,7 @@ pub enum Ending {
     Panicked(Option<String>),
     /// It was stopped from outside.
     Stopped,
-    /// It was asked to power off, had not after so long, and was stopped.
+    /// It was asked to power off, had not within the limit, and was stopped.
     CutOff {
         /// How long it had.
         limit: Duration,
@@ -206,28 +206,28 @@ fn registers(vcpu: &VcpuFd) -> String {
 #[derive(Clone)]
 pub struct Outcome {
     ending: Arc<Mutex<Option<Ending>>>,
-    told: Arc<EventFd>,
+    set: Arc<EventFd>,
 }
 
 impl Outcome {
     /// An outcome that is not known yet.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { ending: Arc::default(), told: Arc::new(EventFd::new(libc::EFD_NONBLOCK)?) })
+        Ok(Self { ending: Arc::default(), set: Arc::new(EventFd::new(libc::EFD_NONBLOCK)?) })
     }
 
-    /// Tells the ending; the first one counts.
+    /// Sets the ending; the first one counts.
     pub fn tell(&self, ending: Ending) {
         os::lock(&self.ending).get_or_insert(ending);
-        let _ = self.told.write(1);
+        let _ = self.set.write(1);
     }
 
-    /// Takes what was told.
+    /// Takes the ending.
     pub fn take(&self) -> Option<Ending> {
         os::lock(&self.ending).take()
     }
 
-    /// Readable once an ending was told.
+    /// Readable once an ending was set.
     pub fn event(&self) -> &EventFd {
-        &self.told
+        &self.set
     }
 }

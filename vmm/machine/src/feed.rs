@@ -33,13 +33,13 @@ impl Feed {
         self.pending.is_empty()
     }
 
-    /// Takes bytes, at most [`Self::room`] of them, and hands the guest what it has place for.
+    /// Takes bytes, at most [`Self::room`] of them, and gives the guest those that it has room for.
     pub fn push(&mut self, bytes: &[u8]) {
         self.pending.extend(&bytes[..bytes.len().min(self.room())]);
         self.pump();
     }
 
-    /// Hands the guest what it has place for; to be called when it has read.
+    /// Gives the guest the bytes that it has room for; to be called when it has read.
     pub fn pump(&mut self) {
         let fed = {
             let mut serial = os::lock(&self.serial);

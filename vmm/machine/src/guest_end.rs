@@ -34,10 +34,10 @@ impl GuestEnd {
         Self(Arc::new(Mutex::new(Asked { events, last_words, outcome })))
     }
 
-    /// Tells the ending that the guest has asked for and that is not told yet; the event loop does so by itself. True if there was one.
+    /// Sets the ending that the guest has asked for, if it is not set yet; the event loop does so by itself. True if there was one.
     pub fn tell(&self) -> bool {
         let asked = os::lock(&self.0);
-        // In one with the lock: whoever finds nothing here finds it told.
+        // Under one lock: a caller that finds no event here finds the ending set.
         let Some((_, asks)) = asked.events.iter().find(|(event, _)| event.read().is_ok()) else {
             return false;
         };
@@ -82,7 +82,7 @@ mod tests {
         assert!(!end.tell() && outcome.take().is_none());
         asked.write(1).unwrap();
         assert!(end.tell() && !end.tell());
-        // A fault that comes of it is told later, and does not count.
+        // A fault that comes of it comes later, and does not count.
         outcome.tell(Ending::Stopped);
         outcome.take()
     }

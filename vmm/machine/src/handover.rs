@@ -1,6 +1,6 @@
 //! A VM's configuration on its way from the process that starts the VM to the VM's own: JSON in a sealed memfd.
 //!
-//! Sealed, so that what is read is what was written, whole, whoever else has the descriptor.
+//! Sealed, so that what is read is what was written, whole, even if another process has the descriptor.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -32,7 +32,7 @@ pub enum HandoverError {
         #[source]
         source: io::Error,
     },
-    /// Somebody may still change it.
+    /// It may still be changed.
     #[error(
         "descriptor {0} is no configuration: expected a memfd that is sealed against writing and resizing"
     )]

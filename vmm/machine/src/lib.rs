@@ -4,7 +4,7 @@
 //! VM they do through [`control`], [`api`] or [`Running`]. Whatever its guest does, it does not panic; every loop over
 //! what a guest gave is bounded.
 //!
-//! Begin with [`Vm`] in `build.rs` (the order matters, and is told there), then `vcpu.rs` (threads and exits), `events.rs`
+//! Begin with [`Vm`] in `build.rs` (the order matters, and is explained there), then `vcpu.rs` (threads and exits), `events.rs`
 //! (the loop), `machine.rs` (which devices are where). `resources/docs/internals/vm.md` has the same in words.
 
 mod acpi;

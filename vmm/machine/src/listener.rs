@@ -26,13 +26,12 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Makes a non-blocking socket at `path`, which must be free, or a socket on which nobody listens any more; its mode is up to the
-    /// umask.
+    /// Makes a non-blocking socket at `path`, which must be free, or a socket without a listener; its mode is up to the umask.
     pub fn bind(path: &Path) -> Result<Self, VmError> {
         Self::of(path, Mode::RWXU | Mode::RWXG | Mode::RWXO)
     }
 
-    /// As [`Self::bind`], but nobody else than this user can connect, whatever the umask is, at any moment.
+    /// As [`Self::bind`], but only this user can connect, whatever the umask is, at any moment.
     pub fn bind_private(path: &Path) -> Result<Self, VmError> {
         Self::of(path, Mode::RUSR | Mode::WUSR)
     }
@@ -59,7 +58,7 @@ impl Listener {
         Ok(Self { socket, file, keeper: None })
     }
 
-    /// Has the socket made again when its file is removed, so that whoever makes the directory anew finds it there.
+    /// Has the socket made again when its file is removed, also with its directory made anew.
     pub fn keep(mut self) -> Result<Self, VmError> {
         let timer = Timer::new().and_then(|timer| timer.every(KEEP_INTERVAL).map(|()| timer));
         self.keeper = Some(timer.map_err(VmError::host("make a timer"))?);

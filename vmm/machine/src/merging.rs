@@ -1,4 +1,4 @@
-//! How a VM takes part in Samepage's own merging: the agent in its process, whoever started it.
+//! How a VM takes part in Samepage's own merging: the agent in its process, started by a fleet or not.
 
 use std::path::PathBuf;
 

@@ -22,7 +22,7 @@ const LONGEST_SLICE: Duration = Duration::from_millis(10);
 const FASTEST_PAGES_PER_MICRO: u64 = 4;
 /// A slice ends when the fault is done that it ends in, and a fault may bring a huge page.
 const HUGE_PAGES: u64 = 512;
-/// A disk writes as much for one request, which nobody interrupts.
+/// A disk writes as much for one request, which is not interrupted.
 const REQUEST_PAGES: u64 = 256;
 /// The bucket holds what the rate brings in this time, or [`LEAST_BURST_PAGES`].
 const BURST: Duration = Duration::from_millis(10);
@@ -35,7 +35,7 @@ const NANOS: i128 = 1_000_000_000;
 pub enum Next {
     /// It runs.
     Run(Duration),
-    /// It stands still.
+    /// It is held.
     Hold(Duration),
 }
 
@@ -53,7 +53,7 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// A full bucket that fills at `pages_per_second`, which is not 0, for so many vCPUs.
+    /// A full bucket that fills at `pages_per_second`, which is not 0, for `vcpus` vCPUs.
     pub fn new(pages_per_second: u64, vcpus: u8) -> Self {
         let vcpus = u64::from(vcpus).max(1);
         let none = Duration::ZERO;
@@ -88,7 +88,7 @@ impl Pacer {
         self.brings(BURST).max(i128::from(LEAST_BURST_PAGES) * NANOS)
     }
 
-    /// Decides, when `elapsed` has gone by since the last time any vCPU looked and the guest has `grown` by so many pages since: below zero
+    /// Decides, when `elapsed` has gone by since the last time any vCPU looked and the guest has `grown` by pages since: below zero
     /// when it has given some back, which pays for others.
     pub fn step(&mut self, elapsed: Duration, grown: i64) -> Next {
         let (burst, most) = (self.burst(), i128::from(self.ahead_pages()) * NANOS);
@@ -126,8 +126,8 @@ mod tests {
     /// What each vCPU may have ahead, however low the rate.
     const LEAST_AHEAD_PAGES: u64 = LEAST_SLICE.as_micros() as u64 * FASTEST_PAGES_PER_MICRO + HUGE_PAGES;
 
-    /// vCPUs that each look when their slice or hold is over, and take pages as the next of `appetites` says, in each slice. Hands
-    /// every look to `see`: what was decided, the time, the pages so far. Returns time, pages, and the time that the first was held.
+    /// vCPUs that each look when their slice or hold is over, and take pages as the next of `appetites` says, in each slice. Calls
+    /// `see` for every look: what was decided, the time, the pages so far. Returns time, pages, and the time that the first was held.
     fn guest(
         pacer: &mut Pacer,
         vcpus: u8,
@@ -167,7 +167,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_further_ahead_than_is_stated(
+        fn no_guest_is_further_ahead_than_is_stated(
             rate in 1u64..2_000_000,
             vcpus in 1u8..9,
             appetites in prop::collection::vec(0u64..100_000, 1..40),
@@ -191,7 +191,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_is_held_for_ever(rate in 1u64..10_000_000, appetites in prop::collection::vec(0u64..1 << 40, 1..40)) {
+        fn no_guest_is_held_for_ever(rate in 1u64..10_000_000, appetites in prop::collection::vec(0u64..1 << 40, 1..40)) {
             let (mut pacer, mut held) = (Pacer::new(rate, 1), Duration::ZERO);
             let mut appetites = appetites.iter().cycle();
             guest(&mut pacer, 1, 500, |_| *appetites.next().expect("one"), |next, _, _| match next {

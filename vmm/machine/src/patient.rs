@@ -1,7 +1,7 @@
 //! Console output to something that may block: a terminal, a pipe.
 //!
 //! vCPUs hold the serial port's lock while they write, and the event loop takes it, so neither may ever wait for
-//! whoever reads the console. A thread waits for them. A reader that is merely slow slows the guest down, as a
+//! the console's reader. A thread waits instead. A reader that is merely slow slows the guest down, as a
 //! real line would; output for one that does not read at all is lost.
 
 use std::collections::VecDeque;
@@ -47,7 +47,7 @@ struct State {
 }
 
 impl PatientSink {
-    /// Starts the thread that writes to `file`; if that is not possible, `trouble` is told.
+    /// Starts the thread that writes to `file`; what goes wrong later is reported to `trouble`.
     pub fn new(file: File, trouble: Trouble) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let its = shared.clone();
@@ -96,7 +96,7 @@ impl Shared {
     }
 }
 
-/// Writes all of it, however long that takes. A terminal or pipe may not wait by itself: whoever shares it may have made it so.
+/// Writes all of it, however long that takes. A terminal or pipe may be non-blocking: it is shared with other processes.
 fn write_all(file: &File, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(file, bytes) {
@@ -129,7 +129,7 @@ impl Write for PatientSink {
         let taken = bytes.len().min(room);
         state.kept.extend(&bytes[..taken]);
         shared.changed.notify_all();
-        // What is lost counts as taken: who writes here must not keep it for later.
+        // What is lost counts as taken: the writer must not keep it for later.
         Ok(if state.stuck { bytes.len() } else { taken })
     }
 
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_holds_nobody_up_for_long() {
+    fn a_reader_that_does_not_read_holds_no_writer_up_for_long() {
         let (mut sink, _reader) = pair();
         let begin = Instant::now();
         for _ in 0..10_000 {

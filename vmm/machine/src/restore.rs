@@ -50,7 +50,7 @@ pub enum ImageStartError {
         #[source]
         source: io::Error,
     },
-    /// Somebody may still change it.
+    /// It may still be changed.
     #[error("descriptor {0} is no state: expected a memfd that is sealed against writing and resizing")]
     Unsealed(RawFd),
     /// It is no state.
@@ -89,7 +89,7 @@ pub enum ImageStartError {
     /// This KVM does not take the state.
     #[error("the image's vCPUs cannot be restored")]
     Vcpus(#[from] StateError),
-    /// The guest cannot be told that it is a copy.
+    /// The guest cannot learn that it is a copy.
     #[error("the guest cannot be given a generation of its own: {0}")]
     Generation(String),
     /// The devices cannot be what it says.

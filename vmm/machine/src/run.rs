@@ -7,9 +7,9 @@ use super::events::EventLoop;
 use super::exit::Ending;
 use super::running::Running;
 
-/// Builds the VM of `config` and runs it until it ends. `started` hears of it once its vCPUs run.
+/// Builds the VM of `config` and runs it until it ends. `started` is called once its vCPUs run.
 pub fn run(config: &VmConfig, started: impl FnOnce(&Running)) -> Result<Ending, VmError> {
-    // Signals before sockets: whoever sees a socket may end the VM, and it is removed.
+    // Signals before sockets: once there is a socket the VM may be ended, and the socket is removed then.
     let mut events = EventLoop::new(config.lifeline)?;
     let vm = Vm::start(config, &mut events)?;
     started(vm.running());

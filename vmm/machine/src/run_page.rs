@@ -1,7 +1,7 @@
 //! A vCPU's `kvm_run` as seen beside its file descriptor: a second mapping of the same page.
 //!
 //! What the descriptor's own mapping is reached by is borrowed anew with every call, so no pointer into it may be kept. This one is
-//! nobody else's, and is mapped for as long as anybody has it, wherever its vCPU's thread has got to.
+//! its own, and is mapped for as long as it is referenced, wherever its vCPU's thread has got to.
 #![expect(unsafe_code, reason = "reads and writes kvm_run beside the kernel")]
 
 use std::io;
@@ -48,7 +48,7 @@ impl RunPage {
     }
 
     fn immediate_exit(&self) -> &AtomicU8 {
-        // SAFETY: it is mapped as long as `self`, and the kernel and everybody here only do single-byte accesses to it.
+        // SAFETY: it is mapped as long as `self`, and the kernel and this process only do single-byte accesses to it.
         unsafe { self.immediate_exit.as_ref() }
     }
 
@@ -69,7 +69,7 @@ impl RunPage {
     }
 
     /// Bytes of one access of the port exit that KVM_RUN has just returned on this thread. A string instruction makes many to the
-    /// same port, of which KVM hands over as many as it has at once.
+    /// same port, of which KVM reports as many as it has at once.
     pub(super) fn operand_bytes(&self) -> usize {
         // SAFETY: it is mapped as long as `self`, and KVM writes it only during KVM_RUN.
         let bytes = unsafe { self.io_size.read_volatile() };
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(vcpu.get_kvm_run().immediate_exit, 0);
         vcpu.get_kvm_run().__bindgen_anon_1.io.size = 4;
         assert_eq!(page.operand_bytes(), 4);
-        // Whoever interrupts a vCPU that has ended, or whose thread unwinds, writes to memory that is still there.
+        // Interrupting a vCPU that has ended, or whose thread unwinds, writes to memory that is still there.
         drop((vcpu, vm));
         page.interrupt();
         assert!(page.is_interrupted());

@@ -77,14 +77,14 @@ impl Running {
         }
     }
 
-    /// Whether its vCPUs stand still.
+    /// Whether its vCPUs are paused.
     pub fn is_paused(&self) -> bool {
         self.devices_paused.load(Ordering::SeqCst)
     }
 
     /// Stops all vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
     pub fn pause(&self) -> bool {
-        // Who pauses a VM wants to look at its memory, from outside: all of it is to be where it belongs.
+        // A paused VM's memory is looked at from outside: all of it is to be where it belongs.
         self.ram.forbid_parking();
         let vcpus = self.vcpus();
         let still = vcpus.pause();
@@ -182,7 +182,7 @@ impl Running {
         Ok(())
     }
 
-    /// Paces how fast the guest takes frames: so many pages a second, at least 1; None lifts it at once.
+    /// Paces how fast the guest takes frames: at most `pages_per_second`, at least 1; None lifts the limit at once.
     pub fn set_throttle(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
         if self.ram.backing() != Backing::Anonymous && pages_per_second.is_some() {
             return Err(ThrottleError::NotAnonymous);
@@ -193,8 +193,8 @@ impl Running {
         Ok(())
     }
 
-    /// Pushes up to `pages` pages out to the host's swap, of those that are the guest's own and, where the log of writes is on, were not
-    /// written since it was cleared. For some milliseconds: who wants more asks again.
+    /// Pages up to `pages` pages out to the host's swap, of those that are the guest's own and, where the log of writes is on, were not
+    /// written since it was cleared. For some milliseconds: ask again for more.
     pub fn page_out(&self, pages: u64) -> Result<PagedOut, PageOutError> {
         let until = Instant::now() + PAGE_OUT_LIMIT;
         let ram_pages = self.ram.pages().pages();
@@ -213,7 +213,7 @@ impl Running {
         Ok(WorkingSet { written_pages, ..self.sampler.last()? })
     }
 
-    /// Which pages may have been written since the log was last cleared, by whoever has it on; None if it is off. Clears nothing.
+    /// Which pages may have been written since the log was last cleared, whatever it is on for; None if it is off. Clears nothing.
     fn written(&self) -> Option<PageSet> {
         let mut written = PageSet::default();
         self.write_log().read(&mut written).ok().map(|()| written)

@@ -57,8 +57,8 @@ impl ShutDown {
         self.button.press()
     }
 
-    /// Presses the power button, gives the guest a line on COM2 if there is one, and lets it have so long from now on, which
-    /// is more than nothing.
+    /// Presses the power button, sends the guest the line on COM2 if there is one, and gives it `limit`, which is not
+    /// zero, from now on.
     pub fn begin(&self, limit: Duration, line: Option<&str>) -> io::Result<()> {
         let asked = Asked { limit, until: Instant::now() + limit, line: line.map(str::to_owned) };
         *os::lock(&self.asked) = Some(asked);

@@ -62,7 +62,7 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    /// Begins a slice if none runs and `throttle` has a rate. Else it returns how long this vCPU is to stand still.
+    /// Begins a slice if none runs and `throttle` has a rate. Else it returns how long this vCPU is held.
     pub(super) fn begin(&mut self, throttle: &Throttle) -> Option<Duration> {
         if self.runs {
             return None;

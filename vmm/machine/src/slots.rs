@@ -1,5 +1,5 @@
 //! Guest RAM as KVM's memory slots: slot n is the n-th extent.
-#![expect(unsafe_code, reason = "hands guest RAM to KVM")]
+#![expect(unsafe_code, reason = "gives guest RAM to KVM")]
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
@@ -16,7 +16,7 @@ pub fn set(vm: &VmFd, ram: &Ram, log_writes: bool) -> Result<(), kvm_ioctls::Err
             userspace_addr: stretch.hva().0,
             flags: if log_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         };
-        // SAFETY: the region is of guest RAM, which is not unmapped while somebody has a handle: the VM does.
+        // SAFETY: the region is of guest RAM, which is not unmapped while there is a handle of it: the VM has one.
         unsafe { vm.set_user_memory_region(region) }?;
     }
     Ok(())

@@ -59,7 +59,7 @@ impl Source {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor was just made for us and belongs to nobody else.
+        // SAFETY: the descriptor was just made for us and is owned nowhere else.
         let file = unsafe { File::from_raw_fd(fd) };
         let mut header = [0u8; 24];
         file.read_exact_at(&mut header, 0)?;

@@ -19,7 +19,7 @@ use memory::resident::page_count;
 /// From one sweep to the next: as often as khugepaged wakes up. A sweep reads 8 bytes for each page of the balloon.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Sweeps `balloon`, whose pages are in `ram`, now and then.
+/// Sweeps `balloon`, whose pages are in `ram`, every [`PERIOD`].
 pub(super) fn sweeper(balloon: Handle, ram: Ram) -> io::Result<Box<dyn MutEventSubscriber>> {
     let timer = Timer::new()?;
     timer.every(PERIOD)?;
@@ -29,7 +29,7 @@ pub(super) fn sweeper(balloon: Handle, ram: Ram) -> io::Result<Box<dyn MutEventS
 
 /// Drops those of the pages that have frames. Returns how many.
 fn drop_again(ram: &Ram, held: &[Range<Gpa>]) -> u64 {
-    // Where the page table cannot be read, the balloon's status says so, to whoever asks.
+    // Where the page table cannot be read, the balloon's status says so.
     let resident = ram.resident(held).unwrap_or_default();
     let mut failed = 0;
     ram.discard_all(&resident, &mut |range, _| failed += page_count(std::slice::from_ref(range)));

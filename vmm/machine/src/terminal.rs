@@ -20,7 +20,7 @@ impl Terminal {
         if !io::stdin().is_terminal() {
             return None;
         }
-        // Between asking who has it and using it another job may get it: that is an error then, and no stop that only SIGKILL would end.
+        // Between asking which job has it and using it another may get it: that is an error then, and no stop that only SIGKILL would end.
         signals::ignore_job_control();
         let inner = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -30,11 +30,11 @@ impl Terminal {
         Some(Self(()))
     }
 
-    /// Makes it raw if this process has it, also once more: the shell has put it right while we were stopped. Says who has it.
+    /// Makes it raw if this process has it, also once more: the shell has put it right while we were stopped. Says which job has it.
     pub fn take(&self) -> Holder {
         let holder = holder();
         match holder {
-            Holder::Us => self.make_raw().map_or(Holder::Nobody, |()| Holder::Us),
+            Holder::Us => self.make_raw().map_or(Holder::None, |()| Holder::Us),
             other => other,
         }
     }
@@ -48,7 +48,7 @@ impl Terminal {
         if let Ok(mut slot) = BEFORE.lock() {
             slot.get_or_insert(now);
         }
-        // Now: a terminal that was told to hold its output (Control-S) would be waited for, beyond SIGTERM. What was typed ahead is for the guest.
+        // Now: a terminal whose output is stopped (Control-S) would be waited for, beyond SIGTERM. What was typed ahead is for the guest.
         Ok(tcsetattr(io::stdin(), OptionalActions::Now, &raw)?)
     }
 }

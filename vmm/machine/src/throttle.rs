@@ -69,12 +69,12 @@ struct Paced {
 }
 
 impl Throttle {
-    /// For a VM of so many vCPUs; there is no rate yet.
+    /// For a VM of `vcpus` vCPUs; there is no rate yet.
     pub(super) fn new(vcpus: u8) -> Self {
         Self { vcpus, is_on: AtomicBool::new(false), state: Mutex::default() }
     }
 
-    /// Sets the rate, or lifts it. Whoever is held has to be woken, and whoever runs without a slice made to look.
+    /// Sets the rate, or lifts it. Held vCPUs have to be woken then, and those that run without a slice made to look.
     pub(super) fn set(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
         if pages_per_second == Some(0) {
             return Err(ThrottleError::Zero);

@@ -31,7 +31,7 @@ enum Wanted {
 
 struct Gate {
     wanted: Wanted,
-    /// vCPUs that stand still.
+    /// vCPUs that are paused or held.
     still: usize,
     /// Threads that have not ended.
     alive: usize,
@@ -41,7 +41,7 @@ struct Gate {
     done: usize,
 }
 
-/// Something that is done to a vCPU that stands still, by its own thread: KVM takes most calls from no other. It has completed
+/// Something that is done to a paused vCPU, by its own thread: KVM takes most calls from no other. It has completed
 /// what it exited for.
 pub type Errand = Arc<dyn Fn(usize, &VcpuFd) + Send + Sync>;
 
@@ -62,7 +62,7 @@ pub struct Shared {
     pub mmio: Bus,
     /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Has the guest asked for an end that was not told yet? It is told then.
+    /// Sets the ending that the guest has asked for, if it is not set yet. Whether there was one.
     pub has_ended: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where a vCPU says that the VM has ended.
     pub outcome: Outcome,
@@ -73,7 +73,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Joins the buses, the input test, the place where the end is told, and what is told with it, for so many vCPUs.
+    /// For `vcpus` vCPUs.
     pub fn new(
         vcpus: u8,
         pio: Bus,
@@ -99,7 +99,7 @@ impl Shared {
         os::lock(&self.gate)
     }
 
-    /// Stands still while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. Comes back meanwhile with
+    /// Waits while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. Comes back meanwhile with
     /// an errand that is not the one it has `done`.
     fn next(&self, slices: &mut Slices, done: u64) -> Next {
         let (mut gate, mut still) = (self.gate(), false);
@@ -109,7 +109,7 @@ impl Shared {
                     Some(errand) if gate.errands != done => break Some(errand.clone()),
                     _ => None,
                 },
-                // Who is to end is held by nothing.
+                // A vCPU that is to end is not held.
                 Wanted::Stop => break None,
                 Wanted::Run => match slices.begin(&self.throttle) {
                     Some(hold) => Some(hold),
@@ -198,7 +198,7 @@ impl Vcpus {
         Ok(all)
     }
 
-    /// Stops all vCPUs in place. True when all stand still, false when one did not within the limit.
+    /// Pauses all vCPUs. False when one did not leave the guest within the limit.
     pub fn pause(&self) -> bool {
         self.want(Wanted::Pause);
         let until = Instant::now() + PAUSE_LIMIT;
@@ -235,10 +235,10 @@ impl Vcpus {
         self.want(Wanted::Run);
     }
 
-    /// Sets how fast the guest may take memory, or lifts that, which frees at once who is held.
+    /// Sets how fast the guest may take memory, or lifts that, which releases held vCPUs at once.
     pub(super) fn throttle(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
         self.shared.throttle.set(pages_per_second)?;
-        // Who is about to stand still has either seen this or is woken.
+        // A vCPU that is about to wait has either seen this or is woken.
         drop(self.shared.gate());
         self.shared.changed.notify_all();
         self.kick();
@@ -286,7 +286,7 @@ fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, page: &Arc<RunPage>) {
     }
 }
 
-/// Runs until told to stop (None) or until the guest ends (its ending).
+/// Runs until it is to stop (None) or the guest ends (its ending).
 fn run_until_end(n: usize, vcpu: &mut VcpuFd, page: &RunPage, shared: &Shared) -> Option<Ending> {
     let mut slices = Slices::default();
     // Whether KVM may have to be entered once more to complete what it exited for; and the last errand.

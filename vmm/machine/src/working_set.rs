@@ -1,7 +1,7 @@
 //! How much of its memory a guest uses: estimated from a random sample of pages, as Waldspurger's "Memory Resource Management in VMware
 //! ESX Server" (OSDI 2002) has it. In each period some pages are parked ([`memory::parker`]), and those that are touched counted.
 //!
-//! A touch is anybody's: a vCPU's, a device's, and also the merging agent's when it hashes a page that was written.
+//! Every touch counts: a vCPU's, a device's, and also the merging agent's when it hashes a page that was written.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -35,7 +35,7 @@ pub struct Sampling {
     pub samples: u64,
 }
 
-/// Pages in each sample unless told otherwise.
+/// Pages in each sample by default.
 pub const SAMPLES: u64 = 100;
 
 impl Sampling {
@@ -48,7 +48,7 @@ impl Sampling {
 /// Why there is no estimate.
 #[derive(Clone, Debug, Error)]
 pub enum WorkingSetError {
-    /// Nobody asked for it when the VM was started.
+    /// The VM was started without.
     #[error("the working set of this VM is not sampled: start it with --sample-working-set SECONDS")]
     Off,
     /// Too early, or the VM was paused in every period so far.
@@ -76,7 +76,7 @@ pub struct WorkingSet {
     pub huge_pages: u64,
     /// Pages touched within a period, of `sampled_pages`.
     pub estimated_pages: u64,
-    /// The true number is so much above or below at the most, in 95 of 100 cases.
+    /// Half the width of the 95 % confidence interval.
     pub error_pages: u64,
     /// Pages that may have been written since the log of writes was last cleared, if that is on: it is for an engine that merges.
     pub written_pages: Option<u64>,

@@ -15,7 +15,7 @@ pub enum Holder {
     /// (SIGTTIN, SIGTTOU).
     Others,
     /// Its window is closed, its connection lost.
-    Nobody,
+    None,
 }
 
 /// The holder now.
@@ -26,6 +26,6 @@ pub fn holder() -> Holder {
         Ok(_) | Err(Errno::OPNOTSUPP) => Holder::Others,
         // Not the terminal of our session, which alone has jobs in the background.
         Err(Errno::NOTTY) => Holder::Us,
-        Err(_) => Holder::Nobody,
+        Err(_) => Holder::None,
     }
 }

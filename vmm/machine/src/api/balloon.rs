@@ -20,7 +20,7 @@ pub fn device_config(balloon: &Balloon) -> Config {
     }
 }
 
-/// A target in pages, if a guest of so much memory can have it.
+/// A target in pages, if it fits into the guest's memory.
 pub fn target_pages(amount_mib: u32, mem_size_mib: u64) -> Result<u32, Fault> {
     match amount_mib.checked_mul(PAGES_PER_MIB) {
         Some(pages) if u64::from(amount_mib) <= mem_size_mib => Ok(pages),
@@ -28,20 +28,20 @@ pub fn target_pages(amount_mib: u32, mem_size_mib: u64) -> Result<u32, Fault> {
     }
 }
 
-/// Whole MiB of so many pages.
+/// Whole MiB of `pages`.
 pub fn mib(pages: u32) -> u32 {
     pages / PAGES_PER_MIB
 }
 
-/// `GET /balloon/statistics`: sizes, what the guest has told, and what the host has seen, the age of what was told among it.
+/// `GET /balloon/statistics`: sizes, the guest's statistics, and what the host has seen, with the age of the former.
 pub fn statistics(handle: &Handle, mut host: Value) -> Value {
     let mut all = sizes(handle);
-    if let Some(told) = handle.statistics() {
-        if let (Some(host), Some(age)) = (host.as_object_mut(), told.age()) {
+    if let Some(reported) = handle.statistics() {
+        if let (Some(host), Some(age)) = (host.as_object_mut(), reported.age()) {
             host.insert("age_seconds".into(), age.as_secs_f64().into());
         }
         for tag in Tag::ALL {
-            if let Some(value) = told.get(tag) {
+            if let Some(value) = reported.get(tag) {
                 all.insert(tag.name().into(), value.into());
             }
         }

@@ -1,5 +1,5 @@
 //! How requests get from the API's thread to the VM's main thread, and answers back: channels, and events that wake
-//! whoever waits in poll.
+//! a thread that waits in poll.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -94,7 +94,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Asks. If nobody is there any more, no answer comes.
+    /// Asks. If the VM has ended, no answer comes.
     pub fn call(&self, connection: ConnectionId, request: Request) {
         let call = Call { request, connection, answers: self.answer_sender.clone() };
         let _ = self.calls.send(call);

@@ -1,4 +1,4 @@
-//! A file that says what the API would be told: one JSON object, with a section for each endpoint.
+//! A file in place of API requests: one JSON object, with a section for each endpoint.
 //!
 //! It is read in one go into the API's objects, so that an error says where in the file it is.
 

@@ -17,7 +17,7 @@ pub const MAX_BODY_BYTES: usize = 51_200;
 /// Clients at a time. One more takes the place of the one that has been idle longest, or is turned away.
 pub const MAX_CONNECTIONS: usize = 256;
 
-/// How clients are dealt with whose bodies may have so many bytes.
+/// The limits on clients, whose bodies have at most `max_body_bytes`.
 pub fn rules(max_body_bytes: usize) -> Rules {
     Rules {
         connections: MAX_CONNECTIONS,
@@ -49,7 +49,7 @@ impl Service for Api {
         tracing::info!("the API is asked for {} {:?}", asked.method, asked.path);
         match Request::parse(&asked.method, &asked.path, &asked.body) {
             Ok(request) => {
-                // Nobody there: the VM has ended, and so does this thread.
+                // Without an answer the VM has ended, and so does this thread.
                 self.0.call(connection, request);
                 None
             }

@@ -35,7 +35,7 @@ pub trait Launch {
 
 /// A VM that was started.
 pub trait Machine {
-    /// Whether its vCPUs stand still, whoever stopped them.
+    /// Whether its vCPUs are paused, by this API or otherwise.
     fn is_paused(&self) -> bool;
 
     /// Stops its vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
@@ -357,7 +357,7 @@ impl<L: Launch> Instance<L> {
 /// Samepage's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The drive of the VM that the API's object means.
+/// The drive of the VM that the API's object describes.
 pub(super) fn vm_drive(drive: &Drive) -> crate::Drive {
     let (id, path) = (drive.drive_id.clone(), drive.path_on_host.clone());
     crate::Drive { id, path, read_only: drive.is_read_only, is_raw: false }

@@ -42,7 +42,7 @@ impl State {
             && self.module.as_deref().is_none_or(|module| is_within(metadata.target(), module))
     }
 
-    /// A line for a file: the time, then who says it, and the message.
+    /// A line for a file: the time, the source, and the message.
     fn line(&self, metadata: &Metadata, message: &str) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut line = format!("{}.{:09} [{}", Moment::of(now.as_secs()), now.subsec_nanos(), self.id);

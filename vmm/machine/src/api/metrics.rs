@@ -86,7 +86,7 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         let mut metrics = MetricsFile::open(&fifo).unwrap();
         metrics.append(&json!({"a": 1})).unwrap();
-        // Whoever reads it comes later, as with firectl.
+        // The reader comes later, as with firectl.
         let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
         let mut read = [0; 8];
         reader.read_exact(&mut read).unwrap();

@@ -101,16 +101,16 @@ impl ApiError {
     }
 }
 
-/// Serves the API, with a VM once it is started, until the VM ends or the program is told to end.
+/// Serves the API, with a VM once it is started, until the VM ends or a signal ends the program.
 pub fn run(options: Options) -> Result<Ending, ApiError> {
     let Options { socket, config_file, logger, metrics_path, max_body_bytes, rest } = options;
     logger::name(&rest.name);
     // Before signals have handlers: one ends the wait for a FIFO's writer.
-    let told = config_file.map(|path| match config_file::read(&path) {
+    let configured = config_file.map(|path| match config_file::read(&path) {
         Ok(requests) => Ok((path, requests)),
         Err(source) => Err(ApiError::ConfigFile { path, source }),
     });
-    let told = told.transpose()?;
+    let configured = configured.transpose()?;
     let mut events = EventLoop::new(rest.lifeline)?;
     let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
     let (_server, inbox) = match &listener {
@@ -127,7 +127,7 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
     for request in asked.into_iter().flatten() {
         instance.carry_out(request).map_err(ApiError::CommandLine)?;
     }
-    if let Some((path, requests)) = told {
+    if let Some((path, requests)) = configured {
         configure(&mut instance, requests)
             .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;
         let start = instance.carry_out(Request::PutAction(ActionType::InstanceStart));
@@ -148,8 +148,8 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
     Ok(ending)
 }
 
-/// Starts the thread that serves the clients of `listener` (non-blocking). What they ask, in bodies of at most so many
-/// bytes, comes out of the inbox.
+/// Starts the thread that serves the clients of `listener` (non-blocking). Their requests, with bodies of at most
+/// `max_body_bytes`, come out of the inbox.
 fn serve(listener: UnixListener, max_body_bytes: usize) -> io::Result<(Server, Inbox)> {
     let (caller, inbox) = way(Wake::new()?)?;
     let thread = thread::Builder::new().name("api".into()).stack_size(256 << 10);

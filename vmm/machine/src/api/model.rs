@@ -11,7 +11,7 @@ use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 pub const MIN_MEM_MIB: u64 = MIN_RAM_BYTES >> 20;
 /// The most.
 pub const MAX_MEM_MIB: u64 = MAX_RAM_BYTES >> 20;
-/// The `kernel_image_path` that means Samepage's own guest.
+/// The `kernel_image_path` of Samepage's own guest.
 pub const BUILT_IN: &str = "builtin";
 
 /// `/boot-source`: what the VM starts.
@@ -116,7 +116,7 @@ pub struct Drive {
     pub drive_id: String,
     /// A raw image.
     pub path_on_host: PathBuf,
-    /// Whether the kernel is told that its root file system is there. That drive is the first.
+    /// Whether it is the kernel's `root=`. That drive is the first.
     pub is_root_device: bool,
     /// Whether the guest may only read it.
     #[serde(default, deserialize_with = "or_default")]

@@ -19,9 +19,9 @@ const MAX_PACKET_BYTES: usize = 4096;
 /// What the VM asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
-    /// An empty slab of so many pages.
+    /// An empty slab of this many pages.
     Draft(u64),
-    /// The last one is filled and sealed, and has so many pages.
+    /// The last one is filled and sealed, and has this many pages.
     Filled(u64),
     /// The slab whose file has this number, from anywhere.
     Known(u64),

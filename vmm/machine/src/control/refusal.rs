@@ -29,7 +29,7 @@ wire::error_kinds! {
         ZeroRate,
         /// It is possible with anonymous guest RAM only.
         NotAnonymous,
-        /// The working set is not sampled: nobody asked for it when the VM was started.
+        /// The working set is not sampled: the VM was started without.
         NotSampled,
         /// No period of sampling is over yet.
         NoSampleYet,

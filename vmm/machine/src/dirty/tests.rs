@@ -26,7 +26,7 @@ const CODE: [u8; 13] = [
 /// The first page that is not the boot code's: the processor writes to page tables by itself.
 const FIRST: u64 = 512;
 
-/// A VM whose one vCPU writes where it is told to.
+/// A VM whose one vCPU writes to a given page.
 struct Writer {
     vm: Arc<VmFd>,
     vcpu: VcpuFd,

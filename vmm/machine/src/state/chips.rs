@@ -37,7 +37,7 @@ pub struct ChipsV1 {
 }
 
 impl ChipsV1 {
-    /// Those of `vm`, whose vCPUs stand still.
+    /// Those of `vm`, which is paused.
     pub fn save(vm: &VmFd, trace: &mut Trace) -> Result<Self, StateError> {
         let pics = [
             union::pic(&get_chip(vm, "PIC 1", KVM_IRQCHIP_PIC_MASTER, trace)?).into(),

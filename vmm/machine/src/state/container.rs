@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Numbers are little-endian. A section is a structure of `state` in postcard's format, which is documented and stable; of another
-//! version it is another structure, and older ones stay readable. The digests are against accidents: who can write the file can write
+//! version it is another structure, and older ones stay readable. The digests are against accidents: a writer of the file can write
 //! them, and everything that follows treats what it reads as hostile.
 
 use serde::Serialize;

@@ -1,11 +1,11 @@
-//! Whether this host can offer what a guest was told that its processor has.
+//! Whether this host has the features in a guest's CPUID.
 
 use kvm_bindings::CpuId;
 
 use super::StateError;
 use super::mirror::CpuidLeaf;
 
-/// Leaves whose bits are features, one by one: what was told must be here too. `(function, index, registers)` with a letter for each of eax, ebx,
+/// Leaves whose bits are features, one by one: what the guest has must be here too. `(function, index, registers)` with a letter for each of eax, ebx,
 /// ecx, edx whose bits count.
 const FEATURES: [(u32, u32, &str); 8] = [
     (0x1, 0, "cd"),
@@ -22,11 +22,11 @@ const FEATURES: [(u32, u32, &str); 8] = [
 const OWN: [(u32, char, u32); 3] =
     [(0x1, 'c', 1 << 24 | 1 << 27 | 1 << 31), (0x1, 'd', 1 << 28), (0x7, 'c', 1 << 4)];
 
-/// An error, if the guest was told of a feature that `supported` has not.
-pub fn check_subset(told: &[CpuidLeaf], supported: &CpuId) -> Result<(), StateError> {
+/// An error, if the guest's CPUID has a feature that `supported` has not.
+pub fn check_subset(guest: &[CpuidLeaf], supported: &CpuId) -> Result<(), StateError> {
     for (function, index, registers) in FEATURES {
         let is_it = |f: u32, i: u32| f == function && i == index;
-        let Some(leaf) = told.iter().find(|leaf| is_it(leaf.function, leaf.index)) else { continue };
+        let Some(leaf) = guest.iter().find(|leaf| is_it(leaf.function, leaf.index)) else { continue };
         let here = supported.as_slice().iter().find(|leaf| is_it(leaf.function, leaf.index));
         let here: CpuidLeaf = here.copied().unwrap_or_default().into();
         for register in registers.chars() {
@@ -57,9 +57,9 @@ mod tests {
     fn a_feature_that_is_not_here_is_named_and_our_own_bits_are_not() {
         let host = kvm_cpuid_entry2 { function: 7, ebx: 0b1010, ..Default::default() };
         let supported = CpuId::from_entries(&[host]).unwrap();
-        let told = |ebx| [CpuidLeaf { function: 7, ebx, ..Default::default() }];
-        assert!(check_subset(&told(0b0010), &supported).is_ok());
-        let error = check_subset(&told(0b0110), &supported).unwrap_err();
+        let guest = |ebx| [CpuidLeaf { function: 7, ebx, ..Default::default() }];
+        assert!(check_subset(&guest(0b0010), &supported).is_ok());
+        let error = check_subset(&guest(0b0110), &supported).unwrap_err();
         assert!(
             matches!(error, StateError::Cpuid { function: 7, index: 0, register: 'b', missing: 0b100 }),
             "{error}"

@@ -1,4 +1,4 @@
-//! What a VM is at one instant, besides its memory: taken from a VM that stands still, given to one on which nothing has run.
+//! The state of a VM besides its memory: saved from a paused VM, restored to one on which nothing has run.
 //!
 //! The structures are our own and have versions: what was written by an older build is read by a newer one. Of what is in them
 //! nothing is believed that KVM does not check: lengths are checked here, rings by the devices.
@@ -56,9 +56,9 @@ pub enum StateError {
         /// What was saved.
         value: u64,
     },
-    /// The guest was told of more than this processor has.
+    /// The guest's CPUID has more than this host's.
     #[error(
-        "the guest was told that its processor has what this host's has not: CPUID {function:#x}.{index}, e{register}x, bits {missing:#x}"
+        "the guest's processor has a feature that this host's has not: CPUID {function:#x}.{index}, e{register}x, bits {missing:#x}"
     )]
     Cpuid {
         /// The leaf.

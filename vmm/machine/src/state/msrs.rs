@@ -22,7 +22,7 @@ const XSS: u32 = 0xda0;
 
 /// What is not state, though KVM lists it and a guest may have written it: `(first, last)`.
 ///
-/// Async page faults are a promise of this KVM to wake a task of the guest; restored elsewhere nobody keeps it, and Linux
+/// Async page faults are a promise of this KVM to wake a task of the guest; restored elsewhere it is not kept, and Linux
 /// asks for it again on each vCPU only when it starts. Hyper-V's synthetic registers are not offered.
 const SKIPPED: [(u32, u32); 1] = [(0x4000_0000, 0x4000_01ff)];
 

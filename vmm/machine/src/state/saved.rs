@@ -79,7 +79,7 @@ impl VmState {
         Ok(container::write(&sections))
     }
 
-    /// From bytes that anybody may have written. What is in it is plain data: whoever makes a VM of it checks that it can be.
+    /// From bytes that are not trusted. What is in it is plain data: it is checked when a VM is made of it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ContainerError> {
         let (mut machine, mut chips, mut vcpus, mut devices, mut memory) =
             (None, None, Vec::new(), None, None);

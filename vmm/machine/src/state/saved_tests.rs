@@ -73,7 +73,7 @@ fn what_was_cut_short_or_damaged_is_refused() {
     assert!(VmState::decode(&[bytes.clone(), vec![0]].concat()).is_err());
 }
 
-/// Digests are no proof: whoever writes the sections writes them too.
+/// Digests are no proof: a writer of the sections writes them too.
 fn forged(kind: u32, version: u32, bytes: &[u8]) -> Vec<u8> {
     let bytes = bytes.to_vec();
     let whole = state();

@@ -1,4 +1,4 @@
-//! What each call of KVM took and answered, for those who want to know what a host can do.
+//! What each call of KVM took and answered, to see what a host can do.
 
 use std::time::{Duration, Instant};
 

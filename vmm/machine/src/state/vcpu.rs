@@ -22,7 +22,7 @@ const XSAVE_BYTES: usize = PAGE;
 /// More than any processor's.
 const MAX_XSAVE_BYTES: usize = 64 << 10;
 
-/// A vCPU that stands still, with no access half done.
+/// A paused vCPU, with no access half done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuV1 {
     pub cpuid: Vec<CpuidLeaf>,
@@ -44,12 +44,12 @@ pub struct VcpuV1 {
 
 /// Bytes of the XSAVE area of a vCPU of `vm`.
 pub fn xsave_bytes(vm: &VmFd) -> usize {
-    let told = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
-    told.clamp(XSAVE_BYTES, MAX_XSAVE_BYTES)
+    let bytes = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
+    bytes.clamp(XSAVE_BYTES, MAX_XSAVE_BYTES)
 }
 
 impl VcpuV1 {
-    /// What `vcpu` is. It must stand still, and have completed what it exited for.
+    /// The state of `vcpu`, which is paused, and has completed what it exited for.
     pub fn save(
         vcpu: &VcpuFd,
         savable: &Savable,

@@ -42,7 +42,7 @@ fn vcpu(kvm_vcpu: &VcpuFd, number: u64) {
 }
 
 #[test]
-fn without_a_rate_nobody_looks_and_with_one_it_is_stated_how_far_ahead_is_possible() {
+fn without_a_rate_no_vcpu_looks_and_with_one_it_is_stated_how_far_ahead_is_possible() {
     let throttle = Throttle::new(4);
     assert_eq!((throttle.look(), throttle.status()), (None, Throttled::default()));
     assert!(matches!(throttle.set(Some(0)), Err(ThrottleError::Zero)));

@@ -7,7 +7,7 @@ use vm_memory::GuestAddress;
 
 use wire::http::Status;
 
-/// A VM that only remembers what it was told.
+/// A VM that only remembers its requests.
 struct Fake {
     paused: bool,
     /// A vCPU that does not leave the guest.
@@ -349,7 +349,7 @@ fn a_balloon_fits_its_guest() {
     done(&mut instance, "PATCH", "/balloon", r#"{"amount_mib":64}"#);
     assert_eq!(shown(&mut instance, "/balloon")["amount_mib"], 64);
     assert_eq!(shown(&mut instance, "/vm/config")["balloon"]["amount_mib"], 64);
-    // Whoever else changes the target: it is shown as it is.
+    // A target that was set elsewhere is shown as it is.
     instance.vm().unwrap().set_balloon(256 * 3).unwrap();
     assert_eq!(shown(&mut instance, "/balloon")["amount_mib"], 3);
 }
