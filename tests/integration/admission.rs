@@ -261,11 +261,11 @@ fn page_cache_in_a_control_group_is_memory_to_be_had() {
     };
     // Filling is fast, and what falls fast is soft for a while.
     let host = |key: &str| management().and_then(|now| now["host"][key].as_u64());
-    eventually("the memory state is high", || management().is_some_and(|now| now["pressure"] == "high"));
+    eventually("the memory state is high", || management().is_some_and(|now| now["memory_state"] == "high"));
     for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(100));
         let now = management().expect("an answer");
-        assert_eq!(now["pressure"], "high", "{:#}", now["host"]);
+        assert_eq!(now["memory_state"], "high", "{:#}", now["host"]);
     }
     // Most of what is free is page cache.
     assert!(host("free_pages") > Some(100 * 256), "{:?} of {:?}", host("free_pages"), host("capacity_pages"));

@@ -222,7 +222,7 @@ fn clones_come_in_all_or_none() {
     require_slabs!();
     let strict = "admission = \"strict\"\ncapacity = \"128M\"";
     let fleet = Fleet::up(&FLEET.replace("admission = \"off\"\npolicy = false", strict));
-    fleet.refused(&["clone", "web", "--count", "20"], 1, "20 clones are not let in, ");
+    fleet.refused(&["clone", "web", "--count", "20"], 1, "20 clones are not admitted, ");
     assert_eq!(fleet.names(), ["web"]);
     let _ = fleet.ok(&["clone", "web", "--count", "2"]);
     fleet.verify();

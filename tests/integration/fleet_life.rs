@@ -217,7 +217,7 @@ fn an_up_that_fails_ends_only_what_it_started() {
     let too_many = format!("{}{rule}capacity = \"40M\"\n", with_guests(3));
     let too_much = format!("{}{rule}capacity = \"999G\"\n", with_guests(2));
     for (text, part) in
-        [(&unstartable, "bad"), (&too_many, "vm-2 is not let in"), (&too_much, "this host has")]
+        [(&unstartable, "bad"), (&too_many, "vm-2 is not admitted"), (&too_much, "this host has")]
     {
         fleet.write(text);
         let up = fleet.up_with(&[]).output();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tests::lab::{image_dir, lab_run, lab_run_on_one, lab_script};
@@ -65,7 +65,7 @@ static IMAGE: Mutex<()> = Mutex::new(());
 /// have changed.
 pub(super) fn need_image() {
     // A second test finds it made.
-    let _alone = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = os::lock(&IMAGE);
     let image = image_dir();
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
     if modified(&image.join("image.json")) <= modified(&tests::samepage()) {

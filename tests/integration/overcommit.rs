@@ -99,7 +99,7 @@ fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
     }
     let file = fleet_file(&sandbox, &fleet("admission = 'strict'"));
     let up = sandbox.samepage(["fleet", "up", text(&file)]).timeout(LIMIT).output();
-    assert!(up.code == Some(1) && up.stderr.contains("guest g-1 is not let in"), "{up}");
+    assert!(up.code == Some(1) && up.stderr.contains("guest g-1 is not admitted"), "{up}");
     assert!(up.stderr.contains("a guest of 36.0 MiB fits"), "{up}");
     let file = fleet_file(&sandbox, &fleet("").replace("100M", "100T"));
     let up = sandbox.samepage(["fleet", "up", text(&file)]).timeout(LIMIT).output();

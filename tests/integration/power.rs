@@ -1,7 +1,7 @@
 //! How guests end: by themselves, by their power button, and when they are asked to.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::json;
@@ -82,7 +82,7 @@ static IMAGE: Mutex<()> = Mutex::new(());
 /// when what is in it may have changed.
 pub(super) fn need_guest() -> PathBuf {
     // The test that comes second finds it made.
-    let _alone = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = os::lock(&IMAGE);
     let image = tests::lab::image_dir().with_file_name("busybox");
     let made = image.join("guest.cpio");
     let modified = |path: &PathBuf| path.metadata().and_then(|m| m.modified()).ok();

@@ -146,7 +146,7 @@ impl Askers {
                 if left.is_zero() {
                     asker.late = true;
                 } else {
-                    state = shared.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+                    state = os::unpoisoned(shared.changed.wait_timeout(state, left)).0;
                 }
             }
             asker.late &= !state.is_idle();
@@ -266,7 +266,7 @@ impl Shared {
                 state.ask = false;
                 return Some((std::mem::take(&mut state.orders), std::mem::take(&mut state.whole)));
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+            state = os::unpoisoned(self.changed.wait_timeout(state, left)).0;
         }
     }
 
@@ -275,7 +275,7 @@ impl Shared {
         let mut state = lock(&self.state);
         while !state.ending && Instant::now() < until {
             let left = until.saturating_duration_since(Instant::now());
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+            state = os::unpoisoned(self.changed.wait_timeout(state, left)).0;
         }
     }
 

@@ -4,7 +4,7 @@
 use os::one_line;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -193,13 +193,12 @@ impl Daemon {
     fn free(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
         let until = Instant::now() + BUSY_LIMIT;
         let mut fleet = loop {
-            match self.fleet.try_lock() {
-                Ok(fleet) => break fleet,
-                Err(TryLockError::Poisoned(fleet)) => break fleet.into_inner(),
-                Err(TryLockError::WouldBlock) if Instant::now() >= until => {
+            match os::try_lock(&self.fleet) {
+                Some(fleet) => break fleet,
+                None if Instant::now() >= until => {
                     return Err(HostError::Busy { fleet: self.page.name.clone() });
                 }
-                Err(TryLockError::WouldBlock) => thread::sleep(POLL),
+                None => thread::sleep(POLL),
             }
             watch.check()?;
         };

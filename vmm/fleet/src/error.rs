@@ -64,15 +64,15 @@ pub enum HostError {
         /// All of it.
         problems: super::preflight::Listed,
     },
-    /// A guest is not let in.
-    #[error("guest {guest} is not let in: {refusal}; [overcommit] of the fleet file sets the rule")]
+    /// A guest is not admitted.
+    #[error("guest {guest} is not admitted: {refusal}; [overcommit] of the fleet file sets the rule")]
     NotAdmitted {
-        /// Who.
+        /// Its name.
         guest: String,
-        /// By what.
+        /// The rule that refuses it.
         refusal: Box<Refusal>,
     },
-    /// The rule for letting guests in makes no sense here.
+    /// The rule of admission cannot be followed here.
     #[error("admission failed")]
     Admission(#[from] AdmissionError),
     /// What the host has could not be told.
@@ -185,11 +185,11 @@ pub enum HostError {
     /// No such guest.
     #[error("fleet {fleet:?} has no guest {guest:?}; it has: {known}")]
     NoGuest {
-        /// Who was meant.
+        /// The name asked for.
         guest: String,
-        /// Where.
+        /// The fleet's name.
         fleet: String,
-        /// Who is there.
+        /// Its guests.
         known: String,
     },
     /// No such fleet.
@@ -405,16 +405,16 @@ pub enum HostError {
         /// How many guests a fleet has at most.
         most: usize,
     },
-    /// Not all of the clones may come in, so none does.
+    /// Not all of the clones are admitted, so none is.
     #[error(
-        "{asked} clones are not let in, {fit} would be: {refusal}; [overcommit] of the fleet file sets the rule"
+        "{asked} clones are not admitted, {fit} would be: {refusal}; [overcommit] of the fleet file sets the rule"
     )]
     ClonesNotAdmitted {
         /// How many were asked for.
         asked: usize,
-        /// How many may come in.
+        /// How many would be admitted.
         fit: usize,
-        /// Why the next may not.
+        /// Why the next would not.
         refusal: Box<Refusal>,
     },
     /// The user asked to stop.
@@ -423,6 +423,13 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// `fleet`, whose guests are `known`, has no `guest`.
+    pub(crate) fn no_guest(guest: &str, fleet: &str, known: impl IntoIterator<Item: AsRef<str>>) -> Self {
+        let known: Vec<_> = known.into_iter().collect();
+        let known = known.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+        Self::NoGuest { guest: guest.into(), fleet: fleet.into(), known }
+    }
+
     /// A socket of `who` failed. That nothing came in time means that `who` is silent.
     pub(crate) fn socket(who: String, source: impl Into<LineError>) -> Self {
         match source.into() {

@@ -96,10 +96,11 @@ impl Fleet {
 
     /// The guest of this name.
     pub(crate) fn guest(&mut self, name: &str) -> Result<&mut Guest, HostError> {
-        let known: Vec<String> = self.guests.iter().map(|guest| guest.spec.name.clone()).collect();
-        let fleet = self.spec.name.clone();
-        let found = self.guests.iter_mut().find(|guest| guest.spec.name == name);
-        found.ok_or_else(|| HostError::NoGuest { guest: name.into(), fleet, known: known.join(", ") })
+        let Self { guests, spec, .. } = self;
+        let Some(at) = guests.iter().position(|guest| guest.spec.name == name) else {
+            return Err(HostError::no_guest(name, &spec.name, guests.iter().map(|guest| &guest.spec.name)));
+        };
+        Ok(&mut guests[at])
     }
 
     /// Starts all guests and waits until they are ready. They are yet to be filled. `engine` must be of the kind that `spec` names; None is

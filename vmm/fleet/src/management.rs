@@ -1,4 +1,4 @@
-//! How a fleet is kept within its means, as it is told to those who look.
+//! What the daemon reports of how it manages a fleet's memory.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use overcommit::ledger::Ledger;
 use overcommit::memory_state::{Because, MemoryState};
 use overcommit::view::{GuestView, HostView};
 
-/// How a fleet is managed, for those who look.
+/// What `management` on the daemon's socket returns.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Management {
     /// The memory state of the fleet: how much is free.
-    #[serde(rename = "pressure")]
+    #[serde(alias = "pressure")]
     pub memory_state: MemoryState,
     /// Why it is in that state.
     #[serde(default)]
@@ -42,7 +42,7 @@ pub struct Management {
     /// Processor time that looking and deciding took, in seconds.
     pub cpu_seconds: f64,
     /// What was done lately, the oldest first.
-    #[serde(rename = "diary")]
+    #[serde(alias = "diary")]
     pub action_log: ActionLog,
 }
 
@@ -73,5 +73,20 @@ impl Management {
             .chain(silent)
             .chain(suspended)
             .chain(self.stopped.iter().map(move |entry| said(entry, "stopped")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon of an earlier build answers with the names that these had.
+    #[test]
+    fn the_old_names_are_read_and_the_new_ones_written() {
+        let now = Management { memory_state: MemoryState::Hard, ..Management::default() };
+        let text = serde_json::to_string(&now).unwrap();
+        assert!(text.contains(r#""memory_state":"hard""#) && text.contains(r#""action_log":"#), "{text}");
+        let old = text.replace("memory_state", "pressure").replace("action_log", "diary");
+        assert_eq!(serde_json::from_str::<Management>(&old).unwrap(), now);
     }
 }

@@ -24,12 +24,7 @@ pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, Hos
         other => return Err(unexpected(&other)),
     };
     if let Some(unknown) = names.iter().find(|name| status.guests.iter().all(|guest| guest.name != **name)) {
-        let known: Vec<&str> = status.guests.iter().map(|guest| guest.name.as_str()).collect();
-        return Err(HostError::NoGuest {
-            guest: unknown.clone(),
-            fleet: fleet.into(),
-            known: known.join(", "),
-        });
+        return Err(HostError::no_guest(unknown, fleet, status.guests.iter().map(|guest| &guest.name)));
     }
     let dir = FleetDir::of(fleet);
     let mut found = Vec::new();

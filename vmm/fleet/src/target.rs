@@ -32,9 +32,9 @@ impl Target {
             return Ok(Self { guest: guest.into(), fleet: Some(fleet), socket });
         }
         let mut known: Vec<_> =
-            sockets.iter().filter_map(|s| Some(s.file_stem()?.to_string_lossy().into_owned())).collect();
+            sockets.iter().filter_map(|socket| Some(socket.file_stem()?.to_string_lossy())).collect();
         known.sort();
-        Err(HostError::NoGuest { guest: guest.into(), fleet, known: known.join(", ") })
+        Err(HostError::no_guest(guest, &fleet, known))
     }
 
     /// Its control socket.

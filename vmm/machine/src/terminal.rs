@@ -45,9 +45,7 @@ impl Terminal {
         raw.make_raw();
         // Output stays as it was, so that the lines of this program and of the guest both begin at the left.
         raw.output_modes = now.output_modes;
-        if let Ok(mut slot) = BEFORE.lock() {
-            slot.get_or_insert(now);
-        }
+        os::lock(&BEFORE).get_or_insert(now);
         // Now: a terminal whose output is stopped (Control-S) would be waited for, beyond SIGTERM. What was typed ahead is for the guest.
         Ok(tcsetattr(io::stdin(), OptionalActions::Now, &raw)?)
     }
@@ -60,7 +58,7 @@ impl Drop for Terminal {
 }
 
 fn restore() {
-    if let Ok(mut slot) = BEFORE.try_lock()
+    if let Some(mut slot) = os::try_lock(&BEFORE)
         && let Some(before) = slot.take()
         && holder() == Holder::Us
     {

@@ -26,7 +26,7 @@ pub use causes::one_line;
 pub use peer::Peer;
 pub use process::{Identity, Process};
 pub use socket_file::{BindError, SocketFile};
-pub use sync::{lock, unpoisoned};
+pub use sync::{lock, try_lock, unpoisoned};
 
 /// Sets what must hold before anything else is done, in every process of ours.
 pub fn prepare() {

@@ -104,7 +104,7 @@ pub fn percent_of(pages: u64, percent: f64) -> u64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryGauge {
-    #[serde(rename = "pressure")]
+    #[serde(alias = "pressure")]
     pub memory_state: MemoryState,
     /// For how long it could have been left upwards; 0 while it could not.
     pub eased_seconds: f64,

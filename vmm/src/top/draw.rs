@@ -19,7 +19,7 @@ use overcommit::view::GuestState;
 pub(super) const MIN_COLUMNS: u16 = 80;
 pub(super) const MIN_LINES: u16 = 24;
 /// Lines of the action log, with the one above it, on such a terminal.
-const DIARY_LINES: u16 = 6;
+const ACTION_LOG_LINES: u16 = 6;
 /// From this height on the sparkline of free memory is three lines high, and the action log twice
 /// as high.
 const TALL: u16 = 36;
@@ -48,7 +48,7 @@ pub(super) fn draw(frame: &mut Frame, top: &Top, now_seconds: f64) {
         Constraint::Length(if tall { 3 } else { 1 }),
         Constraint::Length(1),
         Constraint::Min(3),
-        Constraint::Length(if tall { 2 * DIARY_LINES } else { DIARY_LINES }),
+        Constraint::Length(if tall { 2 * ACTION_LOG_LINES } else { ACTION_LOG_LINES }),
         Constraint::Length(1),
     ])
     .areas(area);
