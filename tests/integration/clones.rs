@@ -142,6 +142,33 @@ fn clones_go_on_and_are_guests_as_others_are() {
     fleet.down();
 }
 
+/// What was copied is a guest's own no longer: it is merged with the image. The next capture refers to it, and copies next to nothing.
+#[test]
+fn a_snapshot_is_shared_with_its_guest() {
+    require_slabs!();
+    let fleet = Fleet::up(FLEET);
+    let taken = fleet.ok(&["snapshot", "web", "warm", "--json"]).json();
+    assert!(taken["captured"]["copied_pages"].as_u64() > Some(5000), "{taken}");
+    eventually("the guest has merged with its image", || {
+        fleet.status(&[])["ledger"]["private"].as_u64() < Some(500)
+    });
+    let held = fleet.status(&[])["ledger"]["overhead"]["held_by_images"].as_u64();
+    assert!(held < Some(1000), "{held:?} pages are the image's alone");
+    let again = fleet.ok(&["snapshot", "web", "again", "--json"]).json();
+    let pages = |key: &str| again["captured"][key].as_u64();
+    assert!(pages("copied_pages") < Some(500) && pages("referenced_pages") > Some(5000), "{again}");
+    let _ = fleet.ok(&["clone", "again", "--count", "2"]);
+    assert_eq!(fleet.status(&["--audit"])["audit"]["residue_pages"], 0);
+    fleet.verify();
+    // What no image has is merging's again, and what is used of it stays.
+    for name in ["warm", "again"] {
+        let _ = fleet.ok(&["snapshot", "rm", name]);
+    }
+    fleet.verify();
+    assert_eq!(fleet.status(&["--audit"])["audit"]["residue_pages"], 0);
+    fleet.down();
+}
+
 #[test]
 fn snapshots_are_kept_listed_cloned_and_removed() {
     require_slabs!();

@@ -14,7 +14,7 @@ use tests::code::{COM1, COM2, Code, Rubbish, Width};
 use tests::require_kvm;
 use tests::run::{Outcome, Run};
 use tests::sandbox::Sandbox;
-use tests::vm::{Client, SOON, Vm, eventually};
+use tests::vm::{Client, SOON, Vm, counts_up_to, eventually};
 
 use super::kernels::Elf;
 
@@ -338,9 +338,9 @@ fn a_flood_of_output_is_not_kept_and_holds_nothing_up() {
     };
     // A client that is sent it all and reads nothing: its socket takes some hundred KiB.
     let _deaf = vm.com2();
-    eventually("buffers are full", || written() > 3 * FLOOD_BYTES);
+    counts_up_to(3 * FLOOD_BYTES, "buffers are full", written);
     let (before_kib, from) = (vm.rss_kib(), written());
-    eventually("the flood goes on", || written() > from + FLOOD_BYTES);
+    counts_up_to(from + FLOOD_BYTES, "the flood goes on", written);
     let grown_kib = vm.rss_kib().saturating_sub(before_kib);
     assert!(
         grown_kib < FLOOD_BYTES / 4 / 1024,

@@ -66,7 +66,8 @@ fn a_daemon_starts_guests_of_its_own_build() {
     eventually("the first guest", || !vms().is_empty());
     installed.replace();
     for vm in vms() {
-        assert_eq!(comm(vm.pid.into()), "samepage");
+        // It has another name until it has begun.
+        eventually("it is called as its program is", || comm(vm.pid.into()) == "samepage");
         assert!(vm.args.starts_with(&installed.path.display().to_string()), "{vm:?}");
     }
     let verdict = running.wait();

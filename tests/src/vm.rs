@@ -284,6 +284,19 @@ pub fn field(answer: &str, key: &str) -> u64 {
     parsed.unwrap_or_else(|| panic!("no number {key}= in {answer:?}"))
 }
 
+/// Looks until `count` is at least `enough`, however long it takes, as long as it grows.
+///
+/// # Panics
+/// If it does not grow for [`SOON`].
+#[track_caller]
+pub fn counts_up_to(enough: u64, what: &str, mut count: impl FnMut() -> u64) {
+    let mut last = count();
+    while last < enough {
+        eventually(what, || count() > last);
+        last = count();
+    }
+}
+
 /// Looks until `what` is so.
 ///
 /// # Panics

@@ -35,8 +35,15 @@ pub struct Budget {
     pub image_pages: u64,
     /// Whether an engine merges.
     pub merging: bool,
-    /// Pages of all slabs, in use or not, as they are now; None where the engine has no slabs, or nobody asked.
+    /// Pages of all slabs that no image has, in use or not, as they are now; None where the engine has no slabs, or was not asked.
     pub slab_pages: Option<u64>,
+}
+
+impl Budget {
+    /// Frames of all slabs, those of images too; None where the engine has none, or was not asked.
+    pub fn slab_frames(&self) -> Option<u64> {
+        self.slab_pages.map(|pages| pages + self.image_pages)
+    }
 }
 
 /// A ledger, and what it was made of.
@@ -84,7 +91,7 @@ pub fn look(
     };
     let subjects: Vec<Subject> = asked.iter().map(subject).collect();
     // Those of images are slabs, too.
-    let slab_pages = budget.slab_pages.map(|pages| pages + budget.image_pages);
+    let slab_pages = budget.slab_frames();
     let Some(reading) = rolling.read(&subjects, slab_pages, patience)? else {
         let Reading { ledger, seconds, .. } = read_heard(handles, heard, budget)?;
         return Ok(Look { ledger, seconds, own_seconds: seconds });

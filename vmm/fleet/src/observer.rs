@@ -90,7 +90,8 @@ impl Observer {
         let reading = self.read_if_due(handles, &processes);
         let reading_took = thread_time().saturating_sub(before_reading);
         let mapped: u64 = processes.iter().flatten().map(|process| process.shared_memory).sum();
-        let shared = self.budget.slab_pages.filter(|_| mapped > 0).map(|pages| pages as f64 / mapped as f64);
+        let shared =
+            self.budget.slab_frames().filter(|_| mapped > 0).map(|pages| pages as f64 / mapped as f64);
         let guests = handles
             .iter()
             .zip(&processes)
@@ -181,7 +182,7 @@ impl Observer {
     /// what the ledger said counts, and what has changed since.
     fn used_pages(&self, processes: &[Option<ProcessPages>]) -> u64 {
         let running = || processes.iter().flatten();
-        match (self.budget.slab_pages, &self.last) {
+        match (self.budget.slab_frames(), &self.last) {
             (Some(slab_pages), _) => {
                 let own = ProcessPages::of(std::process::id()).unwrap_or_default();
                 let vms: u64 = running().map(|process| process.anonymous + process.page_tables).sum();

@@ -42,6 +42,7 @@ use super::working_set::Sampler;
 use super::{acpi, boot, cpuid, registers};
 use memory::own;
 use memory::ram::{Backing, Ram};
+use merge::slab::agent::FoundSlabs;
 
 /// A VM whose vCPUs run.
 pub struct Vm {
@@ -120,7 +121,9 @@ impl Vm {
             }
         }
         // Before the guest writes: what it has in common with others is shared from the first instant.
-        let merging = Merging::prepare(config, &ram);
+        let is_clone = image.is_some();
+        let found_slabs = FoundSlabs::new(Mutex::new(image.map(Image::into_slabs).unwrap_or_default()));
+        let merging = Merging::prepare(config, &ram, found_slabs.clone());
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
         let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, panicked, .. } = machine;
@@ -173,6 +176,7 @@ impl Vm {
             shared,
             outcome,
             console_trouble,
+            found_slabs: merging.is_some().then_some(found_slabs),
             board: board.clone(),
             vm: Arc::downgrade(&vm),
             savable: Arc::default(),
@@ -184,7 +188,7 @@ impl Vm {
         for subscriber in subscribers {
             events.add(subscriber);
         }
-        if image.is_some() {
+        if is_clone {
             board.wake();
         }
         own::release_startup_code();

@@ -122,7 +122,7 @@ impl Running {
         let devices = self.board.save();
         let vcpus = self.take_vcpus(savable, xsave_bytes(&vm))?;
         let chips = ChipsV1::save(&vm, &mut Trace::default())?;
-        let mut slabs = Kept { keeper, pages: Vec::new() };
+        let mut slabs = Kept { keeper, pages: Vec::new(), made: Vec::new() };
         let taken = self.ram.capture(&mut slabs)?;
         let run = |run: &memory::image::ImageRun| {
             // A run lies in one slab.
@@ -138,7 +138,11 @@ impl Running {
         let bytes = state.encode().map_err(|error| CaptureError::Encode(io::Error::other(error)))?;
         let file = sealed("samepage-state", &bytes).map_err(CaptureError::Encode)?;
         match ask(keeper, &Ask::State, Some(file.as_fd())).map_err(CaptureError::Keeper)?.0 {
-            Answer::Kept => {}
+            Answer::Kept => {
+                if let Some(found) = &self.found_slabs {
+                    os::lock(found).extend(slabs.made);
+                }
+            }
             Answer::Refused(why) => return Err(CaptureError::Refused(why)),
             _ => return Err(CaptureError::Keeper(io::ErrorKind::InvalidData.into())),
         }
@@ -183,6 +187,8 @@ struct Kept<'a> {
     keeper: &'a Link,
     /// Pages of each, by number.
     pages: Vec<u32>,
+    /// Those that were filled here.
+    made: Vec<Slab>,
 }
 
 impl Kept<'_> {
@@ -215,13 +221,17 @@ impl Slabs for Kept<'_> {
 
     fn filled(&mut self, slab: &Slab) -> io::Result<u32> {
         match self.ask(&Ask::Filled(slab.pages()))?.0 {
-            Answer::Number(number) => self.number(number, slab.pages()),
+            Answer::Number(number) => {
+                // Without it the agent offers its domain less.
+                self.made.extend(slab.try_clone());
+                self.number(number, slab.pages())
+            }
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
-    fn known(&mut self, inode: u64) -> io::Result<Option<(u32, u64)>> {
-        match self.ask(&Ask::Known(inode))?.0 {
+    fn known(&mut self, inode: u64, used: u64) -> io::Result<Option<(u32, u64)>> {
+        match self.ask(&Ask::Known { inode, used })?.0 {
             Answer::Known(None) => Ok(None),
             Answer::Known(Some((number, pages))) => Ok(Some((self.number(number, pages)?, pages))),
             _ => Err(io::ErrorKind::InvalidData.into()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use memory::ram::Ram;
-use merge::slab::agent::Agent;
+use merge::slab::agent::{Agent, FoundSlabs};
 
 use super::config::VmConfig;
 use super::dirty::DirtyLog;
@@ -18,9 +18,9 @@ pub(super) struct Merging {
 impl Merging {
     /// For RAM with everything in it that the VM starts from, which is shared here and now if the matchmaker is there. None if the VM is
     /// not to be merged; if it cannot be, it runs all the same, and says so.
-    pub(super) fn prepare(config: &VmConfig, ram: &Ram) -> Option<Self> {
+    pub(super) fn prepare(config: &VmConfig, ram: &Ram, found: FoundSlabs) -> Option<Self> {
         let socket = config.merge.clone()?;
-        let agent = Agent::new(ram).inspect_err(|error| not_merged(&config.name, error));
+        let agent = Agent::new(ram, found).inspect_err(|error| not_merged(&config.name, error));
         let mut agent = agent.ok()?;
         agent.share_at_birth(&socket);
         Some(Self { agent, socket, name: config.name.clone() })

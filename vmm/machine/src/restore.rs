@@ -141,6 +141,11 @@ impl Image {
         Ok(ram.map_image(&self.state.memory.runs(), &self.slabs)?)
     }
 
+    /// Its slabs, which are mapped by now.
+    pub fn into_slabs(self) -> Vec<Slab> {
+        self.slabs
+    }
+
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
     pub fn restore(
         &self,

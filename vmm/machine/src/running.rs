@@ -27,6 +27,7 @@ use memory::PageSet;
 use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
 use memory::written::WriteLog;
+use merge::slab::agent::FoundSlabs;
 
 /// How long pages are paged out for one request: everything else on the main thread waits meanwhile.
 const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
@@ -50,6 +51,8 @@ pub struct Running {
     pub(super) shared: Arc<Shared>,
     pub(super) outcome: Outcome,
     pub(super) console_trouble: Trouble,
+    /// Where the agent looks for slabs of images, if there is one.
+    pub(super) found_slabs: Option<FoundSlabs>,
     /// What holds state of the guest, for [`Self::capture`].
     pub(super) board: Board,
     pub(super) vm: Weak<VmFd>,

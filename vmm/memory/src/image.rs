@@ -7,6 +7,7 @@
 //! RAM that is mapped so is private anonymous memory with mappings of slabs over it, as merging leaves it: giving back, parking, merging and
 //! pushing out know no other case.
 
+use std::collections::HashMap;
 use std::io;
 
 use thiserror::Error;
@@ -60,8 +61,9 @@ pub trait Slabs {
     /// It is filled and sealed. Its number in the image.
     fn filled(&mut self, slab: &Slab) -> io::Result<u32>;
 
-    /// The number in the image of the slab that has this file, and its pages; None if it cannot be had, and pages of it are to be copied.
-    fn known(&mut self, inode: u64) -> io::Result<Option<(u32, u64)>>;
+    /// The number in the image of the slab that has this file, and its pages; None if it cannot be had, or is not worth it for the `used`
+    /// pages that the memory has of it: they are to be copied.
+    fn known(&mut self, inode: u64, used: u64) -> io::Result<Option<(u32, u64)>>;
 }
 
 /// What was taken.
@@ -140,7 +142,14 @@ impl Ram {
         let pieces = self.pieces().map_err(ImageError::io("read the page table"))?;
         let own = |piece: &Piece| if let Piece::Own(range) = piece { range.pages() } else { 0 };
         let left = pieces.iter().map(own).sum();
-        let mut writer = Writer { ram: self, slabs, taken: Taken::default(), draft: None, left };
+        let mut used = HashMap::new();
+        for piece in &pieces {
+            if let Piece::Slab(range, inode, _) = piece {
+                *used.entry(*inode).or_default() += range.pages();
+            }
+        }
+        let (taken, known) = (Taken::default(), HashMap::new());
+        let mut writer = Writer { ram: self, slabs, taken, draft: None, left, used, known };
         for piece in pieces {
             match piece {
                 Piece::Own(range) => writer.copy(range)?,
@@ -235,6 +244,10 @@ struct Writer<'a> {
     draft: Option<Filling>,
     /// Pages that may yet have to be copied.
     left: u64,
+    /// Pages that the memory has of the slabs of others, by the number of their file.
+    used: HashMap<u64, u64>,
+    /// What was said of those.
+    known: HashMap<u64, Option<(u32, u64)>>,
 }
 
 /// The slab that is being filled.
@@ -349,7 +362,7 @@ impl Writer<'_> {
 
     fn reference(&mut self, range: PageRange, inode: u64, first: SlabPage) -> Result<(), ImageError> {
         let known = match range.pages() >= LEAST_REFERENCED {
-            true => self.slabs.known(inode).map_err(ImageError::io("find a slab"))?,
+            true => self.known(inode)?,
             false => None,
         };
         let Some((slab, _)) = known.filter(|(_, pages)| u64::from(first.0) + range.pages() <= *pages) else {
@@ -363,6 +376,17 @@ impl Writer<'_> {
         self.taken.runs.push(ImageRun { page: range.first(), pages: range.pages(), slab, slab_page: first });
         self.taken.referenced += range.pages();
         if self.taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(()) }
+    }
+
+    /// Asked for once a slab: there may be thousands of runs in it.
+    fn known(&mut self, inode: u64) -> Result<Option<(u32, u64)>, ImageError> {
+        let used = self.used.get(&inode).copied().unwrap_or(0);
+        if let Some(known) = self.known.get(&inode) {
+            return Ok(*known);
+        }
+        let known = self.slabs.known(inode, used).map_err(ImageError::io("find a slab"))?;
+        self.known.insert(inode, known);
+        Ok(known)
     }
 
     fn finish(mut self) -> Result<Taken, ImageError> {

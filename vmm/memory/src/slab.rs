@@ -194,6 +194,12 @@ impl Slab {
         Ok(Self { file, inode, pages, view })
     }
 
+    /// The same slab once more, with a descriptor and a view of its own.
+    pub fn try_clone(&self) -> Result<Self, SlabError> {
+        let file = self.file.try_clone().map_err(SlabError::kernel("open"))?;
+        Self::receive(file.into(), self.pages)
+    }
+
     /// The number of its file, which no other one on this host has as long as this one is open or mapped.
     pub fn inode(&self) -> u64 {
         self.inode

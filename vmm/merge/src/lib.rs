@@ -61,6 +61,11 @@ pub trait Engine: Send {
         None
     }
 
+    /// What images have to do with its slabs; None from an engine that has none.
+    fn images(&self) -> Option<slab::engine::ImageSlabs> {
+        None
+    }
+
     /// Merges at urgent priority while memory is short, whatever it costs. An engine without a limit does nothing.
     fn set_priority(&mut self, _urgent: bool) {}
 

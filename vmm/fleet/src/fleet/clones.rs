@@ -15,6 +15,10 @@ use crate::images::{Image, ImageInfo, ImageSlab, MAX_IMAGES};
 use crate::pledge;
 use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
 use crate::watch::Watch;
+use merge::slab::engine::ImageSlabs;
+
+/// An image keeps a slab of merging's, and all of it, for one page in so many that its memory has of it.
+const WORTH_PART: u64 = 4;
 
 /// What came of a request for clones.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,20 +71,34 @@ impl Fleet {
     /// Lets go of a snapshot. Guests that went on from it run on.
     pub fn remove_snapshot(&mut self, name: &str) -> Result<(), HostError> {
         match self.images.remove(name) {
-            true => Ok(()),
+            true => {
+                self.pin_images();
+                Ok(())
+            }
             false => Err(self.no_image(name)),
         }
     }
 
     /// Pages of the slabs that snapshots and clones keep, each once.
     pub(super) fn image_pages(&self) -> u64 {
+        self.image_slabs().values().sum()
+    }
+
+    /// The slabs that snapshots and clones keep, by the number of their file, and their pages.
+    fn image_slabs(&self) -> BTreeMap<u64, u64> {
         let kept =
             self.images.iter().map(|(_, image)| image).chain(self.guests.iter().filter_map(Guest::image));
         let mut images: Vec<&Arc<Image>> = kept.collect();
         images.sort_unstable_by_key(|image| Arc::as_ptr(image));
         images.dedup_by_key(|image| Arc::as_ptr(image));
-        let slabs: BTreeMap<u64, u64> = images.iter().flat_map(|image| image.slab_sizes()).collect();
-        slabs.values().sum()
+        images.iter().flat_map(|image| image.slab_sizes()).collect()
+    }
+
+    /// Tells merging which slabs images have: the others are its own.
+    pub(super) fn pin_images(&self) {
+        if let Some(merged) = self.engine.images() {
+            merged.pins().set(self.image_slabs().into_keys().collect());
+        }
     }
 
     fn no_image(&self, name: &str) -> HostError {
@@ -208,8 +226,21 @@ impl Fleet {
         let kept =
             self.images.iter().map(|(_, image)| image).chain(self.guests.iter().filter_map(Guest::image));
         let near: Vec<Arc<Image>> = kept.filter(|image| image.spec.domain == domain).cloned().collect();
-        let known = |inode| -> Option<ImageSlab> { near.iter().find_map(|image| image.slab(inode)).cloned() };
-        let Kept { state, slabs, captured } = keep(&handle, &dir, &known)?;
+        let merged = self.engine.images();
+        let known = |inode, used| -> Option<ImageSlab> {
+            let kept = || near.iter().find_map(|image| image.slab(inode)).cloned();
+            kept().or_else(|| {
+                let (file, pages) = merged.as_ref()?.find(&domain, inode)?;
+                // It will be kept whole.
+                (used * WORTH_PART >= pages).then_some(ImageSlab { file, pages, inode })
+            })
+        };
+        let pins = merged.as_ref().map(ImageSlabs::pins).unwrap_or_default();
+        let kept = keep(&handle, &dir, &known, &pins);
+        if kept.is_err() {
+            self.pin_images();
+        }
+        let Kept { state, slabs, captured } = kept?;
         Ok(Image::new(spec, said, captured, state, slabs))
     }
 }

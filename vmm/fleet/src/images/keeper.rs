@@ -20,6 +20,7 @@ use machine::control::{Reply, Request};
 use memory::PAGE_BYTES;
 use memory::image::SLAB_PAGES;
 use memory::slab::{Draft, Slab};
+use merge::slab::Pins;
 use os::{Peer, SocketFile};
 
 /// How long a VM may take to be captured.
@@ -39,12 +40,13 @@ pub struct Kept {
     pub captured: Captured,
 }
 
-/// Has the VM at `handle` captured. `known` finds slabs that its memory may have pages of, by the number of their file. If it fails nothing is
-/// kept, and the VM runs on.
+/// Has the VM at `handle` captured. `known` finds slabs that its memory may have pages of, by the number of their file and how many pages;
+/// `pins` are told of each that is kept, before the VM's agent may speak of it. If it fails nothing is kept, and the VM runs on.
 pub fn keep(
     handle: &VmHandle,
     dir: &FleetDir,
-    known: &dyn Fn(u64) -> Option<ImageSlab>,
+    known: &dyn Fn(u64, u64) -> Option<ImageSlab>,
+    pins: &Pins,
 ) -> Result<Kept, HostError> {
     let failed = |source| HostError::Keeper { guest: handle.guest.clone(), source };
     let path = dir.capture_socket(&handle.guest)?;
@@ -62,7 +64,7 @@ pub fn keep(
             }
         }
         drop(file);
-        let mut kept = Keeper::new(handle.memory_bytes, known);
+        let mut kept = Keeper::new(handle.memory_bytes, known, pins);
         let served = keeper.map_or(Ok(()), |link| kept.serve(&link));
         // Its word first: it says why it did not go on.
         let captured = match asked.join() {
@@ -89,7 +91,8 @@ fn accept(listener: impl AsFd, pid: u32) -> io::Result<Option<Link>> {
 }
 
 struct Keeper<'a> {
-    known: &'a dyn Fn(u64) -> Option<ImageSlab>,
+    known: &'a dyn Fn(u64, u64) -> Option<ImageSlab>,
+    pins: &'a Pins,
     /// The draft that was handed out last.
     draft: Option<File>,
     slabs: Vec<ImageSlab>,
@@ -99,10 +102,10 @@ struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    fn new(memory_bytes: u64, known: &'a dyn Fn(u64) -> Option<ImageSlab>) -> Self {
+    fn new(memory_bytes: u64, known: &'a dyn Fn(u64, u64) -> Option<ImageSlab>, pins: &'a Pins) -> Self {
         // Each page once, and what is left over of the last draft.
         let left = memory_bytes / PAGE_BYTES + SLAB_PAGES;
-        Self { known, draft: None, slabs: Vec::new(), state: None, left }
+        Self { known, pins, draft: None, slabs: Vec::new(), state: None, left }
     }
 
     fn serve(&mut self, link: &Link) -> io::Result<()> {
@@ -140,8 +143,8 @@ impl<'a> Keeper<'a> {
                     None,
                 ))
             }
-            Ask::Known(inode) => Ok((
-                Answer::Known(match (self.known)(inode) {
+            Ask::Known { inode, used } => Ok((
+                Answer::Known(match (self.known)(inode, used) {
                     Some(slab) => {
                         let pages = slab.pages;
                         Some((self.add(slab)?, pages))
@@ -161,6 +164,7 @@ impl<'a> Keeper<'a> {
 
     /// The number of a slab, which may be there already.
     fn add(&mut self, slab: ImageSlab) -> io::Result<u32> {
+        self.pins.add(slab.inode);
         let at = self.slabs.iter().position(|other| other.inode == slab.inode).unwrap_or_else(|| {
             self.slabs.push(slab);
             self.slabs.len() - 1

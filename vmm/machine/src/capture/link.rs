@@ -23,8 +23,13 @@ pub enum Ask {
     Draft(u64),
     /// The last one is filled and sealed, and has this many pages.
     Filled(u64),
-    /// The slab whose file has this number, from anywhere.
-    Known(u64),
+    /// The slab whose file has the number `inode`, from anywhere, of which the memory has `used` pages.
+    Known {
+        /// The number.
+        inode: u64,
+        /// Pages.
+        used: u64,
+    },
     /// With a sealed file: this is the state, and that was all.
     State,
 }

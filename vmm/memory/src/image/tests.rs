@@ -33,7 +33,7 @@ impl Slabs for Shelf {
         Ok(self.slabs.len() as u32 - 1)
     }
 
-    fn known(&mut self, inode: u64) -> io::Result<Option<(u32, u64)>> {
+    fn known(&mut self, inode: u64, _used: u64) -> io::Result<Option<(u32, u64)>> {
         let Some(slab) = self.known.get(&inode) else { return Ok(None) };
         let at = self.slabs.iter().position(|other| other.inode() == inode).unwrap_or_else(|| {
             self.slabs.push(same(slab));

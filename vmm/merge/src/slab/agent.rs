@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,11 @@ pub struct Agent {
     began: Instant,
     allowed: Duration,
     newborn: Option<Session>,
+    found: FoundSlabs,
 }
+
+/// Sealed slabs that the VM process got otherwise than from a matchmaker, those of an image: the agent offers them to its domain.
+pub type FoundSlabs = Arc<Mutex<Vec<Slab>>>;
 
 /// One connection to a matchmaker.
 struct Session {
@@ -65,8 +70,8 @@ struct Session {
 }
 
 impl Agent {
-    /// The agent of `ram`, which must be anonymous memory.
-    pub fn new(ram: &Ram) -> io::Result<Self> {
+    /// The agent of `ram`, which must be anonymous memory, and of what comes into `found`, now and later.
+    pub fn new(ram: &Ram, found: FoundSlabs) -> io::Result<Self> {
         let pages = ram.bytes() / PAGE_BYTES;
         // Each slab is one.
         limits::allow_descriptors();
@@ -84,6 +89,7 @@ impl Agent {
             began: Instant::now(),
             allowed: Duration::ZERO,
             newborn: None,
+            found,
         })
     }
 
@@ -160,27 +166,47 @@ impl Agent {
         self.ordered = 0;
         self.stale = true;
         for slab in self.merger.start_over() {
+            self.present(&mut session, slab)?;
+        }
+        self.clock.lap(&mut self.counters.match_ns);
+        Ok(session)
+    }
+
+    /// Offers a slab to the domain. What the matchmaker does not take stays mapped, and is not shared further.
+    fn present(&mut self, session: &mut Session, slab: Slab) -> io::Result<()> {
+        // Without hashes first: of a thousand agents that have it only one is to hash it.
+        let mut number = self.name(session, Vec::new(), &slab)?;
+        if number.is_none() {
             let whole = slab.bytes(SlabPage(0), slab.pages()).unwrap_or_default();
             let hashes = whole.as_chunks().0.iter().map(|page| {
                 self.merger.yielding.yield_if_due();
                 session.key.tag(page).short()
             });
             let hashes = hashes.collect();
-            session.link.send(&Message::Have(hashes), Some(&slab))?;
-            loop {
-                match self.obey_next(&mut session)? {
-                    // What it does not take stays mapped, and is not shared further.
-                    Message::Named(u32::MAX) => break,
-                    Message::Named(number) => {
-                        self.merger.learn(number, slab);
-                        break;
-                    }
-                    _ => {}
-                }
+            number = self.name(session, hashes, &slab)?;
+        }
+        if let Some(number) = number {
+            self.merger.learn(number, slab);
+        }
+        Ok(())
+    }
+
+    /// The number that the matchmaker gives to a slab with pages of these hashes; None if it does not take it.
+    fn name(&mut self, session: &mut Session, hashes: Vec<PageHash>, slab: &Slab) -> io::Result<Option<u32>> {
+        session.link.send(&Message::Have(hashes), Some(slab))?;
+        loop {
+            if let Message::Named(number) = self.obey_next(session)? {
+                return Ok((number != u32::MAX).then_some(number));
             }
         }
-        self.clock.lap(&mut self.counters.match_ns);
-        Ok(session)
+    }
+
+    /// Offers what was found since the last look.
+    fn present_found(&mut self, session: &mut Session) -> io::Result<()> {
+        loop {
+            let Some(slab) = os::lock(&self.found).pop() else { return Ok(()) };
+            self.present(session, slab)?;
+        }
     }
 
     fn serve(&mut self, watcher: &mut Watcher, socket: &Path) -> io::Result<()> {
@@ -200,6 +226,7 @@ impl Agent {
         loop {
             let before = self.counters;
             let began = (Instant::now(), self.counters.cpu_seconds());
+            self.present_found(&mut session)?;
             self.look(&mut session, watcher, pause > PAUSE.0)?;
             self.counters.passes += u64::from(watcher.watches_all());
             if self.ram.discards() != self.discards {

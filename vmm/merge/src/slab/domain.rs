@@ -6,13 +6,14 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
 use super::credit::Credit;
 use super::hub::DomainNow;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPlace};
+use super::pins::Pins;
 use super::wire::{Live, MAX_OPEN_SLABS};
 use memory::slab::{Draft, Slab};
 
@@ -28,8 +29,13 @@ pub struct Domain {
     pub credit: Credit,
     drafts: HashMap<u32, Arc<File>>,
     slabs: HashMap<u32, OpenSlab>,
-    /// Pages of all of them.
-    held_pages: u64,
+    /// How many no image has, and their pages.
+    held: (usize, u64),
+    /// What images have, and which edition of that `held_pages` knows of.
+    pins: Pins,
+    seen_pins: u64,
+    /// The files of all of them, for the daemon.
+    files: SlabFiles,
     looked: Option<Instant>,
     /// Slabs by the number of their file.
     by_inode: HashMap<u64, u32>,
@@ -52,6 +58,9 @@ struct OpenSlab {
     usage: Usage,
 }
 
+/// The slabs of a domain by the number of their file, with their pages, for another thread to look up.
+pub type SlabFiles = Arc<Mutex<HashMap<u64, (Arc<File>, u64)>>>;
+
 /// What is to be done about slabs that are used little or not at all.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tidy {
@@ -63,7 +72,7 @@ pub struct Tidy {
 
 impl Domain {
     /// One of which nothing is known yet.
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, pins: Pins) -> Self {
         Self {
             name: name.into(),
             // Random, from the kernel.
@@ -72,7 +81,10 @@ impl Domain {
             credit: Credit::default(),
             drafts: HashMap::new(),
             slabs: HashMap::new(),
-            held_pages: 0,
+            held: (0, 0),
+            seen_pins: 0,
+            pins,
+            files: SlabFiles::default(),
             looked: None,
             by_inode: HashMap::new(),
             compacting: HashMap::new(),
@@ -129,7 +141,16 @@ impl Domain {
         self.matchmaker.unpublished(guest, slab)
     }
 
-    /// Registers a slab from an earlier host. Its number; None if there is no room for it.
+    /// The number of a slab that an agent has, if it is known.
+    pub fn number_of(&self, file: OwnedFd) -> io::Result<Option<u32>> {
+        let file = File::from(file);
+        let Some(number) = self.by_inode.get(&file.metadata()?.ino()) else { return Ok(None) };
+        let Some(open) = self.slabs.get(number) else { return Ok(None) };
+        // Numbers of files of other kinds may be the same.
+        Ok(Slab::receive(file.into(), open.pages).is_ok().then_some(*number))
+    }
+
+    /// Registers a slab from an earlier host, or of an image. Its number; None if there is no room for it.
     pub fn known(
         &mut self,
         file: OwnedFd,
@@ -152,9 +173,10 @@ impl Domain {
     fn open(&mut self, slab: u32, file: Arc<File>, pages: u64) -> io::Result<()> {
         let inode = file.metadata()?.ino();
         self.by_inode.insert(inode, slab);
-        self.held_pages += pages;
+        os::lock(&self.files).insert(inode, (file.clone(), pages));
         let usage = Usage { used: pages, since: Duration::ZERO };
         self.slabs.insert(slab, OpenSlab { file, pages, inode, usage });
+        self.count_held();
         Ok(())
     }
 
@@ -177,8 +199,9 @@ impl Domain {
     pub fn forget(&mut self, slab: u32) {
         self.matchmaker.forget(slab);
         if let Some(open) = self.slabs.remove(&slab) {
-            self.held_pages -= open.pages;
             self.by_inode.remove(&open.inode);
+            os::lock(&self.files).remove(&open.inode);
+            self.count_held();
         }
     }
 
@@ -197,6 +220,11 @@ impl Domain {
         let mut sparse: Vec<Sparse> = Vec::new();
         let is_moving = |slab: &u32| self.compacting.values().any(|moving| moving.contains(slab));
         for (slab, open) in &mut self.slabs {
+            // It stays as it is, whatever of it is used: clones to come use all of it.
+            if self.pins.has(open.inode) {
+                open.usage = Usage { used: open.pages, since: now };
+                continue;
+            }
             let used = live.get(slab).map_or(0, Live::count).min(open.pages);
             open.usage.count(used, now);
             if used == 0 {
@@ -250,17 +278,34 @@ impl Domain {
     pub fn now(&self) -> DomainNow {
         DomainNow {
             domain: self.name.clone(),
-            slabs: self.slabs.len(),
-            pages: self.held_pages,
+            slabs: self.held.0,
+            pages: self.held.1,
             live_and_dead_pages: (self.live_pages, self.pages.saturating_sub(self.live_pages)),
             looked: self.looked,
             watch_pages: self.credit.watch_pages(),
+            files: self.files.clone(),
         }
     }
 
-    /// Pages of all slabs, in use or not.
+    /// Pages of all slabs that no image has, in use or not.
     pub fn held_pages(&self) -> u64 {
-        self.held_pages
+        self.held.1
+    }
+
+    /// Looks whether images have others now. True if so: what no image has any more may be unused.
+    pub fn look_at_pins(&mut self) -> bool {
+        let edition = self.pins.edition();
+        if edition == self.seen_pins {
+            return false;
+        }
+        self.seen_pins = edition;
+        self.count_held();
+        true
+    }
+
+    fn count_held(&mut self) {
+        let held = self.slabs.values().filter(|open| !self.pins.has(open.inode));
+        self.held = held.fold((0, 0), |(slabs, pages), open| (slabs + 1, pages + open.pages));
     }
 }
 

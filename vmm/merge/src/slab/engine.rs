@@ -1,7 +1,7 @@
 //! The engine in the host: starts the hub and tells it what is wanted, and says how far the agents have come.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::counters::{Counters, now_ns};
 use super::hub::{Applicant, Hub, Member, SharedState, lock_state};
 use super::matchmaker::PageHash;
+use super::pins::Pins;
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
 use measure::Space;
@@ -76,6 +77,27 @@ pub struct DomainStatistics {
     /// Pages that each of its guests may have watched a second while most merges are broken soon; 0: as many as there are.
     #[serde(default)]
     pub watch_pages_per_second: u64,
+}
+
+/// What images have to do with the slabs of an engine, from any thread.
+#[derive(Clone)]
+pub struct ImageSlabs(Arc<Mutex<SharedState>>);
+
+impl ImageSlabs {
+    /// The slabs that images have.
+    pub fn pins(&self) -> Pins {
+        lock_state(&self.0).pins.clone()
+    }
+
+    /// The file of the slab of this domain whose file has this number, and its pages.
+    pub fn find(&self, domain: &str, inode: u64) -> Option<(Arc<File>, u64)> {
+        let files = {
+            let shared = lock_state(&self.0);
+            shared.domains.iter().find(|now| now.domain == domain)?.files.clone()
+        };
+        let found = os::lock(&files).get(&inode).cloned();
+        found
+    }
 }
 
 /// Merges by slabs.
@@ -246,6 +268,10 @@ impl Engine for SlabEngine {
     fn slab_pages(&self) -> Option<SlabPages> {
         let shared = self.shared.clone();
         Some(Box::new(move || lock_state(&shared).slab_pages))
+    }
+
+    fn images(&self) -> Option<ImageSlabs> {
+        Some(ImageSlabs(self.shared.clone()))
     }
 
     fn set_priority(&mut self, urgent: bool) {

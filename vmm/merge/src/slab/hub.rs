@@ -12,8 +12,9 @@ use rustix::net::{SocketFlags, sockopt};
 use rustix::time::ClockId;
 
 use super::counters::{Counters, now_ns};
-use super::domain::{Domain, Published};
+use super::domain::{Domain, Published, SlabFiles};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPlace};
+use super::pins::Pins;
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
 use super::yielding::Yielding;
 use memory::PAGE_BYTES;
@@ -70,8 +71,10 @@ pub struct SharedState {
     pub sessions: BTreeMap<u64, Session>,
     /// What is known of each domain.
     pub domains: Vec<DomainNow>,
-    /// Pages of all slabs, in use or not.
+    /// Pages of all slabs, in use or not, but for those of images.
     pub slab_pages: u64,
+    /// The slabs of images.
+    pub pins: Pins,
     /// Processor time of the hub.
     pub cpu_seconds: f64,
 }
@@ -91,6 +94,8 @@ pub struct DomainNow {
     pub looked: Option<Instant>,
     /// See [`super::credit::Credit::watch_pages`].
     pub watch_pages: u64,
+    /// Their files.
+    pub files: SlabFiles,
 }
 
 /// One agent that is there.
@@ -203,6 +208,11 @@ impl Hub {
             for at in gone.into_iter().rev() {
                 self.disconnect(at);
             }
+            for domain in 0..self.domains.len() {
+                if self.domains[domain].look_at_pins() {
+                    self.tidy(domain);
+                }
+            }
             self.tidy_again();
             // Serving one agent may have made work for any other.
             let stuck: Vec<usize> =
@@ -269,7 +279,8 @@ impl Hub {
         };
         let domain = self.domains.iter().position(|domain| domain.name == member.domain);
         let domain = domain.unwrap_or_else(|| {
-            self.domains.push(Domain::new(&member.domain));
+            let pins = lock_state(&self.shared).pins.clone();
+            self.domains.push(Domain::new(&member.domain, pins));
             self.domains.len() - 1
         });
         let number = |peer: &Peer| match peer.state {
@@ -390,13 +401,18 @@ impl Hub {
             Message::Have(mut hashes) => {
                 hashes.iter_mut().for_each(|hash| *hash &= self.hash_mask);
                 let file = file.ok_or(io::ErrorKind::InvalidData)?;
-                let known = here.known(file.into(), &hashes)?;
-                let slab = known.as_ref().map_or(u32::MAX, |(slab, _)| *slab);
-                self.peers[at].knows.insert(slab);
-                self.tell(at, Message::Named(slab), None);
-                if let Some((_, all)) = known {
-                    self.order_all(domain, all);
+                let (slab, all) = match hashes.is_empty() {
+                    true => (here.number_of(file.into())?, HashMap::new()),
+                    false => match here.known(file.into(), &hashes)? {
+                        Some((slab, all)) => (Some(slab), all),
+                        None => (None, HashMap::new()),
+                    },
+                };
+                if let Some(slab) = slab {
+                    self.peers[at].knows.insert(slab);
                 }
+                self.tell(at, Message::Named(slab.unwrap_or(u32::MAX)), None);
+                self.order_all(domain, all);
             }
             Message::Live(slab, live) => {
                 // Only of slabs that it knows of: that bounds what it can have us keep.

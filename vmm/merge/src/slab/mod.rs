@@ -15,10 +15,12 @@ mod hub;
 mod index;
 pub mod matchmaker;
 mod merger;
+pub mod pins;
 mod watcher;
 mod wire;
 mod yielding;
 
 pub use counters::Counters;
 pub use hub::Applicant;
+pub use pins::Pins;
 pub use wire::OFFER_PAGES;

@@ -67,9 +67,9 @@ pub enum Message {
     Published(u32, Vec<PageHash>),
     /// Agent: it could not be done.
     Unpublished(u32),
-    /// Agent, with a slab: I have this from an earlier host; pages of these hashes are in it.
+    /// Agent, with a slab that it has from elsewhere, an earlier host or an image: pages of these hashes are in it. No hashes: is it known?
     Have(Vec<PageHash>),
-    /// Host: what you had is known by this number.
+    /// Host: what you had is known by this number; [`u32::MAX`]: it is not.
     Named(u32),
     /// Host, with a slab: its number, and its pages.
     Slab(u32, u64),

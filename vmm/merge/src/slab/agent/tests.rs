@@ -37,7 +37,7 @@ impl World {
         for page in FIRST..FIRST + PAGES {
             ram.memory().write_slice(&content(page), GuestAddress(page * PAGE_BYTES)).unwrap();
         }
-        match Agent::new(&ram) {
+        match Agent::new(&ram, FoundSlabs::default()) {
             Ok(agent) => agent.start(Box::new(OwnWrites::new(&ram)), path).unwrap(),
             Err(error) => {
                 testing::skipped(module_path!(), format_args!("userfaultfd: {error}"));
