@@ -149,11 +149,10 @@ fn a_snapshot_is_shared_with_its_guest() {
     let fleet = Fleet::up(FLEET);
     let taken = fleet.ok(&["snapshot", "web", "warm", "--json"]).json();
     assert!(taken["captured"]["copied_pages"].as_u64() > Some(5000), "{taken}");
+    // What is left are bridged gaps, and what the guest wrote meanwhile.
     eventually("the guest has merged with its image", || {
-        fleet.status(&[])["ledger"]["private"].as_u64() < Some(500)
+        fleet.status(&[])["ledger"]["overhead"]["held_by_images"].as_u64() < Some(1000)
     });
-    let held = fleet.status(&[])["ledger"]["overhead"]["held_by_images"].as_u64();
-    assert!(held < Some(1000), "{held:?} pages are the image's alone");
     let again = fleet.ok(&["snapshot", "web", "again", "--json"]).json();
     let pages = |key: &str| again["captured"][key].as_u64();
     assert!(pages("copied_pages") < Some(500) && pages("referenced_pages") > Some(5000), "{again}");
