@@ -95,8 +95,7 @@ impl ImageSlabs {
             let shared = lock_state(&self.0);
             shared.domains.iter().find(|now| now.domain == domain)?.files.clone()
         };
-        let found = os::lock(&files).get(&inode).cloned();
-        found
+        os::lock(&files).get(&inode).cloned()
     }
 }
 
