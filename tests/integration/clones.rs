@@ -89,6 +89,13 @@ impl Fleet {
         found.expect("its process")
     }
 
+    fn kill_daemon(&self) {
+        let daemon =
+            || self.sandbox.processes().into_iter().find(|p| p.args.split(' ').nth(1) == Some("host"));
+        daemon().expect("a daemon").kill();
+        eventually("the daemon is gone", || daemon().is_none());
+    }
+
     fn com2(&self, name: &str) -> Client {
         Client::connect(&self.sandbox.runtime_dir().join(format!("fleets/clones/{name}.com2")))
     }
@@ -139,6 +146,22 @@ fn clones_go_on_and_are_guests_as_others_are() {
         assert!(right, "{n}: {verified}");
     }
     assert_eq!(fleet.status(&["--audit"])["audit"]["residue_pages"], 0);
+    fleet.down();
+}
+
+#[test]
+fn guests_of_a_fleet_file_go_on_from_one_of_it() {
+    require_slabs!();
+    let fleet = Fleet::up(&format!("{FLEET}[[guest]]\nname = \"c\"\ncount = 3\nfrom = \"web\"\n"));
+    assert_eq!(fleet.names(), ["web", "c-0", "c-1", "c-2"]);
+    assert!(fleet.guests()[1..].iter().all(|guest| guest["clone_of"] == "web"));
+    fleet.verify();
+    // One that has ended goes on, under the next daemon, from where the guest is then.
+    fleet.vm("c-1").kill();
+    fleet.kill_daemon();
+    fleet.come_up();
+    assert_eq!(fleet.names(), ["web", "c-0", "c-1", "c-2"]);
+    fleet.verify();
     fleet.down();
 }
 
@@ -260,11 +283,7 @@ fn a_later_daemon_takes_clones_over() {
     require_slabs!();
     let fleet = Fleet::up(FLEET);
     let _ = fleet.ok(&["clone", "web", "--count", "3"]);
-    let daemon = fleet.sandbox.processes().into_iter().find(|p| p.args.split(' ').nth(1) == Some("host"));
-    daemon.expect("a daemon").kill();
-    eventually("the daemon is gone", || {
-        !fleet.sandbox.processes().iter().any(|p| p.args.split(' ').nth(1) == Some("host"))
-    });
+    fleet.kill_daemon();
     let before: BTreeSet<i32> = fleet.sandbox.processes().iter().map(|p| p.pid).collect();
     fleet.come_up();
     assert_eq!(fleet.names().len(), 4);

@@ -104,6 +104,7 @@ impl Daemon {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let filled = self.fleet().fill(watch);
+                let filled = filled.and_then(|()| self.fleet().start_from(watch));
                 let filled = filled.and_then(|()| self.status());
                 // Without all of its guests it is not the fleet that was asked for.
                 if filled.is_err() {

@@ -85,7 +85,7 @@ impl Fleet {
         watch: &Watch,
     ) -> Result<Self, HostError> {
         let mut fleet = Self::ready(spec, engine, dir, lifetime, watch)?;
-        match fleet.fill(watch) {
+        match fleet.fill(watch).and_then(|()| fleet.start_from(watch)) {
             Ok(()) => Ok(fleet),
             Err(e) => {
                 fleet.stop_started();
@@ -208,7 +208,8 @@ impl Fleet {
             self.register(guest);
         }
         for (n, spec) in self.spec.guests.clone().iter().enumerate() {
-            if !self.guests.iter().any(|guest| guest.number == n) {
+            // Clones are started when their origins are ready and have filled their memory.
+            if spec.clone_of.is_none() && !self.guests.iter().any(|guest| guest.number == n) {
                 self.start(spec, n, None)?;
             }
         }

@@ -1,12 +1,13 @@
 //! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
 
 mod drive;
+mod from;
 mod metrics;
 mod open;
 mod overcommit;
 mod reservation;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +103,28 @@ pub enum SpecError {
         /// What is wrong.
         #[source]
         source: ReservationError,
+    },
+    /// A clone of what cannot be cloned.
+    #[error(
+        "guest {guest}: from = {from:?}, {why}: expected a guest of this file that boots, such as from = \"web\""
+    )]
+    From {
+        /// The clone.
+        guest: String,
+        /// Its origin.
+        from: String,
+        /// What is wrong with that.
+        why: &'static str,
+    },
+    /// A clone that is to be other than its origin.
+    #[error(
+        "guest {guest}: it has `from`, and is as its origin is: `{key}` is not possible beside it, only `count` is"
+    )]
+    FromKey {
+        /// The clone.
+        guest: String,
+        /// What was said besides.
+        key: String,
     },
     /// An initrd without a kernel.
     #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
@@ -313,6 +336,7 @@ fn default_engine() -> EngineName {
 struct GuestKeys {
     name: Option<String>,
     count: Option<u16>,
+    from: Option<String>,
     memory: Option<String>,
     cpus: Option<u8>,
     kernel: Option<PathBuf>,
@@ -357,10 +381,11 @@ impl TryFrom<GuestKeys> for Defaults {
     type Error = &'static str;
 
     fn try_from(keys: GuestKeys) -> Result<Self, &'static str> {
-        match (&keys.name, &keys.count) {
-            (None, None) => Ok(Self(keys)),
-            (Some(_), _) => Err("unknown field `name`: each [[guest]] has its own, and none is for all"),
-            (None, Some(_)) => Err("unknown field `count`: it belongs to a [[guest]]"),
+        match (&keys.name, &keys.count, &keys.from) {
+            (None, None, None) => Ok(Self(keys)),
+            (Some(_), ..) => Err("unknown field `name`: each [[guest]] has its own, and none is for all"),
+            (None, Some(_), _) => Err("unknown field `count`: it belongs to a [[guest]]"),
+            (None, None, Some(_)) => Err("unknown field `from`: it belongs to a [[guest]]"),
         }
     }
 }
@@ -409,8 +434,11 @@ impl FleetSpec {
     /// Checks `file`, whose relative paths begin at `dir`.
     pub fn of(file: FleetFile, dir: &Path) -> Result<Self, SpecError> {
         check_name(&file.name)?;
-        let mut guests = Vec::new();
+        let (mut guests, mut from) = (Vec::new(), BTreeMap::new());
         for named in &file.guest {
+            if named.keys.from.is_some() {
+                from::check_keys(&named.name, &named.keys)?;
+            }
             // The file said it and it was read: this does not fail.
             let keys = named.keys.over(&file.defaults.0).map_err(toml::de::Error::custom)?;
             let copies = keys.count.map_or(1, usize::from);
@@ -422,9 +450,13 @@ impl FleetSpec {
                     None => named.name.clone(),
                     Some(_) => format!("{}-{n}", named.name),
                 };
+                if let Some(origin) = &keys.from {
+                    from.insert(name.clone(), origin.clone());
+                }
                 guests.push(one_guest(name, &keys, &file.name, dir)?);
             }
         }
+        from::resolve(&mut guests, &from)?;
         let open = file.open.clone().map(|open| open.checked(dir)).transpose()?;
         match &open {
             None if guests.is_empty() => return Err(SpecError::NoGuests),

@@ -158,10 +158,39 @@ impl Fleet {
             self.pledge.set(super::promises(&self.spec))?;
         }
         let first = self.guests.iter().map(|guest| guest.number + 1).max().unwrap_or(0);
-        let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
-        for (number, spec) in (first..).zip(specs) {
+        self.go_on((first..).zip(specs), image, watch)
+    }
+
+    /// Starts those guests of the fleet file that go on from others of it, and waits until each has answered. Those run, and have filled
+    /// their memory.
+    pub(crate) fn start_from(&mut self, watch: &Watch) -> Result<(), HostError> {
+        let mut wanted: BTreeMap<String, Vec<(usize, GuestSpec)>> = BTreeMap::new();
+        for (number, spec) in self.spec.guests.iter().enumerate() {
+            let runs = self.guests.iter().any(|guest| guest.number == number);
+            if let Some(origin) = spec.clone_of.clone().filter(|_| !runs) {
+                wanted.entry(origin).or_default().push((number, spec.clone()));
+            }
+        }
+        for (origin, clones) in wanted {
+            let image = Arc::new(self.capture(&origin)?);
+            self.go_on(clones.into_iter(), &image, watch)?;
+        }
+        self.guests.sort_by_key(|guest| guest.number);
+        Ok(())
+    }
+
+    /// Starts these, by their numbers, and waits until each has answered.
+    fn go_on(
+        &mut self,
+        clones: impl Iterator<Item = (usize, GuestSpec)>,
+        image: &Arc<Image>,
+        watch: &Watch,
+    ) -> Result<(), HostError> {
+        let mut names: Vec<String> = Vec::new();
+        for (number, spec) in clones {
             watch.check()?;
             self.start(&spec, number, Some(image))?;
+            names.push(spec.name);
         }
         let is_new = |guest: &Guest| names.contains(&guest.spec.name);
         self.each(|guest| if is_new(guest) { guest.wait_answer(watch) } else { Ok(()) })?;

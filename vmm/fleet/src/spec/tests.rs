@@ -27,6 +27,33 @@ fn defaults_count_and_paths() {
 }
 
 #[test]
+fn guests_go_on_from_others_of_the_file() {
+    let text = "name = 'f'\n[defaults]\nmemory = '64M'\n[[guest]]\nname = 'c'\ncount = 2\nfrom = 'web'\n\
+                [[guest]]\nname = 'web'\nmemory = '32M'\ndomain = 'd'\nfill = { unique = 100 }\n";
+    let fleet = parse(text).unwrap();
+    let [a, b, web] = &fleet.guests[..] else { panic!("{fleet:?}") };
+    assert_eq!((&*a.name, &*b.name, &*web.name), ("c-0", "c-1", "web"));
+    assert_eq!((a.clone_of.as_deref(), web.clone_of.as_deref()), (Some("web"), None));
+    assert_eq!((a.vm.memory_bytes, &*a.domain, a.fill), (32 << 20, "d", web.fill));
+    for (key, said) in [
+        ("from = 'nosuch'", "guest c-0: from = \"nosuch\", which is no guest of this file"),
+        ("from = 'c-1'", "which is a clone itself"),
+        (
+            "from = 'web'\nmemory = '64M'",
+            "guest c: it has `from`, and is as its origin is: `memory` is not possible",
+        ),
+        ("from = 'web'\ndomain = 'e'", "`domain` is not possible"),
+    ] {
+        let error = parse(&text.replace("from = 'web'", key)).unwrap_err();
+        assert!(error.contains(said), "{key}: {error}");
+    }
+    let writes = text.replace("domain = 'd'", "drives = [{ path = 'a.img' }]");
+    assert!(parse(&writes).unwrap_err().contains("a drive that it may write"));
+    let defaults = text.replace("memory = '64M'", "from = 'web'");
+    assert!(parse(&defaults).unwrap_err().contains("unknown field `from`"));
+}
+
+#[test]
 fn a_guest_may_decompress_its_own_kernel() {
     // The old name of the key still works, and either name overrides the other in `[defaults]`.
     let text = "name = 'f'\n[defaults]\nkernel = 'k'\nunpack = 'guest'\n[[guest]]\nname = 'a'\n\
