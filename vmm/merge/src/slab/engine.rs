@@ -16,6 +16,7 @@ use super::counters::{Counters, now_ns};
 use super::hub::{Applicant, Hub, Member, SharedState, lock_state};
 use super::matchmaker::PageHash;
 use super::pins::Pins;
+use super::refusal::Refusal;
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
 use measure::Space;
@@ -206,7 +207,7 @@ impl Engine for SlabEngine {
         lock_state(&self.shared).applicants.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn refuse(&mut self, applicant: u64, why: String) {
+    fn refuse(&mut self, applicant: u64, why: Refusal) {
         lock_state(&self.shared).refused.push((applicant, why));
         self.poke();
     }

@@ -15,6 +15,7 @@ use super::counters::{Counters, now_ns};
 use super::domain::{Domain, Published, SlabFiles};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPlace};
 use super::pins::Pins;
+use super::refusal::{ErrorKind, Refusal};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
 use super::yielding::Yielding;
 use memory::PAGE_BYTES;
@@ -64,7 +65,7 @@ pub struct SharedState {
     /// VMs that apply, and wait to be admitted or refused. None: applications are not looked at, and wait.
     pub applicants: Option<Vec<Applicant>>,
     /// Connections that are to end, and why.
-    pub refused: Vec<(u64, String)>,
+    pub refused: Vec<(u64, Refusal)>,
     /// How to merge; None: not yet.
     pub settings: Option<Settings>,
     /// What is known of the agents that are there.
@@ -122,6 +123,8 @@ struct Peer {
     /// Its number, which is never used again.
     serial: u64,
     pid: u32,
+    /// Its protocol's: see [`VERSION`](super::wire::VERSION).
+    version: u32,
     state: State,
     waiting: VecDeque<Packet>,
     /// Slabs that were sent to it, or by it.
@@ -196,7 +199,7 @@ impl Hub {
             if ready[0] {
                 match self.poke.read(&mut [0; 64]) {
                     Ok(0) => return,
-                    _ => self.board_changed(),
+                    _ => self.state_changed(),
                 }
             }
             let mut gone = Vec::new();
@@ -241,6 +244,7 @@ impl Hub {
                 link,
                 serial: self.next_serial,
                 pid: credentials.pid.as_raw_nonzero().get().cast_unsigned(),
+                version: 0,
                 state: State::New,
                 waiting: VecDeque::new(),
                 knows: HashSet::new(),
@@ -252,13 +256,16 @@ impl Hub {
     }
 
     /// There are new members, some were refused, or there are new settings.
-    fn board_changed(&mut self) {
+    fn state_changed(&mut self) {
         let refused = std::mem::take(&mut lock_state(&self.shared).refused);
-        for (serial, why) in refused {
+        for (serial, mut refusal) in refused {
             let waits = |peer: &Peer| peer.serial == serial && matches!(peer.state, State::Waiting(_));
             if let Some(at) = self.peers.iter().position(waits) {
                 self.peers[at].state = State::Refused;
-                self.tell(at, Message::Refused(why), None);
+                if self.peers[at].version == 0 {
+                    refusal.kind = ErrorKind::Unsaid;
+                }
+                self.tell(at, Message::Refused(refusal), None);
             }
         }
         (0..self.peers.len()).for_each(|at| self.admit(at));
@@ -349,7 +356,8 @@ impl Hub {
             };
             match self.peers[at].state {
                 State::New => match message {
-                    Message::Hello(pages) => {
+                    Message::Hello(version, pages) => {
+                        self.peers[at].version = version;
                         self.peers[at].state = State::Waiting(pages);
                         self.admit(at);
                         self.apply(at, pages)?;
