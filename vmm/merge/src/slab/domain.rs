@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
 use super::credit::Credit;
-use super::hub::DomainNow;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPlace};
 use super::pins::Pins;
+use super::shared_state::DomainNow;
 use super::wire::{Live, MAX_OPEN_SLABS};
 use memory::slab::{Draft, Slab};
 

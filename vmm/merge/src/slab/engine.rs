@@ -13,10 +13,11 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, now_ns};
-use super::hub::{Applicant, Hub, Member, SharedState, lock_state};
+use super::hub::Hub;
 use super::matchmaker::PageHash;
 use super::pins::Pins;
 use super::refusal::Refusal;
+use super::shared_state::{Applicant, Member, SharedState, lock_state};
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
 use measure::Space;
