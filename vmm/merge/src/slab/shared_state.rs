@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
 
 use os::Process;
 
 use super::counters::Counters;
-use super::domain::SlabFiles;
+use super::domain::DomainNow;
 use super::pins::Pins;
 use super::refusal::Refusal;
 use super::wire::Settings;
@@ -57,25 +56,6 @@ pub struct SharedState {
     pub pins: Pins,
     /// Processor time of the hub.
     pub cpu_seconds: f64,
-}
-
-/// One domain.
-#[derive(Clone, Debug, Default)]
-pub struct DomainNow {
-    /// The domain's name.
-    pub domain: String,
-    /// How many there are, now.
-    pub slabs: usize,
-    /// Their pages, now.
-    pub pages: u64,
-    /// Of these, how many were in use when that was looked at, and how many were not.
-    pub live_and_dead_pages: (u64, u64),
-    /// When it was; None: not yet.
-    pub looked: Option<Instant>,
-    /// See [`super::credit::Credit::watch_pages`].
-    pub watch_pages: u64,
-    /// Their files.
-    pub files: SlabFiles,
 }
 
 /// One agent that is there.
