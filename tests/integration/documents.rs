@@ -146,6 +146,7 @@ fn every_request_reply_and_error_of_the_sockets_is_in_the_reference() {
     use machine::control;
     let text = document("resources/docs/reference/control-protocols.md");
     let (vm, daemon) = text.split_once("\n## The daemon's socket").expect("two sections");
+    let (daemon, merge) = daemon.split_once("\n## The merge socket").expect("three sections");
     let name = |kind: serde_json::Result<Value>| kind.expect("JSON").as_str().expect("a name").to_owned();
     let nosuch = r#"{"nosuch":1}"#;
     assert_protocol(
@@ -163,6 +164,10 @@ fn every_request_reply_and_error_of_the_sockets_is_in_the_reference() {
         expected(serde_json::from_str::<status::Reply>(nosuch).expect_err("no reply")),
         status::ErrorKind::ALL.iter().map(|(kind, says)| (name(serde_json::to_value(kind)), *says)).collect(),
     );
+    for (number, (kind, meaning)) in (1..).zip(merge::slab::ErrorKind::ALL) {
+        let row = format!("| {number} | `{}` |{meaning} |", name(serde_json::to_value(kind)));
+        assert!(merge.lines().any(|line| line == row), "no row {row}");
+    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn vms_that_others_start_join_are_merged_and_leave() {
 }
 
 #[test]
-fn vms_of_nobody_known_are_refused_and_told_why() {
+fn unknown_vms_are_refused_with_the_reason() {
     require_slabs!();
     let sandbox = Sandbox::new();
     let file = sandbox.file("open.toml");
@@ -99,6 +99,7 @@ fn vms_of_nobody_known_are_refused_and_told_why() {
     let vm = Vm::start(&sandbox, "stranger", &["--memory", "32M", "--name", "stranger", "--merge", merge]);
     let said = "belongs to no domain of fleet closed: the table [open] of its file says who does";
     eventually("the VM is notified", || vm.running().stderr_so_far().contains(said));
+    eventually("its kind is known", || vm.running().stderr_so_far().contains("kind=NoDomain"));
     eventually("the daemon says it", || daemon.stderr_so_far().contains(said));
     let (pid, uid) = (vm.running().pid(), rustix::process::getuid().as_raw());
     let words = format!("process {pid} of user {uid} is refused: user {uid}");

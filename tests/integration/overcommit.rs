@@ -74,7 +74,7 @@ fn the_ledger_adds_up_and_its_audit_finds_nothing() {
 }
 
 #[test]
-fn who_does_not_fit_is_not_let_in_and_nothing_is_left() {
+fn a_guest_that_does_not_fit_is_not_admitted_and_nothing_is_left() {
     let sandbox = Sandbox::new();
     let _alone = swap_alone();
     // Swap is cover, too.

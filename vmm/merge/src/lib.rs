@@ -40,7 +40,7 @@ pub trait Engine: Send {
     }
 
     /// Refuses an applicant, by the number of its connection, and sends it the reason.
-    fn refuse(&mut self, _applicant: u64, _why: String) {}
+    fn refuse(&mut self, _applicant: u64, _why: slab::Refusal) {}
 
     /// The process of a guest that was admitted has ended.
     fn remove(&mut self, _guest: &str) {}

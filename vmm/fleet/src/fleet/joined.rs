@@ -11,14 +11,14 @@ use machine::VmConfig;
 use machine::control::Request;
 use memory::PAGE_BYTES;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
-use merge::slab::Applicant;
+use merge::slab::{Applicant, ErrorKind, Refusal};
 use os::Process;
 
 /// How many refusals are remembered.
 const MAX_REFUSED: usize = 1024;
 
 impl Fleet {
-    /// Deals with those who have come since the last time, and with those who have gone. True if there were any.
+    /// Registers the VMs that have applied since the last time, and removes those that have ended. True if there were any.
     pub(crate) fn let_join(&mut self) -> bool {
         if self.spec.open.is_none() {
             return false;
@@ -28,14 +28,15 @@ impl Fleet {
             let (serial, pid, uid) = (applicant.serial, applicant.process.pid(), applicant.uid);
             match self.join(applicant) {
                 Ok(()) => changed = true,
-                Err(why) => {
+                Err(refusal) => {
+                    let why = &refusal.text;
                     if self.refused.len() >= MAX_REFUSED {
                         self.refused.clear();
                     }
-                    if self.refused.insert(pid, why.clone()).as_ref() != Some(&why) {
+                    if self.refused.insert(pid, why.clone()).as_ref() != Some(why) {
                         tracing::warn!("process {pid} of user {uid} is refused: {why}");
                     }
-                    self.engine.refuse(serial, why);
+                    self.engine.refuse(serial, refusal);
                 }
             }
         }
@@ -45,7 +46,7 @@ impl Fleet {
         changed
     }
 
-    /// Lets those run again that were suspended and that outlive the fleet.
+    /// Resumes suspended guests that outlive the fleet.
     pub(crate) fn resume_joined(&mut self, suspended: impl Fn(&str) -> bool) {
         for guest in self.guests.iter().filter(|guest| guest.has_joined() && suspended(&guest.spec.name)) {
             if let Err(error) = guest.control(&Request::Resume) {
@@ -54,7 +55,7 @@ impl Fleet {
         }
     }
 
-    /// Those that have ended are not missed: nobody here said that they should be.
+    /// Removes guests that have ended; they are not started again, as the file does not name them.
     fn see_off(&mut self) -> bool {
         let mut gone = Vec::new();
         for guest in self.guests.iter_mut().filter(|guest| guest.has_joined()) {
@@ -71,29 +72,41 @@ impl Fleet {
         !gone.is_empty()
     }
 
-    /// Takes one in, or says why not. It runs and has its memory, whether we like it or not: no admission is asked, and it counts.
-    fn join(&mut self, applicant: Applicant) -> Result<(), String> {
+    /// Registers one. It runs and has its memory already, so there is no admission, and its memory counts.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    fn join(&mut self, applicant: Applicant) -> Result<(), Refusal> {
         let Applicant { uid, process, pages, .. } = applicant;
         let (pid, cgroup, arguments) = (process.pid(), cgroup(&process), process.arguments());
         let open = self.spec.open.clone().unwrap_or_default();
         let domain = open.domain(&self.spec.name, uid, &cgroup).ok_or_else(|| {
-            format!(
-                "user {uid}, control group {cgroup}, belongs to no domain of fleet {}: the table [open] of its file says who does",
-                self.spec.name
+            let fleet = &self.spec.name;
+            Refusal::new(
+                ErrorKind::NoDomain,
+                format!(
+                    "user {uid}, control group {cgroup}, belongs to no domain of fleet {fleet}: the table [open] of its file says who does"
+                ),
             )
         })?;
-        let control = control(pid, &arguments).ok_or(
-            "it has no control socket, by which its memory is measured and managed: start it with --control PATH",
-        )?;
+        let control = control(pid, &arguments).ok_or_else(|| {
+            Refusal::new(
+                ErrorKind::NoControl,
+                "it has no control socket, by which its memory is measured and managed: start it with --control PATH",
+            )
+        })?;
         let memory_bytes =
             pages.checked_mul(PAGE_BYTES).filter(|b| (MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(b));
-        let memory_bytes = memory_bytes.ok_or_else(|| format!("it says that it has {pages} pages"))?;
+        let memory_bytes = memory_bytes.ok_or_else(|| {
+            Refusal::new(ErrorKind::MemorySize, format!("it says that it has {pages} pages"))
+        })?;
         if self.guests.len() >= MAX_GUESTS {
-            return Err(format!("fleet {} has {MAX_GUESTS} guests, the most there may be", self.spec.name));
+            let full = format!("fleet {} has {MAX_GUESTS} guests, the most there may be", self.spec.name);
+            return Err(Refusal::new(ErrorKind::FleetFull, full));
         }
         // What ended meanwhile was another's file that we looked at.
         if process.has_ended() {
-            return Err("it has ended".into());
+            return Err(Refusal::new(ErrorKind::Ended, "it has ended"));
         }
         let name = self.free_name(pid, &arguments);
         let vm = VmConfig { memory_bytes, control: Some(control.clone()), ..VmConfig::default() };

@@ -14,8 +14,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::counters::{Counters, now_ns};
 use super::matchmaker::{PageHash, SlabPlace};
 use super::merger::{Merger, Work};
+use super::refusal::Refusal;
 use super::watcher::Watcher;
-use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings};
+use super::wire::{Link, MAX_OPEN_SLABS, Message, OFFER_PAGES, Settings, VERSION};
 use measure::tag::TagKey;
 use memory::page_buffer::PageBuffer;
 use memory::ram::Ram;
@@ -39,6 +40,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 const IDLE: Duration = Duration::from_millis(150);
 /// The least time from one such count to the next; and as a multiple of what a count takes.
 const COUNT_EVERY: (Duration, u32) = (Duration::from_secs(2), 200);
+
+/// The matchmaker does not admit the guest.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.text.replace(char::is_control, " "))]
+struct Refused(Refusal);
 
 /// The agent of one VM.
 pub struct Agent {
@@ -139,7 +145,9 @@ impl Agent {
                 }
                 // Its file may be another one later.
                 if refused != why {
-                    tracing::warn!("pages are not merged: {}: {why}", socket.display());
+                    let refusal = error.get_ref().and_then(|error| error.downcast_ref::<Refused>());
+                    let kind = refusal.map(|Refused(refusal)| tracing::field::debug(refusal.kind));
+                    tracing::warn!(kind, "pages are not merged: {}: {why}", socket.display());
                     refused = why;
                 }
                 thread::sleep(REFUSED_RETRY);
@@ -151,14 +159,11 @@ impl Agent {
 
     /// Says hello to a matchmaker, and gives it what is left of an earlier one.
     fn greet(&mut self, mut link: Link) -> io::Result<Session> {
-        link.send(&Message::Hello(self.pages), NO_FILE)?;
+        link.send(&Message::Hello(VERSION, self.pages), NO_FILE)?;
         let key = match link.receive()?.0 {
             Message::Key(key) => key,
-            Message::Refused(why) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::PermissionDenied,
-                    why.replace(char::is_control, " "),
-                ));
+            Message::Refused(refusal) => {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refused(refusal)));
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         };

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use super::compaction::{Allowance, MOST_DRAFTS, Sparse, Usage, Verdict, together};
 use super::credit::Credit;
-use super::hub::DomainNow;
 use super::matchmaker::{DRAFT_PAGES, GuestId, Matchmaker, Orders, PageHash, SlabPlace};
 use super::pins::Pins;
 use super::wire::{Live, MAX_OPEN_SLABS};
@@ -60,6 +59,25 @@ struct OpenSlab {
 
 /// The slabs of a domain by the number of their file, with their pages, for another thread to look up.
 pub type SlabFiles = Arc<Mutex<HashMap<u64, (Arc<File>, u64)>>>;
+
+/// One domain.
+#[derive(Clone, Debug, Default)]
+pub struct DomainNow {
+    /// The domain's name.
+    pub domain: String,
+    /// How many there are, now.
+    pub slabs: usize,
+    /// Their pages, now.
+    pub pages: u64,
+    /// Of these, how many were in use when that was looked at, and how many were not.
+    pub live_and_dead_pages: (u64, u64),
+    /// When it was; None: not yet.
+    pub looked: Option<Instant>,
+    /// See [`super::credit::Credit::watch_pages`].
+    pub watch_pages: u64,
+    /// Their files.
+    pub files: SlabFiles,
+}
 
 /// What is to be done about slabs that are used little or not at all.
 #[derive(Debug, Default, PartialEq, Eq)]

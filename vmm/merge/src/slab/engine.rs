@@ -13,9 +13,11 @@ use rustix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, now_ns};
-use super::hub::{Applicant, Hub, Member, SharedState, lock_state};
+use super::hub::Hub;
 use super::matchmaker::PageHash;
 use super::pins::Pins;
+use super::refusal::Refusal;
+use super::shared_state::{Applicant, Member, SharedState, lock_state};
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
 use measure::Space;
@@ -206,7 +208,7 @@ impl Engine for SlabEngine {
         lock_state(&self.shared).applicants.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn refuse(&mut self, applicant: u64, why: String) {
+    fn refuse(&mut self, applicant: u64, why: Refusal) {
         lock_state(&self.shared).refused.push((applicant, why));
         self.poke();
     }

@@ -1,25 +1,26 @@
 //! The hub: one thread in the host that serves the agents of a fleet. It maps no guest memory and reads none.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, sockopt};
 use rustix::time::ClockId;
 
 use super::counters::{Counters, now_ns};
-use super::domain::{Domain, Published, SlabFiles};
+use super::domain::{Domain, Published};
 use super::matchmaker::{GuestId, Orders, PageHash, SlabPlace};
-use super::pins::Pins;
+use super::refusal::ErrorKind;
+use super::shared_state::{Applicant, Member, Session, SharedState, lock_state};
 use super::wire::{Link, Live, MERGE_RUNS, Message, Settings};
 use super::yielding::Yielding;
 use memory::PAGE_BYTES;
 use memory::layout::MAX_RAM_BYTES;
-use os::{Peer as PeerOf, Process};
+use os::Peer as PeerOf;
 
 /// Agents at a time; more are disconnected.
 const MAX_AGENTS: usize = 1024;
@@ -32,88 +33,6 @@ const PAGES_BETWEEN_YIELDS: usize = 256;
 /// Packets of one agent that are dealt with before the next one's turn.
 const TURN: usize = 16;
 
-/// A guest whose pages may be merged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Its name.
-    pub name: String,
-    /// Its trust domain.
-    pub domain: String,
-    /// Pages of its RAM.
-    pub pages: u64,
-}
-
-/// A VM that says hello and is no member.
-#[derive(Debug)]
-pub struct Applicant {
-    /// The number of its connection.
-    pub serial: u64,
-    /// Its user.
-    pub uid: u32,
-    /// Its process.
-    pub process: Process,
-    /// Pages of its RAM, as it says.
-    pub pages: u64,
-}
-
-/// What the hub and the engine share.
-#[derive(Default)]
-pub struct SharedState {
-    /// The members, by process; None: every process that connects is one, all in one domain.
-    pub members: Option<HashMap<u32, Member>>,
-    /// VMs that apply, and wait to be admitted or refused. None: applications are not looked at, and wait.
-    pub applicants: Option<Vec<Applicant>>,
-    /// Connections that are to end, and why.
-    pub refused: Vec<(u64, String)>,
-    /// How to merge; None: not yet.
-    pub settings: Option<Settings>,
-    /// What is known of the agents that are there.
-    pub sessions: BTreeMap<u64, Session>,
-    /// What is known of each domain.
-    pub domains: Vec<DomainNow>,
-    /// Pages of all slabs, in use or not, but for those of images.
-    pub slab_pages: u64,
-    /// The slabs of images.
-    pub pins: Pins,
-    /// Processor time of the hub.
-    pub cpu_seconds: f64,
-}
-
-/// One domain.
-#[derive(Clone, Debug, Default)]
-pub struct DomainNow {
-    /// The domain's name.
-    pub domain: String,
-    /// How many there are, now.
-    pub slabs: usize,
-    /// Their pages, now.
-    pub pages: u64,
-    /// Of these, how many were in use when that was looked at, and how many were not.
-    pub live_and_dead_pages: (u64, u64),
-    /// When it was; None: not yet.
-    pub looked: Option<Instant>,
-    /// See [`super::credit::Credit::watch_pages`].
-    pub watch_pages: u64,
-    /// Their files.
-    pub files: SlabFiles,
-}
-
-/// One agent that is there.
-#[derive(Clone, Debug, Default)]
-pub struct Session {
-    /// The guest's name; empty where there is no list of members.
-    pub name: String,
-    /// Its domain.
-    pub domain: String,
-    /// What it said last.
-    pub counters: Counters,
-}
-
-/// Locks what is shared.
-pub fn lock_state(shared: &Mutex<SharedState>) -> MutexGuard<'_, SharedState> {
-    os::lock(shared)
-}
-
 /// A packet that is on its way to an agent.
 type Packet = (Message, Option<Arc<File>>);
 
@@ -122,6 +41,8 @@ struct Peer {
     /// Its number, which is never used again.
     serial: u64,
     pid: u32,
+    /// Its protocol's: see [`VERSION`](super::wire::VERSION).
+    version: u32,
     state: State,
     waiting: VecDeque<Packet>,
     /// Slabs that were sent to it, or by it.
@@ -196,7 +117,7 @@ impl Hub {
             if ready[0] {
                 match self.poke.read(&mut [0; 64]) {
                     Ok(0) => return,
-                    _ => self.board_changed(),
+                    _ => self.state_changed(),
                 }
             }
             let mut gone = Vec::new();
@@ -241,6 +162,7 @@ impl Hub {
                 link,
                 serial: self.next_serial,
                 pid: credentials.pid.as_raw_nonzero().get().cast_unsigned(),
+                version: 0,
                 state: State::New,
                 waiting: VecDeque::new(),
                 knows: HashSet::new(),
@@ -252,13 +174,16 @@ impl Hub {
     }
 
     /// There are new members, some were refused, or there are new settings.
-    fn board_changed(&mut self) {
+    fn state_changed(&mut self) {
         let refused = std::mem::take(&mut lock_state(&self.shared).refused);
-        for (serial, why) in refused {
+        for (serial, mut refusal) in refused {
             let waits = |peer: &Peer| peer.serial == serial && matches!(peer.state, State::Waiting(_));
             if let Some(at) = self.peers.iter().position(waits) {
                 self.peers[at].state = State::Refused;
-                self.tell(at, Message::Refused(why), None);
+                if self.peers[at].version == 0 {
+                    refusal.kind = ErrorKind::Unsaid;
+                }
+                self.tell(at, Message::Refused(refusal), None);
             }
         }
         (0..self.peers.len()).for_each(|at| self.admit(at));
@@ -349,7 +274,8 @@ impl Hub {
             };
             match self.peers[at].state {
                 State::New => match message {
-                    Message::Hello(pages) => {
+                    Message::Hello(version, pages) => {
+                        self.peers[at].version = version;
                         self.peers[at].state = State::Waiting(pages);
                         self.admit(at);
                         self.apply(at, pages)?;

@@ -16,11 +16,14 @@ mod index;
 pub mod matchmaker;
 mod merger;
 pub mod pins;
+mod refusal;
+mod shared_state;
 mod watcher;
 mod wire;
 mod yielding;
 
 pub use counters::Counters;
-pub use hub::Applicant;
 pub use pins::Pins;
+pub use refusal::{ErrorKind, Refusal};
+pub use shared_state::Applicant;
 pub use wire::OFFER_PAGES;

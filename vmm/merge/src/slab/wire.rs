@@ -12,6 +12,7 @@ use rustix::net::SocketAddrUnix;
 
 use super::counters::Counters;
 use super::matchmaker::{DRAFT_PAGES, PageHash, Run, SlabPlace};
+use super::refusal::{ErrorKind, Refusal};
 use memory::{PageNo, PageSet, SlabPage};
 
 /// Pages in one offer.
@@ -20,6 +21,9 @@ pub const OFFER_PAGES: usize = 4096;
 pub const MERGE_RUNS: usize = 1024;
 /// Slabs of a domain that are open at a time, 32 GiB: each is a descriptor in the host and in every agent that merges with it.
 pub const MAX_OPEN_SLABS: usize = 4096;
+/// What an agent of this build understands: 1 is a refusal's kind. It stands in `Hello` where other packets have a slab's number
+/// and earlier builds have, and read, nothing.
+pub const VERSION: u32 = 1;
 /// The longest reason for which an agent is refused, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
 /// Words of the longest packet.
@@ -49,8 +53,8 @@ pub struct Settings {
 /// A packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Agent: the pages of its guest.
-    Hello(u64),
+    /// Agent: its [`VERSION`], 0 in earlier builds, and the pages of its guest.
+    Hello(u32, u64),
     /// Host: the key of the domain's hashes.
     Key(u64),
     /// Host: merge from now on, with these settings.
@@ -85,8 +89,8 @@ pub enum Message {
     LiveEnd(u64),
     /// Agent: what it has done.
     Report(Box<Counters>),
-    /// Host: the guest is not admitted, for this reason.
-    Refused(String),
+    /// Host: the guest is not admitted, for this reason. Its kind is only for agents from version 1 on.
+    Refused(Refusal),
 }
 
 impl Message {
@@ -97,7 +101,7 @@ impl Message {
         };
         let with = |first: u64, rest: &[u64]| [&[first], rest].concat();
         match self {
-            Self::Hello(pages) => vec![0, *pages],
+            Self::Hello(version, pages) => vec![of(0, *version), *pages],
             Self::Key(key) => vec![1, *key],
             Self::Offer(pages) => [2].into_iter().chain(pages.iter().flat_map(|(p, h)| [p.0, *h])).collect(),
             Self::Done => vec![3],
@@ -125,12 +129,14 @@ impl Message {
             Self::Named(slab) => vec![of(15, *slab)],
             Self::Live(slab, live) => with(of(16, *slab), live.words()),
             Self::LiveEnd(orders) => vec![17, *orders],
-            Self::Refused(why) => {
+            Self::Refused(Refusal { kind, text: why }) => {
                 let end = (0..=why.len().min(MAX_REASON_BYTES)).rev().find(|end| why.is_char_boundary(*end));
                 let why = &why.as_bytes()[..end.unwrap_or(0)];
                 let word =
                     |bytes: &[u8]| bytes.iter().rev().fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
-                [of(18, why.len() as u32)].into_iter().chain(why.chunks(8).map(word)).collect()
+                // The length needs 11 bits of the 32; the kind is above it.
+                let head = u32::from(kind.code()) << 16 | why.len() as u32;
+                [of(18, head)].into_iter().chain(why.chunks(8).map(word)).collect()
             }
         }
     }
@@ -144,7 +150,7 @@ impl Message {
         };
         let hashes = |words: &[u64]| (words.len() <= DRAFT_PAGES).then(|| words.to_vec());
         Some(match (first & 0xff, rest) {
-            (0, [pages]) => Self::Hello(*pages),
+            (0, [pages]) => Self::Hello(slab, *pages),
             (1, [key]) => Self::Key(*key),
             (2, pages) if pages.len() <= 2 * OFFER_PAGES => {
                 let (pairs, []) = pages.as_chunks::<2>() else { return None };
@@ -180,12 +186,12 @@ impl Message {
             (16, words) if words.len() == LIVE_WORDS => Self::Live(slab, PageSet::from_words(words.to_vec())),
             (17, [orders]) => Self::LiveEnd(*orders),
             (18, words) => {
-                let bytes = slab as usize;
+                let (kind, bytes) = (ErrorKind::of_code((slab >> 16) as u16), (slab & 0xffff) as usize);
                 if bytes > MAX_REASON_BYTES || words.len() != bytes.div_ceil(8) {
                     return None;
                 }
                 let all: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).take(bytes).collect();
-                Self::Refused(String::from_utf8(all).ok()?)
+                Self::Refused(Refusal::new(kind, String::from_utf8(all).ok()?))
             }
             _ => return None,
         })
@@ -273,7 +279,7 @@ mod tests {
     fn packets_arrive_as_they_were_sent() {
         let (a, mut b) = pair();
         for message in [
-            Message::Hello(u64::MAX),
+            Message::Hello(u32::MAX, u64::MAX),
             Message::Key(u64::MAX),
             Message::Go(Settings {
                 cpu_permille: 1,
@@ -297,8 +303,8 @@ mod tests {
             Message::Named(8),
             Message::Live(9, PageSet::all(DRAFT_PAGES as u64)),
             Message::LiveEnd(10),
-            Message::Refused("no domain of user 7: \u{e4}".into()),
-            Message::Refused(String::new()),
+            Message::Refused(Refusal::new(ErrorKind::NoDomain, "no domain of user 7: \u{e4}")),
+            Message::Refused(Refusal::new(ErrorKind::Unsaid, "")),
             Message::Report(Box::new(Counters { passes: 1, converged_at_ns: 8, ..Counters::default() })),
         ] {
             a.send(&message, None::<&File>).unwrap();
@@ -312,8 +318,21 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut() {
         let (a, mut b) = pair();
-        a.send(&Message::Refused("\u{20ac}".repeat(1000)), None::<&File>).unwrap();
-        assert_eq!(b.receive().unwrap().0, Message::Refused("\u{20ac}".repeat(341)));
+        let refused = |count| Message::Refused(Refusal::new(ErrorKind::Ended, "\u{20ac}".repeat(count)));
+        a.send(&refused(1000), None::<&File>).unwrap();
+        assert_eq!(b.receive().unwrap().0, refused(341));
+    }
+
+    #[test]
+    fn hosts_and_agents_of_earlier_builds_are_understood() {
+        assert_eq!(Message::from_words(&[0, 64]), Some(Message::Hello(0, 64)));
+        // An earlier host finds the tag and the pages where they were.
+        let hello = Message::Hello(VERSION, 64).words();
+        assert_eq!((hello[0] & 0xff, &hello[1..]), (0, [64].as_slice()));
+        // Without a kind a refusal is what it was: its length in bytes above the tag.
+        let unsaid = Message::Refused(Refusal::new(ErrorKind::Unsaid, "no"));
+        let words = [18 | 2 << 8, u64::from(u16::from_le_bytes(*b"no"))];
+        assert_eq!((unsaid.words(), Message::from_words(&words)), (words.to_vec(), Some(unsaid)));
     }
 
     #[test]

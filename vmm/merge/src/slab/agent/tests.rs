@@ -103,7 +103,7 @@ fn accept(listener: &OwnedFd) -> Link {
     let mut link = Link::new(rustix::net::accept_with(listener, SocketFlags::CLOEXEC).unwrap());
     // A test that waits for ever says nothing.
     link.set_time_limit(Some(Duration::from_secs(20))).unwrap();
-    assert_eq!(link.receive().unwrap().0, Message::Hello(4096));
+    assert_eq!(link.receive().unwrap().0, Message::Hello(VERSION, 4096));
     link
 }
 
@@ -184,7 +184,7 @@ fn a_matchmaker_that_lies_costs_nothing_but_merges() {
         .unwrap();
     world.hear(|message| *message == Message::Unpublished(9));
     // What makes no sense ends the connection, and the agent comes again.
-    world.say(&Message::Hello(1));
+    world.say(&Message::Hello(VERSION, 1));
     world.link = accept(&world.listener);
     world.begin(2);
     // It has reported what it had first.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::super::matchmaker::{Run, SlabPlace};
-use super::super::wire::Link;
-use super::super::wire::Message;
+use super::super::wire::{Link, Message, VERSION};
+use super::super::{ErrorKind, Refusal};
 use super::*;
 use memory::slab::{Draft, Slab};
 use memory::{PAGE_BYTES, PageNo, PageSet, SlabPage};
@@ -35,7 +35,7 @@ impl Agent {
     /// One that has been admitted.
     fn new(engine: &SlabEngine) -> Self {
         let mut agent = Self::connect(engine);
-        agent.say(&Message::Hello(PAGES));
+        agent.say(&Message::Hello(0, PAGES));
         assert!(matches!(agent.hear(), (Message::Key(_), None)));
         agent
     }
@@ -85,7 +85,7 @@ impl Agent {
         slab
     }
 
-    fn assert_hung_up_on(&mut self) {
+    fn assert_disconnected(&mut self) {
         let error = loop {
             match self.0.receive() {
                 Ok(_) => {}
@@ -127,7 +127,7 @@ fn one_publishes_and_both_merge() {
     assert_eq!((progress.merged_pages, progress.full_passes), (3, 0), "the other one has done nothing");
     assert!(progress.cpu_seconds >= Some(1.0));
     engine.stop();
-    a.assert_hung_up_on();
+    a.assert_disconnected();
     assert!(!engine.socket.exists());
 }
 
@@ -136,7 +136,7 @@ fn agents_that_break_the_rules_are_hung_up_on_and_others_served() {
     let Some((_dir, engine)) = engine() else { return };
     let mut good = Agent::new(&engine);
     for lie in [
-        Message::Hello(PAGES),
+        Message::Hello(0, PAGES),
         Message::Key(1),
         Message::Done,
         Message::Merge(Vec::new()),
@@ -148,13 +148,13 @@ fn agents_that_break_the_rules_are_hung_up_on_and_others_served() {
     ] {
         let mut bad = Agent::new(&engine);
         bad.say(&lie);
-        bad.assert_hung_up_on();
+        bad.assert_disconnected();
     }
     // Nothing at all, and bytes that are no packet.
     let mute = Link::connect(&engine.socket).unwrap();
     let rubbish = Link::connect(&engine.socket).unwrap();
     rustix::net::send(&rubbish, b"rubbish", rustix::net::SendFlags::empty()).unwrap();
-    Agent(rubbish).assert_hung_up_on();
+    Agent(rubbish).assert_disconnected();
     assert!(good.offer(&[(1, 10)]).is_empty());
     drop(mute);
     assert!(good.offer(&[(2, 20)]).is_empty());
@@ -182,9 +182,9 @@ fn pages_that_a_guest_has_not_are_not_known() {
     assert!(b.offer(&[(1, 10), (2, 20)]).is_empty());
     // Nor is it one that says it has more than any can have.
     let mut vast = Agent::connect(&engine);
-    vast.say(&Message::Hello(u64::MAX));
+    vast.say(&Message::Hello(0, u64::MAX));
     vast.say(&Message::Offer(numbered(&[(1, 10)])));
-    vast.assert_hung_up_on();
+    vast.assert_disconnected();
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn only_members_take_part_and_know_their_own_domain_only() {
     let mut engine = SlabEngine::for_members(dir.path().join("members.sock"), &Tuning::default());
     engine.open().unwrap();
     let mut agent = Agent::connect(&engine);
-    agent.say(&Message::Hello(64));
+    agent.say(&Message::Hello(0, 64));
     agent.0.set_time_limit(Some(Duration::from_millis(50))).unwrap();
     assert_eq!(agent.0.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock, "it is no member yet");
     agent.0.set_time_limit(Some(Duration::from_secs(20))).unwrap();
@@ -205,7 +205,7 @@ fn only_members_take_part_and_know_their_own_domain_only() {
     // The same process, of another domain from now on.
     engine.admit("b", pid, "blue", 64 * PAGE_BYTES);
     let mut other = Agent::connect(&engine);
-    other.say(&Message::Hello(64));
+    other.say(&Message::Hello(0, 64));
     let (Message::Key(blue), _) = other.hear() else { panic!("expected a key") };
     assert_ne!(red, blue);
     assert!(other.offer(&[(1, 10)]).is_empty(), "nothing is known of the other domain");
@@ -338,5 +338,26 @@ fn a_slab_of_an_earlier_host_goes_on_being_merged_with() {
     assert!(orders.len() == 1 && orders[0].0 == merge, "{orders:?}");
     // One of another size than was said.
     a.0.send(&Message::Have(vec![1, 2, 3]), Some(&sealed())).unwrap();
-    a.assert_hung_up_on();
+    a.assert_disconnected();
+}
+
+#[test]
+fn an_applicant_is_refused_by_a_kind_if_its_build_knows_kinds() {
+    let Some((dir, _)) = engine() else { return };
+    let path = dir.path().join("open.sock");
+    let mut engine = SlabEngine::for_members(path, &Tuning::default()).open_to_others();
+    engine.open().unwrap();
+    for (version, kind) in [(VERSION, ErrorKind::FleetFull), (0, ErrorKind::Unsaid)] {
+        let mut agent = Agent::connect(&engine);
+        agent.say(&Message::Hello(version, 64));
+        let applicant = (0..2000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            engine.applicants().pop()
+        });
+        let applicant = applicant.expect("it applies");
+        assert_eq!((applicant.pages, applicant.process.pid()), (64, std::process::id()));
+        engine.refuse(applicant.serial, Refusal::new(ErrorKind::FleetFull, "it is full"));
+        assert_eq!(agent.hear().0, Message::Refused(Refusal::new(kind, "it is full")));
+        agent.assert_disconnected();
+    }
 }
