@@ -45,6 +45,7 @@ mod silent;
 mod simulate;
 mod slab;
 mod slab_fleet;
+mod snapshots;
 mod terminals;
 mod throttle;
 mod upgrade;

@@ -142,6 +142,27 @@ impl Ram {
     }
 }
 
+/// Makes `to`, an empty file, what `from` is, of `bytes` bytes: by reference where the file system can.
+pub fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    let (mut buffer, end) = (PageBuffer::new(to_usize(PIECE_PAGES)), PageNo(bytes / PAGE_BYTES));
+    let mut at = PageNo(0);
+    while let Some(data) = next_data(from, at, end).map_err(io::Error::other)? {
+        let mut rest = data;
+        while !rest.is_empty() {
+            let (piece, after) = rest.split(PIECE_PAGES);
+            rest = after;
+            let part = &mut buffer[..to_usize(piece.bytes())];
+            from.read_exact_at(part, piece.first().0 * PAGE_BYTES)?;
+            to.write_all_at(part, piece.first().0 * PAGE_BYTES)?;
+        }
+        at = data.end();
+    }
+    Ok(())
+}
+
 /// Writes whole pages from `page` on. Returns how many.
 fn write(file: &File, page: PageNo, bytes: &[u8], zeros: Zeros) -> Result<u64, FlatError> {
     let mut written = 0;

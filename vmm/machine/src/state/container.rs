@@ -174,6 +174,11 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Found<'_>>, ContainerError> {
 }
 
 impl Found<'_> {
+    /// As it was written.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
     /// What is in it, which must be all of it.
     pub fn decode<T: DeserializeOwned>(&self, what: &'static str, version: u32) -> Result<T, ContainerError> {
         if self.version != version {
