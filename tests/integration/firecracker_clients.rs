@@ -254,8 +254,6 @@ fn options_of_firecracker_that_mean_something_else_are_refused() {
         (vec!["--seccomp-filter", "f"], "--seccomp-filter is not supported by Samepage yet"),
         (vec!["--metadata", "f"], "--metadata is not supported by Samepage yet"),
         (vec!["--enable-pci"], "--enable-pci is not supported by Samepage yet"),
-        (vec!["--snapshot-version"], "--snapshot-version is not supported by Samepage yet"),
-        (vec!["--describe-snapshot", "f"], "--describe-snapshot is not supported by Samepage yet"),
         (vec!["--level", "Loud"], "unknown level \"Loud\": expected Off, Error"),
         (vec!["--start-time-us", "x"], "invalid value 'x'"),
     ] {

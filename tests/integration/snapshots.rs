@@ -153,6 +153,9 @@ fn a_vm_goes_on_where_it_was_saved_paused_or_running() {
     let kinds: Vec<&Value> =
         info["sections"].as_array().expect("sections").iter().map(|s| &s["kind"]).collect();
     assert_eq!(kinds, ["machine", "chips", "vcpu", "devices", "setup"], "{info}");
+    let printed = |args: &[&str]| first.sandbox.samepage([&["run"], args].concat()).output().success().stdout;
+    assert_eq!(printed(&["--snapshot-version"]), "v1.0.0\n");
+    assert_eq!(printed(&["--describe-snapshot", state.to_str().expect("UTF-8")]), "v1.0.0\n");
     // What is saved lives on.
     first.resume();
     for resume in [false, true] {

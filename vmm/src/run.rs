@@ -17,7 +17,7 @@ use machine::{
 };
 use memory::own;
 use memory::ram::Backing;
-use os::print::errln;
+use os::print::{errln, outln};
 
 /// The longest name of a VM in the API; Firecracker's limit.
 const MAX_ID_BYTES: usize = 64;
@@ -198,6 +198,10 @@ impl Args {
 pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     if let Some(why) = args.firecracker.refused() {
         clap::Error::raw(ErrorKind::InvalidValue, format!("{why}\n")).exit();
+    }
+    if let Some(text) = args.firecracker.printed()? {
+        outln!("{text}")?;
+        return Ok(ExitCode::SUCCESS);
     }
     if args.load.is_some() && !args.resume && args.api_sock.is_none() && args.control.is_none() {
         let why = "--load leaves the VM paused, and nothing can resume it: add --resume, or --control or --api-sock";

@@ -192,6 +192,7 @@ impl Vm {
             wakes: Arc::new(AtomicBool::new(is_image)),
             sampler: Sampler::start(&ram, config.sampling),
             clock: Arc::default(),
+            not_captured: not_captured(config, &ram),
             ram,
             stats,
             vcpus,
@@ -206,7 +207,6 @@ impl Vm {
             board,
             vm: Arc::downgrade(&vm),
             savable: Arc::default(),
-            not_captured: not_captured(config),
         };
         if let Some(handler) = handler {
             subscribers.push(Box::new(Watch::new(handler, running.clone())));
@@ -247,7 +247,10 @@ impl Vm {
 }
 
 /// Why a VM of `config` cannot be captured, if it cannot.
-fn not_captured(config: &VmConfig) -> Option<&'static str> {
+fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
+    if ram.is_filled_by_handler() {
+        return Some("its memory is filled by another process; expected memory of its own");
+    }
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
     }

@@ -94,7 +94,7 @@ impl Launch for Launcher {
         let (backing, huge_pages) = backing(spec.machine_config.huge_pages);
         let rest = VmConfig { track_dirty_pages: spec.machine_config.track_dirty_pages, ..self.rest.clone() };
         let config = VmConfig { backing, huge_pages, ..file.config(rest) };
-        let image = file.image(&memory, load.how()).map_err(failed)?;
+        let image = file.image(&config, &memory, load.how()).map_err(failed)?;
         let vm = self.started(Some(image), &config).map_err(Fault::LoadStart)?;
         Ok((spec, vm))
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::load::{LoadError, read};
 use crate::state::container;
+pub use crate::state::container::FORMAT as STATE_FORMAT;
 use crate::state::saved::{VmState, kind_name};
 
 /// A section.
@@ -24,6 +25,8 @@ pub struct SectionInfo {
 /// A state file whose digests are right and whose sections can be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StateInfo {
+    /// The form of the file itself.
+    pub format: u32,
     /// The version of Samepage that wrote it.
     pub samepage: String,
     /// `full` or `diff`.
@@ -69,6 +72,7 @@ pub fn of_file(path: &Path) -> Result<StateInfo, LoadError> {
         inode: drive.file.inode,
     };
     Ok(StateInfo {
+        format: STATE_FORMAT,
         samepage: setup.samepage.clone(),
         memory_file: if setup.is_diff { "diff" } else { "full" },
         realtime_ns: setup.realtime_ns,

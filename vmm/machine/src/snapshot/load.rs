@@ -93,6 +93,9 @@ pub enum LoadError {
     /// The process that is to fill it.
     #[error("Failed to load guest memory: Error creating guest memory from uffd")]
     Handler(#[from] HandlerError),
+    /// It is to be used with what replaces or moves pages.
+    #[error("memory that a process fills cannot be used with {0}: leave that out, or load it from a file")]
+    HandlerWith(&'static str),
     /// A drive is another file.
     #[error(
         "drive {id:?}: {path} is another file than when the snapshot was taken: it has {} bytes, device {}, inode {}, and had {} bytes, \
@@ -208,8 +211,20 @@ impl StateFile {
         }
     }
 
-    /// What a VM goes on from: with the memory file open, or the handler connected.
-    pub(crate) fn image(mut self, memory: &MemorySource, how: How) -> Result<Image, LoadError> {
+    /// What the VM of `config` goes on from: with the memory file open, or the handler connected.
+    pub(crate) fn image(
+        mut self,
+        config: &VmConfig,
+        memory: &MemorySource,
+        how: How,
+    ) -> Result<Image, LoadError> {
+        if let MemorySource::Handler(_) = memory {
+            let with =
+                [(config.merge.is_some(), "--merge"), (config.sampling.is_some(), "--sample-working-set")];
+            if let Some((_, option)) = with.into_iter().find(|(is_used, _)| *is_used) {
+                return Err(LoadError::HandlerWith(option));
+            }
+        }
         let content = match memory {
             MemorySource::File(path) => Content::File(MemoryFile::open(path, self.memory_bytes())?),
             MemorySource::Handler(path) => Content::Handler(Connection::to(path)?),

@@ -18,7 +18,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 const MAGIC: &[u8; 8] = b"SAMEPAGE";
-const FORMAT: u32 = 1;
+/// The only form there is so far.
+pub const FORMAT: u32 = 1;
 /// More than any VM has.
 pub const MAX_BYTES: usize = 16 << 20;
 const MAX_SECTIONS: usize = 256;
