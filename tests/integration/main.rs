@@ -48,6 +48,7 @@ mod slab_fleet;
 mod snapshots;
 mod terminals;
 mod throttle;
+mod uffd;
 mod upgrade;
 
 mod watching;
