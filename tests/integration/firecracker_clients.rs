@@ -122,6 +122,16 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
         let answer = go(&mut client, "PATCH", path, body);
         assert_eq!(answer.status, 204, "{path} {body}: {answer:?}");
     }
+    // A snapshot as it takes one: paused, and both paths.
+    let files = serde_json::json!({"mem_file_path": sandbox.file("m"), "snapshot_path": sandbox.file("s")});
+    for (method, path, body) in [
+        ("PATCH", "/vm", r#"{"state":"Paused"}"#.to_owned()),
+        ("PUT", "/snapshot/create", files.to_string()),
+        ("PATCH", "/vm", r#"{"state":"Resumed"}"#.to_owned()),
+    ] {
+        let answer = go(&mut client, method, path, &body);
+        assert_eq!(answer.status, 204, "{path} {body}: {answer:?}");
+    }
     assert_eq!(go(&mut client, "GET", "/balloon", "").body["amount_mib"], 20);
     assert_eq!(go(&mut client, "GET", "/balloon/statistics", "").body["target_mib"], 20);
     for (method, path, body) in [
@@ -130,7 +140,6 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
         ("PUT", "/network-interfaces/1", r#"{"host_dev_name":"tap0","iface_id":"1"}"#),
         ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"v.sock"}"#),
         ("PATCH", "/drives/1", r#"{"drive_id":"1","path_on_host":"a"}"#),
-        ("PUT", "/snapshot/create", r#"{"mem_file_path":"m","snapshot_path":"s"}"#),
         ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":1}"#),
     ] {
         let answer = go(&mut client, method, path, body);
@@ -254,8 +263,6 @@ fn options_of_firecracker_that_mean_something_else_are_refused() {
         (vec!["--seccomp-filter", "f"], "--seccomp-filter is not supported by Samepage yet"),
         (vec!["--metadata", "f"], "--metadata is not supported by Samepage yet"),
         (vec!["--enable-pci"], "--enable-pci is not supported by Samepage yet"),
-        (vec!["--snapshot-version"], "--snapshot-version is not supported by Samepage yet"),
-        (vec!["--describe-snapshot", "f"], "--describe-snapshot is not supported by Samepage yet"),
         (vec!["--level", "Loud"], "unknown level \"Loud\": expected Off, Error"),
         (vec!["--start-time-us", "x"], "invalid value 'x'"),
     ] {

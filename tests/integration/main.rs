@@ -45,8 +45,10 @@ mod silent;
 mod simulate;
 mod slab;
 mod slab_fleet;
+mod snapshots;
 mod terminals;
 mod throttle;
+mod uffd;
 mod upgrade;
 
 mod watching;

@@ -160,6 +160,15 @@ impl Http {
         let _ = self.0.get_mut().write_all(bytes.as_ref());
     }
 
+    /// Whether no answer comes for a second.
+    ///
+    /// # Panics
+    /// If the socket takes no limit.
+    pub fn is_silent(&mut self) -> bool {
+        self.0.get_ref().set_read_timeout(Some(Duration::from_secs(1))).expect("a time limit of a socket");
+        self.0.fill_buf().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Sends nothing any more.
     ///
     /// # Panics

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use machine::api::{LogLevel, Logger, MAX_BODY_BYTES};
+use machine::snapshot::info::{STATE_FORMAT, of_file};
 
 /// The most that `--http-api-max-payload-size` allows.
 const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
@@ -57,9 +58,11 @@ pub(super) struct Args {
     metadata: Option<PathBuf>,
     #[arg(long, hide = true)]
     enable_pci: bool,
-    #[arg(long, hide = true)]
+    /// Print the version of the state files that are written, and end
+    #[arg(long)]
     snapshot_version: bool,
-    #[arg(long, hide = true, value_name = "FILE")]
+    /// Print the version of this state file, and end
+    #[arg(long, value_name = "FILE")]
     describe_snapshot: Option<PathBuf>,
 }
 
@@ -72,14 +75,19 @@ impl Args {
             ("--metadata", "it has no metadata service (MMDS)")
         } else if self.enable_pci {
             ("--enable-pci", "its devices are virtio-mmio")
-        } else if self.snapshot_version {
-            ("--snapshot-version", "it has no snapshots")
-        } else if self.describe_snapshot.is_some() {
-            ("--describe-snapshot", "it has no snapshots")
         } else {
             return None;
         };
         Some(format!("{option} is not supported by Samepage yet: {what}"))
+    }
+
+    /// What is to be printed instead of running a VM.
+    pub(super) fn printed(&self) -> anyhow::Result<Option<String>> {
+        let version = |format| format!("v{format}.0.0");
+        match &self.describe_snapshot {
+            Some(path) => Ok(Some(version(of_file(path)?.format))),
+            None => Ok(self.snapshot_version.then(|| version(STATE_FORMAT))),
+        }
     }
 
     /// A note on an accepted option without effect that the caller may rely on.

@@ -17,14 +17,14 @@ use machine::{
 };
 use memory::own;
 use memory::ram::Backing;
-use os::print::errln;
+use os::print::{errln, outln};
 
 /// The longest name of a VM in the API; Firecracker's limit.
 const MAX_ID_BYTES: usize = 64;
 
 /// Run one VM in the foreground: the built-in guest, or a Linux kernel
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("api").args(["api_sock", "config_file"]).multiple(true))]
+#[command(group = clap::ArgGroup::new("api").args(["api_sock", "config_file", "load"]).multiple(true))]
 #[command(after_help = "Examples:
   samepage run                                   the built-in guest, on this terminal: type `help`
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
@@ -38,6 +38,7 @@ const MAX_ID_BYTES: usize = 64;
     curl --unix-socket ./api.sock -X PUT http://localhost/boot-source -d '{\"kernel_image_path\": \"builtin\"}'
     curl --unix-socket ./api.sock -X PUT http://localhost/actions -d '{\"action_type\": \"InstanceStart\"}'
   samepage run --api-sock ./api.sock --config-file resources/api/vm.json   the same, started from a file
+  samepage run --load vm.state --memory-file vm.memory --resume   a VM goes on where PUT /snapshot/create saved it
 
 `samepage image` makes a kernel and an initrd. On a terminal, Control-A x ends the VM. The exit status is
 0 when the guest powered off, reset, or was stopped; 1 when it could not start or could not go on, when its kernel
@@ -50,6 +51,16 @@ pub(super) struct Args {
     /// Start the VM described by this JSON file, with the API's objects as its sections
     #[arg(long, value_name = "FILE")]
     config_file: Option<PathBuf>,
+    /// Load the VM of this state file, which PUT /snapshot/create wrote; it stands paused until it
+    /// is resumed
+    #[arg(long, value_name = "STATE", requires = "memory_file", conflicts_with = "config_file")]
+    load: Option<PathBuf>,
+    /// The memory file of --load
+    #[arg(long, requires = "load", value_name = "FILE")]
+    memory_file: Option<PathBuf>,
+    /// Let the VM of --load run at once
+    #[arg(long, requires = "load")]
+    resume: bool,
     /// Make no API socket: --config-file describes everything
     #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
     no_api: bool,
@@ -172,6 +183,7 @@ impl Args {
             merge: self.merge.take(),
             sampling: self.sample_working_set.map(|period| Sampling { period, samples: self.samples }),
             throttle: self.throttle,
+            track_dirty_pages: false,
             image: None,
             console: self.console.clone(),
             control: self.control.take(),
@@ -186,6 +198,14 @@ impl Args {
 pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     if let Some(why) = args.firecracker.refused() {
         clap::Error::raw(ErrorKind::InvalidValue, format!("{why}\n")).exit();
+    }
+    if let Some(text) = args.firecracker.printed()? {
+        outln!("{text}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.load.is_some() && !args.resume && args.api_sock.is_none() && args.control.is_none() {
+        let why = "--load leaves the VM paused, and nothing can resume it: add --resume, or --control or --api-sock";
+        clap::Error::raw(ErrorKind::MissingRequiredArgument, format!("{why}\n")).exit();
     }
     if let Some(note) = args.firecracker.note() {
         errln!("{note}");
@@ -206,10 +226,13 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         );
     }
     let (name, on_stdio) = (config.name.clone(), config.console == Console::Stdio);
-    let ending = if args.api_sock.is_some() || args.config_file.is_some() {
+    let load = args.load.zip(args.memory_file);
+    let load = load.map(|(state, memory)| api::LoadSnapshot::of_files(state, memory, args.resume));
+    let ending = if args.api_sock.is_some() || args.config_file.is_some() || load.is_some() {
         api::run(api::Options {
             socket: args.api_sock,
             config_file: args.config_file,
+            load,
             logger: args.firecracker.logger(),
             metrics_path: args.firecracker.metrics_path(),
             max_body_bytes: args.firecracker.max_body_bytes(),

@@ -1,5 +1,6 @@
 //! `samepage snapshot` and `samepage clone`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use fleet::fleet::Wanted;
 use fleet::images::ImageInfo;
 use fleet::living::choose;
 use fleet::status::{Reply, Request};
+use machine::snapshot::info::{SectionInfo, StateInfo, of_file};
 use memory::PAGE_BYTES;
 use os::print::outln;
 
@@ -61,11 +63,14 @@ enum Command {
         #[command(flatten)]
         how: How,
     },
-    /// Show one
-    #[command(after_help = "Examples:\n  samepage snapshot info warm\n  samepage snapshot info warm --json")]
+    /// Show one, or a state file
+    #[command(after_help = "Examples:
+  samepage snapshot info warm
+  samepage snapshot info warm --json
+  samepage snapshot info ./vm.state    a file that PUT /snapshot/create wrote: what it is of, and its sections")]
     Info {
-        /// Its name
-        #[arg(value_name = "SNAPSHOT")]
+        /// Its name; with a slash, the path of a state file
+        #[arg(value_name = "SNAPSHOT|FILE")]
         snapshot: String,
         #[command(flatten)]
         how: How,
@@ -84,6 +89,9 @@ enum Command {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(Command::List { how }) => list(how),
+        Some(Command::Info { snapshot, how }) if snapshot.contains('/') => {
+            file(Path::new(&snapshot), how.json)
+        }
         Some(Command::Info { snapshot, how }) => info(&snapshot, how),
         Some(Command::Rm { snapshot, how }) => {
             ask(how.name, &Request::RemoveSnapshot { name: snapshot }).map(|_| ExitCode::SUCCESS)
@@ -135,6 +143,37 @@ fn info(snapshot: &str, how: How) -> anyhow::Result<ExitCode> {
             bail!("there is no snapshot {snapshot:?}; there is: {known}")
         }
     }
+}
+
+/// Shows a state file.
+fn file(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let state = of_file(path)?;
+    if json {
+        outln!("{}", serde_json::to_string(&state)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let StateInfo { samepage, memory_file, backend, memory_bytes, vcpus, .. } = &state;
+    outln!(
+        "{}: {} MiB of memory, {vcpus} vCPUs, backend {backend}, with a {memory_file} memory file; written by samepage {samepage} at {}",
+        path.display(),
+        mib(*memory_bytes),
+        os::Moment::of(state.realtime_ns / 1_000_000_000)
+    )?;
+    for drive in &state.drives {
+        let mode = if drive.read_only { "read-only" } else { "writable" };
+        outln!(
+            "drive {}: {} ({mode}, {} bytes, device {}, inode {})",
+            drive.id,
+            drive.path,
+            drive.bytes,
+            drive.device,
+            drive.inode
+        )?;
+    }
+    for SectionInfo { kind, version, bytes, digest } in &state.sections {
+        outln!("{kind:8} version {version}  {bytes:>8} bytes  {digest}")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show(one: &ImageInfo, json: bool) -> anyhow::Result<ExitCode> {

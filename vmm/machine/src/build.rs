@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -31,10 +32,11 @@ use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
 use super::platform::{GENERATION, KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
-use super::restore::Image;
+use super::restore::{Image, Mapped};
 use super::running::Running;
 use super::shut_down::ShutDown;
 use super::slots;
+use super::snapshot::{Tracking, Watch};
 use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::vcpu::{Shared, Vcpus};
@@ -56,7 +58,16 @@ impl Vm {
     /// Builds the VM of `config`, has `events` watch what belongs to it, and starts its vCPUs. If it fails, `events` is as it was, and
     /// everything that was taken is given back: the RAM, sockets, locks on drives.
     pub fn start(config: &VmConfig, events: &mut EventLoop) -> Result<Self, VmError> {
-        let image = Image::take(config)?;
+        Self::start_from(Image::take(config)?, config, events)
+    }
+
+    /// The same, of one that goes on from `image`, if there is one.
+    pub(crate) fn start_from(
+        image: Option<Image>,
+        config: &VmConfig,
+        events: &mut EventLoop,
+    ) -> Result<Self, VmError> {
+        image.as_ref().map_or(Ok(()), |image| image.check(config))?;
         let ram = map_ram(config)?;
         Self::build(ram.clone(), image, config, events).inspect_err(|_| give_back(ram))
     }
@@ -79,6 +90,9 @@ impl Vm {
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
+        image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
+        let drives = disks.iter().map(|disk| disk.file.try_clone()).collect::<io::Result<Vec<_>>>();
+        let drives = drives.map_err(VmError::host("duplicate a drive's descriptor"))?;
         // Sockets before the kernel is loaded: a path in use is known at once.
         let listen = |path| match config.daemon.is_some() {
             true => Listener::bind(path)?.keep(),
@@ -87,10 +101,17 @@ impl Vm {
         let control = config.control.as_deref().map(listen).transpose()?;
         let com2 = config.com2.as_deref().map(listen).transpose()?;
 
-        if let Some(image) = &image {
-            image.map(&ram)?;
-        }
+        let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
+        let Mapped { state, slabs, handler } =
+            image.map(|image| image.map(&ram)).transpose()?.unwrap_or_default();
         let vm = Arc::new(create_vm(&kvm, &ram)?);
+        let write_log = DirtyLog::new(&vm, &ram);
+        // Before anything is written that the memory file has not.
+        let tracking = match config.track_dirty_pages {
+            true => Tracking::start(&write_log, &ram, is_image)
+                .map_err(VmError::host("log which pages are written (track_dirty_pages)"))?,
+            false => Tracking::default(),
+        };
         let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
         let balloon = config.balloon.map(|balloon| {
             let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
@@ -108,8 +129,8 @@ impl Vm {
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
         let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
-        match &image {
-            Some(image) => image.restore(&vm, &vcpus, &machine.board, ram.memory())?,
+        match &state {
+            Some(state) => state.restore(&vm, &vcpus, &machine.board, ram.memory())?,
             None => {
                 registers::write_tables(ram.memory())?;
                 let acpi_root = acpi::write(ram.memory(), config.cpus, virtio_count)?;
@@ -121,8 +142,7 @@ impl Vm {
             }
         }
         // Before the guest writes: what it has in common with others is shared from the first instant.
-        let is_clone = image.is_some();
-        let found_slabs = FoundSlabs::new(Mutex::new(image.map(Image::into_slabs).unwrap_or_default()));
+        let found_slabs = FoundSlabs::new(Mutex::new(slabs));
         let merging = Merging::prepare(config, &ram, found_slabs.clone());
 
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
@@ -138,6 +158,9 @@ impl Vm {
         let has_ended = Box::new(move || ends.tell());
         let shared =
             Shared::new(config.cpus, pio, mmio, waits, has_ended, outcome.clone(), ram.merges().clone());
+        if is_paused {
+            shared.start_paused();
+        }
         queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 
@@ -162,9 +185,14 @@ impl Vm {
         let running = Running {
             name: config.name.clone(),
             vcpu_count: config.cpus,
-            write_log: DirtyLog::new(&vm, &ram),
+            write_log,
+            tracking,
+            drives: Arc::new(drives),
+            handler_ended: handler.as_ref().map(|_| Arc::default()),
+            wakes: Arc::new(AtomicBool::new(is_image)),
             sampler: Sampler::start(&ram, config.sampling),
             clock: Arc::default(),
+            not_captured: not_captured(config, &ram),
             ram,
             stats,
             vcpus,
@@ -177,19 +205,23 @@ impl Vm {
             outcome,
             console_trouble,
             found_slabs: merging.is_some().then_some(found_slabs),
-            board: board.clone(),
+            board,
             vm: Arc::downgrade(&vm),
             savable: Arc::default(),
-            not_captured: not_captured(config),
         };
+        if let Some(handler) = handler {
+            subscribers.push(Box::new(Watch::new(handler, running.clone())));
+        }
         if let Some(listener) = control {
             subscribers.push(Box::new(Control::new(listener, running.clone())));
         }
         for subscriber in subscribers {
             events.add(subscriber);
         }
-        if is_clone {
-            board.wake();
+        match is_paused {
+            // They are before their first instruction.
+            true => _ = running.pause(),
+            false => running.wake(),
         }
         own::release_startup_code();
         if let Some(rate) = config.throttle
@@ -216,7 +248,10 @@ impl Vm {
 }
 
 /// Why a VM of `config` cannot be captured, if it cannot.
-fn not_captured(config: &VmConfig) -> Option<&'static str> {
+fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
+    if ram.is_filled_by_handler() {
+        return Some("its memory is filled by another process; expected memory of its own");
+    }
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
     }

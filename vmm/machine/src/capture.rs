@@ -23,7 +23,7 @@ use super::running::Running;
 use super::state::StateError;
 use super::state::chips::ChipsV1;
 use super::state::msrs::Savable;
-use super::state::saved::{MachineV1, MemoryV1, VmState};
+use super::state::saved::{Around, DevicesV1, MachineV1, MemoryV1, VmState};
 use super::state::trace::Trace;
 use super::state::vcpu::{VcpuV1, xsave_bytes};
 
@@ -103,7 +103,7 @@ impl Running {
     }
 
     /// Which model-specific registers there are to save: found out once, by a VM that is made for that.
-    fn savable(&self) -> Result<Arc<Savable>, CaptureError> {
+    pub(super) fn savable(&self) -> Result<Arc<Savable>, CaptureError> {
         if let Some(known) = self.savable.get() {
             return Ok(known.clone());
         }
@@ -117,11 +117,7 @@ impl Running {
     }
 
     fn take(&self, savable: &Arc<Savable>, keeper: &Link) -> Result<Captured, CaptureError> {
-        let vm = self.vm.upgrade().ok_or(CaptureError::Ended)?;
-        // Before the vCPUs: a device may interrupt.
-        let devices = self.board.save();
-        let vcpus = self.take_vcpus(savable, xsave_bytes(&vm))?;
-        let chips = ChipsV1::save(&vm, &mut Trace::default())?;
+        let still = self.take_still(savable)?;
         let mut slabs = Kept { keeper, pages: Vec::new(), made: Vec::new() };
         let taken = self.ram.capture(&mut slabs)?;
         let run = |run: &memory::image::ImageRun| {
@@ -129,12 +125,7 @@ impl Running {
             (run.page.0, u32::try_from(run.pages).unwrap_or(u32::MAX), run.slab, run.slab_page.0)
         };
         let memory = MemoryV1 { slabs: slabs.pages, runs: taken.runs.iter().map(run).collect() };
-        let machine = MachineV1 {
-            backend: probe::backend_name().to_owned(),
-            memory_bytes: self.ram.bytes(),
-            vcpus: self.vcpu_count,
-        };
-        let state = VmState { machine, chips, vcpus, devices, memory };
+        let state = still.with(Around::Image(memory));
         let bytes = state.encode().map_err(|error| CaptureError::Encode(io::Error::other(error)))?;
         let file = sealed("samepage-state", &bytes).map_err(CaptureError::Encode)?;
         match ask(keeper, &Ask::State, Some(file.as_fd())).map_err(CaptureError::Keeper)?.0 {
@@ -155,6 +146,21 @@ impl Running {
         })
     }
 
+    /// Takes all but its memory. It stands still.
+    pub(super) fn take_still(&self, savable: &Arc<Savable>) -> Result<Still, CaptureError> {
+        let vm = self.vm.upgrade().ok_or(CaptureError::Ended)?;
+        // Before the vCPUs: a device may interrupt.
+        let devices = self.board.save();
+        let vcpus = self.take_vcpus(savable, xsave_bytes(&vm))?;
+        let chips = ChipsV1::save(&vm, &mut Trace::default())?;
+        let machine = MachineV1 {
+            backend: probe::backend_name().to_owned(),
+            memory_bytes: self.ram.bytes(),
+            vcpus: self.vcpu_count,
+        };
+        Ok(Still { machine, chips, vcpus, devices })
+    }
+
     fn take_vcpus(&self, savable: &Arc<Savable>, xsave_bytes: usize) -> Result<Vec<VcpuV1>, CaptureError> {
         type Slots = Mutex<Vec<Option<Result<VcpuV1, StateError>>>>;
         let slots: Arc<Slots> = Arc::new(Mutex::new((0..self.vcpu_count).map(|_| None).collect()));
@@ -170,6 +176,22 @@ impl Running {
         }
         let saved = std::mem::take(&mut *os::lock(&slots));
         saved.into_iter().map(|saved| saved.ok_or(CaptureError::Vcpu)?.map_err(Into::into)).collect()
+    }
+}
+
+/// What a VM that stands still is, without its memory.
+pub(super) struct Still {
+    machine: MachineV1,
+    chips: ChipsV1,
+    vcpus: Vec<VcpuV1>,
+    devices: DevicesV1,
+}
+
+impl Still {
+    /// All of it.
+    pub(super) fn with(self, around: Around) -> VmState {
+        let Self { machine, chips, vcpus, devices } = self;
+        VmState { machine, chips, vcpus, devices, around }
     }
 }
 

@@ -55,6 +55,8 @@ pub struct VmConfig {
     pub mergeable: bool,
     /// Let Samepage's own merging have the RAM: the socket of its matchmaker, which may come later.
     pub merge: Option<PathBuf>,
+    /// Log which pages are written, for snapshots of those alone.
+    pub track_dirty_pages: bool,
     /// How its working set is sampled, if it is.
     pub sampling: Option<Sampling>,
     /// How fast it may take frames, in pages a second, until its control socket says otherwise.
@@ -96,6 +98,7 @@ impl Default for VmConfig {
             huge_pages: None,
             mergeable: false,
             merge: None,
+            track_dirty_pages: false,
             sampling: None,
             throttle: None,
             image: None,

@@ -1,5 +1,6 @@
 //! KVM's dirty log, cleared by hand and a part at a time (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, all pages set at first), and with it what
-//! the VMM itself writes.
+//! the VMM itself writes. It has two readers, which know nothing of each other: KVM has one bit for a page, and whoever clears it leaves
+//! it to the other one as *pending*.
 //!
 //! Source: the kernel's Documentation/virt/kvm/api.rst, 4.8 (KVM_GET_DIRTY_LOG), 4.117 (KVM_CLEAR_DIRTY_LOG), 7.18.
 #![expect(
@@ -40,10 +41,31 @@ const MAX_SPAN_WORDS: usize = 32;
 /// Words without a bit that are worth taking along: KVM passes over them, and each call flushes the vCPUs' translations.
 const GAP_WORDS: usize = 16;
 
-/// The log of one VM's writes: its vCPUs', and its devices'. Clones are the same log. It keeps no VM alive: when the VM
-/// has ended, every call fails.
+/// Who reads the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The agent of Samepage's own merging.
+    Merging,
+    /// Snapshots of what was written since the last one.
+    Snapshots,
+}
+
+impl Reader {
+    const fn other(self) -> Self {
+        match self {
+            Self::Merging => Self::Snapshots,
+            Self::Snapshots => Self::Merging,
+        }
+    }
+}
+
+/// The log of one VM's writes, its vCPUs' and its devices', as one reader sees it: as if there were no other. Clones are the same log. It
+/// keeps no VM alive: when the VM has ended, every call fails.
 #[derive(Clone)]
-pub struct DirtyLog(Arc<Mutex<Log>>);
+pub struct DirtyLog {
+    log: Arc<Mutex<Log>>,
+    reader: Reader,
+}
 
 struct Log {
     /// Only KVM's irqfds hang on this descriptor, and they are to go when the VM does.
@@ -52,33 +74,42 @@ struct Log {
     /// Which words are those of each slot, and how many pages it has.
     slots: Vec<(Range<usize>, u64)>,
     supported: bool,
-    on: bool,
+    /// Of each reader that has it on: pages that were written since it cleared them, and whose bits the other has cleared. KVM's log is on
+    /// while one of them is.
+    pending: [Option<PageSet>; 2],
     own: OwnWrites,
     /// KVM's bitmap of one slot.
     buffer: Vec<u64>,
 }
 
 impl DirtyLog {
-    /// The log of `vm`, whose memory slots are those of `ram`. It is off, and is to be made before anything else is logged there.
+    /// The log of `vm`, whose memory slots are those of `ram`, as merging sees it. It is off, and is to be made before anything else is logged
+    /// there.
     pub(super) fn new(vm: &Arc<VmFd>, ram: &Ram) -> Self {
         let known = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
         let mut protect = kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
         protect.args[0] = PROTECT.into();
         let supported = known as u32 & PROTECT == PROTECT && known > 0 && vm.enable_cap(&protect).is_ok();
         let pages = ram.stretches().map(|stretch| stretch.pages().pages());
-        Self(Arc::new(Mutex::new(Log {
+        let log = Arc::new(Mutex::new(Log {
             vm: Arc::downgrade(vm),
             ram: ram.clone(),
             slots: words(ram).into_iter().zip(pages).collect(),
             supported,
-            on: false,
+            pending: [None, None],
             own: OwnWrites::new(ram),
             buffer: Vec::new(),
-        })))
+        }));
+        Self { log, reader: Reader::Merging }
+    }
+
+    /// The same log as another reader sees it.
+    pub fn seen_by(&self, reader: Reader) -> Self {
+        Self { log: self.log.clone(), reader }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Log, &VmFd) -> io::Result<T>) -> io::Result<T> {
-        let mut log = os::lock(&self.0);
+        let mut log = os::lock(&self.log);
         let vm = log.vm.upgrade();
         let vm = vm.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the VM has ended"))?;
         work(&mut log, &vm)
@@ -87,27 +118,39 @@ impl DirtyLog {
 
 impl WriteLog for DirtyLog {
     fn start(&mut self) -> io::Result<()> {
-        self.with(Log::start)
+        self.with(|log, vm| log.start(vm, self.reader))
     }
 
     fn stop(&mut self) -> io::Result<()> {
-        self.with(Log::stop)
+        self.with(|log, vm| log.stop(vm, self.reader))
     }
 
     fn read(&mut self, written: &mut PageSet) -> io::Result<()> {
-        self.with(|log, vm| log.read(vm, written))
+        self.with(|log, vm| {
+            log.read(vm, written)?;
+            written.union_with(log.pending(self.reader)?);
+            Ok(())
+        })
     }
 
     fn clear_in_parts(&mut self, pages: &PageSet, between: &mut dyn FnMut()) -> io::Result<()> {
-        self.with(|log, vm| log.clear(vm, pages, between))
+        self.with(|log, vm| log.clear_for(vm, self.reader, pages, between))
     }
 }
 
 impl Log {
-    fn start(&mut self, vm: &VmFd) -> io::Result<()> {
-        if self.on {
+    fn start(&mut self, vm: &VmFd, reader: Reader) -> io::Result<()> {
+        if self.pending[reader as usize].is_some() {
             return Ok(());
         }
+        if self.pending[reader.other() as usize].is_none() {
+            self.switch_on(vm)?;
+        }
+        self.pending[reader as usize] = Some(PageSet::all(self.ram.pages().pages()));
+        Ok(())
+    }
+
+    fn switch_on(&mut self, vm: &VmFd) -> io::Result<()> {
         if !self.supported {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -122,20 +165,28 @@ impl Log {
             self.own.stop()?;
             return Err(error.into());
         }
-        self.on = true;
         Ok(())
     }
 
-    fn stop(&mut self, vm: &VmFd) -> io::Result<()> {
-        if self.on {
-            slots::set(vm, &self.ram, false)?;
-            self.on = false;
-            self.buffer = Vec::new();
-            self.own.stop()?;
+    fn stop(&mut self, vm: &VmFd, reader: Reader) -> io::Result<()> {
+        if self.pending[reader as usize].is_some() {
+            if self.pending[reader.other() as usize].is_none() {
+                slots::set(vm, &self.ram, false)?;
+                self.buffer = Vec::new();
+                self.own.stop()?;
+            }
+            self.pending[reader as usize] = None;
         }
         Ok(())
     }
 
+    fn pending(&self, reader: Reader) -> io::Result<&PageSet> {
+        self.pending[reader as usize]
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the log of written pages is off: start it first"))
+    }
+
+    /// What was written since one of the readers cleared it.
     fn read(&mut self, vm: &VmFd, written: &mut PageSet) -> io::Result<()> {
         // Says so if the log is off.
         self.own.read(written)?;
@@ -151,8 +202,41 @@ impl Log {
         Ok(())
     }
 
+    fn clear_for(
+        &mut self,
+        vm: &VmFd,
+        reader: Reader,
+        pages: &PageSet,
+        between: &mut dyn FnMut(),
+    ) -> io::Result<()> {
+        // Says so if the log is off for this one.
+        let (found, expected) = (pages.words().len(), self.pending(reader)?.words().len());
+        if found != expected {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a bitmap of {found} words was to be cleared: expected {expected}"),
+            ));
+        }
+        if self.pending[reader.other() as usize].is_none() {
+            self.clear(vm, pages, between)?;
+        } else {
+            // Those whose bits are set now stay set until they are cleared here. A bit that is set from now on stays as it is, for both.
+            let mut written = PageSet::default();
+            self.read(vm, &mut written)?;
+            written.intersect(pages);
+            // Before they are cleared: if that fails half way, nothing is lost.
+            if let Some(pending) = &mut self.pending[reader.other() as usize] {
+                pending.union_with(&written);
+            }
+            self.clear(vm, &written, between)?;
+        }
+        if let Some(pending) = &mut self.pending[reader as usize] {
+            pending.subtract(pages);
+        }
+        Ok(())
+    }
+
     fn clear(&mut self, vm: &VmFd, pages: &PageSet, between: &mut dyn FnMut()) -> io::Result<()> {
-        // Checks how long the bitmap is, too.
         self.own.clear(pages)?;
         for (slot, (words, slot_pages)) in (0..).zip(&self.slots) {
             let words = pages.words().get(words.clone()).unwrap_or_default();

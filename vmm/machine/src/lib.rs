@@ -44,6 +44,7 @@ mod running;
 mod shut_down;
 mod slice;
 mod slots;
+pub mod snapshot;
 pub mod state;
 pub mod stats;
 mod sweep;

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use devices::GuestMemory;
 use devices::state::RestoreError;
+use devices::virtio::block::Disk;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::image::ImageError;
 use memory::ram::Ram;
@@ -21,6 +22,8 @@ use super::config::VmConfig;
 use super::handover::SEALS;
 use super::platform::GENERATION;
 use super::probe;
+use super::snapshot::load::{LoadError, MemoryFile, check_drives};
+use super::snapshot::{Connection, Handler};
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::saved::VmState;
@@ -92,15 +95,30 @@ pub enum ImageStartError {
     /// The guest cannot learn that it is a copy.
     #[error("the guest cannot be given a generation of its own: {0}")]
     Generation(String),
+    /// It comes from files, and these cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// The devices cannot be what it says.
     #[error("the image's devices cannot be restored")]
     Devices(#[from] RestoreError),
 }
 
-/// An image, taken over and checked as far as that can be done without a VM.
+/// Where the memory of an image is.
+pub(crate) enum Content {
+    /// In slabs, which are mapped.
+    Slabs(Vec<Slab>),
+    /// In a file, which is copied.
+    File(MemoryFile),
+    /// At a process, which fills it.
+    Handler(Connection),
+}
+
+/// What a VM goes on from: taken over and checked as far as that can be done without a VM.
 pub struct Image {
     state: VmState,
-    slabs: Vec<Slab>,
+    content: Content,
+    /// Its vCPUs stand still until they are resumed.
+    pub(crate) is_paused: bool,
 }
 
 impl Image {
@@ -111,20 +129,26 @@ impl Image {
         let state = read(File::from(taken(fds.state)?), fds.state)?;
         let files = fds.slabs.iter().map(|fd| taken(*fd)).collect::<Result<Vec<_>, _>>()?;
         let state = VmState::decode(&state)?;
-        let (found, expected) = (files.len(), state.memory.slabs.len());
+        let memory = state.memory().ok_or(ContainerError::Missing("memory"))?;
+        let (found, expected) = (files.len(), memory.slabs.len());
         if found != expected {
             return Err(ImageStartError::Slabs { found, expected });
         }
         let slab = |(number, (file, pages)): (usize, (_, &u32))| {
             Slab::receive(file, (*pages).into()).map_err(|source| ImageStartError::Slab { number, source })
         };
-        let slabs = files.into_iter().zip(&state.memory.slabs).enumerate().map(slab);
-        let image = Self { slabs: slabs.collect::<Result<_, _>>()?, state };
-        image.check(config)?;
-        Ok(Some(image))
+        let slabs = files.into_iter().zip(&memory.slabs).enumerate().map(slab);
+        let content = Content::Slabs(slabs.collect::<Result<_, _>>()?);
+        Ok(Some(Self::new(state, content, false)))
     }
 
-    fn check(&self, config: &VmConfig) -> Result<(), ImageStartError> {
+    /// Of state and memory from anywhere.
+    pub(crate) fn new(state: VmState, content: Content, is_paused: bool) -> Self {
+        Self { state, content, is_paused }
+    }
+
+    /// Whether it is of the VM that is to be.
+    pub(crate) fn check(&self, config: &VmConfig) -> Result<(), ImageStartError> {
         let machine = &self.state.machine;
         let same = |what, found: String, expected: String| match found == expected {
             true => Ok(()),
@@ -136,18 +160,43 @@ impl Image {
         same("vCPUs", self.state.vcpus.len().to_string(), config.cpus.to_string())
     }
 
-    /// Maps its memory under a VM that has no memory slot yet.
-    pub fn map(&self, ram: &Ram) -> Result<(), ImageStartError> {
-        Ok(ram.map_image(&self.state.memory.runs(), &self.slabs)?)
+    /// Whether the drives that were opened for it are the files that it had.
+    pub(crate) fn check_drives(&self, disks: &[Disk]) -> Result<(), ImageStartError> {
+        Ok(self.state.setup().map_or(Ok(()), |setup| check_drives(setup, disks))?)
     }
 
-    /// Its slabs, which are mapped by now.
-    pub fn into_slabs(self) -> Vec<Slab> {
-        self.slabs
+    /// Gives a VM that has no memory slot yet its memory.
+    pub(crate) fn map(self, ram: &Ram) -> Result<Mapped, ImageStartError> {
+        let mut mapped = Mapped::default();
+        match self.content {
+            Content::Slabs(slabs) => {
+                let runs = self.state.memory().map(|memory| memory.runs()).unwrap_or_default();
+                ram.map_image(&runs, &slabs)?;
+                mapped.slabs = slabs;
+            }
+            Content::File(file) => file.fill(ram)?,
+            Content::Handler(connection) => {
+                mapped.handler = Some(connection.fill(ram).map_err(LoadError::from)?);
+            }
+        }
+        Ok(Mapped { state: Some(self.state), ..mapped })
     }
+}
 
+/// An image whose memory a VM has.
+#[derive(Default)]
+pub(crate) struct Mapped {
+    /// What else the VM is to be; None of a VM that boots.
+    pub state: Option<VmState>,
+    /// The slabs in its memory.
+    pub slabs: Vec<Slab>,
+    /// The process that fills its memory from now on.
+    pub handler: Option<Handler>,
+}
+
+impl VmState {
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
-    pub fn restore(
+    pub(crate) fn restore(
         &self,
         vm: &VmFd,
         vcpus: &[VcpuFd],
@@ -155,12 +204,12 @@ impl Image {
         memory: &GuestMemory,
     ) -> Result<(), ImageStartError> {
         let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
-        for (vcpu, state) in vcpus.iter().zip(&self.state.vcpus) {
+        for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
             state.restore(vcpu, bytes, &mut trace)?;
         }
         one_offset(vcpus, &mut trace)?;
-        self.state.chips.restore(vm, &mut trace)?;
-        board.restore(&self.state.devices)?;
+        self.chips.restore(vm, &mut trace)?;
+        board.restore(&self.devices)?;
         // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
         vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());
         // Before its first instruction.

@@ -1,5 +1,6 @@
 //! What can be asked of a VM while it runs, by whatever way it is asked.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use super::exit::{Ending, Outcome};
 use super::last_words::LastWords;
 use super::probe;
 use super::shut_down::ShutDown;
+use super::snapshot::Tracking;
 use super::state::msrs::Savable;
 use super::stats::KvmStats;
 use super::throttle::ThrottleError;
@@ -39,6 +41,13 @@ pub struct Running {
     pub(super) vcpu_count: u8,
     pub(super) ram: Ram,
     pub(super) write_log: DirtyLog,
+    pub(super) tracking: Tracking,
+    /// The files of its drives, in order.
+    pub(super) drives: Arc<Vec<File>>,
+    /// Whether the process that fills its memory has ended, if there is one.
+    pub(super) handler_ended: Option<Arc<AtomicBool>>,
+    /// Whether its devices are to be woken before it runs.
+    pub(super) wakes: Arc<AtomicBool>,
     pub(super) stats: Arc<KvmStats>,
     pub(super) vcpus: Arc<Mutex<Vcpus>>,
     pub(super) devices_paused: Arc<AtomicBool>,
@@ -103,10 +112,34 @@ impl Running {
 
     /// Lets the vCPUs run again.
     pub fn resume(&self) {
+        self.wake();
         self.devices_paused.store(false, Ordering::SeqCst);
         let _ = self.devices_resumed.write(1);
         self.vcpus().resume();
         self.ram.allow_parking();
+    }
+
+    /// Has the devices of one that goes on from elsewhere look at what is waiting, once.
+    pub(super) fn wake(&self) {
+        if self.wakes.swap(false, Ordering::SeqCst) {
+            self.board.wake();
+        }
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process that fills its memory has ended: stops it. False if a vCPU sleeps on a page, and stands so.
+    pub(super) fn handler_has_ended(&self) -> bool {
+        self.handler_ended.iter().for_each(|ended| ended.store(true, Ordering::SeqCst));
+        self.is_paused() || self.pause()
+    }
+
+    /// Whether that is so.
+    pub(super) fn handler_is_gone(&self) -> bool {
+        self.handler_ended.as_ref().is_some_and(|ended| ended.load(Ordering::SeqCst))
     }
 
     /// Presses the power button. False if the guest has no driver for it.

@@ -89,6 +89,11 @@ impl Shared {
         Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
     }
 
+    /// Has vCPUs that are started later stand still before their first instruction.
+    pub fn start_paused(&self) {
+        self.gate().wanted = Wanted::Pause;
+    }
+
     /// Wakes a vCPU that waits for input; to be called after the input is in the device.
     pub fn input_arrived(&self) {
         let _gate = self.gate();

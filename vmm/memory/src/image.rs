@@ -122,11 +122,20 @@ impl ImageError {
 
 /// What some pages are, before their contents were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Piece {
+pub(super) enum Piece {
     /// The guest's own: they may hold anything.
     Own(PageRange),
     /// Those of a slab: its file, and its first page.
     Slab(PageRange, u64, SlabPage),
+}
+
+impl Piece {
+    /// Which pages.
+    pub(super) fn range(&self) -> PageRange {
+        match self {
+            Self::Own(range) | Self::Slab(range, ..) => *range,
+        }
+    }
 }
 
 impl Ram {
@@ -160,7 +169,7 @@ impl Ram {
     }
 
     /// All pages that may be other than zero, ascending.
-    fn pieces(&self) -> io::Result<Vec<Piece>> {
+    pub(super) fn pieces(&self) -> io::Result<Vec<Piece>> {
         let (maps, mut scan) = (Maps::own()?, PageScan::open_self()?);
         let mut pieces = Vec::new();
         for stretch in self.stretches() {

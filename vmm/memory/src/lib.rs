@@ -18,8 +18,11 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+mod discard_log;
 pub mod file;
+pub mod flat;
 mod freeze;
+pub mod handler;
 pub mod image;
 pub mod in_flight;
 pub mod layout;

@@ -82,6 +82,12 @@ impl<P: PageIndex> PageSet<P> {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word &= !other);
     }
 
+    /// Takes all that is not in `other` out of it.
+    pub fn intersect(&mut self, other: &Self) {
+        let others = other.words.iter().chain(std::iter::repeat(&0));
+        self.words.iter_mut().zip(others).for_each(|(word, other)| *word &= other);
+    }
+
     /// How many pages are in it.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
@@ -260,6 +266,9 @@ mod tests {
             prop_assert_eq!(pages(&x), &a | &b);
             x.subtract(&y);
             prop_assert_eq!(pages(&x), &a - &b);
+            let mut both = set(&a);
+            both.intersect(&y);
+            prop_assert_eq!(pages(&both), &a & &b);
             x.insert(PageNo(page));
             prop_assert_eq!(x.has(PageNo(page)), page < ROOM);
             x.remove(PageNo(page));

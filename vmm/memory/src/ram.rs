@@ -6,7 +6,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::GuestMemory;
@@ -17,6 +17,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use super::discard_log::DiscardLog;
 use super::in_flight::InFlight;
 use super::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES, Stretch, stretches};
 use super::merge_log::MergeLog;
@@ -125,6 +126,9 @@ pub struct Ram {
     merges: MergeLog,
     /// See [`Ram::discards`].
     discards: Arc<AtomicU64>,
+    discard_log: DiscardLog,
+    /// See [`Ram::fill_by_handler`].
+    filled_by_handler: Arc<AtomicBool>,
     /// What was advised of huge pages, for memory that is mapped anew: one of [`HUGE`].
     huge_pages: Arc<AtomicU8>,
 }
@@ -184,6 +188,8 @@ impl Ram {
             in_flight: Arc::new(InFlight::new(bytes / super::PAGE_BYTES)),
             merges: MergeLog::default(),
             discards: Arc::default(),
+            discard_log: DiscardLog::default(),
+            filled_by_handler: Arc::default(),
             huge_pages: Arc::default(),
         })
     }
@@ -299,6 +305,20 @@ impl Ram {
     /// be.
     pub fn discards(&self) -> u64 {
         self.discards.load(Ordering::Acquire)
+    }
+
+    /// Which of its pages were given back.
+    pub fn discard_log(&self) -> &DiscardLog {
+        &self.discard_log
+    }
+
+    /// Whether another process fills it: [`Ram::fill_by_handler`].
+    pub fn is_filled_by_handler(&self) -> bool {
+        self.filled_by_handler.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_filled_by_handler_from_now_on(&self) {
+        self.filled_by_handler.store(true, Ordering::Relaxed);
     }
 
     /// Counts pages that have just been given back.

@@ -57,6 +57,7 @@ impl Reclaim for Ram {
         let discarded = self.discard_range(range);
         // Also where it failed: it may have done a part.
         self.count_discards(range.pages().pages());
+        self.discard_log().add(range.pages());
         discarded
     }
 }
@@ -130,6 +131,7 @@ impl Ram {
                 break;
             }
             *place = libc::iovec { iov_base: found.as_ptr(), iov_len: found.bytes() };
+            self.discard_log().add(found.pages());
         }
         let count = places.iter().take_while(|place| place.iov_len > 0).count();
         // SAFETY: each of the first `count` entries is a range of guest RAM, of which any contents may become any others; the descriptor is

@@ -28,7 +28,7 @@ use super::ram::Ram;
 /// the log takes some 45 us, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose bit is left set costs the
 /// guest nothing: leave the bits of pages that keep changing.
 ///
-/// A VM has one log, and clearing it is seen by all: it has one user at a time. After an error of `read` or `clear` nothing is known
+/// Clearing is seen by every user of this log: one of these has one user. After an error of `read` or `clear` nothing is known
 /// of any page, until the log is stopped and started.
 pub trait WriteLog: Send {
     /// Switches logging on; nothing, if it is on. After it every page counts as written.

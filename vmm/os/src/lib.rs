@@ -16,6 +16,7 @@ pub mod named_file;
 mod peer;
 pub mod print;
 pub mod process;
+pub mod replacement;
 pub mod signals;
 pub mod socket_file;
 pub mod sync;

@@ -9,6 +9,8 @@ use thiserror::Error;
 
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
 use crate::balloon::BalloonError;
+use crate::snapshot::create::CreateError;
+use crate::snapshot::load::LoadError;
 use crate::{DriveError, MAX_DRIVES, MAX_VCPUS, VmError};
 use os::one_line;
 
@@ -46,8 +48,22 @@ pub enum Fault {
         "smt is not supported by Samepage yet with more than one vCPU: each is a core with one thread. Expected false."
     )]
     Smt,
-    #[error("track_dirty_pages is not supported by Samepage yet. Expected false.")]
-    DirtyPages,
+    #[error("Create snapshot error")]
+    Create(#[source] Box<CreateError>),
+    #[error("Load snapshot error: Failed to restore from snapshot")]
+    Load(#[source] Box<LoadError>),
+    #[error("Load snapshot error: the microVM could not be started")]
+    LoadStart(#[source] VmError),
+    #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
+    LoadAfterConfiguring,
+    #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required.")]
+    TwoMemories,
+    #[error("missing field: either `mem_backend` or `mem_file_path` is required.")]
+    NoMemory,
+    #[error("network_overrides: this microVM has no network interface {id:?}.")]
+    NoInterface { id: String },
+    #[error("vsock_override: this microVM has no vsock device.")]
+    NoVsock,
     #[error("The kernel file cannot be opened: {path}", path = path.display())]
     Kernel {
         path: PathBuf,

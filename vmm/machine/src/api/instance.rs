@@ -21,7 +21,10 @@ use super::model::{
     MachineConfig, Metrics, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
+use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::BalloonError;
+use crate::snapshot::create::CreateError;
+use crate::state::setup::SetupV1;
 use crate::{MAX_DRIVES, MAX_VCPUS, VmError};
 
 /// What builds VMs.
@@ -31,6 +34,9 @@ pub trait Launch {
 
     /// Builds the VM of `spec`, which boots from `source`, and starts it.
     fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<Self::Vm, VmError>;
+
+    /// Builds the VM that goes on from a snapshot, and what it is. `before` has the logger and metrics.
+    fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, Self::Vm), Fault>;
 }
 
 /// A VM that was started.
@@ -43,6 +49,9 @@ pub trait Machine {
 
     /// Lets the vCPUs run again.
     fn resume(&mut self);
+
+    /// Writes what it is, and `setup` with it, to files. It is paused.
+    fn create_snapshot(&mut self, create: &CreateSnapshot, setup: SetupV1) -> Result<(), CreateError>;
 
     /// Presses its power button. False if the guest has no driver for it.
     fn press_power_button(&self) -> bool;
@@ -152,6 +161,12 @@ impl<L: Launch> Instance<L> {
                 }
             }
             Request::PatchVm(VmState::Resumed) => self.vm()?.resume(),
+            Request::CreateSnapshot(create) => {
+                let setup = snapshot::setup(&self.spec);
+                let created = self.vm()?.create_snapshot(&create, setup);
+                created.map_err(|error| Fault::Create(Box::new(error)))?;
+            }
+            Request::LoadSnapshot(load) => self.load(&load)?,
             Request::PatchBalloon(patch) => {
                 let mem_size_mib = self.spec.machine_config.mem_size_mib;
                 self.balloon()?;
@@ -216,8 +231,7 @@ impl<L: Launch> Instance<L> {
 
     fn set_machine_config(&mut self, config: MachineConfig) -> Result<(), Fault> {
         self.before_start()?;
-        let MachineConfig { vcpu_count, mem_size_mib, smt, track_dirty_pages, huge_pages, cpu_template: _ } =
-            config;
+        let MachineConfig { vcpu_count, mem_size_mib, smt, huge_pages, .. } = config;
         if !(1..=MAX_VCPUS).contains(&vcpu_count) {
             return Err(Fault::Vcpus { asked: vcpu_count });
         }
@@ -230,9 +244,6 @@ impl<L: Launch> Instance<L> {
         // Of a single vCPU there is no telling.
         if smt && vcpu_count > 1 {
             return Err(Fault::Smt);
-        }
-        if track_dirty_pages {
-            return Err(Fault::DirtyPages);
         }
         if let Some(balloon) = self.spec.balloon {
             balloon::target_pages(balloon.amount_mib, mem_size_mib)?;
@@ -320,6 +331,28 @@ impl<L: Launch> Instance<L> {
         self.before_start()?;
         let source = self.spec.boot_source.as_ref().ok_or(Fault::NoBootSource)?;
         let vm = self.launch.launch(&self.spec, source).map_err(Fault::Start)?;
+        self.has_started(vm)
+    }
+
+    /// Goes on from a snapshot, of which everything comes but where messages and metrics go.
+    fn load(&mut self, load: &LoadSnapshot) -> Result<(), Fault> {
+        self.before_start()?;
+        let Spec { logger: _, metrics: _, ref machine_config, ref boot_source, ref drives, ref balloon } =
+            self.spec;
+        let is_configured = *machine_config != MachineConfig::default()
+            || boot_source.is_some()
+            || !drives.is_empty()
+            || balloon.is_some();
+        if is_configured {
+            return Err(Fault::LoadAfterConfiguring);
+        }
+        load.check_overrides()?;
+        let (spec, vm) = self.launch.load(load, &self.spec)?;
+        self.spec = spec;
+        self.has_started(vm)
+    }
+
+    fn has_started(&mut self, vm: L::Vm) -> Result<(), Fault> {
         let (vm, _) = self.vm.insert((vm, Instant::now()));
         if let Some(seconds) = self.spec.balloon.map(|b| b.stats_polling_interval_s).filter(|s| *s > 0) {
             vm.poll_statistics(Duration::from_secs(seconds.into())).map_err(Fault::Timer)?;

@@ -8,9 +8,15 @@ use devices::virtio::balloon::Handle;
 use serde_json::Value;
 
 use super::balloon::device_config;
+use super::fault::Fault;
 use super::instance::{Launch, Machine, vm_drive};
 use super::model::{BUILT_IN, BootSource, HugePages, Spec};
+use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::{BalloonError, BalloonHost};
+use crate::restore::Image;
+use crate::snapshot::create::CreateError;
+use crate::snapshot::load::StateFile;
+use crate::state::setup::SetupV1;
 use crate::{EventLoop, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
 use memory::ram::Backing;
 
@@ -31,11 +37,7 @@ impl Launcher {
     /// The VM of `spec`.
     fn config(&self, spec: &Spec, source: &BootSource) -> VmConfig {
         let machine = spec.machine_config;
-        let (backing, huge_pages) = match machine.huge_pages {
-            HugePages::None => (Backing::Anonymous, None),
-            HugePages::Transparent => (Backing::Anonymous, Some(true)),
-            HugePages::Pool2M => (Backing::Hugetlb, None),
-        };
+        let (backing, huge_pages) = backing(machine.huge_pages);
         let is_built_in = source.kernel_image_path == Path::new(BUILT_IN);
         let mut cmdline = source.boot_args.clone().unwrap_or_else(|| self.rest.cmdline().into());
         if let Some(root) = spec.drives.iter().find(|drive| drive.is_root_device) {
@@ -57,8 +59,22 @@ impl Launcher {
             cpus: machine.vcpu_count,
             balloon: spec.balloon.as_ref().map(device_config),
             huge_pages,
+            track_dirty_pages: machine.track_dirty_pages,
             ..self.rest.clone()
         }
+    }
+}
+
+impl Launcher {
+    fn started(&mut self, image: Option<Image>, config: &VmConfig) -> Result<LaunchedVm, VmError> {
+        let timer = Timer::new().map_err(VmError::host("make a timer"))?;
+        let vm = match image {
+            None => Vm::start(config, &mut self.events)?,
+            image => Vm::start_from(image, config, &mut self.events)?,
+        };
+        let running = vm.running().clone();
+        self.events.add(timer.subscriber(move || _ = running.request_balloon_statistics()));
+        Ok(LaunchedVm { vm, timer })
     }
 }
 
@@ -67,11 +83,28 @@ impl Launch for Launcher {
 
     fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
         let config = self.config(spec, source);
-        let timer = Timer::new().map_err(VmError::host("make a timer"))?;
-        let vm = Vm::start(&config, &mut self.events)?;
-        let running = vm.running().clone();
-        self.events.add(timer.subscriber(move || _ = running.request_balloon_statistics()));
-        Ok(LaunchedVm { vm, timer })
+        self.started(None, &config)
+    }
+
+    fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, LaunchedVm), Fault> {
+        let failed = |error| Fault::Load(Box::new(error));
+        let memory = load.memory()?;
+        let file = StateFile::open(&load.snapshot_path).map_err(failed)?;
+        let spec = snapshot::spec(&file, load, before);
+        let (backing, huge_pages) = backing(spec.machine_config.huge_pages);
+        let rest = VmConfig { track_dirty_pages: spec.machine_config.track_dirty_pages, ..self.rest.clone() };
+        let config = VmConfig { backing, huge_pages, ..file.config(rest) };
+        let image = file.image(&config, &memory, load.how()).map_err(failed)?;
+        let vm = self.started(Some(image), &config).map_err(Fault::LoadStart)?;
+        Ok((spec, vm))
+    }
+}
+
+fn backing(huge_pages: HugePages) -> (Backing, Option<bool>) {
+    match huge_pages {
+        HugePages::None => (Backing::Anonymous, None),
+        HugePages::Transparent => (Backing::Anonymous, Some(true)),
+        HugePages::Pool2M => (Backing::Hugetlb, None),
     }
 }
 
@@ -100,6 +133,13 @@ impl Machine for LaunchedVm {
 
     fn resume(&mut self) {
         self.vm.running().resume();
+    }
+
+    fn create_snapshot(&mut self, create: &CreateSnapshot, setup: SetupV1) -> Result<(), CreateError> {
+        let paths = (create.snapshot_path.as_path(), create.mem_file_path.as_path());
+        let created = self.vm.running().create_snapshot(create.snapshot_type.kind(), paths, setup)?;
+        tracing::info!(pages = created.pages, state_bytes = created.state_bytes, "the snapshot is written");
+        Ok(())
     }
 
     fn press_power_button(&self) -> bool {

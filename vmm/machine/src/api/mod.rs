@@ -15,6 +15,7 @@ pub mod logger;
 mod metrics;
 mod model;
 mod request;
+mod snapshot;
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -28,6 +29,7 @@ pub use fault::Fault;
 pub use http::MAX_BODY_BYTES;
 pub use instance::VERSION;
 pub use model::{LogLevel, Logger};
+pub use snapshot::LoadSnapshot;
 
 use self::call::{Inbox, Wake, way};
 use self::http::{Api, MAX_CONNECTIONS, rules};
@@ -48,6 +50,8 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// A VM to start at once.
     pub config_file: Option<PathBuf>,
+    /// A snapshot to load at once.
+    pub load: Option<LoadSnapshot>,
     /// How this program's messages are logged until the API says otherwise.
     pub logger: Option<Logger>,
     /// Where metrics go until the API says otherwise.
@@ -79,6 +83,9 @@ pub enum ApiError {
         #[source]
         source: Fault,
     },
+    /// The snapshot that the command line names cannot be loaded.
+    #[error("the VM cannot be loaded")]
+    Load(#[source] Fault),
     /// What the command line says of the API cannot be done.
     #[error("the command line cannot be carried out")]
     CommandLine(#[source] Fault),
@@ -96,14 +103,14 @@ impl ApiError {
         match self {
             Self::ConfigFile { .. } => true,
             Self::Start { source, .. } => !matches!(source, Fault::Start(_)),
-            Self::CommandLine(_) | Self::Vm(_) | Self::Thread(_) => false,
+            Self::Load(_) | Self::CommandLine(_) | Self::Vm(_) | Self::Thread(_) => false,
         }
     }
 }
 
 /// Serves the API, with a VM once it is started, until the VM ends or a signal ends the program.
 pub fn run(options: Options) -> Result<Ending, ApiError> {
-    let Options { socket, config_file, logger, metrics_path, max_body_bytes, rest } = options;
+    let Options { socket, config_file, load, logger, metrics_path, max_body_bytes, rest } = options;
     logger::name(&rest.name);
     // Before signals have handlers: one ends the wait for a FIFO's writer.
     let configured = config_file.map(|path| match config_file::read(&path) {
@@ -132,6 +139,9 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
             .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;
         let start = instance.carry_out(Request::PutAction(ActionType::InstanceStart));
         start.map_err(|source| ApiError::Start { path, source })?;
+    }
+    if let Some(load) = load {
+        instance.carry_out(Request::LoadSnapshot(Box::new(load))).map_err(ApiError::Load)?;
     }
     let ending = loop {
         let ending = instance.launch_mut().events.turn()?;

@@ -7,19 +7,11 @@ use super::model::{
     Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, HintingStart, Logger, MachineConfig,
     MachineConfigPatch, Metrics, StatisticsPatch, VmPatch, VmState,
 };
+use super::snapshot::{CreateSnapshot, LoadSnapshot};
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
-const NOT_YET: &[&str] = &[
-    "cpu-config",
-    "entropy",
-    "hotplug",
-    "mmds",
-    "network-interfaces",
-    "pmem",
-    "serial",
-    "snapshot",
-    "vsock",
-];
+const NOT_YET: &[&str] =
+    &["cpu-config", "entropy", "hotplug", "mmds", "network-interfaces", "pmem", "serial", "vsock"];
 
 /// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +28,8 @@ pub enum Request {
     PutMetrics(Metrics),
     PutAction(ActionType),
     PatchVm(VmState),
+    CreateSnapshot(CreateSnapshot),
+    LoadSnapshot(Box<LoadSnapshot>),
     GetBalloon,
     PutBalloon(Balloon),
     PatchBalloon(BalloonPatch),
@@ -73,6 +67,8 @@ impl Request {
             ("PUT", "logger") => Self::PutLogger(json(method, body)?),
             ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
             ("PUT", "actions") => Self::PutAction(json::<Action>(method, body)?.action_type),
+            ("PUT", "snapshot/create") => Self::CreateSnapshot(json(method, body)?),
+            ("PUT", "snapshot/load") => Self::LoadSnapshot(Box::new(json(method, body)?)),
             ("PUT", "balloon") => Self::PutBalloon(json(method, body)?),
             ("PATCH", "machine-config") => {
                 let patch: MachineConfigPatch = json(method, body)?;
@@ -152,6 +148,23 @@ mod tests {
             ("PUT", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","is_root_device":false}"#),
             ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
             ("PATCH", "/vm", r#"{"state":"Paused"}"#),
+            ("PUT", "/snapshot/create", r#"{"snapshot_path":"a","mem_file_path":"b"}"#),
+            (
+                "PUT",
+                "/snapshot/create",
+                r#"{"snapshot_type":"Diff","snapshot_path":"a","mem_file_path":"b"}"#,
+            ),
+            (
+                "PUT",
+                "/snapshot/load",
+                r#"{"snapshot_path":"a","mem_file_path":"b","enable_diff_snapshots":true}"#,
+            ),
+            (
+                "PUT",
+                "/snapshot/load",
+                r#"{"snapshot_path":"a","mem_backend":{"backend_type":"Uffd","backend_path":"b"},"track_dirty_pages":null,
+                "resume_vm":true,"clock_realtime":false,"network_overrides":[],"vsock_override":null,"huge_pages":"Snapshot"}"#,
+            ),
             ("GET", "/balloon", ""),
             ("PUT", "/balloon", balloon),
             ("PATCH", "/balloon", r#"{"amount_mib":0}"#),
@@ -277,6 +290,19 @@ mod tests {
                 "/metrics",
                 r#"{"metrics_path":"m","properties":{"a":"b"}}"#,
                 "not supported by Samepage yet",
+            ),
+            (
+                "PUT",
+                "/snapshot/create",
+                r#"{"snapshot_type":"Half","snapshot_path":"a","mem_file_path":"b"}"#,
+                "unknown variant `Half`",
+            ),
+            ("PUT", "/snapshot/create", r#"{"snapshot_path":"a"}"#, "missing field `mem_file_path`"),
+            (
+                "PUT",
+                "/snapshot/load",
+                r#"{"snapshot_path":"a","mem_backend":{"backend_type":"Tape","backend_path":"b"}}"#,
+                "unknown variant `Tape`",
             ),
             ("PUT", "/logger", r#"{"level":"Loud"}"#, "unknown level \"Loud\": expected Off, Error"),
             ("PUT", "/logger", r#"{"file":"a"}"#, "unknown field `file`"),

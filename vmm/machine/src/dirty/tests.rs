@@ -173,9 +173,66 @@ fn it_stops_and_starts_again_and_ends_with_the_vm() {
 fn a_kvm_without_it_says_what_is_missing() {
     let Some(writer) = Writer::new(16 << 20) else { return };
     let mut log = writer.log();
-    log.0.lock().unwrap().supported = false;
+    log.log.lock().unwrap().supported = false;
     let error = log.start().unwrap_err();
     assert!(error.kind() == io::ErrorKind::Unsupported && error.to_string().contains("Linux 5.7"), "{error}");
+}
+
+/// Two that read and clear as they like, each against a list of its own of what was written: neither notices the other.
+#[test]
+fn two_readers_do_not_notice_each_other() {
+    use std::collections::BTreeSet;
+    let Some(mut writer) = Writer::new(16 << 20) else { return };
+    let (log, mut dice) = (writer.log(), splitmix::SplitMix64::new(7));
+    let mut logs = [Reader::Merging, Reader::Snapshots].map(|reader| log.seen_by(reader));
+    let all: BTreeSet<u64> = (FIRST..4096).collect();
+    // None: it has it off.
+    let mut expected: [Option<BTreeSet<u64>>; 2] = [None, None];
+    for step in 0..3000 {
+        let reader = (dice.draw() % 2) as usize;
+        match dice.draw() % 8 {
+            0..3 => {
+                let page = FIRST + dice.draw() % 300;
+                match dice.draw() % 2 {
+                    0 => writer.write(&[page]),
+                    _ => writer.ram.memory().write_obj(1u8, GuestAddress(page * PAGE_BYTES)).unwrap(),
+                }
+                expected.iter_mut().flatten().for_each(|pages| _ = pages.insert(page));
+            }
+            3..6 => {
+                let (mut seen, mut some) = (PageSet::default(), PageSet::none(4096));
+                let read = logs[reader].read(&mut seen);
+                assert_eq!(read.is_ok(), expected[reader].is_some(), "step {step}");
+                // All that is read, or a part of it, and pages that were not written as well.
+                let from = [0, 0, FIRST + 100, FIRST + 2000][(dice.draw() % 4) as usize];
+                some.insert_range(memory::PageRange::between(PageNo(from), PageNo(4096)));
+                if dice.draw() % 2 == 0 {
+                    some.intersect(&seen);
+                }
+                if let Some(pages) = &mut expected[reader] {
+                    logs[reader].clear(&some).unwrap();
+                    pages.retain(|page| !some.has(PageNo(*page)));
+                }
+            }
+            6 if step % 5 == 0 => {
+                logs[reader].stop().unwrap();
+                expected[reader] = None;
+            }
+            6 => {}
+            _ => {
+                logs[reader].start().unwrap();
+                expected[reader].get_or_insert_with(|| all.clone());
+            }
+        }
+        for (log, pages) in logs.iter_mut().zip(&expected) {
+            match pages {
+                Some(pages) => {
+                    assert_eq!(&written(log).into_iter().collect::<BTreeSet<_>>(), pages, "step {step}")
+                }
+                None => assert!(log.read(&mut PageSet::default()).is_err(), "step {step}"),
+            }
+        }
+    }
 }
 
 /// The log that a whole VM gives out, of its own guest and its own devices.

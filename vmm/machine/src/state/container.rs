@@ -18,7 +18,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 const MAGIC: &[u8; 8] = b"SAMEPAGE";
-const FORMAT: u32 = 1;
+/// The only form there is so far.
+pub const FORMAT: u32 = 1;
 /// More than any VM has.
 pub const MAX_BYTES: usize = 16 << 20;
 const MAX_SECTIONS: usize = 256;
@@ -174,6 +175,11 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Found<'_>>, ContainerError> {
 }
 
 impl Found<'_> {
+    /// As it was written.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
     /// What is in it, which must be all of it.
     pub fn decode<T: DeserializeOwned>(&self, what: &'static str, version: u32) -> Result<T, ContainerError> {
         if self.version != version {

@@ -12,6 +12,7 @@ mod cpuid;
 mod mirror;
 pub(crate) mod msrs;
 pub(crate) mod saved;
+pub(crate) mod setup;
 pub(crate) mod trace;
 pub mod trial;
 pub(crate) mod vcpu;

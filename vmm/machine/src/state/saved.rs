@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chips::ChipsV1;
 use super::container::{self, ContainerError, Section};
+use super::setup::SetupV1;
 use super::vcpu::VcpuV1;
 
 const MACHINE: u32 = 1;
@@ -14,6 +15,8 @@ const CHIPS: u32 = 2;
 const VCPU: u32 = 3;
 const DEVICES: u32 = 4;
 const MEMORY: u32 = 5;
+// 6 is kept for the generation.
+const SETUP: u32 = 7;
 
 /// What the VM was built as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +67,29 @@ pub struct VmState {
     pub chips: ChipsV1,
     pub vcpus: Vec<VcpuV1>,
     pub devices: DevicesV1,
-    pub memory: MemoryV1,
+    pub around: Around,
+}
+
+/// What is with the state, by the way it travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Around {
+    /// An image: where its memory is in slabs.
+    Image(MemoryV1),
+    /// A state file: how the VM is built. Its memory is in another one.
+    File(SetupV1),
+}
+
+/// The name of a kind of section.
+pub fn kind_name(kind: u32) -> &'static str {
+    match kind {
+        MACHINE => "machine",
+        CHIPS => "chips",
+        VCPU => "vcpu",
+        DEVICES => "devices",
+        MEMORY => "memory",
+        SETUP => "setup",
+        _ => "unknown",
+    }
 }
 
 impl VmState {
@@ -75,13 +100,32 @@ impl VmState {
             sections.push(Section::of(VCPU, 1, vcpu)?);
         }
         sections.push(Section::of(DEVICES, 1, &self.devices)?);
-        sections.push(Section::of(MEMORY, 1, &self.memory)?);
+        sections.push(match &self.around {
+            Around::Image(memory) => Section::of(MEMORY, 1, memory)?,
+            Around::File(setup) => Section::of(SETUP, 1, setup)?,
+        });
         Ok(container::write(&sections))
+    }
+
+    /// The memory of an image.
+    pub fn memory(&self) -> Option<&MemoryV1> {
+        match &self.around {
+            Around::Image(memory) => Some(memory),
+            Around::File(_) => None,
+        }
+    }
+
+    /// How the VM of a state file is built.
+    pub fn setup(&self) -> Option<&SetupV1> {
+        match &self.around {
+            Around::File(setup) => Some(setup),
+            Around::Image(_) => None,
+        }
     }
 
     /// From bytes that are not trusted. What is in it is plain data: it is checked when a VM is made of it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ContainerError> {
-        let (mut machine, mut chips, mut vcpus, mut devices, mut memory) =
+        let (mut machine, mut chips, mut vcpus, mut devices, mut around) =
             (None, None, Vec::new(), None, None);
         for section in container::read(bytes)? {
             match section.kind {
@@ -89,7 +133,8 @@ impl VmState {
                 CHIPS => once(&mut chips, "set of chips", section.decode("set of chips", 1)?)?,
                 VCPU => vcpus.push(section.decode("vCPU", 1)?),
                 DEVICES => once(&mut devices, "set of devices", section.decode("set of devices", 1)?)?,
-                MEMORY => once(&mut memory, "memory", section.decode("memory", 1)?)?,
+                MEMORY => once(&mut around, "memory", Around::Image(section.decode("memory", 1)?))?,
+                SETUP => once(&mut around, "setup", Around::File(section.decode("setup", 1)?))?,
                 other => return Err(ContainerError::Kind(other)),
             }
         }
@@ -98,7 +143,7 @@ impl VmState {
             chips: chips.ok_or(ContainerError::Missing("set of chips"))?,
             vcpus,
             devices: devices.ok_or(ContainerError::Missing("set of devices"))?,
-            memory: memory.ok_or(ContainerError::Missing("memory"))?,
+            around: around.ok_or(ContainerError::Missing("memory, and no setup"))?,
         })
     }
 }

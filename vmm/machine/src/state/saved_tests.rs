@@ -36,7 +36,7 @@ fn state() -> VmState {
         chips,
         vcpus: vec![vcpu(1), vcpu(2)],
         devices,
-        memory: MemoryV1 { slabs: vec![2048, 7], runs: vec![(3, 4, 0, 0), (9, 1, 1, 6)] },
+        around: Around::Image(MemoryV1 { slabs: vec![2048, 7], runs: vec![(3, 4, 0, 0), (9, 1, 1, 6)] }),
     }
 }
 
@@ -81,7 +81,7 @@ fn forged(kind: u32, version: u32, bytes: &[u8]) -> Vec<u8> {
         Section::of(MACHINE, 1, &whole.machine).unwrap(),
         Section::of(CHIPS, 1, &whole.chips).unwrap(),
         Section::of(DEVICES, 1, &whole.devices).unwrap(),
-        Section::of(MEMORY, 1, &whole.memory).unwrap(),
+        Section::of(MEMORY, 1, whole.memory().unwrap()).unwrap(),
     ];
     sections.retain(|section| section.kind() != kind);
     sections.push(Section::raw(kind, version, bytes));

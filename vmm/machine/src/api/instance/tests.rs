@@ -39,6 +39,17 @@ impl Machine for Fake {
         self.paused = false;
     }
 
+    fn create_snapshot(&mut self, create: &CreateSnapshot, _: SetupV1) -> Result<(), CreateError> {
+        match self.paused {
+            true => std::fs::write(&create.snapshot_path, "").map_err(|source| CreateError::StateFile {
+                what: "open",
+                path: create.snapshot_path.clone(),
+                source,
+            }),
+            false => Err(CreateError::Runs),
+        }
+    }
+
     fn press_power_button(&self) -> bool {
         false
     }
@@ -90,9 +101,20 @@ impl Launch for Fakes {
             spec.balloon.as_ref().map(|b| Device::new(balloon::device_config(b), &memory, Box::new(Nothing)));
         Ok(Fake { paused: false, stuck: self.stuck, balloon, hints: Vec::new(), polls: Vec::new() })
     }
+
+    fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, Fake), Fault> {
+        load.memory()?;
+        let mut fake = self
+            .launch(before, &BootSource { kernel_image_path: "k".into(), initrd_path: None, boot_args: None })
+            .map_err(Fault::LoadStart)?;
+        fake.paused = !load.resume_vm;
+        Ok((before.clone(), fake))
+    }
 }
 
 type Tried = Instance<Fakes>;
+
+const LOAD: &str = r#"{"snapshot_path":"s","mem_backend":{"backend_type":"File","backend_path":"m"}}"#;
 
 fn new() -> Tried {
     Instance::new("me".into(), Fakes::default())
@@ -165,6 +187,14 @@ const TABLE: &[(&str, &str, &str, &str, &str)] = &[
     ("PUT", "/actions", START, "without kernel configuration", AFTER),
     ("PUT", "/actions", FLUSH, BEFORE, "no metrics file"),
     ("PUT", "/actions", KEYS, BEFORE, "no driver for it"),
+    (
+        "PUT",
+        "/snapshot/create",
+        r#"{"snapshot_path":"s","mem_file_path":"m"}"#,
+        BEFORE,
+        "save/restore unavailable while running",
+    ),
+    ("PUT", "/snapshot/load", LOAD, "", AFTER),
     ("PATCH", "/vm", r#"{"state":"Paused"}"#, BEFORE, ""),
     ("PATCH", "/vm", r#"{"state":"Resumed"}"#, BEFORE, ""),
     ("GET", "/balloon", "", "No balloon device", "No balloon device"),
@@ -283,7 +313,6 @@ fn machines_have_bounds() {
         (r#"{"mem_size_mib":18446744073709551615}"#, "memory size"),
         (r#"{"mem_size_mib":17,"huge_pages":"2M"}"#, "not a multiple"),
         (r#"{"smt":true,"vcpu_count":2}"#, "smt is not supported by Samepage yet with more than one vCPU"),
-        (r#"{"track_dirty_pages":true}"#, "track_dirty_pages is not supported"),
     ];
     for (body, said) in wrong {
         refused(&mut instance, "PATCH", "/machine-config", body, said);
@@ -294,6 +323,8 @@ fn machines_have_bounds() {
     assert_eq!(shown(&mut instance, "/machine-config")["smt"], true);
     refused(&mut instance, "PATCH", "/machine-config", r#"{"vcpu_count":2}"#, "smt is not supported");
     done(&mut instance, "PATCH", "/machine-config", r#"{"smt":false,"track_dirty_pages":null}"#);
+    done(&mut instance, "PATCH", "/machine-config", r#"{"track_dirty_pages":true}"#);
+    assert_eq!(shown(&mut instance, "/machine-config")["track_dirty_pages"], true);
     for body in [r#"{"vcpu_count":32}"#, r#"{"mem_size_mib":1048576}"#, r#"{"mem_size_mib":16}"#] {
         done(&mut instance, "PATCH", "/machine-config", body);
     }
@@ -410,4 +441,49 @@ fn metrics_are_flushed_to_one_file() {
     let mut twice = new();
     done(&mut twice, "PUT", "/metrics", &metrics);
     refused(&mut twice, "PUT", "/metrics", &metrics, "Reinitialization of metrics not allowed.");
+}
+
+#[test]
+fn a_snapshot_is_loaded_into_a_vm_of_which_nothing_was_said() {
+    for (method, path, body) in [
+        ("PUT", "/machine-config", SIZE),
+        ("PUT", "/boot-source", BUILT_IN_SOURCE),
+        ("PUT", "/balloon", BALLOON),
+    ] {
+        let mut instance = new();
+        done(&mut instance, method, path, body);
+        refused(
+            &mut instance,
+            "PUT",
+            "/snapshot/load",
+            LOAD,
+            "not allowed after configuring boot-specific resources",
+        );
+    }
+    let memory = |rest: &str| format!(r#"{{"snapshot_path":"s"{rest}}}"#);
+    for (body, said) in [
+        (memory(""), "missing field: either `mem_backend` or `mem_file_path`"),
+        (
+            memory(r#","mem_file_path":"m","mem_backend":{"backend_type":"File","backend_path":"m"}"#),
+            "too many fields: either `mem_backend` or `mem_file_path`",
+        ),
+        (
+            memory(
+                r#","mem_file_path":"m","network_overrides":[{"iface_id":"eth0","host_dev_name":"tap0"}]"#,
+            ),
+            "no network interface \"eth0\"",
+        ),
+        (memory(r#","mem_file_path":"m","vsock_override":{"uds_path":"v"}"#), "no vsock device"),
+    ] {
+        refused(&mut new(), "PUT", "/snapshot/load", &body, said);
+    }
+    let mut instance = new();
+    done(&mut instance, "PUT", "/logger", "{}");
+    done(&mut instance, "PUT", "/snapshot/load", LOAD);
+    assert_eq!(shown(&mut instance, "/")["state"], "Paused");
+    refused(&mut instance, "PUT", "/snapshot/load", LOAD, AFTER);
+    done(&mut instance, "PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    let mut instance = new();
+    done(&mut instance, "PUT", "/snapshot/load", &memory(r#","mem_file_path":"m","resume_vm":true"#));
+    assert_eq!(shown(&mut instance, "/")["state"], "Running");
 }

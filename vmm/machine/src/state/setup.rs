@@ -1,0 +1,71 @@
+//! How a VM that is loaded from files is built again. A clone is told by the daemon; here nobody else knows.
+
+use serde::{Deserialize, Serialize};
+
+/// What the VM was built as, and of what of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupV1 {
+    /// The version of Samepage that wrote it, for people.
+    pub samepage: String,
+    /// The host's CLOCK_REALTIME, in nanoseconds.
+    pub realtime_ns: u64,
+    /// Whether the memory file beside it has only pages that were written since the last one.
+    pub is_diff: bool,
+    pub huge_pages: HugePagesV1,
+    pub smt: bool,
+    /// Whether which pages are written was logged.
+    pub track_dirty_pages: bool,
+    /// What it once booted.
+    pub boot: Option<BootV1>,
+    /// In the guest's order.
+    pub drives: Vec<DriveV1>,
+    pub balloon: Option<BalloonV1>,
+}
+
+/// What RAM is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePagesV1 {
+    #[default]
+    None,
+    Transparent,
+    Pool2M,
+}
+
+/// A kernel. Paths are bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootV1 {
+    pub kernel: Vec<u8>,
+    pub initrd: Option<Vec<u8>>,
+    pub args: Option<String>,
+}
+
+/// A drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveV1 {
+    pub id: String,
+    /// Where its file was: a name, under which the same file is to be found.
+    pub path: Vec<u8>,
+    pub read_only: bool,
+    pub is_raw: bool,
+    pub is_root: bool,
+    pub partuuid: Option<String>,
+    pub file: FileV1,
+}
+
+/// Which file it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileV1 {
+    pub bytes: u64,
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// What a balloon offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonV1 {
+    pub deflate_on_oom: bool,
+    pub hinting: bool,
+    pub reporting: bool,
+    /// 0 without statistics.
+    pub stats_polling_interval_s: u16,
+}
