@@ -23,9 +23,10 @@ use super::platform::GENERATION;
 use super::probe;
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
+use super::state::counters;
 use super::state::saved::VmState;
 use super::state::trace::Trace;
-use super::state::vcpu::{one_offset, xsave_bytes};
+use super::state::vcpu::xsave_bytes;
 use os::handed;
 
 /// The descriptors of an image, with which a VM process is started.
@@ -158,8 +159,8 @@ impl Image {
         for (vcpu, state) in vcpus.iter().zip(&self.state.vcpus) {
             state.restore(vcpu, bytes, &mut trace)?;
         }
-        one_offset(vcpus, &mut trace)?;
         self.state.chips.restore(vm, &mut trace)?;
+        counters::align(vm, vcpus, &self.state.vcpus, self.state.chips.clock, &mut trace)?;
         board.restore(&self.state.devices)?;
         // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
         vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());
