@@ -14,12 +14,11 @@ use memory::slab::{Slab, SlabError};
 use rustix::fs::fcntl_get_seals;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::board::Board;
 use super::config::VmConfig;
+use super::generation::{self, GenerationError};
 use super::handover::SEALS;
-use super::platform::GENERATION;
 use super::probe;
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
@@ -91,8 +90,8 @@ pub enum ImageStartError {
     #[error("the image's vCPUs cannot be restored")]
     Vcpus(#[from] StateError),
     /// The guest cannot learn that it is a copy.
-    #[error("the guest cannot be given a generation of its own: {0}")]
-    Generation(String),
+    #[error("the guest cannot be given a generation of its own")]
+    Generation(#[from] GenerationError),
     /// The devices cannot be what it says.
     #[error("the image's devices cannot be restored")]
     Devices(#[from] RestoreError),
@@ -164,12 +163,7 @@ impl Image {
         board.restore(&self.state.devices)?;
         // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
         vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());
-        // Before its first instruction.
-        let mut generation = [0; 16];
-        getrandom::fill(&mut generation).map_err(|error| ImageStartError::Generation(error.to_string()))?;
-        memory
-            .write_slice(&generation, GuestAddress(GENERATION))
-            .map_err(|error| ImageStartError::Generation(error.to_string()))
+        Ok(generation::renew(vm, memory)?)
     }
 }
 
