@@ -23,14 +23,15 @@ memory = "32M"
 fill = { zero = 10, common = 40, duplicate = 10, unique = 40 }
 "#;
 
-struct Fleet {
-    sandbox: Sandbox,
+/// A fleet called `clones`.
+pub(super) struct Fleet {
+    pub(super) sandbox: Sandbox,
     file: PathBuf,
 }
 
 impl Fleet {
     /// One that is up.
-    fn up(text: &str) -> Self {
+    pub(super) fn up(text: &str) -> Self {
         let sandbox = Sandbox::new();
         let file = sandbox.file("fleet.toml");
         fs::write(&file, text).expect("a fleet file");
@@ -47,7 +48,7 @@ impl Fleet {
         self.sandbox.samepage(args).timeout(LIMIT)
     }
 
-    fn ok(&self, args: &[&str]) -> Outcome {
+    pub(super) fn ok(&self, args: &[&str]) -> Outcome {
         self.run(args).output().success()
     }
 
@@ -58,16 +59,16 @@ impl Fleet {
         assert!(outcome.stderr.contains(said), "{args:?}: {outcome}");
     }
 
-    fn down(self) {
+    pub(super) fn down(self) {
         let _ = self.ok(&["fleet", "down"]);
         self.sandbox.assert_clean_within(SOON);
     }
 
-    fn status(&self, args: &[&str]) -> Value {
+    pub(super) fn status(&self, args: &[&str]) -> Value {
         self.ok(&[&["fleet", "status", "--json"], args].concat()).json()
     }
 
-    fn guests(&self) -> Vec<Value> {
+    pub(super) fn guests(&self) -> Vec<Value> {
         self.status(&[])["guests"].as_array().expect("guests").clone()
     }
 
@@ -76,7 +77,7 @@ impl Fleet {
     }
 
     #[track_caller]
-    fn verify(&self) {
+    pub(super) fn verify(&self) {
         let verified = self.ok(&["fleet", "verify", "--json"]).json();
         assert_eq!(verified["mismatched_pages"], 0, "{verified}");
         assert!(verified["verified_pages"].as_u64() > Some(5000), "{verified}");
@@ -96,7 +97,7 @@ impl Fleet {
         eventually("the daemon is gone", || daemon().is_none());
     }
 
-    fn com2(&self, name: &str) -> Client {
+    pub(super) fn com2(&self, name: &str) -> Client {
         Client::connect(&self.sandbox.runtime_dir().join(format!("fleets/clones/{name}.com2")))
     }
 
@@ -188,6 +189,20 @@ fn a_snapshot_is_shared_with_its_guest() {
     }
     fleet.verify();
     assert_eq!(fleet.status(&["--audit"])["audit"]["residue_pages"], 0);
+    fleet.down();
+}
+
+#[test]
+fn the_first_random_numbers_of_a_hundred_clones_differ() {
+    require_slabs!();
+    let fleet = Fleet::up(&FLEET.replace("32M", "16M"));
+    let _ = fleet.ok(&["clone", "web", "--count", "100", "--as", "w"]);
+    let generations: BTreeSet<u64> = fleet.guests().iter().filter_map(|g| g["generation"].as_u64()).collect();
+    assert_eq!(generations.len(), 100, "each clone has said another one");
+    let names = fleet.names();
+    let draw = |name: &String| field(&fleet.com2(name).command("random"), "number");
+    let drawn: BTreeSet<u64> = names.iter().map(draw).collect();
+    assert_eq!(drawn.len(), 101, "two guests drew the same number");
     fleet.down();
 }
 

@@ -5,6 +5,7 @@
 //! `functional/test_balloon.py`, snapshots aside), here with Linux's own driver. Each boot of a
 //! guest takes seconds there, so one guest is asked many things.
 
+mod clones;
 mod drives;
 
 use std::fs;

@@ -90,7 +90,21 @@ fn lab_balloon_of_the_built_in_guest() {
 #[test]
 fn lab_balloon_of_a_linux_guest() {
     need_image();
-    inside(&["inside::", "--skip", "inside::drives::"], 400);
+    inside(&["inside::", "--skip", "inside::drives::", "--skip", "inside::clones::"], 400);
+}
+
+/// Ten clones of a Debian guest: each has a generation, random numbers and clocks of its own, and
+/// balloons and merges on.
+#[test]
+fn lab_clones_of_a_debian_guest() {
+    need_image();
+    inside(&["inside::clones::ten_clones"], 540);
+}
+
+#[test]
+fn lab_clones_of_a_debian_guest_with_two_processors() {
+    need_image();
+    inside(&["inside::clones::clones_of_a_debian_guest_with_two"], 400);
 }
 
 /// What a Linux guest reads from its drive, and that two page caches of one file are merged.

@@ -189,10 +189,20 @@ pub enum Command {
     },
     /// A disk command.
     Disk(Disk),
+    /// Draw a random number.
+    Random,
+    /// Sleep, and compare the clocks of all processors.
+    Clock {
+        /// For how long to sleep, 0 to [`MAX_SLEEP_MILLIS`].
+        millis: u32,
+    },
     /// Power off.
     Poweroff,
     Reboot,
 }
+
+/// Longest sleep of a `clock`.
+pub const MAX_SLEEP_MILLIS: u32 = 60_000;
 
 impl Command {
     /// The first word of the line.
@@ -208,6 +218,8 @@ impl Command {
             Self::Balloon(_) => "balloon",
             Self::Frames { .. } => "frames",
             Self::Disk(_) => "disk",
+            Self::Random => "random",
+            Self::Clock { .. } => "clock",
             Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
         }
@@ -251,11 +263,19 @@ impl Command {
             "balloon" => Balloon::parse(rest).map(Self::Balloon),
             "frames" => Ok(Self::Frames { from: Fields::parse(rest, ["from"], "from")?.number(0)? }),
             "disk" => Disk::parse(rest).map(Self::Disk),
+            "random" => bare(Self::Random),
+            "clock" => {
+                let fields = Fields::parse(rest, ["millis"], "millis")?;
+                match u32::try_from(fields.number(0)?) {
+                    Ok(millis @ 0..=MAX_SLEEP_MILLIS) => Ok(Self::Clock { millis }),
+                    _ => Err(bad("millis", fields.text(0)?.1, "a number from 0 to 60000")),
+                }
+            }
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, random, clock, poweroff or reboot",
             }),
         }
     }
@@ -278,7 +298,8 @@ impl fmt::Display for Command {
             Self::Balloon(action) => write!(f, " {action}"),
             Self::Frames { from } => write!(f, " from={from}"),
             Self::Disk(action) => write!(f, " {action}"),
-            Self::Verify | Self::Idle | Self::Report | Self::Poweroff | Self::Reboot => Ok(()),
+            Self::Clock { millis } => write!(f, " millis={millis}"),
+            Self::Verify | Self::Idle | Self::Report | Self::Random | Self::Poweroff | Self::Reboot => Ok(()),
         }
     }
 }

@@ -39,6 +39,8 @@
 //! | `balloon report\|check\|touch\|off\|on\|hostile ...` | controls the balloon, or misuses it: see [`Balloon`] |
 //! | `frames from=` | reports the use of frames by the guest's kernel, from this one on: see [`Frames`] |
 //! | `disk read\|drop ...` | reads the disk through the page cache, or drops it from there: see [`Disk`] |
+//! | `random` | draws a random number |
+//! | `clock millis=` | sleeps, then compares the clocks of all processors |
 //! | `poweroff`, `reboot` | end the guest |
 
 mod balloon;
@@ -55,11 +57,11 @@ mod tests;
 use core::fmt;
 
 pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
-pub use command::{Class, Command, Fill, Mix, Target};
+pub use command::{Class, Command, Fill, MAX_SLEEP_MILLIS, Mix, Target};
 pub use disk::{Disk, DiskDone, MAX_DISK_PAGES};
 pub use frames::{FrameRuns, Frames, MAX_RUNS, frame_runs};
 pub use line::{LineReader, Text, Word};
-pub use reply::{Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
+pub use reply::{Clock, Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
 
 /// I/O port of the serial port that carries the protocol (COM2).
 pub const CONTROL_PORT: u16 = 0x2f8;

@@ -71,6 +71,19 @@ pub struct Latency {
     pub late_max_us: u64,
 }
 
+/// How time goes on in a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// How long the sleep took by the monotonic clock, in microseconds.
+    pub slept_us: u64,
+    /// Processors.
+    pub cpus: u64,
+    /// How often a clock was read, on one processor after the other.
+    pub readings: u64,
+    /// Readings that were earlier than the one before, by the monotonic clock or by the time stamp counter.
+    pub backward: u64,
+}
+
 /// The content of an `ok` line, by the command it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -109,6 +122,12 @@ pub enum Done {
     Frames(Frames),
     /// A disk command is done.
     Disk(DiskDone),
+    /// A random number.
+    Random {
+        number: u64,
+    },
+    /// The sleep is over, and the clocks are read.
+    Clock(Clock),
     /// The guest powers off.
     Poweroff,
     Reboot,
@@ -284,6 +303,17 @@ impl Done {
             "balloon" => BalloonDone::parse(rest).map(Self::Balloon),
             "frames" => Frames::parse(rest).map(Self::Frames),
             "disk" => DiskDone::parse(rest).map(Self::Disk),
+            "random" => Ok(Self::Random { number: Fields::parse(rest, ["number"], "number")?.number(0)? }),
+            "clock" => {
+                let keys = ["slept_us", "cpus", "readings", "backward"];
+                let fields = Fields::parse(rest, keys, "slept_us, cpus, readings, backward")?;
+                Ok(Self::Clock(Clock {
+                    slept_us: fields.number(0)?,
+                    cpus: fields.number(1)?,
+                    readings: fields.number(2)?,
+                    backward: fields.number(3)?,
+                }))
+            }
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(bad("command", command, "the name of a command")),
@@ -357,6 +387,10 @@ impl fmt::Display for Done {
             Self::Balloon(done) => write!(f, "balloon {done}"),
             Self::Frames(frames) => write!(f, "frames {frames}"),
             Self::Disk(done) => write!(f, "disk {done}"),
+            Self::Random { number } => write!(f, "random number={number}"),
+            Self::Clock(Clock { slept_us, cpus, readings, backward }) => {
+                write!(f, "clock slept_us={slept_us} cpus={cpus} readings={readings} backward={backward}")
+            }
             Self::Poweroff => f.write_str("poweroff"),
             Self::Reboot => f.write_str("reboot"),
         }

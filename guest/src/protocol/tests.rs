@@ -47,10 +47,12 @@ fn command() -> impl Strategy<Value = Command> {
         balloon().prop_map(Command::Balloon),
         any::<u64>().prop_map(|from| Command::Frames { from }),
         disk().prop_map(Command::Disk),
+        (0..=MAX_SLEEP_MILLIS).prop_map(|millis| Command::Clock { millis }),
         prop::sample::select(std::vec![
             Command::Verify,
             Command::Idle,
             Command::Report,
+            Command::Random,
             Command::Poweroff,
             Command::Reboot
         ]),
@@ -140,6 +142,10 @@ fn done() -> impl Strategy<Value = Done> {
         frames().prop_map(Done::Frames),
         any::<[u64; 3]>().prop_map(|[pages, wrong, ns]| Done::Disk(DiskDone::Read { pages, wrong, ns })),
         Just(Done::Disk(DiskDone::Drop)),
+        any::<u64>().prop_map(|number| Done::Random { number }),
+        any::<[u64; 4]>().prop_map(|[slept_us, cpus, readings, backward]| {
+            Done::Clock(Clock { slept_us, cpus, readings, backward })
+        }),
     ]
 }
 
@@ -162,6 +168,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<[u64; 2]>().prop_map(|[done, total]| Reply::Progress { done, total }),
         done().prop_map(Reply::Ok),
         (prop::sample::select(codes), message()).prop_map(|(code, message)| Reply::Err { code, message }),
+        any::<u64>().prop_map(|number| Reply::Generation { number }),
         message().prop_map(|message| Reply::Panic { message }),
     ]
 }
@@ -235,7 +242,7 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, random, clock, poweroff or reboot",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),

@@ -73,11 +73,16 @@ impl TimedWrites {
 
     /// A number below `below`, which is not 0.
     fn pick(&mut self, below: u64) -> u64 {
+        self.number() % below
+    }
+
+    /// The next number of the generator.
+    pub(super) fn number(&mut self) -> u64 {
         // Xorshift.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        self.random % below
+        self.random
     }
 }
 

@@ -230,6 +230,12 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                 ErrorCode::Unsupported,
                 format_args!("this guest has no map of what its frames are used for; a Linux guest has"),
             )),
+            Command::Random => Some(Reply::Ok(Done::Random { number: self.timed.number() })),
+            // The agent reads its clocks before this service sees the line.
+            Command::Clock { .. } => Some(refusal(
+                ErrorCode::Unsupported,
+                format_args!("this guest has one processor and no timer; a Linux guest has"),
+            )),
             // The agent handles a disk before this service sees the line.
             Command::Disk(_) => Some(refusal(ErrorCode::Unsupported, format_args!("this guest has no disk"))),
             // Dealt with by the caller.

@@ -91,6 +91,7 @@ pub struct Com2 {
     stream: UnixStream,
     reader: LineReader,
     buffered: Vec<u8>,
+    generation: Option<u64>,
 }
 
 impl Com2 {
@@ -100,7 +101,18 @@ impl Com2 {
         check_peer(&stream, Some(pid))?;
         stream.set_read_timeout(Some(POLL))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-        Ok(Self { guest: guest.into(), stream, reader: LineReader::new(), buffered: Vec::new() })
+        Ok(Self {
+            guest: guest.into(),
+            stream,
+            reader: LineReader::new(),
+            buffered: Vec::new(),
+            generation: None,
+        })
+    }
+
+    /// The number by which the guest said that it is a copy, if it has since this was connected.
+    pub fn generation(&self) -> Option<u64> {
+        self.generation
     }
 
     /// The next reply, or None after `POLL` without one. What is no reply is skipped: a guest may say anything.
@@ -124,6 +136,9 @@ impl Com2 {
             if let Some(Ok(line)) = self.reader.push(*byte)
                 && let Ok(parsed) = Reply::parse(line)
             {
+                if let Reply::Generation { number } = parsed {
+                    self.generation = Some(number);
+                }
                 reply = Some(parsed);
                 break;
             }

@@ -1,5 +1,6 @@
-//! ACPI tables: MADT, FADT with its FACS, and a DSDT that names the serial ports, the panic port and each
-//! virtio-mmio device (`LNRO0005`), so that a stock kernel finds everything without being told.
+//! ACPI tables: MADT, FADT with its FACS, and a DSDT that names the serial ports, the panic port, the
+//! generation (VMGenID, VMClock) and each virtio-mmio device (`LNRO0005`), so that a stock kernel finds everything
+//! without being told.
 //!
 //! The hardware is not called reduced. Of a machine that is, Linux believes that only EFI can reset it, finds no EFI, and jumps to
 //! the BIOS instead of writing the reset register that is named beside; and it leaves the 8259 alone, so that with `noapic` on its
@@ -32,9 +33,6 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
 const PCAT_COMPAT: u32 = 1;
 /// ACPI says where the FACS lies: at a multiple of this.
 const FACS_ALIGN: u64 = 64;
-
-const _: () =
-    assert!(ACPI + 36 <= GENERATION && GENERATION.is_multiple_of(8) && GENERATION + 16 <= ACPI + FACS_ALIGN);
 
 /// Writes all tables and returns the address of the root pointer.
 pub fn write(memory: &GuestMemory, vcpus: u8, virtio_devices: usize) -> Result<u64, VmError> {
@@ -114,6 +112,7 @@ fn dsdt(virtio_devices: usize) -> Sdt {
     serial("_SB_.COM1", "COM1", 1, COM1_PORT, COM1_IRQ, &mut body);
     serial("_SB_.COM2", "COM2", 2, COM2_PORT, COM2_IRQ, &mut body);
     pvpanic(&mut body);
+    generation(&mut body);
     for n in 0..virtio_devices {
         virtio(n, &mut body);
     }
@@ -135,6 +134,63 @@ fn pvpanic(out: &mut Vec<u8>) {
             &aml::Name::new(
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![&aml::IO::new(port, port, 1, PVPANIC_LEN as u8)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// VMGenID and VMClock, and the event by which both are said to have changed.
+fn generation(out: &mut Vec<u8>) {
+    /// "Device check" of a device's own: what changed is for its driver to know.
+    const CHANGED: u8 = 0x80;
+    let page = |at: u64, bytes: u64| aml::Memory32Fixed::new(false, at as u32, bytes as u32);
+    let (low, high) = (GENERATION as u32, (GENERATION >> 32) as u32);
+    // The range is in _CRS too: a guest's kernel shows its users that, as in /proc/iomem, and not what ADDR says.
+    aml::Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"VMGENCTR"),
+            &aml::Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &aml::Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &aml::Name::new("ADDR".into(), &aml::Package::new(vec![&low, &high])),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&page(GENERATION, 16)])),
+        ],
+    )
+    .to_aml_bytes(out);
+    aml::Device::new(
+        "_SB_.VCLK".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"AMZNC10C"),
+            &aml::Name::new("_CID".into(), &"VMCLOCK"),
+            &aml::Name::new("_DDN".into(), &"VMCLOCK"),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&page(VMCLOCK, VMCLOCK_BYTES)])),
+        ],
+    )
+    .to_aml_bytes(out);
+    aml::Device::new(
+        "_SB_.GED0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::Interrupt::new(
+                    true,
+                    true,
+                    false,
+                    false,
+                    GENERATION_IRQ,
+                )]),
+            ),
+            &aml::Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![
+                    &aml::Notify::new(&aml::Path::new("\\_SB_.VGEN"), &CHANGED),
+                    &aml::Notify::new(&aml::Path::new("\\_SB_.VCLK"), &CHANGED),
+                ],
             ),
         ],
     )

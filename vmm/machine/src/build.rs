@@ -41,7 +41,7 @@ use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::Sampler;
-use super::{acpi, boot, cpuid, registers};
+use super::{acpi, boot, cpuid, generation, registers};
 use memory::own;
 use memory::ram::{Backing, Ram};
 use merge::slab::agent::FoundSlabs;
@@ -134,6 +134,9 @@ impl Vm {
             None => {
                 registers::write_tables(ram.memory())?;
                 let acpi_root = acpi::write(ram.memory(), config.cpus, virtio_count)?;
+                if config.kernel.is_some() {
+                    generation::write(ram.memory())?;
+                }
                 let cmdline = cmdline(config, &vcpus, virtio_count);
                 let entry = boot::load(ram.memory(), config, &cmdline, acpi_root)?;
                 if let Some(first) = vcpus.first() {

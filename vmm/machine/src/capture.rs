@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use memory::image::{ImageError, Slabs};
 use memory::slab::{Draft, Slab};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use super::probe;
 use super::running::Running;
 use super::state::StateError;
 use super::state::chips::ChipsV1;
+use super::state::counters::{self, Reading};
 use super::state::msrs::Savable;
 use super::state::saved::{Around, DevicesV1, MachineV1, MemoryV1, VmState};
 use super::state::trace::Trace;
@@ -151,8 +152,9 @@ impl Running {
         let vm = self.vm.upgrade().ok_or(CaptureError::Ended)?;
         // Before the vCPUs: a device may interrupt.
         let devices = self.board.save();
-        let vcpus = self.take_vcpus(savable, xsave_bytes(&vm))?;
+        let (mut vcpus, readings) = self.take_vcpus(savable, &vm)?;
         let chips = ChipsV1::save(&vm, &mut Trace::default())?;
+        counters::pin(&mut vcpus, &readings, chips.clock);
         let machine = MachineV1 {
             backend: probe::backend_name().to_owned(),
             memory_bytes: self.ram.bytes(),
@@ -161,12 +163,20 @@ impl Running {
         Ok(Still { machine, chips, vcpus, devices })
     }
 
-    fn take_vcpus(&self, savable: &Arc<Savable>, xsave_bytes: usize) -> Result<Vec<VcpuV1>, CaptureError> {
-        type Slots = Mutex<Vec<Option<Result<VcpuV1, StateError>>>>;
+    fn take_vcpus(
+        &self,
+        savable: &Arc<Savable>,
+        vm: &Arc<VmFd>,
+    ) -> Result<(Vec<VcpuV1>, Vec<Reading>), CaptureError> {
+        type Saved = Result<(VcpuV1, Reading), StateError>;
+        type Slots = Mutex<Vec<Option<Saved>>>;
         let slots: Arc<Slots> = Arc::new(Mutex::new((0..self.vcpu_count).map(|_| None).collect()));
-        let (filled, savable) = (slots.clone(), savable.clone());
+        let (filled, savable, weak) = (slots.clone(), savable.clone(), Arc::downgrade(vm));
         let sent = self.vcpus().send(Arc::new(move |n, vcpu| {
-            let saved = VcpuV1::save(vcpu, &savable, xsave_bytes, &mut Trace::default());
+            // The VM is its owner's, to end it.
+            let Some(vm) = weak.upgrade() else { return };
+            let saved = VcpuV1::save(vcpu, &savable, xsave_bytes(&vm), &mut Trace::default());
+            let saved = saved.and_then(|saved| Ok((saved, Reading::take(&vm, vcpu)?)));
             if let Some(slot) = os::lock(&filled).get_mut(n) {
                 *slot = Some(saved);
             }
@@ -175,7 +185,9 @@ impl Running {
             return Err(CaptureError::Vcpu);
         }
         let saved = std::mem::take(&mut *os::lock(&slots));
-        saved.into_iter().map(|saved| saved.ok_or(CaptureError::Vcpu)?.map_err(Into::into)).collect()
+        let each =
+            saved.into_iter().map(|saved| saved.ok_or(CaptureError::Vcpu)?.map_err(CaptureError::from));
+        Ok(each.collect::<Result<Vec<_>, _>>()?.into_iter().unzip())
     }
 }
 

@@ -123,6 +123,9 @@ pub enum VmError {
     /// Boot data could not be written to guest memory.
     #[error("boot data could not be written to guest memory")]
     BootData(#[source] vm_memory::GuestMemoryError),
+    /// The guest has no generation.
+    #[error("the guest cannot be given a generation")]
+    Generation(#[from] super::generation::GenerationError),
     /// The ACPI tables outgrew their room.
     #[error("the ACPI tables take {bytes} bytes and have room for {room}")]
     AcpiRoom {

@@ -26,6 +26,7 @@ mod error;
 mod events;
 mod exit;
 mod feed;
+mod generation;
 mod guest_end;
 pub mod handover;
 mod last_words;

@@ -34,8 +34,10 @@ pub const fn virtio_irq(n: usize) -> u32 {
     if irq < SCI_IRQ { irq } else { irq + 1 }
 }
 
-// What the I/O APIC has inputs for.
-const _: () = assert!(virtio_irq(VIRTIO_MAX - 1) < 24);
+/// Interrupt that says that the generation is another one: the last input of the I/O APIC.
+pub const GENERATION_IRQ: u32 = 23;
+
+const _: () = assert!(virtio_irq(VIRTIO_MAX - 1) < GENERATION_IRQ);
 
 /// Three pages that VMX needs for a task state segment when a vCPU is in real mode.
 pub const KVM_TSS: u64 = 0xfffb_d000;
@@ -60,11 +62,14 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_BYTES: usize = 2048;
 /// ACPI tables, root pointer first.
 pub const ACPI: u64 = 0xe_0000;
-/// The number that is another one in each copy of a guest, 16 bytes: between the root pointer and the first table, on a page that is written
-/// at boot anyway.
-pub const GENERATION: u64 = ACPI + 40;
 /// End of the ACPI tables' room.
-pub const ACPI_END: u64 = 0xf_0000;
+pub const ACPI_END: u64 = 0xe_e000;
+/// The number that is another one in each copy of a guest, 16 bytes on a page of its own,
+pub const GENERATION: u64 = 0xe_e000;
+/// and the page with VMClock.
+pub const VMCLOCK: u64 = 0xe_f000;
+/// Bytes of the latter.
+pub const VMCLOCK_BYTES: u64 = 0x1000;
 /// Where a processor in real mode begins after a reset (F000:FFF0), and kernels jump that want one.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the low memory a guest may use: from here to [`HIGH_START`] belonged to firmware once.

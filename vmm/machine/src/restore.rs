@@ -15,20 +15,20 @@ use memory::slab::{Slab, SlabError};
 use rustix::fs::fcntl_get_seals;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::board::Board;
 use super::config::VmConfig;
+use super::generation::{self, GenerationError};
 use super::handover::SEALS;
-use super::platform::GENERATION;
 use super::probe;
 use super::snapshot::load::{LoadError, MemoryFile, check_drives};
 use super::snapshot::{Connection, Handler};
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
+use super::state::counters;
 use super::state::saved::VmState;
 use super::state::trace::Trace;
-use super::state::vcpu::{one_offset, xsave_bytes};
+use super::state::vcpu::xsave_bytes;
 use os::handed;
 
 /// The descriptors of an image, with which a VM process is started.
@@ -93,8 +93,8 @@ pub enum ImageStartError {
     #[error("the image's vCPUs cannot be restored")]
     Vcpus(#[from] StateError),
     /// The guest cannot learn that it is a copy.
-    #[error("the guest cannot be given a generation of its own: {0}")]
-    Generation(String),
+    #[error("the guest cannot be given a generation of its own")]
+    Generation(#[from] GenerationError),
     /// It comes from files, and these cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -207,17 +207,12 @@ impl VmState {
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
             state.restore(vcpu, bytes, &mut trace)?;
         }
-        one_offset(vcpus, &mut trace)?;
         self.chips.restore(vm, &mut trace)?;
+        counters::align(vm, vcpus, &self.vcpus, self.chips.clock, &mut trace)?;
         board.restore(&self.devices)?;
         // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
         vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());
-        // Before its first instruction.
-        let mut generation = [0; 16];
-        getrandom::fill(&mut generation).map_err(|error| ImageStartError::Generation(error.to_string()))?;
-        memory
-            .write_slice(&generation, GuestAddress(GENERATION))
-            .map_err(|error| ImageStartError::Generation(error.to_string()))
+        Ok(generation::renew(vm, memory)?)
     }
 }
 

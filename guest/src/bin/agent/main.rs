@@ -15,18 +15,21 @@ use core::fmt::Write;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use guest::protocol::{Command, Kind, LineReader, MAX_LINE, Ready, Reply, Text};
+use guest::protocol::{Command, Done, ErrorCode, Kind, LineReader, MAX_LINE, Ready, Reply, Text};
 use guest::service::{Out, Port, Power, Service, Wait};
 use guest::workload::{Pages, Workload};
 
 use disk::Cached;
+use generation::Generation;
 use init::{Channel, log};
 use memory::{MappedPages, MemInfo};
 use sys::{Fd, RETRY_MILLIS};
 
 mod balloon;
+mod clock;
 mod disk;
 mod frames;
+mod generation;
 mod init;
 mod memory;
 mod power;
@@ -52,7 +55,8 @@ extern "C" fn agent_main() -> ! {
     let (pages, generations) = MappedPages::new(memory.usable());
     let ready = Ready { kind: Kind::Linux, pages: pages.count(), base: 0, mem_pages: memory.total };
     let mut service = Service::new(Workload::new(pages, generations));
-    let mut agent = Agent { channel, line: LineReader::new(), is_init, disk: Cached::NEW };
+    let (line, disk, generation) = (LineReader::new(), Cached::NEW, Generation::find());
+    let mut agent = Agent { channel, line, is_init, disk, generation };
     agent.send(Port::Control, &Reply::Ready(ready));
     agent.serve(&mut service)
 }
@@ -62,11 +66,13 @@ struct Agent {
     line: LineReader,
     is_init: bool,
     disk: Cached,
+    generation: Generation,
 }
 
 impl Agent {
     fn serve<P: Pages>(&mut self, service: &mut Service<'_, P>) -> ! {
         loop {
+            self.look(service);
             let millis = match service.step(sys::now_micros(), self) {
                 Wait::No => 0,
                 Wait::Millis(millis) => i32::try_from(millis).unwrap_or(i32::MAX),
@@ -75,6 +81,14 @@ impl Agent {
             if self.channel.input.wait_readable(millis) {
                 self.obey(service);
             }
+        }
+    }
+
+    /// Sees whether this guest has become a copy, and then says so. Nothing else is done in between.
+    fn look<P: Pages>(&mut self, service: &mut Service<'_, P>) {
+        if let Some(number) = self.generation.change() {
+            service.reseed(number);
+            self.send(Port::Control, &Reply::Generation { number });
         }
     }
 
@@ -87,6 +101,8 @@ impl Agent {
             // A closed port, or a signal: there is no other client.
             _ => return sys::sleep_millis(RETRY_MILLIS),
         };
+        // What was read may have been sent to a copy.
+        self.look(service);
         for byte in &buffer[..len] {
             if *byte == b'\n' {
                 let mut line = core::mem::take(&mut self.line);
@@ -96,6 +112,8 @@ impl Agent {
                     Ok(Command::Balloon(action)) => Some(balloon::obey(action)),
                     Ok(Command::Frames { from }) => Some(frames::obey(from)),
                     Ok(Command::Disk(action)) => Some(self.disk.obey(action)),
+                    Ok(Command::Clock { millis }) => Some(clock::obey(millis)),
+                    Ok(Command::Random) => Some(random()),
                     Ok(Command::Poweroff) if !self.is_init => Some(power::ask(Power::Off)),
                     Ok(Command::Reboot) if !self.is_init => Some(power::ask(Power::Reset)),
                     _ => None,
@@ -119,6 +137,16 @@ impl Agent {
 impl Out for Agent {
     fn send(&mut self, _port: Port, reply: &Reply) {
         send(self.channel.output, reply);
+    }
+}
+
+/// A random number of the kernel's.
+fn random() -> Reply {
+    match sys::random() {
+        Ok(number) => Reply::Ok(Done::Random { number }),
+        Err(error) => {
+            Reply::Err { code: ErrorCode::Failed, message: Text::of(format_args!("getrandom: {error}")) }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "system calls without a C library")]
 
 use core::arch::asm;
+use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::fmt;
 use core::ptr;
@@ -29,15 +30,20 @@ const MKDIR: usize = 83;
 const SYNC: usize = 162;
 const MOUNT: usize = 165;
 const REBOOT: usize = 169;
+const SCHED_SETAFFINITY: usize = 203;
+const SCHED_GETAFFINITY: usize = 204;
 const CLOCK_GETTIME: usize = 228;
 const FINIT_MODULE: usize = 313;
+const GETRANDOM: usize = 318;
 
 const O_WRONLY: usize = 1;
 const O_RDWR: usize = 2;
 const O_NOCTTY: usize = 0o400;
 const O_CLOEXEC: usize = 0o2_000_000;
 const POLLIN: i16 = 1;
+const PROT_READ: usize = 1;
 const PROT_READ_WRITE: usize = 1 | 2;
+const MAP_SHARED: usize = 0x1;
 const MAP_PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
 const MADV_DONTNEED: usize = 4;
 const WNOHANG: usize = 1;
@@ -243,6 +249,12 @@ impl Fd {
         let _ = unsafe { syscall(IOCTL, [self.0 as usize, TCSBRK, 1, 0, 0, 0]) };
     }
 
+    /// An `ioctl` without an argument.
+    pub(crate) fn command(self, number: usize) -> Result<(), Errno> {
+        // SAFETY: no memory is passed.
+        unsafe { syscall(IOCTL, [self.0 as usize, number, 0, 0, 0, 0]) }.map(|_| ())
+    }
+
     /// Loads the kernel module that this file holds.
     pub(crate) fn load_module(self, parameters: &CStr) -> Result<(), Errno> {
         // SAFETY: a C string.
@@ -382,6 +394,58 @@ pub(crate) fn reboot(how: Reboot) -> Errno {
     // SAFETY: no memory is passed.
     let result = unsafe { syscall(REBOOT, [REBOOT_MAGIC.0, REBOOT_MAGIC.1, how as usize, 0, 0, 0]) };
     result.err().unwrap_or(EBUSY)
+}
+
+/// The first 64 processors that this process may run on, a bit each.
+pub(crate) fn affinity() -> Result<u64, Errno> {
+    let mut mask = [0_u64; 128];
+    // SAFETY: the slice is writable and as long as said.
+    unsafe { syscall(SCHED_GETAFFINITY, [0, size_of_val(&mask), mask.as_mut_ptr() as usize, 0, 0, 0]) }
+        .map(|_| mask[0])
+}
+
+/// Has this process run on these processors only.
+pub(crate) fn set_affinity(mask: u64) -> Result<(), Errno> {
+    // SAFETY: the kernel reads one word.
+    unsafe { syscall(SCHED_SETAFFINITY, [0, size_of::<u64>(), ptr::from_ref(&mask) as usize, 0, 0, 0]) }
+        .map(|_| ())
+}
+
+/// A random number.
+pub(crate) fn random() -> Result<u64, Errno> {
+    let mut number = 0_u64;
+    // SAFETY: the kernel writes one word at most.
+    match unsafe { syscall(GETRANDOM, [ptr::from_mut(&mut number) as usize, size_of::<u64>(), 0, 0, 0, 0]) }?
+    {
+        8 => Ok(number),
+        _ => Err(EIO),
+    }
+}
+
+/// A word of memory that changes by itself.
+#[repr(transparent)]
+pub(crate) struct Word(UnsafeCell<u64>);
+
+impl Word {
+    /// What it is now.
+    pub(crate) fn get(&self) -> u64 {
+        // SAFETY: an aligned word, for a reference to it exists.
+        unsafe { self.0.get().read_volatile() }
+    }
+}
+
+/// Maps physical memory for good: two words at `address`, which is a multiple of 8, within a page.
+pub(crate) fn map_physical(address: usize) -> Result<&'static [Word; 2], Errno> {
+    let (page, offset) = (address & !(PAGE_SIZE - 1), address & (PAGE_SIZE - 1));
+    if !offset.is_multiple_of(8) || offset > PAGE_SIZE - 16 {
+        return Err(Errno(22));
+    }
+    let memory = Fd::open(c"/dev/mem", Access::Read)?;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let at = unsafe { syscall(MMAP, [0, PAGE_SIZE, PROT_READ, MAP_SHARED, memory.0 as usize, page]) };
+    memory.close();
+    // SAFETY: aligned, readable, never unmapped; nothing in this process writes there.
+    at.map(|at| unsafe { &*((at + offset) as *const [Word; 2]) })
 }
 
 /// Microseconds since some fixed moment.

@@ -92,24 +92,37 @@ fn serve<P: Pages, T: Transport>(
     let mut wait = Wait::Forever;
     let mut polled_micros = 0;
     loop {
-        // Before anything else is obeyed: in a copy of this guest others may know what comes next.
-        if let Some(number) = generation.change() {
-            service.reseed(number);
-            ports.send(Port::Control, &Reply::Generation { number });
-        }
+        look(service, ports, generation);
         let now = clock.micros();
         if wait != Wait::No || now.saturating_sub(polled_micros) >= POLL_MICROS {
             polled_micros = now;
             service.poll_balloon();
-            while poll(service, ports, now) {}
+            while poll(service, ports, generation, now) {}
         }
         wait = service.step(clock.micros(), ports);
         port::wait(wait);
     }
 }
 
+/// Sees whether this guest has become a copy, and then says so. Nothing else is done in between: others may know what comes next.
+fn look<P: Pages, T: Transport>(
+    service: &mut Service<'_, P, T>,
+    ports: &mut Ports,
+    generation: &mut Generation,
+) {
+    if let Some(number) = generation.change() {
+        service.reseed(number);
+        ports.send(Port::Control, &Reply::Generation { number });
+    }
+}
+
 /// Carries out the commands that have arrived. False if there were none.
-fn poll<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Ports, now: u64) -> bool {
+fn poll<P: Pages, T: Transport>(
+    service: &mut Service<'_, P, T>,
+    ports: &mut Ports,
+    generation: &mut Generation,
+    now: u64,
+) -> bool {
     let mut some = false;
     for port in [Port::Control, Port::Console] {
         let input = ports.read(port);
@@ -117,6 +130,8 @@ fn poll<P: Pages, T: Transport>(service: &mut Service<'_, P, T>, ports: &mut Por
         if !matches!(input, Input::Line) {
             continue;
         }
+        // What was read may have been sent to a copy.
+        look(service, ports, generation);
         if let Some(line) = ports.take_line(port).push(b'\n')
             && let Some(power) = service.line(port, line, now, ports)
         {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest::protocol::{Command, Reply};
+use guest::protocol::Command;
 
 use super::{BUILT_IN_LIMIT, Guest};
 use crate::HostError;
@@ -43,19 +43,19 @@ impl Guest {
                 Err(_) => std::thread::sleep(POLL),
             }
         }
-        // What it says before it obeys anything: from then on it does nothing at random that another copy does, too.
-        while self.is_built_in() && self.generation.is_none() {
+        // What it says before it obeys anything: from then on it does nothing at random that another copy does, too. A Linux guest is woken by
+        // the command, and says it before the answer, if its agent can.
+        while self.is_built_in() && self.com2.as_ref().is_some_and(|com2| com2.generation().is_none()) {
             watch.check()?;
             self.check_alive()?;
             if began.elapsed() > BUILT_IN_LIMIT {
                 let (guest, log) = (self.spec.name.clone(), String::new());
                 return Err(HostError::Silent { guest, limit: BUILT_IN_LIMIT, log });
             }
-            if let Some(Reply::Generation { number }) = self.com2.as_mut().map_or(Ok(None), Com2::poll)? {
-                self.generation = Some(number);
-            }
+            self.com2.as_mut().map_or(Ok(None), Com2::poll)?;
         }
         self.command(&Command::Report, Stage::Ready, watch)?;
+        self.generation = self.com2.as_ref().and_then(Com2::generation);
         Ok(())
     }
 

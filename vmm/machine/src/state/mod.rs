@@ -8,6 +8,7 @@
 
 pub(crate) mod chips;
 pub(crate) mod container;
+pub(crate) mod counters;
 mod cpuid;
 mod mirror;
 pub(crate) mod msrs;

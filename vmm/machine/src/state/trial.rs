@@ -10,11 +10,12 @@ use thiserror::Error;
 
 use super::StateError;
 use super::chips::ChipsV1;
+use super::counters::{self, Reading};
 pub use super::msrs::Access;
 use super::msrs::Savable;
 pub use super::trace::Step;
 use super::trace::Trace;
-use super::vcpu::{VcpuV1, one_offset, tsc, xsave_bytes};
+use super::vcpu::{VcpuV1, xsave_bytes};
 use crate::build::{create_vcpus, create_vm};
 use crate::error::VmError;
 use crate::machine::Machine;
@@ -89,8 +90,15 @@ fn on(ram: &Ram) -> Result<Trial, TrialError> {
         first.boot()?;
         first.ask(BEFORE)?;
         first.complete()?;
-        let saved = VcpuV1::save(&first.vcpu, &savable, xsave_bytes(&first.vm), &mut trace)
-            .and_then(|vcpu| Ok((vcpu, ChipsV1::save(&first.vm, &mut trace)?)));
+        let saved =
+            VcpuV1::save(&first.vcpu, &savable, xsave_bytes(&first.vm), &mut trace).and_then(|vcpu| {
+                let reading = Reading::take(&first.vm, &first.vcpu)?;
+                let chips = ChipsV1::save(&first.vm, &mut trace)?;
+                let mut vcpus = [vcpu];
+                counters::pin(&mut vcpus, &[reading], chips.clock);
+                let [vcpu] = vcpus;
+                Ok((vcpu, chips))
+            });
         saved.map_err(|source| TrialError::State { steps: trace.take(), source })?
     };
     let began = Instant::now();
@@ -148,7 +156,7 @@ fn differences(before: &VcpuV1, after: &VcpuV1) -> Vec<String> {
             None => found.push(format!("MSR {index:#x}: {value:#x}, then none")),
         }
     }
-    if let (Some(before), Some(after)) = (tsc(&before.msrs), tsc(&after.msrs))
+    if let (Some(before), Some(after)) = (counters::tsc(before), counters::tsc(after))
         && after < before
     {
         found.push("the time stamp counter went back".into());
@@ -212,7 +220,8 @@ impl One {
     ) -> Result<VcpuV1, StateError> {
         vcpu.restore(&self.vcpu, xsave_bytes(&self.vm), trace)?;
         chips.restore(&self.vm, trace)?;
-        one_offset(std::slice::from_ref(&self.vcpu), trace)?;
+        let (own, saved) = (std::slice::from_ref(&self.vcpu), std::slice::from_ref(vcpu));
+        counters::align(&self.vm, own, saved, chips.clock, trace)?;
         let _ = trace.set("KVMCLOCK_CTRL (EINVAL: the guest has no kvmclock)", || self.vcpu.kvmclock_ctrl());
         VcpuV1::save(&self.vcpu, savable, xsave_bytes(&self.vm), &mut Trace::default())
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StateError;
 use super::mirror::{CpuidLeaf, DebugRegisters, Events, Registers, SystemRegisters};
-use super::msrs::{self, Savable, TSC, TSC_DEADLINE};
+use super::msrs::{self, Savable, TSC_DEADLINE};
 use super::trace::Trace;
 use memory::PAGE;
 
@@ -158,59 +158,6 @@ fn msr_entry(&(index, data): &(u32, u64)) -> kvm_msr_entry {
     kvm_msr_entry { index, data, ..Default::default() }
 }
 
-/// Gives all of `vcpus` the offset of the first from the host's time stamp counter. Each was given the same counter, but not at the same moment. Where
-/// KVM has no such attribute, it matches counters that are written within a second by itself.
-pub fn one_offset(vcpus: &[VcpuFd], trace: &mut Trace) -> Result<(), StateError> {
-    let Some((first, others)) = vcpus.split_first() else { return Ok(()) };
-    let Ok(offset) = trace.get("TSC_OFFSET", || tsc_offset(first)) else { return Ok(()) };
-    for vcpu in others {
-        trace.set("TSC_OFFSET", || set_tsc_offset(vcpu, offset))?;
-    }
-    Ok(())
-}
-
-use attribute::{set_tsc_offset, tsc_offset};
-
-mod attribute {
-    #![expect(unsafe_code, reason = "kvm-ioctls has no calls for attributes of vCPUs on x86")]
-
-    use std::os::fd::AsRawFd;
-
-    use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
-    use kvm_ioctls::VcpuFd;
-
-    /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
-    const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
-    /// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`.
-    const KVM_GET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee2;
-    const _: () = assert!(size_of::<kvm_device_attr>() == 24);
-
-    /// The offset of its time stamp counter from the host's.
-    pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
-        let mut offset = 0;
-        ask(vcpu, KVM_GET_DEVICE_ATTR, &mut offset).map(|()| offset)
-    }
-
-    /// Sets it.
-    pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), kvm_ioctls::Error> {
-        ask(vcpu, KVM_SET_DEVICE_ATTR, &mut offset)
-    }
-
-    fn ask(vcpu: &VcpuFd, request: libc::c_ulong, offset: &mut u64) -> Result<(), kvm_ioctls::Error> {
-        let attribute = kvm_device_attr {
-            group: KVM_VCPU_TSC_CTRL,
-            attr: KVM_VCPU_TSC_OFFSET.into(),
-            addr: std::ptr::from_mut(offset).expose_provenance() as u64,
-            flags: 0,
-        };
-        // SAFETY: KVM reads or writes one u64 at the address in it, which is that of `offset`.
-        match unsafe { libc::ioctl(vcpu.as_raw_fd(), request, &attribute) } {
-            0 => Ok(()),
-            _ => Err(kvm_ioctls::Error::last()),
-        }
-    }
-}
-
 mod xsave {
     #![expect(unsafe_code, reason = "the XSAVE area is as long as the host's processor says")]
 
@@ -244,11 +191,6 @@ mod xsave {
         // SAFETY: it is as long as KVM says that it reads.
         unsafe { vcpu.set_xsave2(&area) }
     }
-}
-
-/// The time stamp counter among saved registers.
-pub fn tsc(msrs: &[(u32, u64)]) -> Option<u64> {
-    msrs.iter().find(|(index, _)| *index == TSC).map(|(_, value)| *value)
 }
 
 /// [`Msrs`] of these.
