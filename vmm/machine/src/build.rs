@@ -26,6 +26,7 @@ use super::events::EventLoop;
 use super::exit::Outcome;
 use super::feed::Feed;
 use super::guest_end::GuestEnd;
+use super::interface;
 use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
@@ -78,6 +79,7 @@ impl Vm {
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
+        let interfaces = interface::open_all(&config.net)?;
         // Sockets before the kernel is loaded: a path in use is known at once.
         let listen = |path| match config.daemon.is_some() {
             true => Listener::bind(path)?.keep(),
@@ -99,6 +101,9 @@ impl Vm {
         // Behind the others, which so are where they are without drives.
         for disk in disks {
             virtio.push(Box::new(Block::new(disk, Box::new(ram.clone()))));
+        }
+        for interface in interfaces {
+            virtio.push(Box::new(interface));
         }
         let virtio_count = virtio.len();
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;

@@ -19,6 +19,7 @@ pub mod process;
 pub mod signals;
 pub mod socket_file;
 pub mod sync;
+pub mod tap;
 pub mod terminal;
 
 pub use calendar::Moment;

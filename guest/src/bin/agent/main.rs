@@ -29,6 +29,7 @@ mod disk;
 mod frames;
 mod init;
 mod memory;
+mod network;
 mod power;
 #[path = "../runtime.rs"]
 mod runtime;
