@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -23,13 +25,15 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, Config, Handle};
 use crate::virtio::block::{Block, Disk, ID_BYTES};
 use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
+use crate::virtio::net::{self, Mac, Net, Offload, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, HIGH_RAM_END, ram};
 
 const RNG_BASE: u64 = 0xd000_0000;
 const BALLOON_BASE: u64 = RNG_BASE + MMIO_LEN;
 const BLOCK_BASE: u64 = BALLOON_BASE + MMIO_LEN;
-const VIRTIO_BASES: [u64; 3] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE];
+const NET_BASE: u64 = BLOCK_BASE + MMIO_LEN;
+const VIRTIO_BASES: [u64; 4] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE, NET_BASE];
 const RING: u64 = 0x1_0000;
 
 /// A terminal that sometimes has had enough, or is gone.
@@ -59,8 +63,8 @@ struct Machine {
     ports: Bus,
     mmio: Bus,
     com1: Arc<Mutex<Serial>>,
-    /// rng, balloon and block.
-    virtio: [Arc<Mutex<MmioTransport>>; 3],
+    /// rng, balloon, block and net.
+    virtio: [Arc<Mutex<MmioTransport>>; 4],
     balloon: Handle,
 }
 
@@ -78,6 +82,28 @@ impl InFlight for Host {
     fn during(&self, range: Range<Gpa>, transfer: &mut dyn FnMut()) {
         assert!(range.start < range.end && range.end.0 <= HIGH_RAM_END, "{range:?}");
         transfer();
+    }
+}
+
+/// A segment that always has one more frame, and takes what it is sent.
+struct Echo(UnixDatagram);
+
+impl Tap for Echo {
+    fn send(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<usize> {
+        frame[..60].fill(7);
+        Ok(60)
+    }
+
+    fn set_offload(&mut self, offload: Offload) -> io::Result<()> {
+        if offload.ecn { Err(ErrorKind::InvalidInput.into()) } else { Ok(()) }
+    }
+
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -106,8 +132,13 @@ impl Machine {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 * 512).unwrap();
         let disk = Disk { file, sectors: 8, read_only: false, id: [7; ID_BYTES] };
-        let devices: [Box<dyn VirtioDevice>; 3] =
-            [Box::new(Rng::new()), Box::new(device), Box::new(Block::new(disk, Box::new(Host)))];
+        let interface = net::Config { mac: Mac([2; 6]), mtu: None };
+        let devices: [Box<dyn VirtioDevice>; 4] = [
+            Box::new(Rng::new()),
+            Box::new(device),
+            Box::new(Block::new(disk, Box::new(Host))),
+            Box::new(Net::new(interface, Box::new(Echo(UnixDatagram::unbound().unwrap())))),
+        ];
         let virtio = devices.map(|device| {
             Arc::new(Mutex::new(MmioTransport::new(memory.clone(), device, IrqLine::new(event()))))
         });
@@ -166,7 +197,7 @@ fn step() -> impl Strategy<Value = Step> {
     let register = (0u32..0x46).prop_map(|word| 4 * word);
     prop_oneof![
         3 => (port, bytes()).prop_map(|(port, data)| Step::Port(port, data)),
-        1 => (RNG_BASE - 8..BLOCK_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
+        1 => (RNG_BASE - 8..NET_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
         4 => (register, value).prop_map(|(register, value)| Step::Register(register, value)),
         1 => bytes().prop_map(Step::Input),
         1 => (0usize..7).prop_map(Step::Event),

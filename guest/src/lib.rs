@@ -25,6 +25,7 @@ extern crate std;
 pub mod content;
 pub mod histogram;
 pub mod in_use;
+pub mod ip;
 pub mod layout;
 pub mod page_type;
 pub mod protocol;

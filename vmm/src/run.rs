@@ -13,7 +13,7 @@ use devices::virtio::balloon;
 use machine::api;
 use machine::working_set::{MAX_SAMPLES, SAMPLES, Sampling};
 use machine::{
-    Console, Drive, Ending, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, handover, probe,
+    Console, Drive, Ending, Interface, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, handover, probe,
 };
 use memory::own;
 use memory::ram::Backing;
@@ -30,6 +30,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
+  samepage run --kernel vmlinux --initrd initrd.cpio --net tap0,mac=02:00:00:00:00:01   eth0 on the TAP tap0
   samepage run --kernel vmlinuz --kernel-decompress guest --memory 256M   its own decompressor runs, with address randomization
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
   samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
@@ -84,6 +85,10 @@ pub(super) struct Args {
     /// on. An image that looks like another format (qcow2, xz) is refused unless `,raw` is given
     #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,raw]")]
     drive: Vec<OsString>,
+    /// A network interface on a TAP of the host's, or on one made for this VM (`auto`, which takes CAP_NET_ADMIN); up to 4 times, for
+    /// eth0 and so on. `bridge` is for `auto`
+    #[arg(long, conflicts_with = "api", value_name = "TAP|auto[,mac=ADDRESS][,mtu=BYTES][,bridge=NAME]")]
+    net: Vec<Interface>,
     /// Guest memory with its unit: 16M to 1T
     #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
     memory: u64,
@@ -154,7 +159,7 @@ pub(super) struct Args {
     daemon: Option<i32>,
     /// Read the VM's whole description from this descriptor; the other options allowed beside it
     /// only identify the VM in lists of processes and to a later daemon
-    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "merge", "mergeable"])]
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "net", "merge", "mergeable"])]
     config_fd: Option<i32>,
 }
 
@@ -171,6 +176,7 @@ impl Args {
             backing: self.backing,
             cpus: self.cpus,
             drives: self.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
+            net: std::mem::take(&mut self.net),
             balloon: (!self.no_balloon).then_some(balloon::Config {
                 target_pages: 0,
                 deflate_on_oom: self.deflate_on_oom,

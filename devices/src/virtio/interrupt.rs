@@ -16,6 +16,16 @@ use crate::interrupt::IrqLine;
 #[derive(Clone, Debug)]
 pub struct Interrupt(Arc<Shared>);
 
+/// Whether the driver has not set VIRTQ_AVAIL_F_NO_INTERRUPT, which virtio-queue leaves to its caller.
+fn wants_interrupts(queue: &Queue, memory: &GuestMemory) -> Result<bool, RingError> {
+    // As with an event index: the used index must be visible before the flag is read.
+    fence(Ordering::SeqCst);
+    let flags: u16 = memory
+        .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
+
 #[derive(Debug)]
 struct Shared {
     line: IrqLine,
@@ -45,15 +55,36 @@ impl Interrupt {
     /// Buffers have been put in the used ring: interrupts unless the driver asked not to be
     /// (VIRTQ_AVAIL_F_NO_INTERRUPT, or used_event with EVENT_IDX; Virtio 1.2, 2.7.7).
     pub fn used_buffers(&self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), RingError> {
-        let wanted = if queue.event_idx_enabled() {
-            queue.needs_notification(memory)?
-        } else {
-            // virtio-queue leaves the flag to its caller. As there, the used index must be visible before it is read.
-            fence(Ordering::SeqCst);
-            let flags: u16 = memory
-                .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-                .map_err(virtio_queue::Error::GuestMemory)?;
-            u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        let wanted = match queue.event_idx_enabled() {
+            true => queue.needs_notification(memory)?,
+            false => wants_interrupts(queue, memory)?,
+        };
+        if wanted {
+            self.raise(VIRTIO_MMIO_INT_VRING);
+        }
+        Ok(())
+    }
+
+    /// As [`Interrupt::used_buffers`], of a queue whose used ring the device itself writes: from the element `first` on, which was
+    /// the next one before.
+    pub(super) fn used_since(
+        &self,
+        first: u16,
+        queue: &Queue,
+        memory: &GuestMemory,
+    ) -> Result<(), RingError> {
+        let next = queue.next_used();
+        let wanted = match queue.event_idx_enabled() {
+            _ if next == first => false,
+            true => {
+                fence(Ordering::SeqCst);
+                // Behind the available ring's flags, index and entries.
+                let at = GuestAddress(queue.avail_ring() + 4 + 2 * u64::from(queue.size()));
+                let event = memory.load(at, Ordering::Relaxed).map(u16::from_le);
+                let event = event.map_err(virtio_queue::Error::GuestMemory)?;
+                next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(first)
+            }
+            false => wants_interrupts(queue, memory)?,
         };
         if wanted {
             self.raise(VIRTIO_MMIO_INT_VRING);

@@ -137,6 +137,14 @@ impl MmioTransport {
         }
     }
 
+    /// The host has something for a queue of the device ([`VirtioDevice::source`]), which is processed if there is a driver: without
+    /// one that is no mistake, as it is with [`MmioTransport::notify`].
+    pub fn arrived(&mut self, queue: usize) {
+        if self.running() && self.queues.get(queue).is_some_and(|queue| queue.setup.ready) {
+            self.notify(queue);
+        }
+    }
+
     /// Times the driver broke the protocol so that the device needed a reset.
     pub fn violations(&self) -> u64 {
         self.violations.count()

@@ -7,13 +7,16 @@ pub mod balloon;
 pub mod block;
 mod chain;
 pub mod drain;
+mod gather;
 mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod rng;
 mod setup;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -70,6 +73,12 @@ pub trait VirtioDevice: Send {
     /// On an error the ring itself cannot be used any more: the transport sets DEVICE_NEEDS_RESET, and calls nothing
     /// but `reset` until the driver does that.
     fn process_queue(&mut self, index: usize) -> Result<Progress, RingError>;
+
+    /// What becomes readable when the host has something for a queue, and that queue's index: it is processed then, as if the driver
+    /// had notified. Watched edge-triggered. Constant.
+    fn source(&self) -> Option<(BorrowedFd<'_>, usize)> {
+        None
+    }
 
     /// Forget the activation: drop queues and memory, stop everything in flight before returning.
     fn reset(&mut self);

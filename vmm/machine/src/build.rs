@@ -27,6 +27,7 @@ use super::events::EventLoop;
 use super::exit::Outcome;
 use super::feed::Feed;
 use super::guest_end::GuestEnd;
+use super::interface;
 use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
@@ -93,6 +94,7 @@ impl Vm {
         image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
         let drives = disks.iter().map(|disk| disk.file.try_clone()).collect::<io::Result<Vec<_>>>();
         let drives = drives.map_err(VmError::host("duplicate a drive's descriptor"))?;
+        let interfaces = interface::open_all(&config.net)?;
         // Sockets before the kernel is loaded: a path in use is known at once.
         let listen = |path| match config.daemon.is_some() {
             true => Listener::bind(path)?.keep(),
@@ -121,6 +123,9 @@ impl Vm {
         // Behind the others, which so are where they are without drives.
         for disk in disks {
             virtio.push(Box::new(Block::new(disk, Box::new(ram.clone()))));
+        }
+        for interface in interfaces {
+            virtio.push(Box::new(interface));
         }
         let virtio_count = virtio.len();
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;

@@ -15,6 +15,7 @@ use super::boot::Unpack;
 use super::console::Console;
 use super::drive::Drive;
 use super::error::VmError;
+use super::interface::Interface;
 use super::restore::ImageFds;
 use super::working_set::Sampling;
 
@@ -46,6 +47,8 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Its disks, at most [`super::MAX_DRIVES`].
     pub drives: Vec<Drive>,
+    /// Its network interfaces, at most [`super::MAX_INTERFACES`].
+    pub net: Vec<Interface>,
     /// Its balloon.
     pub balloon: Option<balloon::Config>,
 
@@ -94,6 +97,7 @@ impl Default for VmConfig {
             backing: Backing::default(),
             cpus: 1,
             drives: Vec::new(),
+            net: Vec::new(),
             balloon: Some(balloon::Config { statistics: true, ..balloon::Config::default() }),
             huge_pages: None,
             mergeable: false,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::drive::DriveError;
+use super::interface::InterfaceError;
 use super::platform::CMDLINE_BYTES;
 use super::restore::ImageStartError;
 use image::vmlinux::KernelError;
@@ -111,6 +112,9 @@ pub enum VmError {
     /// A drive cannot be used.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// A network interface cannot be had.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
     /// The command line is too long.
     #[error("the kernel command line has {bytes} bytes: expected at most {}", CMDLINE_BYTES - 1)]
     CmdlineLength {

@@ -1,6 +1,7 @@
 //! The devices of a VM and how they hang on KVM: buses, interrupts, queue notifications.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -13,9 +14,9 @@ use devices::legacy::pm1::{PM1_BASE, PM1_LEN, Pm1, PowerButton, SetLevel};
 use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
 use devices::legacy::pvpanic::{PVPANIC_LEN, PVPANIC_PORT, Pvpanic};
 use devices::legacy::serial::Serial;
-use devices::virtio::block;
 use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use devices::virtio::{Interrupt, VirtioDevice};
+use devices::virtio::{block, net};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -81,7 +82,14 @@ impl Machine {
         let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
         let mut board = Board { com1: com1.clone(), com2: com2.clone(), pm1, pci, virtio: Vec::new() };
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
-            let takes_memory = device.device_id() == block::DEVICE_ID;
+            let takes_memory = matches!(device.device_id(), block::DEVICE_ID | net::DEVICE_ID);
+            let source = match device.source() {
+                Some((fd, queue)) => {
+                    let fd = fd.try_clone_to_owned().map_err(VmError::host("duplicate a descriptor"))?;
+                    Some((Notified::ByHost(fd), queue))
+                }
+                None => None,
+            };
             let mut transport = MmioTransport::new(Arc::clone(memory), device, irq(vm, virtio_irq(n))?);
             let base = VIRTIO_BASE + n as u64 * VIRTIO_BYTES;
             let notified = (0..transport.queue_count()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
@@ -94,8 +102,12 @@ impl Machine {
                 let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
                 vm.register_ioevent(&notified, &address, queue as u32)
                     .map_err(VmError::kvm("register a queue notification (ioeventfd)"))?;
-                let (transport, missed) = (transport.clone(), false);
-                queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed });
+                let (notified, transport) = (Notified::ByDriver(notified), transport.clone());
+                queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed: false });
+            }
+            if let Some((notified, queue)) = source {
+                let transport = transport.clone();
+                queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed: false });
             }
             board.virtio.push(transport.clone());
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
@@ -155,8 +167,17 @@ fn serial(
     Ok(device)
 }
 
+/// What says that a queue has work.
+enum Notified {
+    /// The driver, and the device itself when a turn has left something.
+    ByDriver(EventFd),
+    /// The host, by what is readable as long as there is something: so it is watched for edges, and read by the device only. An edge
+    /// that finds no driver is made up for when there is one, as then every queue is processed once.
+    ByHost(OwnedFd),
+}
+
 struct QueueEvent {
-    notified: EventFd,
+    notified: Notified,
     transport: Arc<Mutex<MmioTransport>>,
     queue: usize,
     /// What it does may cost frames: it writes much of guest memory.
@@ -167,7 +188,11 @@ struct QueueEvent {
 
 impl QueueEvent {
     fn process(&self) {
-        os::lock(&self.transport).notify(self.queue);
+        let mut transport = os::lock(&self.transport);
+        match self.notified {
+            Notified::ByDriver(_) => _ = transport.notify(self.queue),
+            Notified::ByHost(_) => transport.arrived(self.queue),
+        }
     }
 }
 
@@ -224,7 +249,12 @@ impl MutEventSubscriber for Queues {
     fn init(&mut self, ops: &mut EventOps) {
         let count = self.all.len() as u32;
         for (n, event) in (0..).zip(&self.all) {
-            let _ = ops.add(Events::with_data(&event.notified, n, EventSet::IN));
+            let _ = match &event.notified {
+                Notified::ByDriver(fd) => ops.add(Events::with_data(fd, n, EventSet::IN)),
+                Notified::ByHost(fd) => {
+                    ops.add(Events::with_data(fd, n, EventSet::IN | EventSet::EDGE_TRIGGERED))
+                }
+            };
         }
         if let Some(resumed) = &self.resumed {
             let _ = ops.add(Events::with_data(resumed, count, EventSet::IN));
@@ -238,7 +268,9 @@ impl MutEventSubscriber for Queues {
         let n = events.data() as usize;
         match self.all.get(n) {
             Some(event) => {
-                let _ = event.notified.read();
+                if let Notified::ByDriver(fd) = &event.notified {
+                    let _ = fd.read();
+                }
                 self.process_queue(n);
             }
             // Resumed, or what was owed is paid: what is to wait longer sets the timer again.

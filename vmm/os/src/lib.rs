@@ -20,6 +20,7 @@ pub mod replacement;
 pub mod signals;
 pub mod socket_file;
 pub mod sync;
+pub mod tap;
 pub mod terminal;
 
 pub use calendar::Moment;

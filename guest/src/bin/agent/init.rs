@@ -1,10 +1,12 @@
-//! What the first process of a Linux guest does before it serves: mounts, modules, the channel.
+//! What the first process of a Linux guest does before it serves: mounts, modules, network
+//! interfaces, the channel.
 
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 
 use guest::protocol::Text;
 
+use crate::network;
 use crate::sys::{self, Access, Errno, Fd, STDERR, STDIN, STDOUT};
 
 /// The first thing written, on the console: benches time its arrival.
@@ -24,7 +26,7 @@ pub(crate) fn log(message: fmt::Arguments<'_>) {
     let _ = STDERR.write(line.as_bytes());
 }
 
-/// Mounts, loads modules, and opens the control channel. A failure is reported and the rest goes
+/// Mounts, loads modules, configures the network, and opens the control channel. A failure is reported and the rest goes
 /// on.
 pub(crate) fn start() -> Channel {
     let told = STDOUT.write(FIRST_LINE.as_bytes());
@@ -38,6 +40,7 @@ pub(crate) fn start() -> Channel {
         let _ = STDOUT.write(FIRST_LINE.as_bytes());
     }
     load_modules();
+    network::start();
     Channel::open()
 }
 

@@ -32,6 +32,7 @@ mod frames;
 mod generation;
 mod init;
 mod memory;
+mod network;
 mod power;
 #[path = "../runtime.rs"]
 mod runtime;

@@ -1,0 +1,41 @@
+//! Network interfaces, as `ip=` on the kernel's command line says.
+
+use guest::ip::Ip;
+
+use crate::init::log;
+use crate::sys::{Access, Errno, Fd, Interfaces};
+
+/// The longest command line of x86, and its end.
+const CMDLINE_BYTES: usize = 2049;
+
+/// Configures what is to be; a failure is reported and the rest goes on.
+pub(crate) fn start() {
+    let mut buffer = [0; CMDLINE_BYTES];
+    let read = Fd::open(c"/proc/cmdline", Access::Read).and_then(|file| {
+        let len = file.read_all(&mut buffer);
+        file.close();
+        len
+    });
+    let cmdline = read.ok().and_then(|len| str::from_utf8(&buffer[..len]).ok()).unwrap_or_default();
+    if let Err(error) = Interfaces::open().and_then(|interfaces| interfaces.bring_up("lo")) {
+        log(format_args!("lo: {error}"));
+    }
+    for ip in Ip::all(cmdline) {
+        match ip {
+            Err(error) => log(format_args!("ip=: {error}")),
+            Ok(ip) => {
+                if let Err(error) = configure(&ip) {
+                    log(format_args!("{}: {error}", ip.device));
+                }
+            }
+        }
+    }
+}
+
+fn configure(ip: &Ip<'_>) -> Result<(), Errno> {
+    let interfaces = Interfaces::open()?;
+    interfaces.set_address(ip.device, ip.address)?;
+    interfaces.set_netmask(ip.device, ip.netmask)?;
+    interfaces.bring_up(ip.device)?;
+    ip.gateway.map_or(Ok(()), |gateway| interfaces.add_default_route(gateway))
+}
