@@ -44,6 +44,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
         Kind::PageCache => since_the_last_byte(outcome),
         Kind::ScannerPareto => costs(outcome),
         Kind::InflateDeflate => balloon(outcome),
+        Kind::CloneFanout => clones(outcome),
     });
     sections.push(all_figures(outcome));
     sections.push(machine(outcome));
@@ -123,6 +124,39 @@ fn against_guests(outcome: &Outcome) -> Vec<Section> {
     }
     let items = vec![by_kind("Freed, by what frees it", "freed", outcome.summary.iter())];
     vec![Section { heading: "Freed".into(), text: text.into(), items }]
+}
+
+/// The figures of clones that are plotted against their number: a title, a unit, and the lines.
+type Plot = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+const OF_CLONES: [Plot; 3] = [
+    (
+        "Frames of a clone's own: private pages, its VMM, page tables",
+        "MiB",
+        &[
+            ("own_at_0_s_pages", "when all answer"),
+            ("own_at_1_s_pages", "1 s later"),
+            ("own_at_10_s_pages", "10 s"),
+            ("own_at_60_s_pages", "60 s"),
+        ],
+    ),
+    ("Until all clones answer", "s", &[("ready_seconds", "ready")]),
+    ("Processor time of a clone's VM until then", "s", &[("vm_cpu_seconds_per_clone", "VM")]),
+];
+
+fn clones(outcome: &Outcome) -> Vec<Section> {
+    let text = "Medians of all repetitions. One guest is filled and captured, and the clones go on from there, all at once. What they share is counted once, \
+                with the image; here is what each has besides.";
+    let mut items = Vec::new();
+    for (title, y, lines) in OF_CLONES {
+        let line = |(figure, label): &(&str, &str)| {
+            let factor = if figure.ends_with("_pages") { mib(1.0) } else { 1.0 };
+            let at = |s: &PointSummary| Some((f64::from(s.point.guests), s.median(figure)? * factor));
+            ((*label).to_owned(), outcome.summary.iter().filter_map(at).collect())
+        };
+        let series = lines.iter().map(line).collect();
+        items.push(Item::Lines(Lines { title: title.into(), x: "clones".into(), y: y.into(), series }));
+    }
+    vec![Section { heading: "Against the number of clones".into(), text: text.into(), items }]
 }
 
 /// A bar for each point, of what is freed (`freed`) or could be (`ideal`), in three parts.

@@ -95,6 +95,17 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
             "touched_return_install_gib_per_second",
             "touched_reclaim_vmm_seconds_per_gib",
         ],
+        Kind::CloneFanout => &[
+            "pause_seconds",
+            "ready_seconds",
+            "vm_cpu_seconds_per_clone",
+            "own_at_0_s_pages",
+            "own_at_1_s_pages",
+            "own_at_10_s_pages",
+            "own_at_60_s_pages",
+            "first_write_p50_ns",
+            "first_write_p99_ns",
+        ],
     }
 }
 

@@ -7,13 +7,14 @@ use super::plan::Plan;
 use crate::stress::scenario::Scenario;
 
 /// Name and text of each, in the order in which they are listed.
-pub const CATALOGUE: [(&str, &str); 7] = [
+pub const CATALOGUE: [(&str, &str); 8] = [
     ("identical-vms", include_str!("../../../../resources/experiments/identical-vms.toml")),
     ("ideal", include_str!("../../../../resources/experiments/ideal.toml")),
     ("side-channel", include_str!("../../../../resources/experiments/side-channel.toml")),
     ("fidelity", include_str!("../../../../resources/experiments/fidelity.toml")),
     ("page-cache", include_str!("../../../../resources/experiments/page-cache.toml")),
     ("scanner-pareto", include_str!("../../../../resources/experiments/scanner-pareto.toml")),
+    ("clone-fanout", include_str!("../../../../resources/experiments/clone-fanout.toml")),
     ("inflate-deflate", include_str!("../../../../resources/experiments/inflate-deflate.toml")),
 ];
 

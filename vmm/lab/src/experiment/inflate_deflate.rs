@@ -6,7 +6,6 @@
 //! guest with a driver of ours reads all that came back, which must be zeros; of others the host's
 //! page table says that no frame was left. What was kept is checked while the rest is away.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use guest::protocol::{Balloon, BalloonDone, Command, Done, Reply};
 
 use super::ExperimentError;
 use super::stage::Stage;
+use super::threads::vmm_seconds;
 use super::trial::Measured;
 use fleet::HostError;
 use fleet::balloon::{Judge, Stop, why};
@@ -27,8 +27,6 @@ use memory::PAGE_BYTES;
 const POLL: Duration = Duration::from_millis(2);
 /// Longest that one move may take.
 const LIMIT: Duration = Duration::from_secs(600);
-/// The prefix of the names of threads that run guest code.
-const VCPU: &str = "vcpu";
 
 /// The cost of one step, for all guests together.
 #[derive(Clone, Copy)]
@@ -169,20 +167,4 @@ fn came_back_empty(stage: &Stage<'_>, fleet: &mut Fleet) -> Result<u64, Experime
         0 => Ok(checked),
         wrong => Err(ExperimentError::WrongPages { wrong, checked, point: stage.point.to_string() }),
     }
-}
-
-/// Processor time so far of the VMM's threads that run no guest code, in seconds. A thread that
-/// ends meanwhile counts no more.
-fn vmm_seconds(guest: &Guest) -> f64 {
-    let Some(tasks) = guest.pid().and_then(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()) else {
-        return 0.0;
-    };
-    let nanoseconds = tasks.flatten().map(|task| {
-        let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-        match read("comm").starts_with(VCPU) {
-            true => 0,
-            false => read("schedstat").split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0),
-        }
-    });
-    Duration::from_nanos(nanoseconds.sum()).as_secs_f64()
 }

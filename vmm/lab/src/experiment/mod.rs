@@ -7,6 +7,7 @@
 //! not matter and an interrupt costs one of them. What a page holds follows from the seed.
 
 pub mod catalogue;
+mod clone_fanout;
 mod error;
 mod file_pages;
 mod ideal;
@@ -21,6 +22,7 @@ mod scanner;
 mod side_channel;
 mod stage;
 pub mod summary;
+mod threads;
 pub mod trial;
 
 pub use error::ExperimentError;

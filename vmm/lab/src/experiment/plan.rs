@@ -15,7 +15,7 @@ use memory::size::parse_size;
 use os::named_file;
 
 /// Most guests of one trial, and values of one dimension.
-const MAX_GUESTS: u32 = 256;
+const MAX_GUESTS: u32 = 512;
 pub const MAX_REPEAT: u32 = 1000;
 /// Longest that any part of a trial may take: an hour.
 const MAX_SECONDS: f64 = 3600.0;
@@ -41,6 +41,8 @@ pub enum Kind {
     ScannerPareto,
     /// How fast memory is reclaimed by a balloon, and how fast the guest has it again.
     InflateDeflate,
+    /// What clones of one guest cost, against their number.
+    CloneFanout,
 }
 
 /// A guest; all guests of a plan are alike.
@@ -398,7 +400,7 @@ mod tests {
     fn every_mistake_is_named() {
         for (from, to, expected) in [
             ("[1, 2]", "[]", "guests is empty"),
-            ("[1, 2]", "[0]", "guests = 0 is not possible: expected 1 to 256"),
+            ("[1, 2]", "[0]", "guests = 0 is not possible: expected 1 to 512"),
             ("['slab', 'off']", "[]", "engines is empty"),
             ("'off'", "'on'", "unknown variant `on`"),
             ("repeat = 2", "repeat = 0", "repeat = 0 is not possible: expected 1 to 1000"),

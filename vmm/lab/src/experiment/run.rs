@@ -11,7 +11,7 @@ use super::plan::{Kind, Plan};
 use super::stage::Stage;
 use super::summary::{PointSummary, summarize};
 use super::trial::{Measured, Point, Trial};
-use super::{ideal, identical, inflate_deflate, kernel, page_cache, scanner, side_channel};
+use super::{clone_fanout, ideal, identical, inflate_deflate, kernel, page_cache, scanner, side_channel};
 use crate::environment::Environment;
 use fleet::watch::Watch;
 
@@ -115,6 +115,7 @@ fn measure(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
         Kind::PageCache => page_cache::run(stage),
         Kind::ScannerPareto => scanner::run(stage),
         Kind::InflateDeflate => inflate_deflate::run(stage),
+        Kind::CloneFanout => clone_fanout::run(stage),
     }
 }
 
