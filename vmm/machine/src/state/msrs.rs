@@ -120,6 +120,6 @@ pub fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError>
 }
 
 /// [`Msrs`] of these.
-fn kvm_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+pub(super) fn kvm_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
     Msrs::from_entries(entries).map_err(|_| StateError::TooLong("list of registers"))
 }
