@@ -9,9 +9,9 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use tests::api::{Answer, ApiVm};
-use tests::require_kvm;
 use tests::sandbox::Sandbox;
 use tests::vm::{Client, SOON, eventually, field};
+use tests::{require_kvm, require_slabs};
 
 const MIB: u32 = 32;
 const BYTES: u64 = (MIB as u64) << 20;
@@ -486,4 +486,57 @@ fn files_that_are_not_what_they_should_be_are_refused() {
     assert_eq!(loaded(&guest).command("verify"), VERIFIED);
     guest.end();
     first.end();
+}
+
+/// Merging and snapshots read one log of KVM's: while pages are merged, written and merged again, no Diff misses one.
+#[test]
+fn pages_that_are_merged_meanwhile_are_in_the_diffs_all_the_same() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.samepage(["host", "--open", "open"]).timeout(SOON * 4).start();
+    let socket = sandbox.runtime_dir().join("fleets/open/merge.sock");
+    eventually("the daemon listens", || socket.exists());
+    let start = |name: &str| {
+        let own = Sandbox::new();
+        let vm = ApiVm::start(&own, &["--merge", socket.to_str().expect("UTF-8"), "--id", name]);
+        vm.put("/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": MIB, "track_dirty_pages": true}));
+        vm.put("/boot-source", &json!({"kernel_image_path": "builtin"}));
+        vm.put("/actions", &json!({"action_type": "InstanceStart"}));
+        let mut com2 = Client::connect(&vm.com2);
+        assert!(com2.line().expect("the ready line").starts_with("ready "));
+        assert_eq!(com2.command(FILL), "ok command=fill pages=4000");
+        (Guest { sandbox: own, vm }, com2)
+    };
+    let ((guest, mut com2), (other, _other_com2)) = (start("one"), start("two"));
+    let maps = || {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", guest.vm.running().pid())).expect("its maps");
+        maps.matches("/memfd:samepage-slab").count()
+    };
+    eventually("pages are merged", || maps() > 0);
+    guest.pause();
+    let (_, base) = guest.create("Full", "base");
+    guest.resume();
+    for round in 0..4 {
+        churn(&mut com2);
+        // Time in which the agent clears bits, and replaces what was quiet.
+        assert!(com2.command("verify").contains("mismatched=0"));
+        guest.pause();
+        let (_, diff) = guest.create("Diff", &format!("diff{round}"));
+        let (state, full) = guest.create("Full", "full");
+        assert!(blocks(&diff) < blocks(&full), "round {round}");
+        rebase(&base, &diff);
+        assert_same(&base, &full);
+        if round == 3 {
+            let next = Guest::new();
+            next.vm.put("/snapshot/load", &with(load(&state, &base), "resume_vm", true));
+            assert!(loaded(&next).command("verify").contains("mismatched=0"));
+            next.end();
+        }
+        guest.resume();
+    }
+    assert!(maps() > 0, "it was merged to the end");
+    guest.end();
+    other.end();
+    let _ = sandbox.samepage(["fleet", "down"]).timeout(SOON).output().success();
+    let _ = daemon.wait().success();
 }

@@ -122,6 +122,7 @@ impl Running {
     pub(super) fn wake(&self) {
         if self.wakes.swap(false, Ordering::SeqCst) {
             self.board.wake();
+            self.shared.rouse(self.vcpu_count);
         }
     }
 

@@ -39,6 +39,8 @@ struct Gate {
     errand: Option<Errand>,
     errands: u64,
     done: usize,
+    /// Times that a vCPU is to come back from its wait for input at once.
+    roused: usize,
 }
 
 /// Something that is done to a paused vCPU, by its own thread: KVM takes most calls from no other. It has completed
@@ -83,10 +85,24 @@ impl Shared {
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
-        let gate =
-            Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0, errand: None, errands: 0, done: 0 });
+        let gate = Mutex::new(Gate {
+            wanted: Wanted::Run,
+            still: 0,
+            alive: 0,
+            errand: None,
+            errands: 0,
+            done: 0,
+            roused: 0,
+        });
         let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
         Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
+    }
+
+    /// Has each of so many vCPUs come back once from its wait for input. A guest that goes on from elsewhere may have been saved after it
+    /// looked for what is new and before it waits, and nothing else would wake it.
+    pub fn rouse(&self, vcpus: u8) {
+        self.gate().roused = vcpus.into();
+        self.changed.notify_all();
     }
 
     /// Has vCPUs that are started later stand still before their first instruction.
@@ -151,7 +167,7 @@ impl Shared {
     fn idle(&self, ms: u32) {
         let until = (ms != u32::MAX).then(|| Instant::now() + Duration::from_millis(ms.into()));
         let mut gate = self.gate();
-        while gate.wanted == Wanted::Run && !(self.input_waits)() {
+        while gate.wanted == Wanted::Run && gate.roused == 0 && !(self.input_waits)() {
             gate = match until {
                 None => os::unpoisoned(self.changed.wait(gate)),
                 Some(until) => {
@@ -163,6 +179,7 @@ impl Shared {
                 }
             };
         }
+        gate.roused = gate.roused.saturating_sub(1);
     }
 }
 

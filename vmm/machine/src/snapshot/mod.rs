@@ -11,3 +11,6 @@ mod tracking;
 
 pub(crate) use handler::{Connection, Handler, Watch};
 pub(crate) use tracking::Tracking;
+
+#[cfg(test)]
+mod tests;

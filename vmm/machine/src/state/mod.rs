@@ -10,6 +10,8 @@ pub(crate) mod chips;
 pub(crate) mod container;
 pub(crate) mod counters;
 mod cpuid;
+#[cfg(test)]
+pub(crate) mod hostile;
 mod mirror;
 pub(crate) mod msrs;
 pub(crate) mod saved;

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::state::mirror::{Pic, Registers};
+use crate::state::setup::{BalloonV1, BootV1, DriveV1, FileV1, HugePagesV1};
 
 fn state() -> VmState {
     let vcpu = |n: u64| VcpuV1 {
@@ -119,4 +120,88 @@ proptest! {
     fn forged_sections_never_panic(kind in 1u32..6, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = VmState::decode(&forged(kind, 1, &bytes));
     }
+}
+
+/// States of all kinds that were damaged in all ways, by the same dice each time: each is a state or an error, in bounded time and memory.
+#[test]
+fn fuzz_of_the_decoder_ends_in_a_state_or_an_error() {
+    const INPUTS: usize = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 };
+    let file = VmState { around: Around::File(setup()), ..state() };
+    let wholes = [state().encode().unwrap(), file.encode().unwrap(), GOLDEN.to_vec()];
+    let (mut dice, mut decoded, mut refused) = (splitmix::SplitMix64::new(5), 0, 0);
+    for number in 0..INPUTS {
+        let damaged = super::super::hostile::damaged(&wholes[number % wholes.len()], &mut dice);
+        match VmState::decode(&damaged) {
+            // It is what it says: written again it is as long.
+            Ok(state) => {
+                decoded += 1;
+                assert!(state.encode().unwrap().len() <= damaged.len() + 64, "{number}");
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+    assert!(decoded > INPUTS / 20 && refused > INPUTS / 2, "{decoded} decoded, {refused} refused");
+}
+
+/// A file that version 1 wrote: the built-in guest with a balloon, on PVM.
+const GOLDEN: &[u8] = include_bytes!("golden/v1.state");
+
+/// Read for ever, by every later build.
+#[test]
+fn a_file_of_version_1_is_read() {
+    let state = VmState::decode(GOLDEN).unwrap();
+    assert_eq!(
+        (state.machine.backend.as_str(), state.machine.memory_bytes, state.machine.vcpus),
+        ("pvm", 16 << 20, 1)
+    );
+    assert_eq!((state.vcpus.len(), state.vcpus[0].lapic.len()), (1, 1024));
+    let kinds: Vec<u32> = state.devices.virtio.iter().map(|device| device.device_id).collect();
+    assert_eq!(kinds, [4, 5]);
+    let setup = state.setup().unwrap();
+    assert_eq!((setup.samepage.as_str(), setup.is_diff, setup.track_dirty_pages), ("0.1.0", false, true));
+    assert_eq!(setup.balloon.map(|balloon| balloon.stats_polling_interval_s), Some(1));
+    assert_eq!(setup.boot.as_ref().map(|boot| boot.kernel.as_slice()), Some(b"builtin".as_slice()));
+    assert_eq!(state.encode().unwrap(), GOLDEN, "it is written as it was");
+}
+
+fn setup() -> SetupV1 {
+    SetupV1 {
+        samepage: "0.1.0".into(),
+        realtime_ns: 1 << 60,
+        is_diff: true,
+        huge_pages: HugePagesV1::Pool2M,
+        smt: true,
+        track_dirty_pages: true,
+        boot: Some(BootV1 { kernel: b"k".into(), initrd: Some(b"i".into()), args: Some("quiet".into()) }),
+        drives: vec![DriveV1 {
+            id: "d".into(),
+            path: b"/srv/\xff".into(),
+            read_only: true,
+            is_raw: true,
+            is_root: true,
+            partuuid: Some("1-2".into()),
+            file: FileV1 { bytes: 1 << 40, device: 7, inode: u64::MAX },
+        }],
+        balloon: Some(BalloonV1 {
+            deflate_on_oom: true,
+            hinting: true,
+            reporting: true,
+            stats_polling_interval_s: 9,
+        }),
+    }
+}
+
+#[test]
+fn the_form_of_a_file_is_the_one_that_was_published() {
+    let file = VmState { around: Around::File(setup()), ..state() };
+    let bytes = file.encode().unwrap();
+    assert_eq!(VmState::decode(&bytes).unwrap(), file);
+    assert_eq!(
+        blake3::hash(&bytes).to_hex().as_str(),
+        "6a39d3afaea1f39ef2c2541923ffddddf64dc67f9be7374e7e1e2de24cffa015",
+        "see `container.rs`: a new form is a new version"
+    );
 }
