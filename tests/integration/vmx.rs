@@ -34,6 +34,19 @@ fn lab_vmx_the_demo_merges_with_both_engines_and_loses_nothing() {
     assert!(outcome.stderr.contains("Guests run here (vmx+ept)"), "{outcome}");
 }
 
+/// A guest that is captured there goes on three times, each with a generation of its own before it answers.
+#[test]
+fn lab_vmx_clones_go_on() {
+    let samepage = samepage();
+    let script = format!("{} demo --clones 3 --memory 32M --json", samepage.display());
+    let outcome = lab_vmx_script(LIMIT, &[samepage], &script).success();
+    let report = outcome.json();
+    assert_eq!((&report["backend"], &report["clones"]), (&"vmx+ept".into(), &3.into()), "{outcome}");
+    assert_eq!(report["mismatched_pages"], 0, "{outcome}");
+    assert!(report["verified_pages"].as_u64() > Some(4 * 5000), "{outcome}");
+    assert!(report["captured"]["copied_pages"].as_u64() > Some(5000), "{outcome}");
+}
+
 /// The reset paths differ from SVM's: a triple fault, the keyboard controller and ACPI leave the
 /// guest by other exits.
 #[test]

@@ -1,35 +1,56 @@
-//! What a clone of the built-in guest costs: processor time, time until all have answered, frames of its own. Run by `tests/bench clone`.
+//! What a clone costs: processor time, time until all have answered, frames of its own as it grows older. Run by `tests/bench clone`.
 //!
-//! A fleet of one guest is brought up and captured; then so many clones are started at once, again and again from the beginning. Nothing but
-//! the commands that users have is used; what the processes took the kernel says.
+//! A fleet of one guest is brought up and captured; then so many clones are started at once, again and again from the beginning. After that,
+//! clones of clones. Nothing but the commands that users have is used; what the processes took the kernel says.
 
 use std::fs;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::spread::median;
 use serde_json::{Value, json};
 use tests::bench::provenance;
+use tests::run::Outcome;
 use tests::sandbox::{Process, Sandbox};
 
 const USAGE: &str = "\
-Measures what clones of the built-in guest cost.
+Measures what clones cost: of the built-in guest, or of a Linux guest.
 
-Usage: clone-bench [--counts N,N,...] [--memory MIB] [--rounds R] [--json]
+Usage: clone-bench [--image DIR] [--counts N,N,...] [--memory MIB] [--rounds R] [--ages S,S,...] [--depth N] [--json]
 
-  --counts N,N,...  how many at once [default: 1,10,100,500]
-  --memory MIB      RAM of each [default: 64]
+  --image DIR       clone a Linux guest of this image, as `samepage image` makes it
+  --counts N,N,...  how many at once [default: 1,10,100,500; of a Linux guest 1,10]
+  --memory MIB      RAM of each [default: 64; of a Linux guest 256]
   --rounds R        rounds, of which the median is shown [default: 9]
+  --ages S,S,...    look at the frames of clones so many seconds after all have answered [default: 0]
+  --depth N         clone clones of clones, so often [default: 10]
   --json            print one JSON object
 
 Needs /dev/kvm.";
 const LIMIT: Duration = Duration::from_secs(600);
 
+#[derive(Default)]
 struct Options {
-    counts: Vec<usize>,
-    memory: u64,
+    image: Option<PathBuf>,
+    counts: Option<Vec<usize>>,
+    memory: Option<u64>,
     rounds: usize,
+    ages: Vec<u64>,
+    depth: usize,
     json: bool,
+}
+
+impl Options {
+    fn counts(&self) -> Vec<usize> {
+        let usual = if self.image.is_some() { vec![1, 10] } else { vec![1, 10, 100, 500] };
+        self.counts.clone().unwrap_or(usual)
+    }
+
+    fn memory(&self) -> u64 {
+        self.memory.unwrap_or(if self.image.is_some() { 256 } else { 64 })
+    }
 }
 
 /// One round.
@@ -42,8 +63,23 @@ struct Round {
     daemon_cpu_ms: f64,
     /// For which the origin stood still.
     pause_ms: f64,
-    /// MiB of each clone: of the guest, of the VMM, of page tables.
-    own: [f64; 3],
+    /// At each age.
+    own: Vec<Own>,
+}
+
+/// MiB of each clone that it has alone.
+#[derive(Clone, Copy)]
+struct Own {
+    guest: f64,
+    vmm: f64,
+    page_tables: f64,
+}
+
+/// A clone of a clone.
+struct Link {
+    seconds: f64,
+    pause_ms: f64,
+    copied_mib: f64,
 }
 
 fn main() -> Result<()> {
@@ -52,92 +88,194 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let mut results = Vec::new();
-    for &count in &options.counts {
-        let rounds = (0..options.rounds).map(|_| round(count, options.memory)).collect::<Result<Vec<_>>>()?;
+    for count in options.counts() {
+        let rounds = (0..options.rounds).map(|_| round(count, &options)).collect::<Result<Vec<_>>>()?;
         let of = |number: &dyn Fn(&Round) -> f64| median(rounds.iter().map(number));
-        let [guest, vmm, tables] = [0, 1, 2].map(|n| of(&|round| round.own[n]));
+        let ages: Vec<Value> = (options.ages.iter().enumerate())
+            .map(|(n, age)| {
+                json!({
+                    "age_seconds": age,
+                    "guest_mib": of(&|round| round.own[n].guest),
+                    "vmm_mib": of(&|round| round.own[n].vmm),
+                    "page_tables_mib": of(&|round| round.own[n].page_tables),
+                })
+            })
+            .collect();
         results.push(json!({
             "clones": count,
             "seconds": of(&|round| round.seconds),
             "vm_cpu_ms": of(&|round| round.vm_cpu_ms),
             "daemon_cpu_ms": of(&|round| round.daemon_cpu_ms),
             "pause_ms": of(&|round| round.pause_ms),
-            "guest_mib": guest,
-            "vmm_mib": vmm,
-            "page_tables_mib": tables,
+            "ages": ages,
         }));
     }
+    let chains = match options.depth {
+        0 => Vec::new(),
+        depth => (0..options.rounds).map(|_| chain(depth, &options)).collect::<Result<Vec<_>>>()?,
+    };
+    let links: Vec<Value> = (0..options.depth)
+        .map(|n| {
+            let of = |number: &dyn Fn(&Link) -> f64| median(chains.iter().map(|chain| number(&chain[n])));
+            json!({
+                "depth": n + 1,
+                "seconds": of(&|link| link.seconds),
+                "pause_ms": of(&|link| link.pause_ms),
+                "copied_mib": of(&|link| link.copied_mib),
+            })
+        })
+        .collect();
     let provenance = provenance();
     if options.json {
-        println!("{}", json!({ "provenance": provenance, "rounds": options.rounds, "results": results }));
+        let (rounds, memory) = (options.rounds, options.memory());
+        let guest = if options.image.is_some() { "linux" } else { "built-in" };
+        println!(
+            "{}",
+            json!({ "provenance": provenance, "guest": guest, "memory_mib": memory, "rounds": rounds, "results": results, "chain": links })
+        );
         return Ok(());
     }
     println!("{}", provenance.environment.line());
-    println!("medians of {}; each clone of {} MiB", options.rounds, options.memory);
-    println!("clones      s   ms CPU VM  ms CPU daemon  pause ms   MiB guest      VMM   tables");
+    println!("medians of {}; each clone of {} MiB", options.rounds, options.memory());
+    println!("clones      s   ms CPU VM  ms CPU daemon  pause ms    age s  MiB guest      VMM   tables");
+    let number = |of: &Value, key: &str| of[key].as_f64().unwrap_or(f64::NAN);
     for result in &results {
-        let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
-        println!(
-            "{:6} {:6.2} {:11.2} {:14.2} {:9.1} {:11.3} {:8.3} {:8.3}",
-            number("clones"),
-            number("seconds"),
-            number("vm_cpu_ms"),
-            number("daemon_cpu_ms"),
-            number("pause_ms"),
-            number("guest_mib"),
-            number("vmm_mib"),
-            number("page_tables_mib"),
+        print!(
+            "{:6} {:6.2} {:11.2} {:14.2} {:9.1}",
+            number(result, "clones"),
+            number(result, "seconds"),
+            number(result, "vm_cpu_ms"),
+            number(result, "daemon_cpu_ms"),
+            number(result, "pause_ms"),
         );
+        for (n, age) in result["ages"].as_array().into_iter().flatten().enumerate() {
+            println!(
+                "{:indent$} {:8} {:10.3} {:8.3} {:8.3}",
+                "",
+                number(age, "age_seconds"),
+                number(age, "guest_mib"),
+                number(age, "vmm_mib"),
+                number(age, "page_tables_mib"),
+                indent = if n == 0 { 0 } else { 50 },
+            );
+        }
+    }
+    if !links.is_empty() {
+        println!("clone of clone      s  pause ms  MiB copied");
+    }
+    for link in &links {
+        let [depth, seconds, pause, copied] =
+            ["depth", "seconds", "pause_ms", "copied_mib"].map(|key| number(link, key));
+        println!("{depth:14} {seconds:6.3} {pause:9.1} {copied:11.2}");
     }
     Ok(())
 }
 
-fn round(count: usize, memory: u64) -> Result<Round> {
-    let sandbox = Sandbox::new();
-    let file = sandbox.file("fleet.toml");
-    let text = format!(
-        "name = \"bench\"\n[overcommit]\nadmission = \"off\"\npolicy = false\n[[guest]]\nname = \"origin\"\nmemory = \"{memory}M\"\n\
-         fill = {{ zero = 10, common = 40, duplicate = 10, unique = 40 }}\n"
-    );
-    fs::write(&file, text)?;
-    let run = |args: &[&str]| sandbox.samepage(args).timeout(LIMIT).output().success();
-    let _ = run(&["fleet", "up", file.to_str().context("UTF-8")?]);
-    let taken = run(&["snapshot", "origin", "warm", "--json"]).json();
-    let daemon = process(&sandbox, |p| p.args.split(' ').nth(1) == Some("host"))?;
+/// A fleet of one guest, called `origin`.
+struct Fleet {
+    sandbox: Sandbox,
+}
+
+impl Fleet {
+    fn up(options: &Options) -> Result<Self> {
+        let sandbox = Sandbox::new();
+        let file = sandbox.file("fleet.toml");
+        let kernel = options.image.as_ref().map_or(String::new(), |image| {
+            format!("kernel = {:?}\ninitrd = {:?}\n", image.join("vmlinux"), image.join("initrd.cpio"))
+        });
+        let text = format!(
+            "name = \"bench\"\n[overcommit]\nadmission = \"off\"\npolicy = false\n[[guest]]\nname = \"origin\"\nmemory = \"{}M\"\n{kernel}\
+             fill = {{ zero = 10, common = 40, duplicate = 10, unique = 40 }}\n",
+            options.memory()
+        );
+        fs::write(&file, text)?;
+        let fleet = Self { sandbox };
+        let _ = fleet.run(&["fleet", "up", file.to_str().context("UTF-8")?]);
+        Ok(fleet)
+    }
+
+    fn run(&self, args: &[&str]) -> Outcome {
+        self.sandbox.samepage(args).timeout(LIMIT).output().success()
+    }
+
+    /// Ends it, if no page is wrong.
+    fn down(self) -> Result<()> {
+        let verified = self.run(&["fleet", "verify", "--json"]).json();
+        ensure!(verified["mismatched_pages"] == 0, "pages are wrong: {verified}");
+        let _ = self.run(&["fleet", "down"]);
+        Ok(())
+    }
+
+    /// What each of `count` clones has alone.
+    fn own(&self, count: usize) -> Result<Own> {
+        let status = self.run(&["fleet", "status", "--json"]).json();
+        let accounts = status["ledger"]["guests"].as_array().context("accounts")?.iter();
+        let accounts: Vec<&Value> = accounts
+            .filter(|guest| guest["name"].as_str().is_some_and(|name| name.starts_with("c-")))
+            .collect();
+        ensure!(accounts.len() == count, "{} of {count} clones are in the ledger", accounts.len());
+        let mib = |pointer: &str| {
+            let pages: u64 = accounts.iter().filter_map(|account| account.pointer(pointer)?.as_u64()).sum();
+            pages as f64 / 256.0 / count as f64
+        };
+        Ok(Own {
+            guest: mib("/private"),
+            vmm: mib("/overhead/vmm"),
+            page_tables: mib("/overhead/page_tables"),
+        })
+    }
+}
+
+fn round(count: usize, options: &Options) -> Result<Round> {
+    let fleet = Fleet::up(options)?;
+    let taken = fleet.run(&["snapshot", "origin", "warm", "--json"]).json();
+    let daemon = process(&fleet.sandbox, |p| p.args.split(' ').nth(1) == Some("host"))?;
     let before = cpu_ms(daemon.pid)?;
-    let cloned = run(&["clone", "warm", "--count", &count.to_string(), "--as", "c", "--json"]).json();
-    let after = cpu_ms(daemon.pid)?;
+    let cloned = fleet.run(&["clone", "warm", "--count", &count.to_string(), "--as", "c", "--json"]).json();
+    let (after, began) = (cpu_ms(daemon.pid)?, Instant::now());
     let clones: Vec<Process> =
-        sandbox.processes().into_iter().filter(|p| p.args.contains(" --name c-")).collect();
+        fleet.sandbox.processes().into_iter().filter(|p| p.args.contains(" --name c-")).collect();
     ensure!(clones.len() == count, "{} of {count} clones are there", clones.len());
     let mut vms = 0.0;
     for clone in &clones {
         vms += threads_ms(clone.pid)?;
     }
-    let status = run(&["fleet", "status", "--json"]).json();
+    let mut own = Vec::new();
+    for age in &options.ages {
+        thread::sleep(Duration::from_secs(*age).saturating_sub(began.elapsed()));
+        own.push(fleet.own(count)?);
+    }
+    fleet.down()?;
     let all = count as f64;
-    let accounts = status["ledger"]["guests"].as_array().context("accounts")?.iter();
-    let accounts: Vec<&Value> =
-        accounts.filter(|guest| guest["name"].as_str().is_some_and(|name| name.starts_with("c-"))).collect();
-    let mib = |number: &dyn Fn(&Value) -> Option<u64>| {
-        let pages: u64 = accounts.iter().filter_map(|account| number(account)).sum();
-        pages as f64 / 256.0 / all
-    };
-    let own = [
-        mib(&|account| account["private"].as_u64()),
-        mib(&|account| account["overhead"]["vmm"].as_u64()),
-        mib(&|account| account["overhead"]["page_tables"].as_u64()),
-    ];
-    let verified = run(&["fleet", "verify", "--json"]).json();
-    ensure!(verified["mismatched_pages"] == 0, "pages are wrong: {verified}");
-    let _ = run(&["fleet", "down"]);
     Ok(Round {
         seconds: cloned["seconds"].as_f64().context("seconds")?,
         vm_cpu_ms: vms / all,
         daemon_cpu_ms: (after - before) / all,
-        pause_ms: taken["captured"]["pause_us"].as_f64().context("a pause")? / 1000.0,
+        pause_ms: pause_ms(&taken["captured"])?,
         own,
     })
+}
+
+/// A clone, a clone of that, and so on.
+fn chain(depth: usize, options: &Options) -> Result<Vec<Link>> {
+    let fleet = Fleet::up(options)?;
+    let (mut of, mut links) = ("origin".to_owned(), Vec::new());
+    for number in 1..=depth {
+        let cloned = fleet.run(&["clone", &of, "--as", &format!("d{number}"), "--json"]).json();
+        let captured = &cloned["image"]["captured"];
+        links.push(Link {
+            seconds: cloned["seconds"].as_f64().context("seconds")?,
+            pause_ms: pause_ms(captured)?,
+            copied_mib: captured["copied_pages"].as_f64().context("pages")? / 256.0,
+        });
+        of = format!("d{number}-0");
+    }
+    fleet.down()?;
+    Ok(links)
+}
+
+fn pause_ms(captured: &Value) -> Result<f64> {
+    Ok(captured["pause_us"].as_f64().context("a pause")? / 1000.0)
 }
 
 fn process(sandbox: &Sandbox, is: impl Fn(&Process) -> bool) -> Result<Process> {
@@ -164,16 +302,19 @@ fn threads_ms(pid: i32) -> Result<f64> {
 }
 
 fn options() -> Result<Option<Options>> {
-    let mut options = Options { counts: vec![1, 10, 100, 500], memory: 64, rounds: 9, json: false };
+    let mut options = Options { rounds: 9, ages: vec![0], depth: 10, ..Options::default() };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
+            "--image" => options.image = Some(value()?.into()),
             "--counts" => {
-                options.counts = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                options.counts = Some(value()?.split(',').map(str::parse).collect::<Result<_, _>>()?);
             }
-            "--memory" => options.memory = value()?.parse()?,
+            "--memory" => options.memory = Some(value()?.parse()?),
             "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
+            "--ages" => options.ages = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            "--depth" => options.depth = value()?.parse()?,
             "--json" => options.json = true,
             "-h" | "--help" => return Ok(None),
             _ => bail!("{arg} is unknown\n\n{USAGE}"),

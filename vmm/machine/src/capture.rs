@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Kvm, VmFd};
-use memory::image::{ImageError, Slabs};
+use memory::image::{Ahead, ImageError, Slabs};
 use memory::slab::{Draft, Slab};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -75,6 +75,9 @@ pub struct Captured {
     pub runs: u64,
     /// Pages that were copied.
     pub copied_pages: u64,
+    /// Of those, pages that were copied while the guest ran, and not written since.
+    #[serde(default)]
+    pub ahead_pages: u64,
     /// Pages that were referenced in slabs where they lay.
     pub referenced_pages: u64,
     /// For how long the guest was paused, in microseconds.
@@ -91,11 +94,13 @@ impl Running {
         let savable = self.savable()?;
         let keeper = Link::connect(socket, KEEPER_LIMIT).map_err(CaptureError::Keeper)?;
         let was_paused = self.is_paused();
+        let mut slabs = Kept { keeper: &keeper, pages: Vec::new(), made: Vec::new() };
+        let ahead = if was_paused { Ahead::default() } else { self.ram.copy_ahead(&mut slabs)? };
         let began = Instant::now();
         if !was_paused && !self.pause() {
             return Err(CaptureError::Pause);
         }
-        let taken = self.take(&savable, &keeper);
+        let taken = self.take(&savable, &keeper, slabs, &ahead);
         if !was_paused {
             self.resume();
         }
@@ -117,10 +122,15 @@ impl Running {
         Ok(self.savable.get_or_init(|| found).clone())
     }
 
-    fn take(&self, savable: &Arc<Savable>, keeper: &Link) -> Result<Captured, CaptureError> {
+    fn take(
+        &self,
+        savable: &Arc<Savable>,
+        keeper: &Link,
+        mut slabs: Kept<'_>,
+        ahead: &Ahead,
+    ) -> Result<Captured, CaptureError> {
         let still = self.take_still(savable)?;
-        let mut slabs = Kept { keeper, pages: Vec::new(), made: Vec::new() };
-        let taken = self.ram.capture(&mut slabs)?;
+        let taken = self.ram.capture(&mut slabs, ahead)?;
         let run = |run: &memory::image::ImageRun| {
             // A run lies in one slab.
             (run.page.0, u32::try_from(run.pages).unwrap_or(u32::MAX), run.slab, run.slab_page.0)
@@ -141,7 +151,8 @@ impl Running {
         Ok(Captured {
             state_bytes: bytes.len() as u64,
             runs: taken.runs.len() as u64,
-            copied_pages: taken.copied,
+            copied_pages: taken.copied + taken.ahead,
+            ahead_pages: taken.ahead,
             referenced_pages: taken.referenced,
             pause_us: 0,
         })

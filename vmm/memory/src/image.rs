@@ -4,14 +4,21 @@
 //! where they lie; other pages are copied once, in guest order; zeros and absent pages are in no run, and read as zeros in the copy.
 //! Gaps of a few zeros are bridged: written once per image, they save two mappings in each copy.
 //!
+//! Most of it is copied while the guest runs ([`Ram::copy_ahead`]). What it has written since is seen by comparing: of the time for which a guest is
+//! paused most is otherwise the frames of the copies.
+//!
 //! RAM that is mapped so is private anonymous memory with mappings of slabs over it, as merging leaves it: giving back, parking, merging and
 //! pushing out know no other case.
+
+mod ahead;
 
 use std::collections::HashMap;
 use std::io;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
+
+pub use ahead::Ahead;
 
 use super::maps::Maps;
 use super::page::to_usize;
@@ -73,6 +80,8 @@ pub struct Taken {
     pub runs: Vec<ImageRun>,
     /// Pages that were copied, the zeros of bridged gaps among them.
     pub copied: u64,
+    /// Pages that hold what was copied ahead.
+    pub ahead: u64,
     /// Pages that were referenced where they lie.
     pub referenced: u64,
 }
@@ -139,8 +148,20 @@ impl Piece {
 }
 
 impl Ram {
-    /// Takes what is in it. No vCPU runs and no device works meanwhile; merging, parking and giving back wait.
-    pub fn capture(&self, slabs: &mut dyn Slabs) -> Result<Taken, ImageError> {
+    /// Takes what is in it, as far as it is not what was copied `ahead` into the same `slabs`. No vCPU runs and no device works meanwhile;
+    /// merging, parking and giving back wait.
+    pub fn capture(&self, slabs: &mut dyn Slabs, ahead: &Ahead) -> Result<Taken, ImageError> {
+        Ok(self.take(slabs, ahead)?.0)
+    }
+
+    /// Copies what is in it, while the guest may run and write.
+    pub fn copy_ahead(&self, slabs: &mut dyn Slabs) -> Result<Ahead, ImageError> {
+        let (taken, copies) = self.take(slabs, &Ahead::default())?;
+        Ok(Ahead::new(&taken.runs, copies))
+    }
+
+    /// What was taken, and the slabs that were made for it.
+    fn take(&self, slabs: &mut dyn Slabs, ahead: &Ahead) -> Result<(Taken, Vec<(u32, Slab)>), ImageError> {
         if self.backing() != Backing::Anonymous {
             return Err(ImageError::Backing(self.backing()));
         }
@@ -158,7 +179,8 @@ impl Ram {
             }
         }
         let (taken, known) = (Taken::default(), HashMap::new());
-        let mut writer = Writer { ram: self, slabs, taken, draft: None, left, used, known };
+        let (draft, copies) = (None, Vec::new());
+        let mut writer = Writer { ram: self, slabs, ahead, taken, draft, copies, left, used, known };
         for piece in pieces {
             match piece {
                 Piece::Own(range) => writer.copy(range)?,
@@ -249,8 +271,11 @@ impl Ram {
 struct Writer<'a> {
     ram: &'a Ram,
     slabs: &'a mut dyn Slabs,
+    ahead: &'a Ahead,
     taken: Taken,
     draft: Option<Filling>,
+    /// The slabs that are full, by their numbers.
+    copies: Vec<(u32, Slab)>,
     /// Pages that may yet have to be copied.
     left: u64,
     /// Pages that the memory has of the slabs of others, by the number of their file.
@@ -274,6 +299,13 @@ impl Writer<'_> {
     fn copy(&mut self, range: PageRange) -> Result<(), ImageError> {
         let mut buffer = PageBuffer::new(to_usize(PIECE_PAGES));
         let mut rest = range;
+        // No run goes on from one stretch of RAM into the next.
+        if let Some(filling) = &mut self.draft
+            && let Some(next) = filling.next
+            && self.ram.range(PageRange::between(PageNo(next.0 - 1), range.end())).is_none()
+        {
+            filling.next = None;
+        }
         while !rest.is_empty() {
             let (piece, after) = rest.split(PIECE_PAGES);
             rest = after;
@@ -284,6 +316,10 @@ impl Writer<'_> {
                 what: "read guest memory",
                 source: io::Error::other(error),
             })?;
+            self.left = self.left.saturating_sub(piece.pages());
+            if self.reuse(piece, bytes) {
+                continue;
+            }
             let pages: Vec<&[u8; PAGE]> = bytes.as_chunks().0.iter().collect();
             // Adjacent pages that are not zeros together.
             let mut at = piece.first();
@@ -294,9 +330,35 @@ impl Writer<'_> {
                 }
                 at = at + same.len() as u64;
             }
-            self.left = self.left.saturating_sub(piece.pages());
         }
         Ok(())
+    }
+
+    /// Whether these pages are in a copy that was made ahead, which then is theirs.
+    fn reuse(&mut self, piece: PageRange, bytes: &[u8]) -> bool {
+        let runs = &mut self.taken.runs;
+        // A guest that has written here and there has many pieces; it is copied anew before they are too many.
+        let place = if runs.len() < MAX_RUNS / 2 { self.ahead.place(piece, bytes) } else { None };
+        let Some((slab, slab_page)) = place else { return false };
+        // What comes behind it does not go on where the last copy ended.
+        if let Some(filling) = &mut self.draft {
+            filling.next = None;
+        }
+        let goes_on = |run: &&mut ImageRun| {
+            let whole = PageRange::between(run.page, piece.end());
+            let end = run.page + run.pages;
+            run.slab == slab
+                && u64::from(slab_page.0).checked_sub(run.slab_page.0.into()) == Some(piece.first() - run.page)
+                && self.ram.range(whole).is_some()
+                // Between them RAM has zeros, or there were a run.
+                && self.ahead.has_zeros(slab, run.slab_page + run.pages, piece.first() - end)
+        };
+        match runs.last_mut().filter(goes_on) {
+            Some(run) => run.pages = piece.end() - run.page,
+            None => runs.push(ImageRun { page: piece.first(), pages: piece.pages(), slab, slab_page }),
+        }
+        self.taken.ahead += piece.pages();
+        true
     }
 
     /// Puts whole pages into slabs, the first of which is `page`.
@@ -366,6 +428,7 @@ impl Writer<'_> {
         for run in self.taken.runs[filling.first_run..].iter_mut().filter(|run| run.slab == u32::MAX) {
             run.slab = number;
         }
+        self.copies.push((number, slab));
         Ok(())
     }
 
@@ -398,9 +461,9 @@ impl Writer<'_> {
         Ok(known)
     }
 
-    fn finish(mut self) -> Result<Taken, ImageError> {
+    fn finish(mut self) -> Result<(Taken, Vec<(u32, Slab)>), ImageError> {
         self.seal()?;
-        Ok(self.taken)
+        Ok((self.taken, self.copies))
     }
 }
 

@@ -95,7 +95,10 @@ impl VcpuV1 {
         trace.set("REGS", || vcpu.set_regs(&self.registers.into()))?;
         trace.set("SREGS", || vcpu.set_sregs(&self.system.into()))?;
         trace.set("XSAVE", || xsave::set(vcpu, &self.xsave, xsave_bytes))?;
-        trace.set("XCRS", || vcpu.set_xcrs(&self.kvm_xcrs()))?;
+        // A host without XSAVE has none, and refuses even an empty list.
+        if !self.xcrs.is_empty() {
+            trace.set("XCRS", || vcpu.set_xcrs(&self.kvm_xcrs()))?;
+        }
         trace.set("DEBUGREGS", || vcpu.set_debug_regs(&self.debug.into()))?;
         trace.set("LAPIC", || vcpu.set_lapic(&self.kvm_lapic()))?;
         // The counter before the time that is compared with it.

@@ -81,7 +81,7 @@ fn a_copy_holds_the_same_and_is_its_own() {
         put(&origin, page, 1 + (page % 250) as u8);
     }
     put(&origin, 3500, 0);
-    let taken = origin.capture(&mut shelf).unwrap();
+    let taken = origin.capture(&mut shelf, &Ahead::default()).unwrap();
     // The first slab ends in the middle, ten zeros are bridged, and the last page is far away.
     let runs: Vec<_> = taken.runs.iter().map(|run| (run.page.0, run.pages, run.slab)).collect();
     assert_eq!(runs, [(10, 2048, 0), (2058, 953, 1), (4095, 1, 1)]);
@@ -103,21 +103,63 @@ fn a_copy_holds_the_same_and_is_its_own() {
 fn a_copy_of_a_copy_copies_only_what_was_written() {
     let (origin, mut shelf) = (ram(), Shelf::default());
     (0..1000).for_each(|page| put(&origin, page, 1 + (page % 200) as u8));
-    let taken = origin.capture(&mut shelf).unwrap();
+    let taken = origin.capture(&mut shelf, &Ahead::default()).unwrap();
     let child = copy(&taken, &shelf);
     put(&child, 500, 255);
     child.discard(Gpa(100 * PAGE_BYTES)..Gpa(150 * PAGE_BYTES)).unwrap();
     // One page here alone is too short to be referenced.
     child.discard(Gpa(151 * PAGE_BYTES)..Gpa(152 * PAGE_BYTES)).unwrap();
     let mut next = shelf.next();
-    let second = child.capture(&mut next).unwrap();
+    let second = child.capture(&mut next, &Ahead::default()).unwrap();
     assert_eq!((second.copied, second.referenced), (2, 1000 - 52 - 1));
     assert_eq!(values(&copy(&second, &next)), values(&child));
     // Where the slabs cannot be had, everything is copied.
     let mut alone = Shelf::default();
-    let third = child.capture(&mut alone).unwrap();
+    let third = child.capture(&mut alone, &Ahead::default()).unwrap();
     assert_eq!(third.referenced, 0);
     assert_eq!(values(&copy(&third, &alone)), values(&child));
+}
+
+#[test]
+fn what_was_not_written_since_it_was_copied_ahead_is_not_copied_again() {
+    let (origin, mut shelf) = (ram(), Shelf::default());
+    (0..1000).chain(1010..1100).for_each(|page| put(&origin, page, 1 + (page % 200) as u8));
+    let ahead = origin.copy_ahead(&mut shelf).unwrap();
+    put(&origin, 40, 255);
+    // What has become zeros is none of the copy, and what has come anew is.
+    origin.discard(Gpa(600 * PAGE_BYTES)..Gpa(640 * PAGE_BYTES)).unwrap();
+    put(&origin, 2000, 9);
+    let taken = origin.capture(&mut shelf, &ahead).unwrap();
+    // Of the pages around 40 as many as are compared at once.
+    assert_eq!(taken.copied, PIECE_PAGES + 1);
+    assert_eq!(taken.ahead, 1090 - 40 - PIECE_PAGES);
+    let runs: Vec<_> = taken.runs.iter().map(|run| (run.page.0, run.pages)).collect();
+    // Ten zeros were bridged, and still are; forty that were other than zero are not.
+    assert_eq!(runs, [(0, 32), (32, 16), (48, 552), (640, 460), (2000, 1)]);
+    assert_eq!(values(&copy(&taken, &shelf)), values(&origin));
+}
+
+#[test]
+fn a_run_ends_where_the_memory_has_its_hole() {
+    const HOLE: u64 = crate::layout::HOLE_START / PAGE_BYTES;
+    let big = || Ram::new((HOLE + 512) * PAGE_BYTES, Backing::Anonymous).unwrap();
+    let (origin, mut shelf) = (big(), Shelf::default());
+    let put = |page: u64| {
+        let gpa = origin.gpa(PageNo(page)).unwrap().0;
+        origin.memory().write_slice(&[7; PAGE], GuestAddress(gpa)).unwrap();
+    };
+    (HOLE - 20..HOLE + 20).for_each(put);
+    let check = |taken: &Taken, shelf: &Shelf| {
+        let runs: Vec<_> = taken.runs.iter().map(|run| (run.page.0, run.pages)).collect();
+        assert_eq!(runs, [(HOLE - 20, 20), (HOLE, 20)]);
+        big().map_image(&taken.runs, &shelf.slabs).unwrap();
+    };
+    let ahead = origin.copy_ahead(&mut shelf).unwrap();
+    let taken = origin.capture(&mut shelf, &ahead).unwrap();
+    assert_eq!((taken.copied, taken.ahead), (0, 40));
+    check(&taken, &shelf);
+    let mut shelf = Shelf::default();
+    check(&origin.capture(&mut shelf, &Ahead::default()).unwrap(), &shelf);
 }
 
 #[test]
@@ -133,7 +175,7 @@ fn what_merging_replaced_is_captured_too() {
     shared.merge(PageRange::between(PageNo(0), PageNo(64)), (&slab, SlabPage(0))).unwrap();
     put(&origin, 3, 4);
     let mut shelf = Shelf { known: BTreeMap::from([(slab.inode(), same(&slab))]), ..Shelf::default() };
-    let taken = origin.capture(&mut shelf).unwrap();
+    let taken = origin.capture(&mut shelf, &Ahead::default()).unwrap();
     assert_eq!((taken.referenced, taken.copied), (60, 4));
     assert_eq!(values(&copy(&taken, &shelf)), values(&origin));
 }
@@ -142,11 +184,15 @@ fn what_merging_replaced_is_captured_too() {
 fn a_failure_changes_nothing() {
     let origin = ram();
     put(&origin, 3, 4);
-    let error = origin.capture(&mut Shelf { fails: true, ..Shelf::default() }).unwrap_err();
+    let error =
+        origin.capture(&mut Shelf { fails: true, ..Shelf::default() }, &Ahead::default()).unwrap_err();
     assert!(error.to_string().contains("make a slab"), "{error}");
     assert_eq!(values(&origin)[3], 4);
     let memfd = Ram::new(BYTES, Backing::Memfd).unwrap();
-    assert!(matches!(memfd.capture(&mut Shelf::default()), Err(ImageError::Backing(Backing::Memfd))));
+    assert!(matches!(
+        memfd.capture(&mut Shelf::default(), &Ahead::default()),
+        Err(ImageError::Backing(Backing::Memfd))
+    ));
 }
 
 #[test]
@@ -154,7 +200,7 @@ fn runs_that_cannot_be_are_refused() {
     let mut shelf = Shelf::default();
     let origin = ram();
     put(&origin, 3, 4);
-    origin.capture(&mut shelf).unwrap();
+    origin.capture(&mut shelf, &Ahead::default()).unwrap();
     let run = ImageRun { page: PageNo(3), pages: 1, slab: 0, slab_page: SlabPage(0) };
     for bad in [
         ImageRun { pages: 0, ..run },
@@ -179,6 +225,7 @@ proptest! {
     fn whatever_is_in_it_the_copy_has_it(
         writes in prop::collection::vec((0u64..4096, 1u64..80, 0u8..4), 0..60),
         later in prop::collection::vec((0u64..4096, 1u64..80, 0u8..4), 0..30),
+        meanwhile in prop::collection::vec((0u64..4096, 1u64..80, 0u8..4), 0..30),
     ) {
         let write = |ram: &Ram, writes: &[(u64, u64, u8)]| {
             for (first, pages, value) in writes {
@@ -187,14 +234,20 @@ proptest! {
         };
         let (origin, mut shelf) = (ram(), Shelf::default());
         write(&origin, &writes);
-        let taken = origin.capture(&mut shelf).unwrap();
+        let taken = origin.capture(&mut shelf, &Ahead::default()).unwrap();
         prop_assert!(taken.runs.windows(2).all(|two| two[0].page + two[0].pages <= two[1].page));
         let child = copy(&taken, &shelf);
         prop_assert_eq!(values(&child), values(&origin));
         write(&child, &later);
         let mut next = shelf.next();
-        let again = child.capture(&mut next).unwrap();
+        let again = child.capture(&mut next, &Ahead::default()).unwrap();
         prop_assert_eq!(values(&copy(&again, &next)), values(&child));
+        let mut last = shelf.next();
+        let ahead = child.copy_ahead(&mut last).unwrap();
+        write(&child, &meanwhile);
+        let third = child.capture(&mut last, &ahead).unwrap();
+        prop_assert!(third.runs.windows(2).all(|two| two[0].page + two[0].pages <= two[1].page));
+        prop_assert_eq!(values(&copy(&third, &last)), values(&child));
         for ram in [origin, child] {
             ram.unmap().ok().unwrap();
         }
