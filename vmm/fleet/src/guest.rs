@@ -26,7 +26,7 @@ use super::state::{Saved, Started};
 use super::vm_handle::VmHandle;
 use super::watch::{Stage, Watch};
 use machine::working_set::Sampling;
-use machine::{Console, VmConfig, control as vm, handover};
+use machine::{Console, VmConfig, Vsock, control as vm, handover};
 use measure::Space;
 use os::Process;
 use os::{executable, handed, limits};
@@ -119,7 +119,9 @@ impl Guest {
             Lifetime::TheirOwn => (false, Some(std::process::id().cast_signed())),
         };
         let mut program = executable::command();
+        let path = dir.vsock(&spec.name)?;
         let vm = VmConfig {
+            vsock: spec.vm.vsock.clone().map(|vsock| Vsock { path, ..vsock }),
             image: image.map(|image| image.give(&mut program)).transpose().map_err(failed)?,
             console: Console::File(log),
             control: Some(control.clone()),

@@ -17,6 +17,7 @@ use super::drive::Drive;
 use super::error::VmError;
 use super::interface::Interface;
 use super::restore::ImageFds;
+use super::vsock::Vsock;
 use super::working_set::Sampling;
 
 /// The default command line of a Linux guest.
@@ -49,6 +50,8 @@ pub struct VmConfig {
     pub drives: Vec<Drive>,
     /// Its network interfaces, at most [`super::MAX_INTERFACES`].
     pub net: Vec<Interface>,
+    /// Its sockets, if it has any.
+    pub vsock: Option<Vsock>,
     /// Its balloon.
     pub balloon: Option<balloon::Config>,
 
@@ -98,6 +101,7 @@ impl Default for VmConfig {
             cpus: 1,
             drives: Vec::new(),
             net: Vec::new(),
+            vsock: None,
             balloon: Some(balloon::Config { statistics: true, ..balloon::Config::default() }),
             huge_pages: None,
             mergeable: false,

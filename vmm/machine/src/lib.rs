@@ -54,6 +54,7 @@ mod terminal;
 pub mod throttle;
 mod timer;
 mod vcpu;
+mod vsock;
 pub mod working_set;
 
 pub use boot::{Unpack, check_cmdline};
@@ -71,6 +72,7 @@ pub use restore::{ImageFds, ImageStartError};
 pub use run::run;
 pub use running::Running;
 pub use timer::Timer;
+pub use vsock::{Vsock, VsockError};
 
 use devices::legacy::{pm1, power};
 
