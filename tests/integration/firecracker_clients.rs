@@ -137,8 +137,7 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
     for (method, path, body) in [
         ("PUT", "/mmds", "{}"),
         ("PUT", "/mmds/config", r#"{"network_interfaces":["1"],"version":"V1"}"#),
-        ("PUT", "/network-interfaces/1", r#"{"host_dev_name":"tap0","iface_id":"1"}"#),
-        ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"v.sock"}"#),
+        ("PATCH", "/network-interfaces/1", r#"{"iface_id":"1"}"#),
         ("PATCH", "/drives/1", r#"{"drive_id":"1","path_on_host":"a"}"#),
         ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":1}"#),
     ] {

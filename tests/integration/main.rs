@@ -32,6 +32,7 @@ mod measure_choice;
 mod measure_formats;
 mod measure_limits;
 mod nested;
+mod network;
 mod open_fleet;
 mod overcommit;
 mod page_out;

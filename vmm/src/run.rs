@@ -13,7 +13,8 @@ use devices::virtio::balloon;
 use machine::api;
 use machine::working_set::{MAX_SAMPLES, SAMPLES, Sampling};
 use machine::{
-    Console, Drive, Ending, Interface, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, handover, probe,
+    Console, Drive, Ending, Interface, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, Vsock, handover,
+    probe,
 };
 use memory::own;
 use memory::ram::Backing;
@@ -31,6 +32,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
   samepage run --kernel vmlinux --initrd initrd.cpio --net tap0,mac=02:00:00:00:00:01   eth0 on the TAP tap0
+  samepage run --kernel vmlinux --initrd initrd.cpio --vsock cid=3,path=./v.sock   streams between guest and host
   samepage run --kernel vmlinuz --kernel-decompress guest --memory 256M   its own decompressor runs, with address randomization
   samepage run --console none --com2 ./com2.sock   driven through a socket, nothing on the terminal
   samepage run --sample-working-set 10 --control ./vm.sock   how much of its memory the guest uses: {\"op\":\"working_set\"}
@@ -89,6 +91,10 @@ pub(super) struct Args {
     /// eth0 and so on. `bridge` is for `auto`
     #[arg(long, conflicts_with = "api", value_name = "TAP|auto[,mac=ADDRESS][,mtu=BYTES][,bridge=NAME]")]
     net: Vec<Interface>,
+    /// Sockets between guest and host: the host connects to SOCKET and says `CONNECT PORT`; the guest connects to the host's
+    /// SOCKET_PORT
+    #[arg(long, conflicts_with = "api", value_name = "cid=N,path=SOCKET")]
+    vsock: Option<Vsock>,
     /// Guest memory with its unit: 16M to 1T
     #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
     memory: u64,
@@ -159,7 +165,7 @@ pub(super) struct Args {
     daemon: Option<i32>,
     /// Read the VM's whole description from this descriptor; the other options allowed beside it
     /// only identify the VM in lists of processes and to a later daemon
-    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "net", "merge", "mergeable"])]
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "net", "vsock", "merge", "mergeable"])]
     config_fd: Option<i32>,
 }
 
@@ -177,6 +183,7 @@ impl Args {
             cpus: self.cpus,
             drives: self.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
             net: std::mem::take(&mut self.net),
+            vsock: self.vsock.take(),
             balloon: (!self.no_balloon).then_some(balloon::Config {
                 target_pages: 0,
                 deflate_on_oom: self.deflate_on_oom,

@@ -25,6 +25,8 @@ pub(super) struct Gathered {
     chains: Vec<(u16, u32)>,
     /// Their device-writable buffers, in order.
     buffers: Vec<Buffer>,
+    /// Where in the available ring the first of them was.
+    first: u16,
 }
 
 /// What became of a search for chains with room for some data.
@@ -51,11 +53,12 @@ impl Gathered {
     ) -> Result<Room, RingError> {
         self.chains.clear();
         self.buffers.clear();
-        let (first, mut room) = (queue.next_avail(), 0);
+        self.first = queue.next_avail();
+        let mut room = 0;
         let mut chain = Chain::new(memory);
         for _ in 0..most.min(queue.size().into()) {
             let Some(descriptors) = next(queue, memory)? else {
-                queue.set_next_avail(first);
+                queue.set_next_avail(self.first);
                 return Ok(Room::TooLittle);
             };
             *looked += 1;
@@ -88,6 +91,17 @@ impl Gathered {
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.chains.len()
+    }
+
+    /// Bytes that they have room for.
+    pub(super) fn room(&self) -> usize {
+        self.chains.iter().map(|(_, bytes)| *bytes as usize).sum()
+    }
+
+    /// Leaves them in the queue that they were just taken from.
+    pub(super) fn put_back(&mut self, queue: &mut Queue) {
+        queue.set_next_avail(self.first);
+        self.chains.clear();
     }
 
     /// Fills them with `data`, for which they have room, and puts them in the used ring.

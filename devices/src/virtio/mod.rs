@@ -15,6 +15,7 @@ pub mod rng;
 mod setup;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

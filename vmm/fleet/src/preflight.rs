@@ -187,6 +187,11 @@ impl Problems {
                 self.add(Some(guest), Some("drives"), one_line(&error));
             }
         }
+        for interface in &guest.vm.net {
+            if let Err(error) = interface.look() {
+                self.add(Some(guest), Some("net"), one_line(&error));
+            }
+        }
     }
 
     /// A file has many names: links, and paths that differ in their letters only. The fleet file's check sees the same path twice.
@@ -254,6 +259,7 @@ mod tests {
             cmdline = "{cmdline}"
             [[guest]]
             name = "bare"
+            net = [{{ tap = "samepage-none" }}]
             kernel = "fifo"
             initrd = "empty"
             "#
@@ -275,6 +281,7 @@ mod tests {
         said("linux", "cmdline", "3000 bytes");
         said("bare", "kernel", "is not a regular file");
         said("bare", "initrd", "is empty");
+        said("bare", "net", "there is no interface samepage-none");
         let error = check(&spec, &FleetDir::of("f")).unwrap_err().to_string();
         assert!(error.lines().count() > 8, "{error}");
     }

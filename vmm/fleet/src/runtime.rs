@@ -133,6 +133,11 @@ impl FleetDir {
         self.socket(&format!("{guest}.com2"))
     }
 
+    /// A guest's socket for streams to its ports; those of the host's ports are beside it.
+    pub fn vsock(&self, guest: &str) -> Result<PathBuf, HostError> {
+        self.socket(&format!("{guest}.vsock"))
+    }
+
     /// A guest's console and its VM's messages.
     pub fn log(&self, guest: &str) -> PathBuf {
         self.path.join(format!("{guest}.log"))

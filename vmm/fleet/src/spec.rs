@@ -3,6 +3,7 @@
 mod drive;
 mod from;
 mod metrics;
+mod net;
 mod open;
 mod overcommit;
 mod reservation;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use devices::virtio::vsock::MIN_CID;
 use guest::protocol::{Fill, Mix};
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
@@ -18,13 +20,14 @@ use thiserror::Error;
 
 pub use self::drive::DriveSpec;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
+pub use self::net::NetSpec;
 pub use self::open::{DomainRule, Open};
 pub use self::overcommit::{AdmissionName, Overcommit};
 use self::overcommit::{OvercommitError, OvercommitKeys};
 pub use self::reservation::Reservation;
 use self::reservation::{ReservationError, ReservationKeys};
 use super::HostError;
-use machine::{MAX_DRIVES, MAX_VCPUS, MEMORY_BYTES, Unpack, VmConfig};
+use machine::{InterfaceError, MAX_DRIVES, MAX_VCPUS, MEMORY_BYTES, Unpack, VmConfig, Vsock};
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::size::{SizeError, parse_size};
 use merge::slab::engine::Tuning;
@@ -149,6 +152,27 @@ pub enum SpecError {
     DriveOwners {
         /// The drive.
         path: PathBuf,
+        /// The guest that has it.
+        first: String,
+        /// The guest that has it, too; maybe the same.
+        second: String,
+    },
+    /// A guest's network interfaces.
+    #[error("guest {guest}: net")]
+    Net {
+        /// Whose.
+        guest: String,
+        /// What is wrong.
+        #[source]
+        source: InterfaceError,
+    },
+    /// Two interfaces have what is one's.
+    #[error(
+        "guests {first} and {second} both have the {what}: give each its own ({{n}} in a TAP's name is the guest's number)"
+    )]
+    NetOwners {
+        /// An address or a TAP.
+        what: String,
         /// The guest that has it.
         first: String,
         /// The guest that has it, too; maybe the same.
@@ -348,6 +372,8 @@ struct GuestKeys {
     ready_seconds: Option<u32>,
     huge_pages: Option<bool>,
     drives: Option<Vec<DriveSpec>>,
+    net: Option<Vec<NetSpec>>,
+    vsock: Option<bool>,
     balloon: Option<BalloonSpec>,
     min: Option<String>,
     max: Option<String>,
@@ -453,7 +479,7 @@ impl FleetSpec {
                 if let Some(origin) = &keys.from {
                     from.insert(name.clone(), origin.clone());
                 }
-                guests.push(one_guest(name, &keys, &file.name, dir)?);
+                guests.push(one_guest((name, n), &keys, &file.name, dir)?);
             }
         }
         from::resolve(&mut guests, &from)?;
@@ -473,6 +499,7 @@ impl FleetSpec {
             return Err(SpecError::Domains { domains });
         }
         drive::check_owners(&guests)?;
+        net::check_owners(&guests)?;
         let overcommit = match &file.overcommit {
             Some(keys) => keys.check().map_err(SpecError::Overcommit)?,
             None => Overcommit::default(),
@@ -490,8 +517,13 @@ impl FleetSpec {
     }
 }
 
-/// The guest that `keys` describe, in a fleet called `fleet`.
-fn one_guest(name: String, keys: &GuestKeys, fleet: &str, dir: &Path) -> Result<GuestSpec, SpecError> {
+/// The guest that `keys` describe, number `n` of them, in a fleet called `fleet`.
+fn one_guest(
+    (name, n): (String, usize),
+    keys: &GuestKeys,
+    fleet: &str,
+    dir: &Path,
+) -> Result<GuestSpec, SpecError> {
     check_name(&name)?;
     let domain = keys.domain.as_deref().unwrap_or(fleet).to_owned();
     check_name(&domain)?;
@@ -531,6 +563,9 @@ fn one_guest(name: String, keys: &GuestKeys, fleet: &str, dir: &Path) -> Result<
         cmdline: keys.cmdline.clone(),
         huge_pages: keys.huge_pages,
         drives: drive::of(&name, keys.drives.as_deref().unwrap_or_default(), dir)?,
+        net: net::of(&name, n, fleet, keys.net.as_deref().unwrap_or_default())?,
+        // Its path is known when it is started.
+        vsock: keys.vsock.unwrap_or(false).then(|| Vsock { cid: MIN_CID, path: PathBuf::new() }),
         ..VmConfig::default()
     };
     if let (Some(device), Some(said)) = (&mut vm.balloon, keys.balloon) {

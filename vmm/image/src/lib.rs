@@ -42,8 +42,9 @@ use vmlinux::{Kernel, KernelError, KernelProblem, Unpack};
 /// The modules every image has: the transport of our devices, and the devices.
 pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_blk"];
 /// Modules that an image has if its kernel has them: the port by which the kernel reports a panic, the number by which a copy of a guest
-/// knows that it is one, and the network device.
-pub const OPTIONAL_MODULES: [&str; 3] = ["pvpanic_mmio", "vmgenid", "virtio_net"];
+/// knows that it is one, the network device, and sockets between guest and host.
+pub const OPTIONAL_MODULES: [&str; 4] =
+    ["pvpanic_mmio", "vmgenid", "virtio_net", "vmw_vsock_virtio_transport"];
 
 const KERNEL_FILE: &str = "vmlinux";
 /// The kernel with its decompressor.

@@ -41,6 +41,7 @@ use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::trouble::Trouble;
 use super::vcpu::{Shared, Vcpus};
+use super::vsock::Vsock;
 use super::working_set::Sampler;
 use super::{acpi, boot, generation, registers};
 use memory::own;
@@ -102,6 +103,7 @@ impl Vm {
         };
         let control = config.control.as_deref().map(listen).transpose()?;
         let com2 = config.com2.as_deref().map(listen).transpose()?;
+        let vsock = config.vsock.as_ref().map(Vsock::open).transpose()?;
 
         let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
         let Mapped { state, slabs, handler } =
@@ -126,6 +128,10 @@ impl Vm {
         }
         for interface in interfaces {
             virtio.push(Box::new(interface));
+        }
+        if let Some((device, held)) = vsock {
+            virtio.push(Box::new(device));
+            subscribers.push(Box::new(held));
         }
         let virtio_count = virtio.len();
         let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
@@ -262,6 +268,9 @@ fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
     }
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
+    }
+    if !config.net.is_empty() {
+        return Some("it has a network interface, and two VMs cannot have the same address; expected none");
     }
     config.drives.iter().any(|drive| !drive.read_only).then_some(
         "it has a drive that it may write, and two VMs cannot write the same file; expected read_only drives, or none",

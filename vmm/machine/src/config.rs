@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::drive::Drive;
 use super::interface::Interface;
+use super::vsock::Vsock;
 use super::working_set::Sampling;
 
 /// The default command line of a Linux guest.
@@ -45,6 +46,8 @@ pub struct VmConfig {
     pub drives: Vec<Drive>,
     /// Its network interfaces, at most [`super::MAX_INTERFACES`].
     pub net: Vec<Interface>,
+    /// Its sockets, if it has any.
+    pub vsock: Option<Vsock>,
     /// Its balloon.
     pub balloon: Option<balloon::Config>,
 
@@ -94,6 +97,7 @@ impl Default for VmConfig {
             cpus: 1,
             drives: Vec::new(),
             net: Vec::new(),
+            vsock: None,
             balloon: Some(balloon::Config { statistics: true, ..balloon::Config::default() }),
             huge_pages: None,
             mergeable: false,

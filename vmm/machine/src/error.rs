@@ -9,6 +9,7 @@ use super::drive::DriveError;
 use super::interface::InterfaceError;
 use super::platform::CMDLINE_BYTES;
 use super::restore::ImageStartError;
+use super::vsock::VsockError;
 use image::vmlinux::KernelError;
 use memory::ram::RamError;
 
@@ -112,6 +113,9 @@ pub enum VmError {
     /// A drive cannot be used.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// A guest's sockets cannot be so.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// A network interface cannot be had.
     #[error(transparent)]
     Interface(#[from] InterfaceError),

@@ -82,6 +82,15 @@ impl Interface {
         }
     }
 
+    /// As [`Self::check`], and whether its TAP or its bridge is there now.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn look(&self) -> Result<(), InterfaceError> {
+        self.check()?;
+        self.tap.iter().chain(&self.bridge).try_for_each(|name| Ok(tap::look(name)?))
+    }
+
     /// Takes or makes its TAP.
     fn open(&self) -> Result<(net::Config, Tap), InterfaceError> {
         self.check()?;

@@ -58,6 +58,7 @@ pub mod throttle;
 mod timer;
 mod trouble;
 mod vcpu;
+mod vsock;
 pub mod working_set;
 
 pub use boot::check_cmdline;
@@ -75,6 +76,7 @@ pub use restore::ImageStartError;
 pub use run::run;
 pub use running::Running;
 pub use timer::Timer;
+pub use vsock::{Vsock, VsockError};
 
 use devices::legacy::{pm1, power};
 

@@ -16,7 +16,7 @@ use devices::legacy::pvpanic::{PVPANIC_LEN, PVPANIC_PORT, Pvpanic};
 use devices::legacy::serial::Serial;
 use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use devices::virtio::{Interrupt, VirtioDevice};
-use devices::virtio::{block, net};
+use devices::virtio::{block, net, vsock};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -82,7 +82,8 @@ impl Machine {
         let (mut queues, mut interrupts) = (Queues::default(), Vec::new());
         let mut board = Board { com1: com1.clone(), com2: com2.clone(), pm1, pci, virtio: Vec::new() };
         for (n, device) in virtio.into_iter().take(VIRTIO_MAX).enumerate() {
-            let takes_memory = matches!(device.device_id(), block::DEVICE_ID | net::DEVICE_ID);
+            let takes_memory =
+                matches!(device.device_id(), block::DEVICE_ID | net::DEVICE_ID | vsock::DEVICE_ID);
             let source = match device.source() {
                 Some((fd, queue)) => {
                     let fd = fd.try_clone_to_owned().map_err(VmError::host("duplicate a descriptor"))?;

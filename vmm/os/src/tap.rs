@@ -94,14 +94,7 @@ pub struct Tap {
 impl Tap {
     /// Takes the TAP `name`, which is there already and stays.
     pub fn open(name: &str) -> Result<Self, TapError> {
-        check_name(name)?;
-        let socket = any_socket().map_err(failed("find", name))?;
-        if let Err(error) = netdevice::name_to_index(&socket, name) {
-            return Err(match error {
-                Errno::NODEV => TapError::Missing(name.into()),
-                error => failed("find", name)(error.into()),
-            });
-        }
+        look(name)?;
         let tap = Self::attach(name).map_err(|error| match error {
             Attach::Tap(error) => error,
             Attach::Call(error) => match error.raw_os_error() {
@@ -233,6 +226,17 @@ enum Attach {
 fn failed(what: &'static str, tap: &str) -> impl FnOnce(io::Error) -> TapError {
     let tap = tap.to_owned();
     move |source| TapError::Failed { what, tap, source }
+}
+
+/// Whether there is an interface of this name.
+pub fn look(name: &str) -> Result<(), TapError> {
+    check_name(name)?;
+    let socket = any_socket().map_err(failed("find", name))?;
+    match netdevice::name_to_index(&socket, name) {
+        Ok(_) => Ok(()),
+        Err(Errno::NODEV) => Err(TapError::Missing(name.into())),
+        Err(error) => Err(failed("find", name)(error.into())),
+    }
 }
 
 /// Whether an interface that is there could be called so.

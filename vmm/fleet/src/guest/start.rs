@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use machine::working_set::Sampling;
-use machine::{Console, VmConfig, handover};
+use machine::{Console, VmConfig, Vsock, handover};
 use os::{Process, executable, handed};
 
 use super::{Guest, Lifetime, Running};
@@ -47,7 +47,9 @@ impl Guest {
             Lifetime::TheirOwn => (false, Some(std::process::id().cast_signed())),
         };
         let mut program = executable::command();
+        let path = dir.vsock(&spec.name)?;
         let vm = VmConfig {
+            vsock: spec.vm.vsock.clone().map(|vsock| Vsock { path, ..vsock }),
             image: image.map(|image| image.give(&mut program)).transpose().map_err(failed)?,
             console: Console::File(log),
             control: Some(control.clone()),

@@ -90,6 +90,21 @@ fn drives_are_where_the_file_is_and_each_guest_may_have_its_own() {
 }
 
 #[test]
+fn each_guest_has_its_own_interfaces() {
+    let text = "name = 'f'\n[defaults]\nnet = [{ tap = 'tap{n}', mtu = 1280 }, { tap = 'auto', bridge = 'br0' }]\n[[guest]]\n\
+                name = 'a'\ncount = 2\n[[guest]]\nname = 'b'\nnet = []";
+    let fleet = parse(text).unwrap();
+    let nets: Vec<_> = fleet.guests.iter().map(|guest| &guest.vm.net).collect();
+    assert_eq!((nets[0][0].tap.as_deref(), nets[1][0].tap.as_deref()), (Some("tap0"), Some("tap1")));
+    assert_eq!((nets[0][1].tap.as_deref(), nets[0][1].bridge.as_deref()), (None, Some("br0")));
+    assert_eq!((nets[0][0].mtu, nets[2].len()), (Some(1280), 0));
+    let macs: BTreeSet<_> =
+        nets.iter().flat_map(|net| net.iter()).filter_map(|i| i.mac.map(|m| m.0)).collect();
+    assert_eq!(macs.len(), 4);
+    assert_eq!(parse(text).unwrap(), fleet);
+}
+
+#[test]
 fn every_mistake_is_named() {
     for (text, expected) in [
         ("name = 'f'", "no guests"),
@@ -122,6 +137,23 @@ fn every_mistake_is_named() {
             "name = 'f'\n[defaults]\ndrives = [{ path = 'x', read_only = true }]\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\n\
              drives = [{ path = 'x' }]",
             "guests a and b both have the drive",
+        ),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nnet = [{ mac = 'x' }]", "missing field `tap`"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nnet = [{ tap = 't', ip = 'x' }]", "unknown field `ip`"),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\nnet = [{ tap = 'a b' }]",
+            "guest a: net: \"a b\" cannot be the name",
+        ),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nnet = [{ tap = 't', mac = 'x' }]", "\"x\" is no MAC address"),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nnet = [{ tap = 't', mtu = 9 }]", "MTU of \"9\""),
+        ("name = 'f'\n[[guest]]\nname = 'a'\nnet = [{ tap = 't', bridge = 'b' }]", "bridge= is for auto"),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ncount = 2\nnet = [{ tap = 't' }]",
+            "guests a-0 and a-1 both have the TAP t",
+        ),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ncount = 2\nnet = [{ tap = 't{n}', mac = '02:00:00:00:00:01' }]",
+            "guests a-0 and a-1 both have the MAC address 02:00:00:00:00:01",
         ),
         ("name = 'f'\nopen = { domains = [{ domain = 'a' }] }", "neither uid nor cgroup"),
         ("name = 'f'\nopen = { domains = [{ uid = 1, domain = 'a/b' }] }", "no name"),

@@ -12,23 +12,23 @@ use thiserror::Error;
 
 use super::fault::Fault;
 use super::keys::is_empty;
-use super::model::{Balloon, BootSource, Drive, Logger, MachineConfig, Metrics};
+use super::model::{Balloon, BootSource, Drive, Logger, MachineConfig, Metrics, NetworkInterface, Vsock};
 use super::request::Request;
 use os::named_file;
 
 /// The sections, in the order in which they are carried out.
-const SECTIONS: [&str; 6] = ["logger", "machine-config", "boot-source", "drives", "balloon", "metrics"];
-/// Sections of Firecracker's that Samepage has no use for yet: they may be null or empty.
-const NOT_YET: [&str; 8] = [
-    "cpu-config",
-    "entropy",
-    "memory-hotplug",
-    "mmds-config",
+const SECTIONS: [&str; 8] = [
+    "logger",
+    "machine-config",
+    "boot-source",
+    "drives",
     "network-interfaces",
-    "pmem",
-    "serial",
     "vsock",
+    "balloon",
+    "metrics",
 ];
+/// Sections of Firecracker's that Samepage has no use for yet: they may be null or empty.
+const NOT_YET: [&str; 6] = ["cpu-config", "entropy", "memory-hotplug", "mmds-config", "pmem", "serial"];
 /// The longest file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -91,13 +91,16 @@ fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError
             Some(section) => ConfigFileError::Object { section, source },
             None => ConfigFileError::Json(source),
         })?;
-    let Contents { logger, metrics, machine, boot, drives, balloon } = sections;
+    let Contents { logger, metrics, machine, boot, drives, interfaces, vsock, balloon } = sections;
     let mut requests = Vec::new();
     // What has to say something of the others first.
     requests.extend(logger.map(|it| ("logger", Request::PutLogger(it))));
     requests.extend(machine.map(|it| ("machine-config", Request::PutMachineConfig(it))));
     requests.extend(boot.map(|it| ("boot-source", Request::PutBootSource(it))));
     requests.extend(drives.into_iter().flatten().map(|it| ("drives", Request::PutDrive(it))));
+    let interfaces = interfaces.into_iter().flatten();
+    requests.extend(interfaces.map(|it| ("network-interfaces", Request::PutNetworkInterface(it))));
+    requests.extend(vsock.map(|it| ("vsock", Request::PutVsock(it))));
     requests.extend(balloon.map(|it| ("balloon", Request::PutBalloon(it))));
     requests.extend(metrics.map(|it| ("metrics", Request::PutMetrics(it))));
     Ok(requests)
@@ -111,6 +114,8 @@ struct Contents {
     machine: Option<MachineConfig>,
     boot: Option<BootSource>,
     drives: Option<Vec<Drive>>,
+    interfaces: Option<Vec<NetworkInterface>>,
+    vsock: Option<Vsock>,
     balloon: Option<Balloon>,
 }
 
@@ -150,6 +155,8 @@ impl<'de> Visitor<'de> for Sections<'_> {
                 "machine-config" => contents.machine = map.next_value()?,
                 "boot-source" => contents.boot = map.next_value()?,
                 "drives" => contents.drives = map.next_value()?,
+                "network-interfaces" => contents.interfaces = map.next_value()?,
+                "vsock" => contents.vsock = map.next_value()?,
                 "balloon" => contents.balloon = map.next_value()?,
                 known if NOT_YET.contains(&known) => {
                     if !is_empty(&map.next_value::<Value>()?) {
@@ -222,10 +229,23 @@ mod tests {
             },
             "metrics": {"metrics_path": "m", "emit_id": false, "properties": null},
             "logger": {"log_path": null, "level": null, "show_level": null, "show_log_origin": null, "module": null},
-            "cpu-config": null, "network-interfaces": [], "vsock": null, "mmds-config": null, "entropy": null,
+            "network-interfaces": [{
+                "iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": null, "mtu": null, "rx_rate_limiter": null,
+                "tx_rate_limiter": {"bandwidth": null}
+            }],
+            "cpu-config": null, "vsock": null, "mmds-config": null, "entropy": null,
             "pmem": [], "serial": null, "memory-hotplug": null
         }"#;
-        let all = ["logger", "machine-config", "boot-source", "drives", "drives", "balloon", "metrics"];
+        let all = [
+            "logger",
+            "machine-config",
+            "boot-source",
+            "drives",
+            "drives",
+            "network-interfaces",
+            "balloon",
+            "metrics",
+        ];
         assert_eq!(read(text).unwrap(), all);
     }
 
@@ -272,7 +292,7 @@ mod tests {
             "{error}"
         );
         assert!(error.contains("at line 3 column"), "{error}");
-        let error = read("{\"vsock\":\n\n  {\"guest_cid\": 3}}").expect_err("vsock");
+        let error = read("{\"entropy\":\n\n  {\"rate_limiter\": 3}}").expect_err("entropy");
         assert!(error.contains("at line 3 column"), "{error}");
     }
 }

@@ -5,13 +5,14 @@ use std::io;
 use std::path::PathBuf;
 
 use devices::virtio::balloon::HintError;
+use devices::virtio::net::Mac;
 use thiserror::Error;
 
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
 use crate::snapshot::load::LoadError;
-use crate::{DriveError, MAX_DRIVES, MAX_VCPUS, VmError};
+use crate::{DriveError, InterfaceError, MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError, VsockError};
 use os::one_line;
 
 /// Why a request was not carried out.
@@ -79,15 +80,25 @@ pub enum Fault {
     #[error("Samepage's own guest (\"{BUILT_IN}\") takes no initrd_path.")]
     BuiltInInitrd,
     #[error("The id from the path [{in_path}] does not match the id from the body [{in_body}]!")]
-    DriveIds { in_path: String, in_body: String },
+    Ids { in_path: String, in_body: String },
     #[error("API Resource IDs can only contain alphanumeric characters and underscores: {id:?}.")]
-    DriveId { id: String },
+    Id { id: String },
     #[error("A root block device already exists: {id:?}.")]
     SecondRoot { id: String },
     #[error("There are {MAX_DRIVES} drives already, the most that a VM of Samepage's has.")]
     Drives,
     #[error("Unable to create the block device")]
     Drive(#[source] DriveError),
+    #[error("There are {MAX_INTERFACES} network interfaces already, the most that a VM of Samepage's has.")]
+    Interfaces,
+    #[error("Could not create the network device")]
+    Interface(#[source] InterfaceError),
+    #[error("Cannot create the vsock device")]
+    Vsock(#[source] VsockError),
+    #[error("The MAC address is already in use: {mac}, by {id:?}.")]
+    Mac { mac: Mac, id: String },
+    #[error("The TAP is already in use: {tap}, by {id:?}.")]
+    Tap { tap: String, id: String },
     #[error("The partuuid {partuuid:?} is not one: expected letters, digits and hyphens, or null.")]
     Partuuid { partuuid: String },
     #[error("The log file cannot be opened: {path}", path = path.display())]

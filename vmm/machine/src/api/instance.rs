@@ -17,7 +17,7 @@ use super::logger;
 use super::metrics::{self, MetricsFile};
 use super::model::{
     ActionType, BUILT_IN, Balloon, BootSource, Drive, HugePages, Logger, MAX_MEM_MIB, MIN_MEM_MIB,
-    MachineConfig, Metrics, Spec, StatisticsPatch, VmState,
+    MachineConfig, Metrics, NetworkInterface, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
 use super::response::Response;
@@ -25,7 +25,7 @@ use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
 use crate::state::setup::SetupV1;
-use crate::{MAX_DRIVES, MAX_VCPUS, VmError};
+use crate::{MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError};
 
 /// What builds VMs.
 pub trait Launch {
@@ -143,6 +143,12 @@ impl<L: Launch> Instance<L> {
             }
             Request::PutBootSource(source) => self.set_boot_source(source)?,
             Request::PutDrive(drive) => self.set_drive(drive)?,
+            Request::PutVsock(vsock) => {
+                self.before_start()?;
+                vsock.sockets().check().map_err(Fault::Vsock)?;
+                self.spec.vsock = Some(vsock);
+            }
+            Request::PutNetworkInterface(interface) => self.set_interface(interface)?,
             Request::PutLogger(logger) => self.set_logger(logger)?,
             Request::PutMetrics(metrics) => self.set_metrics(metrics)?,
             Request::PutBalloon(config) => self.set_balloon(config)?,
@@ -273,9 +279,7 @@ impl<L: Launch> Instance<L> {
     fn set_drive(&mut self, drive: Drive) -> Result<(), Fault> {
         self.before_start()?;
         let id = &drive.drive_id;
-        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return Err(Fault::DriveId { id: id.clone() });
-        }
+        check_id(id)?;
         let others = || self.spec.drives.iter().filter(|other| other.drive_id != *id);
         let is_partition =
             |id: &String| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
@@ -320,6 +324,31 @@ impl<L: Launch> Instance<L> {
         Ok(())
     }
 
+    /// Adds a network interface, or replaces the one of that name.
+    fn set_interface(&mut self, interface: NetworkInterface) -> Result<(), Fault> {
+        self.before_start()?;
+        let id = &interface.iface_id;
+        check_id(id)?;
+        interface.interface().look().map_err(Fault::Interface)?;
+        let interfaces = &mut self.spec.network_interfaces;
+        let place = interfaces.iter().position(|other| other.iface_id == *id);
+        for other in interfaces.iter().filter(|other| other.iface_id != *id) {
+            let its = || other.iface_id.clone();
+            if let Some(mac) = interface.guest_mac.filter(|mac| other.guest_mac == Some(*mac)) {
+                return Err(Fault::Mac { mac, id: its() });
+            }
+            if other.host_dev_name == interface.host_dev_name {
+                return Err(Fault::Tap { tap: interface.host_dev_name, id: its() });
+            }
+        }
+        match place {
+            Some(place) => interfaces[place] = interface,
+            None if interfaces.len() >= MAX_INTERFACES => return Err(Fault::Interfaces),
+            None => interfaces.push(interface),
+        }
+        Ok(())
+    }
+
     fn set_balloon(&mut self, config: Balloon) -> Result<(), Fault> {
         self.before_start()?;
         balloon::target_pages(config.amount_mib, self.spec.machine_config.mem_size_mib)?;
@@ -337,16 +366,12 @@ impl<L: Launch> Instance<L> {
     /// Goes on from a snapshot, of which everything comes but where messages and metrics go.
     fn load(&mut self, load: &LoadSnapshot) -> Result<(), Fault> {
         self.before_start()?;
-        let Spec { logger: _, metrics: _, ref machine_config, ref boot_source, ref drives, ref balloon } =
-            self.spec;
-        let is_configured = *machine_config != MachineConfig::default()
-            || boot_source.is_some()
-            || !drives.is_empty()
-            || balloon.is_some();
+        // Only where messages and metrics go may be said before.
+        let (logger, metrics) = (self.spec.logger.clone(), self.spec.metrics.clone());
+        let is_configured = self.spec != Spec { logger, metrics, ..Spec::default() };
         if is_configured {
             return Err(Fault::LoadAfterConfiguring);
         }
-        load.check_overrides()?;
         let (spec, vm) = self.launch.load(load, &self.spec)?;
         self.spec = spec;
         self.has_started(vm)
@@ -389,6 +414,13 @@ impl<L: Launch> Instance<L> {
 
 /// Samepage's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn check_id(id: &str) -> Result<(), Fault> {
+    match !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        true => Ok(()),
+        false => Err(Fault::Id { id: id.into() }),
+    }
+}
 
 /// The drive of the VM that the API's object describes.
 pub(super) fn vm_drive(drive: &Drive) -> crate::Drive {

@@ -43,6 +43,8 @@ only! {
     io_engine: |value| value == "Sync", "\"Sync\" or ";
     socket: |_| false, "";
     rate_limiter: is_unlimited, "";
+    rx_rate_limiter: is_unlimited, "";
+    tx_rate_limiter: is_unlimited, "";
     properties: |value| value.as_object().is_some_and(|all| all.is_empty()), "";
 }
 

@@ -10,14 +10,14 @@ use serde_json::Value;
 use super::balloon::device_config;
 use super::fault::Fault;
 use super::instance::{Launch, Machine, vm_drive};
-use super::model::{BUILT_IN, BootSource, HugePages, Spec};
+use super::model::{BUILT_IN, BootSource, HugePages, NetworkInterface, Spec, Vsock};
 use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::{BalloonError, BalloonHost};
 use crate::restore::Image;
 use crate::snapshot::create::CreateError;
 use crate::snapshot::load::StateFile;
 use crate::state::setup::SetupV1;
-use crate::{EventLoop, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
+use crate::{EventLoop, Interface, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
 use memory::ram::Backing;
 
 /// Starts VMs.
@@ -54,6 +54,8 @@ impl Launcher {
             initrd: source.initrd_path.clone(),
             cmdline: Some(cmdline),
             drives: spec.drives.iter().map(vm_drive).collect(),
+            net: interfaces(spec),
+            vsock: spec.vsock.as_ref().map(Vsock::sockets),
             memory_bytes: machine.mem_size_mib << 20,
             backing,
             cpus: machine.vcpu_count,
@@ -90,14 +92,20 @@ impl Launch for Launcher {
         let failed = |error| Fault::Load(Box::new(error));
         let memory = load.memory()?;
         let file = StateFile::open(&load.snapshot_path).map_err(failed)?;
-        let spec = snapshot::spec(&file, load, before);
+        let mut spec = snapshot::spec(&file, load, before);
+        load.apply_overrides(&mut spec)?;
         let (backing, huge_pages) = backing(spec.machine_config.huge_pages);
         let rest = VmConfig { track_dirty_pages: spec.machine_config.track_dirty_pages, ..self.rest.clone() };
-        let config = VmConfig { backing, huge_pages, ..file.config(rest) };
+        let (net, vsock) = (interfaces(&spec), spec.vsock.as_ref().map(Vsock::sockets));
+        let config = VmConfig { backing, huge_pages, net, vsock, ..file.config(rest) };
         let image = file.image(&config, &memory, load.how()).map_err(failed)?;
         let vm = self.started(Some(image), &config).map_err(Fault::LoadStart)?;
         Ok((spec, vm))
     }
+}
+
+fn interfaces(spec: &Spec) -> Vec<Interface> {
+    spec.network_interfaces.iter().map(NetworkInterface::interface).collect()
 }
 
 fn backing(huge_pages: HugePages) -> (Backing, Option<bool>) {

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::net::Mac;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, or_default};
+use crate::Interface;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 
 /// The least memory of a guest, in MiB.
@@ -136,6 +138,56 @@ pub struct Drive {
     /// A process that serves it.
     #[serde(default, deserialize_with = "keys::socket", skip_serializing)]
     pub socket: (),
+}
+
+/// `/network-interfaces/{iface_id}`: a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Its name: letters, digits and underscores.
+    pub iface_id: String,
+    /// A TAP, taken when the VM starts.
+    pub host_dev_name: String,
+    /// Its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<Mac>,
+    /// The longest packet that the guest may send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// How much may be sent to the guest.
+    #[serde(default, deserialize_with = "keys::rx_rate_limiter", skip_serializing)]
+    pub rx_rate_limiter: (),
+    /// How much the guest may send.
+    #[serde(default, deserialize_with = "keys::tx_rate_limiter", skip_serializing)]
+    pub tx_rate_limiter: (),
+}
+
+impl NetworkInterface {
+    /// The interface of the VM that it describes.
+    pub(super) fn interface(&self) -> Interface {
+        let tap = Some(self.host_dev_name.clone());
+        Interface { tap, bridge: None, mac: self.guest_mac, mtu: self.mtu }
+    }
+}
+
+/// `/vsock`: sockets between guest and host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// The guest's number.
+    pub guest_cid: u32,
+    /// Where the host's socket is made when the VM starts.
+    pub uds_path: PathBuf,
+    /// A name of no use, which old callers give.
+    #[serde(default, skip_serializing)]
+    pub vsock_id: Option<String>,
+}
+
+impl Vsock {
+    /// The sockets of the VM that it describes.
+    pub(super) fn sockets(&self) -> crate::Vsock {
+        crate::Vsock { cid: self.guest_cid, path: self.uds_path.clone() }
+    }
 }
 
 /// Whether a guest's flushes have to reach the disk.
@@ -319,6 +371,8 @@ pub struct Spec {
     pub boot_source: Option<BootSource>,
     /// The root device first.
     pub drives: Vec<Drive>,
+    pub network_interfaces: Vec<NetworkInterface>,
+    pub vsock: Option<Vsock>,
     pub balloon: Option<Balloon>,
     pub logger: Option<Logger>,
     pub metrics: Option<Metrics>,

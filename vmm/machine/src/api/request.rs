@@ -5,13 +5,12 @@ use serde::de::DeserializeOwned;
 use super::fault::Fault;
 use super::model::{
     Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, HintingStart, Logger, MachineConfig,
-    MachineConfigPatch, Metrics, StatisticsPatch, VmPatch, VmState,
+    MachineConfigPatch, Metrics, NetworkInterface, StatisticsPatch, VmPatch, VmState, Vsock,
 };
 use super::snapshot::{CreateSnapshot, LoadSnapshot};
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
-const NOT_YET: &[&str] =
-    &["cpu-config", "entropy", "hotplug", "mmds", "network-interfaces", "pmem", "serial", "vsock"];
+const NOT_YET: &[&str] = &["cpu-config", "entropy", "hotplug", "mmds", "pmem", "serial"];
 
 /// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +23,8 @@ pub enum Request {
     PatchMachineConfig(MachineConfigPatch),
     PutBootSource(BootSource),
     PutDrive(Drive),
+    PutNetworkInterface(NetworkInterface),
+    PutVsock(Vsock),
     PutLogger(Logger),
     PutMetrics(Metrics),
     PutAction(ActionType),
@@ -47,10 +48,9 @@ impl Request {
         let route =
             path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
         let first = route.and_then(|r| r.split('/').next()).unwrap_or_default();
-        // A drive's file and limits can be changed after the start there.
-        let is_drive_change = method == "PATCH" && first == "drives";
-        if is_drive_change || matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first)
-        {
+        // A drive's file, and limits, can be changed after the start there.
+        let is_change = method == "PATCH" && ["drives", "network-interfaces"].contains(&first);
+        if is_change || matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
             return Err(Fault::NotYet { method: method.into(), path: path.into() });
         }
         let request = match (method, route.unwrap_or("?")) {
@@ -63,7 +63,19 @@ impl Request {
             ("GET", "balloon/hinting/status") => Self::GetHinting,
             ("PUT", "machine-config") => Self::PutMachineConfig(json(method, body)?),
             ("PUT", "boot-source") => Self::PutBootSource(json(method, body)?),
-            ("PUT", route) if first == "drives" => Self::PutDrive(drive(method, path, route, body)?),
+            ("PUT", route) if first == "drives" => {
+                let in_path = id_in(method, path, route)?;
+                let drive: Drive = json(method, body)?;
+                same_id(in_path, &drive.drive_id)?;
+                Self::PutDrive(drive)
+            }
+            ("PUT", route) if first == "network-interfaces" => {
+                let in_path = id_in(method, path, route)?;
+                let interface: NetworkInterface = json(method, body)?;
+                same_id(in_path, &interface.iface_id)?;
+                Self::PutNetworkInterface(interface)
+            }
+            ("PUT", "vsock") => Self::PutVsock(json(method, body)?),
             ("PUT", "logger") => Self::PutLogger(json(method, body)?),
             ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
             ("PUT", "actions") => Self::PutAction(json::<Action>(method, body)?.action_type),
@@ -97,14 +109,17 @@ impl Request {
     }
 }
 
-/// The drive of a body, whose ID stands in the path too.
-fn drive(method: &str, path: &str, route: &str, body: &[u8]) -> Result<Drive, Fault> {
-    let in_path = route.strip_prefix("drives/").filter(|id| !id.contains('/'));
-    let in_path = in_path.ok_or_else(|| Fault::Route { method: method.into(), path: path.into() })?;
-    let drive: Drive = json(method, body)?;
-    match drive.drive_id == in_path {
-        true => Ok(drive),
-        false => Err(Fault::DriveIds { in_path: in_path.into(), in_body: drive.drive_id }),
+/// The ID of a drive or an interface, which is the second and last part of the path.
+fn id_in<'a>(method: &str, path: &str, route: &'a str) -> Result<&'a str, Fault> {
+    let id = route.split_once('/').map(|(_, id)| id).filter(|id| !id.contains('/'));
+    id.ok_or_else(|| Fault::Route { method: method.into(), path: path.into() })
+}
+
+/// It stands in the body, too.
+fn same_id(in_path: &str, in_body: &str) -> Result<(), Fault> {
+    match in_path == in_body {
+        true => Ok(()),
+        false => Err(Fault::Ids { in_path: in_path.into(), in_body: in_body.into() }),
     }
 }
 
@@ -135,6 +150,12 @@ mod tests {
             ("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":64,"smt":false,"huge_pages":"2M"}"#),
             ("PATCH", "/machine-config", r#"{"mem_size_mib":64}"#),
             ("PUT", "/boot-source", r#"{"kernel_image_path":"a","boot_args":null}"#),
+            (
+                "PUT",
+                "/network-interfaces/a",
+                r#"{"iface_id":"a","host_dev_name":"t","mtu":null,"rx_rate_limiter":{}}"#,
+            ),
+            ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"v","vsock_id":"v"}"#),
             ("PUT", "/metrics", r#"{"metrics_path":"a"}"#),
             ("PUT", "/metrics", r#"{"metrics_path":"a","emit_id":null,"properties":{}}"#),
             (
@@ -253,6 +274,19 @@ mod tests {
                 "/drives/b",
                 r#"{"drive_id":"a","path_on_host":"p","is_root_device":true}"#,
                 "The id from the path [b] does not match the id from the body [a]!",
+            ),
+            ("PUT", "/network-interfaces/a", r#"{"iface_id":"a"}"#, "missing field `host_dev_name`"),
+            (
+                "PUT",
+                "/network-interfaces/b",
+                r#"{"iface_id":"a","host_dev_name":"t"}"#,
+                "The id from the path [b] does not match the id from the body [a]!",
+            ),
+            (
+                "PUT",
+                "/network-interfaces/a",
+                r#"{"iface_id":"a","host_dev_name":"t","tx_rate_limiter":{"ops":{"size":9,"refill_time":1}}}"#,
+                "tx_rate_limiter {\"ops\":{\"refill_time\":1,\"size\":9}} is not supported by Samepage yet: expected null",
             ),
             (
                 "PUT",

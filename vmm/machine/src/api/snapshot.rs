@@ -4,15 +4,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use devices::virtio::net::Mac;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::fault::Fault;
 use super::keys::or_default;
-use super::model::{Balloon, BootSource, Drive, HugePages, MachineConfig, Spec};
+use super::model::{Balloon, BootSource, Drive, HugePages, MachineConfig, NetworkInterface, Spec, Vsock};
 use crate::snapshot::create::Kind;
 use crate::snapshot::load::{How, MemorySource, StateFile};
-use crate::state::setup::{BalloonV1, BootV1, DriveV1, HugePagesV1, SetupV1};
+use crate::state::setup::{BalloonV1, BootV1, DriveV1, HugePagesV1, InterfaceV1, SetupV1, VsockV1};
 
 /// `PUT /snapshot/create`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -70,12 +70,12 @@ pub struct LoadSnapshot {
     /// Set its clock by the time of day.
     #[serde(default, deserialize_with = "or_default")]
     pub clock_realtime: bool,
-    /// Other TAP devices for its network interfaces, of which it has none.
+    /// Other TAP devices for its network interfaces.
     #[serde(default, deserialize_with = "or_default")]
     pub network_overrides: Vec<NetworkOverride>,
-    /// Another socket for its vsock device, which it has not.
+    /// Another socket for its vsock device.
     #[serde(default)]
-    pub vsock_override: Option<Value>,
+    pub vsock_override: Option<VsockOverride>,
     /// What RAM is made of.
     #[serde(default, deserialize_with = "or_default")]
     pub huge_pages: LoadHugePages,
@@ -105,6 +105,13 @@ pub enum BackendType {
 pub struct NetworkOverride {
     pub iface_id: String,
     pub host_dev_name: String,
+}
+
+/// Another socket.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    pub uds_path: PathBuf,
 }
 
 /// What RAM is made of after a load.
@@ -153,12 +160,22 @@ impl LoadSnapshot {
         How { resume: self.resume_vm, clock_realtime: self.clock_realtime }
     }
 
-    /// What is asked of devices that there are none of.
-    pub fn check_overrides(&self) -> Result<(), Fault> {
-        if let Some(first) = self.network_overrides.first() {
-            return Err(Fault::NoInterface { id: first.iface_id.clone() });
+    /// Puts other TAPs and another socket in the place of those that `spec` had.
+    pub fn apply_overrides(&self, spec: &mut Spec) -> Result<(), Fault> {
+        for other in &self.network_overrides {
+            let id = &other.iface_id;
+            let interface = spec.network_interfaces.iter_mut().find(|interface| interface.iface_id == *id);
+            interface.ok_or_else(|| Fault::NoInterface { id: id.clone() })?.host_dev_name =
+                other.host_dev_name.clone();
         }
-        self.vsock_override.as_ref().map_or(Ok(()), |_| Err(Fault::NoVsock))
+        match (&self.vsock_override, &mut spec.vsock) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Fault::NoVsock),
+            (Some(other), Some(vsock)) => {
+                vsock.uds_path = other.uds_path.clone();
+                Ok(())
+            }
+        }
     }
 }
 
@@ -175,6 +192,12 @@ pub fn setup(spec: &Spec) -> SetupV1 {
         partuuid: drive.partuuid.clone(),
         // Of the file that is open.
         file: Default::default(),
+    };
+    let interface = |interface: &NetworkInterface| InterfaceV1 {
+        id: interface.iface_id.clone(),
+        tap: interface.host_dev_name.clone(),
+        mac: interface.guest_mac.map(|mac| mac.0),
+        mtu: interface.mtu,
     };
     SetupV1 {
         huge_pages: match machine.huge_pages {
@@ -195,6 +218,11 @@ pub fn setup(spec: &Spec) -> SetupV1 {
             reporting: balloon.free_page_reporting,
             stats_polling_interval_s: balloon.stats_polling_interval_s,
         }),
+        interfaces: spec.network_interfaces.iter().map(interface).collect(),
+        vsock: spec
+            .vsock
+            .as_ref()
+            .map(|vsock| VsockV1 { cid: vsock.guest_cid, path: bytes(&vsock.uds_path) }),
         ..SetupV1::default()
     }
 }
@@ -250,7 +278,58 @@ pub fn spec(file: &StateFile, load: &LoadSnapshot, before: &Spec) -> Spec {
             free_page_hinting: balloon.hinting,
             free_page_reporting: balloon.reporting,
         }),
+        network_interfaces: setup
+            .interfaces
+            .iter()
+            .map(|interface| NetworkInterface {
+                iface_id: interface.id.clone(),
+                host_dev_name: interface.tap.clone(),
+                guest_mac: interface.mac.map(Mac),
+                mtu: interface.mtu,
+                rx_rate_limiter: (),
+                tx_rate_limiter: (),
+            })
+            .collect(),
+        vsock: setup.vsock.as_ref().map(|vsock| Vsock {
+            guest_cid: vsock.cid,
+            uds_path: path(&vsock.path),
+            vsock_id: None,
+        }),
         logger: before.logger.clone(),
         metrics: before.metrics.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_taps_and_another_socket_are_taken() {
+        let interface = |tap: &str| NetworkInterface {
+            iface_id: "eth0".into(),
+            host_dev_name: tap.into(),
+            guest_mac: Some(Mac([2; 6])),
+            mtu: None,
+            rx_rate_limiter: (),
+            tx_rate_limiter: (),
+        };
+        let vsock = |path: &str| Vsock { guest_cid: 3, uds_path: path.into(), vsock_id: None };
+        let mut spec =
+            Spec { network_interfaces: vec![interface("tap0")], vsock: Some(vsock("a")), ..Spec::default() };
+        let text = r#"{"snapshot_path":"s","mem_file_path":"m","vsock_override":{"uds_path":"b"},
+            "network_overrides":[{"iface_id":"eth0","host_dev_name":"tap1"}]}"#;
+        let load: LoadSnapshot = serde_json::from_str(text).unwrap();
+        load.apply_overrides(&mut spec).unwrap();
+        assert_eq!(
+            (&spec.network_interfaces[0], spec.vsock.as_ref()),
+            (&interface("tap1"), Some(&vsock("b")))
+        );
+        let saved = setup(&spec);
+        assert_eq!((saved.interfaces[0].tap.as_str(), saved.vsock.unwrap().cid), ("tap1", 3));
+        spec.vsock = None;
+        assert!(matches!(load.apply_overrides(&mut spec), Err(Fault::NoVsock)));
+        spec.network_interfaces.clear();
+        assert!(matches!(load.apply_overrides(&mut spec), Err(Fault::NoInterface { id }) if id == "eth0"));
     }
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::state::mirror::{Pic, Registers};
-use crate::state::setup::{BalloonV1, BootV1, DriveV1, FileV1, HugePagesV1};
+use crate::state::setup::{BalloonV1, BootV1, DriveV1, FileV1, HugePagesV1, InterfaceV1, VsockV1};
 
 fn state() -> VmState {
     let vcpu = |n: u64| VcpuV1 {
@@ -191,6 +191,13 @@ fn setup() -> SetupV1 {
             reporting: true,
             stats_polling_interval_s: 9,
         }),
+        interfaces: vec![InterfaceV1 {
+            id: "n".into(),
+            tap: "tap0".into(),
+            mac: Some([2; 6]),
+            mtu: Some(9000),
+        }],
+        vsock: Some(VsockV1 { cid: 3, path: b"/run/v".into() }),
     }
 }
 
@@ -201,7 +208,7 @@ fn the_form_of_a_file_is_the_one_that_was_published() {
     assert_eq!(VmState::decode(&bytes).unwrap(), file);
     assert_eq!(
         blake3::hash(&bytes).to_hex().as_str(),
-        "6a39d3afaea1f39ef2c2541923ffddddf64dc67f9be7374e7e1e2de24cffa015",
+        "8ffcc3478574de2420152a586e04a22f549c23ac11820c0a752f7e19b09eae5a",
         "see `container.rs`: a new form is a new version"
     );
 }

@@ -20,6 +20,9 @@ pub struct SetupV1 {
     /// In the guest's order.
     pub drives: Vec<DriveV1>,
     pub balloon: Option<BalloonV1>,
+    /// In the guest's order.
+    pub interfaces: Vec<InterfaceV1>,
+    pub vsock: Option<VsockV1>,
 }
 
 /// What RAM is made of.
@@ -58,6 +61,24 @@ pub struct FileV1 {
     pub bytes: u64,
     pub device: u64,
     pub inode: u64,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceV1 {
+    pub id: String,
+    /// The TAP that it was on.
+    pub tap: String,
+    pub mac: Option<[u8; 6]>,
+    pub mtu: Option<u16>,
+}
+
+/// Sockets between guest and host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockV1 {
+    pub cid: u32,
+    /// Where the host's socket was.
+    pub path: Vec<u8>,
 }
 
 /// What a balloon offers.

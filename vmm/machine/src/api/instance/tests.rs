@@ -467,13 +467,6 @@ fn a_snapshot_is_loaded_into_a_vm_of_which_nothing_was_said() {
             memory(r#","mem_file_path":"m","mem_backend":{"backend_type":"File","backend_path":"m"}"#),
             "too many fields: either `mem_backend` or `mem_file_path`",
         ),
-        (
-            memory(
-                r#","mem_file_path":"m","network_overrides":[{"iface_id":"eth0","host_dev_name":"tap0"}]"#,
-            ),
-            "no network interface \"eth0\"",
-        ),
-        (memory(r#","mem_file_path":"m","vsock_override":{"uds_path":"v"}"#), "no vsock device"),
     ] {
         refused(&mut new(), "PUT", "/snapshot/load", &body, said);
     }
