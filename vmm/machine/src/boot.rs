@@ -14,7 +14,6 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, ReadVolatile};
 use super::config::VmConfig;
 use super::error::VmError;
 use super::platform::*;
-pub use image::vmlinux::Unpack;
 use image::vmlinux::{self, Kernel};
 use memory::PAGE_BYTES;
 use memory::file::MappedFile;

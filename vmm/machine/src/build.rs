@@ -12,14 +12,14 @@ use devices::virtio::block::Block;
 use devices::virtio::rng::Rng;
 use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::MutEventSubscriber;
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
-use super::config::VmConfig;
-use super::console::{Console, ConsoleInput, Trouble};
+use super::config::{Console, VmConfig};
+use super::console::ConsoleInput;
 use super::control::Control;
+use super::create::{create_vcpus, create_vm};
 use super::dirty::DirtyLog;
 use super::drive;
 use super::error::{MAX_VCPUS, VmError};
@@ -32,17 +32,17 @@ use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
-use super::platform::{GENERATION, KVM_IDENTITY_MAP, KVM_TSS, VIRTIO_BASE};
+use super::platform::{GENERATION, VIRTIO_BASE};
 use super::restore::{Image, Mapped};
 use super::running::Running;
 use super::shut_down::ShutDown;
-use super::slots;
 use super::snapshot::{Tracking, Watch};
 use super::stats::KvmStats;
 use super::sweep::sweeper;
+use super::trouble::Trouble;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::Sampler;
-use super::{acpi, boot, cpuid, generation, registers};
+use super::{acpi, boot, generation, registers};
 use memory::own;
 use memory::ram::{Backing, Ram};
 use merge::slab::agent::FoundSlabs;
@@ -305,36 +305,6 @@ fn open_kvm() -> Result<Kvm, VmError> {
         io::ErrorKind::PermissionDenied => VmError::KvmPermission,
         _ => VmError::Kvm { what: "open /dev/kvm", source },
     })
-}
-
-pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
-    let vm = loop {
-        match kvm.create_vm() {
-            // Creating a VM waits for other work of the host and can be interrupted.
-            Err(e) if e.errno() == libc::EINTR => {}
-            other => break other.map_err(VmError::kvm("create a VM"))?,
-        }
-    };
-    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(VmError::kvm("set the identity map's place"))?;
-    vm.set_tss_address(KVM_TSS as usize).map_err(VmError::kvm("set the task segment's place"))?;
-    vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(VmError::kvm("create the timer"))?;
-    slots::set(&vm, ram, false).map_err(VmError::kvm("take the guest's memory"))?;
-    Ok(vm)
-}
-
-pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
-    let (supported, deadline_timer) = cpuid::supported(kvm)?;
-    (0..count)
-        .map(|id| {
-            let vcpu = vm.create_vcpu(id.into()).map_err(VmError::kvm("create a vCPU"))?;
-            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, deadline_timer, id, count))
-                .map_err(VmError::kvm("set the CPUID"))?;
-            registers::reset(&vcpu)?;
-            Ok(vcpu)
-        })
-        .collect()
 }
 
 /// The built-in guest reads no ACPI tables: its command line has where its virtio devices are, and the

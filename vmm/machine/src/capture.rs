@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::link::{Answer, Ask, Link};
-use super::build::create_vcpus;
+use super::create::create_vcpus;
 use super::error::VmError;
 use super::handover::sealed;
 use super::probe;

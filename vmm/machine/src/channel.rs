@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Listener;
 use super::feed::Feed;
+use super::listener::Listener;
 
 /// Bytes kept for a client that does not read, or is not there; the oldest go first.
 const KEPT_BYTES: usize = 64 << 10;

@@ -3,20 +3,16 @@
 //!
 //! An option is added here, where `build` obeys it, and where it can be given: `samepage run`, fleet files, the API.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use devices::virtio::balloon;
-use memory::own;
+use image::vmlinux::Unpack;
 use memory::ram::Backing;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
-use super::boot::Unpack;
-use super::console::Console;
 use super::drive::Drive;
-use super::error::VmError;
 use super::interface::Interface;
-use super::restore::ImageFds;
 use super::working_set::Sampling;
 
 /// The default command line of a Linux guest.
@@ -121,30 +117,29 @@ impl VmConfig {
     pub fn cmdline(&self) -> &str {
         self.cmdline.as_deref().unwrap_or(LINUX_CMDLINE)
     }
+}
 
-    /// What of it is about this process and not about the VM in it. To be done early, in the process's first thread.
-    pub fn prepare_process(&self) -> Result<(), VmError> {
-        if let Some(daemon) = self.daemon {
-            set_parent_process_death_signal(Some(Signal::KILL)).map_err(VmError::host("watch the daemon"))?;
-            // It may have ended before.
-            if getppid().map(Pid::as_raw_pid) != Some(daemon) {
-                return Err(VmError::DaemonGone { daemon });
-            }
-        }
-        match self.oom_score_adj {
-            Some(score) => {
-                own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })
-            }
-            None => Ok(()),
-        }
-    }
+/// Where the console goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Console {
+    /// Standard input and output.
+    #[default]
+    Stdio,
+    /// Nowhere.
+    None,
+    /// Output is appended to a file; there is no input.
+    File(PathBuf),
+}
 
-    /// The VM runs: from now on there is a socket through which the next daemon finds it.
-    pub(super) fn outlive_daemon(&self) {
-        if self.daemon.is_some() {
-            let _ = set_parent_process_death_signal(None);
-        }
-    }
+/// The descriptors of an image, with which a VM process is started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFds {
+    /// The state, in a sealed memfd.
+    pub state: RawFd,
+    /// The slabs, by number.
+    pub slabs: Vec<RawFd>,
 }
 
 #[cfg(test)]

@@ -4,25 +4,24 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGCONT;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::config::Console;
 use super::error::VmError;
 use super::exit::{Ending, Outcome};
 use super::feed::Feed;
 use super::patient::PatientSink;
 use super::terminal::Terminal;
 use super::timer::Timer;
-use os::print::{self, errln};
+use super::trouble::Trouble;
+use os::print::errln;
 use os::terminal::{Holder, holder};
-use os::{limits, named_file, signals};
+use os::{named_file, signals};
 
 /// Control-A: the next key is for this program.
 const ESCAPE: u8 = 1;
@@ -36,19 +35,6 @@ const INPUT: u32 = 0;
 const DRAINED: u32 = 1;
 const CONTINUED: u32 = 2;
 const LOOK_AGAIN: u32 = 3;
-
-/// Where the console goes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Console {
-    /// Standard input and output.
-    #[default]
-    Stdio,
-    /// Nowhere.
-    None,
-    /// Output is appended to a file; there is no input.
-    File(PathBuf),
-}
 
 impl Console {
     /// Opens the output side; what cannot be written is reported to `trouble`.
@@ -74,24 +60,6 @@ fn sink(file: File, trouble: &Trouble) -> io::Result<Box<dyn Write + Send>> {
         true => Box::new(Log { file, room: LOG_BYTES, trouble: trouble.clone() }),
         false => Box::new(PatientSink::new(file, trouble.clone())?),
     })
-}
-
-/// Why a console's output was lost the last time, if any was. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Trouble(Arc<Mutex<Option<String>>>);
-
-impl Trouble {
-    /// Some could not be written.
-    pub(super) fn note(&self, error: &io::Error) {
-        let advice = limits::advice(error).map_or(String::new(), |advice| format!("; {advice}"));
-        *os::lock(&self.0) = Some(format!("{error}{advice}"));
-    }
-
-    /// Why some is lost, of the console's output or of this process's messages, which in a fleet go to the same file.
-    pub fn why(&self) -> Option<String> {
-        let why = os::lock(&self.0).clone();
-        why.or_else(|| print::lost().map(|lost| lost.why))
-    }
 }
 
 /// A console's file, up to a bound: a guest must not fill the host's disk, or the memory under /run.

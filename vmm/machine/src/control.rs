@@ -1,6 +1,7 @@
 //! A VM's control socket: one JSON object a line in each direction, answered in order.
 
 mod refusal;
+mod serve;
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,18 +11,16 @@ use std::time::{Duration, Instant};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
 
-use super::Listener;
 use super::balloon::{BalloonSize, BalloonStatus};
 use super::capture::Captured;
+use super::listener::Listener;
 use super::stats::Values;
-use super::throttle::Throttled;
 use super::working_set::WorkingSet;
-use kernel_view::smaps::SharePages;
-use memory::Extent;
 use memory::page_out::PagedOut;
 use wire::{LineError, Lines};
 
-pub(crate) use refusal::host;
+pub use super::status::Status;
+use refusal::host;
 pub use refusal::{ErrorKind, Refusal};
 
 /// Clients at a time; a further one is disconnected.
@@ -151,41 +150,6 @@ pub struct Pressed {
     pub driver: bool,
 }
 
-/// What a VM is.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Status {
-    /// Its name.
-    pub name: String,
-    /// Its process.
-    pub pid: u32,
-    /// Do its vCPUs run?
-    pub paused: bool,
-    /// vCPUs.
-    pub vcpus: u8,
-    /// RAM in bytes.
-    pub memory_bytes: u64,
-    /// The KVM it runs on, e.g. `svm+npt`.
-    pub backend: String,
-    /// Where guest RAM lies in the process.
-    pub extents: Vec<Extent>,
-    /// How its growth is paced.
-    #[serde(default)]
-    pub throttle: Throttled,
-    /// Pages that are elsewhere in the process just now, to see whether they are touched. They have frames, which `/proc/PID/pagemap` does not
-    /// show where they belong. There are none while it is paused.
-    #[serde(default)]
-    pub parked_pages: u64,
-    /// Why output of its console, or messages of its process, are lost; None while they are not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_trouble: Option<String>,
-    /// What the VM process has of the host's frames, where that was asked for.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub frames: Option<SharePages>,
-    /// Why its kernel panicked, as its console says; None if it did not say so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub panic: Option<String>,
-}
-
 /// What carries requests out.
 pub trait Serve {
     /// Answers one request.
@@ -252,6 +216,7 @@ impl<S: Serve> MutEventSubscriber for Control<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::throttle::Throttled;
 
     #[test]
     fn requests_and_replies_are_one_json_object_each() {

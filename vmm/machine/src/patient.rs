@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::console::Trouble;
+use super::trouble::Trouble;
 
 /// Bytes that wait for the reader.
 const KEPT_BYTES: usize = 64 << 10;

@@ -13,7 +13,6 @@ use memory::image::ImageError;
 use memory::ram::Ram;
 use memory::slab::{Slab, SlabError};
 use rustix::fs::fcntl_get_seals;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::board::Board;
@@ -30,16 +29,6 @@ use super::state::saved::VmState;
 use super::state::trace::Trace;
 use super::state::vcpu::xsave_bytes;
 use os::handed;
-
-/// The descriptors of an image, with which a VM process is started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageFds {
-    /// The state, in a sealed memfd.
-    pub state: RawFd,
-    /// The slabs, by number.
-    pub slabs: Vec<RawFd>,
-}
 
 /// Why a VM does not go on from an image.
 #[derive(Debug, Error)]

@@ -9,10 +9,8 @@ use devices::virtio::balloon;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::balloon::{BalloonError, BalloonSize, BalloonStatus};
+use super::balloon::{BalloonError, BalloonStatus};
 use super::board::Board;
-use super::console::Trouble;
-use super::control::{Answer, ErrorKind, Pressed, Refusal, Reply, Request, Serve, Status, host};
 use super::dirty::DirtyLog;
 use super::exit::{Ending, Outcome};
 use super::last_words::LastWords;
@@ -21,10 +19,11 @@ use super::shut_down::ShutDown;
 use super::snapshot::Tracking;
 use super::state::msrs::Savable;
 use super::stats::KvmStats;
+use super::status::Status;
 use super::throttle::ThrottleError;
+use super::trouble::Trouble;
 use super::vcpu::{Shared, Vcpus};
 use super::working_set::{Sampler, WorkingSet, WorkingSetError};
-use kernel_view::smaps::SharePages;
 use memory::PageSet;
 use memory::page_out::{Clock, PageOutError, PagedOut};
 use memory::ram::{Backing, Ram};
@@ -262,66 +261,5 @@ impl Running {
 
     pub(super) fn vcpus(&self) -> MutexGuard<'_, Vcpus> {
         os::lock(&self.vcpus)
-    }
-}
-
-impl Serve for Running {
-    fn serve(&mut self, request: Request) -> Answer {
-        Ok(match request {
-            Request::Status => Reply::Status(self.status()),
-            Request::StatusAndFrames => {
-                let frames = SharePages::of(std::process::id())
-                    .map_err(host("the frames of this process cannot be read"))?;
-                Reply::Status(Status { frames: Some(frames), ..self.status() })
-            }
-            Request::Pause if self.pause() => Reply::Done,
-            Request::Pause => {
-                let text = "a vCPU did not leave the guest in time; the VM runs on";
-                return Err(Refusal::new(ErrorKind::VcpuStuck, text));
-            }
-            Request::Resume => {
-                self.resume();
-                Reply::Done
-            }
-            Request::Stop => {
-                self.outcome.tell(Ending::Stopped);
-                Reply::Done
-            }
-            Request::PowerButton => Reply::PowerButton(Pressed { driver: self.press_power_button() }),
-            Request::ShutDown { timeout_seconds, com2 } => {
-                self.shut_down(Duration::from_secs(timeout_seconds.into()), com2.as_deref())
-                    .map_err(host("the timer cannot be set"))?;
-                Reply::Done
-            }
-            Request::Mergeable { on } => {
-                self.ram.set_mergeable(on)?;
-                Reply::Done
-            }
-            Request::Balloon => Reply::Balloon(Box::new(self.balloon_status()?)),
-            Request::BalloonSize => {
-                Reply::BalloonSize(BalloonSize::of(self.balloon.as_ref().ok_or(BalloonError::None)?))
-            }
-            Request::BalloonStatistics => {
-                self.balloon.as_ref().ok_or(BalloonError::None)?;
-                match self.request_balloon_statistics() {
-                    true => Reply::Done,
-                    false => return Err(BalloonError::Unasked.into()),
-                }
-            }
-            Request::Capture { socket } => Reply::Captured(self.capture(&socket)?),
-            Request::BalloonTarget { pages } => {
-                self.set_balloon(pages)?;
-                Reply::Done
-            }
-            Request::Throttle { pages_per_second } => {
-                self.set_throttle(pages_per_second)?;
-                Reply::Done
-            }
-            Request::PageOut { pages } => Reply::PagedOut(self.page_out(pages)?),
-            Request::WorkingSet => Reply::WorkingSet(self.working_set()?),
-            Request::KvmStats => {
-                Reply::KvmStats(self.stats.read().map_err(host("KVM's statistics cannot be read"))?)
-            }
-        })
     }
 }

@@ -11,8 +11,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use wire::http::ConnectionId;
 
-use super::http::Response;
 use super::request::Request;
+use super::response::Response;
 
 /// An event that is readable from [`Wake::ring`] to [`Wake::clear`].
 #[derive(Clone, Debug)]

@@ -1,16 +1,14 @@
 //! The API over HTTP: how its clients are served, and what its answers look like. What Firecracker's clients see is
 //! decided here; the bytes and the connections are [`wire::http`]'s.
 
-use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::json;
 use wire::http::{self, ConnectionId, HttpError, HttpRequest, Rules, Service, Status};
 
 use super::call::Caller;
 use super::request::Request;
+use super::response::Response;
 
 /// Longest body unless the command line says otherwise; Firecracker's limit.
 pub const MAX_BODY_BYTES: usize = 51_200;
@@ -64,44 +62,6 @@ impl Service for Api {
     fn answers(&mut self) -> Vec<(ConnectionId, http::Response)> {
         self.0.wake().clear();
         std::iter::from_fn(|| self.0.next_answer()).map(|(id, response)| (id, response.into())).collect()
-    }
-}
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// Its status.
-    pub status: Status,
-    /// Its JSON, without [`Status::NoContent`].
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    /// The request was carried out, and there is nothing to tell.
-    pub fn done() -> Self {
-        Self { status: Status::NoContent, body: Vec::new() }
-    }
-
-    /// What was asked for.
-    pub fn json(value: &impl Serialize) -> Self {
-        match serde_json::to_vec(value) {
-            Ok(body) => Self { status: Status::Ok, body },
-            Err(e) => Self::fault(e),
-        }
-    }
-
-    /// What went wrong, in the object that Firecracker's clients expect.
-    pub fn fault(message: impl Display) -> Self {
-        let body = json!({"fault_message": message.to_string()}).to_string().into_bytes();
-        Self { status: Status::BadRequest, body }
-    }
-}
-
-impl From<Response> for http::Response {
-    fn from(response: Response) -> Self {
-        let Response { status, body } = response;
-        let headers = vec![("Server", "Samepage API")];
-        Self { status, content_type: "application/json", headers, body, head_only: false }
     }
 }
 

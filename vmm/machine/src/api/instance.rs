@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 
 use super::balloon;
 use super::fault::Fault;
-use super::http::Response;
 use super::logger;
 use super::metrics::{self, MetricsFile};
 use super::model::{
@@ -21,6 +20,7 @@ use super::model::{
     MachineConfig, Metrics, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
+use super::response::Response;
 use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;

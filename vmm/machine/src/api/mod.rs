@@ -15,6 +15,7 @@ pub mod logger;
 mod metrics;
 mod model;
 mod request;
+mod response;
 mod snapshot;
 
 use std::io;

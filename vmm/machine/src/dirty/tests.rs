@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::build::{create_vcpus, create_vm};
+use crate::create::{create_vcpus, create_vm};
 use crate::{Console, Ending, VmConfig, registers, run};
 use memory::ram::Backing;
 use memory::{PAGE_BYTES, PageNo};

@@ -5,9 +5,9 @@ use kvm_bindings::kvm_msr_entry;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::StateError;
-use super::msrs::{self, TSC, TSC_DEADLINE};
+use super::msrs::{self, TSC, TSC_DEADLINE, kvm_msrs};
 use super::trace::Trace;
-use super::vcpu::{VcpuV1, kvm_msrs};
+use super::vcpu::VcpuV1;
 use attribute::{set_tsc_offset, tsc_offset};
 
 /// How often the two are read, of which the reading counts that was over soonest: whoever reads may be preempted in between.

@@ -1,10 +1,9 @@
 //! Model-specific registers: which of them are a vCPU's state on this host, and what becomes of those that are not.
 
-use kvm_bindings::kvm_msr_entry;
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::StateError;
-use super::vcpu::kvm_msrs;
 
 /// The time stamp counter.
 pub const TSC: u32 = 0x10;
@@ -118,4 +117,9 @@ pub fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError>
         None => Ok(()),
         Some(entry) => Err(StateError::MsrRefused { index: entry.index, value: entry.data }),
     }
+}
+
+/// [`Msrs`] of these.
+pub(super) fn kvm_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
+    Msrs::from_entries(entries).map_err(|_| StateError::TooLong("list of registers"))
 }

@@ -16,7 +16,7 @@ use super::msrs::Savable;
 pub use super::trace::Step;
 use super::trace::Trace;
 use super::vcpu::{VcpuV1, xsave_bytes};
-use crate::build::{create_vcpus, create_vm};
+use crate::create::{create_vcpus, create_vm};
 use crate::error::VmError;
 use crate::machine::Machine;
 use crate::platform::IDLE_PORT;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -191,9 +191,4 @@ mod xsave {
         // SAFETY: it is as long as KVM says that it reads.
         unsafe { vcpu.set_xsave2(&area) }
     }
-}
-
-/// [`Msrs`] of these.
-pub(super) fn kvm_msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, StateError> {
-    Msrs::from_entries(entries).map_err(|_| StateError::TooLong("list of registers"))
 }

@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::build::{create_vcpus, create_vm};
+use crate::create::{create_vcpus, create_vm};
 use crate::exit::Outcome;
 use crate::registers;
 use crate::vcpu::{Shared, Vcpus};

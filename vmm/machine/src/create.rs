@@ -1,0 +1,39 @@
+//! Has KVM create a VM and its vCPUs, as they are before anything has run.
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use memory::ram::Ram;
+
+use super::error::VmError;
+use super::platform::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::{cpuid, registers, slots};
+
+pub(super) fn create_vm(kvm: &Kvm, ram: &Ram) -> Result<VmFd, VmError> {
+    let vm = loop {
+        match kvm.create_vm() {
+            // Creating a VM waits for other work of the host and can be interrupted.
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => break other.map_err(VmError::kvm("create a VM"))?,
+        }
+    };
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(VmError::kvm("set the identity map's place"))?;
+    vm.set_tss_address(KVM_TSS as usize).map_err(VmError::kvm("set the task segment's place"))?;
+    vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(VmError::kvm("create the timer"))?;
+    slots::set(&vm, ram, false).map_err(VmError::kvm("take the guest's memory"))?;
+    Ok(vm)
+}
+
+pub(super) fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+    let (supported, deadline_timer) = cpuid::supported(kvm)?;
+    (0..count)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(id.into()).map_err(VmError::kvm("create a vCPU"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&supported, deadline_timer, id, count))
+                .map_err(VmError::kvm("set the CPUID"))?;
+            registers::reset(&vcpu)?;
+            Ok(vcpu)
+        })
+        .collect()
+}

@@ -1,0 +1,33 @@
+//! What a VM's configuration says about the process that it is in.
+
+use memory::own;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use super::config::VmConfig;
+use super::error::VmError;
+
+impl VmConfig {
+    /// Does what it says about this process. To be called early, in the process's first thread.
+    pub fn prepare_process(&self) -> Result<(), VmError> {
+        if let Some(daemon) = self.daemon {
+            set_parent_process_death_signal(Some(Signal::KILL)).map_err(VmError::host("watch the daemon"))?;
+            // It may have ended before.
+            if getppid().map(Pid::as_raw_pid) != Some(daemon) {
+                return Err(VmError::DaemonGone { daemon });
+            }
+        }
+        match self.oom_score_adj {
+            Some(score) => {
+                own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The VM runs: from now on there is a socket through which the next daemon finds it.
+    pub(super) fn outlive_daemon(&self) {
+        if self.daemon.is_some() {
+            let _ = set_parent_process_death_signal(None);
+        }
+    }
+}
