@@ -14,26 +14,15 @@
 //! not say whether they are its zero page. Where the kernel has no PAGEMAP_SCAN (before 6.7),
 //! everything is.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use super::frames::{self, Census, Frames};
+use super::slab_runs::SlabRun;
 use super::{MeasureError, Space, check};
 use kernel_view::ksm_stat::KsmStat;
 use memory::maps::{Maps, SlabMapping};
 use memory::scan::{PageScan, Pages};
 use memory::{Extent, Gpa, Hva, PAGE_BYTES};
-
-/// Pages of a slab that a guest has mapped and not written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlabRun {
-    pub(super) inode: u64,
-    /// The first of them in the slab.
-    pub(super) first: u64,
-    pub(super) pages: u64,
-    /// The guest that maps them.
-    pub(super) guest: usize,
-}
 
 /// The pages of one guest.
 #[derive(Debug, Default)]
@@ -145,36 +134,4 @@ impl Found {
 
 fn extent(pages: Pages) -> Extent {
     Extent { gpa: Gpa(0), hva: pages.hva, bytes: pages.pages * PAGE_BYTES }
-}
-
-/// How many guests' pages each page of each slab is.
-#[derive(Default)]
-pub(super) struct SlabCounts(HashMap<u64, Vec<u32>>);
-
-impl SlabCounts {
-    pub(super) fn of(runs: &[SlabRun]) -> Self {
-        let mut counts = Self::default();
-        runs.iter().for_each(|run| counts.add(run));
-        counts
-    }
-
-    pub(super) fn add(&mut self, run: &SlabRun) {
-        let pages = self.0.entry(run.inode).or_default();
-        let end = (run.first + run.pages) as usize;
-        if pages.len() < end {
-            pages.resize(end, 0);
-        }
-        pages[run.first as usize..end].iter_mut().for_each(|count| *count += 1);
-    }
-
-    /// Those of a run.
-    pub(super) fn within(&self, run: &SlabRun) -> &[u32] {
-        let pages = self.0.get(&run.inode).map_or(&[][..], Vec::as_slice);
-        pages.get(run.first as usize..(run.first + run.pages) as usize).unwrap_or_default()
-    }
-
-    /// The counts of all pages that at least one guest maps.
-    pub(super) fn all(&self) -> impl Iterator<Item = u32> {
-        self.0.values().flatten().copied().filter(|count| *count > 0)
-    }
 }

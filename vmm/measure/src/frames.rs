@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::by_kind::{SlabCounts, SlabRun};
+use super::slab_runs::{SlabCounts, SlabRun};
 use super::{MeasureError, Space, check};
 use kernel_view::ksm_stat::{self, KsmStat};
 use kernel_view::pagemap::{FrameFlags, FrameTable, PagemapEntry, PagemapError, Pfn};

@@ -14,6 +14,7 @@ pub mod beyond;
 pub mod by_kind;
 pub mod content;
 mod delta;
+mod error;
 pub mod findings;
 pub mod frames;
 pub mod freeze;
@@ -21,6 +22,7 @@ pub mod html;
 mod index;
 mod layout;
 mod marks;
+mod options;
 mod ordered_queue;
 pub mod page_types;
 mod reducer;
@@ -30,6 +32,7 @@ pub mod runs;
 pub mod sample;
 pub mod scan;
 mod sets;
+mod slab_runs;
 pub mod source;
 pub mod tag;
 pub mod volatile;
@@ -37,21 +40,15 @@ mod walks;
 pub mod watch;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-use kernel_view::pagemap::{Pagemap, PagemapEntry, PagemapError};
+pub use error::MeasureError;
+pub use index::MAX_SPACES;
+use kernel_view::pagemap::{Pagemap, PagemapEntry};
 pub use memory::Extent;
-use memory::remote::RemoteError;
 use memory::{Hva, PAGE_BYTES};
-use page_types::PageTypesError;
-use source::file::ImageError;
-use source::mappings::MappingError;
 
 /// Bytes of a page, for arrays.
 pub const PAGE: usize = PAGE_BYTES as usize;
-
-/// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
-pub const MAX_SPACES: usize = 1 << 16;
 
 /// The guest memory of one VM process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,74 +80,6 @@ impl Space {
         });
         walked.map_err(|source| MeasureError::Pages { guest: self.name.clone(), pid: self.pid, source })
     }
-}
-
-/// Errors of measuring.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum MeasureError {
-    /// The page table of a guest could not be read.
-    #[error("cannot see the pages of guest {guest:?} (pid {pid})")]
-    Pages {
-        guest: String,
-        pid: u32,
-        #[source]
-        source: PagemapError,
-    },
-    /// The memory of a guest could not be read.
-    #[error("cannot read the memory of guest {guest:?} (pid {pid})")]
-    Memory {
-        guest: String,
-        pid: u32,
-        #[source]
-        source: RemoteError,
-    },
-    /// The kernel's books of a process could not be read.
-    #[error("cannot read the kernel's counters of guest {guest:?} (/proc/{pid}/smaps)")]
-    Books {
-        guest: String,
-        pid: u32,
-        #[source]
-        source: std::io::Error,
-    },
-    /// The host's frame table could not be read.
-    #[error("cannot read the host's frame table")]
-    FrameTable(#[source] PagemapError),
-    /// An extent is not made of whole pages.
-    #[error(
-        "extent at {hva} of {bytes} bytes of guest {guest:?} is not made of whole pages of {PAGE_BYTES} bytes"
-    )]
-    Unaligned { guest: String, hva: Hva, bytes: u64 },
-    /// A guest has more pages than an index entry can number.
-    #[error(
-        "with the {pages} pages of guest {guest:?} there are too many: one measurement takes at most {}",
-        u32::MAX
-    )]
-    TooLarge { guest: String, pages: u64 },
-    /// A file cannot be measured.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The use of a guest's pages cannot be determined.
-    #[error(transparent)]
-    PageTypes(#[from] PageTypesError),
-    /// There is nothing to measure in a process.
-    #[error(transparent)]
-    Mapping(#[from] MappingError),
-    /// The kernel has no random bytes for a key.
-    #[error("cannot draw a key")]
-    Random {
-        #[source]
-        source: std::io::Error,
-    },
-    /// A thread of the measurement ended by itself: a fault in Samepage.
-    #[error("a thread that reads memory has failed; this is a fault in Samepage, please report it")]
-    Worker,
-    /// The caller asked to stop.
-    #[error("interrupted; nothing was changed")]
-    Interrupted,
-    /// There are more guests than an index entry can number.
-    #[error("{guests} guests were given; one measurement takes at most {MAX_SPACES}")]
-    TooMany { guests: usize },
 }
 
 /// Refuses what the counters below could not represent.

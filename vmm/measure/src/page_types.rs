@@ -1,14 +1,14 @@
 //! What a guest's kernel uses each page of its memory for: from what its agent says, or from a copy
 //! of its `/proc/kpageflags`.
 
-use std::io::{self, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read};
+use std::path::Path;
 
 use guest::page_type::PageType;
-use guest::protocol::{ParseError, frame_runs};
+use guest::protocol::frame_runs;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
+pub use super::error::PageTypesError;
 use super::{MeasureError, Space};
 use memory::PAGE_BYTES;
 use memory::layout::HOLE_END;
@@ -21,87 +21,6 @@ const ENTRY: usize = 8;
 /// If more than this part of a guest's RAM is holes in its map, the map is another guest's, or RAM
 /// lies elsewhere.
 const MOST_HOLES: u64 = 16;
-
-/// Why a map of page types cannot be used.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum PageTypesError {
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// It is no copy of /proc/kpageflags.
-    #[error(
-        "{} has {bytes} bytes, which are not entries of {ENTRY}: a copy of the guest's /proc/kpageflags is expected \
-         (`cat /proc/kpageflags > FILE` in the guest, as root)",
-        path.display()
-    )]
-    Unaligned { path: PathBuf, bytes: u64 },
-    /// It ends too early.
-    #[error(
-        "{} has {frames} frames, and RAM of this guest ends with frame {end:#x}, if {} MiB of it are below the hole under 4 GiB: \
-         say how much is there with --low-memory, or is it another guest's?",
-        path.display(), low_bytes >> 20
-    )]
-    Short {
-        path: PathBuf,
-        /// Entries that it has.
-        frames: u64,
-        /// Frames that it should have.
-        end: u64,
-        /// RAM below the hole.
-        low_bytes: u64,
-    },
-    /// It has memory in use where the guest has none.
-    #[error(
-        "{} says that frame {frame:#x} is used ({kind}), where this guest has no RAM if {} MiB of it are below the hole under 4 GiB: \
-         say how much is there with --low-memory, or is it another guest's?",
-        path.display(), low_bytes >> 20
-    )]
-    Outside {
-        path: PathBuf,
-        frame: u64,
-        kind: PageType,
-        /// RAM below the hole.
-        low_bytes: u64,
-    },
-    /// It has no memory where the guest has.
-    #[error(
-        "{} knows of no memory at {holes} of {pages} frames where this guest has RAM, if {} MiB of it are below the hole under 4 GiB: \
-         say how much is there with --low-memory, or is it another guest's?",
-        path.display(), low_bytes >> 20
-    )]
-    Holes {
-        path: PathBuf,
-        /// Frames without memory.
-        holes: u64,
-        pages: u64,
-        /// RAM below the hole.
-        low_bytes: u64,
-    },
-    /// The order of several stretches is not known.
-    #[error(
-        "RAM of {who} is in {stretches} stretches, and none has the {} MiB that are below the hole under 4 GiB, so which is where is not known: \
-         say how much is there with --low-memory",
-        low_bytes >> 20
-    )]
-    Order {
-        who: Box<str>,
-        stretches: usize,
-        /// RAM below the hole.
-        low_bytes: u64,
-    },
-    /// The guest's report cannot be parsed.
-    #[error("cannot parse guest {guest}'s report of its frames")]
-    Said {
-        guest: Box<str>,
-        #[source]
-        source: ParseError,
-    },
-}
 
 /// A stretch of a guest's RAM: its place in guest-physical memory, in frames. Stretches are in the
 /// order in which their pages are measured.

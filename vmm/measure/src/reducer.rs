@@ -1,10 +1,10 @@
 //! What has been read, taken in the order of the pages: looked up, counted, followed.
 
 use super::index::{Full, Index, SLICES, slice};
+use super::options::Options;
 use super::page_types::{PageTypes, Seen, TYPES, TypeCounts};
 use super::runs::RunFollower;
 use super::sample::{Contents, SecondLook};
-use super::scan::{Counts, Options};
 use super::sets::{SetId, Sets};
 use super::source::{Source, Unread};
 use super::tag::Tag;
@@ -13,6 +13,19 @@ use super::tag::Tag;
 /// the entries.
 const MARKS_AHEAD: usize = 32;
 const ENTRIES_AHEAD: usize = 12;
+
+/// One guest's pages as they were found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pages of all its memory.
+    pub pages: u64,
+    /// Pages of zeros only.
+    pub zero: u64,
+    /// Other pages that were read.
+    pub filled: u64,
+    /// Pages that were not read.
+    pub unread: Unread,
+}
 
 /// The pages that a thread read in one chunk.
 #[derive(Default)]

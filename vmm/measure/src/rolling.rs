@@ -24,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frames::{GuestFrames, Pages};
+pub use super::walks::Subject;
 use super::walks::{Besides, Counters, Round, Split, Walks};
 use super::{MeasureError, Space, check};
 use kernel_view::ksm_stat::{self, KsmStat};
@@ -36,17 +37,6 @@ pub const WALK_PART: u32 = 100;
 const MOST_SAVED: f64 = 0.02;
 /// A guest is walked again after this time even if no counter has changed, if the budget allows it.
 pub const REFRESH: Duration = Duration::from_secs(600);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
-    /// Its process and memory.
-    pub space: Space,
-    /// Pages of it that its VM has put elsewhere to see whether they are touched: absent in its
-    /// page table, but with frames.
-    pub parked_pages: u64,
-    /// Pages that its VM says were given back.
-    pub given_back_pages: u64,
-}
 
 #[derive(Clone, Debug)]
 pub struct Recent {

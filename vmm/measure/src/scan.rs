@@ -8,17 +8,17 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kernel_view::meminfo::Meminfo;
-
 use super::index::SLICES;
 use super::layout::{Extent, Layout};
+pub use super::options::Options;
 use super::ordered_queue::{Entered, OrderedQueue};
 use super::page_types::{TYPES, TypeCounts};
+pub use super::reducer::Counts;
 use super::reducer::{Batch, Reducer};
 use super::runs::{RunLengths, Runs};
 use super::sample::SecondLook;
 use super::sets::{SetId, Sets};
-use super::source::{PageReader, Source, Unread};
+use super::source::{PageReader, Source};
 use super::tag::{Tag, TagKey};
 use super::{MeasureError, PAGE};
 
@@ -27,49 +27,6 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
 /// Called with the pages done and their number; false ends the measurement.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Threads that read and hash.
-    pub threads: usize,
-    /// Memory that the index may take, in bytes.
-    pub index_limit_bytes: u64,
-    /// Contents to remember for a closer look.
-    pub sample_contents: usize,
-    /// Pages to look at a second time, of memory that is written meanwhile.
-    pub second_look_pages: u64,
-}
-
-impl Default for Options {
-    /// As many threads as processors, a quarter of the memory that is available for the index, no
-    /// samples.
-    fn default() -> Self {
-        Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            index_limit_bytes: available_bytes() / 4,
-            sample_contents: 0,
-            second_look_pages: 0,
-        }
-    }
-}
-
-/// Memory available without swapping, as the kernel estimates it; 1 GiB where it does not say.
-fn available_bytes() -> u64 {
-    Meminfo::read().ok().and_then(|meminfo| meminfo.bytes("MemAvailable")).unwrap_or(1 << 30)
-}
-
-/// One guest's pages as they were found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Pages of all its memory.
-    pub pages: u64,
-    /// Pages of zeros only.
-    pub zero: u64,
-    /// Other pages that were read.
-    pub filled: u64,
-    /// Pages that were not read.
-    pub unread: Unread,
-}
 
 /// The result of a scan.
 pub struct Scan {

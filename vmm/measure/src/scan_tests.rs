@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::content::Content;
 use crate::index::LEAST_LIMIT_BYTES;
-use crate::source::EachPage;
+use crate::source::{EachPage, Unread};
 
 /// Guests in memory: a page for each number, 0 is zeros.
 struct Pages {

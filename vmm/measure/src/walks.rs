@@ -6,11 +6,23 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::Space;
-use super::by_kind::{Found, SlabCounts, SlabRun};
+use super::by_kind::Found;
 use super::frames;
-use super::rolling::Subject;
+use super::slab_runs::{SlabCounts, SlabRun};
 use kernel_view::ksm_stat::KsmStat;
 use kernel_view::smaps::{self, ProcessPages};
+
+/// A guest whose frames are counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Its process and memory.
+    pub space: Space,
+    /// Pages of it that its VM has put elsewhere to see whether they are touched: absent in its
+    /// page table, but with frames.
+    pub parked_pages: u64,
+    /// Pages that its VM says were given back.
+    pub given_back_pages: u64,
+}
 
 /// A guest's counters, which need no walk of its page table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,15 +1,14 @@
 //! Memory in a file: a raw image, or an ELF core.
 
 use std::fs::{File, Metadata};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use thiserror::Error;
-
-use super::core::{Core, CoreError, Part};
+use super::core::{Core, Part};
 use super::{EachPage, PageReader, Source, Unread, hand_on};
+pub use crate::error::ImageError;
 use crate::page_types::PageTypes;
 use crate::{MeasureError, PAGE};
 use image::format::{Class, Format};
@@ -19,61 +18,6 @@ use os::named_file;
 
 /// Pages read in one call: 256 KiB stay in the second-level cache from the read to the hash.
 const BATCH_PAGES: usize = 64;
-
-/// Why a file cannot be measured.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ImageError {
-    /// It could not be opened.
-    #[error("cannot open {}", path.display())]
-    Open {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// It is a directory, a pipe, a device.
-    #[error("{} is no regular file: a raw memory image is expected", path.display())]
-    Kind { path: PathBuf },
-    /// There is nothing in it.
-    #[error("{} is empty: a raw memory image has at least a page of {PAGE_BYTES} bytes", path.display())]
-    Empty { path: PathBuf },
-    /// It is of another format.
-    #[error(
-        "{} is {format}: a raw memory image or an ELF core is expected; {}",
-        path.display(), format.advice_for_memory()
-    )]
-    Format { path: PathBuf, format: Format },
-    /// It is a core that cannot be measured.
-    #[error(transparent)]
-    Core(#[from] CoreError),
-    /// It has not even one page.
-    #[error(
-        "{} has {bytes} bytes: a raw memory image has at least a page of {PAGE_BYTES} bytes", path.display()
-    )]
-    LessThanAPage { path: PathBuf, bytes: u64 },
-    /// It ends within a page.
-    #[error(
-        "{} has {bytes} bytes, which are not whole pages of {PAGE_BYTES}: is it a raw image, without a header? If it is, \
-         `head -c {} {} > COPY` makes a copy of its whole pages",
-        path.display(), bytes / PAGE_BYTES * PAGE_BYTES, path.display()
-    )]
-    Unaligned { path: PathBuf, bytes: u64 },
-    #[error("{} ended at byte {at:#x} of {bytes:#x}: it was cut short while it was measured; measure a copy", path.display())]
-    Shrunk {
-        path: PathBuf,
-        /// The first byte that was not there.
-        at: u64,
-        /// The length it had.
-        bytes: u64,
-    },
-    #[error("cannot read {} at byte {at:#x}", path.display())]
-    Read {
-        path: PathBuf,
-        at: u64,
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Memory in a file.
 #[derive(Debug)]

@@ -5,34 +5,9 @@
 
 use std::collections::HashMap;
 
+pub use super::index::{DRAFT_PAGES, GuestId, GuestPage, MAX_GUESTS, MAX_PAGES, MAX_SLABS, PageHash};
 use super::index::{Index, Place};
 use memory::{PageNo, PageRange, SlabPage};
-
-/// Pages published at a time: long enough for long runs, short enough that guests do not wait long for the first.
-pub const DRAFT_PAGES: usize = 2048;
-/// Guests in one domain: what [`Place`] has bits for.
-pub const MAX_GUESTS: u32 = 1 << 16;
-/// Pages in one guest, likewise: 64 TiB.
-pub const MAX_PAGES: u64 = 1 << 34;
-/// Slabs ever made in one domain, likewise.
-pub const MAX_SLABS: u32 = 1 << 31;
-
-/// A page's hash, keyed for the domain: the same contents in another one have another.
-pub type PageHash = u64;
-
-/// A guest of the domain, by a number that is its own while it is there. After [`Matchmaker::remove`] nothing of it is left
-/// under the number, which the next guest may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GuestId(pub u16);
-
-/// A page of a guest, counted through its RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GuestPage {
-    /// Whose.
-    pub guest: GuestId,
-    /// Which.
-    pub page: PageNo,
-}
 
 /// Adjacent pages of a guest, and the adjacent pages of a slab that have the same hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
