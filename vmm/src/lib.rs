@@ -14,6 +14,7 @@ mod choice;
 mod demo;
 mod demo_clones;
 mod doctor;
+mod exit_status;
 mod experiment;
 mod firecracker;
 mod fleet;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
-use machine::api::{ApiError, EXIT_BAD_CONFIGURATION, logger};
+use machine::api::logger;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::size::{SizeError, parse_size};
 use os::limits;
@@ -90,9 +91,7 @@ enum Command {
     },
 }
 
-/// Parses the command line, runs the command, prints what went wrong. Exit status: 0 it worked, 1
-/// it did not, 2 the command line was wrong, 152 a VM's config file was wrong, 130 a second signal
-/// came before the first was dealt with.
+/// Parses the command line, runs the command, prints what went wrong.
 pub fn main() -> ExitCode {
     os::prepare();
     let cli = match Cli::try_parse() {
@@ -122,14 +121,11 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         say(&*error);
-        match error.downcast_ref::<ApiError>() {
-            Some(e) if e.is_bad_configuration() => ExitCode::from(EXIT_BAD_CONFIGURATION),
-            _ => ExitCode::FAILURE,
-        }
+        exit_status::of(&error)
     })
 }
 
-/// Help and versions are results; anything else that clap says is a mistake in the command line.
+/// Help and versions are results; anything else that clap says is an error in the command line.
 fn help(said: &clap::Error) -> ExitCode {
     if said.use_stderr() {
         errln!("{}", said.render().to_string().trim_end());
