@@ -97,7 +97,7 @@ fn unknown_vms_are_refused_with_the_reason() {
     let (daemon, socket) = host(&sandbox, &[file.to_str().expect("UTF-8")], "closed");
     let merge = socket.to_str().expect("UTF-8");
     let vm = Vm::start(&sandbox, "stranger", &["--memory", "32M", "--name", "stranger", "--merge", merge]);
-    let said = "belongs to no domain of fleet closed: the table [open] of its file says who does";
+    let said = "belongs to no domain of fleet closed: the table [open] of its file says which VMs do";
     eventually("the VM is notified", || vm.running().stderr_so_far().contains(said));
     eventually("its kind is known", || vm.running().stderr_so_far().contains("kind=NoDomain"));
     eventually("the daemon says it", || daemon.stderr_so_far().contains(said));

@@ -1,4 +1,4 @@
-//! What was done to keep a fleet within its means, and how often.
+//! What was done to manage a fleet's memory, and how often.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -10,7 +10,7 @@ use super::runtime::FleetDir;
 use merge::SlabPages;
 use os::lock;
 
-/// Has `fleet`, whose files are in `dir`, kept within its means, as its fleet file says. It goes on from what an earlier governor has
+/// Manages the memory of `fleet`, whose files are in `dir`, as its fleet file says. It goes on from what an earlier governor has
 /// left there.
 pub fn govern(fleet: &Arc<Mutex<Fleet>>, dir: &FleetDir) -> Result<Governor, HostError> {
     let (handles, overcommit) = {
@@ -21,7 +21,7 @@ pub fn govern(fleet: &Arc<Mutex<Fleet>>, dir: &FleetDir) -> Result<Governor, Hos
     Governor::start(handles, dir, overcommit.knobs, overcommit.policy, actuator)
 }
 
-/// What the governor needs of the fleet, taken when nobody else has it.
+/// What the governor needs of the fleet, taken when it is free.
 struct FleetActuator {
     /// Gone when its owner ends.
     fleet: Weak<Mutex<Fleet>>,

@@ -16,7 +16,7 @@ use overcommit::ledger::Ledger;
 pub struct Admission {
     /// What the fleet may use.
     pub capacity: Capacity,
-    /// The rule; None lets everybody in.
+    /// The rule; None admits all.
     pub mode: Option<Mode>,
     /// Whether anything is done as memory gets short, or the fleet is only watched.
     pub policy: bool,
@@ -59,7 +59,7 @@ pub fn capacity(overcommit: &Overcommit) -> Result<(Capacity, Readings), HostErr
 
 /// Pages that a VM process takes for itself: measured with the built-in guest and Debian's, 2 to 4 MiB.
 const VM_PAGES: u64 = 4 << 8;
-/// One page in so many of a guest's memory is page tables, this process's and the second level's.
+/// One page in this many of a guest's memory is page tables, this process's and the second level's.
 const TABLES_PART: u64 = 256;
 
 /// What a VM needs besides the memory of its guest.
@@ -123,7 +123,7 @@ pub fn judge(spec: &FleetSpec) -> Result<Admission, HostError> {
     Ok(Admission { capacity, mode, policy: spec.overcommit.policy, room, others, guests })
 }
 
-/// Judges guests that come later to the fleet of `spec`, on top of what `ledger` says. Who may come in has no refusal.
+/// Judges guests that come later to the fleet of `spec`, on top of what `ledger` says. A guest that is admitted has no refusal.
 pub fn judge_more(
     guests: &[GuestSpec],
     ledger: &Ledger,
@@ -166,7 +166,7 @@ fn decide(guests: &[GuestSpec], sums: Sums, mode: Mode) -> Result<Vec<Judged>, H
 }
 
 impl Admission {
-    /// An error if somebody is refused.
+    /// An error if a guest is refused.
     pub fn check(&self) -> Result<(), HostError> {
         refused(&self.guests)
     }

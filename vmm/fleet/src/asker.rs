@@ -1,5 +1,5 @@
 //! Asks each VM apart: every one has a thread of its own and at most one request on its way, so that one that does not answer (it is
-//! stopped, or waits for a slow drive) keeps nobody else waiting, and is known as silent since when.
+//! stopped, or waits for a slow drive) keeps no other waiting, and is known as silent since when.
 //!
 //! A request that was sent is not given up while the VM's process lives: it may be carried out at any time, and then that must be known.
 
@@ -23,9 +23,9 @@ use wire::{LineError, Lines, answer};
 
 /// VMs are asked so often, unless something was asked of them.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// One that has not answered for so long is silent.
+/// One that has not answered for this time is silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
-/// A VM whose socket refuses is asked again after so long, and each time after twice that ...
+/// A VM whose socket refuses is asked again after this time, and each time after twice that ...
 const RETRY: Duration = Duration::from_millis(250);
 /// ... up to this: to be refused costs next to nothing, and a socket that was removed is soon made anew.
 const RETRY_MOST: Duration = Duration::from_secs(1);
@@ -47,9 +47,9 @@ pub struct Heard {
     pub was_held: bool,
 }
 
-/// Something that was asked of a guest, and why it could not be done.
+/// What came of an action on a guest.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Told {
+pub struct Outcome {
     /// The guest.
     pub guest: String,
     /// What.
@@ -80,7 +80,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// What it is to be told next.
+    /// The requests that it is sent next.
     orders: Vec<(Action, Request)>,
     /// It is to be asked now.
     ask: bool,
@@ -89,7 +89,7 @@ struct State {
     /// Since when the first answer is due that has not come.
     due: Option<Instant>,
     heard: Option<Heard>,
-    told: Vec<Told>,
+    outcomes: Vec<Outcome>,
     ending: bool,
 }
 
@@ -126,7 +126,7 @@ impl Askers {
         self.askers.values().for_each(|asker| asker.ask(whole));
     }
 
-    /// Has a guest's VM told one thing more, after what it is told already.
+    /// Sends a guest's VM one more request, after those that are queued.
     pub fn tell(&self, guest: &str, action: Action, request: Request) {
         if let Some(asker) = self.askers.get(guest) {
             asker.state().orders.push((action, request));
@@ -134,8 +134,8 @@ impl Askers {
         }
     }
 
-    /// Waits until all have answered what they were asked and told, or `limit` is over. Whoever is late then is not waited for again until
-    /// it has answered.
+    /// Waits until all have answered their requests, or `limit` is over. One that is late then is not waited for again until it
+    /// has answered.
     pub fn wait(&mut self, limit: Duration) {
         let until = Instant::now() + limit;
         for asker in self.askers.values_mut() {
@@ -168,12 +168,12 @@ impl Askers {
         self.askers.values().all(|asker| asker.late || asker.state().is_idle())
     }
 
-    /// Whether a guest can be told something: it was not late with what it was asked before.
+    /// Whether a guest can be sent a request: it was not late with the one before.
     pub fn takes(&self, guest: &str) -> bool {
         self.askers.get(guest).is_some_and(|asker| !asker.late)
     }
 
-    /// Whether something that a guest was told may yet be carried out.
+    /// Whether a request to a guest may yet be carried out.
     pub fn is_late(&self, guest: &str) -> bool {
         self.askers.get(guest).is_some_and(|asker| asker.late)
     }
@@ -185,8 +185,8 @@ impl Askers {
     }
 
     /// What was carried out, or failed, since this was last asked.
-    pub fn told(&self) -> Vec<Told> {
-        self.askers.values().flat_map(|asker| std::mem::take(&mut asker.state().told)).collect()
+    pub fn outcomes(&self) -> Vec<Outcome> {
+        self.askers.values().flat_map(|asker| std::mem::take(&mut asker.state().outcomes)).collect()
     }
 }
 
@@ -228,14 +228,14 @@ impl Shared {
     fn run(&self, handle: &VmHandle) {
         let mut pause = RETRY;
         while let Some((orders, whole)) = self.next() {
-            let mut told = Vec::with_capacity(orders.len());
+            let mut outcomes = Vec::with_capacity(orders.len());
             for (action, request) in orders {
                 let error = self.control(handle, &request).err().map(|e| os::one_line(&e));
-                told.push(Told { guest: handle.guest.clone(), action, error });
+                outcomes.push(Outcome { guest: handle.guest.clone(), action, error });
             }
             let heard = self.hear(handle, whole);
             let mut state = lock(&self.state);
-            state.told.extend(told);
+            state.outcomes.extend(outcomes);
             match heard {
                 Ok(heard) => {
                     (state.heard, state.due) = (Some(heard), None);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_that_fails_is_not_one_that_nobody_wanted() {
+    fn a_sample_that_fails_is_not_one_that_was_not_wanted() {
         let answer = |sample: &'static str| {
             heard(move |op| if op == "working_set" { sample } else { plain(op) }.into()).said.trouble
         };
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_answer_is_silent_and_keeps_nobody_waiting() {
+    fn one_that_does_not_answer_is_silent_and_keeps_no_other_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let own = std::process::id();
         let handles = [
@@ -483,21 +483,22 @@ mod tests {
         }
         assert!(askers.said("talks").is_some_and(|said| said.status.paused && said.silent.is_none()));
         assert!(askers.is_late("silent") && !askers.takes("silent") && askers.heard("silent").is_none());
-        // Whoever answers there is not the guest's process.
+        // What answers there is not the guest's process.
         assert!(askers.heard("other").is_none());
         let action =
             Action::Suspend { guest: 0, reason: overcommit::action::Reason::Turn { waited_seconds: 1 } };
         askers.tell("talks", action, Request::Pause);
         askers.tell("talks", Action::Resume { guest: 0 }, Request::Resume);
-        let mut told = Vec::new();
-        while told.len() < 2 {
-            assert!(Instant::now() < until, "{told:?}");
+        let mut outcomes = Vec::new();
+        while outcomes.len() < 2 {
+            assert!(Instant::now() < until, "{outcomes:?}");
             askers.wait(Duration::from_millis(10));
             askers.attend(&handles);
-            told.extend(askers.told());
+            outcomes.extend(askers.outcomes());
         }
-        let told: Vec<_> = told.iter().map(|told| (told.action, told.error.is_some())).collect();
-        assert_eq!(told, [(action, false), (Action::Resume { guest: 0 }, true)]);
+        let outcomes: Vec<_> =
+            outcomes.iter().map(|outcome| (outcome.action, outcome.error.is_some())).collect();
+        assert_eq!(outcomes, [(action, false), (Action::Resume { guest: 0 }, true)]);
         // Now it answers, to what it was asked before.
         answer(silent);
         while askers.is_late("silent") {

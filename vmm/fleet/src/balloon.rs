@@ -227,7 +227,7 @@ mod tests {
         };
         assert_eq!(look(64, 64), Some(Stop::Reached));
         assert_eq!(look(64, 10), None);
-        assert_eq!(look(0, 0), Some(Stop::Overruled), "somebody else's size is reached");
+        assert_eq!(look(0, 0), Some(Stop::Overruled), "another's size is reached");
         assert_eq!(look(23, 10), Some(Stop::Overruled));
     }
 

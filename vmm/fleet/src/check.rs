@@ -1,5 +1,5 @@
 //! The host's own check of what guests filled their memory with: every page is read from outside and compared
-//! with what its place and generation say it must hold. The guests must stand still meanwhile.
+//! with what its place and generation say it must hold. The guests must be paused meanwhile.
 
 use guest::content::{PAGE_SIZE, PageKey, check_page, identify, page_from_bytes};
 use guest::layout::{self, Layout};

@@ -67,13 +67,13 @@ impl Claim {
         }
     }
 
-    /// Where clients come who find no socket in the file system. They must be of this user: it has no permissions of its own.
+    /// Where clients connect that find no socket in the file system. They must be of this user: it has no permissions of its own.
     pub fn listener(&self) -> &UnixListener {
         &self.0
     }
 }
 
-/// Connects to the process that has claimed the name of a fleet. `WouldBlock`: it has, but lets nobody in, as a demo that was asked often.
+/// Connects to the process that has claimed the name of a fleet. `WouldBlock`: it has, but accepts no connection, as a demo that was asked often.
 pub fn connect(fleet: &str) -> io::Result<UnixStream> {
     let stream = connect_to(&name_in(&root(), fleet))?;
     match Peer::of(&stream)?.is_this_user() {
@@ -82,7 +82,7 @@ pub fn connect(fleet: &str) -> io::Result<UnixStream> {
     }
 }
 
-/// Waits for nobody.
+/// Does not wait.
 fn connect_to(name: &str) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_lets_nobody_in_holds_nobody_up() {
+    fn a_holder_that_accepts_no_connection_holds_no_client_up() {
         let name = format!("claim-test-full-{}", std::process::id());
         let _claim = Claim::take(&name).unwrap();
         let full = (0..100_000).find_map(|_| connect(&name).err());

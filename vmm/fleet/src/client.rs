@@ -39,7 +39,7 @@ pub fn control(guest: &str, path: &Path, request: &control::Request) -> Result<c
     control_within(guest, path, None, request, ANSWER_LIMIT)
 }
 
-/// As [`control`], with so long to answer. Where it is known which process the VM is, no other one is asked.
+/// As [`control`], with this time to answer. Where it is known which process the VM is, no other one is asked.
 pub fn control_within(
     guest: &str,
     path: &Path,

@@ -23,15 +23,15 @@ use memory::own;
 use os::lock;
 use wire::{LineError, Lines};
 
-/// How often the daemon looks for an interrupt while nobody asks.
+/// How often the daemon looks for an interrupt while it has no request.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a client may take to ask, or to take its answer.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a client waits while somebody else has the fleet.
+/// How long a client waits while another has the fleet.
 const BUSY_LIMIT: Duration = Duration::from_secs(60);
-/// Clients at a time; a further one is hung up on.
+/// Clients at a time; a further one is disconnected.
 const MAX_CLIENTS: usize = 32;
-/// How much later the kernel's out-of-memory killer takes the daemon than by its size: who could give memory back is the last to go.
+/// How much later the kernel's out-of-memory killer takes the daemon than by its size: what can give memory back goes last.
 const OOM_SCORE_ADJ: i16 = -900;
 /// Longest request.
 const MAX_REQUEST_BYTES: usize = 4096;
@@ -50,7 +50,7 @@ pub struct Plan {
 pub struct Daemon {
     fleet: Arc<Mutex<Fleet>>,
     page: Arc<MetricsPage>,
-    /// None: nobody is served, or no longer.
+    /// None: no client is served, or no longer.
     metrics: Mutex<Option<metrics::Server>>,
     governor: Arc<Governor>,
     home: Home,
@@ -64,7 +64,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the fleet's guests, begins to merge and to keep them within their means. Guests that an earlier daemon left are taken
+    /// Starts the fleet's guests, begins to merge and to manage their memory. Guests that an earlier daemon left are taken
     /// over. They are yet to be filled: [`Self::serve`] does that. If it fails, what it started has ended, and nothing else.
     pub fn up(plan: Plan, watch: &Watch, interrupted: Arc<AtomicBool>) -> Result<Self, HostError> {
         let home = Home::make(&plan.spec.name, plan.log)?;
@@ -95,7 +95,7 @@ impl Daemon {
         })
     }
 
-    /// Has the guests fill their memory, and tells `up` of it; answers clients until told to end, or interrupted; then ends all guests.
+    /// Has the guests fill their memory, and reports that to `up`; answers clients until it is asked to end, or interrupted; then ends all guests.
     /// If they cannot be filled, those that were started here end, and no others.
     ///
     /// What does not fit as it is may fit once it is merged, so they fill last.
@@ -124,7 +124,7 @@ impl Daemon {
                 }
                 self.let_join();
                 for stream in self.home.clients(POLL) {
-                    // Too many are hung up on.
+                    // Too many are disconnected.
                     if self.clients.fetch_add(1, Ordering::Relaxed) < MAX_CLIENTS {
                         scope.spawn(|| {
                             self.talk(stream);
@@ -159,13 +159,13 @@ impl Daemon {
         for CutOff { guest, why } in self.shutdown.cut_off() {
             tracing::warn!("guest {guest} did not end in good order: {why}");
         }
-        // Nobody makes the directory anew from here on.
+        // The directory is not made anew from here on.
         let mut ended = lock(&self.ended);
         self.home.dir().remove();
         ended.insert(notes).clone()
     }
 
-    /// Sees to VMs that others started, and that have come or gone. While somebody has the fleet, they wait.
+    /// Registers and removes VMs that others started. While a client has the fleet, they wait.
     fn let_join(&self) {
         let handles =
             self.fleet.try_lock().ok().and_then(|mut fleet| fleet.let_join().then(|| fleet.handles()));
@@ -177,19 +177,19 @@ impl Daemon {
     }
 
     fn status(&self) -> Result<FleetStatus, HostError> {
-        // However long somebody else has it: it is up only when this is there.
+        // However long a client has it: it is up only when this is there.
         let reading = self.reading(self.fleet())?;
         Ok(FleetStatus::of(&mut self.fleet(), reading, false))
     }
 
-    /// The ledger as it is now. While VMs are waited for nobody has the fleet, and one that does not answer is counted by what it said last.
+    /// The ledger as it is now. While it waits for VMs it does not have the fleet, and one that does not answer is counted by what it said last.
     fn reading(&self, mut fleet: MutexGuard<'_, Fleet>) -> Result<Reading, HostError> {
         let (handles, budget) = (fleet.handles()?, fleet.budget());
         drop(fleet);
         ledger::read_heard(&handles, &self.governor.ask(&handles), budget)
     }
 
-    /// The fleet, as soon as nobody else has it; an error if that takes longer than a client waits for an answer. Guests that do not answer
+    /// The fleet, as soon as it is free; an error if that takes longer than a client waits for an answer. Guests that do not answer
     /// are left out of what needs an answer of each.
     fn free(&self, watch: &Watch) -> Result<MutexGuard<'_, Fleet>, HostError> {
         let until = Instant::now() + BUSY_LIMIT;
@@ -212,7 +212,7 @@ impl Daemon {
         lock(&self.fleet)
     }
 
-    /// Answers one client. A client that is slow, or whose line has no end, is hung up on.
+    /// Answers one client. A client that is slow, or whose line has no end, is disconnected.
     fn talk(&self, stream: UnixStream) {
         let watched = stream.try_clone().ok();
         let mut client = Lines::new(stream, MAX_REQUEST_BYTES);
@@ -245,7 +245,7 @@ impl Daemon {
                 status.notes.extend(self.governor.management().notes());
                 status.notes.extend(self.home.note());
                 status.notes.extend(fleet.spec.metrics.as_ref().filter(|m| m.is_public()).map(|address| {
-                    format!("metrics at {address} can be read by everyone who can reach them: there is no authentication")
+                    format!("metrics at {address} can be read by every process that can reach them: there is no authentication")
                 }));
                 Ok(Reply::Status(Box::new(status)))
             }
@@ -266,7 +266,7 @@ impl Daemon {
             Request::Clone(wanted) => {
                 let mut fleet = self.free(&watch)?;
                 let cloned = fleet.start_clones(&wanted, &watch);
-                // Whoever came is managed from now on, and whoever went no more.
+                // Guests that have joined are managed from now on, those that have ended no more.
                 self.governor.set_handles(fleet.handles()?);
                 Ok(Reply::Cloned(Box::new(cloned?)))
             }
@@ -274,7 +274,7 @@ impl Daemon {
                 self.shutdown.allow(Duration::from_secs(timeout_seconds));
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);
-                // Before the answer: who asked for it may start the fleet again at once.
+                // Before the answer: the client may start the fleet again at once.
                 drop(lock(&self.metrics).take());
                 let notes = self.end_all();
                 Ok(Reply::Down { cut_off: self.shutdown.cut_off(), notes })
@@ -284,7 +284,7 @@ impl Daemon {
     }
 }
 
-/// What metrics are made of. Never waits for the fleet: while somebody has it, its engine is as it was.
+/// What metrics are made of. Never waits for the fleet: while a client has it, its engine is as it was.
 struct MetricsPage {
     name: String,
     fleet: Weak<Mutex<Fleet>>,

@@ -110,7 +110,7 @@ fn take_down_orphans(
     limit: Duration,
     watch: &mut dyn FnMut(&Left) -> bool,
 ) -> Result<Down, HostError> {
-    // Nobody brings it up meanwhile.
+    // It is not brought up meanwhile.
     let _claim = Claim::take(fleet).map_err(|error| match error {
         HostError::UpAlready { fleet, pid } => HostError::Held { fleet, pid },
         error => error,

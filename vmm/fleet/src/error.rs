@@ -75,13 +75,13 @@ pub enum HostError {
     /// The rule of admission cannot be followed here.
     #[error("admission failed")]
     Admission(#[from] AdmissionError),
-    /// What the host has could not be told.
+    /// What the host has could not be determined.
     #[error("cannot determine the fleet's memory capacity")]
     Reading(#[from] ReadingError),
     /// It is not what was asked for.
     #[error("cannot determine the fleet's memory capacity")]
     Capacity(#[from] CapacityError),
-    /// Somebody else listens where metrics are to be served.
+    /// Another process listens where metrics are to be served.
     #[error(
         "metrics cannot be served at {address}: the address is taken, perhaps by another fleet with the same `metrics`; give this \
          fleet another one, or leave `metrics` out of its file"
@@ -215,7 +215,7 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
-    /// A VM process ended before it was told to.
+    /// A VM process ended before it was asked to.
     #[error("guest {guest}: its VM ended ({how}){log}")]
     Ended {
         /// Its name.
@@ -240,7 +240,7 @@ pub enum HostError {
     Stuck {
         /// Its name.
         guest: String,
-        /// What it was told.
+        /// The command.
         command: String,
         /// How long it was silent.
         limit: Duration,
@@ -250,14 +250,14 @@ pub enum HostError {
     Slow {
         /// Its name.
         guest: String,
-        /// What it was told, again and again.
+        /// The command, sent again and again.
         command: &'static str,
         /// How long it had.
         limit: Duration,
     },
     /// The guest cannot answer.
     #[error("guest {guest} is paused; resume it first")]
-    StandsStill {
+    Paused {
         /// Its name.
         guest: String,
     },
@@ -266,7 +266,7 @@ pub enum HostError {
     Refused {
         /// Its name.
         guest: String,
-        /// What it was told.
+        /// The command.
         command: String,
         /// What it said.
         answer: String,
@@ -280,27 +280,27 @@ pub enum HostError {
         refusal: machine::control::Refusal,
     },
     /// An answer to another question than was asked.
-    #[error("{who} answered something else: {answer}")]
+    #[error("{peer} answered something else: {answer}")]
     Unexpected {
-        /// Who did.
-        who: String,
+        /// Its name.
+        peer: String,
         /// What.
         answer: String,
     },
     /// A socket failed.
-    #[error("{who}: its socket failed")]
+    #[error("{peer}: its socket failed")]
     Socket {
         /// Whose.
-        who: String,
+        peer: String,
         /// Why.
         #[source]
         source: LineError,
     },
     /// A process that is there does not answer.
-    #[error("{who} does not answer: its process is stopped, or waits for a disk or a server")]
+    #[error("{peer} does not answer: its process is stopped, or waits for a disk or a server")]
     Unanswered {
         /// Whose.
-        who: String,
+        peer: String,
     },
     /// The fleet's daemon is gone.
     #[error(
@@ -331,7 +331,7 @@ pub enum HostError {
     /// The host's swap could not be taken up.
     #[error("the scenario fills the host's swap, which is not possible")]
     FillSwap(#[source] PageOutError),
-    /// Somebody else has the fleet for longer than a client is kept waiting.
+    /// Another client has the fleet for longer than a client is kept waiting.
     #[error(
         "fleet {fleet} is busy: its guests are being filled, verified or measured; `samepage top` and `samepage fleet metrics` answer meanwhile"
     )]
@@ -395,7 +395,7 @@ pub enum HostError {
         /// Which there are.
         known: String,
     },
-    /// So many clones cannot be.
+    /// The number of clones is out of range.
     #[error("{asked} clones are not possible: expected 1 to {room}; a fleet has at most {most} guests")]
     CloneCount {
         /// How many were asked for.
@@ -430,11 +430,11 @@ impl HostError {
         Self::NoGuest { guest: guest.into(), fleet: fleet.into(), known }
     }
 
-    /// A socket of `who` failed. That nothing came in time means that `who` is silent.
-    pub(crate) fn socket(who: String, source: impl Into<LineError>) -> Self {
+    /// A socket of `peer` failed. That nothing came in time means that `peer` is silent.
+    pub(crate) fn socket(peer: String, source: impl Into<LineError>) -> Self {
         match source.into() {
-            LineError::Late | LineError::NotYet => Self::Unanswered { who },
-            source => Self::Socket { who, source },
+            LineError::Late | LineError::NotYet => Self::Unanswered { peer },
+            source => Self::Socket { peer, source },
         }
     }
 
@@ -443,9 +443,9 @@ impl HostError {
         Self::unexpected(format!("the VM of guest {guest}"), answer)
     }
 
-    /// `who` answered another question than was asked.
-    pub fn unexpected(who: String, answer: &dyn fmt::Debug) -> Self {
-        Self::Unexpected { who, answer: format!("{answer:?}").chars().take(UNEXPECTED_CHARS).collect() }
+    /// `peer` answered another question than was asked.
+    pub fn unexpected(peer: String, answer: &dyn fmt::Debug) -> Self {
+        Self::Unexpected { peer, answer: format!("{answer:?}").chars().take(UNEXPECTED_CHARS).collect() }
     }
 
     /// Whether a VM refused for this reason. One of a build that names no reasons may have had it, too.

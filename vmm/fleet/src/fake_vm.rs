@@ -20,7 +20,7 @@ pub fn handle(dir: &Path, guest: &str, pid: u32) -> VmHandle {
     VmHandle { guest: guest.into(), pid, socket: dir.join(guest), memory_bytes: 4096, reservation }
 }
 
-/// Answers whoever comes to `listener`, with what `answer` has for the operation that is asked for.
+/// Answers the clients of `listener`, with what `answer` has for the operation that is asked for.
 pub fn serve(listener: UnixListener, answer: impl Fn(&str) -> String + Send + 'static) {
     thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {

@@ -178,8 +178,8 @@ impl Fleet {
         self.each(|guest| guest.fill(watch)).map(drop)
     }
 
-    /// Whether those may come in that do not run yet, and have what they need. Those whom an earlier daemon let in are in, and count as
-    /// what they are.
+    /// Whether the guests that do not run yet are admitted. Those that an earlier daemon admitted run, and count as what they
+    /// are.
     fn judge(&mut self) -> Result<(), HostError> {
         let runs = |spec: &GuestSpec| self.guests.iter().any(|guest| guest.spec.name == spec.name);
         let (adopted, newcomers): (Vec<_>, Vec<_>) = self.spec.guests.iter().cloned().partition(runs);
@@ -280,7 +280,7 @@ impl Fleet {
         if let Some(at) = self.guests.iter().position(|guest| guest.spec.name == name) {
             self.guests.remove(at).stop();
             self.spec.guests.retain(|guest| guest.name != name);
-            // As long as it cannot be told, others leave the memory alone.
+            // If that fails, other fleets leave the memory alone.
             let _ = self.pledge.set(promises(&self.spec));
         }
     }
@@ -290,7 +290,7 @@ impl Fleet {
         self.left_out = guests;
     }
 
-    /// Leaves out those, too, that fell silent so lately that nobody has noticed.
+    /// Leaves out those, too, that fell silent since the last look.
     pub(crate) fn leave_out_silent(&mut self) -> Result<(), HostError> {
         let silent = self.each(|guest| Ok(guest.is_silent().then(|| guest.spec.name.clone())))?;
         self.left_out.extend(silent.into_iter().flatten());
@@ -329,7 +329,7 @@ impl Fleet {
         self.each(|guest| guest.space())
     }
 
-    /// What could be shared within each trust domain: every page hashed and compared, while all guests stand still.
+    /// What could be shared within each trust domain: every page hashed and compared, while all guests are paused.
     pub fn content(&mut self, watch: &Watch) -> Result<Content, HostError> {
         self.paused(|fleet| {
             let mut domains: BTreeMap<&str, Vec<Space>> = BTreeMap::new();
@@ -382,7 +382,7 @@ impl Fleet {
         self.engine.set_priority(urgent);
     }
 
-    /// The ledger as it is now; audited if that is asked for, which the guests stand still for.
+    /// The ledger as it is now; audited if that is asked for, for which the guests are paused.
     pub fn ledger(&mut self, audited: bool) -> Result<Reading, HostError> {
         let read = |fleet: &mut Self| {
             let mut handles = fleet.handles()?;
@@ -393,7 +393,7 @@ impl Fleet {
             return read(self);
         }
         let mut reading = self.paused(read)?;
-        // That they stood still for this is nobody's business.
+        // That they were paused for this does not count.
         for said in &mut reading.said {
             let guest = self.guests.iter().find(|guest| guest.spec.name == said.status.name);
             said.status.paused =
@@ -486,7 +486,7 @@ impl Fleet {
         self.engine.stop();
     }
 
-    /// Has every guest check all its pages, and the host check them too. A guest that stands still cannot, and is left out.
+    /// Has every guest check all its pages, and the host check them too. A paused guest cannot, and is left out.
     pub fn verify(&mut self, watch: &Watch) -> Result<Verified, HostError> {
         self.leave_out_silent()?;
         let still = self.each(|guest| Ok(guest.vm_status()?.paused.then(|| guest.spec.name.clone())))?;

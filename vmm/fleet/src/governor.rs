@@ -1,4 +1,4 @@
-//! Keeps a fleet within its means: looks at every guest several times a second, decides ([`policy::step`]), carries out.
+//! Manages a fleet's memory: looks at every guest several times a second, decides ([`policy::step`]), carries out.
 //!
 //! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on, and a VM that does not answer keeps
 //! it from looking at the others for a tenth of a second, once. What it must not forget is in a file before it is done: a daemon that is
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::action_log::Entry;
-use super::asker::{Askers, Told};
+use super::asker::{Askers, Outcome};
 use super::ledger::{Budget, Look};
 use super::management::Management;
 use super::observer::{ANSWER_WAIT, Observation, Observer};
@@ -26,12 +26,12 @@ use overcommit::knobs::Knobs;
 use overcommit::policy;
 use overcommit::view::{GuestView, HostView};
 
-/// From one look to the next, unless that would take more than one part in so many of one processor's time ...
+/// From one look to the next, unless that would take more than this part of one processor's time ...
 const INTERVAL: Duration = Duration::from_millis(200);
 const LOOK_PART: u32 = 50;
 /// ... but no longer than this: memory may be gone faster.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
-/// How long somebody who wants to know it exactly waits for VMs to answer.
+/// How long a client that asks for exact numbers waits for VMs to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// How often the thread sees that it is to end.
 const POLL: Duration = Duration::from_millis(20);
@@ -198,7 +198,7 @@ impl Work {
                 self.actuator.merge(eager);
                 entries.push(Entry::new(action, None, None, seconds));
             }
-            // One that is late may do yet what it was told before: what it should do is decided again when that is known.
+            // One that is late may yet carry out an earlier request: what it should do is decided again when that is known.
             let handle = action.guest().and_then(|n| handles.get(n));
             let Some(handle) = handle.filter(|handle| lock(&self.shared.askers).takes(&handle.guest)) else {
                 continue;
@@ -210,17 +210,17 @@ impl Work {
                 Action::Stop { reason, .. } => self.state.stop(&handle.guest, &reason.to_string()),
                 _ => {}
             }
-            // Each guest's in order, all guests' at once: when memory is short nobody waits for the slowest.
+            // Each guest's in order, all guests' at once: when memory is short none waits for the slowest.
             lock(&self.shared.askers).tell(&handle.guest, *action, request);
         }
-        let told = {
+        let outcomes = {
             let mut askers = lock(&self.shared.askers);
             if !actions.is_empty() {
                 askers.wait(ANSWER_WAIT);
             }
-            askers.told()
+            askers.outcomes()
         };
-        for Told { guest, action, error } in told {
+        for Outcome { guest, action, error } in outcomes {
             // One that could not be resumed is still suspended, and still by us.
             if matches!(action, Action::Resume { .. }) && error.is_none() {
                 self.state.resume(&guest);
@@ -250,7 +250,7 @@ impl Work {
     }
 }
 
-/// What a guest's VM is told to do what was decided; None if that is not for a guest.
+/// The request to a guest's VM by which an action is carried out; None if that is not for a guest.
 fn request(action: &Action) -> Option<Request> {
     Some(match *action {
         Action::Merge { .. } => return None,

@@ -3,12 +3,13 @@
 mod cloned;
 mod joined;
 mod log;
+mod start;
 
 use std::fs;
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,15 +22,14 @@ use super::client::{ANSWER_LIMIT, Com2, control_within};
 use super::images::Image;
 use super::runtime::FleetDir;
 use super::shutdown::{self, Ended, Shutdown};
-use super::spec::{EngineName, GuestSpec, Overcommit};
+use super::spec::{EngineName, GuestSpec};
 use super::state::{Saved, Started};
 use super::vm_handle::VmHandle;
 use super::watch::{Stage, Watch};
-use machine::working_set::Sampling;
-use machine::{Console, VmConfig, control as vm, handover};
+use machine::control as vm;
 use measure::Space;
 use os::Process;
-use os::{executable, handed, limits};
+use os::limits;
 
 /// How long the built-in guest may take until it is ready.
 const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
@@ -37,16 +37,12 @@ const BUILT_IN_LIMIT: Duration = Duration::from_secs(30);
 const LINUX_LIMIT: Duration = Duration::from_secs(180);
 /// How long a guest may be silent during a long command: progress comes more often than this.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
-/// Until the governor has seen it, a guest may take this much memory a second: 64 MiB.
-const NEWCOMER_PAGES_PER_SECOND: u64 = 16_384;
 /// How long a command may take a guest that is throttled or suspended.
 const HELD_LIMIT: Duration = Duration::from_secs(3600);
 /// How long a VM may take to show that it answers at all.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 /// How long a VM process may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
-const OOM_SCORE_ADJ: i16 = 300;
 /// How often a VM that is to end is looked at.
 const END_POLL: Duration = Duration::from_millis(20);
 /// How a VM ends whose guest powered off, in words.
@@ -54,7 +50,7 @@ const CLEAN_EXIT: &str = "exit status 0";
 /// How one ended that is no child of ours.
 const GONE: &str = "its process is gone";
 
-/// Who keeps VM processes alive.
+/// What keeps VM processes alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
     /// They end when this process does, however it ends.
@@ -95,81 +91,6 @@ enum Running {
 }
 
 impl Guest {
-    /// Starts the VM process of guest `number`, which goes on from `image` if there is one.
-    pub fn start(
-        spec: &GuestSpec,
-        number: usize,
-        dir: &FleetDir,
-        lifetime: Lifetime,
-        (engine, merge): (EngineName, Option<PathBuf>),
-        overcommit: &Overcommit,
-        image: Option<&Arc<Image>>,
-    ) -> Result<Self, HostError> {
-        let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
-        let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
-        let _ = fs::remove_file(&log);
-        let working_set_seconds = overcommit.sampling_seconds();
-        // Before there is a process: one that is found without it is not of this fleet's making.
-        let started = Started { guest: spec.clone(), engine, working_set_seconds };
-        Saved::new(started, None, None, None).write(dir)?;
-        // Appending, as the console does: else each would write over the other's lines.
-        let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
-        let (lifeline, daemon) = match lifetime {
-            Lifetime::WithUs => (true, None),
-            Lifetime::TheirOwn => (false, Some(std::process::id().cast_signed())),
-        };
-        let mut program = executable::command();
-        let vm = VmConfig {
-            image: image.map(|image| image.give(&mut program)).transpose().map_err(failed)?,
-            console: Console::File(log),
-            control: Some(control.clone()),
-            com2: Some(com2),
-            merge,
-            sampling: working_set_seconds.map(Sampling::every_seconds),
-            throttle: overcommit.policy.then_some(NEWCOMER_PAGES_PER_SECOND),
-            oom_score_adj: Some(OOM_SCORE_ADJ),
-            lifeline,
-            daemon,
-            ..spec.vm.clone()
-        };
-        // By these a later daemon, and lists of processes, know which VM it is; what it is to be is data.
-        program.args(["run", "--name", &spec.name, "--control"]).arg(control);
-        program.args(daemon.iter().flat_map(|pid| ["--daemon".to_owned(), pid.to_string()]));
-        let config = handed::give(&mut program, handover::write(&vm).map_err(failed)?);
-        program
-            .args(["--config-fd", &config.to_string()])
-            .stdin(if lifeline { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::null())
-            .stderr(messages)
-            // A Control-C on the terminal is for us, and we tell the guests.
-            .process_group(0);
-        let mut child = program.spawn().map_err(failed)?;
-        let lifeline = child.stdin.take();
-        let process = match Process::of_child(&child) {
-            Ok(process) => Running::Child { child, process, lifeline },
-            Err(source) => {
-                let _ = child.kill().and_then(|()| child.wait());
-                return Err(failed(source));
-            }
-        };
-        let guest = Self {
-            spec: spec.clone(),
-            number,
-            dir: dir.clone(),
-            engine,
-            working_set_seconds,
-            process,
-            joined: None,
-            com2: None,
-            ready: image.and_then(|image| image.ready),
-            fill: image.and_then(|image| image.fill),
-            image: image.cloned(),
-            generation: None,
-        };
-        guest.save();
-        Ok(guest)
-    }
-
     /// Takes over a VM that an earlier daemon started and filled, as `saved` says, and that is to be as `spec` says.
     pub fn adopt(
         spec: &GuestSpec,
@@ -220,8 +141,8 @@ impl Guest {
                 None => match Com2::connect(&self.spec.name, &path, self.pid().unwrap_or(0)) {
                     Ok(com2) => self.com2 = Some(com2),
                     Err(source) if limits::is_shortage(&source) => {
-                        let who = format!("COM2 of guest {}", self.spec.name);
-                        return Err(HostError::socket(who, limits::explained(source)));
+                        let peer = format!("COM2 of guest {}", self.spec.name);
+                        return Err(HostError::socket(peer, limits::explained(source)));
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(5)),
                 },
@@ -265,7 +186,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Fills so many pages, whatever the fleet file says of their number; of that mix, or nothing where it says none.
+    /// Fills `pages` pages, whatever the fleet file says of their number; of its mix, or nothing where it says none.
     pub fn fill_pages(&mut self, pages: u64, watch: &Watch) -> Result<(), HostError> {
         let Some(mut fill) = self.spec.fill else { return Ok(()) };
         fill.pages = Some(pages);
@@ -292,7 +213,7 @@ impl Guest {
         }
     }
 
-    /// Has the guest obey any other command. Pages that `fill` writes this way nobody here knows of.
+    /// Sends the guest any other command. Pages that `fill` writes this way are not known here.
     pub fn obey(&mut self, command: &Command, watch: &Watch) -> Result<Reply, HostError> {
         self.command(command, Stage::Merge, watch)
     }
@@ -301,8 +222,8 @@ impl Guest {
         let number = self.number;
         let handle = self.handle()?;
         let Some(com2) = &mut self.com2 else {
-            let who = format!("COM2 of guest {}", self.spec.name);
-            return Err(HostError::socket(who, io::Error::from(io::ErrorKind::NotConnected)));
+            let peer = format!("COM2 of guest {}", self.spec.name);
+            return Err(HostError::socket(peer, io::Error::from(io::ErrorKind::NotConnected)));
         };
         let began = Instant::now();
         let mut stands = false;
@@ -347,7 +268,7 @@ impl Guest {
         control_within(&self.spec.name, &socket, Some(self.pid().unwrap_or(0)), request, limit)
     }
 
-    /// Its handle, while it has a process: for those who manage its memory.
+    /// Its handle, while it has a process, to manage its memory.
     pub fn handle(&self) -> Result<Option<VmHandle>, HostError> {
         let socket = self.control_socket()?;
         Ok(self.pid().map(|pid| VmHandle {
@@ -383,12 +304,12 @@ impl Guest {
         self.ready
     }
 
-    /// Is it the built-in guest, whose pages lie where it says?
+    /// Whether it is the built-in guest, whose pages lie where it says.
     pub fn is_built_in(&self) -> bool {
         self.ready.is_some_and(|r| r.kind == Kind::Builtin)
     }
 
-    /// How many pages of one kind it was filled with; None if it was not, or nobody knows.
+    /// How many pages of one kind it was filled with; None if it was not, or that is not known.
     pub fn pages_of(&self, target: Target) -> Option<u64> {
         let fill = self.fill?;
         let pages = fill.pages?;
@@ -519,7 +440,7 @@ impl Guest {
         ended
     }
 
-    /// Ends its VM, by force if it does not end when told, and removes what it left. One that joined by itself runs on, unmanaged.
+    /// Ends its VM, by force if it does not end when asked, and removes what it left. One that joined by itself runs on, unmanaged.
     pub fn stop(&mut self) {
         if self.has_joined() {
             return self.leave();

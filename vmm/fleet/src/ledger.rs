@@ -20,7 +20,7 @@ use overcommit::ledger::{Classes, GuestNumbers, GuestOverhead, HostNumbers, Host
 /// What KSM keeps of each page it has seen (struct ksm_rmap_item), in bytes.
 const RMAP_ITEM_BYTES: u64 = 64;
 
-/// How long a VM that does not answer is given to end: so many looks, so far apart.
+/// How long a VM that does not answer is given to end: this many looks, this far apart.
 const ENDING_LOOKS: u32 = 50;
 const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
@@ -215,7 +215,7 @@ fn account(
         dead_slabs: budget.dead_slabs,
         held_by_images: match budget.image_pages {
             0 => 0,
-            // All that slabs have, and that is neither in a page table nor the engine's to let go of.
+            // All that slabs have, and that is neither in a page table nor the engine's to drop.
             pages => (pages + budget.slab_pages.unwrap_or(0)).saturating_sub(slab_frames + budget.dead_slabs),
         },
         second_level_of_host: readings.as_ref().map_or(0, |r| r.second_level_pages),

@@ -126,7 +126,7 @@ fn is_daemon(process: &Process) -> bool {
     process.arguments().get(1).is_some_and(|command| command == "host")
 }
 
-/// The fleet a command means: the one named, or the only one there is. Those that nothing is left of but files do not count.
+/// The fleet of a command: the one named, or the only one there is. Fleets of which only files are left do not count.
 pub fn choose(name: Option<String>) -> Result<String, HostError> {
     let fleets = Fleets::find()?;
     if let Some(fleet) = name {

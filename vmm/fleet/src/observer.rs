@@ -23,11 +23,11 @@ use os::process::thread_time;
 use overcommit::view::Psi;
 use overcommit::view::{BalloonView, GuestState, GuestView, HostView};
 
-/// How long a look waits for VMs that are asked, all of them together. Whoever is later is seen as it was.
+/// How long a look waits for VMs that are asked, all of them together. One that is later is seen as it was.
 pub(super) const ANSWER_WAIT: Duration = Duration::from_millis(100);
 /// The ledger is read at most so often ...
 const LEDGER_INTERVAL: Duration = Duration::from_secs(1);
-/// ... and takes at most one part in so many of one processor's time, walks of page tables not counted, which have their own limit.
+/// ... and takes at most this part of one processor's time, walks of page tables not counted, which have their own limit.
 const LEDGER_PART: u32 = 100;
 /// How long it waits for walks that are due; what takes longer is in the next one.
 const WALK_WAIT: Duration = Duration::from_millis(50);
@@ -78,7 +78,7 @@ impl Observer {
         Self { askers, ..Self::default() }
     }
 
-    /// Looks at the guests at `handles`; `state` knows which of those that stand still the policy has suspended.
+    /// Looks at the guests at `handles`; `state` knows which paused ones the policy has suspended.
     pub fn observe(&mut self, handles: &[VmHandle], now_seconds: f64, state: &PolicyState) -> Observation {
         let begin = thread_time();
         let processes: Vec<Option<ProcessPages>> = handles
@@ -150,7 +150,7 @@ impl Observer {
 
     fn read_if_due(&mut self, handles: &[VmHandle], processes: &[Option<ProcessPages>]) -> Option<Look> {
         let interval = self.ledger_interval();
-        // Somebody new, or somebody gone, makes all sums others.
+        // A guest that has come or gone changes all sums.
         let known = |last: &LastReading| {
             let running = handles.iter().zip(processes).filter(|(_, process)| process.is_some());
             last.at.elapsed() < interval
@@ -245,7 +245,7 @@ impl Observer {
                 view.state = state.of_paused(&handle.guest);
             }
             view.age_seconds = said.age_seconds();
-            // Of one that stands still it is as true as it was.
+            // Of a paused one it is as true as it was.
             let holds = said.status.paused || view.age_seconds.is_some_and(|age| age <= WORD_SECONDS);
             view.spare_pages = said.spare_pages().filter(|_| holds);
             view.throttle_pages_per_second = said.status.throttle.pages_per_second;
@@ -283,7 +283,7 @@ fn error_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
     (sample.error_pages as f64 * small as f64 / sample.sampled_pages.max(1) as f64).min(small as f64) as u64
 }
 
-/// What a guest of so many pages uses, by a sample of those that are small and its own: the others are taken to be used as much, and those
+/// What a guest of `pages` pages uses, by a sample of those that are small and its own: the others are taken to be used as much, and those
 /// in huge pages, of which there is no sample, to be used all.
 fn active_pages(sample: &WorkingSet, resident_pages: u64) -> u64 {
     let huge = sample.huge_pages.min(resident_pages);

@@ -23,7 +23,7 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(180);
 /// [`guest::protocol::frame_runs`] reads them.
 ///
 /// # Errors
-/// The guest cannot tell (the built-in one never can), stands still, or is gone; or the daemon is.
+/// The guest cannot tell (the built-in one never can), is paused, or is gone; or the daemon is.
 pub fn page_types(fleet: &str, guest: &str) -> Result<String, HostError> {
     match request(fleet, &status::Request::PageTypes { guest: guest.into() }, DAEMON_LIMIT)? {
         status::Reply::PageTypes(runs) => Ok(runs),
@@ -42,7 +42,7 @@ impl Guest {
     fn page_types(&mut self, watch: &Watch) -> Result<String, HostError> {
         let status = self.vm_status()?;
         if status.paused {
-            return Err(HostError::StandsStill { guest: self.spec.name.clone() });
+            return Err(HostError::Paused { guest: self.spec.name.clone() });
         }
         let end = status.extents.iter().map(|extent| extent.gpas().end.0 / PAGE_BYTES).max();
         let (mut text, mut from, began) = (String::new(), 0, Instant::now());
@@ -50,8 +50,8 @@ impl Guest {
         while from < end.unwrap_or(0) {
             let command = Command::Frames { from };
             let Some(com2) = &mut self.com2 else {
-                let who = format!("COM2 of guest {}", self.spec.name);
-                return Err(HostError::socket(who, io::Error::from(io::ErrorKind::NotConnected)));
+                let peer = format!("COM2 of guest {}", self.spec.name);
+                return Err(HostError::socket(peer, io::Error::from(io::ErrorKind::NotConnected)));
             };
             // Unlike other commands this one does not wait for a guest that is held back: the whole fleet would.
             let slow = || HostError::Slow { guest: self.spec.name.clone(), command: "frames", limit: LIMIT };

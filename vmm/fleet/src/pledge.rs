@@ -1,7 +1,7 @@
-//! What fleets have promised to their guests, told from one to the next: a file in each fleet's directory.
+//! What fleets have promised to their guests, for each other to read: a file in each fleet's directory.
 //!
 //! The process that keeps the fleet has a lock on the file for as long as it lives. Without it the promise is as good as the VMs that
-//! are still there. Whoever lets guests in does so under one more lock, so that no two fleets are given the same memory.
+//! are still there. Guests are admitted under one more lock, so that no two fleets are given the same memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -79,7 +79,7 @@ impl OtherFleet {
     }
 }
 
-/// Nobody else lets guests in while this is kept.
+/// No other fleet admits guests while this is kept.
 pub fn admitting() -> Result<File, HostError> {
     let path = runtime::root().join("admission.lock");
     open(&path).and_then(|file| lock(&file).map(|()| file)).map_err(|source| HostError::Runtime {
@@ -142,7 +142,7 @@ fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Locks `file` for this one alone, as soon as others have let go of it.
+/// Locks `file` for this one alone, as soon as others have released it.
 fn lock(file: &File) -> io::Result<()> {
     let until = Instant::now() + LOCK_LIMIT;
     loop {

@@ -51,10 +51,10 @@ impl PolicyState {
         self.save();
     }
 
-    /// Forgets suspensions of guests that somebody else has let run, or that have ended. Of one that is late it is not known yet.
+    /// Forgets suspensions of guests that were resumed by others, or that have ended. Of one that is late it is not known yet.
     pub fn keep(&mut self, guests: &[GuestView], is_late: impl Fn(&str) -> bool) {
         let before = self.suspended.len();
-        // One that does not answer may stand still as it did.
+        // One that does not answer may still be paused.
         let stands = |g: &GuestView| {
             matches!(g.state, GuestState::Suspended | GuestState::Silent)
                 || g.state != GuestState::Dead && is_late(&g.name)
@@ -65,7 +65,7 @@ impl PolicyState {
         }
     }
 
-    /// What is known of a guest whose vCPUs stand still.
+    /// What is known of a paused guest.
     pub fn of_paused(&self, guest: &str) -> GuestState {
         if self.suspended.contains_key(guest) { GuestState::Suspended } else { GuestState::Paused }
     }
@@ -96,7 +96,7 @@ mod tests {
         let mut next = PolicyState::load(&dir);
         assert_eq!((next.of_paused("a"), next.of_paused("c")), (GuestState::Suspended, GuestState::Paused));
         assert_eq!(next.stopped["b"], "far too little");
-        // Somebody let it run.
+        // It was resumed by others.
         let view = |state| [GuestView { name: "a".into(), state, ..GuestView::default() }];
         next.keep(&view(GuestState::Silent), |_| false);
         next.keep(&view(GuestState::Running), |_| true);

@@ -283,7 +283,7 @@ mod tests {
         // As /tmp is: others cannot rename what is ours.
         mode(&open, 0o1777);
         fleet.create().unwrap();
-        // But in the directory of fleets nobody else has any business.
+        // But the directory of fleets is this user's alone.
         mode(&open.join("fleets"), 0o1777);
         assert!(fleet.check_owners().is_err());
         mode(&open.join("fleets"), 0o700);

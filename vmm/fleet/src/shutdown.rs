@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use machine::control::Request;
 use os::lock;
 
-/// How long guests may take to power off unless told otherwise.
+/// How long guests may take to power off, by default.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
 /// How much later than we a VM stops itself, should this process not live as long.
 const GRACE: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ struct State {
 }
 
 impl Shutdown {
-    /// One that has begun, with so long for every guest.
+    /// One that has begun, with this time for every guest.
     pub fn within(limit: Duration) -> Self {
         let shutdown = Self::default();
         shutdown.allow(limit);
@@ -70,7 +70,7 @@ impl Shutdown {
         }
     }
 
-    /// Begins, or shortens what has begun: so long from now on and no longer.
+    /// Begins, or shortens what has begun: this time from now on and no longer.
     pub fn allow(&self, limit: Duration) {
         let mut state = lock(&self.0);
         let until = Instant::now() + limit;
@@ -161,12 +161,12 @@ mod tests {
         shutdown.has_ended("a", Ended::Orderly);
         shutdown.has_ended("b", Ended::CutOff);
         shutdown.has_ended("c", unasked());
-        let told: Vec<_> = shutdown.cut_off().into_iter().map(|cut| (cut.guest, cut.why)).collect();
+        let cut: Vec<_> = shutdown.cut_off().into_iter().map(|cut| (cut.guest, cut.why)).collect();
         let expected = [
             ("b", "it did not power off within 7 s"),
             ("c", "it could not be asked to power off: its VM does not answer"),
         ];
-        assert_eq!(told, expected.map(|(guest, why)| (guest.to_owned(), why.to_owned())));
+        assert_eq!(cut, expected.map(|(guest, why)| (guest.to_owned(), why.to_owned())));
         let at_once = Shutdown::within(Duration::ZERO);
         at_once.has_ended("b", Ended::CutOff);
         at_once.has_ended("c", unasked());

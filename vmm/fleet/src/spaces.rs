@@ -1,4 +1,4 @@
-//! Where the memory of a fleet's guests lies, asked from outside: for whoever measures it.
+//! Where the memory of a fleet's guests lies, asked from outside, to measure it.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The guests of `fleet` that live, or those of them that are called so, each with its trust domain.
 ///
 /// # Errors
-/// The daemon or a guest does not answer, or a name is nobody's.
+/// The daemon or a guest does not answer, or there is no guest of a name.
 pub fn spaces(fleet: &str, names: &[String]) -> Result<Vec<(Space, String)>, HostError> {
     let ask = Request::Status { kvm: false, content: false, audit: false, settle_seconds: None };
     let status = match request(fleet, &ask, LIMIT)? {

@@ -149,12 +149,12 @@ pub enum SpecError {
     DriveOwners {
         /// The drive.
         path: PathBuf,
-        /// Who has it.
+        /// The guest that has it.
         first: String,
-        /// Who has it, too; maybe the same.
+        /// The guest that has it, too; maybe the same.
         second: String,
     },
-    /// A rule of `[open]` that fits anybody.
+    /// A rule of `[open]` that fits every VM.
     #[error("open: the rule of domain {domain} says neither uid nor cgroup: expected one of them, or both")]
     OpenRule {
         /// The domain.

@@ -31,13 +31,13 @@ pub enum Request {
         /// With an audit of the ledger: pauses the guests while every frame is counted by other means.
         #[serde(default)]
         audit: bool,
-        /// Wait until merging brings nothing new, at most so many seconds.
+        /// Wait until merging brings nothing new, at most for these seconds.
         #[serde(default)]
         settle_seconds: Option<u64>,
     },
     /// Check every page, in the guests and from the host.
     Verify,
-    /// How the fleet is kept within its means. Answered at once, whatever else goes on.
+    /// How the fleet's memory is managed. Answered at once, whatever else goes on.
     Management,
     /// The same and more, for Prometheus. Answered at once too.
     Metrics {
@@ -59,7 +59,7 @@ pub enum Request {
     },
     /// The snapshots that are kept.
     Snapshots,
-    /// Let go of one.
+    /// Remove one.
     RemoveSnapshot {
         /// Its name.
         name: String,
@@ -166,7 +166,7 @@ impl From<&HostError> for ErrorKind {
             HostError::Busy { .. } => Self::Busy,
             HostError::Interrupted => Self::Interrupted,
             HostError::NoGuest { .. } => Self::NoSuchGuest,
-            HostError::StandsStill { .. } => Self::GuestPaused,
+            HostError::Paused { .. } => Self::GuestPaused,
             HostError::Ended { .. } => Self::GuestEnded,
             HostError::Silent { .. }
             | HostError::Stuck { .. }
@@ -220,7 +220,7 @@ pub struct Verified {
     pub verified_pages: u64,
     /// Pages that were wrong, in the guests' or the host's eyes.
     pub mismatched_pages: u64,
-    /// Guests that were not asked: they stand still, do not answer, or joined by themselves.
+    /// Guests that were not asked: they are paused, do not answer, or joined by themselves.
     #[serde(default)]
     pub skipped: Vec<String>,
 }
@@ -231,13 +231,13 @@ pub struct Verified {
 pub enum State {
     /// Its vCPUs run.
     Running,
-    /// Its vCPUs stand still.
+    /// Its vCPUs are paused.
     Paused,
     /// Its VM process does not answer; what it says of itself is from before.
     Silent,
     /// Its VM process is gone.
     Dead,
-    /// Its kernel panicked. Its VM process is gone, or stands still for ever.
+    /// Its kernel panicked. Its VM process is gone, or does nothing more.
     Panicked,
 }
 

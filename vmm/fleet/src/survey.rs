@@ -1,4 +1,4 @@
-//! How a fleet is, gathered for those who ask.
+//! The status of a fleet, gathered from its guests.
 
 use super::HostError;
 use super::fleet::Fleet;

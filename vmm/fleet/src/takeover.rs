@@ -123,7 +123,7 @@ fn judge(vm: &LivingVm, spec: &FleetSpec, dir: &FleetDir) -> Judged {
         return Judged::Differs(vec![Difference::Unknown { guest, pid }]);
     }
     if !saved.is_whole() {
-        // What the guest was told or still does is not known: a new one is as good.
+        // What the guest was asked, or still does, is not known: a new one is as good.
         return Judged::Unfinished;
     }
     let number = spec.guests.iter().position(|wanted| wanted.name == guest);

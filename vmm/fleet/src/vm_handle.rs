@@ -1,4 +1,4 @@
-//! A guest as whoever manages its memory sees it: its control socket, its process, and what the fleet file promised it.
+//! A guest as the management of its memory sees it: its control socket, its process, and what the fleet file promised it.
 
 use std::path::PathBuf;
 use std::thread;
@@ -51,7 +51,7 @@ pub fn each<T: Send>(handles: &[VmHandle], work: impl Fn(usize, &VmHandle) -> T 
     all
 }
 
-/// A guest's word on its memory counts for so long. A guest that runs is asked every second.
+/// A guest's statistics are valid for this time. A guest that runs is asked every second.
 pub const WORD_SECONDS: f64 = 30.0;
 
 /// What a guest's VM says of itself.
@@ -138,7 +138,7 @@ impl Said {
     }
 
     /// What a balloon could be asked for now: what the guest could do without, by a word that is not old, if a driver runs that could give
-    /// it. A guest that stands still or does not answer gives nothing.
+    /// it. A guest that is paused or does not answer gives nothing.
     pub fn to_give_pages(&self) -> u64 {
         let driver = self.balloon.as_ref().is_some_and(|balloon| balloon.size.driver);
         let fresh = self.age_seconds().is_some_and(|age| age <= WORD_SECONDS);
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(with(|_, balloon| balloon.size.driver = false), 0, "no driver");
         assert_eq!(with(|_, balloon| balloon.age_seconds = Some(WORD_SECONDS + 1.0)), 0, "an old word");
         assert_eq!(with(|_, balloon| balloon.age_seconds = None), 0, "no word");
-        assert_eq!(with(|said, _| said.status.paused = true), 0, "it stands still");
+        assert_eq!(with(|said, _| said.status.paused = true), 0, "it is paused");
         assert_eq!(with(|said, _| said.silent = Some(Duration::ZERO)), 0, "it does not answer");
         assert_eq!(Said { balloon: None, ..said.clone() }.to_give_pages(), 0);
         let ago = Instant::now().checked_sub(Duration::from_secs(40));

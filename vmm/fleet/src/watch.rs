@@ -1,4 +1,4 @@
-//! Who watches what a fleet is busy with, and whether it is to go on.
+//! How the progress of a fleet's work is reported, and whether it is to go on.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::HostError;
 
-/// What a fleet is busy with, for those who watch.
+/// What a fleet is busy with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -23,7 +23,7 @@ pub enum Stage {
     Merge,
     /// Guests check their pages.
     Verify,
-    /// A guest that is waited for is suspended, or held still by somebody else.
+    /// A guest that is waited for is suspended, or paused by others.
     Wait,
     /// The host checks them.
     Check,
@@ -31,7 +31,7 @@ pub enum Stage {
 
 type Teller = dyn Fn(Stage, usize, u64, u64) + Send + Sync;
 
-/// Who watches, and whether the user wants an end.
+/// Where progress goes, and whether the user wants an end.
 pub struct Watch {
     tell: Box<Teller>,
     interrupted: Arc<AtomicBool>,
@@ -47,13 +47,13 @@ impl Watch {
         Self { tell: Box::new(tell), interrupted, client: None }
     }
 
-    /// The same, for a client: what is done for it ends when it has hung up.
+    /// The same, for a client: what is done for it ends when it has disconnected.
     pub fn for_client(self, client: Option<UnixStream>) -> Self {
         Self { client, ..self }
     }
 
-    /// Nobody watches.
-    pub fn nobody() -> Self {
+    /// Progress goes nowhere.
+    pub fn none() -> Self {
         Self::new(|_, _, _, _| {}, Arc::default())
     }
 
@@ -71,7 +71,7 @@ impl Watch {
     }
 }
 
-/// Whether nobody takes an answer any more. A client that has only closed its sending side does.
+/// Whether a client takes no answer any more. One that has only closed its sending side does.
 fn has_hung_up(client: &UnixStream) -> bool {
     let mut fds = [PollFd::new(client, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -17,7 +17,7 @@ use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
 use crate::watch::Watch;
 use merge::slab::engine::ImageSlabs;
 
-/// An image keeps a slab of merging's, and all of it, for one page in so many that its memory has of it.
+/// An image keeps a slab of merging's, and all of it, for one page in this many that its memory has of it.
 const WORTH_PART: u64 = 4;
 
 /// What came of a request for clones.
@@ -68,7 +68,7 @@ impl Fleet {
         self.images.iter().map(|(name, image)| ImageInfo::of(name, image, self.clones_of(image))).collect()
     }
 
-    /// Lets go of a snapshot. Guests that went on from it run on.
+    /// Removes a snapshot. Guests that went on from it run on.
     pub fn remove_snapshot(&mut self, name: &str) -> Result<(), HostError> {
         match self.images.remove(name) {
             true => {
@@ -152,7 +152,7 @@ impl Fleet {
     ) -> Result<(), HostError> {
         {
             let _admitting = pledge::admitting()?;
-            // Once more, now that nobody else is let in meanwhile.
+            // Once more, now that no other fleet admits guests meanwhile.
             self.fits(&specs)?;
             self.spec.guests.extend(specs.iter().cloned());
             self.pledge.set(super::promises(&self.spec))?;

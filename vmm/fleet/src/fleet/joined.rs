@@ -1,5 +1,5 @@
-//! VMs that another program started and that join by themselves, through the merge socket: the kernel says who they are, and the
-//! fleet's file to which domain they belong.
+//! VMs that another program started and that join by themselves, through the merge socket: their identity comes from the kernel, and from the
+//! fleet's file their domain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ impl Fleet {
             Refusal::new(
                 ErrorKind::NoDomain,
                 format!(
-                    "user {uid}, control group {cgroup}, belongs to no domain of fleet {fleet}: the table [open] of its file says who does"
+                    "user {uid}, control group {cgroup}, belongs to no domain of fleet {fleet}: the table [open] of its file says which VMs do"
                 ),
             )
         })?;

@@ -38,7 +38,7 @@ impl Fleet {
         self.note_held(&held);
     }
 
-    /// Writes down who is yet to run again.
+    /// Writes down which guests are yet to be resumed.
     fn note_held(&self, guests: &[String]) {
         let noted = match guests {
             [] => fs::remove_file(self.held()).map_err(|source| HostError::Runtime {
@@ -49,17 +49,17 @@ impl Fleet {
             guests => self.write_held(guests),
         };
         if let Err(error) = noted {
-            tracing::warn!(%error, "who was held still for a measurement is not noted");
+            tracing::warn!(%error, "cannot note which guests are paused for a measurement");
         }
     }
 
-    /// Holds all guests still while `work` runs.
+    /// Pauses all guests while `work` runs.
     pub fn paused<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, HostError>,
     ) -> Result<T, HostError> {
         self.leave_out_silent()?;
-        // Whom somebody else holds still stays so.
+        // A guest that others have paused stays so.
         let running = self.each(|guest| Ok((!guest.vm_status()?.paused).then(|| guest.spec.name.clone())))?;
         let ours: Vec<String> = running.into_iter().flatten().collect();
         // Written down first: were we killed now, they would be taken to be paused by their owner, for ever.

@@ -37,8 +37,8 @@ impl Guest {
             match Com2::connect(&self.spec.name, &path, self.pid().unwrap_or(0)) {
                 Ok(com2) => self.com2 = Some(com2),
                 Err(source) if limits::is_shortage(&source) || began.elapsed() > BUILT_IN_LIMIT => {
-                    let who = format!("COM2 of guest {}", self.spec.name);
-                    return Err(HostError::Socket { who, source: LineError::Io(limits::explained(source)) });
+                    let peer = format!("COM2 of guest {}", self.spec.name);
+                    return Err(HostError::Socket { peer, source: LineError::Io(limits::explained(source)) });
                 }
                 Err(_) => std::thread::sleep(POLL),
             }

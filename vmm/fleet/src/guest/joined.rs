@@ -42,7 +42,7 @@ impl Guest {
         self.joined.clone().map_or_else(|| self.dir.control(&self.spec.name), Ok)
     }
 
-    /// Is let go of: its VM runs on, unmanaged.
+    /// Is removed: its VM runs on, unmanaged.
     pub(super) fn leave(&mut self) {
         if self.ended().is_none() {
             // At the pace that was good for this fleet it need not stay.

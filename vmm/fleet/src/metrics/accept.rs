@@ -20,7 +20,7 @@ pub(super) fn format<'h>(headers: impl Iterator<Item = &'h [u8]>) -> Format {
         .filter_map(Range::parse)
         .take(MAX_RANGES)
         .collect();
-    // By name: who accepts everything may be a person with a browser, or curl.
+    // By name: a client that accepts everything may be a browser, or curl.
     let named = ranges.iter().any(|range| range.names(Format::OpenMetrics));
     match named && quality(&ranges, Format::OpenMetrics) >= quality(&ranges, Format::Text).max(1) {
         true => Format::OpenMetrics,

@@ -17,7 +17,7 @@ const PREFIX: &str = "samepage";
 pub struct EngineNow {
     /// Its name.
     pub name: String,
-    /// How far it has come; None before it has begun, or where it cannot be told.
+    /// How far it has come; None before it has begun, or where it cannot be determined.
     pub progress: Option<Progress>,
     /// What the slab engine counts; None with another one.
     pub statistics: Option<Statistics>,

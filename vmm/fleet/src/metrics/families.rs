@@ -96,7 +96,7 @@ pub(super) fn host(management: &Management, sheet: &mut Sheet) {
     let second_level = of_ledger(|l| l.overhead.second_level_of_host);
     sheet.gauge("host_second_level", Of::Bytes, help, second_level);
     let help =
-        "1 where this user may not see frame numbers: shared and zero pages are told apart by estimate.";
+        "1 where this user may not see frame numbers: the split of shared and zero pages is an estimate.";
     let estimated = plain(ledger.map(|l| f64::from(u8::from(l.estimated))));
     sheet.gauge("ledger_estimated", Of::Nothing, help, estimated);
     let help = "Part of the last ten seconds in which at least one task (some) or all of them (full) waited for memory.";
@@ -146,7 +146,7 @@ pub(super) fn guests(management: &Management, sheet: &mut Sheet) {
     let help = "The size its balloon has by its driver's word; absent without a driver.";
     let actual = seen(|v| v.balloon.map(|b| bytes(b.actual_pages)));
     sheet.gauge("guest_balloon_actual", Of::Bytes, help, actual);
-    let help = "Memory it used lately, estimated from outside; absent where nobody has looked.";
+    let help = "Memory it used lately, estimated from outside; absent where it is not sampled.";
     sheet.gauge("guest_working_set", Of::Bytes, help, seen(|v| v.working_set_pages.map(bytes)));
     let help = "How far the working set may be off, in 95 of 100 cases.";
     let error = seen(|v| v.working_set_error_pages.map(bytes));
@@ -188,7 +188,7 @@ pub(super) fn policy(management: &Management, sheet: &mut Sheet) {
     let help = "1 where something is done about it, 0 where the fleet is only watched.";
     sheet.gauge("policy_acting", Of::Nothing, help, plain(Some(f64::from(u8::from(management.acting)))));
     let action_log = &management.action_log;
-    let help = "What was tried to keep the fleet within its means.";
+    let help = "Actions that were tried to manage the fleet's memory.";
     let kinds: BTreeSet<&str> =
         KINDS.into_iter().chain(action_log.counts.keys().map(String::as_str)).collect();
     let count = |kind| action_log.counts.get(kind).map_or(0.0, |n| *n as f64);

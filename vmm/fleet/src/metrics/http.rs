@@ -12,7 +12,7 @@ use super::server::Page;
 
 /// Clients at a time; a further one is told to try again.
 pub(super) const MAX_CLIENTS: usize = 8;
-/// How long a client may take to ask, to take its answer, and to hang up, together.
+/// How long a client may take to ask, to take its answer, and to disconnect, together.
 const LIFE: Duration = Duration::from_secs(5);
 /// What is said besides metrics.
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -81,7 +81,7 @@ mod tests {
     use wire::http::{Listener, MAX_HEAD_BYTES, MAX_HEADERS, Server};
 
     /// What a client gets that sends this and then nothing more.
-    fn told(request: &[u8]) -> String {
+    fn answered(request: &[u8]) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn metrics_are_had_by_get() {
-        let answer = told(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answer = answered(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(
             answer.contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"),
@@ -108,8 +108,8 @@ mod tests {
         );
         let end = "Content-Length: 5\r\nVary: Accept\r\nConnection: close\r\n\r\nText\n";
         assert!(answer.ends_with(end), "{answer}");
-        assert!(told(b"GET /metrics?name[]=a HTTP/1.0\r\n\r\n").ends_with("Text\n"));
-        let head = told(b"HEAD /metrics HTTP/1.1\r\n\r\n");
+        assert!(answered(b"GET /metrics?name[]=a HTTP/1.0\r\n\r\n").ends_with("Text\n"));
+        let head = answered(b"HEAD /metrics HTTP/1.1\r\n\r\n");
         assert!(head.contains("Content-Length: 5\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     }
 
@@ -117,10 +117,10 @@ mod tests {
     fn open_metrics_is_had_by_its_name() {
         let wanted =
             b"GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text;q=0.9, */*;q=0.1\r\n\r\n";
-        let answer = told(wanted);
+        let answer = answered(wanted);
         assert!(answer.contains("\r\nContent-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
         assert!(answer.ends_with("\r\n\r\nOpenMetrics\n"), "{answer}");
-        let elsewhere = told(b"GET / HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n");
+        let elsewhere = answered(b"GET / HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n");
         assert!(elsewhere.contains("\r\nContent-Type: text/plain; charset=utf-8\r\n"), "{elsewhere}");
     }
 
@@ -137,17 +137,17 @@ mod tests {
             ("GET /metrics HTTP/1.1\r\n", "400"),
             ("\u{1}\u{2}\u{3}\r\n\r\n", "400"),
         ] {
-            let answer = told(request.as_bytes());
+            let answer = answered(request.as_bytes());
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?} gave {answer:?}");
         }
-        assert_eq!(told(b""), "");
+        assert_eq!(answered(b""), "");
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn rubbish_is_answered_or_hung_up_on(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let answer = told(&bytes);
+            let answer = answered(&bytes);
             prop_assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer:?}");
         }
     }

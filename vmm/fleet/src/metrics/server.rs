@@ -1,4 +1,4 @@
-//! Who listens where metrics are asked for.
+//! The server of metrics.
 
 use std::io;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use os::SocketFile;
 /// What is served, made anew for each client.
 pub type Page = dyn Fn(Format) -> String + Send + Sync;
 
-/// An address that is taken, with nobody to answer there yet.
+/// An address that is taken, and not yet served.
 pub struct Bound {
     listener: Listener,
     file: Option<SocketFile>,
@@ -37,7 +37,7 @@ impl Server {
     /// Takes the address, so that a mistake is known before anything else is begun.
     ///
     /// # Errors
-    /// Somebody has it, it is not of this host, or we may not.
+    /// It is in use, not of this host, or not permitted.
     pub fn bind(address: &MetricsAddress) -> Result<Bound, HostError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => HostError::MetricsTaken { address: address.clone() },
@@ -47,7 +47,7 @@ impl Server {
         Ok(Bound { listener, file, address: address.clone() })
     }
 
-    /// Answers whoever comes there with `page`.
+    /// Answers its clients with `page`.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn scrape(mut stream: impl Read + Write) -> String {
-        // Who is turned away need not be able to ask.
+        // A client that is turned away need not be able to ask.
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
@@ -148,7 +148,7 @@ mod tests {
         for client in waiting {
             assert!(scrape(client).ends_with("# EOF\n"));
         }
-        // Their places are free again, as soon as their threads have seen that they hung up.
+        // Their places are free again, as soon as their threads have seen that they disconnected.
         let mut again = String::new();
         for _ in 0..100 {
             again = scrape(UnixStream::connect(&path).unwrap());

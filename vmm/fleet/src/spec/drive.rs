@@ -47,7 +47,7 @@ pub(super) fn of(guest: &str, drives: &[DriveSpec], dir: &Path) -> Result<Vec<Dr
     Ok(drives.iter().enumerate().map(drive).collect())
 }
 
-/// A drive that a guest may write is nobody else's.
+/// A drive that a guest may write cannot be shared.
 pub(super) fn check_owners(guests: &[GuestSpec]) -> Result<(), SpecError> {
     let mut users: BTreeMap<&Path, (&str, bool)> = BTreeMap::new();
     for guest in guests {

@@ -10,7 +10,7 @@ use thiserror::Error;
 /// What an address begins with that is a path.
 const UNIX: &str = "unix:";
 
-/// An address for whoever collects metrics. There is no authentication: who can connect can read.
+/// An address at which metrics are collected. There is no authentication: every process that can connect can read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricsAddress {
@@ -25,11 +25,11 @@ pub enum MetricsAddress {
 pub enum MetricsAddressError {
     /// It is neither.
     #[error(
-        "metrics = {0:?} is no address: expected an IP address and a port such as \"127.0.0.1:9464\" (\"0.0.0.0:9464\" for everyone who can \
+        "metrics = {0:?} is no address: expected an IP address and a port such as \"127.0.0.1:9464\" (\"0.0.0.0:9464\" for all that can \
          reach this host), or \"unix:\" and a path"
     )]
     Neither(String),
-    /// A port that nobody could be told.
+    /// A port that no collector could know.
     #[error(
         "metrics = {0:?} has no port that could be asked: expected 1 to 65535, such as \"127.0.0.1:9464\""
     )]

@@ -1,4 +1,4 @@
-//! What a fleet may use, who is let in, and how it is kept within its means: `[overcommit]` of a fleet file.
+//! What a fleet may use, which guests are admitted, and how its memory is managed: `[overcommit]` of a fleet file.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -17,18 +17,18 @@ const USUAL_RATIO_PERCENT: f64 = 100.0;
 /// How long pages are watched, where the fleet file says nothing.
 const USUAL_WORKING_SET_SECONDS: f64 = 10.0;
 
-/// How guests are let in.
+/// The rule of admission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdmissionName {
     /// No more is promised than there is.
     Strict,
-    /// No more than so many percent of what there is, and swap: Linux's own formula.
+    /// No more than a percentage of what there is, and swap: Linux's own formula.
     Ratio,
-    /// While what could pay is at least so many times what is owed.
+    /// While cover is at least `floor` times debt.
     #[default]
     Covered,
-    /// Everybody.
+    /// All guests are admitted.
     Off,
 }
 
@@ -37,7 +37,7 @@ pub enum AdmissionName {
 pub struct Overcommit {
     /// What the fleet may use, in bytes. None: what the host has, or its control group.
     pub capacity_bytes: Option<u64>,
-    /// Who is let in.
+    /// Which guests are admitted.
     pub admission: AdmissionName,
     /// For `ratio`.
     pub ratio_percent: f64,
@@ -65,7 +65,7 @@ impl Default for Overcommit {
             admission: AdmissionName::default(),
             ratio_percent: USUAL_RATIO_PERCENT,
             floor: USUAL_FLOOR,
-            // Balloons that somebody has set by hand are left alone, unless the fleet file asks for a policy.
+            // Balloons that were set by hand are left alone, unless the fleet file asks for a policy.
             policy: false,
             knobs: Knobs::default(),
             working_set_seconds: USUAL_WORKING_SET_SECONDS,

@@ -6,19 +6,19 @@ use thiserror::Error;
 use memory::PAGE_BYTES;
 use memory::size::{SizeError, parse_size};
 
-/// A guest's shares where the fleet file says none: so many for each MiB, so that a guest of twice the memory weighs twice.
+/// A guest's default shares for each MiB: a guest of twice the memory weighs twice.
 const SHARES_PER_MIB: u64 = 10;
 /// The most shares of a guest.
 const MAX_SHARES: u32 = 100_000_000;
-/// Where the fleet file says no minimum, one part in so many of a guest's memory is its own.
+/// The default minimum is a guest's memory divided by this.
 const MINIMUM_PART: u64 = 4;
 
 /// What a guest is promised when memory is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// It is left at least so much.
+    /// It is left at least this much.
     pub min_bytes: u64,
-    /// It is left at most so much while others want more.
+    /// It is left at most this much while others want more.
     pub max_bytes: u64,
     /// Its weight against the others.
     pub shares: u32,
@@ -27,7 +27,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Of a guest of so much memory, where nothing else is said.
+    /// The default for a guest of this much memory.
     pub fn usual(memory_bytes: u64) -> Self {
         let min_bytes = (memory_bytes / MINIMUM_PART).next_multiple_of(PAGE_BYTES);
         let shares = (memory_bytes >> 20).saturating_mul(SHARES_PER_MIB).clamp(1, MAX_SHARES.into()) as u32;
@@ -70,7 +70,7 @@ pub(super) struct ReservationKeys<'a> {
 }
 
 impl ReservationKeys<'_> {
-    /// The reservation of a guest of so much memory.
+    /// The reservation of a guest of this much memory.
     pub(super) fn of(&self, memory_bytes: u64) -> Result<Reservation, ReservationError> {
         let size = |key: &'static str, text: Option<&String>, usual| match text {
             None => Ok(usual),

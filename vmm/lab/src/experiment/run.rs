@@ -233,6 +233,6 @@ mod tests {
             (1..=2).flat_map(|n| points.iter().map(move |point| trial(n, point))).collect();
         let mut outcome = Outcome::new(plan, Environment::default(), finished).unwrap();
         assert_eq!((outcome.complete, outcome.trials.len()), (true, points.len()));
-        outcome.go_on(None, &Watch::nobody(), &|_, point, _| panic!("{point} is run again")).unwrap();
+        outcome.go_on(None, &Watch::none(), &|_, point, _| panic!("{point} is run again")).unwrap();
     }
 }

@@ -1,0 +1,100 @@
+//! Starts the VM process of a guest.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use machine::working_set::Sampling;
+use machine::{Console, VmConfig, handover};
+use os::{Process, executable, handed};
+
+use super::{Guest, Lifetime, Running};
+use crate::HostError;
+use crate::images::Image;
+use crate::runtime::FleetDir;
+use crate::spec::{EngineName, GuestSpec, Overcommit};
+use crate::state::{Saved, Started};
+
+/// Until the governor has seen it, a guest may take this much memory a second: 64 MiB.
+const NEWCOMER_PAGES_PER_SECOND: u64 = 16_384;
+/// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
+const OOM_SCORE_ADJ: i16 = 300;
+
+impl Guest {
+    /// Starts the VM process of guest `number`, which goes on from `image` if there is one.
+    pub fn start(
+        spec: &GuestSpec,
+        number: usize,
+        dir: &FleetDir,
+        lifetime: Lifetime,
+        (engine, merge): (EngineName, Option<PathBuf>),
+        overcommit: &Overcommit,
+        image: Option<&Arc<Image>>,
+    ) -> Result<Self, HostError> {
+        let failed = |source| HostError::Spawn { guest: spec.name.clone(), source };
+        let (control, com2, log) = (dir.control(&spec.name)?, dir.com2(&spec.name)?, dir.log(&spec.name));
+        let _ = fs::remove_file(&log);
+        let working_set_seconds = overcommit.sampling_seconds();
+        // Before there is a process: one that is found without it is not of this fleet's making.
+        let started = Started { guest: spec.clone(), engine, working_set_seconds };
+        Saved::new(started, None, None, None).write(dir)?;
+        // Appending, as the console does: else each would write over the other's lines.
+        let messages = fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
+        let (lifeline, daemon) = match lifetime {
+            Lifetime::WithUs => (true, None),
+            Lifetime::TheirOwn => (false, Some(std::process::id().cast_signed())),
+        };
+        let mut program = executable::command();
+        let vm = VmConfig {
+            image: image.map(|image| image.give(&mut program)).transpose().map_err(failed)?,
+            console: Console::File(log),
+            control: Some(control.clone()),
+            com2: Some(com2),
+            merge,
+            sampling: working_set_seconds.map(Sampling::every_seconds),
+            throttle: overcommit.policy.then_some(NEWCOMER_PAGES_PER_SECOND),
+            oom_score_adj: Some(OOM_SCORE_ADJ),
+            lifeline,
+            daemon,
+            ..spec.vm.clone()
+        };
+        // By these a later daemon, and lists of processes, know which VM it is; what it is to be is data.
+        program.args(["run", "--name", &spec.name, "--control"]).arg(control);
+        program.args(daemon.iter().flat_map(|pid| ["--daemon".to_owned(), pid.to_string()]));
+        let config = handed::give(&mut program, handover::write(&vm).map_err(failed)?);
+        program
+            .args(["--config-fd", &config.to_string()])
+            .stdin(if lifeline { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::null())
+            .stderr(messages)
+            // A Control-C on the terminal is for us, and we tell the guests.
+            .process_group(0);
+        let mut child = program.spawn().map_err(failed)?;
+        let lifeline = child.stdin.take();
+        let process = match Process::of_child(&child) {
+            Ok(process) => Running::Child { child, process, lifeline },
+            Err(source) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(failed(source));
+            }
+        };
+        let guest = Self {
+            spec: spec.clone(),
+            number,
+            dir: dir.clone(),
+            engine,
+            working_set_seconds,
+            process,
+            joined: None,
+            com2: None,
+            ready: image.and_then(|image| image.ready),
+            fill: image.and_then(|image| image.fill),
+            image: image.cloned(),
+            generation: None,
+        };
+        guest.save();
+        Ok(guest)
+    }
+}
