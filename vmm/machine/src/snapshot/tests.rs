@@ -119,7 +119,7 @@ fn what_no_vm_can_be_is_refused_by_name() {
         (|state| state.devices.virtio[1].status = 0x7f, "is none that a driver gets to"),
         (|state| _ = state.devices.virtio[1].queues.pop(), "queues were saved, and it has"),
         (|state| state.devices.virtio[1].queues[0].desc_table = 1 << 40, "device of kind 5, queue 0"),
-        (|state| state.devices.virtio[1].queues[0].avail_ring = u64::MAX & !1, "device of kind 5, queue 0"),
+        (|state| state.devices.virtio[1].queues[0].avail_ring = !1, "device of kind 5, queue 0"),
         (|state| state.devices.virtio[1].queues[0].used_ring = (16 << 20) - 4, "device of kind 5, queue 0"),
         (|state| state.devices.virtio[1].queues[0].size = 1 << 31, "device of kind 5, queue 0"),
         (|state| state.devices.virtio[1].device = DeviceState::Nothing, "is of another one"),
