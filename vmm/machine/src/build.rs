@@ -269,9 +269,6 @@ fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
     }
-    if !config.net.is_empty() {
-        return Some("it has a network interface, and two VMs cannot have the same address; expected none");
-    }
     config.drives.iter().any(|drive| !drive.read_only).then_some(
         "it has a drive that it may write, and two VMs cannot write the same file; expected read_only drives, or none",
     )
