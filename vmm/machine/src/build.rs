@@ -169,6 +169,9 @@ impl Vm {
         if is_paused {
             shared.start_paused();
         }
+        if is_image {
+            shared.became_copy();
+        }
         queues.wake(shared.clone());
         let (devices_paused, devices_resumed) = queues.pausing()?;
 

@@ -39,6 +39,8 @@ struct Gate {
     errand: Option<Errand>,
     errands: u64,
     done: usize,
+    /// The guest has become a copy, and may be about to wait for input without having looked.
+    is_new_copy: bool,
 }
 
 /// Something that is done to a paused vCPU, by its own thread: KVM takes most calls from no other. It has completed
@@ -83,8 +85,9 @@ impl Shared {
         outcome: Outcome,
         merges: MergeLog,
     ) -> Arc<Self> {
-        let gate =
-            Mutex::new(Gate { wanted: Wanted::Run, still: 0, alive: 0, errand: None, errands: 0, done: 0 });
+        let (errand, is_new_copy) = (None, false);
+        let gate = Gate { wanted: Wanted::Run, still: 0, alive: 0, errand, errands: 0, done: 0, is_new_copy };
+        let gate = Mutex::new(gate);
         let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
         Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
     }
@@ -92,6 +95,12 @@ impl Shared {
     /// Has vCPUs that are started later stand still before their first instruction.
     pub fn start_paused(&self) {
         self.gate().wanted = Wanted::Pause;
+    }
+
+    /// The guest goes on as a copy: its first wait for input ends at once, for it may have been captured between its last look at the
+    /// generation and that.
+    pub fn became_copy(&self) {
+        self.gate().is_new_copy = true;
     }
 
     /// Wakes a vCPU that waits for input; to be called after the input is in the device.
@@ -151,6 +160,9 @@ impl Shared {
     fn idle(&self, ms: u32) {
         let until = (ms != u32::MAX).then(|| Instant::now() + Duration::from_millis(ms.into()));
         let mut gate = self.gate();
+        if std::mem::take(&mut gate.is_new_copy) {
+            return;
+        }
         while gate.wanted == Wanted::Run && !(self.input_waits)() {
             gate = match until {
                 None => os::unpoisoned(self.changed.wait(gate)),
