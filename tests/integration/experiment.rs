@@ -272,7 +272,7 @@ fn what_cannot_be_run_is_refused_by_name() {
         (vec!["identical-vm"], "did you mean \"identical-vms\"?"),
         (vec!["none.toml"], "the experiment none.toml cannot be read"),
         (vec![path(&plan)], "missing field"),
-        (vec!["identical-vms", "--guests", "0"], "guests = 0 is not possible: expected 1 to 256"),
+        (vec!["identical-vms", "--guests", "0"], "guests = 0 is not possible: expected 1 to 512"),
         (vec!["identical-vms", "--memory", "7"], "\"7\" has no unit"),
         (vec!["side-channel", "--guests", "4"], "leave the number of guests out"),
         (vec!["page-cache", "--guests", "3"], "leave the number of guests out"),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kernel_view::pagemap::{Pagemap, PagemapEntry, Pfn};
+use kernel_view::pagemap::{FrameFlags, FrameTable, Pagemap, PagemapEntry, Pfn};
 use measure::frames::{self, Frames};
 use measure::{Space, by_kind};
 use memory::PAGE_BYTES;
@@ -261,7 +261,7 @@ fn what_guests_start_from_is_shared_before_anybody_looks_for_more() {
     guests.into_iter().for_each(Guest::end);
 }
 
-/// The frames of a guest that other processes map too. Needs root.
+/// The frames of a guest that other processes map too, but for the zero page, which is the kernel's. Needs root.
 fn shared_frames(guest: &Guest) -> HashSet<Pfn> {
     let status = guest.vm.ask(&json!({"op": "status"}))["status"].clone();
     let (mut pagemap, mut entries) = (Pagemap::open(guest.vm.running().pid()).expect("pagemap"), Vec::new());
@@ -272,7 +272,13 @@ fn shared_frames(guest: &Guest) -> HashSet<Pfn> {
         pagemap.read(memory::Hva(number("hva")), pages, &mut entries).expect("its page table");
         frames.extend(entries.iter().filter(|e| e.present() && !e.exclusive()).filter_map(|e| e.pfn()));
     }
-    frames
+    let (mut ascending, mut flags) = (frames.into_iter().collect::<Vec<_>>(), Vec::new());
+    ascending.sort_unstable();
+    if let Ok(mut table) = FrameTable::open() {
+        table.flags(&ascending, &mut flags).expect("the flags of its frames");
+    }
+    let is_zero = flags.into_iter().map(FrameFlags::zero).chain(std::iter::repeat(false));
+    ascending.into_iter().zip(is_zero).filter(|(_, zero)| !zero).map(|(frame, _)| frame).collect()
 }
 
 #[test]
