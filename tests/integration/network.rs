@@ -216,7 +216,9 @@ fn the_api_has_interfaces_as_firecrackers_has() {
 /// The sums that stand behind `words` in the guests' consoles.
 fn sums<'a>(outcome: &'a Outcome, words: &str) -> Vec<&'a str> {
     let lines = outcome.stdout.lines().filter_map(|line| line.split_once(words));
-    lines.filter_map(|(_, rest)| rest.split_whitespace().next()).collect()
+    // The rates stand there too.
+    let is_sum = |word: &&str| word.len() == 64;
+    lines.filter_map(|(_, rest)| rest.split_whitespace().next()).filter(is_sum).collect()
 }
 
 /// Two Debian guests, merged meanwhile, each on a TAP of its own in a network namespace: each fetches
