@@ -101,6 +101,14 @@ pub trait VirtioDevice: Send {
     }
 }
 
+/// Reads any part of a configuration space; what is outside of it is left as it is.
+fn read_at(config: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}
+
 /// How far a device has got in a queue.
 fn place(queue: Option<&Queue>) -> Option<(u16, u16)> {
     queue.map(|queue| (queue.next_avail(), queue.next_used()))

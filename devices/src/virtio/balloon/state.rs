@@ -7,6 +7,7 @@ use crate::lock::lock;
 
 use virtio_queue::Queue;
 
+use super::super::read_at;
 use super::Config;
 use super::config::{FREE_PAGE_HINT, MUST_TELL_HOST, PAGE_POISON};
 use super::held::Held;
@@ -274,11 +275,7 @@ impl Handle {
 impl Handle {
     /// Reads any part of it.
     pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.lock().config_space();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-        for (byte, value) in data.iter_mut().zip(rest) {
-            *byte = *value;
-        }
+        read_at(&self.lock().config_space(), offset, data);
     }
 
     /// Writes any part of it. What is not the driver's to write stays as it is.

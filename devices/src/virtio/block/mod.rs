@@ -22,7 +22,7 @@ use virtio_queue::Queue;
 
 use self::request::{Errors, Served};
 use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
 use crate::GuestMemory;
 use crate::in_flight::InFlight;
 use crate::warn::Limited;
@@ -112,11 +112,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_at(&self.config(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) {

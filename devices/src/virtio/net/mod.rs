@@ -29,7 +29,7 @@ use virtio_queue::Queue;
 use self::frame::{Frame, HEADER_BYTES, MIN_BYTES};
 use self::receive::Receiver;
 use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
 use crate::GuestMemory;
 use crate::warn::Limited;
 
@@ -262,11 +262,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_at(&self.config(), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) {

@@ -25,7 +25,7 @@ use self::mux::Mux;
 use self::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES};
 use super::drain::{Completion, MAX_PASSES, drain};
 use super::gather::{Gathered, Room};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
 use crate::GuestMemory;
 use crate::state::{DeviceState, RestoreError};
 use crate::warn::Limited;
@@ -173,11 +173,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = u64::from(self.cid).to_le_bytes();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_at(&u64::from(self.cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {
