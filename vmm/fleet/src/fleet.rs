@@ -366,8 +366,7 @@ impl Fleet {
             self.engine.statistics().map_or(0, |s| s.domains.values().map(|d| d.slab_dead_bytes).sum());
         let merging = self.merging && self.spec.engine != EngineName::Off;
         // Clones that have ended keep nothing.
-        self.pin_images();
-        let (image_pages, dead_slabs) = (self.image_pages(), dead.div_ceil(PAGE_BYTES));
+        let (image_pages, dead_slabs) = (self.pin_images(), dead.div_ceil(PAGE_BYTES));
         let slab_pages = (image_pages > 0).then(|| self.slab_pages().map(|pages| pages())).flatten();
         Budget { capacity: self.capacity, dead_slabs, image_pages, merging, slab_pages }
     }

@@ -79,11 +79,6 @@ impl Fleet {
         }
     }
 
-    /// Pages of the slabs that snapshots and clones keep, each once.
-    pub(super) fn image_pages(&self) -> u64 {
-        self.image_slabs().values().sum()
-    }
-
     /// The slabs that snapshots and clones keep, by the number of their file, and their pages.
     fn image_slabs(&self) -> BTreeMap<u64, u64> {
         let kept =
@@ -94,11 +89,14 @@ impl Fleet {
         images.iter().flat_map(|image| image.slab_sizes()).collect()
     }
 
-    /// Tells merging which slabs images have: the others are its own.
-    pub(super) fn pin_images(&self) {
+    /// Tells merging which slabs images have: the others are its own. Returns the pages of those, each once.
+    pub(super) fn pin_images(&self) -> u64 {
+        let slabs = self.image_slabs();
+        let pages = slabs.values().sum();
         if let Some(merged) = self.engine.images() {
-            merged.pins().set(self.image_slabs().into_keys().collect());
+            merged.pins().set(slabs.into_keys().collect());
         }
+        pages
     }
 
     fn no_image(&self, name: &str) -> HostError {

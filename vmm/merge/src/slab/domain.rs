@@ -237,9 +237,10 @@ impl Domain {
         self.looked = Some(Instant::now());
         let mut sparse: Vec<Sparse> = Vec::new();
         let is_moving = |slab: &u32| self.compacting.values().any(|moving| moving.contains(slab));
+        let pins = self.pins.lock();
         for (slab, open) in &mut self.slabs {
             // It stays as it is, whatever of it is used: clones to come use all of it.
-            if self.pins.has(open.inode) {
+            if pins.contains(&open.inode) {
                 open.usage = Usage { used: open.pages, since: now };
                 continue;
             }
@@ -322,7 +323,8 @@ impl Domain {
     }
 
     fn count_held(&mut self) {
-        let held = self.slabs.values().filter(|open| !self.pins.has(open.inode));
+        let pins = self.pins.lock();
+        let held = self.slabs.values().filter(|open| !pins.contains(&open.inode));
         self.held = held.fold((0, 0), |(slabs, pages), open| (slabs + 1, pages + open.pages));
     }
 }

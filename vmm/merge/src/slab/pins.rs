@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The numbers of the files of these slabs.
 #[derive(Clone, Debug, Default)]
@@ -20,22 +20,23 @@ struct Inner {
 impl Pins {
     /// One more.
     pub fn add(&self, inode: u64) {
-        os::lock(&self.0.inodes).insert(inode);
+        self.lock().insert(inode);
         self.0.edition.fetch_add(1, Ordering::Release);
     }
 
     /// These, and no others.
     pub fn set(&self, inodes: HashSet<u64>) {
-        let before = std::mem::replace(&mut *os::lock(&self.0.inodes), inodes.clone());
-        if before == inodes {
+        let mut now = self.lock();
+        if *now == inodes {
             return;
         }
+        *now = inodes;
         self.0.edition.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether this is one.
-    pub fn has(&self, inode: u64) -> bool {
-        os::lock(&self.0.inodes).contains(&inode)
+    /// The numbers, for more than one look.
+    pub fn lock(&self) -> MutexGuard<'_, HashSet<u64>> {
+        os::lock(&self.0.inodes)
     }
 
     /// Another number after each change.
