@@ -161,6 +161,31 @@ fn clones_go_on_and_are_guests_as_others_are() {
     fleet.down();
 }
 
+/// More is written while it is captured than copies made before are worth: then it is copied once more, and no more of it is kept.
+#[test]
+fn a_guest_that_writes_all_the_time_is_captured() {
+    require_slabs!();
+    let full = FLEET
+        .replace("32M", "256M")
+        .replace("zero = 10, common = 40, duplicate = 10, unique = 40", "unique = 100");
+    let fleet = Fleet::up(&full);
+    let churned = fleet.com2("web").command("churn class=all rate=100000000 seconds=600");
+    assert!(churned.starts_with("ok command=churn"), "{churned}");
+    for name in ["a", "b"] {
+        let taken = fleet.ok(&["snapshot", "web", name, "--json"]).json();
+        assert!(taken["captured"]["copied_pages"].as_u64() > Some(50_000), "{taken}");
+        assert!(taken["slab_bytes"].as_u64() <= Some((256 + 8) << 20), "{taken}");
+    }
+    let _ = fleet.ok(&["clone", "b", "--count", "1"]);
+    // Both write on; by COM2, which the daemon has no more.
+    for name in ["web", "b-0"] {
+        let verified = fleet.com2(name).command("verify");
+        let right = field(&verified, "checked") > 50_000 && field(&verified, "mismatched") == 0;
+        assert!(right, "{name}: {verified}");
+    }
+    fleet.down();
+}
+
 #[test]
 fn guests_of_a_fleet_file_go_on_from_one_of_it() {
     require_slabs!();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Kvm, VmFd};
-use memory::image::{Ahead, ImageError, Slabs};
+use memory::image::{Ahead, ImageError, Slabs, most_pages};
 use memory::slab::{Draft, Slab};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -94,13 +94,14 @@ impl Running {
         let savable = self.savable()?;
         let keeper = Link::connect(socket, KEEPER_LIMIT).map_err(CaptureError::Keeper)?;
         let was_paused = self.is_paused();
-        let mut slabs = Kept { keeper: &keeper, pages: Vec::new(), made: Vec::new() };
+        let left = most_pages(self.ram.pages().pages());
+        let mut slabs = Kept { keeper: &keeper, pages: Vec::new(), made: Vec::new(), left, is_full: false };
         let ahead = if was_paused { Ahead::default() } else { self.ram.copy_ahead(&mut slabs)? };
         let began = Instant::now();
         if !was_paused && !self.pause() {
             return Err(CaptureError::Pause);
         }
-        let taken = self.take(&savable, &keeper, slabs, &ahead);
+        let taken = self.take(&savable, &keeper, slabs, ahead);
         if !was_paused {
             self.resume();
         }
@@ -127,10 +128,18 @@ impl Running {
         savable: &Arc<Savable>,
         keeper: &Link,
         mut slabs: Kept<'_>,
-        ahead: &Ahead,
+        ahead: Ahead,
     ) -> Result<Captured, CaptureError> {
         let still = self.take_still(savable)?;
-        let taken = self.ram.capture(&mut slabs, ahead)?;
+        let taken = match self.ram.capture(&mut slabs, &ahead) {
+            // It has written so much since that both copies are more than the keeper takes.
+            Err(_) if slabs.is_full => {
+                drop(ahead);
+                slabs.restart(most_pages(self.ram.pages().pages())).map_err(CaptureError::Keeper)?;
+                self.ram.capture(&mut slabs, &Ahead::default())
+            }
+            taken => taken,
+        }?;
         let run = |run: &memory::image::ImageRun| {
             // A run lies in one slab.
             (run.page.0, u32::try_from(run.pages).unwrap_or(u32::MAX), run.slab, run.slab_page.0)
@@ -234,6 +243,10 @@ struct Kept<'a> {
     pages: Vec<u32>,
     /// Those that were filled here.
     made: Vec<Slab>,
+    /// Pages that the keeper takes yet.
+    left: u64,
+    /// There was a slab of more.
+    is_full: bool,
 }
 
 impl Kept<'_> {
@@ -241,6 +254,18 @@ impl Kept<'_> {
         match ask(self.keeper, question, None)? {
             (Answer::Refused(why), _) => Err(io::Error::other(why)),
             answered => Ok(answered),
+        }
+    }
+
+    /// Has the keeper forget what it has, and take `left` pages.
+    fn restart(&mut self, left: u64) -> io::Result<()> {
+        match self.ask(&Ask::Restart)?.0 {
+            Answer::Restarted => {
+                (self.pages, self.made) = (Vec::new(), Vec::new());
+                (self.left, self.is_full) = (left, false);
+                Ok(())
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
@@ -265,6 +290,12 @@ impl Slabs for Kept<'_> {
     }
 
     fn filled(&mut self, slab: &Slab) -> io::Result<u32> {
+        // The keeper would refuse it, and end.
+        let Some(left) = self.left.checked_sub(slab.pages()) else {
+            self.is_full = true;
+            return Err(io::Error::other("more is given than the keeper takes"));
+        };
+        self.left = left;
         match self.ask(&Ask::Filled(slab.pages()))?.0 {
             Answer::Number(number) => {
                 // Without it the agent offers its domain less.

@@ -41,6 +41,11 @@ const RUNS_PER_GAP: usize = 512;
 /// The most runs: each may be two mappings, of which a process has vm.max_map_count (65,530).
 pub const MAX_RUNS: usize = 1 << 14;
 
+/// The most pages of slabs that a capture of `ram_pages` may fill: each page once, and the room that is left over in the last slab.
+pub const fn most_pages(ram_pages: u64) -> u64 {
+    ram_pages + SLAB_PAGES
+}
+
 /// Adjacent pages of guest RAM that are adjacent pages of a slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageRun {

@@ -18,7 +18,7 @@ use machine::capture::Captured;
 use machine::capture::link::{Answer, Ask, Link, socket};
 use machine::control::{Reply, Request};
 use memory::PAGE_BYTES;
-use memory::image::SLAB_PAGES;
+use memory::image::{SLAB_PAGES, most_pages};
 use memory::slab::{Draft, Slab};
 use merge::slab::Pins;
 use os::{Peer, SocketFile};
@@ -99,13 +99,14 @@ struct Keeper<'a> {
     state: Option<OwnedFd>,
     /// Pages that may yet be asked for.
     left: u64,
+    /// And once it has begun again; None if it has.
+    again: Option<u64>,
 }
 
 impl<'a> Keeper<'a> {
     fn new(memory_bytes: u64, known: &'a dyn Fn(u64, u64) -> Option<ImageSlab>, pins: &'a Pins) -> Self {
-        // Each page once, and what is left over of the last draft.
-        let left = memory_bytes / PAGE_BYTES + SLAB_PAGES;
-        Self { known, pins, draft: None, slabs: Vec::new(), state: None, left }
+        let most = most_pages(memory_bytes / PAGE_BYTES);
+        Self { known, pins, draft: None, slabs: Vec::new(), state: None, left: most, again: Some(most) }
     }
 
     fn serve(&mut self, link: &Link) -> io::Result<()> {
@@ -153,6 +154,11 @@ impl<'a> Keeper<'a> {
                 }),
                 None,
             )),
+            Ask::Restart => {
+                self.left = self.again.take().ok_or(io::ErrorKind::InvalidData)?;
+                (self.draft, self.slabs) = (None, Vec::new());
+                Ok((Answer::Restarted, None))
+            }
             Ask::State => {
                 let file = file.ok_or(io::ErrorKind::InvalidData)?;
                 self.state = Some(file.into());

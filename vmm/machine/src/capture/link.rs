@@ -30,6 +30,8 @@ pub enum Ask {
         /// Pages.
         used: u64,
     },
+    /// Forget the slabs so far: others come instead. Once at most.
+    Restart,
     /// With a sealed file: this is the state, and that was all.
     State,
 }
@@ -43,6 +45,8 @@ pub enum Answer {
     Number(u32),
     /// Its number in the image and its pages; None: it is not known.
     Known(Option<(u32, u64)>),
+    /// They are forgotten.
+    Restarted,
     /// All is kept.
     Kept,
     /// It is not, for this reason.
