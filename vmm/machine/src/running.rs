@@ -166,7 +166,7 @@ impl Running {
         &self.ram
     }
 
-    /// Which pages of guest RAM are written, by vCPUs and by devices. It is for another thread to use; only one may clear.
+    /// Which pages of guest RAM are written, by vCPUs and by devices, as merging sees it; only one thread may clear.
     pub fn write_log(&self) -> DirtyLog {
         self.write_log.clone()
     }

@@ -13,7 +13,6 @@ use super::stage::Stage;
 use super::threads::all_seconds;
 use super::trial::Measured;
 use fleet::fleet::{Fleet, Wanted};
-use memory::PAGE_BYTES;
 
 /// Ages at which clones are looked at, in seconds; those beyond the plan's `merge_seconds` are left out.
 const AGES: [u32; 4] = [0, 1, 10, 60];
@@ -61,7 +60,7 @@ fn own(fleet: &mut Fleet, age: u32, measured: &mut Measured) -> Result<(), Exper
         measured.put("vmm_pages", vmm);
         measured.put("page_tables_pages", tables);
         measured.put("untouched_pages", sum(|guest| guest.classes.image));
-        measured.put("used_mib", (ledger.used * PAGE_BYTES) as f64 / f64::from(1 << 20));
+        measured.count([("used_pages", ledger.used)]);
     }
     Ok(())
 }

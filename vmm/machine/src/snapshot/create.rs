@@ -125,6 +125,9 @@ impl Running {
             return Err(CreateError::HandlerGone);
         }
         let changed = self.tracking.changed().map_err(CreateError::Log)?;
+        if kind == Kind::Diff && changed.is_none() {
+            return Err(CreateError::NotTracked);
+        }
         let of_state = |what| move |source| CreateError::StateFile { what, path: state_path.into(), source };
         let of_memory =
             |what| move |source| CreateError::MemoryFile { what, path: memory_path.into(), source };
@@ -150,7 +153,6 @@ impl Running {
             saved.map_err(|source| CreateError::Memory { path: memory_path.into(), source })
         };
         let pages = match (kind, changed) {
-            (Kind::Diff, None) => return Err(CreateError::NotTracked),
             (Kind::Diff, Some((pages, true))) => {
                 if let Some(base) = self.base(&memory_file).map_err(of_memory("open"))? {
                     flat::copy(&base, file, self.ram.bytes()).map_err(of_memory("copy"))?;
@@ -158,9 +160,7 @@ impl Running {
                 save(&pages, Zeros::Write)?
             }
             // The first one has everything, and there is nothing below it that zeros would have to hide.
-            (Kind::Full, _) | (Kind::Diff, Some((_, false))) => {
-                save(&PageSet::all(self.ram.pages().pages()), Zeros::Skip)?
-            }
+            _ => save(&PageSet::all(self.ram.pages().pages()), Zeros::Skip)?,
         };
         memory_file.sync().map_err(of_memory("sync"))?;
         state_file.sync().map_err(of_state("sync"))?;
