@@ -9,9 +9,9 @@ use clap::Subcommand;
 
 use super::fleet_table::mib;
 use fleet::daemon_client::request;
-use fleet::fleet::Wanted;
 use fleet::images::ImageInfo;
 use fleet::living::choose;
+use fleet::status::Wanted;
 use fleet::status::{Reply, Request};
 use machine::snapshot::info::{SectionInfo, StateInfo, of_file};
 use memory::PAGE_BYTES;

@@ -4,8 +4,6 @@ mod clones;
 mod joined;
 mod still;
 
-pub use clones::{Cloned, Wanted};
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
-use super::fleet::{Cloned, Wanted};
 use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
@@ -76,6 +75,19 @@ pub enum Request {
     Ending,
 }
 
+/// What a user wants of clones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// A guest that runs, or a snapshot.
+    pub of: String,
+    /// How many.
+    pub count: usize,
+    /// How their names begin; else as the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+}
+
 fn default_timeout() -> u64 {
     DEFAULT_LIMIT.as_secs()
 }
@@ -83,6 +95,17 @@ fn default_timeout() -> u64 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
 fn is_default_timeout(seconds: &u64) -> bool {
     *seconds == default_timeout()
+}
+
+/// What came of a request for clones.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cloned {
+    /// Their names, in order.
+    pub guests: Vec<String>,
+    /// How long it took until all had answered, in seconds, the capture not counted.
+    pub seconds: f64,
+    /// The image that they went on from.
+    pub image: Option<ImageInfo>,
 }
 
 /// What the daemon answers.

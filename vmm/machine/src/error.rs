@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::drive::DriveError;
 use super::interface::InterfaceError;
+use super::listener::ListenerError;
 use super::platform::CMDLINE_BYTES;
 use super::restore::ImageStartError;
 use super::vsock::VsockError;
@@ -146,16 +147,8 @@ pub enum VmError {
     #[error("the devices do not fit together")]
     Bus(#[from] devices::bus::BusError),
     /// A socket could not be set up.
-    #[error("the socket {path} cannot be made{hint}", path = path.display())]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// What to do, where that is known; begins with a separator.
-        hint: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Socket(#[from] ListenerError),
     /// The console's file could not be opened.
     #[error("the console file {path} cannot be written", path = path.display())]
     ConsoleFile {

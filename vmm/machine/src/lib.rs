@@ -56,6 +56,8 @@ mod sweep;
 mod terminal;
 pub mod throttle;
 mod timer;
+mod tracking;
+pub mod trial;
 mod trouble;
 mod vcpu;
 mod vsock;

@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events};
 use rustix::fs::Mode;
+use thiserror::Error;
 
-use super::error::VmError;
 use super::timer::Timer;
 use os::socket_file::State;
 use os::{BindError, SocketFile};
@@ -25,19 +25,39 @@ pub struct Listener {
     keeper: Option<Timer>,
 }
 
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum ListenerError {
+    /// Its path cannot be had.
+    #[error("the socket {path} cannot be made{hint}", path = path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// What to do, where that is known; begins with a separator.
+        hint: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot make a timer")]
+    Timer(#[source] io::Error),
+    #[error("cannot duplicate a socket")]
+    Duplicate(#[source] io::Error),
+}
+
 impl Listener {
     /// Makes a non-blocking socket at `path`, which must be free, or a socket without a listener; its mode is up to the umask.
-    pub fn bind(path: &Path) -> Result<Self, VmError> {
+    pub fn bind(path: &Path) -> Result<Self, ListenerError> {
         Self::of(path, Mode::RWXU | Mode::RWXG | Mode::RWXO)
     }
 
     /// As [`Self::bind`], but only this user can connect, whatever the umask is, at any moment.
-    pub fn bind_private(path: &Path) -> Result<Self, VmError> {
+    pub fn bind_private(path: &Path) -> Result<Self, ListenerError> {
         Self::of(path, Mode::RUSR | Mode::WUSR)
     }
 
-    fn of(path: &Path, mode: Mode) -> Result<Self, VmError> {
-        let failed = |hint, source| VmError::Socket { path: path.into(), hint, source };
+    fn of(path: &Path, mode: Mode) -> Result<Self, ListenerError> {
+        let failed = |hint, source| ListenerError::Socket { path: path.into(), hint, source };
         let (socket, file) = SocketFile::stream(path, mode).map_err(|e| match e {
             BindError::Living => {
                 failed(": it is there already, and another VM uses it", io::ErrorKind::AddrInUse.into())
@@ -59,15 +79,15 @@ impl Listener {
     }
 
     /// Has the socket made again when its file is removed, also with its directory made anew.
-    pub fn keep(mut self) -> Result<Self, VmError> {
+    pub fn keep(mut self) -> Result<Self, ListenerError> {
         let timer = Timer::new().and_then(|timer| timer.every(KEEP_INTERVAL).map(|()| timer));
-        self.keeper = Some(timer.map_err(VmError::host("make a timer"))?);
+        self.keeper = Some(timer.map_err(ListenerError::Timer)?);
         Ok(self)
     }
 
     /// Another handle to the socket.
-    pub fn socket(&self) -> Result<UnixListener, VmError> {
-        self.socket.try_clone().map_err(VmError::host("duplicate a socket"))
+    pub fn socket(&self) -> Result<UnixListener, ListenerError> {
+        self.socket.try_clone().map_err(ListenerError::Duplicate)
     }
 
     /// A client that has come.

@@ -14,8 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::error::VmError;
-use super::listener::Listener;
+use super::listener::{Listener, ListenerError};
 
 /// A guest's sockets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +39,10 @@ pub enum VsockError {
         #[source]
         source: Option<ParseIntError>,
     },
+    #[error(transparent)]
+    Socket(#[from] ListenerError),
+    #[error("cannot watch a guest's sockets")]
+    Watch(#[source] io::Error),
 }
 
 impl Vsock {
@@ -52,13 +55,13 @@ impl Vsock {
     }
 
     /// The device, and what keeps its socket in the file system.
-    pub(super) fn open(&self) -> Result<(vsock::Vsock, Held), VmError> {
+    pub(super) fn open(&self) -> Result<(vsock::Vsock, Held), VsockError> {
         self.check()?;
         let listener = Listener::bind(&self.path)?;
         let socket: UnixListener = listener.socket()?;
         let path = self.path.clone();
         let device = vsock::Vsock::new(self.cid, socket, Box::new(move |port| dial(&path, port)));
-        Ok((device.map_err(VmError::host("watch a guest's sockets"))?, Held(listener)))
+        Ok((device.map_err(VsockError::Watch)?, Held(listener)))
     }
 }
 

@@ -22,6 +22,7 @@ pub mod memory_state;
 mod mib;
 mod paging;
 pub mod policy;
+mod scene;
 pub mod suspension;
 mod throttling;
 pub mod view;

@@ -3,7 +3,7 @@
 use super::action::Action;
 use super::balloon_pacing::{dead_band_pages, wants_more};
 use super::memory_state::MemoryState;
-use super::policy::Scene;
+use super::scene::Scene;
 use super::throttling;
 use super::view::{GuestState, GuestView};
 

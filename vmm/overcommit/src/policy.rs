@@ -15,10 +15,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::action::Action;
-use super::allocation::{Claim, divide};
 use super::balloon_pacing::{Pacing, dead_band_pages, next_target, wants_more};
 use super::knobs::Knobs;
-use super::memory_state::{Because, MemoryGauge, MemoryState, percent_of};
+use super::memory_state::{Because, MemoryGauge, MemoryState};
+use super::scene::Scene;
 use super::suspension::{LastResort, Suspension};
 use super::view::{GuestState, GuestView, HostView};
 use super::{paging, suspension, throttling};
@@ -56,89 +56,12 @@ pub struct Memory {
 /// The state of one guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct GuestMemory {
+struct GuestMemory {
     name: String,
     /// Pages that it used, forgotten slowly.
     active_pages: f64,
     pacing: Pacing,
-    pub(super) suspension: Suspension,
-}
-
-/// The inputs of every part of a step.
-pub(super) struct Scene<'a> {
-    pub(super) host: &'a HostView,
-    pub(super) guests: &'a [GuestView],
-    pub(super) knobs: &'a Knobs,
-    pub(super) memory_state: MemoryState,
-    pub(super) passed_seconds: f64,
-    /// How fast free memory falls; 0 if it does not.
-    pub(super) falling_pages_per_second: f64,
-    /// Pages that each guest uses, remembered for a while.
-    pub(super) active_pages: Vec<u64>,
-    /// Whether each guest's balloon can be counted on.
-    pub(super) follows: Vec<bool>,
-    /// Whether each guest has been suspended for so long that it only waits for memory.
-    pub(super) waits: Vec<bool>,
-}
-
-impl Scene<'_> {
-    /// This percentage of capacity.
-    pub(super) fn percent(&self, percent: f64) -> u64 {
-        percent_of(self.host.capacity_pages, percent)
-    }
-
-    /// The guests in one state, by index.
-    pub(super) fn in_state(&self, state: GuestState) -> impl Iterator<Item = usize> {
-        self.guests.iter().enumerate().filter(move |(_, g)| g.state == state).map(|(i, _)| i)
-    }
-
-    /// Frames that balloons leave to the guests: a margin above the high threshold stays free.
-    fn frames_to_divide(&self) -> f64 {
-        let frames: f64 =
-            self.guests.iter().filter(|g| g.state != GuestState::Dead).map(GuestView::held_frames).sum();
-        frames + self.host.free_pages as f64
-            - self.percent(self.knobs.high_percent + 2.0 * self.knobs.margin_percent) as f64
-    }
-
-    /// What a suspended guest lacks to run: what it uses of its part, less what it has.
-    pub(super) fn lacks_to_run_pages(&self, index: usize, fair: &[u64]) -> u64 {
-        let guest = &self.guests[index];
-        self.runs_with_pages(index, fair).saturating_sub(guest.held_pages())
-    }
-
-    /// What a suspended guest uses of its part when it runs again.
-    pub(super) fn runs_with_pages(&self, index: usize, fair: &[u64]) -> u64 {
-        let guest = &self.guests[index];
-        let usable = guest.promised_pages - guest.ballooned_pages();
-        self.active_pages[index].min(fair[index]).max(guest.floor_pages()).min(usable)
-    }
-
-    /// What each guest would be left if all followed; 0 for the dead.
-    pub(super) fn fair_pages(&self) -> Vec<u64> {
-        self.divided(|i| self.guests[i].state != GuestState::Dead)
-    }
-
-    /// What each guest that `takes_part` is left; the others keep what they have.
-    fn divided(&self, takes_part: impl Fn(usize) -> bool) -> Vec<u64> {
-        let mut frames = self.frames_to_divide();
-        let mut claims = Vec::with_capacity(self.guests.len());
-        for (i, guest) in self.guests.iter().enumerate() {
-            if takes_part(i) {
-                claims.push(Claim::of(guest, self.active_pages[i]));
-            } else if guest.state != GuestState::Dead {
-                frames -= guest.held_frames();
-            }
-        }
-        let mut divided = divide(&claims, frames, self.knobs.idle_tax).pages.into_iter();
-        let held = |guest: &GuestView| if guest.state == GuestState::Dead { 0 } else { guest.held_pages() };
-        let mut left = Vec::with_capacity(self.guests.len());
-        for (i, guest) in self.guests.iter().enumerate() {
-            let pages = if takes_part(i) { divided.next().unwrap_or_default() } else { held(guest) };
-            // Numbers too large to be pages are rounded.
-            left.push(pages.min(guest.promised_pages));
-        }
-        left
-    }
+    suspension: Suspension,
 }
 
 /// Decides the actions to take now. A host without capacity gets none.
@@ -185,7 +108,8 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
     balloon(&scene, &mut memory.guests, &mut actions);
     let (mut paged_out, mut changes) = (Vec::new(), Vec::new());
     let cold_pages = paging::page_out(&scene, &mut paged_out);
-    suspension::act(&scene, &mut memory.last_resort, &memory.guests, cold_pages, &mut changes);
+    let suspensions: Vec<_> = memory.guests.iter().map(|known| &known.suspension).collect();
+    suspension::act(&scene, &mut memory.last_resort, &suspensions, cold_pages, &mut changes);
     throttling::limit(&scene, &changes, &mut actions);
     actions.extend(paged_out);
     actions.extend(changes);

@@ -14,7 +14,7 @@ use super::action::{Action, Reason};
 use super::knobs::Knobs;
 use super::memory_state::MemoryState;
 use super::paging;
-use super::policy::{GuestMemory, Scene};
+use super::scene::Scene;
 use super::view::GuestState;
 
 /// With less than this part of its capacity free a host has nothing left to lose.
@@ -113,7 +113,7 @@ impl LastResort {
 pub(super) fn act(
     scene: &Scene,
     last: &mut LastResort,
-    known: &[GuestMemory],
+    known: &[&Suspension],
     cold_pages: u64,
     actions: &mut Vec<Action>,
 ) {
@@ -163,9 +163,9 @@ fn start_one(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
 
 /// Makes the guest that has been suspended for longest change places with one that runs. The number
 /// that run stays the same, and so does the limit on what they may touch.
-fn take_turn(scene: &Scene, known: &[GuestMemory], actions: &mut Vec<Action>) {
+fn take_turn(scene: &Scene, known: &[&Suspension], actions: &mut Vec<Action>) {
     let (guests, knobs) = (scene.guests, scene.knobs);
-    let seconds = |i: usize| known[i].suspension.seconds;
+    let seconds = |i: usize| known[i].seconds;
     let waits_for = |waiting: usize, runs: usize| match guests[waiting].priority.cmp(&guests[runs].priority) {
         Ordering::Greater => knobs.turn_seconds / PRIORITY_TIMES,
         Ordering::Equal => knobs.turn_seconds,
@@ -218,13 +218,13 @@ fn need(scene: &Scene, cold_pages: u64) -> Option<Reason> {
 fn suspend(
     scene: &Scene,
     last: &mut LastResort,
-    known: &[GuestMemory],
+    known: &[&Suspension],
     reason: Reason,
     actions: &mut Vec<Action>,
 ) {
     let order = |i: &usize| {
         let guest = &scene.guests[*i];
-        let suspension = &known[*i].suspension;
+        let suspension = known[*i];
         let begun = suspension.times > 0 && suspension.seconds < scene.knobs.turn_run_seconds;
         let grows = guest.touched_pages_per_second.max(0.0) as u64;
         (guest.priority, begun, Reverse(grows), Reverse(guest.held_frames() as u64), *i)
@@ -260,7 +260,7 @@ fn stop(scene: &Scene, last: &mut LastResort, actions: &mut Vec<Action>) {
 
 /// Resumes the suspended guest of the highest priority for which there is room. Returns whether
 /// there was one.
-fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: &mut Vec<Action>) -> bool {
+fn resume(scene: &Scene, last: &mut LastResort, known: &[&Suspension], actions: &mut Vec<Action>) -> bool {
     let knobs = scene.knobs;
     let kept = scene.memory_state.min(MemoryState::Soft).threshold_pages(scene.host, knobs)
         + scene.percent(knobs.margin_percent);
@@ -269,7 +269,7 @@ fn resume(scene: &Scene, last: &mut LastResort, known: &[GuestMemory], actions: 
         let lacks = |fair: &mut Option<Vec<u64>>| {
             scene.lacks_to_run_pages(*i, fair.get_or_insert_with(|| scene.fair_pages()))
         };
-        known[*i].suspension.is_over(scene) && scene.host.free_pages >= kept.saturating_add(lacks(&mut fair))
+        known[*i].is_over(scene) && scene.host.free_pages >= kept.saturating_add(lacks(&mut fair))
     };
     let first = |i: &usize| (Reverse(scene.guests[*i].priority), *i);
     if let Some(guest) = scene.in_state(GuestState::Suspended).filter(|i| ready(i)).min_by_key(first) {

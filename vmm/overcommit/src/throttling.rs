@@ -2,7 +2,7 @@
 
 use super::action::Action;
 use super::memory_state::MemoryState;
-use super::policy::Scene;
+use super::scene::Scene;
 use super::view::{GuestState, GuestView};
 
 /// A limit is tightened when the new one is less than this part of the old one ...

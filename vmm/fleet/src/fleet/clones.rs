@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
 use super::{Fleet, pledge_of};
 use crate::HostError;
 use crate::admission;
@@ -14,35 +12,12 @@ use crate::images::keeper::{Kept, keep};
 use crate::images::{Image, ImageInfo, ImageSlab, MAX_IMAGES};
 use crate::pledge;
 use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
+use crate::status::{Cloned, Wanted};
 use crate::watch::Watch;
 use merge::slab::engine::ImageSlabs;
 
 /// An image keeps a slab of merging's, and all of it, for one page in this many that its memory has of it.
 const WORTH_PART: u64 = 4;
-
-/// What came of a request for clones.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Cloned {
-    /// Their names, in order.
-    pub guests: Vec<String>,
-    /// How long it took until all had answered, in seconds, the capture not counted.
-    pub seconds: f64,
-    /// The image that they went on from.
-    pub image: Option<ImageInfo>,
-}
-
-/// What a user wants of clones.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wanted {
-    /// A guest that runs, or a snapshot.
-    pub of: String,
-    /// How many.
-    pub count: usize,
-    /// How their names begin; else as the guest's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prefix: Option<String>,
-}
 
 impl Fleet {
     /// Captures a guest, and keeps that as `name`.

@@ -3,29 +3,14 @@
 //! Each metric is there in every scrape, without samples where there is nothing to tell: a dashboard shows no data rather
 //! than an error. What one guest has bears its name; so sums over guests stay right when guests come and go.
 
-use super::families::{self, Sample};
-use super::text::{self, Family, Format, Kind};
+use super::families::{self, EngineNow};
+use super::sheet::{Of, Sheet};
+use super::text::{self, Format, Kind};
 use crate::management::Management;
-use merge::Progress;
-use merge::slab::engine::Statistics;
-
-/// What all names begin with.
-const PREFIX: &str = "samepage";
-
-/// What the engine that merges says of itself.
-#[derive(Clone, Debug, Default)]
-pub struct EngineNow {
-    /// Its name.
-    pub name: String,
-    /// How far it has come; None before it has begun, or where it cannot be determined.
-    pub progress: Option<Progress>,
-    /// What the slab engine counts; None with another one.
-    pub statistics: Option<Statistics>,
-}
 
 /// All metrics of the fleet called `fleet`.
 pub fn exposition(fleet: &str, management: &Management, engine: &EngineNow, format: Format) -> String {
-    let mut sheet = Sheet { fleet, families: Vec::new() };
+    let mut sheet = Sheet::new(fleet);
     let build = vec![("version", env!("CARGO_PKG_VERSION")), ("engine", engine.name.as_str())];
     let help = "What runs: its version, and the engine that merges.";
     sheet.add("build", Kind::Info, Of::Nothing, help, [(build, 1.0)]);
@@ -33,85 +18,7 @@ pub fn exposition(fleet: &str, management: &Management, engine: &EngineNow, form
     families::guests(management, &mut sheet);
     families::policy(management, &mut sheet);
     families::engine(engine, &mut sheet);
-    text::write(&sheet.families, format)
-}
-
-/// What metrics are written to.
-pub(super) struct Sheet<'f> {
-    fleet: &'f str,
-    families: Vec<Family>,
-}
-
-/// What a number is of.
-#[derive(Clone, Copy)]
-pub(super) enum Of {
-    /// Bytes.
-    Bytes,
-    /// Bytes a second.
-    BytesPerSecond,
-    /// Seconds.
-    Seconds,
-    /// Parts of one.
-    Ratio,
-    /// A count, or yes (1) and no (0).
-    Nothing,
-}
-
-impl Of {
-    fn unit(self) -> Option<&'static str> {
-        match self {
-            Self::Bytes => Some("bytes"),
-            Self::BytesPerSecond => Some("bytes_per_second"),
-            Self::Seconds => Some("seconds"),
-            Self::Ratio => Some("ratio"),
-            Self::Nothing => None,
-        }
-    }
-}
-
-impl Sheet<'_> {
-    /// What can go up and down. The unit is added to the name.
-    pub(super) fn gauge<'s>(
-        &mut self,
-        name: &str,
-        of: Of,
-        help: &'static str,
-        samples: impl IntoIterator<Item = Sample<'s>>,
-    ) {
-        self.add(name, Kind::Gauge, of, help, samples);
-    }
-
-    /// What only goes up while the daemon lives. The unit and `_total` are added to the name.
-    pub(super) fn counter<'s>(
-        &mut self,
-        name: &str,
-        of: Of,
-        help: &'static str,
-        samples: impl IntoIterator<Item = Sample<'s>>,
-    ) {
-        self.add(name, Kind::Counter, of, help, samples);
-    }
-
-    fn add<'s>(
-        &mut self,
-        name: &str,
-        kind: Kind,
-        of: Of,
-        help: &'static str,
-        samples: impl IntoIterator<Item = Sample<'s>>,
-    ) {
-        let unit = of.unit();
-        let name = match unit {
-            Some(unit) => format!("{PREFIX}_{name}_{unit}"),
-            None => format!("{PREFIX}_{name}"),
-        };
-        let samples = samples.into_iter().map(|(labels, value)| {
-            let labels = [("fleet", self.fleet)].into_iter().chain(labels);
-            (labels.map(|(label, value)| (label.to_owned(), value.to_owned())).collect(), value)
-        });
-        let samples = samples.collect();
-        self.families.push(Family { name, kind, unit, help, samples });
-    }
+    text::write(&sheet.into_families(), format)
 }
 
 #[cfg(test)]

@@ -2,17 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use super::exposition::{EngineNow, Of, Sheet};
+use super::sheet::{Of, Sample, Sheet};
 use crate::action_log::KINDS;
 use crate::management::Management;
 use memory::PAGE_BYTES;
+use merge::Progress;
 use merge::slab::counters::Counters;
+use merge::slab::engine::Statistics;
 use overcommit::ledger::{Account, Classes, Debt, Ledger};
 use overcommit::memory_state::MemoryState;
 use overcommit::view::{GuestState, GuestView, HostView};
 
-/// Labels and a value.
-pub(super) type Sample<'s> = (Vec<(&'s str, &'s str)>, f64);
+/// What the engine that merges says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct EngineNow {
+    /// Its name.
+    pub name: String,
+    /// How far it has come; None before it has begun, or where it cannot be determined.
+    pub progress: Option<Progress>,
+    /// What the slab engine counts; None with another one.
+    pub statistics: Option<Statistics>,
+}
 
 /// A number with no labels of its own.
 fn plain<'s>(value: Option<f64>) -> Option<Sample<'s>> {

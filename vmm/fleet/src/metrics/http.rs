@@ -8,7 +8,10 @@ use std::time::Duration;
 use wire::http::{ConnectionId, HttpError, HttpRequest, Response, Rules, Service, Status};
 
 use super::accept;
-use super::server::Page;
+use super::text::Format;
+
+/// What is served, made anew for each client.
+pub type Page = dyn Fn(Format) -> String + Send + Sync;
 
 /// Clients at a time; a further one is told to try again.
 pub(super) const MAX_CLIENTS: usize = 8;

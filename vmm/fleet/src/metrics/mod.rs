@@ -6,8 +6,10 @@ mod exposition;
 mod families;
 mod http;
 mod server;
+mod sheet;
 mod text;
 
-pub use self::exposition::{EngineNow, exposition};
+pub use self::exposition::exposition;
+pub use self::families::EngineNow;
 pub use self::server::Server;
 pub use self::text::Format;

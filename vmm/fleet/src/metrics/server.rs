@@ -8,14 +8,10 @@ use std::thread;
 use rustix::fs::Mode;
 use wire::http::{self, Listener};
 
-use super::http::{RULES, Scrapes};
-use super::text::Format;
+use super::http::{Page, RULES, Scrapes};
 use crate::HostError;
 use crate::spec::MetricsAddress;
 use os::SocketFile;
-
-/// What is served, made anew for each client.
-pub type Page = dyn Fn(Format) -> String + Send + Sync;
 
 /// An address that is taken, and not yet served.
 pub struct Bound {

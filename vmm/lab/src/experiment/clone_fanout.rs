@@ -12,7 +12,8 @@ use super::ExperimentError;
 use super::stage::Stage;
 use super::threads::all_seconds;
 use super::trial::Measured;
-use fleet::fleet::{Fleet, Wanted};
+use fleet::fleet::Fleet;
+use fleet::status::Wanted;
 
 /// Ages at which clones are looked at, in seconds; those beyond the plan's `merge_seconds` are left out.
 const AGES: [u32; 4] = [0, 1, 10, 60];

@@ -3,7 +3,7 @@
 use super::dice::Dice;
 use super::guest::{Guest, PAGES_PER_MIB};
 use super::scenario::{Driver, Phase, Scenario};
-use super::tally::Tally;
+use super::tally::{Sample, Tally};
 use overcommit::action::Action;
 use overcommit::policy::{Memory, step};
 use overcommit::view::{GuestState, GuestView, HostView, Psi};
@@ -28,27 +28,6 @@ pub(super) struct Host<'a> {
     psi: Psi,
     eager: bool,
     free_pages: f64,
-}
-
-/// A host after a step, for the time series.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sample {
-    /// Time since the start.
-    pub seconds: f64,
-    pub host: u64,
-    pub memory_state: overcommit::memory_state::MemoryState,
-    pub free_pages: f64,
-    pub ballooned_pages: f64,
-    pub swapped_pages: f64,
-    /// Frames that sharing saves.
-    pub saved_pages: f64,
-    pub running: u64,
-    /// Guests that are suspended.
-    pub suspended: u64,
-    /// Guests that their limit held back in this step. Most limits are never reached.
-    pub throttled: u64,
-    /// Actions of the policy in this step.
-    pub actions: u64,
 }
 
 impl<'a> Host<'a> {

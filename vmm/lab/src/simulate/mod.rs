@@ -19,10 +19,9 @@ mod waiting_tests;
 use serde::Serialize;
 
 use host::Host;
-pub use host::Sample;
 use scenario::Scenario;
 use tally::Tally;
-pub use tally::{KindReport, PhaseReport};
+pub use tally::{KindReport, PhaseReport, Sample};
 
 /// The result of a simulation.
 #[derive(Clone, Debug, PartialEq, Serialize)]

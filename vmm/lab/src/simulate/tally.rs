@@ -5,12 +5,32 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::guest::Guest;
-use super::host::Sample;
 use overcommit::action::Action;
 use overcommit::memory_state::MemoryState;
 
 /// The most reasons that are kept; the others are only counted.
 const MAX_REASONS: usize = 20;
+
+/// A host after a step, for the time series.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Time since the start.
+    pub seconds: f64,
+    pub host: u64,
+    pub memory_state: MemoryState,
+    pub free_pages: f64,
+    pub ballooned_pages: f64,
+    pub swapped_pages: f64,
+    /// Frames that sharing saves.
+    pub saved_pages: f64,
+    pub running: u64,
+    /// Guests that are suspended.
+    pub suspended: u64,
+    /// Guests that their limit held back in this step. Most limits are never reached.
+    pub throttled: u64,
+    /// Actions of the policy in this step.
+    pub actions: u64,
+}
 
 /// Sums over all steps of a phase, of all hosts.
 #[derive(Clone, Debug, Default)]

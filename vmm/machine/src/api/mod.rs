@@ -38,6 +38,7 @@ use self::instance::{Instance, Launch};
 use self::launch::Launcher;
 use self::model::{ActionType, Metrics};
 use self::request::Request;
+use crate::listener::ListenerError;
 use crate::{Ending, EventLoop, Listener, VmConfig, VmError};
 use wire::http::{Listener as Listening, Server};
 
@@ -93,6 +94,9 @@ pub enum ApiError {
     /// The socket or the event loop failed.
     #[error("the API cannot be served")]
     Vm(#[from] VmError),
+    /// The same of its socket.
+    #[error("the API cannot be served")]
+    Socket(#[from] ListenerError),
     /// The API's thread could not be started.
     #[error("cannot start the API's thread")]
     Thread(#[source] io::Error),
@@ -104,7 +108,7 @@ impl ApiError {
         match self {
             Self::ConfigFile { .. } => true,
             Self::Start { source, .. } => !matches!(source, Fault::Start(_)),
-            Self::Load(_) | Self::CommandLine(_) | Self::Vm(_) | Self::Thread(_) => false,
+            Self::Load(_) | Self::CommandLine(_) | Self::Vm(_) | Self::Socket(_) | Self::Thread(_) => false,
         }
     }
 }

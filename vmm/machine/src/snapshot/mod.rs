@@ -7,10 +7,8 @@ pub mod create;
 mod handler;
 pub mod info;
 pub mod load;
-mod tracking;
 
 pub(crate) use handler::{Connection, Handler, Watch};
-pub(crate) use tracking::Tracking;
 
 #[cfg(test)]
 mod tests;

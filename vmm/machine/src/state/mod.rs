@@ -4,7 +4,7 @@
 //! nothing is believed that KVM does not check: lengths are checked here, rings by the devices.
 //!
 //! Begin with [`vcpu`]; [`chips`] is what KVM has once for a VM; [`mirror`] has KVM's registers by name; [`msrs`] says which
-//! model-specific registers there are; [`trial`] does all of it with the built-in guest, to see what this KVM can do.
+//! model-specific registers there are; [`trial`](crate::trial) does all of it with the built-in guest, to see what this KVM can do.
 
 pub(crate) mod chips;
 pub(crate) mod container;
@@ -17,7 +17,6 @@ pub(crate) mod msrs;
 pub(crate) mod saved;
 pub(crate) mod setup;
 pub(crate) mod trace;
-pub mod trial;
 pub(crate) mod vcpu;
 
 use thiserror::Error;

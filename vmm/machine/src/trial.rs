@@ -8,18 +8,18 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use memory::ram::{Backing, Ram};
 use thiserror::Error;
 
-use super::StateError;
-use super::chips::ChipsV1;
-use super::counters::{self, Reading};
-pub use super::msrs::Access;
-use super::msrs::Savable;
-pub use super::trace::Step;
-use super::trace::Trace;
-use super::vcpu::{VcpuV1, xsave_bytes};
 use crate::create::{create_vcpus, create_vm};
 use crate::error::VmError;
 use crate::machine::Machine;
 use crate::platform::IDLE_PORT;
+use crate::state::StateError;
+use crate::state::chips::ChipsV1;
+use crate::state::counters::{self, Reading};
+pub use crate::state::msrs::Access;
+use crate::state::msrs::Savable;
+pub use crate::state::trace::Step;
+use crate::state::trace::Trace;
+use crate::state::vcpu::{VcpuV1, xsave_bytes};
 use crate::{VmConfig, acpi, boot, registers};
 
 /// Memory of the guest.
@@ -282,7 +282,7 @@ mod tests {
         }
         let trial = run().unwrap();
         assert_eq!(trial.answer, "ok command=verify checked=4000 mismatched=0 first=none");
-        let counter = format!("MSR {:#x}", super::super::msrs::TSC);
+        let counter = format!("MSR {:#x}", crate::state::msrs::TSC);
         let others: Vec<_> = trial.differences.iter().filter(|d| !d.starts_with(&counter)).collect();
         assert!(others.is_empty(), "{others:?}");
     }
