@@ -182,7 +182,7 @@ fn over_time(verdict: &Verdict) -> String {
         }
         before = Some(sample.phase);
         let phase = verdict.phases.get(sample.phase).map_or("", |phase| &phase.name);
-        let state = MemoryState::ALL.get(usize::from(sample.pressure)).map_or("", |p| p.name());
+        let state = MemoryState::ALL.get(usize::from(sample.memory_state)).map_or("", |p| p.name());
         let because = match Because::ALL.get(usize::from(sample.because)) {
             None | Some(Because::Free) => String::new(),
             Some(because) => format!(": {}", because.name()),

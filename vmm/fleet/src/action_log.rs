@@ -62,7 +62,7 @@ pub const KINDS: [&str; 7] = ["merge", "balloon", "throttle", "page_out", "suspe
 /// The kind of an action, as in reports.
 pub fn kind(action: &Action) -> &'static str {
     match action {
-        Action::Merge { .. } => "merge",
+        Action::SetPriority { .. } => "merge",
         Action::Balloon { .. } => "balloon",
         Action::Throttle { .. } => "throttle",
         Action::PageOut { .. } => "page_out",
@@ -81,7 +81,7 @@ mod tests {
         let mut action_log = ActionLog::default();
         for n in 0..KEPT as u64 + 10 {
             let error = (n % 2 == 0).then(|| "no".to_owned());
-            action_log.add(Entry::new(&Action::Merge { eager: true }, None, error, n as f64));
+            action_log.add(Entry::new(&Action::SetPriority { urgent: true }, None, error, n as f64));
         }
         assert_eq!(
             (action_log.entries.len(), action_log.counts["merge"], action_log.failed),

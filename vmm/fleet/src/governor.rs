@@ -194,8 +194,8 @@ impl Work {
     fn carry_out_all(&mut self, actions: &[Action], handles: &[VmHandle], seconds: f64) -> Vec<Entry> {
         let mut entries = Vec::new();
         for action in actions {
-            if let Action::Merge { eager } = *action {
-                self.actuator.merge(eager);
+            if let Action::SetPriority { urgent } = *action {
+                self.actuator.merge(urgent);
                 entries.push(Entry::new(action, None, None, seconds));
             }
             // One that is late may yet carry out an earlier request: what it should do is decided again when that is known.
@@ -253,7 +253,7 @@ impl Work {
 /// The request to a guest's VM by which an action is carried out; None if that is not for a guest.
 fn request(action: &Action) -> Option<Request> {
     Some(match *action {
-        Action::Merge { .. } => return None,
+        Action::SetPriority { .. } => return None,
         Action::Balloon { target_pages, .. } => {
             Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
         }

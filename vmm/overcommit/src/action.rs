@@ -11,11 +11,8 @@ use super::mib::Mib;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do")]
 pub enum Action {
-    /// Have engines look for pages to merge at urgent priority, or at normal priority again.
-    Merge {
-        /// As fast as they may.
-        eager: bool,
-    },
+    /// Have engines merge at urgent priority, or at normal priority again.
+    SetPriority { urgent: bool },
     /// Ask a guest for another balloon size.
     Balloon { guest: usize, target_pages: u64 },
     /// Limit how fast a guest touches pages for the first time.
@@ -42,7 +39,7 @@ impl Action {
     /// The guest that it is about, if it is about one.
     pub fn guest(&self) -> Option<usize> {
         match *self {
-            Self::Merge { .. } => None,
+            Self::SetPriority { .. } => None,
             Self::Balloon { guest, .. }
             | Self::Throttle { guest, .. }
             | Self::PageOut { guest, .. }
@@ -106,8 +103,8 @@ impl fmt::Display for Reason {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Merge { eager: true } => f.write_str("merge at urgent priority"),
-            Self::Merge { eager: false } => f.write_str("merge at normal priority"),
+            Self::SetPriority { urgent: true } => f.write_str("merge at urgent priority"),
+            Self::SetPriority { urgent: false } => f.write_str("merge at normal priority"),
             Self::Balloon { target_pages, .. } => write!(f, "balloon to {}", Mib(*target_pages)),
             Self::Throttle { pages_per_second: Some(rate), .. } => {
                 write!(f, "at most {} first touched a second", Mib(*rate))

@@ -46,7 +46,8 @@ pub struct Memory {
     /// The same in the last step alone.
     free_pages_per_second_now: f64,
     /// Whether engines were asked to merge at urgent priority.
-    eager: bool,
+    #[serde(alias = "eager")]
+    urgent: bool,
     /// The state of suspensions and stops.
     last_resort: LastResort,
     /// Each guest's, in the order of the last step's guests.
@@ -98,11 +99,11 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
             .collect(),
     };
     let mut actions = Vec::new();
-    let eager = host.merging && memory_state != MemoryState::High;
-    if eager != memory.eager {
-        memory.eager = eager;
+    let urgent = host.merging && memory_state != MemoryState::High;
+    if urgent != memory.urgent {
+        memory.urgent = urgent;
         if host.merging {
-            actions.push(Action::Merge { eager });
+            actions.push(Action::SetPriority { urgent });
         }
     }
     balloon(&scene, &mut memory.guests, &mut actions);

@@ -97,7 +97,7 @@ impl World {
             Action::Suspend { .. } => guest.state = GuestState::Suspended,
             Action::Resume { .. } => guest.state = GuestState::Running,
             Action::Stop { .. } => (guest.state, guest.resident_pages) = (GuestState::Dead, 0),
-            Action::Merge { .. } => {}
+            Action::SetPriority { .. } => {}
         }
     }
 

@@ -9,7 +9,7 @@ use overcommit::policy::{Memory, step};
 use overcommit::view::{GuestState, GuestView, HostView, Psi};
 
 /// How much faster pages are merged at urgent priority.
-const EAGER: f64 = 4.0;
+const URGENT: f64 = 4.0;
 /// The time that pressure stall information is averaged over.
 const PSI_SECONDS: f64 = 10.0;
 /// The most of a step that a guest can wait for swap.
@@ -26,7 +26,7 @@ pub(super) struct Host<'a> {
     /// The lead of its clock.
     jumped_seconds: f64,
     psi: Psi,
-    eager: bool,
+    urgent: bool,
     free_pages: f64,
 }
 
@@ -48,7 +48,7 @@ impl<'a> Host<'a> {
             now_seconds: 0.0,
             jumped_seconds: 0.0,
             psi: Psi::default(),
-            eager: false,
+            urgent: false,
             free_pages: 0.0,
         };
         host.free_pages = host.capacity_pages();
@@ -105,7 +105,7 @@ impl<'a> Host<'a> {
         let breaks = 1.0 - (1.0 - phase.breaks_percent_per_second / 100.0).powf(seconds);
         let sharers = self.guests.iter().filter(|g| g.lives()).count();
         let speed = self.scenario.host.merge_mib_per_second as f64 * PAGES_PER_MIB;
-        let mut pages = speed * seconds * if self.eager { EAGER } else { 1.0 };
+        let mut pages = speed * seconds * if self.urgent { URGENT } else { 1.0 };
         for guest in &mut self.guests {
             if breaks > 0.0 {
                 // Written pages are no longer the same as another guest's. Without a frame for its
@@ -271,8 +271,8 @@ impl<'a> Host<'a> {
     fn carry_out(&mut self, action: &Action, tally: &mut Tally) {
         let now = self.now_seconds;
         let swap = self.swap_free_pages();
-        if let Action::Merge { eager } = *action {
-            self.eager = eager;
+        if let Action::SetPriority { urgent } = *action {
+            self.urgent = urgent;
         }
         let Some(guest) = action.guest().and_then(|i| self.guests.get_mut(i)) else { return };
         tally.note(action, guest, now);
@@ -294,7 +294,7 @@ impl<'a> Host<'a> {
             Action::Suspend { .. } => guest.view.state = GuestState::Suspended,
             Action::Resume { .. } => guest.view.state = GuestState::Running,
             Action::Stop { .. } => guest.end(),
-            Action::Merge { .. } => {}
+            Action::SetPriority { .. } => {}
         }
     }
 }

@@ -60,7 +60,7 @@ sample! {
     /// The phase, by number.
     phase: usize,
     /// How short of memory it is: 0 high, 1 soft, 2 hard, 3 low.
-    pressure: u8,
+    memory_state: u8,
     /// Why: 0 by what is free, 1 because that falls, 2 because of stalls, 3 because of the state
     /// before.
     because: u8,
@@ -92,9 +92,6 @@ sample! {
     throttled: usize,
     /// Guests that are suspended.
     suspended: usize,
-    /// `pressure`, by the name that documents use.
-    #[serde(default)]
-    memory_state: u8,
 }
 
 impl Sample {
@@ -110,7 +107,6 @@ impl Sample {
         Self {
             seconds,
             phase,
-            pressure: memory_state,
             memory_state,
             because: Because::ALL.iter().position(|b| *b == management.because).unwrap_or(0) as u8,
             capacity_pages: host.capacity_pages,
