@@ -52,5 +52,6 @@ mod throttle;
 mod uffd;
 mod upgrade;
 
+mod walk;
 mod watching;
 mod working_set;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::run::{Outcome, Run};
 
-/// Runs a command in the lab, for at most `limit`, boot included.
+/// Runs a command in the lab, for at most `limit` on an idle machine, boot included.
 ///
 /// # Panics
 /// If the lab cannot be started at all; the lab's own failures are statuses 123 to 125.
@@ -28,10 +28,15 @@ pub fn lab_run_on_one(limit: Duration, command: impl IntoIterator<Item = impl As
 
 fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Outcome {
     let mut args = vec!["-c".into(), cpus.to_string().into(), "-t".into()];
+    let limit = limit * PATIENCE;
     args.extend([limit.as_secs().to_string().into(), "--".into()]);
     args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
     start(limit, args)
 }
+
+/// The limits of tests are what a machine needs that does nothing else. They are there to end what hangs, and a test does not depend
+/// on how busy the machine is.
+const PATIENCE: u32 = 4;
 
 fn start(limit: Duration, args: Vec<OsString>) -> Outcome {
     // The lab ends itself; the rest is for provisioning it.
@@ -66,6 +71,7 @@ pub fn image_dir() -> PathBuf {
 #[must_use]
 pub fn lab_vmx_script(limit: Duration, files: &[PathBuf], script: &str) -> Outcome {
     let mut args: Vec<_> = ["--vmx", "-t"].map(OsString::from).into();
+    let limit = limit * PATIENCE;
     args.push(limit.as_secs().to_string().into());
     for file in files {
         args.extend(["-f".into(), file.clone().into_os_string()]);

@@ -31,6 +31,7 @@ mod simulate_table;
 mod snapshot;
 mod stress;
 mod top;
+mod walk;
 mod which;
 
 use std::error::Error;
@@ -73,6 +74,7 @@ enum Command {
     Top(top::Args),
     Balloon(balloon::Args),
     Power(power::Args),
+    Walk(walk::Args),
     Snapshot(snapshot::Args),
     Clone(snapshot::CloneArgs),
     Host(host::Args),
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
         Command::Power(args) => power::run(args),
+        Command::Walk(args) => walk::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Clone(args) => snapshot::run_clone(args),
         Command::Host(args) => host::run(args),

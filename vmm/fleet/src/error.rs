@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::spec::MetricsAddress;
 use super::takeover::Differences;
 use kernel_view::host::ReadingError;
+use kernel_view::pagemap::PagemapError;
 use measure::MeasureError;
 use memory::page_out::PageOutError;
 use merge::EngineError;
@@ -52,6 +53,9 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// The host's kernel does not show a VM process's pages.
+    #[error("the page table of a VM cannot be read")]
+    Pagemap(#[from] PagemapError),
     /// A socket's path is longer than the kernel takes.
     #[error("the socket path {path} is too long: a Unix socket takes at most 107 bytes; set SAMEPAGE_RUNTIME_DIR to a shorter directory", path = path.display())]
     PathLength {

@@ -26,6 +26,7 @@ pub mod fleet;
 pub mod governor;
 pub mod guest;
 mod home;
+pub mod host_page;
 pub mod images;
 pub mod ledger;
 pub mod living;
@@ -47,6 +48,7 @@ mod survey;
 pub mod takeover;
 pub mod target;
 pub mod vm_handle;
+pub mod walk;
 pub mod watch;
 
 pub use error::HostError;

@@ -206,7 +206,7 @@ impl From<&HostError> for ErrorKind {
             | HostError::NoImage { .. } => Self::Snapshot,
             HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
             HostError::Socket { .. } => Self::GuestUnreachable,
-            HostError::Check { .. } | HostError::Measure(_) => Self::Measuring,
+            HostError::Check { .. } | HostError::Measure(_) | HostError::Pagemap(_) => Self::Measuring,
             HostError::Engine(_) => Self::Merging,
             HostError::SpecRead { .. }
             | HostError::Spec { .. }

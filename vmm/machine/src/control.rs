@@ -15,6 +15,7 @@ use super::balloon::{BalloonSize, BalloonStatus};
 use super::capture::Captured;
 use super::listener::Listener;
 use super::stats::Values;
+use super::walk::{TablePart, Walked};
 use super::working_set::WorkingSet;
 use memory::page_out::PagedOut;
 use wire::{LineError, Lines};
@@ -88,6 +89,25 @@ pub enum Request {
     BalloonSize,
     /// Ask the guest for fresh statistics, which [`Request::Balloon`] shows once they have come.
     BalloonStatistics,
+    /// Translate an address of the guest's.
+    Walk {
+        /// The address.
+        address: u64,
+        /// The vCPU whose page tables are meant; 0 is the first.
+        vcpu: u8,
+        /// The guest-physical address of other tables.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        root: Option<u64>,
+    },
+    /// What the guest maps, a part of it.
+    PageTable {
+        /// The address to begin with: 0, then `next` of the last part.
+        from: u64,
+        /// As in [`Request::Walk`].
+        vcpu: u8,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        root: Option<u64>,
+    },
     /// Ask the guest for another balloon size.
     BalloonTarget {
         /// The size, in pages of 4096 bytes.
@@ -136,6 +156,10 @@ pub enum Reply {
     WorkingSet(WorkingSet),
     /// To [`Request::Capture`].
     Captured(Captured),
+    /// To [`Request::Walk`].
+    Walked(Box<Walked>),
+    /// To [`Request::PageTable`].
+    PageTable(Box<TablePart>),
     /// The request was carried out.
     Done,
 }

@@ -37,6 +37,7 @@ mod machine;
 mod merging;
 mod own_process;
 mod pacer;
+pub mod paging;
 mod patient;
 mod platform;
 pub mod probe;
@@ -61,6 +62,7 @@ pub mod trial;
 mod trouble;
 mod vcpu;
 mod vsock;
+pub mod walk;
 pub mod working_set;
 
 pub use boot::check_cmdline;

@@ -6,6 +6,7 @@ use std::io;
 use crate::balloon::BalloonError;
 use crate::capture::CaptureError;
 use crate::throttle::ThrottleError;
+use crate::walk::WalkError;
 use crate::working_set::WorkingSetError;
 use memory::page_out::PageOutError;
 use memory::ram::RamError;
@@ -41,6 +42,8 @@ wire::error_kinds! {
         NotCapturable,
         /// The keeper of the image refused, or did not answer; the VM runs on.
         Keeper,
+        /// The guest does not translate that address, by those tables; the text says why.
+        NotTranslated,
         /// The host's kernel did not do, or did not show, what the request needs; the text says what.
         Host,
     }
@@ -109,6 +112,17 @@ impl From<&CaptureError> for ErrorKind {
             | CaptureError::Memory(_)
             | CaptureError::Vm(_)
             | CaptureError::Encode(_) => Self::Host,
+        }
+    }
+}
+
+impl From<&WalkError> for ErrorKind {
+    fn from(error: &WalkError) -> Self {
+        match error {
+            WalkError::Pause => Self::VcpuStuck,
+            WalkError::NoVcpu { .. } | WalkError::NotLong(_) | WalkError::NotCanonical { .. } => {
+                Self::NotTranslated
+            }
         }
     }
 }

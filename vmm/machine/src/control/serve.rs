@@ -8,6 +8,7 @@ use super::{Answer, ErrorKind, Pressed, Refusal, Reply, Request, Serve, Status, 
 use crate::balloon::{BalloonError, BalloonSize};
 use crate::exit::Ending;
 use crate::running::Running;
+use crate::walk::Tables;
 
 impl Serve for Running {
     fn serve(&mut self, request: Request) -> Answer {
@@ -62,6 +63,12 @@ impl Serve for Running {
                 Reply::Done
             }
             Request::PageOut { pages } => Reply::PagedOut(self.page_out(pages)?),
+            Request::Walk { address, vcpu, root } => {
+                Reply::Walked(Box::new(self.walk(address, Tables { vcpu, root })?))
+            }
+            Request::PageTable { from, vcpu, root } => {
+                Reply::PageTable(Box::new(self.page_table(from, Tables { vcpu, root })?))
+            }
             Request::WorkingSet => Reply::WorkingSet(self.working_set()?),
             Request::KvmStats => {
                 Reply::KvmStats(self.stats.read().map_err(host("KVM's statistics cannot be read"))?)
