@@ -25,9 +25,9 @@ use super::snapshot::{Connection, Handler};
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::counters;
-use super::state::saved::VmState;
+use super::state::saved::{Around, VmState};
 use super::state::trace::Trace;
-use super::state::vcpu::xsave_bytes;
+use super::state::vcpu::{Saved, xsave_bytes};
 use os::handed;
 
 /// Why a VM does not go on from an image.
@@ -184,6 +184,14 @@ pub(crate) struct Mapped {
 }
 
 impl VmState {
+    /// Where it was saved: what a daemon keeps is gone when its host is.
+    pub(crate) fn saved(&self) -> Saved {
+        match self.around {
+            Around::Image(_) => Saved::Here,
+            Around::File(_) => Saved::Anywhere,
+        }
+    }
+
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
     pub(crate) fn restore(
         &self,
@@ -194,7 +202,7 @@ impl VmState {
     ) -> Result<(), ImageStartError> {
         let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu, bytes, &mut trace)?;
+            state.restore(vcpu, self.saved(), bytes, &mut trace)?;
         }
         self.chips.restore(vm, &mut trace)?;
         counters::align(vm, vcpus, &self.vcpus, self.chips.clock, &mut trace)?;
