@@ -10,6 +10,7 @@ mod bad_input;
 mod balloon;
 mod balloon_driver;
 mod balloon_merged;
+mod captures;
 mod clones;
 mod control;
 mod demo;

@@ -239,7 +239,8 @@ impl Vm {
             subscribers.push(Box::new(Watch::new(handler, running.clone())));
         }
         if let Some(listener) = control {
-            subscribers.push(Box::new(Control::new(listener, running.clone())));
+            let control = Control::new(listener, running.clone());
+            subscribers.push(Box::new(control.map_err(VmError::host("make an eventfd"))?));
         }
         for subscriber in subscribers {
             events.add(subscriber);
