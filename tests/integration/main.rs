@@ -11,6 +11,7 @@ mod balloon;
 mod balloon_driver;
 mod balloon_merged;
 mod captures;
+mod clone_kills;
 mod clones;
 mod control;
 mod demo;
