@@ -439,6 +439,50 @@ fn the_file_that_a_vm_was_loaded_from_may_be_overwritten_or_cut_short() {
     first.end();
 }
 
+/// Until another process would write to the file their memory lies in it, with the frames of its page cache, and writes of theirs do not.
+#[test]
+fn vms_of_one_memory_file_have_its_frames_in_common_until_it_is_written_to() {
+    require_kvm!();
+    let (first, _com2) = Guest::filled(false, &[]);
+    first.pause();
+    let (state, memory) = first.create("Full", "a");
+    let guests = [Guest::new(), Guest::new()];
+    let mapped = |guest: &Guest| {
+        let pid = guest.vm.running().pid();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its maps");
+        maps.contains(memory.to_str().expect("UTF-8"))
+    };
+    let mut com2: Vec<Client> = Vec::new();
+    for guest in &guests {
+        guest.vm.put("/snapshot/load", &with(load(&state, &memory), "resume_vm", true));
+        com2.push(loaded(guest));
+        assert!(mapped(guest));
+    }
+    churn(&mut com2[0]);
+    for com2 in &mut com2 {
+        assert!(com2.command("verify").contains("mismatched=0"));
+    }
+    let before = fs::read(&memory).expect("memory");
+    assert!(guests.iter().all(mapped));
+    // This waits until both have copied what they need.
+    let file = File::options().write(true).open(&memory).expect("memory");
+    assert!(!guests.iter().any(mapped));
+    assert_eq!(fs::read(&memory).expect("memory"), before, "nothing of theirs is in it");
+    file.set_len(0).expect("cut short");
+    for com2 in &mut com2 {
+        assert!(com2.command("verify").contains("mismatched=0"));
+    }
+    // Of a file that is open for writing there is a copy from the beginning.
+    file.write_all_at(&before, 0).expect("it is as it was");
+    let late = Guest::new();
+    late.vm.put("/snapshot/load", &with(load(&state, &memory), "resume_vm", true));
+    assert!(!mapped(&late));
+    assert_eq!(loaded(&late).command("verify"), VERIFIED);
+    late.end();
+    guests.into_iter().for_each(Guest::end);
+    first.end();
+}
+
 /// Each is answered 400, and nothing was started: the same process then loads the right files.
 #[test]
 fn files_that_are_not_what_they_should_be_are_refused() {

@@ -37,7 +37,7 @@ use super::platform::{COM1_PORT, COM2_PORT, GENERATION, VIRTIO_BASE};
 use super::restore::{Image, Mapped};
 use super::running::Running;
 use super::shut_down::ShutDown;
-use super::snapshot::Watch;
+use super::snapshot::{FileWatch, Watch};
 use super::state::saved::VmState;
 use super::state::vcpu::Saved;
 use super::stats::KvmStats;
@@ -110,8 +110,8 @@ impl Vm {
         let vsock = config.vsock.as_ref().map(Vsock::open).transpose()?;
 
         let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
-        let Mapped { state, slabs, handler } =
-            image.map(|image| image.map(&ram)).transpose()?.unwrap_or_default();
+        let Mapped { state, slabs, handler, lease } =
+            image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
         // What a state file is of, the configuration does not tell.
         let is_from_file = state.as_ref().is_some_and(|state| state.saved() == Saved::Anywhere);
         let is_built_in = config.kernel.is_none() && !is_from_file;
@@ -238,6 +238,9 @@ impl Vm {
         if let Some(handler) = handler {
             subscribers.push(Box::new(Watch::new(handler, running.clone())));
         }
+        if let Some(lease) = lease {
+            subscribers.push(Box::new(FileWatch::new(lease, running.clone())));
+        }
         if let Some(listener) = control {
             let control = Control::new(listener, running.clone());
             subscribers.push(Box::new(control.map_err(VmError::host("make an eventfd"))?));
@@ -278,6 +281,9 @@ impl Vm {
 fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
     if ram.is_filled_by_handler() {
         return Some("its memory is filled by another process; expected memory of its own");
+    }
+    if ram.maps_file() {
+        return Some("its memory lies in a file; expected memory of its own, as with --merge");
     }
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");

@@ -99,6 +99,9 @@ pub enum ImageError {
     /// Only private anonymous memory is.
     #[error("memory of a {0:?} backing cannot be captured: expected anonymous memory")]
     Backing(Backing),
+    /// It has not been read yet.
+    #[error("memory that lies in a file cannot be captured: expected memory of its own")]
+    File,
     /// A page cannot be read, or a slab not made.
     #[error("cannot {what}")]
     Io {
@@ -197,6 +200,7 @@ impl Ram {
 
     fn check_backing(&self) -> Result<(), ImageError> {
         match self.backing() {
+            Backing::Anonymous if self.maps_file() => Err(ImageError::File),
             Backing::Anonymous => Ok(()),
             other => Err(ImageError::Backing(other)),
         }

@@ -19,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::create::{identity, realtime_ns};
 use super::handler::{Connection, HandlerError};
+use super::lease::FileLease;
 use crate::VmConfig;
 use crate::drive::{Drive, MAX_DRIVES};
 use crate::error::MAX_VCPUS;
@@ -106,7 +107,10 @@ pub enum LoadError {
     #[error("Failed to load guest memory: Error creating guest memory from uffd")]
     Handler(#[from] HandlerError),
     /// It is to be used with what replaces or moves pages.
-    #[error("memory that a process fills cannot be used with {0}: leave that out, or load it from a file")]
+    #[error(
+        "memory that a process fills cannot be used with {0}: each page can have one userfaultfd, and it is that process's; leave {0} out, or \
+         load it from a file"
+    )]
     HandlerWith(&'static str),
     /// A drive is another file.
     #[error(
@@ -138,7 +142,7 @@ pub enum LoadError {
 /// Where the memory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemorySource {
-    /// In a flat file, of which it is copied.
+    /// In a flat file, which is mapped or copied.
     File(PathBuf),
     /// At a process that listens on this socket, and fills it page by page.
     Handler(PathBuf),
@@ -338,9 +342,16 @@ impl MemoryFile {
         Ok(Self { file, path: path.into(), stamp: Stamp::of(&meta) })
     }
 
-    /// Copies it.
-    pub(crate) fn fill(&self, ram: &Ram) -> Result<(), LoadError> {
-        let filled = ram.load_flat(&self.file);
+    /// Has `ram` hold what it does: by mapping it, if it `may_be_mapped` and nobody else can write to it without our being told, else by copying.
+    pub(crate) fn fill(&self, ram: &Ram, may_be_mapped: bool) -> Result<Option<FileLease>, LoadError> {
+        let lease = may_be_mapped.then(|| FileLease::take(&self.file));
+        let lease = lease.and_then(|taken| {
+            taken.inspect_err(|error| tracing::debug!("the memory file is copied: no lease: {error}")).ok()
+        });
+        let filled = match &lease {
+            Some(_) => ram.map_flat(&self.file),
+            None => ram.load_flat(&self.file),
+        };
         let now = self.file.metadata().map(|meta| Stamp::of(&meta));
         if now.is_ok_and(|now| now != self.stamp) {
             return Err(LoadError::Changed { path: self.path.clone() });
@@ -352,7 +363,12 @@ impl MemoryFile {
             let source = FlatError::Io { what: "fill guest memory", source: io::Error::other(error) };
             LoadError::Memory { path: self.path.clone(), source }
         })?;
-        tracing::debug!(pages = filled, of = ram.pages().pages(), "memory is loaded");
-        Ok(())
+        tracing::debug!(
+            pages = filled,
+            of = ram.pages().pages(),
+            mapped = lease.is_some(),
+            "memory is loaded"
+        );
+        Ok(lease)
     }
 }
