@@ -40,11 +40,11 @@ impl Fleet {
         fleet
     }
 
-    fn come_up(&self) {
+    pub(super) fn come_up(&self) {
         let _ = self.run(&["fleet", "up", self.file.to_str().expect("UTF-8")]).output().success();
     }
 
-    fn run(&self, args: &[&str]) -> Run {
+    pub(super) fn run(&self, args: &[&str]) -> Run {
         self.sandbox.samepage(args).timeout(LIMIT)
     }
 
@@ -72,7 +72,7 @@ impl Fleet {
         self.status(&[])["guests"].as_array().expect("guests").clone()
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.guests().iter().map(|guest| guest["name"].as_str().expect("a name").to_owned()).collect()
     }
 
@@ -87,7 +87,7 @@ impl Fleet {
         });
     }
 
-    fn vm(&self, name: &str) -> Process {
+    pub(super) fn vm(&self, name: &str) -> Process {
         let mark = format!(" --name {name} ");
         let found = self.sandbox.processes().into_iter().find(|process| process.args.contains(&mark));
         found.expect("its process")
@@ -104,7 +104,7 @@ impl Fleet {
         });
     }
 
-    fn kill_daemon(&self) {
+    pub(super) fn kill_daemon(&self) {
         let daemon =
             || self.sandbox.processes().into_iter().find(|p| p.args.split(' ').nth(1) == Some("host"));
         daemon().expect("a daemon").kill();
@@ -317,6 +317,30 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         files.flatten().map(|entry| entry.file_name().into_string().expect("UTF-8")).collect();
     assert!(names.iter().all(|name| !name.contains("-0") && !name.ends_with(".cap")), "{names:?}");
     fleet.verify();
+    fleet.down();
+}
+
+/// A snapshot outlives its guest, and the guest's lock on its drive does not.
+#[test]
+fn a_clone_whose_drive_is_in_use_does_not_start() {
+    require_slabs!();
+    let disk = "\n[[guest]]\nname = \"disk\"\nmemory = \"16M\"\ndrives = [{ path = \"disk.img\", read_only = true }]\n";
+    let sandbox = Sandbox::new();
+    let (file, image) = (sandbox.file("fleet.toml"), sandbox.file("disk.img"));
+    fs::write(&image, vec![0; 1 << 20]).expect("a disk");
+    fs::write(&file, format!("{FLEET}{disk}")).expect("a fleet file");
+    let fleet = Fleet { sandbox, file };
+    fleet.come_up();
+    let _ = fleet.ok(&["snapshot", "disk", "warm"]);
+    fleet.vm("disk").kill();
+    let image = fs::File::open(&image).expect("a disk");
+    let locks = || rustix::fs::flock(&image, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
+    eventually("its VM is gone", locks);
+    let before = fleet.sandbox.processes().len();
+    fleet.refused(&["clone", "warm", "--count", "3"], 1, "disk.img");
+    assert_eq!((fleet.names(), fleet.sandbox.processes().len()), (vec!["web".into(), "disk".into()], before));
+    drop(image);
+    let _ = fleet.ok(&["clone", "warm", "--count", "3"]);
     fleet.down();
 }
 

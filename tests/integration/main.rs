@@ -10,6 +10,8 @@ mod bad_input;
 mod balloon;
 mod balloon_driver;
 mod balloon_merged;
+mod captures;
+mod clone_kills;
 mod clones;
 mod control;
 mod demo;

@@ -22,6 +22,7 @@ pub mod reclaiming;
 pub mod results;
 pub mod run;
 pub mod sandbox;
+pub mod saved;
 pub mod terminal;
 pub mod tidy;
 pub mod torture;

@@ -96,13 +96,16 @@ enum Command {
 /// Parses the command line, runs the command, prints what went wrong.
 pub fn main() -> ExitCode {
     os::prepare();
+    if let Some(handed) = run::Handed::parse(std::env::args_os()) {
+        log();
+        return ended(run::run_handed(&handed));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(said) => return help(&said),
     };
-    let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
-    logger::start(level);
-    let result = match cli.command {
+    log();
+    ended(match cli.command {
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(*args),
@@ -121,7 +124,16 @@ pub fn main() -> ExitCode {
         Command::Experiment(args) => experiment::run(args),
         Command::KsmGuard => ksm_guard(),
         Command::FreezeGuard { pids } => freeze_guard(&pids),
-    };
+    })
+}
+
+fn log() {
+    let level = std::env::var("RUST_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(Level::WARN);
+    logger::start(level);
+}
+
+/// The exit status of a command that ended so; an error is printed.
+fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         say(&*error);
         exit_status::of(&error)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::firecracker;
 use anyhow::Context;
+use clap::Parser;
 use clap::error::ErrorKind;
 use devices::virtio::balloon;
 use machine::api;
@@ -227,17 +228,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         Some(fd) => handover::read(fd)?,
         None => args.config(),
     };
-    config.prepare_process()?;
-    if config.kernel.is_some()
-        && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
-    {
-        // Linux takes minutes, in silence, to reach an instruction that is not emulated.
-        errln!(
-            "note: this KVM ({}) emulates ring 0: a stock kernel crawls for minutes and then fails; \
-             `samepage doctor` says more",
-            backend.short_name()
-        );
-    }
+    prepare(&config)?;
     let (name, on_stdio) = (config.name.clone(), config.console == Console::Stdio);
     let load = args.load.zip(args.memory_file);
     let load = load.map(|(state, memory)| api::LoadSnapshot::of_files(state, memory, args.resume));
@@ -252,15 +243,71 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             rest: config,
         })?
     } else {
-        machine::run(&config, |_| {}).with_context(|| format!("{name} did not start"))?
+        start(&config)?
     };
+    Ok(status(&name, on_stdio, ending))
+}
+
+/// What a daemon starts a VM's process with. It is parsed by itself: to describe all commands and their options, as [`Args`] needs,
+/// takes a good part of a millisecond, of each clone.
+#[derive(clap::Parser)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+pub(super) struct Handed {
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    control: PathBuf,
+    #[arg(long)]
+    daemon: Option<i32>,
+    #[arg(long)]
+    config_fd: i32,
+}
+
+impl Handed {
+    /// From the command line, if it is such a one.
+    pub(super) fn parse(mut words: impl Iterator<Item = OsString>) -> Option<Self> {
+        let program = words.next()?;
+        (words.next()? == "run").then(|| Self::try_parse_from(std::iter::once(program).chain(words)).ok())?
+    }
+}
+
+/// Runs the VM that a daemon has described.
+pub(super) fn run_handed(handed: &Handed) -> anyhow::Result<ExitCode> {
+    let config = handover::read(handed.config_fd)?;
+    prepare(&config)?;
+    let ending = start(&config)?;
+    Ok(status(&config.name, config.console == Console::Stdio, ending))
+}
+
+/// Makes this process what `config` says of it, and says what its VM is not good for.
+fn prepare(config: &VmConfig) -> anyhow::Result<()> {
+    config.prepare_process()?;
+    if config.kernel.is_some()
+        && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
+    {
+        // Linux takes minutes, in silence, to reach an instruction that is not emulated.
+        errln!(
+            "note: this KVM ({}) emulates ring 0: a stock kernel crawls for minutes and then fails; \
+             `samepage doctor` says more",
+            backend.short_name()
+        );
+    }
+    Ok(())
+}
+
+fn start(config: &VmConfig) -> anyhow::Result<Ending> {
+    machine::run(config, |_| {}).with_context(|| format!("{} did not start", config.name))
+}
+
+/// What the process ends with, and why.
+fn status(name: &str, on_stdio: bool, ending: Ending) -> ExitCode {
     tracing::info!("{name} has ended: {ending:?}");
     if on_stdio && matches!(ending, Ending::Panicked(_)) {
         // It may have been in the middle of a line.
         errln!("");
     }
     match ending {
-        Ending::PowerOff | Ending::Reset | Ending::Stopped => return Ok(ExitCode::SUCCESS),
+        Ending::PowerOff | Ending::Reset | Ending::Stopped => return ExitCode::SUCCESS,
         Ending::Panicked(Some(reason)) => errln!("error: {name}: {PANICKED}: {reason}"),
         Ending::Panicked(None) => {
             errln!("error: {name}: {PANICKED}; its console may say why");
@@ -274,7 +321,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             errln!("error: {name}: {report}");
         }
     }
-    Ok(ExitCode::FAILURE)
+    ExitCode::FAILURE
 }
 
 /// The range in the integer that clap compares in.

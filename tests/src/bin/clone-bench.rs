@@ -2,9 +2,11 @@
 //!
 //! A fleet of one guest is brought up and captured; then so many clones are started at once, again and again from the beginning. After that,
 //! clones of clones. Nothing but the commands that users have is used; what the processes took the kernel says.
+//!
+//! Where FIRECRACKER names a program with Firecracker's API, a VM is saved to files and loaded from them by that program and by Samepage, in turns.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,9 @@ Usage: clone-bench [--image DIR] [--counts N,N,...] [--memory MIB] [--rounds R] 
   --ages S,S,...    look at the frames of clones so many seconds after all have answered [default: 0]
   --depth N         clone clones of clones, so often [default: 10]
   --json            print one JSON object
+
+With FIRECRACKER=PROGRAM in the environment, a VM of the same guest is also saved to files and loaded from them, by that program and by
+Samepage by the same requests of the same API, in turns: from exec until the VM runs.
 
 Needs /dev/kvm.";
 const LIMIT: Duration = Duration::from_secs(600);
@@ -125,13 +130,17 @@ fn main() -> Result<()> {
             })
         })
         .collect();
+    let loads = match std::env::var_os("FIRECRACKER") {
+        Some(program) => tests::saved::compare(Path::new(&program), &saved_guest(&options), options.rounds)?,
+        None => Vec::new(),
+    };
     let provenance = provenance();
     if options.json {
         let (rounds, memory) = (options.rounds, options.memory());
         let guest = if options.image.is_some() { "linux" } else { "built-in" };
         println!(
             "{}",
-            json!({ "provenance": provenance, "guest": guest, "memory_mib": memory, "rounds": rounds, "results": results, "chain": links })
+            json!({ "provenance": provenance, "guest": guest, "memory_mib": memory, "rounds": rounds, "results": results, "chain": links, "loads": loads })
         );
         return Ok(());
     }
@@ -168,7 +177,20 @@ fn main() -> Result<()> {
             ["depth", "seconds", "pause_ms", "copied_mib"].map(|key| number(link, key));
         println!("{depth:14} {seconds:6.3} {pause:9.1} {copied:11.2}");
     }
+    if !loads.is_empty() {
+        println!("loaded from files  ms until it runs  ms CPU  ms to save");
+    }
+    for load in &loads {
+        let [runs, cpu, save] = ["running_ms", "cpu_ms", "save_ms"].map(|key| number(load, key));
+        println!("{:17} {runs:17.1} {cpu:7.1} {save:11.1}", load["program"].as_str().unwrap_or_default());
+    }
     Ok(())
+}
+
+/// The same guest, for programs that know no fleets.
+fn saved_guest(options: &Options) -> tests::saved::Guest {
+    let boot = options.image.as_ref().map(|image| (image.join("vmlinux"), image.join("initrd.cpio")));
+    tests::saved::Guest { boot, memory_mib: options.memory() }
 }
 
 /// A fleet of one guest, called `origin`.

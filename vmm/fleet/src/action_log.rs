@@ -57,12 +57,14 @@ impl ActionLog {
 }
 
 /// All kinds of actions.
-pub const KINDS: [&str; 7] = ["merge", "balloon", "throttle", "page_out", "suspend", "resume", "stop"];
+pub const KINDS: [&str; 8] =
+    ["merge", "drop_images", "balloon", "throttle", "page_out", "suspend", "resume", "stop"];
 
 /// The kind of an action, as in reports.
 pub fn kind(action: &Action) -> &'static str {
     match action {
         Action::SetPriority { .. } => "merge",
+        Action::DropImages { .. } => "drop_images",
         Action::Balloon { .. } => "balloon",
         Action::Throttle { .. } => "throttle",
         Action::PageOut { .. } => "page_out",

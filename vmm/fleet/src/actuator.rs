@@ -29,6 +29,8 @@ struct FleetActuator {
     slab_pages: Option<SlabPages>,
     /// The merge priority to set as soon as the fleet is not locked.
     urgent: Option<bool>,
+    /// Images that have no name are to go as soon as the fleet is not locked.
+    drops_images: bool,
 }
 
 impl FleetActuator {
@@ -39,6 +41,7 @@ impl FleetActuator {
             budget: now.budget(),
             slab_pages: now.slab_pages(),
             urgent: None,
+            drops_images: false,
         }
     }
 }
@@ -48,6 +51,9 @@ impl Actuator for FleetActuator {
         if let Some(fleet) = self.fleet.upgrade()
             && let Ok(mut fleet) = fleet.try_lock()
         {
+            if std::mem::take(&mut self.drops_images) {
+                fleet.drop_unnamed_images();
+            }
             self.budget = fleet.budget();
             if let Some(urgent) = self.urgent.take() {
                 fleet.set_priority(urgent);
@@ -59,5 +65,11 @@ impl Actuator for FleetActuator {
     fn merge(&mut self, urgent: bool) {
         self.urgent = Some(urgent);
         self.budget();
+    }
+
+    fn drop_images(&mut self) -> bool {
+        let is_new = !std::mem::replace(&mut self.drops_images, true);
+        self.budget();
+        is_new
     }
 }

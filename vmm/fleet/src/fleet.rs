@@ -365,8 +365,9 @@ impl Fleet {
         let merging = self.merging && self.spec.engine != EngineName::Off;
         // Clones that have ended keep nothing.
         let (image_pages, dead_slabs) = (self.pin_images(), dead.div_ceil(PAGE_BYTES));
+        let unnamed_image_pages = image_pages.saturating_sub(self.named_image_pages());
         let slab_pages = (image_pages > 0).then(|| self.slab_pages().map(|pages| pages())).flatten();
-        Budget { capacity: self.capacity, dead_slabs, image_pages, merging, slab_pages }
+        Budget { capacity: self.capacity, dead_slabs, image_pages, unnamed_image_pages, merging, slab_pages }
     }
 
     /// See [`Engine::slab_pages`].

@@ -42,6 +42,8 @@ pub trait Actuator: Send {
     fn budget(&mut self) -> Budget;
     /// Has the engine merge at urgent priority, or at its normal one.
     fn merge(&mut self, urgent: bool);
+    /// Has the fleet let go of images that have no name. False if it was told before and has not done it yet.
+    fn drop_images(&mut self) -> bool;
 }
 
 /// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
@@ -198,6 +200,11 @@ impl Work {
                 self.actuator.merge(urgent);
                 entries.push(Entry::new(action, None, None, seconds));
             }
+            if let Action::DropImages { .. } = action
+                && self.actuator.drop_images()
+            {
+                entries.push(Entry::new(action, None, None, seconds));
+            }
             // One that is late may yet carry out an earlier request: what it should do is decided again when that is known.
             let handle = action.guest().and_then(|n| handles.get(n));
             let Some(handle) = handle.filter(|handle| lock(&self.shared.askers).takes(&handle.guest)) else {
@@ -253,7 +260,7 @@ impl Work {
 /// The request to a guest's VM by which an action is carried out; None if that is not for a guest.
 fn request(action: &Action) -> Option<Request> {
     Some(match *action {
-        Action::SetPriority { .. } => return None,
+        Action::SetPriority { .. } | Action::DropImages { .. } => return None,
         Action::Balloon { target_pages, .. } => {
             Request::BalloonTarget { pages: u32::try_from(target_pages).unwrap_or(u32::MAX) }
         }

@@ -33,6 +33,8 @@ pub struct Budget {
     pub dead_slabs: u64,
     /// Pages of slabs that images keep.
     pub image_pages: u64,
+    /// Of those, pages of slabs that none keeps that has a name.
+    pub unnamed_image_pages: u64,
     /// Whether an engine merges.
     pub merging: bool,
     /// Pages of all slabs that no image has, in use or not, as they are now; None where the engine has no slabs, or was not asked.

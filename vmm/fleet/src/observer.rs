@@ -119,6 +119,7 @@ impl Observer {
                 full_avg10_percent: psi.full_avg10_percent,
             }),
             merging: self.budget.merging,
+            unnamed_image_pages: self.budget.unnamed_image_pages,
         };
         self.cpu += thread_time().saturating_sub(begin + reading_took);
         Observation { host, guests, reading }

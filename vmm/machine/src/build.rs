@@ -16,10 +16,11 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
+use super::coalesced::Ring;
 use super::config::{Console, VmConfig};
 use super::console::ConsoleInput;
 use super::control::Control;
-use super::create::{create_vcpus, create_vm};
+use super::create::{create_bare_vcpus, create_vcpus, create_vm};
 use super::dirty::DirtyLog;
 use super::drive;
 use super::error::{MAX_VCPUS, VmError};
@@ -32,11 +33,13 @@ use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
-use super::platform::{GENERATION, VIRTIO_BASE};
+use super::platform::{COM1_PORT, COM2_PORT, GENERATION, VIRTIO_BASE};
 use super::restore::{Image, Mapped};
 use super::running::Running;
 use super::shut_down::ShutDown;
-use super::snapshot::Watch;
+use super::snapshot::{FileWatch, Watch};
+use super::state::saved::VmState;
+use super::state::vcpu::Saved;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
 use super::tracking::Tracking;
@@ -107,8 +110,11 @@ impl Vm {
         let vsock = config.vsock.as_ref().map(Vsock::open).transpose()?;
 
         let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
-        let Mapped { state, slabs, handler } =
-            image.map(|image| image.map(&ram)).transpose()?.unwrap_or_default();
+        let Mapped { state, slabs, handler, lease } =
+            image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
+        // What a state file is of, the configuration does not tell.
+        let is_from_file = state.as_ref().is_some_and(|state| state.saved() == Saved::Anywhere);
+        let is_built_in = config.kernel.is_none() && !is_from_file;
         let vm = Arc::new(create_vm(&kvm, &ram)?);
         let write_log = DirtyLog::new(&vm, &ram);
         // Before anything is written that the memory file has not.
@@ -139,7 +145,10 @@ impl Vm {
         let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
-        let vcpus = create_vcpus(&kvm, &vm, config.cpus)?;
+        let vcpus = match state.as_ref().map(VmState::saved) {
+            Some(Saved::Here) => create_bare_vcpus(&vm, config.cpus)?,
+            Some(Saved::Anywhere) | None => create_vcpus(&kvm, &vm, config.cpus)?,
+        };
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
         match &state {
             Some(state) => state.restore(&vm, &vcpus, &machine.board, ram.memory())?,
@@ -196,7 +205,9 @@ impl Vm {
             subscribers.push(sweeper.map_err(VmError::host("make a timer"))?);
         }
         tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
-        let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus)?));
+        let ring = vcpus.first().filter(|_| is_built_in);
+        let ring = ring.and_then(|first| Ring::of(&vm, first, &[COM1_PORT, COM2_PORT]));
+        let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus, ring)?));
         let running = Running {
             name: config.name.clone(),
             vcpu_count: config.cpus,
@@ -227,8 +238,12 @@ impl Vm {
         if let Some(handler) = handler {
             subscribers.push(Box::new(Watch::new(handler, running.clone())));
         }
+        if let Some(lease) = lease {
+            subscribers.push(Box::new(FileWatch::new(lease, running.clone())));
+        }
         if let Some(listener) = control {
-            subscribers.push(Box::new(Control::new(listener, running.clone())));
+            let control = Control::new(listener, running.clone());
+            subscribers.push(Box::new(control.map_err(VmError::host("make an eventfd"))?));
         }
         for subscriber in subscribers {
             events.add(subscriber);
@@ -266,6 +281,9 @@ impl Vm {
 fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
     if ram.is_filled_by_handler() {
         return Some("its memory is filled by another process; expected memory of its own");
+    }
+    if ram.maps_file() {
+        return Some("its memory lies in a file; expected memory of its own, as with --merge");
     }
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");

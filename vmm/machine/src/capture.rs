@@ -1,6 +1,10 @@
 //! Captures a VM at one instant: state and memory. The guest is paused meanwhile, and goes on as if nothing had been.
+//!
+//! In two parts. The first copies memory while the guest runs, and takes as long as that takes: it is done on a thread of its own, and the VM is
+//! served meanwhile. The second pauses the guest, takes its state, and what it has written since.
 
 pub mod link;
+mod since;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,12 +13,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Kvm, VmFd};
-use memory::image::{Ahead, ImageError, Slabs, most_pages};
+use memory::image::{Ahead, ImageError, Slabs, Taken, most_pages};
 use memory::slab::{Draft, Slab};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::link::{Answer, Ask, Link};
+use self::since::Since;
 use super::create::create_vcpus;
 use super::error::VmError;
 use super::handover::sealed;
@@ -84,24 +89,39 @@ pub struct Captured {
     pub pause_us: u64,
 }
 
+/// A capture of which the first part is done. The guest may run.
+pub(super) struct Begun {
+    savable: Arc<Savable>,
+    slabs: Kept,
+    ahead: Ahead,
+    /// None where there is no log.
+    since: Option<Since>,
+}
+
 impl Running {
-    /// Takes what it is, and gives it to the keeper that listens at `socket`. If it runs, it is stopped for that time; on an error it has
-    /// lost no more.
-    pub fn capture(&self, socket: &Path) -> Result<Captured, CaptureError> {
+    /// Begins to take what it is, and to give it to the keeper that listens at `socket`. May be done on any thread.
+    pub(super) fn begin_capture(&self, socket: &Path) -> Result<Begun, CaptureError> {
         if let Some(why) = self.not_captured {
             return Err(CaptureError::Unsuited(why));
         }
         let savable = self.savable()?;
         let keeper = Link::connect(socket, KEEPER_LIMIT).map_err(CaptureError::Keeper)?;
-        let was_paused = self.is_paused();
         let left = most_pages(self.ram.pages().pages());
-        let mut slabs = Kept { keeper: &keeper, pages: Vec::new(), made: Vec::new(), left, is_full: false };
-        let ahead = if was_paused { Ahead::default() } else { self.ram.copy_ahead(&mut slabs)? };
+        let mut slabs = Kept { keeper, pages: Vec::new(), made: Vec::new(), left, is_full: false };
+        // Before the first page is copied. Where it cannot be had, all pages are compared.
+        let since = Since::begin(&self.write_log, &self.ram).ok();
+        let ahead = self.ram.copy_ahead(&mut slabs)?;
+        Ok(Begun { savable, slabs, ahead, since })
+    }
+
+    /// Takes what is left. If it runs, it is stopped for that time; on an error it has lost no more.
+    pub(super) fn end_capture(&self, mut begun: Begun) -> Result<Captured, CaptureError> {
+        let was_paused = self.is_paused();
         let began = Instant::now();
         if !was_paused && !self.pause() {
             return Err(CaptureError::Pause);
         }
-        let taken = self.take(&savable, &keeper, slabs, ahead);
+        let taken = self.take(&mut begun);
         if !was_paused {
             self.resume();
         }
@@ -123,35 +143,24 @@ impl Running {
         Ok(self.savable.get_or_init(|| found).clone())
     }
 
-    fn take(
-        &self,
-        savable: &Arc<Savable>,
-        keeper: &Link,
-        mut slabs: Kept<'_>,
-        ahead: Ahead,
-    ) -> Result<Captured, CaptureError> {
+    /// What was copied ahead is unmapped later: that would keep the guest waiting.
+    fn take(&self, begun: &mut Begun) -> Result<Captured, CaptureError> {
+        let Begun { savable, slabs, ahead, since } = begun;
         let still = self.take_still(savable)?;
-        let taken = match self.ram.capture(&mut slabs, &ahead) {
-            // It has written so much since that both copies are more than the keeper takes.
-            Err(_) if slabs.is_full => {
-                drop(ahead);
-                slabs.restart(most_pages(self.ram.pages().pages())).map_err(CaptureError::Keeper)?;
-                self.ram.capture(&mut slabs, &Ahead::default())
-            }
-            taken => taken,
-        }?;
+        let taken = self.take_memory(slabs, ahead, since.as_mut())?;
         let run = |run: &memory::image::ImageRun| {
             // A run lies in one slab.
             (run.page.0, u32::try_from(run.pages).unwrap_or(u32::MAX), run.slab, run.slab_page.0)
         };
-        let memory = MemoryV1 { slabs: slabs.pages, runs: taken.runs.iter().map(run).collect() };
+        let memory =
+            MemoryV1 { slabs: std::mem::take(&mut slabs.pages), runs: taken.runs.iter().map(run).collect() };
         let state = still.with(Around::Image(memory));
         let bytes = state.encode().map_err(|error| CaptureError::Encode(io::Error::other(error)))?;
         let file = sealed("samepage-state", &bytes).map_err(CaptureError::Encode)?;
-        match ask(keeper, &Ask::State, Some(file.as_fd())).map_err(CaptureError::Keeper)?.0 {
+        match ask(&slabs.keeper, &Ask::State, Some(file.as_fd())).map_err(CaptureError::Keeper)?.0 {
             Answer::Kept => {
                 if let Some(found) = &self.found_slabs {
-                    os::lock(found).extend(slabs.made);
+                    os::lock(found).extend(slabs.made.drain(..));
                 }
             }
             Answer::Refused(why) => return Err(CaptureError::Refused(why)),
@@ -165,6 +174,32 @@ impl Running {
             referenced_pages: taken.referenced,
             pause_us: 0,
         })
+    }
+
+    fn take_memory(
+        &self,
+        slabs: &mut Kept,
+        ahead: &Ahead,
+        since: Option<&mut Since>,
+    ) -> Result<Taken, CaptureError> {
+        let written = since.and_then(Since::written);
+        let taken = match &written {
+            Some(written) => self.ram.capture_written(slabs, ahead, written),
+            None => self.ram.capture(slabs, ahead),
+        };
+        let taken = match taken {
+            // It has written here and there: where all is compared the pieces are fewer.
+            Err(ImageError::Runs) if written.is_some() && !slabs.is_full => self.ram.capture(slabs, ahead),
+            taken => taken,
+        };
+        match taken {
+            // It has written so much since that both copies are more than the keeper takes.
+            Err(_) if slabs.is_full => {
+                slabs.restart(most_pages(self.ram.pages().pages())).map_err(CaptureError::Keeper)?;
+                Ok(self.ram.capture(slabs, &Ahead::default())?)
+            }
+            taken => Ok(taken?),
+        }
     }
 
     /// Takes all but its memory. It stands still.
@@ -223,7 +258,7 @@ impl Still {
     /// All of it.
     pub(super) fn with(self, around: Around) -> VmState {
         let Self { machine, chips, vcpus, devices } = self;
-        VmState { machine, chips, vcpus, devices, around }
+        VmState { machine, chips, vcpus, devices, around, pair: None }
     }
 }
 
@@ -237,8 +272,8 @@ fn ask(
 }
 
 /// Slabs that the keeper has.
-struct Kept<'a> {
-    keeper: &'a Link,
+struct Kept {
+    keeper: Link,
     /// Pages of each, by number.
     pages: Vec<u32>,
     /// Those that were filled here.
@@ -249,9 +284,9 @@ struct Kept<'a> {
     is_full: bool,
 }
 
-impl Kept<'_> {
+impl Kept {
     fn ask(&self, question: &Ask) -> io::Result<(Answer, Option<std::fs::File>)> {
-        match ask(self.keeper, question, None)? {
+        match ask(&self.keeper, question, None)? {
             (Answer::Refused(why), _) => Err(io::Error::other(why)),
             answered => Ok(answered),
         }
@@ -281,7 +316,7 @@ impl Kept<'_> {
     }
 }
 
-impl Slabs for Kept<'_> {
+impl Slabs for Kept {
     fn draft(&mut self, pages: u64) -> io::Result<Draft> {
         match self.ask(&Ask::Draft(pages))? {
             (Answer::Draft, Some(file)) => Draft::receive(file.into(), pages).map_err(io::Error::other),

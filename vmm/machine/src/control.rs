@@ -1,15 +1,18 @@
-//! A VM's control socket: one JSON object a line in each direction, answered in order.
+//! A VM's control socket: one JSON object a line in each direction, to each client in order.
 
 mod refusal;
 mod serve;
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonSize, BalloonStatus};
 use super::capture::Captured;
@@ -33,6 +36,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(1);
 const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
 const KEEPER: u32 = 2;
+const DONE: u32 = 3;
 
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -176,21 +180,46 @@ pub struct Pressed {
 
 /// What carries requests out.
 pub trait Serve {
-    /// Answers one request.
-    fn serve(&mut self, request: Request) -> Answer;
+    /// Answers one request, now or later.
+    fn serve(&mut self, request: Request) -> Served;
+}
+
+/// What becomes of a request.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is moved once")]
+pub enum Served {
+    /// It is answered.
+    Now(Answer),
+    /// It takes long: this is done on a thread of its own, while others are served.
+    Later(Work),
+}
+
+/// Work for a thread; what it leaves to do is done where requests are served, and answers.
+pub type Work = Box<dyn FnOnce() -> Rest + Send>;
+/// What is left to do.
+pub type Rest = Box<dyn FnOnce() -> Answer + Send>;
+
+struct Client {
+    lines: Lines,
+    /// Differs from that of each other client there ever was.
+    number: u64,
+    /// It waits for an answer, and nothing that it says is read.
+    waits: bool,
 }
 
 /// The socket and its clients.
 pub struct Control<S> {
     listener: Listener,
-    clients: HashMap<RawFd, Lines>,
+    clients: HashMap<RawFd, Client>,
+    /// How many there ever were.
+    count: u64,
+    done: Done,
     server: S,
 }
 
 impl<S: Serve> Control<S> {
     /// Serves `listener` with `server`.
-    pub fn new(listener: Listener, server: S) -> Self {
-        Self { listener, clients: HashMap::new(), server }
+    pub fn new(listener: Listener, server: S) -> io::Result<Self> {
+        Ok(Self { listener, clients: HashMap::new(), count: 0, done: Done::new()?, server })
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
@@ -198,31 +227,110 @@ impl<S: Serve> Control<S> {
         if self.clients.len() < MAX_CLIENTS
             && ops.add(Events::with_data(&stream, CLIENT, EventSet::IN)).is_ok()
         {
-            self.clients.insert(stream.as_raw_fd(), Lines::new(stream, MAX_REQUEST_BYTES));
+            self.count += 1;
+            let (fd, lines) = (stream.as_raw_fd(), Lines::new(stream, MAX_REQUEST_BYTES));
+            self.clients.insert(fd, Client { lines, number: self.count, waits: false });
         }
     }
 
     /// Takes what has come and answers every whole line. An error when the client is to be disconnected.
     fn talk(&mut self, fd: RawFd) -> Result<(), LineError> {
         let Some(client) = self.clients.get_mut(&fd) else { return Ok(()) };
-        match client.take() {
-            Err(LineError::NotYet) => return Ok(()),
-            taken => taken?,
+        match client.lines.take() {
+            Err(LineError::NotYet) => Ok(()),
+            taken => taken.and_then(|()| self.answer_lines(fd)),
         }
-        while let Some(line) = client.next_line()? {
-            let answer = match Request::parse(&line) {
+    }
+
+    /// Answers the lines that have been taken, until one is answered later.
+    fn answer_lines(&mut self, fd: RawFd) -> Result<(), LineError> {
+        let Some(client) = self.clients.get_mut(&fd) else { return Ok(()) };
+        while !client.waits
+            && let Some(line) = client.lines.next_line()?
+        {
+            let served = match Request::parse(&line) {
                 Ok(request) => self.server.serve(request),
-                Err(e) => Err(Refusal::new(ErrorKind::NotARequest, format!("not a request: {e}"))),
+                Err(e) => {
+                    Served::Now(Err(Refusal::new(ErrorKind::NotARequest, format!("not a request: {e}"))))
+                }
             };
-            client.answer(&answer, Instant::now() + WRITE_LIMIT)?;
+            let answer = match served {
+                Served::Now(answer) => answer,
+                Served::Later(work) => match self.done.begin(fd, client.number, work) {
+                    Ok(()) => {
+                        client.waits = true;
+                        continue;
+                    }
+                    Err(error) => Err(host("a thread cannot be started")(error)),
+                },
+            };
+            client.lines.answer(&answer, Instant::now() + WRITE_LIMIT)?;
         }
         Ok(())
+    }
+
+    /// Does what threads have left to do, and answers. A client that is gone wants no answer, and nothing is done for it.
+    fn end_work(&mut self, ops: &mut EventOps) {
+        for (fd, number, rest) in self.done.take() {
+            let client = self.clients.get_mut(&fd).filter(|client| client.number == number);
+            let Some(client) = client else { continue };
+            client.waits = false;
+            let answer = rest();
+            let answered = client.lines.answer(&answer, Instant::now() + WRITE_LIMIT);
+            if answered.and_then(|()| self.answer_lines(fd)).is_err() {
+                self.disconnect(fd, ops);
+            } else {
+                self.watch(fd, ops);
+            }
+        }
+    }
+
+    /// A client that waits is not watched: what it says is not taken before it has its answer.
+    fn watch(&self, fd: RawFd, ops: &mut EventOps) {
+        if let Some(client) = self.clients.get(&fd) {
+            let set = if client.waits { EventSet::empty() } else { EventSet::IN };
+            let _ = ops.modify(Events::with_data(&client.lines.as_fd(), CLIENT, set));
+        }
+    }
+
+    fn disconnect(&mut self, fd: RawFd, ops: &mut EventOps) {
+        let _ = ops.remove(Events::empty_raw(fd));
+        self.clients.remove(&fd);
+    }
+}
+
+/// Work that threads have done, and what is left to do.
+struct Done {
+    rests: Arc<Mutex<Vec<(RawFd, u64, Rest)>>>,
+    some: Arc<EventFd>,
+}
+
+impl Done {
+    fn new() -> io::Result<Self> {
+        Ok(Self { rests: Arc::default(), some: Arc::new(EventFd::new(libc::EFD_NONBLOCK)?) })
+    }
+
+    /// Has a thread do `work` for the client `number` at `fd`.
+    fn begin(&self, fd: RawFd, number: u64, work: Work) -> io::Result<()> {
+        let (rests, some) = (self.rests.clone(), self.some.clone());
+        let work = move || {
+            let rest = work();
+            os::lock(&rests).push((fd, number, rest));
+            let _ = some.write(1);
+        };
+        std::thread::Builder::new().name("capture".into()).spawn(work).map(drop)
+    }
+
+    fn take(&self) -> Vec<(RawFd, u64, Rest)> {
+        let _ = self.some.read();
+        std::mem::take(&mut *os::lock(&self.rests))
     }
 }
 
 impl<S: Serve> MutEventSubscriber for Control<S> {
     fn init(&mut self, ops: &mut EventOps) {
         self.listener.watch(ops, LISTENER, KEEPER);
+        let _ = ops.add(Events::with_data(&*self.done.some, DONE, EventSet::IN));
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -230,9 +338,19 @@ impl<S: Serve> MutEventSubscriber for Control<S> {
             self.accept(ops);
         } else if events.data() == KEEPER {
             self.listener.look_after(ops, LISTENER);
-        } else if self.talk(events.fd()).is_err() {
-            let _ = ops.remove(Events::empty_raw(events.fd()));
-            self.clients.remove(&events.fd());
+        } else if events.data() == DONE {
+            self.end_work(ops);
+        } else if self.clients.get(&events.fd()).is_some_and(|client| client.waits) {
+            // It has hung up, which is reported whatever is watched.
+            self.disconnect(events.fd(), ops);
+        } else {
+            match self.talk(events.fd()) {
+                Ok(()) if self.clients.get(&events.fd()).is_some_and(|client| client.waits) => {
+                    self.watch(events.fd(), ops);
+                }
+                Ok(()) => {}
+                Err(_) => self.disconnect(events.fd(), ops),
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! KVM's dirty log, cleared by hand and a part at a time (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, all pages set at first), and with it what
-//! the VMM itself writes. It has two readers, which know nothing of each other: KVM has one bit for a page, and whoever clears it leaves
-//! it to the other one as *pending*.
+//! the VMM itself writes. It has several readers, which know nothing of each other: KVM has one bit for a page, and whoever clears it leaves
+//! it to the others as *pending*.
 //!
 //! Source: the kernel's Documentation/virt/kvm/api.rst, 4.8 (KVM_GET_DIRTY_LOG), 4.117 (KVM_CLEAR_DIRTY_LOG), 7.18.
 #![expect(
@@ -48,16 +48,12 @@ pub enum Reader {
     Merging,
     /// Snapshots of what was written since the last one.
     Snapshots,
+    /// A capture, of what was written since it began.
+    Capture,
 }
 
-impl Reader {
-    const fn other(self) -> Self {
-        match self {
-            Self::Merging => Self::Snapshots,
-            Self::Snapshots => Self::Merging,
-        }
-    }
-}
+/// How many there are.
+const READERS: usize = 3;
 
 /// The log of one VM's writes, its vCPUs' and its devices', as one reader sees it: as if there were no other. Clones are the same log. It
 /// keeps no VM alive: when the VM has ended, every call fails.
@@ -74,9 +70,9 @@ struct Log {
     /// Which words are those of each slot, and how many pages it has.
     slots: Vec<(Range<usize>, u64)>,
     supported: bool,
-    /// Of each reader that has it on: pages that were written since it cleared them, and whose bits the other has cleared. KVM's log is on
+    /// Of each reader that has it on: pages that were written since it cleared them, and whose bits another has cleared. KVM's log is on
     /// while one of them is.
-    pending: [Option<PageSet>; 2],
+    pending: [Option<PageSet>; READERS],
     own: OwnWrites,
     /// KVM's bitmap of one slot.
     buffer: Vec<u64>,
@@ -96,7 +92,7 @@ impl DirtyLog {
             ram: ram.clone(),
             slots: words(ram).into_iter().zip(pages).collect(),
             supported,
-            pending: [None, None],
+            pending: [const { None }; READERS],
             own: OwnWrites::new(ram),
             buffer: Vec::new(),
         }));
@@ -143,7 +139,7 @@ impl Log {
         if self.pending[reader as usize].is_some() {
             return Ok(());
         }
-        if self.pending[reader.other() as usize].is_none() {
+        if !self.others(reader).any(|pending| pending.is_some()) {
             self.switch_on(vm)?;
         }
         self.pending[reader as usize] = Some(PageSet::all(self.ram.pages().pages()));
@@ -170,7 +166,7 @@ impl Log {
 
     fn stop(&mut self, vm: &VmFd, reader: Reader) -> io::Result<()> {
         if self.pending[reader as usize].is_some() {
-            if self.pending[reader.other() as usize].is_none() {
+            if !self.others(reader).any(|pending| pending.is_some()) {
                 slots::set(vm, &self.ram, false)?;
                 self.buffer = Vec::new();
                 self.own.stop()?;
@@ -178,6 +174,15 @@ impl Log {
             self.pending[reader as usize] = None;
         }
         Ok(())
+    }
+
+    /// What is pending for the others.
+    fn others(&mut self, reader: Reader) -> impl Iterator<Item = &mut Option<PageSet>> {
+        self.pending
+            .iter_mut()
+            .enumerate()
+            .filter(move |(n, _)| *n != reader as usize)
+            .map(|(_, other)| other)
     }
 
     fn pending(&self, reader: Reader) -> io::Result<&PageSet> {
@@ -217,7 +222,7 @@ impl Log {
                 format!("a bitmap of {found} words was to be cleared: expected {expected}"),
             ));
         }
-        if self.pending[reader.other() as usize].is_none() {
+        if !self.others(reader).any(|pending| pending.is_some()) {
             self.clear(vm, pages, between)?;
         } else {
             // Those whose bits are set now stay set until they are cleared here. A bit that is set from now on stays as it is, for both.
@@ -225,9 +230,7 @@ impl Log {
             self.read(vm, &mut written)?;
             written.intersect(pages);
             // Before they are cleared: if that fails half way, nothing is lost.
-            if let Some(pending) = &mut self.pending[reader.other() as usize] {
-                pending.union_with(&written);
-            }
+            self.others(reader).flatten().for_each(|pending| pending.union_with(&written));
             self.clear(vm, &written, between)?;
         }
         if let Some(pending) = &mut self.pending[reader as usize] {

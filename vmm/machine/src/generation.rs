@@ -7,6 +7,7 @@ use std::io;
 
 use devices::GuestMemory;
 use kvm_ioctls::VmFd;
+use memory::{PAGE_BYTES, PageNo};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -25,6 +26,11 @@ pub enum GenerationError {
     #[error("interrupt {GENERATION_IRQ} cannot be raised")]
     Interrupt(#[source] kvm_ioctls::Error),
 }
+
+/// Where a memory file, and no guest, has the number that its state file has, too: behind VMGenID, in memory that no guest uses.
+pub const PAIR: u64 = GENERATION + 16;
+/// The page that it is in.
+pub const PAIR_PAGE: PageNo = PageNo(PAIR / PAGE_BYTES);
 
 /// Offsets in VMClock's page.
 mod vmclock {
@@ -79,7 +85,7 @@ pub fn renew(vm: &VmFd, memory: &GuestMemory) -> Result<(), GenerationError> {
     Ok(())
 }
 
-fn random() -> Result<[u8; 16], GenerationError> {
+pub(super) fn random() -> Result<[u8; 16], GenerationError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| GenerationError::Random(io::Error::other(error)))?;
     Ok(bytes)

@@ -16,6 +16,7 @@ mod build;
 pub mod capture;
 mod channel;
 pub mod cmdline;
+mod coalesced;
 mod config;
 mod console;
 pub mod control;

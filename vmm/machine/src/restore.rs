@@ -10,7 +10,7 @@ use devices::state::RestoreError;
 use devices::virtio::block::Disk;
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory::image::ImageError;
-use memory::ram::Ram;
+use memory::ram::{Backing, Ram};
 use memory::slab::{Slab, SlabError};
 use rustix::fs::fcntl_get_seals;
 use thiserror::Error;
@@ -21,13 +21,13 @@ use super::generation::{self, GenerationError};
 use super::handover::SEALS;
 use super::probe;
 use super::snapshot::load::{LoadError, MemoryFile, check_drives};
-use super::snapshot::{Connection, Handler};
+use super::snapshot::{Connection, FileLease, Handler};
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::counters;
-use super::state::saved::VmState;
+use super::state::saved::{Around, VmState};
 use super::state::trace::Trace;
-use super::state::vcpu::xsave_bytes;
+use super::state::vcpu::{Saved, xsave_bytes};
 use os::handed;
 
 /// Why a VM does not go on from an image.
@@ -96,7 +96,7 @@ pub enum ImageStartError {
 pub(crate) enum Content {
     /// In slabs, which are mapped.
     Slabs(Vec<Slab>),
-    /// In a file, which is copied.
+    /// In a file, which is mapped, or copied.
     File(MemoryFile),
     /// At a process, which fills it.
     Handler(Connection),
@@ -155,7 +155,7 @@ impl Image {
     }
 
     /// Gives a VM that has no memory slot yet its memory.
-    pub(crate) fn map(self, ram: &Ram) -> Result<Mapped, ImageStartError> {
+    pub(crate) fn map(self, ram: &Ram, config: &VmConfig) -> Result<Mapped, ImageStartError> {
         let mut mapped = Mapped::default();
         match self.content {
             Content::Slabs(slabs) => {
@@ -163,7 +163,7 @@ impl Image {
                 ram.map_image(&runs, &slabs)?;
                 mapped.slabs = slabs;
             }
-            Content::File(file) => file.fill(ram)?,
+            Content::File(file) => mapped.lease = file.fill(ram, leaves_alone(config))?,
             Content::Handler(connection) => {
                 mapped.handler = Some(connection.fill(ram).map_err(LoadError::from)?);
             }
@@ -181,9 +181,26 @@ pub(crate) struct Mapped {
     pub slabs: Vec<Slab>,
     /// The process that fills its memory from now on.
     pub handler: Option<Handler>,
+    /// That on the file in which its memory lies.
+    pub lease: Option<FileLease>,
+}
+
+/// Whether nothing of a VM of `config` replaces or moves pages, or wants them to be of one kind: then they may be a file's.
+fn leaves_alone(config: &VmConfig) -> bool {
+    let VmConfig { merge, mergeable, sampling, huge_pages, backing, .. } = config;
+    let wants = merge.is_some() || *mergeable || sampling.is_some() || huge_pages.is_some();
+    !wants && *backing == Backing::Anonymous
 }
 
 impl VmState {
+    /// Where it was saved: what a daemon keeps is gone when its host is.
+    pub(crate) fn saved(&self) -> Saved {
+        match self.around {
+            Around::Image(_) => Saved::Here,
+            Around::File(_) => Saved::Anywhere,
+        }
+    }
+
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
     pub(crate) fn restore(
         &self,
@@ -194,7 +211,7 @@ impl VmState {
     ) -> Result<(), ImageStartError> {
         let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu, bytes, &mut trace)?;
+            state.restore(vcpu, self.saved(), bytes, &mut trace)?;
         }
         self.chips.restore(vm, &mut trace)?;
         counters::align(vm, vcpus, &self.vcpus, self.chips.clock, &mut trace)?;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -47,6 +48,11 @@ impl KvmStats {
 
 struct Source {
     file: File,
+    /// What is in it; read when it is first asked for, for few VMs are.
+    form: OnceLock<Form>,
+}
+
+struct Form {
     data_offset: u64,
     /// Name and offset into the data of each plain value.
     values: Vec<(String, u64)>,
@@ -60,7 +66,14 @@ impl Source {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made for us and is owned nowhere else.
-        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(Self { file: unsafe { File::from_raw_fd(fd) }, form: OnceLock::new() })
+    }
+
+    fn form(&self) -> io::Result<&Form> {
+        if let Some(known) = self.form.get() {
+            return Ok(known);
+        }
+        let file = &self.file;
         let mut header = [0u8; 24];
         file.read_exact_at(&mut header, 0)?;
         let [_, name_bytes, count, _, descriptors, data] = words(&header);
@@ -71,13 +84,14 @@ impl Source {
         let mut bytes = vec![0u8; each * count as usize];
         file.read_exact_at(&mut bytes, descriptors.into())?;
         let values = bytes.chunks_exact(each).filter_map(plain_value).collect();
-        Ok(Self { file, data_offset: data.into(), values })
+        Ok(self.form.get_or_init(|| Form { data_offset: data.into(), values }))
     }
 
     fn add_to(&self, all: &mut Values) -> io::Result<()> {
-        for (name, offset) in &self.values {
+        let form = self.form()?;
+        for (name, offset) in &form.values {
             let mut value = [0u8; 8];
-            self.file.read_exact_at(&mut value, self.data_offset + offset)?;
+            self.file.read_exact_at(&mut value, form.data_offset + offset)?;
             *all.entry(name.clone()).or_default() += u64::from_le_bytes(value);
         }
         Ok(())

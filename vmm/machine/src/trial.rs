@@ -19,7 +19,7 @@ pub use crate::state::msrs::Access;
 use crate::state::msrs::Savable;
 pub use crate::state::trace::Step;
 use crate::state::trace::Trace;
-use crate::state::vcpu::{VcpuV1, xsave_bytes};
+use crate::state::vcpu::{Saved, VcpuV1, xsave_bytes};
 use crate::{VmConfig, acpi, boot, registers};
 
 /// Memory of the guest.
@@ -218,7 +218,7 @@ impl One {
         savable: &Savable,
         trace: &mut Trace,
     ) -> Result<VcpuV1, StateError> {
-        vcpu.restore(&self.vcpu, xsave_bytes(&self.vm), trace)?;
+        vcpu.restore(&self.vcpu, Saved::Anywhere, xsave_bytes(&self.vm), trace)?;
         chips.restore(&self.vm, trace)?;
         let (own, saved) = (std::slice::from_ref(&self.vcpu), std::slice::from_ref(vcpu));
         counters::align(&self.vm, own, saved, chips.clock, trace)?;

@@ -10,6 +10,7 @@ use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EV
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::coalesced::Ring;
 use super::error::VmError;
 use super::exit::{Ending, Fault, Outcome};
 use super::platform::IDLE_PORT;
@@ -190,8 +191,12 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU.
-    pub fn start(shared: Arc<Shared>, vcpus: Vec<VcpuFd>) -> Result<Self, VmError> {
+    /// Starts a thread for each vCPU. A VM that has a ring has it with its first one, and no other runs.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        vcpus: Vec<VcpuFd>,
+        mut ring: Option<Ring>,
+    ) -> Result<Self, VmError> {
         register_signal_handler(SIGRTMIN(), slice::interrupt).map_err(|e| VmError::Host {
             what: "install the signal that interrupts vCPUs",
             source: e.into(),
@@ -200,12 +205,13 @@ impl Vcpus {
         let mut all = Self { shared, threads: Vec::new() };
         for (n, vcpu) in vcpus.into_iter().enumerate() {
             let shared = all.shared.clone();
+            let ring = ring.take();
             let started = RunPage::of(&vcpu).and_then(|page| {
                 let its_page = page.clone();
                 let thread = std::thread::Builder::new()
                     .name(format!("vcpu{n}"))
                     .stack_size(256 << 10)
-                    .spawn(move || run(n, vcpu, &shared, &its_page))?;
+                    .spawn(move || run(n, vcpu, ring, &shared, &its_page))?;
                 Ok((thread, page))
             });
             match started {
@@ -292,10 +298,10 @@ impl Vcpus {
     }
 }
 
-fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, page: &Arc<RunPage>) {
+fn run(n: usize, mut vcpu: VcpuFd, mut ring: Option<Ring>, shared: &Shared, page: &Arc<RunPage>) {
     let ending = {
         let _interruptible = Interruptible::new(page.clone());
-        run_until_end(n, &mut vcpu, page, shared)
+        run_until_end(n, &mut vcpu, ring.as_mut(), page, shared)
     };
     {
         let mut gate = shared.gate();
@@ -309,7 +315,13 @@ fn run(n: usize, mut vcpu: VcpuFd, shared: &Shared, page: &Arc<RunPage>) {
 }
 
 /// Runs until it is to stop (None) or the guest ends (its ending).
-fn run_until_end(n: usize, vcpu: &mut VcpuFd, page: &RunPage, shared: &Shared) -> Option<Ending> {
+fn run_until_end(
+    n: usize,
+    vcpu: &mut VcpuFd,
+    mut ring: Option<&mut Ring>,
+    page: &RunPage,
+    shared: &Shared,
+) -> Option<Ending> {
     let mut slices = Slices::default();
     // Whether KVM may have to be entered once more to complete what it exited for; and the last errand.
     let (mut is_half_done, mut errand_done) = (false, 0);
@@ -327,6 +339,10 @@ fn run_until_end(n: usize, vcpu: &mut VcpuFd, page: &RunPage, shared: &Shared) -
         }
         let ran = vcpu.run();
         is_half_done = ran.is_ok();
+        // What the guest wrote before it exited comes before that.
+        if let Some(ring) = &mut ring {
+            ring.drain(|port, data| _ = shared.pio.write(port, data));
+        }
         match ran {
             Ok(VcpuExit::IoOut(port, data)) => {
                 for operand in data.chunks(page.operand_bytes()) {

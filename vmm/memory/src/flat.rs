@@ -1,7 +1,8 @@
 //! Guest RAM as a flat file, as Firecracker has it: its pages one after the other in guest-physical order, without the hole, and as
 //! long as RAM is. What is not in the file (a hole) reads as zeros.
 //!
-//! Loading copies: nobody who has the file open can change a running guest's memory, and cutting the file short is no SIGBUS.
+//! Loading here copies: nobody who has the file open can change a running guest's memory, and cutting the file short is no SIGBUS. See
+//! [`super::mapped_file`] for where that is not needed.
 
 use std::fs::File;
 use std::io;
@@ -52,7 +53,7 @@ pub enum FlatError {
 }
 
 impl FlatError {
-    fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+    pub(super) fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Io { what, source: source.into() }
     }
 }
@@ -86,8 +87,8 @@ impl Ram {
 
     /// Pages that may be other than zeros.
     fn filled(&self) -> io::Result<PageSet> {
-        // What another process fills is not there before it is touched; of other backings the page table does not tell.
-        if self.is_filled_by_handler() || self.backing() != Backing::Anonymous {
+        // What another process fills, or is a file's, is not there before it is touched; of other backings the page table does not tell.
+        if self.is_filled_by_handler() || self.maps_file() || self.backing() != Backing::Anonymous {
             return Ok(PageSet::all(self.pages().pages()));
         }
         let mut filled = PageSet::none(self.pages().pages());
@@ -101,17 +102,19 @@ impl Ram {
         read.map_err(|error| FlatError::io("read guest memory")(io::Error::other(error)))
     }
 
+    pub(super) fn check_length(&self, file: &File) -> Result<(), FlatError> {
+        let (found, expected) =
+            (file.metadata().map_err(FlatError::io("look at the memory file"))?.len(), self.bytes());
+        if found == expected { Ok(()) } else { Err(FlatError::Length { found, expected }) }
+    }
+
     /// Fills RAM, to which nothing was written yet, from `file`. Pages of zeros are left untouched, and cost no frame. Returns how many
     /// pages were filled.
     ///
     /// # Errors
     /// The file is of another length, or cannot be read. Then some pages may be filled: the memory is of no use.
     pub fn load_flat(&self, file: &File) -> Result<u64, FlatError> {
-        let (found, expected) =
-            (file.metadata().map_err(FlatError::io("look at the memory file"))?.len(), self.bytes());
-        if found != expected {
-            return Err(FlatError::Length { found, expected });
-        }
+        self.check_length(file)?;
         let (mut buffer, mut filled, mut at) = (PageBuffer::new(to_usize(PIECE_PAGES)), 0, PageNo(0));
         while let Some(data) = next_data(file, at, self.pages().end())? {
             for part in self.parts(data) {
@@ -200,7 +203,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// The next pages before `end` of which the file has data.
-fn next_data(file: &File, at: PageNo, end: PageNo) -> Result<Option<PageRange>, FlatError> {
+pub(super) fn next_data(file: &File, at: PageNo, end: PageNo) -> Result<Option<PageRange>, FlatError> {
     if at >= end {
         return Ok(None);
     }

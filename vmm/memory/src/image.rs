@@ -4,13 +4,14 @@
 //! where they lie; other pages are copied once, in guest order; zeros and absent pages are in no run, and read as zeros in the copy.
 //! Gaps of a few zeros are bridged: written once per image, they save two mappings in each copy.
 //!
-//! Most of it is copied while the guest runs ([`Ram::copy_ahead`]). What it has written since is seen by comparing: of the time for which a guest is
-//! paused most is otherwise the frames of the copies.
+//! Most of it is copied while the guest runs ([`Ram::copy_ahead`]). What it has written since a log of writes tells ([`Ram::capture_written`]); where there
+//! is none it is seen by comparing ([`Ram::capture`]): of the time for which a guest is paused most is otherwise the frames of the copies.
 //!
 //! RAM that is mapped so is private anonymous memory with mappings of slabs over it, as merging leaves it: giving back, parking, merging and
 //! pushing out know no other case.
 
 mod ahead;
+mod pieces;
 
 use std::collections::HashMap;
 use std::io;
@@ -19,13 +20,12 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 pub use ahead::Ahead;
+pub(super) use pieces::Piece;
 
-use super::maps::Maps;
 use super::page::to_usize;
 use super::page_buffer::PageBuffer;
 use super::page_set::PageSet;
 use super::ram::{Backing, Ram};
-use super::scan::{PageScan, Pages};
 use super::slab::{Draft, Slab, SlabError};
 use super::{PAGE, PAGE_BYTES, PageNo, PageRange, SlabPage};
 
@@ -33,6 +33,8 @@ use super::{PAGE, PAGE_BYTES, PageNo, PageRange, SlabPage};
 pub const SLAB_PAGES: u64 = 2048;
 /// The shortest run of pages in another's slab that is referenced and not copied: each costs two mappings.
 const LEAST_REFERENCED: u64 = 16;
+/// Pages of which the page table is read at a time, with merging, parking and giving back held off.
+const LOOK_PAGES: u64 = 1 << 16;
 /// Pages copied at a time.
 const PIECE_PAGES: u64 = 16;
 /// The longest gap that is bridged at first, and at last; it doubles as the number of runs grows.
@@ -97,6 +99,9 @@ pub enum ImageError {
     /// Only private anonymous memory is.
     #[error("memory of a {0:?} backing cannot be captured: expected anonymous memory")]
     Backing(Backing),
+    /// It has not been read yet.
+    #[error("memory that lies in a file cannot be captured: expected memory of its own")]
+    File,
     /// A page cannot be read, or a slab not made.
     #[error("cannot {what}")]
     Io {
@@ -134,47 +139,91 @@ impl ImageError {
     }
 }
 
-/// What some pages are, before their contents were read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// The guest's own: they may hold anything.
-    Own(PageRange),
-    /// Those of a slab: its file, and its first page.
-    Slab(PageRange, u64, SlabPage),
-}
+impl Ram {
+    /// Takes what is in it, as far as it is not what was copied `ahead` into the same `slabs`: all is read, and compared. No vCPU runs and no
+    /// device works meanwhile; merging, parking and giving back wait.
+    pub fn capture(&self, slabs: &mut dyn Slabs, ahead: &Ahead) -> Result<Taken, ImageError> {
+        self.check_backing()?;
+        let mut placement = self.placement();
+        let all: Vec<_> = self.stretches().collect();
+        for stretch in &all {
+            placement.settle(*stretch).map_err(ImageError::io("bring parked pages back"))?;
+        }
+        let pieces = self.pieces_of(&all).map_err(ImageError::io("read the page table"))?;
+        Ok(self.take(slabs, ahead, pieces)?.0)
+    }
 
-impl Piece {
-    /// Which pages.
-    pub(super) fn range(&self) -> PageRange {
-        match self {
-            Self::Own(range) | Self::Slab(range, ..) => *range,
+    /// The same, of memory in which nothing but `written` has changed since it was copied `ahead`: nothing else is looked at, not even in the page
+    /// table. Nothing was given back in between.
+    ///
+    /// # Errors
+    /// As those of [`Self::capture`]; [`ImageError::Runs`] also where that would do with fewer.
+    pub fn capture_written(
+        &self,
+        slabs: &mut dyn Slabs,
+        ahead: &Ahead,
+        written: &PageSet,
+    ) -> Result<Taken, ImageError> {
+        self.check_backing()?;
+        let mut placement = self.placement();
+        let written = self.whole_pieces(written);
+        let parts: Vec<_> = written.runs_of(self.pages(), u64::MAX).flat_map(|run| self.parts(run)).collect();
+        for part in &parts {
+            placement.settle(*part).map_err(ImageError::io("bring parked pages back"))?;
+        }
+        let pieces = self.pieces_of(&parts).map_err(ImageError::io("read the page table"))?;
+        let (mut taken, _) = self.take(slabs, &Ahead::default(), pieces)?;
+        ahead.add_unwritten(&mut taken, &written);
+        if taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(taken) }
+    }
+
+    /// Copies what is in it, while the guest may run and write. Nothing waits for long: what merging, parking and giving back change meanwhile is
+    /// copied as it was, or as it is.
+    pub fn copy_ahead(&self, slabs: &mut dyn Slabs) -> Result<Ahead, ImageError> {
+        self.check_backing()?;
+        let mut pieces = Vec::new();
+        for stretch in self.stretches() {
+            let mut rest = stretch.pages();
+            while !rest.is_empty() {
+                let (part, after) = rest.split(LOOK_PAGES);
+                rest = after;
+                let mut placement = self.placement();
+                for part in self.parts(part) {
+                    placement.settle(part).map_err(ImageError::io("bring parked pages back"))?;
+                    pieces.extend(self.pieces_of(&[part]).map_err(ImageError::io("read the page table"))?);
+                }
+            }
+        }
+        let (taken, copies) = self.take(slabs, &Ahead::default(), pieces)?;
+        Ok(Ahead::new(taken.runs, copies))
+    }
+
+    fn check_backing(&self) -> Result<(), ImageError> {
+        match self.backing() {
+            Backing::Anonymous if self.maps_file() => Err(ImageError::File),
+            Backing::Anonymous => Ok(()),
+            other => Err(ImageError::Backing(other)),
         }
     }
-}
 
-impl Ram {
-    /// Takes what is in it, as far as it is not what was copied `ahead` into the same `slabs`. No vCPU runs and no device works meanwhile;
-    /// merging, parking and giving back wait.
-    pub fn capture(&self, slabs: &mut dyn Slabs, ahead: &Ahead) -> Result<Taken, ImageError> {
-        Ok(self.take(slabs, ahead)?.0)
-    }
-
-    /// Copies what is in it, while the guest may run and write.
-    pub fn copy_ahead(&self, slabs: &mut dyn Slabs) -> Result<Ahead, ImageError> {
-        let (taken, copies) = self.take(slabs, &Ahead::default())?;
-        Ok(Ahead::new(&taken.runs, copies))
+    /// Those pages, and those around them that are copied with them.
+    fn whole_pieces(&self, written: &PageSet) -> PageSet {
+        let (all, mut pieces) = (self.pages(), PageSet::none(self.pages().pages()));
+        for run in written.runs_of(all, u64::MAX) {
+            let first = PageNo(run.first().0 / PIECE_PAGES * PIECE_PAGES);
+            let end = PageNo(run.end().0.next_multiple_of(PIECE_PAGES)).min(all.end());
+            pieces.insert_range(PageRange::between(first, end));
+        }
+        pieces
     }
 
     /// What was taken, and the slabs that were made for it.
-    fn take(&self, slabs: &mut dyn Slabs, ahead: &Ahead) -> Result<(Taken, Vec<(u32, Slab)>), ImageError> {
-        if self.backing() != Backing::Anonymous {
-            return Err(ImageError::Backing(self.backing()));
-        }
-        let mut placement = self.placement();
-        for stretch in self.stretches() {
-            placement.settle(stretch).map_err(ImageError::io("bring parked pages back"))?;
-        }
-        let pieces = self.pieces().map_err(ImageError::io("read the page table"))?;
+    fn take(
+        &self,
+        slabs: &mut dyn Slabs,
+        ahead: &Ahead,
+        pieces: Vec<Piece>,
+    ) -> Result<(Taken, Vec<(u32, Slab)>), ImageError> {
         let own = |piece: &Piece| if let Piece::Own(range) = piece { range.pages() } else { 0 };
         let left = pieces.iter().map(own).sum();
         let mut used = HashMap::new();
@@ -193,47 +242,6 @@ impl Ram {
             }
         }
         writer.finish()
-    }
-
-    /// All pages that may be other than zero, ascending.
-    pub(super) fn pieces(&self) -> io::Result<Vec<Piece>> {
-        let (maps, mut scan) = (Maps::own()?, PageScan::open_self()?);
-        let mut pieces = Vec::new();
-        for stretch in self.stretches() {
-            let page = |hva| stretch.pages().first() + (hva - stretch.hva()) / PAGE_BYTES;
-            let all = stretch.hvas();
-            let mut at = all.start;
-            let from = maps.slabs.partition_point(|slab| slab.hvas.end <= all.start);
-            for slab in maps.slabs[from..].iter().take_while(|slab| slab.hvas.start < all.end) {
-                let within = slab.hvas.start.max(all.start)..slab.hvas.end.min(all.end);
-                let own = |run: Pages| PageRange::between(page(run.hva), page(run.end()));
-                if at < within.start {
-                    scan.anonymous_memory(at..within.start, |run| pieces.push(Piece::Own(own(run))))?;
-                }
-                // What is not the guest's own copy is the slab's, also without an entry in the page table.
-                let mut rest = within.start;
-                let of_slab = |pieces: &mut Vec<Piece>, from, to| {
-                    if from < to {
-                        let range = PageRange::between(page(from), page(to));
-                        pieces.push(Piece::Slab(range, slab.inode, slab.slab_page(from)));
-                    }
-                };
-                scan.walk(within.clone(), |run| {
-                    if !run.categories.file() {
-                        of_slab(&mut pieces, rest, run.hva);
-                        pieces.push(Piece::Own(own(run)));
-                        rest = run.end();
-                    }
-                })?;
-                of_slab(&mut pieces, rest, within.end);
-                at = within.end;
-            }
-            if at < all.end {
-                let own = |run: Pages| PageRange::between(page(run.hva), page(run.end()));
-                scan.anonymous_memory(at..all.end, |run| pieces.push(Piece::Own(own(run))))?;
-            }
-        }
-        Ok(pieces)
     }
 
     /// Has it hold what `runs` say, of `slabs`. Nothing has been written to it yet, nothing runs on it, and nothing has its pages pinned.

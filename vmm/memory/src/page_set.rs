@@ -138,11 +138,26 @@ impl PageSet {
         let mut rest = range;
         std::iter::from_fn(move || {
             let is = !rest.is_empty() && self.has(rest.first());
-            let pages = rest.iter().take_while(|page| self.has(*page) == is).count() as u64;
-            let (run, after) = rest.split(pages);
+            let (run, after) = rest.split(self.same(rest, is));
             rest = after;
-            (pages > 0).then_some((run, is))
+            (!run.is_empty()).then_some((run, is))
         })
+    }
+
+    /// How many pages from the first of `range` on are in the set, or are not; as many words as that are looked at. It may be more than the range has.
+    fn same(&self, range: PageRange, is: bool) -> u64 {
+        let mut at = range.first().0;
+        while at < range.end().0 {
+            let word = self.words.get(to_usize(at / WORD_PAGES)).copied().unwrap_or(0);
+            let bits = (if is { word } else { !word }) >> (at % WORD_PAGES);
+            let left = WORD_PAGES - at % WORD_PAGES;
+            let pages = u64::from(bits.trailing_ones()).min(left);
+            at += pages;
+            if pages < left {
+                break;
+            }
+        }
+        at - range.first().0
     }
 
     /// The pages of a range that are in the set, in runs of at most `most`.

@@ -129,6 +129,8 @@ pub struct Ram {
     discard_log: DiscardLog,
     /// See [`Ram::fill_by_handler`].
     filled_by_handler: Arc<AtomicBool>,
+    /// See [`Ram::map_flat`].
+    pub(super) maps_file: Arc<AtomicBool>,
     /// What was advised of huge pages, for memory that is mapped anew: one of [`HUGE`].
     huge_pages: Arc<AtomicU8>,
 }
@@ -190,6 +192,7 @@ impl Ram {
             discards: Arc::default(),
             discard_log: DiscardLog::default(),
             filled_by_handler: Arc::default(),
+            maps_file: Arc::default(),
             huge_pages: Arc::default(),
         })
     }

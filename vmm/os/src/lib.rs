@@ -11,6 +11,7 @@ pub mod causes;
 pub mod executable;
 pub mod handed;
 pub mod interrupt;
+pub mod lease;
 pub mod limits;
 pub mod named_file;
 mod peer;

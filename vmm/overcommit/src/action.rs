@@ -13,6 +13,11 @@ use super::mib::Mib;
 pub enum Action {
     /// Have engines merge at urgent priority, or at normal priority again.
     SetPriority { urgent: bool },
+    /// Let go of images that have no name. What guests use of them stays as long as they do.
+    DropImages {
+        /// Pages of slabs that nothing else keeps.
+        pages: u64,
+    },
     /// Ask a guest for another balloon size.
     Balloon { guest: usize, target_pages: u64 },
     /// Limit how fast a guest touches pages for the first time.
@@ -39,7 +44,7 @@ impl Action {
     /// The guest that it is about, if it is about one.
     pub fn guest(&self) -> Option<usize> {
         match *self {
-            Self::SetPriority { .. } => None,
+            Self::SetPriority { .. } | Self::DropImages { .. } => None,
             Self::Balloon { guest, .. }
             | Self::Throttle { guest, .. }
             | Self::PageOut { guest, .. }
@@ -105,6 +110,7 @@ impl fmt::Display for Action {
         match self {
             Self::SetPriority { urgent: true } => f.write_str("merge at urgent priority"),
             Self::SetPriority { urgent: false } => f.write_str("merge at normal priority"),
+            Self::DropImages { pages } => write!(f, "let go of images without a name, of {}", Mib(*pages)),
             Self::Balloon { target_pages, .. } => write!(f, "balloon to {}", Mib(*target_pages)),
             Self::Throttle { pages_per_second: Some(rate), .. } => {
                 write!(f, "at most {} first touched a second", Mib(*rate))

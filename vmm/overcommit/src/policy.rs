@@ -2,7 +2,7 @@
 //! the actions to take.
 //!
 //! Actions add up from state to state ([`MemoryState`]), the gentlest first: *high* gives balloons,
-//! limits and suspended guests back; *soft* merges at urgent priority and inflates balloons; *hard*
+//! limits and suspended guests back; *soft* lets go of images that have no name, merges at urgent priority and inflates balloons; *hard*
 //! also throttles first touches and pages out what is cold; *low* also suspends guests and, when
 //! nothing else has helped, stops one. In every state memory is gathered for a guest that has been
 //! suspended for a while, and when that brings nothing, it gets its turn.
@@ -105,6 +105,10 @@ pub fn step(memory: &mut Memory, host: &HostView, guests: &[GuestView], knobs: &
         if host.merging {
             actions.push(Action::SetPriority { urgent });
         }
+    }
+    // Nothing runs slower without them.
+    if memory_state != MemoryState::High && host.unnamed_image_pages > 0 {
+        actions.insert(0, Action::DropImages { pages: host.unnamed_image_pages });
     }
     balloon(&scene, &mut memory.guests, &mut actions);
     let (mut paged_out, mut changes) = (Vec::new(), Vec::new());

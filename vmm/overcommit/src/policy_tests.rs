@@ -20,6 +20,19 @@ fn without_guests_nothing_is_done() {
 }
 
 #[test]
+fn images_without_a_name_go_first_and_only_under_pressure() {
+    let world = World::new(1000 * MIB, vec![Guest::new("a", 900 * MIB, 900 * MIB, 900 * MIB)]);
+    let views = [world.guests[0].view.clone()];
+    let actions = |free_pages, unnamed_image_pages| {
+        let view = HostView { free_pages, unnamed_image_pages, ..world.view() };
+        step(&mut Memory::default(), &view, &views, &Knobs::default())
+    };
+    assert_eq!(actions(10 * MIB, 7).first(), Some(&Action::DropImages { pages: 7 }));
+    let drops = |actions: Vec<Action>| actions.iter().any(|a| matches!(a, Action::DropImages { .. }));
+    assert!(!drops(actions(10 * MIB, 0)) && !drops(actions(900 * MIB, 7)));
+}
+
+#[test]
 fn the_idle_give_to_the_busy() {
     let guests = vec![
         Guest::new("a", 1000 * MIB, 1000 * MIB, 100 * MIB),
@@ -289,6 +302,7 @@ proptest! {
             let view = HostView {
                 now_seconds: n as f64, capacity_pages: host[0], used_pages: host[1], free_pages: host[2].wrapping_mul(n as u64 + 1),
                 swap_free_pages: host[3], psi: Some(Psi { some_avg10_percent: some, full_avg10_percent: full }), merging: n % 2 == 0,
+                unnamed_image_pages: 0,
             };
             for action in step(&mut memory, &view, &guests, &Knobs::default()) {
                 check(&action, &guests);

@@ -53,6 +53,7 @@ impl World {
             swap_free_pages: self.swap_pages,
             psi: None,
             merging: true,
+            unnamed_image_pages: 0,
         }
     }
 
@@ -97,7 +98,7 @@ impl World {
             Action::Suspend { .. } => guest.state = GuestState::Suspended,
             Action::Resume { .. } => guest.state = GuestState::Running,
             Action::Stop { .. } => (guest.state, guest.resident_pages) = (GuestState::Dead, 0),
-            Action::SetPriority { .. } => {}
+            Action::SetPriority { .. } | Action::DropImages { .. } => {}
         }
     }
 

@@ -20,6 +20,9 @@ pub struct HostView {
     pub psi: Option<Psi>,
     /// Whether an engine merges pages, so that it can be set to urgent priority.
     pub merging: bool,
+    /// Pages of slabs that nothing but images without a name keep.
+    #[serde(default)]
+    pub unnamed_image_pages: u64,
 }
 
 /// Pressure stall information of memory: percent of the last ten seconds.

@@ -93,7 +93,7 @@ fn the_smallest_terminal_shows_everything() {
             "capacity 1.0G  used 256.0M (25 %)  free 768.0M  promised 768.0M (3.00 x used)",
             "debt 500.0M (sharing 200.0M, demand 300.0M)  cover 250.0M, 0.50 x debt",
             "saved 0/s  balloons 0/s  free ",
-            "█ private  ▓ shared  0 zero  o ballooned  s swapped  · absent",
+            "█ private  ▓ shared  0 zero  o ballooned  s swapped  i image  · absent",
             "guest↓",
             "██▓▓o···",
             "guest-00 run ",

@@ -14,43 +14,20 @@ const LOG_ENTRIES: usize = 5;
 
 /// The guests, the ledger, and what was done last.
 pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
-    let mut table = table(
-        &[
-            "guest",
-            "state",
-            "promised",
-            "private",
-            "shared",
-            "zero",
-            "ballooned",
-            "swapped",
-            "absent",
-            "resident",
-            "frames",
-            "saved",
-            "balloon",
-            "wset",
-            "touch/s",
-            "limit/s",
-            "debt",
-            "word",
-        ],
-        2,
-    );
+    let rows = rows(management, sort, false);
+    let with_image = rows.iter().any(|row| row.classes.image > 0);
+    let image: &[&str] = if with_image { &["image"] } else { &[] };
+    let before = ["guest", "state", "promised", "private", "shared", "zero", "ballooned", "swapped"];
+    let after =
+        ["absent", "resident", "frames", "saved", "balloon", "wset", "touch/s", "limit/s", "debt", "word"];
+    let mut table = table(&[&before[..], image, &after].concat(), 2);
     let none = || "-".to_owned();
-    for row in rows(management, sort, false) {
+    for row in rows {
         let c = &row.classes;
         let mut cells = vec![row.name.clone(), state(row.state).0.into()];
-        let sizes = [
-            row.promised_pages,
-            c.private,
-            c.shared,
-            c.zero,
-            c.ballooned,
-            c.swapped,
-            c.absent + c.image,
-            row.resident_pages,
-        ];
+        let sizes = [row.promised_pages, c.private, c.shared, c.zero, c.ballooned, c.swapped];
+        let sizes =
+            sizes.into_iter().chain(with_image.then_some(c.image)).chain([c.absent, row.resident_pages]);
         cells.extend(sizes.map(|pages| size(pages as f64)));
         cells.extend([row.frames, row.saved].map(size));
         cells.push(row.balloon.map_or_else(none, |balloon| {

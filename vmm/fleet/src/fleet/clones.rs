@@ -19,6 +19,14 @@ use merge::slab::engine::ImageSlabs;
 /// An image keeps a slab of merging's, and all of it, for one page in this many that its memory has of it.
 const WORTH_PART: u64 = 4;
 
+/// The slabs of these images, by the number of their file, and their pages.
+fn slabs_of<'a>(images: impl Iterator<Item = &'a Arc<Image>>) -> BTreeMap<u64, u64> {
+    let mut images: Vec<&Arc<Image>> = images.collect();
+    images.sort_unstable_by_key(|image| Arc::as_ptr(image));
+    images.dedup_by_key(|image| Arc::as_ptr(image));
+    images.iter().flat_map(|image| image.slab_sizes()).collect()
+}
+
 impl Fleet {
     /// Captures a guest, and keeps that as `name`.
     pub fn snapshot(&mut self, guest: &str, name: &str) -> Result<ImageInfo, HostError> {
@@ -56,12 +64,25 @@ impl Fleet {
 
     /// The slabs that snapshots and clones keep, by the number of their file, and their pages.
     fn image_slabs(&self) -> BTreeMap<u64, u64> {
-        let kept =
-            self.images.iter().map(|(_, image)| image).chain(self.guests.iter().filter_map(Guest::image));
-        let mut images: Vec<&Arc<Image>> = kept.collect();
-        images.sort_unstable_by_key(|image| Arc::as_ptr(image));
-        images.dedup_by_key(|image| Arc::as_ptr(image));
-        images.iter().flat_map(|image| image.slab_sizes()).collect()
+        let named = self.images.iter().map(|(_, image)| image);
+        slabs_of(named.chain(self.guests.iter().filter_map(Guest::image)))
+    }
+
+    /// The pages of slabs that snapshots keep, each once.
+    pub(super) fn named_image_pages(&self) -> u64 {
+        slabs_of(self.images.iter().map(|(_, image)| image)).values().sum()
+    }
+
+    /// Lets go of images that clones keep alone. The clones have of them what they use; a capture of one of them copies more.
+    pub(crate) fn drop_unnamed_images(&mut self) {
+        let named: Vec<Arc<Image>> = self.images.iter().map(|(_, image)| image.clone()).collect();
+        let is_named = |image: &Arc<Image>| named.iter().any(|other| Arc::ptr_eq(other, image));
+        for guest in &mut self.guests {
+            if guest.image().is_some_and(|image| !is_named(image)) {
+                guest.forget_image();
+            }
+        }
+        self.pin_images();
     }
 
     /// Tells merging which slabs images have: the others are its own. Returns the pages of those, each once.

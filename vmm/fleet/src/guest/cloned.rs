@@ -22,6 +22,11 @@ impl Guest {
         self.image.as_ref()
     }
 
+    /// Lets go of it.
+    pub(crate) fn forget_image(&mut self) {
+        self.image = None;
+    }
+
     /// The number by which it differs from other copies, as it says itself.
     pub fn generation(&self) -> Option<u64> {
         self.generation

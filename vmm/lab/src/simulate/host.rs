@@ -234,6 +234,7 @@ impl<'a> Host<'a> {
             swap_free_pages: self.swap_free_pages() as u64,
             psi: self.scenario.host.psi.then_some(self.psi),
             merging: self.scenario.host.merge_mib_per_second > 0,
+            unnamed_image_pages: 0,
         };
         for (shown, guest) in self.views.iter_mut().zip(&mut self.guests) {
             let name = std::mem::take(&mut shown.name);
@@ -294,7 +295,7 @@ impl<'a> Host<'a> {
             Action::Suspend { .. } => guest.view.state = GuestState::Suspended,
             Action::Resume { .. } => guest.view.state = GuestState::Running,
             Action::Stop { .. } => guest.end(),
-            Action::SetPriority { .. } => {}
+            Action::SetPriority { .. } | Action::DropImages { .. } => {}
         }
     }
 }

@@ -4,15 +4,21 @@ use std::time::Duration;
 
 use kernel_view::smaps::SharePages;
 
-use super::{Answer, ErrorKind, Pressed, Refusal, Reply, Request, Serve, Status, host};
+use super::{ErrorKind, Pressed, Refusal, Reply, Request, Rest, Serve, Served, Status, host};
 use crate::balloon::{BalloonError, BalloonSize};
 use crate::exit::Ending;
 use crate::running::Running;
 use crate::walk::Tables;
 
 impl Serve for Running {
-    fn serve(&mut self, request: Request) -> Answer {
-        Ok(match request {
+    fn serve(&mut self, request: Request) -> Served {
+        self.carry_out(request).unwrap_or_else(|refusal| Served::Now(Err(refusal)))
+    }
+}
+
+impl Running {
+    fn carry_out(&mut self, request: Request) -> Result<Served, Refusal> {
+        let reply = match request {
             Request::Status => Reply::Status(self.status()),
             Request::StatusAndFrames => {
                 let frames = SharePages::of(std::process::id())
@@ -53,7 +59,14 @@ impl Serve for Running {
                     false => return Err(BalloonError::Unasked.into()),
                 }
             }
-            Request::Capture { socket } => Reply::Captured(self.capture(&socket)?),
+            Request::Capture { socket } => {
+                let vm = self.clone();
+                return Ok(Served::Later(Box::new(move || {
+                    let begun = vm.begin_capture(&socket);
+                    let rest: Rest = Box::new(move || Ok(Reply::Captured(vm.end_capture(begun?)?)));
+                    rest
+                })));
+            }
             Request::BalloonTarget { pages } => {
                 self.set_balloon(pages)?;
                 Reply::Done
@@ -73,6 +86,7 @@ impl Serve for Running {
             Request::KvmStats => {
                 Reply::KvmStats(self.stats.read().map_err(host("KVM's statistics cannot be read"))?)
             }
-        })
+        };
+        Ok(Served::Now(Ok(reply)))
     }
 }

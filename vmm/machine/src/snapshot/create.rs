@@ -2,11 +2,12 @@
 //!
 //! Both files are written under other names beside their places and renamed when they are safe on disk: a snapshot that fails leaves what
 //! was there, and of the guest's pages none is forgotten. The two renames are not one: a host that dies between them leaves the new memory
-//! beside the old state. So a snapshot that is to be kept is not overwritten, but written elsewhere.
+//! beside the old state. Both have a number that no other snapshot has, so that these are not taken for a pair; but the older memory is gone. So a
+//! snapshot that is to be kept is not overwritten, but written elsewhere.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,8 +17,9 @@ use os::replacement::Replacement;
 use thiserror::Error;
 
 use crate::capture::CaptureError;
+use crate::generation::{self, GenerationError};
 use crate::running::Running;
-use crate::state::saved::Around;
+use crate::state::saved::{Around, PairV1, VmState};
 use crate::state::setup::{FileV1, SetupV1};
 
 /// Which pages the memory file has.
@@ -67,6 +69,9 @@ pub enum CreateError {
     /// The log of written pages.
     #[error("Cannot get dirty bitmap")]
     Log(#[source] io::Error),
+    /// There is no number for both files.
+    #[error("Cannot number the snapshot")]
+    Pair(#[source] GenerationError),
     /// The state file.
     #[error("Cannot perform {what} on the snapshot backing file {path}", path = path.display())]
     StateFile {
@@ -142,7 +147,9 @@ impl Running {
         setup.is_diff = kind == Kind::Diff;
         setup.track_dirty_pages = changed.is_some();
         setup.realtime_ns = realtime_ns();
-        let state = self.take_still(&self.savable()?)?.with(Around::File(setup));
+        let pair = PairV1 { number: generation::random().map_err(CreateError::Pair)? };
+        let still = self.take_still(&self.savable()?)?;
+        let state = VmState { pair: Some(pair), ..still.with(Around::File(setup)) };
         let bytes = state.encode().map_err(|error| CreateError::Encode(io::Error::other(error)))?;
         io::Write::write_all(&mut state_file.file(), &bytes).map_err(of_state("write"))?;
 
@@ -153,7 +160,9 @@ impl Running {
             saved.map_err(|source| CreateError::Memory { path: memory_path.into(), source })
         };
         let pages = match (kind, changed) {
-            (Kind::Diff, Some((pages, true))) => {
+            (Kind::Diff, Some((mut pages, true))) => {
+                // Its number is another one: what is around it is to be there, too.
+                pages.insert(generation::PAIR_PAGE);
                 if let Some(base) = self.base(&memory_file).map_err(of_memory("open"))? {
                     flat::copy(&base, file, self.ram.bytes()).map_err(of_memory("copy"))?;
                 }
@@ -162,6 +171,7 @@ impl Running {
             // The first one has everything, and there is nothing below it that zeros would have to hide.
             _ => save(&PageSet::all(self.ram.pages().pages()), Zeros::Skip)?,
         };
+        file.write_all_at(&pair.number, generation::PAIR).map_err(of_memory("write"))?;
         memory_file.sync().map_err(of_memory("sync"))?;
         state_file.sync().map_err(of_state("sync"))?;
         memory_file.commit().map_err(of_memory("rename"))?;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use devices::virtio::balloon;
@@ -15,15 +15,18 @@ use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::ram::Ram;
 use os::named_file;
 use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::create::{identity, realtime_ns};
 use super::handler::{Connection, HandlerError};
+use super::lease::FileLease;
 use crate::VmConfig;
 use crate::drive::{Drive, MAX_DRIVES};
 use crate::error::MAX_VCPUS;
+use crate::generation;
 use crate::restore::{Content, Image};
 use crate::state::container::{ContainerError, MAX_BYTES};
-use crate::state::saved::{Around, VmState};
+use crate::state::saved::{Around, PairV1, VmState};
 use crate::state::setup::{DriveV1, FileV1, SetupV1};
 
 /// Why a VM is not loaded. Nothing was started.
@@ -90,11 +93,24 @@ pub enum LoadError {
         #[source]
         source: FlatError,
     },
+    /// It belongs to another state file.
+    #[error(
+        "{path} is the memory of another snapshot than the state file: expected the file that was written with that. A host that died while \
+         both were replaced leaves them so, and then neither is of use",
+        path = path.display()
+    )]
+    Pair {
+        /// Which.
+        path: PathBuf,
+    },
     /// The process that is to fill it.
     #[error("Failed to load guest memory: Error creating guest memory from uffd")]
     Handler(#[from] HandlerError),
     /// It is to be used with what replaces or moves pages.
-    #[error("memory that a process fills cannot be used with {0}: leave that out, or load it from a file")]
+    #[error(
+        "memory that a process fills cannot be used with {0}: each page can have one userfaultfd, and it is that process's; leave {0} out, or \
+         load it from a file"
+    )]
     HandlerWith(&'static str),
     /// A drive is another file.
     #[error(
@@ -126,7 +142,7 @@ pub enum LoadError {
 /// Where the memory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemorySource {
-    /// In a flat file, of which it is copied.
+    /// In a flat file, which is mapped or copied.
     File(PathBuf),
     /// At a process that listens on this socket, and fills it page by page.
     Handler(PathBuf),
@@ -226,7 +242,9 @@ impl StateFile {
             }
         }
         let content = match memory {
-            MemorySource::File(path) => Content::File(MemoryFile::open(path, self.memory_bytes())?),
+            MemorySource::File(path) => {
+                Content::File(MemoryFile::open(path, self.memory_bytes(), self.state.pair)?)
+            }
             MemorySource::Handler(path) => Content::Handler(Connection::to(path)?),
         };
         if how.clock_realtime {
@@ -304,7 +322,7 @@ pub(crate) struct MemoryFile {
 }
 
 impl MemoryFile {
-    fn open(path: &Path, expected: u64) -> Result<Self, LoadError> {
+    fn open(path: &Path, expected: u64, pair: Option<PairV1>) -> Result<Self, LoadError> {
         let failed = |source| LoadError::MemoryFile { path: path.into(), source };
         let (file, meta) = named_file::regular(path).map_err(failed)?;
         let found = meta.len();
@@ -314,18 +332,43 @@ impl MemoryFile {
                 source: FlatError::Length { found, expected },
             });
         }
+        if let Some(pair) = pair {
+            let mut number = pair.number;
+            file.read_exact_at(&mut number, generation::PAIR).map_err(failed)?;
+            if number != pair.number {
+                return Err(LoadError::Pair { path: path.into() });
+            }
+        }
         Ok(Self { file, path: path.into(), stamp: Stamp::of(&meta) })
     }
 
-    /// Copies it.
-    pub(crate) fn fill(&self, ram: &Ram) -> Result<(), LoadError> {
-        let filled = ram.load_flat(&self.file);
+    /// Has `ram` hold what it does: by mapping it, if it `may_be_mapped` and nobody else can write to it without our being told, else by copying.
+    pub(crate) fn fill(&self, ram: &Ram, may_be_mapped: bool) -> Result<Option<FileLease>, LoadError> {
+        let lease = may_be_mapped.then(|| FileLease::take(&self.file));
+        let lease = lease.and_then(|taken| {
+            taken.inspect_err(|error| tracing::debug!("the memory file is copied: no lease: {error}")).ok()
+        });
+        let filled = match &lease {
+            Some(_) => ram.map_flat(&self.file),
+            None => ram.load_flat(&self.file),
+        };
         let now = self.file.metadata().map(|meta| Stamp::of(&meta));
         if now.is_ok_and(|now| now != self.stamp) {
             return Err(LoadError::Changed { path: self.path.clone() });
         }
         let filled = filled.map_err(|source| LoadError::Memory { path: self.path.clone(), source })?;
-        tracing::debug!(pages = filled, of = ram.pages().pages(), "memory is loaded");
-        Ok(())
+        // The guest has no part in it.
+        let zeros = [0; size_of::<PairV1>()];
+        ram.memory().write_slice(&zeros, GuestAddress(generation::PAIR)).map_err(|error| {
+            let source = FlatError::Io { what: "fill guest memory", source: io::Error::other(error) };
+            LoadError::Memory { path: self.path.clone(), source }
+        })?;
+        tracing::debug!(
+            pages = filled,
+            of = ram.pages().pages(),
+            mapped = lease.is_some(),
+            "memory is loaded"
+        );
+        Ok(lease)
     }
 }

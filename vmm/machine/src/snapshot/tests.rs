@@ -169,6 +169,36 @@ fn fuzz_of_states_with_right_digests_starts_a_vm_or_says_why_not() {
 }
 
 #[test]
+fn files_that_may_not_be_read_are_refused_by_name() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(saved) = Saved::new() else { return };
+    let (state, nobody) = (saved.directory.path().join("private"), 65_534);
+    fs::write(&state, saved.state.encode().unwrap()).unwrap();
+    fs::set_permissions(saved.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let file = StateFile::open(&state).unwrap();
+    let memory = saved.memory.clone();
+    for path in [&state, &memory] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+    }
+    let look = move || {
+        // A thread of root's that has become another user; of another user it is as before.
+        let _ = rustix::thread::set_thread_res_uid(
+            rustix::thread::Uid::from_raw(nobody),
+            rustix::thread::Uid::from_raw(nobody),
+            rustix::thread::Uid::from_raw(nobody),
+        );
+        let opened = StateFile::open(&state).map(drop).unwrap_err();
+        let config = file.config(config());
+        let loaded = file.image(&config, &MemorySource::File(memory.clone()), How::default());
+        [(opened, state), (loaded.map(drop).unwrap_err(), memory)]
+    };
+    for (error, path) in std::thread::spawn(look).join().unwrap() {
+        let text = one_line(&error);
+        assert!(text.contains(path.to_str().unwrap()) && text.contains("Permission denied"), "{text}");
+    }
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_read_is_refused() {
     let Some(saved) = Saved::new() else { return };
     let path = saved.directory.path().join("changing");

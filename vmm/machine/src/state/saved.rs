@@ -17,6 +17,7 @@ const DEVICES: u32 = 4;
 const MEMORY: u32 = 5;
 // 6 is kept for the generation.
 const SETUP: u32 = 7;
+const PAIR: u32 = 8;
 
 /// What the VM was built as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,12 @@ impl MemoryV1 {
     }
 }
 
+/// The memory file that belongs to a state file: both have the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairV1 {
+    pub number: [u8; 16],
+}
+
 /// A VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmState {
@@ -68,6 +75,8 @@ pub struct VmState {
     pub vcpus: Vec<VcpuV1>,
     pub devices: DevicesV1,
     pub around: Around,
+    /// None of an image, and of a state file that an older build wrote.
+    pub pair: Option<PairV1>,
 }
 
 /// What is with the state, by the way it travels.
@@ -88,6 +97,7 @@ pub fn kind_name(kind: u32) -> &'static str {
         DEVICES => "devices",
         MEMORY => "memory",
         SETUP => "setup",
+        PAIR => "pair",
         _ => "unknown",
     }
 }
@@ -104,6 +114,9 @@ impl VmState {
             Around::Image(memory) => Section::of(MEMORY, 1, memory)?,
             Around::File(setup) => Section::of(SETUP, 1, setup)?,
         });
+        if let Some(pair) = &self.pair {
+            sections.push(Section::of(PAIR, 1, pair)?);
+        }
         Ok(container::write(&sections))
     }
 
@@ -125,8 +138,8 @@ impl VmState {
 
     /// From bytes that are not trusted. What is in it is plain data: it is checked when a VM is made of it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ContainerError> {
-        let (mut machine, mut chips, mut vcpus, mut devices, mut around) =
-            (None, None, Vec::new(), None, None);
+        let (mut machine, mut chips, mut vcpus, mut devices) = (None, None, Vec::new(), None);
+        let (mut around, mut pair) = (None, None);
         for section in container::read(bytes)? {
             match section.kind {
                 MACHINE => once(&mut machine, "description", section.decode("description", 1)?)?,
@@ -135,6 +148,7 @@ impl VmState {
                 DEVICES => once(&mut devices, "set of devices", section.decode("set of devices", 1)?)?,
                 MEMORY => once(&mut around, "memory", Around::Image(section.decode("memory", 1)?))?,
                 SETUP => once(&mut around, "setup", Around::File(section.decode("setup", 1)?))?,
+                PAIR => once(&mut pair, "pair", section.decode("pair", 1)?)?,
                 other => return Err(ContainerError::Kind(other)),
             }
         }
@@ -144,6 +158,7 @@ impl VmState {
             vcpus,
             devices: devices.ok_or(ContainerError::Missing("set of devices"))?,
             around: around.ok_or(ContainerError::Missing("memory, and no setup"))?,
+            pair,
         })
     }
 }

@@ -38,6 +38,7 @@ fn state() -> VmState {
         vcpus: vec![vcpu(1), vcpu(2)],
         devices,
         around: Around::Image(MemoryV1 { slabs: vec![2048, 7], runs: vec![(3, 4, 0, 0), (9, 1, 1, 6)] }),
+        pair: None,
     }
 }
 
@@ -127,7 +128,9 @@ proptest! {
 fn fuzz_of_the_decoder_ends_in_a_state_or_an_error() {
     const INPUTS: usize = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 };
     let file = VmState { around: Around::File(setup()), ..state() };
-    let wholes = [state().encode().unwrap(), file.encode().unwrap(), GOLDEN.to_vec()];
+    let paired = VmState { pair: Some(PairV1 { number: [3; 16] }), ..file.clone() };
+    assert_eq!(VmState::decode(&paired.encode().unwrap()).unwrap(), paired);
+    let wholes = [state().encode().unwrap(), paired.encode().unwrap(), GOLDEN.to_vec()];
     let (mut dice, mut decoded, mut refused) = (splitmix::SplitMix64::new(5), 0, 0);
     for number in 0..INPUTS {
         let damaged = super::super::hostile::damaged(&wholes[number % wholes.len()], &mut dice);

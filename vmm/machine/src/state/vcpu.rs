@@ -42,6 +42,15 @@ pub struct VcpuV1 {
     pub events: Events,
 }
 
+/// Where a vCPU was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// On this host, by this kernel, for a daemon that has kept it since: KVM has what it had.
+    Here,
+    /// On any host, at any time.
+    Anywhere,
+}
+
 /// Bytes of the XSAVE area of a vCPU of `vm`.
 pub fn xsave_bytes(vm: &VmFd) -> usize {
     let bytes = usize::try_from(vm.check_extension_raw(KVM_CAP_XSAVE2.into())).unwrap_or(0);
@@ -76,12 +85,22 @@ impl VcpuV1 {
         Ok(Self { cpuid, tsc_khz, mp_state, registers, system, xsave, xcrs, debug, lapic, msrs, events })
     }
 
-    /// Makes `vcpu`, on which nothing has run yet, what was saved. It has the CPUID of a new guest, with which the saved one is
-    /// compared. The memory slots must be there, for some registers point into them; the time stamp counter goes on from where it was.
-    pub fn restore(&self, vcpu: &VcpuFd, xsave_bytes: usize, trace: &mut Trace) -> Result<(), StateError> {
-        // What it says itself, not what it was given: PVM shows a guest more of the processor.
-        let here = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
-        self.check(&here, xsave_bytes)?;
+    /// Makes `vcpu`, on which nothing has run yet, what was saved. One that was saved elsewhere needs a vCPU with the CPUID of a new guest,
+    /// with which the saved one is compared. The memory slots must be there, for some registers point into them; the time stamp
+    /// counter goes on from where it was.
+    pub fn restore(
+        &self,
+        vcpu: &VcpuFd,
+        saved: Saved,
+        xsave_bytes: usize,
+        trace: &mut Trace,
+    ) -> Result<(), StateError> {
+        self.check(xsave_bytes)?;
+        if saved == Saved::Anywhere {
+            // What it says itself, not what it was given: PVM shows a guest more of the processor.
+            let here = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
+            super::cpuid::check_subset(&self.cpuid, &here)?;
+        }
         let leaves: Vec<_> = self.cpuid.iter().map(|leaf| (*leaf).into()).collect();
         let cpuid = CpuId::from_entries(&leaves).map_err(|_| StateError::TooLong("CPUID"))?;
         trace.set("CPUID2", || vcpu.set_cpuid2(&cpuid))?;
@@ -114,11 +133,10 @@ impl VcpuV1 {
     }
 
     /// What can be seen to be wrong without KVM.
-    fn check(&self, here: &CpuId, xsave_bytes: usize) -> Result<(), StateError> {
+    fn check(&self, xsave_bytes: usize) -> Result<(), StateError> {
         if self.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
             return Err(StateError::TooLong("CPUID"));
         }
-        super::cpuid::check_subset(&self.cpuid, here)?;
         if self.xsave.len() > xsave_bytes {
             return Err(StateError::Xsave { bytes: self.xsave.len(), host: xsave_bytes });
         }

@@ -91,7 +91,7 @@ fn four_vcpus_beside_busy_threads_are_never_a_second_ahead() {
     let begin = Instant::now();
     shared.throttle.set(Some(RATE)).unwrap();
     assert!(shared.throttle.status().ahead_pages.is_some_and(|pages| pages <= RATE));
-    let mut vcpus = Vcpus::start(shared.clone(), vcpus).unwrap();
+    let mut vcpus = Vcpus::start(shared.clone(), vcpus, None).unwrap();
     let mut looks = 0;
     loop {
         let pages = touched();

@@ -2,21 +2,23 @@
 
 use super::super::page::to_usize;
 use super::super::slab::Slab;
-use super::super::{PAGE_BYTES, PageRange, SlabPage};
-use super::{ImageRun, PIECE_PAGES, is_zero};
+use super::super::{PAGE_BYTES, PageRange, PageSet, SlabPage};
+use super::{ImageRun, PIECE_PAGES, Taken, is_zero};
 
 /// The copies; none, if nothing was copied ahead.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    /// By page, ascending.
+    /// By page, ascending; what is in none was zeros.
+    all: Vec<ImageRun>,
+    /// Those of them that are copies.
     runs: Vec<ImageRun>,
     /// The slabs they are in, by number, ascending.
     slabs: Vec<(u32, Slab)>,
 }
 
 impl Ahead {
-    /// Those of `runs` that are in `slabs`.
-    pub(super) fn new(runs: &[ImageRun], mut slabs: Vec<(u32, Slab)>) -> Self {
+    /// Of what was taken, those `runs`, the copies are in `slabs`.
+    pub(super) fn new(all: Vec<ImageRun>, mut slabs: Vec<(u32, Slab)>) -> Self {
         slabs.sort_unstable_by_key(|(number, _)| *number);
         // With entries in the page table: they are compared while the guest is paused.
         for (_, slab) in &slabs {
@@ -26,9 +28,24 @@ impl Ahead {
                 .step_by(to_usize(PIECE_PAGES * PAGE_BYTES))
                 .for_each(|byte| _ = std::hint::black_box(*byte));
         }
-        let mut ahead = Self { runs: Vec::new(), slabs };
-        ahead.runs = runs.iter().filter(|run| ahead.slab(run.slab).is_some()).copied().collect();
+        let mut ahead = Self { all, runs: Vec::new(), slabs };
+        ahead.runs = ahead.all.iter().filter(|run| ahead.slab(run.slab).is_some()).copied().collect();
         ahead
+    }
+
+    /// Adds what was taken of pages that are not `written` since, to what was taken of those.
+    pub(super) fn add_unwritten(&self, taken: &mut Taken, written: &PageSet) {
+        for run in &self.all {
+            let whole = PageRange::between(run.page, run.page + run.pages);
+            for (part, _) in written.runs(whole).filter(|(_, is_written)| !is_written) {
+                let slab_page = run.slab_page + (part.first() - run.page);
+                let (page, pages) = (part.first(), part.pages());
+                taken.runs.push(ImageRun { page, pages, slab: run.slab, slab_page });
+                *(if self.slab(run.slab).is_some() { &mut taken.ahead } else { &mut taken.referenced }) +=
+                    pages;
+            }
+        }
+        taken.runs.sort_unstable_by_key(|run| run.page);
     }
 
     fn slab(&self, number: u32) -> Option<&Slab> {

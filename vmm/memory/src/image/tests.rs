@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::Gpa;
 use crate::shared_ram::SharedRam;
+use crate::written::{OwnWrites, WriteLog};
 
 /// Keeps the slabs of one image, and knows those of another.
 #[derive(Default)]
@@ -140,6 +141,32 @@ fn what_was_not_written_since_it_was_copied_ahead_is_not_copied_again() {
 }
 
 #[test]
+fn of_what_a_log_tells_nothing_else_is_looked_at() {
+    let (origin, mut shelf) = (ram(), Shelf::default());
+    (0..1000).for_each(|page| put(&origin, page, 1 + (page % 200) as u8));
+    let ahead = origin.copy_ahead(&mut shelf).unwrap();
+    let mut written = PageSet::none(4096);
+    for page in [40, 2000] {
+        put(&origin, page, 255);
+        written.insert(PageNo(page));
+    }
+    // The log says nothing of it.
+    put(&origin, 500, 255);
+    let taken = origin.capture_written(&mut shelf, &ahead, &written).unwrap();
+    assert_eq!((taken.copied, taken.ahead), (PIECE_PAGES + 1, 1000 - PIECE_PAGES));
+    let mut expected = values(&origin);
+    expected[500] = 1 + (500 % 200) as u8;
+    assert_eq!(values(&copy(&taken, &shelf)), expected);
+    // Everything is.
+    let (origin, mut shelf) = (ram(), Shelf::default());
+    (0..4096).for_each(|page| put(&origin, page, 1));
+    let ahead = origin.copy_ahead(&mut shelf).unwrap();
+    let all = PageSet::all(4096);
+    let taken = origin.capture_written(&mut shelf, &ahead, &all).unwrap();
+    assert_eq!((taken.copied, taken.ahead), (4096, 0));
+}
+
+#[test]
 fn a_run_ends_where_the_memory_has_its_hole() {
     const HOLE: u64 = crate::layout::HOLE_START / PAGE_BYTES;
     let big = || Ram::new((HOLE + 512) * PAGE_BYTES, Backing::Anonymous).unwrap();
@@ -248,6 +275,18 @@ proptest! {
         let third = child.capture(&mut last, &ahead).unwrap();
         prop_assert!(third.runs.windows(2).all(|two| two[0].page + two[0].pages <= two[1].page));
         prop_assert_eq!(values(&copy(&third, &last)), values(&child));
+        // And once more by a log.
+        let mut log = OwnWrites::new(&child);
+        log.start().unwrap();
+        log.clear(&PageSet::all(4096)).unwrap();
+        let mut logged = shelf.next();
+        let ahead = child.copy_ahead(&mut logged).unwrap();
+        write(&child, &later);
+        let mut written = PageSet::default();
+        log.read(&mut written).unwrap();
+        let fourth = child.capture_written(&mut logged, &ahead, &written).unwrap();
+        prop_assert!(fourth.runs.windows(2).all(|two| two[0].page + two[0].pages <= two[1].page));
+        prop_assert_eq!(values(&copy(&fourth, &logged)), values(&child));
         for ram in [origin, child] {
             ram.unmap().ok().unwrap();
         }

@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "advises, replaces and zeroes guest pages")]
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 
 use super::super::page::{Gpa, Hva, PAGE, PAGE_BYTES, PageRange, to_usize};
 use super::Ram;
@@ -139,6 +140,32 @@ impl<'a> GuestRange<'a> {
         // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before.
         unsafe { rustix::mm::mmap_anonymous(self.as_ptr(), self.bytes(), prot, flags | MapFlags::FIXED) }
             .map(drop)
+    }
+
+    /// Maps what a flat file has in their place, for this process alone. Where it fails, the old mapping stays.
+    pub(crate) fn map_file(self, file: &File) -> Result<(), Errno> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        let offset = self.at.pages.first().0 * PAGE_BYTES;
+        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before.
+        unsafe { rustix::mm::mmap(self.as_ptr(), self.bytes(), prot, flags, file, offset) }.map(drop)
+    }
+
+    /// Puts a copy of them in their place, in fresh memory. Nothing writes to them meanwhile. Where it fails there may be a hole.
+    pub(crate) fn copy_in_place(self) -> Result<(), Errno> {
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a new mapping where the kernel likes.
+        let copy = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), self.bytes(), prot, flags) }?;
+        // SAFETY: both are mapped, as long as the other, and apart; the caller sees to it that nothing writes to the one, and nothing else has the
+        // other.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr().cast::<u8>(), copy.cast::<u8>(), self.bytes()) };
+        let how = MremapFlags::MAYMOVE;
+        // SAFETY: the source is ours, and is no more after that. What it replaces is a range of guest RAM that holds the same.
+        let moved = unsafe { rustix::mm::mremap_fixed(copy, self.bytes(), self.bytes(), how, self.as_ptr()) };
+        moved.map(drop).inspect_err(|_| {
+            // SAFETY: it was not moved, and nothing has it.
+            let _ = unsafe { rustix::mm::munmap(copy, self.bytes()) };
+        })
     }
 
     /// Writes zeros to those of them that have a frame: others read as zeros already, and writing would get them one. The guest may write at
