@@ -134,11 +134,13 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
     }
     assert_eq!(go(&mut client, "GET", "/balloon", "").body["amount_mib"], 20);
     assert_eq!(go(&mut client, "GET", "/balloon/statistics", "").body["target_mib"], 20);
+    // As the SDK's UpdateGuestDrive.
+    let patch = json!({"drive_id": "2", "path_on_host": data}).to_string();
+    assert_eq!(go(&mut client, "PATCH", "/drives/2", &patch).status, 204);
     for (method, path, body) in [
         ("PUT", "/mmds", "{}"),
         ("PUT", "/mmds/config", r#"{"network_interfaces":["1"],"version":"V1"}"#),
         ("PATCH", "/network-interfaces/1", r#"{"iface_id":"1"}"#),
-        ("PATCH", "/drives/1", r#"{"drive_id":"1","path_on_host":"a"}"#),
         ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":1}"#),
     ] {
         let answer = go(&mut client, method, path, body);
