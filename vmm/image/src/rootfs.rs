@@ -237,7 +237,7 @@ fn adjust(
             let from = work.join(name);
             fs::write(&from, text).map_err(failed())?;
             script += &format!("write {} {name}\n", quoted(&from)?);
-            script += &owned(&format!("{dir}/{name}"), 0o100_755, (0, 0))?;
+            script += &owned(format!("{dir}/{name}"), 0o100_755, (0, 0))?;
         }
     }
     for owner in &tree.owners {
