@@ -80,6 +80,9 @@ fn firectl_starts_a_vm() {
     put(&mut client, "/actions", r#"{"action_type":"InstanceStart"}"#);
     let instance = go(&mut client, "GET", "/", "").body;
     assert_eq!((&instance["id"], &instance["state"]), (&json!(ID), &json!("Running")));
+    // As the SDK's UpdateGuestDrive.
+    let patch = json!({"drive_id": "2", "path_on_host": data}).to_string();
+    assert_eq!(go(&mut client, "PATCH", "/drives/2", &patch).status, 204);
     put(&mut client, "/actions", r#"{"action_type":"FlushMetrics"}"#);
     let mut lines = String::new();
     let mut from_metrics =
@@ -134,9 +137,6 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
     }
     assert_eq!(go(&mut client, "GET", "/balloon", "").body["amount_mib"], 20);
     assert_eq!(go(&mut client, "GET", "/balloon/statistics", "").body["target_mib"], 20);
-    // As the SDK's UpdateGuestDrive.
-    let patch = json!({"drive_id": "2", "path_on_host": data}).to_string();
-    assert_eq!(go(&mut client, "PATCH", "/drives/2", &patch).status, 204);
     for (method, path, body) in [
         ("PUT", "/mmds", "{}"),
         ("PUT", "/mmds/config", r#"{"network_interfaces":["1"],"version":"V1"}"#),
