@@ -23,7 +23,7 @@ use crate::legacy::serial::{COM1_BASE, COM2_BASE, SERIAL_LEN, Serial};
 use crate::reclaim::{Gpa, Reclaim};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{Balloon, Config, Handle};
-use crate::virtio::block::{Block, Disk, ID_BYTES};
+use crate::virtio::block::{Block, Disk, ID_BYTES, Medium};
 use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
 use crate::virtio::net::{self, Mac, Net, Offload, Tap};
 use crate::virtio::rng::Rng;
@@ -131,12 +131,12 @@ impl Machine {
         let (device, balloon) = Balloon::new(config, &memory, Box::new(Host));
         let file = tempfile::tempfile().unwrap();
         file.set_len(8 * 512).unwrap();
-        let disk = Disk { file, sectors: 8, read_only: false, id: [7; ID_BYTES] };
+        let disk = Disk { medium: Medium::File(file), sectors: 8, read_only: false, id: [7; ID_BYTES] };
         let interface = net::Config { mac: Mac([2; 6]), mtu: None };
         let devices: [Box<dyn VirtioDevice>; 4] = [
             Box::new(Rng::new()),
             Box::new(device),
-            Box::new(Block::new(disk, Box::new(Host))),
+            Box::new(Block::new(disk, Box::new(Host)).unwrap().0),
             Box::new(Net::new(interface, Box::new(Echo(UnixDatagram::unbound().unwrap())))),
         ];
         let virtio = devices.map(|device| {

@@ -29,6 +29,7 @@ pub mod ip;
 pub mod layout;
 pub mod page_type;
 pub mod protocol;
+pub mod root;
 pub mod service;
 pub mod tsc;
 pub mod virtio;

@@ -17,12 +17,18 @@ fn path(path: &Path) -> &str {
 /// `samepage run` with this drive fails and says all of `expected`.
 #[track_caller]
 fn refused(sandbox: &Sandbox, drive: &str, expected: &[&str]) {
+    fails(sandbox, drive, expected);
+    sandbox.assert_clean_within(SOON);
+}
+
+/// As [`refused`], beside VMs that run.
+#[track_caller]
+fn fails(sandbox: &Sandbox, drive: &str, expected: &[&str]) {
     let outcome = sandbox.samepage(["run", "--console", "none", "--drive", drive]).timeout(SOON).output();
     assert_eq!(outcome.code, Some(1), "{outcome}");
     for words in expected {
         assert!(outcome.stderr.contains(words), "the error does not say {words:?}: {outcome}");
     }
-    sandbox.assert_clean_within(SOON);
 }
 
 #[test]
@@ -39,8 +45,8 @@ fn what_is_no_image_is_refused_by_name() {
         fs::write(&file, [7; 1000]).expect("a file");
         refused(&sandbox, &drive, &[path(&file), "has 1000 bytes", "multiple of 512"]);
     }
-    refused(&sandbox, path(sandbox.runtime_dir()), &["is not a regular file"]);
-    refused(&sandbox, "/dev/zero,ro", &["/dev/zero is not a regular file"]);
+    refused(&sandbox, path(sandbox.runtime_dir()), &["is not a regular file or block device"]);
+    refused(&sandbox, "/dev/zero,ro", &["/dev/zero is not a regular file or block device"]);
     fs::write(&file, [7; 1024]).expect("a file");
     let mut five = vec!["run", "--console", "none"];
     let drive = format!("{},ro", path(&file));
@@ -72,6 +78,67 @@ fn an_image_that_a_guest_may_write_is_nobody_elses() {
     in_use(&read_only);
     stop(writer);
     sandbox.assert_clean_within(SOON);
+}
+
+#[test]
+fn many_have_overlays_of_one_image() {
+    require_kvm!();
+    let sandbox = Sandbox::new();
+    let (file, kept) = (sandbox.file("image"), sandbox.file("kept"));
+    fs::write(&file, [7; 8192]).expect("a file");
+    let temporary = format!("{},overlay", path(&file));
+    let overlay = format!("{},overlay={}", path(&file), path(&kept));
+    let mut vms: Vec<_> =
+        ["a", "b"].map(|name| Vm::start(&sandbox, name, &["--drive", &temporary])).into_iter().collect();
+    vms.push(Vm::start(&sandbox, "c", &["--drive", &overlay]));
+    fails(&sandbox, &overlay, &[path(&kept), "is in use"]);
+    fails(&sandbox, path(&file), &[path(&file), "is in use"]);
+    fails(&sandbox, &format!("{},ro,overlay", path(&file)), &["`ro` and `overlay`"]);
+    for vm in vms {
+        assert_eq!(vm.ask(&json!({"op": "pause"})), json!("done"));
+        assert_eq!(vm.ask(&json!({"op": "stop"})), json!("done"));
+        let _ = vm.into_running().wait().success();
+    }
+    // Another file is no overlay, and stays as it is.
+    fs::write(&kept, [8; 8192]).expect("a file");
+    refused(&sandbox, &overlay, &[path(&kept), "cannot be the overlay of", "was made as one"]);
+    assert_eq!(fs::read(&kept).expect("a file"), [8; 8192]);
+    assert_eq!(fs::read(&file).expect("a file"), [7; 8192]);
+}
+
+#[test]
+fn a_drive_gets_another_file_by_the_api() {
+    require_kvm!();
+    let sandbox = Sandbox::new();
+    let (file, other) = (sandbox.file("image"), sandbox.file("other"));
+    fs::write(&file, [7; 2048]).expect("a file");
+    let vm = ApiVm::start(&sandbox, &[] as &[&str]);
+    let patch = |path: &Path| json!({"drive_id": "data", "path_on_host": path});
+    let drive =
+        json!({"drive_id": "data", "path_on_host": file, "is_root_device": false, "is_read_only": false});
+    vm.put("/drives/data", &drive);
+    let early = vm.ask("PATCH", "/drives/data", &patch(&other));
+    assert!(early.fault().contains("not supported before starting"), "{early:?}");
+    vm.put("/boot-source", &json!({"kernel_image_path": "builtin"}));
+    vm.put("/actions", &json!({"action_type": "InstanceStart"}));
+    let missing = vm.ask("PATCH", "/drives/data", &patch(&other));
+    assert!(missing.fault().contains("cannot be opened"), "{missing:?}");
+    assert_eq!(vm.get("/vm/config")["drives"][0]["path_on_host"], json!(file), "as it was");
+    // Smaller, and then the same file again, longer.
+    fs::write(&other, [8; 512]).expect("a file");
+    vm.patch("/drives/data", &patch(&other));
+    fs::write(&other, [8; 4096]).expect("a file");
+    vm.patch("/drives/data", &patch(&other));
+    assert_eq!(vm.get("/vm/config")["drives"][0]["path_on_host"], json!(other));
+    // The first is free, and the second is not.
+    let user = Vm::start(&sandbox, "a", &["--drive", path(&file)]);
+    fails(&sandbox, path(&other), &["is in use"]);
+    let unknown = vm.ask("PATCH", "/drives/none", &json!({"drive_id": "none", "path_on_host": other}));
+    assert!(unknown.fault().contains("there is no drive \"none\": expected data"), "{unknown:?}");
+    assert_eq!(user.ask(&json!({"op": "stop"})), json!("done"));
+    let _ = user.into_running().wait().success();
+    vm.running().kill(rustix::process::Signal::TERM);
+    let _ = vm.into_running().wait().success();
 }
 
 #[test]

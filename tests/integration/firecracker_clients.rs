@@ -80,6 +80,9 @@ fn firectl_starts_a_vm() {
     put(&mut client, "/actions", r#"{"action_type":"InstanceStart"}"#);
     let instance = go(&mut client, "GET", "/", "").body;
     assert_eq!((&instance["id"], &instance["state"]), (&json!(ID), &json!("Running")));
+    // As the SDK's UpdateGuestDrive.
+    let patch = json!({"drive_id": "2", "path_on_host": data}).to_string();
+    assert_eq!(go(&mut client, "PATCH", "/drives/2", &patch).status, 204);
     put(&mut client, "/actions", r#"{"action_type":"FlushMetrics"}"#);
     let mut lines = String::new();
     let mut from_metrics =
@@ -138,7 +141,6 @@ fn the_go_sdk_balloons_and_pauses_a_vm() {
         ("PUT", "/mmds", "{}"),
         ("PUT", "/mmds/config", r#"{"network_interfaces":["1"],"version":"V1"}"#),
         ("PATCH", "/network-interfaces/1", r#"{"iface_id":"1"}"#),
-        ("PATCH", "/drives/1", r#"{"drive_id":"1","path_on_host":"a"}"#),
         ("PATCH", "/hotplug/memory", r#"{"requested_size_mib":1}"#),
     ] {
         let answer = go(&mut client, method, path, body);

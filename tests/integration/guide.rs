@@ -6,20 +6,23 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tests::documents::{self, Block, Document, commands};
 use tests::lab::lab_script;
-use tests::require_slabs;
+use tests::run::Run;
 use tests::sandbox::Sandbox;
 use tests::vm::SOON;
+use tests::{require_slabs, require_tool};
 
 use super::nested::need_image;
-use super::power::need_guest;
 
 /// For all of one document.
 const LIMIT: Duration = Duration::from_secs(240);
+/// Held while Debian's root file system is made.
+static DEBIAN: Mutex<()> = Mutex::new(());
 
 /// The wait that a reader need not write: the next command is typed when the socket of the last one
 /// exists.
@@ -117,27 +120,72 @@ fn lab_the_readme_leads_to_a_merged_linux_fleet() {
     assert!(outcome.stdout.contains("pages wrong") && outcome.stdout.contains("is down"), "{outcome}");
 }
 
-/// With a root of busybox in Debian's place: the initramfs, the disk, and the agent in it are those
-/// of the guide.
+/// Debian's root file system, made once as the guide says.
+fn debian() -> PathBuf {
+    let _alone = os::lock(&DEBIAN);
+    let path = tests::lab::image_dir().with_file_name("debian.img");
+    let modified = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    if modified(&path) <= modified(&tests::samepage()) {
+        let to = path.to_str().expect("UTF-8");
+        let args = ["image", "rootfs", to, "--include", "iproute2,procps"];
+        let _ = Run::program(tests::samepage(), args).timeout(Duration::from_secs(900)).output().success();
+    }
+    path
+}
+
+/// The second section: a guest with a shell on its terminal, whose writes end with it; and one whose writes are kept.
 #[test]
-fn lab_its_root_on_a_disk_is_mounted_and_started() {
+fn lab_a_debian_on_a_disk_has_a_shell() {
+    let _ = require_tool!("mmdebstrap");
+    need_image();
+    let root = debian();
+    let before = std::fs::metadata(&root).and_then(|meta| meta.modified()).expect("an image");
+    let body = r#"
+        guest() {
+            # Typed again and again: what comes before the shell is there is lost.
+            samepage run --memory 256M --kernel "$image/vmlinux" --initrd "$image/initrd.cpio" --drive "root.img,$1" \
+                --com2 ./com2.sock --cmdline 'console=ttyS0 quiet panic=-1 root=/dev/vda rw' \
+                < <(for n in {1..100}; do sleep 2; echo "$2"; done)
+        }
+        first='. /etc/os-release; echo "id=$ID uid=$(id -u) kept=$(cat /kept 2>/dev/null) agent=$(pgrep -fc /init)"; echo yes >/kept; poweroff'
+        guest overlay "$first"
+        ls -A
+        guest overlay=kept.disk "$first"
+        guest overlay=kept.disk "$first"
+    "#;
+    let head = format!(
+        "{}\nln -s {} root.img\nimage={}\n",
+        lab_head(),
+        root.display(),
+        tests::lab::image_dir().display()
+    );
+    let outcome = lab_script(LIMIT * 2, &(head + body)).success();
+    let said: Vec<_> =
+        outcome.stdout.lines().filter_map(|line| line.split_once("id=debian uid=0 kept=")).collect();
+    let kept: Vec<_> = said.iter().map(|(_, rest)| rest.starts_with("yes")).collect();
+    assert_eq!(kept, [false, false, true], "{outcome}");
+    assert!(said.iter().all(|(_, rest)| !rest.contains("agent=0")), "{outcome}");
+    let after = std::fs::metadata(&root).and_then(|meta| meta.modified()).expect("an image");
+    assert_eq!(before, after, "the image was written");
+}
+
+/// The third section.
+#[test]
+fn lab_ten_debians_have_one_image() {
+    let _ = require_tool!("mmdebstrap");
     need_image();
     let body = script(&documents::read(Path::new("resources/docs/guide/debian.md")), "sh lab");
-    let busybox = need_guest().join("guest.cpio");
-    let root = r#"
-        mkdir -p root/bin root/sbin root/dev root/proc root/sys
-        (cd root && cpio -id --quiet bin/busybox) <"$busybox"
-        ln -s "$PWD/root/bin/busybox" busybox
-        cat >root/sbin/init <<'END'
-#!/bin/busybox sh
-/bin/busybox test -x /usr/local/sbin/samepage-agent && echo "the root is up" >/dev/console
-/bin/busybox poweroff -f
-END
-        chmod 755 root/sbin/init
-    "#;
-    let head = format!("{}\nbusybox={}\n{root}", lab_head(), busybox.display());
-    let outcome = lab_script(LIMIT, &(head + &body)).success();
-    assert!(outcome.stdout.contains("the root is up"), "{outcome}");
+    let root = debian();
+    let head = format!("{}\nln -s {} root.img\n", lab_head(), root.display());
+    // The roots are up, and not only the agents, while the fleet is.
+    let looked = "for n in {0..9}; do until grep -q '# ' \"$(find /run /tmp -name debian-$n.log | head -1)\"; do sleep 1; done; done; \
+                  echo all ten have a shell; samepage fleet down";
+    let body = body.replace("samepage fleet down", looked);
+    let outcome = lab_script(Duration::from_secs(540), &(head + &body)).success();
+    assert!(
+        outcome.stdout.contains("all ten have a shell") && outcome.stdout.contains("is down"),
+        "{outcome}"
+    );
 }
 
 /// The examples of fleet files are fleet files.

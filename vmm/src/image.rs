@@ -1,12 +1,14 @@
 //! `samepage image`: makes a kernel and an initramfs for Linux guests.
 
+mod rootfs;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::progress::{draw_target, interrupt_flag, is_set};
 use anyhow::{Context, bail};
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use image::progress::Progress;
 use image::{self, Destination, Flavour, Image, KernelFrom, Options};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -14,17 +16,21 @@ use os::print::{PrintError, errln, outln};
 
 /// Make a kernel and an initramfs for Linux guests, from a Debian kernel package or any kernel
 #[derive(Clone, Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "\
 Examples:
   samepage image                             from the newest Debian 6.12 cloud kernel that apt knows
   samepage image --release 6.1               from the newest 6.1
   samepage image --deb linux-image.deb       from a kernel package
   samepage image --kernel /boot/vmlinuz-$(uname -r) --modules /lib/modules/$(uname -r)
-  samepage image --module virtio_blk --out ./image
+  samepage image --module btrfs --out ./image
+  samepage image rootfs root.img             a root file system of Debian, for `--drive root.img --cmdline 'root=/dev/vda rw ...'`
 
 The image is a directory with vmlinux, vmlinuz (the same, packed), initrd.cpio and image.json. Without --out it goes to
 $XDG_CACHE_HOME/samepage/images (or ~/.cache/samepage/images), where `latest` leads to the newest.")]
 pub(super) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Directory to make the image in; an existing image is replaced
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -51,6 +57,11 @@ pub(super) struct Args {
     json: bool,
 }
 
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    Rootfs(rootfs::Args),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FlavourName {
     /// For virtual machines: fewer drivers, starts faster
@@ -61,6 +72,9 @@ enum FlavourName {
 
 /// Makes the image with `agent` as its /init, and prints the command to start a guest from it.
 pub(super) fn run(args: Args, agent: &[u8]) -> anyhow::Result<()> {
+    if let Some(What::Rootfs(args)) = args.what {
+        return rootfs::run(args);
+    }
     let source = match (args.deb, args.kernel) {
         (Some(deb), _) => KernelFrom::Package(deb),
         (_, Some(kernel)) => KernelFrom::Files { kernel, modules: args.modules },

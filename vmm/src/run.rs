@@ -32,6 +32,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --memory 1G --cpus 4 --kernel vmlinuz --initrd initrd.img
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
+  samepage run --kernel vmlinux --initrd initrd.cpio --drive root.img,overlay --cmdline 'console=ttyS0 root=/dev/vda rw'
   samepage run --kernel vmlinux --initrd initrd.cpio --net tap0,mac=02:00:00:00:00:01   eth0 on the TAP tap0
   samepage run --kernel vmlinux --initrd initrd.cpio --vsock cid=3,path=./v.sock   streams between guest and host
   samepage run --kernel vmlinuz --kernel-decompress guest --memory 256M   its own decompressor runs, with address randomization
@@ -84,9 +85,10 @@ pub(super) struct Args {
     /// The command line of --kernel
     #[arg(long, conflicts_with = "api", value_name = "TEXT", default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// A disk: a raw image, writable, or read-only with `,ro`; up to 4 times, for /dev/vda and so
-    /// on. An image that looks like another format (qcow2, xz) is refused unless `,raw` is given
-    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,raw]")]
+    /// A disk: a raw image or a block device, writable, or read-only with `,ro`; with `,overlay` it stays as it is, and what the guest
+    /// writes ends with it, or is kept in FILE; up to 4 times, for /dev/vda and so on. An image that looks like another format (qcow2, xz)
+    /// is refused unless `,raw` is given
+    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,overlay[=FILE]][,raw]")]
     drive: Vec<OsString>,
     /// A network interface on a TAP of the host's, or on one made for this VM (`auto`, which takes CAP_NET_ADMIN); up to 4 times, for
     /// eth0 and so on. `bridge` is for `auto`

@@ -47,7 +47,30 @@ pub struct Chain<'m> {
     write: Cursor,
 }
 
+/// What a chain consists of, for a thread that serves it later. It holds the place of as many buffers as the chain has descriptors.
+#[derive(Debug)]
+pub struct Detached {
+    head: u16,
+    readable: Vec<Buffer>,
+    writable: Vec<Buffer>,
+}
+
 impl<'m> Chain<'m> {
+    /// The chain of which these are the parts, from its start. `memory` is the one that they were checked against.
+    pub(super) fn attach(memory: &'m GuestMemory, detached: Detached) -> Self {
+        let Detached { head, readable, writable } = detached;
+        Self { head, readable, writable, ..Self::new(memory) }
+    }
+
+    /// Its parts; it is empty afterwards.
+    pub(super) fn detach(&mut self) -> Detached {
+        Detached {
+            head: self.head,
+            readable: std::mem::take(&mut self.readable),
+            writable: std::mem::take(&mut self.writable),
+        }
+    }
+
     pub(super) fn new(memory: &'m GuestMemory) -> Self {
         Self {
             memory,

@@ -31,6 +31,8 @@ pub enum Completion {
     Last(u32),
     /// The device keeps it and calls [`complete`] with its head later.
     Held,
+    /// As `Held`, and the device has no room for another: [`drain`] returns, and is called again once one is complete.
+    HeldLast,
 }
 
 /// Takes every available chain from `queue`, calls `each` with it, and puts it in the used ring.
@@ -70,7 +72,7 @@ pub fn drain(
                 queue.add_used(memory, head, bytes)?;
                 completed = true;
             }
-            if matches!(completion, Completion::Last(_)) {
+            if matches!(completion, Completion::Last(_) | Completion::HeldLast) {
                 break 'passes;
             }
         }

@@ -13,6 +13,7 @@ mod registers;
 mod saved;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
@@ -143,6 +144,17 @@ impl MmioTransport {
         if self.running() && self.queues.get(queue).is_some_and(|queue| queue.setup.ready) {
             self.notify(queue);
         }
+    }
+
+    /// Has the device finish what is in flight: [`VirtioDevice::quiesce`].
+    pub fn quiesce(&mut self, limit: Instant) -> bool {
+        if !self.running() {
+            return true;
+        }
+        self.device.quiesce(limit).unwrap_or_else(|error| {
+            self.violate(format_args!("{error}"));
+            true
+        })
     }
 
     /// Times the driver broke the protocol so that the device needed a reset.

@@ -19,6 +19,7 @@ pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -83,6 +84,12 @@ pub trait VirtioDevice: Send {
 
     /// Forget the activation: drop queues and memory, stop everything in flight before returning.
     fn reset(&mut self);
+
+    /// Finish what is in flight and tell the driver of it, for at most until `limit`; nothing new is begun. False if something still is
+    /// in flight then. The vCPUs stand still.
+    fn quiesce(&mut self, _limit: Instant) -> Result<bool, RingError> {
+        Ok(true)
+    }
 
     /// How far it has got in queue `index`: the next entries of the available and of the used ring. None while it has no such queue.
     fn queue_place(&self, index: usize) -> Option<(u16, u16)>;

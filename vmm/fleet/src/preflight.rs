@@ -12,7 +12,7 @@ use super::HostError;
 use super::runtime::{FleetDir, SOCKET_PATH_BYTES};
 use super::spec::{EngineName, FleetSpec, GuestSpec, MetricsAddress};
 use image::vmlinux::{self, Unpack};
-use machine::{check_cmdline, probe};
+use machine::{Drive, check_cmdline, probe};
 use memory::userfault;
 use merge::EngineError;
 use merge::ksm::{self, Availability};
@@ -198,9 +198,8 @@ impl Problems {
     fn same_images(&mut self, guests: &[GuestSpec]) {
         let mut users: BTreeMap<(u64, u64), (&GuestSpec, &Path, bool)> = BTreeMap::new();
         for guest in guests {
-            for drive in &guest.vm.drives {
-                let Ok(meta) = std::fs::metadata(&drive.path) else { continue };
-                let (path, read_only) = (drive.path.as_path(), drive.read_only);
+            for (path, read_only) in guest.vm.drives.iter().flat_map(Drive::files) {
+                let Ok(meta) = std::fs::metadata(path) else { continue };
                 let Some((first, its, also_read_only)) =
                     users.insert((meta.dev(), meta.ino()), (guest, path, read_only))
                 else {
@@ -208,7 +207,7 @@ impl Problems {
                 };
                 if !(read_only && also_read_only) {
                     let problem = format!(
-                        "{} is the same file as {} of guest {}, and not both only read it: give each a copy, or both read_only = true",
+                        "{} is the same file as {} of guest {}, and not both only read it: give each a copy, or both read_only = true, or overlay = true",
                         path.display(),
                         its.display(),
                         first.name

@@ -137,26 +137,20 @@ pub enum SpecError {
     },
     /// A guest's drives.
     #[error("guest {guest}: {asked} drives are not possible: expected at most {MAX_DRIVES}")]
-    Drives {
-        /// Whose.
-        guest: String,
-        /// How many.
-        asked: usize,
-    },
+    Drives { guest: String, asked: usize },
     /// A drive that one of two guests may write.
     #[error(
-        "guests {first} and {second} both have the drive {path}, and not both only read it: give each a copy, or both \
-         read_only = true",
+        "guests {first} and {second} both have the drive {path}, and not both only read it: give each a copy, or \
+         both read_only = true, or overlay = true",
         path = path.display()
     )]
-    DriveOwners {
-        /// The drive.
-        path: PathBuf,
-        /// The guest that has it.
-        first: String,
-        /// The guest that has it, too; maybe the same.
-        second: String,
-    },
+    DriveOwners { path: PathBuf, first: String, second: String },
+    /// A drive that is not written needs no overlay.
+    #[error(
+        "guest {guest}: the drive {path} has read_only and overlay: expected one of them",
+        path = path.display()
+    )]
+    ReadOnlyOverlay { guest: String, path: PathBuf },
     /// A guest's network interfaces.
     #[error("guest {guest}: net")]
     Net {
@@ -562,7 +556,7 @@ fn one_guest(
         initrd: keys.initrd.as_ref().map(|path| resolve(path, dir)),
         cmdline: keys.cmdline.clone(),
         huge_pages: keys.huge_pages,
-        drives: drive::of(&name, keys.drives.as_deref().unwrap_or_default(), dir)?,
+        drives: drive::of(&name, n, keys.drives.as_deref().unwrap_or_default(), dir)?,
         net: net::of(&name, n, fleet, keys.net.as_deref().unwrap_or_default())?,
         // Its path is known when it is started.
         vsock: keys.vsock.unwrap_or(false).then(|| Vsock { cid: MIN_CID, path: PathBuf::new() }),

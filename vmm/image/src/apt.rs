@@ -2,14 +2,15 @@
 //! fixed here: each security update gives the package a new one, and the old ones vanish.
 
 use std::cmp::Ordering;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::error::ImageError;
 use super::progress::Progress;
+use super::tool;
 
 /// Which build of a release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,8 +32,6 @@ impl Flavour {
     }
 }
 
-/// How often a running program is polled.
-const POLL: Duration = Duration::from_millis(50);
 /// How long to wait while another apt has the lists locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -131,32 +130,14 @@ fn run(
     what: &str,
     command: &mut Command,
     progress: &mut dyn Progress,
-    mut look: impl FnMut(&mut dyn Progress),
+    look: impl FnMut(&mut dyn Progress),
 ) -> Result<(), ImageError> {
-    // A file and not a pipe: nothing reads a pipe while we poll.
-    let log = || ImageError::file("make a temporary file in", std::env::temp_dir());
-    let mut words = tempfile::tempfile().map_err(log())?;
-    let stderr: File = words.try_clone().map_err(log())?;
-    let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().map_err(|e| cannot_run(tool, e))?;
-    let status = loop {
-        if progress.stopped() {
-            // It may have ended by itself; either way it is gone after `wait`.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(ImageError::Stopped);
-        }
-        if let Some(status) = child.try_wait().map_err(|e| cannot_run(tool, e))? {
-            break status;
-        }
-        look(progress);
-        std::thread::sleep(POLL);
-    };
-    if status.success() {
-        return Ok(());
+    match tool::run(command, Stdio::null(), progress, look) {
+        Err(error) => Err(cannot_run(tool, error)),
+        Ok(None) => Err(ImageError::Stopped),
+        Ok(Some(ended)) if ended.status.success() => Ok(()),
+        Ok(Some(ended)) => Err(failed(tool, what, ended.words.as_bytes())),
     }
-    let mut text = Vec::new();
-    let _ = words.rewind().and_then(|()| words.read_to_end(&mut text));
-    Err(failed(tool, what, &text))
 }
 
 fn cannot_run(tool: &'static str, source: std::io::Error) -> ImageError {

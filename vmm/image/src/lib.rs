@@ -5,8 +5,10 @@
 //! it came, for guests that unpack it themselves), `initrd.cpio` (the agent as /init, the modules
 //! it loads) and `image.json` (what is in it). It appears whole or not at all.
 //!
-//! It must not know a VM or run a shell; the only tool that it runs is apt, to fetch a package.
-//! Whatever it reads may be cut short or hostile. Begin with [`vmlinux`] (which kernel is this?),
+//! A root file system for it ([`rootfs`]) is made of Debian, an archive or a directory.
+//!
+//! It must not know a VM or run a shell; the tools that it runs are apt, to fetch a package, and for root file systems mmdebstrap, mke2fs
+//! and debugfs. Whatever it reads may be cut short or hostile. Begin with [`vmlinux`] (which kernel is this?),
 //! then [`Options`] and [`format`] (what a file is by its first bytes).
 
 pub mod apt;
@@ -20,8 +22,10 @@ pub mod modules;
 pub mod package;
 pub mod progress;
 mod publish;
+pub mod rootfs;
 #[cfg(test)]
 mod tests;
+mod tool;
 pub mod unpack;
 pub mod vmlinux;
 

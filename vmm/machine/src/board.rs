@@ -1,6 +1,7 @@
 //! The devices of a VM that hold state of the guest, as far as they are captured and given back.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use devices::legacy::pci::Pci;
 use devices::legacy::pm1::Pm1;
@@ -50,6 +51,11 @@ impl Board {
             os::lock(device).restore(state)?;
         }
         Ok(())
+    }
+
+    /// Has them finish what is in flight until `limit`; whether they have. The vCPUs stand still.
+    pub fn quiesce(&self, limit: Instant) -> bool {
+        self.virtio.iter().all(|device| os::lock(device).quiesce(limit))
     }
 
     /// Has them look at what is waiting, and interrupt for what was not acknowledged.

@@ -22,7 +22,7 @@ use super::console::ConsoleInput;
 use super::control::Control;
 use super::create::{create_bare_vcpus, create_vcpus, create_vm};
 use super::dirty::DirtyLog;
-use super::drive;
+use super::drive::{self, Attached};
 use super::error::{MAX_VCPUS, VmError};
 use super::events::EventLoop;
 use super::exit::Outcome;
@@ -97,8 +97,6 @@ impl Vm {
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
         image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
-        let drives = disks.iter().map(|disk| disk.file.try_clone()).collect::<io::Result<Vec<_>>>();
-        let drives = drives.map_err(VmError::host("duplicate a drive's descriptor"))?;
         let interfaces = interface::open_all(&config.net)?;
         // Sockets before the kernel is loaded: a path in use is known at once.
         let listen = |path| match config.daemon.is_some() {
@@ -130,8 +128,14 @@ impl Vm {
             handle
         });
         // Behind the others, which so are where they are without drives.
-        for disk in disks {
-            virtio.push(Box::new(Block::new(disk, Box::new(ram.clone()))));
+        let mut drives = Vec::new();
+        for (disk, drive) in disks.into_iter().zip(&config.drives) {
+            let file = disk.medium.file().try_clone();
+            let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
+            let (device, handle) =
+                Block::new(disk, Box::new(ram.clone())).map_err(VmError::host("start a drive's thread"))?;
+            virtio.push(Box::new(device));
+            drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
         }
         for interface in interfaces {
             virtio.push(Box::new(interface));
@@ -213,7 +217,7 @@ impl Vm {
             vcpu_count: config.cpus,
             write_log,
             tracking,
-            drives: Arc::new(drives),
+            drives: Arc::new(Mutex::new(drives)),
             handler_ended: handler.as_ref().map(|_| Arc::default()),
             wakes: Arc::new(AtomicBool::new(is_image)),
             sampler: Sampler::start(&ram, config.sampling),

@@ -43,7 +43,7 @@ pub enum CaptureError {
     #[error("this VM cannot be captured: {0}")]
     Unsuited(&'static str),
     /// It did not stop.
-    #[error("a vCPU did not leave the guest in time; the VM runs on")]
+    #[error("a vCPU did not leave the guest in time, or a drive did not answer; the VM runs on")]
     Pause,
     /// A vCPU has ended.
     #[error("a vCPU does not answer, or has ended")]

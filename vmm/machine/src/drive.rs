@@ -1,13 +1,18 @@
-//! Drives: files that a guest has as disks. Opened, looked at and locked before the guest runs.
+//! Drives: files and block devices that a guest has as disks. Opened, looked at and locked before the guest runs.
+
+mod overlay;
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use devices::virtio::block::{Disk, ID_BYTES, SECTOR_BYTES};
+use devices::virtio::block::{Disk, Handle, ID_BYTES, Medium, OverlayError, SECTOR_BYTES};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -18,8 +23,8 @@ use image::format::Format;
 /// The most drives of one VM.
 pub const MAX_DRIVES: usize = 4;
 
-/// A file that a guest is to have as a disk, `/dev/vda` and so on in the order given.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A file or block device that a guest is to have as a disk, `/dev/vda` and so on in the order given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// The name that the guest sees; cut to 20 bytes.
@@ -33,6 +38,28 @@ pub struct Drive {
     /// Raw sectors whatever its first bytes are: a guest may have written any there.
     #[serde(default)]
     pub is_raw: bool,
+    /// What the guest writes goes elsewhere, and the file is only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
+}
+
+/// Where what a guest writes goes, if not to its drive's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlay {
+    /// To a file without a name, beside the drive's, which ends with the VM.
+    Temporary,
+    /// To this file, which is made if it is not there.
+    Kept(PathBuf),
+}
+
+/// A drive that a VM has.
+pub(super) struct Attached {
+    pub id: String,
+    /// Its file, or the base of its overlay.
+    pub file: File,
+    pub read_only: bool,
+    pub handle: Handle,
 }
 
 /// Why a file cannot be a drive.
@@ -55,8 +82,8 @@ pub enum DriveError {
         #[source]
         source: io::Error,
     },
-    /// It is a directory, a device, a FIFO.
-    #[error("the drive {path} is not a regular file: expected a raw image", path = path.display())]
+    /// It is a directory, a character device, a FIFO.
+    #[error("the drive {path} is not a regular file or block device: expected a raw image", path = path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -103,6 +130,39 @@ pub enum DriveError {
         /// The file.
         path: PathBuf,
     },
+    /// It has an overlay that is not needed.
+    #[error(
+        "the drive {path} is to be read only, and has an overlay for what the guest writes: expected one of `ro` and `overlay` \
+         (in a fleet file `read_only` and `overlay`)",
+        path = path.display()
+    )]
+    ReadOnlyOverlay { path: PathBuf },
+    /// A temporary overlay has no place.
+    #[error(
+        "no file for what the guest writes can be made in {dir}: expected a directory one can write to beside the drive, or a \
+         place for the overlay: `overlay=FILE`, in a fleet file `overlay = \"FILE\"`",
+        dir = dir.display()
+    )]
+    TemporaryOverlay {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A file is no overlay of the drive.
+    #[error("{path} cannot be the overlay of {base}", path = path.display(), base = base.display())]
+    Overlay {
+        path: PathBuf,
+        base: PathBuf,
+        #[source]
+        source: OverlayError,
+    },
+    /// There is none of that name.
+    #[error("there is no drive {id:?}: expected {known}")]
+    Unknown {
+        id: String,
+        /// Those that there are.
+        known: String,
+    },
     /// Its file system has no locks.
     #[error("the drive {path} cannot be locked against others", path = path.display())]
     Lock {
@@ -121,17 +181,31 @@ impl Drive {
     /// It is none that a guest can have.
     pub fn open(&self) -> Result<Disk, DriveError> {
         let (file, bytes) = self.look()?;
-        let how = match self.read_only {
-            true => FlockOperation::NonBlockingLockShared,
-            false => FlockOperation::NonBlockingLockExclusive,
+        lock(&file, &self.path, self.only_reads())?;
+        let medium = match &self.overlay {
+            None => Medium::File(file),
+            Some(overlay) => overlay.open(&self.path, file, bytes)?,
         };
-        flock(&file, how).map_err(|error| match error {
-            Errno::WOULDBLOCK => DriveError::InUse { path: self.path.clone() },
-            error => DriveError::Lock { path: self.path.clone(), source: error.into() },
-        })?;
+        Ok(Disk { medium, sectors: bytes / SECTOR_BYTES, read_only: self.read_only, id: self.padded_id() })
+    }
+
+    /// As [`Self::open`], in the place of a drive whose file is `old`, which is locked already: it may be the same one, of another length.
+    pub(super) fn open_after(&self, old: &File) -> Result<Disk, DriveError> {
+        let failed = |source| DriveError::Open { path: self.path.clone(), access: "reading", source };
+        let (file, bytes) = self.look()?;
+        let (ours, theirs) = (file.metadata().map_err(failed)?, old.metadata().map_err(failed)?);
+        if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
+            return self.open();
+        }
+        let medium = Medium::File(old.try_clone().map_err(failed)?);
+        Ok(Disk { medium, sectors: bytes / SECTOR_BYTES, read_only: self.read_only, id: self.padded_id() })
+    }
+
+    /// Its name, as the guest sees it.
+    fn padded_id(&self) -> [u8; ID_BYTES] {
         let mut id = [0; ID_BYTES];
         id.iter_mut().zip(self.id.bytes()).for_each(|(to, from)| *to = from);
-        Ok(Disk { file, sectors: bytes / SECTOR_BYTES, read_only: self.read_only, id })
+        id
     }
 
     /// Whether the file could be a drive now; it is not locked.
@@ -139,33 +213,41 @@ impl Drive {
     /// # Errors
     /// It could not.
     pub fn check(&self) -> Result<(), DriveError> {
-        self.look().map(drop)
+        self.look()?;
+        self.overlay.as_ref().map_or(Ok(()), |overlay| overlay.check(&self.path))
+    }
+
+    /// The files that it needs, and whether each is only read.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let kept = match &self.overlay {
+            Some(Overlay::Kept(path)) => Some((path.as_path(), false)),
+            _ => None,
+        };
+        std::iter::once((self.path.as_path(), self.only_reads())).chain(kept)
+    }
+
+    /// Whether its file is only read.
+    fn only_reads(&self) -> bool {
+        self.read_only || self.overlay.is_some()
     }
 
     /// The file, open, and its length.
     fn look(&self) -> Result<(File, u64), DriveError> {
         let path = || self.path.clone();
-        let access = if self.read_only { "reading" } else { "reading and writing" };
-        // Opening a FIFO does not wait for its other end.
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(!self.read_only)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&self.path);
-        let file = opened.map_err(|source| match source.kind() {
+        if self.read_only && self.overlay.is_some() {
+            return Err(DriveError::ReadOnlyOverlay { path: path() });
+        }
+        let access = if self.only_reads() { "reading" } else { "reading and writing" };
+        let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::IsADirectory => DriveError::NotAFile { path: path() },
             _ => DriveError::Open { path: path(), access, source },
-        })?;
-        let meta = file.metadata().map_err(|source| DriveError::Open { path: path(), access, source })?;
-        match meta.len() {
-            _ if !meta.is_file() => Err(DriveError::NotAFile { path: path() }),
-            0 => Err(DriveError::Empty { path: path() }),
-            bytes => {
-                self.check_format(&file).map_err(|source| DriveError::Open {
-                    path: path(),
-                    access,
-                    source,
-                })??;
+        };
+        let (file, bytes) = open_file(&self.path, self.only_reads()).map_err(failed)?;
+        match bytes {
+            None => Err(DriveError::NotAFile { path: path() }),
+            Some(0) => Err(DriveError::Empty { path: path() }),
+            Some(bytes) => {
+                self.check_format(&file).map_err(failed)??;
                 match bytes.is_multiple_of(SECTOR_BYTES) {
                     true => Ok((file, bytes)),
                     false => Err(DriveError::Length { path: path(), bytes }),
@@ -180,30 +262,66 @@ impl Drive {
             return Ok(Ok(()));
         }
         let format = Format::of_file(file)?;
-        let refused = format.and_then(|format| Some((format, format.refusal_as_drive(self.read_only)?)));
+        let refused = format.and_then(|format| Some((format, format.refusal_as_drive(self.only_reads())?)));
         Ok(match refused {
             None => Ok(()),
             Some((format, advice)) => Err(DriveError::Format { path: self.path.clone(), format, advice }),
         })
     }
 
-    /// Reads what `samepage run --drive` takes: a path, and behind a comma `ro`, or `rw`, which it is otherwise too; and behind another
-    /// `raw`. `number` is that of the drive, counted from 0, for its name.
+    /// Reads what `samepage run --drive` takes: a path, and behind commas `ro`, or `rw`, which it is otherwise too; `overlay` or
+    /// `overlay=FILE`; and `raw`, in this order. `number` is that of the drive, counted from 0, for its name.
     pub fn from_argument(text: &OsStr, number: usize) -> Self {
         let bytes = text.as_bytes();
         let (bytes, is_raw) = bytes.strip_suffix(b",raw").map_or((bytes, false), |rest| (rest, true));
+        let (bytes, overlay) = Overlay::from_argument(bytes);
         let (path, read_only) = match (bytes.strip_suffix(b",ro"), bytes.strip_suffix(b",rw")) {
             (Some(path), _) => (path, true),
             (_, Some(path)) => (path, false),
             _ => (bytes, false),
         };
-        Self { id: Self::id(number), path: OsStr::from_bytes(path).into(), read_only, is_raw }
+        Self { id: Self::id(number), path: OsStr::from_bytes(path).into(), read_only, is_raw, overlay }
     }
 
     /// The default name of drive `number`, counted from 0.
     pub fn id(number: usize) -> String {
         format!("drive{number}")
     }
+}
+
+/// Opens a file or block device, and finds its length; None if it is something else.
+fn open_file(path: &Path, read_only: bool) -> io::Result<(File, Option<u64>)> {
+    // Opening a FIFO does not wait for its other end.
+    let open = |path: &Path, flags| {
+        OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NONBLOCK | flags).open(path)
+    };
+    let file = open(path, 0)?;
+    let meta = file.metadata()?;
+    if meta.is_file() {
+        return Ok((file, Some(meta.len())));
+    }
+    if !meta.file_type().is_block_device() {
+        return Ok((file, None));
+    }
+    // The same device, whatever the path now is: one that is mounted, or that others write, is not for a guest to write.
+    let mut device = match read_only {
+        true => file,
+        false => open(&PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())), libc::O_EXCL)?,
+    };
+    let bytes = device.seek(SeekFrom::End(0))?;
+    Ok((device, Some(bytes)))
+}
+
+/// Locks `file`, which is at `path`, with others that read it only, or alone.
+fn lock(file: &File, path: &Path, only_reads: bool) -> Result<(), DriveError> {
+    let how = match only_reads {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    flock(file, how).map_err(|error| match error {
+        Errno::WOULDBLOCK => DriveError::InUse { path: path.into() },
+        error => DriveError::Lock { path: path.into(), source: error.into() },
+    })
 }
 
 /// Opens all of a VM's drives, in order.
@@ -222,7 +340,12 @@ mod tests {
     use super::*;
 
     fn drive(path: &Path, read_only: bool) -> Drive {
-        Drive { id: "a name that is too long for it".into(), path: path.into(), read_only, is_raw: false }
+        Drive {
+            id: "a name that is too long for it".into(),
+            path: path.into(),
+            read_only,
+            ..Drive::default()
+        }
     }
 
     #[test]
@@ -307,7 +430,16 @@ mod tests {
             ("a.img,ro,raw", "a.img", true, true),
         ] {
             let parsed = Drive::from_argument(OsStr::new(text), 3);
-            assert_eq!(parsed, Drive { id: "drive3".into(), path: path.into(), read_only, is_raw }, "{text}");
+            let expected = Drive { id: "drive3".into(), path: path.into(), read_only, is_raw, overlay: None };
+            assert_eq!(parsed, expected, "{text}");
+        }
+        for (text, path, overlay, is_raw) in [
+            ("a.img,overlay", "a.img", Overlay::Temporary, false),
+            ("a.img,overlay,raw", "a.img", Overlay::Temporary, true),
+            ("a,overlay=b,overlay=c,d", "a,overlay=b", Overlay::Kept("c,d".into()), false),
+        ] {
+            let parsed = Drive::from_argument(OsStr::new(text), 3);
+            assert_eq!((parsed.path, parsed.overlay, parsed.is_raw), (path.into(), Some(overlay), is_raw));
         }
     }
 }

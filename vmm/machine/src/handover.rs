@@ -122,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::working_set::Sampling;
-    use crate::{Console, Drive};
+    use crate::{Console, Drive, Overlay};
     use os::one_line;
 
     fn parsed(text: &str) -> Result<VmConfig, String> {
@@ -135,7 +135,17 @@ mod tests {
             name: "a".into(),
             kernel: Some("/k".into()),
             cmdline: Some("quiet \"\n\u{e4}".into()),
-            drives: vec![Drive { id: "drive0".into(), path: "/d".into(), read_only: true, is_raw: true }],
+            drives: vec![
+                Drive {
+                    id: "drive0".into(),
+                    path: "/d".into(),
+                    read_only: true,
+                    is_raw: true,
+                    overlay: None,
+                },
+                Drive { path: "/d".into(), overlay: Some(Overlay::Temporary), ..Drive::default() },
+                Drive { path: "/d".into(), overlay: Some(Overlay::Kept("/e".into())), ..Drive::default() },
+            ],
             console: Console::File("/log".into()),
             sampling: Some(Sampling { period: Duration::from_millis(1500), samples: 7 }),
             merge: Some(PathBuf::from("/m")),

@@ -70,7 +70,7 @@ pub use boot::check_cmdline;
 pub use build::Vm;
 pub use config::{Console, ImageFds, LINUX_CMDLINE, MEMORY_BYTES, VmConfig};
 pub use dirty::DirtyLog;
-pub use drive::{Drive, DriveError, MAX_DRIVES};
+pub use drive::{Drive, DriveError, MAX_DRIVES, Overlay};
 pub use error::{MAX_VCPUS, VmError};
 pub use events::EventLoop;
 pub use exit::{Ending, FaultReport, PANICKED};

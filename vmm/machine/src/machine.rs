@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
 
 use devices::GuestMemory;
 use devices::bus::Bus;
@@ -188,13 +189,31 @@ struct QueueEvent {
 }
 
 impl QueueEvent {
-    fn process(&self) {
-        let mut transport = os::lock(&self.transport);
+    /// False if the device is in use for longer than an access takes: a vCPU resets it, and its disk is slow.
+    fn process(&self) -> bool {
+        let Some(mut transport) = lock_soon(&self.transport) else { return false };
         match self.notified {
             Notified::ByDriver(_) => _ = transport.notify(self.queue),
             Notified::ByHost(_) => transport.arrived(self.queue),
         }
+        true
     }
+}
+
+/// How often a lock is tried before the event loop does something else.
+const TRIES: u32 = 1000;
+/// When it is tried again.
+const AGAIN: Duration = Duration::from_millis(1);
+
+fn lock_soon<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    for _ in 0..TRIES {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+        }
+    }
+    None
 }
 
 /// Handles queue notifications on the event loop; holds them back while the VM is paused, so that
@@ -227,9 +246,9 @@ impl Queues {
     fn process_queue(&mut self, n: usize) {
         let held = self.paused.load(Ordering::SeqCst) || self.is_throttled(n);
         if let Some(event) = self.all.get_mut(n) {
-            event.missed = held;
-            if !held {
-                event.process();
+            event.missed = held || !event.process();
+            if event.missed && !held {
+                let _ = self.paid.as_ref().map(|paid| paid.every(AGAIN));
             }
         }
     }

@@ -1,6 +1,5 @@
 //! What can be asked of a VM while it runs, by whatever way it is asked.
 
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::balloon::{BalloonError, BalloonStatus};
 use super::board::Board;
 use super::dirty::DirtyLog;
+use super::drive::{Attached, Drive, DriveError};
 use super::exit::{Ending, Outcome};
 use super::last_words::LastWords;
 use super::probe;
@@ -32,6 +32,8 @@ use merge::slab::agent::FoundSlabs;
 
 /// How long pages are paged out for one request: everything else on the main thread waits meanwhile.
 const PAGE_OUT_LIMIT: Duration = Duration::from_millis(50);
+/// How long devices may take to finish what is in flight before a VM counts as paused.
+const QUIET_LIMIT: Duration = Duration::from_secs(2);
 
 /// The way to a running VM. Clones share it; all of them are used on the main thread.
 #[derive(Clone)]
@@ -41,8 +43,8 @@ pub struct Running {
     pub(super) ram: Ram,
     pub(super) write_log: DirtyLog,
     pub(super) tracking: Tracking,
-    /// The files of its drives, in order.
-    pub(super) drives: Arc<Vec<File>>,
+    /// Its drives, in order.
+    pub(super) drives: Arc<Mutex<Vec<Attached>>>,
     /// Whether the process that fills its memory has ended, if there is one.
     pub(super) handler_ended: Option<Arc<AtomicBool>>,
     /// Whether its devices are to be woken before it runs.
@@ -93,12 +95,13 @@ impl Running {
         self.devices_paused.load(Ordering::SeqCst)
     }
 
-    /// Stops all vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
+    /// Stops all vCPUs in place, and has devices finish what is in flight. False if a vCPU did not leave the guest in time, or a drive did
+    /// not answer; then the VM runs on.
     pub fn pause(&self) -> bool {
         // A paused VM's memory is looked at from outside: all of it is to be where it belongs.
         self.ram.forbid_parking();
         let vcpus = self.vcpus();
-        let still = vcpus.pause();
+        let still = vcpus.pause() && self.board.quiesce(Instant::now() + QUIET_LIMIT);
         match still {
             true => self.devices_paused.store(true, Ordering::SeqCst),
             false => {
@@ -145,6 +148,22 @@ impl Running {
     /// Presses the power button. False if the guest has no driver for it.
     pub fn press_power_button(&self) -> bool {
         self.shut_down.press()
+    }
+
+    /// Puts the file of `drive` in the place of the one that the drive of its name has.
+    pub fn replace_drive(&self, drive: &Drive) -> Result<(), DriveError> {
+        let mut drives = os::lock(&self.drives);
+        let known = || drives.iter().map(|known| known.id.as_str()).collect::<Vec<_>>().join(", ");
+        let Some(at) = drives.iter().position(|known| known.id == drive.id) else {
+            return Err(DriveError::Unknown { id: drive.id.clone(), known: known() });
+        };
+        let Some(attached) = drives.get_mut(at) else { return Ok(()) };
+        let disk = Drive { read_only: attached.read_only, ..drive.clone() }.open_after(&attached.file)?;
+        let failed = |source| DriveError::Open { path: drive.path.clone(), access: "reading", source };
+        attached.file = disk.medium.file().try_clone().map_err(failed)?;
+        attached.handle.replace(disk);
+        self.shared.input_arrived();
+        Ok(())
     }
 
     /// Asks the guest to power off, by its power button and, if there is one, by a line on COM2. When it has not after

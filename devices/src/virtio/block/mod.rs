@@ -1,30 +1,41 @@
-//! The block device (Virtio 1.2, section 5.2): one queue, over a regular file of whole sectors.
+//! The block device (Virtio 1.2, section 5.2): one queue, over whole sectors of a file, a block device, or an overlay.
 //!
-//! Reading, writing (unless the disk is read-only), flushing, and the disk's name. Not offered: geometry, topology, more than one
-//! queue, switching the write cache, discarding, writing zeros, zones.
+//! Reading, writing (unless the disk is read-only), flushing, discarding, writing zeros, and the disk's name. Not offered: geometry,
+//! topology, more than one queue, switching the write cache, secure erasure, zones.
 //!
-//! Data go between the file and guest memory without a copy in between, by read(2) and write(2) in the thread that processes the
-//! queue. So a slow file holds up what else that thread serves: the event loop of this VM, and of no other.
+//! Data go between the file and guest memory without a copy in between, in a thread of the disk's own ([`worker`]): a slow disk holds up
+//! nothing but the guest that waits for it.
 //!
-//! What a request may ask for is bounded by the configuration space: [`SEG_MAX`] segments of [`SIZE_MAX`] bytes.
+//! What a request may ask for is bounded by the configuration space: [`SEG_MAX`] segments of [`SIZE_MAX`] bytes, and of what is not moved
+//! [`DISCARD_SECTORS`] and [`ZERO_SECTORS`].
 
+mod medium;
+mod overlay;
 mod request;
+mod worker;
 
-use std::fs::File;
-use std::sync::Arc;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 
-use self::request::{Errors, Served};
+pub use self::medium::Medium;
+pub use self::overlay::{Overlay, OverlayError};
+use self::request::Errors;
+use self::worker::{Swap, Worker};
 use super::drain::{Completion, drain};
 use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
 use crate::GuestMemory;
 use crate::in_flight::InFlight;
+use crate::lock::lock;
 use crate::warn::Limited;
 
 /// What kind of device it is (Virtio 1.2, section 5).
@@ -37,17 +48,25 @@ pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 pub const SEG_MAX: u32 = 64;
 /// Most bytes of a segment.
 pub const SIZE_MAX: u32 = 16 << 10;
-/// Most bytes of a request's data; after as many, other queues get their turn.
+/// Most bytes of a request's data.
 pub const MAX_REQUEST_BYTES: u32 = SEG_MAX * SIZE_MAX;
 
+/// Most sectors of a range that is discarded: 1 GiB.
+pub const DISCARD_SECTORS: u32 = 1 << 21;
+/// Most ranges of a request to discard.
+pub const DISCARD_RANGES: u32 = 16;
+/// Most sectors of a range that is zeroed: 64 MiB, for some file systems must write them.
+pub const ZERO_SECTORS: u32 = 1 << 17;
+/// Most ranges of a request to write zeros.
+pub const ZERO_RANGES: u32 = 1;
 /// Linux keeps up to 128 requests in flight.
 const QUEUE_SIZES: [u16; 1] = [128];
 
 /// What is behind the device.
 #[derive(Debug)]
 pub struct Disk {
-    /// A regular file, open for reading, and unless `read_only` for writing. Its position is the device's.
-    pub file: File,
+    /// Open for reading, and unless `read_only` for writing.
+    pub medium: Medium,
     /// Its size.
     pub sectors: u64,
     /// Whether writing is refused.
@@ -58,11 +77,21 @@ pub struct Disk {
 
 /// The device.
 pub struct Block {
-    disk: Disk,
-    in_flight: Box<dyn InFlight>,
+    worker: Worker,
+    known: Arc<Known>,
+    read_only: bool,
     active: Option<Active>,
     broken: Limited,
+    #[cfg(test)]
     errors: Arc<Errors>,
+}
+
+/// What the device and its handle have.
+#[derive(Debug)]
+struct Known {
+    sectors: AtomicU64,
+    /// While there is a driver.
+    interrupt: Mutex<Option<Interrupt>>,
 }
 
 struct Active {
@@ -73,27 +102,81 @@ struct Active {
     write_through: bool,
 }
 
-impl Block {
-    /// A device over `disk` without a driver; `in_flight` hears of pages that the file is read into.
-    pub fn new(disk: Disk, in_flight: Box<dyn InFlight>) -> Self {
-        Self {
-            disk,
-            in_flight,
-            active: None,
-            broken: Limited::new("virtio-block: broken request"),
-            errors: Arc::new(Errors::new()),
+/// The host's way to a disk. Clones are the same way.
+#[derive(Clone)]
+pub struct Handle {
+    swap: Swap,
+    known: Arc<Known>,
+    read_only: bool,
+}
+
+impl Handle {
+    /// Puts `disk` in the place of the one that is there, for the requests after those in flight, and tells the driver of its size. Whether
+    /// the driver may write stays as it is, for it has been told.
+    pub fn replace(&self, disk: Disk) {
+        self.known.sectors.store(disk.sectors, Ordering::SeqCst);
+        self.swap.replace(Disk { read_only: self.read_only, ..disk });
+        if let Some(interrupt) = &*lock(&self.known.interrupt) {
+            interrupt.config_changed();
         }
     }
+}
 
-    /// The part of the configuration space that has a meaning with the features offered: `capacity`, `size_max`, `seg_max`,
-    /// `geometry` (none) and `blk_size`.
-    fn config(&self) -> [u8; 24] {
-        let mut config = [0; 24];
-        config[..8].copy_from_slice(&self.disk.sectors.to_le_bytes());
-        config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
-        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        config[20..].copy_from_slice(&(SECTOR_BYTES as u32).to_le_bytes());
+impl Block {
+    /// A device over `disk` without a driver, its thread, and the host's way to it; `in_flight` hears of pages that the file is read into.
+    pub fn new(disk: Disk, in_flight: Box<dyn InFlight>) -> io::Result<(Self, Handle)> {
+        let errors = Arc::new(Errors::new());
+        let read_only = disk.read_only;
+        let known = Arc::new(Known { sectors: AtomicU64::new(disk.sectors), interrupt: Mutex::default() });
+        let (worker, swap) = Worker::start(disk, in_flight, errors.clone())?;
+        let handle = Handle { swap, known: known.clone(), read_only };
+        let block = Self {
+            worker,
+            known,
+            read_only,
+            active: None,
+            broken: Limited::new("virtio-block: broken request"),
+            #[cfg(test)]
+            errors,
+        };
+        Ok((block, handle))
+    }
+
+    /// The part of the configuration space that has a meaning with the features offered, up to `write_zeroes_may_unmap`; without a
+    /// geometry and a topology.
+    fn config(&self) -> [u8; 60] {
+        let sectors = self.known.sectors.load(Ordering::SeqCst);
+        let mut config = [0; 60];
+        config[..8].copy_from_slice(&sectors.to_le_bytes());
+        let mut put = |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        put(8, SIZE_MAX);
+        put(12, SEG_MAX);
+        put(20, SECTOR_BYTES as u32);
+        if !self.read_only {
+            put(36, DISCARD_SECTORS);
+            put(40, DISCARD_RANGES);
+            // The alignment that is best, in sectors: a block of a file system.
+            put(44, 8);
+            put(48, ZERO_SECTORS);
+            put(52, ZERO_RANGES);
+            put(56, 1);
+        }
         config
+    }
+
+    /// Tells the driver of requests that are finished.
+    fn complete(&mut self) -> Result<(), RingError> {
+        let finished = self.worker.finished();
+        let Some(Active { memory, queue: Some(queue), interrupt, .. }) = &mut self.active else {
+            return Ok(());
+        };
+        if finished.is_empty() {
+            return Ok(());
+        }
+        for request in &finished {
+            queue.add_used(&**memory, request.head, request.written)?;
+        }
+        interrupt.used_buffers(queue, memory)
     }
 }
 
@@ -107,8 +190,12 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let kind = if self.disk.read_only { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_FLUSH };
-        1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << kind
+        let always = 1 << VIRTIO_BLK_F_SIZE_MAX | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
+        always
+            | match self.read_only {
+                true => 1 << VIRTIO_BLK_F_RO,
+                false => 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES,
+            }
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -116,6 +203,7 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, mut activation: Activation) {
+        *lock(&self.known.interrupt) = Some(activation.interrupt.clone());
         self.active = Some(Active {
             memory: activation.memory,
             queue: activation.queues.pop().flatten(),
@@ -125,24 +213,40 @@ impl VirtioDevice for Block {
     }
 
     fn process_queue(&mut self, _index: usize) -> Result<Progress, RingError> {
+        self.complete()?;
+        let worker = &mut self.worker;
         let Some(Active { memory, queue: Some(queue), interrupt, write_through }) = &mut self.active else {
             return Ok(Progress::Idle);
         };
-        let (disk, in_flight, errors) = (&self.disk, &*self.in_flight, &self.errors);
-        let (mut turn_bytes, write_through) = (0, *write_through);
-        drain(queue, memory, interrupt, &self.broken, |chain| {
-            let Served { written, moved_bytes, slow } =
-                request::serve(disk, write_through, in_flight, chain, errors);
-            turn_bytes += moved_bytes;
-            match slow || turn_bytes >= MAX_REQUEST_BYTES {
-                true => Completion::Last(written),
-                false => Completion::Written(written),
+        if !worker.has_room() {
+            return Ok(Progress::Idle);
+        }
+        let progress = drain(queue, memory, interrupt, &self.broken, |chain| {
+            worker.give(chain, memory, *write_through);
+            match worker.has_room() {
+                true => Completion::Held,
+                false => Completion::HeldLast,
             }
-        })
+        })?;
+        // Without room, what is finished is what goes on.
+        Ok(if worker.has_room() { progress } else { Progress::Idle })
     }
 
+    fn source(&self) -> Option<(BorrowedFd<'_>, usize)> {
+        Some((self.worker.event(), 0))
+    }
+
+    /// What is in flight has been written to memory, or never will be. Waits for the disk, on the thread of the vCPU that resets.
     fn reset(&mut self) {
+        *lock(&self.known.interrupt) = None;
+        self.worker.abandon();
         self.active = None;
+    }
+
+    fn quiesce(&mut self, limit: Instant) -> Result<bool, RingError> {
+        let is_quiet = self.worker.wait(Some(limit));
+        self.complete()?;
+        Ok(is_quiet)
     }
 
     fn queue_place(&self, _index: usize) -> Option<(u16, u16)> {

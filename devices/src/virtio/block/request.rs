@@ -3,20 +3,26 @@
 //! How the parts are divided into descriptors is the driver's business: the header is the first 16 bytes of the device-readable part,
 //! the status is the last byte of the device-writable part, and what is between them is data.
 
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use vm_memory::GuestMemoryError;
 
-use super::{Disk, ID_BYTES, MAX_REQUEST_BYTES, SECTOR_BYTES};
+use super::{
+    DISCARD_RANGES, DISCARD_SECTORS, Disk, ID_BYTES, MAX_REQUEST_BYTES, SECTOR_BYTES, ZERO_RANGES,
+    ZERO_SECTORS,
+};
 use crate::in_flight::InFlight;
 use crate::virtio::Chain;
 use crate::warn::Limited;
 
 const HEADER_BYTES: usize = 16;
+/// Bytes of a range that is discarded or zeroed (5.2.6.1): its sector, its length, and flags.
+const RANGE_BYTES: usize = 16;
 
 /// What drivers and files do wrong.
 pub(super) struct Errors {
@@ -44,16 +50,6 @@ impl Errors {
     }
 }
 
-/// What became of a request.
-pub(super) struct Served {
-    /// Bytes of the device-writable part that were written without a gap, from its start.
-    pub(super) written: u32,
-    /// Bytes that were to go between the file and guest memory.
-    pub(super) moved_bytes: u32,
-    /// It waited for stable storage.
-    pub(super) slow: bool,
-}
-
 /// Why a request's status is not OK.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -64,7 +60,13 @@ enum Refusal {
     #[error("{0} bytes of data, expected whole sectors of {SECTOR_BYTES} and at most {MAX_REQUEST_BYTES}")]
     Length(u32),
     #[error("{bytes} bytes from sector {sector} on, of {sectors} sectors")]
-    Beyond { sector: u64, bytes: u32, sectors: u64 },
+    Beyond { sector: u64, bytes: u64, sectors: u64 },
+    #[error("{bytes} bytes of ranges, expected 1 to {most} of {RANGE_BYTES}")]
+    Ranges { bytes: u32, most: u32 },
+    #[error("a range of {sectors} sectors, expected at most {most}")]
+    Range { sectors: u32, most: u32 },
+    #[error("flags {0:#x} of a range")]
+    Flags(u32),
     #[error("a write to a read-only disk")]
     ReadOnly,
     #[error("{0} bytes for a name, expected {ID_BYTES}")]
@@ -80,7 +82,7 @@ enum Refusal {
 impl Refusal {
     fn status(&self) -> u32 {
         match self {
-            Self::Type(_) => VIRTIO_BLK_S_UNSUPP,
+            Self::Type(_) | Self::Flags(_) => VIRTIO_BLK_S_UNSUPP,
             _ => VIRTIO_BLK_S_IOERR,
         }
     }
@@ -90,36 +92,29 @@ impl Refusal {
             Self::Header(_) => &errors.malformed,
             Self::Type(_) => &errors.unknown,
             Self::Length(_) | Self::Beyond { .. } | Self::ReadOnly | Self::Name(_) => &errors.refused,
+            Self::Ranges { .. } | Self::Range { .. } | Self::Flags(_) => &errors.refused,
             Self::Memory(_) | Self::File(_) | Self::Short { .. } => &errors.failed,
         };
         counter.hit(format_args!("{self}"));
     }
 }
 
-/// What a request has done by its end, or by its failure.
-#[derive(Default)]
-struct Done {
-    /// Bytes of the device-writable data.
-    written: u32,
-    moved_bytes: u32,
-    slow: bool,
-}
-
-/// Carries a request out and writes its status.
+/// Carries a request out and writes its status. Returns how many bytes of the device-writable part were written without a gap, from its
+/// start.
 pub(super) fn serve(
-    disk: &Disk,
+    disk: &mut Disk,
     write_through: bool,
     in_flight: &dyn InFlight,
     chain: &mut Chain<'_>,
     errors: &Errors,
-) -> Served {
+) -> u32 {
     // All but the status.
     let Some(data_bytes) = chain.writable_bytes().checked_sub(1) else {
         errors.malformed.hit(format_args!("{} readable bytes", chain.readable_bytes()));
-        return Served { written: 0, moved_bytes: 0, slow: false };
+        return 0;
     };
-    let mut done = Done::default();
-    let status = match carry_out(disk, write_through, in_flight, chain, data_bytes, &mut done) {
+    let mut written = 0;
+    let status = match carry_out(disk, write_through, in_flight, chain, data_bytes, &mut written) {
         Ok(()) => VIRTIO_BLK_S_OK,
         Err(refusal) => {
             refusal.count(errors);
@@ -128,17 +123,17 @@ pub(super) fn serve(
     };
     let stored = chain.write_last(status as u8);
     // A status behind data that were not written is beyond the gap.
-    let whole = stored && done.written == data_bytes;
-    Served { written: done.written + u32::from(whole), moved_bytes: done.moved_bytes, slow: done.slow }
+    written + u32::from(stored && written == data_bytes)
 }
 
+/// `written` counts bytes of the device-writable data, also of a request that fails.
 fn carry_out(
-    disk: &Disk,
+    disk: &mut Disk,
     write_through: bool,
     in_flight: &dyn InFlight,
     chain: &mut Chain<'_>,
     writable_bytes: u32,
-    done: &mut Done,
+    written: &mut u32,
 ) -> Result<(), Refusal> {
     let mut header = [0; HEADER_BYTES];
     let read = chain.read(&mut header);
@@ -147,59 +142,108 @@ fn carry_out(
     }
     let [a, b, c, d, _, _, _, _, sector @ ..] = header;
     let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
+    // The header was read.
+    let readable_bytes = chain.readable_bytes() - HEADER_BYTES as u32;
     match kind {
         VIRTIO_BLK_T_IN => {
-            let at = place(disk, sector, writable_bytes)?;
-            let mut file = &disk.file;
-            file.seek(SeekFrom::Start(at))?;
-            done.moved_bytes = writable_bytes;
-            let read = chain.write_from(&mut file, writable_bytes as usize, in_flight)? as u32;
-            done.written = read;
-            if read < writable_bytes {
+            let at = place_of_data(disk, sector, writable_bytes)?;
+            disk.medium.seek(at)?;
+            *written = chain.write_from(&mut disk.medium, writable_bytes as usize, in_flight)? as u32;
+            if *written < writable_bytes {
                 return Err(Refusal::Short {
-                    at: at + u64::from(read),
+                    at: at + u64::from(*written),
                     expected: disk.sectors * SECTOR_BYTES,
                 });
             }
         }
+        VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if disk.read_only => {
+            return Err(Refusal::ReadOnly);
+        }
         VIRTIO_BLK_T_OUT => {
-            // The header was read.
-            let bytes = chain.readable_bytes() - HEADER_BYTES as u32;
-            if disk.read_only {
-                return Err(Refusal::ReadOnly);
-            }
-            let at = place(disk, sector, bytes)?;
-            let mut file = &disk.file;
-            file.seek(SeekFrom::Start(at))?;
-            done.moved_bytes = bytes;
-            chain.read_into(&mut file, bytes as usize)?;
+            let at = place_of_data(disk, sector, readable_bytes)?;
+            disk.medium.seek(at)?;
+            chain.read_into(&mut disk.medium, readable_bytes as usize)?;
             if write_through {
-                done.slow = true;
-                disk.file.sync_data()?;
+                disk.medium.sync()?;
+            }
+        }
+        VIRTIO_BLK_T_DISCARD => discard(disk, chain, readable_bytes)?,
+        VIRTIO_BLK_T_WRITE_ZEROES => {
+            zero(disk, chain, readable_bytes)?;
+            if write_through {
+                disk.medium.sync()?;
             }
         }
         VIRTIO_BLK_T_FLUSH if disk.read_only => {}
-        VIRTIO_BLK_T_FLUSH => {
-            done.slow = true;
-            disk.file.sync_data()?;
-        }
+        VIRTIO_BLK_T_FLUSH => disk.medium.sync()?,
         VIRTIO_BLK_T_GET_ID => {
             if (writable_bytes as usize) < ID_BYTES {
                 return Err(Refusal::Name(writable_bytes));
             }
-            done.written = chain.write(&disk.id) as u32;
+            *written = chain.write(&disk.id) as u32;
         }
         other => return Err(Refusal::Type(other)),
     }
     Ok(())
 }
 
-/// Where in the file `bytes` bytes from `sector` on begin, if the disk has them.
-fn place(disk: &Disk, sector: u64, bytes: u32) -> Result<u64, Refusal> {
-    if bytes > MAX_REQUEST_BYTES || !u64::from(bytes).is_multiple_of(SECTOR_BYTES) {
-        return Err(Refusal::Length(bytes));
+fn discard(disk: &mut Disk, chain: &mut Chain<'_>, bytes: u32) -> Result<(), Refusal> {
+    for _ in 0..ranges(bytes, DISCARD_RANGES)? {
+        let (at, bytes, flags) = range(disk, chain, DISCARD_SECTORS)?;
+        match flags {
+            // 5.2.6.2: also the one to unmap.
+            0 => disk.medium.discard(at, bytes)?,
+            flags => return Err(Refusal::Flags(flags)),
+        }
     }
-    let end = sector.checked_add(u64::from(bytes) / SECTOR_BYTES);
+    Ok(())
+}
+
+fn zero(disk: &mut Disk, chain: &mut Chain<'_>, bytes: u32) -> Result<(), Refusal> {
+    for _ in 0..ranges(bytes, ZERO_RANGES)? {
+        let (at, bytes, flags) = range(disk, chain, ZERO_SECTORS)?;
+        match flags {
+            0 | VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP => disk.medium.zero(at, bytes, flags != 0)?,
+            flags => return Err(Refusal::Flags(flags)),
+        }
+    }
+    Ok(())
+}
+
+/// How many ranges a request has.
+fn ranges(bytes: u32, most: u32) -> Result<u32, Refusal> {
+    let ranges = bytes / RANGE_BYTES as u32;
+    match bytes.is_multiple_of(RANGE_BYTES as u32) && (1..=most).contains(&ranges) {
+        true => Ok(ranges),
+        false => Err(Refusal::Ranges { bytes, most }),
+    }
+}
+
+/// The next range of a request: where in the file it begins, its bytes, its flags. Not empty, for that a file system would refuse.
+fn range(disk: &Disk, chain: &mut Chain<'_>, most: u32) -> Result<(u64, u64, u32), Refusal> {
+    let mut bytes = [0; RANGE_BYTES];
+    // The guest may change its memory, not how much of it there is.
+    chain.read(&mut bytes);
+    let [sector @ .., a, b, c, d, e, f, g, h] = bytes;
+    let (sector, sectors) = (u64::from_le_bytes(sector), u32::from_le_bytes([a, b, c, d]));
+    if !(1..=most).contains(&sectors) {
+        return Err(Refusal::Range { sectors, most });
+    }
+    let bytes = u64::from(sectors) * SECTOR_BYTES;
+    Ok((place(disk, sector, bytes)?, bytes, u32::from_le_bytes([e, f, g, h])))
+}
+
+/// Where in the file `bytes` bytes of data from `sector` on begin, if a request may have as many and the disk has them.
+fn place_of_data(disk: &Disk, sector: u64, bytes: u32) -> Result<u64, Refusal> {
+    match bytes <= MAX_REQUEST_BYTES && u64::from(bytes).is_multiple_of(SECTOR_BYTES) {
+        true => place(disk, sector, bytes.into()),
+        false => Err(Refusal::Length(bytes)),
+    }
+}
+
+/// Where in the file `bytes` bytes from `sector` on begin, if the disk has them.
+fn place(disk: &Disk, sector: u64, bytes: u64) -> Result<u64, Refusal> {
+    let end = sector.checked_add(bytes / SECTOR_BYTES);
     match end.filter(|end| *end <= disk.sectors) {
         // The whole disk is a file, whose size fits.
         Some(_) => Ok(sector * SECTOR_BYTES),

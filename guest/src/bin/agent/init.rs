@@ -7,6 +7,7 @@ use core::fmt::{self, Write};
 use guest::protocol::Text;
 
 use crate::network;
+use crate::root::{self, Process};
 use crate::sys::{self, Access, Errno, Fd, STDERR, STDIN, STDOUT};
 
 /// The first thing written, on the console: benches time its arrival.
@@ -17,7 +18,9 @@ const MODULE_ORDER: &CStr = c"/modules/order";
 const CHANNEL: &CStr = c"/dev/ttyS1";
 
 /// Longest path and longest parameters of a module, with the final NUL.
-const PATH_MAX: usize = 256;
+pub(crate) const PATH_MAX: usize = 256;
+/// The longest command line of x86, and its end.
+const CMDLINE_BYTES: usize = 2049;
 
 /// Writes a line to the console, if there is one.
 pub(crate) fn log(message: fmt::Arguments<'_>) {
@@ -26,9 +29,9 @@ pub(crate) fn log(message: fmt::Arguments<'_>) {
     let _ = STDERR.write(line.as_bytes());
 }
 
-/// Mounts, loads modules, configures the network, and opens the control channel. A failure is reported and the rest goes
-/// on.
-pub(crate) fn start() -> Channel {
+/// Mounts, loads modules, configures the network, opens the control channel, and switches to another root if there is one. A failure is
+/// reported and the rest goes on, except without that root. Whether this process is the first one still.
+pub(crate) fn start() -> (Channel, bool) {
     let told = STDOUT.write(FIRST_LINE.as_bytes());
     for (kind, at) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
         if let Err(error) = sys::mkdir(at).and_then(|()| sys::mount(kind, at)) {
@@ -40,8 +43,16 @@ pub(crate) fn start() -> Channel {
         let _ = STDOUT.write(FIRST_LINE.as_bytes());
     }
     load_modules();
-    network::start();
-    Channel::open()
+    let mut buffer = [0; CMDLINE_BYTES];
+    let read = Fd::open(c"/proc/cmdline", Access::Read).and_then(|file| {
+        let len = file.read_all(&mut buffer);
+        file.close();
+        len
+    });
+    let cmdline = read.ok().and_then(|len| str::from_utf8(&buffer[..len]).ok()).unwrap_or_default();
+    network::start(cmdline);
+    let channel = Channel::open();
+    (channel, root::switch(cmdline) == Process::Init)
 }
 
 /// An initramfs without /dev/console starts its first process with no files open.
@@ -56,6 +67,27 @@ fn open_console() {
 }
 
 fn load_modules() {
+    each_module(|line| {
+        if let Err(error) = load_module(line) {
+            log(format_args!("module {}: {error}", str::from_utf8(line).unwrap_or("?")));
+        }
+    });
+}
+
+/// Gives the memory of the initramfs' files back that are not needed again.
+pub(crate) fn remove_modules() {
+    each_module(|line| {
+        let mut path = [0; PATH_MAX];
+        let name = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+        if let Some(path) = c_string(&mut path, &[MODULES.as_bytes(), name]) {
+            let _ = sys::root::unlink(path);
+        }
+    });
+    let _ = sys::root::unlink(MODULE_ORDER);
+}
+
+/// Calls `each` with the lines of the list of modules.
+fn each_module(mut each: impl FnMut(&[u8])) {
     let mut buffer = [0; 8192];
     let read = Fd::open(MODULE_ORDER, Access::Read).and_then(|file| {
         let len = file.read_all(&mut buffer);
@@ -68,11 +100,8 @@ fn load_modules() {
     };
     for line in buffer[..len].split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();
-        if line.is_empty() {
-            continue;
-        }
-        if let Err(error) = load_module(line) {
-            log(format_args!("module {}: {error}", str::from_utf8(line).unwrap_or("?")));
+        if !line.is_empty() {
+            each(line);
         }
     }
 }
@@ -97,7 +126,7 @@ fn load_module(line: &[u8]) -> Result<(), Errno> {
 }
 
 /// The parts after one another, as a C string in `buffer`.
-fn c_string<'a>(buffer: &'a mut [u8; PATH_MAX], parts: &[&[u8]]) -> Option<&'a CStr> {
+pub(crate) fn c_string<'a>(buffer: &'a mut [u8; PATH_MAX], parts: &[&[u8]]) -> Option<&'a CStr> {
     let mut len = 0;
     for part in parts {
         buffer.get_mut(len..len + part.len())?.copy_from_slice(part);

@@ -2,7 +2,7 @@
 //!
 //! As process 1 (the initramfs' `/init`) it mounts what it needs, loads the modules that
 //! `/modules/order` lists, and takes commands on the second serial port, or on the console if there
-//! is none. As any other process it takes commands on standard input, and has process 1 carry out
+//! is none. With `root=` on the kernel's command line it goes on beside the init of that root. As any other process it takes commands on standard input, and has process 1 carry out
 //! `poweroff` and `reboot`.
 //!
 //! Static, with neither a C library nor `std`: it is all there is in the guest's user space.
@@ -34,6 +34,7 @@ mod init;
 mod memory;
 mod network;
 mod power;
+mod root;
 #[path = "../runtime.rs"]
 mod runtime;
 mod sys;
@@ -46,8 +47,10 @@ static OUTPUT: AtomicI32 = AtomicI32::new(sys::STDOUT.0);
 /// The first Rust code.
 #[unsafe(no_mangle)]
 extern "C" fn agent_main() -> ! {
-    let is_init = sys::pid() == 1;
-    let channel = if is_init { init::start() } else { Channel::STANDARD };
+    let (channel, is_init) = match sys::pid() {
+        1 => init::start(),
+        _ => (Channel::STANDARD, false),
+    };
     OUTPUT.store(channel.output.0, Ordering::Relaxed);
     let memory = MemInfo::read().unwrap_or_else(|error| {
         log(format_args!("/proc/meminfo: {error}; no pages for a workload"));

@@ -3,20 +3,10 @@
 use guest::ip::Ip;
 
 use crate::init::log;
-use crate::sys::{Access, Errno, Fd, Interfaces};
+use crate::sys::{Errno, Interfaces};
 
-/// The longest command line of x86, and its end.
-const CMDLINE_BYTES: usize = 2049;
-
-/// Configures what is to be; a failure is reported and the rest goes on.
-pub(crate) fn start() {
-    let mut buffer = [0; CMDLINE_BYTES];
-    let read = Fd::open(c"/proc/cmdline", Access::Read).and_then(|file| {
-        let len = file.read_all(&mut buffer);
-        file.close();
-        len
-    });
-    let cmdline = read.ok().and_then(|len| str::from_utf8(&buffer[..len]).ok()).unwrap_or_default();
+/// Configures what `cmdline` says; a failure is reported and the rest goes on.
+pub(crate) fn start(cmdline: &str) {
     if let Err(error) = Interfaces::open().and_then(|interfaces| interfaces.bring_up("lo")) {
         log(format_args!("lo: {error}"));
     }

@@ -1,6 +1,8 @@
 //! The system calls the agent makes, and nothing else of Linux.
 #![expect(unsafe_code, reason = "system calls without a C library")]
 
+pub(crate) mod root;
+
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ffi::CStr;

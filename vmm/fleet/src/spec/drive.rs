@@ -5,24 +5,38 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::net::NUMBER;
 use super::{GuestSpec, SpecError, resolve};
-use machine::{Drive, MAX_DRIVES};
+use machine::{Drive, MAX_DRIVES, Overlay};
 
 /// A disk of a guest: `/dev/vda` is the first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "{ path = \"disk.img\" }, with read_only = true for one that the guest only reads"
+    expecting = "{ path = \"disk.img\" }, with read_only = true for one that the guest only reads, or overlay = true for one that stays as it is"
 )]
 pub struct DriveSpec {
-    /// A raw image.
+    /// A raw image or a block device; `{n}` in it is the guest's number.
     pub path: PathBuf,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// Where what the guest writes goes, if not to `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlaySpec>,
     /// That it is raw, whatever its first bytes are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<DriveFormat>,
+}
+
+/// Where what a guest writes goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "true, or the path of a file for what the guest writes")]
+pub enum OverlaySpec {
+    /// To a file that ends with the guest, or to the disk itself.
+    Temporary(bool),
+    /// To this file, which is made if it is not there; `{n}` in it is the guest's number.
+    Kept(PathBuf),
 }
 
 /// What a disk's file holds.
@@ -33,31 +47,49 @@ pub enum DriveFormat {
     Raw,
 }
 
-/// The drives of `guest` as a file in `dir` gives them.
-pub(super) fn of(guest: &str, drives: &[DriveSpec], dir: &Path) -> Result<Vec<Drive>, SpecError> {
+/// The drives of `guest`, which is number `n` of its `count`, as a file in `dir` gives them.
+pub(super) fn of(guest: &str, n: usize, drives: &[DriveSpec], dir: &Path) -> Result<Vec<Drive>, SpecError> {
     if drives.len() > MAX_DRIVES {
         return Err(SpecError::Drives { guest: guest.into(), asked: drives.len() });
     }
     let drive = |(number, drive): (usize, &DriveSpec)| Drive {
         id: Drive::id(number),
-        path: resolve(&drive.path, dir),
+        path: numbered(&drive.path, n, dir),
         read_only: drive.read_only,
         is_raw: drive.format.is_some(),
+        overlay: match &drive.overlay {
+            None | Some(OverlaySpec::Temporary(false)) => None,
+            Some(OverlaySpec::Temporary(true)) => Some(Overlay::Temporary),
+            Some(OverlaySpec::Kept(path)) => Some(Overlay::Kept(numbered(path, n, dir))),
+        },
     };
-    Ok(drives.iter().enumerate().map(drive).collect())
+    let drives: Vec<Drive> = drives.iter().enumerate().map(drive).collect();
+    match drives.iter().find(|drive| drive.read_only && drive.overlay.is_some()) {
+        Some(both) => Err(SpecError::ReadOnlyOverlay { guest: guest.into(), path: both.path.clone() }),
+        None => Ok(drives),
+    }
+}
+
+/// The path of guest number `n`, as a file in `dir` gives it.
+fn numbered(path: &Path, n: usize, dir: &Path) -> PathBuf {
+    let path = match path.to_str() {
+        Some(text) if text.contains(NUMBER) => text.replace(NUMBER, &n.to_string()).into(),
+        _ => path.to_owned(),
+    };
+    resolve(&path, dir)
 }
 
 /// A drive that a guest may write cannot be shared.
 pub(super) fn check_owners(guests: &[GuestSpec]) -> Result<(), SpecError> {
     let mut users: BTreeMap<&Path, (&str, bool)> = BTreeMap::new();
     for guest in guests {
-        for drive in &guest.vm.drives {
-            let earlier = users.insert(&drive.path, (&guest.name, drive.read_only));
-            if let Some((first, read_only)) = earlier
-                && !(read_only && drive.read_only)
+        for (path, only_reads) in guest.vm.drives.iter().flat_map(Drive::files) {
+            let earlier = users.insert(path, (&guest.name, only_reads));
+            if let Some((first, also_only_reads)) = earlier
+                && !(only_reads && also_only_reads)
             {
                 let (first, second) = (first.to_owned(), guest.name.clone());
-                return Err(SpecError::DriveOwners { path: drive.path.clone(), first, second });
+                return Err(SpecError::DriveOwners { path: path.into(), first, second });
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{GuestSpec, SpecError};
 use machine::{AUTO, Interface, InterfaceError, MAX_INTERFACES};
 
 /// What stands for a guest's number among those of one `count`.
-const NUMBER: &str = "{n}";
+pub(super) const NUMBER: &str = "{n}";
 
 /// An interface of a guest: `eth0` is the first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

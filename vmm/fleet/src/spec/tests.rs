@@ -1,6 +1,7 @@
 //! Fleet files, right and wrong.
 
 use super::*;
+use machine::Overlay;
 use proptest::prelude::*;
 
 fn parse(text: &str) -> Result<FleetSpec, String> {
@@ -90,6 +91,21 @@ fn drives_are_where_the_file_is_and_each_guest_may_have_its_own() {
 }
 
 #[test]
+fn many_guests_have_one_drive_by_overlays_or_by_numbers() {
+    let text = "name = 'f'\n[[guest]]\nname = 'a'\ncount = 2\ndrives = [{ path = 'base', overlay = true }, \
+                { path = 'base', overlay = 'top-{n}' }, { path = '{n}.img' }, { path = 'base', overlay = false, read_only = true }]";
+    let fleet = parse(text).unwrap();
+    for (n, guest) in fleet.guests.iter().enumerate() {
+        let drives: Vec<_> = guest.vm.drives.iter().map(|d| (d.path.clone(), d.overlay.clone())).collect();
+        let base = || PathBuf::from("/fleets/base");
+        let top = Overlay::Kept(format!("/fleets/top-{n}").into());
+        let own = PathBuf::from(format!("/fleets/{n}.img"));
+        let expected = [(base(), Some(Overlay::Temporary)), (base(), Some(top)), (own, None), (base(), None)];
+        assert_eq!(drives, expected);
+    }
+}
+
+#[test]
 fn each_guest_has_its_own_interfaces() {
     let text = "name = 'f'\n[defaults]\nnet = [{ tap = 'tap{n}', mtu = 1280 }, { tap = 'auto', bridge = 'br0' }]\n[[guest]]\n\
                 name = 'a'\ncount = 2\n[[guest]]\nname = 'b'\nnet = []";
@@ -132,6 +148,22 @@ fn every_mistake_is_named() {
         (
             "name = 'f'\n[[guest]]\nname = 'a'\ncount = 2\ndrives = [{ path = 'x' }]",
             "guests a-0 and a-1 both have the drive /fleets/x",
+        ),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ncount = 2\ndrives = [{ path = 'x', overlay = 'y' }]",
+            "guests a-0 and a-1 both have the drive /fleets/y",
+        ),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ndrives = [{ path = 'x', overlay = 'x' }]",
+            "guests a and a both have the drive /fleets/x",
+        ),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ndrives = [{ path = 'x', overlay = true, read_only = true }]",
+            "the drive /fleets/x has read_only and overlay: expected one of them",
+        ),
+        (
+            "name = 'f'\n[[guest]]\nname = 'a'\ndrives = [{ path = 'x', overlay = 3 }]",
+            "true, or the path of a file for what the guest writes",
         ),
         (
             "name = 'f'\n[defaults]\ndrives = [{ path = 'x', read_only = true }]\n[[guest]]\nname = 'a'\n[[guest]]\nname = 'b'\n\

@@ -93,7 +93,7 @@ impl Rounds {
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     let mut image = Image::new(stage)?;
     let path = image.file.path().into();
-    let drive = Drive { id: Drive::id(0), path, read_only: true, is_raw: false };
+    let drive = Drive { id: Drive::id(0), path, read_only: true, ..Drive::default() };
     let mut spec = stage.spec(&["experiment"; 2])?;
     for guest in &mut spec.guests {
         guest.vm.drives = vec![drive.clone()];

@@ -123,7 +123,7 @@ pub enum Fault {
         "SendCtrlAltDel presses the power button, for there is no keyboard; and the guest has no driver for it yet (in Linux, the module button)."
     )]
     CtrlAltDel,
-    #[error("A vCPU did not leave the guest in time; the microVM runs on.")]
+    #[error("A vCPU did not leave the guest in time, or a drive did not answer; the microVM runs on.")]
     Pause,
     #[error("No balloon device found: PUT /balloon before starting the microVM.")]
     NoBalloon,

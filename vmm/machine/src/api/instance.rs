@@ -16,8 +16,8 @@ use super::fault::Fault;
 use super::logger;
 use super::metrics::{self, MetricsFile};
 use super::model::{
-    ActionType, BUILT_IN, Balloon, BootSource, Drive, HugePages, Logger, MAX_MEM_MIB, MIN_MEM_MIB,
-    MachineConfig, Metrics, NetworkInterface, Spec, StatisticsPatch, VmState,
+    ActionType, BUILT_IN, Balloon, BootSource, Drive, DrivePatch, HugePages, Logger, MAX_MEM_MIB,
+    MIN_MEM_MIB, MachineConfig, Metrics, NetworkInterface, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
 use super::response::Response;
@@ -25,7 +25,7 @@ use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
 use crate::state::setup::SetupV1;
-use crate::{MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError};
+use crate::{DriveError, MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError};
 
 /// What builds VMs.
 pub trait Launch {
@@ -44,7 +44,7 @@ pub trait Machine {
     /// Whether its vCPUs are paused, by this API or otherwise.
     fn is_paused(&self) -> bool;
 
-    /// Stops its vCPUs in place. False if one did not leave the guest in time; then the VM runs on.
+    /// Stops its vCPUs in place. False if one did not leave the guest in time, or a drive did not answer; then the VM runs on.
     fn pause(&mut self) -> bool;
 
     /// Lets the vCPUs run again.
@@ -52,6 +52,9 @@ pub trait Machine {
 
     /// Writes what it is, and `setup` with it, to files. It is paused.
     fn create_snapshot(&mut self, create: &CreateSnapshot, setup: SetupV1) -> Result<(), CreateError>;
+
+    /// Puts the file of `drive` in the place of the one that the drive of its name has.
+    fn replace_drive(&mut self, drive: &crate::Drive) -> Result<(), DriveError>;
 
     /// Presses its power button. False if the guest has no driver for it.
     fn press_power_button(&self) -> bool;
@@ -143,6 +146,7 @@ impl<L: Launch> Instance<L> {
             }
             Request::PutBootSource(source) => self.set_boot_source(source)?,
             Request::PutDrive(drive) => self.set_drive(drive)?,
+            Request::PatchDrive(patch) => self.change_drive(patch)?,
             Request::PutVsock(vsock) => {
                 self.before_start()?;
                 vsock.sockets().check().map_err(Fault::Vsock)?;
@@ -303,6 +307,22 @@ impl<L: Launch> Instance<L> {
         Ok(())
     }
 
+    /// Gives a drive of the running VM another file.
+    fn change_drive(&mut self, patch: DrivePatch) -> Result<(), Fault> {
+        let (vm, _) = self.vm.as_mut().ok_or(Fault::BeforeStart)?;
+        let known =
+            self.spec.drives.iter().map(|drive| drive.drive_id.as_str()).collect::<Vec<_>>().join(", ");
+        let drive = self.spec.drives.iter_mut().find(|drive| drive.drive_id == patch.drive_id);
+        let unknown = DriveError::Unknown { id: patch.drive_id, known };
+        let drive = drive.ok_or(Fault::Drive(unknown))?;
+        // Without a path there is nothing to change.
+        let Some(path_on_host) = patch.path_on_host else { return Ok(()) };
+        let changed = Drive { path_on_host, ..drive.clone() };
+        vm.replace_drive(&vm_drive(&changed)).map_err(Fault::Drive)?;
+        *drive = changed;
+        Ok(())
+    }
+
     fn set_logger(&mut self, logger: Logger) -> Result<(), Fault> {
         self.before_start()?;
         let path = || logger.log_path.clone().unwrap_or_default();
@@ -425,7 +445,7 @@ fn check_id(id: &str) -> Result<(), Fault> {
 /// The drive of the VM that the API's object describes.
 pub(super) fn vm_drive(drive: &Drive) -> crate::Drive {
     let (id, path) = (drive.drive_id.clone(), drive.path_on_host.clone());
-    crate::Drive { id, path, read_only: drive.is_read_only, is_raw: false }
+    crate::Drive { id, path, read_only: drive.is_read_only, ..crate::Drive::default() }
 }
 
 /// Whether a file is there and can be read. A FIFO, which would be waited for, and a directory are refused.

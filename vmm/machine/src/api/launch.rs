@@ -150,6 +150,10 @@ impl Machine for LaunchedVm {
         Ok(())
     }
 
+    fn replace_drive(&mut self, drive: &crate::Drive) -> Result<(), crate::DriveError> {
+        self.vm.running().replace_drive(drive)
+    }
+
     fn press_power_button(&self) -> bool {
         self.vm.running().press_power_button()
     }

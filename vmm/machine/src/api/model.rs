@@ -140,6 +140,19 @@ pub struct Drive {
     pub socket: (),
 }
 
+/// `PATCH /drives/{drive_id}`: what is to be different of a disk that a VM has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatch {
+    pub drive_id: String,
+    /// The image to be read and written from now on. The guest is told of its size.
+    #[serde(default)]
+    pub path_on_host: Option<PathBuf>,
+    /// How much the guest may read and write.
+    #[serde(default, deserialize_with = "keys::rate_limiter")]
+    pub rate_limiter: (),
+}
+
 /// `/network-interfaces/{iface_id}`: a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

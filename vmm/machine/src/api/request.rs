@@ -4,8 +4,8 @@ use serde::de::DeserializeOwned;
 
 use super::fault::Fault;
 use super::model::{
-    Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, HintingStart, Logger, MachineConfig,
-    MachineConfigPatch, Metrics, NetworkInterface, StatisticsPatch, VmPatch, VmState, Vsock,
+    Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, DrivePatch, HintingStart, Logger,
+    MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, StatisticsPatch, VmPatch, VmState, Vsock,
 };
 use super::snapshot::{CreateSnapshot, LoadSnapshot};
 
@@ -23,6 +23,7 @@ pub enum Request {
     PatchMachineConfig(MachineConfigPatch),
     PutBootSource(BootSource),
     PutDrive(Drive),
+    PatchDrive(DrivePatch),
     PutNetworkInterface(NetworkInterface),
     PutVsock(Vsock),
     PutLogger(Logger),
@@ -49,7 +50,7 @@ impl Request {
             path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
         let first = route.and_then(|r| r.split('/').next()).unwrap_or_default();
         // A drive's file, and limits, can be changed after the start there.
-        let is_change = method == "PATCH" && ["drives", "network-interfaces"].contains(&first);
+        let is_change = method == "PATCH" && first == "network-interfaces";
         if is_change || matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
             return Err(Fault::NotYet { method: method.into(), path: path.into() });
         }
@@ -68,6 +69,12 @@ impl Request {
                 let drive: Drive = json(method, body)?;
                 same_id(in_path, &drive.drive_id)?;
                 Self::PutDrive(drive)
+            }
+            ("PATCH", route) if first == "drives" => {
+                let in_path = id_in(method, path, route)?;
+                let patch: DrivePatch = json(method, body)?;
+                same_id(in_path, &patch.drive_id)?;
+                Self::PatchDrive(patch)
             }
             ("PUT", route) if first == "network-interfaces" => {
                 let in_path = id_in(method, path, route)?;
@@ -167,6 +174,7 @@ mod tests {
             ("PATCH", "/machine-config", r#"{"cpu_template":"None"}"#),
             ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":null}"#),
             ("PUT", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","is_root_device":false}"#),
+            ("PATCH", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","rate_limiter":null}"#),
             ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
             ("PATCH", "/vm", r#"{"state":"Paused"}"#),
             ("PUT", "/snapshot/create", r#"{"snapshot_path":"a","mem_file_path":"b"}"#),
@@ -237,8 +245,8 @@ mod tests {
             let said = format!("Invalid request method and/or path: {method} {path}.");
             assert_eq!(parse(method, path, "{}"), Err(said));
         }
-        let said = "PATCH /drives/a is not supported by Samepage yet.";
-        assert_eq!(parse("PATCH", "/drives/a", "{}"), Err(said.into()));
+        let said = "PATCH /network-interfaces/a is not supported by Samepage yet.";
+        assert_eq!(parse("PATCH", "/network-interfaces/a", "{}"), Err(said.into()));
         for first in NOT_YET {
             let said = format!("PUT /{first}/a is not supported by Samepage yet.");
             assert_eq!(parse("PUT", &format!("/{first}/a"), "{}"), Err(said));

@@ -24,7 +24,7 @@ wire::error_kinds! {
         NoStatistics,
         /// Free page hinting cannot be started or stopped now; no request of this socket does that so far.
         Hinting,
-        /// A vCPU did not leave the guest in time; the VM runs on.
+        /// A vCPU did not leave the guest in time, or a drive did not answer; the VM runs on.
         VcpuStuck,
         /// A rate of no pages a second, which would be a pause.
         ZeroRate,

@@ -27,7 +27,8 @@ impl Running {
             }
             Request::Pause if self.pause() => Reply::Done,
             Request::Pause => {
-                let text = "a vCPU did not leave the guest in time; the VM runs on";
+                let text =
+                    "a vCPU did not leave the guest in time, or a drive did not answer; the VM runs on";
                 return Err(Refusal::new(ErrorKind::VcpuStuck, text));
             }
             Request::Resume => {

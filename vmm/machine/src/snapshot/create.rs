@@ -188,12 +188,12 @@ impl Running {
 
     /// What the guest wrote to its drives goes to the disk, and which files they are into `setup`.
     fn sync_drives(&self, setup: &mut SetupV1) -> Result<(), CreateError> {
-        for (drive, file) in setup.drives.iter_mut().zip(&*self.drives) {
+        for (drive, attached) in setup.drives.iter_mut().zip(&*os::lock(&self.drives)) {
             let failed = |what, source| CreateError::Drive { what, id: drive.id.clone(), source };
             if !drive.read_only {
-                file.sync_all().map_err(|source| failed("sync", source))?;
+                attached.file.sync_all().map_err(|source| failed("sync", source))?;
             }
-            drive.file = identity(file).map_err(|source| failed("stat", source))?;
+            drive.file = identity(&attached.file).map_err(|source| failed("stat", source))?;
         }
         Ok(())
     }

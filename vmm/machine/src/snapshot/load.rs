@@ -257,14 +257,14 @@ impl StateFile {
 
 fn drive(drive: &DriveV1) -> Drive {
     let path = OsStr::from_bytes(&drive.path).into();
-    Drive { id: drive.id.clone(), path, read_only: drive.read_only, is_raw: drive.is_raw }
+    Drive { id: drive.id.clone(), path, read_only: drive.read_only, is_raw: drive.is_raw, overlay: None }
 }
 
 /// Whether these, opened by the paths in `setup`, are the files that they were.
 pub(crate) fn check_drives(setup: &SetupV1, disks: &[Disk]) -> Result<(), LoadError> {
     for (drive, disk) in setup.drives.iter().zip(disks) {
-        let found =
-            identity(&disk.file).map_err(|source| LoadError::DriveFile { id: drive.id.clone(), source })?;
+        let found = identity(disk.medium.file())
+            .map_err(|source| LoadError::DriveFile { id: drive.id.clone(), source })?;
         if found != drive.file {
             return Err(LoadError::Drive {
                 id: drive.id.clone(),

@@ -50,6 +50,10 @@ impl Machine for Fake {
         }
     }
 
+    fn replace_drive(&mut self, drive: &crate::Drive) -> Result<(), DriveError> {
+        drive.check()
+    }
+
     fn press_power_button(&self) -> bool {
         false
     }
