@@ -5,10 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::HostError;
 use super::client::{ANSWER_LIMIT, ask_vm, connect};
 use super::target::Target;
-use kernel_view::maps::{self, Mapping};
 use kernel_view::pagemap::{FrameTable, Pagemap, PagemapEntry, Pfn};
 use machine::control::{Reply, Request};
-use memory::slab::SLAB_NAME;
+use memory::maps::{Maps, SlabMapping};
 use memory::{Extent, Hva, PAGE_BYTES};
 use os::{Peer, Process};
 
@@ -73,7 +72,7 @@ pub(super) struct VmProcess {
     process: Process,
     extents: Vec<Extent>,
     pagemap: Pagemap,
-    maps: String,
+    maps: Maps,
 }
 
 impl VmProcess {
@@ -89,7 +88,7 @@ impl VmProcess {
             other => return Err(HostError::unexpected_of_vm(guest, &other)),
         };
         let pagemap = Pagemap::open(process.pid())?;
-        let maps = maps::of(process.pid()).map_err(|source| HostError::socket(peer(), source))?;
+        let maps = Maps::of(process.pid()).map_err(|source| HostError::socket(peer(), source))?;
         // What was opened by its number was this process's: it had the number until now.
         match process.has_ended() {
             false => Ok(Self { guest: guest.clone(), process, extents, pagemap, maps }),
@@ -140,12 +139,8 @@ impl VmProcess {
         if !entry.file_or_shared() {
             return None;
         }
-        let mapping = self.slabs().find(|mapping| mapping.hvas.contains(&hva))?;
-        Some((mapping.inode, (mapping.offset + (hva - mapping.hvas.start)) / PAGE_BYTES))
-    }
-
-    fn slabs(&self) -> impl Iterator<Item = Mapping<'_>> {
-        self.maps.lines().filter(|line| line.contains(SLAB_NAME)).filter_map(Mapping::parse)
+        let mapping = self.maps.slab_at(hva)?;
+        Some((mapping.inode, mapping.slab_page(hva).0.into()))
     }
 
     /// Where the guest has an address of the process; None outside RAM.
@@ -159,13 +154,15 @@ impl VmProcess {
         let mut entries = Vec::new();
         match page.place {
             Place::Slab { inode, page } => {
-                let at = page * PAGE_BYTES;
-                let hvas: Vec<Hva> = self
-                    .slabs()
-                    .filter(|mapping| mapping.inode == inode)
-                    .filter(|mapping| (mapping.offset..mapping.offset + mapping.bytes()).contains(&at))
-                    .map(|mapping| mapping.hvas.start + (at - mapping.offset))
-                    .collect();
+                let lies = |mapping: &&SlabMapping| {
+                    let first = u64::from(mapping.first.0);
+                    let end = first + (mapping.hvas.end - mapping.hvas.start) / PAGE_BYTES;
+                    mapping.inode == inode && (first..end).contains(&page)
+                };
+                let hva = |mapping: &SlabMapping| {
+                    mapping.hvas.start + (page - u64::from(mapping.first.0)) * PAGE_BYTES
+                };
+                let hvas: Vec<Hva> = self.maps.slabs.iter().filter(lies).map(hva).collect();
                 for hva in hvas {
                     let read = self.pagemap.read(hva, 1, &mut entries);
                     let is_slab = entries.first().is_some_and(|entry| entry.file_or_shared());

@@ -27,7 +27,7 @@ pub mod image;
 pub mod in_flight;
 pub mod layout;
 pub mod mapped_file;
-mod maps;
+pub mod maps;
 pub mod merge_log;
 pub mod own;
 pub mod page;

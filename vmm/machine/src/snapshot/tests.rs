@@ -178,7 +178,7 @@ fn files_that_may_not_be_read_are_refused_by_name() {
     let file = StateFile::open(&state).unwrap();
     let memory = saved.memory.clone();
     for path in [&state, &memory] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     }
     let look = move || {
         // A thread of root's that has become another user; of another user it is as before.
