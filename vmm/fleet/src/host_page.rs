@@ -210,6 +210,7 @@ impl HostPage {
                 !more
             });
         }
+        sharers.sort_by(|a, b| (&a.guest, a.gpa).cmp(&(&b.guest, b.gpa)));
         (self.sharers, self.more_sharers) = (sharers, more);
     }
 }
