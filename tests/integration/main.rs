@@ -35,6 +35,7 @@ mod measure_formats;
 mod measure_limits;
 mod nested;
 mod network;
+mod numa;
 mod open_fleet;
 mod overcommit;
 mod page_out;
