@@ -10,6 +10,7 @@ mod bad_input;
 mod balloon;
 mod balloon_driver;
 mod balloon_merged;
+mod by_hand;
 mod captures;
 mod clone_kills;
 mod clones;

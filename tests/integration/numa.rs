@@ -23,7 +23,9 @@ fn a_vm_is_placed_on_a_node_of_this_host() {
     let sandbox = Sandbox::new();
     let vm = Vm::start(&sandbox, "vm", &["--memory", "32M", "--numa", "0,prefer"]);
     assert!(vm.com2().line().is_some_and(|line| line.starts_with("ready ")));
-    drop(vm);
+    let stopped = vm.ask(&serde_json::json!({"op": "stop"}));
+    assert_eq!(stopped, "done", "{stopped:#}");
+    let _ = vm.into_running().wait().success();
     let file = sandbox.file("numa.toml");
     fs::write(&file, format!("{FLEET}[[guest]]\nname = 'a'\nnuma = 0\n")).expect("a file in the sandbox");
     let up = ["fleet", "up", file.to_str().expect("UTF-8")];
