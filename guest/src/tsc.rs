@@ -22,7 +22,7 @@ pub fn time_store(word: &mut u64) -> u64 {
 }
 
 /// The counter, read after all earlier instructions and before any later one.
-fn fenced() -> u64 {
+pub fn fenced() -> u64 {
     // SAFETY: every x86-64 processor has this fence.
     unsafe { _mm_lfence() };
     let ticks = now();

@@ -91,6 +91,25 @@ impl<'t, P: Pages> Workload<'t, P> {
         }
     }
 
+    /// The pages held of `class`.
+    pub fn held_range(&self, class: Class) -> Range<u64> {
+        let start = self.filled.map_or(0, |filled| filled.layout.segment(class).start);
+        start..start + self.held(Target::Only(class))
+    }
+
+    /// A word of a page that is held. 0 where there is none.
+    pub fn read_word(&mut self, page: u64, word: usize) -> u64 {
+        match page < self.capacity() {
+            true => self.pages.page(page).get(word).copied().unwrap_or(0),
+            false => 0,
+        }
+    }
+
+    /// The memory.
+    pub fn pages(&self) -> &P {
+        &self.pages
+    }
+
     /// Forgets what is held and begins to fill. False, and nothing done, if there are fewer pages
     /// than asked for.
     pub fn begin_fill(&mut self, fill: Fill) -> bool {

@@ -49,6 +49,10 @@ fn all_that_come_along_are_listed() {
         "scanner-pareto",
         "clone-fanout",
         "inflate-deflate",
+        "shootdown",
+        "huge-pages",
+        "mixed",
+        "thrashing",
     ];
     let scenarios = [
         "ksm-52",
@@ -230,6 +234,157 @@ fn what_a_balloon_gives_back_is_empty_and_what_was_kept_is_right() {
 }
 
 #[test]
+fn running_vcpus_feel_what_the_host_does_to_pages() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let html = sandbox.file("page.html");
+    let plan = fs::read_to_string(tests::workspace().join("resources/experiments/shootdown.toml"));
+    let plan = plan.expect("a plan").split("\n[[variant]]\nname = \"4 vCPUs\"").next().map(String::from);
+    let file = sandbox.file("short.toml");
+    fs::write(&file, plan.expect("two variants").replace("writes = 2000", "writes = 200")).expect("a file");
+    let args = [
+        "experiment",
+        "run",
+        path(&file),
+        "--engine",
+        "slab",
+        "--repeat",
+        "1",
+        "--json",
+        "--html",
+        path(&html),
+    ];
+    let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+    let trials = outcome["trials"].as_array().expect("trials");
+    assert!(trials.len() == 2 && outcome["complete"] == true, "{outcome:#}");
+    for (trial, running) in trials.iter().zip([1.0, 2.0]) {
+        let figure = |name: &str| number(trial, &format!("/figures/{name}"));
+        assert_eq!(figure("running_vcpus"), running, "{trial:#}");
+        for step in ["quiet", "discard_at_once", "discard_one_by_one", "merge", "break"] {
+            // Those vCPUs did read, and KVM's count is a count.
+            assert!(figure(&format!("{step}_reads")) > 1000.0, "{step}: {trial:#}");
+            assert!(figure(&format!("{step}_remote_tlb_flush_requests")) >= 0.0, "{step}: {trial:#}");
+        }
+        assert!(figure("merge_touched_pages") > 1000.0 && figure("break_touched_pages") > 50.0, "{trial:#}");
+        // Each write to a merged page takes it out of the page tables of all vCPUs; a run of merged pages goes at once.
+        let flushes = |step: &str| figure(&format!("{step}_remote_tlb_flush_requests_per_page"));
+        assert!(flushes("break") > 0.1 && flushes("merge") < flushes("break"), "{trial:#}");
+        // Pages that no vCPU has touched for long may be in no TLB, and then cost none one by one either.
+        assert!(flushes("discard_at_once") < 0.1 && flushes("discard_one_by_one") <= 1.5, "{trial:#}");
+    }
+    check_page(&fs::read_to_string(&html).expect("a page"), "shootdown");
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
+fn the_reach_of_the_tlb_is_measured_in_every_kind_of_page() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let html = sandbox.file("page.html");
+    let args = [
+        "experiment",
+        "run",
+        "huge-pages",
+        "--memory",
+        "64M",
+        "--engine",
+        "slab",
+        "--repeat",
+        "1",
+        "--json",
+        "--html",
+        path(&html),
+    ];
+    let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+    let trials = outcome["trials"].as_array().expect("trials");
+    assert!(!trials.is_empty() && outcome["complete"] == true, "{outcome:#}");
+    for trial in trials {
+        let figure = |name: &str| number(trial, &format!("/figures/{name}"));
+        for set in ["unmerged", "merged", "beside_merged", "after_merging"] {
+            let series = trial["series"][format!("{set}_ticks")].as_array().expect("a series");
+            assert!(
+                series.len() > 5 && series.iter().all(|pair| number(pair, "/1") > 0.0),
+                "{set}: {trial:#}"
+            );
+            assert!(figure(&format!("{set}_reach_pages")) >= 8.0, "{set}: {trial:#}");
+        }
+        // Reading shares nothing again: half of both guests is common.
+        assert!(figure("freed_pages") > 5000.0, "{trial:#}");
+        let huge = figure("huge_before_pages");
+        match trial["point"]["variant"].as_str() {
+            Some("4 KiB") => assert_eq!(huge, 0.0, "{trial:#}"),
+            _ => assert!(huge > 0.0, "{trial:#}"),
+        }
+    }
+    check_page(&fs::read_to_string(&html).expect("a page"), "huge-pages");
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
+fn guests_that_are_not_alike_share_what_they_have_in_common() {
+    require_slabs!();
+    let sandbox = Sandbox::new();
+    let html = sandbox.file("page.html");
+    let args = run("mixed", &["--guests", "3", "--json", "--html", path(&html)]);
+    let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+    let trial = &outcome["trials"][0];
+    let figure = |name: &str| number(trial, &format!("/figures/{name}"));
+    let sharing = figure("sharing_percent");
+    assert!(figure("freed_cross_pages") > 500.0 && sharing > 20.0, "{trial:#}");
+    assert!(figure("sharing_compression_percent") >= sharing, "{trial:#}");
+    let all = figure("sharing_patches_compression_percent");
+    assert!(all >= figure("sharing_compression_percent") && all <= 100.0, "{trial:#}");
+    check_page(&fs::read_to_string(&html).expect("a page"), "mixed");
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
+fn work_collapses_once_the_working_set_does_not_fit() {
+    require_slabs!();
+    let _alone = tests::zram::swap_alone();
+    let _swap = match tests::zram::Zram::new(256) {
+        Ok(swap) => swap,
+        Err(why) => return tests::host::skipped(module_path!(), &format!("{why:#}")),
+    };
+    let sandbox = Sandbox::new();
+    let plan =
+        fs::read_to_string(tests::workspace().join("resources/experiments/thrashing.toml")).expect("a plan");
+    let file = sandbox.file("short.toml");
+    fs::write(&file, plan.replace("merge_seconds = 2 ", "merge_seconds = 0.5 "))
+        .expect("a file in the sandbox");
+    let html = sandbox.file("page.html");
+    let args = [
+        "experiment",
+        "run",
+        path(&file),
+        "--memory",
+        "32M",
+        "--guests",
+        "1",
+        "--repeat",
+        "1",
+        "--json",
+        "--html",
+        path(&html),
+    ];
+    let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
+    let trials = outcome["trials"].as_array().expect("trials");
+    assert!(trials.len() == 2 && outcome["complete"] == true, "{outcome:#}");
+    for trial in trials {
+        let figure = |name: &str| number(trial, &format!("/figures/{name}"));
+        assert!(
+            figure("at_100_writes_per_second") > 0.0 && figure("at_100_paged_out_per_second") == 0.0,
+            "{trial:#}"
+        );
+        // A sixth of the memory is less than the two fifths that are written.
+        assert!(figure("at_600_paged_out_per_second") > 0.0, "{trial:#}");
+        assert!(figure("at_600_resident_pages") < figure("at_100_resident_pages"), "{trial:#}");
+    }
+    check_page(&fs::read_to_string(&html).expect("a page"), "thrashing");
+    sandbox.assert_clean_within(SOON);
+}
+
+#[test]
 fn an_interrupted_run_leaves_nothing_and_goes_on_where_it_was() {
     let sandbox = Sandbox::new();
     let results = sandbox.file("results.jsonl");
@@ -255,6 +410,12 @@ fn an_interrupted_run_leaves_nothing_and_goes_on_where_it_was() {
     let outcome = sandbox.samepage(args.clone()).timeout(LIMIT).output().success().json();
     assert_eq!((&outcome["complete"], &outcome["trials"][0]), (&Value::from(true), &first), "{outcome:#}");
     assert_eq!(outcome["trials"].as_array().map(Vec::len), Some(2));
+    // All results of the file, on a page.
+    let html = sandbox.file("report.html");
+    let report = ["experiment", "report", path(&results), "--html", path(&html)];
+    let report = sandbox.samepage(report).timeout(LIMIT).output().success();
+    assert!(report.stdout.contains("2 of 2 trials") && report.stdout.contains("published: "), "{report}");
+    check_page(&fs::read_to_string(&html).expect("a page"), "identical-vms");
     // A third time there is nothing left to run.
     let again = sandbox.samepage(args).timeout(LIMIT).output().success();
     assert!(again.stderr.contains("2 of 2 trials are finished"), "{again}");
@@ -278,6 +439,7 @@ fn what_cannot_be_run_is_refused_by_name() {
         (vec!["page-cache", "--guests", "3"], "leave the number of guests out"),
         (vec!["page-cache"], "guests that read files are Linux guests"),
         (vec!["page-cache", "--memory", "64M"], "file: size"),
+        (vec!["shootdown", "--memory", "16M", "--engine", "off", "--repeat", "1"], "refused"),
         (vec!["ksm-52", "--guests", "4"], "--guests does not apply to ksm-52"),
         (vec!["ksm-52", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),
         (vec!["identical-vms", "--html", "/nonexistent/a.html"], "cannot write /nonexistent/a.html"),

@@ -26,6 +26,22 @@ pub fn lab_run_on_one(limit: Duration, command: impl IntoIterator<Item = impl As
     run(1, limit, command)
 }
 
+/// As [`lab_run`], with so many NUMA nodes, each with a processor of its own.
+///
+/// # Panics
+/// As [`lab_run`].
+pub fn lab_run_on_nodes(
+    nodes: u8,
+    limit: Duration,
+    command: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Outcome {
+    let mut args =
+        vec!["-c".into(), nodes.to_string().into(), "-n".into(), nodes.to_string().into(), "-t".into()];
+    args.extend([limit.as_secs().to_string().into(), "--".into()]);
+    args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
+    start(limit, args)
+}
+
 fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Outcome {
     let mut args = vec!["-c".into(), cpus.to_string().into(), "-t".into()];
     let limit = limit * PATIENCE;

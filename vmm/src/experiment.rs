@@ -2,6 +2,7 @@
 
 mod csv;
 mod figures;
+mod report;
 mod table;
 
 use crate::choice;
@@ -39,6 +40,7 @@ const TICK: Duration = Duration::from_millis(200);
   samepage experiment run ideal --results ideal.jsonl        once more with the same file: it goes on where it was
   samepage experiment run fidelity --kernel vmlinux --initrd initrd.cpio --json
   samepage experiment run my-plan.toml --csv figures.csv
+  samepage experiment report ideal.jsonl --html all.html     all results side by side
   samepage experiment run ksm-52 --html ksm-52.html          a scenario of `samepage stress`
 
 resources/docs/reference/experiments.md describes each experiment, the figures, and the keys of a plan.")]
@@ -56,6 +58,7 @@ enum Action {
         json: bool,
     },
     Run(Box<RunArgs>),
+    Report(report::Args),
 }
 
 /// Run an experiment: every combination of its dimensions, several times, each with a fleet of its
@@ -110,6 +113,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::List { json } => list(json),
         Action::Run(args) => experiment(&args),
+        Action::Report(args) => report::run(&args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tables of `samepage fleet status`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
@@ -17,7 +18,10 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     let before = ["guest", "state", "domain", "pid", "kind", "memory", "balloon", "absent"];
     let after = ["zero", "private", "shared", "swapped", "frames"];
     let image: &[&str] = if with_image { &["image"] } else { &[] };
-    let mut table = table(&[&before[..], image, &after].concat(), 5);
+    let nodes = nodes(&status.guests);
+    let of_nodes: Vec<String> = nodes.iter().map(|node| format!("node {node}")).collect();
+    let of_nodes: Vec<&str> = of_nodes.iter().map(String::as_str).collect();
+    let mut table = table(&[&before[..], image, &after, &of_nodes].concat(), 5);
     for guest in &status.guests {
         let state = match (guest.state, &guest.ended) {
             (State::Running, _) => "running".into(),
@@ -41,6 +45,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         ];
         row.extend(classes(&guest.pages, with_image));
         row.push(mib((guest.frames * PAGE_BYTES as f64) as u64));
+        row.extend(nodes.iter().map(|node| mib(on_node(guest, *node) * PAGE_BYTES)));
         table.add_row(row);
     }
     let mut all = vec!["all".into()];
@@ -50,6 +55,8 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
     all.extend(classes(&status.pages, with_image));
     all.push(mib(status.frames * PAGE_BYTES));
+    let on = |node: &u32| status.guests.iter().map(|guest| on_node(guest, *node)).sum::<u64>();
+    all.extend(nodes.iter().map(|node| mib(on(node) * PAGE_BYTES)));
     table.add_row(all);
     let estimated = if status.estimated { " (estimated)" } else { "" };
     let mut text = format!(
@@ -91,6 +98,15 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         let _ = write!(text, "\nnote: {note}");
     }
     text
+}
+
+/// The NUMA nodes that some guest has pages on. A shared frame is counted for each guest that maps it.
+fn nodes(guests: &[GuestStatus]) -> BTreeSet<u32> {
+    guests.iter().flat_map(|guest| guest.nodes.iter().map(|on| on.node)).collect()
+}
+
+fn on_node(guest: &GuestStatus, node: u32) -> u64 {
+    guest.nodes.iter().filter(|on| on.node == node).map(|on| on.pages).sum()
 }
 
 /// Merging by slabs, domain by domain, and its cost.

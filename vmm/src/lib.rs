@@ -14,6 +14,7 @@ mod choice;
 mod demo;
 mod demo_clones;
 mod doctor;
+mod energy;
 mod exit_status;
 mod experiment;
 mod firecracker;
@@ -82,6 +83,7 @@ enum Command {
     Simulate(simulate::Args),
     Stress(stress::Args),
     Measure(measure::Args),
+    Energy(energy::Args),
     Experiment(experiment::Args),
     /// Restore the kernel's KSM settings once their owner is gone
     #[command(hide = true)]
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Command::Simulate(args) => simulate::run(args),
         Command::Stress(args) => stress::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Energy(args) => energy::run(args),
         Command::Experiment(args) => experiment::run(args),
         Command::KsmGuard => ksm_guard(),
         Command::FreezeGuard { pids } => freeze_guard(&pids),

@@ -17,6 +17,7 @@ use machine::{
     Console, Drive, Ending, Interface, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, Vsock, handover,
     probe,
 };
+use memory::numa::Placement;
 use memory::own;
 use memory::ram::Backing;
 use os::print::{errln, outln};
@@ -143,6 +144,10 @@ pub(super) struct Args {
     /// Ask the host for huge pages, or forbid them [default: the host's setting]
     #[arg(long, conflicts_with = "api", value_name = "yes|no", value_parser = yes_or_no)]
     huge_pages: Option<bool>,
+    /// The NUMA node that the VM's memory comes from and that it runs on. `bind`, unless said otherwise, takes no memory of other nodes, `prefer`
+    /// does when this one is full
+    #[arg(long, conflicts_with = "api", value_name = "NODE[,bind|prefer]")]
+    numa: Option<Placement>,
     /// Estimate the guest's working set from a sample of pages, watched for SECONDS at a time: 0.01
     /// to 3600
     #[arg(long, value_name = "SECONDS", value_parser = sampling_period)]
@@ -195,6 +200,7 @@ impl Args {
                 reporting: self.free_page_reporting,
             }),
             huge_pages: self.huge_pages,
+            numa: self.numa,
             mergeable: self.mergeable,
             merge: self.merge.take(),
             sampling: self.sample_working_set.map(|period| Sampling { period, samples: self.samples }),

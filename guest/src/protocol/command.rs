@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use super::fields::{Fields, bad, split};
-use super::{Balloon, Disk, ParseError, Word};
+use super::{Balloon, Chase, Disk, ParseError, Touch, Word};
 
 /// The class of a page. The order is the order of the segments in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,6 +189,10 @@ pub enum Command {
     },
     /// A disk command.
     Disk(Disk),
+    /// Read pages, each read after the one before, and time that.
+    Chase(Chase),
+    /// Have other processors read pages, and report how long that took them.
+    Touch(Touch),
     /// Draw a random number.
     Random,
     /// Sleep, and compare the clocks of all processors.
@@ -218,6 +222,8 @@ impl Command {
             Self::Balloon(_) => "balloon",
             Self::Frames { .. } => "frames",
             Self::Disk(_) => "disk",
+            Self::Chase(_) => "chase",
+            Self::Touch(_) => "touch",
             Self::Random => "random",
             Self::Clock { .. } => "clock",
             Self::Poweroff => "poweroff",
@@ -263,6 +269,8 @@ impl Command {
             "balloon" => Balloon::parse(rest).map(Self::Balloon),
             "frames" => Ok(Self::Frames { from: Fields::parse(rest, ["from"], "from")?.number(0)? }),
             "disk" => Disk::parse(rest).map(Self::Disk),
+            "chase" => Chase::parse(rest).map(Self::Chase),
+            "touch" => Touch::parse(rest).map(Self::Touch),
             "random" => bare(Self::Random),
             "clock" => {
                 let fields = Fields::parse(rest, ["millis"], "millis")?;
@@ -275,7 +283,7 @@ impl Command {
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, random, clock, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, chase, touch, random, clock, poweroff or reboot",
             }),
         }
     }
@@ -298,6 +306,8 @@ impl fmt::Display for Command {
             Self::Balloon(action) => write!(f, " {action}"),
             Self::Frames { from } => write!(f, " from={from}"),
             Self::Disk(action) => write!(f, " {action}"),
+            Self::Chase(chase) => write!(f, " {chase}"),
+            Self::Touch(touch) => write!(f, " {touch}"),
             Self::Clock { millis } => write!(f, " millis={millis}"),
             Self::Verify | Self::Idle | Self::Report | Self::Random | Self::Poweroff | Self::Reboot => Ok(()),
         }

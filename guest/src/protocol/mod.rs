@@ -40,9 +40,12 @@
 //! | `frames from=` | reports the use of frames by the guest's kernel, from this one on: see [`Frames`] |
 //! | `disk read\|drop ...` | reads the disk through the page cache, or drops it from there: see [`Disk`] |
 //! | `random` | draws a random number |
+//! | `chase class= nodes= packed=` | times reads of which each waits for the one before: see [`Chase`] |
+//! | `touch class= cpus=` | has the other processors read pages: see [`Touch`] |
 //! | `clock millis=` | sleeps, then compares the clocks of all processors |
 //! | `poweroff`, `reboot` | end the guest |
 
+mod access;
 mod balloon;
 mod command;
 mod disk;
@@ -56,6 +59,7 @@ mod tests;
 
 use core::fmt;
 
+pub use access::{Chase, Chased, Touch, Touched};
 pub use balloon::{Balloon, BalloonDone, BalloonReport, Drive, Hinting, Hostile};
 pub use command::{Class, Command, Fill, MAX_SLEEP_MILLIS, Mix, Target};
 pub use disk::{Disk, DiskDone, MAX_DISK_PAGES};

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::fields::{Fields, bad, split};
-use super::{BalloonDone, DiskDone, Frames, ParseError, Text, VERSION, Word};
+use super::{BalloonDone, Chased, DiskDone, Frames, ParseError, Text, Touched, VERSION, Word};
 
 /// Which guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,10 @@ pub enum Done {
     Frames(Frames),
     /// A disk command is done.
     Disk(DiskDone),
+    /// The reads that were timed.
+    Chase(Chased),
+    /// What the other processors saw.
+    Touch(Touched),
     /// A random number.
     Random {
         number: u64,
@@ -303,6 +307,8 @@ impl Done {
             "balloon" => BalloonDone::parse(rest).map(Self::Balloon),
             "frames" => Frames::parse(rest).map(Self::Frames),
             "disk" => DiskDone::parse(rest).map(Self::Disk),
+            "chase" => Chased::parse(rest).map(Self::Chase),
+            "touch" => Touched::parse(rest).map(Self::Touch),
             "random" => Ok(Self::Random { number: Fields::parse(rest, ["number"], "number")?.number(0)? }),
             "clock" => {
                 let keys = ["slept_us", "cpus", "readings", "backward"];
@@ -387,6 +393,8 @@ impl fmt::Display for Done {
             Self::Balloon(done) => write!(f, "balloon {done}"),
             Self::Frames(frames) => write!(f, "frames {frames}"),
             Self::Disk(done) => write!(f, "disk {done}"),
+            Self::Chase(chased) => write!(f, "chase {chased}"),
+            Self::Touch(touched) => write!(f, "touch {touched}"),
             Self::Random { number } => write!(f, "random number={number}"),
             Self::Clock(Clock { slept_us, cpus, readings, backward }) => {
                 write!(f, "clock slept_us={slept_us} cpus={cpus} readings={readings} backward={backward}")

@@ -29,6 +29,10 @@ fn target() -> impl Strategy<Value = Target> {
     (0_u8..5).prop_map(|code| Class::from_code(code).map_or(Target::All, Target::Only))
 }
 
+fn class() -> impl Strategy<Value = Class> {
+    prop::sample::select(&Class::ALL[..])
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         (any::<u64>(), any::<u64>(), mix(), any::<Option<u64>>())
@@ -47,6 +51,10 @@ fn command() -> impl Strategy<Value = Command> {
         balloon().prop_map(Command::Balloon),
         any::<u64>().prop_map(|from| Command::Frames { from }),
         disk().prop_map(Command::Disk),
+        (class(), 0_u32..64, any::<bool>()).prop_map(|(class, power, packed)| {
+            Command::Chase(Chase { class, nodes: 1 << power, packed })
+        }),
+        (class(), any::<u64>()).prop_map(|(class, cpus)| Command::Touch(Touch { class, cpus })),
         (0..=MAX_SLEEP_MILLIS).prop_map(|millis| Command::Clock { millis }),
         prop::sample::select(std::vec![
             Command::Verify,
@@ -143,6 +151,12 @@ fn done() -> impl Strategy<Value = Done> {
         any::<[u64; 3]>().prop_map(|[pages, wrong, ns]| Done::Disk(DiskDone::Read { pages, wrong, ns })),
         Just(Done::Disk(DiskDone::Drop)),
         any::<u64>().prop_map(|number| Done::Random { number }),
+        any::<[u64; 4]>().prop_map(|[accesses, batches, best_ticks, median_ticks]| {
+            Done::Chase(Chased { accesses, batches, best_ticks, median_ticks })
+        }),
+        any::<[u64; 5]>().prop_map(|[cpus, reads, late, late_us, away]| {
+            Done::Touch(Touched { cpus, reads, late, late_us, away })
+        }),
         any::<[u64; 4]>().prop_map(|[slept_us, cpus, readings, backward]| {
             Done::Clock(Clock { slept_us, cpus, readings, backward })
         }),
@@ -242,7 +256,7 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, random, clock, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, chase, touch, random, clock, poweroff or reboot",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),

@@ -3,15 +3,17 @@
 //! The caller owns the clock and the ports: it passes lines to [`Service::line`], calls
 //! [`Service::step`] in between, and sleeps for as long as that says.
 
-use crate::protocol::{Command, Done, ErrorCode, Fill, ParseError, Reply, Target, Text};
+use crate::protocol::{Chase, Command, Done, ErrorCode, Fill, ParseError, Reply, Target, Text};
 use crate::virtio::balloon::{Driver, Rest, Room};
 use crate::virtio::{NoDevice, Transport};
 use crate::workload::{Pages, Verify, Workload};
 use balloon::Task;
+use chase::Chasing;
 use latency::TimedWrites;
 use pace::Pace;
 
 mod balloon;
+mod chase;
 mod latency;
 mod pace;
 
@@ -88,6 +90,7 @@ enum JobKind {
     MakeRoom,
     Fill,
     Verify(Verify),
+    Chase(Chasing),
     Balloon(Task),
 }
 
@@ -236,11 +239,32 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                 ErrorCode::Unsupported,
                 format_args!("this guest has one processor and no timer; a Linux guest has"),
             )),
+            Command::Chase(chase) => self.begin_chase(port, chase, now_micros),
+            // A guest with other processors handles them before this service sees the line.
+            Command::Touch(_) => Some(refusal(
+                ErrorCode::Unsupported,
+                format_args!("this guest has no processors of its own to read with; the built-in guest has"),
+            )),
             // The agent handles a disk before this service sees the line.
             Command::Disk(_) => Some(refusal(ErrorCode::Unsupported, format_args!("this guest has no disk"))),
             // Dealt with by the caller.
             Command::Idle | Command::Poweroff | Command::Reboot => None,
         }
+    }
+
+    /// The reply, or nothing if the chase has begun.
+    fn begin_chase(&mut self, port: Port, chase: Chase, now_micros: u64) -> Option<Reply> {
+        let held = self.workload.held_range(chase.class);
+        let Some(chasing) = Chasing::new(chase, &held) else {
+            let have = held.end - held.start;
+            let message = format_args!(
+                "nodes={} of class {}, of which {have} pages are held",
+                chase.nodes, chase.class
+            );
+            return Some(refusal(ErrorCode::Empty, message));
+        };
+        self.job = Some(Job { kind: JobKind::Chase(chasing), port, told_micros: now_micros });
+        None
     }
 
     /// Goes on with whatever is running. Returns how long to wait before the next step.
@@ -290,6 +314,12 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                     return out.send(job.port, &Reply::Ok(Done::Verify { checked, mismatched, first }));
                 }
                 (verify.checked, self.workload.held(Target::All))
+            }
+            JobKind::Chase(chasing) => {
+                if let Some(chased) = chasing.step(&mut self.workload) {
+                    return out.send(job.port, &Reply::Ok(Done::Chase(chased)));
+                }
+                chasing.progress()
             }
             JobKind::Balloon(task) => {
                 if let Some(done) = self.step_task(task, now_micros) {

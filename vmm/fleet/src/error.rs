@@ -443,7 +443,7 @@ impl HostError {
     }
 
     /// The VM of `guest` answered another question than it was asked.
-    pub(crate) fn unexpected_of_vm(guest: &str, answer: &machine::control::Reply) -> Self {
+    pub fn unexpected_of_vm(guest: &str, answer: &machine::control::Reply) -> Self {
         Self::unexpected(format!("the VM of guest {guest}"), answer)
     }
 

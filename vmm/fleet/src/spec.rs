@@ -3,6 +3,7 @@
 mod drive;
 mod from;
 mod metrics;
+mod names;
 mod net;
 mod open;
 mod overcommit;
@@ -20,6 +21,8 @@ use thiserror::Error;
 
 pub use self::drive::DriveSpec;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
+pub(crate) use self::names::check_name;
+pub use self::names::resolve;
 pub use self::net::NetSpec;
 pub use self::open::{DomainRule, Open};
 pub use self::overcommit::{AdmissionName, Overcommit};
@@ -29,6 +32,7 @@ use self::reservation::{ReservationError, ReservationKeys};
 use super::HostError;
 use machine::{InterfaceError, MAX_DRIVES, MAX_VCPUS, MEMORY_BYTES, Unpack, VmConfig, Vsock};
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
+use memory::numa::{NumaError, Placement};
 use memory::size::{SizeError, parse_size};
 use merge::slab::engine::Tuning;
 use os::named_file;
@@ -67,6 +71,12 @@ pub enum SpecError {
         /// What is wrong.
         #[source]
         source: SizeError,
+    },
+    #[error("guest {guest}: numa")]
+    Numa {
+        guest: String,
+        #[source]
+        source: NumaError,
     },
     /// A guest's vCPUs.
     #[error("guest {guest}: {cpus} vCPUs are not possible: expected 1 to {MAX_VCPUS}")]
@@ -365,6 +375,7 @@ struct GuestKeys {
     domain: Option<String>,
     ready_seconds: Option<u32>,
     huge_pages: Option<bool>,
+    numa: Option<Placement>,
     drives: Option<Vec<DriveSpec>>,
     net: Option<Vec<NetSpec>>,
     vsock: Option<bool>,
@@ -536,6 +547,9 @@ fn one_guest(
     if let Some(sum) = keys.fill.map(|f| f.sum()).filter(|s| *s != 100) {
         return Err(SpecError::Mix { guest: name, sum });
     }
+    if let Some(numa) = keys.numa {
+        numa.check().map_err(|source| SpecError::Numa { guest: name.clone(), source })?;
+    }
     if keys.initrd.is_some() && keys.kernel.is_none() {
         return Err(SpecError::InitrdWithoutKernel { guest: name });
     }
@@ -556,6 +570,7 @@ fn one_guest(
         initrd: keys.initrd.as_ref().map(|path| resolve(path, dir)),
         cmdline: keys.cmdline.clone(),
         huge_pages: keys.huge_pages,
+        numa: keys.numa,
         drives: drive::of(&name, n, keys.drives.as_deref().unwrap_or_default(), dir)?,
         net: net::of(&name, n, fleet, keys.net.as_deref().unwrap_or_default())?,
         // Its path is known when it is started.
@@ -568,23 +583,6 @@ fn one_guest(
     }
     let (ready_seconds, fill) = (keys.ready_seconds, keys.fill);
     Ok(GuestSpec { ready_seconds, reservation, fill, ..GuestSpec::new(name, domain, vm) })
-}
-
-/// A path as a file in `dir` gives it: relative to that, or in the home directory.
-pub fn resolve(path: &Path, dir: &Path) -> PathBuf {
-    match (path.strip_prefix("~"), std::env::var_os("HOME")) {
-        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => dir.join(path),
-    }
-}
-
-/// Whether it can be the name of a fleet, a guest or a domain.
-pub(crate) fn check_name(name: &str) -> Result<(), SpecError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    match !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(allowed) {
-        true => Ok(()),
-        false => Err(SpecError::Name(name.into())),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What the daemon is asked and what it answers: the JSON of its socket and of `fleet ... --json`.
 
+use kernel_view::numa::NodePages;
 use serde::{Deserialize, Serialize};
 
 use super::HostError;
@@ -300,6 +301,9 @@ pub struct GuestStatus {
     pub pages: Pages,
     /// Its part of the frames: a frame shared by n counts 1/n.
     pub frames: f64,
+    /// Its pages with a frame by NUMA node, where the host has several or its memory is placed.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub nodes: Vec<NodePages>,
     /// Its balloon.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub balloon: Option<BalloonStatus>,

@@ -1,5 +1,7 @@
 //! The status of a fleet, gathered from its guests.
 
+use kernel_view::numa;
+
 use super::HostError;
 use super::fleet::Fleet;
 use super::ledger::Reading;
@@ -17,6 +19,7 @@ impl FleetStatus {
     pub fn of(fleet: &mut Fleet, reading: Reading, kvm: bool) -> Self {
         let Reading { ledger, frames, said, seconds, audit } = reading;
         let (mut guests, mut unread) = (Vec::new(), Vec::new());
+        let several_nodes = numa::nodes().is_ok_and(|nodes| nodes.len() > 1);
         for guest in &mut fleet.guests {
             let ended = guest.ended().map(str::to_owned);
             let said = said.iter().find(|said| said.status.name == guest.spec.name);
@@ -47,6 +50,16 @@ impl FleetStatus {
                 _ => None,
             };
             let seen = frames.guests.iter().find(|f| f.name == guest.spec.name);
+            let placed = guest.spec.vm.numa.is_some() || several_nodes;
+            let nodes = said.filter(|_| placed && ended.is_none()).and_then(|said| {
+                let memory: Vec<_> = said
+                    .status
+                    .extents
+                    .iter()
+                    .map(|extent| extent.hvas().start.0..extent.hvas().end.0)
+                    .collect();
+                numa::pages_of(said.status.pid, &memory).ok()
+            });
             guests.push(GuestStatus {
                 name: guest.spec.name.clone(),
                 state,
@@ -63,6 +76,7 @@ impl FleetStatus {
                 memory_bytes: guest.spec.vm.memory_bytes,
                 pages: seen.map(|f| f.pages).unwrap_or_default(),
                 frames: seen.map(|f| f.frames).unwrap_or_default(),
+                nodes: nodes.unwrap_or_default(),
                 kvm: values,
             });
         }

@@ -22,6 +22,8 @@ pub mod host;
 pub mod ksm_stat;
 pub mod maps;
 pub mod meminfo;
+pub mod memory_blocks;
+pub mod numa;
 pub mod own_pages;
 mod page;
 pub mod pagemap;

@@ -164,8 +164,10 @@ impl Vm {
                 }
                 let cmdline = cmdline(config, &vcpus, virtio_count);
                 let entry = boot::load(ram.memory(), config, &cmdline, acpi_root)?;
-                if let Some(first) = vcpus.first() {
-                    registers::enter(first, entry)?;
+                // Samepage's own guest has no way to start the others: all of them begin at its entry.
+                let begin = if config.kernel.is_some() { 1 } else { vcpus.len() };
+                for (number, vcpu) in (0..).zip(&vcpus).take(begin) {
+                    registers::enter(vcpu, entry, number)?;
                 }
             }
         }
@@ -346,6 +348,9 @@ fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
         format!("{} virtio_mmio={VIRTIO_BASE:#x}:{virtio_count} generation={GENERATION}", config.cmdline());
     if let Some(khz) = vcpus.first().and_then(|v| v.get_tsc_khz().ok()) {
         let _ = write!(line, " tsc_khz={khz}");
+    }
+    if config.cpus > 1 {
+        let _ = write!(line, " processors={}", config.cpus);
     }
     line
 }

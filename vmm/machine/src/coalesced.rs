@@ -17,7 +17,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// Writes that fit in the ring; of one that is full each write is an exit.
 const ENTRIES: usize = (PAGE - size_of::<kvm_coalesced_mmio_ring>()) / size_of::<kvm_coalesced_mmio>();
 
-/// The ring of a VM, of which one vCPU alone runs: it takes out what that has put in, each time that it has left the guest.
+/// The ring of a VM of which the first vCPU alone writes to these ports: it takes out what that has put in, each time that it has left the guest.
+/// What another one writes after all is taken out then, too.
 pub(super) struct Ring {
     page: NonNull<kvm_coalesced_mmio_ring>,
 }
@@ -55,7 +56,7 @@ impl Ring {
         let (first, last) = unsafe { (&raw mut (*ring).first, &raw mut (*ring).last) };
         // SAFETY: both are aligned, mapped as long as `self`, and only this process and the kernel access them, four bytes at a time.
         let (first, last) = unsafe { (AtomicU32::from_ptr(first), AtomicU32::from_ptr(last)) };
-        // No vCPU runs meanwhile, so there is no more than the ring holds.
+        // The guest's other vCPUs may run and write meanwhile: what the ring holds is enough for once.
         for _ in 0..ENTRIES {
             let at = first.load(Ordering::Relaxed);
             if at == last.load(Ordering::Acquire) || at as usize >= ENTRIES {
@@ -113,7 +114,7 @@ mod tests {
         ram.memory().write_slice(&CODE, GuestAddress(CODE_GPA)).unwrap();
         let vm = create_vm(&kvm, &ram).unwrap();
         let mut vcpu = create_vcpus(&kvm, &vm, 1).unwrap().remove(0);
-        registers::enter(&vcpu, CODE_GPA).unwrap();
+        registers::enter(&vcpu, CODE_GPA, 0).unwrap();
         let Some(mut ring) = Ring::of(&vm, &vcpu, &[PORT]) else {
             return testing::skipped(module_path!(), "this KVM keeps no port writes");
         };

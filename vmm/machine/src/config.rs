@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use devices::virtio::balloon;
 use image::vmlinux::Unpack;
+use memory::numa::Placement;
 use memory::ram::Backing;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,8 @@ pub struct VmConfig {
 
     /// Ask for (or forbid) huge pages; None leaves it to the host.
     pub huge_pages: Option<bool>,
+    /// The NUMA node that its memory comes from and its process runs on; None leaves it to the host.
+    pub numa: Option<Placement>,
     /// Let the host kernel's samepage merging have the RAM from the start.
     pub mergeable: bool,
     /// Let Samepage's own merging have the RAM: the socket of its matchmaker, which may come later.
@@ -100,6 +103,7 @@ impl Default for VmConfig {
             vsock: None,
             balloon: Some(balloon::Config { statistics: true, ..balloon::Config::default() }),
             huge_pages: None,
+            numa: None,
             mergeable: false,
             merge: None,
             track_dirty_pages: false,

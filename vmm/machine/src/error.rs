@@ -12,6 +12,7 @@ use super::platform::CMDLINE_BYTES;
 use super::restore::ImageStartError;
 use super::vsock::VsockError;
 use image::vmlinux::KernelError;
+use memory::numa::NumaError;
 use memory::ram::RamError;
 
 /// The most vCPUs a VM may have.
@@ -54,6 +55,8 @@ pub enum VmError {
         daemon: i32,
     },
     /// Its process is not to have this standing with the out-of-memory killer.
+    #[error(transparent)]
+    Numa(#[from] NumaError),
     #[error(
         "cannot set this process's oom_score_adj to {score}: lower than it is now takes root (CAP_SYS_RESOURCE)"
     )]

@@ -5,6 +5,7 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::config::VmConfig;
 use super::error::VmError;
+use memory::numa::Placement;
 
 impl VmConfig {
     /// Does what it says about this process. To be called early, in the process's first thread.
@@ -16,6 +17,8 @@ impl VmConfig {
                 return Err(VmError::DaemonGone { daemon });
             }
         }
+        // Before anything is mapped and any thread started.
+        self.numa.map_or(Ok(()), Placement::apply)?;
         match self.oom_score_adj {
             Some(score) => {
                 own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })

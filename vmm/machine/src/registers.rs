@@ -2,7 +2,10 @@
 //! (Linux x86 boot protocol, "64-bit boot protocol").
 
 use devices::GuestMemory;
-use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_fpu, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_segment, kvm_sregs,
+};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -82,20 +85,27 @@ fn set_delivery_mode(lapic: &mut kvm_lapic_state, register: usize, mode: u32) {
     }
 }
 
-/// Points the first vCPU at the kernel's 64-bit entry.
-pub fn enter(vcpu: &VcpuFd, entry: u64) -> Result<(), VmError> {
+/// Points vCPU `number` at the kernel's 64-bit entry. One that is not the first runs then, too, instead
+/// of waiting for its startup interrupt.
+pub fn enter(vcpu: &VcpuFd, entry: u64, number: u64) -> Result<(), VmError> {
     let mut sregs = vcpu.get_sregs().map_err(VmError::kvm("read the special registers"))?;
     long_mode(&mut sregs);
     vcpu.set_sregs(&sregs).map_err(VmError::kvm("set the special registers"))?;
     let regs = kvm_regs {
         rip: entry,
+        rdi: number,
         rsi: BOOT_PARAMS,
         rsp: BOOT_STACK,
         rbp: BOOT_STACK,
         rflags: 0x2,
         ..Default::default()
     };
-    vcpu.set_regs(&regs).map_err(VmError::kvm("set the registers"))
+    vcpu.set_regs(&regs).map_err(VmError::kvm("set the registers"))?;
+    if number > 0 {
+        let runnable = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        vcpu.set_mp_state(runnable).map_err(VmError::kvm("start a vCPU"))?;
+    }
+    Ok(())
 }
 
 fn long_mode(sregs: &mut kvm_sregs) {

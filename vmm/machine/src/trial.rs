@@ -207,7 +207,7 @@ impl One {
         let acpi = acpi::write(memory, 1, 0)?;
         let config = VmConfig { memory_bytes: self.ram.bytes(), ..VmConfig::default() };
         let entry = boot::load(memory, &config, "", acpi)?;
-        registers::enter(&self.vcpu, entry)?;
+        registers::enter(&self.vcpu, entry, 0)?;
         self.until("ready", "ready ").map(drop)
     }
 

@@ -191,7 +191,7 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU. A VM that has a ring has it with its first one, and no other runs.
+    /// Starts a thread for each vCPU. A VM that has a ring has it with its first one, which alone writes to its ports.
     pub(super) fn start(
         shared: Arc<Shared>,
         vcpus: Vec<VcpuFd>,

@@ -29,6 +29,7 @@ pub mod layout;
 pub mod mapped_file;
 pub mod maps;
 pub mod merge_log;
+pub mod numa;
 pub mod own;
 pub mod page;
 pub mod page_buffer;

@@ -1,5 +1,7 @@
 //! An experiment's results as a page of plots and tables.
 
+mod mechanisms;
+
 use super::table::{columns, dimensions, readable, spread};
 use lab::experiment::plan::{Kind, Plan};
 use lab::experiment::run::Outcome;
@@ -25,6 +27,16 @@ const COSTS: [(&str, &str, &str); 2] = [
 
 pub(super) fn page(outcome: &Outcome) -> Page {
     let plan = &outcome.plan;
+    let state = if outcome.complete { "" } else { "Incomplete: it ended before every trial had run. " };
+    Page {
+        title: format!("Experiment {}", plan.name),
+        lead: format!("{state}{}", outcome.environment.line()),
+        sections: sections(outcome),
+    }
+}
+
+pub(super) fn sections(outcome: &Outcome) -> Vec<Section> {
+    let plan = &outcome.plan;
     let mut sections = vec![Section {
         heading: "Setup".into(),
         text: format!("{}. After: {}.", plan.about, plan.source),
@@ -45,6 +57,10 @@ pub(super) fn page(outcome: &Outcome) -> Page {
         Kind::ScannerPareto => costs(outcome),
         Kind::InflateDeflate => balloon(outcome),
         Kind::CloneFanout => clones(outcome),
+        Kind::Shootdown => mechanisms::shootdown(outcome),
+        Kind::HugePages => mechanisms::huge_pages(outcome),
+        Kind::Mixed => mixed(outcome),
+        Kind::Thrashing => mechanisms::thrashing(outcome),
     });
     sections.push(all_figures(outcome));
     sections.push(machine(outcome));
@@ -53,12 +69,7 @@ pub(super) fn page(outcome: &Outcome) -> Page {
         let items = vec![Item::Table(Table { header: vec!["note".into()], rows })];
         sections.push(Section { heading: "Notes".into(), text: String::new(), items });
     }
-    let state = if outcome.complete { "" } else { "Incomplete: it ended before every trial had run. " };
-    Page {
-        title: format!("Experiment {}", plan.name),
-        lead: format!("{state}{}", outcome.environment.line()),
-        sections,
-    }
+    sections
 }
 
 /// The numbers of guests that the plan asks for.
@@ -408,6 +419,33 @@ fn balloon(outcome: &Outcome) -> Vec<Section> {
             items: costs.to_vec(),
         },
     ]
+}
+
+fn mixed(outcome: &Outcome) -> Vec<Section> {
+    let kinds = [
+        ("sharing_percent", "Sharing"),
+        ("sharing_patches_percent", "Sharing and patches"),
+        ("sharing_compression_percent", "Sharing and compression"),
+        ("sharing_patches_compression_percent", "Sharing, patches and compression"),
+    ];
+    let plot = |(figure, title): (&str, &str)| {
+        let bar = |s: &PointSummary| {
+            Some((format!("{}, {} guests", curve(s), s.point.guests), vec![s.median(figure)?]))
+        };
+        Item::Bars(Bars {
+            title: title.into(),
+            unit: "% of what is present".into(),
+            series: vec![title.into()],
+            bars: outcome.summary.iter().filter_map(bar).collect(),
+        })
+    };
+    vec![Section {
+        heading: "Saved of guests that are not alike".into(),
+        text: "Medians of all repetitions. Sharing is measured; patches of similar pages and compression (lz4, each page by itself) are estimates of what they would save of the \
+               rest."
+            .into(),
+        items: kinds.map(plot).to_vec(),
+    }]
 }
 
 /// The point without its engine, where that says nothing.

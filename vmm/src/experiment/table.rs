@@ -106,6 +106,42 @@ pub(super) fn columns(kind: Kind) -> &'static [&'static str] {
             "first_write_p50_ns",
             "first_write_p99_ns",
         ],
+        Kind::Shootdown => &[
+            "discard_at_once_remote_tlb_flush_requests_per_page",
+            "discard_one_by_one_remote_tlb_flush_requests_per_page",
+            "merge_remote_tlb_flush_requests_per_page",
+            "break_remote_tlb_flush_requests_per_page",
+            "quiet_late_per_million_reads",
+            "merge_late_per_million_reads",
+            "quiet_write_p99_ns",
+            "merge_write_p99_ns",
+        ],
+        Kind::HugePages => &[
+            "unmerged_reach_pages",
+            "unmerged_ticks",
+            "unmerged_packed_ticks",
+            "merged_ticks",
+            "beside_merged_ticks",
+            "freed_pages",
+            "huge_before_pages",
+            "huge_after_pages",
+        ],
+        Kind::Mixed => &[
+            "present_pages",
+            "ideal_pages",
+            "freed_pages",
+            "sharing_percent",
+            "sharing_compression_percent",
+            "sharing_patches_compression_percent",
+        ],
+        Kind::Thrashing => &[
+            "knee_overcommit_percent",
+            "at_100_writes_per_second",
+            "at_200_writes_per_second",
+            "at_300_writes_per_second",
+            "at_600_writes_per_second",
+            "at_300_paged_out_per_second",
+        ],
     }
 }
 

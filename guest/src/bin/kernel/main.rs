@@ -8,7 +8,8 @@
 //!
 //! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn;
 //! `virtio_mmio=0xADDRESS:N`, where to look for a balloon; `generation=N`, the address of the
-//! number that differs in each copy of this guest.
+//! number that differs in each copy of this guest; `processors=N`, how many it has. The first does all
+//! the work; the others read pages when `touch` says so, and wait in the VMM otherwise.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the entry points from assembly")]
@@ -16,19 +17,21 @@
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
-use guest::protocol::{Kind, Ready, Reply};
+use guest::protocol::{Command, Kind, Ready, Reply};
 use guest::service::{Out, Port, Service, Wait};
 use guest::tsc;
 use guest::virtio::Transport;
 use guest::virtio::balloon::{Driver, PageMap};
 use guest::workload::{Pages, Workload};
 
-use memory::{BootParams, Generation, Plan, Unfit};
+use memory::{BootParams, Generation, PhysicalPages, Plan, Unfit};
+use processors::Processors;
 use serial::{Input, Ports};
 
 mod memory;
 mod mmio;
 mod port;
+mod processors;
 #[path = "../runtime.rs"]
 mod runtime;
 mod serial;
@@ -57,7 +60,7 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
     // SAFETY: `start.s` passes on what the VMM gave it.
     let boot = unsafe { BootParams::new(boot_params) };
     // SAFETY: this is the only call, and nothing has used memory but the image.
-    let Plan { pages, generations, page_map, mem_pages } = match unsafe { memory::plan(&boot) } {
+    let Plan { pages, generations, page_map, mem_pages, stacks } = match unsafe { memory::plan(&boot) } {
         Ok(plan) => plan,
         Err(Unfit::NoRam) => panic!("the memory map has no RAM around the kernel at 1 MiB"),
         Err(Unfit::TooSmall { have }) => {
@@ -65,8 +68,10 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
         }
     };
     let mut generation = Generation::of(&boot);
+    let count = boot.parameter("processors").unwrap_or(1);
     let khz = boot.parameter("tsc_khz").filter(|khz| *khz > 0).unwrap_or(DEFAULT_TSC_KHZ);
     let clock = Clock { khz };
+    let mut processors = Processors::start(count, stacks, khz);
     let ready = Ready { kind: Kind::Builtin, pages: pages.count(), base: pages.base(), mem_pages };
     let balloon =
         boot.virtio_mmio().and_then(|(base, count)| mmio::find_balloon(base, count)).map(|window| {
@@ -80,14 +85,15 @@ extern "C" fn kernel_main(boot_params: *const u8) -> ! {
     let mut service = Service::with_balloon(Workload::new(pages, generations), balloon);
     ports.send(Port::Control, &Reply::Ready(ready));
     ports.greet();
-    serve(&mut service, &mut ports, &clock, &mut generation)
+    serve(&mut service, &mut ports, &clock, &mut generation, &mut processors)
 }
 
-fn serve<P: Pages, T: Transport>(
-    service: &mut Service<'_, P, T>,
+fn serve<T: Transport>(
+    service: &mut Service<'_, PhysicalPages, T>,
     ports: &mut Ports,
     clock: &Clock,
     generation: &mut Generation,
+    processors: &mut Processors,
 ) -> ! {
     let mut wait = Wait::Forever;
     let mut polled_micros = 0;
@@ -97,7 +103,7 @@ fn serve<P: Pages, T: Transport>(
         if wait != Wait::No || now.saturating_sub(polled_micros) >= POLL_MICROS {
             polled_micros = now;
             service.poll_balloon();
-            while poll(service, ports, generation, now) {}
+            while poll(service, ports, generation, processors, now) {}
         }
         wait = service.step(clock.micros(), ports);
         port::wait(wait);
@@ -117,10 +123,11 @@ fn look<P: Pages, T: Transport>(
 }
 
 /// Carries out the commands that have arrived. False if there were none.
-fn poll<P: Pages, T: Transport>(
-    service: &mut Service<'_, P, T>,
+fn poll<T: Transport>(
+    service: &mut Service<'_, PhysicalPages, T>,
     ports: &mut Ports,
     generation: &mut Generation,
+    processors: &mut Processors,
     now: u64,
 ) -> bool {
     let mut some = false;
@@ -132,9 +139,11 @@ fn poll<P: Pages, T: Transport>(
         }
         // What was read may have been sent to a copy.
         look(service, ports, generation);
-        if let Some(line) = ports.take_line(port).push(b'\n')
-            && let Some(power) = service.line(port, line, now, ports)
-        {
+        let mut reader = ports.take_line(port);
+        let Some(line) = reader.push(b'\n') else { continue };
+        if let Ok(Command::Touch(touch)) = line.and_then(Command::parse) {
+            ports.send(port, &processors.obey(touch, service.workload()));
+        } else if let Some(power) = service.line(port, line, now, ports) {
             port::end(power);
         }
     }

@@ -10,6 +10,8 @@ use guest::content::{PAGE_SIZE, Page};
 use guest::virtio::balloon::{Frames, PageMap};
 use guest::workload::Pages;
 
+use crate::processors::{MAX_PROCESSORS, STACK_BYTES};
+
 // Linux's boot protocol, Documentation/arch/x86/zero-page.rst.
 const E820_COUNT: usize = 0x1e8;
 const E820_TABLE: usize = 0x2d0;
@@ -146,6 +148,8 @@ pub(crate) struct Plan {
     pub(crate) page_map: &'static mut [u64],
     /// Pages of RAM in all.
     pub(crate) mem_pages: u64,
+    /// Where the stacks of the processors besides the first begin.
+    pub(crate) stacks: u64,
 }
 
 /// The pages of the workload: from `base` to the end of the RAM below 4 GiB, and on from 4 GiB.
@@ -179,6 +183,9 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     // SAFETY: the caller's promise: nothing uses the memory between the image and the end of its
     // range.
     let tables_end = unsafe { map(image_end, low_end, high_end) };
+    let stacks = tables_end;
+    let tables_end =
+        stacks + STACK_BYTES * (boot.parameter("processors").unwrap_or(1).clamp(1, MAX_PROCESSORS) - 1);
     let room = (low_end.saturating_sub(tables_end) + (high_end - FOUR_GIB)) / PAGE_SIZE as u64;
     let generations_bytes = (room * size_of::<u32>() as u64).next_multiple_of(PAGE_SIZE as u64);
     let page_map_at = tables_end + generations_bytes;
@@ -197,7 +204,7 @@ pub(crate) unsafe fn plan(boot: &BootParams) -> Result<Plan, Unfit> {
     let generations = unsafe { slice::from_raw_parts_mut(tables_end as *mut u32, room as usize) };
     // SAFETY: as above, between `page_map_at` and `base`; any content is a valid `u64`.
     let page_map = unsafe { slice::from_raw_parts_mut(page_map_at as *mut u64, page_map_words) };
-    Ok(Plan { pages: PhysicalPages { frames }, generations, page_map, mem_pages })
+    Ok(Plan { pages: PhysicalPages { frames }, generations, page_map, mem_pages, stacks })
 }
 
 /// Identity-maps the RAM above the first gigabyte, with page directories from `at` on. Returns
@@ -255,6 +262,12 @@ pub(crate) fn map_devices(address: u64) -> bool {
 impl PhysicalPages {
     pub(crate) fn frames(&self) -> Frames {
         self.frames
+    }
+
+    /// The addresses of these pages, as far as they are below 4 GiB.
+    pub(crate) fn addresses(&self, pages: Range<u64>) -> Range<u64> {
+        let low = |page: u64| self.frames.base + page.min(self.frames.low_count) * PAGE_SIZE as u64;
+        low(pages.start)..low(pages.end)
     }
 
     /// Guest-physical address of the first page.

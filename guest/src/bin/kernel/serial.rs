@@ -30,6 +30,8 @@ free percent=P                                                     forget part o
 idle                                                               stop everything\r
 report                                                             counts\r
 balloon report|check|touch|off|on|hostile [pages=N] [kind=KIND]    look after the balloon, or misuse it\r
+chase class=C nodes=N packed=0|1                                   time N reads that wait for one another; N is a power of two\r
+touch class=C cpus=N                                               have N other processors read pages; 0 stops\r
 poweroff | reboot                                                  end the guest\r
 ";
 

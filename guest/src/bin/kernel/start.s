@@ -4,8 +4,8 @@
 # SVM it emulates ring 0 one instruction at a time, and does not know them all. Whatever can wait is
 # done in ring 3.
 #
-# Entered in 64-bit mode with interrupts off, flat segments and the first gigabyte mapped to itself.
-# rsi: the Linux boot_params.
+# Entered in 64-bit mode with interrupts off, flat segments and the first gigabyte mapped to itself,
+# by all processors at once. rsi: the Linux boot_params. edi: the number of the processor.
 
 .set KERNEL_CODE, 0x08
 .set USER_DATA, 0x23
@@ -15,17 +15,29 @@
 # Ports a program in ring 3 may use: those below this number.
 .set PORTS, 0x800
 
+.set MAX_PROCESSORS, 32
+# How a processor waits for its stack: this port, so many milliseconds.
+.set IDLE_PORT, 0x604
+.set STACK_MS, 20
+.set STACK_SHIFT, 14
+
 .section .text.start, "ax"
 .global _start
 _start:
     cli
     cld
-    lea rsp, [rip + trap_stack_top]
+    # Room of its own for the frame that leads to ring 3.
+    mov ecx, edi
+    shl ecx, 6
+    lea rsp, [rip + entry_frames + 64]
+    add rsp, rcx
 
-    # The base of the task state segment lies scattered in its descriptor. The image ends below 16
-    # MiB.
+    # All processors have the same task state, each by a descriptor of its own, for a processor marks
+    # its own as busy. The base lies scattered in it. The image ends below 16 MiB.
     lea rax, [rip + task_state]
-    lea rbx, [rip + task_descriptor]
+    lea rbx, [rip + task_descriptors]
+    shr ecx, 2
+    add rbx, rcx
     mov word ptr [rbx + 2], ax
     shr rax, 16
     mov byte ptr [rbx + 4], al
@@ -40,7 +52,7 @@ _start:
     mov cr3, rax
     lgdt [rip + global_table]
     lidt [rip + interrupt_table]
-    mov eax, TASK
+    lea eax, [rcx + TASK]
     ltr ax
 
     push USER_DATA
@@ -57,6 +69,8 @@ ring3:
     mov eax, USER_DATA
     mov ds, eax
     mov es, eax
+    test edi, edi
+    jnz other_processor
 
     lea rdi, [rip + __bss_start]
     lea rcx, [rip + __bss_end]
@@ -83,6 +97,23 @@ ring3:
     xor ebp, ebp
     mov rdi, rsi
     call kernel_main
+    ud2
+
+# Every processor but the first: it waits until the first has a stack for it.
+other_processor:
+    mov rsp, qword ptr [rip + processor_stacks]
+    test rsp, rsp
+    jnz 1f
+    mov edx, IDLE_PORT
+    mov eax, STACK_MS
+    out dx, eax
+    jmp other_processor
+1:
+    mov eax, edi
+    shl eax, STACK_SHIFT
+    add rsp, rax
+    xor ebp, ebp
+    call processor_main
     ud2
 
 # Exceptions. Each stub completes the frame to: vector, error code, rip, cs, rflags, rsp, ss.
@@ -161,13 +192,15 @@ descriptors:
     .quad 0                         # 0x18
     .quad 0x00cff3000000ffff        # 0x20 ring 3 data
     .quad 0x00affb000000ffff        # 0x28 ring 3 code
-task_descriptor:
+task_descriptors:                   # from 0x30 on, one for each processor
+.rept MAX_PROCESSORS
     .word task_end - task_state - 1
     .word 0
     .byte 0
     .byte 0x89
     .word 0
     .quad 0
+.endr
 descriptors_end:
 
 .balign 8
@@ -184,4 +217,6 @@ interrupt_table:
 trap_stack_top:
     .fill 65536, 1, 0
 stack_top:
+entry_frames:
+    .fill 64 * MAX_PROCESSORS, 1, 0
 .text

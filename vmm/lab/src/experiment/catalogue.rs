@@ -7,7 +7,7 @@ use super::plan::Plan;
 use crate::stress::scenario::Scenario;
 
 /// Name and text of each, in the order in which they are listed.
-pub const CATALOGUE: [(&str, &str); 8] = [
+pub const CATALOGUE: [(&str, &str); 12] = [
     ("identical-vms", include_str!("../../../../resources/experiments/identical-vms.toml")),
     ("ideal", include_str!("../../../../resources/experiments/ideal.toml")),
     ("side-channel", include_str!("../../../../resources/experiments/side-channel.toml")),
@@ -16,6 +16,10 @@ pub const CATALOGUE: [(&str, &str); 8] = [
     ("scanner-pareto", include_str!("../../../../resources/experiments/scanner-pareto.toml")),
     ("clone-fanout", include_str!("../../../../resources/experiments/clone-fanout.toml")),
     ("inflate-deflate", include_str!("../../../../resources/experiments/inflate-deflate.toml")),
+    ("shootdown", include_str!("../../../../resources/experiments/shootdown.toml")),
+    ("huge-pages", include_str!("../../../../resources/experiments/huge-pages.toml")),
+    ("mixed", include_str!("../../../../resources/experiments/mixed.toml")),
+    ("thrashing", include_str!("../../../../resources/experiments/thrashing.toml")),
 ];
 
 /// Experiments that are scenarios of `samepage stress`: one run each, with a verdict. Name and text

@@ -78,6 +78,15 @@ pub enum ExperimentError {
         #[source]
         source: io::Error,
     },
+    /// A set of pages that the guest does not hold.
+    #[error(
+        "the guests hold fewer than {least} pages of class {class}: give them more memory with --memory, or another fill"
+    )]
+    FewPages {
+        class: &'static str,
+        /// The smallest set, in pages.
+        least: u64,
+    },
     /// A guest has ended during the experiment.
     #[error("a guest ended in the middle of the experiment: this is a fault in Samepage, please report it")]
     GuestGone,

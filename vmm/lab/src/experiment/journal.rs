@@ -40,6 +40,40 @@ pub struct Found {
     pub other_builds: usize,
 }
 
+/// Finished trials of one plan on one machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recorded {
+    pub plan: Plan,
+    pub environment: Environment,
+    pub trials: Vec<Trial>,
+}
+
+/// Adds all trials of a file, each to those of its plan and machine. What stands in two files counts once; a torn last line is left out.
+///
+/// # Errors
+/// It cannot be read, or is something else.
+pub fn read_into(path: &Path, all: &mut Vec<Recorded>) -> Result<(), ExperimentError> {
+    let failed = |source| ExperimentError::Journal { what: "read", path: path.into(), source };
+    let text = named_file::read_text(path).map_err(failed)?;
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    for (n, line) in text[..whole].lines().enumerate() {
+        let Line { plan, environment, trial } = serde_json::from_str(line)
+            .map_err(|source| ExperimentError::JournalLine { path: path.into(), line: n + 1, source })?;
+        let same = |known: &&mut Recorded| {
+            known.plan.measures_the_same(&plan) && known.environment.is_like(&environment)
+        };
+        match all.iter_mut().find(same) {
+            Some(known) if known.trials.contains(&trial) => {}
+            Some(known) => {
+                known.plan.repeat = known.plan.repeat.max(plan.repeat);
+                known.trials.push(trial);
+            }
+            None => all.push(Recorded { plan, environment, trials: vec![trial] }),
+        }
+    }
+    Ok(())
+}
+
 impl Found {
     /// A note for readers of the results, if they are not all this build's.
     pub fn note(&self) -> Option<String> {
@@ -149,6 +183,26 @@ mod tests {
         assert_eq!((found.trials.len(), found.other_builds), (2, 2));
         assert!(found.note().unwrap().starts_with("2 of the 2 trials"), "{found:?}");
         assert_eq!(open(&plan, &Environment { kernel: "2.6.32".into(), ..here.clone() }).others, 2);
+    }
+
+    #[test]
+    fn a_report_has_every_plan_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a.jsonl", "b.jsonl"].map(|name| dir.path().join(name));
+        let here = Environment::now();
+        let plans = ["identical-vms", "ideal"].map(|name| catalogue::find(name).unwrap());
+        for path in &paths {
+            for plan in &plans {
+                let (mut journal, _) = Journal::open(path, plan, &here).unwrap();
+                (1..=2).for_each(|repetition| journal.append(&trial(plan, repetition)).unwrap());
+            }
+        }
+        let mut all = Vec::new();
+        paths.iter().for_each(|path| read_into(path, &mut all).unwrap());
+        let seen: Vec<_> =
+            all.iter().map(|recorded| (recorded.plan.name.as_str(), recorded.trials.len())).collect();
+        assert_eq!(seen, [("identical-vms", 2), ("ideal", 2)]);
+        assert!(read_into(&dir.path().join("none"), &mut all).is_err());
     }
 
     #[test]

@@ -43,6 +43,15 @@ pub enum Kind {
     InflateDeflate,
     /// What clones of one guest cost, against their number.
     CloneFanout,
+    /// What discards, merges and broken shares cost in TLB flushes and interrupts, against the vCPUs
+    /// that run.
+    Shootdown,
+    /// How far the TLB reaches in small and in huge pages, against what merging saves.
+    HugePages,
+    /// What guests of several workloads and kernels have in common.
+    Mixed,
+    /// How much work guests get done under growing overcommit.
+    Thrashing,
 }
 
 /// A guest; all guests of a plan are alike.
@@ -101,6 +110,10 @@ pub struct Variant {
     pub cmdline: Option<String>,
     /// Delay of the second guest's read; for [`Kind::PageCache`].
     pub offset_seconds: Option<f64>,
+    /// How many vCPUs run besides the one that does a guest's work; for [`Kind::Shootdown`].
+    pub running: Option<u8>,
+    /// How many frames a guest may take in a second; for [`Kind::Thrashing`].
+    pub throttle: Option<u64>,
     /// Whether the kernel's own decompressor runs in the guest, and with it address randomization.
     /// Only Linux guests have that: without a kernel the variant is left out, and a plan that has
     /// no other one has none.
@@ -148,6 +161,9 @@ pub struct Plan {
     /// Who did it first.
     #[serde(default)]
     pub source: String,
+    /// What was published, for comparison.
+    #[serde(default)]
+    pub published: String,
     pub kind: Kind,
     /// The seed of the contents of pages.
     pub seed: u64,
@@ -258,7 +274,7 @@ impl Plan {
             }
             self.file_bytes()?;
         }
-        if self.kind == Kind::InflateDeflate && self.guest.fill.pages.is_none() {
+        if matches!(self.kind, Kind::InflateDeflate | Kind::Shootdown) && self.guest.fill.pages.is_none() {
             return Err(ExperimentError::Kept(self.name.clone()));
         }
         let ranges = [
@@ -276,8 +292,14 @@ impl Plan {
         ];
         let offsets = self.variant.iter().filter_map(|variant| variant.offset_seconds);
         let offsets = offsets.map(|seconds| ("variant: offset_seconds", seconds, 0.0, MAX_SECONDS));
+        let running = self.variant.iter().filter_map(|variant| variant.running);
+        let running = running.map(|n| ("variant: running", f64::from(n), 1.0, f64::from(MAX_VCPUS - 1)));
         let guests = self.guests.iter().map(|n| ("guests", f64::from(*n), 1.0, f64::from(MAX_GUESTS)));
-        for (key, value, least, most) in ranges.into_iter().chain(guests).chain(offsets) {
+        let throttles = self.variant.iter().filter_map(|variant| variant.throttle);
+        let throttles = throttles.map(|rate| ("variant: throttle", rate as f64, 1.0, MAX_RATE as f64));
+        for (key, value, least, most) in
+            ranges.into_iter().chain(guests).chain(offsets).chain(running).chain(throttles)
+        {
             if !(least..=most).contains(&value) {
                 return Err(ExperimentError::Range { key, value, least, most });
             }
@@ -338,8 +360,13 @@ impl Plan {
 
     /// Whether results of both may be compared: they differ in their texts and repetitions only.
     pub fn measures_the_same(&self, other: &Self) -> bool {
-        let bare =
-            |plan: &Self| Self { repeat: 1, about: String::new(), source: String::new(), ..plan.clone() };
+        let bare = |plan: &Self| Self {
+            repeat: 1,
+            about: String::new(),
+            source: String::new(),
+            published: String::new(),
+            ..plan.clone()
+        };
         bare(self) == bare(other)
     }
 }

@@ -6,14 +6,18 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::ExperimentError;
-use super::journal::Journal;
+use super::journal::{Journal, Recorded};
 use super::plan::{Kind, Plan};
 use super::stage::Stage;
 use super::summary::{PointSummary, summarize};
 use super::trial::{Measured, Point, Trial};
-use super::{clone_fanout, ideal, identical, inflate_deflate, kernel, page_cache, scanner, side_channel};
+use super::{
+    clone_fanout, huge_pages, ideal, identical, inflate_deflate, kernel, mixed, page_cache, scanner,
+};
+use super::{shootdown, side_channel, thrashing};
 use crate::environment::Environment;
 use fleet::watch::Watch;
+use memory::page_out;
 
 /// Where the host says whether it gives huge pages on request.
 const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -62,6 +66,19 @@ impl Outcome {
         };
         outcome.sum_up();
         Ok(outcome)
+    }
+
+    /// What was recorded, whether it is possible here or not.
+    pub fn of(recorded: Recorded) -> Self {
+        let Recorded { plan, environment, trials } = recorded;
+        let mut points = plan.points();
+        points.retain(|point| trials.iter().any(|trial| trial.point == *point));
+        let planned_trials = points.len() * plan.repeat as usize;
+        let (summary, notes) = (Vec::new(), Vec::new());
+        let mut outcome =
+            Self { plan, environment, complete: false, planned_trials, summary, trials, notes, points };
+        outcome.sum_up();
+        outcome
     }
 
     /// Runs the trials that are not finished. `begin` is called with the point before each trial.
@@ -116,6 +133,10 @@ fn measure(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
         Kind::ScannerPareto => scanner::run(stage),
         Kind::InflateDeflate => inflate_deflate::run(stage),
         Kind::CloneFanout => clone_fanout::run(stage),
+        Kind::Shootdown => shootdown::run(stage),
+        Kind::HugePages => huge_pages::run(stage),
+        Kind::Mixed => mixed::run(stage),
+        Kind::Thrashing => thrashing::run(stage),
     }
 }
 
@@ -172,6 +193,12 @@ fn missing(plan: &Plan) -> Option<&'static str> {
         Kind::PageCache if !rustix::process::geteuid().is_root() => {
             Some("only root sees the frames of a file's pages")
         }
+        Kind::Shootdown if plan.guest.kernel.is_some() => {
+            Some("the processors of a Linux guest are its own: leave --kernel out")
+        }
+        Kind::Thrashing if page_out::has_swap().is_err() => Some(
+            "this host has no active swap with room in it (`swapon --show`): make some, on zram for instance",
+        ),
         _ => None,
     }
 }

@@ -71,6 +71,11 @@ impl Stage<'_> {
         result.map(|()| measured)
     }
 
+    /// How many vCPUs run, besides the one that a guest does its work with.
+    pub(super) fn running(&self) -> u8 {
+        self.plan.variant_of(self.point).running.unwrap_or(1)
+    }
+
     /// The fleet of [`Self::play`].
     pub(super) fn spec(&self, domains: &[&str]) -> Result<FleetSpec, ExperimentError> {
         let (guest, variant) = (&self.plan.guest, self.plan.variant_of(self.point));

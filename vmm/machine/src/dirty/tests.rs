@@ -45,7 +45,7 @@ impl Writer {
         ram.memory().write_slice(&CODE, GuestAddress(CODE_GPA)).unwrap();
         let vm = Arc::new(create_vm(&kvm, &ram).unwrap());
         let vcpu = create_vcpus(&kvm, &vm, 1).unwrap().remove(0);
-        registers::enter(&vcpu, CODE_GPA).unwrap();
+        registers::enter(&vcpu, CODE_GPA, 0).unwrap();
         let mut writer = Self { vm, vcpu, ram };
         writer.write(&[]);
         Some(writer)

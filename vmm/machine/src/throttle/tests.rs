@@ -32,7 +32,7 @@ const EACH_PAGES: u64 = 5000;
 const PART_BYTES: u64 = 64 << 20;
 
 fn vcpu(kvm_vcpu: &VcpuFd, number: u64) {
-    registers::enter(kvm_vcpu, CODE_GPA).unwrap();
+    registers::enter(kvm_vcpu, CODE_GPA, 0).unwrap();
     let mut regs = kvm_vcpu.get_regs().unwrap();
     regs.rdi = number * PART_BYTES + PART_BYTES / 2;
     regs.rsi = regs.rdi + EACH_PAGES * PAGE_BYTES;
