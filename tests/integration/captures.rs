@@ -70,7 +70,7 @@ fn a_vm_serves_others_while_its_memory_is_copied() {
     // The keeper goes away: that is the answer, and then the next one comes.
     drop(keeper);
     let refused = daemon.line().expect("an answer");
-    assert!(refused.contains(r#""kind":"keeper""#), "{refused}");
+    assert!(refused.contains("cannot make a slab"), "{refused}");
     let status = daemon.line().expect("another");
     assert!(status.contains(r#""paused":false"#), "{status}");
     // A client that does not wait for the answer is gone, and nothing else is.
@@ -87,7 +87,7 @@ fn a_vm_serves_others_while_its_memory_is_copied() {
     drop(keepers);
     for client in &mut both {
         let refused = client.line().expect("an answer");
-        assert!(refused.contains(r#""kind":"keeper""#), "{refused}");
+        assert!(refused.contains("cannot make a slab"), "{refused}");
     }
     assert_eq!(vm.ask(&json!({"op": "stop"})), "done");
     assert_eq!(vm.into_running().wait().success().stderr, "");

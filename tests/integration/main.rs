@@ -34,6 +34,7 @@ mod measure;
 mod measure_choice;
 mod measure_formats;
 mod measure_limits;
+mod memory_files;
 mod nested;
 mod network;
 mod numa;

@@ -202,6 +202,8 @@ impl Fleet {
         // Before the guests: they share from the first instant what others have loaded.
         self.engine.open()?;
         left.end(&self.dir);
+        let known = |name: &str| self.spec.guests.iter().any(|guest| guest.name == name);
+        self.dir.remove_left(known);
         for guest in std::mem::take(&mut self.guests) {
             self.register(guest);
         }

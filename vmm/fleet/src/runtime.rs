@@ -159,6 +159,21 @@ impl FleetDir {
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "ctl")).collect()
     }
 
+    /// Removes what guests have left here that are not `known`: a daemon that was killed could not.
+    pub(super) fn remove_left(&self, known: impl Fn(&str) -> bool) {
+        for path in fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // What is written anew has `.new` behind its name, and sockets for a guest's ports have their number.
+            let Some((guest, kind)) = name.split_once('.') else { continue };
+            let is_guests = ["ctl", "com2", "vsock", "cap", "log", "json", "json.new"]
+                .iter()
+                .any(|of| kind.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('_')));
+            if is_guests && !known(guest) && path != self.host_log() {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
     fn socket(&self, name: &str) -> Result<PathBuf, HostError> {
         let path = self.path.join(name);
         match path.as_os_str().len() <= SOCKET_PATH_BYTES {
@@ -272,6 +287,18 @@ mod tests {
         new.remove();
         FleetDir::at(new.path().into()).remove();
         assert!(new.path().exists());
+    }
+
+    #[test]
+    fn what_guests_have_left_that_are_gone_is_removed_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = FleetDir::at(root.path().into());
+        let stays = ["a-0.ctl", "a-0.log", "host.log", "host.sock", "merge.sock", "policy.state", "k-0.txt"];
+        let goes = ["k-0.ctl", "k-0.com2", "k-0.log", "k-0.json", "k-0.json.new", "k-0.cap", "k-0.vsock_52"];
+        stays.iter().chain(&goes).for_each(|name| fs::write(root.path().join(name), "").unwrap());
+        dir.remove_left(|guest| guest == "a-0");
+        let there = |name: &&str| root.path().join(name).exists();
+        assert!(stays.iter().all(there) && !goes.iter().any(there));
     }
 
     #[test]

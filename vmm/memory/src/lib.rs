@@ -26,7 +26,7 @@ pub mod handler;
 pub mod image;
 pub mod in_flight;
 pub mod layout;
-pub mod mapped_file;
+mod mapped_file;
 pub mod maps;
 pub mod merge_log;
 pub mod numa;

@@ -38,6 +38,8 @@ const BIRTH_LIMIT: Duration = Duration::from_secs(2);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 /// From this pause on there is time to count what is shared.
 const IDLE: Duration = Duration::from_millis(150);
+/// How long a guest that goes on from an image is left alone: it has everything in common with others, and they all begin at once.
+const CLONE_REST: Duration = Duration::from_secs(1);
 /// The least time from one such count to the next; and as a multiple of what a count takes.
 const COUNT_EVERY: (Duration, u32) = (Duration::from_secs(2), 200);
 
@@ -62,6 +64,8 @@ pub struct Agent {
     began: Instant,
     allowed: Duration,
     newborn: Option<Session>,
+    /// The guest goes on from an image, and its pages were not looked at yet.
+    is_clone: bool,
     found: FoundSlabs,
 }
 
@@ -82,7 +86,9 @@ impl Agent {
         // Each slab is one.
         limits::allow_descriptors();
         let mut merger = Merger::new(SharedRam::new(ram)?, pages);
-        merger.begin_with(ram.slab_pages());
+        let shared = ram.slab_pages();
+        let is_clone = !shared.is_empty();
+        merger.begin_with(shared);
         Ok(Self {
             ram: ram.clone(),
             pages,
@@ -95,13 +101,17 @@ impl Agent {
             began: Instant::now(),
             allowed: Duration::ZERO,
             newborn: None,
+            is_clone,
             found,
         })
     }
 
     /// To be called when RAM holds what the guest starts from, and no vCPU runs: what other guests have of it is shared from
-    /// the first instant. Where there is no matchmaker, or a slow one, nothing is.
+    /// the first instant. Where there is no matchmaker, or a slow one, nothing is. A guest that goes on from an image shares already.
     pub fn share_at_birth(&mut self, socket: &Path) {
+        if self.is_clone {
+            return;
+        }
         let share = |agent: &mut Self| -> io::Result<Session> {
             let link = Link::connect(socket)?;
             link.set_time_limit(Some(BIRTH_LIMIT))?;
@@ -225,6 +235,9 @@ impl Agent {
         while session.settings.is_none() {
             self.obey_next(&mut session)?;
             self.report(&session)?;
+        }
+        if std::mem::take(&mut self.is_clone) {
+            self.wait(&mut session, CLONE_REST)?;
         }
         watcher.start()?;
         let (mut pause, mut next_count) = (PAUSE.0, Instant::now());
