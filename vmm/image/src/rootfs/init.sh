@@ -24,9 +24,11 @@ end() {
     sleep 1
     kill -KILL -1 2>/dev/null
     sync
+    mkfifo /run/end
     mount -o remount,ro /
     echo "$1" >/proc/sysrq-trigger
-    while :; do sleep 1; done
+    # The disk is gone from now on: nothing else may be read from it.
+    while :; do read -r _ <>/run/end; done
 }
 trap 'end o' USR2
 trap 'end b' USR1
