@@ -237,8 +237,14 @@ impl Vm {
             found_slabs: merging.is_some().then_some(found_slabs),
             board,
             vm: Arc::downgrade(&vm),
+            kvm: Arc::new(kvm),
             savable: Arc::default(),
         };
+        // All threads are there before this one is confined: it starts no other.
+        config.outlive_daemon();
+        if let Some(merging) = merging {
+            merging.start(running.write_log());
+        }
         if let Some(handler) = handler {
             subscribers.push(Box::new(Watch::new(handler, running.clone())));
         }
@@ -252,20 +258,17 @@ impl Vm {
         for subscriber in subscribers {
             events.add(subscriber);
         }
+        own::release_startup_code();
+        jail::enter(jail::Thread::EventLoop);
         match is_paused {
             // They are before their first instruction.
             true => _ = running.pause(),
             false => running.wake(),
         }
-        own::release_startup_code();
         if let Some(rate) = config.throttle
             && let Err(error) = running.set_throttle(Some(rate))
         {
             tracing::warn!("{} is not throttled: {error}", config.name);
-        }
-        config.outlive_daemon();
-        if let Some(merging) = merging {
-            merging.start(running.write_log());
         }
         Ok(Self { running, _vm: vm })
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use devices::virtio::balloon;
 use image::vmlinux::Unpack;
+use jail::Mode;
 use memory::ram::Backing;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +76,8 @@ pub struct VmConfig {
     /// Where COM2's socket is made.
     pub com2: Option<PathBuf>,
 
+    /// What becomes of a system call that its process does not need.
+    pub seccomp: Mode,
     /// How much sooner than by its size the kernel's out-of-memory killer takes its process.
     pub oom_score_adj: Option<i16>,
     /// End the VM when standard input ends; then it is no console input.
@@ -109,6 +112,7 @@ impl Default for VmConfig {
             console: Console::Stdio,
             control: None,
             com2: None,
+            seccomp: Mode::default(),
             oom_score_adj: None,
             lifeline: false,
             daemon: None,

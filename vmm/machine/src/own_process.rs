@@ -16,12 +16,10 @@ impl VmConfig {
                 return Err(VmError::DaemonGone { daemon });
             }
         }
-        match self.oom_score_adj {
-            Some(score) => {
-                own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })
-            }
-            None => Ok(()),
+        if let Some(score) = self.oom_score_adj {
+            own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })?;
         }
+        Ok(jail::prepare(&self.name, self.seccomp)?)
     }
 
     /// The VM runs: from now on there is a socket through which the next daemon finds it.
