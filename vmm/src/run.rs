@@ -209,6 +209,7 @@ impl Args {
             control: self.control.take(),
             com2: self.com2.take(),
             seccomp: if self.firecracker.no_seccomp() { Mode::Off } else { self.seccomp },
+            has_api: self.api_sock.is_some(),
             oom_score_adj: self.oom_score_adj,
             lifeline: self.lifeline,
             daemon: self.daemon,

@@ -6,6 +6,7 @@
 //! of system calls is `seccomp/table.rs`.
 
 mod allocator;
+pub mod landlock;
 mod privileges;
 pub mod seccomp;
 
@@ -14,6 +15,7 @@ use std::sync::OnceLock;
 use os::print::errln;
 use thiserror::Error;
 
+pub use landlock::Files;
 pub use seccomp::{EXIT_BAD_SYSCALL, Mode, Thread};
 
 /// What [`prepare`] was told, once for the process.
@@ -26,6 +28,12 @@ pub enum JailError {
     NoNewPrivileges(#[source] std::io::Error),
     #[error("cannot give up capabilities")]
     Capabilities(#[source] std::io::Error),
+    #[error("cannot restrict which files the {thread} thread may open")]
+    Landlock {
+        thread: Thread,
+        #[source]
+        source: ::landlock::RulesetError,
+    },
     #[error("cannot catch SIGSYS, which tells of a forbidden system call")]
     Handler(#[source] std::io::Error),
     #[error("cannot make the filter of system calls for the {thread} thread")]
@@ -65,12 +73,21 @@ pub fn prepare(name: &str, mode: Mode) -> Result<(), JailError> {
     Ok(())
 }
 
-/// Confines the calling thread for good, if this process was prepared: it has no capabilities, and
-/// may make the system calls of its kind. A thread that cannot be confined ends the process: nothing
-/// of a guest's has run then.
+/// Confines the calling thread for good, if this process was prepared: it has no capabilities, may open
+/// no more files than those of its kind need, and make the system calls of its kind. A thread that cannot
+/// be confined ends the process: nothing of a guest's has run then.
 pub fn enter(thread: Thread) {
+    enter_with(thread, &Files::Sockets(Vec::new()));
+}
+
+/// The same, of a thread that may open `files`.
+pub fn enter_with(thread: Thread, files: &Files) {
     let Some(mode) = PREPARED.get() else { return };
-    let entered = privileges::drop_capabilities().and_then(|()| seccomp::install(thread, *mode));
+    let entered = privileges::drop_capabilities()
+        .and_then(|()| {
+            landlock::restrict(thread, files).map_err(|source| JailError::Landlock { thread, source })
+        })
+        .and_then(|()| seccomp::install(thread, *mode));
     if let Err(error) = entered {
         errln!("error: {}", os::one_line(&error));
         std::process::exit(1);

@@ -3,56 +3,31 @@
 //! Those that are let through by their arguments alone are tried with others.
 #![expect(unsafe_code, reason = "makes system calls that nothing else would make")]
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::FromRawFd;
+mod confined;
 
-use jail::{EXIT_BAD_SYSCALL, Mode, Thread, seccomp};
+use jail::{EXIT_BAD_SYSCALL, Files, Mode, Thread, seccomp};
 use syscalls::Sysno;
+
+use confined::{CAME_BACK, confined};
 
 /// The last number that is tried; Linux 6.18 has 470.
 const LAST: i64 = 600;
-/// A child's status when the call came back.
-const CAME_BACK: i32 = 3;
-
 /// uretprobe and uprobe, which newer kernels let past every filter: outside of a probe they do nothing.
 const PROBES: [i64; 2] = [335, 336];
 
-/// How a child ended that was confined and made one call: its status, or what ended it; and what it printed.
+/// How a process ended that was confined and made one call, and what it printed.
 fn tried(thread: Thread, mode: Mode, number: i64, arguments: [i64; 4]) -> (Result<i32, i32>, String) {
-    let mut ends = [0; 2];
-    // SAFETY: the array has room for two descriptors; this process has one thread, so that a forked one
-    // may do all that it may.
-    let child = unsafe {
-        assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
-        libc::fork()
-    };
-    if child == 0 {
-        let [a, b, c, d] = arguments;
-        // SAFETY: standard error is replaced by the pipe; the call is refused, or of a kind that harms
-        // no other process; and the process ends.
-        unsafe {
-            libc::dup2(ends[1], 2);
-            if jail::prepare("child", mode).is_err() {
-                libc::_exit(4);
-            }
-            jail::enter(thread);
-            let returned = libc::syscall(number, a, b, c, d, 0, 0);
-            let refused = returned == -1 && *libc::__errno_location() == libc::EPERM;
-            libc::_exit(if refused { libc::EPERM } else { CAME_BACK });
+    let [a, b, c, d] = arguments;
+    confined(thread, mode, &Files::Sockets(Vec::new()), || {
+        // SAFETY: the call is refused, or of a kind that harms no other process.
+        let returned = unsafe { libc::syscall(number, a, b, c, d, 0, 0) };
+        // SAFETY: it is this thread's own.
+        if returned == -1 && unsafe { *libc::__errno_location() } == libc::EPERM {
+            libc::EPERM
+        } else {
+            CAME_BACK
         }
-    }
-    assert!(child > 0, "no process can be made");
-    let (mut said, mut status) = (String::new(), 0);
-    // SAFETY: both ends are this process's own, and each is closed once; the child is waited for once.
-    unsafe {
-        libc::close(ends[1]);
-        File::from_raw_fd(ends[0]).read_to_string(&mut said).expect("what a child prints is text");
-        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-    }
-    let ended =
-        if libc::WIFEXITED(status) { Ok(libc::WEXITSTATUS(status)) } else { Err(libc::WTERMSIG(status)) };
-    (ended, said)
+    })
 }
 
 fn every_call_that_is_not_listed_ends_the_process() -> usize {

@@ -259,7 +259,7 @@ impl Vm {
             events.add(subscriber);
         }
         own::release_startup_code();
-        jail::enter(jail::Thread::EventLoop);
+        jail::enter_with(jail::Thread::EventLoop, &config.files());
         match is_paused {
             // They are before their first instruction.
             true => _ = running.pause(),

@@ -78,6 +78,8 @@ pub struct VmConfig {
 
     /// What becomes of a system call that its process does not need.
     pub seccomp: Mode,
+    /// Whether a client of its API may name files while it runs.
+    pub has_api: bool,
     /// How much sooner than by its size the kernel's out-of-memory killer takes its process.
     pub oom_score_adj: Option<i16>,
     /// End the VM when standard input ends; then it is no console input.
@@ -113,6 +115,7 @@ impl Default for VmConfig {
             control: None,
             com2: None,
             seccomp: Mode::default(),
+            has_api: false,
             oom_score_adj: None,
             lifeline: false,
             daemon: None,
