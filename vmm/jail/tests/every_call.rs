@@ -53,6 +53,8 @@ fn arguments() -> Vec<(Sysno, [i64; 4], &'static str)> {
     let (memory, executable) = (i64::from(libc::PROT_READ | libc::PROT_WRITE), i64::from(libc::PROT_EXEC));
     let anonymous = i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     let mut all = vec![
+        (Sysno::clone, [0; 4], "another process"),
+        (Sysno::clone, [i64::from(libc::CLONE_NEWUSER), 0, 0, 0], "a namespace"),
         (Sysno::mmap, [0, 4096, memory | executable, anonymous], "memory that can be executed"),
         (Sysno::mprotect, [0, 4096, executable, 0], "memory that becomes executable"),
         (Sysno::tgkill, [1, 1, 9, 0], "a signal to another process"),

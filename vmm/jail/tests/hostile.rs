@@ -21,8 +21,8 @@ use confined::{CAME_BACK, confined};
 enum Wall {
     /// The call ends the process.
     Seccomp,
-    /// The call fails, by Landlock of this version or later.
-    Landlock(u32),
+    /// The call fails, by Landlock of this version or later where it is not 0.
+    Fails(u32),
 }
 
 /// What it tries: 0, a descriptor or a count if that worked, -1 if it was refused.
@@ -89,7 +89,7 @@ fn unlink(path: &str) -> Attempt {
 }
 
 fn attempts(neighbour: &Neighbour, own: &str, others: &str) -> Vec<(&'static str, Wall, Attempt)> {
-    use Wall::{Landlock, Seccomp};
+    use Wall::{Fails, Seccomp};
     let pid = i64::from(neighbour.child);
     let secret = neighbour.secret.as_ptr() as i64;
     let of_neighbour = |name: &str| format!("/proc/{pid}/{name}");
@@ -97,16 +97,16 @@ fn attempts(neighbour: &Neighbour, own: &str, others: &str) -> Vec<(&'static str
     let name = abstract_name();
     vec![
         // Other guests' memory.
-        ("read its memory by /proc", Landlock(1), open(&of_neighbour("mem"), libc::O_RDONLY)),
-        ("write its memory by /proc", Landlock(1), open(&of_neighbour("mem"), rw)),
-        ("see its page table", Landlock(1), open(&of_neighbour("pagemap"), libc::O_RDONLY)),
-        ("reach its files by /proc", Landlock(1), open(&of_neighbour("root/etc/passwd"), libc::O_RDONLY)),
+        ("read its memory by /proc", Fails(1), open(&of_neighbour("mem"), libc::O_RDONLY)),
+        ("write its memory by /proc", Fails(1), open(&of_neighbour("mem"), rw)),
+        ("see its page table", Fails(1), open(&of_neighbour("pagemap"), libc::O_RDONLY)),
+        ("reach its files by /proc", Fails(1), open(&of_neighbour("root/etc/passwd"), libc::O_RDONLY)),
         ("read its memory", Seccomp, call(libc::SYS_process_vm_readv, [pid, secret, 1, secret, 1])),
         ("write its memory", Seccomp, call(libc::SYS_process_vm_writev, [pid, secret, 1, secret, 1])),
         ("trace it", Seccomp, call(libc::SYS_ptrace, [i64::from(libc::PTRACE_SEIZE), pid, 0, 0, 0])),
         ("take its descriptors", Seccomp, call(libc::SYS_pidfd_getfd, [0, 0, 0, 0, 0])),
         ("a userfaultfd", Seccomp, call(libc::SYS_userfaultfd, [0; 5])),
-        ("the device of userfaultfd", Landlock(1), open("/dev/userfaultfd", rw)),
+        ("the device of userfaultfd", Fails(1), open("/dev/userfaultfd", rw)),
         // Other processes.
         ("kill it", Seccomp, call(libc::SYS_kill, [pid, 9, 0, 0, 0])),
         ("kill it by thread", Seccomp, call(libc::SYS_tgkill, [pid, pid, 9, 0, 0])),
@@ -117,7 +117,7 @@ fn attempts(neighbour: &Neighbour, own: &str, others: &str) -> Vec<(&'static str
         // Sockets.
         (
             "an abstract socket",
-            Landlock(6),
+            Fails(6),
             Box::new(move || {
                 SocketAddr::from_abstract_name(&name)
                     .and_then(|at| UnixStream::connect_addr(&at))
@@ -128,29 +128,29 @@ fn attempts(neighbour: &Neighbour, own: &str, others: &str) -> Vec<(&'static str
         ("the network", Seccomp, call(libc::SYS_socket, [i64::from(libc::AF_INET), 1, 0, 0, 0])),
         ("netlink", Seccomp, call(libc::SYS_socket, [i64::from(libc::AF_NETLINK), 3, 0, 0, 0])),
         // Files.
-        ("read the daemon's file", Landlock(1), open(&format!("{others}/file"), libc::O_RDONLY)),
-        ("write the daemon's file", Landlock(1), open(&format!("{others}/file"), libc::O_WRONLY)),
+        ("read the daemon's file", Fails(1), open(&format!("{others}/file"), libc::O_RDONLY)),
+        ("write the daemon's file", Fails(1), open(&format!("{others}/file"), libc::O_WRONLY)),
         (
             "truncate the daemon's file",
-            Landlock(1),
+            Fails(1),
             open(&format!("{others}/file"), libc::O_WRONLY | libc::O_TRUNC),
         ),
-        ("remove the daemon's file", Landlock(1), unlink(&format!("{others}/file"))),
-        ("fill the disk", Landlock(1), open(&format!("{own}/filler"), create)),
-        ("fill a temporary directory", Landlock(1), open("/tmp/samepage-hostile-filler", create)),
-        ("the host's passwords", Landlock(1), open("/etc/shadow", libc::O_RDONLY)),
+        ("remove the daemon's file", Fails(1), unlink(&format!("{others}/file"))),
+        ("fill the disk", Fails(1), open(&format!("{own}/filler"), create)),
+        ("fill a temporary directory", Fails(1), open("/tmp/samepage-hostile-filler", create)),
+        ("the host's passwords", Fails(1), open("/etc/shadow", libc::O_RDONLY)),
         ("a new device", Seccomp, call(libc::SYS_mknodat, [-100, 0, 0o20600, 0x101, 0])),
-        ("/dev/kvm once more", Landlock(1), open("/dev/kvm", rw)),
+        ("/dev/kvm once more", Fails(1), open("/dev/kvm", rw)),
         (
             "its standing with the out-of-memory killer",
-            Landlock(1),
+            Fails(1),
             open("/proc/self/oom_score_adj", libc::O_WRONLY),
         ),
-        ("a setting of the kernel's", Landlock(1), open("/proc/sys/kernel/core_pattern", libc::O_WRONLY)),
+        ("a setting of the kernel's", Fails(1), open("/proc/sys/kernel/core_pattern", libc::O_WRONLY)),
         // Programs and rights.
         ("fork", Seccomp, call(libc::SYS_fork, [0; 5])),
         ("clone", Seccomp, call(libc::SYS_clone, [0; 5])),
-        ("clone3", Seccomp, call(libc::SYS_clone3, [0; 5])),
+        ("clone3", Fails(0), call(libc::SYS_clone3, [0; 5])),
         ("run a program", Seccomp, call(libc::SYS_execve, [0; 5])),
         ("memory that can be executed", Seccomp, call(libc::SYS_mmap, [0, 4096, 7, 0x22, -1])),
         ("become root", Seccomp, call(libc::SYS_setuid, [0; 5])),
@@ -193,7 +193,7 @@ fn main() {
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let (mut refused, mut skipped) = (0, 0);
     for (what, wall, attempt) in attempts(&neighbour, &text(&own), &text(&others)) {
-        if matches!(wall, Wall::Landlock(needed) if version < needed) {
+        if matches!(wall, Wall::Fails(needed) if version < needed) {
             println!("SKIPPED hostile: {what}: Landlock here is of version {version}");
             skipped += 1;
             continue;
@@ -206,7 +206,7 @@ fn main() {
         });
         let expected = match wall {
             Wall::Seccomp => EXIT_BAD_SYSCALL.into(),
-            Wall::Landlock(_) => libc::EACCES,
+            Wall::Fails(_) => libc::EACCES,
         };
         assert_eq!(ended, Ok(expected), "{what}: {said}");
         neighbour.verify();

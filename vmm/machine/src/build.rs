@@ -133,7 +133,8 @@ impl Vm {
             let file = disk.medium.file().try_clone();
             let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
             let (device, handle) =
-                Block::new(disk, Box::new(ram.clone())).map_err(VmError::host("start a drive's thread"))?;
+                Block::new(disk, Box::new(ram.clone()), || jail::enter(jail::Thread::Disk))
+                    .map_err(VmError::host("start a drive's thread"))?;
             virtio.push(Box::new(device));
             drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
         }
@@ -240,7 +241,7 @@ impl Vm {
             kvm: Arc::new(kvm),
             savable: Arc::default(),
         };
-        // All threads are there before this one is confined: it starts no other.
+        // Threads with lists of their own are there before this one is confined: what it starts is confined as it is.
         config.outlive_daemon();
         if let Some(merging) = merging {
             merging.start(running.write_log());

@@ -1,5 +1,5 @@
 //! The table: which system calls each kind of thread may make, and why. What is not here is not
-//! made. In particular no thread starts a program, a process or a thread, maps memory that can be
+//! made. In particular no thread starts a program or a process, maps memory that can be
 //! executed, looks into another process or sends it a signal, or makes a socket that is not of the
 //! file system's.
 
@@ -22,6 +22,8 @@ pub struct Allowed {
 pub enum Check {
     /// One of these values.
     Is(u8, &'static [u64]),
+    /// A value with all of these bits.
+    With(u8, u64),
     /// A value with none of these bits.
     Without(u8, u64),
     /// No pointer.
@@ -30,7 +32,7 @@ pub enum Check {
     ThisProcess(u8),
 }
 
-use Check::{Is, Null, ThisProcess, Without};
+use Check::{Is, Null, ThisProcess, With, Without};
 
 const fn any(call: Sysno, why: &'static str) -> Allowed {
     Allowed { call, checks: &[], why }
@@ -95,7 +97,18 @@ const VCPU: &[Allowed] = &[
     any(Sysno::epoll_ctl, "a reset device ends its guest's connections"),
 ];
 
+const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as u64;
+
 const EVENT_LOOP: &[Allowed] = &[
+    only(Sysno::clone, &[With(0, THREAD)], "a thread for a capture, confined as this one is"),
+    any(
+        Sysno::clone3,
+        "fails (see `install`): its flags cannot be checked, and the C library uses clone then",
+    ),
+    any(Sysno::set_robust_list, "a thread's beginning"),
+    any(Sysno::rseq, "a thread's beginning"),
+    any(Sysno::sched_getaffinity, "a thread's beginning: where its stack ends"),
+    only(Sysno::prctl, &[Is(0, &[libc::PR_SET_NAME as u64])], "a thread's name"),
     any(Sysno::epoll_wait, "the loop"),
     any(Sysno::epoll_pwait, "the loop"),
     any(Sysno::epoll_ctl, "what is watched changes"),
@@ -208,6 +221,21 @@ const MERGE: &[Allowed] = &[
     ioctl!(request::PAGES, "pages are frozen, and looked at"),
 ];
 
+const DISK: &[Allowed] = &[
+    any(Sysno::preadv, "a guest reads"),
+    any(Sysno::readv, "a guest reads"),
+    any(Sysno::pwritev, "a guest writes"),
+    any(Sysno::writev, "a guest writes"),
+    any(Sysno::pwrite64, "a guest writes; an overlay's map"),
+    any(Sysno::lseek, "a guest reads or writes"),
+    any(Sysno::fsync, "a guest flushes"),
+    any(Sysno::fdatasync, "a guest flushes"),
+    any(Sysno::fallocate, "a guest discards"),
+    any(Sysno::ftruncate, "an overlay grows"),
+    any(Sysno::fstat, "a file's size"),
+    any(Sysno::statx, "a file's size"),
+];
+
 const SAMPLE: &[Allowed] = &[ioctl!(request::PAGES, "pages are parked, and looked at")];
 
 /// What threads of this kind may do.
@@ -218,6 +246,7 @@ pub fn of(thread: Thread) -> impl Iterator<Item = &'static Allowed> {
         Thread::Api => API,
         Thread::Merge => MERGE,
         Thread::Sample => SAMPLE,
+        Thread::Disk => DISK,
         Thread::Console | Thread::Handler => &[],
     };
     EVERY.iter().chain(own)
