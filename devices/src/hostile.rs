@@ -146,7 +146,7 @@ impl Machine {
         let devices: [Box<dyn VirtioDevice>; 5] = [
             Box::new(Rng::new()),
             Box::new(device),
-            Box::new(Block::new(disk, Box::new(Host)).unwrap().0),
+            Box::new(Block::new(disk, Box::new(Host), || {}).unwrap().0),
             Box::new(Net::new(interface, Box::new(Echo(UnixDatagram::unbound().unwrap())))),
             Box::new(sockets),
         ];

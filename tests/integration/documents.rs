@@ -33,7 +33,7 @@ fn the_default_command_line_is_the_programs() {
 #[test]
 fn every_exit_status_is_in_the_reference() {
     let text = document("resources/docs/reference/command-line.md");
-    for status in [0, 1, 2, EXIT_BAD_CONFIGURATION, 130] {
+    for status in [0, 1, 2, jail::EXIT_BAD_SYSCALL, EXIT_BAD_CONFIGURATION, 130] {
         assert!(text.contains(&format!("\n| {status} | ")), "{status} has no row");
     }
 }

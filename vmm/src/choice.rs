@@ -5,6 +5,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use fleet::metrics::Format;
 use fleet::spec::EngineName;
 use image::vmlinux::Unpack;
+use jail::Mode;
 use lab::contender::Contender;
 use memory::ram::Backing;
 
@@ -58,6 +59,13 @@ const CONTENDERS: Choices<Contender> = &[
     (Contender::KsmAdvisor, "ksm-advisor", "KSM led by the kernel's scan-time advisor, smart scan"),
 ];
 
+const SECCOMP: Choices<Mode> = &[
+    (Mode::Kill, "kill", "It ends the VM, with status 148 and the call's name on standard error"),
+    (Mode::Errno, "errno", "It fails (EPERM)"),
+    (Mode::Log, "log", "It is made, and the kernel logs it"),
+    (Mode::Off, "off", "It is made: there are no filters"),
+];
+
 /// Other names that a value has.
 const ALIASES: &[(&str, &[&str])] = &[("text", &["classic", "prometheus"])];
 
@@ -90,6 +98,10 @@ pub(crate) fn format() -> impl TypedValueParser<Value = Format> {
     parser(FORMATS)
 }
 
+pub(crate) fn seccomp() -> impl TypedValueParser<Value = Mode> {
+    parser(SECCOMP)
+}
+
 pub(crate) fn contender() -> impl TypedValueParser<Value = Contender> {
     parser(CONTENDERS)
 }
@@ -107,6 +119,9 @@ mod tests {
         for (engine, name, _) in ENGINES {
             assert_eq!(engine.name(), *name);
             assert_eq!(serde_json::to_value(engine).unwrap(), *name);
+        }
+        for (mode, name, _) in SECCOMP {
+            assert_eq!(serde_json::to_value(mode).unwrap(), *name);
         }
         for (place, name, _) in KERNEL_DECOMPRESS {
             assert_eq!(serde_json::to_value(place).unwrap(), *name);

@@ -6,6 +6,7 @@
 //! | 1 | it did not |
 //! | 2 | the command line was wrong: clap's own |
 //! | 130 | a second signal came before the first was dealt with: `os::interrupt` |
+//! | 148 | a VM's process made a system call that is on no list: `jail::EXIT_BAD_SYSCALL` |
 //! | 152 | a VM's config file was wrong |
 //! | 153 | the command line of `samepage firecracker` was wrong: `by_name.rs` |
 //!

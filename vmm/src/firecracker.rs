@@ -36,9 +36,8 @@ pub(super) struct Args {
     /// Maximum size of a request's body
     #[arg(long, requires = "api", value_name = "BYTES", default_value_t = MAX_BODY_BYTES as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_PAYLOAD_BYTES))]
     http_api_max_payload_size: u64,
-
-    // Nothing exists here that these would switch off or limit.
-    #[arg(long, requires = "api", hide = true)]
+    /// As --seccomp off
+    #[arg(long, requires = "api", conflicts_with = "seccomp")]
     no_seccomp: bool,
     /// Maximum size of the metadata service's contents, as JSON
     #[arg(long, requires = "api", value_name = "BYTES", default_value_t = machine::MMDS_SIZE_LIMIT as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_PAYLOAD_BYTES))]
@@ -72,7 +71,10 @@ impl Args {
     /// The first unsupported option given, and the reason.
     pub(super) fn refused(&self) -> Option<String> {
         let (option, what) = if self.seccomp_filter.is_some() {
-            ("--seccomp-filter", "its VMs run without a filter of system calls; leave it out to accept that")
+            (
+                "--seccomp-filter",
+                "its filters are its own, one for each kind of thread (--seccomp); leave it out to accept that",
+            )
         } else if self.enable_pci {
             ("--enable-pci", "its devices are virtio-mmio")
         } else {
@@ -105,6 +107,11 @@ impl Args {
             module: self.module.clone(),
         };
         (logger != Logger::default()).then_some(logger)
+    }
+
+    /// Whether system calls are not to be filtered.
+    pub(super) fn no_seccomp(&self) -> bool {
+        self.no_seccomp
     }
 
     pub(super) fn metrics_path(&self) -> Option<PathBuf> {

@@ -58,7 +58,7 @@ use os::print::{errln, out};
 `samepage help COMMAND` has examples of each.
 
 Exit status: 0 it worked; 1 it did not, and standard error says why; 2 the command line was wrong;
-152 the config file of `samepage run` was wrong; 130 a second Control-C came before the first one had been dealt with.
+148 a VM's process made a system call that it does not need; 152 the config file of `samepage run` was wrong; 130 a second Control-C came before the first one had been dealt with.
 A pipe that nothing reads any more (`| head`) changes none of these; standard output that cannot be written is a 1.
 
 RUST_LOG=info (or debug) makes it say more."

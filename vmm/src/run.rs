@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use devices::virtio::balloon;
+use jail::Mode;
 use machine::api;
 use machine::working_set::{MAX_SAMPLES, SAMPLES, Sampling};
 use machine::{
@@ -162,6 +163,9 @@ pub(super) struct Args {
     /// picks it first)
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
     oom_score_adj: Option<i16>,
+    /// What becomes of a system call that the VM's process does not need
+    #[arg(long, value_name = "ACTION", default_value = "kill", value_parser = choice::seccomp())]
+    seccomp: Mode,
     /// End when standard input ends
     #[arg(long, hide = true)]
     lifeline: bool,
@@ -212,6 +216,8 @@ impl Args {
             console: self.console.clone(),
             control: self.control.take(),
             com2: self.com2.take(),
+            seccomp: if self.firecracker.no_seccomp() { Mode::Off } else { self.seccomp },
+            has_api: self.api_sock.is_some(),
             oom_score_adj: self.oom_score_adj,
             lifeline: self.lifeline,
             daemon: self.daemon,

@@ -135,7 +135,8 @@ impl Vm {
             let file = disk.medium.file().try_clone();
             let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
             let (device, handle) =
-                Block::new(disk, Box::new(ram.clone())).map_err(VmError::host("start a drive's thread"))?;
+                Block::new(disk, Box::new(ram.clone()), || jail::enter(jail::Thread::Disk))
+                    .map_err(VmError::host("start a drive's thread"))?;
             virtio.push(Box::new(device));
             drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
         }
@@ -245,8 +246,14 @@ impl Vm {
             found_slabs: merging.is_some().then_some(found_slabs),
             board,
             vm: Arc::downgrade(&vm),
+            kvm: Arc::new(kvm),
             savable: Arc::default(),
         };
+        // Threads with lists of their own are there before this one is confined: what it starts is confined as it is.
+        config.outlive_daemon();
+        if let Some(merging) = merging {
+            merging.start(running.write_log());
+        }
         if let Some(handler) = handler {
             subscribers.push(Box::new(Watch::new(handler, running.clone())));
         }
@@ -260,20 +267,17 @@ impl Vm {
         for subscriber in subscribers {
             events.add(subscriber);
         }
+        own::release_startup_code();
+        jail::enter_with(jail::Thread::EventLoop, &config.files());
         match is_paused {
             // They are before their first instruction.
             true => _ = running.pause(),
             false => running.wake(),
         }
-        own::release_startup_code();
         if let Some(rate) = config.throttle
             && let Err(error) = running.set_throttle(Some(rate))
         {
             tracing::warn!("{} is not throttled: {error}", config.name);
-        }
-        config.outlive_daemon();
-        if let Some(merging) = merging {
-            merging.start(running.write_log());
         }
         Ok(Self { running, _vm: vm })
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use memory::image::{Ahead, ImageError, Slabs, Taken, most_pages};
 use memory::slab::{Draft, Slab};
 use serde::{Deserialize, Serialize};
@@ -134,12 +134,12 @@ impl Running {
         if let Some(known) = self.savable.get() {
             return Ok(known.clone());
         }
-        let kvm = Kvm::new().map_err(VmError::kvm("open /dev/kvm"))?;
+        let kvm = &*self.kvm;
         let vm = kvm.create_vm().map_err(VmError::kvm("create a VM"))?;
         vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
-        let vcpus = create_vcpus(&kvm, &vm, 1)?;
+        let vcpus = create_vcpus(kvm, &vm, 1)?;
         let fresh = vcpus.first().ok_or(CaptureError::Vcpu)?;
-        let found = Arc::new(Savable::find(&kvm, fresh, &mut |_, _| {})?);
+        let found = Arc::new(Savable::find(kvm, fresh, &mut |_, _| {})?);
         Ok(self.savable.get_or_init(|| found).clone())
     }
 

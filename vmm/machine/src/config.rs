@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use devices::rate_limiter::Limits;
 use devices::virtio::balloon;
 use image::vmlinux::Unpack;
+use jail::Mode;
 use memory::numa::Placement;
 use memory::ram::Backing;
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,10 @@ pub struct VmConfig {
     /// Where COM2's socket is made.
     pub com2: Option<PathBuf>,
 
+    /// What becomes of a system call that its process does not need.
+    pub seccomp: Mode,
+    /// Whether a client of its API may name files while it runs.
+    pub has_api: bool,
     /// How much sooner than by its size the kernel's out-of-memory killer takes its process.
     pub oom_score_adj: Option<i16>,
     /// End the VM when standard input ends; then it is no console input.
@@ -122,6 +127,8 @@ impl Default for VmConfig {
             console: Console::Stdio,
             control: None,
             com2: None,
+            seccomp: Mode::default(),
+            has_api: false,
             oom_score_adj: None,
             lifeline: false,
             daemon: None,

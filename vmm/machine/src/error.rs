@@ -48,6 +48,9 @@ pub enum VmError {
         /// What was asked for.
         asked: u8,
     },
+    /// Its process cannot be confined.
+    #[error("the VM's process cannot be confined")]
+    Jail(#[from] jail::JailError),
     /// It was started by a daemon that is not there any more.
     #[error("the daemon {daemon} is gone")]
     DaemonGone {

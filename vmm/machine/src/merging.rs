@@ -29,7 +29,7 @@ impl Merging {
     /// From now on the guest writes, and `log` says what.
     pub(super) fn start(self, log: DirtyLog) {
         let Self { agent, socket, name } = self;
-        if let Err(error) = agent.start(Box::new(log), socket) {
+        if let Err(error) = agent.start(Box::new(log), socket, || jail::enter(jail::Thread::Merge)) {
             not_merged(&name, &error);
         }
     }

@@ -1,5 +1,8 @@
 //! What a VM's configuration says about the process that it is in.
 
+use std::path::PathBuf;
+
+use jail::Files;
 use memory::own;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
@@ -19,12 +22,24 @@ impl VmConfig {
         }
         // Before anything is mapped and any thread started.
         self.numa.map_or(Ok(()), Placement::apply)?;
-        match self.oom_score_adj {
-            Some(score) => {
-                own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })
-            }
-            None => Ok(()),
+        if let Some(score) = self.oom_score_adj {
+            own::set_oom_score_adj(score).map_err(|source| VmError::OomScore { score, source })?;
         }
+        Ok(jail::prepare(&self.name, self.seccomp)?)
+    }
+
+    /// Files that its process opens while it runs.
+    pub(super) fn files(&self) -> Files {
+        if self.has_api {
+            return Files::Named;
+        }
+        let sockets =
+            [&self.control, &self.com2].into_iter().flatten().chain(self.vsock.iter().map(|v| &v.path));
+        let directory = |path: &PathBuf| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => ".".into(),
+        };
+        Files::Sockets(sockets.map(directory).collect())
     }
 
     /// The VM runs: from now on there is a socket through which the next daemon finds it.

@@ -52,10 +52,10 @@ impl PatientSink {
         let shared = Arc::new(Shared::default());
         let its = shared.clone();
         // Never joined: it may wait for a reader that never comes, and ends with the process.
-        thread::Builder::new()
-            .name("console".into())
-            .stack_size(64 << 10)
-            .spawn(move || its.write_to(&file, &trouble))?;
+        thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(move || {
+            jail::enter(jail::Thread::Console);
+            its.write_to(&file, &trouble);
+        })?;
         Ok(Self(shared))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
@@ -75,7 +76,9 @@ impl Backend {
 
 /// The backend of the loaded KVM module; `None` without one.
 pub fn backend() -> Option<Backend> {
-    backend_in(Path::new("/sys/module"))
+    // A VM's process tells it later, too, when it opens no file of the host's any more.
+    static BACKEND: OnceLock<Option<Backend>> = OnceLock::new();
+    *BACKEND.get_or_init(|| backend_in(Path::new("/sys/module")))
 }
 
 /// The backend's short name for reports; "none" without KVM.

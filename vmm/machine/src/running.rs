@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use devices::rate_limiter::{Limiter, LimiterState, Limits};
 use devices::virtio::balloon;
 use devices::virtio::net::Limiters;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::balloon::{BalloonError, BalloonStatus};
@@ -72,6 +72,8 @@ pub struct Running {
     /// What holds state of the guest, for [`Self::capture`].
     pub(super) board: Board,
     pub(super) vm: Weak<VmFd>,
+    /// What other VMs are made by: the process opens no device once its guest runs.
+    pub(super) kvm: Arc<Kvm>,
     pub(super) savable: Arc<OnceLock<Arc<Savable>>>,
     /// Why it cannot be captured, if it cannot.
     pub(super) not_captured: Option<&'static str>,

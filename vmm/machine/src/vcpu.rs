@@ -299,6 +299,7 @@ impl Vcpus {
 }
 
 fn run(n: usize, mut vcpu: VcpuFd, mut ring: Option<Ring>, shared: &Shared, page: &Arc<RunPage>) {
+    jail::enter(jail::Thread::Vcpu);
     let ending = {
         let _interruptible = Interruptible::new(page.clone());
         run_until_end(n, &mut vcpu, ring.as_mut(), page, shared)

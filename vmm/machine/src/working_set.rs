@@ -135,6 +135,7 @@ impl Sampler {
         let started = Parker::new(ram).and_then(|mut parker| {
             let sampler = sampler.clone();
             let work = move || {
+                jail::enter(jail::Thread::Sample);
                 if let Err(error) = sampler.work(&mut parker, sampling) {
                     sampler.say(Err(failed(error)));
                 }

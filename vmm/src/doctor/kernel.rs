@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{Feature, Finding};
+use jail::landlock::WHOLE;
 use kernel_view::meminfo::Meminfo;
 use kernel_view::pagemap::{FrameTable, Pagemap};
 use memory::Hva;
@@ -29,6 +30,8 @@ pub(super) fn look() -> Kernel {
             &text("/sys/kernel/mm/transparent_hugepage/defrag"),
         ),
         hugetlb(&Meminfo::read().unwrap_or_default()),
+        seccomp(jail::seccomp::is_available()),
+        landlock(jail::landlock::version()),
     ];
     Kernel { findings, ksm, frames }
 }
@@ -179,6 +182,38 @@ fn huge_pages(enabled: &str, defrag: &str) -> Finding {
     }
 }
 
+fn seccomp(available: bool) -> Finding {
+    const NAME: &str = "seccomp";
+    match available {
+        true => Finding::ok(NAME, "each thread of a VM's process makes the system calls on its list alone"),
+        false => Finding::limited(
+            NAME,
+            "not in this kernel: a VM's process may make any system call",
+            "boot a kernel with CONFIG_SECCOMP_FILTER=y, or run only guests that you trust",
+        ),
+    }
+}
+
+fn landlock(version: Option<u32>) -> Finding {
+    const NAME: &str = "Landlock";
+    match version {
+        Some(version @ WHOLE..) => {
+            Finding::ok(NAME, format!("version {version}: a VM's process opens its own files alone"))
+        }
+        Some(version) => Finding::limited(
+            NAME,
+            format!("version {version}: a VM's process opens its own files alone, with gaps"),
+            "a newer kernel (6.12 has all): it keeps VMs from truncating files (version 3), TCP (4), ioctls of \
+             devices (5) and abstract sockets (6)",
+        ),
+        None => Finding::limited(
+            NAME,
+            "not in this kernel, or off: a VM's process opens the files that its user may",
+            "boot a kernel with CONFIG_SECURITY_LANDLOCK=y, and lsm= with landlock in it",
+        ),
+    }
+}
+
 fn hugetlb(meminfo: &Meminfo) -> Finding {
     const NAME: &str = "huge pages (pool)";
     match (
@@ -224,6 +259,13 @@ mod tests {
         let left = ksm_finding(Availability::Full, Some(LeftBehind { owner: 7, settings, mend }), &read);
         assert!(left.level == Level::Limited && left.found.contains("process 7"), "{left:?}");
         assert!(left.found.contains("run=1 (was 0)") && left.change.unwrap().contains("echo 0 > run"));
+    }
+
+    #[test]
+    fn walls_that_are_missing_are_told() {
+        let levels = [None, Some(1), Some(6), Some(9)].map(|version| landlock(version).level);
+        assert_eq!(levels, [Level::Limited, Level::Limited, Level::Ok, Level::Ok]);
+        assert_eq!([false, true].map(|is| seccomp(is).level), [Level::Limited, Level::Ok]);
     }
 
     #[test]

@@ -123,12 +123,13 @@ impl Handle {
 }
 
 impl Block {
-    /// A device over `disk` without a driver, its thread, and the host's way to it; `in_flight` hears of pages that the file is read into.
-    pub fn new(disk: Disk, in_flight: Box<dyn InFlight>) -> io::Result<(Self, Handle)> {
+    /// A device over `disk` without a driver, its thread, and the host's way to it; `in_flight` hears of pages that the file is read into. The
+    /// thread calls `confine` first.
+    pub fn new(disk: Disk, in_flight: Box<dyn InFlight>, confine: fn()) -> io::Result<(Self, Handle)> {
         let errors = Arc::new(Errors::new());
         let read_only = disk.read_only;
         let known = Arc::new(Known { sectors: AtomicU64::new(disk.sectors), interrupt: Mutex::default() });
-        let (worker, swap) = Worker::start(disk, in_flight, errors.clone())?;
+        let (worker, swap) = Worker::start(disk, in_flight, errors.clone(), confine)?;
         let handle = Handle { swap, known: known.clone(), read_only };
         let block = Self {
             worker,

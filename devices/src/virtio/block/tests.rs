@@ -70,7 +70,7 @@ impl Bench {
     }
 
     fn over(disk: Disk, file: File, mask: u64, recorded: Recorder, in_flight: Box<dyn InFlight>) -> Self {
-        let (block, handle) = Block::new(disk, in_flight).unwrap();
+        let (block, handle) = Block::new(disk, in_flight, || {}).unwrap();
         let errors = block.errors.clone();
         let features = (block.features() & mask) | crate::virtio::TRANSPORT_FEATURES;
         let mut driver = Driver::new(block);
@@ -301,7 +301,7 @@ fn what_the_disk_does_not_have_is_refused() {
 fn a_request_larger_than_any_driver_was_told_is_refused() {
     let mut bench = Bench::new(false);
     let medium = Medium::File(bench.file.try_clone().unwrap());
-    let (huge, _) = Block::new(disk(medium, 1 << 20, false), Box::new(Recorder::default())).unwrap();
+    let (huge, _) = Block::new(disk(medium, 1 << 20, false), Box::new(Recorder::default()), || {}).unwrap();
     bench.errors = huge.errors.clone();
     bench.driver = Driver::new(huge);
     bench.ring = bench.driver.start(128, true);

@@ -88,6 +88,7 @@ impl Worker {
         disk: Disk,
         in_flight: Box<dyn InFlight>,
         errors: Arc<Errors>,
+        confine: fn(),
     ) -> io::Result<(Self, Swap)> {
         let (jobs, received) = channel();
         let shared = Arc::new(Shared {
@@ -97,7 +98,10 @@ impl Worker {
             abandon: AtomicBool::new(false),
         });
         let theirs = shared.clone();
-        let work = move || run(&received, disk, &*in_flight, &errors, &theirs);
+        let work = move || {
+            confine();
+            run(&received, disk, &*in_flight, &errors, &theirs);
+        };
         let thread = std::thread::Builder::new().name("disk".into()).spawn(work)?;
         let swap = Swap(jobs.clone());
         let worker = Self { jobs, shared, thread: Some(thread), in_flight: 0, in_flight_bytes: 0 };

@@ -43,6 +43,10 @@ pub fn rules(max_body_bytes: usize) -> Rules {
 pub struct Api(pub Caller);
 
 impl Service for Api {
+    fn begin(&mut self) {
+        jail::enter(jail::Thread::Api);
+    }
+
     fn serve(&mut self, connection: ConnectionId, asked: HttpRequest) -> Option<http::Response> {
         tracing::info!("the API is asked for {} {:?}", asked.method, asked.path);
         match Request::parse(&asked.method, &asked.path, &asked.body) {

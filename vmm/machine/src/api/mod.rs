@@ -148,16 +148,8 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         Err(source) => Err(ApiError::ConfigFile { path, source }),
     });
     let configured = configured.transpose()?;
-    let mut events = EventLoop::new(rest.lifeline)?;
+    let events = EventLoop::new(rest.lifeline)?;
     let listener = socket.as_deref().map(Listener::bind_private).transpose()?;
-    let (_server, inbox) = match &listener {
-        Some(listener) => {
-            let (server, inbox) = serve(listener.socket()?, max_body_bytes).map_err(ApiError::Thread)?;
-            events.add(Box::new(inbox.called().clone()));
-            (Some(server), Some(inbox))
-        }
-        None => (None, None),
-    };
     let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, events));
     instance.says_version(firecracker_version);
     let mmds = instance.mmds(mmds_limit);
@@ -170,6 +162,15 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
     for request in asked.into_iter().flatten() {
         instance.carry_out(request).map_err(ApiError::CommandLine)?;
     }
+    // After it is known where messages go: the first request is one.
+    let (_server, inbox) = match &listener {
+        Some(listener) => {
+            let (server, inbox) = serve(listener.socket()?, max_body_bytes).map_err(ApiError::Thread)?;
+            instance.launch_mut().events.add(Box::new(inbox.called().clone()));
+            (Some(server), Some(inbox))
+        }
+        None => (None, None),
+    };
     if let Some((path, requests)) = configured {
         configure(&mut instance, requests)
             .map_err(|source| ApiError::ConfigFile { path: path.clone(), source })?;

@@ -139,6 +139,7 @@ impl Handler {
         let (noticed, stop) = (handler.noticed.clone(), handler.stop.clone());
         let watch = thread::Builder::new().name("handler".into()).stack_size(64 << 10);
         watch.spawn(move || {
+            jail::enter(jail::Thread::Handler);
             loop {
                 let mut events =
                     [PollFd::new(&*process, PollFlags::IN), PollFd::new(&*stop, PollFlags::IN)];

@@ -131,10 +131,16 @@ impl Agent {
     }
 
     /// Starts the thread, which serves whatever matchmaker is at `socket`, now or later, for as long as this process lives; `log` says
-    /// what is written.
-    pub fn start(mut self, log: Box<dyn WriteLog>, socket: PathBuf) -> io::Result<()> {
+    /// what is written. The thread calls `confine` before it listens to any matchmaker.
+    pub fn start(
+        mut self,
+        log: Box<dyn WriteLog>,
+        socket: PathBuf,
+        confine: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
         let work = move || {
             self.merger.yielding.lower_priority();
+            confine();
             let mut watcher = Watcher::new(log, self.pages);
             self.clock = CpuClock::start();
             if let Err(error) = watcher.start() {

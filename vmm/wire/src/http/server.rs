@@ -26,6 +26,9 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 pub type ConnectionId = u64;
 
 pub trait Service: Send {
+    /// Called once, on the thread, before it has clients.
+    fn begin(&mut self) {}
+
     /// The answer; None if it comes later, from [`Self::answers`].
     fn serve(&mut self, connection: ConnectionId, request: HttpRequest) -> Option<Response>;
 
@@ -141,11 +144,12 @@ impl Server {
         builder: thread::Builder,
         listener: Listener,
         rules: Rules,
-        service: impl Service + 'static,
+        mut service: impl Service + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let its_stop = stop.clone();
         let thread = builder.spawn(move || {
+            service.begin();
             let mut clients =
                 Clients { listener, rules, service, all: HashMap::new(), next: 0, shut_until: None };
             while clients.turn(&its_stop) {}

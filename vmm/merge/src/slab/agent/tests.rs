@@ -38,7 +38,7 @@ impl World {
             ram.memory().write_slice(&content(page), GuestAddress(page * PAGE_BYTES)).unwrap();
         }
         match Agent::new(&ram, FoundSlabs::default()) {
-            Ok(agent) => agent.start(Box::new(OwnWrites::new(&ram)), path).unwrap(),
+            Ok(agent) => agent.start(Box::new(OwnWrites::new(&ram)), path, || {}).unwrap(),
             Err(error) => {
                 testing::skipped(module_path!(), format_args!("userfaultfd: {error}"));
                 return None;
