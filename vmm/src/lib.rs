@@ -14,6 +14,7 @@ mod choice;
 mod demo;
 mod demo_clones;
 mod doctor;
+mod exec;
 mod exit_status;
 mod experiment;
 mod firecracker;
@@ -73,6 +74,7 @@ enum Command {
     Fleet(fleet::Args),
     Top(top::Args),
     Balloon(balloon::Args),
+    Exec(exec::Args),
     Power(power::Args),
     Walk(walk::Args),
     Snapshot(snapshot::Args),
@@ -112,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Fleet(args) => fleet::run(args),
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
+        Command::Exec(args) => exec::run(args),
         Command::Power(args) => power::run(args),
         Command::Walk(args) => walk::run(args),
         Command::Snapshot(args) => snapshot::run(args),
