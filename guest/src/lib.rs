@@ -13,7 +13,8 @@
 //! - [`histogram`] and [`tsc`]: how long its writes take;
 //! - [`virtio`]: the built-in guest's balloon driver, over registers and memory that its caller
 //!   provides;
-//! - [`service`]: commands in, replies out, over a workload.
+//! - [`service`]: commands in, replies out, over a workload;
+//! - [`exec`]: how the host has a command run.
 //!
 //! It needs neither `std` nor an allocator, imports nothing of ours and must not know a VMM or a
 //! host. Begin with [`protocol`] and [`service`]; the programs are in `src/bin`.
@@ -23,6 +24,7 @@
 extern crate std;
 
 pub mod content;
+pub mod exec;
 pub mod histogram;
 pub mod in_use;
 pub mod ip;

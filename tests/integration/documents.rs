@@ -204,9 +204,11 @@ fn plain(path: &Path) -> PathBuf {
     parts.iter().collect()
 }
 
-/// `samepage` with these words and `--help`, which is refused where something before that is wrong.
+/// `samepage` with these words and `--help`, which is refused where something before that is wrong. What follows `--` is another
+/// program's.
 fn help(words: &[String]) -> tests::run::Outcome {
-    Run::program(tests::samepage(), words.iter().map(String::as_str).chain(["--help"])).output()
+    let own = words.iter().map(String::as_str).take_while(|word| *word != "--");
+    Run::program(tests::samepage(), own.chain(["--help"])).output()
 }
 
 /// Whatever command line a document shows, the program understands.

@@ -94,7 +94,7 @@ fn every_mark_is_known() {
 
 /// What the lab's shell needs before the blocks of a document: the program, the image where a
 /// user's is, a place for files.
-fn lab_head() -> String {
+pub(super) fn lab_head() -> String {
     format!(
         "{SHELL}
         set +x
@@ -121,7 +121,7 @@ fn lab_the_readme_leads_to_a_merged_linux_fleet() {
 }
 
 /// Debian's root file system, made once as the guide says.
-fn debian() -> PathBuf {
+pub(super) fn debian() -> PathBuf {
     let _alone = os::lock(&DEBIAN);
     let path = tests::lab::image_dir().with_file_name("debian.img");
     let modified = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
@@ -182,7 +182,7 @@ fn lab_ten_debians_have_one_image() {
                   echo all ten have a shell; samepage fleet down";
     let body = body.replace("samepage fleet down", looked);
     let outcome = lab_script(Duration::from_secs(540), &(head + &body)).success();
-    let said = ["all ten have a shell", "is down"];
+    let said = ["all ten have a shell", "is down", "ID=debian"];
     assert!(said.iter().all(|words| outcome.stdout.contains(words)), "{outcome}");
 }
 

@@ -20,6 +20,7 @@ mod demo;
 mod doctor;
 mod documents;
 mod drives;
+mod exec;
 mod experiment;
 mod firecracker_clients;
 mod fleet;

@@ -16,6 +16,7 @@ mod demo;
 mod demo_clones;
 mod doctor;
 mod energy;
+mod exec;
 mod exit_status;
 mod experiment;
 mod firecracker;
@@ -77,6 +78,7 @@ enum Command {
     Fleet(fleet::Args),
     Top(top::Args),
     Balloon(balloon::Args),
+    Exec(exec::Args),
     Power(power::Args),
     Walk(walk::Args),
     Snapshot(snapshot::Args),
@@ -125,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Fleet(args) => fleet::run(args),
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
+        Command::Exec(args) => exec::run(args),
         Command::Power(args) => power::run(args),
         Command::Walk(args) => walk::run(args),
         Command::Snapshot(args) => snapshot::run(args),

@@ -6,6 +6,7 @@ use core::fmt::{self, Write};
 
 use guest::protocol::Text;
 
+use crate::exec;
 use crate::network;
 use crate::root::{self, Process};
 use crate::sys::{self, Access, Errno, Fd, STDERR, STDIN, STDOUT};
@@ -52,7 +53,10 @@ pub(crate) fn start() -> (Channel, bool) {
     let cmdline = read.ok().and_then(|len| str::from_utf8(&buffer[..len]).ok()).unwrap_or_default();
     network::start(cmdline);
     let channel = Channel::open();
-    (channel, root::switch(cmdline) == Process::Init)
+    let is_init = root::switch(cmdline) == Process::Init;
+    // Before there are pages of a workload, which a process of its own would share.
+    exec::start();
+    (channel, is_init)
 }
 
 /// An initramfs without /dev/console starts its first process with no files open.

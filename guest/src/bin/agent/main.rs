@@ -28,6 +28,7 @@ use sys::{Fd, RETRY_MILLIS};
 mod balloon;
 mod clock;
 mod disk;
+mod exec;
 mod frames;
 mod generation;
 mod init;

@@ -1,6 +1,7 @@
 //! The system calls the agent makes, and nothing else of Linux.
 #![expect(unsafe_code, reason = "system calls without a C library")]
 
+pub(crate) mod process;
 pub(crate) mod root;
 
 use core::arch::asm;
