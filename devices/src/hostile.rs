@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -28,12 +28,14 @@ use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
 use crate::virtio::net::{self, Mac, Net, Offload, Tap};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, HIGH_RAM_END, ram};
+use crate::virtio::vsock::Vsock;
 
 const RNG_BASE: u64 = 0xd000_0000;
 const BALLOON_BASE: u64 = RNG_BASE + MMIO_LEN;
 const BLOCK_BASE: u64 = BALLOON_BASE + MMIO_LEN;
 const NET_BASE: u64 = BLOCK_BASE + MMIO_LEN;
-const VIRTIO_BASES: [u64; 4] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE, NET_BASE];
+const VSOCK_BASE: u64 = NET_BASE + MMIO_LEN;
+const VIRTIO_BASES: [u64; 5] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE, NET_BASE, VSOCK_BASE];
 const RING: u64 = 0x1_0000;
 
 /// A terminal that sometimes has had enough, or is gone.
@@ -64,7 +66,7 @@ struct Machine {
     mmio: Bus,
     com1: Arc<Mutex<Serial>>,
     /// rng, balloon, block and net.
-    virtio: [Arc<Mutex<MmioTransport>>; 4],
+    virtio: [Arc<Mutex<MmioTransport>>; 5],
     balloon: Handle,
 }
 
@@ -107,6 +109,12 @@ impl Tap for Echo {
     }
 }
 
+/// A listener of the kernel's choice of name, which is in no file system.
+fn listener() -> UnixListener {
+    let dir = tempfile::tempdir().unwrap();
+    UnixListener::bind(dir.path().join("v.sock")).unwrap()
+}
+
 impl Machine {
     fn new() -> Self {
         let memory = ram();
@@ -133,11 +141,14 @@ impl Machine {
         file.set_len(8 * 512).unwrap();
         let disk = Disk { medium: Medium::File(file), sectors: 8, read_only: false, id: [7; ID_BYTES] };
         let interface = net::Config { mac: Mac([2; 6]), mtu: None };
-        let devices: [Box<dyn VirtioDevice>; 4] = [
+        let sockets =
+            Vsock::new(3, listener(), Box::new(|_| Err(ErrorKind::ConnectionRefused.into()))).unwrap();
+        let devices: [Box<dyn VirtioDevice>; 5] = [
             Box::new(Rng::new()),
             Box::new(device),
             Box::new(Block::new(disk, Box::new(Host)).unwrap().0),
             Box::new(Net::new(interface, Box::new(Echo(UnixDatagram::unbound().unwrap())))),
+            Box::new(sockets),
         ];
         let virtio = devices.map(|device| {
             Arc::new(Mutex::new(MmioTransport::new(memory.clone(), device, IrqLine::new(event()))))
@@ -197,7 +208,7 @@ fn step() -> impl Strategy<Value = Step> {
     let register = (0u32..0x46).prop_map(|word| 4 * word);
     prop_oneof![
         3 => (port, bytes()).prop_map(|(port, data)| Step::Port(port, data)),
-        1 => (RNG_BASE - 8..NET_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
+        1 => (RNG_BASE - 8..VSOCK_BASE + MMIO_LEN + 8, bytes()).prop_map(|(at, data)| Step::Mmio(at, data)),
         4 => (register, value).prop_map(|(register, value)| Step::Register(register, value)),
         1 => bytes().prop_map(Step::Input),
         1 => (0usize..7).prop_map(Step::Event),

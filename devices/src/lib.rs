@@ -20,6 +20,7 @@ pub mod in_flight;
 pub mod interrupt;
 pub mod legacy;
 mod lock;
+pub mod rate_limiter;
 pub mod reclaim;
 pub mod state;
 pub mod virtio;

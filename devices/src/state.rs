@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::rate_limiter::LimiterState;
+
 /// A serial port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SerialState {
@@ -90,6 +92,8 @@ pub enum DeviceState {
     Nothing,
     /// A balloon.
     Balloon(BalloonState),
+    /// The rate limiters of a device that has any, in the order of its queues.
+    Limiters(Vec<Option<LimiterState>>),
 }
 
 /// A balloon.

@@ -215,7 +215,7 @@ fn a_wrong_file_has_a_status_of_its_own() {
         ("".to_owned(), "not a JSON object"),
         ("{}".to_owned(), "without kernel configuration"),
         (format!("{{{builtin},\"machine_config\":{{}}}}"), "did you mean \"machine-config\"?"),
-        (format!("{{{builtin},\"entropy\":{{\"a\":1}}}}"), "not supported by Samepage yet"),
+        (format!("{{{builtin},\"entropy\":{{\"a\":1}}}}"), "unknown field `a`"),
         (
             format!(
                 "{{{builtin},\"drives\":[{{\"drive_id\":\"a\",\"path_on_host\":\"/none\",\"is_root_device\":true}}]}}"
@@ -292,7 +292,7 @@ fn malformed_requests_are_refused_and_others_are_served() {
     for (method, path, body, said) in [
         ("PUT", "/foo", json!({}), "Invalid request method and/or path: PUT /foo."),
         ("DELETE", "/", Value::Null, "Invalid request method and/or path: DELETE /."),
-        ("PUT", "/entropy", json!({}), "not supported by Samepage yet"),
+        ("PUT", "/pmem/a", json!({}), "not supported by Samepage yet"),
         ("PUT", "/drives/root", json!({}), "missing field `drive_id`"),
         ("PUT", "/actions", Value::Null, "Empty PUT request."),
         (

@@ -196,8 +196,8 @@ fn the_api_has_interfaces_as_firecrackers_has() {
         (&json!({"iface_id": "eth1", "host_dev_name": "lo"}), "The TAP is already in use: lo, by \"eth0\"."),
         (&json!({"iface_id": "eth1", "host_dev_name": "lo", "guest_mac": "1"}), "\"1\" is no MAC address"),
         (
-            &json!({"iface_id": "eth1", "host_dev_name": "lo", "rx_rate_limiter": {"ops": {"size": 1, "refill_time": 1}}}),
-            "rx_rate_limiter",
+            &json!({"iface_id": "eth1", "host_dev_name": "lo", "rx_rate_limiter": {"ops": {"size": 1}}}),
+            "missing field `refill_time`",
         ),
         (&interface("lo"), "does not match the id from the body"),
     ] {

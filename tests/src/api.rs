@@ -60,7 +60,28 @@ impl ApiVm {
         }
         all.extend(args.iter().map(OsString::from));
         let running = sandbox.samepage(all).timeout(SOON * 2).start();
-        let vm = Self { running, socket, control, com2 };
+        Self { running, socket, control, com2 }.listening()
+    }
+
+    /// As [`Self::start`], by a link to the program that is called `firecracker`. There is no COM2, and a control socket only if the VM
+    /// has a daemon.
+    ///
+    /// # Panics
+    /// If it does not come.
+    #[track_caller]
+    pub fn firecracker(sandbox: &Sandbox, args: &[impl AsRef<OsStr>], env: &[(&str, &OsStr)]) -> Self {
+        let socket = sandbox.runtime_dir().join("api.sock");
+        let mut all = vec![OsString::from("--api-sock"), socket.clone().into()];
+        all.extend(args.iter().map(OsString::from));
+        let run = env.iter().fold(sandbox.firecracker(all), |run, (key, value)| run.env(key, value));
+        let control = sandbox.runtime_dir().join("api.sock.control");
+        let running = run.timeout(SOON * 2).start();
+        Self { running, socket, control, com2: PathBuf::new() }.listening()
+    }
+
+    #[track_caller]
+    fn listening(self) -> Self {
+        let vm = self;
         let until = Instant::now() + SOON;
         while UnixStream::connect(&vm.socket).is_err() {
             assert!(Instant::now() < until, "no API: {}", vm.running.stderr_so_far());

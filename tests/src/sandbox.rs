@@ -78,6 +78,18 @@ impl Sandbox {
         Run::program(crate::samepage(), args).env(RUNTIME_DIR, self.runtime.path()).env("NO_COLOR", "1")
     }
 
+    /// The program by a link that is called `firecracker`.
+    ///
+    /// # Panics
+    /// If the link cannot be made.
+    pub fn firecracker(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Run {
+        let link = self.file("firecracker");
+        if !link.exists() {
+            std::os::unix::fs::symlink(crate::samepage(), &link).expect("a link");
+        }
+        Run::program(link, args).env(RUNTIME_DIR, self.runtime.path()).env("NO_COLOR", "1")
+    }
+
     /// A shell on a script in which `$SAMEPAGE` is the program, and `$DIR` is a directory for files
     /// of this test.
     pub fn shell(&self, script: &str) -> Run {

@@ -7,6 +7,7 @@
 //! | 2 | the command line was wrong: clap's own |
 //! | 130 | a second signal came before the first was dealt with: `os::interrupt` |
 //! | 152 | a VM's config file was wrong |
+//! | 153 | the command line of `samepage firecracker` was wrong: `by_name.rs` |
 //!
 //! Which endings of a VM are failures, `run.rs` says.
 

@@ -40,8 +40,12 @@ pub(super) struct Args {
     // Nothing exists here that these would switch off or limit.
     #[arg(long, requires = "api", hide = true)]
     no_seccomp: bool,
-    #[arg(long, requires = "api", hide = true)]
-    mmds_size_limit: Option<u64>,
+    /// Maximum size of the metadata service's contents, as JSON
+    #[arg(long, requires = "api", value_name = "BYTES", default_value_t = machine::MMDS_SIZE_LIMIT as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_PAYLOAD_BYTES))]
+    mmds_size_limit: u64,
+    /// Put this JSON file into the metadata service
+    #[arg(long, requires = "api", value_name = "FILE")]
+    metadata: Option<PathBuf>,
     // Used only in metrics that Samepage does not have.
     #[arg(long, requires = "api", hide = true)]
     start_time_us: Option<u64>,
@@ -54,8 +58,6 @@ pub(super) struct Args {
     // Not implemented yet.
     #[arg(long, hide = true, value_name = "FILE")]
     seccomp_filter: Option<PathBuf>,
-    #[arg(long, hide = true, value_name = "FILE")]
-    metadata: Option<PathBuf>,
     #[arg(long, hide = true)]
     enable_pci: bool,
     /// Print the version of the state files that are written, and end
@@ -71,8 +73,6 @@ impl Args {
     pub(super) fn refused(&self) -> Option<String> {
         let (option, what) = if self.seccomp_filter.is_some() {
             ("--seccomp-filter", "its VMs run without a filter of system calls; leave it out to accept that")
-        } else if self.metadata.is_some() {
-            ("--metadata", "it has no metadata service (MMDS)")
         } else if self.enable_pci {
             ("--enable-pci", "its devices are virtio-mmio")
         } else {
@@ -109,6 +109,15 @@ impl Args {
 
     pub(super) fn metrics_path(&self) -> Option<PathBuf> {
         self.metrics_path.clone()
+    }
+
+    /// Maximum size of the metadata service's contents.
+    pub(super) fn mmds_limit(&self) -> usize {
+        self.mmds_size_limit as usize
+    }
+
+    pub(super) fn metadata(&self) -> Option<PathBuf> {
+        self.metadata.clone()
     }
 
     /// Maximum size of a request's body.

@@ -10,6 +10,7 @@
 
 mod balloon;
 mod balloon_table;
+mod by_name;
 mod choice;
 mod demo;
 mod demo_clones;
@@ -21,6 +22,7 @@ mod fleet;
 mod fleet_table;
 mod host;
 mod image;
+mod jailer;
 mod ledger_table;
 mod measure;
 mod power;
@@ -70,6 +72,7 @@ enum Command {
     Doctor(doctor::Args),
     Demo(demo::Args),
     Run(Box<run::Args>),
+    Firecracker(Box<by_name::Args>),
     Fleet(fleet::Args),
     Top(top::Args),
     Balloon(balloon::Args),
@@ -100,15 +103,23 @@ pub fn main() -> ExitCode {
         log();
         return ended(run::run_handed(&handed));
     }
-    let cli = match Cli::try_parse() {
+    let arguments = match by_name::Name::of(std::env::args_os().collect()) {
+        (Some(name), arguments) => {
+            log();
+            return by_name::main(name, arguments);
+        }
+        (None, arguments) => arguments,
+    };
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(said) => return help(&said),
+        Err(said) => return help_with(&said, None),
     };
     log();
     ended(match cli.command {
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(*args),
+        Command::Firecracker(args) => by_name::run(*args),
         Command::Fleet(args) => fleet::run(args),
         Command::Top(args) => top::run(args),
         Command::Balloon(args) => balloon::run(args),
@@ -140,11 +151,11 @@ fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// Help and versions are results; anything else that clap says is an error in the command line.
-fn help(said: &clap::Error) -> ExitCode {
+/// Help and versions are results; anything else that clap says is an error in the command line, whose status is `wrong` or clap's own.
+fn help_with(said: &clap::Error, wrong: Option<u8>) -> ExitCode {
     if said.use_stderr() {
         errln!("{}", said.render().to_string().trim_end());
-        return ExitCode::from(said.exit_code().clamp(0, 255) as u8);
+        return ExitCode::from(wrong.unwrap_or(said.exit_code().clamp(0, 255) as u8));
     }
     match out!("{}", said.render()) {
         Ok(()) => ExitCode::SUCCESS,

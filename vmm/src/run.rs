@@ -199,6 +199,8 @@ impl Args {
             merge: self.merge.take(),
             sampling: self.sample_working_set.map(|period| Sampling { period, samples: self.samples }),
             throttle: self.throttle,
+            entropy: Default::default(),
+            mmds: None,
             track_dirty_pages: false,
             image: None,
             console: self.console.clone(),
@@ -231,23 +233,30 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         None => args.config(),
     };
     prepare(&config)?;
-    let (name, on_stdio) = (config.name.clone(), config.console == Console::Stdio);
     let load = args.load.zip(args.memory_file);
     let load = load.map(|(state, memory)| api::LoadSnapshot::of_files(state, memory, args.resume));
-    let ending = if args.api_sock.is_some() || args.config_file.is_some() || load.is_some() {
-        api::run(api::Options {
+    if args.api_sock.is_some() || args.config_file.is_some() || load.is_some() {
+        return serve(api::Options {
             socket: args.api_sock,
             config_file: args.config_file,
             load,
             logger: args.firecracker.logger(),
             metrics_path: args.firecracker.metrics_path(),
             max_body_bytes: args.firecracker.max_body_bytes(),
+            mmds_limit: args.firecracker.mmds_limit(),
+            metadata: args.firecracker.metadata(),
+            firecracker_version: api::VERSION,
             rest: config,
-        })?
-    } else {
-        start(&config)?
-    };
-    Ok(status(&name, on_stdio, ending))
+        });
+    }
+    let ending = start(&config)?;
+    Ok(status(&config.name, config.console == Console::Stdio, ending))
+}
+
+/// Serves a VM with an API until it ends.
+pub(super) fn serve(options: api::Options) -> anyhow::Result<ExitCode> {
+    let (name, on_stdio) = (options.rest.name.clone(), options.rest.console == Console::Stdio);
+    Ok(status(&name, on_stdio, api::run(options)?))
 }
 
 /// What a daemon starts a VM's process with. It is parsed by itself: to describe all commands and their options, as [`Args`] needs,
@@ -341,7 +350,7 @@ fn console(text: &str) -> Result<Console, String> {
 }
 
 /// Parses an API's name of a VM, as Firecracker does.
-fn id(text: &str) -> Result<String, String> {
+pub(super) fn id(text: &str) -> Result<String, String> {
     match text.len() {
         1..=MAX_ID_BYTES if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => Ok(text.into()),
         _ => Err(format!("expected 1 to {MAX_ID_BYTES} letters, digits and hyphens")),

@@ -5,6 +5,8 @@
 //! most as many chains as the queue has entries, and there are at most [`MAX_PASSES`] passes before the
 //! caller is asked to come back. A device whose requests can be large ends its turn earlier ([`Completion::Last`]).
 
+use std::time::Duration;
+
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{Interrupt, Progress};
@@ -33,6 +35,8 @@ pub enum Completion {
     Held,
     /// As `Held`, and the device has no room for another: [`drain`] returns, and is called again once one is complete.
     HeldLast,
+    /// A rate limit holds it back for this long: it stays in the ring, untouched, and so do those behind it.
+    Later(Duration),
 }
 
 /// Takes every available chain from `queue`, calls `each` with it, and puts it in the used ring.
@@ -68,6 +72,11 @@ pub fn drain(
                     Completion::Written(0)
                 }
             };
+            if let Completion::Later(wait) = completion {
+                queue.go_to_previous_position();
+                progress = Progress::Later(wait);
+                break 'passes;
+            }
             if let Completion::Written(bytes) | Completion::Last(bytes) = completion {
                 queue.add_used(memory, head, bytes)?;
                 completed = true;

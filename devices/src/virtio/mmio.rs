@@ -140,9 +140,10 @@ impl MmioTransport {
 
     /// The host has something for a queue of the device ([`VirtioDevice::source`]), which is processed if there is a driver: without
     /// one that is no mistake, as it is with [`MmioTransport::notify`].
-    pub fn arrived(&mut self, queue: usize) {
-        if self.running() && self.queues.get(queue).is_some_and(|queue| queue.setup.ready) {
-            self.notify(queue);
+    pub fn arrived(&mut self, queue: usize) -> Progress {
+        match self.running() && self.queues.get(queue).is_some_and(|queue| queue.setup.ready) {
+            true => self.notify(queue),
+            false => Progress::Idle,
         }
     }
 

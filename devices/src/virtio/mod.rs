@@ -19,13 +19,14 @@ pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
 
 use crate::GuestMemory;
+use crate::rate_limiter::Limiter;
 use crate::state::{DeviceState, RestoreError};
 
 pub use chain::{Buffer, Chain};
@@ -44,6 +45,8 @@ pub enum Progress {
     /// A turn is over, by the bound on passes or by the device's own, and there may be more. No notification will
     /// come: process again.
     More,
+    /// A rate limit holds back what there is, for this long: process again then.
+    Later(Duration),
 }
 
 /// A virtio device behind a transport.
@@ -103,8 +106,31 @@ pub trait VirtioDevice: Send {
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
         match state {
             DeviceState::Nothing => Ok(()),
-            DeviceState::Balloon(_) => Err(RestoreError::Kind { device: self.device_id() }),
+            _ => Err(RestoreError::Kind { device: self.device_id() }),
         }
+    }
+}
+
+/// The limiters of a device in a captured state: nothing, where nothing is limited.
+fn save_limiters(limiters: &[&Limiter]) -> DeviceState {
+    let all: Vec<_> = limiters.iter().map(|limiter| limiter.save()).collect();
+    match all.iter().all(Option::is_none) {
+        true => DeviceState::Nothing,
+        false => DeviceState::Limiters(all),
+    }
+}
+
+/// And back. Without any they stay as they are.
+fn restore_limiters(device: u32, limiters: &[&Limiter], state: &DeviceState) -> Result<(), RestoreError> {
+    match state {
+        DeviceState::Nothing => Ok(()),
+        DeviceState::Limiters(all) if all.len() == limiters.len() => {
+            for (limiter, state) in limiters.iter().zip(all) {
+                limiter.restore(&state.unwrap_or_default());
+            }
+            Ok(())
+        }
+        _ => Err(RestoreError::Kind { device }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The entropy device (Virtio 1.2, section 5.4): one queue, no configuration, no feature bits.
 //!
-//! Bytes come from the host's getrandom(2). There is no rate limit: a request is bounded, and a guest that
-//! asks without end burns its own vCPU's time.
+//! Bytes come from the host's getrandom(2). A request is bounded, and a guest that asks without end burns its own vCPU's
+//! time, so a rate limit is for those that want one.
 
 use std::sync::Arc;
 
@@ -9,8 +9,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::Queue;
 
 use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
+use super::{
+    Activation, Interrupt, Progress, RingError, VirtioDevice, place, restore_limiters, save_limiters,
+};
 use crate::GuestMemory;
+use crate::rate_limiter::Limiter;
+use crate::state::{DeviceState, RestoreError};
 use crate::virtio::Chain;
 use crate::warn::Limited;
 
@@ -25,6 +29,7 @@ const MAX_REQUEST_BYTES: usize = 4096;
 /// The device.
 #[derive(Debug)]
 pub struct Rng {
+    limiter: Limiter,
     active: Option<Active>,
     broken: Limited,
     misused: Limited,
@@ -41,7 +46,13 @@ struct Active {
 impl Rng {
     /// A device without a driver.
     pub fn new() -> Self {
+        Self::limited(Limiter::default())
+    }
+
+    /// Of which a driver gets no more than `limiter` lets through.
+    pub fn limited(limiter: Limiter) -> Self {
         Self {
+            limiter,
             active: None,
             broken: Limited::new("virtio-rng: broken request"),
             misused: Limited::new("virtio-rng: request with a device-readable buffer"),
@@ -81,8 +92,11 @@ impl VirtioDevice for Rng {
         let Some(Active { memory, queue: Some(queue), interrupt }) = &mut self.active else {
             return Ok(Progress::Idle);
         };
-        let (misused, unavailable) = (&self.misused, &self.unavailable);
-        drain(queue, memory, interrupt, &self.broken, |chain| answer(chain, misused, unavailable))
+        let (misused, unavailable, limiter) = (&self.misused, &self.unavailable, &self.limiter);
+        drain(queue, memory, interrupt, &self.broken, |chain| match limiter.take(wanted(chain) as u64) {
+            Ok(()) => answer(chain, misused, unavailable),
+            Err(wait) => Completion::Later(wait),
+        })
     }
 
     fn reset(&mut self) {
@@ -92,6 +106,19 @@ impl VirtioDevice for Rng {
     fn queue_place(&self, _index: usize) -> Option<(u16, u16)> {
         place(self.active.as_ref()?.queue.as_ref())
     }
+
+    fn save(&self) -> DeviceState {
+        save_limiters(&[&self.limiter])
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        restore_limiters(VIRTIO_ID_RNG, &[&self.limiter], state)
+    }
+}
+
+/// Bytes of a request that are answered.
+fn wanted(chain: &Chain<'_>) -> usize {
+    MAX_REQUEST_BYTES.min(chain.writable_bytes() as usize)
 }
 
 /// Fills the request with random bytes, as far as the cap goes.
@@ -101,7 +128,7 @@ fn answer(chain: &mut Chain<'_>, misused: &Limited, unavailable: &Limited) -> Co
         misused.hit(format_args!("{} bytes", chain.readable_bytes()));
     }
     let mut bytes = [0; MAX_REQUEST_BYTES];
-    let wanted = MAX_REQUEST_BYTES.min(chain.writable_bytes() as usize);
+    let wanted = wanted(chain);
     if let Err(error) = getrandom::fill(&mut bytes[..wanted]) {
         unavailable.hit(format_args!("{error}"));
         return Completion::Written(0);

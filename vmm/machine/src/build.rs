@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use devices::legacy::serial::Serial;
+use devices::rate_limiter::Limiter;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::Block;
 use devices::virtio::rng::Rng;
@@ -35,7 +36,7 @@ use super::machine::Machine;
 use super::merging::Merging;
 use super::platform::{COM1_PORT, COM2_PORT, GENERATION, VIRTIO_BASE};
 use super::restore::{Image, Mapped};
-use super::running::Running;
+use super::running::{NetHandle, Running};
 use super::shut_down::ShutDown;
 use super::snapshot::{FileWatch, Watch};
 use super::state::saved::VmState;
@@ -97,7 +98,7 @@ impl Vm {
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
         image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
-        let interfaces = interface::open_all(&config.net)?;
+        let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
         // Sockets before the kernel is loaded: a path in use is known at once.
         let listen = |path| match config.daemon.is_some() {
             true => Listener::bind(path)?.keep(),
@@ -121,7 +122,8 @@ impl Vm {
                 .map_err(VmError::host("log which pages are written (track_dirty_pages)"))?,
             false => Tracking::default(),
         };
-        let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+        let entropy = Limiter::new(config.entropy);
+        let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::limited(entropy.clone()))];
         let balloon = config.balloon.map(|balloon| {
             let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
             virtio.push(Box::new(device));
@@ -137,7 +139,9 @@ impl Vm {
             virtio.push(Box::new(device));
             drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
         }
-        for interface in interfaces {
+        let mut nets = Vec::new();
+        for (interface, limiters) in interfaces {
+            nets.push(NetHandle { device: virtio.len(), limiters });
             virtio.push(Box::new(interface));
         }
         if let Some((device, held)) = vsock {
@@ -218,6 +222,8 @@ impl Vm {
             write_log,
             tracking,
             drives: Arc::new(Mutex::new(drives)),
+            nets: Arc::new(nets),
+            entropy,
             handler_ended: handler.as_ref().map(|_| Arc::default()),
             wakes: Arc::new(AtomicBool::new(is_image)),
             sampler: Sampler::start(&ram, config.sampling),

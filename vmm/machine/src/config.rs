@@ -6,13 +6,14 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use devices::rate_limiter::Limits;
 use devices::virtio::balloon;
 use image::vmlinux::Unpack;
 use memory::ram::Backing;
 use serde::{Deserialize, Serialize};
 
 use super::drive::Drive;
-use super::interface::Interface;
+use super::interface::{Interface, Mmds};
 use super::vsock::Vsock;
 use super::working_set::Sampling;
 
@@ -48,6 +49,12 @@ pub struct VmConfig {
     pub net: Vec<Interface>,
     /// Its sockets, if it has any.
     pub vsock: Option<Vsock>,
+    /// The metadata service, and on which of the interfaces it is.
+    #[serde(skip)]
+    pub mmds: Option<Mmds>,
+    /// How many random bytes it gets.
+    #[serde(skip_serializing_if = "Limits::is_none")]
+    pub entropy: Limits,
     /// Its balloon.
     pub balloon: Option<balloon::Config>,
 
@@ -98,6 +105,8 @@ impl Default for VmConfig {
             drives: Vec::new(),
             net: Vec::new(),
             vsock: None,
+            mmds: None,
+            entropy: Limits::default(),
             balloon: Some(balloon::Config { statistics: true, ..balloon::Config::default() }),
             huge_pages: None,
             mergeable: false,

@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 
-use devices::virtio::net::{self, Mac, MacError, Offload};
+use devices::rate_limiter::{Limiter, Limits};
+use devices::virtio::net::{self, Limiters, Mac, MacError, Offload};
+use mmds::Detour;
 use os::print::errln;
 use os::tap::{self, Tap, TapError};
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,12 @@ pub struct Interface {
     /// The longest packet that the guest may send; None: 1500, if the guest does not decide otherwise.
     #[serde(default)]
     pub mtu: Option<u16>,
+    /// What may be sent to it.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub rx_rate_limiter: Limits,
+    /// What it may send.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub tx_rate_limiter: Limits,
 }
 
 /// Why a guest cannot have an interface.
@@ -60,6 +68,9 @@ pub enum InterfaceError {
         "the TAP {0} is there already, so put it on a bridge yourself (`ip link set {0} master BRIDGE`): bridge= is for auto"
     )]
     Bridge(String),
+    /// Its metadata service is not to be had.
+    #[error("the metadata service cannot be made")]
+    Mmds(#[source] io::Error),
     /// No random number for an address.
     #[error("no MAC address can be made up: {0}")]
     Random(String),
@@ -135,6 +146,22 @@ impl FromStr for Interface {
     }
 }
 
+/// A metadata service.
+#[derive(Clone, Debug)]
+pub struct Mmds {
+    pub config: mmds::Config,
+    pub store: mmds::Store,
+    /// The numbers of the interfaces that it is on.
+    pub interfaces: Vec<usize>,
+}
+
+/// The same service: what is in its store is not compared.
+impl PartialEq for Mmds {
+    fn eq(&self, other: &Self) -> bool {
+        (self.config, &self.interfaces) == (other.config, &other.interfaces)
+    }
+}
+
 /// A TAP as a device sees it.
 struct Segment(Tap);
 
@@ -163,18 +190,30 @@ impl net::Tap for Segment {
 }
 
 /// The devices of all of a VM's interfaces, in order.
-pub(super) fn open_all(interfaces: &[Interface]) -> Result<Vec<net::Net>, InterfaceError> {
+pub(super) fn open_all(
+    interfaces: &[Interface],
+    mmds: Option<&Mmds>,
+) -> Result<Vec<(net::Net, Limiters)>, InterfaceError> {
     if interfaces.len() > MAX_INTERFACES {
         return Err(InterfaceError::TooMany { asked: interfaces.len() });
     }
-    let device = |interface: &Interface| {
+    let device = |(number, interface): (usize, &Interface)| {
         let (config, tap) = interface.open()?;
         if interface.tap.is_none() {
             errln!("note: the TAP {} was made for this VM, whose address is {}", tap.name(), config.mac);
         }
-        Ok(net::Net::new(config, Box::new(Segment(tap))))
+        let receive = Limiter::new(interface.rx_rate_limiter);
+        let limiters = Limiters { receive, transmit: Limiter::new(interface.tx_rate_limiter) };
+        let tap: Box<dyn net::Tap> = match mmds.filter(|mmds| mmds.interfaces.contains(&number)) {
+            Some(mmds) => {
+                let detour = Detour::new(Box::new(Segment(tap)), mmds.config, mmds.store.clone());
+                Box::new(detour.map_err(InterfaceError::Mmds)?)
+            }
+            None => Box::new(Segment(tap)),
+        };
+        Ok((net::Net::limited(config, tap, limiters.clone()), limiters))
     };
-    interfaces.iter().map(device).collect()
+    interfaces.iter().enumerate().map(device).collect()
 }
 
 #[cfg(test)]
@@ -185,7 +224,8 @@ mod tests {
     fn what_the_command_line_says() {
         let all: Interface = "tap0,mac=02:00:00:00:00:01,mtu=1280".parse().unwrap();
         let mac = Some(Mac([2, 0, 0, 0, 0, 1]));
-        assert_eq!(all, Interface { tap: Some("tap0".into()), bridge: None, mac, mtu: Some(1280) });
+        let expected = Interface { tap: Some("tap0".into()), mac, mtu: Some(1280), ..Interface::default() };
+        assert_eq!(all, expected);
         let made: Interface = "auto,bridge=br0".parse().unwrap();
         assert_eq!(made, Interface { bridge: Some("br0".into()), ..Interface::default() });
         for (text, said) in [

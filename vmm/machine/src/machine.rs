@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::GuestMemory;
 use devices::bus::Bus;
@@ -16,7 +16,7 @@ use devices::legacy::power::{POWER_BASE, POWER_LEN, Power};
 use devices::legacy::pvpanic::{PVPANIC_LEN, PVPANIC_PORT, Pvpanic};
 use devices::legacy::serial::Serial;
 use devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
-use devices::virtio::{Interrupt, VirtioDevice};
+use devices::virtio::{Interrupt, Progress, VirtioDevice};
 use devices::virtio::{block, net, vsock};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -105,11 +105,25 @@ impl Machine {
                 vm.register_ioevent(&notified, &address, queue as u32)
                     .map_err(VmError::kvm("register a queue notification (ioeventfd)"))?;
                 let (notified, transport) = (Notified::ByDriver(notified), transport.clone());
-                queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed: false });
+                queues.all.push(QueueEvent {
+                    notified,
+                    transport,
+                    queue,
+                    takes_memory,
+                    missed: false,
+                    due: None,
+                });
             }
             if let Some((notified, queue)) = source {
                 let transport = transport.clone();
-                queues.all.push(QueueEvent { notified, transport, queue, takes_memory, missed: false });
+                queues.all.push(QueueEvent {
+                    notified,
+                    transport,
+                    queue,
+                    takes_memory,
+                    missed: false,
+                    due: None,
+                });
             }
             board.virtio.push(transport.clone());
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
@@ -186,16 +200,23 @@ struct QueueEvent {
     takes_memory: bool,
     /// Notified while the VM was paused, or held by its throttle.
     missed: bool,
+    /// When its rate limit lets something through again, if it holds something back.
+    due: Option<Instant>,
 }
 
 impl QueueEvent {
     /// False if the device is in use for longer than an access takes: a vCPU resets it, and its disk is slow.
-    fn process(&self) -> bool {
+    fn process(&mut self) -> bool {
         let Some(mut transport) = lock_soon(&self.transport) else { return false };
-        match self.notified {
-            Notified::ByDriver(_) => _ = transport.notify(self.queue),
-            Notified::ByHost(_) => transport.arrived(self.queue),
-        }
+        let progress = match self.notified {
+            // A driver that has reset its device meanwhile makes no mistake.
+            Notified::ByDriver(_) if self.due.is_none() => transport.notify(self.queue),
+            _ => transport.arrived(self.queue),
+        };
+        self.due = match progress {
+            Progress::Later(wait) => Instant::now().checked_add(wait),
+            Progress::Idle | Progress::More => None,
+        };
         true
     }
 }
@@ -216,6 +237,11 @@ fn lock_soon<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     None
 }
 
+/// Behind the queues' numbers, and those of the resumption and of the throttle's timer: that of the rate limits' timer.
+const REFILLED: u32 = 2;
+/// The least wait for a rate limit: a timer that is set more often costs more than it is worth.
+const LEAST_WAIT: Duration = Duration::from_micros(100);
+
 /// Handles queue notifications on the event loop; holds them back while the VM is paused, so that
 /// devices leave a paused guest's memory alone, and those that take memory while it is held by its throttle.
 #[derive(Default)]
@@ -225,6 +251,8 @@ pub struct Queues {
     resumed: Option<EventFd>,
     /// Set while something is held back by the throttle.
     paid: Option<Timer>,
+    /// Set while something is held back by a rate limit.
+    refilled: Option<Timer>,
     vcpus: Option<Arc<Shared>>,
 }
 
@@ -239,6 +267,7 @@ impl Queues {
         let resumed = event()?;
         self.resumed = Some(clone(&resumed)?);
         self.paid = Some(Timer::new().map_err(VmError::host("make a timer"))?);
+        self.refilled = Some(Timer::new().map_err(VmError::host("make a timer"))?);
         Ok((self.paused.clone(), resumed))
     }
 
@@ -250,7 +279,37 @@ impl Queues {
             if event.missed && !held {
                 let _ = self.paid.as_ref().map(|paid| paid.every(AGAIN));
             }
+            if event.due.is_some() {
+                self.await_refill();
+            }
         }
+    }
+
+    /// Sets the timer to when the first queue is due.
+    fn await_refill(&self) {
+        if let (Some(due), Some(refilled)) =
+            (self.all.iter().filter_map(|event| event.due).min(), &self.refilled)
+        {
+            // Zero would be never.
+            let wait = due.saturating_duration_since(Instant::now()).max(LEAST_WAIT);
+            let _ = refilled.every(wait);
+        }
+    }
+
+    /// Handles the queues that are due.
+    fn refill(&mut self) {
+        let _ = self.refilled.as_ref().map(Timer::disarm);
+        let now = Instant::now();
+        for n in 0..self.all.len() {
+            if self.all.get(n).is_some_and(|event| event.due.is_some_and(|due| due <= now)) {
+                self.process_queue(n);
+                // One that is held back for another reason is looked at when that is over.
+                if let Some(event) = self.all.get_mut(n).filter(|event| event.missed) {
+                    event.due = None;
+                }
+            }
+        }
+        self.await_refill();
     }
 
     /// Whether queue `n` is to wait; then the timer is set.
@@ -282,6 +341,9 @@ impl MutEventSubscriber for Queues {
         if let Some(paid) = &self.paid {
             let _ = ops.add(Events::with_data(paid, count + 1, EventSet::IN));
         }
+        if let Some(refilled) = &self.refilled {
+            let _ = ops.add(Events::with_data(refilled, count + REFILLED, EventSet::IN));
+        }
     }
 
     fn process(&mut self, events: Events, _: &mut EventOps) {
@@ -293,6 +355,7 @@ impl MutEventSubscriber for Queues {
                 }
                 self.process_queue(n);
             }
+            None if n == self.all.len() + REFILLED as usize => self.refill(),
             // Resumed, or what was owed is paid: what is to wait longer sets the timer again.
             None => {
                 let _ = self.resumed.as_ref().map(EventFd::read);

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use devices::rate_limiter::{Limiter, LimiterState, Limits};
 use devices::virtio::balloon;
+use devices::virtio::net::Limiters;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,6 +47,10 @@ pub struct Running {
     pub(super) tracking: Tracking,
     /// Its drives, in order.
     pub(super) drives: Arc<Mutex<Vec<Attached>>>,
+    /// Its network interfaces, in order.
+    pub(super) nets: Arc<Vec<NetHandle>>,
+    /// How many random bytes it gets.
+    pub(super) entropy: Limiter,
     /// Whether the process that fills its memory has ended, if there is one.
     pub(super) handler_ended: Option<Arc<AtomicBool>>,
     /// Whether its devices are to be woken before it runs.
@@ -69,6 +75,13 @@ pub struct Running {
     pub(super) savable: Arc<OnceLock<Arc<Savable>>>,
     /// Why it cannot be captured, if it cannot.
     pub(super) not_captured: Option<&'static str>,
+}
+
+/// The way to a network interface.
+pub(super) struct NetHandle {
+    /// Which of the virtio devices it is.
+    pub(super) device: usize,
+    pub(super) limiters: Limiters,
 }
 
 impl Running {
@@ -272,6 +285,27 @@ impl Running {
     fn written(&self) -> Option<PageSet> {
         let mut written = PageSet::default();
         self.write_log().read(&mut written).ok().map(|()| written)
+    }
+
+    /// Puts other buckets in the place of those that are given, at network interface `number`. False if there is none.
+    pub fn set_net_limits(&self, number: usize, receive: Limits, transmit: Limits) -> bool {
+        let Some(net) = self.nets.get(number) else { return false };
+        net.limiters.receive.set(receive);
+        net.limiters.transmit.set(transmit);
+        // What waited for the old ones looks again.
+        self.board.virtio.iter().skip(net.device).take(1).for_each(|device| os::lock(device).wake());
+        true
+    }
+
+    /// The limits of network interface `number` and how full their buckets are: to the guest, and from it.
+    pub fn net_limits(&self, number: usize) -> [Option<LimiterState>; 2] {
+        let net = self.nets.get(number);
+        net.map(|net| [net.limiters.receive.save(), net.limiters.transmit.save()]).unwrap_or_default()
+    }
+
+    /// The limits of the entropy device.
+    pub fn entropy_limits(&self) -> Option<LimiterState> {
+        self.entropy.save()
     }
 
     /// KVM's own statistics.

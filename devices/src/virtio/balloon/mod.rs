@@ -171,7 +171,7 @@ impl VirtioDevice for Balloon {
                 self.handle.restore(state, self.requests.ram());
                 Ok(())
             }
-            DeviceState::Nothing => Err(RestoreError::Kind { device: self.device_id() }),
+            _ => Err(RestoreError::Kind { device: self.device_id() }),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use virtio_bindings::bindings::virtio_mmio as reg;
 
-use super::MmioTransport;
+use super::{MmioTransport, Progress};
 use crate::bus::BusDevice;
 
 const CONFIG_OFFSET: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
@@ -63,7 +63,15 @@ impl MmioTransport {
                 self.set_up(offset, |setup| set_high(&mut setup.used_ring, value))
             }
             reg::VIRTIO_MMIO_QUEUE_READY => self.write_ready(value),
-            reg::VIRTIO_MMIO_QUEUE_NOTIFY => _ = self.notify(value as usize),
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => {
+                let queue = value as usize;
+                // What a rate limit holds back is for the event loop, which has timers.
+                if let Progress::Later(_) = self.notify(queue)
+                    && let Some(kick) = self.queues.get(queue).and_then(|queue| queue.kick.as_ref())
+                {
+                    let _ = kick.write(1);
+                }
+            }
             reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
             reg::VIRTIO_MMIO_STATUS => self.write_status(value),
             // No region exists, so any selection gives the same answer.

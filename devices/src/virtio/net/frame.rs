@@ -10,6 +10,11 @@ pub(super) const MIN_BYTES: usize = HEADER_BYTES + 14;
 /// not offered.
 pub(super) const MAX_BYTES: usize = MIN_BYTES + 4 + 65535;
 
+/// Bytes of a frame without its header.
+pub(super) fn bytes_on_wire(bytes: usize) -> u64 {
+    bytes.saturating_sub(HEADER_BYTES) as u64
+}
+
 /// Room for one frame. Its memory is there once it has been used.
 #[derive(Debug, Default)]
 pub(super) struct Frame(Vec<u8>);

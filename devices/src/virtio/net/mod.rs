@@ -26,11 +26,14 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as bits;
 use virtio_queue::Queue;
 
-use self::frame::{Frame, HEADER_BYTES, MIN_BYTES};
+use self::frame::{Frame, HEADER_BYTES, MAX_BYTES, MIN_BYTES};
 use self::receive::Receiver;
 use super::drain::{Completion, drain};
 use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
+use super::{restore_limiters, save_limiters};
 use crate::GuestMemory;
+use crate::rate_limiter::Limiter;
+use crate::state::{DeviceState, RestoreError};
 use crate::warn::Limited;
 
 /// What kind of device it is (Virtio 1.2, section 5).
@@ -140,10 +143,20 @@ pub struct Config {
     pub mtu: Option<u16>,
 }
 
+/// What may pass. A frame is an operation, and as many bytes as it has without its header.
+#[derive(Clone, Debug, Default)]
+pub struct Limiters {
+    /// To the guest.
+    pub receive: Limiter,
+    /// From it.
+    pub transmit: Limiter,
+}
+
 /// The device.
 pub struct Net {
     config: Config,
     tap: Box<dyn Tap>,
+    limiters: Limiters,
     receiver: Receiver,
     transmit: Frame,
     active: Option<Active>,
@@ -169,9 +182,15 @@ struct Mistakes {
 impl Net {
     /// A device on `tap` without a driver.
     pub fn new(config: Config, tap: Box<dyn Tap>) -> Self {
+        Self::limited(config, tap, Limiters::default())
+    }
+
+    /// One that lets no more pass than `limiters` say.
+    pub fn limited(config: Config, tap: Box<dyn Tap>, limiters: Limiters) -> Self {
         Self {
             config,
             tap,
+            limiters,
             receiver: Receiver::default(),
             transmit: Frame::default(),
             active: None,
@@ -214,9 +233,13 @@ impl Net {
             return Ok(Progress::Idle);
         };
         let (frame, tap, mistakes) = (&mut self.transmit, &mut *self.tap, &self.mistakes);
+        let limiter = &self.limiters.transmit;
         let mut turn_bytes = 0;
         drain(queue, memory, interrupt, &mistakes.broken, |chain| {
             let bytes = chain.readable_bytes() as usize;
+            if let Err(wait) = limiter.take(frame::bytes_on_wire(bytes.min(MAX_BYTES))) {
+                return Completion::Later(wait);
+            }
             match frame.room(bytes) {
                 Some(room) if bytes >= MIN_BYTES => {
                     let read = chain.read(room);
@@ -280,7 +303,8 @@ impl VirtioDevice for Net {
     fn process_queue(&mut self, index: usize) -> Result<Progress, RingError> {
         match (index, &mut self.active) {
             (RECEIVE, Some(Active { memory, receive: Some(queue), interrupt, .. })) => {
-                self.receiver.receive(queue, memory, interrupt, &mut *self.tap, &self.mistakes)
+                let (tap, limiter) = (&mut *self.tap, &self.limiters.receive);
+                self.receiver.receive(queue, memory, interrupt, (tap, limiter), &self.mistakes)
             }
             (TRANSMIT, _) => self.send(),
             _ => Ok(Progress::Idle),
@@ -299,6 +323,14 @@ impl VirtioDevice for Net {
     fn queue_place(&self, index: usize) -> Option<(u16, u16)> {
         let active = self.active.as_ref()?;
         place(if index == RECEIVE { active.receive.as_ref() } else { active.transmit.as_ref() })
+    }
+
+    fn save(&self) -> DeviceState {
+        save_limiters(&[&self.limiters.receive, &self.limiters.transmit])
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        restore_limiters(DEVICE_ID, &[&self.limiters.receive, &self.limiters.transmit], state)
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{Queue, QueueT};
 
-use super::frame::{Frame, MAX_BYTES, MIN_BYTES, NUM_BUFFERS};
+use super::frame::{Frame, MAX_BYTES, MIN_BYTES, NUM_BUFFERS, bytes_on_wire};
 use super::{Mistakes, TURN_BYTES, Tap};
 use crate::GuestMemory;
+use crate::rate_limiter::Limiter;
 use crate::virtio::drain::MAX_PASSES;
 use crate::virtio::gather::{Gathered, Room};
 use crate::virtio::{Interrupt, Progress, RingError};
@@ -18,6 +19,8 @@ pub(super) struct Receiver {
     frame: Frame,
     /// Bytes of the frame that waits for buffers; 0 if none does.
     waiting_bytes: usize,
+    /// Whether it has been let through by the limiter.
+    is_let_through: bool,
     gathered: Gathered,
     /// Whether a frame may fill several chains.
     mergeable: bool,
@@ -27,12 +30,12 @@ impl Receiver {
     /// There is a driver, with `features`.
     pub(super) fn start(&mut self, features: u64) {
         self.mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        self.waiting_bytes = 0;
+        (self.waiting_bytes, self.is_let_through) = (0, false);
     }
 
     /// There is none any more; a frame for it is lost, as on a wire.
     pub(super) fn stop(&mut self) {
-        self.waiting_bytes = 0;
+        (self.waiting_bytes, self.is_let_through) = (0, false);
     }
 
     /// Takes frames from `tap` until it has none or the driver has no buffers for them, or for a turn: so many bytes, or so many chains,
@@ -42,7 +45,7 @@ impl Receiver {
         queue: &mut Queue,
         memory: &GuestMemory,
         interrupt: &Interrupt,
-        tap: &mut dyn Tap,
+        (tap, limiter): (&mut dyn Tap, &Limiter),
         mistakes: &Mistakes,
     ) -> Result<Progress, RingError> {
         let first_used = queue.next_used();
@@ -72,6 +75,12 @@ impl Receiver {
                 }
             }
             let bytes = self.waiting_bytes;
+            if !self.is_let_through {
+                if let Err(wait) = limiter.take(bytes_on_wire(bytes)) {
+                    break Progress::Later(wait);
+                }
+                self.is_let_through = true;
+            }
             match self.gathered.take(queue, memory, (bytes, most), &mistakes.broken, &mut looked)? {
                 Room::TooLittle => break Progress::Idle,
                 Room::Never => mistakes.no_room.hit(format_args!("{bytes} bytes")),
@@ -82,7 +91,7 @@ impl Receiver {
                     self.gathered.fill(queue, memory, frame)?;
                 }
             }
-            self.waiting_bytes = 0;
+            (self.waiting_bytes, self.is_let_through) = (0, false);
         };
         interrupt.used_since(first_used, queue, memory)?;
         Ok(progress)

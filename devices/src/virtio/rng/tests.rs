@@ -95,3 +95,28 @@ fn a_readable_buffer_is_not_written() {
     assert!(!is_random(&driver.bytes(BUFFERS, 64)));
     assert!(is_random(&driver.bytes(BUFFERS + 0x1000, 64)));
 }
+
+#[test]
+fn requests_beyond_the_limit_wait() {
+    use crate::rate_limiter::{Bucket, Limiter, Limits};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+    let ms = Arc::new(AtomicU64::new(0));
+    let hand = ms.clone();
+    let limits =
+        Limits { bandwidth: Some(Bucket { size: 100, one_time_burst: 0, refill_time: 100 }), ops: None };
+    let clock = Arc::new(move || Duration::from_millis(hand.load(Ordering::SeqCst)));
+    let mut driver = Driver::new(Rng::limited(Limiter::with_clock(limits, clock)));
+    let mut ring = driver.start(8, false);
+    for slot in 0..2 {
+        ring.descriptor(slot, (BUFFERS + 0x1000 * u64::from(slot), 64, WRITE, 0));
+        ring.offer(slot);
+    }
+    assert_eq!(driver.transport.notify(0), Progress::Later(Duration::from_millis(28)));
+    assert_eq!(ring.used_idx(), 1);
+    assert!(!is_random(&driver.bytes(BUFFERS + 0x1000, 64)));
+    ms.store(28, Ordering::SeqCst);
+    assert_eq!(driver.transport.notify(0), Progress::Idle);
+    assert_eq!(ring.used_idx(), 2);
+    assert!(is_random(&driver.bytes(BUFFERS + 0x1000, 64)));
+}

@@ -216,7 +216,7 @@ impl VirtioDevice for Vsock {
                 self.is_reset = self.active.is_some();
                 Ok(())
             }
-            DeviceState::Balloon(_) => Err(RestoreError::Kind { device: DEVICE_ID }),
+            _ => Err(RestoreError::Kind { device: DEVICE_ID }),
         }
     }
 }

@@ -2,12 +2,14 @@
 //! fleet's file their domain.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Fleet, pledge_of};
 use crate::guest::Guest;
 use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
 use machine::VmConfig;
+use machine::api::{API_SOCKET, CONTROL_SUFFIX};
 use machine::control::Request;
 use memory::PAGE_BYTES;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
@@ -136,11 +138,33 @@ fn after<'a>(arguments: &'a [String], option: &str) -> Option<&'a str> {
     })
 }
 
-/// Its control socket, wherever the process was started.
+/// Its control socket, wherever the process was started, and whatever it sees as the root.
 fn control(pid: u32, arguments: &[String]) -> Option<PathBuf> {
-    let path = Path::new(after(arguments, "--control")?);
-    Some(fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default().join(path))
-        .filter(|path| path.is_absolute())
+    let path = match (after(arguments, "--control"), after(arguments, "--api-sock")) {
+        (Some(path), _) => PathBuf::from(path),
+        (None, Some(api)) => PathBuf::from(format!("{api}{CONTROL_SUFFIX}")),
+        (None, None) if is_firecracker(arguments) && !arguments.iter().any(|a| a == "--no-api") => {
+            PathBuf::from(format!("{API_SOCKET}{CONTROL_SUFFIX}"))
+        }
+        (None, None) => return None,
+    };
+    let path = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default().join(path);
+    let place = |root: &str| fs::metadata(root).map(|it| (it.dev(), it.ino()));
+    let is_jailed = match (place(&format!("/proc/{pid}/root/")), place("/")) {
+        (Ok(its), Ok(ours)) => its != ours,
+        _ => false,
+    };
+    match path.strip_prefix("/") {
+        Ok(below) if is_jailed => Some(Path::new(&format!("/proc/{pid}/root")).join(below)),
+        Ok(_) => Some(path),
+        Err(_) => None,
+    }
+}
+
+/// Whether it was started by Firecracker's name.
+fn is_firecracker(arguments: &[String]) -> bool {
+    let is_it = |argument: &String| Path::new(argument).file_name().is_some_and(|name| name == "firecracker");
+    arguments.iter().take(2).any(is_it)
 }
 
 /// Its control group, in version 2's tree.
@@ -163,6 +187,11 @@ mod tests {
         assert_eq!(control(pid, &arguments), Some("/a".into()));
         let relative = ["run", "--control", "a.sock"].map(String::from);
         assert_eq!(control(pid, &relative), Some(std::env::current_dir().unwrap().join("a.sock")));
+        let by_name = ["/opt/firecracker", "--api-sock", "/b", "--", "x"].map(String::from);
+        assert_eq!(control(pid, &by_name), Some("/b.control".into()));
+        assert_eq!(control(pid, &by_name[..1]), Some("/run/firecracker.socket.control".into()));
+        assert_eq!(control(pid, &["samepage", "run"].map(String::from)), None);
+        assert_eq!(control(pid, &["firecracker", "--no-api"].map(String::from)), None);
         assert!(cgroup(&Process::open(pid).unwrap()).starts_with('/'));
     }
 }

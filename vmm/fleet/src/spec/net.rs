@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use devices::rate_limiter::Limits;
 use devices::virtio::net::Mac;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
@@ -14,7 +15,10 @@ pub(super) const NUMBER: &str = "{n}";
 
 /// An interface of a guest: `eth0` is the first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "{ tap = \"tap0\" } or { tap = \"auto\" }, with mac, mtu, bridge")]
+#[serde(
+    deny_unknown_fields,
+    expecting = "{ tap = \"tap0\" } or { tap = \"auto\" }, with mac, mtu, bridge, rx_rate_limiter, tx_rate_limiter"
+)]
 pub struct NetSpec {
     /// A TAP's name, in which `{n}` is the guest's number, or `auto`.
     pub tap: String,
@@ -24,6 +28,10 @@ pub struct NetSpec {
     pub mac: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub rx_rate_limiter: Limits,
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub tx_rate_limiter: Limits,
 }
 
 /// The interfaces of `guest`, which is number `n` of its `count`, in a fleet called `fleet`.
@@ -38,7 +46,14 @@ pub(super) fn of(guest: &str, n: usize, fleet: &str, net: &[NetSpec]) -> Result<
             None => mac_of(fleet, guest, number),
         };
         let tap = (spec.tap != AUTO).then(|| spec.tap.replace(NUMBER, &n.to_string()));
-        let interface = Interface { tap, bridge: spec.bridge.clone(), mac: Some(mac), mtu: spec.mtu };
+        let interface = Interface {
+            tap,
+            bridge: spec.bridge.clone(),
+            mac: Some(mac),
+            mtu: spec.mtu,
+            rx_rate_limiter: spec.rx_rate_limiter,
+            tx_rate_limiter: spec.tx_rate_limiter,
+        };
         interface.check().map(|()| interface)
     };
     net.iter().enumerate().map(interface).collect::<Result<_, _>>().map_err(wrong)

@@ -12,23 +12,30 @@ use thiserror::Error;
 
 use super::fault::Fault;
 use super::keys::is_empty;
-use super::model::{Balloon, BootSource, Drive, Logger, MachineConfig, Metrics, NetworkInterface, Vsock};
+use super::model::{
+    Balloon, BootSource, CpuConfig, Drive, Entropy, Logger, MachineConfig, Metrics, MmdsConfig,
+    NetworkInterface, Serial, Vsock,
+};
 use super::request::Request;
 use os::named_file;
 
 /// The sections, in the order in which they are carried out.
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 12] = [
     "logger",
     "machine-config",
+    "cpu-config",
     "boot-source",
     "drives",
     "network-interfaces",
+    "mmds-config",
     "vsock",
     "balloon",
+    "entropy",
+    "serial",
     "metrics",
 ];
 /// Sections of Firecracker's that Samepage has no use for yet: they may be null or empty.
-const NOT_YET: [&str; 6] = ["cpu-config", "entropy", "memory-hotplug", "mmds-config", "pmem", "serial"];
+const NOT_YET: [&str; 2] = ["memory-hotplug", "pmem"];
 /// The longest file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -44,6 +51,9 @@ pub enum ConfigFileError {
     /// It is no JSON, or something else than an object with the sections that there are.
     #[error("it is not a JSON object with the API's objects as its sections")]
     Json(#[source] serde_json::Error),
+    /// Metadata that is no JSON.
+    #[error("it is not JSON")]
+    Metadata(#[source] serde_json::Error),
     /// A section is something else than its object.
     #[error("the section {section:?} cannot be used")]
     Object {
@@ -71,14 +81,24 @@ impl ConfigFileError {
     }
 }
 
+/// Puts what a file says into the metadata service.
+pub fn metadata(path: &Path, store: &mmds::Store, limit: usize) -> Result<(), ConfigFileError> {
+    let value = serde_json::from_slice(&text(path)?).map_err(ConfigFileError::Metadata)?;
+    store.put(value, limit).map_err(|error| ConfigFileError::section("metadata")(error.into()))
+}
+
 /// The requests that a file stands for, with their sections, without the one that starts the VM.
 pub fn read(path: &Path) -> Result<Vec<(&'static str, Request)>, ConfigFileError> {
+    requests(&text(path)?)
+}
+
+fn text(path: &Path) -> Result<Vec<u8>, ConfigFileError> {
     let mut text = Vec::new();
     let file = named_file::stream(path).map_err(ConfigFileError::Read)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(ConfigFileError::Read)?;
     match text.len() as u64 > MAX_FILE_BYTES {
         true => Err(ConfigFileError::Length),
-        false => requests(&text),
+        false => Ok(text),
     }
 }
 
@@ -91,17 +111,34 @@ fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError
             Some(section) => ConfigFileError::Object { section, source },
             None => ConfigFileError::Json(source),
         })?;
-    let Contents { logger, metrics, machine, boot, drives, interfaces, vsock, balloon } = sections;
+    let Contents {
+        logger,
+        metrics,
+        machine,
+        cpu,
+        boot,
+        drives,
+        interfaces,
+        mmds,
+        vsock,
+        balloon,
+        entropy,
+        serial,
+    } = sections;
     let mut requests = Vec::new();
     // What has to say something of the others first.
     requests.extend(logger.map(|it| ("logger", Request::PutLogger(it))));
     requests.extend(machine.map(|it| ("machine-config", Request::PutMachineConfig(it))));
+    requests.extend(cpu.map(|it| ("cpu-config", Request::PutCpuConfig(it))));
     requests.extend(boot.map(|it| ("boot-source", Request::PutBootSource(it))));
     requests.extend(drives.into_iter().flatten().map(|it| ("drives", Request::PutDrive(it))));
     let interfaces = interfaces.into_iter().flatten();
     requests.extend(interfaces.map(|it| ("network-interfaces", Request::PutNetworkInterface(it))));
+    requests.extend(mmds.map(|it| ("mmds-config", Request::PutMmdsConfig(it))));
     requests.extend(vsock.map(|it| ("vsock", Request::PutVsock(it))));
     requests.extend(balloon.map(|it| ("balloon", Request::PutBalloon(it))));
+    requests.extend(entropy.map(|it| ("entropy", Request::PutEntropy(it))));
+    requests.extend(serial.map(|it| ("serial", Request::PutSerial(it))));
     requests.extend(metrics.map(|it| ("metrics", Request::PutMetrics(it))));
     Ok(requests)
 }
@@ -112,11 +149,15 @@ struct Contents {
     logger: Option<Logger>,
     metrics: Option<Metrics>,
     machine: Option<MachineConfig>,
+    cpu: Option<CpuConfig>,
     boot: Option<BootSource>,
     drives: Option<Vec<Drive>>,
     interfaces: Option<Vec<NetworkInterface>>,
+    mmds: Option<MmdsConfig>,
     vsock: Option<Vsock>,
     balloon: Option<Balloon>,
+    entropy: Option<Entropy>,
+    serial: Option<Serial>,
 }
 
 /// Reads the contents, and says of what it cannot read in which section it was.
@@ -153,11 +194,15 @@ impl<'de> Visitor<'de> for Sections<'_> {
                 "logger" => contents.logger = map.next_value()?,
                 "metrics" => contents.metrics = map.next_value()?,
                 "machine-config" => contents.machine = map.next_value()?,
+                "cpu-config" => contents.cpu = map.next_value()?,
                 "boot-source" => contents.boot = map.next_value()?,
                 "drives" => contents.drives = map.next_value()?,
                 "network-interfaces" => contents.interfaces = map.next_value()?,
+                "mmds-config" => contents.mmds = map.next_value()?,
                 "vsock" => contents.vsock = map.next_value()?,
                 "balloon" => contents.balloon = map.next_value()?,
+                "entropy" => contents.entropy = map.next_value()?,
+                "serial" => contents.serial = map.next_value()?,
                 known if NOT_YET.contains(&known) => {
                     if !is_empty(&map.next_value::<Value>()?) {
                         return Err(M::Error::custom("it is not supported by Samepage yet: expected null"));
@@ -292,7 +337,7 @@ mod tests {
             "{error}"
         );
         assert!(error.contains("at line 3 column"), "{error}");
-        let error = read("{\"entropy\":\n\n  {\"rate_limiter\": 3}}").expect_err("entropy");
+        let error = read("{\"pmem\":\n\n  {\"id\": 3}}").expect_err("pmem");
         assert!(error.contains("at line 3 column"), "{error}");
     }
 }

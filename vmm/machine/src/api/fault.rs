@@ -2,10 +2,12 @@
 //! words are close to its own, for there are clients that look at them.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use devices::virtio::balloon::HintError;
 use devices::virtio::net::Mac;
+use mmds::StoreError;
 use thiserror::Error;
 
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
@@ -95,6 +97,26 @@ pub enum Fault {
     Interface(#[source] InterfaceError),
     #[error("Cannot create the vsock device")]
     Vsock(#[source] VsockError),
+    #[error(transparent)]
+    Mmds(#[from] StoreError),
+    #[error("The network interfaces list provided is empty.")]
+    MmdsNowhere,
+    #[error(
+        "The list of network interface IDs provided contains at least one ID that does not correspond to any existing network interface: {id:?}."
+    )]
+    MmdsInterface { id: String },
+    #[error(
+        "The MMDS IPv4 address is not link local: {address}, expected one of 169.254.1.0 to 169.254.254.255."
+    )]
+    MmdsAddress { address: Ipv4Addr },
+    #[error("There is no network interface {id:?}.")]
+    NoSuchInterface { id: String },
+    #[error("The file for the serial console's output cannot be opened: {path}", path = path.display())]
+    SerialFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("The MAC address is already in use: {mac}, by {id:?}.")]
     Mac { mac: Mac, id: String },
     #[error("The TAP is already in use: {tap}, by {id:?}.")]

@@ -8,7 +8,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use devices::rate_limiter::Limits;
 use devices::virtio::balloon::Handle;
+use os::named_file;
 use serde_json::{Value, json};
 
 use super::balloon;
@@ -16,8 +18,9 @@ use super::fault::Fault;
 use super::logger;
 use super::metrics::{self, MetricsFile};
 use super::model::{
-    ActionType, BUILT_IN, Balloon, BootSource, Drive, DrivePatch, HugePages, Logger, MAX_MEM_MIB,
-    MIN_MEM_MIB, MachineConfig, Metrics, NetworkInterface, Spec, StatisticsPatch, VmState,
+    ActionType, BUILT_IN, Balloon, BootSource, CpuConfig, Drive, DrivePatch, HugePages, Logger, MAX_MEM_MIB,
+    MIN_MEM_MIB, MachineConfig, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Spec,
+    StatisticsPatch, VmState,
 };
 use super::request::Request;
 use super::response::Response;
@@ -33,7 +36,8 @@ pub trait Launch {
     type Vm: Machine;
 
     /// Builds the VM of `spec`, which boots from `source`, and starts it.
-    fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<Self::Vm, VmError>;
+    /// Its metadata service shows `store`.
+    fn launch(&mut self, spec: &Spec, source: &BootSource, store: &mmds::Store) -> Result<Self::Vm, VmError>;
 
     /// Builds the VM that goes on from a snapshot, and what it is. `before` has the logger and metrics.
     fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, Self::Vm), Fault>;
@@ -75,6 +79,9 @@ pub trait Machine {
     /// Ends the run.
     fn stop_hinting(&mut self) -> Result<(), BalloonError>;
 
+    /// Puts other buckets in the place of those that are given, at network interface `number`. False if there is none.
+    fn set_net_limits(&mut self, number: usize, receive: Limits, transmit: Limits) -> bool;
+
     /// Asks the balloon's driver for statistics this often from now on, but not while the VM is paused. Zero: never.
     fn poll_statistics(&mut self, every: Duration) -> io::Result<()>;
 }
@@ -82,16 +89,42 @@ pub trait Machine {
 /// A VM, or one that is to be.
 pub struct Instance<L: Launch> {
     id: String,
+    /// What `GET /version` says.
+    version: &'static str,
     spec: Spec,
     launch: L,
     vm: Option<(L::Vm, Instant)>,
     metrics: Option<MetricsFile>,
+    /// What the metadata service shows.
+    mmds: mmds::Store,
+    /// The most bytes of it.
+    mmds_limit: usize,
 }
 
 impl<L: Launch> Instance<L> {
     /// A VM that is not started.
     pub fn new(id: String, launch: L) -> Self {
-        Self { id, spec: Spec::default(), launch, vm: None, metrics: None }
+        Self {
+            id,
+            version: VERSION,
+            spec: Spec::default(),
+            launch,
+            vm: None,
+            metrics: None,
+            mmds: mmds::Store::default(),
+            mmds_limit: mmds::SIZE_LIMIT,
+        }
+    }
+
+    /// What the metadata service shows, of at most `limit` bytes from now on.
+    pub fn mmds(&mut self, limit: usize) -> &mmds::Store {
+        self.mmds_limit = limit;
+        &self.mmds
+    }
+
+    /// Says another version from now on.
+    pub fn says_version(&mut self, version: &'static str) {
+        self.version = version;
     }
 
     /// What builds its VM.
@@ -117,7 +150,7 @@ impl<L: Launch> Instance<L> {
     pub fn carry_out(&mut self, request: Request) -> Result<Option<Value>, Fault> {
         match request {
             Request::GetInstance => return Ok(Some(self.describe())),
-            Request::GetVersion => return Ok(Some(json!({"firecracker_version": VERSION}))),
+            Request::GetVersion => return Ok(Some(json!({"firecracker_version": self.version}))),
             Request::GetVmConfig => {
                 let mut spec = self.spec.clone();
                 spec.balloon = self.balloon_config();
@@ -153,6 +186,25 @@ impl<L: Launch> Instance<L> {
                 self.spec.vsock = Some(vsock);
             }
             Request::PutNetworkInterface(interface) => self.set_interface(interface)?,
+            Request::PatchNetworkInterface(patch) => self.patch_interface(&patch)?,
+            Request::GetMmds => return Ok(Some(self.mmds.get())),
+            Request::PutMmds(value) => self.mmds.put(value, self.mmds_limit)?,
+            Request::PatchMmds(value) => self.mmds.patch(value, self.mmds_limit)?,
+            Request::PutMmdsConfig(config) => self.set_mmds_config(config)?,
+            Request::PutEntropy(entropy) => {
+                self.before_start()?;
+                self.spec.entropy = Some(entropy);
+            }
+            Request::PutSerial(serial) => {
+                self.before_start()?;
+                if let Some(path) = &serial.serial_out_path {
+                    // It is opened at the start; what cannot be is known now.
+                    named_file::append(path, 0o600)
+                        .map_err(|source| Fault::SerialFile { path: path.clone(), source })?;
+                }
+                self.spec.serial = Some(serial);
+            }
+            Request::PutCpuConfig(CpuConfig { .. }) => self.before_start()?,
             Request::PutLogger(logger) => self.set_logger(logger)?,
             Request::PutMetrics(metrics) => self.set_metrics(metrics)?,
             Request::PutBalloon(config) => self.set_balloon(config)?,
@@ -369,6 +421,33 @@ impl<L: Launch> Instance<L> {
         Ok(())
     }
 
+    fn set_mmds_config(&mut self, config: MmdsConfig) -> Result<(), Fault> {
+        self.before_start()?;
+        let is_there = |id: &&String| self.spec.network_interfaces.iter().any(|other| other.iface_id == **id);
+        if config.network_interfaces.is_empty() {
+            return Err(Fault::MmdsNowhere);
+        }
+        if let Some(id) = config.network_interfaces.iter().find(|id| !is_there(id)) {
+            return Err(Fault::MmdsInterface { id: id.clone() });
+        }
+        if let Some(address) = config.ipv4_address.filter(|address| !mmds::is_possible(*address)) {
+            return Err(Fault::MmdsAddress { address });
+        }
+        self.spec.mmds_config = Some(config);
+        Ok(())
+    }
+
+    fn patch_interface(&mut self, patch: &NetworkInterfacePatch) -> Result<(), Fault> {
+        let (vm, _) = self.vm.as_mut().ok_or(Fault::BeforeStart)?;
+        let interfaces = &mut self.spec.network_interfaces;
+        let place = interfaces.iter().position(|interface| interface.iface_id == patch.iface_id);
+        let number = place.filter(|n| vm.set_net_limits(*n, patch.rx_rate_limiter, patch.tx_rate_limiter));
+        let missing = || Fault::NoSuchInterface { id: patch.iface_id.clone() };
+        let interface = number.and_then(|n| interfaces.get_mut(n)).ok_or_else(missing)?;
+        patch.apply(interface);
+        Ok(())
+    }
+
     fn set_balloon(&mut self, config: Balloon) -> Result<(), Fault> {
         self.before_start()?;
         balloon::target_pages(config.amount_mib, self.spec.machine_config.mem_size_mib)?;
@@ -379,7 +458,7 @@ impl<L: Launch> Instance<L> {
     fn start(&mut self) -> Result<(), Fault> {
         self.before_start()?;
         let source = self.spec.boot_source.as_ref().ok_or(Fault::NoBootSource)?;
-        let vm = self.launch.launch(&self.spec, source).map_err(Fault::Start)?;
+        let vm = self.launch.launch(&self.spec, source, &self.mmds).map_err(Fault::Start)?;
         self.has_started(vm)
     }
 

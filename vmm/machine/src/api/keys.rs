@@ -43,8 +43,10 @@ only! {
     io_engine: |value| value == "Sync", "\"Sync\" or ";
     socket: |_| false, "";
     rate_limiter: is_unlimited, "";
-    rx_rate_limiter: is_unlimited, "";
-    tx_rate_limiter: is_unlimited, "";
+    serial_rate_limiter: is_open, "";
+    kvm_capabilities: is_empty, "[] or ";
+    cpuid_modifiers: is_empty, "[] or ";
+    msr_modifiers: is_empty, "[] or ";
     properties: |value| value.as_object().is_some_and(|all| all.is_empty()), "";
 }
 
@@ -55,12 +57,13 @@ pub(super) fn cpu_template<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 
 /// Two buckets, each null or as Firecracker has it that limits nothing: of no size, or filled in no time.
 fn is_unlimited(limiter: &Value) -> bool {
-    let is_open = |bucket: &Value| {
-        let is_zero = |key| bucket.get(key).and_then(Value::as_u64) == Some(0);
-        bucket.is_null() || is_zero("size") || is_zero("refill_time")
-    };
     let is_known = |key: &String| key == "bandwidth" || key == "ops";
     limiter.as_object().is_some_and(|buckets| buckets.keys().all(is_known) && buckets.values().all(is_open))
+}
+
+fn is_open(bucket: &Value) -> bool {
+    let is_zero = |key| bucket.get(key).and_then(Value::as_u64) == Some(0);
+    bucket.is_null() || is_zero("size") || is_zero("refill_time")
 }
 
 /// A section that may be there if nothing is in it.

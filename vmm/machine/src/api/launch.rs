@@ -4,20 +4,21 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use devices::rate_limiter::{LimiterState, Limits};
 use devices::virtio::balloon::Handle;
 use serde_json::Value;
 
 use super::balloon::device_config;
 use super::fault::Fault;
 use super::instance::{Launch, Machine, vm_drive};
-use super::model::{BUILT_IN, BootSource, HugePages, NetworkInterface, Spec, Vsock};
+use super::model::{BUILT_IN, BootSource, Entropy, HugePages, NetworkInterface, Spec, Vsock};
 use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::{BalloonError, BalloonHost};
 use crate::restore::Image;
 use crate::snapshot::create::CreateError;
 use crate::snapshot::load::StateFile;
 use crate::state::setup::SetupV1;
-use crate::{EventLoop, Interface, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
+use crate::{Console, EventLoop, Interface, Mmds, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
 use memory::ram::Backing;
 
 /// Starts VMs.
@@ -62,12 +63,20 @@ impl Launcher {
             balloon: spec.balloon.as_ref().map(device_config),
             huge_pages,
             track_dirty_pages: machine.track_dirty_pages,
+            entropy: entropy(spec),
+            console: self.console(spec),
             ..self.rest.clone()
         }
     }
 }
 
 impl Launcher {
+    /// Where the console goes: the API's word counts.
+    fn console(&self, spec: &Spec) -> Console {
+        let path = spec.serial.as_ref().and_then(|serial| serial.serial_out_path.clone());
+        path.map_or_else(|| self.rest.console.clone(), Console::File)
+    }
+
     fn started(&mut self, image: Option<Image>, config: &VmConfig) -> Result<LaunchedVm, VmError> {
         let timer = Timer::new().map_err(VmError::host("make a timer"))?;
         let vm = match image {
@@ -83,8 +92,13 @@ impl Launcher {
 impl Launch for Launcher {
     type Vm = LaunchedVm;
 
-    fn launch(&mut self, spec: &Spec, source: &BootSource) -> Result<LaunchedVm, VmError> {
-        let config = self.config(spec, source);
+    fn launch(
+        &mut self,
+        spec: &Spec,
+        source: &BootSource,
+        store: &mmds::Store,
+    ) -> Result<LaunchedVm, VmError> {
+        let config = VmConfig { mmds: mmds(spec, store), ..self.config(spec, source) };
         self.started(None, &config)
     }
 
@@ -97,11 +111,32 @@ impl Launch for Launcher {
         let (backing, huge_pages) = backing(spec.machine_config.huge_pages);
         let rest = VmConfig { track_dirty_pages: spec.machine_config.track_dirty_pages, ..self.rest.clone() };
         let (net, vsock) = (interfaces(&spec), spec.vsock.as_ref().map(Vsock::sockets));
-        let config = VmConfig { backing, huge_pages, net, vsock, ..file.config(rest) };
+        let config =
+            VmConfig { backing, huge_pages, net, vsock, entropy: entropy(&spec), ..file.config(rest) };
         let image = file.image(&config, &memory, load.how()).map_err(failed)?;
         let vm = self.started(Some(image), &config).map_err(Fault::LoadStart)?;
+        // The limits are the devices' state.
+        let running = vm.vm.running();
+        let limits = |state: Option<LimiterState>| state.map(|state| state.limits()).unwrap_or_default();
+        for (number, interface) in spec.network_interfaces.iter_mut().enumerate() {
+            let [receive, transmit] = running.net_limits(number);
+            (interface.rx_rate_limiter, interface.tx_rate_limiter) = (limits(receive), limits(transmit));
+        }
+        spec.entropy = running.entropy_limits().map(|state| Entropy { rate_limiter: state.limits() });
         Ok((spec, vm))
     }
+}
+
+fn mmds(spec: &Spec, store: &mmds::Store) -> Option<Mmds> {
+    let config = spec.mmds_config.as_ref()?;
+    let has_it = |interface: &NetworkInterface| config.network_interfaces.contains(&interface.iface_id);
+    let interfaces = (0..).zip(&spec.network_interfaces).filter(|(_, interface)| has_it(interface));
+    let interfaces = interfaces.map(|(number, _)| number).collect();
+    Some(Mmds { config: config.config(), store: store.clone(), interfaces })
+}
+
+fn entropy(spec: &Spec) -> Limits {
+    spec.entropy.map(|entropy| entropy.rate_limiter).unwrap_or_default()
 }
 
 fn interfaces(spec: &Spec) -> Vec<Interface> {
@@ -178,6 +213,10 @@ impl Machine for LaunchedVm {
 
     fn stop_hinting(&mut self) -> Result<(), BalloonError> {
         self.vm.running().stop_hinting()
+    }
+
+    fn set_net_limits(&mut self, number: usize, receive: Limits, transmit: Limits) -> bool {
+        self.vm.running().set_net_limits(number, receive, transmit)
     }
 
     fn poll_statistics(&mut self, every: Duration) -> io::Result<()> {

@@ -45,6 +45,14 @@ use wire::http::{Listener as Listening, Server};
 /// The exit status for a config file that cannot be used; Firecracker's.
 pub const EXIT_BAD_CONFIGURATION: u8 = 152;
 
+/// Where Firecracker makes its socket if it is not told.
+pub const API_SOCKET: &str = "/run/firecracker.socket";
+/// What follows the API socket's path in that of the control socket of a VM that is called as `firecracker` and has a daemon. The daemon
+/// looks there.
+pub const CONTROL_SUFFIX: &str = ".control";
+/// The version of Firecracker whose API description this one follows: what a program called `firecracker` says.
+pub const FIRECRACKER_VERSION: &str = "1.17.0-dev";
+
 /// What the API and the command line say together.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -60,6 +68,12 @@ pub struct Options {
     pub metrics_path: Option<PathBuf>,
     /// The longest body of a request.
     pub max_body_bytes: usize,
+    /// The most bytes of what the metadata service shows.
+    pub mmds_limit: usize,
+    /// A JSON file with what it shows at first.
+    pub metadata: Option<PathBuf>,
+    /// What `GET /version` says.
+    pub firecracker_version: &'static str,
     /// What the API does not say: sockets, console, merging, the VM's name. Its `cmdline` is for kernels without `boot_args`.
     pub rest: VmConfig,
 }
@@ -115,7 +129,18 @@ impl ApiError {
 
 /// Serves the API, with a VM once it is started, until the VM ends or a signal ends the program.
 pub fn run(options: Options) -> Result<Ending, ApiError> {
-    let Options { socket, config_file, load, logger, metrics_path, max_body_bytes, rest } = options;
+    let Options {
+        socket,
+        config_file,
+        load,
+        logger,
+        metrics_path,
+        max_body_bytes,
+        mmds_limit,
+        metadata,
+        firecracker_version,
+        rest,
+    } = options;
     logger::name(&rest.name);
     // Before signals have handlers: one ends the wait for a FIFO's writer.
     let configured = config_file.map(|path| match config_file::read(&path) {
@@ -134,6 +159,12 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         None => (None, None),
     };
     let mut instance = Instance::new(rest.name.clone(), Launcher::new(rest, events));
+    instance.says_version(firecracker_version);
+    let mmds = instance.mmds(mmds_limit);
+    if let Some(path) = metadata {
+        config_file::metadata(&path, mmds, mmds_limit)
+            .map_err(|source| ApiError::ConfigFile { path, source })?;
+    }
     let asked =
         [logger.map(Request::PutLogger), metrics_path.map(|path| Request::PutMetrics(Metrics::to(path)))];
     for request in asked.into_iter().flatten() {

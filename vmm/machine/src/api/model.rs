@@ -1,7 +1,9 @@
 //! The API's objects, with the names and units of Firecracker's. Unknown keys are refused.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use devices::rate_limiter::Limits;
 use devices::virtio::net::Mac;
 use serde::{Deserialize, Serialize};
 
@@ -168,18 +170,100 @@ pub struct NetworkInterface {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// How much may be sent to the guest.
-    #[serde(default, deserialize_with = "keys::rx_rate_limiter", skip_serializing)]
-    pub rx_rate_limiter: (),
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Limits::is_none")]
+    pub rx_rate_limiter: Limits,
     /// How much the guest may send.
-    #[serde(default, deserialize_with = "keys::tx_rate_limiter", skip_serializing)]
-    pub tx_rate_limiter: (),
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Limits::is_none")]
+    pub tx_rate_limiter: Limits,
+}
+
+/// `PATCH /network-interfaces/{iface_id}`: other limits. A bucket that is not given stays as it is; one of no size is removed.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfacePatch {
+    pub iface_id: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub rx_rate_limiter: Limits,
+    #[serde(default, deserialize_with = "or_default")]
+    pub tx_rate_limiter: Limits,
+}
+
+impl NetworkInterfacePatch {
+    /// Changes the description as the device is changed.
+    pub fn apply(&self, interface: &mut NetworkInterface) {
+        interface.rx_rate_limiter.apply(self.rx_rate_limiter);
+        interface.tx_rate_limiter.apply(self.tx_rate_limiter);
+    }
+}
+
+/// `/mmds/config`: the metadata service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmdsConfig {
+    /// How the guest has to ask.
+    #[serde(default, deserialize_with = "or_default")]
+    pub version: mmds::Version,
+    /// The interfaces that it is on.
+    pub network_interfaces: Vec<String>,
+    /// Where it is; a link-local address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4_address: Option<Ipv4Addr>,
+    /// Answer as EC2's service does, whatever the guest accepts.
+    #[serde(default, deserialize_with = "or_default")]
+    pub imds_compat: bool,
+}
+
+impl MmdsConfig {
+    pub(super) fn config(&self) -> mmds::Config {
+        let address = self.ipv4_address.unwrap_or(mmds::ADDRESS);
+        mmds::Config { version: self.version, address, imds_compat: self.imds_compat }
+    }
+}
+
+/// `/entropy`: the limits of the entropy device, which every VM has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Limits::is_none")]
+    pub rate_limiter: Limits,
+}
+
+/// `/serial`: where the console's output goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// A file, made if it is not there, or a FIFO; else it is the program's standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_out_path: Option<PathBuf>,
+    /// How much may be written.
+    #[serde(default, deserialize_with = "keys::serial_rate_limiter", skip_serializing)]
+    pub rate_limiter: (),
+}
+
+/// `/cpu-config`: what is to differ from the processor that KVM offers: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuConfig {
+    #[serde(default, deserialize_with = "keys::kvm_capabilities", skip_serializing)]
+    pub kvm_capabilities: (),
+    #[serde(default, deserialize_with = "keys::cpuid_modifiers", skip_serializing)]
+    pub cpuid_modifiers: (),
+    #[serde(default, deserialize_with = "keys::msr_modifiers", skip_serializing)]
+    pub msr_modifiers: (),
 }
 
 impl NetworkInterface {
     /// The interface of the VM that it describes.
     pub(super) fn interface(&self) -> Interface {
         let tap = Some(self.host_dev_name.clone());
-        Interface { tap, bridge: None, mac: self.guest_mac, mtu: self.mtu }
+        Interface {
+            tap,
+            bridge: None,
+            mac: self.guest_mac,
+            mtu: self.mtu,
+            rx_rate_limiter: self.rx_rate_limiter,
+            tx_rate_limiter: self.tx_rate_limiter,
+        }
     }
 }
 
@@ -387,6 +471,9 @@ pub struct Spec {
     pub network_interfaces: Vec<NetworkInterface>,
     pub vsock: Option<Vsock>,
     pub balloon: Option<Balloon>,
+    pub mmds_config: Option<MmdsConfig>,
+    pub entropy: Option<Entropy>,
+    pub serial: Option<Serial>,
     pub logger: Option<Logger>,
     pub metrics: Option<Metrics>,
 }

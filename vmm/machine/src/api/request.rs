@@ -1,16 +1,18 @@
 //! What a method, a path and a body ask for.
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::fault::Fault;
 use super::model::{
-    Action, ActionType, Balloon, BalloonPatch, BootSource, Drive, DrivePatch, HintingStart, Logger,
-    MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, StatisticsPatch, VmPatch, VmState, Vsock,
+    Action, ActionType, Balloon, BalloonPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy,
+    HintingStart, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface,
+    NetworkInterfacePatch, Serial, StatisticsPatch, VmPatch, VmState, Vsock,
 };
 use super::snapshot::{CreateSnapshot, LoadSnapshot};
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
-const NOT_YET: &[&str] = &["cpu-config", "entropy", "hotplug", "mmds", "pmem", "serial"];
+const NOT_YET: &[&str] = &["hotplug", "pmem"];
 
 /// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,14 @@ pub enum Request {
     PutDrive(Drive),
     PatchDrive(DrivePatch),
     PutNetworkInterface(NetworkInterface),
+    PatchNetworkInterface(NetworkInterfacePatch),
+    GetMmds,
+    PutMmds(Value),
+    PatchMmds(Value),
+    PutMmdsConfig(MmdsConfig),
+    PutEntropy(Entropy),
+    PutSerial(Serial),
+    PutCpuConfig(CpuConfig),
     PutVsock(Vsock),
     PutLogger(Logger),
     PutMetrics(Metrics),
@@ -49,9 +59,7 @@ impl Request {
         let route =
             path.strip_prefix('/').map(|p| p.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(p));
         let first = route.and_then(|r| r.split('/').next()).unwrap_or_default();
-        // A drive's file, and limits, can be changed after the start there.
-        let is_change = method == "PATCH" && first == "network-interfaces";
-        if is_change || matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
+        if matches!(method, "GET" | "PUT" | "PATCH" | "DELETE") && NOT_YET.contains(&first) {
             return Err(Fault::NotYet { method: method.into(), path: path.into() });
         }
         let request = match (method, route.unwrap_or("?")) {
@@ -59,6 +67,7 @@ impl Request {
             ("GET", "version") => Self::GetVersion,
             ("GET", "vm/config") => Self::GetVmConfig,
             ("GET", "machine-config") => Self::GetMachineConfig,
+            ("GET", "mmds") => Self::GetMmds,
             ("GET", "balloon") => Self::GetBalloon,
             ("GET", "balloon/statistics") => Self::GetBalloonStatistics,
             ("GET", "balloon/hinting/status") => Self::GetHinting,
@@ -82,6 +91,18 @@ impl Request {
                 same_id(in_path, &interface.iface_id)?;
                 Self::PutNetworkInterface(interface)
             }
+            ("PATCH", route) if first == "network-interfaces" => {
+                let in_path = id_in(method, path, route)?;
+                let patch: NetworkInterfacePatch = json(method, body)?;
+                same_id(in_path, &patch.iface_id)?;
+                Self::PatchNetworkInterface(patch)
+            }
+            ("PUT", "mmds") => Self::PutMmds(json(method, body)?),
+            ("PATCH", "mmds") => Self::PatchMmds(json(method, body)?),
+            ("PUT", "mmds/config") => Self::PutMmdsConfig(json(method, body)?),
+            ("PUT", "entropy") => Self::PutEntropy(json(method, body)?),
+            ("PUT", "serial") => Self::PutSerial(json(method, body)?),
+            ("PUT", "cpu-config") => Self::PutCpuConfig(json(method, body)?),
             ("PUT", "vsock") => Self::PutVsock(json(method, body)?),
             ("PUT", "logger") => Self::PutLogger(json(method, body)?),
             ("PUT", "metrics") => Self::PutMetrics(json(method, body)?),
@@ -162,6 +183,28 @@ mod tests {
                 "/network-interfaces/a",
                 r#"{"iface_id":"a","host_dev_name":"t","mtu":null,"rx_rate_limiter":{}}"#,
             ),
+            (
+                "PATCH",
+                "/network-interfaces/a",
+                r#"{"iface_id":"a","tx_rate_limiter":{"bandwidth":{"size":1,"one_time_burst":null,"refill_time":2}}}"#,
+            ),
+            ("GET", "/mmds", ""),
+            ("PUT", "/mmds", r#"{"a":{"b":[1]}}"#),
+            ("PATCH", "/mmds", r#"{"a":null}"#),
+            (
+                "PUT",
+                "/mmds/config",
+                r#"{"network_interfaces":["a"],"version":"V2","ipv4_address":"169.254.1.1"}"#,
+            ),
+            (
+                "PUT",
+                "/mmds/config",
+                r#"{"network_interfaces":[],"version":null,"imds_compat":null,"ipv4_address":null}"#,
+            ),
+            ("PUT", "/entropy", r#"{"rate_limiter":{"ops":{"size":1,"refill_time":2}}}"#),
+            ("PUT", "/entropy", r#"{"rate_limiter":null}"#),
+            ("PUT", "/serial", r#"{"serial_out_path":"a","rate_limiter":null}"#),
+            ("PUT", "/cpu-config", r#"{"msr_modifiers":[]}"#),
             ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"v","vsock_id":"v"}"#),
             ("PUT", "/metrics", r#"{"metrics_path":"a"}"#),
             ("PUT", "/metrics", r#"{"metrics_path":"a","emit_id":null,"properties":{}}"#),
@@ -293,8 +336,20 @@ mod tests {
             (
                 "PUT",
                 "/network-interfaces/a",
-                r#"{"iface_id":"a","host_dev_name":"t","tx_rate_limiter":{"ops":{"size":9,"refill_time":1}}}"#,
-                "tx_rate_limiter {\"ops\":{\"refill_time\":1,\"size\":9}} is not supported by Samepage yet: expected null",
+                r#"{"iface_id":"a","host_dev_name":"t","tx_rate_limiter":{"ops":{"size":9}}}"#,
+                "missing field `refill_time`",
+            ),
+            (
+                "PUT",
+                "/serial",
+                r#"{"rate_limiter":{"size":9,"refill_time":1}}"#,
+                "not supported by Samepage yet: expected null",
+            ),
+            (
+                "PUT",
+                "/cpu-config",
+                r#"{"msr_modifiers":[{"addr":"0x10","bitmap":"0b1"}]}"#,
+                "not supported by Samepage yet: expected [] or null",
             ),
             (
                 "PUT",

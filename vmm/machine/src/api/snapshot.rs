@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use devices::rate_limiter::Limits;
 use devices::virtio::net::Mac;
 use serde::Deserialize;
 
@@ -286,8 +287,8 @@ pub fn spec(file: &StateFile, load: &LoadSnapshot, before: &Spec) -> Spec {
                 host_dev_name: interface.tap.clone(),
                 guest_mac: interface.mac.map(Mac),
                 mtu: interface.mtu,
-                rx_rate_limiter: (),
-                tx_rate_limiter: (),
+                rx_rate_limiter: Limits::default(),
+                tx_rate_limiter: Limits::default(),
             })
             .collect(),
         vsock: setup.vsock.as_ref().map(|vsock| Vsock {
@@ -295,6 +296,10 @@ pub fn spec(file: &StateFile, load: &LoadSnapshot, before: &Spec) -> Spec {
             uds_path: path(&vsock.path),
             vsock_id: None,
         }),
+        // It is what the devices say.
+        entropy: None,
+        mmds_config: None,
+        serial: None,
         logger: before.logger.clone(),
         metrics: before.metrics.clone(),
     }
@@ -311,8 +316,8 @@ mod tests {
             host_dev_name: tap.into(),
             guest_mac: Some(Mac([2; 6])),
             mtu: None,
-            rx_rate_limiter: (),
-            tx_rate_limiter: (),
+            rx_rate_limiter: Limits::default(),
+            tx_rate_limiter: Limits::default(),
         };
         let vsock = |path: &str| Vsock { guest_cid: 3, uds_path: path.into(), vsock_id: None };
         let mut spec =

@@ -12,6 +12,7 @@ use crate::virtio::TRANSPORT_FEATURES;
 use crate::virtio::testing::*;
 
 mod fuzz;
+mod limits;
 mod receiving;
 mod sending;
 
@@ -56,12 +57,16 @@ struct Guest {
 
 impl Guest {
     fn new(mtu: Option<u16>) -> Self {
+        Self::limited(mtu, Limiters::default())
+    }
+
+    fn limited(mtu: Option<u16>, limiters: Limiters) -> Self {
         let (ours, host) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         host.set_nonblocking(true).unwrap();
         let offload = Arc::default();
         let tap = Segment { socket: ours, offload: Arc::clone(&offload) };
-        let driver = Driver::new(Net::new(Config { mac: MAC, mtu }, Box::new(tap)));
+        let driver = Driver::new(Net::limited(Config { mac: MAC, mtu }, Box::new(tap), limiters));
         Self { driver, host, offload, rings: Vec::new() }
     }
 

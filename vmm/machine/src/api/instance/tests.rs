@@ -81,6 +81,10 @@ impl Machine for Fake {
         Ok(())
     }
 
+    fn set_net_limits(&mut self, number: usize, _: Limits, _: Limits) -> bool {
+        number == 0
+    }
+
     fn poll_statistics(&mut self, every: Duration) -> io::Result<()> {
         self.polls.push(every);
         Ok(())
@@ -96,7 +100,7 @@ struct Fakes {
 impl Launch for Fakes {
     type Vm = Fake;
 
-    fn launch(&mut self, spec: &Spec, _: &BootSource) -> Result<Fake, VmError> {
+    fn launch(&mut self, spec: &Spec, _: &BootSource, _: &mmds::Store) -> Result<Fake, VmError> {
         if std::mem::take(&mut self.fail) {
             return Err(VmError::host("do as it was told")(io::Error::from(io::ErrorKind::OutOfMemory)));
         }
@@ -109,7 +113,11 @@ impl Launch for Fakes {
     fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, Fake), Fault> {
         load.memory()?;
         let mut fake = self
-            .launch(before, &BootSource { kernel_image_path: "k".into(), initrd_path: None, boot_args: None })
+            .launch(
+                before,
+                &BootSource { kernel_image_path: "k".into(), initrd_path: None, boot_args: None },
+                &mmds::Store::default(),
+            )
             .map_err(Fault::LoadStart)?;
         fake.paused = !load.resume_vm;
         Ok((before.clone(), fake))
