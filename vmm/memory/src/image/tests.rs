@@ -287,6 +287,8 @@ proptest! {
         let fourth = child.capture_written(&mut logged, &ahead, &written).unwrap();
         prop_assert!(fourth.runs.windows(2).all(|two| two[0].page + two[0].pages <= two[1].page));
         prop_assert_eq!(values(&copy(&fourth, &logged)), values(&child));
+        // It has a handle of its own.
+        drop(log);
         for ram in [origin, child] {
             ram.unmap().ok().unwrap();
         }
