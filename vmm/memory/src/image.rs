@@ -150,7 +150,7 @@ impl Ram {
             placement.settle(*stretch).map_err(ImageError::io("bring parked pages back"))?;
         }
         let pieces = self.pieces_of(&all).map_err(ImageError::io("read the page table"))?;
-        Ok(self.take(slabs, ahead, pieces)?.0)
+        Ok(self.take(slabs, ahead, pieces, None)?.0)
     }
 
     /// The same, of memory in which nothing but `written` has changed since it was copied `ahead`: nothing else is looked at, not even in the page
@@ -172,7 +172,7 @@ impl Ram {
             placement.settle(*part).map_err(ImageError::io("bring parked pages back"))?;
         }
         let pieces = self.pieces_of(&parts).map_err(ImageError::io("read the page table"))?;
-        let (mut taken, _) = self.take(slabs, &Ahead::default(), pieces)?;
+        let (mut taken, _) = self.take(slabs, &Ahead::default(), pieces, Some(&written))?;
         ahead.add_unwritten(&mut taken, &written);
         if taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(taken) }
     }
@@ -194,7 +194,7 @@ impl Ram {
                 }
             }
         }
-        let (taken, copies) = self.take(slabs, &Ahead::default(), pieces)?;
+        let (taken, copies) = self.take(slabs, &Ahead::default(), pieces, None)?;
         Ok(Ahead::new(taken.runs, copies))
     }
 
@@ -217,12 +217,14 @@ impl Ram {
         pieces
     }
 
-    /// What was taken, and the slabs that were made for it.
+    /// What was taken, and the slabs that were made for it. Pages in none of the `pieces` are zeros, or, where only those `looked_at` are in
+    /// some, unknown.
     fn take(
         &self,
         slabs: &mut dyn Slabs,
         ahead: &Ahead,
         pieces: Vec<Piece>,
+        looked_at: Option<&PageSet>,
     ) -> Result<(Taken, Vec<(u32, Slab)>), ImageError> {
         let own = |piece: &Piece| if let Piece::Own(range) = piece { range.pages() } else { 0 };
         let left = pieces.iter().map(own).sum();
@@ -234,7 +236,8 @@ impl Ram {
         }
         let (taken, known) = (Taken::default(), HashMap::new());
         let (draft, copies) = (None, Vec::new());
-        let mut writer = Writer { ram: self, slabs, ahead, taken, draft, copies, left, used, known };
+        let mut writer =
+            Writer { ram: self, slabs, ahead, looked_at, taken, draft, copies, left, used, known };
         for piece in pieces {
             match piece {
                 Piece::Own(range) => writer.copy(range)?,
@@ -285,6 +288,8 @@ struct Writer<'a> {
     ram: &'a Ram,
     slabs: &'a mut dyn Slabs,
     ahead: &'a Ahead,
+    /// The pages of which it is known whether they are zeros; None: all.
+    looked_at: Option<&'a PageSet>,
     taken: Taken,
     draft: Option<Filling>,
     /// The slabs that are full, by their numbers.
@@ -412,7 +417,7 @@ impl Writer<'_> {
         if self.taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(()) }
     }
 
-    /// Writes the zeros between the last page that was copied and `page`, if these are few.
+    /// Writes the zeros between the last page that was copied and `page`, if these are few and were looked at.
     fn bridge(&mut self, page: PageNo) -> Result<(), ImageError> {
         let most = GAP_PAGES.1.min(GAP_PAGES.0 << (self.taken.runs.len() / RUNS_PER_GAP).min(10));
         let Some(filling) = &mut self.draft else { return Ok(()) };
@@ -420,7 +425,9 @@ impl Writer<'_> {
         let gap = page - next;
         // Not from one stretch of RAM into the next.
         let in_one = self.ram.range(PageRange::between(next, page + 1)).is_some();
-        if gap > most || gap >= filling.pages - filling.used || !in_one {
+        let between = PageRange::between(next, page);
+        let are_zeros = self.looked_at.is_none_or(|known| known.runs(between).all(|(_, is_known)| is_known));
+        if gap > most || gap >= filling.pages - filling.used || !in_one || !are_zeros {
             return Ok(());
         }
         let zeros = vec![0; to_usize(gap * PAGE_BYTES)];

@@ -246,6 +246,20 @@ fn runs_that_cannot_be_are_refused() {
     ram().map_image(&[run], &shelf.slabs).unwrap();
 }
 
+#[test]
+fn what_was_not_looked_at_is_no_gap_of_zeros() {
+    let (origin, mut shelf) = (ram(), Shelf::default());
+    (0..48).for_each(|page| put(&origin, page, 1));
+    let ahead = origin.copy_ahead(&mut shelf).unwrap();
+    let mut written = PageSet::none(4096);
+    for page in [0, 40] {
+        put(&origin, page, 2);
+        written.insert_range(PageRange::one(PageNo(page)));
+    }
+    let taken = origin.capture_written(&mut shelf, &ahead, &written).unwrap();
+    assert_eq!(values(&copy(&taken, &shelf)), values(&origin));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
