@@ -26,7 +26,8 @@ const LOCK_LIMIT: Duration = Duration::from_secs(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How long another fleet's daemon may take to say what its guests have in their balloons.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-const FILE: &str = "promised.json";
+/// No guest has a file without a dot in its name.
+const FILE: &str = "promised";
 
 /// A fleet's promise, for as long as this is kept.
 #[derive(Debug)]

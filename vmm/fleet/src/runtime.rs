@@ -293,7 +293,16 @@ mod tests {
     fn what_guests_have_left_that_are_gone_is_removed_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let dir = FleetDir::at(root.path().into());
-        let stays = ["a-0.ctl", "a-0.log", "host.log", "host.sock", "merge.sock", "policy.state", "k-0.txt"];
+        let stays = [
+            "a-0.ctl",
+            "a-0.log",
+            "host.log",
+            "host.sock",
+            "merge.sock",
+            "policy.state",
+            "promised",
+            "k-0.txt",
+        ];
         let goes = ["k-0.ctl", "k-0.com2", "k-0.log", "k-0.json", "k-0.json.new", "k-0.cap", "k-0.vsock_52"];
         stays.iter().chain(&goes).for_each(|name| fs::write(root.path().join(name), "").unwrap());
         dir.remove_left(|guest| guest == "a-0");
