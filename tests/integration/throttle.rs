@@ -65,7 +65,9 @@ fn a_guest_takes_no_more_than_its_rate() {
         let held = held();
         let verified = com2.command("verify");
         assert_eq!((field(&verified, "checked"), field(&verified, "mismatched")), (20_000, 0), "{verified}");
-        assert_eq!(throttled(&vm, "held_ms"), held);
+        // At its rate the pages would take four seconds. One or two of the guest's own may be new.
+        let held_meanwhile = throttled(&vm, "held_ms") - held;
+        assert!(held_meanwhile < 100, "{held_meanwhile} ms for what it has");
         stop(&sandbox, vm);
     }
 }
