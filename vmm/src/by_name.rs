@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use jail::Mode;
 use machine::api::{self, API_SOCKET, CONTROL_SUFFIX, FIRECRACKER_VERSION};
 use machine::{Console, VmConfig};
 use os::print::{errln, outln};
@@ -170,7 +171,9 @@ fn start(args: Args, link: &OsStr) -> anyhow::Result<ExitCode> {
     if merge.is_some() && control.is_none() {
         errln!("note: with --no-api a daemon takes this VM in only with --control SOCKET");
     }
-    let rest = VmConfig { name: args.id, merge, control, console: Console::Stdio, ..VmConfig::default() };
+    let seccomp = if args.firecracker.no_seccomp() { Mode::Off } else { Mode::default() };
+    let rest =
+        VmConfig { name: args.id, merge, control, seccomp, console: Console::Stdio, ..VmConfig::default() };
     vm::serve(api::Options {
         socket,
         config_file: args.config_file,

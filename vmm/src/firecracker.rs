@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, requires = "api", value_name = "BYTES", default_value_t = MAX_BODY_BYTES as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_PAYLOAD_BYTES))]
     http_api_max_payload_size: u64,
     /// As --seccomp off
-    #[arg(long, requires = "api", conflicts_with = "seccomp")]
+    #[arg(long, requires = "api")]
     no_seccomp: bool,
     /// Maximum size of the metadata service's contents, as JSON
     #[arg(long, requires = "api", value_name = "BYTES", default_value_t = machine::MMDS_SIZE_LIMIT as u64, value_parser = clap::value_parser!(u64).range(1..=MAX_PAYLOAD_BYTES))]

@@ -164,7 +164,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i16).range(oom_score_adj()))]
     oom_score_adj: Option<i16>,
     /// What becomes of a system call that the VM's process does not need
-    #[arg(long, value_name = "ACTION", default_value = "kill", value_parser = choice::seccomp())]
+    #[arg(long, value_name = "ACTION", default_value = "kill", conflicts_with = "no_seccomp", value_parser = choice::seccomp())]
     seccomp: Mode,
     /// End when standard input ends
     #[arg(long, hide = true)]
