@@ -85,6 +85,12 @@ pub(super) const FRESH_VCPU: &[u64] = &[
     write(KVM, 0x8f, 1024),
 ];
 
+/// An interrupt that is a level: that of the power button.
+pub(super) const INTERRUPT: &[u64] = &[
+    // KVM_IRQ_LINE
+    write(KVM, 0x61, 8),
+];
+
 /// The log of the pages that vCPUs write.
 pub(super) const WRITE_LOG: &[u64] = &[
     // KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG, KVM_SET_USER_MEMORY_REGION

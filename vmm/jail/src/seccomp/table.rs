@@ -88,6 +88,7 @@ pub const EVERY: &[Allowed] = &[
 
 const VCPU: &[Allowed] = &[
     ioctl!(request::VCPU, "runs the guest; reads what a vCPU has"),
+    ioctl!(request::INTERRUPT, "a driver takes note of the power button"),
     ioctl!(request::TAP, "a driver accepts a network device's features"),
     any(Sysno::sendto, "COM2's output"),
     any(Sysno::timer_create, "the slices of a throttled guest"),
@@ -185,6 +186,7 @@ const EVENT_LOOP: &[Allowed] = &[
         "pages are unparked, and looked at, as they are given back, paged out or captured"
     ),
     ioctl!(request::WRITE_LOG, "snapshots of the pages that were written"),
+    ioctl!(request::INTERRUPT, "the power button is pressed"),
     ioctl!(request::CHIPS, "a capture"),
     ioctl!(request::FRESH_VCPU, "the first capture"),
     ioctl!(request::CLONE_FILE, "a memory file's base"),
