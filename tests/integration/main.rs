@@ -60,7 +60,7 @@ mod terminals;
 mod throttle;
 mod uffd;
 mod upgrade;
-
+mod vmx;
 mod walk;
 mod watching;
 mod working_set;

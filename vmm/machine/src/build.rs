@@ -35,6 +35,7 @@ use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
 use super::platform::{COM1_PORT, COM2_PORT, GENERATION, VIRTIO_BASE};
+use super::probe;
 use super::restore::{Image, Mapped};
 use super::running::{NetHandle, Running};
 use super::shut_down::ShutDown;
@@ -268,6 +269,8 @@ impl Vm {
             events.add(subscriber);
         }
         own::release_startup_code();
+        // A capture tells it, when the files that say it can no longer be opened.
+        let _ = probe::backend();
         jail::enter_with(jail::Thread::EventLoop, &config.files());
         match is_paused {
             // They are before their first instruction.
