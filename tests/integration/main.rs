@@ -15,6 +15,7 @@ mod by_name;
 mod captures;
 mod clone_kills;
 mod clones;
+mod confinement;
 mod control;
 mod demo;
 mod doctor;

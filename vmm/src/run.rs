@@ -217,7 +217,7 @@ impl Args {
             control: self.control.take(),
             com2: self.com2.take(),
             seccomp: if self.firecracker.no_seccomp() { Mode::Off } else { self.seccomp },
-            has_api: self.api_sock.is_some(),
+            has_api: false,
             oom_score_adj: self.oom_score_adj,
             lifeline: self.lifeline,
             daemon: self.daemon,
@@ -244,7 +244,6 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
         Some(fd) => handover::read(fd)?,
         None => args.config(),
     };
-    prepare(&config)?;
     let load = args.load.zip(args.memory_file);
     let load = load.map(|(state, memory)| api::LoadSnapshot::of_files(state, memory, args.resume));
     if args.api_sock.is_some() || args.config_file.is_some() || load.is_some() {
@@ -261,12 +260,12 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<ExitCode> {
             rest: config,
         });
     }
-    let ending = start(&config)?;
-    Ok(status(&config.name, config.console == Console::Stdio, ending))
+    start(&config)
 }
 
 /// Serves a VM with an API until it ends.
 pub(super) fn serve(options: api::Options) -> anyhow::Result<ExitCode> {
+    prepare(&options.rest)?;
     let (name, on_stdio) = (options.rest.name.clone(), options.rest.console == Console::Stdio);
     Ok(status(&name, on_stdio, api::run(options)?))
 }
@@ -296,10 +295,7 @@ impl Handed {
 
 /// Runs the VM that a daemon has described.
 pub(super) fn run_handed(handed: &Handed) -> anyhow::Result<ExitCode> {
-    let config = handover::read(handed.config_fd)?;
-    prepare(&config)?;
-    let ending = start(&config)?;
-    Ok(status(&config.name, config.console == Console::Stdio, ending))
+    start(&handover::read(handed.config_fd)?)
 }
 
 /// Makes this process what `config` says of it, and says what its VM is not good for.
@@ -318,8 +314,11 @@ fn prepare(config: &VmConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(config: &VmConfig) -> anyhow::Result<Ending> {
-    machine::run(config, |_| {}).with_context(|| format!("{} did not start", config.name))
+/// Runs a VM until it ends.
+fn start(config: &VmConfig) -> anyhow::Result<ExitCode> {
+    prepare(config)?;
+    let ending = machine::run(config, |_| {}).with_context(|| format!("{} did not start", config.name))?;
+    Ok(status(&config.name, config.console == Console::Stdio, ending))
 }
 
 /// What the process ends with, and why.

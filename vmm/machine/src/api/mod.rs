@@ -139,8 +139,9 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
         mmds_limit,
         metadata,
         firecracker_version,
-        rest,
+        mut rest,
     } = options;
+    rest.has_api = socket.is_some();
     logger::name(&rest.name);
     // Before signals have handlers: one ends the wait for a FIFO's writer.
     let configured = config_file.map(|path| match config_file::read(&path) {
