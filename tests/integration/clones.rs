@@ -177,7 +177,10 @@ fn a_guest_that_writes_all_the_time_is_captured() {
     for name in ["a", "b"] {
         let taken = fleet.ok(&["snapshot", "web", name, "--json"]).json();
         assert!(taken["captured"]["copied_pages"].as_u64() > Some(50_000), "{taken}");
-        assert!(taken["slab_bytes"].as_u64() <= Some((256 + 8) << 20), "{taken}");
+        // A slab of merging's is kept whole for a quarter of its pages.
+        let referenced = taken["captured"]["referenced_pages"].as_u64().expect("a count");
+        let most = ((256 + 8) << 20) + 3 * 4096 * referenced;
+        assert!(taken["slab_bytes"].as_u64() <= Some(most), "{taken}");
     }
     let _ = fleet.ok(&["clone", "b", "--count", "1"]);
     // Both write on; by COM2, which the daemon has no more.
