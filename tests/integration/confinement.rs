@@ -51,11 +51,11 @@ fn every_thread_of_a_vm_is_confined_however_it_is_started() {
     let config = json!({"boot-source": {"kernel_image_path": "builtin"}, "machine-config": {"vcpu_count": 1, "mem_size_mib": 32}});
     fs::write(&file, config.to_string()).expect("a file");
     let file = file.to_str().expect("UTF-8");
-    let by_name = |args: &[&str]| ApiVm::firecracker(&sandbox, args, NO_ENV);
-    let by_option = |args: &[&str]| ApiVm::start(&sandbox, args);
-    let ways: [(&str, &dyn Fn(&[&str]) -> ApiVm); 2] =
-        [("run --api-sock", &by_option), ("firecracker", &by_name)];
-    for (how, start) in ways {
+    for (how, is_by_name) in [("run --api-sock", false), ("firecracker", true)] {
+        let start = |args: &[&str]| match is_by_name {
+            true => ApiVm::firecracker(&sandbox, args, NO_ENV),
+            false => ApiVm::start(&sandbox, args),
+        };
         let vm = start(&[]);
         vm.boot(32);
         assert_confined(how, vm.running().pid());

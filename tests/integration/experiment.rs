@@ -242,18 +242,8 @@ fn running_vcpus_feel_what_the_host_does_to_pages() {
     let plan = plan.expect("a plan").split("\n[[variant]]\nname = \"4 vCPUs\"").next().map(String::from);
     let file = sandbox.file("short.toml");
     fs::write(&file, plan.expect("two variants").replace("writes = 2000", "writes = 200")).expect("a file");
-    let args = [
-        "experiment",
-        "run",
-        path(&file),
-        "--engine",
-        "slab",
-        "--repeat",
-        "1",
-        "--json",
-        "--html",
-        path(&html),
-    ];
+    let args = ["experiment", "run", path(&file), "--engine", "slab", "--repeat", "1"];
+    let args = [&args[..], &["--json", "--html", path(&html)]].concat();
     let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
     let trials = outcome["trials"].as_array().expect("trials");
     assert!(trials.len() == 2 && outcome["complete"] == true, "{outcome:#}");
@@ -281,20 +271,8 @@ fn the_reach_of_the_tlb_is_measured_in_every_kind_of_page() {
     require_slabs!();
     let sandbox = Sandbox::new();
     let html = sandbox.file("page.html");
-    let args = [
-        "experiment",
-        "run",
-        "huge-pages",
-        "--memory",
-        "64M",
-        "--engine",
-        "slab",
-        "--repeat",
-        "1",
-        "--json",
-        "--html",
-        path(&html),
-    ];
+    let args = ["experiment", "run", "huge-pages", "--memory", "64M", "--engine", "slab", "--repeat", "1"];
+    let args = [&args[..], &["--json", "--html", path(&html)]].concat();
     let outcome = sandbox.samepage(args).timeout(LIMIT).output().success().json();
     let trials = outcome["trials"].as_array().expect("trials");
     assert!(!trials.is_empty() && outcome["complete"] == true, "{outcome:#}");

@@ -35,26 +35,28 @@ pub fn lab_run_on_nodes(
     limit: Duration,
     command: impl IntoIterator<Item = impl AsRef<OsStr>>,
 ) -> Outcome {
-    let mut args =
-        vec!["-c".into(), nodes.to_string().into(), "-n".into(), nodes.to_string().into(), "-t".into()];
-    args.extend([limit.as_secs().to_string().into(), "--".into()]);
-    args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
-    start(limit, args)
+    let which = ["-c".into(), nodes.to_string(), "-n".into(), nodes.to_string()];
+    start(which.map(OsString::from).into(), limit, command)
 }
 
 fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Outcome {
-    let mut args = vec!["-c".into(), cpus.to_string().into(), "-t".into()];
-    let limit = limit * PATIENCE;
-    args.extend([limit.as_secs().to_string().into(), "--".into()]);
-    args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
-    start(limit, args)
+    let which = vec!["-c".into(), cpus.to_string().into()];
+    start(which, limit, command)
 }
 
 /// The limits of tests are what a machine needs that does nothing else. They are there to end what hangs, and a test does not depend
 /// on how busy the machine is.
 const PATIENCE: u32 = 4;
 
-fn start(limit: Duration, args: Vec<OsString>) -> Outcome {
+fn start(
+    which: Vec<OsString>,
+    limit: Duration,
+    command: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Outcome {
+    let limit = limit * PATIENCE;
+    let mut args = which;
+    args.extend(["-t".into(), limit.as_secs().to_string().into(), "--".into()]);
+    args.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
     // The lab ends itself; the rest is for provisioning it.
     let lab = Run::program(crate::workspace().join("tests/lab"), args);
     lab.timeout(limit + Duration::from_secs(300)).output()
@@ -86,12 +88,9 @@ pub fn image_dir() -> PathBuf {
 /// As [`lab_run`].
 #[must_use]
 pub fn lab_vmx_script(limit: Duration, files: &[PathBuf], script: &str) -> Outcome {
-    let mut args: Vec<_> = ["--vmx", "-t"].map(OsString::from).into();
-    let limit = limit * PATIENCE;
-    args.push(limit.as_secs().to_string().into());
+    let mut which = vec!["--vmx".into()];
     for file in files {
-        args.extend(["-f".into(), file.clone().into_os_string()]);
+        which.extend(["-f".into(), file.clone().into_os_string()]);
     }
-    args.extend(["--", "sh", "-euxo", "pipefail", "-c", script].map(OsString::from));
-    start(limit, args)
+    start(which, limit, ["sh", "-euxo", "pipefail", "-c", script])
 }

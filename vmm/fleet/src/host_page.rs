@@ -143,12 +143,6 @@ impl VmProcess {
         Some((mapping.inode, mapping.slab_page(hva).0.into()))
     }
 
-    /// Where the guest has an address of the process; None outside RAM.
-    fn gpa(&self, hva: Hva) -> Option<u64> {
-        let extent = self.extents.iter().find(|e| (e.hva..e.hva + e.bytes).contains(&hva))?;
-        Some(extent.gpa.0 + (hva - extent.hva))
-    }
-
     /// Calls `found` with the guest's address of each page that has the frame of `page`; that returns false when it has enough.
     fn each_like(&mut self, page: &HostPage, mut found: impl FnMut(u64) -> bool) {
         let mut entries = Vec::new();
@@ -166,28 +160,29 @@ impl VmProcess {
                 for hva in hvas {
                     let read = self.pagemap.read(hva, 1, &mut entries);
                     let is_slab = entries.first().is_some_and(|entry| entry.file_or_shared());
-                    if read.is_ok() && is_slab && self.gpa(hva).is_some_and(|gpa| !found(gpa)) {
+                    if read.is_ok() && is_slab && gpa_of(&self.extents, hva).is_some_and(|gpa| !found(gpa)) {
                         return;
                     }
                 }
             }
             Place::Ksm | Place::Shared => {
                 let Some(frame) = page.frame.map(Pfn) else { return };
-                let ranges: Vec<_> = self.extents.iter().map(|e| e.hva..e.hva + e.bytes).collect();
-                let extents = self.extents.clone();
-                let gpa = |hva: Hva| {
-                    let extent = extents.iter().find(|e| (e.hva..e.hva + e.bytes).contains(&hva))?;
-                    Some(extent.gpa.0 + (hva - extent.hva))
-                };
+                let extents = &self.extents;
                 // An error is the end of the process, or of the search.
-                let _ = self.pagemap.each(ranges, |hva, entry| {
-                    let enough = entry.pfn() == Some(frame) && gpa(hva).is_some_and(|gpa| !found(gpa));
+                let _ = self.pagemap.each(extents.iter().map(Extent::hvas), |hva, entry| {
+                    let enough =
+                        entry.pfn() == Some(frame) && gpa_of(extents, hva).is_some_and(|gpa| !found(gpa));
                     if enough { Err(HostError::Interrupted) } else { Ok(()) }
                 });
             }
             Place::Absent | Place::Swapped | Place::Zero | Place::Private => {}
         }
     }
+}
+
+/// Where the guest has an address of the process; None outside RAM.
+fn gpa_of(extents: &[Extent], hva: Hva) -> Option<u64> {
+    extents.iter().find_map(|extent| extent.gpa_of(hva)).map(|gpa| gpa.0)
 }
 
 impl HostPage {
@@ -197,7 +192,7 @@ impl HostPage {
         let (mut sharers, mut more) = (Vec::new(), false);
         for vm in vms {
             let is_own = vm.process.pid() == own;
-            let own_gpa = if is_own { vm.gpa(Hva(self.hva)) } else { None };
+            let own_gpa = if is_own { gpa_of(&vm.extents, Hva(self.hva)) } else { None };
             let guest = vm.guest.clone();
             vm.each_like(&page, |gpa| {
                 if Some(gpa) == own_gpa {

@@ -21,10 +21,10 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 
 use super::slots;
-use memory::PageSet;
 use memory::page_set::WORD_PAGES;
 use memory::ram::Ram;
 use memory::written::{OwnWrites, WriteLog, words};
+use memory::{PageRange, PageSet};
 
 /// `_IOW(KVMIO, 0x42, struct kvm_dirty_log)`.
 const KVM_GET_DIRTY_LOG: libc::c_ulong = 0x4010_ae42;
@@ -125,6 +125,9 @@ impl WriteLog for DirtyLog {
         self.with(|log, vm| {
             log.read(vm, written)?;
             written.union_with(log.pending(self.reader)?);
+            // KVM's bitmaps are whole words.
+            let end = log.ram.pages().end();
+            written.remove_range(PageRange::between(end, end + WORD_PAGES));
             Ok(())
         })
     }

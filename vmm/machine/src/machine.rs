@@ -105,25 +105,11 @@ impl Machine {
                 vm.register_ioevent(&notified, &address, queue as u32)
                     .map_err(VmError::kvm("register a queue notification (ioeventfd)"))?;
                 let (notified, transport) = (Notified::ByDriver(notified), transport.clone());
-                queues.all.push(QueueEvent {
-                    notified,
-                    transport,
-                    queue,
-                    takes_memory,
-                    missed: false,
-                    due: None,
-                });
+                queues.all.push(QueueEvent::new(notified, transport, queue, takes_memory));
             }
             if let Some((notified, queue)) = source {
                 let transport = transport.clone();
-                queues.all.push(QueueEvent {
-                    notified,
-                    transport,
-                    queue,
-                    takes_memory,
-                    missed: false,
-                    due: None,
-                });
+                queues.all.push(QueueEvent::new(notified, transport, queue, takes_memory));
             }
             board.virtio.push(transport.clone());
             mmio.insert(base, VIRTIO_BYTES, "virtio-mmio", transport)?;
@@ -205,6 +191,15 @@ struct QueueEvent {
 }
 
 impl QueueEvent {
+    fn new(
+        notified: Notified,
+        transport: Arc<Mutex<MmioTransport>>,
+        queue: usize,
+        takes_memory: bool,
+    ) -> Self {
+        Self { notified, transport, queue, takes_memory, missed: false, due: None }
+    }
+
     /// False if the device is in use for longer than an access takes: a vCPU resets it, and its disk is slow.
     fn process(&mut self) -> bool {
         let Some(mut transport) = lock_soon(&self.transport) else { return false };

@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use memory::PageSet;
 use memory::ram::Ram;
 use memory::written::WriteLog;
-use memory::{PageNo, PageSet};
 
 use crate::dirty::{DirtyLog, Reader};
 
@@ -51,9 +51,6 @@ impl Changes {
         let mut pages = PageSet::default();
         self.log.read(&mut pages)?;
         self.ram.discard_log().read_into(&mut pages);
-        // KVM's bitmaps are whole words.
-        let end = self.ram.pages().end();
-        pages.remove_range(memory::PageRange::between(end, PageNo(end.0 + 64)));
         Ok(pages)
     }
 

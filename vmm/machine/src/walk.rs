@@ -77,8 +77,7 @@ impl Running {
     }
 
     fn hva_of(&self, gpa: u64) -> Option<u64> {
-        let extent = self.ram().extents().into_iter().find(|extent| extent.gpas().contains(&Gpa(gpa)))?;
-        Some(extent.hva.0 + (gpa - extent.gpa.0))
+        self.ram().extents().iter().find_map(|extent| extent.hva_of(Gpa(gpa))).map(|hva| hva.0)
     }
 
     /// A vCPU's control registers, for which the VM is paused for a moment if it runs.

@@ -76,6 +76,16 @@ impl Extent {
     pub fn hvas(&self) -> Range<Hva> {
         self.hva.span(self.bytes)
     }
+
+    /// Where the process has what the guest has there; None outside.
+    pub fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
+        self.gpas().contains(&gpa).then(|| self.hva + (gpa.0 - self.gpa.0))
+    }
+
+    /// Where the guest has what the process has there; None outside.
+    pub fn gpa_of(&self, hva: Hva) -> Option<Gpa> {
+        self.hvas().contains(&hva).then(|| Gpa(self.gpa.0 + (hva - self.hva)))
+    }
 }
 
 /// A guest-physical address is written as its number.

@@ -2,9 +2,9 @@
 
 use std::io;
 
+use memory::PageSet;
 use memory::ram::Ram;
 use memory::written::WriteLog;
-use memory::{PageNo, PageRange, PageSet};
 
 use crate::dirty::{DirtyLog, Reader};
 
@@ -30,9 +30,6 @@ impl Since {
     pub(super) fn written(&mut self) -> Option<PageSet> {
         let mut written = PageSet::default();
         self.log.read(&mut written).ok()?;
-        // KVM's bitmaps are whole words.
-        let end = self.ram.pages().end();
-        written.remove_range(PageRange::between(end, PageNo(end.0 + 64)));
         (self.ram.discards() == self.discards).then_some(written)
     }
 }
