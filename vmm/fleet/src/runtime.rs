@@ -159,16 +159,17 @@ impl FleetDir {
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "ctl")).collect()
     }
 
-    /// Removes what guests have left here that are not `known`: a daemon that was killed could not.
+    /// Removes what a daemon that was killed could not: everything of guests that are not `known`, and what it had begun with any.
     pub(super) fn remove_left(&self, known: impl Fn(&str) -> bool) {
         for path in fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.path()) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             // What is written anew has `.new` behind its name, and sockets for a guest's ports have their number.
             let Some((guest, kind)) = name.split_once('.') else { continue };
-            let is_guests = ["ctl", "com2", "vsock", "cap", "log", "json", "json.new"]
+            let is_begun = ["cap", "json.new"].contains(&kind);
+            let is_guests = ["ctl", "com2", "vsock", "log", "json"]
                 .iter()
                 .any(|of| kind.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('_')));
-            if is_guests && !known(guest) && path != self.host_log() {
+            if (is_begun || is_guests && !known(guest)) && path != self.host_log() {
                 let _ = fs::remove_file(path);
             }
         }
@@ -303,7 +304,17 @@ mod tests {
             "promised",
             "k-0.txt",
         ];
-        let goes = ["k-0.ctl", "k-0.com2", "k-0.log", "k-0.json", "k-0.json.new", "k-0.cap", "k-0.vsock_52"];
+        let goes = [
+            "k-0.ctl",
+            "k-0.com2",
+            "k-0.log",
+            "k-0.json",
+            "k-0.json.new",
+            "k-0.cap",
+            "k-0.vsock_52",
+            "a-0.cap",
+            "a-0.json.new",
+        ];
         stays.iter().chain(&goes).for_each(|name| fs::write(root.path().join(name), "").unwrap());
         dir.remove_left(|guest| guest == "a-0");
         let there = |name: &&str| root.path().join(name).exists();
