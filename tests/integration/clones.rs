@@ -93,15 +93,29 @@ impl Fleet {
         found.expect("its process")
     }
 
-    /// Audits until nothing moved meanwhile: a guest that runs may fault between two ways of counting.
+    /// Audits until nothing moved meanwhile. A guest that ran would fault between two ways of counting, all the more on a slow host: so all are
+    /// paused for that time.
     #[track_caller]
     pub(super) fn assert_audit(&self) {
+        let running: Vec<String> = (self.guests().iter())
+            .filter(|guest| guest["state"] == "running")
+            .map(|guest| guest["name"].as_str().expect("a name").to_owned())
+            .collect();
+        let have_all = |op: &str| {
+            for name in &running {
+                let mut control =
+                    Client::connect(&self.sandbox.runtime_dir().join(format!("fleets/clones/{name}.ctl")));
+                assert_eq!(control.ask(&serde_json::json!({ "op": op })), "done", "{op} {name}");
+            }
+        };
+        have_all("pause");
         eventually("nothing moves during an audit", || {
             let audit = self.status(&["--audit"])["audit"].clone();
             let still = audit["still"] == true;
             assert!(!still || audit["residue_pages"] == 0, "{audit:#}");
             still
         });
+        have_all("resume");
     }
 
     pub(super) fn kill_daemon(&self) {
