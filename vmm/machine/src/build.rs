@@ -18,13 +18,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
 use super::coalesced::Ring;
-use super::config::{Console, VmConfig};
+use super::config::{Console, MAX_VCPUS, VmConfig};
 use super::console::ConsoleInput;
 use super::control::Control;
 use super::create::{create_bare_vcpus, create_vcpus, create_vm};
 use super::dirty::DirtyLog;
 use super::drive::{self, Attached};
-use super::error::{MAX_VCPUS, VmError};
+use super::error::VmError;
 use super::events::EventLoop;
 use super::exit::Outcome;
 use super::feed::Feed;

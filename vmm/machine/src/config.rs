@@ -23,6 +23,8 @@ use super::working_set::Sampling;
 pub const LINUX_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 /// The default memory of a VM.
 pub const MEMORY_BYTES: u64 = 128 << 20;
+/// The most vCPUs a VM may have.
+pub const MAX_VCPUS: u8 = 32;
 
 /// What a VM is to be. As data it has every key or the default's value, and no others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,7 +45,7 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// What RAM is made of.
     pub backing: Backing,
-    /// vCPUs, 1 to [`super::MAX_VCPUS`].
+    /// vCPUs, 1 to [`MAX_VCPUS`].
     pub cpus: u8,
     /// Its disks, at most [`super::MAX_DRIVES`].
     pub drives: Vec<Drive>,

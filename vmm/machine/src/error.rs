@@ -5,18 +5,16 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::config::MAX_VCPUS;
 use super::drive::DriveError;
+use super::image_error::ImageStartError;
 use super::interface::InterfaceError;
 use super::listener::ListenerError;
 use super::platform::CMDLINE_BYTES;
-use super::restore::ImageStartError;
 use super::vsock::VsockError;
 use image::vmlinux::KernelError;
 use memory::numa::NumaError;
 use memory::ram::RamError;
-
-/// The most vCPUs a VM may have.
-pub const MAX_VCPUS: u8 = 32;
 
 /// What can go wrong before a guest runs, or with the host under it.
 #[derive(Debug, Error)]

@@ -1,96 +1,33 @@
 //! A VM that goes on from where another one was captured: its image, on descriptors, checked and put under a VM on which nothing has run.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
 use devices::GuestMemory;
-use devices::state::RestoreError;
 use devices::virtio::block::Disk;
 use kvm_ioctls::{VcpuFd, VmFd};
-use memory::image::ImageError;
 use memory::ram::{Backing, Ram};
-use memory::slab::{Slab, SlabError};
+use memory::slab::Slab;
 use rustix::fs::fcntl_get_seals;
-use thiserror::Error;
 
 use super::board::Board;
 use super::config::VmConfig;
-use super::generation::{self, GenerationError};
+use super::generation;
 use super::handover::SEALS;
+use super::image_error::ImageStartError;
 use super::probe;
-use super::snapshot::load::{LoadError, MemoryFile, check_drives};
-use super::snapshot::{Connection, FileLease, Handler};
-use super::state::StateError;
+use super::snapshot::load_error::LoadError;
+use super::snapshot::{Connection, FileLease, Handler, MemoryFile};
 use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::counters;
 use super::state::saved::{Around, VmState};
+use super::state::setup::FileV1;
 use super::state::trace::Trace;
 use super::state::vcpu::{Saved, xsave_bytes};
 use os::handed;
-
-/// Why a VM does not go on from an image.
-#[derive(Debug, Error)]
-pub enum ImageStartError {
-    /// A descriptor is not there, or cannot be read.
-    #[error("descriptor {fd} of the image cannot be read")]
-    Read {
-        /// Its number.
-        fd: RawFd,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It may still be changed.
-    #[error("descriptor {0} is no state: expected a memfd that is sealed against writing and resizing")]
-    Unsealed(RawFd),
-    /// It is no state.
-    #[error("the image's state cannot be used")]
-    State(#[from] ContainerError),
-    /// There are other slabs than the state says.
-    #[error("the image has {found} slabs, and its state speaks of {expected}")]
-    Slabs {
-        /// How many there are.
-        found: usize,
-        /// How many there should be.
-        expected: usize,
-    },
-    /// A slab is not what it should be.
-    #[error("slab {number} of the image cannot be used")]
-    Slab {
-        /// Which.
-        number: usize,
-        /// Why.
-        #[source]
-        source: SlabError,
-    },
-    /// The VM is to be another one.
-    #[error("the image is of a VM with {what} {found}, and this one has {expected}")]
-    Other {
-        /// In what they differ.
-        what: &'static str,
-        /// What the image's had.
-        found: String,
-        /// What this one has.
-        expected: String,
-    },
-    /// Its memory cannot be mapped.
-    #[error("the image's memory cannot be mapped")]
-    Memory(#[from] ImageError),
-    /// This KVM does not take the state.
-    #[error("the image's vCPUs cannot be restored")]
-    Vcpus(#[from] StateError),
-    /// The guest cannot learn that it is a copy.
-    #[error("the guest cannot be given a generation of its own")]
-    Generation(#[from] GenerationError),
-    /// It comes from files, and these cannot be used.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The devices cannot be what it says.
-    #[error("the image's devices cannot be restored")]
-    Devices(#[from] RestoreError),
-}
 
 /// Where the memory of an image is.
 pub(crate) enum Content {
@@ -151,7 +88,17 @@ impl Image {
 
     /// Whether the drives that were opened for it are the files that it had.
     pub(crate) fn check_drives(&self, disks: &[Disk]) -> Result<(), ImageStartError> {
-        Ok(self.state.setup().map_or(Ok(()), |setup| check_drives(setup, disks))?)
+        let drives = self.state.setup().map(|setup| setup.drives.as_slice()).unwrap_or_default();
+        for (drive, disk) in drives.iter().zip(disks) {
+            let found = FileV1::of(disk.medium.file())
+                .map_err(|source| LoadError::DriveFile { id: drive.id.clone(), source })?;
+            if found != drive.file {
+                let (found, expected) = (Box::new(found), Box::new(drive.file));
+                let path = OsStr::from_bytes(&drive.path).into();
+                return Err(LoadError::Drive { id: drive.id.clone(), path, found, expected }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Gives a VM that has no memory slot yet its memory.

@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
-use crate::snapshot::load::LoadError;
+use crate::snapshot::load_error::LoadError;
 use crate::{DriveError, InterfaceError, MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError, VsockError};
 use os::one_line;
 

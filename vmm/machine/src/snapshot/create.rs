@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -193,16 +193,10 @@ impl Running {
             if !drive.read_only {
                 attached.file.sync_all().map_err(|source| failed("sync", source))?;
             }
-            drive.file = identity(&attached.file).map_err(|source| failed("stat", source))?;
+            drive.file = FileV1::of(&attached.file).map_err(|source| failed("stat", source))?;
         }
         Ok(())
     }
-}
-
-/// Which file it is.
-pub(crate) fn identity(file: &File) -> io::Result<FileV1> {
-    let meta = file.metadata()?;
-    Ok(FileV1 { bytes: meta.len(), device: meta.dev(), inode: meta.ino() })
 }
 
 /// The time of day; 0 before 1970.

@@ -21,37 +21,13 @@ use os::{Peer, Process};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use serde::Serialize;
-use thiserror::Error;
 use wire::packets;
 
+use super::load_error::HandlerError;
 use crate::running::Running;
 
 /// How long the handler may take to make room for one message; and the main thread to notice that it has ended.
 const LIMIT: Duration = Duration::from_secs(5);
-
-/// Why there is no handler.
-#[derive(Debug, Error)]
-pub enum HandlerError {
-    /// Nobody listens there.
-    #[error("Failed to connect to UDS Unix stream")]
-    Connect(#[source] io::Error),
-    /// It is not told from others.
-    #[error(
-        "the process that listens there has ended, or cannot be held: a process that fills memory listens itself"
-    )]
-    Process(#[source] io::Error),
-    /// This process may not have its memory filled.
-    #[error(
-        "Failed to create userfaultfd: check that /dev/userfaultfd may be opened, or that vm.unprivileged_userfaultfd is 1"
-    )]
-    Userfaultfd(#[source] io::Error),
-    /// Nobody would see it end.
-    #[error("Failed to watch the handler")]
-    Watch(#[source] io::Error),
-    /// It did not take the message.
-    #[error("Failed to send the memory's regions to the handler")]
-    Send(#[source] io::Error),
-}
 
 /// A part of RAM, as the handler is told of it. The names are Firecracker's.
 #[derive(Debug, Serialize)]

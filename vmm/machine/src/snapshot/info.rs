@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::load::{LoadError, read};
+use super::load::read;
+use super::load_error::LoadError;
 use crate::state::container;
 pub use crate::state::container::FORMAT as STATE_FORMAT;
 use crate::state::saved::{VmState, kind_name};

@@ -8,9 +8,12 @@ mod handler;
 pub mod info;
 mod lease;
 pub mod load;
+pub mod load_error;
+mod memory_file;
 
 pub(crate) use handler::{Connection, Handler, Watch};
 pub(crate) use lease::{FileLease, FileWatch};
+pub(crate) use memory_file::MemoryFile;
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,8 @@ use os::one_line;
 use splitmix::SplitMix64;
 
 use super::create::Kind;
-use super::load::{How, LoadError, MemorySource, StateFile};
+use super::load::{How, MemorySource, StateFile};
+use super::load_error::LoadError;
 use crate::state::hostile;
 use crate::state::saved::{Around, VmState};
 use crate::state::setup::{BalloonV1, DriveV1, SetupV1};

@@ -1,5 +1,9 @@
 //! How a VM that is loaded from files is built again. A clone is told by the daemon; here nobody else knows.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
 use serde::{Deserialize, Serialize};
 
 /// What the VM was built as, and of what of the host.
@@ -61,6 +65,14 @@ pub struct FileV1 {
     pub bytes: u64,
     pub device: u64,
     pub inode: u64,
+}
+
+impl FileV1 {
+    /// Which file this is.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self { bytes: meta.len(), device: meta.dev(), inode: meta.ino() })
+    }
 }
 
 /// A network interface.
