@@ -30,7 +30,6 @@ use super::state::chips::ChipsV1;
 use super::state::counters::{self, Reading};
 use super::state::msrs::Savable;
 use super::state::saved::{Around, DevicesV1, MachineV1, MemoryV1, VmState};
-use super::state::trace::Trace;
 use super::state::vcpu::{VcpuV1, xsave_bytes};
 
 /// How long the keeper of the image may take for an answer, and the guest be kept waiting for it.
@@ -139,7 +138,7 @@ impl Running {
         vm.create_irq_chip().map_err(VmError::kvm("create the interrupt controllers"))?;
         let vcpus = create_vcpus(kvm, &vm, 1)?;
         let fresh = vcpus.first().ok_or(CaptureError::Vcpu)?;
-        let found = Arc::new(Savable::find(kvm, fresh, &mut |_, _| {})?);
+        let found = Arc::new(Savable::find(kvm, fresh)?);
         Ok(self.savable.get_or_init(|| found).clone())
     }
 
@@ -208,7 +207,7 @@ impl Running {
         // Before the vCPUs: a device may interrupt.
         let devices = self.board.save();
         let (mut vcpus, readings) = self.take_vcpus(savable, &vm)?;
-        let chips = ChipsV1::save(&vm, &mut Trace::default())?;
+        let chips = ChipsV1::save(&vm)?;
         counters::pin(&mut vcpus, &readings, chips.clock);
         let machine = MachineV1 {
             backend: probe::backend_name().to_owned(),
@@ -230,7 +229,7 @@ impl Running {
         let sent = self.vcpus().send(Arc::new(move |n, vcpu| {
             // The VM is its owner's, to end it.
             let Some(vm) = weak.upgrade() else { return };
-            let saved = VcpuV1::save(vcpu, &savable, xsave_bytes(&vm), &mut Trace::default());
+            let saved = VcpuV1::save(vcpu, &savable, xsave_bytes(&vm));
             let saved = saved.and_then(|saved| Ok((saved, Reading::take(&vm, vcpu)?)));
             if let Some(slot) = os::lock(&filled).get_mut(n) {
                 *slot = Some(saved);

@@ -60,7 +60,6 @@ mod terminal;
 pub mod throttle;
 mod timer;
 mod tracking;
-pub mod trial;
 mod trouble;
 mod vcpu;
 mod vsock;

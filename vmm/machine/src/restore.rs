@@ -25,7 +25,6 @@ use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::counters;
 use super::state::saved::{Around, VmState};
 use super::state::setup::FileV1;
-use super::state::trace::Trace;
 use super::state::vcpu::{Saved, xsave_bytes};
 use os::handed;
 
@@ -156,12 +155,12 @@ impl VmState {
         board: &Board,
         memory: &GuestMemory,
     ) -> Result<(), ImageStartError> {
-        let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
+        let bytes = xsave_bytes(vm);
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu, self.saved(), bytes, &mut trace)?;
+            state.restore(vcpu, self.saved(), bytes)?;
         }
-        self.chips.restore(vm, &mut trace)?;
-        counters::align(vm, vcpus, &self.vcpus, self.chips.clock, &mut trace)?;
+        self.chips.restore(vm)?;
+        counters::align(vm, vcpus, &self.vcpus, self.chips.clock)?;
         board.restore(&self.devices)?;
         // So that a guest with a kvmclock does not take the pause for a lockup; without one KVM refuses.
         vcpus.iter().for_each(|vcpu| _ = vcpu.kvmclock_ctrl());

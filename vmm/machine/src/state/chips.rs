@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::StateError;
 use super::mirror::{Pic, PitChannel};
-use super::trace::Trace;
 
 /// Inputs of the I/O APIC.
 const IOAPIC_PINS: usize = 24;
@@ -38,42 +37,37 @@ pub struct ChipsV1 {
 
 impl ChipsV1 {
     /// Those of `vm`, which is paused.
-    pub fn save(vm: &VmFd, trace: &mut Trace) -> Result<Self, StateError> {
+    pub fn save(vm: &VmFd) -> Result<Self, StateError> {
         let pics = [
-            union::pic(&get_chip(vm, "PIC 1", KVM_IRQCHIP_PIC_MASTER, trace)?).into(),
-            union::pic(&get_chip(vm, "PIC 2", KVM_IRQCHIP_PIC_SLAVE, trace)?).into(),
+            union::pic(&get_chip(vm, "PIC 1", KVM_IRQCHIP_PIC_MASTER)?).into(),
+            union::pic(&get_chip(vm, "PIC 2", KVM_IRQCHIP_PIC_SLAVE)?).into(),
         ];
-        let ioapic = union::ioapic(&get_chip(vm, "IOAPIC", KVM_IRQCHIP_IOAPIC, trace)?);
-        let pit = trace.get("PIT2", || vm.get_pit2())?;
-        let clock = trace.get("CLOCK", || vm.get_clock())?.clock;
+        let ioapic = union::ioapic(&get_chip(vm, "IOAPIC", KVM_IRQCHIP_IOAPIC)?);
+        let pit = vm.get_pit2().map_err(StateError::get("PIT2"))?;
+        let clock = vm.get_clock().map_err(StateError::get("CLOCK"))?.clock;
         Ok(Self { pics, ioapic, pit: pit.channels.map(Into::into), pit_flags: pit.flags, clock })
     }
 
     /// Makes those of `vm` be these. The clock goes on from where it was.
-    pub fn restore(&self, vm: &VmFd, trace: &mut Trace) -> Result<(), StateError> {
+    pub fn restore(&self, vm: &VmFd) -> Result<(), StateError> {
         let pit = kvm_pit_state2 {
             channels: self.pit.map(kvm_pit_channel_state::from),
             flags: self.pit_flags,
             ..Default::default()
         };
-        trace.set("PIT2", || vm.set_pit2(&pit))?;
+        vm.set_pit2(&pit).map_err(StateError::set("PIT2"))?;
         let clock = kvm_clock_data { clock: self.clock, ..Default::default() };
-        trace.set("CLOCK", || vm.set_clock(&clock))?;
+        vm.set_clock(&clock).map_err(StateError::set("CLOCK"))?;
         let [first, second] = self.pics.map(kvm_pic_state::from);
-        trace.set("PIC 1", || vm.set_irqchip(&union::of_pic(KVM_IRQCHIP_PIC_MASTER, first)))?;
-        trace.set("PIC 2", || vm.set_irqchip(&union::of_pic(KVM_IRQCHIP_PIC_SLAVE, second)))?;
-        trace.set("IOAPIC", || vm.set_irqchip(&union::of_ioapic(&self.ioapic)))
+        vm.set_irqchip(&union::of_pic(KVM_IRQCHIP_PIC_MASTER, first)).map_err(StateError::set("PIC 1"))?;
+        vm.set_irqchip(&union::of_pic(KVM_IRQCHIP_PIC_SLAVE, second)).map_err(StateError::set("PIC 2"))?;
+        vm.set_irqchip(&union::of_ioapic(&self.ioapic)).map_err(StateError::set("IOAPIC"))
     }
 }
 
-fn get_chip(
-    vm: &VmFd,
-    what: &'static str,
-    chip_id: u32,
-    trace: &mut Trace,
-) -> Result<kvm_irqchip, StateError> {
+fn get_chip(vm: &VmFd, what: &'static str, chip_id: u32) -> Result<kvm_irqchip, StateError> {
     let mut chip = kvm_irqchip { chip_id, ..Default::default() };
-    trace.get(what, || vm.get_irqchip(&mut chip))?;
+    vm.get_irqchip(&mut chip).map_err(StateError::get(what))?;
     Ok(chip)
 }
 

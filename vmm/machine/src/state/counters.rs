@@ -6,7 +6,6 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::StateError;
 use super::msrs::{self, TSC, TSC_DEADLINE, kvm_msrs};
-use super::trace::Trace;
 use super::vcpu::VcpuV1;
 use attribute::{set_tsc_offset, tsc_offset};
 
@@ -32,7 +31,7 @@ impl Reading {
         let (mut best, mut least) = (Self { offset, ticks: counter(vcpu)?, clock: 0 }, u64::MAX);
         for _ in 0..READINGS {
             let before = counter(vcpu)?;
-            let clock = vm.get_clock().map_err(StateError::kvm("KVM_GET_CLOCK"))?.clock;
+            let clock = vm.get_clock().map_err(StateError::get("CLOCK"))?.clock;
             let took = counter(vcpu)?.wrapping_sub(before);
             if took < least {
                 (best, least) = (Self { offset, ticks: before.wrapping_add(took / 2), clock }, took);
@@ -47,7 +46,7 @@ impl Reading {
 
 fn counter(vcpu: &VcpuFd) -> Result<u64, StateError> {
     let mut one = kvm_msrs(&[kvm_msr_entry { index: TSC, ..Default::default() }])?;
-    match vcpu.get_msrs(&mut one).map_err(StateError::kvm("KVM_GET_MSRS"))? {
+    match vcpu.get_msrs(&mut one).map_err(StateError::get("MSRS"))? {
         1 => Ok(one.as_slice().first().map_or(0, |entry| entry.data)),
         _ => Err(StateError::MsrUnread { index: TSC }),
     }
@@ -78,13 +77,7 @@ pub fn pin(vcpus: &mut [VcpuV1], readings: &[Reading], clock: u64) {
 /// Sets the counters of `vcpus`, which were made what `saved` says, by the VM's clock, which was set to `clock` meanwhile: all by one
 /// reading, so that they differ among each other as they did. Where KVM has no offsets, it matches counters that are written within a
 /// second by itself.
-pub fn align(
-    vm: &VmFd,
-    vcpus: &[VcpuFd],
-    saved: &[VcpuV1],
-    clock: u64,
-    trace: &mut Trace,
-) -> Result<(), StateError> {
+pub fn align(vm: &VmFd, vcpus: &[VcpuFd], saved: &[VcpuV1], clock: u64) -> Result<(), StateError> {
     let (Some(vcpu), Some(first)) = (vcpus.first(), saved.first()) else { return Ok(()) };
     let (Some(khz), Some(first_ticks)) = (first.tsc_khz, tsc(first)) else { return Ok(()) };
     let now = Reading::take(vm, vcpu)?;
@@ -93,7 +86,7 @@ pub fn align(
     let offset = offset.wrapping_add(wanted.wrapping_sub(now.ticks));
     for (vcpu, saved) in vcpus.iter().zip(saved) {
         let apart = tsc(saved).map_or(0, |ticks| ticks.wrapping_sub(first_ticks));
-        trace.set("TSC_OFFSET", || set_tsc_offset(vcpu, offset.wrapping_add(apart)))?;
+        set_tsc_offset(vcpu, offset.wrapping_add(apart)).map_err(StateError::set("TSC_OFFSET"))?;
         // Once more: it was compared with another counter.
         let is_set = |(index, at): &&(u32, u64)| *index == TSC_DEADLINE && *at != 0;
         if let Some((index, data)) = saved.msrs.iter().find(is_set) {

@@ -4,7 +4,7 @@
 //! nothing is believed that KVM does not check: lengths are checked here, rings by the devices.
 //!
 //! Begin with [`vcpu`]; [`chips`] is what KVM has once for a VM; [`mirror`] has KVM's registers by name; [`msrs`] says which
-//! model-specific registers there are; [`trial`](crate::trial) does all of it with the built-in guest, to see what this KVM can do.
+//! model-specific registers there are. `other_vm_tests.rs` has the built-in guest go on in another VM.
 
 pub(crate) mod chips;
 pub(crate) mod container;
@@ -14,9 +14,10 @@ mod cpuid;
 pub(crate) mod hostile;
 mod mirror;
 pub(crate) mod msrs;
+#[cfg(test)]
+mod other_vm_tests;
 pub(crate) mod saved;
 pub(crate) mod setup;
-pub(crate) mod trace;
 pub(crate) mod vcpu;
 
 use thiserror::Error;
@@ -24,12 +25,19 @@ use thiserror::Error;
 /// Why a VM's state cannot be taken, or given to another.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// KVM refused.
-    #[error("KVM does not {} a vCPU's or VM's {what}", if *verb == "GET" { "tell" } else { "take" })]
-    Kvm {
-        /// `GET` or `SET`.
-        verb: &'static str,
-        /// Of what.
+    /// KVM refuses to read something.
+    #[error("KVM does not tell a vCPU's or VM's {what}")]
+    Get {
+        /// What, as the call's name has it.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// KVM refuses to write something.
+    #[error("KVM does not take a vCPU's or VM's {what}")]
+    Set {
+        /// What, as the call's name has it.
         what: &'static str,
         /// Its answer.
         #[source]
@@ -97,7 +105,11 @@ pub enum StateError {
 }
 
 impl StateError {
-    fn kvm(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
-        move |source| Self::Kvm { verb: if what.contains("SET") { "SET" } else { "GET" }, what, source }
+    fn get(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Get { what, source }
+    }
+
+    fn set(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |source| Self::Set { what, source }
     }
 }

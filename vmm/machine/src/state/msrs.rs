@@ -34,21 +34,10 @@ pub struct Savable {
     read_only: Vec<(u32, u64)>,
 }
 
-/// What became of one register in the look at a fresh vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// It can be read and written.
-    Both,
-    /// Only read.
-    ReadOnly,
-    /// Neither.
-    None,
-}
-
 impl Savable {
-    /// Looks what `fresh`, a vCPU on which nothing has run and nothing will, can read and write. `tell` hears of each.
-    pub fn find(kvm: &Kvm, fresh: &VcpuFd, tell: &mut dyn FnMut(u32, Access)) -> Result<Self, StateError> {
-        let listed = kvm.get_msr_index_list().map_err(StateError::kvm("KVM_GET_MSR_INDEX_LIST"))?;
+    /// Looks what `fresh`, a vCPU on which nothing has run and nothing will, can read and write.
+    pub fn find(kvm: &Kvm, fresh: &VcpuFd) -> Result<Self, StateError> {
+        let listed = kvm.get_msr_index_list().map_err(StateError::get("MSR_INDEX_LIST"))?;
         let skipped = |index: &u32| SKIPPED.iter().any(|(first, last)| (first..=last).contains(&index));
         let mut all: Vec<u32> = listed.as_slice().iter().copied().chain(unlisted()).collect();
         all.retain(|index| !skipped(index));
@@ -59,27 +48,15 @@ impl Savable {
             let entry = kvm_msr_entry { index, ..Default::default() };
             let mut one = kvm_msrs(&[entry])?;
             if !matches!(fresh.get_msrs(&mut one), Ok(1)) {
-                tell(index, Access::None);
                 continue;
             }
             let value = one.as_slice().first().map_or(0, |entry| entry.data);
             match fresh.set_msrs(&one) {
-                Ok(1) => {
-                    tell(index, Access::Both);
-                    savable.both.push(index);
-                }
-                _ => {
-                    tell(index, Access::ReadOnly);
-                    savable.read_only.push((index, value));
-                }
+                Ok(1) => savable.both.push(index),
+                _ => savable.read_only.push((index, value)),
             }
         }
         Ok(savable)
-    }
-
-    /// How many are saved.
-    pub fn len(&self) -> usize {
-        self.both.len()
     }
 
     /// What `vcpu` has in them.
@@ -91,7 +68,7 @@ impl Savable {
         let mut values = Vec::with_capacity(all.len());
         let entry = |index: &u32| kvm_msr_entry { index: *index, ..Default::default() };
         let mut asked = kvm_msrs(&all.iter().map(entry).collect::<Vec<_>>())?;
-        let read = vcpu.get_msrs(&mut asked).map_err(StateError::kvm("KVM_GET_MSRS"))?;
+        let read = vcpu.get_msrs(&mut asked).map_err(StateError::get("MSRS"))?;
         if let Some(index) = all.get(read) {
             return Err(StateError::MsrUnread { index: *index });
         }
@@ -112,7 +89,7 @@ impl Savable {
 
 /// Gives `vcpu` these, in this order.
 pub fn write(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), StateError> {
-    let set = vcpu.set_msrs(&kvm_msrs(entries)?).map_err(StateError::kvm("KVM_SET_MSRS"))?;
+    let set = vcpu.set_msrs(&kvm_msrs(entries)?).map_err(StateError::set("MSRS"))?;
     match entries.get(set) {
         None => Ok(()),
         Some(entry) => Err(StateError::MsrRefused { index: entry.index, value: entry.data }),

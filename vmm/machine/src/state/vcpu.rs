@@ -1,7 +1,5 @@
 //! One vCPU: everything KVM tells of it, and the way back.
 
-use std::time::Instant;
-
 use kvm_bindings::{
     CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_xcrs, kvm_xsave,
@@ -12,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use super::StateError;
 use super::mirror::{CpuidLeaf, DebugRegisters, Events, Registers, SystemRegisters};
 use super::msrs::{self, Savable, TSC_DEADLINE};
-use super::trace::Trace;
 use memory::PAGE;
 
 /// Bytes of the local APIC's registers.
@@ -59,28 +56,20 @@ pub fn xsave_bytes(vm: &VmFd) -> usize {
 
 impl VcpuV1 {
     /// The state of `vcpu`, which is paused, and has completed what it exited for.
-    pub fn save(
-        vcpu: &VcpuFd,
-        savable: &Savable,
-        xsave_bytes: usize,
-        trace: &mut Trace,
-    ) -> Result<Self, StateError> {
-        let mp_state = trace.get("MP_STATE", || vcpu.get_mp_state())?.mp_state;
-        let registers = trace.get("REGS", || vcpu.get_regs())?.into();
-        let system = trace.get("SREGS", || vcpu.get_sregs())?.into();
-        let xsave = trace.get("XSAVE", || xsave::get(vcpu, xsave_bytes))?;
-        let xcrs = trace.get("XCRS", || vcpu.get_xcrs())?;
+    pub fn save(vcpu: &VcpuFd, savable: &Savable, xsave_bytes: usize) -> Result<Self, StateError> {
+        let mp_state = vcpu.get_mp_state().map_err(StateError::get("MP_STATE"))?.mp_state;
+        let registers = vcpu.get_regs().map_err(StateError::get("REGS"))?.into();
+        let system = vcpu.get_sregs().map_err(StateError::get("SREGS"))?.into();
+        let xsave = xsave::get(vcpu, xsave_bytes).map_err(StateError::get("XSAVE"))?;
+        let xcrs = vcpu.get_xcrs().map_err(StateError::get("XCRS"))?;
         let xcrs = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).map(|xcr| (xcr.xcr, xcr.value)).collect();
-        let debug = trace.get("DEBUGREGS", || vcpu.get_debug_regs())?.into();
-        let lapic = trace.get("LAPIC", || vcpu.get_lapic())?;
+        let debug = vcpu.get_debug_regs().map_err(StateError::get("DEBUGREGS"))?.into();
+        let lapic = vcpu.get_lapic().map_err(StateError::get("LAPIC"))?;
         let lapic = lapic.regs.iter().map(|byte| byte.cast_unsigned()).collect();
-        let cpuid = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
+        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(StateError::get("CPUID2"))?;
         let cpuid = cpuid.as_slice().iter().map(|leaf| (*leaf).into()).collect();
-        let began = Instant::now();
-        let msrs = savable.read(vcpu);
-        trace.took("MSRS", began, msrs.as_ref().err().map(|_| 0));
-        let msrs = msrs?;
-        let events = trace.get("VCPU_EVENTS", || vcpu.get_vcpu_events())?.into();
+        let msrs = savable.read(vcpu)?;
+        let events = vcpu.get_vcpu_events().map_err(StateError::get("VCPU_EVENTS"))?.into();
         let tsc_khz = vcpu.get_tsc_khz().ok();
         Ok(Self { cpuid, tsc_khz, mp_state, registers, system, xsave, xcrs, debug, lapic, msrs, events })
     }
@@ -88,47 +77,38 @@ impl VcpuV1 {
     /// Makes `vcpu`, on which nothing has run yet, what was saved. One that was saved elsewhere needs a vCPU with the CPUID of a new guest,
     /// with which the saved one is compared. The memory slots must be there, for some registers point into them; the time stamp
     /// counter goes on from where it was.
-    pub fn restore(
-        &self,
-        vcpu: &VcpuFd,
-        saved: Saved,
-        xsave_bytes: usize,
-        trace: &mut Trace,
-    ) -> Result<(), StateError> {
+    pub fn restore(&self, vcpu: &VcpuFd, saved: Saved, xsave_bytes: usize) -> Result<(), StateError> {
         self.check(xsave_bytes)?;
         if saved == Saved::Anywhere {
             // What it says itself, not what it was given: PVM shows a guest more of the processor.
-            let here = trace.get("CPUID2", || vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
+            let here = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(StateError::get("CPUID2"))?;
             super::cpuid::check_subset(&self.cpuid, &here)?;
         }
         let leaves: Vec<_> = self.cpuid.iter().map(|leaf| (*leaf).into()).collect();
         let cpuid = CpuId::from_entries(&leaves).map_err(|_| StateError::TooLong("CPUID"))?;
-        trace.set("CPUID2", || vcpu.set_cpuid2(&cpuid))?;
+        vcpu.set_cpuid2(&cpuid).map_err(StateError::set("CPUID2"))?;
         if let Some(khz) = self.tsc_khz
             && vcpu.get_tsc_khz().ok() != Some(khz)
         {
-            trace.set("TSC_KHZ", || vcpu.set_tsc_khz(khz))?;
+            vcpu.set_tsc_khz(khz).map_err(StateError::set("TSC_KHZ"))?;
         }
         let mp_state = kvm_mp_state { mp_state: self.mp_state };
-        trace.set("MP_STATE", || vcpu.set_mp_state(mp_state))?;
-        trace.set("REGS", || vcpu.set_regs(&self.registers.into()))?;
-        trace.set("SREGS", || vcpu.set_sregs(&self.system.into()))?;
-        trace.set("XSAVE", || xsave::set(vcpu, &self.xsave, xsave_bytes))?;
+        vcpu.set_mp_state(mp_state).map_err(StateError::set("MP_STATE"))?;
+        vcpu.set_regs(&self.registers.into()).map_err(StateError::set("REGS"))?;
+        vcpu.set_sregs(&self.system.into()).map_err(StateError::set("SREGS"))?;
+        xsave::set(vcpu, &self.xsave, xsave_bytes).map_err(StateError::set("XSAVE"))?;
         // A host without XSAVE has none, and refuses even an empty list.
         if !self.xcrs.is_empty() {
-            trace.set("XCRS", || vcpu.set_xcrs(&self.kvm_xcrs()))?;
+            vcpu.set_xcrs(&self.kvm_xcrs()).map_err(StateError::set("XCRS"))?;
         }
-        trace.set("DEBUGREGS", || vcpu.set_debug_regs(&self.debug.into()))?;
-        trace.set("LAPIC", || vcpu.set_lapic(&self.kvm_lapic()))?;
+        vcpu.set_debug_regs(&self.debug.into()).map_err(StateError::set("DEBUGREGS"))?;
+        vcpu.set_lapic(&self.kvm_lapic()).map_err(StateError::set("LAPIC"))?;
         // The counter before the time that is compared with it.
         let is_late = |(index, _): &&(u32, u64)| *index == TSC_DEADLINE;
         let early = self.msrs.iter().filter(|msr| !is_late(msr));
         let entries: Vec<_> = early.chain(self.msrs.iter().filter(is_late)).map(msr_entry).collect();
-        let began = Instant::now();
-        let set = msrs::write(vcpu, &entries);
-        trace.took("SET MSRS", began, set.as_ref().err().map(|_| 0));
-        set?;
-        trace.set("VCPU_EVENTS", || vcpu.set_vcpu_events(&self.events.into()))?;
+        msrs::write(vcpu, &entries)?;
+        vcpu.set_vcpu_events(&self.events.into()).map_err(StateError::set("VCPU_EVENTS"))?;
         Ok(())
     }
 
