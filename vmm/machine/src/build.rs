@@ -6,38 +6,29 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use devices::legacy::serial::Serial;
-use devices::rate_limiter::Limiter;
-use devices::virtio::balloon::Balloon;
-use devices::virtio::block::Block;
-use devices::virtio::rng::Rng;
-use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::MutEventSubscriber;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::channel::{Channel, ChannelOutput};
+use super::board::Board;
+use super::channel::ChannelOutput;
 use super::coalesced::Ring;
-use super::config::{Console, MAX_VCPUS, VmConfig};
-use super::console::ConsoleInput;
+use super::config::{MAX_VCPUS, VmConfig};
 use super::control::Control;
 use super::create::{create_bare_vcpus, create_vcpus, create_vm};
 use super::dirty::DirtyLog;
-use super::drive::{self, Attached};
 use super::error::VmError;
 use super::events::EventLoop;
 use super::exit::Outcome;
 use super::feed::Feed;
 use super::guest_end::GuestEnd;
-use super::interface;
 use super::last_words::LastWords;
 use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
 use super::platform::{COM1_PORT, COM2_PORT, GENERATION, VIRTIO_BASE};
-use super::probe;
 use super::restore::{Image, Mapped};
-use super::running::{NetHandle, Running};
+use super::running::Running;
 use super::shut_down::ShutDown;
 use super::snapshot::{FileWatch, Watch};
 use super::state::saved::VmState;
@@ -47,9 +38,9 @@ use super::sweep::sweeper;
 use super::tracking::Tracking;
 use super::trouble::Trouble;
 use super::vcpu::{Shared, Vcpus};
-use super::vsock::Vsock;
+use super::vsock::{Held, Vsock};
 use super::working_set::Sampler;
-use super::{acpi, boot, generation, registers};
+use super::{acpi, boot, drive, generation, interface, probe, registers, serial_ports, virtio};
 use memory::own;
 use memory::ram::{Backing, Ram};
 use merge::slab::agent::FoundSlabs;
@@ -87,202 +78,18 @@ impl Vm {
         config: &VmConfig,
         events: &mut EventLoop,
     ) -> Result<Self, VmError> {
-        if !(1..=MAX_VCPUS).contains(&config.cpus) {
-            return Err(VmError::Vcpus { asked: config.cpus });
-        }
-        if config.initrd.is_some() && config.kernel.is_none() {
-            return Err(VmError::InitrdWithoutKernel);
-        }
+        check(config)?;
         let began = Instant::now();
-        let outcome = events.outcome().clone();
-        let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
-        let kvm = open_kvm()?;
-        let disks = drive::open_all(&config.drives)?;
-        image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
-        let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
-        // Sockets before the kernel is loaded: a path in use is known at once.
-        let listen = |path| match config.daemon.is_some() {
-            true => Listener::bind(path)?.keep(),
-            false => Listener::bind(path),
-        };
-        let control = config.control.as_deref().map(listen).transpose()?;
-        let com2 = config.com2.as_deref().map(listen).transpose()?;
-        let vsock = config.vsock.as_ref().map(Vsock::open).transpose()?;
-
-        let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
-        let Mapped { state, slabs, handler, lease } =
-            image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
-        // What a state file is of, the configuration does not tell.
-        let is_from_file = state.as_ref().is_some_and(|state| state.saved() == Saved::Anywhere);
-        let is_built_in = config.kernel.is_none() && !is_from_file;
-        let vm = Arc::new(create_vm(&kvm, &ram)?);
-        let write_log = DirtyLog::new(&vm, &ram);
-        // Before anything is written that the memory file has not.
-        let tracking = match config.track_dirty_pages {
-            true => Tracking::start(&write_log, &ram, is_image)
-                .map_err(VmError::host("log which pages are written (track_dirty_pages)"))?,
-            false => Tracking::default(),
-        };
-        let entropy = Limiter::new(config.entropy);
-        let mut virtio: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::limited(entropy.clone()))];
-        let balloon = config.balloon.map(|balloon| {
-            let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
-            virtio.push(Box::new(device));
-            handle
-        });
-        // Behind the others, which so are where they are without drives.
-        let mut drives = Vec::new();
-        for (disk, drive) in disks.into_iter().zip(&config.drives) {
-            let file = disk.medium.file().try_clone();
-            let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
-            let (device, handle) =
-                Block::new(disk, Box::new(ram.clone()), || jail::enter(jail::Thread::Disk))
-                    .map_err(VmError::host("start a drive's thread"))?;
-            virtio.push(Box::new(device));
-            drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
-        }
-        let mut nets = Vec::new();
-        for (interface, limiters) in interfaces {
-            nets.push(NetHandle { device: virtio.len(), limiters });
-            virtio.push(Box::new(interface));
-        }
-        if let Some((device, held)) = vsock {
-            virtio.push(Box::new(device));
-            subscribers.push(Box::new(held));
-        }
-        let virtio_count = virtio.len();
-        let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
-        let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
-        let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
-        let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
-        let vcpus = match state.as_ref().map(VmState::saved) {
-            Some(Saved::Here) => create_bare_vcpus(&vm, config.cpus)?,
-            Some(Saved::Anywhere) | None => create_vcpus(&kvm, &vm, config.cpus)?,
-        };
+        let host = Host::open(config, image.as_ref())?;
+        let mut still = Still::make(config, ram, host, image)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
-        match &state {
-            Some(state) => state.restore(&vm, &vcpus, &machine.board, ram.memory())?,
-            None => {
-                registers::write_tables(ram.memory())?;
-                let acpi_root = acpi::write(ram.memory(), config.cpus, virtio_count)?;
-                if config.kernel.is_some() {
-                    generation::write(ram.memory())?;
-                }
-                let cmdline = cmdline(config, &vcpus, virtio_count);
-                let entry = boot::load(ram.memory(), config, &cmdline, acpi_root)?;
-                // Samepage's own guest has no way to start the others: all of them begin at its entry.
-                let begin = if config.kernel.is_some() { 1 } else { vcpus.len() };
-                for (number, vcpu) in (0..).zip(&vcpus).take(begin) {
-                    registers::enter(vcpu, entry, number)?;
-                }
-            }
-        }
+        still.load(config)?;
         // Before the guest writes: what it has in common with others is shared from the first instant.
-        let found_slabs = FoundSlabs::new(Mutex::new(slabs));
-        let merging = Merging::prepare(config, &ram, found_slabs.clone());
-
-        let stats = Arc::new(KvmStats::open(&vm, &vcpus));
-        let Machine { pio, mmio, com1, com2: com2_port, power_off, reset, panicked, .. } = machine;
-        let Machine { power_button, mut queues, interrupts, board, .. } = machine;
-        let waits = {
-            let ports = [com1.clone(), com2_port.clone()];
-            let input = move || ports.iter().any(|p| os::lock(p).has_input());
-            Box::new(move || input() || interrupts.iter().any(Interrupt::is_pending))
-        };
-        let guest_end = GuestEnd::new([power_off, reset, panicked], last_words.clone(), outcome.clone());
-        let ends = guest_end.clone();
-        let has_ended = Box::new(move || ends.tell());
-        let shared =
-            Shared::new(config.cpus, pio, mmio, waits, has_ended, outcome.clone(), ram.merges().clone());
-        if is_paused {
-            shared.start_paused();
-        }
-        queues.wake(shared.clone());
-        let (devices_paused, devices_resumed) = queues.pausing()?;
-
-        subscribers.push(Box::new(queues));
-        subscribers.push(Box::new(guest_end));
-        if let Some(input) = console_input(config, &shared, &com1, &outcome)? {
-            subscribers.push(Box::new(input));
-        }
-        let com2_drained = drained(&com2_port)?;
-        let feed = Arc::new(Mutex::new(Feed::new(com2_port, shared.clone())));
-        let shut_down = ShutDown::new(power_button, feed.clone()).map_err(VmError::host("make a timer"))?;
-        subscribers.push(shut_down.subscriber(outcome.clone()));
-        if let Some(listener) = com2 {
-            subscribers.push(Box::new(Channel::new(listener, com2_output, feed, com2_drained)));
-        }
-        if let Some(balloon) = &balloon {
-            let sweeper = sweeper(balloon.clone(), ram.clone());
-            subscribers.push(sweeper.map_err(VmError::host("make a timer"))?);
-        }
+        let found_slabs = FoundSlabs::new(Mutex::new(std::mem::take(&mut still.core.mapped.slabs)));
+        let merging = Merging::prepare(config, &still.core.ram, found_slabs.clone());
+        let wired = Wired::of(config, still, events.outcome())?;
         tracing::debug!(ms = began.elapsed().as_millis(), "the machine is built; its vCPUs start");
-        let ring = vcpus.first().filter(|_| is_built_in);
-        let ring = ring.and_then(|first| Ring::of(&vm, first, &[COM1_PORT, COM2_PORT]));
-        let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus, ring)?));
-        let running = Running {
-            name: config.name.clone(),
-            vcpu_count: config.cpus,
-            write_log,
-            tracking,
-            drives: Arc::new(Mutex::new(drives)),
-            nets: Arc::new(nets),
-            entropy,
-            handler_ended: handler.as_ref().map(|_| Arc::default()),
-            wakes: Arc::new(AtomicBool::new(is_image)),
-            sampler: Sampler::start(&ram, config.sampling),
-            clock: Arc::default(),
-            not_captured: not_captured(config, &ram),
-            ram,
-            stats,
-            vcpus,
-            devices_paused,
-            devices_resumed: Arc::new(devices_resumed),
-            balloon,
-            shut_down,
-            last_words,
-            shared,
-            outcome,
-            console_trouble,
-            found_slabs: merging.is_some().then_some(found_slabs),
-            board,
-            vm: Arc::downgrade(&vm),
-            kvm: Arc::new(kvm),
-            savable: Arc::default(),
-        };
-        // Threads with lists of their own are there before this one is confined: what it starts is confined as it is.
-        config.outlive_daemon();
-        if let Some(merging) = merging {
-            merging.start(running.write_log());
-        }
-        if let Some(handler) = handler {
-            subscribers.push(Box::new(Watch::new(handler, running.clone())));
-        }
-        if let Some(lease) = lease {
-            subscribers.push(Box::new(FileWatch::new(lease, running.clone())));
-        }
-        if let Some(listener) = control {
-            let control = Control::new(listener, running.clone());
-            subscribers.push(Box::new(control.map_err(VmError::host("make an eventfd"))?));
-        }
-        for subscriber in subscribers {
-            events.add(subscriber);
-        }
-        own::release_startup_code();
-        // A capture tells it, when the files that say it can no longer be opened.
-        let _ = probe::backend();
-        jail::enter_with(jail::Thread::EventLoop, &config.files());
-        match is_paused {
-            // They are before their first instruction.
-            true => _ = running.pause(),
-            false => running.wake(),
-        }
-        if let Some(rate) = config.throttle
-            && let Err(error) = running.set_throttle(Some(rate))
-        {
-            tracing::warn!("{} is not throttled: {error}", config.name);
-        }
-        Ok(Self { running, _vm: vm })
+        wired.start(config, events, merging.map(|merging| (merging, found_slabs)))
     }
 
     /// The way to it.
@@ -293,6 +100,272 @@ impl Vm {
     /// Ends its vCPUs.
     pub fn stop(self) {
         self.running.vcpus().stop();
+    }
+}
+
+/// Whether there can be a VM so.
+fn check(config: &VmConfig) -> Result<(), VmError> {
+    if !(1..=MAX_VCPUS).contains(&config.cpus) {
+        return Err(VmError::Vcpus { asked: config.cpus });
+    }
+    match config.initrd.is_some() && config.kernel.is_none() {
+        true => Err(VmError::InitrdWithoutKernel),
+        false => Ok(()),
+    }
+}
+
+/// What a VM takes of the host, opened before a kernel is loaded: what is in use already is known at once.
+struct Host {
+    kvm: Kvm,
+    devices: virtio::Opened,
+    control: Option<Listener>,
+    com2: Option<Listener>,
+    vsock: Option<Held>,
+}
+
+impl Host {
+    /// What `config` names. Drives are to be the files that `image` had.
+    fn open(config: &VmConfig, image: Option<&Image>) -> Result<Self, VmError> {
+        let kvm = open_kvm()?;
+        let disks = drive::open_all(&config.drives)?;
+        image.map_or(Ok(()), |image| image.check_drives(&disks))?;
+        let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
+        let listen = |path| match config.daemon.is_some() {
+            true => Listener::bind(path)?.keep(),
+            false => Listener::bind(path),
+        };
+        let control = config.control.as_deref().map(listen).transpose()?;
+        let com2 = config.com2.as_deref().map(listen).transpose()?;
+        let (device, vsock) = config.vsock.as_ref().map(Vsock::open).transpose()?.unzip();
+        let devices = virtio::Opened { disks, interfaces, vsock: device };
+        Ok(Self { kvm, devices, control, com2, vsock })
+    }
+}
+
+/// What a VM has from when it is made until it ends.
+struct Core {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    ram: Ram,
+    write_log: DirtyLog,
+    tracking: Tracking,
+    handles: virtio::Handles,
+    board: Board,
+    last_words: LastWords,
+    console_trouble: Trouble,
+    control: Option<Listener>,
+    /// What it goes on from; nothing of one that boots.
+    mapped: Mapped,
+    is_image: bool,
+    is_paused: bool,
+}
+
+/// A VM whose devices are on their buses, and on which nothing has run.
+struct Still {
+    core: Core,
+    vcpus: Vec<VcpuFd>,
+    machine: Machine,
+    com2: Option<Listener>,
+    com2_output: ChannelOutput,
+    vsock: Option<Held>,
+}
+
+impl Still {
+    /// Gives it its memory, its devices and its vCPUs.
+    fn make(config: &VmConfig, ram: Ram, host: Host, image: Option<Image>) -> Result<Self, VmError> {
+        let Host { kvm, devices, control, com2, vsock } = host;
+        let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
+        let mapped = image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
+        let vm = Arc::new(create_vm(&kvm, &ram)?);
+        let write_log = DirtyLog::new(&vm, &ram);
+        // Before anything is written that the memory file has not.
+        let tracking = match config.track_dirty_pages {
+            true => Tracking::start(&write_log, &ram, is_image)
+                .map_err(VmError::host("log which pages are written (track_dirty_pages)"))?,
+            false => Tracking::default(),
+        };
+        let (virtio, handles) = virtio::make(config, &ram, devices)?;
+        let com2_output = ChannelOutput::new().map_err(VmError::host("make an eventfd"))?;
+        let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
+        let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
+        let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
+        let vcpus = match mapped.state.as_ref().map(VmState::saved) {
+            Some(Saved::Here) => create_bare_vcpus(&vm, config.cpus)?,
+            Some(Saved::Anywhere) | None => create_vcpus(&kvm, &vm, config.cpus)?,
+        };
+        let board = machine.board.clone();
+        let core = Core {
+            kvm,
+            vm,
+            ram,
+            write_log,
+            tracking,
+            handles,
+            board,
+            last_words,
+            console_trouble,
+            control,
+            mapped,
+            is_image,
+            is_paused,
+        };
+        Ok(Self { core, vcpus, machine, com2, com2_output, vsock })
+    }
+
+    /// Makes it what its image was, or has it boot.
+    fn load(&self, config: &VmConfig) -> Result<(), VmError> {
+        let Core { vm, ram, board, mapped, .. } = &self.core;
+        let memory = ram.memory();
+        if let Some(state) = &mapped.state {
+            return Ok(state.restore(vm, &self.vcpus, board, memory)?);
+        }
+        let virtio_count = board.virtio.len();
+        registers::write_tables(memory)?;
+        let acpi_root = acpi::write(memory, config.cpus, virtio_count)?;
+        if config.kernel.is_some() {
+            generation::write(memory)?;
+        }
+        let cmdline = cmdline(config, &self.vcpus, virtio_count);
+        let entry = boot::load(memory, config, &cmdline, acpi_root)?;
+        // Samepage's own guest has no way to start the others: all of them begin at its entry.
+        let begin = if config.kernel.is_some() { 1 } else { self.vcpus.len() };
+        for (number, vcpu) in (0..).zip(&self.vcpus).take(begin) {
+            registers::enter(vcpu, entry, number)?;
+        }
+        Ok(())
+    }
+}
+
+/// A VM whose devices wake its vCPUs, and which has not begun.
+struct Wired {
+    core: Core,
+    vcpus: Vec<VcpuFd>,
+    shared: Arc<Shared>,
+    shut_down: ShutDown,
+    devices_paused: Arc<AtomicBool>,
+    devices_resumed: EventFd,
+    /// What the event loop is to watch.
+    watched: Vec<Box<dyn MutEventSubscriber>>,
+}
+
+impl Wired {
+    /// Joins the devices to what the vCPU threads share, and to what the event loop watches.
+    fn of(config: &VmConfig, still: Still, outcome: &Outcome) -> Result<Self, VmError> {
+        let Still { core, vcpus, machine, com2: listener, com2_output, vsock } = still;
+        let input_waits = machine.input_waits();
+        let Machine { pio, mmio, com1, com2, asks, power_button, mut queues, .. } = machine;
+        let guest_end = GuestEnd::new(asks, core.last_words.clone(), outcome.clone());
+        let ends = guest_end.clone();
+        let has_ended = Box::new(move || ends.tell());
+        let merges = core.ram.merges().clone();
+        let shared = Shared::new(config.cpus, pio, mmio, input_waits, has_ended, outcome.clone(), merges);
+        if core.is_paused {
+            shared.start_paused();
+        }
+        queues.wake(shared.clone());
+        let (devices_paused, devices_resumed) = queues.pausing()?;
+        let feed = Arc::new(Mutex::new(Feed::new(com2.clone(), shared.clone())));
+        let shut_down = ShutDown::new(power_button, feed.clone()).map_err(VmError::host("make a timer"))?;
+
+        let mut watched: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
+        watched.extend(vsock.map(|held| Box::new(held) as Box<dyn MutEventSubscriber>));
+        watched.push(Box::new(queues));
+        watched.push(Box::new(guest_end));
+        watched.extend(serial_ports::console_input(config, &shared, com1, outcome)?);
+        watched.push(shut_down.subscriber(outcome.clone()));
+        if let Some(listener) = listener {
+            watched.push(serial_ports::channel(listener, com2_output, &com2, feed)?);
+        }
+        if let Some(balloon) = &core.handles.balloon {
+            let sweeper = sweeper(balloon.clone(), core.ram.clone());
+            watched.push(sweeper.map_err(VmError::host("make a timer"))?);
+        }
+        Ok(Self { core, vcpus, shared, shut_down, devices_paused, devices_resumed, watched })
+    }
+
+    /// Starts the vCPUs and the merging agent, has `events` watch what belongs to the VM, and confines this process.
+    fn start(
+        self,
+        config: &VmConfig,
+        events: &mut EventLoop,
+        merging: Option<(Merging, FoundSlabs)>,
+    ) -> Result<Vm, VmError> {
+        let Self { core, vcpus, shared, shut_down, devices_paused, devices_resumed, mut watched } = self;
+        let Core { kvm, vm, ram, mapped: Mapped { state, handler, lease, .. }, .. } = core;
+        let (merging, found_slabs) = merging.unzip();
+        let stats = Arc::new(KvmStats::open(&vm, &vcpus));
+        // What a state file is of, the configuration does not tell.
+        let is_from_file = state.is_some_and(|state| state.saved() == Saved::Anywhere);
+        let is_built_in = config.kernel.is_none() && !is_from_file;
+        let ring = vcpus.first().filter(|_| is_built_in);
+        let ring = ring.and_then(|first| Ring::of(&vm, first, &[COM1_PORT, COM2_PORT]));
+        let vcpus = Arc::new(Mutex::new(Vcpus::start(shared.clone(), vcpus, ring)?));
+        let running = Running {
+            name: config.name.clone(),
+            vcpu_count: config.cpus,
+            write_log: core.write_log,
+            tracking: core.tracking,
+            drives: Arc::new(Mutex::new(core.handles.drives)),
+            nets: Arc::new(core.handles.nets),
+            entropy: core.handles.entropy,
+            handler_ended: handler.as_ref().map(|_| Arc::default()),
+            wakes: Arc::new(AtomicBool::new(core.is_image)),
+            sampler: Sampler::start(&ram, config.sampling),
+            clock: Arc::default(),
+            not_captured: not_captured(config, &ram),
+            ram,
+            stats,
+            vcpus,
+            devices_paused,
+            devices_resumed: Arc::new(devices_resumed),
+            balloon: core.handles.balloon,
+            shut_down,
+            last_words: core.last_words,
+            shared,
+            outcome: events.outcome().clone(),
+            console_trouble: core.console_trouble,
+            found_slabs,
+            board: core.board,
+            vm: Arc::downgrade(&vm),
+            kvm: Arc::new(kvm),
+            savable: Arc::default(),
+        };
+        // Threads with lists of their own are there before this one is confined: what it starts is confined as it is.
+        config.outlive_daemon();
+        if let Some(merging) = merging {
+            merging.start(running.write_log());
+        }
+        watched.extend(handler.map(|handler| Box::new(Watch::new(handler, running.clone())) as _));
+        watched.extend(lease.map(|lease| Box::new(FileWatch::new(lease, running.clone())) as _));
+        if let Some(listener) = core.control {
+            let control = Control::new(listener, running.clone());
+            watched.push(Box::new(control.map_err(VmError::host("make an eventfd"))?));
+        }
+        watched.into_iter().for_each(|subscriber| events.add(subscriber));
+        confine(config);
+        go(config, &running, core.is_paused);
+        Ok(Vm { running, _vm: vm })
+    }
+}
+
+/// Confines this process's main thread, and what it starts from now on.
+fn confine(config: &VmConfig) {
+    own::release_startup_code();
+    // A capture tells it, when the files that say it can no longer be opened.
+    let _ = probe::backend();
+    jail::enter_with(jail::Thread::EventLoop, &config.files());
+}
+
+/// Lets it run, unless it `is_paused` before its first instruction, and sets its pace.
+fn go(config: &VmConfig, running: &Running, is_paused: bool) {
+    match is_paused {
+        true => _ = running.pause(),
+        false => running.wake(),
+    }
+    if let Some(rate) = config.throttle
+        && let Err(error) = running.set_throttle(Some(rate))
+    {
+        tracing::warn!("{} is not throttled: {error}", config.name);
     }
 }
 
@@ -366,24 +439,4 @@ fn cmdline(config: &VmConfig, vcpus: &[VcpuFd], virtio_count: usize) -> String {
         let _ = write!(line, " processors={}", config.cpus);
     }
     line
-}
-
-fn drained(port: &Mutex<Serial>) -> Result<EventFd, VmError> {
-    let port = os::lock(port);
-    port.drained_fd().try_clone().map_err(VmError::host("duplicate an eventfd"))
-}
-
-/// Standard input to COM1.
-fn console_input(
-    config: &VmConfig,
-    shared: &Arc<Shared>,
-    com1: &Arc<Mutex<Serial>>,
-    outcome: &Outcome,
-) -> Result<Option<ConsoleInput>, VmError> {
-    if config.lifeline || config.console != Console::Stdio {
-        return Ok(None);
-    }
-    let feed = Feed::new(com1.clone(), shared.clone());
-    let input = ConsoleInput::new(feed, drained(com1)?, outcome.clone());
-    input.map(Some).map_err(VmError::host("watch the terminal"))
 }

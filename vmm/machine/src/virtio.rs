@@ -1,0 +1,65 @@
+//! The virtio devices of a VM, in the order of their windows, and the host's way to each.
+
+use devices::rate_limiter::Limiter;
+use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{self, Balloon};
+use devices::virtio::block::{Block, Disk};
+use devices::virtio::net::{Limiters, Net};
+use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
+use memory::ram::Ram;
+
+use super::config::VmConfig;
+use super::drive::Attached;
+use super::error::VmError;
+use super::running::NetHandle;
+
+/// What the devices take of the host, opened.
+pub(super) struct Opened {
+    /// As in the configuration.
+    pub(super) disks: Vec<Disk>,
+    pub(super) interfaces: Vec<(Net, Limiters)>,
+    pub(super) vsock: Option<Vsock>,
+}
+
+/// The host's way to the devices.
+pub(super) struct Handles {
+    pub(super) entropy: Limiter,
+    pub(super) balloon: Option<balloon::Handle>,
+    pub(super) drives: Vec<Attached>,
+    pub(super) nets: Vec<NetHandle>,
+}
+
+/// Makes the devices of a VM of `config` whose memory is `ram`.
+pub(super) fn make(
+    config: &VmConfig,
+    ram: &Ram,
+    opened: Opened,
+) -> Result<(Vec<Box<dyn VirtioDevice>>, Handles), VmError> {
+    let entropy = Limiter::new(config.entropy);
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::limited(entropy.clone()))];
+    let balloon = config.balloon.map(|balloon| {
+        let (device, handle) = Balloon::new(balloon, ram.memory(), Box::new(ram.clone()));
+        devices.push(Box::new(device));
+        handle
+    });
+    // Behind the others, which so are where they are without drives.
+    let mut drives = Vec::new();
+    for (disk, drive) in opened.disks.into_iter().zip(&config.drives) {
+        let file = disk.medium.file().try_clone();
+        let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
+        let (device, handle) = Block::new(disk, Box::new(ram.clone()), || jail::enter(jail::Thread::Disk))
+            .map_err(VmError::host("start a drive's thread"))?;
+        devices.push(Box::new(device));
+        drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
+    }
+    let mut nets = Vec::new();
+    for (interface, limiters) in opened.interfaces {
+        nets.push(NetHandle { device: devices.len(), limiters });
+        devices.push(Box::new(interface));
+    }
+    if let Some(vsock) = opened.vsock {
+        devices.push(Box::new(vsock));
+    }
+    Ok((devices, Handles { entropy, balloon, drives, nets }))
+}
