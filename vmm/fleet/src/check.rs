@@ -4,25 +4,14 @@
 use guest::content::{PAGE_SIZE, PageKey, check_page, identify, page_from_bytes};
 use guest::layout::{self, Layout};
 use guest::protocol::{Fill, Report};
-use thiserror::Error;
 
+use super::check_error::CheckError;
 use super::guest::Guest;
-use kernel_view::pagemap::{Pagemap, PagemapEntry, PagemapError};
+use kernel_view::pagemap::{Pagemap, PagemapEntry};
 use memory::layout::{HOLE_END, HOLE_START};
 use memory::page_buffer::PageBuffer;
-use memory::remote::{RemoteError, RemoteMemory, RemoteRange};
+use memory::remote::{RemoteMemory, RemoteRange};
 use memory::{Extent, Gpa, PAGE_BYTES};
-
-/// Why a guest's pages could not be read.
-#[derive(Debug, Error)]
-pub enum CheckError {
-    /// Its page table could not.
-    #[error(transparent)]
-    Pagemap(#[from] PagemapError),
-    /// Its memory could not.
-    #[error(transparent)]
-    Memory(#[from] RemoteError),
-}
 
 /// Pages read at a time.
 const BATCH_PAGES: usize = 256;

@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::spec::MetricsAddress;
-use super::takeover::Differences;
+use super::check_error::CheckError;
+use super::difference::Differences;
+use super::problem::Listed;
+use super::refusal::ErrorKind;
+use super::spec::{MetricsAddress, SpecError};
 use kernel_view::host::ReadingError;
 use kernel_view::pagemap::PagemapError;
 use measure::MeasureError;
@@ -40,7 +43,7 @@ pub enum HostError {
         path: PathBuf,
         /// Where and what.
         #[source]
-        source: super::spec::SpecError,
+        source: SpecError,
     },
     /// A directory or file of the runtime directory cannot be used.
     #[error("cannot {what} {path}", path = path.display())]
@@ -66,7 +69,7 @@ pub enum HostError {
     #[error("the fleet cannot come up:{problems}")]
     Preflight {
         /// All of it.
-        problems: super::preflight::Listed,
+        problems: Listed,
     },
     /// A guest is not admitted.
     #[error("guest {guest} is not admitted: {refusal}; [overcommit] of the fleet file sets the rule")]
@@ -316,7 +319,7 @@ pub enum HostError {
     },
     /// The daemon said so.
     #[error("the fleet's daemon says: {0}")]
-    Daemon(super::status::Refusal),
+    Daemon(super::refusal::Refusal),
     /// The host's check of a guest's pages could not be made.
     #[error("the pages of guest {guest} could not be checked")]
     Check {
@@ -324,7 +327,7 @@ pub enum HostError {
         guest: String,
         /// Why.
         #[source]
-        source: super::check::CheckError,
+        source: CheckError,
     },
     /// Measuring failed.
     #[error("measuring the fleet failed")]
@@ -365,7 +368,7 @@ pub enum HostError {
     ImageName {
         /// Why.
         #[source]
-        source: super::spec::SpecError,
+        source: SpecError,
     },
     /// The name is taken.
     #[error(
@@ -456,5 +459,58 @@ impl HostError {
     pub(crate) fn is_refusal(&self, kind: machine::control::ErrorKind) -> bool {
         use machine::control::ErrorKind::Unsaid;
         matches!(self, Self::Control { refusal, .. } if [kind, Unsaid].contains(&refusal.kind))
+    }
+}
+
+impl From<&HostError> for ErrorKind {
+    fn from(error: &HostError) -> Self {
+        match error {
+            HostError::Busy { .. } => Self::Busy,
+            HostError::Interrupted => Self::Interrupted,
+            HostError::NoGuest { .. } => Self::NoSuchGuest,
+            HostError::Paused { .. } => Self::GuestPaused,
+            HostError::Ended { .. } => Self::GuestEnded,
+            HostError::Silent { .. }
+            | HostError::Stuck { .. }
+            | HostError::Slow { .. }
+            | HostError::Unanswered { .. } => Self::GuestSilent,
+            HostError::Refused { .. } | HostError::Control { .. } | HostError::Unexpected { .. } => {
+                Self::GuestRefused
+            }
+            HostError::NotCaptured { .. } | HostError::Keeper { .. } => Self::NotCaptured,
+            HostError::ImageName { .. }
+            | HostError::ImageTaken { .. }
+            | HostError::ImageOfGuest { .. }
+            | HostError::TooManyImages { .. }
+            | HostError::NoImage { .. } => Self::Snapshot,
+            HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
+            HostError::Socket { .. } => Self::GuestUnreachable,
+            HostError::Check { .. } | HostError::Measure(_) | HostError::Pagemap(_) => Self::Measuring,
+            HostError::Engine(_) => Self::Merging,
+            HostError::SpecRead { .. }
+            | HostError::Spec { .. }
+            | HostError::Runtime { .. }
+            | HostError::PathLength { .. }
+            | HostError::Preflight { .. }
+            | HostError::NotAdmitted { .. }
+            | HostError::Admission(_)
+            | HostError::Reading(_)
+            | HostError::Capacity(_)
+            | HostError::MetricsTaken { .. }
+            | HostError::Metrics { .. }
+            | HostError::UpAlready { .. }
+            | HostError::Held { .. }
+            | HostError::Claim { .. }
+            | HostError::ClaimOfOther { .. }
+            | HostError::Differs { .. }
+            | HostError::Untrusted { .. }
+            | HostError::DaemonStays { .. }
+            | HostError::NotUp { .. }
+            | HostError::WhichFleet { .. }
+            | HostError::Spawn { .. }
+            | HostError::NoDaemon { .. }
+            | HostError::Daemon(_)
+            | HostError::FillSwap(_) => Self::Host,
+        }
     }
 }

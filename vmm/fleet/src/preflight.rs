@@ -2,13 +2,12 @@
 //! later is said now, everything at once, with the guest and the key of the fleet file.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use serde::Serialize;
-
 use super::HostError;
+use super::problem::Listed;
+pub use super::problem::Problem;
 use super::runtime::{FleetDir, SOCKET_PATH_BYTES};
 use super::spec::{EngineName, FleetSpec, GuestSpec, MetricsAddress};
 use image::vmlinux::{self, Unpack};
@@ -21,29 +20,6 @@ use os::{limits, named_file};
 
 /// Descriptors that the daemon has for itself, and at the least for each guest: COM2, its process, its agent.
 const DESCRIPTORS: (u64, u64) = (32, 3);
-
-/// Something for which the fleet could not come up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// Whose it is; None: the fleet's.
-    pub guest: Option<String>,
-    /// The key of the fleet file that it is about, if there is one.
-    pub key: Option<&'static str>,
-    /// What is wrong, what was expected, and what to do.
-    pub problem: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(guest) = &self.guest {
-            write!(f, "guest {guest}: ")?;
-        }
-        if let Some(key) = self.key {
-            write!(f, "{key}: ")?;
-        }
-        f.write_str(&self.problem)
-    }
-}
 
 /// Looks at everything that `spec` needs in order to come up in `dir`.
 pub fn problems(spec: &FleetSpec, dir: &FleetDir) -> Vec<Problem> {
@@ -65,19 +41,6 @@ pub fn check(spec: &FleetSpec, dir: &FleetDir) -> Result<(), HostError> {
     match problems(spec, dir) {
         none if none.is_empty() => Ok(()),
         problems => Err(HostError::Preflight { problems: Listed(problems) }),
-    }
-}
-
-/// Problems as part of a message: a single one in line, more of them a line each.
-#[derive(Debug)]
-pub struct Listed(pub Vec<Problem>);
-
-impl fmt::Display for Listed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_slice() {
-            [only] => write!(f, " {only}"),
-            all => all.iter().try_for_each(|problem| write!(f, "\n  {problem}")),
-        }
     }
 }
 

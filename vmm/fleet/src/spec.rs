@@ -1,212 +1,42 @@
 //! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
 
 mod drive;
+mod error;
 mod from;
+mod guest;
+mod keys;
+mod limits;
 mod metrics;
 mod names;
 mod net;
 mod open;
 mod overcommit;
+mod paths;
 mod reservation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use devices::virtio::vsock::MIN_CID;
-use guest::protocol::{Fill, Mix};
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 pub use self::drive::DriveSpec;
+pub use self::error::SpecError;
+pub use self::guest::{BalloonSpec, FillSpec, GuestSpec};
+use self::keys::{Defaults, NamedGuest, one_guest};
+pub use self::limits::MAX_GUESTS;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub(crate) use self::names::check_name;
-pub use self::names::resolve;
 pub use self::net::NetSpec;
 pub use self::open::{DomainRule, Open};
+use self::overcommit::OvercommitKeys;
 pub use self::overcommit::{AdmissionName, Overcommit};
-use self::overcommit::{OvercommitError, OvercommitKeys};
+pub use self::paths::resolve;
 pub use self::reservation::Reservation;
-use self::reservation::{ReservationError, ReservationKeys};
 use super::HostError;
-use machine::{InterfaceError, MAX_DRIVES, MAX_VCPUS, MEMORY_BYTES, Unpack, VmConfig, Vsock};
-use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
-use memory::numa::{NumaError, Placement};
-use memory::size::{SizeError, parse_size};
 use merge::slab::engine::Tuning;
 use os::named_file;
-
-/// The most guests of one fleet.
-pub const MAX_GUESTS: usize = 1024;
-/// The longest name of a fleet or guest: it is part of a socket's path.
-const MAX_NAME_BYTES: usize = 32;
-
-/// The longest a guest may be given to become ready: a day.
-const MAX_READY_SECONDS: u32 = 24 * 60 * 60;
-
-/// What is wrong with a fleet file.
-#[derive(Debug, Error)]
-pub enum SpecError {
-    /// It is not TOML, or has a key that no fleet file has.
-    #[error(transparent)]
-    Toml(#[from] toml::de::Error),
-    /// It has no guest.
-    #[error("it has no guests: expected at least one [[guest]], or [open] for VMs that others start")]
-    NoGuests,
-    /// It has too many.
-    #[error("it has {0} guests: expected at most {MAX_GUESTS}")]
-    TooMany(usize),
-    /// A name is used twice.
-    #[error("two guests are called {0:?}: give each a name of its own")]
-    SameName(String),
-    /// A name cannot be part of a path.
-    #[error("{0:?} is no name: expected 1 to {MAX_NAME_BYTES} letters, digits, - or _")]
-    Name(String),
-    /// A guest's memory.
-    #[error("guest {guest}: memory")]
-    Memory {
-        /// Whose.
-        guest: String,
-        /// What is wrong.
-        #[source]
-        source: SizeError,
-    },
-    #[error("guest {guest}: numa")]
-    Numa {
-        guest: String,
-        #[source]
-        source: NumaError,
-    },
-    /// A guest's vCPUs.
-    #[error("guest {guest}: {cpus} vCPUs are not possible: expected 1 to {MAX_VCPUS}")]
-    Cpus {
-        /// Whose.
-        guest: String,
-        /// How many.
-        cpus: u8,
-    },
-    /// A guest's percentages.
-    #[error("guest {guest}: the percentages of its fill make {sum}: expected 100")]
-    Mix {
-        /// Whose.
-        guest: String,
-        /// Their sum.
-        sum: u32,
-    },
-    /// A guest's time to become ready.
-    #[error("guest {guest}: ready_seconds = {seconds} is not possible: expected 1 to {MAX_READY_SECONDS}")]
-    ReadySeconds {
-        /// Whose.
-        guest: String,
-        /// How many.
-        seconds: u32,
-    },
-    /// What the fleet may use.
-    #[error("overcommit")]
-    Overcommit(#[source] OvercommitError),
-    /// Where metrics are to be served.
-    #[error(transparent)]
-    Metrics(#[from] MetricsAddressError),
-    /// A guest's reservation.
-    #[error("guest {guest}")]
-    Reservation {
-        /// Whose.
-        guest: String,
-        /// What is wrong.
-        #[source]
-        source: ReservationError,
-    },
-    /// A clone of what cannot be cloned.
-    #[error(
-        "guest {guest}: from = {from:?}, {why}: expected a guest of this file that boots, such as from = \"web\""
-    )]
-    From {
-        /// The clone.
-        guest: String,
-        /// Its origin.
-        from: String,
-        /// What is wrong with that.
-        why: &'static str,
-    },
-    /// A clone that is to be other than its origin.
-    #[error(
-        "guest {guest}: it has `from`, and is as its origin is: `{key}` is not possible beside it, only `count` is"
-    )]
-    FromKey {
-        /// The clone.
-        guest: String,
-        /// What was said besides.
-        key: String,
-    },
-    /// An initrd without a kernel.
-    #[error("guest {guest}: an initrd needs a kernel: the built-in guest has no use for one")]
-    InitrdWithoutKernel {
-        /// Whose.
-        guest: String,
-    },
-    /// A guest's drives.
-    #[error("guest {guest}: {asked} drives are not possible: expected at most {MAX_DRIVES}")]
-    Drives { guest: String, asked: usize },
-    /// A drive that one of two guests may write.
-    #[error(
-        "guests {first} and {second} both have the drive {path}, and not both only read it: give each a copy, or \
-         both read_only = true, or overlay = true",
-        path = path.display()
-    )]
-    DriveOwners { path: PathBuf, first: String, second: String },
-    /// A drive that is not written needs no overlay.
-    #[error(
-        "guest {guest}: the drive {path} has read_only and overlay: expected one of them",
-        path = path.display()
-    )]
-    ReadOnlyOverlay { guest: String, path: PathBuf },
-    /// A guest's network interfaces.
-    #[error("guest {guest}: net")]
-    Net {
-        /// Whose.
-        guest: String,
-        /// What is wrong.
-        #[source]
-        source: InterfaceError,
-    },
-    /// Two interfaces have what is one's.
-    #[error(
-        "guests {first} and {second} both have the {what}: give each its own ({{n}} in a TAP's name is the guest's number)"
-    )]
-    NetOwners {
-        /// An address or a TAP.
-        what: String,
-        /// The guest that has it.
-        first: String,
-        /// The guest that has it, too; maybe the same.
-        second: String,
-    },
-    /// A rule of `[open]` that fits every VM.
-    #[error("open: the rule of domain {domain} says neither uid nor cgroup: expected one of them, or both")]
-    OpenRule {
-        /// The domain.
-        domain: String,
-    },
-    /// A control group that is none.
-    #[error("open: {cgroup:?} is no control group: expected its path below /sys/fs/cgroup, beginning with /")]
-    Cgroup {
-        /// What was given.
-        cgroup: String,
-    },
-    /// Another engine knows no VMs but those of the fleet.
-    #[error("open: expected engine \"slab\": only its VMs join by themselves")]
-    OpenEngine,
-    /// KSM merges across everything, which several domains forbid.
-    #[error(
-        "engine \"ksm\" merges across the whole host and cannot keep the domains {domains} apart: use engine \"slab\" or \"off\", \
-         or one domain"
-    )]
-    Domains {
-        /// All domains of the fleet.
-        domains: String,
-    },
-}
 
 /// Which engine merges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,89 +58,6 @@ impl EngineName {
             Self::Slab => "slab",
             Self::Off => "off",
         }
-    }
-}
-
-/// Percentages of each class of page that a guest fills its memory with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "percentages such as { common = 50, unique = 50 }")]
-pub struct FillSpec {
-    /// Zeros.
-    #[serde(default)]
-    pub zero: u8,
-    /// The same in all guests of the fleet.
-    #[serde(default)]
-    pub common: u8,
-    /// Four times in the same guest.
-    #[serde(default)]
-    pub duplicate: u8,
-    /// Nowhere else.
-    #[serde(default)]
-    pub unique: u8,
-    /// How many pages; all the guest can spare unless said.
-    #[serde(default)]
-    pub pages: Option<u64>,
-}
-
-impl FillSpec {
-    /// As the command for guest number `n`.
-    pub fn command(&self, n: usize) -> Option<Fill> {
-        let mix = Mix::new(self.zero, self.common, self.duplicate, self.unique).ok()?;
-        // The seeds only have to differ: between guests, and from the one they have in common.
-        Some(Fill { seed: 1000 + n as u64, common: 7, mix, pages: self.pages })
-    }
-
-    /// What the percentages make together.
-    pub fn sum(&self) -> u32 {
-        [self.zero, self.common, self.duplicate, self.unique].map(u32::from).iter().sum()
-    }
-}
-
-/// What a guest's balloon can do, besides being inflated and deflated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "keys such as { deflate_on_oom = true }")]
-pub struct BalloonSpec {
-    /// The guest may take pages back when it runs out of memory.
-    #[serde(default)]
-    pub deflate_on_oom: bool,
-    /// The guest tells of free pages as it frees them, and they go back to the host.
-    #[serde(default)]
-    pub free_page_reporting: bool,
-}
-
-/// One guest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GuestSpec {
-    /// Its name, unique in the fleet.
-    pub name: String,
-    /// Its trust domain: pages are never shared with a guest of another one.
-    pub domain: String,
-    /// Its VM, as far as a fleet file describes it: sockets, and what the engine and the governor need, are added when it is started.
-    pub vm: VmConfig,
-    /// How long it may take until it is ready; None is the default of its kind of guest.
-    pub ready_seconds: Option<u32>,
-    /// What it is promised when memory is short.
-    #[serde(rename = "standing")]
-    pub reservation: Reservation,
-    /// What it fills its memory with once it is ready.
-    pub fill: Option<FillSpec>,
-    /// The guest or snapshot that it went on from; None of one that booted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clone_of: Option<String>,
-}
-
-impl GuestSpec {
-    /// One that is promised what is usual for its memory, and is filled with nothing.
-    pub fn new(name: String, domain: String, vm: VmConfig) -> Self {
-        let (vm, reservation) =
-            (VmConfig { name: name.clone(), ..vm.clone() }, Reservation::usual(vm.memory_bytes));
-        Self { name, domain, vm, ready_seconds: None, reservation, fill: None, clone_of: None }
-    }
-
-    /// One that goes on from where this one was, under another name.
-    pub fn cloned(&self, name: String) -> Self {
-        let vm = VmConfig { name: name.clone(), ..self.vm.clone() };
-        Self { name, vm, clone_of: Some(self.name.clone()), ..self.clone() }
     }
 }
 
@@ -356,86 +103,6 @@ pub struct FleetFile {
 
 fn default_engine() -> EngineName {
     EngineName::Slab
-}
-
-/// What a table `[[guest]]` says, or `[defaults]`.
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table with keys of a guest")]
-struct GuestKeys {
-    name: Option<String>,
-    count: Option<u16>,
-    from: Option<String>,
-    memory: Option<String>,
-    cpus: Option<u8>,
-    kernel: Option<PathBuf>,
-    #[serde(alias = "unpack")]
-    kernel_decompress: Option<Unpack>,
-    initrd: Option<PathBuf>,
-    cmdline: Option<String>,
-    domain: Option<String>,
-    ready_seconds: Option<u32>,
-    huge_pages: Option<bool>,
-    numa: Option<Placement>,
-    drives: Option<Vec<DriveSpec>>,
-    net: Option<Vec<NetSpec>>,
-    vsock: Option<bool>,
-    balloon: Option<BalloonSpec>,
-    min: Option<String>,
-    max: Option<String>,
-    shares: Option<u32>,
-    priority: Option<u32>,
-    fill: Option<FillSpec>,
-}
-
-impl GuestKeys {
-    /// These, and of `defaults` those that are not here: whole keys, whatever is in them.
-    fn over(&self, defaults: &Self) -> Result<Self, serde_json::Error> {
-        let said = |keys: &Self| {
-            let mut keys = serde_json::to_value(keys)?;
-            if let Some(keys) = keys.as_object_mut() {
-                keys.retain(|_, value| !value.is_null());
-            }
-            serde_json::from_value::<serde_json::Map<String, serde_json::Value>>(keys)
-        };
-        let mut keys = said(defaults)?;
-        keys.extend(said(self)?);
-        serde_json::from_value(keys.into())
-    }
-}
-
-/// `[defaults]`: no guest's own.
-#[derive(Default, Deserialize)]
-#[serde(try_from = "GuestKeys")]
-struct Defaults(GuestKeys);
-
-impl TryFrom<GuestKeys> for Defaults {
-    type Error = &'static str;
-
-    fn try_from(keys: GuestKeys) -> Result<Self, &'static str> {
-        match (&keys.name, &keys.count, &keys.from) {
-            (None, None, None) => Ok(Self(keys)),
-            (Some(_), ..) => Err("unknown field `name`: each [[guest]] has its own, and none is for all"),
-            (None, Some(_), _) => Err("unknown field `count`: it belongs to a [[guest]]"),
-            (None, None, Some(_)) => Err("unknown field `from`: it belongs to a [[guest]]"),
-        }
-    }
-}
-
-/// `[[guest]]`: it has a name.
-#[derive(Deserialize)]
-#[serde(try_from = "GuestKeys")]
-struct NamedGuest {
-    name: String,
-    keys: GuestKeys,
-}
-
-impl TryFrom<GuestKeys> for NamedGuest {
-    type Error = &'static str;
-
-    fn try_from(mut keys: GuestKeys) -> Result<Self, &'static str> {
-        let name = keys.name.take().ok_or("missing field `name`")?;
-        Ok(Self { name, keys })
-    }
 }
 
 impl FleetSpec {
@@ -520,69 +187,6 @@ impl FleetSpec {
             guests,
         })
     }
-}
-
-/// The guest that `keys` describe, number `n` of them, in a fleet called `fleet`.
-fn one_guest(
-    (name, n): (String, usize),
-    keys: &GuestKeys,
-    fleet: &str,
-    dir: &Path,
-) -> Result<GuestSpec, SpecError> {
-    check_name(&name)?;
-    let domain = keys.domain.as_deref().unwrap_or(fleet).to_owned();
-    check_name(&domain)?;
-    let memory_bytes = match &keys.memory {
-        None => MEMORY_BYTES,
-        Some(memory) => parse_size(memory, MIN_RAM_BYTES, MAX_RAM_BYTES)
-            .map_err(|source| SpecError::Memory { guest: name.clone(), source })?,
-    };
-    let cpus = keys.cpus.unwrap_or(1);
-    if !(1..=MAX_VCPUS).contains(&cpus) {
-        return Err(SpecError::Cpus { guest: name, cpus });
-    }
-    if let Some(seconds) = keys.ready_seconds.filter(|s| !(1..=MAX_READY_SECONDS).contains(s)) {
-        return Err(SpecError::ReadySeconds { guest: name, seconds });
-    }
-    if let Some(sum) = keys.fill.map(|f| f.sum()).filter(|s| *s != 100) {
-        return Err(SpecError::Mix { guest: name, sum });
-    }
-    if let Some(numa) = keys.numa {
-        numa.check().map_err(|source| SpecError::Numa { guest: name.clone(), source })?;
-    }
-    if keys.initrd.is_some() && keys.kernel.is_none() {
-        return Err(SpecError::InitrdWithoutKernel { guest: name });
-    }
-    let reservation = ReservationKeys {
-        min: keys.min.as_ref(),
-        max: keys.max.as_ref(),
-        shares: keys.shares,
-        priority: keys.priority,
-    };
-    let reservation = reservation
-        .of(memory_bytes)
-        .map_err(|source| SpecError::Reservation { guest: name.clone(), source })?;
-    let mut vm = VmConfig {
-        memory_bytes,
-        cpus,
-        kernel: keys.kernel.as_ref().map(|path| resolve(path, dir)),
-        unpack: keys.kernel_decompress.unwrap_or_default(),
-        initrd: keys.initrd.as_ref().map(|path| resolve(path, dir)),
-        cmdline: keys.cmdline.clone(),
-        huge_pages: keys.huge_pages,
-        numa: keys.numa,
-        drives: drive::of(&name, n, keys.drives.as_deref().unwrap_or_default(), dir)?,
-        net: net::of(&name, n, fleet, keys.net.as_deref().unwrap_or_default())?,
-        // Its path is known when it is started.
-        vsock: keys.vsock.unwrap_or(false).then(|| Vsock { cid: MIN_CID, path: PathBuf::new() }),
-        ..VmConfig::default()
-    };
-    if let (Some(device), Some(said)) = (&mut vm.balloon, keys.balloon) {
-        device.deflate_on_oom = said.deflate_on_oom;
-        device.reporting = said.free_page_reporting;
-    }
-    let (ready_seconds, fill) = (keys.ready_seconds, keys.fill);
-    Ok(GuestSpec { ready_seconds, reservation, fill, ..GuestSpec::new(name, domain, vm) })
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //!
 //! A later daemon takes a guest over by this and by nothing else, and says in what it differs from the fleet file.
 
-use std::fmt;
 use std::fs;
 
 use guest::protocol::{Command, Fill, Ready, Reply};
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::HostError;
+use super::difference::Difference;
 use super::runtime::FleetDir;
 use super::spec::{EngineName, GuestSpec};
 use os::Identity;
@@ -93,66 +93,6 @@ impl Saved {
         self.process.is_some()
             && self.ready().is_some()
             && (self.started.guest.fill.is_none() || self.fill().is_some())
-    }
-}
-
-/// In what a guest that runs differs from the fleet file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Difference {
-    /// It has another value of a key.
-    Key {
-        /// Whose.
-        guest: String,
-        /// Which.
-        key: String,
-        /// It runs with this.
-        runs_with: String,
-        /// The file says this.
-        file: String,
-    },
-    /// The file has no such guest.
-    NotInFile {
-        /// Which.
-        guest: String,
-        /// Its process.
-        pid: u32,
-    },
-    /// What it was started with is not known.
-    Unknown {
-        /// Which.
-        guest: String,
-        /// Its process.
-        pid: u32,
-    },
-    /// Its VM does not answer.
-    Silent {
-        /// Which.
-        guest: String,
-        /// Its process.
-        pid: u32,
-        /// What came instead of an answer.
-        why: String,
-    },
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Key { guest, key, runs_with, file } => {
-                write!(f, "guest {guest}: {key}: it runs with {runs_with}, the file says {file}")
-            }
-            Self::NotInFile { guest, pid } => {
-                write!(f, "guest {guest}: it runs (process {pid}) and is not in the file")
-            }
-            Self::Unknown { guest, pid } => write!(
-                f,
-                "guest {guest}: it runs (process {pid}), and what it was started with is not known: its directory was removed, or \
-                 another version of samepage started it"
-            ),
-            Self::Silent { guest, pid, why } => {
-                write!(f, "guest {guest}: its VM (process {pid}) does not answer: {why}")
-            }
-        }
     }
 }
 

@@ -3,10 +3,10 @@
 use kernel_view::numa::NodePages;
 use serde::{Deserialize, Serialize};
 
-use super::HostError;
 use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
+pub use super::refusal::{ErrorKind, Refusal};
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
 use machine::balloon::BalloonStatus;
 use machine::stats::Values;
@@ -142,100 +142,8 @@ pub enum Reply {
     Ending(Left),
 }
 
-/// Why the daemon did not do what it was asked.
-pub type Refusal = wire::Refusal<ErrorKind>;
-
 /// A reply, or why there is none.
 pub type Answer = Result<Reply, Refusal>;
-
-wire::error_kinds! {
-    /// Which error the daemon answers with.
-    pub enum ErrorKind {
-        /// The line is no request that this daemon knows, with the keys that it takes.
-        NotARequest,
-        /// Another client has had the fleet for too long; ask again.
-        Busy,
-        /// The fleet is ending, or the client that asked has disconnected.
-        Interrupted,
-        /// The fleet has no guest of this name.
-        NoSuchGuest,
-        /// The guest is paused: it cannot answer before it is resumed.
-        GuestPaused,
-        /// The guest's VM has ended.
-        GuestEnded,
-        /// The guest, or its VM process, does not answer, or not in time.
-        GuestSilent,
-        /// The guest, or its VM process, answered that it cannot.
-        GuestRefused,
-        /// The socket of a guest's VM process failed.
-        GuestUnreachable,
-        /// The guest was not captured, and runs on.
-        NotCaptured,
-        /// There is no snapshot of this name, or none can be taken under it.
-        Snapshot,
-        /// The clones were not started: too many, or not admitted.
-        NotCloned,
-        /// The guests' pages could not be measured or checked.
-        Measuring,
-        /// The merging engine failed.
-        Merging,
-        /// The host, its memory or the fleet's files are not as the fleet needs them; the text says what.
-        Host,
-    }
-}
-
-impl From<&HostError> for ErrorKind {
-    fn from(error: &HostError) -> Self {
-        match error {
-            HostError::Busy { .. } => Self::Busy,
-            HostError::Interrupted => Self::Interrupted,
-            HostError::NoGuest { .. } => Self::NoSuchGuest,
-            HostError::Paused { .. } => Self::GuestPaused,
-            HostError::Ended { .. } => Self::GuestEnded,
-            HostError::Silent { .. }
-            | HostError::Stuck { .. }
-            | HostError::Slow { .. }
-            | HostError::Unanswered { .. } => Self::GuestSilent,
-            HostError::Refused { .. } | HostError::Control { .. } | HostError::Unexpected { .. } => {
-                Self::GuestRefused
-            }
-            HostError::NotCaptured { .. } | HostError::Keeper { .. } => Self::NotCaptured,
-            HostError::ImageName { .. }
-            | HostError::ImageTaken { .. }
-            | HostError::ImageOfGuest { .. }
-            | HostError::TooManyImages { .. }
-            | HostError::NoImage { .. } => Self::Snapshot,
-            HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
-            HostError::Socket { .. } => Self::GuestUnreachable,
-            HostError::Check { .. } | HostError::Measure(_) | HostError::Pagemap(_) => Self::Measuring,
-            HostError::Engine(_) => Self::Merging,
-            HostError::SpecRead { .. }
-            | HostError::Spec { .. }
-            | HostError::Runtime { .. }
-            | HostError::PathLength { .. }
-            | HostError::Preflight { .. }
-            | HostError::NotAdmitted { .. }
-            | HostError::Admission(_)
-            | HostError::Reading(_)
-            | HostError::Capacity(_)
-            | HostError::MetricsTaken { .. }
-            | HostError::Metrics { .. }
-            | HostError::UpAlready { .. }
-            | HostError::Held { .. }
-            | HostError::Claim { .. }
-            | HostError::ClaimOfOther { .. }
-            | HostError::Differs { .. }
-            | HostError::Untrusted { .. }
-            | HostError::DaemonStays { .. }
-            | HostError::NotUp { .. }
-            | HostError::WhichFleet { .. }
-            | HostError::Spawn { .. }
-            | HostError::NoDaemon { .. }
-            | HostError::Daemon(_)
-            | HostError::FillSwap(_) => Self::Host,
-        }
-    }
-}
 
 /// The result of checking every page.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::client::control_within;
+use super::difference::{Difference, Differences};
 use super::guest::Guest;
 use super::living::{LivingVm, vms};
 use super::runtime::FleetDir;
 use super::shutdown::{self, Shutdown};
 use super::spec::FleetSpec;
-use super::state::{Difference, Saved, Started};
+use super::state::{Saved, Started};
 use machine::control::Request;
 use os::Process;
 use os::one_line;
@@ -167,15 +168,5 @@ fn ask(vm: &LivingVm, dir: &FleetDir, request: &Request) -> Result<(), HostError
             }
             asked => return asked.map(drop),
         }
-    }
-}
-
-/// Everything in which what runs differs from the fleet file, a line each.
-#[derive(Debug)]
-pub struct Differences(Vec<Difference>);
-
-impl std::fmt::Display for Differences {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|difference| write!(f, "\n    {difference}"))
     }
 }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::SpecError;
+use super::guest::GuestSpec;
 use super::net::NUMBER;
-use super::{GuestSpec, SpecError, resolve};
+use super::paths::resolve;
 use machine::{Drive, MAX_DRIVES, Overlay};
 
 /// A disk of a guest: `/dev/vda` is the first.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{GuestKeys, GuestSpec, SpecError};
+use super::error::SpecError;
+use super::guest::GuestSpec;
+use super::keys::GuestKeys;
 
 /// An error if a table says more than that it is a clone, of which it can say no more: in all else a clone is as its origin was.
 pub fn check_keys(name: &str, keys: &GuestKeys) -> Result<(), SpecError> {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::paths::resolve;
+
 /// What an address begins with that is a path.
 const UNIX: &str = "unix:";
 
@@ -45,7 +47,7 @@ impl MetricsAddress {
         if let Some(path) = text.strip_prefix(UNIX) {
             return match path.is_empty() {
                 true => Err(MetricsAddressError::Neither(text.into())),
-                false => Ok(Self::Unix(super::resolve(Path::new(path), dir))),
+                false => Ok(Self::Unix(resolve(Path::new(path), dir))),
             };
         }
         let address: SocketAddr = text.parse().map_err(|_| MetricsAddressError::Neither(text.into()))?;

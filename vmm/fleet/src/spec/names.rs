@@ -1,16 +1,7 @@
-//! Names and paths in a fleet file.
+//! Names in a fleet file.
 
-use std::path::{Path, PathBuf};
-
-use super::{MAX_NAME_BYTES, SpecError};
-
-/// A path as a file in `dir` gives it: relative to that, or in the home directory.
-pub fn resolve(path: &Path, dir: &Path) -> PathBuf {
-    match (path.strip_prefix("~"), std::env::var_os("HOME")) {
-        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => dir.join(path),
-    }
-}
+use super::error::SpecError;
+use super::limits::MAX_NAME_BYTES;
 
 /// Whether it can be the name of a fleet, a guest or a domain.
 pub(crate) fn check_name(name: &str) -> Result<(), SpecError> {

@@ -7,7 +7,8 @@ use devices::virtio::net::Mac;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-use super::{GuestSpec, SpecError};
+use super::error::SpecError;
+use super::guest::GuestSpec;
 use machine::{AUTO, Interface, InterfaceError, MAX_INTERFACES};
 
 /// What stands for a guest's number among those of one `count`.

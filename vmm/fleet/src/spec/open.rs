@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpecError, check_name, resolve};
+use super::error::SpecError;
+use super::names::check_name;
+use super::paths::resolve;
 
 /// A fleet that is open to VMs which others start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,8 +1,11 @@
 //! Fleet files, right and wrong.
 
-use super::*;
-use machine::Overlay;
+use std::path::PathBuf;
+
+use machine::{Overlay, Unpack};
 use proptest::prelude::*;
+
+use super::*;
 
 fn parse(text: &str) -> Result<FleetSpec, String> {
     FleetSpec::parse(text, Path::new("/fleets")).map_err(|e| match std::error::Error::source(&e) {

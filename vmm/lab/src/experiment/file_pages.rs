@@ -9,7 +9,7 @@ use guest::content::{PAGE_WORDS, Page, PageKey, fill_page, identify};
 use guest::protocol::Class;
 
 use fleet::HostError;
-use fleet::check::CheckError;
+use fleet::check_error::CheckError;
 use kernel_view::pagemap::Pagemap;
 use measure::Space;
 use memory::Extent;
