@@ -11,7 +11,7 @@ use memory::remote::RemoteError;
 use memory::{Hva, PAGE_BYTES};
 use thiserror::Error;
 
-use super::index::MAX_SPACES;
+use super::limits::MAX_SPACES;
 use super::source::core::CoreError;
 use super::source::mappings::MappingError;
 

@@ -17,9 +17,6 @@ use super::marks::{GROUP, Marks};
 use super::sets::SetId;
 use super::tag::{KEPT_BITS, Tag, prefetch};
 
-/// Guests that one measurement takes: their number is packed into 16 bits of an index entry.
-pub const MAX_SPACES: usize = 1 << 16;
-
 /// Tables, by the low bits of a tag.
 const TABLES: usize = 256;
 /// Slices that a pass can be cut into.

@@ -1,7 +1,7 @@
 //! The plots of a page.
 
+use super::plot::{Bars, Histogram, Lines, Matrix, number};
 use super::svg::{Anchor, Svg, WIDTH, fill, shortened, ticks, ticks_within};
-use super::{Bars, Histogram, Lines, Matrix, number};
 
 /// Height of a plot with a vertical axis, and where its area lies.
 const HEIGHT: f64 = 260.0;
