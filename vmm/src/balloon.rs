@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::balloon_table::{line, statistics_table};
-use super::fleet_table::mib;
 use super::progress::{draw_target, interrupt_flag, is_set};
+use super::table::mib;
 use super::which::Which;
 use fleet::HostError;
 use fleet::balloon::{Judge, Stop, why};

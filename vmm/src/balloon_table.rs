@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::fleet_table::{mib, table};
+use super::table::{mib, table};
 use machine::balloon::BalloonStatus;
 use memory::PAGE_BYTES;
 

@@ -16,7 +16,8 @@ use machine::api::{self, API_SOCKET, CONTROL_SUFFIX, FIRECRACKER_VERSION};
 use machine::{Console, VmConfig};
 use os::print::{errln, outln};
 
-use super::{exit_status, firecracker, help_with, run as vm, say};
+use super::errors::{help_with, say};
+use super::{exit_status, firecracker, run as vm};
 
 /// Names the merge socket of a daemon.
 const MERGE_VARIABLE: &str = "SAMEPAGE_MERGE";

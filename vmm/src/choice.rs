@@ -7,7 +7,9 @@ use fleet::spec::EngineName;
 use image::vmlinux::Unpack;
 use jail::Mode;
 use lab::contender::Contender;
+use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::ram::Backing;
+use memory::size::{SizeError, parse_size};
 
 /// Value, name, line in the help.
 type Choices<T> = &'static [(T, &'static str, &'static str)];
@@ -104,6 +106,11 @@ pub(crate) fn seccomp() -> impl TypedValueParser<Value = Mode> {
 
 pub(crate) fn contender() -> impl TypedValueParser<Value = Contender> {
     parser(CONTENDERS)
+}
+
+/// Parses a guest's memory.
+pub(super) fn guest_memory(text: &str) -> Result<u64, SizeError> {
+    parse_size(text, MIN_RAM_BYTES, MAX_RAM_BYTES)
 }
 
 #[cfg(test)]

@@ -1,31 +1,20 @@
 //! `samepage demo`: a fleet of built-in guests, filled, merged, measured, verified.
 
-use crate::choice;
-use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-
-use super::demo_clones;
-use super::progress::{Bars, interrupt_flag};
+use super::demo_fleet::{Shown, carry_out};
+use super::{choice, demo_clones};
 use fleet::HostError;
 use fleet::fleet::Fleet;
 use fleet::guest::Lifetime;
 use fleet::runtime::FleetDir;
-use fleet::spec::{AdmissionName, EngineName, FillSpec, FleetSpec, GuestSpec, Overcommit};
+use fleet::spec::{EngineName, FleetSpec};
 use fleet::status::Verified;
 use fleet::watch::Watch;
-use machine::{VmConfig, probe};
+use machine::probe;
 use measure::report::{Outcome, Report};
-use memory::userfault;
-use merge::ksm;
-use merge::slab::engine::Tuning;
-use os::print::outln;
-use serde::Serialize;
 
-/// The documented mix, in percent of the pages each guest fills.
-pub(super) const MIX: FillSpec = FillSpec { zero: 10, common: 40, duplicate: 10, unique: 40, pages: None };
 /// How long merging may take.
 const MERGE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -51,7 +40,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "guests", value_parser = clap::value_parser!(u16).range(1..=1000))]
     clones: Option<u16>,
     /// Memory of each guest with its unit: 16M to 1T
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::memory)]
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = choice::guest_memory)]
     memory: u64,
     /// What merges [default: slab where this user may use it, else ksm, else off]
     #[arg(long, value_parser = choice::engine())]
@@ -69,67 +58,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     carry_out(names, args.memory, args.engine, args.json, measure)
 }
 
-/// What a demo shows, as text and as JSON.
-pub(super) trait Shown: Display + Serialize {
-    /// Pages that do not hold what was written to them: with one the demo has failed.
-    fn mismatched_pages(&self) -> u64;
-}
-
 impl Shown for Report {
     fn mismatched_pages(&self) -> u64 {
         self.mismatched_pages
     }
-}
-
-/// Runs a demo with a fleet of these guests. Nothing of it is left, whatever comes of it.
-pub(super) fn carry_out<R: Shown>(
-    names: impl IntoIterator<Item = String>,
-    memory_bytes: u64,
-    engine: Option<EngineName>,
-    json: bool,
-    show: impl FnOnce(FleetSpec, &FleetDir, &Watch, Vec<String>) -> Result<R, HostError>,
-) -> anyhow::Result<ExitCode> {
-    let mut notes = Vec::new();
-    let engine = engine.unwrap_or_else(|| usable(&mut notes));
-    let guests = names.into_iter().map(|name| {
-        let vm = VmConfig { memory_bytes, ..VmConfig::default() };
-        GuestSpec { fill: Some(MIX), ..GuestSpec::new(name, "demo".into(), vm) }
-    });
-    let spec = FleetSpec {
-        name: format!("demo-{}", std::process::id()),
-        engine,
-        merge: Tuning::default(),
-        overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
-        metrics: None,
-        open: None,
-        guests: guests.collect(),
-    };
-    let interrupted = interrupt_flag()?;
-    let bars = Bars::new(spec.guests.len());
-    let watch = bars.watch(interrupted);
-    let dir = FleetDir::of(&spec.name);
-    let result = show(spec, &dir, &watch, notes);
-    bars.finish();
-    dir.remove();
-    let report = result.context("the demo did not finish; everything it started is stopped")?;
-    match json {
-        true => outln!("{}", serde_json::to_string(&report)?)?,
-        false => outln!("{report}")?,
-    }
-    let wrong = report.mismatched_pages();
-    ensure!(wrong == 0, "{wrong} pages do not hold what was written to them");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The best engine that this user may use on this host.
-fn usable(notes: &mut Vec<String>) -> EngineName {
-    let Err(error) = userfault::can_freeze() else { return EngineName::Slab };
-    let (engine, what) = match ksm::available().usable() {
-        true => (EngineName::Ksm, "KSM merged instead of Samepage's own engine"),
-        false => (EngineName::Off, "nothing was merged"),
-    };
-    notes.push(format!("userfaultfd is unavailable ({error}), so {what}: see `samepage doctor`"));
-    engine
 }
 
 fn measure(

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::demo::{self, Shown};
-use super::fleet_table::mib;
+use super::demo_fleet::{self, Shown};
+use super::table::mib;
 use fleet::HostError;
 use fleet::fleet::Fleet;
 use fleet::guest::Lifetime;
@@ -47,7 +47,7 @@ pub(super) fn run(
     engine: Option<EngineName>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    demo::carry_out([ORIGIN.into()], memory_bytes, engine, json, |spec, dir, watch, notes| {
+    demo_fleet::carry_out([ORIGIN.into()], memory_bytes, engine, json, |spec, dir, watch, notes| {
         show(spec, dir, clones, watch, notes)
     })
 }

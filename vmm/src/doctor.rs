@@ -1,5 +1,6 @@
 //! `samepage doctor`: what this host offers, what works, and what to change.
 
+mod finding;
 mod host;
 mod kernel;
 mod kvm;
@@ -8,6 +9,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use clap::Args as ClapArgs;
+use finding::{Feature, Finding, Level};
 use os::print::outln;
 use serde::Serialize;
 
@@ -33,52 +35,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         outln!("{diagnosis}")?;
     }
     Ok(if diagnosis.guests_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// How good a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Level {
-    /// Fully usable.
-    Ok,
-    /// Works, with a limit worth knowing.
-    Limited,
-    /// Absent or unusable.
-    Missing,
-}
-
-/// One property of the host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Finding {
-    /// The property.
-    pub name: &'static str,
-    pub level: Level,
-    pub found: String,
-    /// The remedy, if there is one.
-    pub change: Option<String>,
-}
-
-impl Finding {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, level: Level::Ok, found: found.into(), change: None }
-    }
-
-    fn limited(name: &'static str, found: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { name, level: Level::Limited, found: found.into(), change: Some(change.into()) }
-    }
-
-    fn missing(name: &'static str, found: impl Into<String>, change: impl Into<String>) -> Self {
-        Self { name, level: Level::Missing, found: found.into(), change: Some(change.into()) }
-    }
-}
-
-/// A feature of Samepage, and whether it works on this host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Feature {
-    pub name: &'static str,
-    pub works: bool,
-    /// The reason why not, or the limit.
-    pub why: Option<String>,
 }
 
 /// The whole report.

@@ -6,7 +6,7 @@ mod report;
 mod table;
 
 use crate::choice;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::output_file::{can_be_written, write};
 use super::progress::{draw_target, interrupt_flag};
 use super::stress;
 use fleet::watch::Watch;
@@ -25,7 +26,6 @@ use lab::experiment::plan::{MAX_REPEAT, Plan};
 use lab::experiment::run::Outcome;
 use lab::experiment::{ExperimentError, catalogue};
 use lab::stress::scenario::Scenario;
-use os::named_file;
 use os::print::{errln, outln};
 
 /// Refresh interval of the bar.
@@ -251,13 +251,4 @@ fn go_on(outcome: &mut Outcome, journal: Option<&mut Journal>) -> anyhow::Result
     });
     bar.finish_and_clear();
     Ok(result?)
-}
-
-/// Hours of measuring must not end at a directory that is not there.
-pub(super) fn can_be_written(path: &Path) -> anyhow::Result<()> {
-    named_file::writable(path).map(drop).with_context(|| format!("cannot write {}", path.display()))
-}
-
-pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    named_file::write(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

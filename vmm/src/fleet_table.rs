@@ -3,10 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
-
 use super::ledger_table::{audit_text, ledger_text};
+use super::table::{counted, mib, table};
 use fleet::status::{FleetStatus, GuestStatus, State};
 use measure::frames::Pages;
 use memory::PAGE_BYTES;
@@ -174,29 +172,10 @@ pub(super) fn kvm_table(status: &FleetStatus) -> String {
     table.to_string()
 }
 
-/// An empty table whose columns from `numbers` on are aligned to the right.
-pub(super) fn table(header: &[&str], numbers: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY).set_header(header.to_vec());
-    for column in table.column_iter_mut().skip(numbers) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
 /// By class; that of images where there are any.
 fn classes(pages: &Pages, with_image: bool) -> Vec<String> {
     let image = with_image.then_some(pages.image);
     let others = [pages.zero, pages.private, pages.shared, pages.swapped];
     let all = [pages.absent].into_iter().chain(image).chain(others);
     all.map(|p| mib(p * PAGE_BYTES)).collect()
-}
-
-/// A count with its noun: "1 guest", "2 guests".
-pub(super) fn counted(count: u64, thing: &str) -> String {
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
-}
-
-pub(super) fn mib(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / (1 << 20) as f64)
 }

@@ -1,17 +1,16 @@
 //! `samepage image`: makes a kernel and an initramfs for Linux guests.
 
 mod rootfs;
+mod shown;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use super::progress::{draw_target, interrupt_flag, is_set};
+use self::shown::{Bar, quoted};
+use super::progress::interrupt_flag;
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use image::progress::Progress;
 use image::{self, Destination, Flavour, Image, KernelFrom, Options};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use os::print::{PrintError, errln, outln};
 
 /// Make a kernel and an initramfs for Linux guests, from a Debian kernel package or any kernel
@@ -127,53 +126,10 @@ fn print(image: &Image) -> Result<(), PrintError> {
     outln!("  samepage run --kernel {} --initrd {}", quoted(&image.kernel), quoted(&image.initrd))
 }
 
-/// A path as a shell takes it.
-fn quoted(path: &std::path::Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-~=:@%,".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 /// Where images go, and where `latest` is found.
 pub(super) fn default_collection() -> anyhow::Result<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
     let cache = cache.context("neither XDG_CACHE_HOME nor HOME is set; say where with --out DIR")?;
     Ok(cache.join("samepage/images"))
-}
-
-/// A progress bar where stderr is a terminal, and nothing elsewhere.
-struct Bar(ProgressBar, Arc<AtomicBool>);
-
-impl Bar {
-    fn new(interrupted: Arc<AtomicBool>) -> Self {
-        Self(ProgressBar::with_draw_target(None, draw_target()), interrupted)
-    }
-}
-
-impl Progress for Bar {
-    fn stage(&mut self, what: &str, total_bytes: Option<u64>) {
-        let template = match total_bytes {
-            Some(_) => "{msg} {bar:30} {bytes}/{total_bytes}",
-            None => "{spinner} {msg}",
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.0.set_style(style);
-        }
-        self.0.reset();
-        match total_bytes {
-            Some(total) => self.0.set_length(total),
-            None => self.0.unset_length(),
-        }
-        self.0.set_message(what.to_string());
-        self.0.tick();
-    }
-
-    fn at(&mut self, bytes: u64) {
-        self.0.set_position(bytes);
-    }
-
-    fn stopped(&self) -> bool {
-        is_set(&self.1)
-    }
 }

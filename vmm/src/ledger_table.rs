@@ -1,6 +1,6 @@
 //! The ledger, admission and audit as text.
 
-use super::fleet_table::{mib, table};
+use super::table::{mib, table};
 use fleet::admission::Admission;
 use measure::audit::Audit;
 use memory::PAGE_BYTES;

@@ -14,8 +14,10 @@ mod by_name;
 mod choice;
 mod demo;
 mod demo_clones;
+mod demo_fleet;
 mod doctor;
 mod energy;
+mod errors;
 mod exec;
 mod exit_status;
 mod experiment;
@@ -27,6 +29,7 @@ mod image;
 mod jailer;
 mod ledger_table;
 mod measure;
+mod output_file;
 mod power;
 mod progress;
 mod run;
@@ -34,22 +37,18 @@ mod simulate;
 mod simulate_table;
 mod snapshot;
 mod stress;
+mod table;
 mod top;
 mod walk;
 mod which;
 
-use std::error::Error;
-use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing::Level;
 
+use errors::{help_with, say};
 use machine::api::logger;
-use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
-use memory::size::{SizeError, parse_size};
-use os::limits;
-use os::print::{errln, out};
 
 /// Launch guest VMs, merge the pages they have in common, and account for every frame
 #[derive(Parser)]
@@ -155,41 +154,6 @@ fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
         say(&*error);
         exit_status::of(&error)
     })
-}
-
-/// Help and versions are results; anything else that clap says is an error in the command line, whose status is `wrong` or clap's own.
-fn help_with(said: &clap::Error, wrong: Option<u8>) -> ExitCode {
-    if said.use_stderr() {
-        errln!("{}", said.render().to_string().trim_end());
-        return ExitCode::from(wrong.unwrap_or(said.exit_code().clamp(0, 255) as u8));
-    }
-    match out!("{}", said.render()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&error as &dyn Error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// An error with its causes, and what to do where a limit of this process is the cause.
-fn say(error: &(dyn Error + 'static)) {
-    errln!("error: {error}");
-    let mut cause = error.source();
-    let mut advice = None;
-    while let Some(error) = cause {
-        errln!("  because: {error}");
-        advice = advice.or_else(|| limits::advice(error.downcast_ref::<io::Error>()?));
-        cause = error.source();
-    }
-    if let Some(advice) = advice {
-        errln!("  {advice}");
-    }
-}
-
-/// Parses a guest's memory.
-fn memory(text: &str) -> Result<u64, SizeError> {
-    parse_size(text, MIN_RAM_BYTES, MAX_RAM_BYTES)
 }
 
 fn ksm_guard() -> anyhow::Result<ExitCode> {

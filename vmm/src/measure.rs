@@ -1,5 +1,6 @@
 //! `samepage measure`: what sharing would save of any memory, and what it saves already.
 
+mod args;
 mod csv;
 mod figures;
 mod output;
@@ -7,120 +8,30 @@ mod subjects;
 mod table;
 mod types;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::ArgGroup;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::progress::{draw_target, interrupt_flag, is_set};
+pub(super) use args::Args;
 use measure::MeasureError;
 use measure::scan::{Options, Progress, Scan, scan};
 use measure::source::Source;
 use measure::watch::{MAX_LOOKS, Watched, Watcher};
 use memory::PAGE_BYTES;
-use memory::size::{SizeError, parse_size};
 use os::named_file;
 use os::print::outln;
 use output::{Measured, SharedNow};
 use subjects::Subjects;
 
-/// Bounds of --index-limit.
-const INDEX_BYTES: (u64, u64) = (1 << 20, 1 << 44);
 /// Pages read a second time where a guest may be writing.
 const SECOND_LOOK_PAGES: u64 = 16 * 1024;
 /// Poll interval for interrupts between two looks.
 const POLL: Duration = Duration::from_millis(50);
-
-/// Measure what sharing equal pages would save: of a fleet, of any process, of memory images
-#[derive(clap::Args)]
-#[command(group = ArgGroup::new("what").multiple(true))]
-#[command(after_help = "Examples:
-  samepage measure                                   the fleet that is up
-  samepage measure web-0 web-1                       two of its guests
-  samepage measure --pid 4711 --pid 4712             two VMs of QEMU, Firecracker or Cloud Hypervisor
-  samepage measure --pid 4711 --freeze               while the VM is stopped
-  samepage measure --pid 4711 --range 7f0000000000-7f0040000000
-  samepage measure --file a.mem --file b.mem --json  raw memory images
-  samepage measure --page-types                      by what the Linux guests' kernels use pages for
-  samepage measure --html report.html --beyond       near-duplicates and compression too, as a page of plots
-  samepage measure --watch 60 --every 5              how long pages stay shared
-
-Nothing is stopped or changed by it, unless --freeze is given. resources/docs/guide/measuring.md says what each number means, which memory of a
-process is taken for a guest's, and how sure it is that pages that are called equal are.")]
-pub(super) struct Args {
-    /// Guests of the fleet, by name; all of them if none is named and nothing else is
-    #[arg(value_name = "GUEST", group = "what")]
-    guests: Vec<String>,
-    /// The fleet; not needed while only one is up
-    #[arg(long, visible_alias = "name", value_name = "NAME")]
-    fleet: Option<String>,
-    /// A process with guest memory; repeatable
-    #[arg(long, value_name = "PID", group = "what")]
-    pid: Vec<u32>,
-    /// Addresses of guest memory in the process, hexadecimal, as in /proc/PID/maps; with more than
-    /// one process as PID:START-END; repeatable
-    #[arg(long, value_name = "[PID:]START-END", requires = "pid", value_parser = subjects::range)]
-    range: Vec<subjects::PidRange>,
-    /// A raw memory image; repeatable
-    #[arg(long, value_name = "FILE", group = "what")]
-    file: Vec<PathBuf>,
-    /// Put processes and files into a trust domain of this name: pages are shared within it only;
-    /// repeatable
-    #[arg(long, value_name = "NAME=PID|FILE,...", value_parser = subjects::domain)]
-    domain: Vec<subjects::Domain>,
-    /// Break pages down by their use in the guests' kernels: asks the agents of the fleet's Linux
-    /// guests
-    #[arg(long)]
-    page_types: bool,
-    /// The same for a process or a file, from a copy of the guest's /proc/kpageflags; with several
-    /// as PID=FLAGS or FILE=FLAGS; repeatable
-    #[arg(long, value_name = "[PID|FILE=]FLAGS")]
-    page_flags: Vec<String>,
-    /// RAM of the guests of --page-flags below the hole under 4 GiB
-    #[arg(long, value_name = "SIZE", requires = "page_flags", default_value = "3G", value_parser = |text: &str| parse_size(text, 1 << 20, 4 << 30))]
-    low_memory: u64,
-    /// Stop the processes (SIGSTOP) while they are read; they resume even if this process is killed
-    #[arg(long)]
-    freeze: bool,
-    /// Sample distinct contents for near-duplicates and compressibility
-    #[arg(long, value_name = "CONTENTS", num_args = 0..=1, default_missing_value = "2000", value_parser = clap::value_parser!(u32).range(30..=1_000_000))]
-    beyond: Option<u32>,
-    /// Measure repeatedly for SECONDS: how long pages stay shared
-    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["freeze", "file"], value_parser = clap::value_parser!(u64).range(1..=864_000))]
-    watch: Option<u64>,
-    /// Time between two looks of --watch, in seconds
-    #[arg(long, value_name = "SECONDS", requires = "watch", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    every: u64,
-    /// Threads that read and hash [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Memory for the index, with its unit; if it needs more, guest memory is read several times
-    /// [default: a quarter of available memory]
-    #[arg(long, value_name = "SIZE", value_parser = index_size)]
-    index_limit: Option<u64>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// Write every number to a CSV file
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
-    /// Write a self-contained HTML report
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-}
-
-fn index_size(text: &str) -> Result<u64, SizeError> {
-    let size = parse_size(text, INDEX_BYTES.0, INDEX_BYTES.1);
-    size.map_err(|e| match e {
-        SizeError::Range { text, .. } => SizeError::Index { text, least: INDEX_BYTES.0 },
-        other => other,
-    })
-}
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let interrupted = interrupt_flag()?;

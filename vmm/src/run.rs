@@ -101,7 +101,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "api", value_name = "cid=N,path=SOCKET")]
     vsock: Option<Vsock>,
     /// Guest memory with its unit: 16M to 1T
-    #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = super::memory)]
+    #[arg(long, conflicts_with = "api", value_name = "SIZE", default_value = "128M", value_parser = choice::guest_memory)]
     memory: u64,
     /// Number of vCPUs, 1 to 32
     #[arg(long, conflicts_with = "api", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]

@@ -2,7 +2,7 @@
 
 use comfy_table::Table;
 
-use super::fleet_table::table;
+use super::table::table;
 use lab::simulate::{PhaseReport, Report};
 use memory::PAGE_BYTES;
 use overcommit::memory_state::MemoryState;

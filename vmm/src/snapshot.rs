@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Subcommand;
 
-use super::fleet_table::mib;
+use super::table::mib;
 use fleet::daemon_client::request;
 use fleet::images::ImageInfo;
 use fleet::living::choose;

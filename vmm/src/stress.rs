@@ -1,5 +1,6 @@
 //! `samepage stress`: overcommit a fleet on purpose, and check every page.
 
+mod fate;
 mod figures;
 
 use std::path::PathBuf;
@@ -9,13 +10,14 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::experiment::{can_be_written, write};
-use super::fleet_table::{counted, mib, table};
+use self::fate::{fate, reasons};
+use super::output_file::{can_be_written, write};
 use super::progress::{draw_target, interrupt_flag};
+use super::table::{counted, mib, table};
 use fleet::watch::{Stage, Watch};
 use lab::stress::run;
 use lab::stress::scenario::Scenario;
-use lab::stress::verdict::{Fate, GuestVerdict, Verdict};
+use lab::stress::verdict::{Fate, Verdict};
 use memory::PAGE_BYTES;
 use os::print::{errln, outln};
 use overcommit::memory_state::{Because, MemoryState};
@@ -246,31 +248,4 @@ fn guests(verdict: &Verdict) -> String {
         table.add_row(row);
     }
     std::iter::once(table.to_string()).chain(reasons(verdict)).collect::<Vec<_>>().join("\n")
-}
-
-fn fate(guest: &GuestVerdict) -> &'static str {
-    match guest.fate {
-        Fate::Absent => "never came",
-        Fate::Refused => "not admitted",
-        Fate::Running => "runs",
-        Fate::Suspended => "suspended",
-        Fate::Left => "left",
-        Fate::Killed => "killed",
-        Fate::Stopped => "stopped",
-        Fate::Died => "died",
-    }
-}
-
-/// Why guests ended, a line for each reason: guests of one kind share it.
-fn reasons(verdict: &Verdict) -> Vec<String> {
-    let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
-    for guest in &verdict.guests {
-        let Some(why) = &guest.why else { continue };
-        let why = format!("{}: {why}", fate(guest));
-        match reasons.iter_mut().find(|(known, _)| *known == why) {
-            Some((_, names)) => names.push(&guest.name),
-            None => reasons.push((why, vec![&guest.name])),
-        }
-    }
-    reasons.into_iter().map(|(why, names)| format!("{} {why}", names.join(", "))).collect()
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::fleet_table::{counted, mib};
 use super::progress::{draw_target, interrupt_flag, is_set};
+use super::table::{counted, mib};
 use super::which::Which;
 use fleet::host_page::{HostPage, Place};
 use fleet::target::Target;

@@ -4,6 +4,7 @@
 //! do about it. The rules read text, not types: a name that is hidden behind a macro or a re-export
 //! escapes them.
 
+mod circles;
 mod rules;
 mod source;
 
@@ -46,6 +47,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("children are of this build", rules::own_program),
     ("files that users name are not waited for", rules::opening_that_waits),
     ("files are short", rules::short_files),
+    ("files of a crate do not need each other", circles::no_circles),
     ("nothing is left undone", rules::nothing_undone),
     ("no panic within a guest's reach", rules::no_panics),
     ("files are named for what they hold", rules::named_for_what_they_hold),

@@ -1,4 +1,4 @@
-//! Why no image could be made.
+//! Why no image, or no root file system, could be made.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::unpack::UnpackError;
 use super::vmlinux::KernelError;
 
-/// Why no image could be made.
+/// Why no image, or no root file system, could be made. What was there before is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The user or the system asked to stop.
@@ -28,7 +28,7 @@ pub enum ImageError {
          give a package with --deb FILE, or a kernel with --kernel VMLINUZ --modules DIR"
     )]
     NoApt { tool: &'static str },
-    /// A program of apt could not be run.
+    /// A program could not be run.
     #[error("cannot run {tool}")]
     Run {
         tool: &'static str,
@@ -162,6 +162,24 @@ pub enum ImageError {
         path: PathBuf,
         /// A file or directory in it.
         found: String,
+    },
+    /// A program that makes root file systems is not here.
+    #[error("{tool} is not installed here: install Debian's package {package}")]
+    NoTool { tool: &'static str, package: &'static str },
+    /// It failed.
+    #[error("{tool} failed: {words}")]
+    Failed { tool: &'static str, words: String },
+    #[error("{} is no directory with a tree: expected one with a bin or usr/bin", .0.display())]
+    NoTree(PathBuf),
+    #[error("the tree has {bytes} bytes of files: expected at most {most}")]
+    TreeTooLarge { bytes: u64, most: u64 },
+    #[error("the name {0:?} is not possible: expected one without line ends, inside the tree")]
+    TreeName(PathBuf),
+    #[error("{} is no tar archive of a tree: expected one that is not compressed", path.display())]
+    Archive {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
 }
 

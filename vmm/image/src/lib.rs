@@ -16,6 +16,7 @@ pub mod bzimage;
 pub mod cpio;
 pub mod elf;
 mod error;
+mod files;
 pub mod format;
 mod initrd;
 pub mod modules;
@@ -37,6 +38,8 @@ use serde::Serialize;
 
 pub use apt::Flavour;
 pub use error::ImageError;
+pub use files::PACKED_KERNEL_FILE;
+use files::{DESCRIPTION_FILE, INITRD_FILE, KERNEL_FILE};
 use modules::{Modules, Plan};
 use os::named_file;
 use package::PackageId;
@@ -50,11 +53,6 @@ pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "
 pub const OPTIONAL_MODULES: [&str; 4] =
     ["pvpanic_mmio", "vmgenid", "virtio_net", "vmw_vsock_virtio_transport"];
 
-const KERNEL_FILE: &str = "vmlinux";
-/// The kernel with its decompressor.
-pub const PACKED_KERNEL_FILE: &str = "vmlinuz";
-const INITRD_FILE: &str = "initrd.cpio";
-const DESCRIPTION_FILE: &str = "image.json";
 /// The most of an uncompressed kernel that is searched for its version.
 const VERSION_SEARCH_BYTES: u64 = 128 << 20;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::error::ImageError;
-use super::{DESCRIPTION_FILE, INITRD_FILE, KERNEL_FILE, PACKED_KERNEL_FILE};
+use super::files::{DESCRIPTION_FILE, INITRD_FILE, KERNEL_FILE, PACKED_KERNEL_FILE};
 
 /// Name of the link to the image made last.
 const LATEST: &str = "latest";

@@ -14,7 +14,9 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
+pub use self::tree::MAX_BYTES;
 use self::tree::Tree;
+use super::error::ImageError;
 use super::progress::Progress;
 use super::tool;
 
@@ -28,8 +30,6 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("poweroff", include_str!("rootfs/poweroff.sh")),
     ("reboot", include_str!("rootfs/reboot.sh")),
 ];
-/// The most bytes of a tree.
-pub const MAX_BYTES: u64 = 256 << 30;
 /// Room for what a guest writes, if it is not said how large the image is to be: it is a hole.
 const ROOM_BYTES: u64 = 1 << 30;
 
@@ -73,60 +73,16 @@ pub struct Rootfs {
     pub has_small_init: bool,
 }
 
-/// Why there is no root file system. What was there before is untouched.
-#[derive(Debug, thiserror::Error)]
-pub enum RootfsError {
-    #[error("stopped; nothing was changed")]
-    Stopped,
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// As in "cannot ... PATH".
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{tool} is not installed here: install Debian's package {package}")]
-    NoTool { tool: &'static str, package: &'static str },
-    #[error("cannot run {tool}")]
-    Run {
-        tool: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{tool} failed: {words}")]
-    Failed { tool: &'static str, words: String },
-    #[error("{} is no directory with a tree: expected one with a bin or usr/bin", .0.display())]
-    NoTree(PathBuf),
-    #[error("the tree has {bytes} bytes of files: expected at most {MAX_BYTES}")]
-    TooLarge { bytes: u64 },
-    #[error("the name {0:?} is not possible: expected one without line ends, inside the tree")]
-    Name(PathBuf),
-    #[error("{} is no tar archive of a tree: expected one that is not compressed", path.display())]
-    Archive {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl RootfsError {
-    fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::File { action, path, source }
-    }
-}
-
 /// Makes it.
 ///
 /// # Errors
 /// Nothing is left of the attempt.
-pub fn make(options: &Options, progress: &mut dyn Progress) -> Result<Rootfs, RootfsError> {
+pub fn make(options: &Options, progress: &mut dyn Progress) -> Result<Rootfs, ImageError> {
     let parent = match options.to.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    let in_parent = || RootfsError::file("make a temporary file in", &parent);
+    let in_parent = || ImageError::file("make a temporary file in", &parent);
     let image =
         tempfile::Builder::new().prefix(".samepage-rootfs-").tempfile_in(&parent).map_err(in_parent())?;
     let work = tempfile::Builder::new().prefix(".samepage-tree-").tempdir_in(&parent).map_err(in_parent())?;
@@ -152,7 +108,7 @@ pub fn make(options: &Options, progress: &mut dyn Progress) -> Result<Rootfs, Ro
     let has_small_init = !INITS.iter().any(|init| fs::symlink_metadata(tree.dir.join(init)).is_ok());
     adjust(&tree, has_small_init, image.path(), work.path(), progress)?;
     if progress.stopped() {
-        return Err(RootfsError::Stopped);
+        return Err(ImageError::Stopped);
     }
     publish(image, options, tree.files, has_small_init)
 }
@@ -162,11 +118,11 @@ fn publish(
     options: &Options,
     files: u64,
     has_small_init: bool,
-) -> Result<Rootfs, RootfsError> {
+) -> Result<Rootfs, ImageError> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     let to = &options.to;
-    let failed = || RootfsError::file("write", to);
+    let failed = || ImageError::file("write", to);
     image.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed())?;
     image.as_file().sync_all().map_err(failed())?;
     let file = image.persist(to).map_err(|error| failed()(error.error))?;
@@ -187,7 +143,7 @@ fn debootstrap(
     mirrors: &[String],
     path: &Path,
     progress: &mut dyn Progress,
-) -> Result<(), RootfsError> {
+) -> Result<(), ImageError> {
     progress.stage(&format!("mmdebstrap {suite}"), None);
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=minbase", "--format=tar"]);
@@ -197,8 +153,8 @@ fn debootstrap(
     }
     // Behind `--`, a suite that looks like an option is none.
     command.args(["--", suite, "-"]).args(mirrors);
-    let out = File::create(path).map_err(RootfsError::file("write", path))?;
-    let written = out.try_clone().map_err(RootfsError::file("write", path))?;
+    let out = File::create(path).map_err(ImageError::file("write", path))?;
+    let written = out.try_clone().map_err(ImageError::file("write", path))?;
     let look = move |progress: &mut dyn Progress| {
         progress.at(written.metadata().map_or(0, |meta| meta.len()));
     };
@@ -212,9 +168,9 @@ fn adjust(
     image: &Path,
     work: &Path,
     progress: &mut dyn Progress,
-) -> Result<(), RootfsError> {
+) -> Result<(), ImageError> {
     progress.stage("setting owners and modes", None);
-    let failed = || RootfsError::file("write", work);
+    let failed = || ImageError::file("write", work);
     let mut script = String::new();
     for place in PLACES.iter().filter(|place| fs::symlink_metadata(tree.dir.join(place)).is_err()) {
         script += &format!("mkdir /{place}\n");
@@ -251,21 +207,21 @@ fn adjust(
     // It succeeds whatever its commands do, and says its version first.
     match words.lines().find(|line| !line.is_empty() && !line.starts_with("debugfs 1.")) {
         None => Ok(()),
-        Some(line) => Err(RootfsError::Failed { tool: "debugfs", words: line.into() }),
+        Some(line) => Err(ImageError::Failed { tool: "debugfs", words: line.into() }),
     }
 }
 
 /// The commands that give `path` its mode and owners.
-fn owned(path: impl AsRef<Path>, mode: u32, (uid, gid): (u32, u32)) -> Result<String, RootfsError> {
+fn owned(path: impl AsRef<Path>, mode: u32, (uid, gid): (u32, u32)) -> Result<String, ImageError> {
     let path = quoted(&Path::new("/").join(path))?;
     Ok(format!("sif {path} mode 0{mode:o}\nsif {path} uid {uid}\nsif {path} gid {gid}\n"))
 }
 
 /// A path as `debugfs` takes it.
-fn quoted(path: &Path) -> Result<String, RootfsError> {
+fn quoted(path: &Path) -> Result<String, ImageError> {
     match path.to_str() {
         Some(text) if !text.contains(['\n', '\r', '\0']) => Ok(format!("\"{}\"", text.replace('"', "\"\""))),
-        _ => Err(RootfsError::Name(path.into())),
+        _ => Err(ImageError::TreeName(path.into())),
     }
 }
 
@@ -276,7 +232,7 @@ fn run(
     command: &mut Command,
     out: Stdio,
     progress: &mut dyn Progress,
-) -> Result<String, RootfsError> {
+) -> Result<String, ImageError> {
     run_and_look(name, package, command, out, progress, |_| {})
 }
 
@@ -287,16 +243,16 @@ fn run_and_look(
     out: Stdio,
     progress: &mut dyn Progress,
     look: impl FnMut(&mut dyn Progress),
-) -> Result<String, RootfsError> {
+) -> Result<String, ImageError> {
     // Where distributions have it, which an ordinary user's PATH need not have.
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let ended = tool::run(command.env("PATH", path).env("LC_ALL", "C"), out, progress, look);
     match ended {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(RootfsError::NoTool { tool: name, package })
+            Err(ImageError::NoTool { tool: name, package })
         }
-        Err(source) => Err(RootfsError::Run { tool: name, source }),
-        Ok(None) => Err(RootfsError::Stopped),
+        Err(source) => Err(ImageError::Run { tool: name, source }),
+        Ok(None) => Err(ImageError::Stopped),
         Ok(Some(ended)) if ended.status.success() => Ok(ended.words),
         Ok(Some(ended)) => {
             let lines: Vec<_> = ended.words.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -304,7 +260,7 @@ fn run_and_look(
                 0 => ended.status.to_string(),
                 n => lines[n.saturating_sub(3)..].join("; "),
             };
-            Err(RootfsError::Failed { tool: name, words })
+            Err(ImageError::Failed { tool: name, words })
         }
     }
 }

@@ -12,6 +12,7 @@
 
 mod ahead;
 mod pieces;
+mod run;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,6 +22,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use ahead::Ahead;
 pub(super) use pieces::Piece;
+pub use run::{ImageRun, Taken};
+use run::{PIECE_PAGES, is_zero};
 
 use super::page::to_usize;
 use super::page_buffer::PageBuffer;
@@ -35,8 +38,6 @@ pub const SLAB_PAGES: u64 = 2048;
 const LEAST_REFERENCED: u64 = 16;
 /// Pages of which the page table is read at a time, with merging, parking and giving back held off.
 const LOOK_PAGES: u64 = 1 << 16;
-/// Pages copied at a time.
-const PIECE_PAGES: u64 = 16;
 /// The longest gap that is bridged at first, and at last; it doubles as the number of runs grows.
 const GAP_PAGES: (u64, u64) = (16, SLAB_PAGES);
 const RUNS_PER_GAP: usize = 512;
@@ -46,25 +47,6 @@ pub const MAX_RUNS: usize = 1 << 14;
 /// The most pages of slabs that a capture of `ram_pages` may fill: each page once, and the room that is left over in the last slab.
 pub const fn most_pages(ram_pages: u64) -> u64 {
     ram_pages + SLAB_PAGES
-}
-
-/// Adjacent pages of guest RAM that are adjacent pages of a slab.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageRun {
-    /// The first page of RAM.
-    pub page: PageNo,
-    /// How many.
-    pub pages: u64,
-    /// Which of the image's slabs, from 0.
-    pub slab: u32,
-    /// The first page there.
-    pub slab_page: SlabPage,
-}
-
-impl ImageRun {
-    fn range(&self) -> Option<PageRange> {
-        PageRange::new(self.page, self.pages).filter(|range| !range.is_empty())
-    }
 }
 
 /// Where slabs of an image come from and go to.
@@ -78,19 +60,6 @@ pub trait Slabs {
     /// The number in the image of the slab that has this file, and its pages; None if it cannot be had, or is not worth it for the `used`
     /// pages that the memory has of it: they are to be copied.
     fn known(&mut self, inode: u64, used: u64) -> io::Result<Option<(u32, u64)>>;
-}
-
-/// What was taken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// By page, ascending.
-    pub runs: Vec<ImageRun>,
-    /// Pages that were copied, the zeros of bridged gaps among them.
-    pub copied: u64,
-    /// Pages that hold what was copied ahead.
-    pub ahead: u64,
-    /// Pages that were referenced where they lie.
-    pub referenced: u64,
 }
 
 /// Why memory cannot be taken or mapped.
@@ -485,10 +454,6 @@ impl Writer<'_> {
         self.seal()?;
         Ok((self.taken, self.copies))
     }
-}
-
-fn is_zero(page: &[u8; PAGE]) -> bool {
-    page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0)
 }
 
 #[cfg(test)]

@@ -4,12 +4,9 @@
 //! frame once it is replaced, and the write is lost. So a device marks the range first, pins it then, and unmarks it when
 //! the write is done; and the merge step looks at the marks after it has frozen a run and before it compares.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::page::PageRange;
-use super::ram::Ram;
-use devices::reclaim::Gpa;
 
 /// Pages behind one counter: as many as the longest run, so that a run looks at two at most.
 const BLOCK_PAGES: u64 = 64;
@@ -68,18 +65,12 @@ impl Drop for Mark<'_> {
     }
 }
 
-impl devices::in_flight::InFlight for Ram {
-    fn during(&self, range: Range<Gpa>, transfer: &mut dyn FnMut()) {
-        let _marks: Vec<Mark<'_>> = self.pages_at(range).map(|pages| self.in_flight().mark(pages)).collect();
-        transfer();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::page::PageNo;
-    use crate::ram::Backing;
+    use crate::ram::{Backing, Ram};
+    use devices::reclaim::Gpa;
 
     fn pages(first: u64, end: u64) -> PageRange {
         PageRange::between(PageNo(first), PageNo(end))

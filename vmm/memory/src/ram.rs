@@ -467,6 +467,13 @@ fn map(
     Ok((reservation, GuestRegionMmap::new(region, GuestAddress(stretch.gpa))))
 }
 
+impl devices::in_flight::InFlight for Ram {
+    fn during(&self, range: Range<Gpa>, transfer: &mut dyn FnMut()) {
+        let _marks: Vec<_> = self.pages_at(range).map(|pages| self.in_flight().mark(pages)).collect();
+        transfer();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,53 +7,16 @@
 //! Read only, by copy: what is read is a private buffer that has no other writer. Needs what ptrace reading
 //! needs: the same user, or CAP_SYS_PTRACE.
 
-use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-
-use thiserror::Error;
 
 use super::Hva;
 
+mod error;
 mod pinned;
 
-/// What can go wrong while reading another process.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RemoteError {
-    /// There is no such process any more.
-    #[error("process {pid} has exited")]
-    Exited {
-        /// Whom we tried to read.
-        pid: u32,
-    },
-    /// We may not.
-    #[error(
-        "process {pid} may not be read: that takes its owner's rights (and, with kernel.yama.ptrace_scope above 0, more than those), \
-         or root's (CAP_SYS_PTRACE)"
-    )]
-    Denied {
-        /// Whom we tried to read.
-        pid: u32,
-    },
-    /// Nothing is mapped there any more.
-    #[error("address {hva} of process {pid} is not mapped any more")]
-    Unmapped {
-        /// Whom we tried to read.
-        pid: u32,
-        /// The first byte that could not be read, at most a page off.
-        hva: Hva,
-    },
-    /// The system call failed otherwise.
-    #[error("/proc/{pid}/mem cannot be read")]
-    Read {
-        /// Whom we tried to read.
-        pid: u32,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
+pub use error::RemoteError;
 
 /// A range of another process's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +44,7 @@ impl RemoteMemory {
             ErrorKind::PermissionDenied => RemoteError::Denied { pid },
             _ => RemoteError::Read { pid, source },
         })?;
-        Ok(Self { pid, file, may_pin: pinned::proc_is_ours() })
+        Ok(Self { pid, file, may_pin: proc_is_ours() })
     }
 
     /// Reads `ranges`, one after the other, into the start of `buffer`; returns how many bytes that was, which
@@ -116,6 +79,11 @@ impl RemoteMemory {
         }
         Ok(())
     }
+}
+
+/// Whether numbers in /proc are those that system calls take: not so if it is another pid namespace's.
+fn proc_is_ours() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&std::process::id().to_string()))
 }
 
 #[cfg(test)]

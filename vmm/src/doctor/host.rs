@@ -5,7 +5,7 @@ use std::fs;
 use kernel_view::meminfo::Meminfo;
 use kernel_view::swaps::Swap;
 
-use super::Finding;
+use super::finding::Finding;
 
 /// The kernel's default; enough for merging by runs.
 const USUAL_MAP_COUNT: u64 = 65_530;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Feature, Finding};
+use super::finding::{Feature, Finding};
 use jail::landlock::WHOLE;
 use kernel_view::meminfo::Meminfo;
 use kernel_view::pagemap::{FrameTable, Pagemap};

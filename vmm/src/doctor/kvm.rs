@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use super::{Feature, Finding};
+use super::finding::{Feature, Finding};
 use machine::probe::{self, Backend, Capabilities, KVM_DEVICE, ProbeError};
 use os::one_line;
 

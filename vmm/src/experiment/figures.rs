@@ -1,7 +1,9 @@
 //! An experiment's results as a page of plots and tables.
 
+mod curve;
 mod mechanisms;
 
+use self::curve::{curve, first_series, mib};
 use super::table::{columns, dimensions, readable, spread};
 use lab::experiment::plan::{Kind, Plan};
 use lab::experiment::run::Outcome;
@@ -9,7 +11,6 @@ use lab::experiment::summary::PointSummary;
 use lab::experiment::trial::Series;
 use lab::provenance::Provenance;
 use measure::html::{Bars, Item, Lines, Page, Section, Table, number};
-use memory::PAGE_BYTES;
 
 /// Figures plotted against the number of guests.
 const AGAINST_GUESTS: [(&str, &str); 4] = [
@@ -76,19 +77,6 @@ pub(super) fn sections(outcome: &Outcome) -> Vec<Section> {
 fn numbers_of_guests(plan: &Plan) -> String {
     let numbers: Vec<String> = plan.guests.iter().map(ToString::to_string).collect();
     if numbers.is_empty() { "-".into() } else { numbers.join(", ") }
-}
-
-/// Which variant and engine.
-fn curve(summary: &PointSummary) -> String {
-    let point = &summary.point;
-    match point.variant.is_empty() {
-        true => point.engine.to_string(),
-        false => format!("{}, {}", point.engine, point.variant),
-    }
-}
-
-fn mib(pages: f64) -> f64 {
-    pages * PAGE_BYTES as f64 / f64::from(1 << 20)
 }
 
 /// A plot for each engine and variant: lines where the number of guests differs, bars where it does
@@ -222,12 +210,6 @@ fn by_variant(
         }
     }
     plots.into_iter().filter(|plot| plot.series.len() > 1).map(Item::Lines).collect()
-}
-
-/// The series of the first repetition of each point: a curve is no median.
-fn first_series(outcome: &Outcome) -> Vec<(&PointSummary, &Series)> {
-    let first = |s: &PointSummary| outcome.trials.iter().find(|trial| trial.point == s.point);
-    outcome.summary.iter().filter_map(|s| Some((s, &first(s)?.measured.series))).collect()
 }
 
 fn over_time(outcome: &Outcome) -> Vec<Section> {

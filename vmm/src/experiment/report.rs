@@ -7,7 +7,8 @@ use anyhow::bail;
 use serde_json::json;
 
 use super::table::{columns, dimensions, readable, spread};
-use super::{can_be_written, figures, table, write};
+use super::{figures, table};
+use crate::output_file::{can_be_written, write};
 use lab::experiment::journal;
 use lab::experiment::run::Outcome;
 use measure::html::{Item, Page, Section, Table};

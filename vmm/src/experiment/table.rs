@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::fleet_table::table;
+use super::super::table::table;
 use lab::experiment::plan::{Kind, Plan};
 use lab::experiment::run::Outcome;
 use lab::experiment::summary::PointSummary;

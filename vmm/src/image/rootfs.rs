@@ -7,7 +7,7 @@ use indicatif::HumanBytes;
 use memory::size::parse_size;
 use os::print::outln;
 
-use super::{Bar, quoted};
+use super::shown::{Bar, quoted};
 use crate::progress::interrupt_flag;
 
 /// Make the root file system of a Linux guest: an ext4 image of Debian, of a tar archive, or of a directory

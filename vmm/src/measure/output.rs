@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::subjects::{LeftOut, Subjects};
 use super::types::ByType;
-use crate::fleet_table::mib;
+use crate::table::mib;
 use lab::provenance::Provenance;
 use measure::MeasureError;
 use measure::beyond::Beyond;

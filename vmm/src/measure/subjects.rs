@@ -6,11 +6,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::Args;
-use crate::fleet_table::mib;
+use super::args::{Args, Domain, PidRange};
+use crate::table::mib;
 use fleet::living::choose;
 use fleet::page_types::page_types;
 use fleet::spaces::spaces;
@@ -28,48 +28,6 @@ use os::one_line;
 
 /// The domain of subjects without --domain.
 const DEFAULT_DOMAIN: &str = "default";
-
-/// Addresses, and their process if given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PidRange {
-    pid: Option<u32>,
-    hvas: Range<u64>,
-}
-
-/// Parses `[PID:]START-END`.
-pub(super) fn range(text: &str) -> anyhow::Result<PidRange> {
-    let expected = "expected [PID:]START-END in hexadecimal, as in /proc/PID/maps";
-    let (pid, hvas) = match text.split_once(':') {
-        Some((pid, rest)) => {
-            (Some(pid.parse().with_context(|| format!("{pid:?} is no process; {expected}"))?), rest)
-        }
-        None => (None, text),
-    };
-    let hex = |text: &str| {
-        let digits = text.strip_prefix("0x").unwrap_or(text);
-        u64::from_str_radix(digits, 16).with_context(|| format!("{text:?} is no address; {expected}"))
-    };
-    let (start, end) = hvas.split_once('-').with_context(|| format!("no '-' in {hvas:?}; {expected}"))?;
-    let hvas = hex(start)?..hex(end)?;
-    ensure!(hvas.start < hvas.end, "{:x} is not above {:x}; {expected}", hvas.end, hvas.start);
-    let is_page = |at: u64| at.is_multiple_of(PAGE_BYTES);
-    ensure!(is_page(hvas.start) && is_page(hvas.end), "not whole pages: both addresses must end in 000");
-    Ok(PidRange { pid, hvas })
-}
-
-/// A trust domain, and the processes and files in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Domain {
-    name: String,
-    members: Vec<String>,
-}
-
-/// Parses `NAME=MEMBER,...`.
-pub(super) fn domain(text: &str) -> anyhow::Result<Domain> {
-    let (name, members) = text.split_once('=').context("expected NAME=PID,... or NAME=FILE,...")?;
-    ensure!(!name.is_empty() && !members.is_empty(), "expected NAME=PID,... or NAME=FILE,...");
-    Ok(Domain { name: name.into(), members: members.split(',').map(str::to_owned).collect() })
-}
 
 #[derive(Default)]
 pub(super) struct Subjects {
@@ -311,19 +269,8 @@ fn domain_of(domains: &[Domain], member: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::args::domain;
     use super::*;
-
-    #[test]
-    fn ranges_are_written_as_in_maps() {
-        assert!(range("7f000-1000").unwrap_err().to_string().contains("not above"));
-        assert_eq!(
-            range("4711:7f0000000000-0x7f0000002000").unwrap(),
-            PidRange { pid: Some(4711), hvas: 0x7f00_0000_0000..0x7f00_0000_2000 }
-        );
-        for wrong in ["", "1000", "x-y", "a:1000-2000", "1000-2001", "2000-1000", "1000-1000"] {
-            assert!(range(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn domains_name_their_members() {

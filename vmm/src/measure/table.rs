@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::output::Measured;
 use super::types::{ByType, TypeRow};
-use crate::fleet_table::{counted, mib, table};
+use crate::table::{counted, mib, table};
 use measure::beyond::Beyond;
 use measure::sample::Estimate;
 use measure::watch::Watched;

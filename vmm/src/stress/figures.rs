@@ -1,6 +1,6 @@
 //! A stress verdict as a page of plots and tables.
 
-use super::{fate, reasons};
+use super::fate::{fate, reasons};
 use lab::provenance::Provenance;
 use lab::stress::series::Sample;
 use lab::stress::verdict::{Fate, Verdict};

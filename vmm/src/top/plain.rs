@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::columns::{age, size, state};
 use super::state::{Sort, rows};
-use crate::fleet_table::table;
 use crate::ledger_table::ledger_text;
+use crate::table::table;
 use fleet::management::Management;
 use overcommit::memory_state::Because;
 

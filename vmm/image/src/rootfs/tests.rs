@@ -106,7 +106,7 @@ fn what_leads_out_of_the_tree_is_refused_and_leaves_nothing() {
     }
     fs::write(&path, [1; 2000]).unwrap();
     let refused = make(&options(Source::Tar(path), to.clone()), &mut Quiet);
-    assert!(matches!(refused, Err(RootfsError::Archive { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(ImageError::Archive { .. })), "{refused:?}");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_directory_becomes_an_image_and_one_that_is_too_large_for_it_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let (tree, to) = (dir.path().join("tree"), dir.path().join("root.img"));
     let not_yet = make(&options(Source::Dir(tree.clone()), to.clone()), &mut Quiet);
-    assert!(matches!(not_yet, Err(RootfsError::NoTree(_))), "{not_yet:?}");
+    assert!(matches!(not_yet, Err(ImageError::NoTree(_))), "{not_yet:?}");
     fs::create_dir_all(tree.join("bin")).unwrap();
     fs::create_dir_all(tree.join("sbin")).unwrap();
     fs::write(tree.join("sbin/init"), "#!/bin/sh\n").unwrap();
@@ -128,7 +128,7 @@ fn a_directory_becomes_an_image_and_one_that_is_too_large_for_it_does_not() {
     std::io::copy(&mut std::io::Read::take(std::io::repeat(7), 20 << 20), &mut &large).unwrap();
     let before = fs::metadata(&to).unwrap().len();
     let refused = make(&options(Source::Dir(tree), to.clone()), &mut Quiet);
-    assert!(matches!(refused, Err(RootfsError::Failed { tool: "mke2fs", .. })), "{refused:?}");
+    assert!(matches!(refused, Err(ImageError::Failed { tool: "mke2fs", .. })), "{refused:?}");
     assert_eq!(fs::metadata(&to).unwrap().len(), before);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }

@@ -7,9 +7,11 @@ use std::path::{Component, Path, PathBuf};
 use os::named_file;
 use tar::{Archive, EntryType};
 
-use super::{MAX_BYTES, RootfsError};
+use crate::error::ImageError;
 use crate::progress::{Progress, Watched};
 
+/// The most bytes of a tree.
+pub const MAX_BYTES: u64 = 256 << 30;
 /// How deep a directory is walked.
 const DEPTH_CAP: usize = 128;
 const DIRECTORY: u32 = 0o040_000;
@@ -37,9 +39,9 @@ pub(super) struct Owner {
 
 impl Tree {
     /// A directory as it is; of an ordinary user's, the files are root's.
-    pub(super) fn of_dir(dir: &Path, progress: &mut dyn Progress) -> Result<Self, RootfsError> {
+    pub(super) fn of_dir(dir: &Path, progress: &mut dyn Progress) -> Result<Self, ImageError> {
         if !dir.join("bin").exists() && !dir.join("usr/bin").exists() {
-            return Err(RootfsError::NoTree(dir.into()));
+            return Err(ImageError::NoTree(dir.into()));
         }
         progress.stage("looking at the tree", None);
         let mut tree = Self { dir: dir.into(), bytes: 0, files: 0, owners: Vec::new() };
@@ -54,15 +56,15 @@ impl Tree {
         me: u32,
         depth: usize,
         progress: &mut dyn Progress,
-    ) -> Result<(), RootfsError> {
+    ) -> Result<(), ImageError> {
         if depth > DEPTH_CAP {
-            return Err(RootfsError::Name(at.into()));
+            return Err(ImageError::TreeName(at.into()));
         }
         let dir = self.dir.join(at);
-        let failed = || RootfsError::file("read", &dir);
+        let failed = || ImageError::file("read", &dir);
         for entry in fs::read_dir(&dir).map_err(failed())? {
             if progress.stopped() {
-                return Err(RootfsError::Stopped);
+                return Err(ImageError::Stopped);
             }
             let entry = entry.map_err(failed())?;
             let (path, meta) = (at.join(entry.file_name()), entry.metadata().map_err(failed())?);
@@ -79,21 +81,21 @@ impl Tree {
     }
 
     /// Unpacks an archive to `dir`, which is made.
-    pub(super) fn of_tar(path: &Path, dir: &Path, progress: &mut dyn Progress) -> Result<Self, RootfsError> {
-        let (file, meta) = named_file::regular(path).map_err(RootfsError::file("read", path))?;
+    pub(super) fn of_tar(path: &Path, dir: &Path, progress: &mut dyn Progress) -> Result<Self, ImageError> {
+        let (file, meta) = named_file::regular(path).map_err(ImageError::file("read", path))?;
         progress.stage("unpacking the tree", Some(meta.len()));
-        fs::create_dir(dir).map_err(RootfsError::file("make the directory", dir))?;
+        fs::create_dir(dir).map_err(ImageError::file("make the directory", dir))?;
         let mut tree = Self { dir: dir.into(), bytes: 0, files: 0, owners: Vec::new() };
         let mut archive = Archive::new(Watched { inner: std::io::BufReader::new(file), bytes: 0, progress });
         let unpacked = tree.unpack(&mut archive, path);
         match archive.into_inner().progress.stopped() {
-            true => Err(RootfsError::Stopped),
+            true => Err(ImageError::Stopped),
             false => unpacked.map(|()| tree),
         }
     }
 
-    fn unpack(&mut self, archive: &mut Archive<impl std::io::Read>, path: &Path) -> Result<(), RootfsError> {
-        let wrong = |source| RootfsError::Archive { path: path.into(), source };
+    fn unpack(&mut self, archive: &mut Archive<impl std::io::Read>, path: &Path) -> Result<(), ImageError> {
+        let wrong = |source| ImageError::Archive { path: path.into(), source };
         archive.set_preserve_permissions(false);
         for entry in archive.entries().map_err(wrong)? {
             let mut entry = entry.map_err(wrong)?;
@@ -114,18 +116,19 @@ impl Tree {
             self.count(if kind == REGULAR { entry.size() } else { 0 })?;
             // It follows no link out of the directory, and makes none of another's file.
             if !entry.unpack_in(&self.dir).map_err(wrong)? {
-                return Err(RootfsError::Name(name));
+                return Err(ImageError::TreeName(name));
             }
             let at = self.dir.join(&name);
             if kind == REGULAR || kind == DIRECTORY {
                 // `mke2fs` must be able to read it as any user, and what follows to be put in it.
                 let readable = if kind == DIRECTORY { 0o755 } else { 0o644 };
-                let failed = RootfsError::file("set the mode of", &at);
+                let failed = ImageError::file("set the mode of", &at);
                 fs::set_permissions(&at, Permissions::from_mode(readable)).map_err(failed)?;
             }
             let is_top = name.as_os_str().is_empty();
             if kind != 0 && !is_top {
-                let number = |number: u64| u32::try_from(number).map_err(|_| RootfsError::Name(name.clone()));
+                let number =
+                    |number: u64| u32::try_from(number).map_err(|_| ImageError::TreeName(name.clone()));
                 let (uid, gid) = (number(uid)?, number(gid)?);
                 self.owners.push(Owner { path: name.clone(), mode: kind | mode & 0o7777, uid, gid });
             }
@@ -133,24 +136,24 @@ impl Tree {
         Ok(())
     }
 
-    fn count(&mut self, bytes: u64) -> Result<(), RootfsError> {
+    fn count(&mut self, bytes: u64) -> Result<(), ImageError> {
         self.files += 1;
         self.bytes = self.bytes.saturating_add(bytes);
         match self.bytes <= MAX_BYTES {
             true => Ok(()),
-            false => Err(RootfsError::TooLarge { bytes: self.bytes }),
+            false => Err(ImageError::TreeTooLarge { bytes: self.bytes, most: MAX_BYTES }),
         }
     }
 }
 
 /// The path of a member in the tree.
-fn inside(path: &Path) -> Result<PathBuf, RootfsError> {
+fn inside(path: &Path) -> Result<PathBuf, ImageError> {
     let mut name = PathBuf::new();
     for component in path.components() {
         match component {
             Component::Normal(part) => name.push(part),
             Component::CurDir | Component::RootDir => {}
-            _ => return Err(RootfsError::Name(path.into())),
+            _ => return Err(ImageError::TreeName(path.into())),
         }
     }
     Ok(name)

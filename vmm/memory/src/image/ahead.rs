@@ -3,7 +3,7 @@
 use super::super::page::to_usize;
 use super::super::slab::Slab;
 use super::super::{PAGE_BYTES, PageRange, PageSet, SlabPage};
-use super::{ImageRun, PIECE_PAGES, Taken, is_zero};
+use super::run::{ImageRun, PIECE_PAGES, Taken, is_zero};
 
 /// The copies; none, if nothing was copied ahead.
 #[derive(Debug, Default)]

@@ -11,12 +11,11 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 
 use super::super::page::{Gpa, Hva, PAGE, PAGE_BYTES, PageRange, to_usize};
-use super::Ram;
-use super::map::Found;
+use super::map::{Found, RamMap};
 
 /// Adjacent pages of guest RAM in this process.
 ///
-/// [`Ram`] alone makes them, from what it has mapped itself. Wherever there is one, this holds:
+/// [`Ram`](super::Ram) alone makes them, from what it has mapped itself. Wherever there is one, this holds:
 ///
 /// - all its bytes are mapped readable and writable in one stretch of RAM, at least a page, and whole ones;
 /// - they stay so while it lives: it borrows a handle of the RAM, which is unmapped by its last one only;
@@ -39,7 +38,7 @@ use super::map::Found;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRange<'a> {
     at: Found,
-    ram: PhantomData<&'a Ram>,
+    ram: PhantomData<&'a RamMap>,
 }
 
 /// What the kernel is advised of, of all of which no byte changes.
@@ -76,7 +75,7 @@ impl Advice {
 }
 
 impl<'a> GuestRange<'a> {
-    /// What [`Ram`] has found in its own map.
+    /// What [`Ram`](super::Ram) has found in its own map.
     ///
     /// # Safety
     /// It is of the RAM whose handle is borrowed for `'a`.
@@ -193,7 +192,7 @@ fn succeeded(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Backing;
+    use super::super::{Backing, Ram};
     use super::*;
     use crate::page::PageNo;
     use vm_memory::{Bytes, GuestAddress};

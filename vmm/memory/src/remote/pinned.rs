@@ -12,25 +12,19 @@
 //! [`PagemapEntry::keeps_frame_when_pinned`]: kernel_view::pagemap::PagemapEntry::keeps_frame_when_pinned
 #![expect(unsafe_code, reason = "process_vm_readv takes lists of addresses")]
 
-use std::fs;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
-use std::process;
 
 use super::super::Hva;
 use super::super::page::to_usize;
-use super::{RemoteError, RemoteMemory};
+use super::RemoteMemory;
+use super::error::RemoteError;
 
 /// Ranges in one call: the kernel's UIO_MAXIOV.
 const MAX_RANGES: usize = 1024;
 
 /// An address that no process has: reading it faults nothing in.
 const NOWHERE: u64 = 1 << 62;
-
-/// Whether numbers in /proc are those that system calls take: not so if it is another pid namespace's.
-pub(super) fn proc_is_ours() -> bool {
-    fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&process::id().to_string()))
-}
 
 impl RemoteMemory {
     /// Fills `into` from the addresses `hvas`, one for each. Says whether all of it was read; if not, `into` holds
@@ -81,6 +75,8 @@ impl RemoteMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::process;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! The engine in the host: starts the hub and tells it what is wanted, and says how far the agents have come.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, Permissions};
+use std::collections::HashMap;
+use std::fs::{self, Permissions};
 use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use super::counters::{Counters, now_ns};
 use super::hub::Hub;
+pub use super::image_slabs::ImageSlabs;
 use super::matchmaker::PageHash;
-use super::pins::Pins;
 use super::refusal::Refusal;
 use super::shared_state::{Applicant, Member, SharedState, lock_state};
+pub use super::statistics::{DomainStatistics, Statistics};
 use super::wire::{self, Settings};
 use crate::{Engine, EngineError, Progress, SlabPages};
 use measure::Space;
@@ -41,63 +42,6 @@ impl Default for Tuning {
     fn default() -> Self {
         // One page saved is worth the 700 bytes that two mappings cost; 26 pages of a huge page are worth its fewer TLB misses.
         Self { cpu_percent: None, min_run_pages: 1, huge_page_percent: 5 }
-    }
-}
-
-/// What is known of merging by slabs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Statistics {
-    /// All guests together.
-    pub host: Counters,
-    /// Seconds since everything that was quiet had last been dealt with in all guests; None: not yet.
-    pub seconds_since_convergence: Option<f64>,
-    /// Processor time of the matchmaker.
-    pub matchmaker_cpu_seconds: f64,
-    /// Domain by domain.
-    pub domains: BTreeMap<String, DomainStatistics>,
-    /// Guest by guest.
-    pub guests: BTreeMap<String, Counters>,
-}
-
-/// One trust domain.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DomainStatistics {
-    /// Its guests together.
-    pub counters: Counters,
-    /// Its slabs, now.
-    pub slabs: u64,
-    /// Their bytes, now.
-    #[serde(default)]
-    pub slab_bytes: u64,
-    /// Bytes of them that some guest used when that was looked at.
-    pub slab_live_bytes: u64,
-    /// Bytes of them that no guest used then.
-    pub slab_dead_bytes: u64,
-    /// How long ago that was; absent: it was not yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slab_use_age_seconds: Option<f64>,
-    /// Pages that each of its guests may have watched a second while most merges are broken soon; 0: as many as there are.
-    #[serde(default)]
-    pub watch_pages_per_second: u64,
-}
-
-/// What images have to do with the slabs of an engine, from any thread.
-#[derive(Clone)]
-pub struct ImageSlabs(Arc<Mutex<SharedState>>);
-
-impl ImageSlabs {
-    /// The slabs that images have.
-    pub fn pins(&self) -> Pins {
-        lock_state(&self.0).pins.clone()
-    }
-
-    /// The file of the slab of this domain whose file has this number, and its pages.
-    pub fn find(&self, domain: &str, inode: u64) -> Option<(Arc<File>, u64)> {
-        let files = {
-            let shared = lock_state(&self.0);
-            shared.domains.iter().find(|now| now.domain == domain)?.files.clone()
-        };
-        os::lock(&files).get(&inode).cloned()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pages of the experiments with mechanisms of the processor: shootdowns, and the reach of the TLB.
 
-use super::{curve, first_series, mib};
+use super::curve::{curve, first_series, mib};
 use lab::experiment::run::Outcome;
 use lab::experiment::summary::PointSummary;
 use measure::html::{Bars, Item, Lines, Section};
