@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::ledger_table::{audit_text, ledger_text};
 use super::table::{counted, mib, table};
 use fleet::status::{FleetStatus, GuestStatus, State};
+use measure::content::Content;
 use measure::frames::Pages;
 use memory::PAGE_BYTES;
 use merge::slab::engine::Statistics;
@@ -21,20 +22,9 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     let of_nodes: Vec<&str> = of_nodes.iter().map(String::as_str).collect();
     let mut table = table(&[&before[..], image, &after, &of_nodes].concat(), 5);
     for guest in &status.guests {
-        let state = match (guest.state, &guest.ended) {
-            (State::Running, _) => "running".into(),
-            (State::Paused, _) => "paused".into(),
-            (State::Silent, _) => format!("silent for {:.0} s", guest.silent_seconds.unwrap_or(0.0)),
-            (State::Dead, Some(how)) => format!("dead: {how}"),
-            (State::Dead, None) => "dead".into(),
-            (State::Panicked, how) => match how.as_ref().or(guest.panic.as_ref()) {
-                Some(how) => format!("panicked: {how}"),
-                None => "panicked".into(),
-            },
-        };
         let mut row = vec![
             guest.name.clone(),
-            state,
+            state(guest),
             guest.domain.clone(),
             guest.pid.map_or("-".into(), |p| p.to_string()),
             guest.kind.clone().unwrap_or("-".into()),
@@ -46,16 +36,7 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         row.extend(nodes.iter().map(|node| mib(on_node(guest, *node) * PAGE_BYTES)));
         table.add_row(row);
     }
-    let mut all = vec!["all".into()];
-    all.extend(["", "", "", ""].map(String::from));
-    all.push(mib(status.promised_bytes));
-    let ballooned = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.held_pages);
-    all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
-    all.extend(classes(&status.pages, with_image));
-    all.push(mib(status.frames * PAGE_BYTES));
-    let on = |node: &u32| status.guests.iter().map(|guest| on_node(guest, *node)).sum::<u64>();
-    all.extend(nodes.iter().map(|node| mib(on(node) * PAGE_BYTES)));
-    table.add_row(all);
+    table.add_row(all_guests(status, with_image, &nodes));
     let estimated = if status.estimated { " (estimated)" } else { "" };
     let mut text = format!(
         "{table}\nfleet {}: {} on {}, engine {}; MiB: {} promised, {} of frames, {} saved by sharing{estimated}, {} on the zero frame",
@@ -68,21 +49,8 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         mib(status.saved_pages * PAGE_BYTES),
         mib(status.pages.zero * PAGE_BYTES),
     );
-    if let Some(c) = &status.content {
-        let ideal = c.ideal_saved_pages;
-        let freed = status.saved_pages + status.pages.zero;
-        let fraction = match ideal {
-            0 => "nothing".to_owned(),
-            ideal => format!("{:.1} % of it", 100.0 * freed as f64 / ideal as f64),
-        };
-        let _ = write!(
-            text,
-            "\ncould be freed: {} MiB (zeros {}, within a guest {}, between guests {}); {fraction} is",
-            mib(ideal * PAGE_BYTES),
-            mib(c.zero * PAGE_BYTES),
-            mib(c.self_duplicates * PAGE_BYTES),
-            mib(c.cross_duplicates * PAGE_BYTES),
-        );
+    if let Some(content) = &status.content {
+        text.push_str(&could_be_freed(content, status.saved_pages + status.pages.zero));
     }
     let _ = write!(text, "\n{}", ledger_text(&status.ledger));
     if let Some(audit) = &status.audit {
@@ -96,6 +64,49 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
         let _ = write!(text, "\nnote: {note}");
     }
     text
+}
+
+fn state(guest: &GuestStatus) -> String {
+    match (guest.state, &guest.ended) {
+        (State::Running, _) => "running".into(),
+        (State::Paused, _) => "paused".into(),
+        (State::Silent, _) => format!("silent for {:.0} s", guest.silent_seconds.unwrap_or(0.0)),
+        (State::Dead, Some(how)) => format!("dead: {how}"),
+        (State::Dead, None) => "dead".into(),
+        (State::Panicked, how) => match how.as_ref().or(guest.panic.as_ref()) {
+            Some(how) => format!("panicked: {how}"),
+            None => "panicked".into(),
+        },
+    }
+}
+
+/// The row of all guests together.
+fn all_guests(status: &FleetStatus, with_image: bool, nodes: &BTreeSet<u32>) -> Vec<String> {
+    let mut all = vec!["all".into()];
+    all.extend(["", "", "", ""].map(String::from));
+    all.push(mib(status.promised_bytes));
+    let ballooned = |g: &GuestStatus| g.balloon.as_ref().map_or(0, |b| b.host.held_pages);
+    all.push(mib(status.guests.iter().map(ballooned).sum::<u64>() * PAGE_BYTES));
+    all.extend(classes(&status.pages, with_image));
+    all.push(mib(status.frames * PAGE_BYTES));
+    let on = |node: &u32| status.guests.iter().map(|guest| on_node(guest, *node)).sum::<u64>();
+    all.extend(nodes.iter().map(|node| mib(on(node) * PAGE_BYTES)));
+    all
+}
+
+/// What could be freed, of which `freed` pages are.
+fn could_be_freed(content: &Content, freed: u64) -> String {
+    let fraction = match content.ideal_saved_pages {
+        0 => "nothing".to_owned(),
+        ideal => format!("{:.1} % of it", 100.0 * freed as f64 / ideal as f64),
+    };
+    format!(
+        "\ncould be freed: {} MiB (zeros {}, within a guest {}, between guests {}); {fraction} is",
+        mib(content.ideal_saved_pages * PAGE_BYTES),
+        mib(content.zero * PAGE_BYTES),
+        mib(content.self_duplicates * PAGE_BYTES),
+        mib(content.cross_duplicates * PAGE_BYTES),
+    )
 }
 
 /// The NUMA nodes that some guest has pages on. A shared frame is counted for each guest that maps it.

@@ -127,55 +127,7 @@ impl Findings {
     pub fn new(subjects: &[Subject], scan: &Scan) -> Self {
         let all = Content::of(scan);
         let count = subjects.len();
-        let mut guests: Vec<GuestFindings> = subjects
-            .iter()
-            .zip(&scan.guests)
-            .map(|(subject, counts)| GuestFindings {
-                subject: subject.clone(),
-                total: counts.pages,
-                absent: counts.unread.absent,
-                swapped: counts.unread.swapped,
-                vanished: counts.unread.vanished,
-                zero: counts.zero,
-                self_duplicates: 0,
-                contents: 0,
-                in_common: 0,
-            })
-            .collect();
-        let present = |guest: usize| scan.guests[guest].zero + scan.guests[guest].filled;
-        let mut domains: BTreeMap<&str, DomainFindings> = BTreeMap::new();
-        for (guest, subject) in subjects.iter().enumerate() {
-            let found = domains.entry(&subject.domain).or_default();
-            found.guests += 1;
-            found.present += present(guest);
-        }
-        let mut pairs = vec![vec![0; count]; if count <= MAX_PAIRED { count } else { 0 }];
-        let mut held_by = BTreeMap::new();
-        let mut first_seen = vec![0; count];
-        for (set, contents) in scan.contents() {
-            let holders: Vec<usize> = scan.sets.guests(set).map(usize::from).collect();
-            *held_by.entry(holders.len() as u64).or_default() += contents;
-            for guest in &holders {
-                guests[*guest].contents += contents;
-                guests[*guest].in_common += if holders.len() > 1 { contents } else { 0 };
-            }
-            // The last is listed first.
-            first_seen[holders[holders.len() - 1]] += contents;
-            let mut names: Vec<&str> = holders.iter().map(|g| subjects[*g].domain.as_str()).collect();
-            names.sort_unstable();
-            names.dedup();
-            for name in names {
-                domains.entry(name).or_default().distinct += contents;
-            }
-            if !pairs.is_empty() {
-                for a in &holders {
-                    holders.iter().for_each(|b| pairs[*a][*b] += contents);
-                }
-            }
-        }
-        for (guest, counts) in guests.iter_mut().zip(&scan.guests) {
-            guest.self_duplicates = counts.filled.saturating_sub(guest.contents);
-        }
+        let Held { guests, domains, pairs, held_by, first_seen } = Held::of(subjects, scan);
         let domains: Vec<_> = domains
             .into_iter()
             .map(|(name, found)| DomainFindings {
@@ -188,7 +140,7 @@ impl Findings {
         let growth = (0..count)
             .map(|guest| {
                 so_far.guests += 1;
-                so_far.present += present(guest);
+                so_far.present += scan.guests[guest].zero + scan.guests[guest].filled;
                 so_far.distinct += first_seen[guest];
                 so_far.ideal_saved_pages = so_far.present.saturating_sub(so_far.distinct);
                 so_far
@@ -225,6 +177,76 @@ impl Findings {
     pub fn present(&self) -> u64 {
         let c = &self.content;
         c.zero + c.self_duplicates + c.cross_duplicates + c.distinct
+    }
+}
+
+/// Which guests hold which contents, added up.
+struct Held<'a> {
+    guests: Vec<GuestFindings>,
+    /// Without what they would save.
+    domains: BTreeMap<&'a str, DomainFindings>,
+    pairs: Vec<Vec<u64>>,
+    held_by: BTreeMap<u64, u64>,
+    /// Contents whose first holder is a guest, by guest.
+    first_seen: Vec<u64>,
+}
+
+impl<'a> Held<'a> {
+    fn of(subjects: &'a [Subject], scan: &Scan) -> Self {
+        let count = subjects.len();
+        let mut held = Self {
+            guests: Vec::new(),
+            domains: BTreeMap::new(),
+            pairs: vec![vec![0; count]; if count <= MAX_PAIRED { count } else { 0 }],
+            held_by: BTreeMap::new(),
+            first_seen: vec![0; count],
+        };
+        for (subject, counts) in subjects.iter().zip(&scan.guests) {
+            let domain = held.domains.entry(&subject.domain).or_default();
+            domain.guests += 1;
+            domain.present += counts.zero + counts.filled;
+            held.guests.push(GuestFindings {
+                subject: subject.clone(),
+                total: counts.pages,
+                absent: counts.unread.absent,
+                swapped: counts.unread.swapped,
+                vanished: counts.unread.vanished,
+                zero: counts.zero,
+                self_duplicates: 0,
+                contents: 0,
+                in_common: 0,
+            });
+        }
+        for (set, contents) in scan.contents() {
+            let holders: Vec<usize> = scan.sets.guests(set).map(usize::from).collect();
+            held.add(subjects, &holders, contents);
+        }
+        for (guest, counts) in held.guests.iter_mut().zip(&scan.guests) {
+            guest.self_duplicates = counts.filled.saturating_sub(guest.contents);
+        }
+        held
+    }
+
+    /// Adds contents that these guests hold, and no others.
+    fn add(&mut self, subjects: &'a [Subject], holders: &[usize], contents: u64) {
+        *self.held_by.entry(holders.len() as u64).or_default() += contents;
+        for guest in holders {
+            self.guests[*guest].contents += contents;
+            self.guests[*guest].in_common += if holders.len() > 1 { contents } else { 0 };
+        }
+        // The last is listed first.
+        self.first_seen[holders[holders.len() - 1]] += contents;
+        let mut names: Vec<&str> = holders.iter().map(|g| subjects[*g].domain.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            self.domains.entry(name).or_default().distinct += contents;
+        }
+        if !self.pairs.is_empty() {
+            for a in holders {
+                holders.iter().for_each(|b| self.pairs[*a][*b] += contents);
+            }
+        }
     }
 }
 

@@ -11,14 +11,36 @@ use measure::sample::Estimate;
 use measure::watch::Watched;
 use memory::PAGE_BYTES;
 
+/// Pages, as a number and in MiB.
+fn pages(pages: u64) -> [String; 2] {
+    [pages.to_string(), mib(pages * PAGE_BYTES)]
+}
+
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let found = &self.findings;
-        let pages = |pages: u64| [pages.to_string(), mib(pages * PAGE_BYTES)];
-        let row = |name: &str, count: u64, what: &str| {
-            let [pages, mib] = pages(count);
-            [name.to_owned(), pages, mib, what.to_owned()]
-        };
+        self.guests(f)?;
+        self.could_be_shared(f)?;
+        self.by_domain(f)?;
+        self.runs_and_model(f)?;
+        self.shared_now(f)?;
+        if let Some(by_type) = &self.by_type {
+            types_table(f, by_type)?;
+        }
+        if let Some(beyond) = &self.beyond {
+            beyond_table(f, beyond)?;
+        }
+        if let Some(watched) = &self.watched {
+            watched_table(f, watched)?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        write!(f, "{}", self.headline())
+    }
+}
+
+impl Measured {
+    fn guests(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut guests = table(
             &[
                 "guest, MiB",
@@ -32,7 +54,7 @@ impl fmt::Display for Measured {
             ],
             2,
         );
-        for guest in &found.guests {
+        for guest in &self.findings.guests {
             let present = guest.total - guest.absent - guest.swapped - guest.vanished;
             let numbers =
                 [guest.total, present, guest.zero, guest.self_duplicates, guest.contents, guest.in_common];
@@ -40,7 +62,15 @@ impl fmt::Display for Measured {
             cells.extend(numbers.map(|pages| mib(pages * PAGE_BYTES)));
             guests.add_row(cells);
         }
-        writeln!(f, "{guests}")?;
+        writeln!(f, "{guests}")
+    }
+
+    fn could_be_shared(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = &self.findings;
+        let row = |name: &str, count: u64, what: &str| {
+            let [pages, mib] = pages(count);
+            [name.to_owned(), pages, mib, what.to_owned()]
+        };
         let c = &found.content;
         let mut classes = table(&["could be shared", "pages", "MiB", ""], 1);
         for cells in [
@@ -68,51 +98,41 @@ impl fmt::Display for Measured {
         if let Some(column) = classes.column_mut(3) {
             column.set_cell_alignment(comfy_table::CellAlignment::Left);
         }
-        writeln!(f, "{classes}")?;
-        if found.domains.len() > 1 {
-            let mut domains = table(&["domain, MiB", "guests", "in memory", "distinct", "ideal frees"], 1);
-            for d in &found.domains {
-                let [present, distinct, ideal] =
-                    [d.present, d.distinct, d.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
-                domains.add_row([d.domain.clone(), d.guests.to_string(), present, distinct, ideal]);
-            }
-            writeln!(f, "{domains}")?;
-        }
-        self.runs_and_model(f)?;
-        if let Some(now) = &self.shared_now {
-            let by = &now.shared_by;
-            let mut table = table(&["shared now", "pages", "MiB"], 1);
-            for (name, count) in [
-                ("zero frame", Some(now.pages.zero)),
-                ("by slabs", Some(by.slab)),
-                ("by KSM", by.ksm),
-                ("by files", Some(by.file)),
-                ("otherwise", Some(by.other)),
-                ("saved by sharing", Some(now.saved_pages)),
-                ("freed: saved, and zero frame", Some(now.freed_pages)),
-            ] {
-                let [pages, mib] = count.map_or(["-".to_owned(), "-".to_owned()], pages);
-                table.add_row([name.to_owned(), pages, mib]);
-            }
-            writeln!(f, "{table}")?;
-        }
-        if let Some(by_type) = &self.by_type {
-            types_table(f, by_type)?;
-        }
-        if let Some(beyond) = &self.beyond {
-            beyond_table(f, beyond)?;
-        }
-        if let Some(watched) = &self.watched {
-            watched_table(f, watched)?;
-        }
-        for note in &self.notes {
-            writeln!(f, "note: {note}")?;
-        }
-        write!(f, "{}", self.headline())
+        writeln!(f, "{classes}")
     }
-}
 
-impl Measured {
+    fn by_domain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.findings.domains.len() < 2 {
+            return Ok(());
+        }
+        let mut domains = table(&["domain, MiB", "guests", "in memory", "distinct", "ideal frees"], 1);
+        for d in &self.findings.domains {
+            let [present, distinct, ideal] =
+                [d.present, d.distinct, d.ideal_saved_pages].map(|pages| mib(pages * PAGE_BYTES));
+            domains.add_row([d.domain.clone(), d.guests.to_string(), present, distinct, ideal]);
+        }
+        writeln!(f, "{domains}")
+    }
+
+    fn shared_now(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(now) = &self.shared_now else { return Ok(()) };
+        let by = &now.shared_by;
+        let mut table = table(&["shared now", "pages", "MiB"], 1);
+        for (name, count) in [
+            ("zero frame", Some(now.pages.zero)),
+            ("by slabs", Some(by.slab)),
+            ("by KSM", by.ksm),
+            ("by files", Some(by.file)),
+            ("otherwise", Some(by.other)),
+            ("saved by sharing", Some(now.saved_pages)),
+            ("freed: saved, and zero frame", Some(now.freed_pages)),
+        ] {
+            let [pages, mib] = count.map_or(["-".to_owned(), "-".to_owned()], pages);
+            table.add_row([name.to_owned(), pages, mib]);
+        }
+        writeln!(f, "{table}")
+    }
+
     fn runs_and_model(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let found = &self.findings;
         if (2..=12).contains(&found.pairs.len()) {

@@ -355,25 +355,28 @@ impl Hub {
                 self.tidy(domain);
             }
             Message::Report(counters) => {
-                let serial = self.peers[at].serial;
-                if let Some(session) = lock_state(&self.shared).sessions.get_mut(&serial) {
-                    let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
-                    let (before, broken_before) =
-                        (lasting(&session.counters), session.counters.broken_soon_pages);
-                    // Its first report has what an agent did before it came here.
-                    if session.counters != Counters::default() {
-                        let credit = &mut self.domains[domain].credit;
-                        credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
-                    }
-                    session.counters = *counters;
-                }
-                if self.domains[domain].credit.judge(now()) {
-                    self.tell_settings(|_, of| of == domain);
-                }
+                self.count(self.peers[at].serial, domain, *counters);
             }
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
         Ok(())
+    }
+
+    /// Takes over what the agent of session `serial` has counted; its domain's credit follows from that.
+    fn count(&mut self, serial: u64, domain: usize, counters: Counters) {
+        if let Some(session) = lock_state(&self.shared).sessions.get_mut(&serial) {
+            let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
+            let (before, broken_before) = (lasting(&session.counters), session.counters.broken_soon_pages);
+            // Its first report has what an agent did before it came here.
+            if session.counters != Counters::default() {
+                let credit = &mut self.domains[domain].credit;
+                credit.add(merged.saturating_sub(before), broken.saturating_sub(broken_before));
+            }
+            session.counters = counters;
+        }
+        if self.domains[domain].credit.judge(now()) {
+            self.tell_settings(|_, of| of == domain);
+        }
     }
 
     fn order_all(&mut self, domain: usize, all: HashMap<GuestId, Orders>) {
