@@ -2,7 +2,7 @@
 # Debian packages for tests/run and tests/lab. Sourced, never run.
 # The sourcing script defines fail MESSAGE..., which prints and exits.
 
-# Administrators' tools (depmod, modprobe) are not on everybody's PATH.
+# Administrators' tools (depmod, modprobe) are not on every PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
 # as_root COMMAND...: runs it as root, by sudo where sudo asks nothing.

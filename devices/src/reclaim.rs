@@ -40,9 +40,9 @@ pub trait Reclaim: Send {
         ranges.iter().map(|range| range.end.0 - range.start.0).sum()
     }
 
-    /// As [`Reclaim::discard`], for each of `ranges`; `failed` hears of those that were not freed.
+    /// As [`Reclaim::discard`], for each of `ranges`; `failed` is called with those that were not freed.
     ///
-    /// For implementations to whom many at once are cheaper than each by itself.
+    /// For implementations where many at once are cheaper than one by one.
     fn discard_all(&self, ranges: &[Range<Gpa>], failed: &mut dyn FnMut(&Range<Gpa>, io::Error)) {
         for range in ranges {
             if let Err(error) = self.discard(range.clone()) {

@@ -150,7 +150,7 @@ fn clones_go_on_and_are_guests_as_others_are() {
     fleet.verify();
     // From here on COM2 is the test's: it takes one client at a time.
     let mut com2: Vec<Client> = (0..4).map(|n| fleet.com2(&format!("w-{n}"))).collect();
-    // Each writes, and nobody sees it but itself.
+    // Each writes, and no other sees it.
     for com2 in &mut com2[..3] {
         let churned = com2.command("churn class=all rate=100000 seconds=1");
         assert!(churned.starts_with("ok command=churn"), "{churned}");

@@ -222,7 +222,7 @@ fn sums<'a>(outcome: &'a Outcome, words: &str) -> Vec<&'a str> {
 }
 
 /// Two Debian guests, merged meanwhile, each on a TAP of its own in a network namespace: each fetches
-/// a page and 16 MiB, pings, and sends 16 MiB, with the checksums that nobody computed on the way.
+/// a page and 16 MiB, pings, and sends 16 MiB, with checksums that were not computed on the way.
 #[test]
 fn lab_debian_guests_are_on_the_network() {
     let image = need_guest();

@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Number of guests
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     guests: u16,
-    /// One guest, and so many clones of it, instead
+    /// One guest and N clones of it instead
     #[arg(long, value_name = "N", conflicts_with = "guests", value_parser = clap::value_parser!(u16).range(1..=1000))]
     clones: Option<u16>,
     /// Memory of each guest with its unit: 16M to 1T

@@ -107,7 +107,7 @@ impl fmt::Display for Report {
             "{clones} clones of a guest of {} MiB on {}, engine {}\n\
          captured: {} MiB copied into slabs; the guest stood still for {:.1} ms\n\
          all clones answered after {:.2} s, {:.1} ms each\n\
-         promised {} MiB, {} MiB of frames; {} MiB in slabs that nobody has touched\n\
+         promised {} MiB, {} MiB of frames; {} MiB in slabs, not touched\n\
          each clone: {:.2} MiB of its own, {:.2} MiB of its VMM, {:.2} MiB of page tables; {:.1} MiB shared or not touched\n\
          {} pages verified, by the guests and by the host: {} wrong",
             mib(report.memory_bytes),

@@ -97,7 +97,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             ask(how.name, &Request::RemoveSnapshot { name: snapshot }).map(|_| ExitCode::SUCCESS)
         }
         None => {
-            // Clap has seen to it that both are there.
+            // Clap requires both.
             let (guest, name) = (args.guest.unwrap_or_default(), args.snapshot.unwrap_or_default());
             match ask(args.how.name, &Request::Snapshot { guest, name })? {
                 Reply::Snapshot(taken) => show(&taken, args.how.json),

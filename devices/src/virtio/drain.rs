@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::{Interrupt, Progress};
+use super::Progress;
+use super::interrupt::Interrupt;
+use super::ring_error::RingError;
 use crate::GuestMemory;
 use crate::virtio::chain::Chain;
 use crate::warn::Limited;
@@ -18,11 +20,6 @@ use crate::warn::Limited;
 /// well-behaved driver queued; the others catch what it added meanwhile. A driver that keeps up for this long is
 /// either very fast or hostile, and in both cases other devices must get their turn.
 pub const MAX_PASSES: usize = 8;
-
-/// The ring itself cannot be used: not one bad buffer, but the structure that buffers come in.
-#[derive(Debug, thiserror::Error)]
-#[error("the virtqueue cannot be used any more until the driver resets the device")]
-pub struct RingError(#[from] virtio_queue::Error);
 
 /// What a device did with a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{Buffer, Chain};
-use super::drain::RingError;
+use super::ring_error::RingError;
 use crate::GuestMemory;
 use crate::warn::Limited;
 

@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::drain::RingError;
+use super::ring_error::RingError;
 use crate::GuestMemory;
 use crate::interrupt::IrqLine;
 

@@ -9,6 +9,7 @@
 //!
 //! Legacy (version 1) drivers, queue reset and shared memory regions are not supported.
 
+mod halves;
 mod registers;
 mod saved;
 
@@ -26,7 +27,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::registers::{set_high, set_low};
+use self::halves::{set_high, set_low};
 use super::setup::QueueSetup;
 use super::{Activation, Interrupt, Progress, TRANSPORT_FEATURES, VirtioDevice};
 use crate::GuestMemory;

@@ -11,6 +11,7 @@ mod gather;
 mod interrupt;
 pub mod mmio;
 pub mod net;
+mod ring_error;
 pub mod rng;
 mod setup;
 #[cfg(test)]
@@ -30,8 +31,8 @@ use crate::rate_limiter::Limiter;
 use crate::state::{DeviceState, RestoreError};
 
 pub use chain::{Buffer, Chain};
-pub use drain::RingError;
 pub use interrupt::Interrupt;
+pub use ring_error::RingError;
 
 /// What the transport and the ring loop offer for every device, as a feature mask.
 pub const TRANSPORT_FEATURES: u64 =

@@ -115,7 +115,7 @@ fn copy(descriptor: &impl AsFd, to: u64, bytes: &[u8]) -> Result<()> {
             Some(libc::EAGAIN) => std::thread::yield_now(),
             _ => bail!("UFFDIO_COPY: {}", std::io::Error::last_os_error()),
         }
-        // The event is in the queue; whoever waits for this page asks again once it was woken.
+        // The event is in the queue; a thread that waits for this page asks again once it is woken.
         if copied.copied == -i64::from(libc::EAGAIN) {
             return wake(descriptor, to);
         }

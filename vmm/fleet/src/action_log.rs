@@ -14,7 +14,7 @@ const KEPT: usize = 256;
 pub struct Entry {
     /// Seconds since the daemon began.
     pub seconds: f64,
-    /// To whom; None: to the engine.
+    /// The guest that it was done to; None: the engine.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub guest: Option<String>,
     /// What.

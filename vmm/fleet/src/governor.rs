@@ -268,7 +268,7 @@ fn request(action: &Action) -> Option<Request> {
         Action::PageOut { pages, .. } => Request::PageOut { pages },
         Action::Suspend { .. } => Request::Pause,
         Action::Resume { .. } => Request::Resume,
-        // Its VM sees to it by itself: this thread does not wait.
+        // Its VM does that by itself: this thread does not wait.
         Action::Stop { .. } => shutdown::request(shutdown::DEFAULT_LIMIT),
     })
 }

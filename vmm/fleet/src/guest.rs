@@ -69,7 +69,7 @@ pub struct Guest {
     engine: EngineName,
     working_set_seconds: Option<f64>,
     process: Running,
-    /// Of one that joined by itself: where its control socket is. It is managed and not ended, and no file tells of it.
+    /// Of one that joined by itself: where its control socket is. It is managed and not ended, and is in no file.
     joined: Option<PathBuf>,
     pub(super) com2: Option<Com2>,
     ready: Option<Ready>,
@@ -163,7 +163,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Fills its memory as the fleet file says; without a word there, not at all.
+    /// Fills its memory as the fleet file says; without `fill` there, not at all.
     pub fn fill(&mut self, watch: &Watch) -> Result<(), HostError> {
         if self.fill.is_some() {
             return Ok(());

@@ -19,7 +19,7 @@ use os::one_line;
 use os::socket_file::State;
 use os::{Peer, SocketFile};
 
-/// How often it is seen to that the directory is still there.
+/// How often the directory is checked to be there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The places at which a daemon is asked. Dropped, the directory goes before the name is free again, unless guests run on: through it

@@ -1,4 +1,4 @@
-//! A page of a VM process as the host's kernel has it: absent, on swap, on a frame; in a slab or not; who else has the frame.
+//! A page of a VM process as the host's kernel has it: absent, on swap, on a frame; in a slab or not; which other processes have the frame.
 
 use serde::{Deserialize, Serialize};
 

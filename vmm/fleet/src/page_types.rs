@@ -46,7 +46,7 @@ impl Guest {
         }
         let end = status.extents.iter().map(|extent| extent.gpas().end.0 / PAGE_BYTES).max();
         let (mut text, mut from, began) = (String::new(), 0, Instant::now());
-        // Each reply tells of a frame at least, or is the last one.
+        // Each reply has at least one frame, or is the last one.
         while from < end.unwrap_or(0) {
             let command = Command::Frames { from };
             let Some(com2) = &mut self.com2 else {

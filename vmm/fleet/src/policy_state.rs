@@ -1,4 +1,4 @@
-//! What must not be forgotten when the daemon ends: whom the policy suspended or stopped and why, and what it remembers.
+//! What must not be forgotten when the daemon ends: which guests the policy suspended or stopped and why, and what it remembers.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -127,7 +127,7 @@ impl Started {
         })
     }
 
-    /// All there is to it, by key. What is added to it is compared without a word here.
+    /// All of it, by key: a new key is compared without a change here.
     fn keys(&self) -> serde_json::Map<String, Value> {
         let Ok(Value::Object(mut keys)) = serde_json::to_value(self) else { return serde_json::Map::new() };
         for part in ["guest", "vm"] {

@@ -120,7 +120,7 @@ impl PagemapEntry {
         self.0 & Self::UFFD_WP != 0
     }
 
-    /// The frame, or `None` for an absent page and for a reader without CAP_SYS_ADMIN, to whom the
+    /// The frame, or `None` for an absent page and for a reader without CAP_SYS_ADMIN, to which the
     /// kernel shows 0.
     pub fn pfn(self) -> Option<Pfn> {
         let pfn = self.0 & Self::PFN_MASK;

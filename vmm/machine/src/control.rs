@@ -341,7 +341,7 @@ impl<S: Serve> MutEventSubscriber for Control<S> {
         } else if events.data() == DONE {
             self.end_work(ops);
         } else if self.clients.get(&events.fd()).is_some_and(|client| client.waits) {
-            // It has hung up, which is reported whatever is watched.
+            // The client has disconnected, which is reported whatever is watched.
             self.disconnect(events.fd(), ops);
         } else {
             match self.talk(events.fd()) {

@@ -1,5 +1,5 @@
 //! KVM's dirty log, cleared by hand and a part at a time (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, all pages set at first), and with it what
-//! the VMM itself writes. It has several readers, which know nothing of each other: KVM has one bit for a page, and whoever clears it leaves
+//! the VMM itself writes. It has several readers, which know nothing of each other: KVM has one bit for a page, and the reader that clears it leaves
 //! it to the others as *pending*.
 //!
 //! Source: the kernel's Documentation/virt/kvm/api.rst, 4.8 (KVM_GET_DIRTY_LOG), 4.117 (KVM_CLEAR_DIRTY_LOG), 7.18.
@@ -41,7 +41,7 @@ const MAX_SPAN_WORDS: usize = 32;
 /// Words without a bit that are worth taking along: KVM passes over them, and each call flushes the vCPUs' translations.
 const GAP_WORDS: usize = 16;
 
-/// Who reads the log.
+/// A reader of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// The agent of Samepage's own merging.

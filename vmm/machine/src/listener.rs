@@ -14,7 +14,7 @@ use super::timer::Timer;
 use os::socket_file::State;
 use os::{BindError, SocketFile};
 
-/// How often it is seen to that a socket is still where clients look for it.
+/// How often a socket is checked to be where clients look for it.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A socket that is gone from the file system when the VM is.

@@ -89,7 +89,7 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Watches queue `queue` of a device, of which it is told so. `takes_memory`: what it does may cost frames.
+    /// Watches queue `queue` of a device, which has work when `notified` says so. `takes_memory`: what it does may cost frames.
     pub(super) fn add(
         &mut self,
         notified: Notified,
@@ -101,7 +101,7 @@ impl Queues {
         self.all.push(QueueEvent { notified, transport, queue, takes_memory, missed: false, due: None });
     }
 
-    /// Whom to wake after work on a queue: a vCPU that waits in us does not see the interrupt.
+    /// The vCPUs to wake after work on a queue: one that waits in this process does not see the interrupt.
     pub fn wake(&mut self, vcpus: Arc<Shared>) {
         self.vcpus = Some(vcpus);
     }

@@ -1,4 +1,4 @@
-//! What can be asked of a VM while it runs, by whatever way it is asked.
+//! What a VM can be asked to do while it runs, by its control socket or its API.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};

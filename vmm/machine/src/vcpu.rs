@@ -99,7 +99,7 @@ impl Shared {
         Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
     }
 
-    /// Has each of so many vCPUs come back once from its wait for input. A guest that goes on from elsewhere may have been saved after it
+    /// Has each of these vCPUs return once from its wait for input. A guest that goes on from elsewhere may have been saved after it
     /// looked for what is new and before it waits, and nothing else would wake it.
     pub fn rouse(&self, vcpus: u8) {
         self.gate().roused = vcpus.into();

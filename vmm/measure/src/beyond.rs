@@ -115,7 +115,7 @@ impl Scan {
         let mut sample = Vec::new();
         let mut reader: Option<(usize, Box<dyn PageReader + '_>)> = None;
         for (tag, number) in &self.sample {
-            let (guest, page) = self.layout.place(*number);
+            let (guest, page) = self.numbering.place(*number);
             let open = match reader.take() {
                 Some((same, reader)) if same == guest => reader,
                 _ => sources[guest].open()?,
@@ -133,7 +133,7 @@ impl Scan {
 
     fn compare(&self, sampled: &mut Sampled, guest: usize, page: u64, content: &[u8; PAGE]) {
         // An equal page is shared and no reference: it is on the same frame.
-        let is_itself = || self.layout.place(sampled.number) == (guest, page);
+        let is_itself = || self.numbering.place(sampled.number) == (guest, page);
         if sampled.candidates == MAX_CANDIDATES || is_itself() || *sampled.page == *content {
             return;
         }

@@ -1,12 +1,12 @@
 //! The frames of our own VMs, counted by kind instead of one by one: what [`frames::measure`] says,
 //! in a tenth of the time.
 //!
-//! The kernel tells of whole ranges which pages are there and what kind they are (PAGEMAP_SCAN).
+//! The kernel says for whole ranges which pages are there and of what kind they are (PAGEMAP_SCAN).
 //! That is enough for guest memory in which only slabs are shared:
 //!
 //! - an anonymous page is its guest's alone: a VM process does not fork, and KSM says of each
 //!   process how many pages it has merged there;
-//! - a page of a slab is known by the slab's file and its place in it, and shared by those who map
+//! - a page of a slab is known by the slab's file and its place in it, and shared by those that map
 //!   it.
 //!
 //! Everything else is read entry by entry: guests in which KSM has merged, mappings of other files,
@@ -21,7 +21,7 @@ use super::slab_runs::SlabRun;
 use super::{MeasureError, Space, check};
 use kernel_view::ksm_stat::KsmStat;
 use memory::maps::{Maps, SlabMapping};
-use memory::scan::{PageScan, Pages};
+use memory::page_scan::{PageScan, Pages};
 use memory::{Extent, Gpa, Hva, PAGE_BYTES};
 
 /// The pages of one guest.

@@ -39,7 +39,7 @@ impl Content {
         self.zero + self.self_duplicates + self.cross_duplicates + self.distinct
     }
 
-    /// Adds what guests of another trust domain hold, with whom these share nothing.
+    /// Adds what guests of another trust domain hold, with which these share nothing.
     pub fn add(&mut self, other: &Self) {
         self.zero += other.zero;
         self.self_duplicates += other.self_duplicates;

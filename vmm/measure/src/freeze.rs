@@ -35,7 +35,7 @@ pub enum FreezeError {
     #[error("process {pid} cannot be stopped")]
     Open {
         pid: u32,
-        /// Why: it is gone, or somebody else's.
+        /// Why: it is gone, or another user's.
         #[source]
         source: io::Error,
     },

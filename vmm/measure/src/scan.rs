@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::index::SLICES;
-use super::layout::{Extent, Layout};
+use super::numbering::{Extent, Numbering};
 pub use super::options::Options;
 use super::ordered_queue::{Entered, OrderedQueue};
 use super::page_types::{TYPES, TypeCounts};
@@ -46,7 +46,7 @@ pub struct Scan {
     pub index_bytes: u64,
     /// Wall clock.
     pub seconds: f64,
-    pub(super) layout: Layout,
+    pub(super) numbering: Numbering,
     /// A random sample of contents, by the page that has each first.
     pub(super) sample: Vec<(Tag, u32)>,
     /// Pages that were read once and are to be read again.
@@ -71,8 +71,8 @@ pub fn scan(
     progress: Progress<'_>,
 ) -> Result<Scan, MeasureError> {
     let began = Instant::now();
-    let layout = Layout::of(sources)?;
-    let chunks = layout.chunks();
+    let numbering = Numbering::of(sources)?;
+    let chunks = numbering.chunks();
     let key = TagKey::random()?;
     let total: u64 = chunks.iter().map(|chunk| chunk.pages).sum();
     let mut reducer = Reducer::new(sources, options);
@@ -106,7 +106,7 @@ pub fn scan(
         passes,
         index_bytes,
         seconds: began.elapsed().as_secs_f64(),
-        layout,
+        numbering,
         sample: reducer.sample.into_pages(),
         second_look: reducer.second_look,
         key,

@@ -126,7 +126,7 @@ fn samples_are_contents_of_this_memory() {
     let scan = run(&guests, 2, u64::MAX);
     assert_eq!(scan.sample.len(), 100);
     for (_, number) in &scan.sample {
-        let (guest, page) = scan.layout.place(*number);
+        let (guest, page) = scan.numbering.place(*number);
         assert!(guest == 0 && (1..3000).contains(&page), "the first that has it: {guest}, {page}");
     }
     let zeros = scan.second_look.iter().filter(|(_, tag)| tag.is_none()).count();

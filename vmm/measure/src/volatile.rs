@@ -45,7 +45,7 @@ impl Scan {
         let began = Instant::now();
         let mut changed = Vec::with_capacity(self.second_look.len());
         let place = |(number, tag): &(u32, Option<Tag>)| {
-            let (guest, page) = self.layout.place(*number);
+            let (guest, page) = self.numbering.place(*number);
             (guest, page, *tag)
         };
         let placed: Vec<(usize, u64, Option<Tag>)> = self.second_look.iter().map(place).collect();

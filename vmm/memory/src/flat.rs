@@ -1,7 +1,7 @@
 //! Guest RAM as a flat file, as Firecracker has it: its pages one after the other in guest-physical order, without the hole, and as
 //! long as RAM is. What is not in the file (a hole) reads as zeros.
 //!
-//! Loading here copies: nobody who has the file open can change a running guest's memory, and cutting the file short is no SIGBUS. See
+//! Loading here copies: a process that has the file open cannot change a running guest's memory, and cutting the file short is no SIGBUS. See
 //! [`super::mapped_file`] for where that is not needed.
 
 use std::fs::File;
@@ -59,7 +59,7 @@ impl FlatError {
 }
 
 impl Ram {
-    /// Writes those of `pages` to `file`, each at its place. No vCPU runs and no device works meanwhile; whoever merges, parks or gives back
+    /// Writes those of `pages` to `file`, each at its place. No vCPU runs and no device works meanwhile; what merges, parks or gives back
     /// waits. Returns how many pages were written.
     pub fn save_flat(&self, file: &File, pages: &PageSet, zeros: Zeros) -> Result<u64, FlatError> {
         let mut placement = self.placement();

@@ -13,7 +13,7 @@ use super::ram::{Backing, Ram};
 use super::uffd::{self, UffdRange, Watched};
 use super::userfault;
 
-/// What the handler is told of besides pages that are missing: those that are given back, which it is to fill with zeros.
+/// What is reported to the handler besides missing pages: pages that are given back, which it is to fill with zeros.
 const FEATURES: [&str; 1] = ["event_remove"];
 
 /// The descriptor by which a handler fills RAM.
@@ -27,7 +27,8 @@ impl AsFd for HandlerFd {
 }
 
 impl Ram {
-    /// Has all of RAM, to which nothing was written yet, filled by whoever has the descriptor. From now on whoever touches RAM may wait for it.
+    /// Has all of RAM, to which nothing was written yet, filled by the process that has the descriptor. From now on a thread that touches RAM may
+    /// wait for it.
     ///
     /// # Errors
     /// RAM is not anonymous memory, or this process may have no userfaultfd that handles faults of the kernel.

@@ -13,7 +13,7 @@ use super::page_set::PageSet;
 use super::ram::Ram;
 use super::{PageNo, PageRange};
 
-/// Holes of so many pages and less are mapped with what is around them, more if there are too many pieces.
+/// Holes of at most this many pages are mapped with what is around them; larger ones, too, if there are too many pieces.
 const GAP_PAGES: u64 = 16;
 /// Pages copied at a time.
 const PIECE_PAGES: u64 = 2048;

@@ -1,4 +1,4 @@
-//! This process's own memory: whom the kernel ends first when there is none left, and the program's code.
+//! This process's own memory: how soon the kernel ends it when none is left, and the program's code.
 #![expect(unsafe_code, reason = "asks the linker where the code lies, and advises the kernel about it")]
 
 use std::io;

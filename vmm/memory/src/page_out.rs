@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::page::to_usize;
+use super::page_scan::{PageScan, Pages};
 use super::page_set::PageSet;
 use super::ram::{Advice, Backing, Ram};
-use super::scan::{PageScan, Pages};
 use super::{PAGE_BYTES, PageNo, PageRange};
 
 /// Pages looked at, and paged out, with the lock taken once: giving back and merging wait for it.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_setfl};
 
+use super::page_scan::{PageScan, Pages};
 use super::parking::Parked;
 use super::ram::{Backing, Ram};
-use super::scan::{PageScan, Pages};
 use super::userfault;
 use super::{Hva, PAGE_BYTES, PageNo, PageRange};
 use kernel_view::pagemap::{Pagemap, PagemapEntry};

@@ -4,10 +4,10 @@ use std::io;
 
 use super::maps::{Maps, SlabMapping};
 use super::merge_log::With;
+use super::page_scan::{PageScan, Pages};
 use super::page_set::PageSet;
 use super::ram::Ram;
 use super::replace::{RamRegion, Refusal};
-use super::scan::{PageScan, Pages};
 use super::slab::Slab;
 use super::{Gpa, PAGE_BYTES, PageNo, PageRange, SlabPage};
 

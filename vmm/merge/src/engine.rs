@@ -45,7 +45,7 @@ pub trait Engine: Send {
         None
     }
 
-    /// What images have to do with its slabs; None from an engine that has none.
+    /// Its slabs, for images of guests; None from an engine that has none.
     fn images(&self) -> Option<slab::engine::ImageSlabs> {
         None
     }

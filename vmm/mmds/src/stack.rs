@@ -120,7 +120,7 @@ impl Stack {
 impl Connection {
     fn serve(&mut self, socket: &mut Socket<'static>, service: &Service, now: Instant) {
         if self.until.is_some_and(|until| until <= now) {
-            // The guest is told by the next poll; then the socket listens again.
+            // The next poll informs the guest; then the socket listens again.
             socket.abort();
             return self.clear();
         }

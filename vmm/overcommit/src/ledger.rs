@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Classes {
     /// Never touched, or given back, and not in the balloon.
     pub absent: u64,
-    /// Of the image that the guest went on from, and not touched yet: a frame is there, and may be everybody's.
+    /// Of the image that the guest went on from, and not touched yet: a frame is there, and may be shared by all.
     #[serde(default)]
     pub image: u64,
     /// In the balloon, and without a frame.

@@ -18,7 +18,7 @@ pub(super) struct Scene<'a> {
     pub(super) active_pages: Vec<u64>,
     /// Whether each guest's balloon can be counted on.
     pub(super) follows: Vec<bool>,
-    /// Whether each guest has been suspended for so long that it only waits for memory.
+    /// Whether each guest was suspended long enough ago to wait for memory only.
     pub(super) waits: Vec<bool>,
 }
 

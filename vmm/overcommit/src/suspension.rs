@@ -63,7 +63,7 @@ impl Suspension {
         }
     }
 
-    /// Whether it has been suspended for so long that memory is gathered for it.
+    /// Whether it was suspended long enough ago for memory to be gathered for it.
     pub(super) fn waits(&self, knobs: &Knobs) -> bool {
         self.suspended && self.seconds >= self.wait_seconds(knobs)
     }

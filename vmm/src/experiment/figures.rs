@@ -290,7 +290,7 @@ fn distributions(outcome: &Outcome) -> Vec<Section> {
         values
             .iter()
             .zip(["own domain", "other domain"])
-            .filter_map(|(name, who)| Some((format!("{}, {who}", curve(s)), vec![s.median(name)?])))
+            .filter_map(|(name, domain)| Some((format!("{}, {domain}", curve(s)), vec![s.median(name)?])))
             .collect::<Vec<_>>()
     };
     let bars = Bars {

@@ -239,7 +239,7 @@ fn watched(watched: &Watched) -> Section {
         bins: lifetimes.collect(),
     };
     let half = watched.half_life_seconds;
-    let text = half.map_or("No page was seen to stop being shared.".to_owned(), |seconds| {
+    let text = half.map_or("No page stopped being shared.".to_owned(), |seconds| {
         format!("At the observed rate, half of the shared pages stop being shared within {seconds:.0} s.")
     });
     let mut items = vec![Item::Lines(lines)];

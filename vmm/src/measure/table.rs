@@ -218,6 +218,6 @@ fn watched_table(f: &mut fmt::Formatter<'_>, watched: &Watched) -> fmt::Result {
         Some(seconds) => {
             writeln!(f, "half of the shared pages would stop being shared within {seconds:.0} s")
         }
-        None => writeln!(f, "no page was seen to stop being shared"),
+        None => writeln!(f, "no page stopped being shared"),
     }
 }

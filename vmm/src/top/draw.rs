@@ -205,8 +205,8 @@ fn draw_action_log(frame: &mut Frame, shown: &Management, area: Rect) {
 
 /// An entry of the action log in one line.
 fn action_line(entry: &Entry) -> Line<'_> {
-    let whom = entry.guest.as_deref().unwrap_or("engine");
-    let mut line = Line::from(format!("{:>9.1} s  {whom}: {}", entry.seconds, entry.text));
+    let target = entry.guest.as_deref().unwrap_or("engine");
+    let mut line = Line::from(format!("{:>9.1} s  {target}: {}", entry.seconds, entry.text));
     if let Some(error) = &entry.error {
         line.push_span(format!("  failed: {error}").fg(Color::Red));
     }

@@ -75,8 +75,8 @@ pub(super) fn text(fleet: &str, management: &Management, sort: Sort) -> String {
     let action_log = &management.action_log;
     let skipped = action_log.entries.len().saturating_sub(LOG_ENTRIES);
     for entry in action_log.entries.iter().skip(skipped) {
-        let whom = entry.guest.as_deref().unwrap_or("engine");
-        let _ = write!(text, "\n{:>9.1} s  {whom}: {}", entry.seconds, entry.text);
+        let target = entry.guest.as_deref().unwrap_or("engine");
+        let _ = write!(text, "\n{:>9.1} s  {target}: {}", entry.seconds, entry.text);
         if let Some(error) = &entry.error {
             let _ = write!(text, "  failed: {error}");
         }

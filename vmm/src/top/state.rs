@@ -177,7 +177,7 @@ pub(super) enum Source {
 /// Everything to show.
 pub(super) struct Top {
     pub(super) fleet: String,
-    /// Who answers.
+    /// Which fleet answers.
     pub(super) source: Source,
     /// What guests are sorted by.
     pub(super) sort: Sort,

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::requests::Kind;
-
 /// The driver tells before it uses a page from the balloon. Always offered.
 pub(super) const MUST_TELL_HOST: u64 = 1 << 0;
 const STATS_VQ: u64 = 1 << 1;
@@ -12,6 +10,19 @@ pub(super) const FREE_PAGE_HINT: u64 = 1 << 3;
 /// The driver says what it fills free pages with. Always offered.
 pub(super) const PAGE_POISON: u64 = 1 << 4;
 const REPORTING: u64 = 1 << 5;
+
+/// What a request is, by the queue it came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A list of PFNs that the driver gives.
+    Inflate,
+    /// A list of PFNs that it takes back.
+    Deflate,
+    /// A command ID, or free pages that the host asked for.
+    Hint,
+    /// Pages that are free now.
+    Report,
+}
 
 /// What a balloon offers; fixed once it is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

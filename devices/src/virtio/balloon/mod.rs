@@ -31,8 +31,9 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_queue::Queue;
 
+use self::config::Kind;
 use self::ram::Ram;
-use self::requests::{Kind, Requests};
+use self::requests::Requests;
 use super::drain::{Completion, drain};
 use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place};
 use crate::GuestMemory;

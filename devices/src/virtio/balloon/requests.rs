@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::config::Kind;
 use super::held::Held;
 use super::pfn::coalesce;
 use super::ram::{Part, Ram, addresses, inner_pages};
@@ -20,19 +21,6 @@ pub(super) const MAX_REQUEST_PAGES: u64 = 1 << 18;
 /// PFNs that are read, sorted and acted on at a time; the handle's lock is released between.
 const PIECE_PFNS: usize = 4096;
 const PFN_BYTES: usize = size_of::<u32>();
-
-/// What a request is, by the queue it came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A list of PFNs that the driver gives.
-    Inflate,
-    /// A list of PFNs that it takes back.
-    Deflate,
-    /// A command ID, or free pages that the host asked for.
-    Hint,
-    /// Pages that are free now.
-    Report,
-}
 
 /// Serves requests.
 pub(super) struct Requests {

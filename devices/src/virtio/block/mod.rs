@@ -9,10 +9,12 @@
 //! What a request may ask for is bounded by the configuration space: [`SEG_MAX`] segments of [`SIZE_MAX`] bytes, and of what is not moved
 //! [`DISCARD_SECTORS`] and [`ZERO_SECTORS`].
 
+mod disk;
 mod medium;
 mod overlay;
 mod request;
 mod worker;
+mod zeros;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -22,11 +24,15 @@ use std::time::Instant;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::{Queue, QueueT};
 
+pub use self::disk::{
+    DISCARD_RANGES, DISCARD_SECTORS, Disk, ID_BYTES, MAX_REQUEST_BYTES, SECTOR_BYTES, SEG_MAX, SIZE_MAX,
+    ZERO_RANGES, ZERO_SECTORS,
+};
 pub use self::medium::Medium;
 pub use self::overlay::{Overlay, OverlayError};
 use self::request::Errors;
@@ -40,40 +46,8 @@ use crate::warn::Limited;
 
 /// What kind of device it is (Virtio 1.2, section 5).
 pub const DEVICE_ID: u32 = VIRTIO_ID_BLOCK;
-/// Bytes of a sector: what requests count in, and the block size in the configuration space.
-pub const SECTOR_BYTES: u64 = 512;
-/// Bytes of a disk's name.
-pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
-/// Most segments of a request, besides its header and its status.
-pub const SEG_MAX: u32 = 64;
-/// Most bytes of a segment.
-pub const SIZE_MAX: u32 = 16 << 10;
-/// Most bytes of a request's data.
-pub const MAX_REQUEST_BYTES: u32 = SEG_MAX * SIZE_MAX;
-
-/// Most sectors of a range that is discarded: 1 GiB.
-pub const DISCARD_SECTORS: u32 = 1 << 21;
-/// Most ranges of a request to discard.
-pub const DISCARD_RANGES: u32 = 16;
-/// Most sectors of a range that is zeroed: 64 MiB, for some file systems must write them.
-pub const ZERO_SECTORS: u32 = 1 << 17;
-/// Most ranges of a request to write zeros.
-pub const ZERO_RANGES: u32 = 1;
 /// Linux keeps up to 128 requests in flight.
 const QUEUE_SIZES: [u16; 1] = [128];
-
-/// What is behind the device.
-#[derive(Debug)]
-pub struct Disk {
-    /// Open for reading, and unless `read_only` for writing.
-    pub medium: Medium,
-    /// Its size.
-    pub sectors: u64,
-    /// Whether writing is refused.
-    pub read_only: bool,
-    /// Its name (VIRTIO_BLK_T_GET_ID), padded with zeros.
-    pub id: [u8; ID_BYTES],
-}
 
 /// The device.
 pub struct Block {
@@ -123,7 +97,7 @@ impl Handle {
 }
 
 impl Block {
-    /// A device over `disk` without a driver, its thread, and the host's way to it; `in_flight` hears of pages that the file is read into. The
+    /// A device over `disk` without a driver, its thread, and the host's way to it; `in_flight` marks pages that the file is read into. The
     /// thread calls `confine` first.
     pub fn new(disk: Disk, in_flight: Box<dyn InFlight>, confine: fn()) -> io::Result<(Self, Handle)> {
         let errors = Arc::new(Errors::new());

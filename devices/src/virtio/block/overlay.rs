@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
-use super::medium::{punch, write_zeros};
+use super::zeros::{punch, write_zeros};
 
 /// What the file of an overlay begins with.
 pub const MAGIC: [u8; 16] = *b"Samepage overlay";

@@ -12,7 +12,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use vm_memory::GuestMemoryError;
 
-use super::{
+use super::disk::{
     DISCARD_RANGES, DISCARD_SECTORS, Disk, ID_BYTES, MAX_REQUEST_BYTES, SECTOR_BYTES, ZERO_RANGES,
     ZERO_SECTORS,
 };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::Disk;
+use super::disk::Disk;
 use super::request::{self, Errors};
 use crate::GuestMemory;
 use crate::in_flight::InFlight;

@@ -2,6 +2,7 @@
 
 use virtio_bindings::bindings::virtio_mmio as reg;
 
+use super::halves::{set_high, set_low};
 use super::{MmioTransport, Progress};
 use crate::bus::BusDevice;
 
@@ -116,12 +117,4 @@ fn half(features: u64, sel: u32) -> u32 {
         1 => (features >> 32) as u32,
         _ => 0,
     }
-}
-
-pub(super) fn set_low(number: &mut u64, value: u32) {
-    *number = *number & !0xffff_ffff | u64::from(value);
-}
-
-pub(super) fn set_high(number: &mut u64, value: u32) {
-    *number = *number & 0xffff_ffff | u64::from(value) << 32;
 }

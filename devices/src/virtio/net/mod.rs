@@ -1,7 +1,7 @@
 //! The network device (Virtio 1.2, section 5.1): one pair of queues, over an Ethernet tap of the host's.
 //!
 //! Offered besides the transport's features: checksums and TCP segmentation left to the other side, both ways, so that a frame may
-//! have 64 KiB and a checksum that nobody has computed; receive buffers that are joined for one frame (5.1.6.4); a MAC address, and
+//! have 64 KiB and a checksum that was not computed; receive buffers that are joined for one frame (5.1.6.4); a MAC address, and
 //! an MTU where one is configured. Not offered: a control queue, and so no filters (every frame of the tap's goes to the guest), no
 //! second pair of queues; UDP fragmentation.
 //!
@@ -14,9 +14,10 @@
 
 mod frame;
 mod receive;
+mod tap;
+mod turn;
 
 use std::fmt;
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -28,13 +29,14 @@ use virtio_queue::Queue;
 
 use self::frame::{Frame, HEADER_BYTES, MAX_BYTES, MIN_BYTES};
 use self::receive::Receiver;
+pub use self::tap::{Offload, Tap};
+use self::turn::{Mistakes, TURN_BYTES};
 use super::drain::{Completion, drain};
 use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
 use super::{restore_limiters, save_limiters};
 use crate::GuestMemory;
 use crate::rate_limiter::Limiter;
 use crate::state::{DeviceState, RestoreError};
-use crate::warn::Limited;
 
 /// What kind of device it is (Virtio 1.2, section 5).
 pub const DEVICE_ID: u32 = VIRTIO_ID_NET;
@@ -43,37 +45,6 @@ const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 /// Room for some milliseconds at 10 Gbit/s; what Linux fills with receive buffers.
 const QUEUE_SIZES: [u16; 2] = [256; 2];
-/// Bytes of frames after which a queue has had its turn.
-const TURN_BYTES: usize = 1 << 20;
-
-/// What the other side of a tap may leave undone in the frames that it is given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// Checksums.
-    pub checksum: bool,
-    /// Segmentation of TCP over IPv4,
-    pub tso4: bool,
-    /// over IPv6,
-    pub tso6: bool,
-    /// and with explicit congestion notification.
-    pub ecn: bool,
-}
-
-/// An Ethernet segment: frames, each behind a header of [`bits::virtio_net_hdr_v1`]'s 12 bytes.
-pub trait Tap: Send {
-    /// Hands one frame to the host, without waiting.
-    fn send(&mut self, frame: &[u8]) -> io::Result<()>;
-
-    /// Takes one frame from the host into `frame`, without waiting: its length. `WouldBlock` if there is none.
-    fn receive(&mut self, frame: &mut [u8]) -> io::Result<usize>;
-
-    /// From now on, what the guest's side of `offload` says may be left undone in frames for it.
-    fn set_offload(&mut self, offload: Offload) -> io::Result<()>;
-
-    /// What is readable when there is a frame.
-    fn readable(&self) -> BorrowedFd<'_>;
-}
-
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -135,7 +106,7 @@ impl From<Mac> for String {
     }
 }
 
-/// What the driver is told of its interface.
+/// What the driver reads of its interface.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     pub mac: Mac,
@@ -170,15 +141,6 @@ struct Active {
     interrupt: Interrupt,
 }
 
-/// What drivers and taps do wrong.
-struct Mistakes {
-    broken: Limited,
-    length: Limited,
-    refused: Limited,
-    failed: Limited,
-    no_room: Limited,
-}
-
 impl Net {
     /// A device on `tap` without a driver.
     pub fn new(config: Config, tap: Box<dyn Tap>) -> Self {
@@ -194,13 +156,7 @@ impl Net {
             receiver: Receiver::default(),
             transmit: Frame::default(),
             active: None,
-            mistakes: Mistakes {
-                broken: Limited::new("virtio-net: broken request"),
-                length: Limited::new("virtio-net: frame of a wrong length dropped"),
-                refused: Limited::new("virtio-net: the tap did not take a frame"),
-                failed: Limited::new("virtio-net: the tap failed"),
-                no_room: Limited::new("virtio-net: frame dropped, the driver's buffers are too small"),
-            },
+            mistakes: Mistakes::default(),
         }
     }
 

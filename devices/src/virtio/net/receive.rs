@@ -6,7 +6,8 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{Queue, QueueT};
 
 use super::frame::{Frame, MAX_BYTES, MIN_BYTES, NUM_BUFFERS, bytes_on_wire};
-use super::{Mistakes, TURN_BYTES, Tap};
+use super::tap::Tap;
+use super::turn::{Mistakes, TURN_BYTES};
 use crate::GuestMemory;
 use crate::rate_limiter::Limiter;
 use crate::virtio::drain::MAX_PASSES;

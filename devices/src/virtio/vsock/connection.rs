@@ -9,7 +9,7 @@ use super::packet::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 
 /// What the guest may have on its way to the host that the host has not taken.
 pub(super) const BUFFER_BYTES: u32 = 64 << 10;
-/// The guest is told of room after so much of it has come free.
+/// Room that is free before the guest is informed of it.
 const UPDATE_BYTES: u32 = BUFFER_BYTES / 2;
 /// Bytes of `CONNECT PORT\n`.
 const MAX_LINE_BYTES: usize = 32;
@@ -24,7 +24,7 @@ pub(super) enum Stage {
     Established,
 }
 
-/// What the guest is to be told, each at most once.
+/// What is to be sent to the guest, each at most once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pending {
     pub(super) request: bool,
@@ -116,7 +116,7 @@ impl Connection {
         Greeting::Wrong
     }
 
-    /// The guest has accepted: the host is told its own end's port.
+    /// The guest has accepted: the host's end is sent its port.
     pub(super) fn accepted(&mut self, host_port: u32) {
         self.stage = Stage::Established;
         self.out.extend(format!("OK {host_port}\n").bytes());
@@ -150,7 +150,7 @@ impl Connection {
     pub(super) fn read(&mut self, to: &mut [u8]) -> usize {
         let room = self.credit().min(to.len());
         if room == 0 {
-            // Until it tells of room; that wakes the connection.
+            // Until it reports room; that wakes the connection.
             self.readable = false;
             self.pending.credit_request = true;
             return 0;
@@ -226,7 +226,7 @@ impl Connection {
         self.flush();
     }
 
-    /// What the guest is to be told next: the operation, and its flags.
+    /// What is to be sent to the guest next: the operation and its flags.
     pub(super) fn next(&mut self) -> Option<(u16, u32)> {
         let pending = &mut self.pending;
         let taken = |flag: &mut bool| std::mem::take(flag);

@@ -1,12 +1,12 @@
 //! The socket device (Virtio 1.2, section 5.10): streams between programs in the guest and Unix sockets of the host's, without a network.
-//! The host's side is Firecracker's: whoever connects to the listener says `CONNECT PORT\n`, and reads `OK PORT\n` if a program
+//! The host's side is Firecracker's: a client of the listener says `CONNECT PORT\n`, and reads `OK PORT\n` if a program
 //! in the guest accepts; a program in the guest that connects to a port of the host's is given what [`Dial`] finds for it.
 //!
 //! Three queues: to the guest, from the guest, events. The crate virtio-vsock reads packets, too, but from one or two descriptors only,
 //! and a driver may cut them as it likes.
 //!
 //! Credit is kept both ways. What the guest sends and the host does not take fills a buffer of 64 KiB for that connection, and the guest
-//! is told of no more room: so a program of the host's that never reads stops its own connection, and no other. Connections, bytes
+//! gets no more room: so a program of the host's that never reads stops its own connection, and no other. Connections, bytes
 //! and packets in a turn are bounded.
 
 mod connection;
@@ -15,12 +15,13 @@ mod packet;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_queue::{Queue, QueueT};
 
+pub use self::mux::Dial;
 use self::mux::Mux;
 use self::packet::{HEADER_BYTES, Header, MAX_DATA_BYTES};
 use super::drain::{Completion, MAX_PASSES, drain};
@@ -40,11 +41,8 @@ const EVENTS: usize = 2;
 const QUEUE_SIZES: [u16; 3] = [256; 3];
 /// Bytes of data after which a queue has had its turn.
 const TURN_BYTES: usize = 1 << 20;
-/// The event that tells of connections that are gone all at once (5.10.6.7).
+/// The event for connections that are gone all at once (5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
-
-/// Finds the program on the host that serves a port, without waiting.
-pub type Dial = Box<dyn FnMut(u32) -> io::Result<UnixStream> + Send>;
 
 /// The device.
 pub struct Vsock {
@@ -53,7 +51,7 @@ pub struct Vsock {
     active: Option<Active>,
     gathered: Gathered,
     packet: Vec<u8>,
-    /// The driver is to be told that its connections are gone.
+    /// The driver is to get the event that its connections are gone.
     is_reset: bool,
     broken: Limited,
     malformed: Limited,

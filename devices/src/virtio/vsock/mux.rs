@@ -10,12 +10,14 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
-use super::Dial;
 use super::connection::{Connection, Greeting, Stage, without_waiting};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, STREAM, op};
 
 /// The most connections at once, those included that have not said where to.
 pub(super) const MAX_CONNECTIONS: usize = 256;
+/// Finds the program on the host that serves a port, without waiting.
+pub type Dial = Box<dyn FnMut(u32) -> io::Result<UnixStream> + Send>;
+
 /// The most answers to packets of no connection that wait for buffers; what is more is dropped.
 const MAX_STRAYS: usize = 64;
 /// Sockets that are looked at in a turn.
@@ -230,7 +232,7 @@ impl Mux {
         Ok(())
     }
 
-    /// The guest is to be told that there is no such connection.
+    /// The guest is to be sent that there is no such connection.
     fn refuse(&mut self, header: &Header) -> Result<(), Dropped> {
         if self.strays.len() >= MAX_STRAYS {
             return Err(Dropped::Strays);

@@ -60,7 +60,7 @@ fn address() -> Result<Option<usize>, Errno> {
     file.close();
     let text = str::from_utf8(&buffer[..len?]).unwrap_or_default();
     let found = text.lines().find_map(|line| line.strip_suffix(DEVICE)?.trim_ascii().split('-').next());
-    // Zeros are what the kernel shows to those who may not know.
+    // The kernel shows zeros to a process that may not know.
     Ok(found.and_then(|at| usize::from_str_radix(at, 16).ok()).filter(|at| *at != 0))
 }
 

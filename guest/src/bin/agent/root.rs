@@ -24,7 +24,7 @@ const DEVICE_MILLIS: usize = 5000;
 const LOOK_MILLIS: usize = 50;
 const EINVAL: Errno = Errno(22);
 
-/// Who this process is afterwards.
+/// Which process this is afterwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Process {
     /// Process 1: there is no other root.

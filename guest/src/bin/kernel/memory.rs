@@ -127,7 +127,7 @@ impl Generation {
     }
 
     fn now(&self) -> u64 {
-        // SAFETY: an aligned word of mapped memory that nobody but the VMM writes.
+        // SAFETY: an aligned word of mapped memory that only the VMM writes.
         self.at.map_or(0, |at| unsafe { ptr::read_volatile(at) })
     }
 

@@ -362,7 +362,7 @@ impl<'m, T: Transport> Driver<'m, T> {
         FillLimits { default, most: if gives_way { count } else { default } }
     }
 
-    /// Whether the first `pages` may be filled. [`Driver::step`] sees to it that they will be; its
+    /// Whether the first `pages` may be filled. [`Driver::step`] makes sure that they will be; its
     /// caller must already count them as in use.
     pub fn room(&mut self, pages: u64) -> Room {
         let given = self.pages.given_in(0..pages.min(self.pages.count()));

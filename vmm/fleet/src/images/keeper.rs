@@ -81,7 +81,7 @@ pub fn keep(
     })
 }
 
-/// Who connects, if it is the VM's process and nobody else.
+/// The client, if it is the VM's process.
 fn accept(listener: impl AsFd, pid: u32) -> io::Result<Option<Link>> {
     let socket = accept_with(&listener, SocketFlags::CLOEXEC)?;
     match Peer::of(&socket)?.pid == pid {

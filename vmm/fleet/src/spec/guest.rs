@@ -48,7 +48,7 @@ pub struct BalloonSpec {
     /// The guest may take pages back when it runs out of memory.
     #[serde(default)]
     pub deflate_on_oom: bool,
-    /// The guest tells of free pages as it frees them, and they go back to the host.
+    /// The guest reports pages as it frees them, and they go back to the host.
     #[serde(default)]
     pub free_page_reporting: bool,
 }

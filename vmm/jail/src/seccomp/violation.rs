@@ -43,7 +43,7 @@ pub(super) fn this_is(thread: Thread) {
     THREAD.set(Some(thread));
 }
 
-/// The beginning of what the kernel tells of a SIGSYS (`siginfo_t`, the member `_sigsys`).
+/// The first members of what the kernel passes with a SIGSYS (`siginfo_t`, the member `_sigsys`).
 #[repr(C)]
 struct Told {
     _signal: [c_int; 4],

@@ -20,7 +20,7 @@ use memory::PAGE_BYTES;
 
 /// The smallest set, in pages.
 const LEAST_PAGES: u64 = 16;
-/// A set is within reach of the TLB while a read takes at most so many times what it takes packed.
+/// A set is within reach of the TLB while a read takes at most this many times what it takes packed.
 const WITHIN_REACH: f64 = 1.5;
 /// Lines of a page.
 const PAGE_LINES: u64 = 64;

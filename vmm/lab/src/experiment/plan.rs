@@ -158,7 +158,7 @@ pub struct Plan {
     pub name: String,
     #[serde(default)]
     pub about: String,
-    /// Who did it first.
+    /// The publication that has it first.
     #[serde(default)]
     pub source: String,
     /// What was published, for comparison.

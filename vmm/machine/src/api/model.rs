@@ -147,7 +147,7 @@ pub struct Drive {
 #[serde(deny_unknown_fields)]
 pub struct DrivePatch {
     pub drive_id: String,
-    /// The image to be read and written from now on. The guest is told of its size.
+    /// The image to be read and written from now on. The guest learns its size.
     #[serde(default)]
     pub path_on_host: Option<PathBuf>,
     /// How much the guest may read and write.

@@ -38,7 +38,7 @@ pub enum CreateError {
     /// It runs.
     #[error("Operation not allowed: save/restore unavailable while running: PATCH /vm to Paused first")]
     Runs,
-    /// Nobody knows what has changed.
+    /// What has changed is not known.
     #[error(
         "Diff snapshots need a log of the pages that are written: set track_dirty_pages in /machine-config, or in /snapshot/load"
     )]

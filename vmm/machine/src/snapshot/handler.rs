@@ -1,4 +1,4 @@
-//! The process that fills a guest's memory page by page, by userfaultfd: what it is told, and what happens when it ends.
+//! The process that fills a guest's memory page by page, by userfaultfd: what it receives, and what happens when it ends.
 //!
 //! The handshake is Firecracker's: a connection to the handler's socket, on it one message with the descriptor and, as JSON, where the
 //! memory's parts are in this process and in the memory file.
@@ -29,7 +29,7 @@ use crate::running::Running;
 /// How long the handler may take to make room for one message; and the main thread to notice that it has ended.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A part of RAM, as the handler is told of it. The names are Firecracker's.
+/// A part of RAM, as it is described to the handler. The names are Firecracker's.
 #[derive(Debug, Serialize)]
 struct Region {
     /// Where it is in this process.
@@ -59,7 +59,7 @@ impl Connection {
         Ok(Self { stream, process })
     }
 
-    /// Has it fill `ram`, which nothing was written to. From now on whoever touches `ram` waits for it.
+    /// Has it fill `ram`, which nothing was written to. From now on a thread that touches `ram` waits for it.
     pub(crate) fn fill(self, ram: &Ram) -> Result<Handler, HandlerError> {
         let descriptor = ram.fill_by_handler().map_err(HandlerError::Userfaultfd)?;
         let mut offset = 0;
@@ -76,7 +76,7 @@ impl Connection {
         });
         let text =
             serde_json::to_vec(&regions.collect::<Vec<_>>()).map_err(|e| HandlerError::Send(e.into()))?;
-        // Before anything is touched: then somebody sees whether it lives.
+        // Before anything is touched: then its end is seen.
         let handler = Handler::watched(descriptor, self.stream, self.process).map_err(HandlerError::Watch)?;
         packets::send(&handler.stream, &text, Some(handler.descriptor.as_fd()))
             .map_err(HandlerError::Send)?;
@@ -86,7 +86,7 @@ impl Connection {
 
 /// A process that fills the memory of a VM, with a thread that waits for its end: the main thread may sleep on a page itself.
 pub(crate) struct Handler {
-    /// Ours keeps who waits for a page waiting when the handler is gone.
+    /// While it is open, threads that wait for a page go on waiting when the handler is gone.
     descriptor: HandlerFd,
     /// Handlers take its end for the VM's.
     stream: UnixStream,

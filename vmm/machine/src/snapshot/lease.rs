@@ -12,7 +12,7 @@ use signal_hook::SigId;
 
 use crate::running::Running;
 
-/// A lease on a memory file, and where it is told that a writer waits for its end.
+/// A lease on a memory file, and the event that says that a writer waits for its end.
 pub(crate) struct FileLease {
     lease: Lease,
     told: Told,

@@ -30,8 +30,8 @@ pub enum LoadError {
         #[source]
         source: ContainerError,
     },
-    /// Somebody writes to it.
-    #[error("{path} was changed while it was read: load it when nobody writes to it", path = path.display())]
+    /// Another process writes to it.
+    #[error("{path} was changed while it was read: load it when no process writes to it", path = path.display())]
     Changed {
         /// Which.
         path: PathBuf,
@@ -122,7 +122,7 @@ pub enum LoadError {
 /// Why there is no handler.
 #[derive(Debug, Error)]
 pub enum HandlerError {
-    /// Nobody listens there.
+    /// No process listens there.
     #[error("Failed to connect to UDS Unix stream")]
     Connect(#[source] io::Error),
     /// It is not told from others.
@@ -135,7 +135,7 @@ pub enum HandlerError {
         "Failed to create userfaultfd: check that /dev/userfaultfd may be opened, or that vm.unprivileged_userfaultfd is 1"
     )]
     Userfaultfd(#[source] io::Error),
-    /// Nobody would see it end.
+    /// Its end would not be seen.
     #[error("Failed to watch the handler")]
     Watch(#[source] io::Error),
     /// It did not take the message.

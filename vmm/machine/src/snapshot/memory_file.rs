@@ -15,7 +15,7 @@ use super::load_error::LoadError;
 use crate::generation;
 use crate::state::saved::PairV1;
 
-/// By which a file that was written to meanwhile is told.
+/// What shows that a file was written to meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     bytes: u64,
@@ -61,7 +61,7 @@ impl MemoryFile {
         Ok(Self { file, path: path.into(), stamp: Stamp::of(&meta) })
     }
 
-    /// Has `ram` hold what it does: by mapping it, if it `may_be_mapped` and nobody else can write to it without our being told, else by copying.
+    /// Fills `ram` with it: maps it, if it `may_be_mapped` and a lease reports every other writer; else copies it.
     pub(crate) fn fill(&self, ram: &Ram, may_be_mapped: bool) -> Result<Option<FileLease>, LoadError> {
         let lease = may_be_mapped.then(|| FileLease::take(&self.file));
         let lease = lease.and_then(|taken| {

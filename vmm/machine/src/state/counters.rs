@@ -9,7 +9,7 @@ use super::msrs::{self, TSC, TSC_DEADLINE, kvm_msrs};
 use super::vcpu::VcpuV1;
 use attribute::{set_tsc_offset, tsc_offset};
 
-/// How often the two are read, of which the reading counts that was over soonest: whoever reads may be preempted in between.
+/// How often the two are read; the quickest reading counts, for the reader may be preempted in between.
 const READINGS: usize = 16;
 /// Ticks that end the reading early: a few microseconds.
 const SOON_TICKS: u64 = 20_000;

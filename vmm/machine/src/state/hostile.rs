@@ -6,7 +6,7 @@ use super::container::{self, Section};
 
 /// Something that is wrong with `whole`, which is a state.
 ///
-/// Half of them have the right digests: those are no proof, for who writes the sections writes them too.
+/// Half of them have the right digests: those are no proof, for the writer of the sections writes them too.
 pub fn damaged(whole: &[u8], dice: &mut SplitMix64) -> Vec<u8> {
     match dice.below(8) {
         0 => whole[..dice.below(whole.len() as u64) as usize].to_vec(),

@@ -1,4 +1,4 @@
-//! How a VM that is loaded from files is built again. A clone is told by the daemon; here nobody else knows.
+//! How a VM that is loaded from files is built again. For a clone the daemon knows; here only the file does.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! One vCPU: everything KVM tells of it, and the way back.
+//! The state of one vCPU: read from KVM, and given back.
 
 use kvm_bindings::{
     CpuId, KVM_CAP_XSAVE2, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::super::maps::Maps;
+use super::super::page_scan::{PageScan, Pages};
 use super::super::ram::{GuestRange, Ram};
-use super::super::scan::{PageScan, Pages};
 use super::super::{PAGE_BYTES, PageRange, SlabPage};
 
 /// What some pages are, before their contents were read.

@@ -67,7 +67,7 @@ impl Advice {
     /// Advises of `bytes` bytes at `start`.
     ///
     /// # Safety
-    /// The caller sees to it that all of them are mapped.
+    /// All of them are mapped.
     pub(crate) unsafe fn of(self, start: *mut c_void, bytes: usize) -> io::Result<()> {
         // SAFETY: the caller's mapping; none of these advices changes a byte of it or unmaps it.
         succeeded(unsafe { libc::madvise(start, bytes, self.number()) })
@@ -155,7 +155,7 @@ impl<'a> GuestRange<'a> {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a new mapping where the kernel likes.
         let copy = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), self.bytes(), prot, flags) }?;
-        // SAFETY: both are mapped, as long as the other, and apart; the caller sees to it that nothing writes to the one, and nothing else has the
+        // SAFETY: both are mapped, as long as the other, and apart; nothing writes to the one, as the caller promises, and nothing else has the
         // other.
         unsafe { std::ptr::copy_nonoverlapping(self.as_ptr().cast::<u8>(), copy.cast::<u8>(), self.bytes()) };
         let how = MremapFlags::MAYMOVE;

@@ -12,23 +12,16 @@ use crate::Hva;
 pub enum RemoteError {
     /// There is no such process any more.
     #[error("process {pid} has exited")]
-    Exited {
-        /// Whom we tried to read.
-        pid: u32,
-    },
+    Exited { pid: u32 },
     /// We may not.
     #[error(
         "process {pid} may not be read: that takes its owner's rights (and, with kernel.yama.ptrace_scope above 0, more than those), \
          or root's (CAP_SYS_PTRACE)"
     )]
-    Denied {
-        /// Whom we tried to read.
-        pid: u32,
-    },
+    Denied { pid: u32 },
     /// Nothing is mapped there any more.
     #[error("address {hva} of process {pid} is not mapped any more")]
     Unmapped {
-        /// Whom we tried to read.
         pid: u32,
         /// The first byte that could not be read, at most a page off.
         hva: Hva,
@@ -36,7 +29,6 @@ pub enum RemoteError {
     /// The system call failed otherwise.
     #[error("/proc/{pid}/mem cannot be read")]
     Read {
-        /// Whom we tried to read.
         pid: u32,
         /// Why.
         #[source]

@@ -9,7 +9,7 @@ const CHUNK_PAGES: u64 = 1024;
 
 /// Pages numbered over all sources, with one number left out after each extent.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Layout {
+pub(super) struct Numbering {
     extents: Vec<Extent>,
 }
 
@@ -24,8 +24,8 @@ pub(super) struct Extent {
     pub(super) number: u32,
 }
 
-impl Layout {
-    /// The layout of these sources, in this order.
+impl Numbering {
+    /// The numbering of these sources, in this order.
     ///
     /// # Errors
     ///
