@@ -26,6 +26,7 @@ use crate::virtio::balloon::{Balloon, Config, Handle};
 use crate::virtio::block::{Block, Disk, ID_BYTES, Medium};
 use crate::virtio::mmio::{MMIO_LEN, MmioTransport};
 use crate::virtio::net::{self, Mac, Net, Offload, Tap};
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, HIGH_RAM_END, ram};
 use crate::virtio::vsock::Vsock;
@@ -35,7 +36,8 @@ const BALLOON_BASE: u64 = RNG_BASE + MMIO_LEN;
 const BLOCK_BASE: u64 = BALLOON_BASE + MMIO_LEN;
 const NET_BASE: u64 = BLOCK_BASE + MMIO_LEN;
 const VSOCK_BASE: u64 = NET_BASE + MMIO_LEN;
-const VIRTIO_BASES: [u64; 5] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE, NET_BASE, VSOCK_BASE];
+const PMEM_BASE: u64 = VSOCK_BASE + MMIO_LEN;
+const VIRTIO_BASES: [u64; 6] = [RNG_BASE, BALLOON_BASE, BLOCK_BASE, NET_BASE, VSOCK_BASE, PMEM_BASE];
 const RING: u64 = 0x1_0000;
 
 /// A terminal that sometimes has had enough, or is gone.
@@ -66,7 +68,7 @@ struct Machine {
     mmio: Bus,
     com1: Arc<Mutex<Serial>>,
     /// rng, balloon, block and net.
-    virtio: [Arc<Mutex<MmioTransport>>; 5],
+    virtio: [Arc<Mutex<MmioTransport>>; 6],
     balloon: Handle,
 }
 
@@ -143,12 +145,13 @@ impl Machine {
         let interface = net::Config { mac: Mac([2; 6]), mtu: None };
         let sockets =
             Vsock::new(3, listener(), Box::new(|_| Err(ErrorKind::ConnectionRefused.into()))).unwrap();
-        let devices: [Box<dyn VirtioDevice>; 5] = [
+        let devices: [Box<dyn VirtioDevice>; 6] = [
             Box::new(Rng::new()),
             Box::new(device),
             Box::new(Block::new(disk, Box::new(Host), || {}).unwrap().0),
             Box::new(Net::new(interface, Box::new(Echo(UnixDatagram::unbound().unwrap())))),
             Box::new(sockets),
+            Box::new(Pmem::new(4 << 30, 2 << 20, Some(tempfile::tempfile().unwrap()), || {}).unwrap()),
         ];
         let virtio = devices.map(|device| {
             Arc::new(Mutex::new(MmioTransport::new(memory.clone(), device, IrqLine::new(event()))))

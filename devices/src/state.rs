@@ -94,6 +94,8 @@ pub enum DeviceState {
     Balloon(BalloonState),
     /// The rate limiters of a device that has any, in the order of its queues.
     Limiters(Vec<Option<LimiterState>>),
+    /// Where persistent memory lies, and how much.
+    Pmem { start: u64, bytes: u64 },
 }
 
 /// A balloon.
@@ -192,4 +194,10 @@ pub enum RestoreError {
         /// Which.
         device: u32,
     },
+    /// Persistent memory elsewhere, or of another length.
+    #[error(
+        "persistent memory of {} bytes at {:#x} was saved, and there is one of {} bytes at {:#x}: expected a file as long as the one that the guest had",
+        found.1, found.0, expected.1, expected.0
+    )]
+    Pmem { found: (u64, u64), expected: (u64, u64) },
 }

@@ -12,11 +12,14 @@ mod interrupt;
 pub mod mmio;
 pub mod net;
 mod ring_error;
+pub mod pmem;
 pub mod rng;
+mod served;
 mod setup;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vsock;
+mod worker;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

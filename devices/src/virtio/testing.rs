@@ -3,7 +3,9 @@
 pub(crate) mod probe;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::bindings::virtio_config as status;
 use virtio_bindings::bindings::virtio_mmio as reg;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -219,5 +221,19 @@ impl Driver {
         let mut bytes = vec![0; len];
         self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
+    }
+}
+
+/// How long a request may take before a test gives up.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Has a device that a thread serves do what there is to do until `requests` are complete, as the event loop does.
+pub(crate) fn finish(driver: &mut Driver, ring: &Ring, requests: u16) {
+    let event = driver.transport.device_mut().source().unwrap().0.try_clone_to_owned().unwrap();
+    while ring.used_idx() != requests {
+        let mut fds = [PollFd::new(&event, PollFlags::IN)];
+        let timeout = Timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "{} of {requests}", ring.used_idx());
+        driver.transport.arrived(0);
     }
 }

@@ -3,7 +3,7 @@
 //! Reading, writing (unless the disk is read-only), flushing, discarding, writing zeros, and the disk's name. Not offered: geometry,
 //! topology, more than one queue, switching the write cache, secure erasure, zones.
 //!
-//! Data go between the file and guest memory without a copy in between, in a thread of the disk's own ([`worker`]): a slow disk holds up
+//! Data go between the file and guest memory without a copy in between, in a thread of the disk's own ([`super::worker`]): a slow disk holds up
 //! nothing but the guest that waits for it.
 //!
 //! What a request may ask for is bounded by the configuration space: [`SEG_MAX`] segments of [`SIZE_MAX`] bytes, and of what is not moved
@@ -13,7 +13,6 @@ mod disk;
 mod medium;
 mod overlay;
 mod request;
-mod worker;
 mod zeros;
 
 use std::io;
@@ -27,7 +26,6 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_queue::{Queue, QueueT};
 
 pub use self::disk::{
     DISCARD_RANGES, DISCARD_SECTORS, Disk, ID_BYTES, MAX_REQUEST_BYTES, SECTOR_BYTES, SEG_MAX, SIZE_MAX,
@@ -35,11 +33,10 @@ pub use self::disk::{
 };
 pub use self::medium::Medium;
 pub use self::overlay::{Overlay, OverlayError};
-use self::request::Errors;
-use self::worker::{Swap, Worker};
-use super::drain::{Completion, drain};
-use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, place, read_at};
-use crate::GuestMemory;
+use self::request::{Errors, Service};
+use super::served::Served;
+use super::worker::Changer;
+use super::{Activation, Interrupt, Progress, RingError, VirtioDevice, read_at};
 use crate::in_flight::InFlight;
 use crate::lock::lock;
 use crate::warn::Limited;
@@ -51,11 +48,9 @@ const QUEUE_SIZES: [u16; 1] = [128];
 
 /// The device.
 pub struct Block {
-    worker: Worker,
+    served: Served<Service>,
     known: Arc<Known>,
     read_only: bool,
-    active: Option<Active>,
-    broken: Limited,
     #[cfg(test)]
     errors: Arc<Errors>,
 }
@@ -68,18 +63,10 @@ struct Known {
     interrupt: Mutex<Option<Interrupt>>,
 }
 
-struct Active {
-    memory: Arc<GuestMemory>,
-    queue: Option<Queue>,
-    interrupt: Interrupt,
-    /// Whether a write is finished once it is on stable storage: the driver knows of no flush (5.2.6.2).
-    write_through: bool,
-}
-
 /// The host's way to a disk. Clones are the same way.
 #[derive(Clone)]
 pub struct Handle {
-    swap: Swap,
+    changer: Changer<Service>,
     known: Arc<Known>,
     read_only: bool,
 }
@@ -89,7 +76,8 @@ impl Handle {
     /// the driver may write stays as it is, for it has been told.
     pub fn replace(&self, disk: Disk) {
         self.known.sectors.store(disk.sectors, Ordering::SeqCst);
-        self.swap.replace(Disk { read_only: self.read_only, ..disk });
+        let disk = Disk { read_only: self.read_only, ..disk };
+        self.changer.change(|service| service.disk = disk);
         if let Some(interrupt) = &*lock(&self.known.interrupt) {
             interrupt.config_changed();
         }
@@ -103,14 +91,14 @@ impl Block {
         let errors = Arc::new(Errors::new());
         let read_only = disk.read_only;
         let known = Arc::new(Known { sectors: AtomicU64::new(disk.sectors), interrupt: Mutex::default() });
-        let (worker, swap) = Worker::start(disk, in_flight, errors.clone(), confine)?;
-        let handle = Handle { swap, known: known.clone(), read_only };
+        let service = Service { disk, in_flight, errors: errors.clone() };
+        let (served, changer) =
+            Served::start(service, confine, Limited::new("virtio-block: broken request"))?;
+        let handle = Handle { changer, known: known.clone(), read_only };
         let block = Self {
-            worker,
+            served,
             known,
             read_only,
-            active: None,
-            broken: Limited::new("virtio-block: broken request"),
             #[cfg(test)]
             errors,
         };
@@ -138,21 +126,6 @@ impl Block {
         }
         config
     }
-
-    /// Tells the driver of requests that are finished.
-    fn complete(&mut self) -> Result<(), RingError> {
-        let finished = self.worker.finished();
-        let Some(Active { memory, queue: Some(queue), interrupt, .. }) = &mut self.active else {
-            return Ok(());
-        };
-        if finished.is_empty() {
-            return Ok(());
-        }
-        for request in &finished {
-            queue.add_used(&**memory, request.head, request.written)?;
-        }
-        interrupt.used_buffers(queue, memory)
-    }
 }
 
 impl VirtioDevice for Block {
@@ -177,55 +150,33 @@ impl VirtioDevice for Block {
         read_at(&self.config(), offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) {
+    fn activate(&mut self, activation: Activation) {
         *lock(&self.known.interrupt) = Some(activation.interrupt.clone());
-        self.active = Some(Active {
-            memory: activation.memory,
-            queue: activation.queues.pop().flatten(),
-            interrupt: activation.interrupt,
-            write_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
-        });
+        // The driver may know of no flush (5.2.6.2).
+        let write_through = activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        self.served.activate(activation, write_through);
     }
 
     fn process_queue(&mut self, _index: usize) -> Result<Progress, RingError> {
-        self.complete()?;
-        let worker = &mut self.worker;
-        let Some(Active { memory, queue: Some(queue), interrupt, write_through }) = &mut self.active else {
-            return Ok(Progress::Idle);
-        };
-        if !worker.has_room() {
-            return Ok(Progress::Idle);
-        }
-        let progress = drain(queue, memory, interrupt, &self.broken, |chain| {
-            worker.give(chain, memory, *write_through);
-            match worker.has_room() {
-                true => Completion::Held,
-                false => Completion::HeldLast,
-            }
-        })?;
-        // Without room, what is finished is what goes on.
-        Ok(if worker.has_room() { progress } else { Progress::Idle })
+        self.served.process()
     }
 
     fn source(&self) -> Option<(BorrowedFd<'_>, usize)> {
-        Some((self.worker.event(), 0))
+        Some((self.served.event(), 0))
     }
 
-    /// What is in flight has been written to memory, or never will be. Waits for the disk, on the thread of the vCPU that resets.
+    /// Waits for the disk, on the thread of the vCPU that resets.
     fn reset(&mut self) {
         *lock(&self.known.interrupt) = None;
-        self.worker.abandon();
-        self.active = None;
+        self.served.reset();
     }
 
     fn quiesce(&mut self, limit: Instant) -> Result<bool, RingError> {
-        let is_quiet = self.worker.wait(Some(limit));
-        self.complete()?;
-        Ok(is_quiet)
+        self.served.quiesce(limit)
     }
 
     fn queue_place(&self, _index: usize) -> Option<(u16, u16)> {
-        place(self.active.as_ref()?.queue.as_ref())
+        self.served.place()
     }
 }
 

@@ -4,6 +4,7 @@
 //! the status is the last byte of the device-writable part, and what is between them is data.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
@@ -18,6 +19,7 @@ use super::disk::{
 };
 use crate::in_flight::InFlight;
 use crate::virtio::Chain;
+use crate::virtio::worker::Server;
 use crate::warn::Limited;
 
 const HEADER_BYTES: usize = 16;
@@ -99,31 +101,37 @@ impl Refusal {
     }
 }
 
-/// Carries a request out and writes its status. Returns how many bytes of the device-writable part were written without a gap, from its
-/// start.
-pub(super) fn serve(
-    disk: &mut Disk,
-    write_through: bool,
-    in_flight: &dyn InFlight,
-    chain: &mut Chain<'_>,
-    errors: &Errors,
-) -> u32 {
-    // All but the status.
-    let Some(data_bytes) = chain.writable_bytes().checked_sub(1) else {
-        errors.malformed.hit(format_args!("{} readable bytes", chain.readable_bytes()));
-        return 0;
-    };
-    let mut written = 0;
-    let status = match carry_out(disk, write_through, in_flight, chain, data_bytes, &mut written) {
-        Ok(()) => VIRTIO_BLK_S_OK,
-        Err(refusal) => {
-            refusal.count(errors);
-            refusal.status()
-        }
-    };
-    let stored = chain.write_last(status as u8);
-    // A status behind data that were not written is beyond the gap.
-    written + u32::from(stored && written == data_bytes)
+/// What requests are carried out with.
+pub(super) struct Service {
+    pub(super) disk: Disk,
+    /// Hears of pages that the file is read into.
+    pub(super) in_flight: Box<dyn InFlight>,
+    pub(super) errors: Arc<Errors>,
+}
+
+impl Server for Service {
+    /// Carries a request out and writes its status. Returns how many bytes of the device-writable part were written without a gap, from its
+    /// start.
+    fn serve(&mut self, write_through: bool, chain: &mut Chain<'_>) -> u32 {
+        let Self { disk, in_flight, errors } = self;
+        let in_flight = &**in_flight;
+        // All but the status.
+        let Some(data_bytes) = chain.writable_bytes().checked_sub(1) else {
+            errors.malformed.hit(format_args!("{} readable bytes", chain.readable_bytes()));
+            return 0;
+        };
+        let mut written = 0;
+        let status = match carry_out(disk, write_through, in_flight, chain, data_bytes, &mut written) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(refusal) => {
+                refusal.count(errors);
+                refusal.status()
+            }
+        };
+        let stored = chain.write_last(status as u8);
+        // A status behind data that were not written is beyond the gap.
+        written + u32::from(stored && written == data_bytes)
+    }
 }
 
 /// `written` counts bytes of the device-writable data, also of a request that fails.

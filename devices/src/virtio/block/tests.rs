@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -14,16 +13,14 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_bindings::bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::worker::MAX_IN_FLIGHT_BYTES;
 use super::*;
 use crate::reclaim::Gpa;
 use crate::virtio::testing::*;
+use crate::virtio::worker::MAX_IN_FLIGHT_BYTES;
 
 const OK: u32 = VIRTIO_BLK_S_OK;
 const IOERR: u32 = VIRTIO_BLK_S_IOERR;
 const SECTORS: u64 = 64;
-/// How long a request may take before a test gives up.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Where requests have their parts.
 const HEADER: u64 = BUFFERS;
 const DATA: u64 = BUFFERS + 0x1000;
@@ -135,17 +132,6 @@ impl Bench {
 
 fn disk(medium: Medium, sectors: u64, read_only: bool) -> Disk {
     Disk { medium, sectors, read_only, id: *b"a disk\0\0\0\0\0\0\0\0\0\0\0\0\0\0" }
-}
-
-/// As the event loop does.
-fn finish(driver: &mut Driver, ring: &Ring, requests: u16) {
-    let event = driver.transport.device_mut().source().unwrap().0.try_clone_to_owned().unwrap();
-    while ring.used_idx() != requests {
-        let mut fds = [PollFd::new(&event, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
-        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "{} of {requests}", ring.used_idx());
-        driver.transport.arrived(0);
-    }
 }
 
 /// A disk that takes its time: a transfer begins when the test says so.

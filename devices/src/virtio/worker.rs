@@ -1,4 +1,4 @@
-//! The thread that carries out a disk's requests, so that a slow one holds up nothing but the guest that waits for it.
+//! The thread that carries out the requests of a device over a file, so that a slow one holds up nothing but the guest that waits for it.
 //!
 //! Requests come and go by queues between it and the device; only the device touches the rings. What is in flight is bounded by the device:
 //! [`MAX_IN_FLIGHT`], [`MAX_IN_FLIGHT_BYTES`].
@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::disk::Disk;
-use super::request::{self, Errors};
+use super::Chain;
+use super::chain::Detached;
 use crate::GuestMemory;
-use crate::in_flight::InFlight;
 use crate::lock::lock;
-use crate::virtio::Chain;
-use crate::virtio::chain::Detached;
+
+/// What the thread carries requests out with.
+pub(super) trait Server: Send + 'static {
+    /// Carries out a request. How many bytes of its device-writable part were written, from its start.
+    fn serve(&mut self, write_through: bool, chain: &mut Chain<'_>) -> u32;
+}
 
 /// Most requests that a thread has.
 pub(super) const MAX_IN_FLIGHT: usize = 128;
@@ -27,7 +30,7 @@ pub(super) const MAX_IN_FLIGHT: usize = 128;
 pub(super) const MAX_IN_FLIGHT_BYTES: u64 = 4 << 20;
 
 /// What the thread is to do.
-enum Job {
+enum Job<S> {
     Serve {
         request: Detached,
         head: u16,
@@ -35,8 +38,8 @@ enum Job {
         memory: Arc<GuestMemory>,
         write_through: bool,
     },
-    /// All requests from now on are for this one.
-    Replace(Box<Disk>),
+    /// Change what it serves with, for the requests from now on.
+    Change(Box<dyn FnOnce(&mut S) + Send>),
     /// The device is gone.
     End,
 }
@@ -61,8 +64,8 @@ struct Shared {
 }
 
 /// The device's side of the thread.
-pub(super) struct Worker {
-    jobs: Sender<Job>,
+pub(super) struct Worker<S> {
+    jobs: Sender<Job<S>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     /// Given to the thread, and not taken back by [`Worker::finished`].
@@ -70,26 +73,26 @@ pub(super) struct Worker {
     in_flight_bytes: u64,
 }
 
-/// Puts another disk in the place of the one that a thread serves. Clones are the same way.
-#[derive(Clone)]
-pub(super) struct Swap(Sender<Job>);
+/// Changes what a thread serves with. Clones change the same.
+pub(super) struct Changer<S>(Sender<Job<S>>);
 
-impl Swap {
-    /// For the requests that come after those in flight.
-    pub(super) fn replace(&self, disk: Disk) {
-        // It fails if the device is gone, and then there is no guest either.
-        let _ = self.0.send(Job::Replace(disk.into()));
+impl<S> Clone for Changer<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
-impl Worker {
-    /// Starts the thread, with nothing to do.
-    pub(super) fn start(
-        disk: Disk,
-        in_flight: Box<dyn InFlight>,
-        errors: Arc<Errors>,
-        confine: fn(),
-    ) -> io::Result<(Self, Swap)> {
+impl<S> Changer<S> {
+    /// For the requests that come after those in flight.
+    pub(super) fn change(&self, change: impl FnOnce(&mut S) + Send + 'static) {
+        // It fails if the device is gone, and then there is no guest either.
+        let _ = self.0.send(Job::Change(Box::new(change)));
+    }
+}
+
+impl<S: Server> Worker<S> {
+    /// Starts the thread, with nothing to do. It calls `confine` first.
+    pub(super) fn start(server: S, confine: fn()) -> io::Result<(Self, Changer<S>)> {
         let (jobs, received) = channel();
         let shared = Arc::new(Shared {
             finished: Mutex::default(),
@@ -100,14 +103,16 @@ impl Worker {
         let theirs = shared.clone();
         let work = move || {
             confine();
-            run(&received, disk, &*in_flight, &errors, &theirs);
+            run(&received, server, &theirs);
         };
         let thread = std::thread::Builder::new().name("disk".into()).spawn(work)?;
-        let swap = Swap(jobs.clone());
+        let changer = Changer(jobs.clone());
         let worker = Self { jobs, shared, thread: Some(thread), in_flight: 0, in_flight_bytes: 0 };
-        Ok((worker, swap))
+        Ok((worker, changer))
     }
+}
 
+impl<S> Worker<S> {
     /// What is readable when a request may be finished.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
         self.shared.event.as_fd()
@@ -163,7 +168,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl<S> Drop for Worker<S> {
     fn drop(&mut self) {
         self.shared.abandon.store(true, Ordering::SeqCst);
         let _ = self.jobs.send(Job::End);
@@ -177,11 +182,11 @@ impl Drop for Worker {
 }
 
 /// What the thread does, until the device is gone.
-fn run(jobs: &Receiver<Job>, mut disk: Disk, in_flight: &dyn InFlight, errors: &Errors, shared: &Shared) {
+fn run<S: Server>(jobs: &Receiver<Job<S>>, mut server: S, shared: &Shared) {
     for job in jobs {
         let (request, head, bytes, memory, write_through) = match job {
-            Job::Replace(other) => {
-                disk = *other;
+            Job::Change(change) => {
+                change(&mut server);
                 continue;
             }
             Job::End => return,
@@ -191,10 +196,7 @@ fn run(jobs: &Receiver<Job>, mut disk: Disk, in_flight: &dyn InFlight, errors: &
         };
         let written = match shared.abandon.load(Ordering::SeqCst) {
             true => 0,
-            false => {
-                let mut chain = Chain::attach(&memory, request);
-                request::serve(&mut disk, write_through, in_flight, &mut chain, errors)
-            }
+            false => server.serve(write_through, &mut Chain::attach(&memory, request)),
         };
         // What waits for this may take the memory away.
         drop(memory);
