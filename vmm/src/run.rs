@@ -15,8 +15,8 @@ use jail::Mode;
 use machine::api;
 use machine::working_set::{MAX_SAMPLES, SAMPLES, Sampling};
 use machine::{
-    Console, Drive, Ending, Interface, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Unpack, VmConfig, Vsock, handover,
-    probe,
+    Console, Drive, Ending, Interface, LINUX_CMDLINE, MAX_VCPUS, PANICKED, Pmem, Unpack, VmConfig, Vsock,
+    handover, probe,
 };
 use memory::numa::Placement;
 use memory::own;
@@ -35,6 +35,7 @@ const MAX_ID_BYTES: usize = 64;
   samepage run --kernel vmlinux --cmdline 'console=ttyS0' --control ./vm.sock
   samepage run --kernel vmlinux --initrd initrd.cpio --drive disk.img --drive /srv/data.img,ro   /dev/vda, /dev/vdb
   samepage run --kernel vmlinux --initrd initrd.cpio --drive root.img,overlay --cmdline 'console=ttyS0 root=/dev/vda rw'
+  samepage run --kernel vmlinux --initrd initrd.cpio --pmem base.img,ro --cmdline 'console=ttyS0 root=/dev/pmem0 rootflags=dax ro'
   samepage run --kernel vmlinux --initrd initrd.cpio --net tap0,mac=02:00:00:00:00:01   eth0 on the TAP tap0
   samepage run --kernel vmlinux --initrd initrd.cpio --vsock cid=3,path=./v.sock   streams between guest and host
   samepage run --kernel vmlinuz --kernel-decompress guest --memory 256M   its own decompressor runs, with address randomization
@@ -92,6 +93,10 @@ pub(super) struct Args {
     /// is refused unless `,raw` is given
     #[arg(long, conflicts_with = "api", value_name = "FILE[,ro][,overlay[=FILE]][,raw]")]
     drive: Vec<OsString>,
+    /// A file that the guest has as memory beside its RAM (virtio-pmem), for /dev/pmem0 and so on: written to the file, or read-only with `,ro`;
+    /// up to 4 times. Guests of one file have one copy of it, in the host's page cache
+    #[arg(long, conflicts_with = "api", value_name = "FILE[,ro]")]
+    pmem: Vec<OsString>,
     /// A network interface on a TAP of the host's, or on one made for this VM (`auto`, which takes CAP_NET_ADMIN); up to 4 times, for
     /// eth0 and so on. `bridge` is for `auto`
     #[arg(long, conflicts_with = "api", value_name = "TAP|auto[,mac=ADDRESS][,mtu=BYTES][,bridge=NAME]")]
@@ -177,7 +182,7 @@ pub(super) struct Args {
     daemon: Option<i32>,
     /// Read the VM's whole description from this descriptor; the other options allowed beside it
     /// only identify the VM in lists of processes and to a later daemon
-    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "net", "vsock", "merge", "mergeable"])]
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["api", "kernel", "drive", "pmem", "net", "vsock", "merge", "mergeable"])]
     config_fd: Option<i32>,
 }
 
@@ -194,6 +199,7 @@ impl Args {
             backing: self.backing,
             cpus: self.cpus,
             drives: self.drive.iter().enumerate().map(|(n, text)| Drive::from_argument(text, n)).collect(),
+            pmem: self.pmem.iter().enumerate().map(|(n, text)| Pmem::from_argument(text, n)).collect(),
             net: std::mem::take(&mut self.net),
             vsock: self.vsock.take(),
             balloon: (!self.no_balloon).then_some(balloon::Config {

@@ -11,7 +11,7 @@ pub use super::problem::Problem;
 use super::runtime::{FleetDir, SOCKET_PATH_BYTES};
 use super::spec::{EngineName, FleetSpec, GuestSpec, MetricsAddress};
 use image::vmlinux::{self, Unpack};
-use machine::{Drive, check_cmdline, probe};
+use machine::{check_cmdline, probe};
 use memory::userfault;
 use merge::EngineError;
 use merge::ksm::{self, Availability};
@@ -150,6 +150,11 @@ impl Problems {
                 self.add(Some(guest), Some("drives"), one_line(&error));
             }
         }
+        for pmem in &guest.vm.pmem {
+            if let Err(error) = pmem.check() {
+                self.add(Some(guest), Some("pmem"), one_line(&error));
+            }
+        }
         for interface in &guest.vm.net {
             if let Err(error) = interface.look() {
                 self.add(Some(guest), Some("net"), one_line(&error));
@@ -161,7 +166,7 @@ impl Problems {
     fn same_images(&mut self, guests: &[GuestSpec]) {
         let mut users: BTreeMap<(u64, u64), (&GuestSpec, &Path, bool)> = BTreeMap::new();
         for guest in guests {
-            for (path, read_only) in guest.vm.drives.iter().flat_map(Drive::files) {
+            for (path, read_only) in guest.vm.images() {
                 let Ok(meta) = std::fs::metadata(path) else { continue };
                 let Some((first, its, also_read_only)) =
                     users.insert((meta.dev(), meta.ino()), (guest, path, read_only))

@@ -12,6 +12,7 @@ mod net;
 mod open;
 mod overcommit;
 mod paths;
+mod pmem;
 mod reservation;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ pub use self::open::{DomainRule, Open};
 use self::overcommit::OvercommitKeys;
 pub use self::overcommit::{AdmissionName, Overcommit};
 pub use self::paths::resolve;
+pub use self::pmem::PmemSpec;
 pub use self::reservation::Reservation;
 use super::HostError;
 use merge::slab::engine::Tuning;
@@ -171,6 +173,7 @@ impl FleetSpec {
             return Err(SpecError::Domains { domains });
         }
         drive::check_owners(&guests)?;
+        pmem::check_domains(&guests)?;
         net::check_owners(&guests)?;
         let overcommit = match &file.overcommit {
             Some(keys) => keys.check().map_err(SpecError::Overcommit)?,

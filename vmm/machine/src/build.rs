@@ -27,6 +27,7 @@ use super::listener::Listener;
 use super::machine::Machine;
 use super::merging::Merging;
 use super::platform::{COM1_PORT, COM2_PORT, GENERATION, VIRTIO_BASE};
+use super::pmem::Regions;
 use super::restore::{Image, Mapped};
 use super::running::Running;
 use super::shut_down::ShutDown;
@@ -40,7 +41,7 @@ use super::trouble::Trouble;
 use super::vcpu::{Shared, Vcpus};
 use super::vsock::{Held, Vsock};
 use super::working_set::Sampler;
-use super::{acpi, boot, drive, generation, interface, probe, registers, serial_ports, virtio};
+use super::{acpi, boot, drive, generation, interface, probe, registers, serial_ports, slots, virtio};
 use memory::own;
 use memory::ram::{Backing, Ram};
 use merge::slab::agent::FoundSlabs;
@@ -129,6 +130,7 @@ impl Host {
         let kvm = open_kvm()?;
         let disks = drive::open_all(&config.drives)?;
         image.map_or(Ok(()), |image| image.check_drives(&disks))?;
+        let regions = Arc::new(Regions::open(&config.pmem, config.memory_bytes)?);
         let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
         let listen = |path| match config.daemon.is_some() {
             true => Listener::bind(path)?.keep(),
@@ -137,7 +139,7 @@ impl Host {
         let control = config.control.as_deref().map(listen).transpose()?;
         let com2 = config.com2.as_deref().map(listen).transpose()?;
         let (device, vsock) = config.vsock.as_ref().map(Vsock::open).transpose()?.unzip();
-        let devices = virtio::Opened { disks, interfaces, vsock: device };
+        let devices = virtio::Opened { disks, regions, interfaces, vsock: device };
         Ok(Self { kvm, devices, control, com2, vsock })
     }
 }
@@ -147,6 +149,7 @@ struct Core {
     kvm: Kvm,
     vm: Arc<VmFd>,
     ram: Ram,
+    regions: Arc<Regions>,
     write_log: DirtyLog,
     tracking: Tracking,
     handles: virtio::Handles,
@@ -177,6 +180,8 @@ impl Still {
         let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
         let mapped = image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
         let vm = Arc::new(create_vm(&kvm, &ram)?);
+        let regions = devices.regions.clone();
+        slots::set_files(&vm, regions.iter()).map_err(VmError::kvm("take the guest's persistent memory"))?;
         let write_log = DirtyLog::new(&vm, &ram);
         // Before anything is written that the memory file has not.
         let tracking = match config.track_dirty_pages {
@@ -198,6 +203,7 @@ impl Still {
             kvm,
             vm,
             ram,
+            regions,
             write_log,
             tracking,
             handles,
@@ -258,7 +264,9 @@ impl Wired {
         let ends = guest_end.clone();
         let has_ended = Box::new(move || ends.tell());
         let merges = core.ram.merges().clone();
-        let shared = Shared::new(config.cpus, pio, mmio, input_waits, has_ended, outcome.clone(), merges);
+        let (buses, regions) = ((pio, mmio), core.regions.clone());
+        let shared =
+            Shared::new(config.cpus, buses, input_waits, has_ended, outcome.clone(), merges, regions);
         if core.is_paused {
             shared.start_paused();
         }
@@ -379,6 +387,11 @@ fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
     }
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
+    }
+    if config.pmem.iter().any(|pmem| !pmem.read_only) {
+        return Some(
+            "it has persistent memory that it may write, and two VMs cannot write the same file; expected read_only, or none",
+        );
     }
     config.drives.iter().any(|drive| !drive.read_only).then_some(
         "it has a drive that it may write, and two VMs cannot write the same file; expected read_only drives, or none",

@@ -4,7 +4,7 @@
 //! An option is added here, where `build` obeys it, and where it can be given: `samepage run`, fleet files, the API.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use devices::rate_limiter::Limits;
 use devices::virtio::balloon;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::drive::Drive;
 use super::interface::{Interface, Mmds};
+use super::pmem::Pmem;
 use super::vsock::Vsock;
 use super::working_set::Sampling;
 
@@ -49,6 +50,9 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Its disks, at most [`super::MAX_DRIVES`].
     pub drives: Vec<Drive>,
+    /// The files that it has as memory beside its RAM, at most [`super::MAX_PMEM`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<Pmem>,
     /// Its network interfaces, at most [`super::MAX_INTERFACES`].
     pub net: Vec<Interface>,
     /// Its sockets, if it has any.
@@ -113,6 +117,7 @@ impl Default for VmConfig {
             backing: Backing::default(),
             cpus: 1,
             drives: Vec::new(),
+            pmem: Vec::new(),
             net: Vec::new(),
             vsock: None,
             mmds: None,
@@ -139,6 +144,12 @@ impl Default for VmConfig {
 }
 
 impl VmConfig {
+    /// The files that its disks and its persistent memory are, and whether each is only read.
+    pub fn images(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let drives = self.drives.iter().flat_map(Drive::files);
+        drives.chain(self.pmem.iter().map(|pmem| (pmem.path.as_path(), pmem.read_only)))
+    }
+
     /// The kernel's command line.
     pub fn cmdline(&self) -> &str {
         self.cmdline.as_deref().unwrap_or(LINUX_CMDLINE)

@@ -180,13 +180,19 @@ impl Drive {
     /// # Errors
     /// It is none that a guest can have.
     pub fn open(&self) -> Result<Disk, DriveError> {
-        let (file, bytes) = self.look()?;
-        lock(&file, &self.path, self.only_reads())?;
+        let (file, bytes) = self.open_file()?;
         let medium = match &self.overlay {
             None => Medium::File(file),
             Some(overlay) => overlay.open(&self.path, file, bytes)?,
         };
         Ok(Disk { medium, sectors: bytes / SECTOR_BYTES, read_only: self.read_only, id: self.padded_id() })
+    }
+
+    /// The file, open and locked, and its length.
+    pub(super) fn open_file(&self) -> Result<(File, u64), DriveError> {
+        let (file, bytes) = self.look()?;
+        lock(&file, &self.path, self.only_reads())?;
+        Ok((file, bytes))
     }
 
     /// As [`Self::open`], in the place of a drive whose file is `old`, which is locked already: it may be the same one, of another length.

@@ -11,6 +11,7 @@ use super::image_error::ImageStartError;
 use super::interface::InterfaceError;
 use super::listener::ListenerError;
 use super::platform::CMDLINE_BYTES;
+use super::pmem::PmemError;
 use super::vsock::VsockError;
 use image::vmlinux::KernelError;
 use memory::numa::NumaError;
@@ -118,6 +119,9 @@ pub enum VmError {
     /// A drive cannot be used.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// Persistent memory cannot be had.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// A guest's sockets cannot be so.
     #[error(transparent)]
     Vsock(#[from] VsockError),

@@ -14,6 +14,7 @@ use super::coalesced::Ring;
 use super::error::VmError;
 use super::exit::{Ending, Fault, Outcome};
 use super::platform::IDLE_PORT;
+use super::pmem::Regions;
 use super::run_page::RunPage;
 use super::slice::{self, Interruptible, Slices};
 use super::throttle::{Throttle, ThrottleError};
@@ -71,6 +72,8 @@ pub struct Shared {
     pub outcome: Outcome,
     /// What was done to guest RAM, for a fault's report.
     merges: MergeLog,
+    /// The files that the guest has as memory.
+    regions: Arc<Regions>,
     /// How fast the guest may take memory. A VM that is held while it is paused is still paused after, and the other way round.
     pub(super) throttle: Throttle,
 }
@@ -79,12 +82,12 @@ impl Shared {
     /// For `vcpus` vCPUs.
     pub fn new(
         vcpus: u8,
-        pio: Bus,
-        mmio: Bus,
+        (pio, mmio): (Bus, Bus),
         input_waits: Box<dyn Fn() -> bool + Send + Sync>,
         has_ended: Box<dyn Fn() -> bool + Send + Sync>,
         outcome: Outcome,
         merges: MergeLog,
+        regions: Arc<Regions>,
     ) -> Arc<Self> {
         let gate = Mutex::new(Gate {
             wanted: Wanted::Run,
@@ -96,7 +99,18 @@ impl Shared {
             roused: 0,
         });
         let (changed, throttle) = (Condvar::new(), Throttle::new(vcpus));
-        Arc::new(Self { gate, changed, pio, mmio, input_waits, has_ended, outcome, merges, throttle })
+        Arc::new(Self {
+            gate,
+            changed,
+            pio,
+            mmio,
+            input_waits,
+            has_ended,
+            outcome,
+            merges,
+            regions,
+            throttle,
+        })
     }
 
     /// Has each of these vCPUs return once from its wait for input. A guest that goes on from elsewhere may have been saved after it
@@ -390,6 +404,8 @@ fn run_until_end(
                 }
                 // A vCPU that waits for its start signal answers so when it is woken without one.
                 io::ErrorKind::WouldBlock => slices.end(),
+                // Of RAM a page is always to be had, or the kernel has ended this process.
+                _ if e.errno() == libc::EFAULT && shared.regions.replace_lost() => {}
                 _ => return Some(fault(vcpu, shared, Fault::Run { errno: e.errno() })),
             },
         }

@@ -1,5 +1,7 @@
 //! The virtio devices of a VM, in the order of their windows, and the host's way to each.
 
+use std::sync::Arc;
+
 use devices::rate_limiter::Limiter;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{self, Balloon};
@@ -12,12 +14,14 @@ use memory::ram::Ram;
 use super::config::VmConfig;
 use super::drive::Attached;
 use super::error::VmError;
+use super::pmem::Regions;
 use super::running::NetHandle;
 
 /// What the devices take of the host, opened.
 pub(super) struct Opened {
     /// As in the configuration.
     pub(super) disks: Vec<Disk>,
+    pub(super) regions: Arc<Regions>,
     pub(super) interfaces: Vec<(Net, Limiters)>,
     pub(super) vsock: Option<Vsock>,
 }
@@ -60,6 +64,9 @@ pub(super) fn make(
     }
     if let Some(vsock) = opened.vsock {
         devices.push(Box::new(vsock));
+    }
+    for device in opened.regions.devices().map_err(VmError::host("start a thread for persistent memory"))? {
+        devices.push(Box::new(device));
     }
     Ok((devices, Handles { entropy, balloon, drives, nets }))
 }

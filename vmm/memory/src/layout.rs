@@ -29,6 +29,21 @@ pub fn stretches(bytes: u64) -> Vec<Stretch> {
     all
 }
 
+/// What files that a guest has as memory are aligned to: Linux takes up memory by sections of this size.
+const FILE_ALIGN: u64 = 128 << 20;
+
+/// Where such files lie, of these lengths, beside `ram_bytes` of RAM: behind it, and above the hole.
+pub fn file_starts(ram_bytes: u64, lengths: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    let ram_end = stretches(ram_bytes).iter().map(|stretch| stretch.gpa + stretch.bytes).max();
+    let mut end = ram_end.unwrap_or_default().max(HOLE_END);
+    let mut start = |length| {
+        let start = end.next_multiple_of(FILE_ALIGN);
+        end = start.saturating_add(length);
+        start
+    };
+    lengths.into_iter().map(&mut start).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +59,13 @@ mod tests {
                 prop_assert!(s.gpa + s.bytes <= HOLE_START || s.gpa >= HOLE_END);
             }
         }
+    }
+
+    #[test]
+    fn files_lie_behind_ram_and_apart_from_each_other() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(file_starts(256 << 20, [2 << 20, 2 << 20]), [4 * GIB, 4 * GIB + (128 << 20)]);
+        assert_eq!(file_starts(4 * GIB, [3 * GIB, 1]), [5 * GIB, 8 * GIB]);
+        assert_eq!(file_starts(4 * GIB + 4096, [1]), [5 * GIB + (128 << 20)]);
     }
 }

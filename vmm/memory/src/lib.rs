@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 mod discard_log;
 pub mod file;
+pub mod file_region;
 pub mod flat;
 mod freeze;
 pub mod handler;

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::SpecError;
 use super::guest::GuestSpec;
-use super::net::NUMBER;
-use super::paths::resolve;
+use super::paths::numbered;
 use machine::{Drive, MAX_DRIVES, Overlay};
 
 /// A disk of a guest: `/dev/vda` is the first.
@@ -72,20 +71,11 @@ pub(super) fn of(guest: &str, n: usize, drives: &[DriveSpec], dir: &Path) -> Res
     }
 }
 
-/// The path of guest number `n`, as a file in `dir` gives it.
-fn numbered(path: &Path, n: usize, dir: &Path) -> PathBuf {
-    let path = match path.to_str() {
-        Some(text) if text.contains(NUMBER) => text.replace(NUMBER, &n.to_string()).into(),
-        _ => path.to_owned(),
-    };
-    resolve(&path, dir)
-}
-
 /// A drive that a guest may write cannot be shared.
 pub(super) fn check_owners(guests: &[GuestSpec]) -> Result<(), SpecError> {
     let mut users: BTreeMap<&Path, (&str, bool)> = BTreeMap::new();
     for guest in guests {
-        for (path, only_reads) in guest.vm.drives.iter().flat_map(Drive::files) {
+        for (path, only_reads) in guest.vm.images() {
             let earlier = users.insert(path, (&guest.name, only_reads));
             if let Some((first, also_only_reads)) = earlier
                 && !(only_reads && also_only_reads)

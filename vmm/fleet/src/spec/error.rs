@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use machine::{InterfaceError, MAX_DRIVES, MAX_VCPUS};
+use machine::{InterfaceError, MAX_DRIVES, MAX_PMEM, MAX_VCPUS};
 use memory::numa::NumaError;
 use memory::size::SizeError;
 use thiserror::Error;
@@ -128,6 +128,16 @@ pub enum SpecError {
         path = path.display()
     )]
     ReadOnlyOverlay { guest: String, path: PathBuf },
+    /// A guest's files as memory.
+    #[error("guest {guest}: {asked} files as memory are not possible: expected at most {MAX_PMEM}")]
+    Pmem { guest: String, asked: usize },
+    /// Pages would be in common that must not be.
+    #[error(
+        "guests {first} and {second} have the persistent memory {path} in common, and are of two domains, which share no page: \
+         give each domain a copy",
+        path = path.display()
+    )]
+    PmemDomains { path: PathBuf, first: String, second: String },
     /// A guest's network interfaces.
     #[error("guest {guest}: net")]
     Net {

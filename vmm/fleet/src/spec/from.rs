@@ -38,6 +38,11 @@ pub fn resolve(guests: &mut [GuestSpec], from: &BTreeMap<String, String>) -> Res
         if of.vm.drives.iter().any(|drive| !drive.read_only) {
             return Err(wrong("which has a drive that it may write: two guests would write the same file"));
         }
+        if of.vm.pmem.iter().any(|pmem| !pmem.read_only) {
+            return Err(wrong(
+                "which has persistent memory that it may write: two guests would write the same file",
+            ));
+        }
         *guest = of.cloned(guest.name.clone());
     }
     Ok(())

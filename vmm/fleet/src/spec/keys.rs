@@ -16,6 +16,7 @@ use super::limits::MAX_READY_SECONDS;
 use super::names::check_name;
 use super::net::{self, NetSpec};
 use super::paths::resolve;
+use super::pmem::{self, PmemSpec};
 use super::reservation::ReservationKeys;
 
 /// What a table `[[guest]]` says, or `[defaults]`.
@@ -37,6 +38,7 @@ pub(super) struct GuestKeys {
     pub(super) huge_pages: Option<bool>,
     pub(super) numa: Option<Placement>,
     pub(super) drives: Option<Vec<DriveSpec>>,
+    pub(super) pmem: Option<Vec<PmemSpec>>,
     pub(super) net: Option<Vec<NetSpec>>,
     pub(super) vsock: Option<bool>,
     pub(super) balloon: Option<BalloonSpec>,
@@ -148,6 +150,7 @@ pub(super) fn one_guest(
         huge_pages: keys.huge_pages,
         numa: keys.numa,
         drives: drive::of(&name, n, keys.drives.as_deref().unwrap_or_default(), dir)?,
+        pmem: pmem::of(&name, n, keys.pmem.as_deref().unwrap_or_default(), dir)?,
         net: net::of(&name, n, fleet, keys.net.as_deref().unwrap_or_default())?,
         // Its path is known when it is started.
         vsock: keys.vsock.unwrap_or(false).then(|| Vsock { cid: MIN_CID, path: PathBuf::new() }),

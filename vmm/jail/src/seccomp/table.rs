@@ -91,6 +91,7 @@ const VCPU: &[Allowed] = &[
     ioctl!(request::INTERRUPT, "a driver takes note of the power button"),
     ioctl!(request::TAP, "a driver accepts a network device's features"),
     any(Sysno::sendto, "COM2's output"),
+    any(Sysno::fstat, "whether the file of persistent memory is as long as it was"),
     any(Sysno::timer_create, "the slices of a throttled guest"),
     any(Sysno::timer_settime, "the slices of a throttled guest"),
     any(Sysno::timer_delete, "the slices of a throttled guest"),

@@ -14,18 +14,19 @@ use super::fault::Fault;
 use super::keys::is_empty;
 use super::model::{
     Balloon, BootSource, CpuConfig, Drive, Entropy, Logger, MachineConfig, Metrics, MmdsConfig,
-    NetworkInterface, Serial, Vsock,
+    NetworkInterface, Pmem, Serial, Vsock,
 };
 use super::request::Request;
 use os::named_file;
 
 /// The sections, in the order in which they are carried out.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "logger",
     "machine-config",
     "cpu-config",
     "boot-source",
     "drives",
+    "pmem",
     "network-interfaces",
     "mmds-config",
     "vsock",
@@ -35,7 +36,7 @@ const SECTIONS: [&str; 12] = [
     "metrics",
 ];
 /// Sections of Firecracker's that Samepage has no use for yet: they may be null or empty.
-const NOT_YET: [&str; 2] = ["memory-hotplug", "pmem"];
+const NOT_YET: [&str; 1] = ["memory-hotplug"];
 /// The longest file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -118,6 +119,7 @@ fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError
         cpu,
         boot,
         drives,
+        pmem,
         interfaces,
         mmds,
         vsock,
@@ -132,6 +134,7 @@ fn requests(text: &[u8]) -> Result<Vec<(&'static str, Request)>, ConfigFileError
     requests.extend(cpu.map(|it| ("cpu-config", Request::PutCpuConfig(it))));
     requests.extend(boot.map(|it| ("boot-source", Request::PutBootSource(it))));
     requests.extend(drives.into_iter().flatten().map(|it| ("drives", Request::PutDrive(it))));
+    requests.extend(pmem.into_iter().flatten().map(|it| ("pmem", Request::PutPmem(it))));
     let interfaces = interfaces.into_iter().flatten();
     requests.extend(interfaces.map(|it| ("network-interfaces", Request::PutNetworkInterface(it))));
     requests.extend(mmds.map(|it| ("mmds-config", Request::PutMmdsConfig(it))));
@@ -152,6 +155,7 @@ struct Contents {
     cpu: Option<CpuConfig>,
     boot: Option<BootSource>,
     drives: Option<Vec<Drive>>,
+    pmem: Option<Vec<Pmem>>,
     interfaces: Option<Vec<NetworkInterface>>,
     mmds: Option<MmdsConfig>,
     vsock: Option<Vsock>,
@@ -197,6 +201,7 @@ impl<'de> Visitor<'de> for Sections<'_> {
                 "cpu-config" => contents.cpu = map.next_value()?,
                 "boot-source" => contents.boot = map.next_value()?,
                 "drives" => contents.drives = map.next_value()?,
+                "pmem" => contents.pmem = map.next_value()?,
                 "network-interfaces" => contents.interfaces = map.next_value()?,
                 "mmds-config" => contents.mmds = map.next_value()?,
                 "vsock" => contents.vsock = map.next_value()?,

@@ -14,7 +14,10 @@ use super::model::{BUILT_IN, MAX_MEM_MIB, MIN_MEM_MIB};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
 use crate::snapshot::load_error::LoadError;
-use crate::{DriveError, InterfaceError, MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError, VsockError};
+use crate::{
+    DriveError, InterfaceError, MAX_DRIVES, MAX_INTERFACES, MAX_PMEM, MAX_VCPUS, PmemError, VmError,
+    VsockError,
+};
 use os::one_line;
 
 /// Why a request was not carried out.
@@ -91,6 +94,14 @@ pub enum Fault {
     Drives,
     #[error("Unable to create the block device")]
     Drive(#[source] DriveError),
+    #[error("There are {MAX_PMEM} files as memory already, the most that a VM of Samepage's has.")]
+    Pmems,
+    #[error("Unable to create the pmem device")]
+    Pmem(#[source] PmemError),
+    #[error("There is no pmem device {id:?}.")]
+    NoSuchPmem { id: String },
+    #[error("A microVM with pmem devices is not saved by Samepage yet.")]
+    PmemSnapshot,
     #[error("There are {MAX_INTERFACES} network interfaces already, the most that a VM of Samepage's has.")]
     Interfaces,
     #[error("Could not create the network device")]

@@ -19,8 +19,8 @@ use super::logger;
 use super::metrics::{self, MetricsFile};
 use super::model::{
     ActionType, BUILT_IN, Balloon, BootSource, CpuConfig, Drive, DrivePatch, HugePages, Logger, MAX_MEM_MIB,
-    MIN_MEM_MIB, MachineConfig, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Spec,
-    StatisticsPatch, VmState,
+    MIN_MEM_MIB, MachineConfig, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
+    PmemPatch, Spec, StatisticsPatch, VmState,
 };
 use super::request::Request;
 use super::response::Response;
@@ -28,7 +28,7 @@ use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
 use crate::state::setup::SetupV1;
-use crate::{DriveError, MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmError};
+use crate::{DriveError, MAX_DRIVES, MAX_INTERFACES, MAX_PMEM, MAX_VCPUS, VmError};
 
 /// What builds VMs.
 pub trait Launch {
@@ -180,6 +180,8 @@ impl<L: Launch> Instance<L> {
             Request::PutBootSource(source) => self.set_boot_source(source)?,
             Request::PutDrive(drive) => self.set_drive(drive)?,
             Request::PatchDrive(patch) => self.change_drive(patch)?,
+            Request::PutPmem(pmem) => self.set_pmem(pmem)?,
+            Request::PatchPmem(patch) => self.change_pmem(&patch)?,
             Request::PutVsock(vsock) => {
                 self.before_start()?;
                 vsock.sockets().check().map_err(Fault::Vsock)?;
@@ -224,6 +226,9 @@ impl<L: Launch> Instance<L> {
             }
             Request::PatchVm(VmState::Resumed) => self.vm()?.resume(),
             Request::CreateSnapshot(create) => {
+                if !self.spec.pmem.is_empty() {
+                    return Err(Fault::PmemSnapshot);
+                }
                 let setup = snapshot::setup(&self.spec);
                 let created = self.vm()?.create_snapshot(&create, setup);
                 created.map_err(|error| Fault::Create(Box::new(error)))?;
@@ -342,8 +347,11 @@ impl<L: Launch> Instance<L> {
         if let Some(partuuid) = drive.partuuid.as_ref().filter(|id| !is_partition(id)) {
             return Err(Fault::Partuuid { partuuid: partuuid.clone() });
         }
-        if let Some(root) = others().find(|other| other.is_root_device && drive.is_root_device) {
-            return Err(Fault::SecondRoot { id: root.drive_id.clone() });
+        let pmem = self.spec.pmem.iter().filter(|pmem| pmem.root_device).map(|pmem| &pmem.id);
+        let mut roots =
+            others().filter(|other| other.is_root_device).map(|other| &other.drive_id).chain(pmem);
+        if let Some(root) = roots.next().filter(|_| drive.is_root_device) {
+            return Err(Fault::SecondRoot { id: root.clone() });
         }
         if others().count() >= MAX_DRIVES {
             return Err(Fault::Drives);
@@ -357,6 +365,39 @@ impl<L: Launch> Instance<L> {
         // The guest's /dev/vda; the others stay in their order.
         drives.sort_by_key(|drive| !drive.is_root_device);
         Ok(())
+    }
+
+    /// Adds a file as memory, or replaces the one of that name.
+    fn set_pmem(&mut self, pmem: Pmem) -> Result<(), Fault> {
+        self.before_start()?;
+        check_id(&pmem.id)?;
+        let others = || self.spec.pmem.iter().filter(|other| other.id != pmem.id);
+        let drives =
+            self.spec.drives.iter().filter(|drive| drive.is_root_device).map(|drive| &drive.drive_id);
+        let mut roots = others().filter(|other| other.root_device).map(|other| &other.id).chain(drives);
+        if let Some(root) = roots.next().filter(|_| pmem.root_device) {
+            return Err(Fault::SecondRoot { id: root.clone() });
+        }
+        if others().count() >= MAX_PMEM {
+            return Err(Fault::Pmems);
+        }
+        pmem.pmem().check().map_err(Fault::Pmem)?;
+        match self.spec.pmem.iter().position(|other| other.id == pmem.id) {
+            Some(at) => self.spec.pmem[at] = pmem,
+            None => self.spec.pmem.push(pmem),
+        }
+        Ok(())
+    }
+
+    /// There is nothing that can be changed, but it has to be there.
+    fn change_pmem(&self, patch: &PmemPatch) -> Result<(), Fault> {
+        if self.vm.is_none() {
+            return Err(Fault::BeforeStart);
+        }
+        match self.spec.pmem.iter().any(|pmem| pmem.id == patch.id) {
+            true => Ok(()),
+            false => Err(Fault::NoSuchPmem { id: patch.id.clone() }),
+        }
     }
 
     /// Gives a drive of the running VM another file.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::balloon::device_config;
 use super::fault::Fault;
 use super::instance::{Launch, Machine, vm_drive};
-use super::model::{BUILT_IN, BootSource, Entropy, HugePages, NetworkInterface, Spec, Vsock};
+use super::model::{BUILT_IN, BootSource, Entropy, HugePages, NetworkInterface, Pmem, Spec, Vsock};
 use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::{BalloonError, BalloonHost};
 use crate::restore::Image;
@@ -49,12 +49,17 @@ impl Launcher {
             let mode = if root.is_read_only { "ro" } else { "rw" };
             cmdline = cmdline::append(&cmdline, &format!("root={device} {mode}"));
         }
+        if let Some((number, root)) = (0..).zip(&spec.pmem).find(|(_, pmem)| pmem.root_device) {
+            let mode = if root.read_only { "ro" } else { "rw" };
+            cmdline = cmdline::append(&cmdline, &format!("root=/dev/pmem{number} {mode}"));
+        }
         VmConfig {
             kernel: (!is_built_in).then(|| source.kernel_image_path.clone()),
             unpack: Unpack::Host,
             initrd: source.initrd_path.clone(),
             cmdline: Some(cmdline),
             drives: spec.drives.iter().map(vm_drive).collect(),
+            pmem: spec.pmem.iter().map(Pmem::pmem).collect(),
             net: interfaces(spec),
             vsock: spec.vsock.as_ref().map(Vsock::sockets),
             memory_bytes: machine.mem_size_mib << 20,

@@ -155,6 +155,41 @@ pub struct DrivePatch {
     pub rate_limiter: (),
 }
 
+/// `/pmem/{id}`: a file as memory beside RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pmem {
+    /// Its name: letters, digits and underscores.
+    pub id: String,
+    /// A raw image.
+    pub path_on_host: PathBuf,
+    /// Whether it is the kernel's `root=`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub root_device: bool,
+    /// Whether the guest may only read it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub read_only: bool,
+    /// How often the guest may flush it.
+    #[serde(default, deserialize_with = "keys::rate_limiter", skip_serializing)]
+    pub rate_limiter: (),
+}
+
+impl Pmem {
+    /// What the VM has that it describes.
+    pub(super) fn pmem(&self) -> crate::Pmem {
+        crate::Pmem { id: self.id.clone(), path: self.path_on_host.clone(), read_only: self.read_only }
+    }
+}
+
+/// `PATCH /pmem/{id}`: what is to be different: nothing can be.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemPatch {
+    pub id: String,
+    #[serde(default, deserialize_with = "keys::rate_limiter")]
+    pub rate_limiter: (),
+}
+
 /// `/network-interfaces/{iface_id}`: a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -468,6 +503,7 @@ pub struct Spec {
     pub boot_source: Option<BootSource>,
     /// The root device first.
     pub drives: Vec<Drive>,
+    pub pmem: Vec<Pmem>,
     pub network_interfaces: Vec<NetworkInterface>,
     pub vsock: Option<Vsock>,
     pub balloon: Option<Balloon>,

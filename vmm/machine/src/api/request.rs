@@ -7,12 +7,12 @@ use super::fault::Fault;
 use super::model::{
     Action, ActionType, Balloon, BalloonPatch, BootSource, CpuConfig, Drive, DrivePatch, Entropy,
     HintingStart, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface,
-    NetworkInterfacePatch, Serial, StatisticsPatch, VmPatch, VmState, Vsock,
+    NetworkInterfacePatch, Pmem, PmemPatch, Serial, StatisticsPatch, VmPatch, VmState, Vsock,
 };
 use super::snapshot::{CreateSnapshot, LoadSnapshot};
 
 /// First parts of paths that Firecracker serves and Samepage does not yet.
-const NOT_YET: &[&str] = &["hotplug", "pmem"];
+const NOT_YET: &[&str] = &["hotplug"];
 
 /// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Request {
     PutBootSource(BootSource),
     PutDrive(Drive),
     PatchDrive(DrivePatch),
+    PutPmem(Pmem),
+    PatchPmem(PmemPatch),
     PutNetworkInterface(NetworkInterface),
     PatchNetworkInterface(NetworkInterfacePatch),
     GetMmds,
@@ -84,6 +86,18 @@ impl Request {
                 let patch: DrivePatch = json(method, body)?;
                 same_id(in_path, &patch.drive_id)?;
                 Self::PatchDrive(patch)
+            }
+            ("PUT", route) if first == "pmem" => {
+                let in_path = id_in(method, path, route)?;
+                let pmem: Pmem = json(method, body)?;
+                same_id(in_path, &pmem.id)?;
+                Self::PutPmem(pmem)
+            }
+            ("PATCH", route) if first == "pmem" => {
+                let in_path = id_in(method, path, route)?;
+                let patch: PmemPatch = json(method, body)?;
+                same_id(in_path, &patch.id)?;
+                Self::PatchPmem(patch)
             }
             ("PUT", route) if first == "network-interfaces" => {
                 let in_path = id_in(method, path, route)?;
@@ -218,6 +232,8 @@ mod tests {
             ("PATCH", "/balloon/hinting/start", r#"{"acknowledge_on_stop":null}"#),
             ("PUT", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","is_root_device":false}"#),
             ("PATCH", "/drives/a", r#"{"drive_id":"a","path_on_host":"p","rate_limiter":null}"#),
+            ("PUT", "/pmem/a", r#"{"id":"a","path_on_host":"p","root_device":true,"read_only":null}"#),
+            ("PATCH", "/pmem/a", r#"{"id":"a","rate_limiter":null}"#),
             ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
             ("PATCH", "/vm", r#"{"state":"Paused"}"#),
             ("PUT", "/snapshot/create", r#"{"snapshot_path":"a","mem_file_path":"b"}"#),

@@ -256,6 +256,8 @@ pub fn spec(file: &StateFile, load: &LoadSnapshot, before: &Spec) -> Spec {
             initrd_path: boot.initrd.as_ref().map(path),
             boot_args: boot.args.clone(),
         }),
+        // A VM with any is not saved.
+        pmem: Vec::new(),
         drives: setup
             .drives
             .iter()

@@ -76,7 +76,7 @@ fn four_vcpus_beside_busy_threads_are_never_a_second_ahead() {
     let outcome = Outcome::new().unwrap();
     let merges = ram.merges().clone();
     let shared =
-        Shared::new(VCPUS, Bus::default(), Bus::default(), nothing, Box::new(|| false), outcome, merges);
+        Shared::new(VCPUS, Default::default(), nothing, Box::new(|| false), outcome, merges, Arc::default());
     let parts: Vec<_> = (0..u64::from(VCPUS))
         .map(|n| Gpa(n * PART_BYTES + PART_BYTES / 2)..Gpa((n + 1) * PART_BYTES))
         .collect();
