@@ -292,7 +292,13 @@ fn malformed_requests_are_refused_and_others_are_served() {
     for (method, path, body, said) in [
         ("PUT", "/foo", json!({}), "Invalid request method and/or path: PUT /foo."),
         ("DELETE", "/", Value::Null, "Invalid request method and/or path: DELETE /."),
-        ("PUT", "/pmem/a", json!({}), "not supported by Samepage yet"),
+        ("PUT", "/hotplug/memory", json!({}), "not supported by Samepage yet"),
+        (
+            "PUT",
+            "/pmem/a",
+            json!({"id": "a", "path_on_host": "/nowhere"}),
+            "Unable to create the pmem device",
+        ),
         ("PUT", "/drives/root", json!({}), "missing field `drive_id`"),
         ("PUT", "/actions", Value::Null, "Empty PUT request."),
         (

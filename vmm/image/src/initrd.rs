@@ -16,8 +16,13 @@ const CONSOLE: (u32, u32) = (5, 1);
 
 /// Writes the archive to `path`; returns its length in bytes.
 ///
-/// `/modules/order` names the files in `/modules`, one per line, in the order of loading.
-pub(super) fn write(path: &Path, agent: &[u8], modules: &[Module]) -> Result<u64, ImageError> {
+/// `/modules/order` names the files in `/modules`, one per line, in the order of loading; `/modules/order.pmem` those that follow in a guest
+/// with persistent memory.
+pub(super) fn write(
+    path: &Path,
+    agent: &[u8],
+    (at_boot, for_pmem): (&[Module], &[Module]),
+) -> Result<u64, ImageError> {
     let write = || -> io::Result<u64> {
         let mut cpio = Cpio::new(BufWriter::new(File::create(path)?));
         for directory in DIRECTORIES {
@@ -25,14 +30,16 @@ pub(super) fn write(path: &Path, agent: &[u8], modules: &[Module]) -> Result<u64
         }
         cpio.character("dev/console", 0o600, CONSOLE)?;
         cpio.file("init", 0o755, agent)?;
-        let mut order = String::new();
-        for module in modules {
-            let file = format!("{}.ko", module.name);
-            cpio.file(&format!("modules/{file}"), 0o644, &module.bytes)?;
-            order += &file;
-            order.push('\n');
+        for (list, modules) in [("modules/order", at_boot), ("modules/order.pmem", for_pmem)] {
+            let mut order = String::new();
+            for module in modules {
+                let file = format!("{}.ko", module.name);
+                cpio.file(&format!("modules/{file}"), 0o644, &module.bytes)?;
+                order += &file;
+                order.push('\n');
+            }
+            cpio.file(list, 0o644, order.as_bytes())?;
         }
-        cpio.file("modules/order", 0o644, order.as_bytes())?;
         cpio.finish()
     };
     write().map_err(ImageError::file("write", path))

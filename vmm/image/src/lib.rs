@@ -53,6 +53,9 @@ pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "
 pub const OPTIONAL_MODULES: [&str; 4] =
     ["pvpanic_mmio", "vmgenid", "virtio_net", "vmw_vsock_virtio_transport"];
 
+/// Modules that an image has if its kernel has them, and that are loaded only in a guest that has such memory: they are large.
+pub const PMEM_MODULES: [&str; 2] = ["virtio_pmem", "nd_pmem"];
+
 /// The most of an uncompressed kernel that is searched for its version.
 const VERSION_SEARCH_BYTES: u64 = 128 << 20;
 
@@ -169,6 +172,7 @@ fn make_below(
     check_stop(progress)?;
 
     progress.stage("collecting modules", None);
+    let mut at_boot = 0;
     let plan = match &modules_dir {
         Some(dir) => {
             let modules = Modules::open(dir)?;
@@ -179,13 +183,18 @@ fn make_below(
                 .map(String::from)
                 .chain(options.modules.clone())
                 .collect();
-            modules.plan(&wanted, version.as_deref())?
+            let mut plan = modules.plan(&wanted, version.as_deref())?;
+            at_boot = plan.load.len();
+            if PMEM_MODULES.iter().all(|name| modules.has(name)) {
+                modules.extend(&mut plan, &PMEM_MODULES, version.as_deref())?;
+            }
+            plan
         }
         None => Plan::default(),
     };
     check_stop(progress)?;
     let initrd = staged.join(INITRD_FILE);
-    let initrd_bytes = initrd::write(&initrd, agent, &plan.load)?;
+    let initrd_bytes = initrd::write(&initrd, agent, plan.load.split_at(at_boot))?;
 
     let name = version.unwrap_or_else(|| {
         kernel.file_name().map_or_else(|| "kernel".into(), |n| n.to_string_lossy().into_owned())

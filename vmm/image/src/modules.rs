@@ -69,10 +69,18 @@ impl Modules {
     /// every one must be made for, where it is known.
     pub fn plan(&self, wanted: &[String], kernel: Option<&str>) -> Result<Plan, ImageError> {
         let mut plan = Plan::default();
-        for name in wanted {
-            self.add(&normalise(name), None, kernel, 0, &mut plan)?;
-        }
+        self.extend(&mut plan, wanted, kernel)?;
         Ok(plan)
+    }
+
+    /// Adds those to a plan, behind what it has.
+    pub fn extend(
+        &self,
+        plan: &mut Plan,
+        wanted: &[impl AsRef<str>],
+        kernel: Option<&str>,
+    ) -> Result<(), ImageError> {
+        wanted.iter().try_for_each(|name| self.add(&normalise(name.as_ref()), None, kernel, 0, plan))
     }
 
     fn add(

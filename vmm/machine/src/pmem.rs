@@ -10,10 +10,12 @@ use devices::virtio::pmem;
 use memory::Gpa;
 use memory::file_region::{FileRegion, region_bytes};
 use memory::layout::file_starts;
+use memory::scan::PageScan;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::drive::{Drive, DriveError};
+use super::status::PmemPages;
 
 /// The most files that one VM has as memory.
 pub const MAX_PMEM: usize = 4;
@@ -118,6 +120,21 @@ impl Regions {
             pmem::Pmem::new(region.gpa().0, region.bytes(), file, || jail::enter(jail::Thread::Disk))
         };
         self.iter().map(device).collect()
+    }
+
+    /// What the guest has touched of them.
+    pub(super) fn pages(&self) -> io::Result<Vec<PmemPages>> {
+        if self.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut scan = PageScan::open_self()?;
+        let mut pages = |region: &FileRegion| {
+            let mut mapped_pages = 0;
+            scan.files(region.hva().span(region.bytes()), |pages| mapped_pages += pages.pages)?;
+            let (gpa, bytes, read_only) = (region.gpa().0, region.bytes(), region.is_read_only());
+            Ok(PmemPages { gpa, bytes, read_only, mapped_pages })
+        };
+        self.iter().map(&mut pages).collect()
     }
 
     /// KVM could not have a page: a file may have been cut short. Then the guest sees zeros there from now on, and true is returned.

@@ -101,6 +101,7 @@ impl Running {
             parked_pages: self.ram.parked_pages(),
             log_trouble: self.console_trouble.why(),
             frames: None,
+            pmem: Vec::new(),
             panic: self.last_words.panic(),
         }
     }

@@ -36,7 +36,24 @@ pub struct Status {
     /// What the VM process has of the host's frames, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub frames: Option<SharePages>,
+    /// The files that it has as memory, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub pmem: Vec<PmemPages>,
     /// Why its kernel panicked, as its console says; None if it did not say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic: Option<String>,
+}
+
+/// A file that a guest has as memory.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct PmemPages {
+    /// Where the guest has it.
+    pub gpa: u64,
+    /// Its length there.
+    pub bytes: u64,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// The pages of it that are in the page table: the guest has touched them, or their neighbours. Their frames are the page cache's, which
+    /// all guests of the file have in common.
+    pub mapped_pages: u64,
 }

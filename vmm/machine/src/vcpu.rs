@@ -73,7 +73,7 @@ pub struct Shared {
     /// What was done to guest RAM, for a fault's report.
     merges: MergeLog,
     /// The files that the guest has as memory.
-    regions: Arc<Regions>,
+    pub(super) regions: Arc<Regions>,
     /// How fast the guest may take memory. A VM that is held while it is paused is still paused after, and the other way round.
     pub(super) throttle: Throttle,
 }

@@ -16,6 +16,12 @@ const FIRST_LINE: &str = "samepage agent: init\n";
 
 const MODULES: &str = "/modules/";
 const MODULE_ORDER: &CStr = c"/modules/order";
+/// Those that are loaded only where there is persistent memory.
+const PMEM_ORDER: &CStr = c"/modules/order.pmem";
+/// The kind of such a device, as the kernel writes it.
+const PMEM_KIND: &[u8] = b"0x001b";
+/// The most virtio devices of a guest.
+const MAX_VIRTIO: u32 = 16;
 const CHANNEL: &CStr = c"/dev/ttyS1";
 
 /// Longest path and longest parameters of a module, with the final NUL.
@@ -43,7 +49,10 @@ pub(crate) fn start() -> (Channel, bool) {
         open_console();
         let _ = STDOUT.write(FIRST_LINE.as_bytes());
     }
-    load_modules();
+    load_modules(MODULE_ORDER);
+    if has_pmem() {
+        load_modules(PMEM_ORDER);
+    }
     let mut buffer = [0; CMDLINE_BYTES];
     let read = Fd::open(c"/proc/cmdline", Access::Read).and_then(|file| {
         let len = file.read_all(&mut buffer);
@@ -70,8 +79,22 @@ fn open_console() {
     }
 }
 
-fn load_modules() {
-    each_module(|line| {
+/// Whether the virtio bus, which there is when its module is loaded, has a device of that kind.
+fn has_pmem() -> bool {
+    (0..MAX_VIRTIO).any(|number| {
+        let (mut path, mut digits, mut kind) = ([0; PATH_MAX], Text::new(), [0; 8]);
+        let _ = write!(digits, "{number}");
+        let parts = [b"/sys/bus/virtio/devices/virtio", digits.as_bytes(), b"/device"];
+        let Some(path) = c_string(&mut path, &parts) else { return false };
+        let Ok(file) = Fd::open(path, Access::Read) else { return false };
+        let read = file.read_all(&mut kind);
+        file.close();
+        read.is_ok_and(|len| kind[..len].starts_with(PMEM_KIND))
+    })
+}
+
+fn load_modules(order: &CStr) {
+    each_module(order, |line| {
         if let Err(error) = load_module(line) {
             log(format_args!("module {}: {error}", str::from_utf8(line).unwrap_or("?")));
         }
@@ -80,27 +103,29 @@ fn load_modules() {
 
 /// Gives the memory of the initramfs' files back that are not needed again.
 pub(crate) fn remove_modules() {
-    each_module(|line| {
-        let mut path = [0; PATH_MAX];
-        let name = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-        if let Some(path) = c_string(&mut path, &[MODULES.as_bytes(), name]) {
-            let _ = sys::root::unlink(path);
-        }
-    });
-    let _ = sys::root::unlink(MODULE_ORDER);
+    for order in [MODULE_ORDER, PMEM_ORDER] {
+        each_module(order, |line| {
+            let mut path = [0; PATH_MAX];
+            let name = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+            if let Some(path) = c_string(&mut path, &[MODULES.as_bytes(), name]) {
+                let _ = sys::root::unlink(path);
+            }
+        });
+        let _ = sys::root::unlink(order);
+    }
 }
 
-/// Calls `each` with the lines of the list of modules.
-fn each_module(mut each: impl FnMut(&[u8])) {
+/// Calls `each` with the lines of a list of modules.
+fn each_module(order: &CStr, mut each: impl FnMut(&[u8])) {
     let mut buffer = [0; 8192];
-    let read = Fd::open(MODULE_ORDER, Access::Read).and_then(|file| {
+    let read = Fd::open(order, Access::Read).and_then(|file| {
         let len = file.read_all(&mut buffer);
         file.close();
         len
     });
     let len = match read {
         Ok(len) => len,
-        Err(error) => return log(format_args!("{MODULE_ORDER:?}: {error}")),
+        Err(error) => return log(format_args!("{order:?}: {error}")),
     };
     for line in buffer[..len].split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();

@@ -62,7 +62,8 @@ fn give_up(why: fmt::Arguments<'_>) -> ! {
 
 /// Mounts it at [`PLACE`], once its device is there.
 fn mount(root: &Root<'_>) -> Result<(), Errno> {
-    let (mut device, mut kind) = ([0; PATH_MAX], [0; PATH_MAX]);
+    let (mut device, mut kind, mut flags) = ([0; PATH_MAX], [0; PATH_MAX], [0; PATH_MAX]);
+    let flags = c_string(&mut flags, &[root.flags.unwrap_or_default().as_bytes()]).ok_or(EINVAL)?;
     let device = c_string(&mut device, &[root.device.as_bytes()]).ok_or(EINVAL)?;
     let said = match root.kind {
         Some(said) => Some(c_string(&mut kind, &[said.as_bytes()]).ok_or(EINVAL)?),
@@ -71,11 +72,11 @@ fn mount(root: &Root<'_>) -> Result<(), Errno> {
     let mut failed = ENOENT;
     for _ in 0..DEVICE_MILLIS / LOOK_MILLIS {
         failed = match said {
-            Some(kind) => match calls::mount_device(device, PLACE, kind, root.is_writable) {
+            Some(kind) => match calls::mount_device(device, PLACE, kind, flags, root.is_writable) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             },
-            None => match mount_any(device, root.is_writable) {
+            None => match mount_any(device, flags, root.is_writable) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             },
@@ -89,10 +90,10 @@ fn mount(root: &Root<'_>) -> Result<(), Errno> {
 }
 
 /// Mounts whatever file system it is. Of the errors, the one that says most.
-fn mount_any(device: &CStr, is_writable: bool) -> Result<(), Errno> {
+fn mount_any(device: &CStr, flags: &CStr, is_writable: bool) -> Result<(), Errno> {
     let mut failed = ENODEV;
     for kind in KINDS {
-        match calls::mount_device(device, PLACE, kind, is_writable) {
+        match calls::mount_device(device, PLACE, kind, flags, is_writable) {
             Ok(()) => return Ok(()),
             // The kernel does not know this kind.
             Err(ENODEV) => {}

@@ -23,7 +23,8 @@ impl Running {
             Request::StatusAndFrames => {
                 let frames = SharePages::of(std::process::id())
                     .map_err(host("the frames of this process cannot be read"))?;
-                Reply::Status(Status { frames: Some(frames), ..self.status() })
+                let pmem = self.shared.regions.pages().map_err(host("the page table cannot be read"))?;
+                Reply::Status(Status { frames: Some(frames), pmem, ..self.status() })
             }
             Request::Pause if self.pause() => Reply::Done,
             Request::Pause => {

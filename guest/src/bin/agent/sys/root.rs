@@ -14,12 +14,18 @@ const CHROOT: usize = 161;
 const MS_RDONLY: usize = 1;
 const MS_MOVE: usize = 0x2000;
 
-/// Mounts the file system on `device`.
-pub(crate) fn mount_device(device: &CStr, at: &CStr, kind: &CStr, is_writable: bool) -> Result<(), Errno> {
+/// Mounts the file system on `device`, with `options` of its own.
+pub(crate) fn mount_device(
+    device: &CStr,
+    at: &CStr,
+    kind: &CStr,
+    options: &CStr,
+    is_writable: bool,
+) -> Result<(), Errno> {
     let flags = if is_writable { 0 } else { MS_RDONLY };
-    let (device, at, kind) = (device.as_ptr() as usize, at.as_ptr() as usize, kind.as_ptr() as usize);
-    // SAFETY: C strings; no data.
-    unsafe { syscall(MOUNT, [device, at, kind, flags, 0, 0]) }.map(drop)
+    let [device, at, kind, options] = [device, at, kind, options].map(|text| text.as_ptr() as usize);
+    // SAFETY: C strings.
+    unsafe { syscall(MOUNT, [device, at, kind, flags, options, 0]) }.map(drop)
 }
 
 /// Moves what is mounted at `from`.
