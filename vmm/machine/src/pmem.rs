@@ -45,7 +45,7 @@ pub enum PmemError {
     File {
         path: PathBuf,
         #[source]
-        source: DriveError,
+        source: Box<DriveError>,
     },
     /// The kernel does not map it.
     #[error("{path} cannot be mapped as the guest's persistent memory", path = path.display())]
@@ -81,7 +81,7 @@ impl Pmem {
     }
 
     fn refused(&self, source: DriveError) -> PmemError {
-        PmemError::File { path: self.path.clone(), source }
+        PmemError::File { path: self.path.clone(), source: Box::new(source) }
     }
 
     /// The file, locked for this VM alone or with others that read it only, and its length.

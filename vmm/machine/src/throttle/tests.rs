@@ -2,7 +2,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use devices::bus::Bus;
 use devices::reclaim::Gpa;
 use kvm_bindings::kvm_mp_state;
 use kvm_ioctls::{Kvm, VcpuFd};
