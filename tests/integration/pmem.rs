@@ -25,7 +25,7 @@ fn lab_a_debian_guest_has_files_as_memory() {
             samepage run --name $name --memory 192M --kernel "$image/vmlinux" --initrd "$image/initrd.cpio" --pmem root.img,ro "$@" \
                 --vsock cid=3,path=./$name.v --control ./$name.ctl --console $name.log \
                 --cmdline 'console=ttyS0 quiet panic=-1 root=/dev/pmem0 rootflags=dax ro' </dev/null 2>$name.err &
-            until samepage exec ./$name.v -- true 2>/dev/null; do sleep 1; done
+            until samepage exec ./$name.v -- true 2>/dev/null; do kill -0 $! || { cat $name.err; exit 1; }; sleep 1; done
         }
         mapped() {
             python3 - $1 <<'END'

@@ -277,6 +277,7 @@ impl Wired {
 
         let mut watched: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
         watched.extend(vsock.map(|held| Box::new(held) as Box<dyn MutEventSubscriber>));
+        watched.extend(core.regions.watch().map_err(VmError::host("watch persistent memory's files"))?);
         watched.push(Box::new(queues));
         watched.push(Box::new(guest_end));
         watched.extend(serial_ports::console_input(config, &shared, com1, outcome)?);

@@ -3,14 +3,18 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use devices::virtio::pmem;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use memory::Gpa;
 use memory::file_region::{FileRegion, region_bytes};
 use memory::layout::file_starts;
 use memory::scan::PageScan;
+use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -90,6 +94,9 @@ impl Pmem {
     }
 }
 
+/// Bytes of events that are read at a time.
+const EVENTS_BYTES: usize = 4096;
+
 /// The files that a VM has as memory, in order.
 #[derive(Debug, Default)]
 pub struct Regions(Vec<FileRegion>);
@@ -137,7 +144,21 @@ impl Regions {
         self.iter().map(&mut pages).collect()
     }
 
-    /// KVM could not have a page: a file may have been cut short. Then the guest sees zeros there from now on, and true is returned.
+    /// What is to be watched for files that are cut short: KVM may try for ever to have a page that is no longer there, and the guest
+    /// with it. None without files.
+    pub(super) fn watch(self: &Arc<Self>) -> io::Result<Option<Box<dyn MutEventSubscriber>>> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        for region in self.iter() {
+            let path = format!("/proc/self/fd/{}", region.file().as_raw_fd());
+            inotify::add_watch(&inotify, path, inotify::WatchFlags::MODIFY)?;
+        }
+        Ok(Some(Box::new(LengthWatch { inotify, regions: self.clone() })))
+    }
+
+    /// If a file was cut short, the guest sees zeros there from now on, and true is returned.
     pub(super) fn replace_lost(&self) -> bool {
         let replaced = |region: &FileRegion| match region.replace_lost() {
             Ok(0) => false,
@@ -154,6 +175,24 @@ impl Regions {
             }
         };
         self.iter().filter(|region| replaced(region)).count() > 0
+    }
+}
+
+/// Sees that a file was written to, or is of another length.
+struct LengthWatch {
+    inotify: OwnedFd,
+    regions: Arc<Regions>,
+}
+
+impl MutEventSubscriber for LengthWatch {
+    fn init(&mut self, ops: &mut EventOps) {
+        let _ = ops.add(Events::new(&self.inotify, EventSet::IN));
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        // What happened is seen by looking. Alike events are kept but once, so this is no flood.
+        let _ = rustix::io::read(&self.inotify, &mut [0_u8; EVENTS_BYTES]);
+        self.regions.replace_lost();
     }
 }
 
