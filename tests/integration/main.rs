@@ -45,6 +45,7 @@ mod numa;
 mod open_fleet;
 mod overcommit;
 mod page_out;
+mod pool;
 mod power;
 mod preflight;
 mod printing;

@@ -219,6 +219,13 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// No process stands by for clones.
+    #[error("the thread that fills the pool cannot be started")]
+    Pool {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A VM process ended before it was asked to.
     #[error("guest {guest}: its VM ended ({how}){log}")]
     Ended {

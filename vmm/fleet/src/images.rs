@@ -6,7 +6,7 @@ pub mod keeper;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::GuestSpec;
 use machine::ImageFds;
 use machine::capture::Captured;
+use machine::standby::ImageFiles;
 use memory::PAGE_BYTES;
 use os::handed;
 
@@ -66,6 +67,12 @@ impl Image {
         let state = handed::give(program, self.state.try_clone()?);
         let give = |slab: &ImageSlab| Ok(handed::give(program, slab.file.try_clone()?.into()));
         Ok(ImageFds { state, slabs: self.slabs.iter().map(give).collect::<std::io::Result<_>>()? })
+    }
+
+    /// Its descriptors.
+    pub(crate) fn with_files<T>(&self, with: impl FnOnce(ImageFiles<'_>) -> T) -> T {
+        let slabs: Vec<BorrowedFd<'_>> = self.slabs.iter().map(|slab| slab.file.as_fd()).collect();
+        with(ImageFiles { state: self.state.as_fd(), slabs: &slabs })
     }
 
     /// Its slab whose file has this number.

@@ -1,6 +1,7 @@
 //! The fleet file: which guests, with what memory and work, merged how, and what they are promised.
 
 mod drive;
+mod fill;
 mod from;
 mod metrics;
 mod names;
@@ -14,12 +15,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use devices::virtio::vsock::MIN_CID;
-use guest::protocol::{Fill, Mix};
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::drive::DriveSpec;
+pub use self::fill::FillSpec;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub(crate) use self::names::check_name;
 pub use self::names::resolve;
@@ -194,6 +195,9 @@ pub enum SpecError {
         /// What was given.
         cgroup: String,
     },
+    /// More processes stand by than there can be guests.
+    #[error("pool = {0} is not possible: expected 0 to {MAX_GUESTS} processes that stand by for clones")]
+    Pool(usize),
     /// Another engine knows no VMs but those of the fleet.
     #[error("open: expected engine \"slab\": only its VMs join by themselves")]
     OpenEngine,
@@ -228,41 +232,6 @@ impl EngineName {
             Self::Slab => "slab",
             Self::Off => "off",
         }
-    }
-}
-
-/// Percentages of each class of page that a guest fills its memory with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "percentages such as { common = 50, unique = 50 }")]
-pub struct FillSpec {
-    /// Zeros.
-    #[serde(default)]
-    pub zero: u8,
-    /// The same in all guests of the fleet.
-    #[serde(default)]
-    pub common: u8,
-    /// Four times in the same guest.
-    #[serde(default)]
-    pub duplicate: u8,
-    /// Nowhere else.
-    #[serde(default)]
-    pub unique: u8,
-    /// How many pages; all the guest can spare unless said.
-    #[serde(default)]
-    pub pages: Option<u64>,
-}
-
-impl FillSpec {
-    /// As the command for guest number `n`.
-    pub fn command(&self, n: usize) -> Option<Fill> {
-        let mix = Mix::new(self.zero, self.common, self.duplicate, self.unique).ok()?;
-        // The seeds only have to differ: between guests, and from the one they have in common.
-        Some(Fill { seed: 1000 + n as u64, common: 7, mix, pages: self.pages })
-    }
-
-    /// What the percentages make together.
-    pub fn sum(&self) -> u32 {
-        [self.zero, self.common, self.duplicate, self.unique].map(u32::from).iter().sum()
     }
 }
 
@@ -332,6 +301,9 @@ pub struct FleetSpec {
     /// Which VMs may join that others start; None: none may.
     #[serde(default)]
     pub open: Option<Open>,
+    /// How many VM processes stand by for clones.
+    #[serde(default)]
+    pub pool: usize,
     /// Its guests, at least one unless others may join.
     pub guests: Vec<GuestSpec>,
 }
@@ -348,6 +320,8 @@ pub struct FleetFile {
     overcommit: Option<OvercommitKeys>,
     metrics: Option<String>,
     open: Option<Open>,
+    #[serde(default)]
+    pool: usize,
     #[serde(default)]
     defaults: Defaults,
     #[serde(default)]
@@ -488,6 +462,9 @@ impl FleetSpec {
             }
         }
         from::resolve(&mut guests, &from)?;
+        if file.pool > MAX_GUESTS {
+            return Err(SpecError::Pool(file.pool));
+        }
         let open = file.open.clone().map(|open| open.checked(dir)).transpose()?;
         match &open {
             None if guests.is_empty() => return Err(SpecError::NoGuests),
@@ -517,6 +494,7 @@ impl FleetSpec {
             overcommit,
             metrics,
             open,
+            pool: file.pool,
             guests,
         })
     }

@@ -7,6 +7,7 @@ use super::HostError;
 use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
+use super::pool::PoolStatus;
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
 use machine::balloon::BalloonStatus;
 use machine::stats::Values;
@@ -230,6 +231,7 @@ impl From<&HostError> for ErrorKind {
             | HostError::NotUp { .. }
             | HostError::WhichFleet { .. }
             | HostError::Spawn { .. }
+            | HostError::Pool { .. }
             | HostError::NoDaemon { .. }
             | HostError::Daemon(_)
             | HostError::FillSwap(_) => Self::Host,
@@ -352,6 +354,9 @@ pub struct FleetStatus {
     pub merge_cpu_seconds: Option<f64>,
     /// Complete passes of the engine.
     pub full_passes: u64,
+    /// The processes that stand by for clones; absent of a fleet without a pool.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pool: Option<PoolStatus>,
     /// What a reader of the numbers should know.
     pub notes: Vec<String>,
 }

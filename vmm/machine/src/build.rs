@@ -1,7 +1,6 @@
 //! Builds one VM, in order: from `/dev/kvm` to vCPU threads that run.
 
 use std::fmt::Write;
-use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -13,7 +12,7 @@ use devices::virtio::block::Block;
 use devices::virtio::rng::Rng;
 use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::MutEventSubscriber;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::{Channel, ChannelOutput};
@@ -21,7 +20,7 @@ use super::coalesced::Ring;
 use super::config::{Console, VmConfig};
 use super::console::ConsoleInput;
 use super::control::Control;
-use super::create::{create_bare_vcpus, create_vcpus, create_vm};
+use super::create::{BareVm, create_bare_vcpus, create_vcpus, give_memory};
 use super::dirty::DirtyLog;
 use super::drive::{self, Attached};
 use super::error::{MAX_VCPUS, VmError};
@@ -75,14 +74,25 @@ impl Vm {
         config: &VmConfig,
         events: &mut EventLoop,
     ) -> Result<Self, VmError> {
+        Self::start_in(None, image, config, events)
+    }
+
+    /// The same, in `bare`, which was made ahead for one that goes on from an image.
+    pub(super) fn start_in(
+        bare: Option<BareVm>,
+        image: Option<Image>,
+        config: &VmConfig,
+        events: &mut EventLoop,
+    ) -> Result<Self, VmError> {
         image.as_ref().map_or(Ok(()), |image| image.check(config))?;
         let ram = map_ram(config)?;
-        Self::build(ram.clone(), image, config, events).inspect_err(|_| give_back(ram))
+        Self::build(ram.clone(), bare, image, config, events).inspect_err(|_| give_back(ram))
     }
 
     /// Of RAM that [`map_ram`] made for it; one that goes on from `image`, if there is one.
     fn build(
         ram: Ram,
+        bare: Option<BareVm>,
         image: Option<Image>,
         config: &VmConfig,
         events: &mut EventLoop,
@@ -96,7 +106,7 @@ impl Vm {
         let began = Instant::now();
         let outcome = events.outcome().clone();
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
-        let kvm = open_kvm()?;
+        let BareVm { kvm, vm, mut vcpus } = bare.map_or_else(BareVm::new, Ok)?;
         let disks = drive::open_all(&config.drives)?;
         image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
         let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
@@ -115,7 +125,8 @@ impl Vm {
         // What a state file is of, the configuration does not tell.
         let is_from_file = state.as_ref().is_some_and(|state| state.saved() == Saved::Anywhere);
         let is_built_in = config.kernel.is_none() && !is_from_file;
-        let vm = Arc::new(create_vm(&kvm, &ram)?);
+        give_memory(&vm, &ram)?;
+        let vm = Arc::new(vm);
         let write_log = DirtyLog::new(&vm, &ram);
         // Before anything is written that the memory file has not.
         let tracking = match config.track_dirty_pages {
@@ -155,10 +166,10 @@ impl Vm {
         let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
-        let vcpus = match state.as_ref().map(VmState::saved) {
-            Some(Saved::Here) => create_bare_vcpus(&vm, config.cpus)?,
-            Some(Saved::Anywhere) | None => create_vcpus(&kvm, &vm, config.cpus)?,
-        };
+        match state.as_ref().map(VmState::saved) {
+            Some(Saved::Here) => vcpus.extend(create_bare_vcpus(&vm, vcpus.len() as u8, config.cpus)?),
+            Some(Saved::Anywhere) | None => vcpus = create_vcpus(&kvm, &vm, config.cpus)?,
+        }
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
         match &state {
             Some(state) => state.restore(&vm, &vcpus, &machine.board, ram.memory())?,
@@ -341,14 +352,6 @@ fn give_back(ram: Ram) {
             ram.bytes() >> 20
         );
     }
-}
-
-fn open_kvm() -> Result<Kvm, VmError> {
-    Kvm::new().map_err(|source| match io::Error::from(source).kind() {
-        io::ErrorKind::NotFound => VmError::NoKvm,
-        io::ErrorKind::PermissionDenied => VmError::KvmPermission,
-        _ => VmError::Kvm { what: "open /dev/kvm", source },
-    })
 }
 
 /// The built-in guest reads no ACPI tables: its command line has where its virtio devices are, and the

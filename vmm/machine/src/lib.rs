@@ -51,6 +51,7 @@ mod shut_down;
 mod slice;
 mod slots;
 pub mod snapshot;
+pub mod standby;
 pub mod state;
 pub mod stats;
 mod status;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use devices::GuestMemory;
@@ -115,9 +115,13 @@ impl Image {
     pub fn take(config: &VmConfig) -> Result<Option<Self>, ImageStartError> {
         let Some(fds) = &config.image else { return Ok(None) };
         let taken = |fd: RawFd| handed::take(fd).map_err(|source| ImageStartError::Read { fd, source });
-        let state = read(File::from(taken(fds.state)?), fds.state)?;
-        let files = fds.slabs.iter().map(|fd| taken(*fd)).collect::<Result<Vec<_>, _>>()?;
-        let state = VmState::decode(&state)?;
+        let state = File::from(taken(fds.state)?);
+        Self::received(state, fds.slabs.iter().map(|fd| taken(*fd)).collect::<Result<_, _>>()?).map(Some)
+    }
+
+    /// Of a state and of slabs that another process has sent.
+    pub(crate) fn received(state: File, files: Vec<OwnedFd>) -> Result<Self, ImageStartError> {
+        let state = VmState::decode(&read(state)?)?;
         let memory = state.memory().ok_or(ContainerError::Missing("memory"))?;
         let (found, expected) = (files.len(), memory.slabs.len());
         if found != expected {
@@ -128,7 +132,7 @@ impl Image {
         };
         let slabs = files.into_iter().zip(&memory.slabs).enumerate().map(slab);
         let content = Content::Slabs(slabs.collect::<Result<_, _>>()?);
-        Ok(Some(Self::new(state, content, false)))
+        Ok(Self::new(state, content, false))
     }
 
     /// Of state and memory from anywhere.
@@ -222,7 +226,8 @@ impl VmState {
     }
 }
 
-fn read(file: File, fd: RawFd) -> Result<Vec<u8>, ImageStartError> {
+fn read(file: File) -> Result<Vec<u8>, ImageStartError> {
+    let fd = file.as_raw_fd();
     let failed = |source| ImageStartError::Read { fd, source };
     if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SEALS)) {
         return Err(ImageStartError::Unsealed(fd));

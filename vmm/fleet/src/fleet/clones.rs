@@ -73,7 +73,7 @@ impl Fleet {
         slabs_of(self.images.iter().map(|(_, image)| image)).values().sum()
     }
 
-    /// Lets go of images that clones keep alone. The clones have of them what they use; a capture of one of them copies more.
+    /// Lets go of images that clones keep alone, and of processes that stand by. The clones have of them what they use; a capture of one of them copies more.
     pub(crate) fn drop_unnamed_images(&mut self) {
         let named: Vec<Arc<Image>> = self.images.iter().map(|(_, image)| image.clone()).collect();
         let is_named = |image: &Arc<Image>| named.iter().any(|other| Arc::ptr_eq(other, image));
@@ -83,6 +83,9 @@ impl Fleet {
             }
         }
         self.pin_images();
+        if let Some(pool) = &self.pool {
+            pool.shed();
+        }
     }
 
     /// Tells merging which slabs images have: the others are its own. Returns the pages of those, each once.
@@ -180,6 +183,7 @@ impl Fleet {
         image: &Arc<Image>,
         watch: &Watch,
     ) -> Result<(), HostError> {
+        let _held = self.hold_pool();
         let mut names: Vec<String> = Vec::new();
         for (number, spec) in clones {
             watch.check()?;

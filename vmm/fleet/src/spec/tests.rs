@@ -22,7 +22,10 @@ fn defaults_count_and_paths() {
     assert_eq!(fleet.guests[0].vm.kernel.as_deref(), Some(Path::new("/fleets/k")));
     assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
     assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
-    assert_eq!(fleet.metrics, None);
+    assert_eq!((fleet.metrics, fleet.pool), (None, 0));
+    assert_eq!(parse("name = 'f'\npool = 1024\n[[guest]]\nname = 'a'").unwrap().pool, 1024);
+    let error = parse("name = 'f'\npool = 1025\n[[guest]]\nname = 'a'").unwrap_err();
+    assert!(error.contains("pool = 1025 is not possible: expected 0 to 1024"), "{error}");
     let served = parse("name = 'f'\nmetrics = 'unix:m'\n[[guest]]\nname = 'a'").unwrap();
     assert_eq!(served.metrics, Some(MetricsAddress::Unix("/fleets/m".into())));
 }
