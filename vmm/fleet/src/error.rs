@@ -219,6 +219,13 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// Clones cannot have the network interfaces that they are to have.
+    #[error("the clones cannot be on the network")]
+    CloneNet {
+        /// What is wrong.
+        #[source]
+        source: super::spec::SpecError,
+    },
     /// No process stands by for clones.
     #[error("the thread that fills the pool cannot be started")]
     Pool {

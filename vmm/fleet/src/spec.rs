@@ -21,10 +21,12 @@ use thiserror::Error;
 
 pub use self::drive::DriveSpec;
 pub use self::fill::FillSpec;
+use self::from::From;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub(crate) use self::names::check_name;
 pub use self::names::resolve;
 pub use self::net::NetSpec;
+pub(crate) use self::net::{check_owners as check_interface_owners, taps};
 pub use self::open::{DomainRule, Open};
 pub use self::overcommit::{AdmissionName, Overcommit};
 use self::overcommit::{OvercommitError, OvercommitKeys};
@@ -132,7 +134,7 @@ pub enum SpecError {
     },
     /// A clone that is to be other than its origin.
     #[error(
-        "guest {guest}: it has `from`, and is as its origin is: `{key}` is not possible beside it, only `count` is"
+        "guest {guest}: it has `from`, and is as its origin is: `{key}` is not possible beside it, only `count` and `net` are"
     )]
     FromKey {
         /// The clone.
@@ -183,6 +185,17 @@ pub enum SpecError {
         /// The guest that has it, too; maybe the same.
         second: String,
     },
+    /// A clone has as many interfaces as its origin.
+    #[error(
+        "guest {guest}: {asked} network interfaces are given, and its origin has {expected}: expected as many"
+    )]
+    CloneInterfaces { guest: String, asked: usize, expected: usize },
+    /// Two guests cannot have one TAP.
+    #[error(
+        "guest {guest}: the TAP {tap} is another guest's, and a clone needs one of its own: name them with {{n}} in the fleet file \
+         (tap = \"tap{{n}}\"), or say which (`samepage clone --net TAP|auto`, `net` beside `from`)"
+    )]
+    CloneTap { guest: String, tap: String },
     /// A rule of `[open]` that fits every VM.
     #[error("open: the rule of domain {domain} says neither uid nor cgroup: expected one of them, or both")]
     OpenRule {
@@ -263,6 +276,9 @@ pub struct GuestSpec {
     pub reservation: Reservation,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
+    /// Its network interfaces as the file gives them, by which those of its clones are made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetSpec>,
     /// The guest or snapshot that it went on from; None of one that booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone_of: Option<String>,
@@ -273,13 +289,16 @@ impl GuestSpec {
     pub fn new(name: String, domain: String, vm: VmConfig) -> Self {
         let (vm, reservation) =
             (VmConfig { name: name.clone(), ..vm.clone() }, Reservation::usual(vm.memory_bytes));
-        Self { name, domain, vm, ready_seconds: None, reservation, fill: None, clone_of: None }
-    }
-
-    /// One that goes on from where this one was, under another name.
-    pub fn cloned(&self, name: String) -> Self {
-        let vm = VmConfig { name: name.clone(), ..self.vm.clone() };
-        Self { name, vm, clone_of: Some(self.name.clone()), ..self.clone() }
+        Self {
+            name,
+            domain,
+            vm,
+            ready_seconds: None,
+            reservation,
+            fill: None,
+            net: Vec::new(),
+            clone_of: None,
+        }
     }
 }
 
@@ -456,12 +475,15 @@ impl FleetSpec {
                     Some(_) => format!("{}-{n}", named.name),
                 };
                 if let Some(origin) = &keys.from {
-                    from.insert(name.clone(), origin.clone());
+                    from.insert(
+                        name.clone(),
+                        From { origin: origin.clone(), has_net: named.keys.net.is_some() },
+                    );
                 }
                 guests.push(one_guest((name, n), &keys, &file.name, dir)?);
             }
         }
-        from::resolve(&mut guests, &from)?;
+        from::resolve(&mut guests, &from, &file.name)?;
         if file.pool > MAX_GUESTS {
             return Err(SpecError::Pool(file.pool));
         }
@@ -560,7 +582,8 @@ fn one_guest(
         device.reporting = said.free_page_reporting;
     }
     let (ready_seconds, fill) = (keys.ready_seconds, keys.fill);
-    Ok(GuestSpec { ready_seconds, reservation, fill, ..GuestSpec::new(name, domain, vm) })
+    let net = keys.net.clone().unwrap_or_default();
+    Ok(GuestSpec { ready_seconds, reservation, fill, net, ..GuestSpec::new(name, domain, vm) })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::management::Management;
 use super::metrics::Format;
 use super::pool::PoolStatus;
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
+use super::spec::NetSpec;
 use machine::balloon::BalloonStatus;
 use machine::stats::Values;
 use measure::audit::Audit;
@@ -78,7 +79,7 @@ pub enum Request {
 }
 
 /// What a user wants of clones.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// A guest that runs, or a snapshot.
@@ -88,6 +89,9 @@ pub struct Wanted {
     /// How their names begin; else as the guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
+    /// Their network interfaces, one for each of the guest's; else as the guest's are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetSpec>,
 }
 
 fn default_timeout() -> u64 {
@@ -174,7 +178,7 @@ wire::error_kinds! {
         NotCaptured,
         /// There is no snapshot of this name, or none can be taken under it.
         Snapshot,
-        /// The clones were not started: too many, or not admitted.
+        /// The clones were not started: too many, not admitted, or without a TAP of their own.
         NotCloned,
         /// The guests' pages could not be measured or checked.
         Measuring,
@@ -206,7 +210,9 @@ impl From<&HostError> for ErrorKind {
             | HostError::ImageOfGuest { .. }
             | HostError::TooManyImages { .. }
             | HostError::NoImage { .. } => Self::Snapshot,
-            HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
+            HostError::CloneCount { .. }
+            | HostError::ClonesNotAdmitted { .. }
+            | HostError::CloneNet { .. } => Self::NotCloned,
             HostError::Socket { .. } => Self::GuestUnreachable,
             HostError::Check { .. } | HostError::Measure(_) | HostError::Pagemap(_) => Self::Measuring,
             HostError::Engine(_) => Self::Merging,

@@ -11,9 +11,10 @@ use crate::guest::Guest;
 use crate::images::keeper::{Kept, keep};
 use crate::images::{Image, ImageInfo, ImageSlab, MAX_IMAGES};
 use crate::pledge;
-use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
+use crate::spec::{GuestSpec, MAX_GUESTS, NetSpec, SpecError, check_interface_owners, check_name, taps};
 use crate::status::{Cloned, Wanted};
 use crate::watch::Watch;
+use machine::Interface;
 use merge::slab::engine::ImageSlabs;
 
 /// An image keeps a slab of merging's, and all of it, for one page in this many that its memory has of it.
@@ -110,7 +111,7 @@ impl Fleet {
 
     /// Starts clones, and waits until each has answered. All of them, or none.
     pub fn start_clones(&mut self, wanted: &Wanted, watch: &Watch) -> Result<Cloned, HostError> {
-        let Wanted { of, count, prefix } = wanted;
+        let Wanted { of, count, prefix, net } = wanted;
         let room = MAX_GUESTS.saturating_sub(self.guests.len());
         if !(1..=room).contains(count) {
             return Err(HostError::CloneCount { asked: *count, room, most: MAX_GUESTS });
@@ -120,7 +121,7 @@ impl Fleet {
             Some(image) => image.spec.clone(),
             None => self.guest(of)?.spec.clone(),
         };
-        let specs = self.clone_specs(&spec, prefix.as_deref().unwrap_or(of), *count)?;
+        let specs = self.clone_specs(&spec, prefix.as_deref().unwrap_or(of), *count, net)?;
         self.fits(&specs)?;
         let image = match kept {
             Some(image) => image,
@@ -227,15 +228,30 @@ impl Fleet {
         }
     }
 
-    /// What the clones are to be: free names, with the next numbers behind `prefix`.
-    fn clone_specs(&self, spec: &GuestSpec, prefix: &str, count: usize) -> Result<Vec<GuestSpec>, HostError> {
+    /// What the clones are to be: free names, with the next numbers behind `prefix`; interfaces of their own, whose TAPs are there.
+    fn clone_specs(
+        &self,
+        spec: &GuestSpec,
+        prefix: &str,
+        count: usize,
+        net: &[NetSpec],
+    ) -> Result<Vec<GuestSpec>, HostError> {
         let is_free = |name: &String| {
             !self.guests.iter().any(|guest| guest.spec.name == *name) && self.images.get(name).is_none()
         };
         let names = (0..).map(|n| format!("{prefix}-{n}")).filter(is_free).take(count);
-        let specs: Vec<GuestSpec> = names.map(|name| spec.cloned(name)).collect();
+        let names: Vec<String> = names.collect();
+        for name in &names {
+            check_name(name).map_err(|source| HostError::ImageName { source })?;
+        }
+        let wrong = |source| HostError::CloneNet { source };
+        let mut taken = taps(&self.spec.guests);
+        let specs = names.into_iter().map(|name| spec.cloned(name, &self.spec.name, net, &mut taken));
+        let specs = specs.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        check_interface_owners(self.spec.guests.iter().chain(&specs)).map_err(wrong)?;
         for spec in &specs {
-            check_name(&spec.name).map_err(|source| HostError::ImageName { source })?;
+            let missing = |source| wrong(SpecError::Net { guest: spec.name.clone(), source });
+            spec.vm.net.iter().try_for_each(Interface::look).map_err(missing)?;
         }
         Ok(specs)
     }

@@ -58,6 +58,30 @@ fn guests_go_on_from_others_of_the_file() {
 }
 
 #[test]
+fn clones_of_a_file_have_taps_of_their_own() {
+    let text = "name = 'f'\n[[guest]]\nname = 'web'\nnet = [{ tap = 't{n}' }]\n[[guest]]\nname = 'c'\ncount = 2\nfrom = 'web'\n\
+                [[guest]]\nname = 'd'\ncount = 2\nfrom = 'web'\nnet = [{ tap = 'd{n}' }]\n";
+    let fleet = parse(text).unwrap();
+    let of = |guest: &GuestSpec| guest.vm.net[0].tap.clone().unwrap();
+    assert_eq!(fleet.guests.iter().map(of).collect::<Vec<_>>(), ["t0", "t1", "t2", "d0", "d1"]);
+    let macs: BTreeSet<_> =
+        fleet.guests.iter().map(|guest| guest.vm.net[0].mac.unwrap().to_string()).collect();
+    assert_eq!(macs.len(), 5);
+    for (net, said) in [
+        (
+            "[{ tap = 't0' }, { tap = 'a' }]",
+            "guest d-0: 2 network interfaces are given, and its origin has 1",
+        ),
+        ("[{ tap = 't0' }]", "guests web and d-0 both have the TAP t0"),
+    ] {
+        let error = parse(&text.replace("[{ tap = 'd{n}' }]", net)).unwrap_err();
+        assert!(error.contains(said), "{net}: {error}");
+    }
+    let error = parse(&text.replace("'t{n}'", "'t'")).unwrap_err();
+    assert!(error.contains("guest c-0: the TAP t is another guest's"), "{error}");
+}
+
+#[test]
 fn a_guest_may_decompress_its_own_kernel() {
     // The old name of the key still works, and either name overrides the other in `[defaults]`.
     let text = "name = 'f'\n[defaults]\nkernel = 'k'\nunpack = 'guest'\n[[guest]]\nname = 'a'\n\
