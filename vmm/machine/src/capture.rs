@@ -258,7 +258,7 @@ impl Still {
     /// All of it.
     pub(super) fn with(self, around: Around) -> VmState {
         let Self { machine, chips, vcpus, devices } = self;
-        VmState { machine, chips, vcpus, devices, around, pair: None }
+        VmState { machine, chips, vcpus, devices, around, pair: None, mmds: None }
     }
 }
 
