@@ -1,6 +1,7 @@
 //! Builds one VM, in order: from `/dev/kvm` to vCPU threads that run.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use devices::legacy::serial::Serial;
 use devices::rate_limiter::Limiter;
 use devices::virtio::balloon::Balloon;
-use devices::virtio::block::Block;
+use devices::virtio::block::{Block, SECTOR_BYTES};
 use devices::virtio::rng::Rng;
 use devices::virtio::{Interrupt, VirtioDevice};
 use event_manager::MutEventSubscriber;
@@ -22,7 +23,7 @@ use super::console::ConsoleInput;
 use super::control::Control;
 use super::create::{BareVm, create_bare_vcpus, create_vcpus, give_memory};
 use super::dirty::DirtyLog;
-use super::drive::{self, Attached};
+use super::drive::{self, Attached, Drive};
 use super::error::{MAX_VCPUS, VmError};
 use super::events::EventLoop;
 use super::exit::Outcome;
@@ -93,7 +94,7 @@ impl Vm {
     fn build(
         ram: Ram,
         bare: Option<BareVm>,
-        image: Option<Image>,
+        mut image: Option<Image>,
         config: &VmConfig,
         events: &mut EventLoop,
     ) -> Result<Self, VmError> {
@@ -107,7 +108,8 @@ impl Vm {
         let outcome = events.outcome().clone();
         let mut subscribers: Vec<Box<dyn MutEventSubscriber>> = Vec::new();
         let BareVm { kvm, vm, mut vcpus } = bare.map_or_else(BareVm::new, Ok)?;
-        let disks = drive::open_all(&config.drives)?;
+        let layers = image.as_mut().map(Image::take_layers).unwrap_or_default();
+        let disks = drive::open_all(&config.drives, layers)?;
         image.as_ref().map_or(Ok(()), |image| image.check_drives(&disks))?;
         let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
         // Sockets before the kernel is loaded: a path in use is known at once.
@@ -144,13 +146,17 @@ impl Vm {
         // Behind the others, which so are where they are without drives.
         let mut drives = Vec::new();
         for (disk, drive) in disks.into_iter().zip(&config.drives) {
-            let file = disk.medium.file().try_clone();
-            let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
+            let duplicate =
+                |file: &File| file.try_clone().map_err(VmError::host("duplicate a drive's descriptor"));
+            let (file, bytes) = (duplicate(disk.medium.file())?, disk.sectors * SECTOR_BYTES);
+            let (top, start) = disk.medium.top();
+            let top = drive.overlay.as_ref().map(|_| duplicate(top)).transpose()?.map(|top| (top, start));
             let (device, handle) =
                 Block::new(disk, Box::new(ram.clone()), || jail::enter(jail::Thread::Disk))
                     .map_err(VmError::host("start a drive's thread"))?;
             virtio.push(Box::new(device));
-            drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
+            let (id, read_only) = (drive.id.clone(), drive.read_only);
+            drives.push(Attached { id, file, read_only, top, bytes, handle });
         }
         let mut nets = Vec::new();
         for (interface, limiters) in interfaces {
@@ -318,8 +324,8 @@ fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
     if config.backing != Backing::Anonymous {
         return Some("its memory is a memfd or comes from the pool of huge pages; expected anonymous memory");
     }
-    config.drives.iter().any(|drive| !drive.read_only).then_some(
-        "it has a drive that it may write, and two VMs cannot write the same file; expected read_only drives, or none",
+    config.drives.iter().any(Drive::is_written).then_some(
+        "it has a drive that it may write, and two VMs cannot write the same file; expected drives with read_only or overlay, or none",
     )
 }
 

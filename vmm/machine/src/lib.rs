@@ -69,7 +69,7 @@ pub mod working_set;
 
 pub use boot::check_cmdline;
 pub use build::Vm;
-pub use config::{Console, ImageFds, LINUX_CMDLINE, MEMORY_BYTES, VmConfig};
+pub use config::{Console, DiskFds, ImageFds, LINUX_CMDLINE, MEMORY_BYTES, VmConfig};
 pub use dirty::DirtyLog;
 pub use drive::{Drive, DriveError, MAX_DRIVES, Overlay};
 pub use error::{MAX_VCPUS, VmError};

@@ -19,11 +19,12 @@ use wire::packets::{self, MAX_FILES};
 use super::build::Vm;
 use super::config::VmConfig;
 use super::create::BareVm;
+use super::drive::MAX_DRIVES;
 use super::error::VmError;
 use super::events::EventLoop;
 use super::exit::Ending;
 use super::handover::{self, HandoverError};
-use super::restore::{Image, ImageStartError};
+use super::restore::{Image, ImageStartError, ReceivedDisk};
 use super::run::serve;
 
 /// The command that a process is started with to stand by.
@@ -62,8 +63,10 @@ pub enum StandbyError {
 struct Order {
     /// What lists of processes show from then on.
     arguments: Vec<Vec<u8>>,
-    /// Slabs, whose descriptors come in the packets behind it.
+    /// Slabs, whose descriptors come in the packets behind it;
     slabs: u32,
+    /// and behind those, for each drive with an overlay, that of what was written, and where this says so that of its map.
+    disks: Vec<(u32, bool)>,
 }
 
 /// An image as its daemon has it.
@@ -73,6 +76,8 @@ pub struct ImageFiles<'a> {
     pub state: BorrowedFd<'a>,
     /// The slabs, by number.
     pub slabs: &'a [BorrowedFd<'a>],
+    /// What it had written to drives with overlays: the drive, its blocks (a copy for the VM alone), and which those are.
+    pub disks: &'a [(u32, BorrowedFd<'a>, Option<BorrowedFd<'a>>)],
 }
 
 /// Makes the process at the other end of `link` the VM of `config`, which goes on from `image`. Its messages go to `messages`, and lists
@@ -86,10 +91,13 @@ pub fn hand_over(
 ) -> io::Result<()> {
     let slabs = u32::try_from(image.slabs.len()).map_err(io::Error::other)?;
     let arguments = arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect();
-    let order = postcard::to_allocvec(&Order { arguments, slabs }).map_err(io::Error::other)?;
+    let disks = image.disks.iter().map(|(drive, _, map)| (*drive, map.is_some())).collect();
+    let order = postcard::to_allocvec(&Order { arguments, slabs, disks }).map_err(io::Error::other)?;
     let config = handover::write(config)?;
     packets::send_all(link, &order, &[config.as_fd(), messages.as_fd(), image.state])?;
-    image.slabs.chunks(MAX_FILES).try_for_each(|slabs| packets::send_all(link, b"slabs", slabs))
+    let of_disks = image.disks.iter().flat_map(|(_, top, map)| std::iter::once(*top).chain(*map));
+    let rest: Vec<BorrowedFd<'_>> = image.slabs.iter().copied().chain(of_disks).collect();
+    rest.chunks(MAX_FILES).try_for_each(|files| packets::send_all(link, b"files", files))
 }
 
 /// A process that has become a VM, which does not run yet.
@@ -119,25 +127,37 @@ pub fn stand_by(link: OwnedFd) -> Result<Option<Chosen>, StandbyError> {
         return Err(invalid());
     };
     rustix::stdio::dup2_stderr(messages).map_err(|error| StandbyError::Link(error.into()))?;
-    let slabs = receive_slabs(&link, order.slabs as usize).map_err(StandbyError::Link)?;
+    if order.disks.len() > MAX_DRIVES {
+        return Err(invalid());
+    }
+    let of_disks: usize = order.disks.iter().map(|(_, has_map)| 1 + usize::from(*has_map)).sum();
+    let slabs = order.slabs as usize;
+    let files = receive_files(&link, slabs + of_disks).map_err(StandbyError::Link)?;
+    let mut files = files.into_iter();
+    let slabs = files.by_ref().take(slabs).collect();
+    let mut disks = Vec::new();
+    for (drive, has_map) in order.disks {
+        let (top, map) = (files.next().ok_or_else(invalid)?, has_map.then(|| files.next()).flatten());
+        disks.push(ReceivedDisk { drive, top, map });
+    }
     let config = handover::received(config.into())?;
-    let image = Image::received(state.into(), slabs)?;
+    let image = Image::received(state.into(), slabs, disks)?;
     let shown: Vec<OsString> = order.arguments.into_iter().map(OsString::from_vec).collect();
     arguments::show(&shown).map_err(StandbyError::Arguments)?;
     Ok(Some(Chosen { config, image, bare }))
 }
 
-/// Descriptors of `count` slabs.
-fn receive_slabs(link: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> {
-    let (mut slabs, mut buffer) = (Vec::new(), [0; MAX_PACKET_BYTES]);
-    while slabs.len() < count {
+/// `count` descriptors.
+fn receive_files(link: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let (mut files, mut buffer) = (Vec::new(), [0; MAX_PACKET_BYTES]);
+    while files.len() < count {
         let (_, more) = packets::receive_all(link, &mut buffer)?;
-        if more.is_empty() || slabs.len() + more.len() > count {
+        if more.is_empty() || files.len() + more.len() > count {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        slabs.extend(more);
+        files.extend(more);
     }
-    Ok(slabs)
+    Ok(files)
 }
 
 /// Whether the other end is closed. What was sent to this one and not read makes it a reset.
@@ -172,7 +192,7 @@ mod tests {
         for count in [0, 1, MAX_FILES, 3 * MAX_FILES + 1] {
             let (ours, theirs) = link();
             let slabs = vec![file.as_fd(); count];
-            let image = ImageFiles { state: file.as_fd(), slabs: &slabs };
+            let image = ImageFiles { state: file.as_fd(), slabs: &slabs, disks: &[] };
             let arguments = ["run", "--name", "a"].map(OsString::from);
             hand_over(&ours, &arguments, &VmConfig::default(), &file, image).unwrap();
             let mut buffer = [0; MAX_PACKET_BYTES];
@@ -180,7 +200,7 @@ mod tests {
             let order: Order = postcard::from_bytes(packet).unwrap();
             assert_eq!((order.slabs as usize, files.len()), (count, FIRST_FILES));
             assert_eq!(order.arguments[2], b"a");
-            assert_eq!(receive_slabs(&theirs, count).unwrap().len(), count);
+            assert_eq!(receive_files(&theirs, count).unwrap().len(), count);
         }
     }
 
@@ -189,12 +209,12 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         for sent in [0, 2] {
             let (ours, theirs) = packets::pair().unwrap();
-            packets::send_all(&ours.into(), b"slabs", &vec![file.as_fd(); sent]).unwrap();
-            let error = receive_slabs(&theirs.into(), 1).unwrap_err();
+            packets::send_all(&ours.into(), b"files", &vec![file.as_fd(); sent]).unwrap();
+            let error = receive_files(&theirs.into(), 1).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         let (ours, theirs) = packets::pair().unwrap();
         drop(ours);
-        assert!(is_end(&receive_slabs(&theirs.into(), 1).unwrap_err()));
+        assert!(is_end(&receive_files(&theirs.into(), 1).unwrap_err()));
     }
 }

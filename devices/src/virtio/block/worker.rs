@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,6 +37,8 @@ enum Job {
     },
     /// All requests from now on are for this one.
     Replace(Box<Disk>),
+    /// Say which blocks of the overlay were written by now.
+    Map(Sender<Option<Vec<u8>>>),
     /// The device is gone.
     End,
 }
@@ -79,6 +81,13 @@ impl Swap {
     pub(super) fn replace(&self, disk: Disk) {
         // It fails if the device is gone, and then there is no guest either.
         let _ = self.0.send(Job::Replace(disk.into()));
+    }
+
+    /// Which blocks of the overlay are written once all requests so far are carried out; None within `limit`, or without a device, is an error.
+    pub(super) fn map(&self, limit: Duration) -> Result<Option<Vec<u8>>, RecvTimeoutError> {
+        let (sender, map) = channel();
+        let _ = self.0.send(Job::Map(sender));
+        map.recv_timeout(limit)
     }
 }
 
@@ -182,6 +191,11 @@ fn run(jobs: &Receiver<Job>, mut disk: Disk, in_flight: &dyn InFlight, errors: &
         let (request, head, bytes, memory, write_through) = match job {
             Job::Replace(other) => {
                 disk = *other;
+                continue;
+            }
+            Job::Map(asked) => {
+                // Fails if it is not waited for any more.
+                let _ = asked.send(disk.medium.map());
                 continue;
             }
             Job::End => return,

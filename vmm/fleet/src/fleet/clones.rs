@@ -8,7 +8,7 @@ use super::{Fleet, pledge_of};
 use crate::HostError;
 use crate::admission;
 use crate::guest::Guest;
-use crate::images::keeper::{Kept, keep};
+use crate::images::keeper::keep;
 use crate::images::{Image, ImageInfo, ImageSlab, MAX_IMAGES};
 use crate::pledge;
 use crate::spec::{GuestSpec, MAX_GUESTS, NetSpec, SpecError, check_interface_owners, check_name, taps};
@@ -279,11 +279,10 @@ impl Fleet {
             })
         };
         let pins = merged.as_ref().map(ImageSlabs::pins).unwrap_or_default();
-        let kept = keep(&handle, &dir, &known, &pins);
+        let kept = keep(&handle, &spec.vm.drives, &dir, &known, &pins);
         if kept.is_err() {
             self.pin_images();
         }
-        let Kept { state, slabs, captured } = kept?;
-        Ok(Image::new(spec, said, captured, state, slabs))
+        Ok(Image::new(spec, said, kept?))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::net::{self, NetSpec, taps};
 use super::{GuestKeys, GuestSpec, SpecError};
-use machine::{Interface, VmConfig};
+use machine::{Drive, Interface, Overlay, VmConfig};
 
 /// An error if a table says more than that it is a clone and which interfaces it has: in all else a clone is as its origin was.
 pub fn check_keys(name: &str, keys: &GuestKeys) -> Result<(), SpecError> {
@@ -50,7 +50,7 @@ pub fn resolve(
                 false => "which is no guest of this file",
             }));
         };
-        if of.vm.drives.iter().any(|drive| !drive.read_only) {
+        if of.vm.drives.iter().any(Drive::is_written) {
             return Err(wrong("which has a drive that it may write: two guests would write the same file"));
         }
         *guest = match has_net {
@@ -83,7 +83,13 @@ impl GuestSpec {
     }
 
     fn as_clone(&self, name: String, net: Vec<NetSpec>, interfaces: Vec<Interface>) -> Self {
-        let vm = VmConfig { name: name.clone(), net: interfaces, ..self.vm.clone() };
+        // What its origin's overlay is kept in is its origin's.
+        let ends = |drive: &Drive| {
+            let overlay = drive.overlay.as_ref().map(|_| Overlay::Temporary);
+            Drive { overlay, ..drive.clone() }
+        };
+        let drives = self.vm.drives.iter().map(ends).collect();
+        let vm = VmConfig { name: name.clone(), net: interfaces, drives, ..self.vm.clone() };
         Self { name, vm, net, clone_of: Some(self.name.clone()), ..self.clone() }
     }
 }
