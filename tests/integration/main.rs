@@ -32,6 +32,7 @@ mod hostile;
 mod huge_pages;
 mod inside;
 mod kernels;
+mod kill_steps;
 mod ksm_settings;
 mod measure;
 mod measure_choice;

@@ -202,7 +202,7 @@ from = "g"
 END
         has() {
             pid=$("$SAMEPAGE" fleet status --json | python3 -c 'import json, sys; print({g["name"]: g["pid"] for g in json.load(sys.stdin)["guests"]}[sys.argv[1]])' "$1")
-            for fd in /proc/"$pid"/fdinfo/*; do sed -n 's/^iff:\t//p' "$fd" 2>/dev/null || true; done | sort | xargs
+            for fd in /proc/"$pid"/fdinfo/*; do sed -n 's/^iff:\t//p' "$fd" 2>/dev/null || true; done | sort -u | xargs
         }
         "$SAMEPAGE" fleet up fleet.toml
         [ "$(has g),$(has f-0),$(has f-1)" = "t0,t1,t2" ] || fail "$(has g),$(has f-0),$(has f-1)"

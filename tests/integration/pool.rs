@@ -83,6 +83,7 @@ fn one_that_stands_by_and_is_killed_is_replaced() {
     assert_full(&fleet);
     let before = standbys(&fleet);
     before.iter().for_each(Process::kill);
+    eventually("they are gone", || pids(&standbys(&fleet)).is_disjoint(&pids(&before)));
     // Whether the daemon has seen it yet or not.
     let _ = fleet.ok(&["clone", "web", "--count", "3", "--as", "w"]);
     assert_full(&fleet);
