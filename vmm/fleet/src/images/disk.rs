@@ -14,6 +14,8 @@ use rustix::io::Errno;
 
 use machine::Drive;
 
+/// What an overlay counts in.
+const BLOCK_BYTES: u64 = 4096;
 /// Bytes that are copied at once, where the kernel cannot.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -61,7 +63,14 @@ impl ImageDisk {
             return Err(io::Error::other("it is none of what a guest writes to an overlay"));
         }
         let was = Stamp::of(&described.path)?;
-        // Of a block device the length is not known here; what is copied is bounded by what is there.
+        // Of a block device the length is not known here.
+        let most = if was.bytes > 0 { was.bytes.next_multiple_of(BLOCK_BYTES) } else { u64::MAX };
+        if bytes > most {
+            return Err(io::Error::other(format!(
+                "it says that the drive has {bytes} bytes: expected {most}"
+            )));
+        }
+        // A disk may end in a part of a block that its file has not.
         let bytes = bytes.min(meta.len().saturating_sub(start));
         let copied = copy(top, start, bytes, directory(&described.path))?;
         Ok(Self { drive, base: described.path.clone(), was, top: copied, bytes, map })
@@ -166,6 +175,7 @@ mod tests {
             assert!(meta.len() == 1 << 20 && meta.blocks() * 512 < 1 << 18, "{} blocks", meta.blocks());
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "copies have no names");
+        assert!(ImageDisk::take((0, &described), &top, (0, 2 << 20), None).is_err());
         let plain = Drive { overlay: None, ..described };
         assert!(ImageDisk::take((0, &plain), &top, (0, 4096), None).is_err());
         fs::write(&base, "other").unwrap();
