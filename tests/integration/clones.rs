@@ -337,6 +337,36 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     fleet.down();
 }
 
+/// What it wrote to an overlay goes with it; Linux guests do that in the lab. The image stays as it is, and nothing is left beside it.
+#[test]
+fn a_guest_with_an_overlay_is_cloned() {
+    require_slabs!();
+    let disk = "\n[[guest]]\nname = \"disk\"\nmemory = \"16M\"\ndrives = [{ path = \"disk.img\", overlay = true }, \
+                { path = \"disk.img\", overlay = \"kept.disk\" }]\n";
+    let sandbox = Sandbox::new();
+    let (file, image) = (sandbox.file("fleet.toml"), sandbox.file("disk.img"));
+    fs::write(&image, vec![7; 1 << 20]).expect("a disk");
+    fs::write(&file, format!("pool = 2\n{FLEET}{disk}")).expect("a fleet file");
+    let fleet = Fleet { sandbox, file };
+    fleet.come_up();
+    let _ = fleet.ok(&["snapshot", "disk", "warm"]);
+    eventually("processes stand by", || fleet.status(&[])["pool"]["standing_by"] == 2);
+    let _ = fleet.ok(&["clone", "warm", "--count", "3"]);
+    let _ = fleet.ok(&["clone", "warm-1", "--as", "again"]);
+    assert_eq!(fleet.names()[2..], ["warm-0", "warm-1", "warm-2", "again-0"]);
+    let files = fs::read_dir(image.parent().expect("a directory")).expect("its files").count();
+    assert_eq!(files, 3, "the fleet file, the image, and what is kept");
+    // Another file at the image's place is none that the guest has seen.
+    let moved = image.with_extension("moved");
+    fs::rename(&image, &moved).expect("it is moved");
+    fs::write(&image, vec![7; 1 << 20]).expect("another disk");
+    fleet.refused(&["clone", "warm"], 1, "was written or replaced since the capture");
+    fs::rename(&moved, &image).expect("it is moved back");
+    let _ = fleet.ok(&["clone", "warm"]);
+    fleet.verify();
+    fleet.down();
+}
+
 /// A snapshot outlives its guest, and the guest's lock on its drive does not.
 #[test]
 fn a_clone_whose_drive_is_in_use_does_not_start() {

@@ -30,7 +30,7 @@ fn lacks(pid: u32) -> Vec<(String, String)> {
 }
 
 #[track_caller]
-fn assert_confined(how: &str, pid: u32) {
+pub(super) fn assert_confined(how: &str, pid: u32) {
     // Threads confine themselves, one by one, before they serve the guest.
     eventually(&format!("{how}: nothing is lacking, as at first {:?}", lacks(pid)), || lacks(pid).is_empty());
 }

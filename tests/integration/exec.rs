@@ -66,3 +66,54 @@ fn lab_commands_run_in_a_debian_guest() {
         assert!(outcome.stdout.contains(words), "no {words:?}: {outcome}");
     }
 }
+
+/// What a Debian has written to its disk each clone of it has, and what one writes then no other sees.
+#[test]
+fn lab_clones_of_a_debian_on_a_disk_write_apart() {
+    let _ = require_tool!("mmdebstrap");
+    need_image();
+    let body = r#"
+        cat >fleet.toml <<END
+name = "disks"
+pool = 2
+[overcommit]
+admission = "off"
+policy = false
+[[guest]]
+name = "deb"
+memory = "192M"
+kernel = "$image/vmlinux"
+initrd = "$image/initrd.cpio"
+cmdline = "console=ttyS0 quiet panic=-1 root=/dev/vda rw"
+drives = [{ path = "root.img", overlay = true }]
+vsock = true
+END
+        samepage fleet up fleet.toml
+        samepage exec deb -- sh -c 'head -c 3000000 /dev/urandom >/big && sync && sha256sum </big >/sum && echo before >/said'
+        samepage clone deb --count 2
+        for guest in deb deb-0 deb-1; do
+            # From the disk, and not from what it had in memory.
+            samepage exec $guest -- sh -c 'echo 3 >/proc/sys/vm/drop_caches; sha256sum </big | cmp - /sum && cat /said' | sed "s/^/$guest: /"
+            samepage exec $guest -- sh -c "echo $guest >/said && dd if=/dev/zero of=/big bs=4096 count=1 conv=notrunc && sync"
+        done
+        samepage clone deb-0 --as again
+        for guest in deb deb-0 deb-1 again-0; do
+            samepage exec $guest -- sh -c 'echo 3 >/proc/sys/vm/drop_caches; cat /said' | sed "s/^/$guest: now /"
+        done
+        samepage fleet down --now
+    "#;
+    let (root, image) = (debian(), tests::lab::image_dir());
+    let head = format!("{}\nln -s {} root.img\nimage={}\n", lab_head(), root.display(), image.display());
+    let outcome = lab_script(Duration::from_secs(400), &(head + body)).success();
+    for words in [
+        "deb: before",
+        "deb-0: before",
+        "deb-1: before",
+        "deb: now deb",
+        "deb-0: now deb-0",
+        "deb-1: now deb-1",
+        "again-0: now deb-0",
+    ] {
+        assert!(outcome.stdout.lines().any(|line| line == words), "no {words:?}: {outcome}");
+    }
+}

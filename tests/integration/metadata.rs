@@ -8,7 +8,9 @@ use tests::api::ApiVm;
 use tests::lab::lab_script;
 use tests::sandbox::Sandbox;
 use tests::vm::SOON;
+use tests::{require_kvm, require_tool};
 
+use super::network::{in_namespace, without_taps};
 use super::power::need_guest;
 
 fn end(sandbox: &Sandbox, vm: ApiVm) {
@@ -84,6 +86,53 @@ fn contents_come_from_a_file_within_a_limit() {
         assert_eq!(run.code, Some(152), "{run}");
         assert!(run.stderr.contains(said), "{said}: {run}");
     }
+    sandbox.assert_clean_within(SOON);
+}
+
+/// A VM that is loaded has the service where it was, and nothing in it.
+#[test]
+fn a_snapshot_has_the_service_and_not_its_contents() {
+    require_kvm!();
+    let _ = (require_tool!("ip"), require_tool!("curl"));
+    if let Some(why) = without_taps() {
+        tests::host::skipped(module_path!(), &why);
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let script = r#"
+        ip tuntap add dev tap0 mode tap
+        ip link set tap0 up
+        start() {
+            rm -f api.sock
+            "$SAMEPAGE" run --console none --api-sock ./api.sock 2>messages &
+            vm=$!
+            until_there api.sock
+        }
+        api() { curl -sS --fail-with-body --unix-socket ./api.sock -X "$1" "http://localhost$2" ${3:+-d "$3"}; }
+        config='{"version":"V2","network_interfaces":["eth0"],"ipv4_address":"169.254.170.2","imds_compat":true}'
+        start
+        api PUT /machine-config '{"vcpu_count": 1, "mem_size_mib": 16}'
+        api PUT /boot-source '{"kernel_image_path": "builtin"}'
+        api PUT /network-interfaces/eth0 '{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:00:00:00:00:01"}'
+        api PUT /mmds/config "$config"
+        api PUT /mmds '{"latest": {"user-data": "secret"}}'
+        api PUT /actions '{"action_type": "InstanceStart"}'
+        api PATCH /vm '{"state": "Paused"}'
+        api PUT /snapshot/create '{"snapshot_path": "vm.state", "mem_file_path": "vm.memory"}'
+        kill $vm && wait $vm
+        if grep -q secret vm.state; then fail "the contents are saved"; fi
+        "$SAMEPAGE" snapshot info ./vm.state | grep -q '^mmds *version 1' || fail "no section: $("$SAMEPAGE" snapshot info ./vm.state)"
+        start
+        api PUT /snapshot/load '{"snapshot_path": "vm.state", "mem_file_path": "vm.memory", "resume_vm": true}'
+        [ "$(api GET /mmds)" = null ] || fail "$(api GET /mmds)"
+        api GET /vm/config >all.json
+        python3 -c 'import json, sys; assert json.load(open("all.json"))["mmds-config"] == json.loads(sys.argv[1])' "$config" || fail "$(cat all.json)"
+        api PUT /mmds '{"latest": {"user-data": "other"}}'
+        api GET /mmds | grep -q other || fail "$(api GET /mmds)"
+        kill $vm && wait $vm
+    "#;
+    let outcome = in_namespace(&sandbox, SOON, script);
+    assert_eq!(outcome.code, Some(0), "{outcome}");
     sandbox.assert_clean_within(SOON);
 }
 

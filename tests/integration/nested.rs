@@ -107,6 +107,12 @@ fn lab_clones_of_a_debian_guest_with_two_processors() {
     inside(&["inside::clones::clones_of_a_debian_guest_with_two"], 400);
 }
 
+#[test]
+fn lab_clones_of_debian_guests_have_addresses_of_their_own() {
+    need_image();
+    inside(&["inside::clones::clones_of_a_debian_guest_have_addresses"], 400);
+}
+
 /// What a Linux guest reads from its drive, and that two page caches of one file are merged.
 #[test]
 fn lab_drives_of_linux_guests() {

@@ -16,7 +16,7 @@ use super::power::need_guest;
 
 /// Runs a script in a network namespace of its own, with these functions: `taps` counts TAPs,
 /// `refused WORDS ARGUMENTS...` has `samepage run` fail and say the words.
-fn in_namespace(sandbox: &Sandbox, limit: Duration, script: &str) -> Outcome {
+pub(super) fn in_namespace(sandbox: &Sandbox, limit: Duration, script: &str) -> Outcome {
     let functions = r#"
         set -euo pipefail
         cd "$DIR"
@@ -54,7 +54,7 @@ macro_rules! require_taps {
     };
 }
 
-fn without_taps() -> Option<String> {
+pub(super) fn without_taps() -> Option<String> {
     let made = Sandbox::new().shell("unshare --net ip tuntap add dev tap0 mode tap").timeout(SOON).output();
     (made.code != Some(0)).then(|| format!("no TAP can be made in a namespace of its own: {}", made.stderr))
 }
@@ -172,6 +172,63 @@ END
         [ "$(taps)" = 0 ] || fail "$(ip link)"
     "#;
     let outcome = in_namespace(&sandbox, SOON * 2, script);
+    assert_eq!(outcome.code, Some(0), "{outcome}");
+    sandbox.assert_clean_within(SOON);
+}
+
+/// Each on a TAP of its own, by number; what cannot be is said, and leaves nothing.
+#[test]
+fn a_clones_tap_is_nobody_elses() {
+    require_slabs!();
+    require_taps!();
+    let sandbox = Sandbox::new();
+    let script = r#"
+        for n in 0 1 2 3 4; do ip tuntap add dev "t$n" mode tap; ip link set "t$n" up; done
+        ip tuntap add dev other mode tap
+        cat >fleet.toml <<'END'
+name = "nets"
+[defaults]
+memory = "16M"
+[[guest]]
+name = "g"
+net = [{ tap = "t{n}", mac = "02:00:00:00:00:01" }]
+[[guest]]
+name = "single"
+net = [{ tap = "other" }]
+[[guest]]
+name = "f"
+count = 2
+from = "g"
+END
+        has() {
+            pid=$("$SAMEPAGE" fleet status --json | python3 -c 'import json, sys; print({g["name"]: g["pid"] for g in json.load(sys.stdin)["guests"]}[sys.argv[1]])' "$1")
+            for fd in /proc/"$pid"/fdinfo/*; do sed -n 's/^iff:\t//p' "$fd" 2>/dev/null || true; done | sort -u | xargs
+        }
+        "$SAMEPAGE" fleet up fleet.toml
+        [ "$(has g),$(has f-0),$(has f-1)" = "t0,t1,t2" ] || fail "$(has g),$(has f-0),$(has f-1)"
+        "$SAMEPAGE" clone g --as c
+        [ "$(has c-0)" = t3 ] || fail "$(has c-0)"
+        # One is left.
+        refused "there is no interface t5" "$SAMEPAGE" clone g --as d --count 2
+        refused "guest s-0: the TAP other is another guest's" "$SAMEPAGE" clone single --as s
+        refused "2 network interfaces are given, and its origin has 1" "$SAMEPAGE" clone g --as s --net auto --net auto
+        refused "both have the MAC address 02:00:00:00:00:02" "$SAMEPAGE" clone g --as s --count 2 --net auto,mac=02:00:00:00:00:02
+        refused "both have the MAC address 02:00:00:00:00:01" "$SAMEPAGE" clone g --as s --net auto,mac=02:00:00:00:00:01
+        refused "is no option of a network interface" "$SAMEPAGE" clone g --as s --net auto,ip=1
+        # One that another program has.
+        $run --net t4 --control vm.sock &
+        until_there vm.sock
+        refused "the TAP t4 is in use: each guest needs one of its own" "$SAMEPAGE" clone g --as s
+        kill $! && wait $!
+        "$SAMEPAGE" clone g --as d
+        "$SAMEPAGE" clone single --as s --count 2 --net auto
+        [ "$(has d-0),$(taps)" = "t4,2" ] || fail "$(has d-0),$(taps)"
+        names=$("$SAMEPAGE" fleet status --json | python3 -c 'import json, sys; print(*[g["name"] for g in json.load(sys.stdin)["guests"]])')
+        [ "$names" = "g single f-0 f-1 c-0 d-0 s-0 s-1" ] || fail "$names"
+        "$SAMEPAGE" fleet verify
+        "$SAMEPAGE" fleet down --now
+    "#;
+    let outcome = in_namespace(&sandbox, SOON * 4, script);
     assert_eq!(outcome.code, Some(0), "{outcome}");
     sandbox.assert_clean_within(SOON);
 }

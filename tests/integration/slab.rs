@@ -94,8 +94,16 @@ fn merged(engine: &mut SlabEngine) -> u64 {
 fn torture(seed: u64, pages: u64, hash_mask: u64, sampling: Option<Duration>) -> Tally {
     let program = tests::samepage().with_file_name("torture");
     let limit = SOON * 4;
-    let options = Options { seed, guests: 3, memory_mib: 32, pages, hash_mask, sampling, limit, program };
-    let tally = tests::torture::run(&options, &|_| {}).unwrap_or_else(|e| panic!("seed {seed}: {e:?}"));
+    let clones = false;
+    let options =
+        Options { seed, guests: 3, memory_mib: 32, pages, hash_mask, sampling, clones, limit, program };
+    tortured(&options)
+}
+
+#[track_caller]
+fn tortured(options: &Options) -> Tally {
+    let (seed, pages) = (options.seed, options.pages);
+    let tally = tests::torture::run(options, &|_| {}).unwrap_or_else(|e| panic!("seed {seed}: {e:?}"));
     assert_eq!(tally.mismatches, 0, "seed {seed}: {tally:?}");
     assert!(tally.verified >= pages, "{tally:?}");
     tally
@@ -127,6 +135,18 @@ fn nothing_is_lost_while_pages_are_sampled_and_merge_and_are_given_back() {
     require_slabs!();
     let enough = |tally: &Tally| tally.merged > 1000 && tally.ballooned > 0 && tally.periods > 3;
     torture_until(4, Some(Duration::from_millis(50)), enough);
+}
+
+/// Guests are captured in the middle of what they do, and others go on from there.
+#[test]
+fn nothing_is_lost_while_guests_are_captured_and_clones_take_their_places() {
+    require_slabs!();
+    let program = tests::samepage().with_file_name("torture");
+    let (seed, pages, hash_mask, sampling, limit) = (5, 150_000, u64::MAX, None, SOON * 8);
+    let options =
+        Options { seed, guests: 3, memory_mib: 32, pages, hash_mask, sampling, clones: true, limit, program };
+    let tally = tortured(&options);
+    assert!(tally.clones > 0 && tally.captures >= tally.clones + tally.given_up, "{tally:?}");
 }
 
 /// A hash never merges a page: not if all pages have the same one, and not if a few have.

@@ -13,6 +13,7 @@ pub mod code;
 pub mod documents;
 pub mod host;
 pub mod huge_pages;
+pub mod keeper;
 pub mod lab;
 pub mod linux_bench;
 pub mod merging;

@@ -69,7 +69,8 @@ fn show(
     let mut fleet = Fleet::up(spec, None, dir, Lifetime::WithUs, watch)?;
     let result = (|| {
         fleet.start_merging()?;
-        let wanted = Wanted { of: ORIGIN.into(), count: clones, prefix: Some("clone".into()) };
+        let wanted =
+            Wanted { of: ORIGIN.into(), count: clones, prefix: Some("clone".into()), ..Wanted::default() };
         let cloned = fleet.start_clones(&wanted, watch)?;
         let ledger = fleet.ledger(false)?.ledger;
         let Verified { verified_pages, mismatched_pages, .. } = fleet.verify(watch)?;

@@ -47,6 +47,7 @@ pub(super) fn carry_out<R: Shown>(
         overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
         metrics: None,
         open: None,
+        pool: 0,
         guests: guests.collect(),
     };
     let interrupted = interrupt_flag()?;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::ledger_table::{audit_text, ledger_text};
 use super::table::{counted, mib, table};
+use fleet::pool::PoolStatus;
 use fleet::status::{FleetStatus, GuestStatus, State};
 use measure::content::Content;
 use measure::frames::Pages;
@@ -59,6 +60,17 @@ pub(super) fn status_table(status: &FleetStatus) -> String {
     if let Some(merge) = &status.merge {
         text.push('\n');
         text.push_str(&merge_text(merge));
+    }
+    if let Some(pool) = &status.pool {
+        let PoolStatus { wanted, standing_by, bytes, taken, ended, trouble } = pool;
+        let _ = write!(
+            text,
+            "\npool: {standing_by} of {wanted} processes stand by, {} MiB; {taken} have become clones, {ended} have ended",
+            mib(*bytes)
+        );
+        if let Some(why) = trouble {
+            let _ = write!(text, "; the last one did not start: {why}");
+        }
     }
     for note in &status.notes {
         let _ = write!(text, "\nnote: {note}");

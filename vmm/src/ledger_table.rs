@@ -20,12 +20,13 @@ pub(super) fn ledger_text(ledger: &Ledger) -> String {
     let old = ledger.oldest_split_seconds().map_or(String::new(), |age| {
         format!("\ncounted: by the kernel's counters; which pages are shared and which are zeros, by walks up to {age:.0} s ago")
     });
-    let images = match o.held_by_images {
+    let besides = |name: &str, count: u64| match count {
         0 => String::new(),
-        held => format!(", images {}", pages(held)),
+        count => format!(", {name} {}", pages(count)),
     };
+    let (images, pool) = (besides("images", o.held_by_images), besides("pool", o.pool));
     format!(
-        "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}{images}, KSM {})\n\
+        "used: {} of {} MiB ({:.0} %): {} guest memory, {} besides (VMMs {}, page tables {}, daemon {}, dead slabs {}{images}{pool}, KSM {})\n\
          debt: {} MiB: {} if all that is shared were written, {} if all that is absent were touched\n\
          cover: {} MiB, {ratio}: {} free, {} swap, {} in reach of balloons{old}",
         pages(ledger.used),

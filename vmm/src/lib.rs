@@ -36,6 +36,7 @@ mod run;
 mod simulate;
 mod simulate_table;
 mod snapshot;
+mod standby;
 mod stress;
 mod table;
 mod top;
@@ -105,6 +106,10 @@ pub fn main() -> ExitCode {
     if let Some(handed) = run::Handed::parse(std::env::args_os()) {
         log();
         return ended(run::run_handed(&handed));
+    }
+    if let Some(args) = standby::Args::parse(std::env::args_os()) {
+        log();
+        return ended(standby::run(&args));
     }
     let arguments = match by_name::Name::of(std::env::args_os().collect()) {
         (Some(name), arguments) => {

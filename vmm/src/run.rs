@@ -305,7 +305,7 @@ pub(super) fn run_handed(handed: &Handed) -> anyhow::Result<ExitCode> {
 }
 
 /// Makes this process what `config` says of it, and says what its VM is not good for.
-fn prepare(config: &VmConfig) -> anyhow::Result<()> {
+pub(super) fn prepare(config: &VmConfig) -> anyhow::Result<()> {
     config.prepare_process()?;
     if config.kernel.is_some()
         && let Some(backend) = probe::backend().filter(|b| !b.runs_stock_kernels())
@@ -328,7 +328,7 @@ fn start(config: &VmConfig) -> anyhow::Result<ExitCode> {
 }
 
 /// What the process ends with, and why.
-fn status(name: &str, on_stdio: bool, ending: Ending) -> ExitCode {
+pub(super) fn status(name: &str, on_stdio: bool, ending: Ending) -> ExitCode {
     tracing::info!("{name} has ended: {ending:?}");
     if on_stdio && matches!(ending, Ending::Panicked(_)) {
         // It may have been in the middle of a line.

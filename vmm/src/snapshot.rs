@@ -11,6 +11,7 @@ use super::table::mib;
 use fleet::daemon_client::request;
 use fleet::images::ImageInfo;
 use fleet::living::choose;
+use fleet::spec::NetSpec;
 use fleet::status::Wanted;
 use fleet::status::{Reply, Request};
 use machine::snapshot::info::{SectionInfo, StateInfo, of_file};
@@ -31,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(600);
   samepage snapshot rm warm               clones run on
 
 A snapshot is the guest's state and its memory as pages of sealed slabs, in the memory of the fleet's daemon: it is gone when the
-daemon ends. A guest with a drive that it may write cannot be captured.")]
+daemon ends. What the guest wrote to drives with an overlay is in it; a guest that writes a drive itself cannot be captured.")]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -207,6 +208,7 @@ fn line(one: &ImageInfo) -> String {
   samepage clone web-0                      one guest more, web-0-0, which goes on from where web-0 is
   samepage clone web-0 --count 100 --as w   w-0 to w-99
   samepage snapshot web-0 warm && samepage clone warm --count 10
+  samepage clone web-0 --count 10 --net auto,bridge=br0   each on a TAP of its own, with an address of its own
 
 Each clone is a VM process of its own. It shares every page with its origin's image, and with its siblings, until one of them writes
 to it; merging, balloons and everything else work on it as on any guest. All of them come up, or none does.")]
@@ -220,12 +222,17 @@ pub(super) struct CloneArgs {
     /// How their names begin; each gets a number behind it [default: the guest's name]
     #[arg(long = "as", value_name = "PREFIX")]
     prefix: Option<String>,
+    /// The TAP of each clone, or one made for it (`auto`); an n in braces in its name is the least number whose TAP no guest of the
+    /// fleet has. Once for each interface of the guest [default: as the fleet file gives the guest's]
+    #[arg(long, value_name = "TAP|auto[,mac=ADDRESS][,bridge=NAME]")]
+    net: Vec<NetSpec>,
     #[command(flatten)]
     how: How,
 }
 
 pub(super) fn run_clone(args: CloneArgs) -> anyhow::Result<ExitCode> {
-    let wanted = Wanted { of: args.of, count: usize::try_from(args.count)?, prefix: args.prefix };
+    let wanted =
+        Wanted { of: args.of, count: usize::try_from(args.count)?, prefix: args.prefix, net: args.net };
     let cloned = match ask(args.how.name, &Request::Clone(wanted))? {
         Reply::Cloned(cloned) => cloned,
         other => bail!("the daemon answered something else: {other:?}"),

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -87,6 +87,18 @@ impl<S> Changer<S> {
     pub(super) fn change(&self, change: impl FnOnce(&mut S) + Send + 'static) {
         // It fails if the device is gone, and then there is no guest either.
         let _ = self.0.send(Job::Change(Box::new(change)));
+    }
+
+    /// What `look` sees, once all requests so far are carried out. None within `limit`, or without a device, is an error.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        look: impl FnOnce(&S) -> T + Send + 'static,
+    ) -> Result<T, RecvTimeoutError> {
+        let (sender, seen) = channel();
+        // Fails if it is not waited for any more.
+        self.change(move |server| _ = sender.send(look(server)));
+        seen.recv_timeout(limit)
     }
 }
 

@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use super::fields::{Fields, bad, split};
-use super::{Balloon, Chase, Disk, ParseError, Touch, Word};
+use super::{Balloon, Chase, Disk, Mac, ParseError, Touch, Word};
 
 /// The class of a page. The order is the order of the segments in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -200,6 +200,11 @@ pub enum Command {
         /// For how long to sleep, 0 to [`MAX_SLEEP_MILLIS`].
         millis: u32,
     },
+    /// Give interfaces that have one Ethernet address another.
+    Mac {
+        was: Mac,
+        is: Mac,
+    },
     /// Power off.
     Poweroff,
     Reboot,
@@ -226,6 +231,7 @@ impl Command {
             Self::Touch(_) => "touch",
             Self::Random => "random",
             Self::Clock { .. } => "clock",
+            Self::Mac { .. } => "mac",
             Self::Poweroff => "poweroff",
             Self::Reboot => "reboot",
         }
@@ -279,11 +285,16 @@ impl Command {
                     _ => Err(bad("millis", fields.text(0)?.1, "a number from 0 to 60000")),
                 }
             }
+            "mac" => {
+                let fields = Fields::parse(rest, ["was", "is"], "was, is")?;
+                let address = |slot| fields.text(slot).and_then(|(key, text)| Mac::parse(key, text));
+                Ok(Self::Mac { was: address(0)?, is: address(1)? })
+            }
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(ParseError::UnknownWord {
                 found: Word::of(word),
-                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, chase, touch, random, clock, poweroff or reboot",
+                expected: "fill, churn, latency, verify, free, idle, report, balloon, frames, disk, chase, touch, random, clock, mac, poweroff or reboot",
             }),
         }
     }
@@ -309,6 +320,7 @@ impl fmt::Display for Command {
             Self::Chase(chase) => write!(f, " {chase}"),
             Self::Touch(touch) => write!(f, " {touch}"),
             Self::Clock { millis } => write!(f, " millis={millis}"),
+            Self::Mac { was, is } => write!(f, " was={was} is={is}"),
             Self::Verify | Self::Idle | Self::Report | Self::Random | Self::Poweroff | Self::Reboot => Ok(()),
         }
     }

@@ -43,6 +43,7 @@
 //! | `chase class= nodes= packed=` | times reads of which each waits for the one before: see [`Chase`] |
 //! | `touch class= cpus=` | has the other processors read pages: see [`Touch`] |
 //! | `clock millis=` | sleeps, then compares the clocks of all processors |
+//! | `mac was= is=` | gives interfaces with one Ethernet address another |
 //! | `poweroff`, `reboot` | end the guest |
 
 mod access;
@@ -52,6 +53,7 @@ mod disk;
 mod fields;
 mod frames;
 mod line;
+mod mac;
 mod reply;
 
 #[cfg(test)]
@@ -65,6 +67,7 @@ pub use command::{Class, Command, Fill, MAX_SLEEP_MILLIS, Mix, Target};
 pub use disk::{Disk, DiskDone, MAX_DISK_PAGES};
 pub use frames::{FrameRuns, Frames, MAX_RUNS, frame_runs};
 pub use line::{LineReader, Text, Word};
+pub use mac::Mac;
 pub use reply::{Clock, Done, ErrorCode, Kind, Latency, Ready, Reply, Report};
 
 /// I/O port of the serial port that carries the protocol (COM2).

@@ -132,6 +132,10 @@ pub enum Done {
     },
     /// The sleep is over, and the clocks are read.
     Clock(Clock),
+    /// Interfaces that had the address have the other one.
+    Mac {
+        interfaces: u64,
+    },
     /// The guest powers off.
     Poweroff,
     Reboot,
@@ -320,6 +324,9 @@ impl Done {
                     backward: fields.number(3)?,
                 }))
             }
+            "mac" => {
+                Ok(Self::Mac { interfaces: Fields::parse(rest, ["interfaces"], "interfaces")?.number(0)? })
+            }
             "poweroff" => bare(Self::Poweroff),
             "reboot" => bare(Self::Reboot),
             _ => Err(bad("command", command, "the name of a command")),
@@ -399,6 +406,7 @@ impl fmt::Display for Done {
             Self::Clock(Clock { slept_us, cpus, readings, backward }) => {
                 write!(f, "clock slept_us={slept_us} cpus={cpus} readings={readings} backward={backward}")
             }
+            Self::Mac { interfaces } => write!(f, "mac interfaces={interfaces}"),
             Self::Poweroff => f.write_str("poweroff"),
             Self::Reboot => f.write_str("reboot"),
         }

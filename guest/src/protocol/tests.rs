@@ -56,6 +56,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         (class(), any::<u64>()).prop_map(|(class, cpus)| Command::Touch(Touch { class, cpus })),
         (0..=MAX_SLEEP_MILLIS).prop_map(|millis| Command::Clock { millis }),
+        any::<[[u8; 6]; 2]>().prop_map(|[was, is]| Command::Mac { was: Mac(was), is: Mac(is) }),
         prop::sample::select(std::vec![
             Command::Verify,
             Command::Idle,
@@ -151,6 +152,7 @@ fn done() -> impl Strategy<Value = Done> {
         any::<[u64; 3]>().prop_map(|[pages, wrong, ns]| Done::Disk(DiskDone::Read { pages, wrong, ns })),
         Just(Done::Disk(DiskDone::Drop)),
         any::<u64>().prop_map(|number| Done::Random { number }),
+        any::<u64>().prop_map(|interfaces| Done::Mac { interfaces }),
         any::<[u64; 4]>().prop_map(|[accesses, batches, best_ticks, median_ticks]| {
             Done::Chase(Chased { accesses, batches, best_ticks, median_ticks })
         }),
@@ -256,7 +258,12 @@ fn errors_say_what_was_expected() {
         ("", "empty line, expected a command"),
         (
             "fly",
-            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, chase, touch, random, clock, poweroff or reboot",
+            "\"fly\" is unknown, expected fill, churn, latency, verify, free, idle, report, balloon, frames, disk, chase, touch, random, clock, mac, poweroff or reboot",
+        ),
+        ("mac was=02:00:00:00:00:01", "is= is missing"),
+        (
+            "mac was=02:00:00:00:00:0 is=1",
+            "was=02:00:00:00:00:0, expected an address such as 02:00:00:00:00:01",
         ),
         ("balloon", "\"\" is unknown, expected report, check, touch, off, on or hostile"),
         ("balloon pop", "\"pop\" is unknown, expected report, check, touch, off, on or hostile"),

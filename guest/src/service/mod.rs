@@ -239,6 +239,10 @@ impl<'t, P: Pages, T: Transport> Service<'t, P, T> {
                 ErrorCode::Unsupported,
                 format_args!("this guest has one processor and no timer; a Linux guest has"),
             )),
+            Command::Mac { .. } => Some(refusal(
+                ErrorCode::Unsupported,
+                format_args!("this guest has no driver for a network; a Linux guest has"),
+            )),
             Command::Chase(chase) => self.begin_chase(port, chase, now_micros),
             // A guest with other processors handles them before this service sees the line.
             Command::Touch(_) => Some(refusal(

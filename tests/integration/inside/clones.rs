@@ -18,6 +18,11 @@ const DISRUPTION_MARKER: u64 = 0xe_f000 + 16;
 
 /// A fleet of one Debian guest, called `deb`.
 fn debian(cpus: u8) -> Fleet {
+    debian_with(cpus, "")
+}
+
+/// The same, with more keys.
+fn debian_with(cpus: u8, keys: &str) -> Fleet {
     let image = image_dir();
     Fleet::up(&format!(
         r#"
@@ -30,6 +35,7 @@ policy = false
 name = "deb"
 memory = "192M"
 cpus = {cpus}
+{keys}
 kernel = "{image}/vmlinux"
 initrd = "{image}/initrd.cpio"
 cmdline = "console=ttyS0 loglevel=6 panic=-1"
@@ -138,6 +144,32 @@ fn clones_of_a_debian_guest_with_two_processors_keep_their_clocks_together() {
     have_numbers_and_time_of_their_own(&fleet, &names, 2);
     for name in &names {
         assert_eq!(reseeded(&fleet, name), 1, "{name}");
+    }
+    fleet.down();
+}
+
+/// Its driver read the address of the guest that it is a copy of; it has its own when it is asked for anything.
+#[test]
+fn clones_of_a_debian_guest_have_addresses_of_their_own() {
+    let fleet = debian_with(1, "net = [{ tap = \"auto\" }]");
+    let names = cloned(&fleet, 3);
+    let all: Vec<String> = std::iter::once("deb".to_owned()).chain(names).collect();
+    let mut addresses = BTreeSet::new();
+    for name in &all {
+        let path = fleet.sandbox.runtime_dir().join(format!("fleets/clones/{name}.json"));
+        let saved: serde_json::Value =
+            serde_json::from_slice(&fs::read(path).expect("what it was started with")).expect("JSON");
+        let own = saved["started"]["guest"]["vm"]["net"][0]["mac"].as_str().expect("an address").to_owned();
+        let has = fleet.com2(name).command(&format!("mac was={own} is={own}"));
+        assert_eq!(has, "ok command=mac interfaces=1", "{name} is not {own}");
+        assert!(addresses.insert(own), "{name} has the address of another one");
+    }
+    fleet.verify();
+    // A copy of a copy.
+    let _ = fleet.ok(&["clone", &all[1], "--as", "again"]);
+    for own in &addresses {
+        let has = fleet.com2("again-0").command(&format!("mac was={own} is={own}"));
+        assert_eq!(has, "ok command=mac interfaces=0", "again-0 is {own}");
     }
     fleet.down();
 }

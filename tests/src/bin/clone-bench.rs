@@ -20,7 +20,7 @@ use tests::sandbox::{Process, Sandbox};
 const USAGE: &str = "\
 Measures what clones cost: of the built-in guest, or of a Linux guest.
 
-Usage: clone-bench [--image DIR] [--counts N,N,...] [--memory MIB] [--rounds R] [--ages S,S,...] [--depth N] [--json]
+Usage: clone-bench [--image DIR] [--counts N,N,...] [--memory MIB] [--rounds R] [--ages S,S,...] [--depth N] [--pool] [--json]
 
   --image DIR       clone a Linux guest of this image, as `samepage image` makes it
   --counts N,N,...  how many at once [default: 1,10,100,500; of a Linux guest 1,10]
@@ -28,6 +28,7 @@ Usage: clone-bench [--image DIR] [--counts N,N,...] [--memory MIB] [--rounds R] 
   --rounds R        rounds, of which the median is shown [default: 9]
   --ages S,S,...    look at the frames of clones so many seconds after all have answered [default: 0]
   --depth N         clone clones of clones, so often [default: 10]
+  --pool            with as many processes standing by as clones are started (`pool` in the fleet file)
   --json            print one JSON object
 
 With FIRECRACKER=PROGRAM in the environment, a VM of the same guest is also saved to files and loaded from them, by that program and by
@@ -44,6 +45,7 @@ struct Options {
     rounds: usize,
     ages: Vec<u64>,
     depth: usize,
+    pool: bool,
     json: bool,
 }
 
@@ -62,8 +64,10 @@ impl Options {
 struct Round {
     /// Until all had answered, as the command says.
     seconds: f64,
-    /// Of each clone's process, once all had answered.
+    /// Of each clone's process, once all had answered; of one that stood by, since it was asked for.
     vm_cpu_ms: f64,
+    /// Of each process that stood by, before.
+    ahead_cpu_ms: f64,
     /// Of the daemon, for each clone.
     daemon_cpu_ms: f64,
     /// For which the origin stood still.
@@ -110,6 +114,7 @@ fn main() -> Result<()> {
             "clones": count,
             "seconds": of(&|round| round.seconds),
             "vm_cpu_ms": of(&|round| round.vm_cpu_ms),
+            "ahead_cpu_ms": of(&|round| round.ahead_cpu_ms),
             "daemon_cpu_ms": of(&|round| round.daemon_cpu_ms),
             "pause_ms": of(&|round| round.pause_ms),
             "ages": ages,
@@ -140,20 +145,24 @@ fn main() -> Result<()> {
         let guest = if options.image.is_some() { "linux" } else { "built-in" };
         println!(
             "{}",
-            json!({ "provenance": provenance, "guest": guest, "memory_mib": memory, "rounds": rounds, "results": results, "chain": links, "loads": loads })
+            json!({ "provenance": provenance, "guest": guest, "memory_mib": memory, "rounds": rounds, "pool": options.pool, "results": results, "chain": links, "loads": loads })
         );
         return Ok(());
     }
     println!("{}", provenance.environment.line());
-    println!("medians of {}; each clone of {} MiB", options.rounds, options.memory());
-    println!("clones      s   ms CPU VM  ms CPU daemon  pause ms    age s  MiB guest      VMM   tables");
+    let pool = if options.pool { "from a pool" } else { "without a pool" };
+    println!("medians of {}; each clone of {} MiB, {pool}", options.rounds, options.memory());
+    println!(
+        "clones      s   ms CPU VM    (ahead)  ms CPU daemon  pause ms    age s  MiB guest      VMM   tables"
+    );
     let number = |of: &Value, key: &str| of[key].as_f64().unwrap_or(f64::NAN);
     for result in &results {
         print!(
-            "{:6} {:6.2} {:11.2} {:14.2} {:9.1}",
+            "{:6} {:6.2} {:11.2} {:10.2} {:14.2} {:9.1}",
             number(result, "clones"),
             number(result, "seconds"),
             number(result, "vm_cpu_ms"),
+            number(result, "ahead_cpu_ms"),
             number(result, "daemon_cpu_ms"),
             number(result, "pause_ms"),
         );
@@ -165,7 +174,7 @@ fn main() -> Result<()> {
                 number(age, "guest_mib"),
                 number(age, "vmm_mib"),
                 number(age, "page_tables_mib"),
-                indent = if n == 0 { 0 } else { 50 },
+                indent = if n == 0 { 0 } else { 61 },
             );
         }
     }
@@ -199,14 +208,14 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn up(options: &Options) -> Result<Self> {
+    fn up(options: &Options, pool: usize) -> Result<Self> {
         let sandbox = Sandbox::new();
         let file = sandbox.file("fleet.toml");
         let kernel = options.image.as_ref().map_or(String::new(), |image| {
             format!("kernel = {:?}\ninitrd = {:?}\n", image.join("vmlinux"), image.join("initrd.cpio"))
         });
         let text = format!(
-            "name = \"bench\"\n[overcommit]\nadmission = \"off\"\npolicy = false\n[[guest]]\nname = \"origin\"\nmemory = \"{}M\"\n{kernel}\
+            "name = \"bench\"\npool = {pool}\n[overcommit]\nadmission = \"off\"\npolicy = false\n[[guest]]\nname = \"origin\"\nmemory = \"{}M\"\n{kernel}\
              fill = {{ zero = 10, common = 40, duplicate = 10, unique = 40 }}\n",
             options.memory()
         );
@@ -218,6 +227,20 @@ impl Fleet {
 
     fn run(&self, args: &[&str]) -> Outcome {
         self.sandbox.samepage(args).timeout(LIMIT).output().success()
+    }
+
+    /// The processes that stand by, once all do.
+    fn standbys(&self) -> Result<Vec<Process>> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let pool = self.run(&["fleet", "status", "--json"]).json()["pool"].take();
+            if pool.is_null() || pool["standing_by"] == pool["wanted"] {
+                break;
+            }
+            ensure!(Instant::now() < until, "they do not stand by: {pool}");
+            thread::sleep(Duration::from_millis(200));
+        }
+        Ok(self.sandbox.processes().into_iter().filter(|p| p.args.contains(" standby ")).collect())
     }
 
     /// Ends it, if no page is wrong.
@@ -249,8 +272,12 @@ impl Fleet {
 }
 
 fn round(count: usize, options: &Options) -> Result<Round> {
-    let fleet = Fleet::up(options)?;
+    let fleet = Fleet::up(options, if options.pool { count } else { 0 })?;
     let taken = fleet.run(&["snapshot", "origin", "warm", "--json"]).json();
+    let mut ahead = 0.0;
+    for standby in fleet.standbys()? {
+        ahead += threads_ms(standby.pid)?;
+    }
     let daemon = process(&fleet.sandbox, |p| p.args.split(' ').nth(1) == Some("host"))?;
     let before = cpu_ms(daemon.pid)?;
     let cloned = fleet.run(&["clone", "warm", "--count", &count.to_string(), "--as", "c", "--json"]).json();
@@ -271,7 +298,8 @@ fn round(count: usize, options: &Options) -> Result<Round> {
     let all = count as f64;
     Ok(Round {
         seconds: cloned["seconds"].as_f64().context("seconds")?,
-        vm_cpu_ms: vms / all,
+        vm_cpu_ms: (vms - ahead) / all,
+        ahead_cpu_ms: ahead / all,
         daemon_cpu_ms: (after - before) / all,
         pause_ms: pause_ms(&taken["captured"])?,
         own,
@@ -280,7 +308,7 @@ fn round(count: usize, options: &Options) -> Result<Round> {
 
 /// A clone, a clone of that, and so on.
 fn chain(depth: usize, options: &Options) -> Result<Vec<Link>> {
-    let fleet = Fleet::up(options)?;
+    let fleet = Fleet::up(options, usize::from(options.pool))?;
     let (mut of, mut links) = ("origin".to_owned(), Vec::new());
     for number in 1..=depth {
         let cloned = fleet.run(&["clone", &of, "--as", &format!("d{number}"), "--json"]).json();
@@ -337,6 +365,7 @@ fn options() -> Result<Option<Options>> {
             "--rounds" => options.rounds = value()?.parse::<usize>()?.max(1),
             "--ages" => options.ages = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--depth" => options.depth = value()?.parse()?,
+            "--pool" => options.pool = true,
             "--json" => options.json = true,
             "-h" | "--help" => return Ok(None),
             _ => bail!("{arg} is unknown\n\n{USAGE}"),

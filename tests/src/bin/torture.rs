@@ -12,7 +12,7 @@ Tortures merging by slabs: guests fill, rewrite, check, free and balloon all of 
 merged and written to, and the engine and guests are killed. Ends with status 1 if a page holds something else than it
 should, or a guest or the engine ends by itself.
 
-Usage: torture [--pages N] [--seed N] [--guests N] [--memory MIB] [--hash-mask N] [--sampling MS] [--minutes N] [--json]
+Usage: torture [--pages N] [--seed N] [--guests N] [--memory MIB] [--hash-mask N] [--sampling MS] [--clones] [--minutes N] [--json]
 
   --pages N      pages to check, all guests together [default: 10000000]
   --seed N       seed of all choices [default: from the clock, and printed]
@@ -20,6 +20,7 @@ Usage: torture [--pages N] [--seed N] [--guests N] [--memory MIB] [--hash-mask N
   --memory MIB   RAM of each [default: 48]
   --hash-mask N  the bits of pages' hashes that count: 0 and all pages collide [default: all]
   --sampling MS  sample each guest's working set, 1000 pages every MS milliseconds [default: not]
+  --clones       capture guests while they work, and have clones in the places of guests that are killed
   --minutes N    fail if it is not done by then [default: 60]
   --json         print one JSON object
 
@@ -42,6 +43,7 @@ fn main() -> Result<ExitCode> {
         pages: 10_000_000,
         hash_mask: u64::MAX,
         sampling: None,
+        clones: false,
         limit: Duration::from_secs(60 * 60),
         program: std::env::current_exe()?,
     };
@@ -58,6 +60,7 @@ fn main() -> Result<ExitCode> {
             "--memory" => options.memory_mib = value()?,
             "--hash-mask" => options.hash_mask = value()?,
             "--sampling" => options.sampling = Some(Duration::from_millis(value()?)),
+            "--clones" => options.clones = true,
             "--minutes" => options.limit = Duration::from_secs(60 * value()?),
             "--json" => as_json = true,
             "-h" | "--help" => {
@@ -78,7 +81,7 @@ fn main() -> Result<ExitCode> {
         true => println!("{:#}", tally.json(&options)),
         false => println!(
             "{} pages checked, {} wrong; {} merged, {} zeros, {} from balloons; {} rounds, engine restarted {} times, \
-             guests killed {} times; {:.0} s",
+             guests killed {} times; {} captures, {} given up, {} clones; {:.0} s",
             tally.verified,
             tally.mismatches,
             tally.merged,
@@ -87,6 +90,9 @@ fn main() -> Result<ExitCode> {
             tally.rounds,
             tally.engine_restarts,
             tally.guest_restarts,
+            tally.captures,
+            tally.given_up,
+            tally.clones,
             tally.seconds
         ),
     }

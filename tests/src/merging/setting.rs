@@ -51,6 +51,7 @@ impl Setting {
             overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
             metrics: None,
             open: None,
+            pool: 0,
             guests: (0..self.guests).map(guest).collect(),
         }
     }

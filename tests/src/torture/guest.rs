@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kernel_view::pagemap::Pagemap;
+use machine::working_set::Sampling;
+use machine::{Console, VmConfig};
 use rustix::process::{Pid, setpriority_process};
 use serde_json::{Value, json};
 
 use super::choices::Choices;
 use super::{Options, Tally};
+use crate::keeper::Image;
 
 /// Time limit of any command to a guest: some ten times what the slowest takes in the lab.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -27,7 +30,7 @@ const SEEDS: u64 = 6;
 /// Pages that are rewritten within some 20 ms, as an agent waits from one look to the next.
 const FEW_PAGES: u64 = 1000;
 /// Pages of a working set's sample: a tenth of a guest's and more.
-const SAMPLES: &str = "1000";
+const SAMPLES: u64 = 1000;
 /// The most pages that are rewritten in a second.
 const MAX_RATE: u64 = 40_000;
 
@@ -47,18 +50,33 @@ impl Guest {
     pub(super) fn start(dir: &Path, name: &str, options: &Options, merge: &Path) -> Result<Self> {
         let memory_mib = options.memory_mib;
         let sampling = options.sampling.map(|period| period.as_secs_f64().to_string());
+        let samples = SAMPLES.to_string();
         let file = |kind: &str| dir.join(format!("{name}.{kind}"));
         let (control, com2, log) = (file("ctl"), file("com2"), file("log"));
-        let mut process = Command::new(crate::samepage())
+        let mut program = Command::new(crate::samepage());
+        program
             .args(["run", "--lifeline", "--console", "none", "--name", name, "--memory"])
             .arg(format!("{memory_mib}M"))
             .args(["--control".as_ref(), control.as_os_str(), "--com2".as_ref(), com2.as_os_str()])
             .args(["--merge".as_ref(), merge.as_os_str()])
-            .args(sampling.iter().flat_map(|s| ["--sample-working-set", s, "--samples", SAMPLES]))
+            .args(sampling.iter().flat_map(|s| ["--sample-working-set", s, "--samples", &samples]))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(File::create(&log)?)
-            .spawn()?;
+            .stderr(File::create(&log)?);
+        let mut guest = Self::connected(name, program, (control, com2, log), options)?;
+        let ready = guest.line()?;
+        ensure!(ready.starts_with("ready "), "it said {ready:?} instead of being ready");
+        Ok(guest)
+    }
+
+    /// The VM that `program` starts, once it can be talked to.
+    fn connected(
+        name: &str,
+        mut program: Command,
+        (control, com2, log): (PathBuf, PathBuf, PathBuf),
+        options: &Options,
+    ) -> Result<Self> {
+        let mut process = program.spawn()?;
         let until = Instant::now() + LIMIT;
         let com2 = loop {
             match connect(&com2) {
@@ -69,11 +87,45 @@ impl Guest {
                 Err(_) => thread::sleep(LOOK),
             }
         };
-        let ram_pages = memory_mib << 8;
-        let mut guest = Self { name: name.to_owned(), process, com2, control, log, ram_pages, mismatched: 0 };
-        let ready = guest.line()?;
-        ensure!(ready.starts_with("ready "), "it said {ready:?} instead of being ready");
+        let ram_pages = options.memory_mib << 8;
+        Ok(Self { name: name.to_owned(), process, com2, control, log, ram_pages, mismatched: 0 })
+    }
+
+    /// One that goes on from where `image` is, in the middle of whatever that one was doing.
+    pub(super) fn cloned(
+        dir: &Path,
+        name: &str,
+        options: &Options,
+        merge: &Path,
+        image: &Image,
+    ) -> Result<Self> {
+        let file = |kind: &str| dir.join(format!("{name}.{kind}"));
+        let (control, com2, log) = (file("ctl"), file("com2"), file("log"));
+        let config = VmConfig {
+            name: name.to_owned(),
+            memory_bytes: options.memory_mib << 20,
+            console: Console::None,
+            control: Some(control.clone()),
+            com2: Some(com2.clone()),
+            merge: Some(merge.to_owned()),
+            sampling: options.sampling.map(|period| Sampling { period, samples: SAMPLES }),
+            lifeline: true,
+            ..VmConfig::default()
+        };
+        let mut program = image.command(config)?;
+        program.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(&log)?);
+        let mut guest = Self::connected(name, program, (control, com2, log), options)?;
+        // It says that it is a copy, and then the answers to what its original was asked.
+        while !guest.line()?.starts_with("generation ") {}
+        guest.com2.get_mut().write_all(b"random\n")?;
+        while !guest.line()?.starts_with("ok command=random ") {}
+        guest.command("idle")?;
         Ok(guest)
+    }
+
+    /// Where it is asked.
+    pub(super) fn control(&self) -> &Path {
+        &self.control
     }
 
     pub(super) fn name(&self) -> &str {
@@ -266,7 +318,7 @@ impl Drop for Guest {
     }
 }
 
-fn connect(socket: &Path) -> Result<BufReader<UnixStream>> {
+pub(super) fn connect(socket: &Path) -> Result<BufReader<UnixStream>> {
     let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;

@@ -1,6 +1,7 @@
 //! The torture of merging by slabs: guests that fill, rewrite, check, free and balloon their memory
 //! while its pages are merged, written to, dropped and merged again, and while the engine and
-//! guests are killed.
+//! guests are killed. With clones, guests are captured in the middle of that, too, and others go on from
+//! there.
 //!
 //! What is done follows from a seed; when it meets what else happens does not. Writers of every
 //! step of a merge are there: vCPUs (churn and fill), the VMM's own threads (the balloon's rings
@@ -13,7 +14,8 @@ mod guest;
 
 pub use engine::{ROLE as ENGINE, serve};
 
-use std::path::PathBuf;
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,8 +29,12 @@ use choices::Choices;
 use engine::Engine;
 use guest::Guest;
 
+use crate::keeper::{Image, Listener};
+
 /// Actions of a guest in a round, before it checks all of its pages.
 const TURNS: u64 = 8;
+/// The longest wait in a round before a guest is captured.
+const CAPTURE_MILLIS: u64 = 1500;
 /// One round in this number kills a guest.
 const ROUNDS_PER_KILL: u64 = 8;
 
@@ -47,6 +53,8 @@ pub struct Options {
     pub hash_mask: u64,
     /// From one sample of each guest's working set to the next; None: none are taken.
     pub sampling: Option<Duration>,
+    /// Whether guests are captured while they work, and clones take the places of guests that are killed.
+    pub clones: bool,
     /// How long it may take. A round that has begun is brought to its end.
     pub limit: Duration,
     /// The `torture` binary, a process of which is the engine.
@@ -73,6 +81,12 @@ pub struct Tally {
     pub engine_restarts: u64,
     /// How often a guest was killed and another one started.
     pub guest_restarts: u64,
+    /// How often a guest was captured while it worked.
+    pub captures: u64,
+    /// How often the keeper of what was captured went away in the middle of that.
+    pub given_up: u64,
+    /// How many of the guests that took others' places were clones.
+    pub clones: u64,
     /// What the agents of the guests that are left at the end have counted.
     pub agents: Statistics,
     /// From the start of the first guest to the end of the last.
@@ -89,6 +103,7 @@ impl Tally {
             "hash_mask": options.hash_mask, "pages_verified": self.verified, "mismatches": self.mismatches,
             "merged": self.merged, "zeros": self.zeros, "ballooned": self.ballooned, "rounds": self.rounds,
             "engine_restarts": self.engine_restarts, "guest_restarts": self.guest_restarts,
+            "captures": self.captures, "given_up": self.given_up, "clones": self.clones,
             "seconds": self.seconds, "agents": self.agents.host,
         })
     }
@@ -166,15 +181,31 @@ impl<'a> Torture<'a> {
     /// started.
     fn round(&mut self, tally: &mut Tally, checked: &(impl Fn(u64) + Sync)) -> Result<()> {
         let forks: Vec<_> = self.guests.iter().map(|_| self.choices.fork()).collect();
-        let mut for_engine = self.choices.fork();
+        let (mut for_engine, mut for_capture) = (self.choices.fork(), self.choices.fork());
+        let which = for_capture.below(self.guests.len() as u64) as usize;
+        let captured = self.options.clones.then(|| self.guests[which].control().to_owned());
+        let dir = self.dir.path();
         let (engine, over) = (&mut self.engine, &AtomicBool::new(false));
+        let mut image = None;
         let done: Result<Vec<Tally>> = thread::scope(|scope| {
             let guests = self.guests.iter_mut().zip(forks);
             let turns: Vec<_> = guests
                 .map(|(guest, mut choices)| scope.spawn(move || turns(guest, &mut choices, checked)))
                 .collect();
             let engine = scope.spawn(move || engine.disturb(&mut for_engine, over));
+            let capture =
+                captured.map(|control| scope.spawn(move || capture(&control, dir, &mut for_capture)));
             let done: Vec<_> = turns.into_iter().map(|turns| turns.join()).collect();
+            image = match capture.map(|capture| capture.join()) {
+                None => None,
+                Some(Ok(captured)) => {
+                    let captured = captured.context("a capture")?;
+                    tally.captures += 1;
+                    tally.given_up += u64::from(captured.is_none());
+                    captured
+                }
+                Some(Err(_)) => bail!("the thread of a capture panicked"),
+            };
             over.store(true, Ordering::Relaxed);
             match engine.join() {
                 Ok(disturbed) => disturbed.context("the engine")?,
@@ -184,11 +215,32 @@ impl<'a> Torture<'a> {
         });
         done?.iter().for_each(|one| tally.add(one));
         tally.rounds += 1;
+        if let Some(image) = image {
+            self.replace_by_clone(&image, tally, checked)?;
+        }
         if self.choices.below(ROUNDS_PER_KILL) == 0 {
             let which = self.choices.below(self.guests.len() as u64) as usize;
             self.guests_killed += 1;
             self.guests[which] = self.guest(&format!("vm-{which}-{}", self.guests_killed))?;
         }
+        Ok(())
+    }
+
+    /// Kills a guest, and has a clone in its place, which may be one of that guest.
+    fn replace_by_clone(
+        &mut self,
+        image: &Image,
+        tally: &mut Tally,
+        checked: &(impl Fn(u64) + Sync),
+    ) -> Result<()> {
+        let which = self.choices.below(self.guests.len() as u64) as usize;
+        tally.clones += 1;
+        self.guests_killed += 1;
+        let name = format!("clone-{which}-{}", self.guests_killed);
+        let clone = Guest::cloned(self.dir.path(), &name, self.options, self.engine.socket(), image);
+        let mut clone = clone.with_context(|| format!("guest {name} did not go on"))?;
+        checked(clone.verify(tally)?);
+        self.guests[which] = clone;
         Ok(())
     }
 
@@ -203,6 +255,28 @@ impl<'a> Torture<'a> {
         }
         Ok(periods)
     }
+}
+
+/// Captures the guest at `control`, whatever it does just now. None if the keeper went away meanwhile, which costs the guest nothing.
+fn capture(control: &Path, dir: &Path, choices: &mut Choices) -> Result<Option<Image>> {
+    thread::sleep(Duration::from_millis(choices.below(CAPTURE_MILLIS)));
+    let listener = Listener::bind(dir.join("keeper.sock"))?;
+    let mut daemon = guest::connect(control)?;
+    let request = json!({"op": "capture", "socket": listener.path()});
+    daemon.get_mut().write_all(format!("{request}\n").as_bytes())?;
+    let mut keeper = listener.accept()?;
+    std::fs::remove_file(listener.path())?;
+    let steps = if choices.below(4) == 0 { choices.below(12) } else { u64::MAX };
+    let (mut taken, mut is_whole) = (0, false);
+    while !is_whole && taken < steps {
+        is_whole = keeper.step()?;
+        taken += 1;
+    }
+    let image = is_whole.then(|| keeper.image()).transpose()?;
+    let mut answer = String::new();
+    daemon.read_line(&mut answer)?;
+    ensure!(!is_whole || answer.contains("\"captured\""), "it was kept, and answered {answer:?}");
+    Ok(image)
 }
 
 /// A guest's part of a round.

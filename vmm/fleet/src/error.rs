@@ -222,6 +222,20 @@ pub enum HostError {
         #[source]
         source: io::Error,
     },
+    /// Clones cannot have the network interfaces that they are to have.
+    #[error("the clones cannot be on the network")]
+    CloneNet {
+        /// What is wrong.
+        #[source]
+        source: super::spec::SpecError,
+    },
+    /// No process stands by for clones.
+    #[error("the thread that fills the pool cannot be started")]
+    Pool {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A VM process ended before it was asked to.
     #[error("guest {guest}: its VM ended ({how}){log}")]
     Ended {
@@ -483,7 +497,9 @@ impl From<&HostError> for ErrorKind {
             | HostError::ImageOfGuest { .. }
             | HostError::TooManyImages { .. }
             | HostError::NoImage { .. } => Self::Snapshot,
-            HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
+            HostError::CloneCount { .. }
+            | HostError::ClonesNotAdmitted { .. }
+            | HostError::CloneNet { .. } => Self::NotCloned,
             HostError::Socket { .. } => Self::GuestUnreachable,
             HostError::Check { .. } | HostError::Measure(_) | HostError::Pagemap(_) => Self::Measuring,
             HostError::Engine(_) => Self::Merging,
@@ -508,6 +524,7 @@ impl From<&HostError> for ErrorKind {
             | HostError::NotUp { .. }
             | HostError::WhichFleet { .. }
             | HostError::Spawn { .. }
+            | HostError::Pool { .. }
             | HostError::NoDaemon { .. }
             | HostError::Daemon(_)
             | HostError::FillSwap(_) => Self::Host,

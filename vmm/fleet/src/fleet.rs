@@ -1,11 +1,12 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
 mod clones;
+mod engine;
 mod joined;
+mod standbys;
 mod still;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,11 +15,12 @@ use super::HostError;
 use super::admission;
 use super::check;
 use super::claim::Claim;
-use super::guest::{Guest, Lifetime, shut_down_all};
+use super::guest::{Guest, Lifetime, Origin, shut_down_all};
 use super::images::{Image, Images};
 use super::ledger::{self, Budget, Reading};
 use super::metrics::EngineNow;
 use super::pledge::{self, Pledge};
+use super::pool::Pool;
 use super::preflight;
 use super::runtime::FleetDir;
 use super::shutdown::Shutdown;
@@ -32,9 +34,7 @@ use measure::Space;
 use measure::content::{self, Content};
 use measure::frames::{self, Frames};
 use memory::PAGE_BYTES;
-use merge::ksm::{Ksm, KsmSettings};
-use merge::off::Off;
-use merge::slab::engine::{SlabEngine, Statistics};
+use merge::slab::engine::Statistics;
 use merge::{Engine, Progress, Settling, SlabPages};
 use overcommit::admission::Refusal;
 
@@ -71,6 +71,8 @@ pub struct Fleet {
     /// Processes that were refused, and why: that is said once, however often they ask.
     refused: BTreeMap<u32, String>,
     images: Images,
+    /// What clones are made of, where the fleet file asks for it.
+    pool: Option<Pool>,
 }
 
 impl Fleet {
@@ -110,7 +112,7 @@ impl Fleet {
         lifetime: Lifetime,
         watch: &Watch,
     ) -> Result<Self, HostError> {
-        let engine = engine.map_or_else(|| self::engine(&spec, dir), Ok)?;
+        let engine = engine.map_or_else(|| engine::engine(&spec, dir), Ok)?;
         let claim = Claim::take(&spec.name)?;
         dir.create()?;
         let left = Left::none(&spec, dir)?;
@@ -126,7 +128,7 @@ impl Fleet {
         watch: &Watch,
     ) -> Result<Self, HostError> {
         let left = Left::find(&spec, dir, replace)?;
-        let engine = engine(&spec, dir)?;
+        let engine = engine::engine(&spec, dir)?;
         Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, left, watch)
     }
 
@@ -153,6 +155,7 @@ impl Fleet {
             left_out: Vec::new(),
             refused: BTreeMap::new(),
             images: Images::default(),
+            pool: None,
             spec,
             _claim: claim,
         };
@@ -162,7 +165,7 @@ impl Fleet {
             fleet.judge()?;
             fleet.pledge.set(promises(&fleet.spec))?;
         }
-        match fleet.bring_up(left, watch) {
+        match fleet.bring_up(left, watch).and_then(|()| fleet.start_pool()) {
             Ok(()) => Ok(fleet),
             Err(e) => {
                 fleet.stop_started();
@@ -225,9 +228,11 @@ impl Fleet {
         image: Option<&Arc<Image>>,
     ) -> Result<(), HostError> {
         let (engine, overcommit) = (self.spec.engine, self.spec.overcommit);
-        let socket = (engine == EngineName::Slab).then(|| merge_socket(&self.spec, &self.dir)).transpose()?;
+        let socket =
+            (engine == EngineName::Slab).then(|| engine::merge_socket(&self.spec, &self.dir)).transpose()?;
+        let origin = image.map(|image| Origin { image, standby: self.standby_for(spec) });
         let guest =
-            Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit, image)?;
+            Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit, origin)?;
         self.register(guest);
         Ok(())
     }
@@ -368,8 +373,10 @@ impl Fleet {
         // Clones that have ended keep nothing.
         let (image_pages, dead_slabs) = (self.pin_images(), dead.div_ceil(PAGE_BYTES));
         let unnamed_image_pages = image_pages.saturating_sub(self.named_image_pages());
+        let pool_pages = self.pool.as_ref().map_or(0, Pool::pages);
         let slab_pages = (image_pages > 0).then(|| self.slab_pages().map(|pages| pages())).flatten();
-        Budget { capacity: self.capacity, dead_slabs, image_pages, unnamed_image_pages, merging, slab_pages }
+        let capacity = self.capacity;
+        Budget { capacity, dead_slabs, image_pages, unnamed_image_pages, pool_pages, merging, slab_pages }
     }
 
     /// See [`Engine::slab_pages`].
@@ -533,6 +540,7 @@ impl Fleet {
     /// settings.
     pub fn shut_down(&mut self, shutdown: &Shutdown) -> Vec<String> {
         let before = self.engine.notes();
+        self.pool = None;
         self.engine.stop();
         shut_down_all(&mut self.guests, shutdown);
         self.engine.notes().into_iter().filter(|note| !before.contains(note)).collect()
@@ -545,6 +553,7 @@ impl Fleet {
 
     fn stop_those(&mut self, which: impl Fn(&Guest) -> bool) {
         self.engine.stop();
+        self.pool = None;
         thread::scope(|scope| {
             for guest in self.guests.iter_mut().filter(|guest| which(guest)) {
                 scope.spawn(move || guest.stop());
@@ -567,24 +576,4 @@ fn promises(spec: &FleetSpec) -> impl Iterator<Item = (&str, u64)> {
 fn pledge_of(fleet: &mut Fleet) -> Result<(), HostError> {
     let _admitting = pledge::admitting()?;
     fleet.pledge.set(promises(&fleet.spec))
-}
-
-/// Where the slab engine listens.
-fn merge_socket(spec: &FleetSpec, dir: &FleetDir) -> Result<PathBuf, HostError> {
-    match spec.open.as_ref().and_then(|open| open.socket.clone()) {
-        Some(socket) => Ok(socket),
-        None => dir.merge_socket(),
-    }
-}
-
-/// The engine that `spec` asks for.
-fn engine(spec: &FleetSpec, dir: &FleetDir) -> Result<Box<dyn Engine>, HostError> {
-    Ok(match spec.engine {
-        EngineName::Ksm => Box::new(Ksm::new(KsmSettings::fast())),
-        EngineName::Slab => {
-            let engine = SlabEngine::for_members(merge_socket(spec, dir)?, &spec.merge);
-            Box::new(if spec.open.is_some() { engine.open_to_others() } else { engine })
-        }
-        EngineName::Off => Box::new(Off),
-    })
 }

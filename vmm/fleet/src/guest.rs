@@ -17,6 +17,7 @@ use guest::layout::Layout;
 use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report, Target};
 use rustix::process::Signal;
 
+pub(crate) use self::start::{OOM_SCORE_ADJ, Origin};
 use super::HostError;
 use super::client::{ANSWER_LIMIT, Com2, control_within};
 use super::images::Image;

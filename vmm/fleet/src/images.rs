@@ -2,20 +2,24 @@
 //!
 //! What the daemon has of one are descriptors: the state in a sealed memfd, and slabs, which are charged to it. It maps none of that.
 
+mod disk;
 pub mod keeper;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use guest::protocol::{Fill, Ready};
 use serde::{Deserialize, Serialize};
 
+use self::disk::ImageDisk;
+use self::keeper::Kept;
 use super::spec::GuestSpec;
-use machine::ImageFds;
 use machine::capture::Captured;
+use machine::standby::ImageFiles;
+use machine::{DiskFds, ImageFds};
 use memory::PAGE_BYTES;
 use os::handed;
 
@@ -46,6 +50,7 @@ pub struct Image {
     pub captured: Captured,
     state: OwnedFd,
     slabs: Vec<ImageSlab>,
+    disks: Vec<ImageDisk>,
     taken: Instant,
 }
 
@@ -54,18 +59,35 @@ impl Image {
     pub(crate) fn new(
         spec: GuestSpec,
         (ready, fill): (Option<Ready>, Option<Fill>),
-        captured: Captured,
-        state: OwnedFd,
-        slabs: Vec<ImageSlab>,
+        Kept { captured, state, slabs, disks }: Kept,
     ) -> Self {
-        Self { spec, ready, fill, captured, state, slabs, taken: Instant::now() }
+        Self { spec, ready, fill, captured, state, slabs, disks, taken: Instant::now() }
     }
 
     /// Hands it to the process that `program` starts.
     pub(crate) fn give(&self, program: &mut std::process::Command) -> std::io::Result<ImageFds> {
         let state = handed::give(program, self.state.try_clone()?);
         let give = |slab: &ImageSlab| Ok(handed::give(program, slab.file.try_clone()?.into()));
-        Ok(ImageFds { state, slabs: self.slabs.iter().map(give).collect::<std::io::Result<_>>()? })
+        let slabs = self.slabs.iter().map(give).collect::<std::io::Result<_>>()?;
+        let give = |disk: &ImageDisk| {
+            let map = disk.map.as_ref().map(File::try_clone).transpose()?;
+            let map = map.map(|map| handed::give(program, map.into()));
+            Ok(DiskFds { drive: disk.drive, top: handed::give(program, disk.copy()?.into()), map })
+        };
+        Ok(ImageFds { state, slabs, disks: self.disks.iter().map(give).collect::<std::io::Result<_>>()? })
+    }
+
+    /// Its descriptors, for one clone.
+    pub(crate) fn with_files<T>(
+        &self,
+        with: impl FnOnce(ImageFiles<'_>) -> std::io::Result<T>,
+    ) -> std::io::Result<T> {
+        let slabs: Vec<BorrowedFd<'_>> = self.slabs.iter().map(|slab| slab.file.as_fd()).collect();
+        let tops = self.disks.iter().map(ImageDisk::copy).collect::<std::io::Result<Vec<_>>>()?;
+        let disks: Vec<_> = (self.disks.iter().zip(&tops))
+            .map(|(disk, top)| (disk.drive, top.as_fd(), disk.map.as_ref().map(File::as_fd)))
+            .collect();
+        with(ImageFiles { state: self.state.as_fd(), slabs: &slabs, disks: &disks })
     }
 
     /// Its slab whose file has this number.

@@ -35,6 +35,8 @@ pub struct Budget {
     pub image_pages: u64,
     /// Of those, pages of slabs that none keeps that has a name.
     pub unnamed_image_pages: u64,
+    /// Pages of processes that stand by for clones.
+    pub pool_pages: u64,
     /// Whether an engine merges.
     pub merging: bool,
     /// Pages of all slabs that no image has, in use or not, as they are now; None where the engine has no slabs, or was not asked.
@@ -220,6 +222,7 @@ fn account(
             // All that slabs have, and that is neither in a page table nor the engine's to drop.
             pages => (pages + budget.slab_pages.unwrap_or(0)).saturating_sub(slab_frames + budget.dead_slabs),
         },
+        pool: budget.pool_pages,
         second_level_of_host: readings.as_ref().map_or(0, |r| r.second_level_pages),
         ..HostOverhead::default()
     };

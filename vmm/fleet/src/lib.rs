@@ -38,6 +38,7 @@ mod observer;
 pub mod page_types;
 mod pledge;
 mod policy_state;
+pub mod pool;
 pub mod power;
 pub mod preflight;
 mod problem;

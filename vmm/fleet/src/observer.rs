@@ -119,7 +119,7 @@ impl Observer {
                 full_avg10_percent: psi.full_avg10_percent,
             }),
             merging: self.budget.merging,
-            unnamed_image_pages: self.budget.unnamed_image_pages,
+            unnamed_image_pages: self.budget.unnamed_image_pages + self.budget.pool_pages,
         };
         self.cpu += thread_time().saturating_sub(begin + reading_took);
         Observation { host, guests, reading }
@@ -187,7 +187,7 @@ impl Observer {
             (Some(slab_pages), _) => {
                 let own = ProcessPages::of(std::process::id()).unwrap_or_default();
                 let vms: u64 = running().map(|process| process.anonymous + process.page_tables).sum();
-                vms + own.anonymous + own.file + own.page_tables + slab_pages
+                vms + own.anonymous + own.file + own.page_tables + slab_pages + self.budget.pool_pages
             }
             (None, Some(last)) => {
                 let now: u64 = running().map(|process| process.anonymous).sum();

@@ -20,6 +20,8 @@ use os::{limits, named_file};
 
 /// Descriptors that the daemon has for itself, and at the least for each guest: COM2, its process, its agent.
 const DESCRIPTORS: (u64, u64) = (32, 3);
+/// And for each process that stands by for a clone: it, and the socket to it.
+const OF_STANDBY: u64 = 2;
 
 /// Looks at everything that `spec` needs in order to come up in `dir`.
 pub fn problems(spec: &FleetSpec, dir: &FleetDir) -> Vec<Problem> {
@@ -90,7 +92,8 @@ impl Problems {
             self.add(None, Some("metrics"), one_line(&HostError::PathLength { path: path.clone() }));
         }
         let (own, each) = DESCRIPTORS;
-        let (needed, limit) = (own + each * spec.guests.len() as u64, limits::descriptors());
+        let standbys = OF_STANDBY * spec.pool as u64;
+        let (needed, limit) = (own + each * spec.guests.len() as u64 + standbys, limits::descriptors());
         if needed > limit {
             self.add(
                 None,

@@ -28,7 +28,7 @@ wire::error_kinds! {
         NotCaptured,
         /// There is no snapshot of this name, or none can be taken under it.
         Snapshot,
-        /// The clones were not started: too many, or not admitted.
+        /// The clones were not started: too many, not admitted, or without a TAP of their own.
         NotCloned,
         /// The guests' pages could not be measured or checked.
         Measuring,

@@ -24,12 +24,14 @@ use serde::{Deserialize, Serialize};
 
 pub use self::drive::DriveSpec;
 pub use self::error::SpecError;
+use self::from::From;
 pub use self::guest::{BalloonSpec, FillSpec, GuestSpec};
 use self::keys::{Defaults, NamedGuest, one_guest};
 pub use self::limits::MAX_GUESTS;
 pub use self::metrics::{MetricsAddress, MetricsAddressError};
 pub(crate) use self::names::check_name;
 pub use self::net::NetSpec;
+pub(crate) use self::net::{check_owners as check_interface_owners, taps};
 pub use self::open::{DomainRule, Open};
 use self::overcommit::OvercommitKeys;
 pub use self::overcommit::{AdmissionName, Overcommit};
@@ -81,6 +83,9 @@ pub struct FleetSpec {
     /// Which VMs may join that others start; None: none may.
     #[serde(default)]
     pub open: Option<Open>,
+    /// How many VM processes stand by for clones.
+    #[serde(default)]
+    pub pool: usize,
     /// Its guests, at least one unless others may join.
     pub guests: Vec<GuestSpec>,
 }
@@ -97,6 +102,8 @@ pub struct FleetFile {
     overcommit: Option<OvercommitKeys>,
     metrics: Option<String>,
     open: Option<Open>,
+    #[serde(default)]
+    pool: usize,
     #[serde(default)]
     defaults: Defaults,
     #[serde(default)]
@@ -151,12 +158,18 @@ impl FleetSpec {
                     Some(_) => format!("{}-{n}", named.name),
                 };
                 if let Some(origin) = &keys.from {
-                    from.insert(name.clone(), origin.clone());
+                    from.insert(
+                        name.clone(),
+                        From { origin: origin.clone(), has_net: named.keys.net.is_some() },
+                    );
                 }
                 guests.push(one_guest((name, n), &keys, &file.name, dir)?);
             }
         }
-        from::resolve(&mut guests, &from)?;
+        from::resolve(&mut guests, &from, &file.name)?;
+        if file.pool > MAX_GUESTS {
+            return Err(SpecError::Pool(file.pool));
+        }
         let open = file.open.clone().map(|open| open.checked(dir)).transpose()?;
         match &open {
             None if guests.is_empty() => return Err(SpecError::NoGuests),
@@ -187,6 +200,7 @@ impl FleetSpec {
             overcommit,
             metrics,
             open,
+            pool: file.pool,
             guests,
         })
     }

@@ -16,8 +16,9 @@ use os::Identity;
 
 /// What this build writes. One that is not known is not guessed at.
 const VERSION: u32 = 2;
-/// Keys that may change under a running VM: what the daemon carries out by itself, and what a note is enough for ([`Started::note`]).
-const LIVE_KEYS: [&str; 3] = ["standing", "ready_seconds", "working_set_seconds"];
+/// Keys that may change under a running VM: what the daemon carries out by itself, and what a note is enough for ([`Started::note`]). Of
+/// `net` what the VM has is in `vm`.
+const LIVE_KEYS: [&str; 4] = ["standing", "ready_seconds", "working_set_seconds", "net"];
 
 /// What a VM was started with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
+use super::pool::PoolStatus;
 pub use super::refusal::{ErrorKind, Refusal};
 use super::shutdown::{CutOff, DEFAULT_LIMIT, Left};
+use super::spec::NetSpec;
 use machine::balloon::BalloonStatus;
 use machine::stats::Values;
 use measure::audit::Audit;
@@ -77,7 +79,7 @@ pub enum Request {
 }
 
 /// What a user wants of clones.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// A guest that runs, or a snapshot.
@@ -87,6 +89,9 @@ pub struct Wanted {
     /// How their names begin; else as the guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
+    /// Their network interfaces, one for each of the guest's; else as the guest's are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetSpec>,
 }
 
 fn default_timeout() -> u64 {
@@ -260,6 +265,9 @@ pub struct FleetStatus {
     pub merge_cpu_seconds: Option<f64>,
     /// Complete passes of the engine.
     pub full_passes: u64,
+    /// The processes that stand by for clones; absent of a fleet without a pool.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pool: Option<PoolStatus>,
     /// What a reader of the numbers should know.
     pub notes: Vec<String>,
 }

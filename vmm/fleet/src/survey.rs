@@ -65,6 +65,7 @@ impl FleetStatus {
             merge,
             merge_cpu_seconds: progress.cpu_seconds,
             full_passes: progress.full_passes,
+            pool: fleet.pool_status(),
             notes,
         }
     }

@@ -1,7 +1,6 @@
 //! Builds one VM, in order: from `/dev/kvm` to vCPU threads that run.
 
 use std::fmt::Write;
-use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -15,8 +14,9 @@ use super::channel::ChannelOutput;
 use super::coalesced::Ring;
 use super::config::{MAX_VCPUS, VmConfig};
 use super::control::Control;
-use super::create::{create_bare_vcpus, create_vcpus, create_vm};
+use super::create::{BareVm, create_bare_vcpus, create_vcpus, give_memory};
 use super::dirty::DirtyLog;
+use super::drive::{self, Drive};
 use super::error::VmError;
 use super::events::EventLoop;
 use super::exit::Outcome;
@@ -41,7 +41,7 @@ use super::trouble::Trouble;
 use super::vcpu::{Shared, Vcpus};
 use super::vsock::{Held, Vsock};
 use super::working_set::Sampler;
-use super::{acpi, boot, drive, generation, interface, probe, registers, serial_ports, slots, virtio};
+use super::{acpi, boot, generation, interface, probe, registers, serial_ports, slots, virtio};
 use memory::own;
 use memory::ram::{Backing, Ram};
 use merge::slab::agent::FoundSlabs;
@@ -67,21 +67,32 @@ impl Vm {
         config: &VmConfig,
         events: &mut EventLoop,
     ) -> Result<Self, VmError> {
+        Self::start_in(None, image, config, events)
+    }
+
+    /// The same, in `bare`, which was made ahead for one that goes on from an image.
+    pub(super) fn start_in(
+        bare: Option<BareVm>,
+        image: Option<Image>,
+        config: &VmConfig,
+        events: &mut EventLoop,
+    ) -> Result<Self, VmError> {
         image.as_ref().map_or(Ok(()), |image| image.check(config))?;
         let ram = map_ram(config)?;
-        Self::build(ram.clone(), image, config, events).inspect_err(|_| give_back(ram))
+        Self::build(ram.clone(), bare, image, config, events).inspect_err(|_| give_back(ram))
     }
 
     /// Of RAM that [`map_ram`] made for it; one that goes on from `image`, if there is one.
     fn build(
         ram: Ram,
-        image: Option<Image>,
+        bare: Option<BareVm>,
+        mut image: Option<Image>,
         config: &VmConfig,
         events: &mut EventLoop,
     ) -> Result<Self, VmError> {
         check(config)?;
         let began = Instant::now();
-        let host = Host::open(config, image.as_ref())?;
+        let host = Host::open(bare, config, image.as_mut())?;
         let mut still = Still::make(config, ram, host, image)?;
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
         still.load(config)?;
@@ -117,7 +128,7 @@ fn check(config: &VmConfig) -> Result<(), VmError> {
 
 /// What a VM takes of the host, opened before a kernel is loaded: what is in use already is known at once.
 struct Host {
-    kvm: Kvm,
+    bare: BareVm,
     devices: virtio::Opened,
     control: Option<Listener>,
     com2: Option<Listener>,
@@ -125,10 +136,11 @@ struct Host {
 }
 
 impl Host {
-    /// What `config` names. Drives are to be the files that `image` had.
-    fn open(config: &VmConfig, image: Option<&Image>) -> Result<Self, VmError> {
-        let kvm = open_kvm()?;
-        let disks = drive::open_all(&config.drives)?;
+    /// What `config` names, and a VM, unless there is one. Drives are to be the files that `image` had.
+    fn open(bare: Option<BareVm>, config: &VmConfig, mut image: Option<&mut Image>) -> Result<Self, VmError> {
+        let bare = bare.map_or_else(BareVm::new, Ok)?;
+        let layers = image.as_mut().map(|image| image.take_layers()).unwrap_or_default();
+        let disks = drive::open_all(&config.drives, layers)?;
         image.map_or(Ok(()), |image| image.check_drives(&disks))?;
         let regions = Arc::new(Regions::open(&config.pmem, config.memory_bytes)?);
         let interfaces = interface::open_all(&config.net, config.mmds.as_ref())?;
@@ -140,7 +152,7 @@ impl Host {
         let com2 = config.com2.as_deref().map(listen).transpose()?;
         let (device, vsock) = config.vsock.as_ref().map(Vsock::open).transpose()?.unzip();
         let devices = virtio::Opened { disks, regions, interfaces, vsock: device };
-        Ok(Self { kvm, devices, control, com2, vsock })
+        Ok(Self { bare, devices, control, com2, vsock })
     }
 }
 
@@ -176,10 +188,11 @@ struct Still {
 impl Still {
     /// Gives it its memory, its devices and its vCPUs.
     fn make(config: &VmConfig, ram: Ram, host: Host, image: Option<Image>) -> Result<Self, VmError> {
-        let Host { kvm, devices, control, com2, vsock } = host;
+        let Host { bare: BareVm { kvm, vm, vcpus: made }, devices, control, com2, vsock } = host;
         let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
         let mapped = image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
-        let vm = Arc::new(create_vm(&kvm, &ram)?);
+        give_memory(&vm, &ram)?;
+        let vm = Arc::new(vm);
         let regions = devices.regions.clone();
         slots::set_files(&vm, regions.iter()).map_err(VmError::kvm("take the guest's persistent memory"))?;
         let write_log = DirtyLog::new(&vm, &ram);
@@ -195,7 +208,10 @@ impl Still {
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
         let vcpus = match mapped.state.as_ref().map(VmState::saved) {
-            Some(Saved::Here) => create_bare_vcpus(&vm, config.cpus)?,
+            Some(Saved::Here) => {
+                let more = create_bare_vcpus(&vm, made.len() as u8, config.cpus)?;
+                made.into_iter().chain(more).collect()
+            }
             Some(Saved::Anywhere) | None => create_vcpus(&kvm, &vm, config.cpus)?,
         };
         let board = machine.board.clone();
@@ -394,8 +410,8 @@ fn not_captured(config: &VmConfig, ram: &Ram) -> Option<&'static str> {
             "it has persistent memory that it may write, and two VMs cannot write the same file; expected read_only, or none",
         );
     }
-    config.drives.iter().any(|drive| !drive.read_only).then_some(
-        "it has a drive that it may write, and two VMs cannot write the same file; expected read_only drives, or none",
+    config.drives.iter().any(Drive::is_written).then_some(
+        "it has a drive that it may write, and two VMs cannot write the same file; expected drives with read_only or overlay, or none",
     )
 }
 
@@ -428,14 +444,6 @@ fn give_back(ram: Ram) {
             ram.bytes() >> 20
         );
     }
-}
-
-fn open_kvm() -> Result<Kvm, VmError> {
-    Kvm::new().map_err(|source| match io::Error::from(source).kind() {
-        io::ErrorKind::NotFound => VmError::NoKvm,
-        io::ErrorKind::PermissionDenied => VmError::KvmPermission,
-        _ => VmError::Kvm { what: "open /dev/kvm", source },
-    })
 }
 
 /// The built-in guest reads no ACPI tables: its command line has where its virtio devices are, and the

@@ -7,7 +7,7 @@ pub mod link;
 mod since;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -56,6 +56,15 @@ pub enum CaptureError {
     /// Its memory cannot.
     #[error("its memory cannot be taken")]
     Memory(#[from] ImageError),
+    /// What it wrote to a drive cannot be copied.
+    #[error("what the guest has written to drive {id:?} cannot be copied")]
+    Disk {
+        /// Which.
+        id: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// What a fresh vCPU of this host can be given cannot be found out.
     #[error("a VM to compare with cannot be made")]
     Vm(#[from] VmError),
@@ -146,6 +155,7 @@ impl Running {
     fn take(&self, begun: &mut Begun) -> Result<Captured, CaptureError> {
         let Begun { savable, slabs, ahead, since } = begun;
         let still = self.take_still(savable)?;
+        self.take_disks(slabs)?;
         let taken = self.take_memory(slabs, ahead, since.as_mut())?;
         let run = |run: &memory::image::ImageRun| {
             // A run lies in one slab.
@@ -173,6 +183,22 @@ impl Running {
             referenced_pages: taken.referenced,
             pause_us: 0,
         })
+    }
+
+    /// Has the keeper copy what the guest has written to drives with overlays. No request is in flight.
+    fn take_disks(&self, slabs: &mut Kept) -> Result<(), CaptureError> {
+        let drives = os::lock(&self.drives);
+        for (drive, attached) in (0..).zip(&*drives) {
+            let Some((top, start)) = &attached.top else { continue };
+            let failed = |source| CaptureError::Disk { id: attached.id.clone(), source };
+            if let Some(map) = attached.handle.written(KEEPER_LIMIT).map_err(failed)? {
+                let map = sealed("samepage-map", &map).map_err(failed)?;
+                slabs.give(&Ask::Map, map.as_fd()).map_err(failed)?;
+            }
+            let disk = Ask::Disk { drive, start: *start, bytes: attached.bytes };
+            slabs.give(&disk, top.as_fd()).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn take_memory(
@@ -257,7 +283,7 @@ impl Still {
     /// All of it.
     pub(super) fn with(self, around: Around) -> VmState {
         let Self { machine, chips, vcpus, devices } = self;
-        VmState { machine, chips, vcpus, devices, around, pair: None }
+        VmState { machine, chips, vcpus, devices, around, pair: None, mmds: None }
     }
 }
 
@@ -288,6 +314,15 @@ impl Kept {
         match ask(&self.keeper, question, None)? {
             (Answer::Refused(why), _) => Err(io::Error::other(why)),
             answered => Ok(answered),
+        }
+    }
+
+    /// Gives the keeper something that it keeps, or copies.
+    fn give(&self, what: &Ask, file: BorrowedFd<'_>) -> io::Result<()> {
+        match ask(&self.keeper, what, Some(file))?.0 {
+            Answer::Kept => Ok(()),
+            Answer::Refused(why) => Err(io::Error::other(why)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 

@@ -177,6 +177,21 @@ pub struct ImageFds {
     pub state: RawFd,
     /// The slabs, by number.
     pub slabs: Vec<RawFd>,
+    /// What it had written to drives with overlays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskFds>,
+}
+
+/// The descriptors of what a guest had written to a drive with an overlay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskFds {
+    /// Which drive.
+    pub drive: u32,
+    /// The blocks at their places, for this VM alone.
+    pub top: RawFd,
+    /// Which blocks those are, in a sealed memfd; None: the whole disk.
+    pub map: Option<RawFd>,
 }
 
 #[cfg(test)]

@@ -59,7 +59,21 @@ pub(super) struct Attached {
     /// Its file, or the base of its overlay.
     pub file: File,
     pub read_only: bool,
+    /// Where what the guest writes goes, and where in that file the disk begins, if it has an overlay.
+    pub top: Option<(File, u64)>,
+    /// Bytes of the disk.
+    pub bytes: u64,
     pub handle: Handle,
+}
+
+/// What a guest had written to a drive with an overlay, for one that goes on from there.
+pub(crate) struct Layer {
+    /// Which drive.
+    pub(crate) drive: u32,
+    /// The blocks, at their places. For this VM alone.
+    pub(crate) top: File,
+    /// Which blocks those are; None: the whole disk.
+    pub(crate) map: Option<Vec<u8>>,
 }
 
 /// Why a file cannot be a drive.
@@ -180,10 +194,16 @@ impl Drive {
     /// # Errors
     /// It is none that a guest can have.
     pub fn open(&self) -> Result<Disk, DriveError> {
+        self.open_with(None)
+    }
+
+    /// The same, with an overlay that begins with what is in `layer`.
+    fn open_with(&self, layer: Option<Layer>) -> Result<Disk, DriveError> {
         let (file, bytes) = self.open_file()?;
-        let medium = match &self.overlay {
-            None => Medium::File(file),
-            Some(overlay) => overlay.open(&self.path, file, bytes)?,
+        let medium = match (&self.overlay, layer) {
+            (None, _) => Medium::File(file),
+            (Some(_), Some(layer)) => overlay::resume(&self.path, file, bytes, layer)?,
+            (Some(overlay), None) => overlay.open(&self.path, file, bytes)?,
         };
         Ok(Disk { medium, sectors: bytes / SECTOR_BYTES, read_only: self.read_only, id: self.padded_id() })
     }
@@ -230,6 +250,11 @@ impl Drive {
             _ => None,
         };
         std::iter::once((self.path.as_path(), self.only_reads())).chain(kept)
+    }
+
+    /// Whether its file is written.
+    pub fn is_written(&self) -> bool {
+        !self.only_reads()
     }
 
     /// Whether its file is only read.
@@ -330,11 +355,15 @@ fn lock(file: &File, path: &Path, only_reads: bool) -> Result<(), DriveError> {
     })
 }
 
-/// Opens all of a VM's drives, in order.
-pub(super) fn open_all(drives: &[Drive]) -> Result<Vec<Disk>, DriveError> {
+/// Opens all of a VM's drives, in order; `layers` are what overlays begin with.
+pub(super) fn open_all(drives: &[Drive], mut layers: Vec<Layer>) -> Result<Vec<Disk>, DriveError> {
+    let mut layer = |number: usize| {
+        let at = layers.iter().position(|layer| layer.drive as usize == number)?;
+        Some(layers.swap_remove(at))
+    };
     match drives.len() {
         asked if asked > MAX_DRIVES => Err(DriveError::TooMany { asked }),
-        _ => drives.iter().map(Drive::open).collect(),
+        _ => drives.iter().enumerate().map(|(number, drive)| drive.open_with(layer(number))).collect(),
     }
 }
 
@@ -420,8 +449,8 @@ mod tests {
         drop(writer);
         drive(&path, false).open().unwrap();
         let five = vec![drive(&path, true); 5];
-        assert!(matches!(open_all(&five), Err(DriveError::TooMany { asked: 5 })));
-        assert_eq!(open_all(&five[..4]).unwrap().len(), 4);
+        assert!(matches!(open_all(&five, Vec::new()), Err(DriveError::TooMany { asked: 5 })));
+        assert_eq!(open_all(&five[..4], Vec::new()).unwrap().len(), 4);
     }
 
     #[test]

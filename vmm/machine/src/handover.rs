@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,12 @@ pub(super) fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
 pub fn read(fd: RawFd) -> Result<VmConfig, HandoverError> {
     let taken = handed::take(fd).map_err(|source| HandoverError::Read { fd, source })?;
     parse(File::from(taken), fd)
+}
+
+/// The configuration in `file`, which another process has sent.
+pub(super) fn received(file: File) -> Result<VmConfig, HandoverError> {
+    let fd = file.as_raw_fd();
+    parse(file, fd)
 }
 
 fn parse(file: File, fd: RawFd) -> Result<VmConfig, HandoverError> {

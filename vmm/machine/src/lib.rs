@@ -55,6 +55,7 @@ mod shut_down;
 mod slice;
 mod slots;
 pub mod snapshot;
+pub mod standby;
 pub mod state;
 pub mod stats;
 mod status;
@@ -72,7 +73,7 @@ pub mod working_set;
 
 pub use boot::check_cmdline;
 pub use build::Vm;
-pub use config::{Console, ImageFds, LINUX_CMDLINE, MAX_VCPUS, MEMORY_BYTES, VmConfig};
+pub use config::{Console, DiskFds, ImageFds, LINUX_CMDLINE, MAX_VCPUS, MEMORY_BYTES, VmConfig};
 pub use dirty::DirtyLog;
 pub use drive::{Drive, DriveError, MAX_DRIVES, Overlay};
 pub use error::VmError;

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use super::config::VmConfig;
 use super::error::VmError;
 use memory::numa::Placement;
+use os::signals;
 
 impl VmConfig {
     /// Does what it says about this process. To be called early, in the process's first thread.
@@ -19,6 +20,8 @@ impl VmConfig {
             if getppid().map(Pid::as_raw_pid) != Some(daemon) {
                 return Err(VmError::DaemonGone { daemon });
             }
+            // It outlives its daemon, also while it is stopped.
+            signals::ignore_hang_up();
         }
         // Before anything is mapped and any thread started.
         self.numa.map_or(Ok(()), Placement::apply)?;

@@ -13,7 +13,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use memory::Gpa;
 use memory::file_region::{FileRegion, region_bytes};
 use memory::layout::file_starts;
-use memory::scan::PageScan;
+use memory::page_scan::PageScan;
 use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
@@ -14,7 +14,8 @@ use memory::slab::Slab;
 use rustix::fs::fcntl_get_seals;
 
 use super::board::Board;
-use super::config::VmConfig;
+use super::config::{DiskFds, VmConfig};
+use super::drive::Layer;
 use super::generation;
 use super::handover::SEALS;
 use super::image_error::ImageStartError;
@@ -38,10 +39,20 @@ pub(crate) enum Content {
     Handler(Connection),
 }
 
+/// What a guest had written to a drive with an overlay, as another process has sent it.
+pub(crate) struct ReceivedDisk {
+    pub(crate) drive: u32,
+    pub(crate) top: OwnedFd,
+    /// Which blocks, in a sealed memfd; None: all of them.
+    pub(crate) map: Option<OwnedFd>,
+}
+
 /// What a VM goes on from: taken over and checked as far as that can be done without a VM.
 pub struct Image {
     state: VmState,
     content: Content,
+    /// What the guest had written to drives with overlays.
+    layers: Vec<Layer>,
     /// Its vCPUs stand still until they are resumed.
     pub(crate) is_paused: bool,
 }
@@ -51,9 +62,23 @@ impl Image {
     pub fn take(config: &VmConfig) -> Result<Option<Self>, ImageStartError> {
         let Some(fds) = &config.image else { return Ok(None) };
         let taken = |fd: RawFd| handed::take(fd).map_err(|source| ImageStartError::Read { fd, source });
-        let state = read(File::from(taken(fds.state)?), fds.state)?;
-        let files = fds.slabs.iter().map(|fd| taken(*fd)).collect::<Result<Vec<_>, _>>()?;
-        let state = VmState::decode(&state)?;
+        let state = File::from(taken(fds.state)?);
+        let slabs = fds.slabs.iter().map(|fd| taken(*fd)).collect::<Result<_, _>>()?;
+        let disk = |disk: &DiskFds| {
+            let map = disk.map.map(taken).transpose()?;
+            Ok(ReceivedDisk { drive: disk.drive, top: taken(disk.top)?, map })
+        };
+        let disks = fds.disks.iter().map(disk).collect::<Result<_, ImageStartError>>()?;
+        Self::received(state, slabs, disks).map(Some)
+    }
+
+    /// Of a state, of slabs and of disks that another process has sent.
+    pub(crate) fn received(
+        state: File,
+        files: Vec<OwnedFd>,
+        disks: Vec<ReceivedDisk>,
+    ) -> Result<Self, ImageStartError> {
+        let state = VmState::decode(&read(state)?)?;
         let memory = state.memory().ok_or(ContainerError::Missing("memory"))?;
         let (found, expected) = (files.len(), memory.slabs.len());
         if found != expected {
@@ -64,12 +89,22 @@ impl Image {
         };
         let slabs = files.into_iter().zip(&memory.slabs).enumerate().map(slab);
         let content = Content::Slabs(slabs.collect::<Result<_, _>>()?);
-        Ok(Some(Self::new(state, content, false)))
+        let layer = |ReceivedDisk { drive, top, map }: ReceivedDisk| {
+            let map = map.map(|map| read(map.into())).transpose()?;
+            Ok(Layer { drive, top: top.into(), map })
+        };
+        let layers = disks.into_iter().map(layer).collect::<Result<_, ImageStartError>>()?;
+        Ok(Self { layers, ..Self::new(state, content, false) })
     }
 
     /// Of state and memory from anywhere.
     pub(crate) fn new(state: VmState, content: Content, is_paused: bool) -> Self {
-        Self { state, content, is_paused }
+        Self { state, content, layers: Vec::new(), is_paused }
+    }
+
+    /// What overlays of drives begin with.
+    pub(crate) fn take_layers(&mut self) -> Vec<Layer> {
+        std::mem::take(&mut self.layers)
     }
 
     /// Whether it is of the VM that is to be.
@@ -168,7 +203,8 @@ impl VmState {
     }
 }
 
-fn read(file: File, fd: RawFd) -> Result<Vec<u8>, ImageStartError> {
+fn read(file: File) -> Result<Vec<u8>, ImageStartError> {
+    let fd = file.as_raw_fd();
     let failed = |source| ImageStartError::Read { fd, source };
     if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SEALS)) {
         return Err(ImageStartError::Unsealed(fd));

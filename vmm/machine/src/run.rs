@@ -13,6 +13,11 @@ pub fn run(config: &VmConfig, started: impl FnOnce(&Running)) -> Result<Ending, 
     let mut events = EventLoop::new(config.lifeline)?;
     let vm = Vm::start(config, &mut events)?;
     started(vm.running());
+    serve(vm, &mut events)
+}
+
+/// Runs `vm`, which `events` serve, until it ends.
+pub(super) fn serve(vm: Vm, events: &mut EventLoop) -> Result<Ending, VmError> {
     let ending = loop {
         if let Some(ending) = events.turn()? {
             break ending;

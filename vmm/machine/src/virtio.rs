@@ -1,11 +1,12 @@
 //! The virtio devices of a VM, in the order of their windows, and the host's way to each.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use devices::rate_limiter::Limiter;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{self, Balloon};
-use devices::virtio::block::{Block, Disk};
+use devices::virtio::block::{Block, Disk, SECTOR_BYTES};
 use devices::virtio::net::{Limiters, Net};
 use devices::virtio::rng::Rng;
 use devices::virtio::vsock::Vsock;
@@ -50,12 +51,16 @@ pub(super) fn make(
     // Behind the others, which so are where they are without drives.
     let mut drives = Vec::new();
     for (disk, drive) in opened.disks.into_iter().zip(&config.drives) {
-        let file = disk.medium.file().try_clone();
-        let file = file.map_err(VmError::host("duplicate a drive's descriptor"))?;
+        let duplicate =
+            |file: &File| file.try_clone().map_err(VmError::host("duplicate a drive's descriptor"));
+        let (file, bytes) = (duplicate(disk.medium.file())?, disk.sectors * SECTOR_BYTES);
+        let (top, start) = disk.medium.top();
+        let top = drive.overlay.as_ref().map(|_| duplicate(top)).transpose()?.map(|top| (top, start));
         let (device, handle) = Block::new(disk, Box::new(ram.clone()), || jail::enter(jail::Thread::Disk))
             .map_err(VmError::host("start a drive's thread"))?;
         devices.push(Box::new(device));
-        drives.push(Attached { id: drive.id.clone(), file, read_only: drive.read_only, handle });
+        let (id, read_only) = (drive.id.clone(), drive.read_only);
+        drives.push(Attached { id, file, read_only, top, bytes, handle });
     }
     let mut nets = Vec::new();
     for (interface, limiters) in opened.interfaces {

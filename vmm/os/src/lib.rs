@@ -6,6 +6,7 @@
 //! them is for: no VM, no fleet, no page. Begin with [`prepare`], then [`process`] (a process by
 //! its pidfd, never by its number alone) and [`print`] (printing that does not panic).
 
+pub mod arguments;
 mod calendar;
 pub mod causes;
 pub mod executable;

@@ -111,7 +111,9 @@ impl Process {
         if self.has_ended() {
             return Vec::new();
         }
-        let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+        // More than one zero at the end is room that [`super::arguments::show`] has not used.
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let text = bytes.get(..end).unwrap_or_default();
         text.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
     }
 

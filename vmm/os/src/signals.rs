@@ -34,6 +34,12 @@ pub fn ignore_job_control() {
     ignore(libc::SIGTTOU);
 }
 
+/// The end of a terminal or of a parent is nothing to this process. The kernel sends SIGHUP also to processes that are stopped when
+/// the last parent of their group ends.
+pub fn ignore_hang_up() {
+    ignore(libc::SIGHUP);
+}
+
 fn ignore(signal: c_int) {
     // SAFETY: ignoring a signal installs no handler. It fails for none of the signals above.
     unsafe { libc::signal(signal, libc::SIG_IGN) };

@@ -13,9 +13,9 @@ use super::mib::Mib;
 pub enum Action {
     /// Have engines merge at urgent priority, or at normal priority again.
     SetPriority { urgent: bool },
-    /// Let go of images that have no name. What guests use of them stays as long as they do.
+    /// Let go of images that have no name, and of processes that stand by for clones. What guests use of images stays as long as they do.
     DropImages {
-        /// Pages of slabs that nothing else keeps.
+        /// Pages of these processes, and of slabs that nothing else keeps.
         pages: u64,
     },
     /// Ask a guest for another balloon size.
@@ -110,7 +110,9 @@ impl fmt::Display for Action {
         match self {
             Self::SetPriority { urgent: true } => f.write_str("merge at urgent priority"),
             Self::SetPriority { urgent: false } => f.write_str("merge at normal priority"),
-            Self::DropImages { pages } => write!(f, "let go of images without a name, of {}", Mib(*pages)),
+            Self::DropImages { pages } => {
+                write!(f, "let go of images without a name and of the pool, of {}", Mib(*pages))
+            }
             Self::Balloon { target_pages, .. } => write!(f, "balloon to {}", Mib(*target_pages)),
             Self::Throttle { pages_per_second: Some(rate), .. } => {
                 write!(f, "at most {} first touched a second", Mib(*rate))

@@ -72,6 +72,9 @@ pub struct HostOverhead {
     /// Pages of slabs that images keep, and that no guest has in its page table.
     #[serde(default)]
     pub held_by_images: u64,
+    /// Processes that stand by to become clones.
+    #[serde(default)]
+    pub pool: u64,
     /// What KSM stores about the pages it has seen: 64 bytes a page.
     pub ksm_metadata: u64,
     /// The second level's page tables of all VMs of the host (and its IOMMU), as the kernel counts
@@ -82,7 +85,8 @@ pub struct HostOverhead {
 impl HostOverhead {
     /// The fleet's overhead besides guest memory.
     pub fn total(&self) -> u64 {
-        self.vmm + self.page_tables + self.daemon + self.dead_slabs + self.held_by_images + self.ksm_metadata
+        let slabs = self.dead_slabs + self.held_by_images;
+        self.vmm + self.page_tables + self.daemon + slabs + self.pool + self.ksm_metadata
     }
 }
 

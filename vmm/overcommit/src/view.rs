@@ -20,7 +20,7 @@ pub struct HostView {
     pub psi: Option<Psi>,
     /// Whether an engine merges pages, so that it can be set to urgent priority.
     pub merging: bool,
-    /// Pages of slabs that nothing but images without a name keep.
+    /// Pages of slabs that nothing but images without a name keep, and of processes that stand by for clones.
     #[serde(default)]
     pub unnamed_image_pages: u64,
 }

@@ -30,6 +30,22 @@ impl Medium {
         }
     }
 
+    /// The file with what the guest has written, and where in it the disk begins; of a file that is the disk, that.
+    pub fn top(&self) -> (&File, u64) {
+        match self {
+            Self::File(file) => (file, 0),
+            Self::Overlay(overlay) => overlay.top(),
+        }
+    }
+
+    /// Which blocks of an overlay the guest has written; None of a file that has the whole disk.
+    pub(super) fn map(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::File(_) => None,
+            Self::Overlay(overlay) => Some(overlay.map().to_vec()),
+        }
+    }
+
     /// Sets the position.
     pub(super) fn seek(&mut self, at: u64) -> io::Result<()> {
         match self {

@@ -55,6 +55,8 @@ pub enum OverlayError {
         "its base has {found} bytes, and had {expected} when it was made: expected the same base, unchanged"
     )]
     Length { found: u64, expected: u64 },
+    #[error("its map has {found} bytes: expected {expected}")]
+    Map { found: u64, expected: u64 },
     #[error("its base was written since it was made: expected the same base, unchanged")]
     Changed,
 }
@@ -104,8 +106,28 @@ impl Overlay {
         Ok(Self { base, top, bytes, position: 0, map, changed: Some(vec![false; parts]) })
     }
 
+    /// One that ends with its VM, and begins with what another one had: `map` says which blocks of `top` that is.
+    pub fn resumed(base: File, bytes: u64, top: File, map: Vec<u8>) -> Result<Self, OverlayError> {
+        let (found, expected) = (map.len() as u64, map_bytes(bytes));
+        if found != expected {
+            return Err(OverlayError::Map { found, expected });
+        }
+        top.set_len(bytes.next_multiple_of(BLOCK_BYTES))?;
+        Ok(Self { base, top, bytes, position: 0, map, changed: None })
+    }
+
     pub(super) fn base(&self) -> &File {
         &self.base
+    }
+
+    /// The file with what was written, and where in it the disk begins.
+    pub(super) fn top(&self) -> (&File, u64) {
+        (&self.top, self.place(0))
+    }
+
+    /// Which blocks were written: bit *n* % 8 of byte *n* / 8 is that of block *n*.
+    pub(super) fn map(&self) -> &[u8] {
+        &self.map
     }
 
     pub(super) fn seek(&mut self, at: u64) {

@@ -119,6 +119,7 @@ impl Agent {
                     Ok(Command::Disk(action)) => Some(self.disk.obey(action)),
                     Ok(Command::Clock { millis }) => Some(clock::obey(millis)),
                     Ok(Command::Random) => Some(random()),
+                    Ok(Command::Mac { was, is }) => Some(network::obey(was, is)),
                     Ok(Command::Poweroff) if !self.is_init => Some(power::ask(Power::Off)),
                     Ok(Command::Reboot) if !self.is_init => Some(power::ask(Power::Reset)),
                     _ => None,

@@ -1,6 +1,7 @@
 //! The system calls the agent makes, and nothing else of Linux.
 #![expect(unsafe_code, reason = "system calls without a C library")]
 
+pub(crate) mod interfaces;
 pub(crate) mod process;
 pub(crate) mod root;
 
@@ -25,7 +26,6 @@ const PREAD64: usize = 17;
 const MADVISE: usize = 28;
 const DUP2: usize = 33;
 const GETPID: usize = 39;
-const SOCKET: usize = 41;
 const VFORK: usize = 58;
 const EXECVE: usize = 59;
 const EXIT: usize = 60;
@@ -51,15 +51,6 @@ const MAP_SHARED: usize = 0x1;
 const MAP_PRIVATE_ANONYMOUS_NORESERVE: usize = 0x2 | 0x20 | 0x4000;
 const MADV_DONTNEED: usize = 4;
 const WNOHANG: usize = 1;
-const AF_INET: u16 = 2;
-const SOCK_DGRAM_CLOEXEC: usize = 2 | O_CLOEXEC;
-const SIOCADDRT: usize = 0x890b;
-const SIOCGIFFLAGS: usize = 0x8913;
-const SIOCSIFFLAGS: usize = 0x8914;
-const SIOCSIFADDR: usize = 0x8916;
-const SIOCSIFNETMASK: usize = 0x891c;
-const IFF_UP: u8 = 1;
-const RTF_UP_GATEWAY: u8 = 1 | 2;
 const CLOCK_MONOTONIC: usize = 1;
 const TCSETS: usize = 0x5402;
 const TCSBRK: usize = 0x5409;
@@ -274,76 +265,6 @@ impl Fd {
         unsafe { syscall(FINIT_MODULE, [self.0 as usize, parameters.as_ptr() as usize, 0, 0, 0, 0]) }
             .map(|_| ())
     }
-}
-
-/// The way to the network interfaces: a socket, open for good.
-#[derive(Clone, Copy)]
-pub(crate) struct Interfaces(Fd);
-
-/// Bytes of `struct ifreq`, a name and a union, and of `struct rtentry`.
-const REQUEST_BYTES: usize = 40;
-const NAME_BYTES: usize = 16;
-const ROUTE_BYTES: usize = 120;
-
-impl Interfaces {
-    pub(crate) fn open() -> Result<Self, Errno> {
-        // SAFETY: no memory is passed.
-        unsafe { syscall(SOCKET, [AF_INET.into(), SOCK_DGRAM_CLOEXEC, 0, 0, 0, 0]) }
-            .map(|fd| Self(Fd(fd as i32)))
-    }
-
-    pub(crate) fn set_address(self, name: &str, address: [u8; 4]) -> Result<(), Errno> {
-        self.control(SIOCSIFADDR, &mut request(name, &socket_address(address)))
-    }
-
-    pub(crate) fn set_netmask(self, name: &str, mask: [u8; 4]) -> Result<(), Errno> {
-        self.control(SIOCSIFNETMASK, &mut request(name, &socket_address(mask)))
-    }
-
-    pub(crate) fn bring_up(self, name: &str) -> Result<(), Errno> {
-        let mut request = request(name, &[]);
-        self.control(SIOCGIFFLAGS, &mut request)?;
-        request[NAME_BYTES] |= IFF_UP;
-        self.control(SIOCSIFFLAGS, &mut request)
-    }
-
-    pub(crate) fn add_default_route(self, gateway: [u8; 4]) -> Result<(), Errno> {
-        // A number, then destination, gateway and mask, then flags.
-        let mut route = [0; ROUTE_BYTES];
-        for (at, address) in [(8, [0; 4]), (24, gateway), (40, [0; 4])] {
-            route[at..at + 16].copy_from_slice(&socket_address(address));
-        }
-        route[56] = RTF_UP_GATEWAY;
-        // SAFETY: the kernel reads one `struct rtentry`, whose device is null.
-        unsafe { syscall(IOCTL, [self.0.0 as usize, SIOCADDRT, route.as_ptr() as usize, 0, 0, 0]) }
-            .map(|_| ())
-    }
-
-    fn control(self, call: usize, request: &mut [u8; REQUEST_BYTES]) -> Result<(), Errno> {
-        // SAFETY: each of the calls reads and writes one `struct ifreq` without addresses in it.
-        unsafe { syscall(IOCTL, [self.0.0 as usize, call, request.as_mut_ptr() as usize, 0, 0, 0]) }
-            .map(|_| ())
-    }
-}
-
-/// A request about the interface `name`, of which 15 bytes count.
-fn request(name: &str, value: &[u8]) -> [u8; REQUEST_BYTES] {
-    let mut request = [0; REQUEST_BYTES];
-    for (to, from) in request.iter_mut().take(NAME_BYTES - 1).zip(name.bytes()) {
-        *to = from;
-    }
-    for (to, from) in request[NAME_BYTES..].iter_mut().zip(value) {
-        *to = *from;
-    }
-    request
-}
-
-/// A `struct sockaddr_in`.
-fn socket_address(address: [u8; 4]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..2].copy_from_slice(&AF_INET.to_ne_bytes());
-    bytes[4..8].copy_from_slice(&address);
-    bytes
 }
 
 /// The number of this process.

@@ -8,12 +8,13 @@ use super::{Fleet, pledge_of};
 use crate::HostError;
 use crate::admission;
 use crate::guest::Guest;
-use crate::images::keeper::{Kept, keep};
+use crate::images::keeper::keep;
 use crate::images::{Image, ImageInfo, ImageSlab, MAX_IMAGES};
 use crate::pledge;
-use crate::spec::{GuestSpec, MAX_GUESTS, check_name};
+use crate::spec::{GuestSpec, MAX_GUESTS, NetSpec, SpecError, check_interface_owners, check_name, taps};
 use crate::status::{Cloned, Wanted};
 use crate::watch::Watch;
+use machine::Interface;
 use merge::slab::engine::ImageSlabs;
 
 /// An image keeps a slab of merging's, and all of it, for one page in this many that its memory has of it.
@@ -73,7 +74,7 @@ impl Fleet {
         slabs_of(self.images.iter().map(|(_, image)| image)).values().sum()
     }
 
-    /// Lets go of images that clones keep alone. The clones have of them what they use; a capture of one of them copies more.
+    /// Lets go of images that clones keep alone, and of processes that stand by. The clones have of them what they use; a capture of one of them copies more.
     pub(crate) fn drop_unnamed_images(&mut self) {
         let named: Vec<Arc<Image>> = self.images.iter().map(|(_, image)| image.clone()).collect();
         let is_named = |image: &Arc<Image>| named.iter().any(|other| Arc::ptr_eq(other, image));
@@ -83,6 +84,9 @@ impl Fleet {
             }
         }
         self.pin_images();
+        if let Some(pool) = &self.pool {
+            pool.shed();
+        }
     }
 
     /// Tells merging which slabs images have: the others are its own. Returns the pages of those, each once.
@@ -107,7 +111,7 @@ impl Fleet {
 
     /// Starts clones, and waits until each has answered. All of them, or none.
     pub fn start_clones(&mut self, wanted: &Wanted, watch: &Watch) -> Result<Cloned, HostError> {
-        let Wanted { of, count, prefix } = wanted;
+        let Wanted { of, count, prefix, net } = wanted;
         let room = MAX_GUESTS.saturating_sub(self.guests.len());
         if !(1..=room).contains(count) {
             return Err(HostError::CloneCount { asked: *count, room, most: MAX_GUESTS });
@@ -117,7 +121,7 @@ impl Fleet {
             Some(image) => image.spec.clone(),
             None => self.guest(of)?.spec.clone(),
         };
-        let specs = self.clone_specs(&spec, prefix.as_deref().unwrap_or(of), *count)?;
+        let specs = self.clone_specs(&spec, prefix.as_deref().unwrap_or(of), *count, net)?;
         self.fits(&specs)?;
         let image = match kept {
             Some(image) => image,
@@ -180,6 +184,7 @@ impl Fleet {
         image: &Arc<Image>,
         watch: &Watch,
     ) -> Result<(), HostError> {
+        let _held = self.hold_pool();
         let mut names: Vec<String> = Vec::new();
         for (number, spec) in clones {
             watch.check()?;
@@ -223,15 +228,30 @@ impl Fleet {
         }
     }
 
-    /// What the clones are to be: free names, with the next numbers behind `prefix`.
-    fn clone_specs(&self, spec: &GuestSpec, prefix: &str, count: usize) -> Result<Vec<GuestSpec>, HostError> {
+    /// What the clones are to be: free names, with the next numbers behind `prefix`; interfaces of their own, whose TAPs are there.
+    fn clone_specs(
+        &self,
+        spec: &GuestSpec,
+        prefix: &str,
+        count: usize,
+        net: &[NetSpec],
+    ) -> Result<Vec<GuestSpec>, HostError> {
         let is_free = |name: &String| {
             !self.guests.iter().any(|guest| guest.spec.name == *name) && self.images.get(name).is_none()
         };
         let names = (0..).map(|n| format!("{prefix}-{n}")).filter(is_free).take(count);
-        let specs: Vec<GuestSpec> = names.map(|name| spec.cloned(name)).collect();
+        let names: Vec<String> = names.collect();
+        for name in &names {
+            check_name(name).map_err(|source| HostError::ImageName { source })?;
+        }
+        let wrong = |source| HostError::CloneNet { source };
+        let mut taken = taps(&self.spec.guests);
+        let specs = names.into_iter().map(|name| spec.cloned(name, &self.spec.name, net, &mut taken));
+        let specs = specs.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        check_interface_owners(self.spec.guests.iter().chain(&specs)).map_err(wrong)?;
         for spec in &specs {
-            check_name(&spec.name).map_err(|source| HostError::ImageName { source })?;
+            let missing = |source| wrong(SpecError::Net { guest: spec.name.clone(), source });
+            spec.vm.net.iter().try_for_each(Interface::look).map_err(missing)?;
         }
         Ok(specs)
     }
@@ -259,11 +279,10 @@ impl Fleet {
             })
         };
         let pins = merged.as_ref().map(ImageSlabs::pins).unwrap_or_default();
-        let kept = keep(&handle, &dir, &known, &pins);
+        let kept = keep(&handle, &spec.vm.drives, &dir, &known, &pins);
         if kept.is_err() {
             self.pin_images();
         }
-        let Kept { state, slabs, captured } = kept?;
-        Ok(Image::new(spec, said, captured, state, slabs))
+        Ok(Image::new(spec, said, kept?))
     }
 }

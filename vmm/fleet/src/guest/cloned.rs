@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest::protocol::Command;
+use guest::protocol::{Command, Mac};
+use machine::Interface;
 
 use super::{BUILT_IN_LIMIT, Guest};
 use crate::HostError;
@@ -60,7 +61,28 @@ impl Guest {
             self.com2.as_mut().map_or(Ok(None), Com2::poll)?;
         }
         self.command(&Command::Report, Stage::Ready, watch)?;
+        self.tell_addresses(watch)?;
         self.generation = self.com2.as_ref().and_then(Com2::generation);
+        Ok(())
+    }
+
+    /// Tells a Linux guest its Ethernet addresses: its drivers have those of the guest that it is a copy of. An agent that cannot is no error.
+    fn tell_addresses(&mut self, watch: &Watch) -> Result<(), HostError> {
+        let Some(image) = self.image.clone().filter(|_| !self.is_built_in()) else { return Ok(()) };
+        let address = |interface: &Interface| interface.mac.map(|mac| Mac(mac.0));
+        let pairs = image.spec.vm.net.iter().zip(&self.spec.vm.net);
+        let pairs: Vec<_> = pairs.filter_map(|(was, is)| address(was).zip(address(is))).collect();
+        for (was, is) in pairs.into_iter().filter(|(was, is)| was != is) {
+            match self.command(&Command::Mac { was, is }, Stage::Ready, watch) {
+                Err(HostError::Refused { .. }) => {
+                    tracing::warn!(
+                        "guest {} keeps the address {was}: its agent gives it no other",
+                        self.spec.name
+                    );
+                }
+                told => _ = told?,
+            }
+        }
         Ok(())
     }
 

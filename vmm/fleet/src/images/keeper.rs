@@ -10,10 +10,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 
 use super::ImageSlab;
+use super::disk::ImageDisk;
 use crate::HostError;
 use crate::client::control_within;
 use crate::runtime::FleetDir;
 use crate::vm_handle::VmHandle;
+use machine::Drive;
 use machine::capture::Captured;
 use machine::capture::link::{Answer, Ask, Link, socket};
 use machine::control::{Reply, Request};
@@ -36,14 +38,17 @@ pub struct Kept {
     pub state: OwnedFd,
     /// The slabs, by number.
     pub slabs: Vec<ImageSlab>,
+    /// What the guest had written to drives with overlays.
+    pub disks: Vec<ImageDisk>,
     /// What the VM says of it.
     pub captured: Captured,
 }
 
-/// Has the VM at `handle` captured. `known` finds slabs that its memory may have pages of, by the number of their file and how many pages;
+/// Has the VM at `handle` captured, which has `drives`. `known` finds slabs that its memory may have pages of, by the number of their file and how many pages;
 /// `pins` are told of each that is kept, before the VM's agent may speak of it. If it fails nothing is kept, and the VM runs on.
 pub fn keep(
     handle: &VmHandle,
+    drives: &[Drive],
     dir: &FleetDir,
     known: &dyn Fn(u64, u64) -> Option<ImageSlab>,
     pins: &Pins,
@@ -64,7 +69,7 @@ pub fn keep(
             }
         }
         drop(file);
-        let mut kept = Keeper::new(handle.memory_bytes, known, pins);
+        let mut kept = Keeper::new(handle.memory_bytes, drives, known, pins);
         let served = keeper.map_or(Ok(()), |link| kept.serve(&link));
         // Its word first: it says why it did not go on.
         let captured = match asked.join() {
@@ -77,7 +82,7 @@ pub fn keep(
         };
         served.map_err(failed)?;
         let state = kept.state.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
-        Ok(Kept { state, slabs: kept.slabs, captured })
+        Ok(Kept { state, slabs: kept.slabs, disks: kept.disks, captured })
     })
 }
 
@@ -96,6 +101,10 @@ struct Keeper<'a> {
     /// The draft that was handed out last.
     draft: Option<File>,
     slabs: Vec<ImageSlab>,
+    drives: &'a [Drive],
+    disks: Vec<ImageDisk>,
+    /// For the disk that comes next.
+    map: Option<File>,
     state: Option<OwnedFd>,
     /// Pages that may yet be asked for.
     left: u64,
@@ -104,9 +113,25 @@ struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    fn new(memory_bytes: u64, known: &'a dyn Fn(u64, u64) -> Option<ImageSlab>, pins: &'a Pins) -> Self {
+    fn new(
+        memory_bytes: u64,
+        drives: &'a [Drive],
+        known: &'a dyn Fn(u64, u64) -> Option<ImageSlab>,
+        pins: &'a Pins,
+    ) -> Self {
         let most = most_pages(memory_bytes / PAGE_BYTES);
-        Self { known, pins, draft: None, slabs: Vec::new(), state: None, left: most, again: Some(most) }
+        Self {
+            known,
+            pins,
+            draft: None,
+            slabs: Vec::new(),
+            drives,
+            disks: Vec::new(),
+            map: None,
+            state: None,
+            left: most,
+            again: Some(most),
+        }
     }
 
     fn serve(&mut self, link: &Link) -> io::Result<()> {
@@ -158,6 +183,19 @@ impl<'a> Keeper<'a> {
                 self.left = self.again.take().ok_or(io::ErrorKind::InvalidData)?;
                 (self.draft, self.slabs) = (None, Vec::new());
                 Ok((Answer::Restarted, None))
+            }
+            Ask::Map => {
+                self.map = Some(file.ok_or(io::ErrorKind::InvalidData)?);
+                Ok((Answer::Kept, None))
+            }
+            Ask::Disk { drive, start, bytes } => {
+                let top = file.ok_or(io::ErrorKind::InvalidData)?;
+                let described = usize::try_from(drive).ok().and_then(|at| self.drives.get(at));
+                let is_new = self.disks.iter().all(|disk| disk.drive != drive);
+                let described = described.filter(|_| is_new).ok_or(io::ErrorKind::InvalidData)?;
+                let map = self.map.take();
+                self.disks.push(ImageDisk::take((drive, described), &top, (start, bytes), map)?);
+                Ok((Answer::Kept, None))
             }
             Ask::State => {
                 let file = file.ok_or(io::ErrorKind::InvalidData)?;

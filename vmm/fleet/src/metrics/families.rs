@@ -95,6 +95,7 @@ pub(super) fn host(management: &Management, sheet: &mut Sheet) {
             ("daemon", o.daemon),
             ("dead_slabs", o.dead_slabs),
             ("held_by_images", o.held_by_images),
+            ("pool", o.pool),
             ("ksm_metadata", o.ksm_metadata),
         ];
         parts("kind", kinds)

@@ -98,7 +98,7 @@ pub enum SpecError {
     },
     /// A clone that is to be other than its origin.
     #[error(
-        "guest {guest}: it has `from`, and is as its origin is: `{key}` is not possible beside it, only `count` is"
+        "guest {guest}: it has `from`, and is as its origin is: `{key}` is not possible beside it, only `count` and `net` are"
     )]
     FromKey {
         /// The clone.
@@ -159,6 +159,17 @@ pub enum SpecError {
         /// The guest that has it, too; maybe the same.
         second: String,
     },
+    /// A clone has as many interfaces as its origin.
+    #[error(
+        "guest {guest}: {asked} network interfaces are given, and its origin has {expected}: expected as many"
+    )]
+    CloneInterfaces { guest: String, asked: usize, expected: usize },
+    /// Two guests cannot have one TAP.
+    #[error(
+        "guest {guest}: the TAP {tap} is another guest's, and a clone needs one of its own: name them with {{n}} in the fleet file \
+         (tap = \"tap{{n}}\"), or say which (`samepage clone --net TAP|auto`, `net` beside `from`)"
+    )]
+    CloneTap { guest: String, tap: String },
     /// A rule of `[open]` that fits every VM.
     #[error("open: the rule of domain {domain} says neither uid nor cgroup: expected one of them, or both")]
     OpenRule {
@@ -171,6 +182,9 @@ pub enum SpecError {
         /// What was given.
         cgroup: String,
     },
+    /// More processes stand by than there can be guests.
+    #[error("pool = {0} is not possible: expected 0 to {MAX_GUESTS} processes that stand by for clones")]
+    Pool(usize),
     /// Another engine knows no VMs but those of the fleet.
     #[error("open: expected engine \"slab\": only its VMs join by themselves")]
     OpenEngine,

@@ -4,6 +4,7 @@ use guest::protocol::{Fill, Mix};
 use machine::VmConfig;
 use serde::{Deserialize, Serialize};
 
+use super::net::NetSpec;
 use super::reservation::Reservation;
 
 /// Percentages of each class of page that a guest fills its memory with.
@@ -69,6 +70,9 @@ pub struct GuestSpec {
     pub reservation: Reservation,
     /// What it fills its memory with once it is ready.
     pub fill: Option<FillSpec>,
+    /// Its network interfaces as the file gives them, by which those of its clones are made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetSpec>,
     /// The guest or snapshot that it went on from; None of one that booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone_of: Option<String>,
@@ -79,12 +83,15 @@ impl GuestSpec {
     pub fn new(name: String, domain: String, vm: VmConfig) -> Self {
         let (vm, reservation) =
             (VmConfig { name: name.clone(), ..vm.clone() }, Reservation::usual(vm.memory_bytes));
-        Self { name, domain, vm, ready_seconds: None, reservation, fill: None, clone_of: None }
-    }
-
-    /// One that goes on from where this one was, under another name.
-    pub fn cloned(&self, name: String) -> Self {
-        let vm = VmConfig { name: name.clone(), ..self.vm.clone() };
-        Self { name, vm, clone_of: Some(self.name.clone()), ..self.clone() }
+        Self {
+            name,
+            domain,
+            vm,
+            ready_seconds: None,
+            reservation,
+            fill: None,
+            net: Vec::new(),
+            clone_of: None,
+        }
     }
 }

@@ -161,5 +161,6 @@ pub(super) fn one_guest(
         device.reporting = said.free_page_reporting;
     }
     let (ready_seconds, fill) = (keys.ready_seconds, keys.fill);
-    Ok(GuestSpec { ready_seconds, reservation, fill, ..GuestSpec::new(name, domain, vm) })
+    let net = keys.net.clone().unwrap_or_default();
+    Ok(GuestSpec { ready_seconds, reservation, fill, net, ..GuestSpec::new(name, domain, vm) })
 }

@@ -1,6 +1,7 @@
 //! The network interfaces of a guest in a fleet file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use devices::rate_limiter::Limits;
 use devices::virtio::net::Mac;
@@ -33,6 +34,78 @@ pub struct NetSpec {
     pub rx_rate_limiter: Limits,
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub tx_rate_limiter: Limits,
+}
+
+impl NetSpec {
+    /// One that is as `interface` is, but for its address.
+    fn like(interface: &Interface) -> Self {
+        Self {
+            tap: interface.tap.clone().unwrap_or_else(|| AUTO.into()),
+            bridge: interface.bridge.clone(),
+            mac: None,
+            mtu: interface.mtu,
+            rx_rate_limiter: interface.rx_rate_limiter,
+            tx_rate_limiter: interface.tx_rate_limiter,
+        }
+    }
+}
+
+/// Reads what `samepage run --net` takes; `{n}` in a TAP's name is a number.
+impl FromStr for NetSpec {
+    type Err = InterfaceError;
+
+    fn from_str(text: &str) -> Result<Self, InterfaceError> {
+        let interface: Interface = text.parse()?;
+        Ok(Self { mac: interface.mac.map(|mac| mac.to_string()), ..Self::like(&interface) })
+    }
+}
+
+/// The TAPs of guests.
+pub(crate) fn taps<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) -> BTreeSet<String> {
+    guests.into_iter().flat_map(|guest| &guest.vm.net).filter_map(|interface| interface.tap.clone()).collect()
+}
+
+/// How the interfaces of a clone of `origin` are given: as its own, but with addresses of their own, or as `other` says, one for each.
+pub(super) fn of_clone(
+    origin: &GuestSpec,
+    clone: &str,
+    other: &[NetSpec],
+) -> Result<Vec<NetSpec>, SpecError> {
+    let (asked, expected) = (other.len(), origin.vm.net.len());
+    if asked == 0 && origin.net.len() == expected {
+        return Ok(origin.net.iter().map(|net| NetSpec { mac: None, ..net.clone() }).collect());
+    }
+    if asked == 0 {
+        return Ok(origin.vm.net.iter().map(NetSpec::like).collect());
+    }
+    if asked != expected {
+        return Err(SpecError::CloneInterfaces { guest: clone.into(), asked, expected });
+    }
+    // The driver was told of the MTU when it was started, or of none.
+    let same = |(other, own): (&NetSpec, &Interface)| NetSpec { mtu: own.mtu, ..other.clone() };
+    Ok(other.iter().zip(&origin.vm.net).map(same).collect())
+}
+
+/// The interfaces of a clone whose TAPs are none of those `taken`: `{n}` is the least number for which they are not.
+pub(super) fn next(
+    clone: &str,
+    fleet: &str,
+    net: &[NetSpec],
+    taken: &BTreeSet<String>,
+) -> Result<Vec<Interface>, SpecError> {
+    let taken_of = |interfaces: &[Interface]| {
+        interfaces.iter().filter_map(|interface| interface.tap.clone()).find(|tap| taken.contains(tap))
+    };
+    let mut n = 0;
+    loop {
+        let interfaces = of(clone, n, fleet, net)?;
+        let Some(tap) = taken_of(&interfaces) else { return Ok(interfaces) };
+        // Each number that is not possible is so by another TAP.
+        if n > taken.len() || !net.iter().any(|net| net.tap.contains(NUMBER)) {
+            return Err(SpecError::CloneTap { guest: clone.into(), tap });
+        }
+        n += 1;
+    }
 }
 
 /// The interfaces of `guest`, which is number `n` of its `count`, in a fleet called `fleet`.
@@ -68,7 +141,7 @@ fn mac_of(fleet: &str, guest: &str, number: usize) -> Mac {
 }
 
 /// Two guests with one address take each other's frames, and a TAP is one guest's.
-pub(super) fn check_owners(guests: &[GuestSpec]) -> Result<(), SpecError> {
+pub(crate) fn check_owners<'a>(guests: impl IntoIterator<Item = &'a GuestSpec>) -> Result<(), SpecError> {
     let mut users: BTreeMap<String, &str> = BTreeMap::new();
     for guest in guests {
         for interface in &guest.vm.net {
@@ -96,5 +169,50 @@ mod tests {
         assert!((0..4).all(|n| !macs[..n].contains(&macs[n])), "{macs:?}");
         assert_eq!(macs[0], mac_of("f", "a", 0));
         assert!(macs.iter().all(|mac| mac.to_string().parse() == Ok(*mac)));
+    }
+    fn origin(net: &str) -> GuestSpec {
+        let text = format!("name = 'f'\n[[guest]]\nname = 'web'\nnet = {net}\n");
+        super::super::FleetSpec::parse(&text, std::path::Path::new("/")).unwrap().guests.remove(0)
+    }
+
+    #[test]
+    fn clones_have_addresses_and_taps_of_their_own() {
+        let web = origin(
+            "[{ tap = 't{n}', mac = '02:00:00:00:00:01', mtu = 1400 }, { tap = 'auto', bridge = 'br0' }]",
+        );
+        let (mut taken, mut all) = (taps([&web]), vec![web.clone()]);
+        for n in 1..4 {
+            let clone = web.cloned(format!("c-{n}"), "f", &[], &mut taken).unwrap();
+            let [first, second] = &clone.vm.net[..] else { panic!("{clone:?}") };
+            assert_eq!((first.tap.clone(), first.mtu), (Some(format!("t{n}")), Some(1400)));
+            assert_eq!((second.tap.as_deref(), second.bridge.as_deref()), (None, Some("br0")));
+            assert_eq!(first.mac, Some(mac_of("f", &clone.name, 0)));
+            all.push(clone);
+        }
+        check_owners(&all).unwrap();
+        // A clone of a clone; and one that is to be on others.
+        let again = all[2].cloned("d".into(), "f", &[], &mut taken).unwrap();
+        assert_eq!(again.vm.net[0].tap.as_deref(), Some("t4"));
+        let other = ["v{n},mac=02:00:00:00:00:09", "auto"].map(|text| text.parse::<NetSpec>().unwrap());
+        let other = web.cloned("e".into(), "f", &other, &mut taken).unwrap();
+        let [first, second] = &other.vm.net[..] else { panic!("{other:?}") };
+        assert_eq!((first.tap.as_deref(), first.mtu, second.bridge.clone()), (Some("v0"), Some(1400), None));
+        assert_eq!(first.mac.map(|mac| mac.to_string()).as_deref(), Some("02:00:00:00:00:09"));
+    }
+
+    #[test]
+    fn a_tap_that_is_one_guests_is_no_clones() {
+        let web = origin("[{ tap = 'tap0' }]");
+        let mut taken = taps([&web]);
+        let error = web.cloned("c".into(), "f", &[], &mut taken).unwrap_err().to_string();
+        assert!(error.contains("guest c: the TAP tap0 is another guest's"), "{error}");
+        let two = ["auto", "auto"].map(|text| text.parse::<NetSpec>().unwrap());
+        let error = web.cloned("c".into(), "f", &two, &mut taken).unwrap_err().to_string();
+        assert!(error.contains("2 network interfaces are given, and its origin has 1"), "{error}");
+        // Of one that no file described.
+        let plain = GuestSpec { net: Vec::new(), ..origin("[{ tap = 'auto', mtu = 1300 }]") };
+        let clone = plain.cloned("c".into(), "f", &[], &mut taken).unwrap();
+        assert_eq!((clone.vm.net[0].mtu, &clone.vm.net[0].tap), (Some(1300), &None));
+        assert_ne!(clone.vm.net[0].mac, plain.vm.net[0].mac);
     }
 }

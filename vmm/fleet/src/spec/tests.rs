@@ -25,7 +25,10 @@ fn defaults_count_and_paths() {
     assert_eq!(fleet.guests[0].vm.kernel.as_deref(), Some(Path::new("/fleets/k")));
     assert_eq!((fleet.engine, fleet.merge), (EngineName::Slab, Tuning::default()));
     assert!(fleet.guests.iter().all(|guest| guest.domain == "f"));
-    assert_eq!(fleet.metrics, None);
+    assert_eq!((fleet.metrics, fleet.pool), (None, 0));
+    assert_eq!(parse("name = 'f'\npool = 1024\n[[guest]]\nname = 'a'").unwrap().pool, 1024);
+    let error = parse("name = 'f'\npool = 1025\n[[guest]]\nname = 'a'").unwrap_err();
+    assert!(error.contains("pool = 1025 is not possible: expected 0 to 1024"), "{error}");
     let served = parse("name = 'f'\nmetrics = 'unix:m'\n[[guest]]\nname = 'a'").unwrap();
     assert_eq!(served.metrics, Some(MetricsAddress::Unix("/fleets/m".into())));
 }
@@ -55,6 +58,30 @@ fn guests_go_on_from_others_of_the_file() {
     assert!(parse(&writes).unwrap_err().contains("a drive that it may write"));
     let defaults = text.replace("memory = '64M'", "from = 'web'");
     assert!(parse(&defaults).unwrap_err().contains("unknown field `from`"));
+}
+
+#[test]
+fn clones_of_a_file_have_taps_of_their_own() {
+    let text = "name = 'f'\n[[guest]]\nname = 'web'\nnet = [{ tap = 't{n}' }]\n[[guest]]\nname = 'c'\ncount = 2\nfrom = 'web'\n\
+                [[guest]]\nname = 'd'\ncount = 2\nfrom = 'web'\nnet = [{ tap = 'd{n}' }]\n";
+    let fleet = parse(text).unwrap();
+    let of = |guest: &GuestSpec| guest.vm.net[0].tap.clone().unwrap();
+    assert_eq!(fleet.guests.iter().map(of).collect::<Vec<_>>(), ["t0", "t1", "t2", "d0", "d1"]);
+    let macs: BTreeSet<_> =
+        fleet.guests.iter().map(|guest| guest.vm.net[0].mac.unwrap().to_string()).collect();
+    assert_eq!(macs.len(), 5);
+    for (net, said) in [
+        (
+            "[{ tap = 't0' }, { tap = 'a' }]",
+            "guest d-0: 2 network interfaces are given, and its origin has 1",
+        ),
+        ("[{ tap = 't0' }]", "guests web and d-0 both have the TAP t0"),
+    ] {
+        let error = parse(&text.replace("[{ tap = 'd{n}' }]", net)).unwrap_err();
+        assert!(error.contains(said), "{net}: {error}");
+    }
+    let error = parse(&text.replace("'t{n}'", "'t'")).unwrap_err();
+    assert!(error.contains("guest c-0: the TAP t is another guest's"), "{error}");
 }
 
 #[test]

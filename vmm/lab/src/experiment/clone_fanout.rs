@@ -23,8 +23,12 @@ const ORIGIN: &str = "guest-0";
 pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     stage.play(&["experiment"], |fleet, measured| {
         fleet.start_merging()?;
-        let wanted =
-            Wanted { of: ORIGIN.into(), count: stage.point.guests as usize, prefix: Some("clone".into()) };
+        let wanted = Wanted {
+            of: ORIGIN.into(),
+            count: stage.point.guests as usize,
+            prefix: Some("clone".into()),
+            ..Wanted::default()
+        };
         let cloned = fleet.start_clones(&wanted, stage.watch)?;
         let born = Instant::now();
         let clones = f64::from(stage.point.guests);

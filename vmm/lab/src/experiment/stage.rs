@@ -107,6 +107,7 @@ impl Stage<'_> {
             overcommit: Overcommit { admission: AdmissionName::Off, ..Overcommit::default() },
             metrics: None,
             open: None,
+            pool: 0,
             guests: guests.collect(),
         })
     }

@@ -27,7 +27,7 @@ use super::response::Response;
 use super::snapshot::{self, CreateSnapshot, LoadSnapshot};
 use crate::balloon::BalloonError;
 use crate::snapshot::create::CreateError;
-use crate::state::setup::SetupV1;
+use crate::state::setup::Setup;
 use crate::{DriveError, MAX_DRIVES, MAX_INTERFACES, MAX_PMEM, MAX_VCPUS, VmError};
 
 /// What builds VMs.
@@ -40,7 +40,12 @@ pub trait Launch {
     fn launch(&mut self, spec: &Spec, source: &BootSource, store: &mmds::Store) -> Result<Self::Vm, VmError>;
 
     /// Builds the VM that goes on from a snapshot, and what it is. `before` has the logger and metrics.
-    fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, Self::Vm), Fault>;
+    fn load(
+        &mut self,
+        load: &LoadSnapshot,
+        before: &Spec,
+        store: &mmds::Store,
+    ) -> Result<(Spec, Self::Vm), Fault>;
 }
 
 /// A VM that was started.
@@ -55,7 +60,7 @@ pub trait Machine {
     fn resume(&mut self);
 
     /// Writes what it is, and `setup` with it, to files. It is paused.
-    fn create_snapshot(&mut self, create: &CreateSnapshot, setup: SetupV1) -> Result<(), CreateError>;
+    fn create_snapshot(&mut self, create: &CreateSnapshot, setup: Setup) -> Result<(), CreateError>;
 
     /// Puts the file of `drive` in the place of the one that the drive of its name has.
     fn replace_drive(&mut self, drive: &crate::Drive) -> Result<(), DriveError>;
@@ -512,7 +517,7 @@ impl<L: Launch> Instance<L> {
         if is_configured {
             return Err(Fault::LoadAfterConfiguring);
         }
-        let (spec, vm) = self.launch.load(load, &self.spec)?;
+        let (spec, vm) = self.launch.load(load, &self.spec, &self.mmds)?;
         self.spec = spec;
         self.has_started(vm)
     }

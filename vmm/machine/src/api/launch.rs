@@ -17,7 +17,7 @@ use crate::balloon::{BalloonError, BalloonHost};
 use crate::restore::Image;
 use crate::snapshot::create::CreateError;
 use crate::snapshot::load::StateFile;
-use crate::state::setup::SetupV1;
+use crate::state::setup::Setup;
 use crate::{Console, EventLoop, Interface, Mmds, Timer, Unpack, Vm, VmConfig, VmError, cmdline};
 use memory::ram::Backing;
 
@@ -107,7 +107,12 @@ impl Launch for Launcher {
         self.started(None, &config)
     }
 
-    fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, LaunchedVm), Fault> {
+    fn load(
+        &mut self,
+        load: &LoadSnapshot,
+        before: &Spec,
+        store: &mmds::Store,
+    ) -> Result<(Spec, LaunchedVm), Fault> {
         let failed = |error| Fault::Load(Box::new(error));
         let memory = load.memory()?;
         let file = StateFile::open(&load.snapshot_path).map_err(failed)?;
@@ -118,6 +123,7 @@ impl Launch for Launcher {
         let (net, vsock) = (interfaces(&spec), spec.vsock.as_ref().map(Vsock::sockets));
         let config =
             VmConfig { backing, huge_pages, net, vsock, entropy: entropy(&spec), ..file.config(rest) };
+        let config = VmConfig { mmds: mmds(&spec, store), ..config };
         let image = file.image(&config, &memory, load.how()).map_err(failed)?;
         let vm = self.started(Some(image), &config).map_err(Fault::LoadStart)?;
         // The limits are the devices' state.
@@ -183,7 +189,7 @@ impl Machine for LaunchedVm {
         self.vm.running().resume();
     }
 
-    fn create_snapshot(&mut self, create: &CreateSnapshot, setup: SetupV1) -> Result<(), CreateError> {
+    fn create_snapshot(&mut self, create: &CreateSnapshot, setup: Setup) -> Result<(), CreateError> {
         let paths = (create.snapshot_path.as_path(), create.mem_file_path.as_path());
         let created = self.vm.running().create_snapshot(create.snapshot_type.kind(), paths, setup)?;
         tracing::info!(pages = created.pages, state_bytes = created.state_bytes, "the snapshot is written");

@@ -6,14 +6,19 @@ use std::path::{Path, PathBuf};
 
 use devices::rate_limiter::Limits;
 use devices::virtio::net::Mac;
+use mmds::Version;
 use serde::Deserialize;
 
 use super::fault::Fault;
 use super::keys::or_default;
-use super::model::{Balloon, BootSource, Drive, HugePages, MachineConfig, NetworkInterface, Spec, Vsock};
+use super::model::{
+    Balloon, BootSource, Drive, HugePages, MachineConfig, MmdsConfig, NetworkInterface, Spec, Vsock,
+};
 use crate::snapshot::create::Kind;
 use crate::snapshot::load::{How, MemorySource, StateFile};
-use crate::state::setup::{BalloonV1, BootV1, DriveV1, HugePagesV1, InterfaceV1, SetupV1, VsockV1};
+use crate::state::setup::{
+    BalloonV1, BootV1, DriveV1, HugePagesV1, InterfaceV1, MmdsV1, Setup, SetupV1, VsockV1,
+};
 
 /// `PUT /snapshot/create`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -181,7 +186,17 @@ impl LoadSnapshot {
 }
 
 /// How the VM of `spec` is built again.
-pub fn setup(spec: &Spec) -> SetupV1 {
+pub fn setup(spec: &Spec) -> Setup {
+    let mmds = spec.mmds_config.as_ref().map(|config| MmdsV1 {
+        is_v2: config.version == Version::V2,
+        address: config.ipv4_address.map(|address| address.octets()),
+        imds_compat: config.imds_compat,
+        interfaces: config.network_interfaces.clone(),
+    });
+    Setup { vm: built(spec), mmds }
+}
+
+fn built(spec: &Spec) -> SetupV1 {
     let machine = spec.machine_config;
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     let drive = |drive: &Drive| DriveV1 {
@@ -300,7 +315,12 @@ pub fn spec(file: &StateFile, load: &LoadSnapshot, before: &Spec) -> Spec {
         }),
         // It is what the devices say.
         entropy: None,
-        mmds_config: None,
+        mmds_config: file.mmds().map(|saved| MmdsConfig {
+            version: if saved.is_v2 { Version::V2 } else { Version::V1 },
+            network_interfaces: saved.interfaces.clone(),
+            ipv4_address: saved.address.map(Into::into),
+            imds_compat: saved.imds_compat,
+        }),
         serial: None,
         logger: before.logger.clone(),
         metrics: before.metrics.clone(),
@@ -332,7 +352,7 @@ mod tests {
             (&spec.network_interfaces[0], spec.vsock.as_ref()),
             (&interface("tap1"), Some(&vsock("b")))
         );
-        let saved = setup(&spec);
+        let saved = setup(&spec).vm;
         assert_eq!((saved.interfaces[0].tap.as_str(), saved.vsock.unwrap().cid), ("tap1", 3));
         spec.vsock = None;
         assert!(matches!(load.apply_overrides(&mut spec), Err(Fault::NoVsock)));

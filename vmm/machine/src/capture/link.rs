@@ -32,6 +32,18 @@ pub enum Ask {
     },
     /// Forget the slabs so far: others come instead. Once at most.
     Restart,
+    /// With a sealed file: which blocks of the drive that comes next the guest has written.
+    Map,
+    /// With the file that has what the guest has written to drive number `drive`, of `bytes` bytes, from byte `start` on: copy it now.
+    /// All of it counts, unless a map came before.
+    Disk {
+        /// Which drive.
+        drive: u32,
+        /// Where in the file the disk begins.
+        start: u64,
+        /// Bytes of the disk.
+        bytes: u64,
+    },
     /// With a sealed file: this is the state, and that was all.
     State,
 }

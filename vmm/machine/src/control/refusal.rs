@@ -111,6 +111,7 @@ impl From<&CaptureError> for ErrorKind {
             | CaptureError::State(_)
             | CaptureError::Memory(_)
             | CaptureError::Vm(_)
+            | CaptureError::Disk { .. }
             | CaptureError::Encode(_) => Self::Host,
         }
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use devices::virtio::block::{self, Medium, OverlayError};
 use rustix::fs::ioctl_ficlone;
 
-use super::{DriveError, Overlay, lock};
+use super::{DriveError, Layer, Overlay, lock};
 
 impl Overlay {
     /// Opens the overlay of `base`, which is at `base_path` and has `bytes` bytes.
@@ -66,6 +66,17 @@ impl Overlay {
                 let file = OsStr::from_bytes(&text[at + with_value.len()..]);
                 (&text[..at], Some(Self::Kept(file.into())))
             }
+        }
+    }
+}
+
+/// The overlay of `base`, which is at `base_path` and has `bytes` bytes, that goes on from `layer`.
+pub(super) fn resume(base_path: &Path, base: File, bytes: u64, layer: Layer) -> Result<Medium, DriveError> {
+    let Some(map) = layer.map else { return Ok(Medium::File(layer.top)) };
+    match block::Overlay::resumed(base, bytes, layer.top, map) {
+        Ok(overlay) => Ok(Medium::Overlay(overlay.into())),
+        Err(source) => {
+            Err(DriveError::Overlay { path: "what was captured".into(), base: base_path.into(), source })
         }
     }
 }

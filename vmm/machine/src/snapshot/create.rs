@@ -20,7 +20,7 @@ use crate::capture::CaptureError;
 use crate::generation::{self, GenerationError};
 use crate::running::Running;
 use crate::state::saved::{Around, PairV1, VmState};
-use crate::state::setup::{FileV1, SetupV1};
+use crate::state::setup::{FileV1, Setup, SetupV1};
 
 /// Which pages the memory file has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Running {
         &self,
         kind: Kind,
         (state_path, memory_path): (&Path, &Path),
-        mut setup: SetupV1,
+        Setup { vm: mut setup, mmds }: Setup,
     ) -> Result<Created, CreateError> {
         if !self.is_paused() {
             return Err(CreateError::Runs);
@@ -149,7 +149,7 @@ impl Running {
         setup.realtime_ns = realtime_ns();
         let pair = PairV1 { number: generation::random().map_err(CreateError::Pair)? };
         let still = self.take_still(&self.savable()?)?;
-        let state = VmState { pair: Some(pair), ..still.with(Around::File(setup)) };
+        let state = VmState { pair: Some(pair), mmds, ..still.with(Around::File(setup)) };
         let bytes = state.encode().map_err(|error| CreateError::Encode(io::Error::other(error)))?;
         io::Write::write_all(&mut state_file.file(), &bytes).map_err(of_state("write"))?;
 

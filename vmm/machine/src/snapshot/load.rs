@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use crate::drive::{Drive, MAX_DRIVES};
 use crate::restore::{Content, Image};
 use crate::state::container::{ContainerError, MAX_BYTES};
 use crate::state::saved::{Around, VmState};
-use crate::state::setup::{DriveV1, SetupV1};
+use crate::state::setup::{DriveV1, MmdsV1, SetupV1};
 
 /// Where the memory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +73,11 @@ impl StateFile {
         let whole = (MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&bytes) && bytes.is_multiple_of(PAGE_BYTES);
         let sizes = format!("{MIN_RAM_BYTES} to {MAX_RAM_BYTES} in whole pages of {PAGE_BYTES}");
         is(whole, "memory of bytes", bytes.to_string(), sizes)?;
+        let address = self.state.mmds.as_ref().and_then(|mmds| mmds.address).map(Ipv4Addr::from);
+        if let Some(address) = address {
+            let possible = "a link-local address".into();
+            is(mmds::is_possible(address), "a metadata service at", address.to_string(), possible)?;
+        }
         let drives = self.setup.drives.len();
         is(drives <= MAX_DRIVES, "drives", drives.to_string(), format!("at most {MAX_DRIVES}"))
     }
@@ -79,6 +85,11 @@ impl StateFile {
     /// How it was built.
     pub(crate) fn setup(&self) -> &SetupV1 {
         &self.setup
+    }
+
+    /// Its metadata service.
+    pub(crate) fn mmds(&self) -> Option<&MmdsV1> {
+        self.state.mmds.as_ref()
     }
 
     /// vCPUs.

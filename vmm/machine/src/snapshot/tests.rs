@@ -15,7 +15,7 @@ use super::load::{How, MemorySource, StateFile};
 use super::load_error::LoadError;
 use crate::state::hostile;
 use crate::state::saved::{Around, VmState};
-use crate::state::setup::{BalloonV1, DriveV1, SetupV1};
+use crate::state::setup::{BalloonV1, DriveV1, Setup, SetupV1};
 use crate::{Console, EventLoop, Vm, VmConfig, VmError};
 
 /// Well-digested rubbish that is loaded.
@@ -55,7 +55,7 @@ impl Saved {
         assert!(vm.running().pause());
         let balloon = BalloonV1 { stats_polling_interval_s: 1, ..BalloonV1::default() };
         let setup = SetupV1 { balloon: Some(balloon), ..SetupV1::default() };
-        vm.running().create_snapshot(Kind::Full, (&state, &memory), setup).unwrap();
+        vm.running().create_snapshot(Kind::Full, (&state, &memory), Setup { vm: setup, mmds: None }).unwrap();
         vm.stop();
         let state = VmState::decode(&fs::read(&state).unwrap()).unwrap();
         Some(Self { directory, memory, state })

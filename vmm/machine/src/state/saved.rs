@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chips::ChipsV1;
 use super::container::{self, ContainerError, Section};
-use super::setup::SetupV1;
+use super::setup::{MmdsV1, SetupV1};
 use super::vcpu::VcpuV1;
 
 const MACHINE: u32 = 1;
@@ -18,6 +18,7 @@ const MEMORY: u32 = 5;
 // 6 is kept for the generation.
 const SETUP: u32 = 7;
 const PAIR: u32 = 8;
+const MMDS: u32 = 9;
 
 /// What the VM was built as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,8 @@ pub struct VmState {
     pub around: Around,
     /// None of an image, and of a state file that an older build wrote.
     pub pair: Option<PairV1>,
+    /// The metadata service of a VM that went to files, if it had one.
+    pub mmds: Option<MmdsV1>,
 }
 
 /// What is with the state, by the way it travels.
@@ -98,6 +101,7 @@ pub fn kind_name(kind: u32) -> &'static str {
         MEMORY => "memory",
         SETUP => "setup",
         PAIR => "pair",
+        MMDS => "mmds",
         _ => "unknown",
     }
 }
@@ -116,6 +120,9 @@ impl VmState {
         });
         if let Some(pair) = &self.pair {
             sections.push(Section::of(PAIR, 1, pair)?);
+        }
+        if let Some(mmds) = &self.mmds {
+            sections.push(Section::of(MMDS, 1, mmds)?);
         }
         Ok(container::write(&sections))
     }
@@ -139,7 +146,7 @@ impl VmState {
     /// From bytes that are not trusted. What is in it is plain data: it is checked when a VM is made of it.
     pub fn decode(bytes: &[u8]) -> Result<Self, ContainerError> {
         let (mut machine, mut chips, mut vcpus, mut devices) = (None, None, Vec::new(), None);
-        let (mut around, mut pair) = (None, None);
+        let (mut around, mut pair, mut mmds) = (None, None, None);
         for section in container::read(bytes)? {
             match section.kind {
                 MACHINE => once(&mut machine, "description", section.decode("description", 1)?)?,
@@ -149,6 +156,7 @@ impl VmState {
                 MEMORY => once(&mut around, "memory", Around::Image(section.decode("memory", 1)?))?,
                 SETUP => once(&mut around, "setup", Around::File(section.decode("setup", 1)?))?,
                 PAIR => once(&mut pair, "pair", section.decode("pair", 1)?)?,
+                MMDS => once(&mut mmds, "metadata service", section.decode("metadata service", 1)?)?,
                 other => return Err(ContainerError::Kind(other)),
             }
         }
@@ -159,6 +167,7 @@ impl VmState {
             devices: devices.ok_or(ContainerError::Missing("set of devices"))?,
             around: around.ok_or(ContainerError::Missing("memory, and no setup"))?,
             pair,
+            mmds,
         })
     }
 }

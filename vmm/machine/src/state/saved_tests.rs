@@ -39,6 +39,7 @@ fn state() -> VmState {
         devices,
         around: Around::Image(MemoryV1 { slabs: vec![2048, 7], runs: vec![(3, 4, 0, 0), (9, 1, 1, 6)] }),
         pair: None,
+        mmds: None,
     }
 }
 
@@ -128,7 +129,9 @@ proptest! {
 fn fuzz_of_the_decoder_ends_in_a_state_or_an_error() {
     const INPUTS: usize = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 };
     let file = VmState { around: Around::File(setup()), ..state() };
-    let paired = VmState { pair: Some(PairV1 { number: [3; 16] }), ..file.clone() };
+    let (address, interfaces) = (Some([169, 254, 170, 2]), vec!["eth0".to_owned()]);
+    let mmds = Some(MmdsV1 { is_v2: true, address, imds_compat: true, interfaces });
+    let paired = VmState { pair: Some(PairV1 { number: [3; 16] }), mmds, ..file.clone() };
     assert_eq!(VmState::decode(&paired.encode().unwrap()).unwrap(), paired);
     let wholes = [state().encode().unwrap(), paired.encode().unwrap(), GOLDEN.to_vec()];
     let (mut dice, mut decoded, mut refused) = (splitmix::SplitMix64::new(5), 0, 0);

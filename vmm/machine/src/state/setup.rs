@@ -29,6 +29,26 @@ pub struct SetupV1 {
     pub vsock: Option<VsockV1>,
 }
 
+/// The metadata service. What it shows is not saved: as in Firecracker, it is put there again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmdsV1 {
+    /// Whether the guest needs a token.
+    pub is_v2: bool,
+    /// Where it is, if that was said.
+    pub address: Option<[u8; 4]>,
+    pub imds_compat: bool,
+    /// IDs of the interfaces that it is on.
+    pub interfaces: Vec<String>,
+}
+
+/// How a VM that goes to files is built: two sections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Setup {
+    pub vm: SetupV1,
+    /// None without a metadata service.
+    pub mmds: Option<MmdsV1>,
+}
+
 /// What RAM is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HugePagesV1 {

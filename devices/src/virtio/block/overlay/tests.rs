@@ -147,3 +147,37 @@ fn another_file_is_no_overlay() {
     file.set_times(times).unwrap();
     assert!(matches!(kept(BYTES, &top), Err(OverlayError::Changed)));
 }
+
+/// What was written goes to another one by the file and the map; from then on they are apart.
+#[test]
+fn a_copy_goes_on_from_what_was_written() {
+    let (file, mut expected) = base();
+    for is_kept in [false, true] {
+        let (base, top) = (file.try_clone().unwrap(), tempfile::tempfile().unwrap());
+        let overlay = match is_kept {
+            true => Overlay::kept(base, BYTES, top).unwrap(),
+            false => Overlay::temporary(base, BYTES, top).unwrap(),
+        };
+        let mut medium = Medium::Overlay(Box::new(overlay));
+        for (at, bytes) in [(512, 5000), (BYTES - 1536, 1536)] {
+            write(&mut medium, at, &vec![9; bytes]);
+            expected[at as usize..at as usize + bytes].fill(9);
+        }
+        medium.zero(40960, 8192, true).unwrap();
+        expected[40960..49152].fill(0);
+        let (top, start) = medium.top();
+        let mut copied = tempfile::tempfile().unwrap();
+        copied.write_all(&all(top)[start as usize..]).unwrap();
+        let map = medium.map().unwrap();
+        let resumed = Overlay::resumed(file.try_clone().unwrap(), BYTES, copied, map.clone()).unwrap();
+        let mut resumed = Medium::Overlay(Box::new(resumed));
+        assert!(read(&mut resumed, 0, BYTES as usize) == expected);
+        write(&mut medium, 0, &[1; 4096]);
+        write(&mut resumed, 4096, &[2; 4096]);
+        assert!(read(&mut resumed, 0, 4096) == expected[..4096]);
+        assert!(read(&mut medium, 4096, 4096) == expected[4096..8192]);
+        let (base, top) = (file.try_clone().unwrap(), tempfile::tempfile().unwrap());
+        let refused = Overlay::resumed(base, BYTES, top, map[1..].to_vec());
+        assert!(matches!(refused, Err(OverlayError::Map { .. })), "{refused:?}");
+    }
+}

@@ -39,7 +39,7 @@ impl Machine for Fake {
         self.paused = false;
     }
 
-    fn create_snapshot(&mut self, create: &CreateSnapshot, _: SetupV1) -> Result<(), CreateError> {
+    fn create_snapshot(&mut self, create: &CreateSnapshot, _: Setup) -> Result<(), CreateError> {
         match self.paused {
             true => std::fs::write(&create.snapshot_path, "").map_err(|source| CreateError::StateFile {
                 what: "open",
@@ -110,7 +110,7 @@ impl Launch for Fakes {
         Ok(Fake { paused: false, stuck: self.stuck, balloon, hints: Vec::new(), polls: Vec::new() })
     }
 
-    fn load(&mut self, load: &LoadSnapshot, before: &Spec) -> Result<(Spec, Fake), Fault> {
+    fn load(&mut self, load: &LoadSnapshot, before: &Spec, _: &mmds::Store) -> Result<(Spec, Fake), Fault> {
         load.memory()?;
         let mut fake = self
             .launch(
