@@ -8,6 +8,7 @@ use image::vmlinux::Unpack;
 use jail::Mode;
 use lab::contender::Contender;
 use memory::ram::Backing;
+use store::Compression;
 
 /// Value, name, line in the help.
 type Choices<T> = &'static [(T, &'static str, &'static str)];
@@ -66,6 +67,9 @@ const SECCOMP: Choices<Mode> = &[
     (Mode::Off, "off", "It is made: there are no filters"),
 ];
 
+const COMPRESSIONS: Choices<Compression> =
+    &[(Compression::Lz4, "lz4", "Fast"), (Compression::Zstd, "zstd", "Smaller, and slower to write")];
+
 /// Other names that a value has.
 const ALIASES: &[(&str, &[&str])] = &[("text", &["classic", "prometheus"])];
 
@@ -106,6 +110,10 @@ pub(crate) fn contender() -> impl TypedValueParser<Value = Contender> {
     parser(CONTENDERS)
 }
 
+pub(crate) fn compression() -> impl TypedValueParser<Value = Compression> {
+    parser(COMPRESSIONS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +130,9 @@ mod tests {
         }
         for (mode, name, _) in SECCOMP {
             assert_eq!(serde_json::to_value(mode).unwrap(), *name);
+        }
+        for (compression, name, _) in COMPRESSIONS {
+            assert_eq!(serde_json::to_value(compression).unwrap(), *name);
         }
         for (place, name, _) in KERNEL_DECOMPRESS {
             assert_eq!(serde_json::to_value(place).unwrap(), *name);

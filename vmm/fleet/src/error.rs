@@ -421,6 +421,9 @@ pub enum HostError {
         /// Why the next would not.
         refusal: Box<Refusal>,
     },
+    /// What is on the disk.
+    #[error(transparent)]
+    Checkpoint(#[from] super::checkpoints::CheckpointError),
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -7,17 +7,18 @@ pub mod keeper;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use guest::protocol::{Fill, Ready};
 use serde::{Deserialize, Serialize};
 
+use super::checkpoints::Origin;
 use super::spec::GuestSpec;
 use machine::ImageFds;
 use machine::capture::Captured;
 use memory::PAGE_BYTES;
-use os::handed;
+use os::{handed, lock};
 
 /// The most snapshots that a fleet keeps.
 pub const MAX_IMAGES: usize = 256;
@@ -31,6 +32,25 @@ pub struct ImageSlab {
     pub pages: u64,
     /// The number of its file.
     pub inode: u64,
+    /// Where its pages lie on a disk, once they do. That of all images that have it.
+    origin: Arc<Mutex<Option<Arc<Origin>>>>,
+}
+
+impl ImageSlab {
+    /// The slab in `file`, which is sealed and has this number.
+    pub fn new(file: Arc<File>, pages: u64, inode: u64) -> Self {
+        Self { file, pages, inode, origin: Arc::default() }
+    }
+
+    /// Where its pages lie on a disk.
+    pub(crate) fn origin(&self) -> Option<Arc<Origin>> {
+        lock(&self.origin).clone()
+    }
+
+    /// They lie there.
+    pub(crate) fn set_origin(&self, origin: Arc<Origin>) {
+        *lock(&self.origin) = Some(origin);
+    }
 }
 
 /// A guest as it was.
@@ -46,6 +66,7 @@ pub struct Image {
     pub captured: Captured,
     state: OwnedFd,
     slabs: Vec<ImageSlab>,
+    from_disk: bool,
     taken: Instant,
 }
 
@@ -58,14 +79,36 @@ impl Image {
         state: OwnedFd,
         slabs: Vec<ImageSlab>,
     ) -> Self {
-        Self { spec, ready, fill, captured, state, slabs, taken: Instant::now() }
+        Self { spec, ready, fill, captured, state, slabs, from_disk: false, taken: Instant::now() }
+    }
+
+    /// Of a guest that was captured at any time, and anywhere.
+    pub(crate) fn from_disk(
+        spec: GuestSpec,
+        said: (Option<Ready>, Option<Fill>),
+        captured: Captured,
+        state: OwnedFd,
+        slabs: Vec<ImageSlab>,
+    ) -> Self {
+        Self { from_disk: true, ..Self::new(spec, said, captured, state, slabs) }
+    }
+
+    /// Its state, sealed.
+    pub(crate) fn state(&self) -> &OwnedFd {
+        &self.state
+    }
+
+    /// Its slabs, by number.
+    pub(crate) fn slabs(&self) -> &[ImageSlab] {
+        &self.slabs
     }
 
     /// Hands it to the process that `program` starts.
     pub(crate) fn give(&self, program: &mut std::process::Command) -> std::io::Result<ImageFds> {
         let state = handed::give(program, self.state.try_clone()?);
         let give = |slab: &ImageSlab| Ok(handed::give(program, slab.file.try_clone()?.into()));
-        Ok(ImageFds { state, slabs: self.slabs.iter().map(give).collect::<std::io::Result<_>>()? })
+        let slabs = self.slabs.iter().map(give).collect::<std::io::Result<_>>()?;
+        Ok(ImageFds { state, slabs, from_disk: self.from_disk })
     }
 
     /// Its slab whose file has this number.

@@ -14,6 +14,7 @@ pub mod admission;
 mod asker;
 pub mod balloon;
 pub mod check;
+pub mod checkpoints;
 mod claim;
 pub mod client;
 pub mod daemon;

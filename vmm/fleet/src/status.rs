@@ -1,9 +1,13 @@
 //! What the daemon is asked and what it answers: the JSON of its socket and of `fleet ... --json`.
 
+use std::path::PathBuf;
+
 use kernel_view::numa::NodePages;
 use serde::{Deserialize, Serialize};
+use store::Compression;
 
 use super::HostError;
+use super::checkpoints::{CheckpointInfo, Work};
 use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
@@ -56,6 +60,9 @@ pub enum Request {
         guest: String,
         /// What it is to be called.
         name: String,
+        /// On the disk, and not in memory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<OnDisk>,
     },
     /// The snapshots that are kept.
     Snapshots,
@@ -66,11 +73,18 @@ pub enum Request {
     },
     /// Start guests that go on from where another one is, or was.
     Clone(Wanted),
+    /// Start guests that go on from a checkpoint.
+    Restore(Restore),
+    /// What is being saved and read, and how far. Answered at once.
+    Works,
     /// End all guests and the daemon. Asked again, it can only become shorter.
     Down {
         /// How long the guests may take to power off; 0: they are cut off at once.
         #[serde(default = "default_timeout", skip_serializing_if = "is_default_timeout")]
         timeout_seconds: u64,
+        /// Save each guest before, so that the fleet goes on from there when it comes up again. If one cannot be, nothing ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        save: Option<OnDisk>,
     },
     /// How far the end has come. Answered at once.
     Ending,
@@ -85,6 +99,34 @@ pub struct Wanted {
     /// How many.
     pub count: usize,
     /// How their names begin; else as the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+}
+
+/// Where a checkpoint is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnDisk {
+    /// The directory with the stores of all domains.
+    pub stores: PathBuf,
+    /// How its pages are compressed.
+    #[serde(default)]
+    pub compress: Compression,
+}
+
+/// What a user wants of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Its name.
+    pub name: String,
+    /// Its trust domain.
+    pub domain: String,
+    /// The directory with the stores of all domains.
+    pub stores: PathBuf,
+    /// How many guests go on from there.
+    pub count: usize,
+    /// How their names begin. Without, they are called as the guest was: one alone exactly so, if that is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
 }
@@ -125,9 +167,13 @@ pub enum Reply {
     PageTypes(String),
     /// To [`Request::Snapshot`].
     Snapshot(Box<ImageInfo>),
+    /// To [`Request::Snapshot`], on the disk.
+    Checkpoint(Box<CheckpointInfo>),
+    /// To [`Request::Works`].
+    Works(Vec<Work>),
     /// To [`Request::Snapshots`].
     Snapshots(Vec<ImageInfo>),
-    /// To [`Request::Clone`].
+    /// To [`Request::Clone`] and [`Request::Restore`].
     Cloned(Box<Cloned>),
     /// It was carried out.
     Done,
@@ -173,6 +219,8 @@ wire::error_kinds! {
         NotCaptured,
         /// There is no snapshot of this name, or none can be taken under it.
         Snapshot,
+        /// A checkpoint was not saved, read or used; the text says why.
+        Checkpoint,
         /// The clones were not started: too many, or not admitted.
         NotCloned,
         /// The guests' pages could not be measured or checked.
@@ -205,6 +253,7 @@ impl From<&HostError> for ErrorKind {
             | HostError::ImageOfGuest { .. }
             | HostError::TooManyImages { .. }
             | HostError::NoImage { .. } => Self::Snapshot,
+            HostError::Checkpoint(_) => Self::Checkpoint,
             HostError::CloneCount { .. } | HostError::ClonesNotAdmitted { .. } => Self::NotCloned,
             HostError::Socket { .. } => Self::GuestUnreachable,
             HostError::Check { .. } | HostError::Measure(_) | HostError::Pagemap(_) => Self::Measuring,

@@ -40,7 +40,6 @@ use super::restore::{Image, Mapped};
 use super::running::{NetHandle, Running};
 use super::shut_down::ShutDown;
 use super::snapshot::{FileWatch, Watch};
-use super::state::saved::VmState;
 use super::state::vcpu::Saved;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
@@ -110,10 +109,10 @@ impl Vm {
         let vsock = config.vsock.as_ref().map(Vsock::open).transpose()?;
 
         let (is_image, is_paused) = (image.is_some(), image.as_ref().is_some_and(|image| image.is_paused));
-        let Mapped { state, slabs, handler, lease } =
+        let Mapped { saved: state, slabs, handler, lease } =
             image.map(|image| image.map(&ram, config)).transpose()?.unwrap_or_default();
         // What a state file is of, the configuration does not tell.
-        let is_from_file = state.as_ref().is_some_and(|state| state.saved() == Saved::Anywhere);
+        let is_from_file = state.as_ref().is_some_and(|(state, _)| state.memory().is_none());
         let is_built_in = config.kernel.is_none() && !is_from_file;
         let vm = Arc::new(create_vm(&kvm, &ram)?);
         let write_log = DirtyLog::new(&vm, &ram);
@@ -155,13 +154,13 @@ impl Vm {
         let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
-        let vcpus = match state.as_ref().map(VmState::saved) {
+        let vcpus = match state.as_ref().map(|(_, saved)| *saved) {
             Some(Saved::Here) => create_bare_vcpus(&vm, config.cpus)?,
             Some(Saved::Anywhere) | None => create_vcpus(&kvm, &vm, config.cpus)?,
         };
         tracing::debug!(ms = began.elapsed().as_millis(), "KVM and the devices are set up");
         match &state {
-            Some(state) => state.restore(&vm, &vcpus, &machine.board, ram.memory())?,
+            Some((state, saved)) => state.restore(*saved, &vm, &vcpus, &machine.board, ram.memory())?,
             None => {
                 registers::write_tables(ram.memory())?;
                 let acpi_root = acpi::write(ram.memory(), config.cpus, virtio_count)?;

@@ -164,6 +164,9 @@ pub struct ImageFds {
     pub state: RawFd,
     /// The slabs, by number.
     pub slabs: Vec<RawFd>,
+    /// It comes from a disk: of another host, maybe, or from before this one was started anew.
+    #[serde(default)]
+    pub from_disk: bool,
 }
 
 #[cfg(test)]

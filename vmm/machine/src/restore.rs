@@ -25,7 +25,7 @@ use super::snapshot::{Connection, FileLease, Handler};
 use super::state::StateError;
 use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::counters;
-use super::state::saved::{Around, VmState};
+use super::state::saved::VmState;
 use super::state::trace::Trace;
 use super::state::vcpu::{Saved, xsave_bytes};
 use os::handed;
@@ -106,6 +106,7 @@ pub(crate) enum Content {
 pub struct Image {
     state: VmState,
     content: Content,
+    saved: Saved,
     /// Its vCPUs stand still until they are resumed.
     pub(crate) is_paused: bool,
 }
@@ -128,12 +129,14 @@ impl Image {
         };
         let slabs = files.into_iter().zip(&memory.slabs).enumerate().map(slab);
         let content = Content::Slabs(slabs.collect::<Result<_, _>>()?);
-        Ok(Some(Self::new(state, content, false)))
+        // What a daemon keeps in memory is gone when its host is.
+        let saved = if fds.from_disk { Saved::Anywhere } else { Saved::Here };
+        Ok(Some(Self { state, content, saved, is_paused: false }))
     }
 
     /// Of state and memory from anywhere.
     pub(crate) fn new(state: VmState, content: Content, is_paused: bool) -> Self {
-        Self { state, content, is_paused }
+        Self { state, content, saved: Saved::Anywhere, is_paused }
     }
 
     /// Whether it is of the VM that is to be.
@@ -168,15 +171,15 @@ impl Image {
                 mapped.handler = Some(connection.fill(ram).map_err(LoadError::from)?);
             }
         }
-        Ok(Mapped { state: Some(self.state), ..mapped })
+        Ok(Mapped { saved: Some((self.state, self.saved)), ..mapped })
     }
 }
 
 /// An image whose memory a VM has.
 #[derive(Default)]
 pub(crate) struct Mapped {
-    /// What else the VM is to be; None of a VM that boots.
-    pub state: Option<VmState>,
+    /// What else the VM is to be, and where that was saved; None of a VM that boots.
+    pub saved: Option<(VmState, Saved)>,
     /// The slabs in its memory.
     pub slabs: Vec<Slab>,
     /// The process that fills its memory from now on.
@@ -193,17 +196,10 @@ fn leaves_alone(config: &VmConfig) -> bool {
 }
 
 impl VmState {
-    /// Where it was saved: what a daemon keeps is gone when its host is.
-    pub(crate) fn saved(&self) -> Saved {
-        match self.around {
-            Around::Image(_) => Saved::Here,
-            Around::File(_) => Saved::Anywhere,
-        }
-    }
-
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
     pub(crate) fn restore(
         &self,
+        saved: Saved,
         vm: &VmFd,
         vcpus: &[VcpuFd],
         board: &Board,
@@ -211,7 +207,7 @@ impl VmState {
     ) -> Result<(), ImageStartError> {
         let (mut trace, bytes) = (Trace::default(), xsave_bytes(vm));
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu, self.saved(), bytes, &mut trace)?;
+            state.restore(vcpu, saved, bytes, &mut trace)?;
         }
         self.chips.restore(vm, &mut trace)?;
         counters::align(vm, vcpus, &self.vcpus, self.chips.clock, &mut trace)?;

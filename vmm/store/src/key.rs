@@ -26,6 +26,11 @@ impl Key {
         }
     }
 
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.bytes
+    }
+
     /// The digest of anything.
     pub fn digest(&self, bytes: &[u8]) -> Digest {
         *blake3::keyed_hash(&self.bytes, bytes).as_bytes()

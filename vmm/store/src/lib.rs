@@ -22,6 +22,7 @@ mod read;
 mod save;
 mod sizes;
 mod store;
+mod transfer;
 mod uses;
 mod verify;
 
@@ -35,6 +36,7 @@ pub use read::PageReader;
 pub use save::{Save, Saved};
 pub use sizes::{Size, Sizes};
 pub use store::{Reading, Store, Writing};
+pub use transfer::{Incoming, Outgoing};
 pub use verify::{Damage, Verified};
 
 /// Bytes of a page.

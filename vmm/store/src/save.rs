@@ -118,6 +118,18 @@ impl Save<'_> {
         self.add(Run { page: number, pages: 1, place })
     }
 
+    /// Has this page be in the store, though no slab has it yet.
+    pub(crate) fn put(&mut self, page: &Page) -> Result<Place, StoreError> {
+        self.place(page)
+    }
+
+    /// Where the page lies that has this digest, all of it.
+    pub(crate) fn find(&mut self, digest: &Digest) -> Option<Place> {
+        let place = *self.known.get(&short(digest))?;
+        let index = self.reader.index(place.pack).ok()?;
+        (index.digests.get(place.page as usize) == Some(digest)).then_some(place)
+    }
+
     /// Has the pages of the slab that `runs` name be what lies there. False, and nothing is changed, if that is not in this store.
     pub fn refer(&mut self, runs: &[Run]) -> Result<bool, StoreError> {
         let is_here = |run: &Run| {
@@ -135,7 +147,8 @@ impl Save<'_> {
         Ok(true)
     }
 
-    fn add(&mut self, run: Run) -> Result<(), StoreError> {
+    /// Adds pages that lie in the store.
+    pub(crate) fn add(&mut self, run: Run) -> Result<(), StoreError> {
         let end = |run: &Run| run.page.checked_add(run.pages);
         let slab = self.slabs.last_mut();
         let fits = |slab: &&mut SlabMap| {

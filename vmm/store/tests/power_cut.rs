@@ -19,7 +19,7 @@ use store::{Compression, Hook, Step, Store, StoreError};
 /// A step, kept.
 #[derive(Clone, Debug)]
 enum Kept {
-    MakeDir(String),
+    MakeDir,
     Create(String),
     Append(String, Vec<u8>),
     Sync(String),
@@ -34,7 +34,7 @@ struct Recorder(Mutex<Vec<Kept>>);
 impl Hook for Recorder {
     fn before(&self, step: Step<'_>) -> io::Result<()> {
         self.0.lock().unwrap().push(match step {
-            Step::MakeDir(path) => Kept::MakeDir(path.into()),
+            Step::MakeDir(_) => Kept::MakeDir,
             Step::Create(path) => Kept::Create(path.into()),
             Step::Append(path, bytes) => Kept::Append(path.into(), bytes.into()),
             Step::Sync(path) => Kept::Sync(path.into()),
@@ -63,7 +63,7 @@ impl Disk {
     fn play(&mut self, step: &Kept) {
         match step {
             // A directory's own name: its store is made of nothing but these, and they are made first.
-            Kept::MakeDir(_) => {}
+            Kept::MakeDir => {}
             Kept::Create(path) => {
                 self.names.insert(path.clone(), self.written.len());
                 self.written.push(Vec::new());
