@@ -132,10 +132,11 @@ pub(super) fn line(one: &CheckpointInfo) -> String {
     }
     if let Some(saved) = one.saved {
         text += &format!(
-            "; {} pages, {} of them new, {} MiB written",
+            "; {} pages, {} of them new, {} MiB written in {:.2} s",
             saved.pages,
             saved.new_pages,
-            mib(saved.written_bytes)
+            mib(saved.written_bytes),
+            one.seconds.unwrap_or(0.0)
         );
     }
     if let Some(fleet) = &one.suspended {

@@ -15,12 +15,12 @@ use super::transfer;
 use fleet::checkpoints::CheckpointInfo;
 use fleet::daemon_client::request;
 use fleet::images::ImageInfo;
-use fleet::living::choose;
+use fleet::living::{choose, is_any};
 use fleet::status::Wanted;
 use fleet::status::{Reply, Request};
 use machine::snapshot::info::{SectionInfo, StateInfo, of_file};
 use memory::PAGE_BYTES;
-use os::print::outln;
+use os::print::{errln, outln};
 use store::{Compression, Name};
 
 /// How long the daemon may take: for a capture, and until hundreds of clones have answered.
@@ -228,10 +228,14 @@ fn all(fleet: Option<String>) -> anyhow::Result<Vec<ImageInfo>> {
     }
 }
 
-/// Those in memory; none where no fleet is up, unless one is named.
+/// Those in memory; none where no fleet is up, unless one is named. What is on the disk can be seen whatever is with a fleet.
 fn in_memory(fleet: Option<String>) -> anyhow::Result<Vec<ImageInfo>> {
     match fleet {
-        None if choose(None).is_err() => Ok(Vec::new()),
+        None if !is_any() => Ok(Vec::new()),
+        None => Ok(all(None).unwrap_or_else(|error| {
+            errln!("note: those in memory are not among these: {error:#}");
+            Vec::new()
+        })),
         fleet => all(fleet),
     }
 }
@@ -268,7 +272,7 @@ fn remove(snapshot: String, disk: bool, place: &Where, how: How) -> anyhow::Resu
         Ok(how.name.is_some() || in_memory(None)?.iter().any(|one| one.name == snapshot))
     };
     let is_on_disk = || Name::new(&snapshot).is_ok_and(|name| place.domain_of(&name).is_ok());
-    if disk || (!is_in_memory()? && (is_on_disk() || choose(None).is_err())) {
+    if disk || (!is_in_memory()? && (is_on_disk() || !is_any())) {
         return checkpoint::remove(place, &snapshot, how.json);
     }
     ask(how.name, &Request::RemoveSnapshot { name: snapshot }).map(|_| ExitCode::SUCCESS)

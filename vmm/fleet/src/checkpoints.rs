@@ -48,6 +48,9 @@ pub struct CheckpointInfo {
     /// What saving it took, where that was just done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<store::Saved>,
+    /// How long that took, in seconds: capturing, writing, and until it was on the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
 }
 
 impl CheckpointInfo {
@@ -64,6 +67,7 @@ impl CheckpointInfo {
             suspended: description.suspended.clone(),
             size: None,
             saved: None,
+            seconds: None,
         }
     }
 }

@@ -119,7 +119,7 @@ impl Fleet {
         let claim = Claim::take(&spec.name)?;
         dir.create()?;
         let left = Left::none(&spec, dir)?;
-        Self::come_up(spec, engine, dir, lifetime, Some(claim), left, Suspended::default(), watch)
+        Self::come_up(spec, engine, dir, lifetime, Some(claim), (left, Suspended::default()), watch)
     }
 
     /// As [`Fleet::ready`], for the daemon that has claimed the name: guests that an earlier one left run on. Those that are not as
@@ -134,7 +134,7 @@ impl Fleet {
         let left = Left::find(&spec, dir, replace)?;
         let engine = engine(&spec, dir)?;
         let suspended = Suspended::find(shelf, &mut spec, &|guest| left.runs(guest), watch)?;
-        Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, left, suspended, watch)
+        Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, (left, suspended), watch)
     }
 
     fn come_up(
@@ -143,8 +143,7 @@ impl Fleet {
         dir: &FleetDir,
         lifetime: Lifetime,
         claim: Option<Claim>,
-        mut left: Left,
-        suspended: Suspended,
+        (mut left, suspended): (Left, Suspended),
         watch: &Watch,
     ) -> Result<Self, HostError> {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;

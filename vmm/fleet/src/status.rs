@@ -145,7 +145,7 @@ fn is_default_timeout(seconds: &u64) -> bool {
 pub struct Cloned {
     /// Their names, in order.
     pub guests: Vec<String>,
-    /// How long it took until all had answered, in seconds, the capture not counted.
+    /// How long it took until all had answered, in seconds: without the capture, but with reading what is on the disk.
     pub seconds: f64,
     /// The image that they went on from.
     pub image: Option<ImageInfo>,

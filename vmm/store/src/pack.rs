@@ -11,6 +11,7 @@
 //! Numbers are little-endian; digests are BLAKE3 under the store's key. Page n of a pack is in frame n / 64: only the last frame may have fewer
 //! than 64 pages. An id is random, and never used again: what refers to a pack that was removed finds none.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -28,6 +29,8 @@ const INDEX_HEAD_BYTES: usize = 40;
 const ENTRY_BYTES: usize = 8 + DIGEST_BYTES;
 /// The most pages of a pack: 1 GiB.
 pub const MAX_PACK_PAGES: u32 = 1 << 18;
+/// Frames that are kept of a pack that is being written: 16 MiB. Equal pages of a guest often lie near.
+const RECENT_FRAMES: usize = 64;
 const MAX_FRAMES: u32 = MAX_PACK_PAGES / FRAME_PAGES as u32;
 const MAX_INDEX_BYTES: usize =
     INDEX_HEAD_BYTES + MAX_FRAMES as usize * ENTRY_BYTES + (MAX_PACK_PAGES as usize + 1) * DIGEST_BYTES;
@@ -245,6 +248,8 @@ pub(crate) struct NewPack {
     index: Index,
     /// Pages that are in no frame yet; their digests are in the index.
     pending: Vec<u8>,
+    /// Frames that were written last, as they were before.
+    recent: VecDeque<Vec<u8>>,
 }
 
 impl NewPack {
@@ -262,7 +267,7 @@ impl NewPack {
             return Err(error);
         }
         let index = Index { id, frames: Vec::new(), digests: Vec::new() };
-        Ok(Self { file, index, pending: Vec::with_capacity(MAX_FRAME_BYTES) })
+        Ok(Self { file, index, pending: Vec::with_capacity(MAX_FRAME_BYTES), recent: VecDeque::new() })
     }
 
     pub fn id(&self) -> u64 {
@@ -303,24 +308,27 @@ impl NewPack {
         };
         self.file.append(&packed)?;
         self.index.frames.push(entry);
-        self.pending.clear();
+        if self.recent.len() == RECENT_FRAMES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(std::mem::replace(&mut self.pending, Vec::with_capacity(MAX_FRAME_BYTES)));
         Ok(())
     }
 
-    /// The pages of the frame that has page `number`, written or not.
+    /// The pages of the frame that has page `number`, which is written.
     pub fn frame_of(&self, number: u32, key: &Key) -> Result<Vec<u8>, FrameError> {
-        let frame = number as usize / FRAME_PAGES;
-        match frame < self.index.frames.len() {
-            true => self.index.frame(self.file.file(), frame, key),
-            false => Ok(self.pending.clone()),
-        }
+        self.index.frame(self.file.file(), number as usize / FRAME_PAGES, key)
     }
 
     /// Whether page `number` is this one, if that is known without reading.
-    pub fn pending_is(&self, number: u32, page: &Page) -> Option<bool> {
-        let first = self.index.frames.len() * FRAME_PAGES;
-        let at = (number as usize).checked_sub(first)? * PAGE;
-        Some(self.pending.get(at..at + PAGE) == Some(page.as_slice()))
+    pub fn recent_is(&self, number: u32, page: &Page) -> Option<bool> {
+        let (frame, at) = (number as usize / FRAME_PAGES, number as usize % FRAME_PAGES * PAGE);
+        let written = self.index.frames.len();
+        let pages = match frame.checked_sub(written) {
+            Some(_) => &self.pending,
+            None => self.recent.get((frame + self.recent.len()).checked_sub(written)?)?,
+        };
+        Some(pages.get(at..at + PAGE) == Some(page.as_slice()))
     }
 
     /// Makes it durable, and then its index. The names are not yet. Bytes of both.

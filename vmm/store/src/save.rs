@@ -198,7 +198,7 @@ impl Save<'_> {
     /// Whether that page is there. What cannot be read is not.
     fn is_at(&mut self, place: Place, page: &Page) -> bool {
         if let Some(pack) = self.pack.as_ref().filter(|pack| pack.id() == place.pack) {
-            if let Some(is_same) = pack.pending_is(place.page, page) {
+            if let Some(is_same) = pack.recent_is(place.page, page) {
                 return is_same;
             }
             let at = place.page as usize % crate::frame::FRAME_PAGES * PAGE;

@@ -134,6 +134,10 @@ impl Description {
     ) -> Result<(String, Vec<u8>), CheckpointError> {
         let mut read = Self::parse(name, bytes)?;
         if let Some(domain) = domain {
+            check_name(domain).map_err(|error| CheckpointError::Description {
+                name: name.into(),
+                why: error.to_string(),
+            })?;
             read.guest.domain = domain.into();
         }
         let vm = &read.guest.vm;
@@ -179,6 +183,7 @@ impl Description {
             entropy: vm.entropy,
             balloon: vm.balloon,
             huge_pages: vm.huge_pages,
+            numa: vm.numa,
             ..VmConfig::default()
         };
         Ok(GuestSpec { vm, ..self.guest.clone() })
@@ -204,5 +209,129 @@ impl Description {
     pub(super) fn encode(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
         serde_json::to_vec(self)
             .map_err(|error| CheckpointError::Description { name: name.into(), why: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use machine::{Console, Drive, ImageFds};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn described(vm: VmConfig) -> Description {
+        Description {
+            version: VERSION,
+            samepage: "0".into(),
+            saved_at: 7,
+            guest: GuestSpec::new("web".into(), "webs".into(), vm),
+            captured: Captured::default(),
+            suspended: Some("webs".into()),
+            imported: false,
+            drives: Vec::new(),
+            ready: None,
+            fill: None,
+        }
+    }
+
+    fn refused(description: &Description) -> String {
+        Description::parse("c", &description.encode("c").unwrap()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_it_says_comes_back() {
+        let description = described(VmConfig::default());
+        let bytes = description.encode("c").unwrap();
+        assert_eq!(Description::parse("c", &bytes).unwrap(), description);
+        assert_eq!(description.guest("c").unwrap(), description.guest);
+    }
+
+    #[test]
+    fn what_no_checkpoint_can_have_is_refused() {
+        let drive = |read_only| Drive { path: "/d".into(), read_only, ..Drive::default() };
+        for vm in [
+            VmConfig { memory_bytes: 4096, ..VmConfig::default() },
+            VmConfig { memory_bytes: u64::MAX, ..VmConfig::default() },
+            VmConfig { cpus: 0, ..VmConfig::default() },
+            VmConfig { drives: vec![drive(false)], ..VmConfig::default() },
+            VmConfig { drives: vec![drive(true); MAX_DRIVES + 1], ..VmConfig::default() },
+        ] {
+            assert!(refused(&described(vm)).contains("no checkpoint can have"));
+        }
+        let named = |name: &str, domain: &str| {
+            let guest = GuestSpec::new(name.into(), domain.into(), VmConfig::default());
+            refused(&Description { guest, ..described(VmConfig::default()) })
+        };
+        assert!(named("../a", "d").contains("is no name") && named("a", "/d").contains("is no name"));
+        let newer = Description { version: 2, ..described(VmConfig::default()) };
+        assert!(refused(&newer).contains("of version 2"));
+    }
+
+    /// Paths of sockets and logs, and descriptors, are its daemon's to say.
+    #[test]
+    fn of_a_vm_s_configuration_only_what_a_guest_has_is_taken_over() {
+        let vm = VmConfig {
+            console: Console::File("/etc/passwd".into()),
+            control: Some("/c".into()),
+            com2: Some("/c2".into()),
+            merge: Some("/m".into()),
+            image: Some(ImageFds { state: 0, ..ImageFds::default() }),
+            daemon: Some(1),
+            has_api: true,
+            oom_score_adj: Some(-1000),
+            cpus: 2,
+            ..VmConfig::default()
+        };
+        let bytes = described(vm).encode("c").unwrap();
+        let guest = Description::parse("c", &bytes).unwrap().guest("c").unwrap();
+        assert_eq!(guest.vm, VmConfig { name: "web".into(), cpus: 2, ..VmConfig::default() });
+    }
+
+    #[test]
+    fn a_drive_must_be_the_file_that_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let drives = vec![Drive { path: path.clone(), read_only: true, ..Drive::default() }];
+        let plain = described(VmConfig { drives, ..VmConfig::default() });
+        // One of which it is not said which file it was is not opened.
+        assert!(plain.guest("c").unwrap_err().to_string().contains("which file it was"));
+        let identity = DriveIdentity::of(path.clone()).unwrap();
+        let whole = Description { drives: vec![identity], ..plain };
+        assert_eq!(whole.guest("c").unwrap().vm.drives.len(), 1);
+        assert!(
+            Description::imported("c", &whole.encode("c").unwrap(), None).is_err(),
+            "it is another host's"
+        );
+        std::fs::write(&path, [0; 1024]).unwrap();
+        assert!(whole.guest("c").unwrap_err().to_string().contains("1024"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(whole.guest("c"), Err(CheckpointError::Drive { .. })));
+    }
+
+    #[test]
+    fn what_comes_from_elsewhere_is_of_the_domain_that_it_comes_to() {
+        let bytes = described(VmConfig::default()).encode("c").unwrap();
+        let (domain, same) = Description::imported("c", &bytes, None).unwrap();
+        assert_eq!((domain.as_str(), Description::parse("c", &same).unwrap().suspended), ("webs", None));
+        let (domain, other) = Description::imported("c", &bytes, Some("others")).unwrap();
+        assert_eq!(domain, "others");
+        assert_eq!(Description::parse("c", &other).unwrap().guest.domain, "others");
+        assert!(Description::imported("c", &bytes, Some("a/b")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_ones_are_refused_or_are_possible(at in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
+            let whole = described(VmConfig::default()).encode("c").unwrap();
+            let mut bytes = whole.clone();
+            let at = at.index(whole.len());
+            bytes[at] = byte;
+            if let Ok(read) = Description::parse("c", &bytes) {
+                prop_assert!(check_name(&read.guest.name).is_ok() && read.guest.vm.memory_bytes <= MAX_RAM_BYTES);
+                let _ = read.guest("c");
+            }
+            prop_assert!(Description::parse("c", &whole[..cut.index(whole.len())]).is_err());
+        }
     }
 }

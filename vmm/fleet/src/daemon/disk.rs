@@ -1,6 +1,7 @@
 //! What a daemon saves, and what it reads back. It has the fleet while guests are captured or started, and not while pages are written or read.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use store::Name;
 
@@ -19,7 +20,7 @@ impl Daemon {
         disk: &OnDisk,
         watch: &Watch,
     ) -> Result<CheckpointInfo, HostError> {
-        let called = named(name)?;
+        let (called, began) = (named(name)?, Instant::now());
         let shelf = Shelf::find(Some(&disk.stores))?;
         let image = {
             let mut fleet = self.free(watch)?;
@@ -37,19 +38,21 @@ impl Daemon {
             work.tell(done, total);
             watch.check().is_ok()
         });
-        Ok(saved?)
+        Ok(CheckpointInfo { seconds: Some(began.elapsed().as_secs_f64()), ..saved? })
     }
 
     /// Has guests go on from a checkpoint.
     pub(super) fn restore(&self, wanted: &Restore, watch: &Watch) -> Result<Cloned, HostError> {
-        let name = named(&wanted.name)?;
+        let (name, began) = (named(&wanted.name)?, Instant::now());
         let shelf = Shelf::find(Some(&wanted.stores))?;
         let Some(store) = shelf.store(&wanted.domain)? else {
             return Err(CheckpointError::Missing { name: wanted.name.clone(), known: "none".into() }.into());
         };
-        let near = {
+        let description = {
             let reading = store.read(crate::checkpoints::STORE_LIMIT).map_err(CheckpointError::from)?;
-            let description = Description::read(&reading, &name)?;
+            Description::read(&reading, &name)?
+        };
+        let near = {
             let mut fleet = self.free(watch)?;
             // Before all of it is read.
             fleet.restore_specs(&description.guest, wanted)?;
@@ -62,7 +65,7 @@ impl Daemon {
         })?;
         drop(work);
         let mut fleet = self.free(watch)?;
-        let restored = fleet.restore(&Arc::new(image), wanted, watch);
+        let restored = fleet.restore(&Arc::new(image), wanted, began, watch);
         // Guests that have joined are managed from now on, those that have ended no more.
         self.governor.set_handles(fleet.handles()?);
         restored

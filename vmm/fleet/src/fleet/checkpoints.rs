@@ -49,14 +49,14 @@ impl Fleet {
         Ok(specs)
     }
 
-    /// Starts guests that go on from `image`, and waits until each has answered. All of them, or none.
+    /// Starts guests that go on from `image`, which was asked for when it `began`, and waits until each has answered. All of them, or none.
     pub(crate) fn restore(
         &mut self,
         image: &Arc<Image>,
         wanted: &Restore,
+        began: Instant,
         watch: &Watch,
     ) -> Result<Cloned, HostError> {
-        let began = Instant::now();
         let specs = self.restore_specs(&image.spec, wanted)?;
         self.start_named(specs, image, &wanted.name, began, watch)
     }
