@@ -116,14 +116,10 @@ impl Head {
             return Err(Flaw::Digest("its head"));
         }
         let mut found = Self { bytes: [0; SECTIONS], digests: [[0; DIGEST_BYTES]; SECTIONS] };
-        for n in 0..SECTIONS {
+        for (n, most) in MAX_BYTES.into_iter().enumerate() {
             found.bytes[n] = u64_at(head, 16 + n * 8);
-            if found.bytes[n] > MAX_BYTES[n] {
-                return Err(Flaw::Range {
-                    what: "the length of a section",
-                    found: found.bytes[n],
-                    most: MAX_BYTES[n],
-                });
+            if found.bytes[n] > most {
+                return Err(Flaw::Range { what: "the length of a section", found: found.bytes[n], most });
             }
             let at = 16 + SECTIONS * 8 + n * DIGEST_BYTES;
             found.digests[n].copy_from_slice(&head[at..at + DIGEST_BYTES]);
