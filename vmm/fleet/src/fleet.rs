@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use super::HostError;
 use super::admission;
 use super::check;
-use super::checkpoints::Shelf;
-use super::checkpoints::suspended::Suspended;
+use super::checkpoints::{Shelf, suspended::Suspended};
 use super::claim::Claim;
 use super::guest::{Guest, Lifetime, shut_down_all};
 use super::images::{Image, Images};
@@ -226,13 +225,6 @@ impl Fleet {
         self.guests.sort_by_key(|guest| guest.number);
         self.release_held();
         self.each(|guest| guest.wait_here(watch)).map(drop)
-    }
-
-    /// Its guests run: what they have gone on from is of no more use.
-    pub(crate) fn forget_suspended(&mut self) {
-        if let Err(error) = self.suspended.finish() {
-            tracing::warn!("what the guests have gone on from is still there: {}", os::one_line(&error));
-        }
     }
 
     fn start(

@@ -1,4 +1,4 @@
-//! The store: its directory, its key, and who may use it at a time.
+//! The store: its directory, its key, and its locks.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -75,7 +75,7 @@ impl Store {
         Ok(Reading { store: self, _lock: lock(&self.root, FlockOperation::NonBlockingLockShared, limit)? })
     }
 
-    /// Changes it: nobody else uses it meanwhile. Waits for that until `limit`.
+    /// Changes it: no other process uses it meanwhile. Waits for that until `limit`.
     pub fn write(&self, limit: Duration) -> Result<Writing<'_>, StoreError> {
         let lock = lock(&self.root, FlockOperation::NonBlockingLockExclusive, limit)?;
         Ok(Writing(Reading { store: self, _lock: lock }))
@@ -152,7 +152,7 @@ fn lock(root: &Dir, how: FlockOperation, limit: Duration) -> Result<File, StoreE
     }
 }
 
-/// A store that nobody changes meanwhile.
+/// A store that does not change meanwhile.
 pub struct Reading<'s> {
     pub(crate) store: &'s Store,
     _lock: File,
@@ -230,7 +230,7 @@ impl<'s> Reading<'s> {
     }
 }
 
-/// A store that nobody else uses meanwhile.
+/// A store that no other process uses meanwhile.
 pub struct Writing<'s>(pub(crate) Reading<'s>);
 
 impl<'s> Deref for Writing<'s> {

@@ -1,4 +1,4 @@
-//! Files of a store that were damaged, or written by somebody who wants harm and knows the key: nothing panics, nothing is allocated beyond what
+//! Files of a store that were damaged, or forged by a writer that has the key: nothing panics, nothing is allocated beyond what
 //! a file may have, no path leads out, and a page that is read is the page that was written or an error.
 #![expect(unsafe_code, reason = "an allocator that remembers its longest block")]
 

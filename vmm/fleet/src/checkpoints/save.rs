@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -91,8 +90,7 @@ pub(super) fn used_pages(runs: &[ImageRun], slabs: usize) -> Vec<Spans> {
 }
 
 fn read_state(image: &Image) -> io::Result<Vec<u8>> {
-    // A descriptor of its own: the place in the file is everybody's.
-    let file = File::from(image.state().as_fd().try_clone_to_owned()?);
+    let file = File::from(image.state().try_clone()?);
     let bytes = file.metadata()?.len();
     if bytes > MAX_STATE_BYTES {
         return Err(io::Error::other(format!(

@@ -54,7 +54,7 @@ impl Suspended {
                 }
                 let guest = description.guest.name.clone();
                 if runs(&guest) {
-                    // It has gone on from there, and whoever saw to that was killed.
+                    // It has gone on from there, and its daemon was killed before this was removed.
                     found.checkpoints.push((domain.clone(), name));
                 } else if found.expects(&description, &name, spec)? {
                     to_load.push((guest, domain.clone(), name));

@@ -38,7 +38,7 @@ impl Fleet {
             let (name, domain) = (wanted.name.clone(), origin.domain.clone());
             return Err(CheckpointError::Domain { name, domain }.into());
         }
-        // Alone, and under a name that is free, it is who it was.
+        // Alone, and under a name that is free, it is the guest that it was.
         let is_free = !self.guests.iter().any(|guest| guest.spec.name == origin.name)
             && self.images.get(&origin.name).is_none();
         let specs = match (&wanted.prefix, wanted.count) {
@@ -59,6 +59,13 @@ impl Fleet {
     ) -> Result<Cloned, HostError> {
         let specs = self.restore_specs(&image.spec, wanted)?;
         self.start_named(specs, image, &wanted.name, began, watch)
+    }
+
+    /// Its guests run: what they have gone on from is of no more use.
+    pub(crate) fn forget_suspended(&mut self) {
+        if let Err(error) = self.suspended.finish() {
+            tracing::warn!("what the guests have gone on from is still there: {}", os::one_line(&error));
+        }
     }
 
     /// Saves every guest that runs, and ends it. All of them, or none: then they run on.
