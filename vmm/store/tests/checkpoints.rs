@@ -1,4 +1,5 @@
 //! What is saved comes back, each page is on the disk once, and what is removed gives its place back.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is to be seen")]
 
 mod sample;
 

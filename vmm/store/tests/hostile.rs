@@ -1,5 +1,6 @@
 //! Files of a store that were damaged, or forged by a writer that has the key: nothing panics, nothing is allocated beyond what
 //! a file may have, no path leads out, and a page that is read is the page that was written or an error.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is to be seen")]
 #![expect(unsafe_code, reason = "an allocator that remembers its longest block")]
 
 mod sample;

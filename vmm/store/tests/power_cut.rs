@@ -3,6 +3,7 @@
 //!
 //! Every step of the file layer is recorded, and played again on a model of a disk that keeps what is written apart from what is durable: contents
 //! by fsync of the file, names by fsync of the directory. Then the store is looked at as it would be found.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is to be seen")]
 
 mod sample;
 

@@ -1,4 +1,5 @@
 //! Checkpoints that go to another store, through a file or to a process that lacks a part of them.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is to be seen")]
 
 mod sample;
 

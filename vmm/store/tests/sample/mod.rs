@@ -1,4 +1,5 @@
 //! Contents of checkpoints that follow from a seed, saved and read back.
+#![allow(clippy::unwrap_used, reason = "what fails in a test is to be seen")]
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::path::Path;
