@@ -116,7 +116,7 @@ fn a_fleet_that_is_saved_goes_on_where_it_was() {
     let file = fleet.sandbox.file("fleet.toml");
     let text = fs::read_to_string(&file).expect("a fleet file");
     fs::write(&file, text.replacen("32M", "64M", 1)).expect("a fleet file");
-    fleet.refused(&["fleet", "up", file.to_str().expect("UTF-8")], 1, "memory_bytes");
+    fleet.refused(&["fleet", "up", file.to_str().expect("UTF-8")], 1, "it runs with 32M, the file says 64M");
     fs::write(&file, text).expect("a fleet file");
     fleet.come_up();
     assert_eq!(fleet.names(), before);
