@@ -32,7 +32,13 @@ pub(super) struct Fleet {
 impl Fleet {
     /// One that is up.
     pub(super) fn up(text: &str) -> Self {
+        Self::prepared(text, |_| {})
+    }
+
+    /// The same, for which something is made before.
+    pub(super) fn prepared(text: &str, prepare: impl FnOnce(&Sandbox)) -> Self {
         let sandbox = Sandbox::new();
+        prepare(&sandbox);
         let file = sandbox.file("fleet.toml");
         fs::write(&file, text).expect("a fleet file");
         let fleet = Self { sandbox, file };
@@ -53,7 +59,7 @@ impl Fleet {
     }
 
     #[track_caller]
-    fn refused(&self, args: &[&str], status: i32, said: &str) {
+    pub(super) fn refused(&self, args: &[&str], status: i32, said: &str) {
         let outcome = self.run(args).output();
         assert_eq!(outcome.code, Some(status), "{args:?}: {outcome}");
         assert!(outcome.stderr.contains(said), "{args:?}: {outcome}");
@@ -130,7 +136,7 @@ impl Fleet {
     }
 
     /// The files of slabs that a guest maps.
-    fn slabs(&self, name: &str) -> BTreeSet<u64> {
+    pub(super) fn slabs(&self, name: &str) -> BTreeSet<u64> {
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.vm(name).pid)).expect("its maps");
         let inode = |line: &str| line.split_whitespace().nth(4)?.parse().ok();
         maps.lines().filter(|line| line.contains("/memfd:samepage-slab")).filter_map(inode).collect()

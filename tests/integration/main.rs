@@ -13,6 +13,7 @@ mod balloon_merged;
 mod by_hand;
 mod by_name;
 mod captures;
+mod checkpoints;
 mod clone_kills;
 mod clones;
 mod confinement;

@@ -102,6 +102,12 @@ fn lab_clones_of_a_debian_guest() {
 }
 
 #[test]
+fn lab_a_debian_guest_goes_on_from_the_disk() {
+    need_image();
+    inside(&["inside::clones::a_debian_guest_with_two"], 540);
+}
+
+#[test]
 fn lab_clones_of_a_debian_guest_with_two_processors() {
     need_image();
     inside(&["inside::clones::clones_of_a_debian_guest_with_two"], 400);

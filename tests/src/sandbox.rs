@@ -15,6 +15,8 @@ use crate::run::Run;
 /// The variable that says where `samepage` keeps its sockets; every process of a sandbox carries
 /// it.
 const RUNTIME_DIR: &str = "SAMEPAGE_RUNTIME_DIR";
+/// The variable that says where it keeps checkpoints.
+const STORE_DIR: &str = "SAMEPAGE_STORE_DIR";
 
 /// A runtime directory and a directory for files. Dropped, it kills every process that was started
 /// in it.
@@ -73,9 +75,18 @@ impl Sandbox {
         self.runtime.path()
     }
 
+    /// Where it keeps checkpoints.
+    #[must_use]
+    pub fn store_dir(&self) -> PathBuf {
+        self.file("checkpoints")
+    }
+
     /// `samepage` with these arguments, in this sandbox.
     pub fn samepage(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Run {
-        Run::program(crate::samepage(), args).env(RUNTIME_DIR, self.runtime.path()).env("NO_COLOR", "1")
+        Run::program(crate::samepage(), args)
+            .env(RUNTIME_DIR, self.runtime.path())
+            .env(STORE_DIR, self.store_dir())
+            .env("NO_COLOR", "1")
     }
 
     /// The program by a link that is called `firecracker`.
@@ -97,6 +108,7 @@ impl Sandbox {
             .env("SAMEPAGE", crate::samepage())
             .env("DIR", self.files.path())
             .env(RUNTIME_DIR, self.runtime.path())
+            .env(STORE_DIR, self.store_dir())
             .env("NO_COLOR", "1")
     }
 

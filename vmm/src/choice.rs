@@ -10,6 +10,7 @@ use lab::contender::Contender;
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::ram::Backing;
 use memory::size::{SizeError, parse_size};
+use store::Compression;
 
 /// Value, name, line in the help.
 type Choices<T> = &'static [(T, &'static str, &'static str)];
@@ -68,6 +69,9 @@ const SECCOMP: Choices<Mode> = &[
     (Mode::Off, "off", "It is made: there are no filters"),
 ];
 
+const COMPRESSIONS: Choices<Compression> =
+    &[(Compression::Lz4, "lz4", "Fast"), (Compression::Zstd, "zstd", "Smaller, and slower to write")];
+
 /// Other names that a value has.
 const ALIASES: &[(&str, &[&str])] = &[("text", &["classic", "prometheus"])];
 
@@ -113,6 +117,10 @@ pub(super) fn guest_memory(text: &str) -> Result<u64, SizeError> {
     parse_size(text, MIN_RAM_BYTES, MAX_RAM_BYTES)
 }
 
+pub(crate) fn compression() -> impl TypedValueParser<Value = Compression> {
+    parser(COMPRESSIONS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +137,9 @@ mod tests {
         }
         for (mode, name, _) in SECCOMP {
             assert_eq!(serde_json::to_value(mode).unwrap(), *name);
+        }
+        for (compression, name, _) in COMPRESSIONS {
+            assert_eq!(serde_json::to_value(compression).unwrap(), *name);
         }
         for (place, name, _) in KERNEL_DECOMPRESS {
             assert_eq!(serde_json::to_value(place).unwrap(), *name);

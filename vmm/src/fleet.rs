@@ -14,6 +14,7 @@ use indicatif::ProgressBar;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{Where, watching};
 use super::fleet_table::{kvm_table, status_table};
 use super::ledger_table::admission_text;
 use super::progress::{Bars, draw_target, interrupt_flag, is_set};
@@ -28,11 +29,12 @@ use fleet::preflight::{self, Problem};
 use fleet::runtime::FleetDir;
 use fleet::shutdown::DEFAULT_LIMIT;
 use fleet::spec::FleetSpec;
-use fleet::status::{FleetStatus, Refusal, Reply, Request};
+use fleet::status::{FleetStatus, OnDisk, Refusal, Reply, Request};
 use fleet::watch::Stage;
 use os::Process;
 use os::executable;
 use os::print::{errln, out, outln};
+use store::Compression;
 use wire::LineBuffer;
 
 /// Time limits for the daemon's answer: for requests it answers at once, and for those that read
@@ -155,7 +157,8 @@ exit status is then 1, unless that was requested by --now, or by Control-C while
 Examples:
   samepage fleet down
   samepage fleet down builtin --timeout 120
-  samepage fleet down --now                          cut all guests off at once"
+  samepage fleet down --now                          cut all guests off at once
+  samepage fleet down --save                         `samepage fleet up` with the same file goes on from there"
     )]
     Down {
         #[command(flatten)]
@@ -166,6 +169,13 @@ Examples:
         /// Ask no guest to power off: cut all off at once
         #[arg(long, conflicts_with = "timeout")]
         now: bool,
+        /// Save each guest on the disk and end it: `fleet up` with the same file goes on from there. If one cannot be saved, the fleet
+        /// stays up
+        #[arg(long, conflicts_with_all = ["timeout", "now"])]
+        save: bool,
+        /// How what is saved is compressed
+        #[arg(long, value_name = "HOW", default_value = "lz4", value_parser = choice::compression(), requires = "save")]
+        compress: Compression,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -188,8 +198,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Command::Verify { which, json } => verify(&choose(which.name()?)?, json),
         Command::Metrics { which, format } => metrics(&choose(which.name()?)?, format),
-        Command::Down { which, timeout, now, json } => {
-            down(&choose_to_end(which.name()?)?, Duration::from_secs(if now { 0 } else { timeout }), json)
+        Command::Down { which, timeout, now, save, compress, json } => {
+            let limit = Duration::from_secs(if now { 0 } else { timeout });
+            let save = save.then(|| Where::usual().on_disk(compress)).transpose()?;
+            down(&choose_to_end(which.name()?)?, limit, save.as_ref(), json)
         }
     }
 }
@@ -378,18 +390,23 @@ fn metrics(fleet: &str, format: Format) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn down(fleet: &str, limit: Duration, json: bool) -> anyhow::Result<ExitCode> {
+fn down(fleet: &str, limit: Duration, save: Option<&OnDisk>, json: bool) -> anyhow::Result<ExitCode> {
     let interrupted = interrupt_flag()?;
     let bar = ProgressBar::with_draw_target(None, draw_target());
-    let down = take_down(fleet, limit, &mut |left| {
-        let names: Vec<_> = left.guests.iter().map(String::as_str).collect();
-        bar.set_message(format!(
-            "{} s for {} to power off (Control-C cuts them off)",
-            left.seconds,
-            names.join(", ")
-        ));
-        bar.tick();
-        !is_set(&interrupted)
+    let down = watching(fleet, save.is_some(), || {
+        take_down(fleet, limit, save, &mut |left| {
+            if save.is_some() && left.guests.is_empty() {
+                return !is_set(&interrupted);
+            }
+            let names: Vec<_> = left.guests.iter().map(String::as_str).collect();
+            bar.set_message(format!(
+                "{} s for {} to power off (Control-C cuts them off)",
+                left.seconds,
+                names.join(", ")
+            ));
+            bar.tick();
+            !is_set(&interrupted)
+        })
     })?;
     bar.finish_and_clear();
     match (json, down.orphans) {

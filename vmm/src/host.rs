@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::progress::interrupt_flag;
 use fleet::HostError;
+use fleet::checkpoints::Shelf;
 use fleet::daemon::{Daemon, Plan};
 use fleet::spec::FleetSpec;
 use fleet::status::{ErrorKind, Refusal};
@@ -78,7 +79,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         say(serde_json::json!(Refusal::new(ErrorKind::from(&error), one_line(&error))));
         *os::lock(&failure) = Some(error);
     };
-    let plan = Plan { spec, replace: args.replace, log: args.detach };
+    // Without a place nothing was saved there.
+    let shelf = Shelf::find(None).ok();
+    let plan = Plan { spec, replace: args.replace, log: args.detach, shelf };
     match Daemon::up(plan, &watch, interrupted) {
         Ok(daemon) => daemon.serve(&watch, |up| match up {
             Ok(status) => say(serde_json::json!({ "up": status })),

@@ -11,6 +11,7 @@
 mod balloon;
 mod balloon_table;
 mod by_name;
+mod checkpoint;
 mod choice;
 mod demo;
 mod demo_clones;
@@ -40,6 +41,7 @@ mod standby;
 mod stress;
 mod table;
 mod top;
+mod transfer;
 mod walk;
 mod which;
 
@@ -83,6 +85,9 @@ enum Command {
     Walk(walk::Args),
     Snapshot(snapshot::Args),
     Clone(snapshot::CloneArgs),
+    Restore(checkpoint::Args),
+    Send(transfer::SendArgs),
+    Receive(transfer::ReceiveArgs),
     Host(host::Args),
     Image(image::Args),
     Simulate(simulate::Args),
@@ -136,6 +141,9 @@ pub fn main() -> ExitCode {
         Command::Walk(args) => walk::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Clone(args) => snapshot::run_clone(args),
+        Command::Send(args) => transfer::run_send(args),
+        Command::Receive(args) => transfer::run_receive(args),
+        Command::Restore(args) => checkpoint::run(args),
         Command::Host(args) => host::run(args),
         Command::Image(args) => image::run(args, programs::AGENT).map(|()| ExitCode::SUCCESS),
         Command::Simulate(args) => simulate::run(args),

@@ -80,6 +80,7 @@ impl Bars {
             Stage::Verify => ("verify in the guests", "pages"),
             Stage::Check => ("check from the host", "guests"),
             Stage::Wait => ("wait", "guests"),
+            Stage::Restore => ("read", "pages"),
         };
         let template = format!("{{prefix:>20}} [{{bar:32}}] {{human_pos:>9}} / {{human_len}} {unit}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());

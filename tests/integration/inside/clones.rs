@@ -173,3 +173,28 @@ fn clones_of_a_debian_guest_have_addresses_of_their_own() {
     }
     fleet.down();
 }
+
+/// Its fleet ends and comes up again from the disk; then guests go on from a checkpoint beside it.
+#[test]
+fn a_debian_guest_with_two_processors_goes_on_from_the_disk() {
+    let fleet = debian(2);
+    let _ = fleet.ok(&["snapshot", "deb", "warm", "--disk", "--compress", "zstd"]);
+    let _ = fleet.ok(&["fleet", "down", "--save"]);
+    assert!(fleet.sandbox.processes().is_empty());
+    fleet.come_up();
+    assert_eq!(reseeded(&fleet, "deb"), 1, "it booted");
+    fleet.verify();
+    let restored = fleet.ok(&["restore", "warm", "--count", "3", "--as", "r", "--json"]).json();
+    let mut names: Vec<String> = serde_json::from_value(restored["guests"].clone()).expect("names");
+    fleet.verify();
+    names.push("deb".into());
+    have_numbers_and_time_of_their_own(&fleet, &names, 2);
+    for name in &names {
+        assert_eq!((reseeded(&fleet, name), disruptions(&fleet, name)), (1, 1), "{name}");
+    }
+    let second = fleet.ok(&["snapshot", "r-0", "second", "--disk", "--json"]).json();
+    let pages = |key: &str| second["saved"][key].as_u64().expect("pages");
+    assert!(pages("new_pages") < pages("known_pages") / 2, "{second}");
+    fleet.assert_audit();
+    fleet.down();
+}

@@ -1,6 +1,8 @@
 //! The daemon over one fleet: brings it up, answers its socket, takes it down. If it is killed the guests run
 //! on, and the next one takes them over.
 
+mod disk;
+
 use os::one_line;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::HostError;
 use super::actuator::govern;
+use super::checkpoints::{Shelf, Works};
 use super::fleet::Fleet;
 use super::governor::Governor;
 use super::home::Home;
@@ -44,6 +47,8 @@ pub struct Plan {
     pub replace: bool,
     /// Have standard error go to the log in the fleet's directory.
     pub log: bool,
+    /// Where guests of the fleet may have been saved: then they go on from there.
+    pub shelf: Option<Shelf>,
 }
 
 /// A fleet that is up, and the sockets it is asked through.
@@ -61,6 +66,8 @@ pub struct Daemon {
     ended: Mutex<Option<Vec<String>>>,
     /// Clients that are being answered.
     clients: AtomicUsize,
+    /// What is being saved and read.
+    works: Works,
 }
 
 impl Daemon {
@@ -72,9 +79,9 @@ impl Daemon {
             // Its guests are taken before it all the same: they ask to be.
             tracing::debug!("the daemon's oom_score_adj stays as it is: {error}");
         }
-        let Plan { spec, replace, .. } = plan;
+        let Plan { spec, replace, shelf, .. } = plan;
         let bound = spec.metrics.as_ref().map(metrics::Server::bind).transpose()?;
-        let mut fleet = Fleet::take_over(spec, home.dir(), replace, watch)?;
+        let mut fleet = Fleet::take_over(spec, home.dir(), replace, shelf.as_ref(), watch)?;
         fleet.start_merging().inspect_err(|_| fleet.stop_started())?;
         let fleet = Arc::new(Mutex::new(fleet));
         let governor = Arc::new(govern(&fleet, home.dir()).inspect_err(|_| lock(&fleet).stop_started())?);
@@ -92,6 +99,7 @@ impl Daemon {
             shutdown: Shutdown::default(),
             ended: Mutex::default(),
             clients: AtomicUsize::new(0),
+            works: Works::default(),
         })
     }
 
@@ -105,6 +113,7 @@ impl Daemon {
             scope.spawn(|| {
                 let filled = self.fleet().fill(watch);
                 let filled = filled.and_then(|()| self.fleet().start_from(watch));
+                let filled = filled.inspect(|()| self.fleet().forget_suspended());
                 let filled = filled.and_then(|()| self.status());
                 // Without all of its guests it is not the fleet that was asked for.
                 if filled.is_err() {
@@ -255,9 +264,14 @@ impl Daemon {
             Request::PageTypes { guest } => {
                 Ok(Reply::PageTypes(self.free(&watch)?.page_types(&guest, &watch)?))
             }
-            Request::Snapshot { guest, name } => {
+            Request::Snapshot { guest, name, disk: None } => {
                 Ok(Reply::Snapshot(Box::new(self.free(&watch)?.snapshot(&guest, &name)?)))
             }
+            Request::Snapshot { guest, name, disk: Some(disk) } => {
+                Ok(Reply::Checkpoint(Box::new(self.save(&guest, &name, &disk, &watch)?)))
+            }
+            Request::Restore(wanted) => Ok(Reply::Cloned(Box::new(self.restore(&wanted, &watch)?))),
+            Request::Works => Ok(Reply::Works(self.works.all())),
             Request::Snapshots => Ok(Reply::Snapshots(self.free(&watch)?.snapshots())),
             Request::RemoveSnapshot { name } => {
                 self.free(&watch)?.remove_snapshot(&name)?;
@@ -270,7 +284,10 @@ impl Daemon {
                 self.governor.set_handles(fleet.handles()?);
                 Ok(Reply::Cloned(Box::new(cloned?)))
             }
-            Request::Down { timeout_seconds } => {
+            Request::Down { timeout_seconds, save } => {
+                if let Some(disk) = save {
+                    self.suspend(&disk, &watch)?;
+                }
                 self.shutdown.allow(Duration::from_secs(timeout_seconds));
                 // Whatever takes long gives up, and the daemon ends.
                 self.interrupted.store(true, Ordering::Relaxed);

@@ -1,7 +1,9 @@
 //! Takes a fleet down: through its daemon, or without one.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
+use std::net::Shutdown as Close;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,13 +17,15 @@ use super::daemon_client::{answer_of, connect, unexpected};
 use super::living::{LivingVm, vms};
 use super::runtime::FleetDir;
 use super::shutdown::{CutOff, Left, Shutdown};
-use super::status::{Answer, Reply, Request};
+use super::status::{Answer, OnDisk, Reply, Request};
 use super::takeover::{end_all, shut_down_each};
 use os::Peer;
 use wire::{LineError, Lines};
 
 /// How long the daemon may take to end its guests.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// The same, with saving them before.
+const SAVE_LIMIT: Duration = Duration::from_secs(3600);
 /// How long it may take to end itself after that.
 const END_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is asked how far it is, and how long it may take to say so.
@@ -46,21 +50,30 @@ pub struct Down {
 pub fn take_down(
     fleet: &str,
     limit: Duration,
+    save: Option<&OnDisk>,
     watch: &mut dyn FnMut(&Left) -> bool,
 ) -> Result<Down, HostError> {
     let stream = match connect(fleet, ANSWER_LIMIT) {
-        Err(HostError::NoDaemon { .. }) => return take_down_orphans(fleet, limit, watch),
+        // Only a daemon captures guests.
+        Err(HostError::NoDaemon { .. }) if save.is_none() => return take_down_orphans(fleet, limit, watch),
         connected => connected?,
     };
     // Held before it is asked: afterwards its number could be another's.
     let daemon = match Peer::process(&stream) {
+        Err(_) if save.is_some() => return Err(HostError::NoDaemon { fleet: fleet.into() }),
         Err(_) => return take_down_orphans(fleet, limit, watch),
         Ok(daemon) => daemon,
     };
-    let (cut_off, notes) = match ask_down(fleet, stream, limit, watch) {
+    let was_wanted = Cell::new(true);
+    let mut watch = |left: &Left| {
+        was_wanted.set(was_wanted.get() && watch(left));
+        was_wanted.get()
+    };
+    let (cut_off, notes) = match ask_down(fleet, stream, (limit, save), &mut watch) {
+        Err(_) if save.is_some() && !was_wanted.get() => return Err(HostError::Interrupted),
         // Killed meanwhile, or it was going down already.
-        Err(LineError::Closed | LineError::Cut) if daemon.ends_within(END_LIMIT) => {
-            return take_down_orphans(fleet, limit, watch);
+        Err(LineError::Closed | LineError::Cut) if save.is_none() && daemon.ends_within(END_LIMIT) => {
+            return take_down_orphans(fleet, limit, &mut watch);
         }
         answer => match answer_of(fleet, answer)? {
             Reply::Down { cut_off, notes } => (cut_off, notes),
@@ -77,17 +90,19 @@ pub fn take_down(
 fn ask_down(
     fleet: &str,
     stream: UnixStream,
-    limit: Duration,
+    (limit, save): (Duration, Option<&OnDisk>),
     watch: &mut dyn FnMut(&Left) -> bool,
 ) -> Result<Answer, LineError> {
-    let down = |limit: Duration| Request::Down { timeout_seconds: limit.as_secs() };
+    let down = |limit: Duration, save| Request::Down { timeout_seconds: limit.as_secs(), save };
+    let answer_limit = if save.is_some() { SAVE_LIMIT } else { ANSWER_LIMIT };
     let ask = |stream, question: Request, limit| -> Result<Answer, LineError> {
         Lines::new(stream, MAX_ANSWER_BYTES).ask(&question, Instant::now() + limit)
     };
     // What comes of it, or does not, is seen by the first question.
     let ask_again = |question: Request, limit| ask(connect(fleet, limit).ok()?, question, limit).ok()?.ok();
+    let closes = stream.try_clone()?;
     thread::scope(|scope| {
-        let asked = scope.spawn(|| ask(stream, down(limit), limit + ANSWER_LIMIT));
+        let asked = scope.spawn(|| ask(stream, down(limit, save.cloned()), limit + answer_limit));
         let mut is_wanted = true;
         while !asked.is_finished() {
             thread::sleep(LOOK);
@@ -96,7 +111,11 @@ fn ask_down(
                 && !watch(&left)
             {
                 is_wanted = false;
-                scope.spawn(|| ask_again(down(Duration::ZERO), ANSWER_LIMIT));
+                match save {
+                    None => _ = scope.spawn(|| ask_again(down(Duration::ZERO, None), ANSWER_LIMIT)),
+                    // Nothing is cut off that is to be saved: when its client is gone it runs on.
+                    Some(_) => _ = closes.shutdown(Close::Both),
+                }
             }
         }
         asked.join().unwrap_or_else(|_| Err(LineError::Io(io::Error::other("its thread panicked"))))

@@ -438,6 +438,9 @@ pub enum HostError {
         /// Why the next would not.
         refusal: Box<Refusal>,
     },
+    /// What is on the disk.
+    #[error(transparent)]
+    Checkpoint(#[from] super::checkpoints::CheckpointError),
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -497,6 +500,7 @@ impl From<&HostError> for ErrorKind {
             | HostError::ImageOfGuest { .. }
             | HostError::TooManyImages { .. }
             | HostError::NoImage { .. } => Self::Snapshot,
+            HostError::Checkpoint(_) => Self::Checkpoint,
             HostError::CloneCount { .. }
             | HostError::ClonesNotAdmitted { .. }
             | HostError::CloneNet { .. } => Self::NotCloned,

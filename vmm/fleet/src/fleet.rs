@@ -1,5 +1,6 @@
 //! A fleet: all its guests, started, filled, merged, measured and checked together.
 
+mod checkpoints;
 mod clones;
 mod engine;
 mod joined;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::HostError;
 use super::admission;
 use super::check;
+use super::checkpoints::{Shelf, suspended::Suspended};
 use super::claim::Claim;
 use super::guest::{Guest, Lifetime, Origin, shut_down_all};
 use super::images::{Image, Images};
@@ -73,6 +75,8 @@ pub struct Fleet {
     images: Images,
     /// What clones are made of, where the fleet file asks for it.
     pool: Option<Pool>,
+    /// What its guests go on from that were saved.
+    suspended: Suspended,
 }
 
 impl Fleet {
@@ -116,20 +120,22 @@ impl Fleet {
         let claim = Claim::take(&spec.name)?;
         dir.create()?;
         let left = Left::none(&spec, dir)?;
-        Self::come_up(spec, engine, dir, lifetime, Some(claim), left, watch)
+        Self::come_up(spec, engine, dir, lifetime, Some(claim), (left, Suspended::default()), watch)
     }
 
     /// As [`Fleet::ready`], for the daemon that has claimed the name: guests that an earlier one left run on. Those that are not as
     /// `spec` says are an error, before anything is touched, or end with `replace`.
     pub(super) fn take_over(
-        spec: FleetSpec,
+        mut spec: FleetSpec,
         dir: &FleetDir,
         replace: bool,
+        shelf: Option<&Shelf>,
         watch: &Watch,
     ) -> Result<Self, HostError> {
         let left = Left::find(&spec, dir, replace)?;
         let engine = engine::engine(&spec, dir)?;
-        Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, left, watch)
+        let suspended = Suspended::find(shelf, &mut spec, &|guest| left.runs(guest), watch)?;
+        Self::come_up(spec, engine, dir, Lifetime::TheirOwn, None, (left, suspended), watch)
     }
 
     fn come_up(
@@ -138,7 +144,7 @@ impl Fleet {
         dir: &FleetDir,
         lifetime: Lifetime,
         claim: Option<Claim>,
-        mut left: Left,
+        (mut left, suspended): (Left, Suspended),
         watch: &Watch,
     ) -> Result<Self, HostError> {
         let (capacity, _) = admission::capacity(&spec.overcommit)?;
@@ -156,6 +162,7 @@ impl Fleet {
             refused: BTreeMap::new(),
             images: Images::default(),
             pool: None,
+            suspended,
             spec,
             _claim: claim,
         };
@@ -212,13 +219,15 @@ impl Fleet {
         }
         for (n, spec) in self.spec.guests.clone().iter().enumerate() {
             // Clones are started when their origins are ready and have filled their memory.
-            if spec.clone_of.is_none() && !self.guests.iter().any(|guest| guest.number == n) {
-                self.start(spec, n, None)?;
+            let saved = self.suspended.image(&spec.name).cloned();
+            let is_due = spec.clone_of.is_none() || saved.is_some();
+            if is_due && !self.guests.iter().any(|guest| guest.number == n) {
+                self.start(spec, n, saved.as_ref())?;
             }
         }
         self.guests.sort_by_key(|guest| guest.number);
         self.release_held();
-        self.each(|guest| guest.wait_ready(watch)).map(drop)
+        self.each(|guest| guest.wait_here(watch)).map(drop)
     }
 
     fn start(

@@ -8,7 +8,7 @@ pub mod keeper;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use guest::protocol::{Fill, Ready};
@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::ImageDisk;
 use self::keeper::Kept;
+use super::checkpoints::Origin;
 use super::spec::GuestSpec;
 use machine::capture::Captured;
 use machine::standby::ImageFiles;
 use machine::{DiskFds, ImageFds};
 use memory::PAGE_BYTES;
-use os::handed;
+use os::{handed, lock};
 
 /// The most snapshots that a fleet keeps.
 pub const MAX_IMAGES: usize = 256;
@@ -35,6 +36,25 @@ pub struct ImageSlab {
     pub pages: u64,
     /// The number of its file.
     pub inode: u64,
+    /// Where its pages lie on a disk, once they do. That of all images that have it.
+    origin: Arc<Mutex<Option<Arc<Origin>>>>,
+}
+
+impl ImageSlab {
+    /// The slab in `file`, which is sealed and has this number.
+    pub fn new(file: Arc<File>, pages: u64, inode: u64) -> Self {
+        Self { file, pages, inode, origin: Arc::default() }
+    }
+
+    /// Where its pages lie on a disk.
+    pub(crate) fn origin(&self) -> Option<Arc<Origin>> {
+        lock(&self.origin).clone()
+    }
+
+    /// They lie there.
+    pub(crate) fn set_origin(&self, origin: Arc<Origin>) {
+        *lock(&self.origin) = Some(origin);
+    }
 }
 
 /// A guest as it was.
@@ -51,6 +71,7 @@ pub struct Image {
     state: OwnedFd,
     slabs: Vec<ImageSlab>,
     disks: Vec<ImageDisk>,
+    from_disk: bool,
     taken: Instant,
 }
 
@@ -61,7 +82,39 @@ impl Image {
         (ready, fill): (Option<Ready>, Option<Fill>),
         Kept { captured, state, slabs, disks }: Kept,
     ) -> Self {
-        Self { spec, ready, fill, captured, state, slabs, disks, taken: Instant::now() }
+        Self { spec, ready, fill, captured, state, slabs, disks, from_disk: false, taken: Instant::now() }
+    }
+
+    /// Of a guest that was captured at any time, and anywhere.
+    pub(crate) fn from_disk(
+        spec: GuestSpec,
+        said: (Option<Ready>, Option<Fill>),
+        captured: Captured,
+        state: OwnedFd,
+        slabs: Vec<ImageSlab>,
+    ) -> Self {
+        let kept = Kept { captured, state, slabs, disks: Vec::new() };
+        Self { from_disk: true, ..Self::new(spec, said, kept) }
+    }
+
+    /// Whether it was captured at any time, and anywhere.
+    pub(crate) fn is_from_disk(&self) -> bool {
+        self.from_disk
+    }
+
+    /// Whether the guest had written to drives that have overlays.
+    pub(crate) fn has_disks(&self) -> bool {
+        !self.disks.is_empty()
+    }
+
+    /// Its state, sealed.
+    pub(crate) fn state(&self) -> &OwnedFd {
+        &self.state
+    }
+
+    /// Its slabs, by number.
+    pub(crate) fn slabs(&self) -> &[ImageSlab] {
+        &self.slabs
     }
 
     /// Hands it to the process that `program` starts.
@@ -74,7 +127,8 @@ impl Image {
             let map = map.map(|map| handed::give(program, map.into()));
             Ok(DiskFds { drive: disk.drive, top: handed::give(program, disk.copy()?.into()), map })
         };
-        Ok(ImageFds { state, slabs, disks: self.disks.iter().map(give).collect::<std::io::Result<_>>()? })
+        let disks = self.disks.iter().map(give).collect::<std::io::Result<_>>()?;
+        Ok(ImageFds { state, slabs, disks, from_disk: self.from_disk })
     }
 
     /// Its descriptors, for one clone.

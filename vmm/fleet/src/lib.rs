@@ -15,6 +15,7 @@ mod asker;
 pub mod balloon;
 pub mod check;
 pub mod check_error;
+pub mod checkpoints;
 mod claim;
 pub mod client;
 pub mod daemon;

@@ -126,6 +126,11 @@ fn is_daemon(process: &Process) -> bool {
     process.arguments().get(1).is_some_and(|command| command == "host")
 }
 
+/// Whether there is any fleet but those of which only files are left.
+pub fn is_any() -> bool {
+    Fleets::find().is_ok_and(|fleets| fleets.all().count() > fleets.dead.len())
+}
+
 /// The fleet of a command: the one named, or the only one there is. Fleets of which only files are left do not count.
 pub fn choose(name: Option<String>) -> Result<String, HostError> {
     let fleets = Fleets::find()?;

@@ -28,6 +28,8 @@ wire::error_kinds! {
         NotCaptured,
         /// There is no snapshot of this name, or none can be taken under it.
         Snapshot,
+        /// A checkpoint was not saved, read or used; the text says why.
+        Checkpoint,
         /// The clones were not started: too many, not admitted, or without a TAP of their own.
         NotCloned,
         /// The guests' pages could not be measured or checked.

@@ -1,8 +1,12 @@
 //! What the daemon is asked and what it answers: the JSON of its socket and of `fleet ... --json`.
 
+use std::path::PathBuf;
+
 use kernel_view::numa::NodePages;
 use serde::{Deserialize, Serialize};
+use store::Compression;
 
+use super::checkpoints::{CheckpointInfo, Work};
 use super::images::ImageInfo;
 use super::management::Management;
 use super::metrics::Format;
@@ -58,6 +62,9 @@ pub enum Request {
         guest: String,
         /// What it is to be called.
         name: String,
+        /// On the disk, and not in memory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        disk: Option<OnDisk>,
     },
     /// The snapshots that are kept.
     Snapshots,
@@ -68,11 +75,18 @@ pub enum Request {
     },
     /// Start guests that go on from where another one is, or was.
     Clone(Wanted),
+    /// Start guests that go on from a checkpoint.
+    Restore(Restore),
+    /// What is being saved and read, and how far. Answered at once.
+    Works,
     /// End all guests and the daemon. Asked again, it can only become shorter.
     Down {
         /// How long the guests may take to power off; 0: they are cut off at once.
         #[serde(default = "default_timeout", skip_serializing_if = "is_default_timeout")]
         timeout_seconds: u64,
+        /// Save each guest before, so that the fleet goes on from there when it comes up again. If one cannot be, nothing ends.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        save: Option<OnDisk>,
     },
     /// How far the end has come. Answered at once.
     Ending,
@@ -94,6 +108,34 @@ pub struct Wanted {
     pub net: Vec<NetSpec>,
 }
 
+/// Where a checkpoint is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnDisk {
+    /// The directory with the stores of all domains.
+    pub stores: PathBuf,
+    /// How its pages are compressed.
+    #[serde(default)]
+    pub compress: Compression,
+}
+
+/// What a user wants of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Its name.
+    pub name: String,
+    /// Its trust domain.
+    pub domain: String,
+    /// The directory with the stores of all domains.
+    pub stores: PathBuf,
+    /// How many guests go on from there.
+    pub count: usize,
+    /// How their names begin. Without, they are called as the guest was: one alone exactly so, if that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+}
+
 fn default_timeout() -> u64 {
     DEFAULT_LIMIT.as_secs()
 }
@@ -108,7 +150,7 @@ fn is_default_timeout(seconds: &u64) -> bool {
 pub struct Cloned {
     /// Their names, in order.
     pub guests: Vec<String>,
-    /// How long it took until all had answered, in seconds, the capture not counted.
+    /// How long it took until all had answered, in seconds: without the capture, but with reading what is on the disk.
     pub seconds: f64,
     /// The image that they went on from.
     pub image: Option<ImageInfo>,
@@ -130,9 +172,13 @@ pub enum Reply {
     PageTypes(String),
     /// To [`Request::Snapshot`].
     Snapshot(Box<ImageInfo>),
+    /// To [`Request::Snapshot`], on the disk.
+    Checkpoint(Box<CheckpointInfo>),
+    /// To [`Request::Works`].
+    Works(Vec<Work>),
     /// To [`Request::Snapshots`].
     Snapshots(Vec<ImageInfo>),
-    /// To [`Request::Clone`].
+    /// To [`Request::Clone`] and [`Request::Restore`].
     Cloned(Box<Cloned>),
     /// It was carried out.
     Done,

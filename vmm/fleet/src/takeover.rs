@@ -70,6 +70,12 @@ impl Left {
         }
     }
 
+    /// Whether a guest runs, and is taken over.
+    pub fn runs(&self, guest: &str) -> bool {
+        let whole = self.whole.iter().map(|(_, saved, _)| saved);
+        whole.chain(self.clones.iter().map(|(saved, _)| saved)).any(|saved| saved.started.guest.name == guest)
+    }
+
     /// Takes the guests over that are as they should be. Clones are guests of `spec` from now on.
     pub fn adopt(&mut self, spec: &mut FleetSpec, dir: &FleetDir) -> Result<Vec<Guest>, HostError> {
         for (saved, vm) in std::mem::take(&mut self.clones) {

@@ -27,6 +27,8 @@ pub enum Stage {
     Wait,
     /// The host checks them.
     Check,
+    /// What was saved of them is read.
+    Restore,
 }
 
 type Teller = dyn Fn(Stage, usize, u64, u64) + Send + Sync;

@@ -32,7 +32,6 @@ use super::restore::{Image, Mapped};
 use super::running::Running;
 use super::shut_down::ShutDown;
 use super::snapshot::{FileWatch, Watch};
-use super::state::saved::VmState;
 use super::state::vcpu::Saved;
 use super::stats::KvmStats;
 use super::sweep::sweeper;
@@ -207,7 +206,7 @@ impl Still {
         let (console_trouble, last_words) = (Trouble::default(), LastWords::default());
         let console = Box::new(last_words.listen(config.console.output(&console_trouble)?));
         let machine = Machine::new(&vm, ram.memory(), console, Box::new(com2_output.clone()), virtio)?;
-        let vcpus = match mapped.state.as_ref().map(VmState::saved) {
+        let vcpus = match mapped.saved.as_ref().map(|(_, saved)| *saved) {
             Some(Saved::Here) => {
                 let more = create_bare_vcpus(&vm, made.len() as u8, config.cpus)?;
                 made.into_iter().chain(more).collect()
@@ -238,8 +237,8 @@ impl Still {
     fn load(&self, config: &VmConfig) -> Result<(), VmError> {
         let Core { vm, ram, board, mapped, .. } = &self.core;
         let memory = ram.memory();
-        if let Some(state) = &mapped.state {
-            return Ok(state.restore(vm, &self.vcpus, board, memory)?);
+        if let Some((state, saved)) = &mapped.saved {
+            return Ok(state.restore(*saved, vm, &self.vcpus, board, memory)?);
         }
         let virtio_count = board.virtio.len();
         registers::write_tables(memory)?;
@@ -316,11 +315,11 @@ impl Wired {
         merging: Option<(Merging, FoundSlabs)>,
     ) -> Result<Vm, VmError> {
         let Self { core, vcpus, shared, shut_down, devices_paused, devices_resumed, mut watched } = self;
-        let Core { kvm, vm, ram, mapped: Mapped { state, handler, lease, .. }, .. } = core;
+        let Core { kvm, vm, ram, mapped: Mapped { saved: state, handler, lease, .. }, .. } = core;
         let (merging, found_slabs) = merging.unzip();
         let stats = Arc::new(KvmStats::open(&vm, &vcpus));
         // What a state file is of, the configuration does not tell.
-        let is_from_file = state.is_some_and(|state| state.saved() == Saved::Anywhere);
+        let is_from_file = state.is_some_and(|(state, _)| state.memory().is_none());
         let is_built_in = config.kernel.is_none() && !is_from_file;
         let ring = vcpus.first().filter(|_| is_built_in);
         let ring = ring.and_then(|first| Ring::of(&vm, first, &[COM1_PORT, COM2_PORT]));

@@ -180,6 +180,9 @@ pub struct ImageFds {
     /// What it had written to drives with overlays.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskFds>,
+    /// It comes from a disk: of another host, maybe, or from before this one was started anew.
+    #[serde(default)]
+    pub from_disk: bool,
 }
 
 /// The descriptors of what a guest had written to a drive with an overlay.

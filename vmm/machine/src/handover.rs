@@ -80,7 +80,7 @@ pub fn write(config: &VmConfig) -> io::Result<OwnedFd> {
 }
 
 /// A memfd of this name that has these bytes and no others, ever.
-pub(super) fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);
     file.write_all(bytes)?;

@@ -87,6 +87,8 @@ pub use mmds::SIZE_LIMIT as MMDS_SIZE_LIMIT;
 pub use pmem::{MAX_PMEM, Pmem, PmemError};
 pub use run::run;
 pub use running::Running;
+pub use state::container::ContainerError;
+pub use state::saved::image_runs;
 pub use timer::Timer;
 pub use vsock::{Vsock, VsockError};
 

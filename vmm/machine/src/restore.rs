@@ -24,7 +24,7 @@ use super::snapshot::load_error::LoadError;
 use super::snapshot::{Connection, FileLease, Handler, MemoryFile};
 use super::state::container::{ContainerError, MAX_BYTES};
 use super::state::counters;
-use super::state::saved::{Around, VmState};
+use super::state::saved::VmState;
 use super::state::setup::FileV1;
 use super::state::vcpu::{Saved, xsave_bytes};
 use os::handed;
@@ -53,6 +53,7 @@ pub struct Image {
     content: Content,
     /// What the guest had written to drives with overlays.
     layers: Vec<Layer>,
+    saved: Saved,
     /// Its vCPUs stand still until they are resumed.
     pub(crate) is_paused: bool,
 }
@@ -69,7 +70,9 @@ impl Image {
             Ok(ReceivedDisk { drive: disk.drive, top: taken(disk.top)?, map })
         };
         let disks = fds.disks.iter().map(disk).collect::<Result<_, ImageStartError>>()?;
-        Self::received(state, slabs, disks).map(Some)
+        // What a daemon keeps in memory is gone when its host is.
+        let saved = if fds.from_disk { Saved::Anywhere } else { Saved::Here };
+        Self::received(state, slabs, disks, saved).map(Some)
     }
 
     /// Of a state, of slabs and of disks that another process has sent.
@@ -77,6 +80,7 @@ impl Image {
         state: File,
         files: Vec<OwnedFd>,
         disks: Vec<ReceivedDisk>,
+        saved: Saved,
     ) -> Result<Self, ImageStartError> {
         let state = VmState::decode(&read(state)?)?;
         let memory = state.memory().ok_or(ContainerError::Missing("memory"))?;
@@ -94,12 +98,12 @@ impl Image {
             Ok(Layer { drive, top: top.into(), map })
         };
         let layers = disks.into_iter().map(layer).collect::<Result<_, ImageStartError>>()?;
-        Ok(Self { layers, ..Self::new(state, content, false) })
+        Ok(Self { layers, saved, ..Self::new(state, content, false) })
     }
 
     /// Of state and memory from anywhere.
     pub(crate) fn new(state: VmState, content: Content, is_paused: bool) -> Self {
-        Self { state, content, layers: Vec::new(), is_paused }
+        Self { state, content, layers: Vec::new(), saved: Saved::Anywhere, is_paused }
     }
 
     /// What overlays of drives begin with.
@@ -149,15 +153,15 @@ impl Image {
                 mapped.handler = Some(connection.fill(ram).map_err(LoadError::from)?);
             }
         }
-        Ok(Mapped { state: Some(self.state), ..mapped })
+        Ok(Mapped { saved: Some((self.state, self.saved)), ..mapped })
     }
 }
 
 /// An image whose memory a VM has.
 #[derive(Default)]
 pub(crate) struct Mapped {
-    /// What else the VM is to be; None of a VM that boots.
-    pub state: Option<VmState>,
+    /// What else the VM is to be, and where that was saved; None of a VM that boots.
+    pub saved: Option<(VmState, Saved)>,
     /// The slabs in its memory.
     pub slabs: Vec<Slab>,
     /// The process that fills its memory from now on.
@@ -174,17 +178,10 @@ fn leaves_alone(config: &VmConfig) -> bool {
 }
 
 impl VmState {
-    /// Where it was saved: what a daemon keeps is gone when its host is.
-    pub(crate) fn saved(&self) -> Saved {
-        match self.around {
-            Around::Image(_) => Saved::Here,
-            Around::File(_) => Saved::Anywhere,
-        }
-    }
-
     /// Makes a VM on which nothing has run what was captured, but for its memory. Afterwards its devices are to be woken.
     pub(crate) fn restore(
         &self,
+        saved: Saved,
         vm: &VmFd,
         vcpus: &[VcpuFd],
         board: &Board,
@@ -192,7 +189,7 @@ impl VmState {
     ) -> Result<(), ImageStartError> {
         let bytes = xsave_bytes(vm);
         for (vcpu, state) in vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu, self.saved(), bytes)?;
+            state.restore(vcpu, saved, bytes)?;
         }
         self.chips.restore(vm)?;
         counters::align(vm, vcpus, &self.vcpus, self.chips.clock)?;

@@ -27,6 +27,7 @@ use super::handover::{self, HandoverError};
 use super::image_error::ImageStartError;
 use super::restore::{Image, ReceivedDisk};
 use super::run::serve;
+use super::state::vcpu::Saved;
 
 /// The command that a process is started with to stand by.
 pub const COMMAND: &str = "standby";
@@ -142,7 +143,7 @@ pub fn stand_by(link: OwnedFd) -> Result<Option<Chosen>, StandbyError> {
         disks.push(ReceivedDisk { drive, top, map });
     }
     let config = handover::received(config.into())?;
-    let image = Image::received(state.into(), slabs, disks)?;
+    let image = Image::received(state.into(), slabs, disks, Saved::Here)?;
     let shown: Vec<OsString> = order.arguments.into_iter().map(OsString::from_vec).collect();
     arguments::show(&shown).map_err(StandbyError::Arguments)?;
     Ok(Some(Chosen { config, image, bare }))

@@ -127,13 +127,24 @@ impl Fleet {
             Some(image) => image,
             None => Arc::new(self.capture(of)?),
         };
-        let began = Instant::now();
+        self.start_named(specs, &image, of, Instant::now(), watch)
+    }
+
+    /// Starts all of these, which go on from the image called `of`, or none.
+    pub(super) fn start_named(
+        &mut self,
+        specs: Vec<GuestSpec>,
+        image: &Arc<Image>,
+        of: &str,
+        began: Instant,
+        watch: &Watch,
+    ) -> Result<Cloned, HostError> {
         let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
-        match self.start_all(specs, &image, watch) {
+        match self.start_all(specs, image, watch) {
             Ok(()) => Ok(Cloned {
                 guests: names,
                 seconds: began.elapsed().as_secs_f64(),
-                image: Some(ImageInfo::of(of, &image, self.clones_of(&image))),
+                image: Some(ImageInfo::of(of, image, self.clones_of(image))),
             }),
             Err(error) => {
                 self.take_back(&names);
@@ -218,7 +229,7 @@ impl Fleet {
     }
 
     /// An error if not all of `specs` may come in: then it says how many may.
-    fn fits(&mut self, specs: &[GuestSpec]) -> Result<(), HostError> {
+    pub(super) fn fits(&mut self, specs: &[GuestSpec]) -> Result<(), HostError> {
         let ledger = self.ledger(false)?.ledger;
         let judged = admission::judge_more(specs, &ledger, &self.spec)?;
         let fit = judged.iter().take_while(|refusal| refusal.is_none()).count();
@@ -229,7 +240,7 @@ impl Fleet {
     }
 
     /// What the clones are to be: free names, with the next numbers behind `prefix`; interfaces of their own, whose TAPs are there.
-    fn clone_specs(
+    pub(super) fn clone_specs(
         &self,
         spec: &GuestSpec,
         prefix: &str,
@@ -256,7 +267,7 @@ impl Fleet {
         Ok(specs)
     }
 
-    fn capture(&mut self, name: &str) -> Result<Image, HostError> {
+    pub(crate) fn capture(&mut self, name: &str) -> Result<Image, HostError> {
         let dir = self.dir.clone();
         let guest = self.guest(name)?;
         guest.may_be_captured()?;
@@ -275,7 +286,7 @@ impl Fleet {
             kept().or_else(|| {
                 let (file, pages) = merged.as_ref()?.find(&domain, inode)?;
                 // It will be kept whole.
-                (used * WORTH_PART >= pages).then_some(ImageSlab { file, pages, inode })
+                (used * WORTH_PART >= pages).then(|| ImageSlab::new(file, pages, inode))
             })
         };
         let pins = merged.as_ref().map(ImageSlabs::pins).unwrap_or_default();

@@ -33,6 +33,14 @@ impl Guest {
         self.generation
     }
 
+    /// Waits until it is ready, or, where it went on from an image, answers.
+    pub(crate) fn wait_here(&mut self, watch: &Watch) -> Result<(), HostError> {
+        match self.image.is_some() && self.com2.is_none() {
+            true => self.wait_answer(watch),
+            false => self.wait_ready(watch),
+        }
+    }
+
     /// Waits until it answers on COM2, of one that went on from an image: it does not say once more that it is ready.
     pub fn wait_answer(&mut self, watch: &Watch) -> Result<(), HostError> {
         let path = self.dir.com2(&self.spec.name)?;

@@ -164,10 +164,7 @@ impl<'a> Keeper<'a> {
                     .ok_or_else(|| io::Error::other("it has given more pages than it has memory"))?;
                 // What it says of a slab that is not sealed is worth nothing.
                 let slab = Slab::receive(draft.try_clone()?.into(), pages).map_err(io::Error::other)?;
-                Ok((
-                    Answer::Number(self.add(ImageSlab { file: draft.into(), pages, inode: slab.inode() })?),
-                    None,
-                ))
+                Ok((Answer::Number(self.add(ImageSlab::new(draft.into(), pages, slab.inode()))?), None))
             }
             Ask::Known { inode, used } => Ok((
                 Answer::Known(match (self.known)(inode, used) {

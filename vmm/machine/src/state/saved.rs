@@ -91,6 +91,13 @@ pub enum Around {
     File(SetupV1),
 }
 
+/// The runs of memory in an image's state, from bytes that are not trusted, and the pages of each slab.
+pub fn image_runs(state: &[u8]) -> Result<(Vec<ImageRun>, Vec<u32>), ContainerError> {
+    let state = VmState::decode(state)?;
+    let memory = state.memory().ok_or(ContainerError::Missing("memory"))?;
+    Ok((memory.runs(), memory.slabs.clone()))
+}
+
 /// The name of a kind of section.
 pub fn kind_name(kind: u32) -> &'static str {
     match kind {
