@@ -122,7 +122,7 @@ impl Image {
         let give = |slab: &File| Ok(handed::give(&mut program, slab.try_clone()?.into()));
         let slabs = self.slabs.iter().map(give).collect::<io::Result<_>>()?;
         let (name, control) = (config.name.clone(), config.control.clone().unwrap_or_default());
-        let image = Some(ImageFds { state, slabs, disks: Vec::new() });
+        let image = Some(ImageFds { state, slabs, ..ImageFds::default() });
         let config = handover::write(&VmConfig { image, ..config })?;
         let config = handed::give(&mut program, config);
         program.args(["run", "--name", &name, "--control"]).arg(control);
