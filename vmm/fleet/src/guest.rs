@@ -17,10 +17,11 @@ use guest::layout::Layout;
 use guest::protocol::{Command, Done, Fill, Kind, Ready, Reply, Report, Target};
 use rustix::process::Signal;
 
-pub(crate) use self::start::{OOM_SCORE_ADJ, Origin};
+pub(crate) use self::start::Origin;
 use super::HostError;
 use super::client::{ANSWER_LIMIT, Com2, control_within};
 use super::images::Image;
+pub use super::lifetime::Lifetime;
 use super::runtime::FleetDir;
 use super::shutdown::{self, Ended, Shutdown};
 use super::spec::{EngineName, GuestSpec};
@@ -50,15 +51,6 @@ const END_POLL: Duration = Duration::from_millis(20);
 const CLEAN_EXIT: &str = "exit status 0";
 /// How one ended that is no child of ours.
 const GONE: &str = "its process is gone";
-
-/// What keeps VM processes alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
-    /// They end when this process does, however it ends.
-    WithUs,
-    /// They run on; a later daemon takes them over.
-    TheirOwn,
-}
 
 /// A guest.
 pub struct Guest {

@@ -4,11 +4,12 @@
 
 mod disk;
 pub mod keeper;
+mod slab;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use guest::protocol::{Fill, Ready};
@@ -16,46 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::ImageDisk;
 use self::keeper::Kept;
-use super::checkpoints::Origin;
+pub use self::slab::ImageSlab;
 use super::spec::GuestSpec;
 use machine::capture::Captured;
 use machine::standby::ImageFiles;
 use machine::{DiskFds, ImageFds};
 use memory::PAGE_BYTES;
-use os::{handed, lock};
+use os::handed;
 
 /// The most snapshots that a fleet keeps.
 pub const MAX_IMAGES: usize = 256;
-
-/// A sealed slab.
-#[derive(Clone, Debug)]
-pub struct ImageSlab {
-    /// Its file.
-    pub file: Arc<File>,
-    /// Its pages.
-    pub pages: u64,
-    /// The number of its file.
-    pub inode: u64,
-    /// Where its pages lie on a disk, once they do. That of all images that have it.
-    origin: Arc<Mutex<Option<Arc<Origin>>>>,
-}
-
-impl ImageSlab {
-    /// The slab in `file`, which is sealed and has this number.
-    pub fn new(file: Arc<File>, pages: u64, inode: u64) -> Self {
-        Self { file, pages, inode, origin: Arc::default() }
-    }
-
-    /// Where its pages lie on a disk.
-    pub(crate) fn origin(&self) -> Option<Arc<Origin>> {
-        lock(&self.origin).clone()
-    }
-
-    /// They lie there.
-    pub(crate) fn set_origin(&self, origin: Arc<Origin>) {
-        *lock(&self.origin) = Some(origin);
-    }
-}
 
 /// A guest as it was.
 #[derive(Debug)]

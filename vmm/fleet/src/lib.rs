@@ -32,6 +32,7 @@ mod home;
 pub mod host_page;
 pub mod images;
 pub mod ledger;
+mod lifetime;
 pub mod living;
 pub mod management;
 pub mod metrics;

@@ -22,8 +22,8 @@ use os::{Process, executable, handed, lock, one_line, unpoisoned};
 use serde::{Deserialize, Serialize};
 use wire::packets;
 
-use super::guest::{Lifetime, OOM_SCORE_ADJ};
 use super::images::Image;
+use super::lifetime::{Lifetime, OOM_SCORE_ADJ};
 
 /// How long a process may take until it stands by.
 const START_LIMIT: Duration = Duration::from_secs(10);

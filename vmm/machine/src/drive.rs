@@ -202,7 +202,7 @@ impl Drive {
         let (file, bytes) = self.open_file()?;
         let medium = match (&self.overlay, layer) {
             (None, _) => Medium::File(file),
-            (Some(_), Some(layer)) => overlay::resume(&self.path, file, bytes, layer)?,
+            (Some(_), Some(layer)) => layer.resume(&self.path, file, bytes)?,
             (Some(overlay), None) => overlay.open(&self.path, file, bytes)?,
         };
         Ok(Disk { medium, sectors: bytes / SECTOR_BYTES, read_only: self.read_only, id: self.padded_id() })

@@ -7,13 +7,20 @@ use crate::checkpoint::Place;
 use crate::error::{Flaw, StoreError};
 use crate::frame::FRAME_PAGES;
 use crate::pack::{Index, names};
-use crate::store::Store;
+use crate::store::{Reading, Store};
 use crate::{PAGE, Page};
 
 /// Packs that are open at a time.
 const OPEN_PACKS: usize = 128;
 /// Frames that are kept: 8 MiB.
 const KEPT_FRAMES: usize = 32;
+
+impl<'s> Reading<'s> {
+    /// Reads pages.
+    pub fn pages(&self) -> PageReader<'s> {
+        PageReader::new(self.store())
+    }
+}
 
 /// Reads pages of a store.
 pub struct PageReader<'s> {

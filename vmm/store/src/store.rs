@@ -17,7 +17,6 @@ use crate::files::{Dir, Hook};
 use crate::key::{DIGEST_BYTES, Key};
 use crate::name::Name;
 use crate::pack::{self, u32_at};
-use crate::read::PageReader;
 
 const MAGIC: &[u8; 8] = b"SPSTOR01";
 const FORMAT: u32 = 1;
@@ -209,9 +208,8 @@ impl<'s> Reading<'s> {
         Ok((head, front))
     }
 
-    /// Reads pages.
-    pub fn pages(&self) -> PageReader<'s> {
-        PageReader::new(self.store)
+    pub(crate) fn store(&self) -> &'s Store {
+        self.store
     }
 
     /// The numbers of the packs of which there is a file.

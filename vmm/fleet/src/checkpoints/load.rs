@@ -12,7 +12,6 @@ use memory::{PAGE, PAGE_BYTES, SlabPage};
 use store::{Name, PageReader, SlabMap};
 
 use super::origin::{Origin, Spans};
-use super::save::used_pages;
 use super::shelf::STORE_LIMIT;
 use super::{CheckpointError, Description, Shelf};
 use crate::images::{Image, ImageSlab};
@@ -51,7 +50,7 @@ pub fn load(
     }
     check_size(&runs, &slabs, spec.vm.memory_bytes).map_err(unfit)?;
     let (mut reader, path) = (reading.pages(), shelf.path_of(domain));
-    let used = used_pages(&runs, slabs.len());
+    let used = Spans::of_slabs(&runs, slabs.len());
     let pages = |slab: &SlabMap| slab.runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
     let (mut done, total) = (0, checkpoint.slabs.iter().map(pages).sum());
     let mut made: Vec<ImageSlab> = Vec::with_capacity(slabs.len());

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use memory::image::ImageRun;
 use store::{Run, SlabMap};
 
 /// What is known of a slab that was saved, or read back.
@@ -19,6 +20,18 @@ pub struct Origin {
 pub struct Spans(Vec<(u32, u32)>);
 
 impl Spans {
+    /// The pages of each of so many slabs that `runs` have.
+    pub fn of_slabs(runs: &[ImageRun], slabs: usize) -> Vec<Self> {
+        let mut used = vec![Vec::new(); slabs];
+        for run in runs {
+            let end = u64::from(run.slab_page.0).saturating_add(run.pages);
+            if let (Some(spans), Ok(end)) = (used.get_mut(run.slab as usize), u32::try_from(end)) {
+                spans.push((run.slab_page.0, end));
+            }
+        }
+        used.into_iter().map(Self::of).collect()
+    }
+
     /// Of these, which may overlap.
     pub fn of(mut spans: Vec<(u32, u32)>) -> Self {
         spans.sort_unstable();

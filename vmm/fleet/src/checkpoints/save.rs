@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use machine::image_runs;
 use memory::PAGE;
-use memory::image::ImageRun;
 use store::{Compression, Name, Page};
 
 use super::load::check_size;
@@ -40,7 +39,7 @@ pub fn save(
     // What could not be read back is not saved.
     check_size(&runs, &slabs, image.spec.vm.memory_bytes)
         .map_err(|why| CheckpointError::Unfit { name: called.into(), why })?;
-    let used = used_pages(&runs, image.slabs().len());
+    let used = Spans::of_slabs(&runs, image.slabs().len());
     let description = Description::of(called, image, suspended)?;
     let domain = &image.spec.domain;
     let (store, path) = (shelf.open(domain)?, shelf.path_of(domain));
@@ -78,18 +77,6 @@ pub fn save(
     tell(total, total);
     info.saved = Some(saved);
     Ok(info)
-}
-
-/// The pages of each slab that runs have.
-pub(super) fn used_pages(runs: &[ImageRun], slabs: usize) -> Vec<Spans> {
-    let mut used = vec![Vec::new(); slabs];
-    for run in runs {
-        let end = u64::from(run.slab_page.0).saturating_add(run.pages);
-        if let (Some(spans), Ok(end)) = (used.get_mut(run.slab as usize), u32::try_from(end)) {
-            spans.push((run.slab_page.0, end));
-        }
-    }
-    used.into_iter().map(Spans::of).collect()
 }
 
 fn read_state(image: &Image) -> io::Result<Vec<u8>> {

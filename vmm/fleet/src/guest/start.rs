@@ -15,6 +15,7 @@ use os::{Process, executable, handed};
 use super::{Guest, Lifetime, Running};
 use crate::HostError;
 use crate::images::Image;
+use crate::lifetime::OOM_SCORE_ADJ;
 use crate::pool::{Standby, VmProcess};
 use crate::runtime::FleetDir;
 use crate::spec::{EngineName, GuestSpec, Overcommit};
@@ -22,8 +23,6 @@ use crate::state::{Saved, Started};
 
 /// Until the governor has seen it, a guest may take this much memory a second: 64 MiB.
 const NEWCOMER_PAGES_PER_SECOND: u64 = 16_384;
-/// How much sooner the kernel's out-of-memory killer takes a guest's VM than other processes of its size.
-pub(crate) const OOM_SCORE_ADJ: i16 = 300;
 
 /// What a guest goes on from, and the process that stands by for it, if there is one.
 pub(crate) struct Origin<'a> {

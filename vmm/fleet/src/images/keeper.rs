@@ -9,8 +9,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 
-use super::ImageSlab;
 use super::disk::ImageDisk;
+use super::slab::ImageSlab;
 use crate::HostError;
 use crate::client::control_within;
 use crate::runtime::FleetDir;

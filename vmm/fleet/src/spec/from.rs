@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::SpecError;
 use super::guest::GuestSpec;
+use super::interface::NetSpec;
 use super::keys::GuestKeys;
-use super::net::{self, NetSpec, taps};
+use super::net::{self, taps};
 use machine::{Drive, Interface, Overlay, VmConfig};
 
 /// An error if a table says more than that it is a clone and which interfaces it has: in all else a clone is as its origin was.

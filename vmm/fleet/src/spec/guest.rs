@@ -4,7 +4,7 @@ use guest::protocol::{Fill, Mix};
 use machine::VmConfig;
 use serde::{Deserialize, Serialize};
 
-use super::net::NetSpec;
+use super::interface::NetSpec;
 use super::reservation::Reservation;
 
 /// Percentages of each class of page that a guest fills its memory with.

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::net::NUMBER;
+/// What stands for a guest's number among those of one `count`.
+pub(super) const NUMBER: &str = "{n}";
 
 /// A path as a file in `dir` gives it: relative to that, or in the home directory.
 pub fn resolve(path: &Path, dir: &Path) -> PathBuf {

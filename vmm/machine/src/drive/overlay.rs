@@ -70,13 +70,15 @@ impl Overlay {
     }
 }
 
-/// The overlay of `base`, which is at `base_path` and has `bytes` bytes, that goes on from `layer`.
-pub(super) fn resume(base_path: &Path, base: File, bytes: u64, layer: Layer) -> Result<Medium, DriveError> {
-    let Some(map) = layer.map else { return Ok(Medium::File(layer.top)) };
-    match block::Overlay::resumed(base, bytes, layer.top, map) {
-        Ok(overlay) => Ok(Medium::Overlay(overlay.into())),
-        Err(source) => {
-            Err(DriveError::Overlay { path: "what was captured".into(), base: base_path.into(), source })
+impl Layer {
+    /// The overlay of `base`, which is at `base_path` and has `bytes` bytes, that goes on from it.
+    pub(super) fn resume(self, base_path: &Path, base: File, bytes: u64) -> Result<Medium, DriveError> {
+        let Some(map) = self.map else { return Ok(Medium::File(self.top)) };
+        match block::Overlay::resumed(base, bytes, self.top, map) {
+            Ok(overlay) => Ok(Medium::Overlay(overlay.into())),
+            Err(source) => {
+                Err(DriveError::Overlay { path: "what was captured".into(), base: base_path.into(), source })
+            }
         }
     }
 }
