@@ -159,6 +159,17 @@ fn checkpoints_move_to_another_store() {
     let [pages, later] = sent(&said)[..] else { panic!("{said}") };
     assert!(pages < later, "{said}");
     fleet.refused(&[&["send", "later"][..], &receive].concat(), 1, "did not take it");
+    // Through a pipe that only goes one way: by its name, or by another.
+    let aside = fleet.sandbox.file("aside");
+    let pipe = |how: &str| {
+        let script = format!(
+            "set -o pipefail; \"$SAMEPAGE\" send later | \"$SAMEPAGE\" receive --store {} {how}",
+            aside.display()
+        );
+        fleet.sandbox.shell(&script).output().success().stdout
+    };
+    assert!(pipe("").starts_with("later: in the store"));
+    assert!(pipe("--as other").starts_with("other: in the store"));
     // Through a file.
     let file = fleet.sandbox.file("later.checkpoint");
     let file = file.to_str().expect("UTF-8");

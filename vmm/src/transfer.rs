@@ -19,6 +19,8 @@ use store::{Compression, Incoming, Name, Outgoing, Saved};
 
 /// What a sender that waits for answers begins with; behind it are the bytes of the label, and the label.
 const HELLO: &[u8; 8] = b"SPSEND01";
+/// What one begins with that waits for none, and the same is behind it.
+const NAMED: &[u8; 8] = b"SPNAME01";
 /// What the receiver ends with.
 const DONE: &[u8; 8] = b"SPDONE01";
 /// More than any label has.
@@ -30,6 +32,28 @@ const MAX_LABEL_BYTES: u32 = 4096;
 struct Label {
     name: String,
     domain: String,
+}
+
+impl Label {
+    fn write(&self, hello: &[u8; 8], to: &mut impl Write) -> anyhow::Result<()> {
+        let label = serde_json::to_vec(self)?;
+        to.write_all(hello)?;
+        to.write_all(&u32::try_from(label.len())?.to_le_bytes())?;
+        Ok(to.write_all(&label)?)
+    }
+
+    /// Behind one of the beginnings.
+    fn read(from: &mut impl Read) -> anyhow::Result<Self> {
+        let mut bytes = [0; 4];
+        from.read_exact(&mut bytes)?;
+        let bytes = u32::from_le_bytes(bytes);
+        if bytes > MAX_LABEL_BYTES {
+            bail!("what comes says that its label has {bytes} bytes: expected at most {MAX_LABEL_BYTES}");
+        }
+        let mut label = vec![0; bytes as usize];
+        from.read_exact(&mut label)?;
+        serde_json::from_slice(&label).context("what comes has no label")
+    }
 }
 
 /// Writes a checkpoint to a file, with all that it needs.
@@ -139,7 +163,7 @@ fn show(imported: &Imported, json: bool) -> anyhow::Result<ExitCode> {
   samepage send warm -- ssh HOST samepage receive       asks which pages are there, and sends the others
   samepage send warm | ssh HOST samepage receive        asks nothing, and sends all of them
 
-On the other side it has the same name, in the store of the same domain.")]
+On the other side it has the same name, in the store of the same domain, unless `receive` says otherwise.")]
 pub(super) struct SendArgs {
     /// The checkpoint
     #[arg(value_name = "CHECKPOINT")]
@@ -160,9 +184,9 @@ pub(super) struct SendArgs {
   samepage receive < FILE
   samepage send warm -- ssh HOST samepage receive --store /srv/checkpoints")]
 pub(super) struct ReceiveArgs {
-    /// What it is to be called, where its sender does not say that [default: received]
-    #[arg(long = "as", value_name = "NAME", default_value = "received")]
-    name: String,
+    /// What it is to be called [default: as at its sender; `received` if that does not say, as a file does not]
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<String>,
     /// How its pages are compressed on the disk
     #[arg(long, value_name = "HOW", default_value = "lz4", value_parser = choice::compression())]
     compress: Compression,
@@ -178,6 +202,8 @@ pub(super) fn run_send(args: SendArgs) -> anyhow::Result<ExitCode> {
             bail!("standard output is a terminal: send it to a file, a pipe, or `-- COMMAND`");
         }
         let mut to = BufWriter::new(out.lock());
+        let domain = place.domain_of(&Name::new(&checkpoint)?)?;
+        Label { name: checkpoint.clone(), domain }.write(NAMED, &mut to)?;
         let pages = write(&place, &checkpoint, &mut to, compress)?;
         to.flush().context("cannot write to standard output")?;
         errln!("{checkpoint}: {pages} pages sent");
@@ -217,10 +243,7 @@ fn converse(
     compress: Compression,
 ) -> anyhow::Result<u64> {
     let (mut to, bar, interrupted) = (BufWriter::new(to), bar("send"), interrupt_flag()?);
-    let label = serde_json::to_vec(label)?;
-    to.write_all(HELLO)?;
-    to.write_all(&u32::try_from(label.len())?.to_le_bytes())?;
-    to.write_all(&label)?;
+    label.write(HELLO, &mut to)?;
     to.flush()?;
     let pages = outgoing.send(&mut to, &mut from, compress, &mut |done, total| {
         bar.set_length(total);
@@ -239,20 +262,18 @@ pub(super) fn run_receive(args: ReceiveArgs) -> anyhow::Result<ExitCode> {
     let mut from = BufReader::new(io::stdin().lock());
     let mut begin = [0; 8];
     from.read_exact(&mut begin).context("nothing came on standard input")?;
+    if begin == *NAMED {
+        let label = Label::read(&mut from)?;
+        let name = name.unwrap_or(label.name);
+        return show(&take(&place, &name, &mut from, compress)?, false);
+    }
     if begin != *HELLO {
-        // A sender that waits for nothing.
+        // A file.
+        let name = name.unwrap_or_else(|| "received".into());
         return show(&take(&place, &name, &mut begin.chain(&mut from), compress)?, false);
     }
-    let mut bytes = [0; 4];
-    from.read_exact(&mut bytes)?;
-    let bytes = u32::from_le_bytes(bytes);
-    if bytes > MAX_LABEL_BYTES {
-        bail!("what comes says that its label has {bytes} bytes: expected at most {MAX_LABEL_BYTES}");
-    }
-    let mut label = vec![0; bytes as usize];
-    from.read_exact(&mut label)?;
-    let label: Label = serde_json::from_slice(&label).context("what comes has no label")?;
-    let name = Name::new(&label.name)?;
+    let label = Label::read(&mut from)?;
+    let name = Name::new(&name.unwrap_or(label.name))?;
     let domain = place.said_domain().map_or(label.domain, str::to_owned);
     let store = place.shelf()?.open(&domain)?;
     let mut to = io::stdout().lock();

@@ -239,7 +239,9 @@ impl Fleet {
         let (engine, overcommit) = (self.spec.engine, self.spec.overcommit);
         let socket =
             (engine == EngineName::Slab).then(|| engine::merge_socket(&self.spec, &self.dir)).transpose()?;
-        let origin = image.map(|image| Origin { image, standby: self.standby_for(spec) });
+        // What comes from a disk is checked by a process of its own.
+        let standby = |image: &Image| (!image.is_from_disk()).then(|| self.standby_for(spec)).flatten();
+        let origin = image.map(|image| Origin { image, standby: standby(image) });
         let guest =
             Guest::start(spec, number, &self.dir, self.lifetime, (engine, socket), &overcommit, origin)?;
         self.register(guest);

@@ -53,6 +53,10 @@ pub fn receive<'a>(socket: &UnixStream, buffer: &'a mut [u8]) -> io::Result<(&'a
 pub fn send_all(socket: &UnixStream, packet: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut room = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut room);
+    // The room is rounded up.
+    if files.len() > MAX_FILES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }

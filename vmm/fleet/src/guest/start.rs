@@ -74,9 +74,7 @@ impl Guest {
         arguments
             .extend(daemon.iter().flat_map(|pid| ["--daemon".to_owned(), pid.to_string()]).map(Into::into));
         let (image, standby) = origin.map_or((None, None), |origin| (Some(origin.image), origin.standby));
-        // What comes from a disk is checked by a process of its own.
-        let in_memory = image.filter(|image| !image.is_from_disk());
-        let taken = standby.zip(in_memory).and_then(|(standby, image)| {
+        let taken = standby.zip(image).and_then(|(standby, image)| {
             let taken = standby.become_vm(&arguments, &vm, &messages, image);
             // It has ended; a new process does as well.
             taken.inspect_err(|error| tracing::debug!("{}: no process of the pool: {error}", spec.name)).ok()
