@@ -1,4 +1,5 @@
-//! The root file system that a kernel's command line asks for: `root=`, `rootfstype=`, `ro` and `rw`, `init=`.
+//! The root file system that a kernel's command line asks for: `root=`, `rootfstype=`, `ro` and
+//! `rw`, `init=`.
 
 /// Where it is and how it is mounted. The last of each word counts, as in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use kvm_ioctls::VmFd;
 
 use memory::ram::Ram;
 
-/// Gives `ram` to `vm`, or changes whether KVM logs which of its pages are written. The latter may be done while vCPUs run.
+/// Gives `ram` to `vm`, or changes whether KVM logs which of its pages are written. The latter may
+/// be done while vCPUs run.
 pub fn set(vm: &VmFd, ram: &Ram, log_writes: bool) -> Result<(), kvm_ioctls::Error> {
     for (slot, stretch) in (0..).zip(ram.stretches()) {
         let region = kvm_userspace_memory_region {
@@ -16,7 +17,8 @@ pub fn set(vm: &VmFd, ram: &Ram, log_writes: bool) -> Result<(), kvm_ioctls::Err
             userspace_addr: stretch.hva().0,
             flags: if log_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         };
-        // SAFETY: the region is of guest RAM, which is not unmapped while there is a handle of it: the VM has one.
+        // SAFETY: the region is of guest RAM, which is not unmapped while there is a handle of it:
+        // the VM has one.
         unsafe { vm.set_user_memory_region(region) }?;
     }
     Ok(())
