@@ -1,7 +1,7 @@
 //! The bus: non-overlapping address ranges and the device behind each.
 //!
-//! One type serves port I/O and MMIO; the VMM keeps one instance of each. It is built before the vCPUs run
-//! and only read afterwards, so lookups take no lock; a device has its own.
+//! One type serves port I/O and MMIO; the VMM keeps one instance of each. It is built before the
+//! vCPUs run and only read afterwards, so lookups take no lock; a device has its own.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,11 +10,12 @@ use crate::lock::lock;
 
 /// A device that answers reads and writes in its own range.
 ///
-/// Neither method can fail: an access that makes no sense to the device reads as whatever hardware would
-/// show (often zeros) and is counted. `data` is one access, 1, 2, 4 or 8 bytes in little-endian order; any
-/// other length must still not panic.
+/// Neither method can fail: an access that makes no sense to the device reads as whatever hardware
+/// would show (often zeros) and is counted. `data` is one access, 1, 2, 4 or 8 bytes in
+/// little-endian order; any other length must still not panic.
 pub trait BusDevice: Send {
-    /// The guest reads `data.len()` bytes at `offset` bytes into the range. Every byte must be filled.
+    /// The guest reads `data.len()` bytes at `offset` bytes into the range. Every byte must be
+    /// filled.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// The guest writes `data` at `offset` bytes into the range.
@@ -87,7 +88,8 @@ impl Bus {
     ) -> Result<(), BusError> {
         let above_base = len.checked_sub(1).ok_or(BusError::Empty { name, base })?;
         let last = base.checked_add(above_base).ok_or(BusError::PastEnd { name, base, len })?;
-        // Ranges never overlap, so the one that starts latest at or before `last` is the only candidate.
+        // Ranges never overlap, so the one that starts latest at or before `last` is the only
+        // candidate.
         if let Some((&other_first, other)) = self.entries.range(..=last).next_back()
             && other.last >= base
         {
@@ -104,8 +106,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads from the device at `addr`. Where no device covers the whole access, fills `data` with 0xff, as an
-    /// open bus does, and answers false.
+    /// Reads from the device at `addr`. Where no device covers the whole access, fills `data` with
+    /// 0xff, as an open bus does, and answers false.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         let Some((offset, entry)) = self.find(addr, data.len()) else {
             data.fill(0xff);
@@ -124,7 +126,8 @@ impl Bus {
         true
     }
 
-    /// The device whose range holds all of `len` bytes from `addr` on, and the offset into that range.
+    /// The device whose range holds all of `len` bytes from `addr` on, and the offset into that
+    /// range.
     fn find(&self, addr: u64, len: usize) -> Option<(u64, &Entry)> {
         let above_addr = u64::try_from(len).ok()?.checked_sub(1)?;
         let last = addr.checked_add(above_addr)?;

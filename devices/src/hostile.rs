@@ -1,4 +1,5 @@
-//! A guest that writes rubbish to every register of every device, through the buses, as a vCPU would.
+//! A guest that writes rubbish to every register of every device, through the buses, as a vCPU
+//! would.
 
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
@@ -120,8 +121,9 @@ fn listener() -> UnixListener {
 impl Machine {
     fn new() -> Self {
         let memory = ram();
-        // A ring full of chains, so that a notification that gets through finds something to do: buffers to write to, and of the
-        // first eight, which are offered, the first four with something to read before them.
+        // A ring full of chains, so that a notification that gets through finds something to do:
+        // buffers to write to, and of the first eight, which are offered, the first four with
+        // something to read before them.
         for slot in 0..16u64 {
             let (flags, next) = if slot < 4 { (1, slot as u16 + 12) } else { (2, 0) };
             let descriptor = virtio_queue::desc::split::Descriptor::new(BUFFERS + slot, 64, flags, next);

@@ -1,7 +1,8 @@
 //! Interrupt lines.
 //!
-//! A line is an eventfd that the VMM has bound to a GSI (an irqfd): writing to it is one edge. Level-triggered
-//! lines are deliberately absent; the VMM must describe each device's interrupt to the guest as edge-triggered.
+//! A line is an eventfd that the VMM has bound to a GSI (an irqfd): writing to it is one edge.
+//! Level-triggered lines are deliberately absent; the VMM must describe each device's interrupt to
+//! the guest as edge-triggered.
 
 use std::convert::Infallible;
 use std::io::ErrorKind;
@@ -26,8 +27,8 @@ impl IrqLine {
 
     /// Raises one edge. Edges that are not consumed yet merge into one.
     ///
-    /// Never fails from the device's point of view: there is nothing a device model could do about it, so a
-    /// failure is counted and logged.
+    /// Never fails from the device's point of view: there is nothing a device model could do about
+    /// it, so a failure is counted and logged.
     pub fn trigger(&self) {
         match self.fd.write(1) {
             // A full eventfd counter is an edge that is already pending.

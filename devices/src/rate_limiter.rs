@@ -1,8 +1,9 @@
-//! Rate limits as token buckets, with the semantics of Firecracker's rate limiters: one bucket for bytes, one for operations. A bucket of
-//! `size` tokens refills evenly in `refill_time`; `one_time_burst` more tokens are spent first, and never refilled.
+//! Rate limits as token buckets, with the semantics of Firecracker's rate limiters: one bucket for
+//! bytes, one for operations. A bucket of `size` tokens refills evenly in `refill_time`;
+//! `one_time_burst` more tokens are spent first, and never refilled.
 //!
-//! An operation that needs more than the bucket can hold is let through when nothing is owed, and owes the rest: later ones wait until
-//! that is paid.
+//! An operation that needs more than the bucket can hold is let through when nothing is owed, and
+//! owes the rest: later ones wait until that is paid.
 //!
 //! Time comes from a [`Clock`], so that tests need not sleep.
 
@@ -79,7 +80,8 @@ pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 struct Filled {
     bucket: Bucket,
     burst: u64,
-    /// When it was, or will be, empty, in nanoseconds of the clock: a token more is in it for each `refill_time / size` since.
+    /// When it was, or will be, empty, in nanoseconds of the clock: a token more is in it for each
+    /// `refill_time / size` since.
     empty_at: i64,
 }
 
@@ -201,7 +203,8 @@ impl Limiter {
         limiter
     }
 
-    /// Puts full buckets in the place of those that `limits` has, which leaves the others as they are; one that limits nothing removes it.
+    /// Puts full buckets in the place of those that `limits` has, which leaves the others as they
+    /// are; one that limits nothing removes it.
     pub fn set(&self, limits: Limits) {
         let now = self.now();
         let mut buckets = self.buckets();

@@ -1,8 +1,8 @@
-//! What devices are at one instant, as plain data: for a VM that goes on elsewhere. Nothing of the host is in it: no
-//! descriptor, no path, no sink.
+//! What devices are at one instant, as plain data: for a VM that goes on elsewhere. Nothing of the
+//! host is in it: no descriptor, no path, no sink.
 //!
-//! Saved from devices that are not in use meanwhile. State given to a device is trusted as little as what a driver
-//! writes: it may have come from anywhere.
+//! Saved from devices that are not in use meanwhile. State given to a device is trusted as little
+//! as what a driver writes: it may have come from anywhere.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +11,8 @@ use crate::rate_limiter::LimiterState;
 /// A serial port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SerialState {
-    /// Divisor latch, low and high; interrupt enable and identification; line control and status; modem control and
-    /// status; scratch.
+    /// Divisor latch, low and high; interrupt enable and identification; line control and status;
+    /// modem control and status; scratch.
     pub registers: [u8; 9],
     /// What the guest has not read.
     pub input: Vec<u8>,

@@ -1,8 +1,9 @@
 //! Counting what guests do wrong, and saying so at a limited rate.
 //!
 //! A hostile guest can repeat an error a million times a second, so a log line per error would be a
-//! denial of service on the host's disk. The limit needs no clock: a line is written when the count reaches
-//! a power of two, hence at most 64 lines over the life of a counter, and the first error is always seen.
+//! denial of service on the host's disk. The limit needs no clock: a line is written when the count
+//! reaches a power of two, hence at most 64 lines over the life of a counter, and the first error
+//! is always seen.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,11 @@
-//! How a program on the host has a command run in a guest: frames over a stream to the agent's port, one stream for each command.
+//! How a program on the host has a command run in a guest: frames over a stream to the agent's
+//! port, one stream for each command.
 //!
-//! A frame is its kind, one byte, the length of its content, a u32, little-endian, and the content. The host sends one [`Kind::Run`], then any
-//! number of [`Kind::Input`], [`Kind::InputEnd`] and [`Kind::Signal`]; the guest any number of [`Kind::Output`] and [`Kind::Error`], and at
-//! the end one [`Kind::Exited`] or [`Kind::Refused`]. When the host's end of the stream is closed, the command gets SIGHUP.
+//! A frame is its kind, one byte, the length of its content, a u32, little-endian, and the content.
+//! The host sends one [`Kind::Run`], then any number of [`Kind::Input`], [`Kind::InputEnd`] and
+//! [`Kind::Signal`]; the guest any number of [`Kind::Output`] and [`Kind::Error`], and at the end
+//! one [`Kind::Exited`] or [`Kind::Refused`]. When the host's end of the stream is closed, the
+//! command gets SIGHUP.
 
 /// The port in the guest on which the agent waits.
 pub const PORT: u32 = 1043;

@@ -1,6 +1,7 @@
-//! The kernel's parameter `ip=` (Documentation/admin-guide/nfs/nfsroot.rst), for kernels that have no driver for a network before
-//! there is a process: `ip=ADDRESS::GATEWAY:NETMASK::DEVICE`, of which all but the address may be left out. What the kernel would ask a
-//! server for is not supported.
+//! The kernel's parameter `ip=` (Documentation/admin-guide/nfs/nfsroot.rst), for kernels that have
+//! no driver for a network before there is a process: `ip=ADDRESS::GATEWAY:NETMASK::DEVICE`, of
+//! which all but the address may be left out. What the kernel would ask a server for is not
+//! supported.
 
 use core::fmt;
 

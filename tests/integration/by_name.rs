@@ -1,4 +1,5 @@
-//! The program called as `firecracker`: its arguments, exit statuses and output, and the daemon that its VMs join.
+//! The program called as `firecracker`: its arguments, exit statuses and output, and the daemon
+//! that its VMs join.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -90,7 +91,8 @@ fn a_vm_is_started_by_requests_and_by_a_file() {
     sandbox.assert_clean_within(SOON);
 }
 
-/// By the variable, and by the file beside the link: without a word of Samepage's on the command line.
+/// By the variable, and by the file beside the link: without a word of Samepage's on the command
+/// line.
 #[test]
 fn a_vm_joins_the_daemon_that_is_named() {
     require_slabs!();

@@ -1,4 +1,5 @@
-//! A VM that is captured, and the keeper of its image: one that takes its time, and one that goes away.
+//! A VM that is captured, and the keeper of its image: one that takes its time, and one that goes
+//! away.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -42,7 +43,8 @@ fn send(client: &mut Client, request: &Value) {
     client.send(format!("{request}\n").as_bytes());
 }
 
-/// No time is measured here: the VM cannot go on with the capture before its keeper has answered, and answers others all the same.
+/// No time is measured here: the VM cannot go on with the capture before its keeper has answered,
+/// and answers others all the same.
 #[test]
 fn a_vm_serves_others_while_its_memory_is_copied() {
     require_kvm!();

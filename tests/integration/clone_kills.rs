@@ -1,5 +1,6 @@
-//! Processes that are killed at any moment of a capture or of a clone's start: what is left goes on and is right, and nothing else is left.
-//! When is up to dice, which fall the same each time; what has been done by then is not.
+//! Processes that are killed at any moment of a capture or of a clone's start: what is left goes on
+//! and is right, and nothing else is left. When is up to dice, which fall the same each time; what
+//! has been done by then is not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +33,8 @@ fn wait_up_to(dice: &mut SplitMix64, most: Duration) {
     thread::sleep(Duration::from_micros(dice.draw() % most.as_micros() as u64));
 }
 
-/// Every VM process is a guest of the fleet and every guest that runs has one; each file is the fleet's or a guest's.
+/// Every VM process is a guest of the fleet and every guest that runs has one; each file is the
+/// fleet's or a guest's.
 #[track_caller]
 fn assert_nothing_is_left(fleet: &Fleet) {
     let running: BTreeSet<String> = (fleet.guests().iter())

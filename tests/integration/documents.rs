@@ -204,8 +204,8 @@ fn plain(path: &Path) -> PathBuf {
     parts.iter().collect()
 }
 
-/// `samepage` with these words and `--help`, which is refused where something before that is wrong. What follows `--` is another
-/// program's.
+/// `samepage` with these words and `--help`, which is refused where something before that is wrong.
+/// What follows `--` is another program's.
 fn help(words: &[String]) -> tests::run::Outcome {
     let own = words.iter().map(String::as_str).take_while(|word| *word != "--");
     Run::program(tests::samepage(), own.chain(["--help"])).output()

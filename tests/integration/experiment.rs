@@ -256,10 +256,12 @@ fn running_vcpus_feel_what_the_host_does_to_pages() {
             assert!(figure(&format!("{step}_remote_tlb_flush_requests")) >= 0.0, "{step}: {trial:#}");
         }
         assert!(figure("merge_touched_pages") > 1000.0 && figure("break_touched_pages") > 50.0, "{trial:#}");
-        // Each write to a merged page takes it out of the page tables of all vCPUs; a run of merged pages goes at once.
+        // Each write to a merged page takes it out of the page tables of all vCPUs; a run of merged
+        // pages goes at once.
         let flushes = |step: &str| figure(&format!("{step}_remote_tlb_flush_requests_per_page"));
         assert!(flushes("break") > 0.1 && flushes("merge") < flushes("break"), "{trial:#}");
-        // Pages that no vCPU has touched for long may be in no TLB, and then cost none one by one either.
+        // Pages that no vCPU has touched for long may be in no TLB, and then cost none one by one
+        // either.
         assert!(flushes("discard_at_once") < 0.1 && flushes("discard_one_by_one") <= 1.5, "{trial:#}");
     }
     check_page(&fs::read_to_string(&html).expect("a page"), "shootdown");

@@ -274,8 +274,9 @@ fn options_of_firecracker_that_mean_something_else_are_refused() {
     assert!(!socket.exists());
 }
 
-/// Kata: a configuration file beside the API, with placeholder drives, a socket for the agent, and metrics and log in FIFOs; then it asks
-/// what the instance is, and pauses and resumes it. The jailer before it, and the PATCH of drives after it, are for others.
+/// Kata: a configuration file beside the API, with placeholder drives, a socket for the agent, and
+/// metrics and log in FIFOs; then it asks what the instance is, and pauses and resumes it. The
+/// jailer before it, and the PATCH of drives after it, are for others.
 #[test]
 fn kata_starts_a_vm_from_its_file() {
     require_kvm!();

@@ -133,7 +133,8 @@ pub(super) fn debian() -> PathBuf {
     path
 }
 
-/// The second section: a guest with a shell on its terminal, whose writes end with it; and one whose writes are kept.
+/// The second section: a guest with a shell on its terminal, whose writes end with it; and one
+/// whose writes are kept.
 #[test]
 fn lab_a_debian_on_a_disk_has_a_shell() {
     let _ = require_tool!("mmdebstrap");

@@ -321,7 +321,8 @@ struct Qemu(Child);
 impl Qemu {
     fn start(seed: u32) -> Self {
         let image = image_dir();
-        // A timer interrupt of an emulated machine may come so late on a busy host that the kernel gives up.
+        // A timer interrupt of an emulated machine may come so late on a busy host that the kernel
+        // gives up.
         let append = format!("console=ttyS0 quiet panic=-1 no_timer_check seed={seed}");
         let mut command = Command::new("qemu-system-x86_64");
         command.args([

@@ -1,4 +1,5 @@
-//! The memory file of a snapshot on disk while VMs go on from it, and memory files that belong to other snapshots.
+//! The memory file of a snapshot on disk while VMs go on from it, and memory files that belong to
+//! other snapshots.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -9,7 +10,8 @@ use tests::vm::Client;
 
 use super::snapshots::{Guest, VERIFIED, churn, load, loaded, with};
 
-/// A host that dies while a snapshot is replaced leaves its memory beside the state of the one before.
+/// A host that dies while a snapshot is replaced leaves its memory beside the state of the one
+/// before.
 #[test]
 fn memory_of_another_snapshot_is_refused() {
     require_kvm!();
@@ -35,7 +37,8 @@ fn memory_of_another_snapshot_is_refused() {
     guest.end();
 }
 
-/// Until another process would write to the file their memory lies in it, with the frames of its page cache, and writes of theirs do not.
+/// Until another process would write to the file their memory lies in it, with the frames of its
+/// page cache, and writes of theirs do not.
 #[test]
 fn vms_of_one_memory_file_have_its_frames_in_common_until_it_is_written_to() {
     require_kvm!();

@@ -1,5 +1,6 @@
-//! Requests made of Firecracker's API description: for each endpoint bodies that are valid, lack a key, have a value of another type, a key
-//! more, null, long and unusual text. Whatever they are, an answer comes, and it is 200, 204, or 400 with a `fault_message`.
+//! Requests made of Firecracker's API description: for each endpoint bodies that are valid, lack a
+//! key, have a value of another type, a key more, null, long and unusual text. Whatever they are,
+//! an answer comes, and it is 200, 204, or 400 with a `fault_message`.
 
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};

@@ -1,5 +1,5 @@
-//! Snapshots on disk by the API, with the built-in guest: what Firecracker's own tests of the same endpoints hold it to, and files that
-//! are not what they should be.
+//! Snapshots on disk by the API, with the built-in guest: what Firecracker's own tests of the same
+//! endpoints hold it to, and files that are not what they should be.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -339,7 +339,8 @@ fn a_create_that_fails_costs_the_guest_nothing() {
     guest.end();
 }
 
-/// Saved and loaded again and again, each VM from the one before, with a disk, a balloon and statistics.
+/// Saved and loaded again and again, each VM from the one before, with a disk, a balloon and
+/// statistics.
 #[test]
 fn cycles_keep_devices_balloon_and_statistics() {
     require_kvm!();
@@ -477,7 +478,8 @@ fn files_that_are_not_what_they_should_be_are_refused() {
     first.end();
 }
 
-/// Merging and snapshots read one log of KVM's: while pages are merged, written and merged again, no Diff misses one.
+/// Merging and snapshots read one log of KVM's: while pages are merged, written and merged again,
+/// no Diff misses one.
 #[test]
 fn pages_that_are_merged_meanwhile_are_in_the_diffs_all_the_same() {
     require_slabs!();

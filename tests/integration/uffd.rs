@@ -1,4 +1,5 @@
-//! A VM whose memory another process fills: what Firecracker's own tests of its handshake hold it to, and handlers that answer nothing, or die.
+//! A VM whose memory another process fills: what Firecracker's own tests of its handshake hold it
+//! to, and handlers that answer nothing, or die.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};

@@ -34,7 +34,8 @@ fn lab_vmx_the_demo_merges_with_both_engines_and_loses_nothing() {
     assert!(outcome.stderr.contains("Guests run here (vmx+ept)"), "{outcome}");
 }
 
-/// A guest that is captured there goes on three times, each with a generation of its own before it answers.
+/// A guest that is captured there goes on three times, each with a generation of its own before it
+/// answers.
 #[test]
 fn lab_vmx_clones_go_on() {
     let samepage = samepage();

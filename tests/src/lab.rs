@@ -44,8 +44,8 @@ fn run(cpus: u8, limit: Duration, command: impl IntoIterator<Item = impl AsRef<O
     start(which, limit, command)
 }
 
-/// The limits of tests are what a machine needs that does nothing else. They are there to end what hangs, and a test does not depend
-/// on how busy the machine is.
+/// The limits of tests are what a machine needs that does nothing else. They are there to end what
+/// hangs, and a test does not depend on how busy the machine is.
 const PATIENCE: u32 = 4;
 
 fn start(

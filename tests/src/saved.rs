@@ -1,4 +1,5 @@
-//! A VM that is saved to files and loaded from them by Firecracker's API: by a program that has it, and by Samepage.
+//! A VM that is saved to files and loaded from them by Firecracker's API: by a program that has it,
+//! and by Samepage.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use os::limits;
 use os::print::{errln, out};
 
-/// Help and versions are results; anything else that clap says is an error in the command line, whose status is `wrong` or clap's own.
+/// Help and versions are results; anything else that clap says is an error in the command line,
+/// whose status is `wrong` or clap's own.
 pub(super) fn help_with(said: &clap::Error, wrong: Option<u8>) -> ExitCode {
     if said.use_stderr() {
         errln!("{}", said.render().to_string().trim_end());

@@ -43,8 +43,8 @@ pub(super) struct Args {
     /// The guest's address, in hexadecimal with 0x, or in decimal
     #[arg(value_name = "ADDRESS", value_parser = number, required_unless_present = "audit", conflicts_with = "audit")]
     address: Option<u64>,
-    /// Look through all of the guest's tables instead: memory that is writable and executable, user memory that the
-    /// kernel can execute, the null page
+    /// Look through all of the guest's tables instead: memory that is writable and executable, user
+    /// memory that the kernel can execute, the null page
     #[arg(long, conflicts_with = "watch")]
     audit: bool,
     /// Go on, and print a line whenever the page is elsewhere; until SECONDS are over, or Control-C

@@ -1,4 +1,5 @@
-//! A panic leaves the terminal as it was. Without a test harness: the program under test is this one, with the argument `panic`.
+//! A panic leaves the terminal as it was. Without a test harness: the program under test is this
+//! one, with the argument `panic`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 

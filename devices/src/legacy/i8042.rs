@@ -1,9 +1,9 @@
 //! An i8042 keyboard controller that knows one command: pulse the reset line (0xFE to port 0x64).
 //!
-//! `vm_superio::I8042Device` is not used because its status reads as 0, "a controller is here and idle":
-//! Linux then sends commands and waits half a second for the answers. Here the status shows an output
-//! buffer that never empties, which makes Linux's probe give up after its 16 reads, while the input buffer
-//! looks free, so that a kernel that waits for it before a reset does not wait.
+//! `vm_superio::I8042Device` is not used because its status reads as 0, "a controller is here and
+//! idle": Linux then sends commands and waits half a second for the answers. Here the status shows
+//! an output buffer that never empties, which makes Linux's probe give up after its 16 reads, while
+//! the input buffer looks free, so that a kernel that waits for it before a reset does not wait.
 //!
 //! There is no keyboard, no mouse, no A20 gate.
 
@@ -24,7 +24,8 @@ const COMMAND_OFFSET: u64 = 4;
 
 const CMD_RESET_CPU: u8 = 0xfe;
 const STATUS_OUTPUT_FULL: u8 = 0x01;
-/// The output of PIT channel 2. It reads as high because kernels that calibrate their clock with it spin until it is.
+/// The output of PIT channel 2. It reads as high because kernels that calibrate their clock with it
+/// spin until it is.
 const PORT_B_TIMER2_OUT: u8 = 0x20;
 
 /// The controller.

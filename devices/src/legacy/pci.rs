@@ -1,8 +1,10 @@
-//! PCI's configuration mechanism 1 with one device behind it, a host bridge; and the reset port between its ports.
+//! PCI's configuration mechanism 1 with one device behind it, a host bridge; and the reset port
+//! between its ports.
 //!
-//! No device of ours is on PCI. But a kernel that has a PCI driver looks for configuration space, and where there is none Linux
-//! says `PCI: Fatal: No config space access function found` at each boot. It takes the mechanism for real when bus 0 has a
-//! host bridge. Everything else reads as all ones: no device is there.
+//! No device of ours is on PCI. But a kernel that has a PCI driver looks for configuration space,
+//! and where there is none Linux says `PCI: Fatal: No config space access function found` at each
+//! boot. It takes the mechanism for real when bus 0 has a host bridge. Everything else reads as all
+//! ones: no device is there.
 //!
 //! | port            | register         | behaviour |
 //! |-----------------|------------------|-----------|
@@ -34,8 +36,9 @@ const REGISTER_MASK: u32 = 0xfc;
 const RESET_CPU: u8 = 1 << 2;
 const RESET_MASK: u8 = 0b1110;
 
-/// The host bridge's header by 4 bytes: vendor 0x8086 and device 0x0d57, which Firecracker's and Cloud Hypervisor's bridges have too;
-/// no command, no status; class 0x0600 (host bridge). The rest are zeros.
+/// The host bridge's header by 4 bytes: vendor 0x8086 and device 0x0d57, which Firecracker's and
+/// Cloud Hypervisor's bridges have too; no command, no status; class 0x0600 (host bridge). The rest
+/// are zeros.
 const HOST_BRIDGE: [u32; 3] = [0x0d57_8086, 0, 0x0600_0000];
 
 /// The ports.

@@ -1,4 +1,5 @@
-//! ACPI's fixed hardware (ACPI 6.5, 4.8.3.1 and 4.8.3.2): the power button, and power-off as every PC has it.
+//! ACPI's fixed hardware (ACPI 6.5, 4.8.3.1 and 4.8.3.2): the power button, and power-off as every
+//! PC has it.
 //!
 //! | offset | register     | width | behaviour |
 //! |--------|--------------|-------|-----------|
@@ -6,8 +7,8 @@
 //! | 2      | `PM1_EN`     | 2     | `PWRBTN_EN` (bit 8): the button interrupts; `GBL_EN` (bit 5) is kept, and nothing comes of it |
 //! | 4      | `PM1_CNT`    | 2     | `SCI_EN` (bit 0) always reads 1; writing `SLP_EN` (bit 13) with `SLP_TYP` 5 asks for power-off |
 //!
-//! Its interrupt, the SCI, is level-triggered: high while the button was pressed and is to interrupt. There is no PM
-//! timer, no sleep button, no alarm clock, and no general-purpose event.
+//! Its interrupt, the SCI, is level-triggered: high while the button was pressed and is to
+//! interrupt. There is no PM timer, no sleep button, no alarm clock, and no general-purpose event.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -85,7 +86,8 @@ pub struct Pm1 {
 pub struct PowerButton(Arc<Mutex<Events>>);
 
 impl PowerButton {
-    /// Presses it. False if the guest has no driver for it, which may yet come: then it learns of it.
+    /// Presses it. False if the guest has no driver for it, which may yet come: then it learns of
+    /// it.
     pub fn press(&self) -> bool {
         let mut events = lock(&self.0);
         events.status |= POWER_BUTTON;

@@ -1,5 +1,5 @@
-//! Power-off and reset by ACPI: the hardware-reduced sleep registers (ACPI 6.5, 4.8.3.7) and the reset
-//! register (4.8.3.6).
+//! Power-off and reset by ACPI: the hardware-reduced sleep registers (ACPI 6.5, 4.8.3.7) and the
+//! reset register (4.8.3.6).
 //!
 //! | offset | register                  | width | behaviour |
 //! |--------|---------------------------|-------|-----------|
@@ -8,7 +8,8 @@
 //! | 2      | `RESET_REG`               | 1     | writing [`RESET_VALUE`] asks for a reset |
 //! | 3      | reserved                  | 1     | reads as 0 |
 //!
-//! The FADT must name these ports and the DSDT must give `_S5` the type [`SLP_TYP_S5`]. Only S5 exists.
+//! The FADT must name these ports and the DSDT must give `_S5` the type [`SLP_TYP_S5`]. Only S5
+//! exists.
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -103,7 +104,8 @@ mod tests {
                 assert_eq!(reset.read().is_ok(), offset == 2 && value == 1, "{value:#x} at +{offset}");
             }
         }
-        // SLP_EN with the seven types that are not S5, and the two other bits of the register in all values.
+        // SLP_EN with the seven types that are not S5, and the two other bits of the register in
+        // all values.
         assert_eq!(power.unknown_sleep.count(), 7 * 16);
     }
 

@@ -1,4 +1,5 @@
-//! The port through which a guest's kernel says that it has panicked (QEMU's `pvpanic`, `QEMU0001` in the DSDT).
+//! The port through which a guest's kernel says that it has panicked (QEMU's `pvpanic`, `QEMU0001`
+//! in the DSDT).
 //!
 //! Reading tells which events are understood, writing sends them. Linux has a driver for it since 3.9.
 

@@ -1,8 +1,9 @@
 //! A 16550A serial port, over `vm_superio::Serial`.
 //!
-//! What this adds: guest output never blocks or fails because of the sink (it waits in a bounded buffer,
-//! then is lost and counted), and the event loop can feed input without polling: it offers bytes, keeps what
-//! was not accepted, and [`Serial::drained_fd`] signals when the guest has read everything.
+//! What this adds: guest output never blocks or fails because of the sink (it waits in a bounded
+//! buffer, then is lost and counted), and the event loop can feed input without polling: it offers
+//! bytes, keeps what was not accepted, and [`Serial::drained_fd`] signals when the guest has read
+//! everything.
 //!
 //! Baud rate, parity and modem lines are stored and have no effect.
 
@@ -28,8 +29,8 @@ pub const COM2_BASE: u64 = 0x2f8;
 /// Ports of one serial device.
 pub const SERIAL_LEN: u64 = 8;
 
-/// Output that waits for a slow sink. More than a boot log, little enough that a guest cannot use it to eat
-/// host memory.
+/// Output that waits for a slow sink. More than a boot log, little enough that a guest cannot use
+/// it to eat host memory.
 const OUTPUT_BACKLOG_BYTES: usize = 64 * 1024;
 
 /// vm-superio's receive FIFO, which it keeps private; a test holds the number to be true.
@@ -49,11 +50,12 @@ pub struct Serial {
 impl Serial {
     /// A port that interrupts through `irq` and writes what the guest sends to `out`.
     ///
-    /// `out` is called on the vCPU's thread: give it a non-blocking descriptor (or something that only
-    /// copies). It is flushed after every byte.
+    /// `out` is called on the vCPU's thread: give it a non-blocking descriptor (or something that
+    /// only copies). It is flushed after every byte.
     ///
     /// # Errors
-    /// If the eventfd behind [`Serial::drained_fd`] cannot be made: the process is out of file descriptors.
+    /// If the eventfd behind [`Serial::drained_fd`] cannot be made: the process is out of file
+    /// descriptors.
     pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> io::Result<Self> {
         let drained = Arc::new(Drained { fd: EventFd::new(EFD_NONBLOCK)?, armed: AtomicBool::new(false) });
         let line = Line(Arc::new(irq));
@@ -66,13 +68,15 @@ impl Serial {
         self.uart.fifo_capacity()
     }
 
-    /// Puts bytes in the receive FIFO and interrupts the guest. Returns how many were accepted, from the
-    /// front: at most [`Serial::input_room`], and none while the guest has the port in loopback mode.
+    /// Puts bytes in the receive FIFO and interrupts the guest. Returns how many were accepted,
+    /// from the front: at most [`Serial::input_room`], and none while the guest has the port in
+    /// loopback mode.
     pub fn input(&mut self, bytes: &[u8]) -> usize {
         if !bytes.is_empty() {
             self.drained.armed.store(true, Ordering::Relaxed);
         }
-        // The only errors are a full FIFO, which accepts nothing, and an interrupt, which cannot fail.
+        // The only errors are a full FIFO, which accepts nothing, and an interrupt, which cannot
+        // fail.
         self.uart.enqueue_raw_bytes(bytes).unwrap_or(0)
     }
 
@@ -81,13 +85,14 @@ impl Serial {
         self.uart.fifo_capacity() < FIFO_BYTES
     }
 
-    /// Becomes readable when it is worth calling [`Serial::input`] again after it was offered something: the
-    /// guest has read the last byte, or has left loopback mode. Non-blocking.
+    /// Becomes readable when it is worth calling [`Serial::input`] again after it was offered
+    /// something: the guest has read the last byte, or has left loopback mode. Non-blocking.
     pub fn drained_fd(&self) -> &EventFd {
         &self.drained.fd
     }
 
-    /// Whether output waits for the sink. Call [`Serial::flush_output`] when the sink is writable again.
+    /// Whether output waits for the sink. Call [`Serial::flush_output`] when the sink is writable
+    /// again.
     pub fn has_pending_output(&self) -> bool {
         !self.uart.writer().pending.is_empty()
     }
@@ -124,7 +129,8 @@ impl Serial {
         }
     }
 
-    /// Makes it what was saved, with its own line and sink. If the guest is to be interrupted for what it has not read, it is.
+    /// Makes it what was saved, with its own line and sink. If the guest is to be interrupted for
+    /// what it has not read, it is.
     ///
     /// # Errors
     /// More input or output was saved than there is room for.
@@ -151,7 +157,8 @@ impl Serial {
         sink.pending = state.output.iter().copied().collect();
         self.drained.armed.store(true, Ordering::Relaxed);
         let (line, drained) = (self.line.clone(), Arc::clone(&self.drained));
-        // The only errors are a full FIFO, which was looked at, and an interrupt, which cannot fail.
+        // The only errors are a full FIFO, which was looked at, and an interrupt, which cannot
+        // fail.
         if let Ok(uart) = vm_superio::Serial::from_state(&saved, line, drained, sink) {
             self.uart = uart;
         }
@@ -186,7 +193,8 @@ impl BusDevice for Serial {
                 // Neither the sink (see Output) nor the interrupt line ever returns an error.
                 let _ = self.uart.write(register, byte);
                 if register == MCR_OFFSET && byte & MCR_LOOP == 0 && !self.has_input() {
-                    // Input offered during loopback was refused; the guest's probing is over, so ask for it again.
+                    // Input offered during loopback was refused; the guest's probing is over, so
+                    // ask for it again.
                     self.drained.signal();
                 }
             }
@@ -215,13 +223,15 @@ impl SerialEvents for Drained {
 impl Drained {
     fn signal(&self) {
         if self.armed.swap(false, Ordering::Relaxed) {
-            // Fails only when the counter is full, and then it is readable, which is all that matters.
+            // Fails only when the counter is full, and then it is readable, which is all that
+            // matters.
             let _ = self.fd.write(1);
         }
     }
 }
 
-/// A sink that always succeeds: what the real one does not take waits, what cannot wait is lost and counted.
+/// A sink that always succeeds: what the real one does not take waits, what cannot wait is lost and
+/// counted.
 struct Output {
     sink: Box<dyn Write + Send>,
     pending: VecDeque<u8>,

@@ -119,7 +119,8 @@ fn a_limiter_goes_on_elsewhere_where_it_was() {
 }
 
 proptest! {
-    /// Never more than size + burst + what has refilled, and what one operation owes; whatever is saved meanwhile.
+    /// Never more than size + burst + what has refilled, and what one operation owes; whatever is
+    /// saved meanwhile.
     #[test]
     fn the_rate_is_kept(
         size in 1u64..5000, burst in 0u64..5000, refill in 1u64..2000,

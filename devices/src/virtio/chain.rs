@@ -35,8 +35,8 @@ pub(super) enum ChainError {
 
 /// A checked chain: device-readable buffers, then device-writable ones.
 ///
-/// [`Chain::read`] and [`Chain::write`] each keep a position. The buffers are guest memory that a vCPU can
-/// change at any time, so read a field once and decide on the copy.
+/// [`Chain::read`] and [`Chain::write`] each keep a position. The buffers are guest memory that a
+/// vCPU can change at any time, so read a field once and decide on the copy.
 #[derive(Debug)]
 pub struct Chain<'m> {
     memory: &'m GuestMemory,
@@ -47,7 +47,8 @@ pub struct Chain<'m> {
     write: Cursor,
 }
 
-/// What a chain consists of, for a thread that serves it later. It holds the place of as many buffers as the chain has descriptors.
+/// What a chain consists of, for a thread that serves it later. It holds the place of as many
+/// buffers as the chain has descriptors.
 #[derive(Debug)]
 pub struct Detached {
     head: u16,
@@ -56,7 +57,8 @@ pub struct Detached {
 }
 
 impl<'m> Chain<'m> {
-    /// The chain of which these are the parts, from its start. `memory` is the one that they were checked against.
+    /// The chain of which these are the parts, from its start. `memory` is the one that they were
+    /// checked against.
     pub(super) fn attach(memory: &'m GuestMemory, detached: Detached) -> Self {
         let Detached { head, readable, writable } = detached;
         Self { head, readable, writable, ..Self::new(memory) }
@@ -98,8 +100,8 @@ impl<'m> Chain<'m> {
         self.read = Cursor::default();
         self.write = Cursor::default();
 
-        // The iterator ends early on anything it cannot follow, so a chain is whole only if its last
-        // descriptor says so.
+        // The iterator ends early on anything it cannot follow, so a chain is whole only if its
+        // last descriptor says so.
         let mut expects_more = true;
         let mut descriptors = descriptors;
         for descriptor in descriptors.by_ref().take(usize::from(queue_size)) {
@@ -159,8 +161,8 @@ impl<'m> Chain<'m> {
         total(&self.writable)
     }
 
-    /// Copies the next bytes of the device-readable part out. Returns how many, less than `data.len()` only
-    /// at the end of the part.
+    /// Copies the next bytes of the device-readable part out. Returns how many, less than
+    /// `data.len()` only at the end of the part.
     pub fn read(&mut self, data: &mut [u8]) -> usize {
         let mut done = 0;
         while let Some((address, room)) = self.read.next(&self.readable, data.len() - done) {
@@ -184,8 +186,8 @@ impl<'m> Chain<'m> {
         done
     }
 
-    /// Fills the next `bytes` bytes of the device-writable part from `source`, straight into guest memory. Returns how many: less
-    /// only where `source`, or the part, ends.
+    /// Fills the next `bytes` bytes of the device-writable part from `source`, straight into guest
+    /// memory. Returns how many: less only where `source`, or the part, ends.
     pub fn write_from(
         &mut self,
         source: &mut impl ReadVolatile,
@@ -212,8 +214,9 @@ impl<'m> Chain<'m> {
         Ok(done)
     }
 
-    /// Has `sink` take the next `bytes` bytes of the device-readable part, straight from guest memory. Returns how many: less only
-    /// where the part ends. A sink that takes no more is an error.
+    /// Has `sink` take the next `bytes` bytes of the device-readable part, straight from guest
+    /// memory. Returns how many: less only where the part ends. A sink that takes no more is an
+    /// error.
     pub fn read_into(
         &mut self,
         sink: &mut impl WriteVolatile,
@@ -227,7 +230,8 @@ impl<'m> Chain<'m> {
         Ok(done)
     }
 
-    /// Writes the last byte of the device-writable part, wherever the position is. False if that part is empty.
+    /// Writes the last byte of the device-writable part, wherever the position is. False if that
+    /// part is empty.
     pub fn write_last(&mut self, byte: u8) -> bool {
         let Some(buffer) = self.writable.last() else { return false };
         let last = GuestAddress(buffer.start.0 + u64::from(buffer.len_bytes) - 1);
@@ -247,8 +251,8 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// The address and length of the next contiguous piece of at most `max` bytes, which is then passed.
-    /// None at the end or if `max` is 0.
+    /// The address and length of the next contiguous piece of at most `max` bytes, which is then
+    /// passed. None at the end or if `max` is 0.
     fn next(&mut self, buffers: &[Buffer], max: usize) -> Option<(GuestAddress, usize)> {
         let buffer = buffers.get(self.buffer)?;
         let left = buffer.len_bytes - self.offset;

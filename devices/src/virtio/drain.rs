@@ -1,9 +1,10 @@
 //! The one loop over a virtqueue, so that no device touches ring indices.
 //!
-//! Everything in a ring comes from the guest and may change while it is read. The bounds: a chain has at
-//! most as many descriptors as the queue ([`Chain`] checks it before the device sees it), a pass takes at
-//! most as many chains as the queue has entries, and there are at most [`MAX_PASSES`] passes before the
-//! caller is asked to come back. A device whose requests can be large ends its turn earlier ([`Completion::Last`]).
+//! Everything in a ring comes from the guest and may change while it is read. The bounds: a chain
+//! has at most as many descriptors as the queue ([`Chain`] checks it before the device sees it), a
+//! pass takes at most as many chains as the queue has entries, and there are at most [`MAX_PASSES`]
+//! passes before the caller is asked to come back. A device whose requests can be large ends its
+//! turn earlier ([`Completion::Last`]).
 
 use std::time::Duration;
 
@@ -16,30 +17,36 @@ use crate::GuestMemory;
 use crate::virtio::chain::Chain;
 use crate::warn::Limited;
 
-/// Passes over a queue before the caller gets a chance to do something else. One pass empties what a
-/// well-behaved driver queued; the others catch what it added meanwhile. A driver that keeps up for this long is
-/// either very fast or hostile, and in both cases other devices must get their turn.
+/// Passes over a queue before the caller gets a chance to do something else. One pass empties what
+/// a well-behaved driver queued; the others catch what it added meanwhile. A driver that keeps up
+/// for this long is either very fast or hostile, and in both cases other devices must get their
+/// turn.
 pub const MAX_PASSES: usize = 8;
 
 /// What a device did with a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// It is finished, with the number of bytes written to its device-writable part, from its start.
+    /// It is finished, with the number of bytes written to its device-writable part, from its
+    /// start.
     Written(u32),
-    /// As `Written`, of a long chain: [`drain`] returns with [`Progress::More`], so that others get their turn.
+    /// As `Written`, of a long chain: [`drain`] returns with [`Progress::More`], so that others get
+    /// their turn.
     Last(u32),
     /// The device keeps it and calls [`complete`] with its head later.
     Held,
-    /// As `Held`, and the device has no room for another: [`drain`] returns, and is called again once one is complete.
+    /// As `Held`, and the device has no room for another: [`drain`] returns, and is called again
+    /// once one is complete.
     HeldLast,
-    /// A rate limit holds it back for this long: it stays in the ring, untouched, and so do those behind it.
+    /// A rate limit holds it back for this long: it stays in the ring, untouched, and so do those
+    /// behind it.
     Later(Duration),
 }
 
 /// Takes every available chain from `queue`, calls `each` with it, and puts it in the used ring.
 ///
-/// A broken chain (too long, looping, outside RAM, readable after writable) never reaches `each`: it is
-/// counted in `broken` and completed with length 0. The driver is interrupted once, if it wants to be.
+/// A broken chain (too long, looping, outside RAM, readable after writable) never reaches `each`:
+/// it is counted in `broken` and completed with length 0. The driver is interrupted once, if it
+/// wants to be.
 pub fn drain(
     queue: &mut Queue,
     memory: &GuestMemory,
@@ -93,7 +100,8 @@ pub fn drain(
     Ok(progress)
 }
 
-/// Completes a chain that a device had [`Completion::Held`]. `written` counts as in [`Completion::Written`].
+/// Completes a chain that a device had [`Completion::Held`]. `written` counts as in
+/// [`Completion::Written`].
 pub fn complete(
     queue: &mut Queue,
     memory: &GuestMemory,

@@ -1,7 +1,8 @@
 //! Several chains for one piece of data, put in the used ring all at once.
 //!
-//! What [`super::drain`] does chain by chain is not enough for a packet that fills several buffers: a driver that sees the first
-//! of them before the last takes the packet for a broken one. Chains that are too few are left in the ring.
+//! What [`super::drain`] does chain by chain is not enough for a packet that fills several buffers:
+//! a driver that sees the first of them before the last takes the packet for a broken one. Chains
+//! that are too few are left in the ring.
 
 use std::sync::atomic::Ordering;
 
@@ -18,7 +19,8 @@ const USED_HEADER: u64 = 4;
 const USED_ELEMENT: u64 = 8;
 const USED_INDEX: u64 = 2;
 
-/// Chains taken from a queue that are not in its used ring yet. Kept between uses for its allocations' sake.
+/// Chains taken from a queue that are not in its used ring yet. Kept between uses for its
+/// allocations' sake.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     /// Head and device-writable bytes of each. One that is broken has none.
@@ -41,8 +43,9 @@ pub(super) enum Room {
 }
 
 impl Gathered {
-    /// Takes chains from `queue` until they have room for `bytes`: at most `most`, and never more than the queue has entries.
-    /// Adds to `looked` for each chain that was looked at; what is broken is counted in `broken`.
+    /// Takes chains from `queue` until they have room for `bytes`: at most `most`, and never more
+    /// than the queue has entries. Adds to `looked` for each chain that was looked at; what is
+    /// broken is counted in `broken`.
     pub(super) fn take(
         &mut self,
         queue: &mut Queue,
@@ -143,7 +146,8 @@ fn next<'m>(
     }
 }
 
-/// Puts `chains`, at most as many as the queue has entries, in the used ring, where the driver sees all of them or none.
+/// Puts `chains`, at most as many as the queue has entries, in the used ring, where the driver sees
+/// all of them or none.
 fn put(queue: &mut Queue, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), RingError> {
     let failed = virtio_queue::Error::GuestMemory;
     let (ring, mut next_used) = (queue.used_ring(), queue.next_used());

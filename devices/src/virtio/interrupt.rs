@@ -1,4 +1,5 @@
-//! How a virtio device interrupts its driver: the interrupt status register, suppression, and the line.
+//! How a virtio device interrupts its driver: the interrupt status register, suppression, and the
+//! line.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -16,7 +17,8 @@ use crate::interrupt::IrqLine;
 #[derive(Clone, Debug)]
 pub struct Interrupt(Arc<Shared>);
 
-/// Whether the driver has not set VIRTQ_AVAIL_F_NO_INTERRUPT, which virtio-queue leaves to its caller.
+/// Whether the driver has not set VIRTQ_AVAIL_F_NO_INTERRUPT, which virtio-queue leaves to its
+/// caller.
 fn wants_interrupts(queue: &Queue, memory: &GuestMemory) -> Result<bool, RingError> {
     // As with an event index: the used index must be visible before the flag is read.
     fence(Ordering::SeqCst);
@@ -65,8 +67,8 @@ impl Interrupt {
         Ok(())
     }
 
-    /// As [`Interrupt::used_buffers`], of a queue whose used ring the device itself writes: from the element `first` on, which was
-    /// the next one before.
+    /// As [`Interrupt::used_buffers`], of a queue whose used ring the device itself writes: from
+    /// the element `first` on, which was the next one before.
     pub(super) fn used_since(
         &self,
         first: u16,
@@ -110,7 +112,8 @@ impl Interrupt {
         self.0.line.trigger();
     }
 
-    /// As [`Interrupt::device_needs_reset`], without an interrupt: for a driver that is not running yet.
+    /// As [`Interrupt::device_needs_reset`], without an interrupt: for a driver that is not running
+    /// yet.
     pub(super) fn set_needs_reset(&self) {
         self.0.needs_reset.store(true, Ordering::SeqCst);
     }

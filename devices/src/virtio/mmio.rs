@@ -1,11 +1,11 @@
 //! The virtio-mmio transport, version 2 (Virtio 1.2, section 4.2).
 //!
-//! The status machine is strict. A driver walks ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK; the first two
-//! may come in one write, the last two each need their own. Features are accepted only between DRIVER and
-//! FEATURES_OK, queues are set up only between FEATURES_OK and DRIVER_OK. What breaks that order sets
-//! DEVICE_NEEDS_RESET, after which nothing is processed until the driver writes 0 to Status, which works at any
-//! time. What merely makes no sense (an unknown register, a wrong width, a queue that does not exist, an early
-//! notification) is ignored. Both are counted.
+//! The status machine is strict. A driver walks ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK; the
+//! first two may come in one write, the last two each need their own. Features are accepted only
+//! between DRIVER and FEATURES_OK, queues are set up only between FEATURES_OK and DRIVER_OK. What
+//! breaks that order sets DEVICE_NEEDS_RESET, after which nothing is processed until the driver
+//! writes 0 to Status, which works at any time. What merely makes no sense (an unknown register, a
+//! wrong width, a queue that does not exist, an early notification) is ignored. Both are counted.
 //!
 //! Legacy (version 1) drivers, queue reset and shared memory regions are not supported.
 
@@ -36,7 +36,8 @@ use crate::warn::Limited;
 
 /// Bytes of the register window.
 pub const MMIO_LEN: u64 = 0x1000;
-/// Where a driver writes the index of a queue with new buffers (32 bits): the address for an ioeventfd.
+/// Where a driver writes the index of a queue with new buffers (32 bits): the address for an
+/// ioeventfd.
 pub const NOTIFY_OFFSET: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// The bits of Status that a driver may write.
@@ -97,10 +98,10 @@ impl MmioTransport {
         self.interrupt.clone()
     }
 
-    /// Gives the transport the event (a duplicate of the ioeventfd) by which the event loop learns that a queue
-    /// wants processing. The transport writes to it when a bounded pass left work behind, so that
-    /// [`Progress::More`] is never forgotten, wherever [`MmioTransport::notify`] was called. Out-of-range
-    /// indices are ignored.
+    /// Gives the transport the event (a duplicate of the ioeventfd) by which the event loop learns
+    /// that a queue wants processing. The transport writes to it when a bounded pass left work
+    /// behind, so that [`Progress::More`] is never forgotten, wherever [`MmioTransport::notify`]
+    /// was called. Out-of-range indices are ignored.
     pub fn set_kick(&mut self, queue: usize, event: EventFd) {
         if let Some(queue) = self.queues.get_mut(queue) {
             queue.kick = Some(event);
@@ -109,8 +110,8 @@ impl MmioTransport {
 
     /// Processes a queue: called when its ioeventfd fires, and for a plain write to QueueNotify.
     ///
-    /// Ignored and counted if the driver is not ready or there is no such queue. [`Progress::More`] needs
-    /// attention only from a caller that has not given [`MmioTransport::set_kick`] an event.
+    /// Ignored and counted if the driver is not ready or there is no such queue. [`Progress::More`]
+    /// needs attention only from a caller that has not given [`MmioTransport::set_kick`] an event.
     pub fn notify(&mut self, queue: usize) -> Progress {
         let ready = self.queues.get(queue).is_some_and(|queue| queue.setup.ready);
         if ready && self.configuring() {
@@ -139,8 +140,9 @@ impl MmioTransport {
         }
     }
 
-    /// The host has something for a queue of the device ([`VirtioDevice::source`]), which is processed if there is a driver: without
-    /// one that is no mistake, as it is with [`MmioTransport::notify`].
+    /// The host has something for a queue of the device ([`VirtioDevice::source`]), which is
+    /// processed if there is a driver: without one that is no mistake, as it is with
+    /// [`MmioTransport::notify`].
     pub fn arrived(&mut self, queue: usize) -> Progress {
         match self.running() && self.queues.get(queue).is_some_and(|queue| queue.setup.ready) {
             true => self.notify(queue),
@@ -188,7 +190,8 @@ impl MmioTransport {
         self.status() == ACKNOWLEDGE | DRIVER | FEATURES_OK
     }
 
-    /// The driver broke the protocol. Before initialisation there is nothing to reset, so it is only counted.
+    /// The driver broke the protocol. Before initialisation there is nothing to reset, so it is
+    /// only counted.
     fn violate(&self, what: std::fmt::Arguments<'_>) {
         self.violations.hit(what);
         if self.status & DRIVER_OK != 0 {
@@ -242,7 +245,8 @@ impl MmioTransport {
             return self.ignored.hit(format_args!("QueueReady of queue {index}"));
         };
         match (value, queue.setup.ready) {
-            // Stopping a queue is allowed at any time (4.2.2.2), and drivers do it after a reset too.
+            // Stopping a queue is allowed at any time (4.2.2.2), and drivers do it after a reset
+            // too.
             (0, _) => {
                 queue.setup.ready = false;
                 queue.built = None;
@@ -287,7 +291,8 @@ impl MmioTransport {
         }
     }
 
-    /// FEATURES_OK stays clear if the features do not suit; the driver reads it back and gives up (3.1.1).
+    /// FEATURES_OK stays clear if the features do not suit; the driver reads it back and gives up
+    /// (3.1.1).
     fn negotiate(&mut self) {
         let unknown = self.driver_features & !self.offered_features();
         if unknown != 0 || self.driver_features & 1 << VIRTIO_F_VERSION_1 == 0 {
@@ -308,7 +313,8 @@ impl MmioTransport {
             features: self.driver_features,
             interrupt: self.interrupt.clone(),
         });
-        // Linux's balloon driver notifies before it sets DRIVER_OK, when the queue must not be read, and not again after.
+        // Linux's balloon driver notifies before it sets DRIVER_OK, when the queue must not be
+        // read, and not again after.
         for queue in self.queues.iter().filter(|queue| queue.setup.ready) {
             if let Some(kick) = &queue.kick {
                 let _ = kick.write(1);

@@ -46,8 +46,8 @@ pub const TRANSPORT_FEATURES: u64 =
 pub enum Progress {
     /// The queue is empty; the next notification will come from the driver.
     Idle,
-    /// A turn is over, by the bound on passes or by the device's own, and there may be more. No notification will
-    /// come: process again.
+    /// A turn is over, by the bound on passes or by the device's own, and there may be more. No
+    /// notification will come: process again.
     More,
     /// A rate limit holds back what there is, for this long: process again then.
     Later(Duration),
@@ -55,9 +55,9 @@ pub enum Progress {
 
 /// A virtio device behind a transport.
 ///
-/// Order: `activate` once the driver is ready; then `process_queue`, any number of times; `reset` at any
-/// time, after which only `activate` brings it back. Configuration space may be accessed in any state.
-/// Every method runs under the transport's lock, on a vCPU's thread or the event loop's.
+/// Order: `activate` once the driver is ready; then `process_queue`, any number of times; `reset`
+/// at any time, after which only `activate` brings it back. Configuration space may be accessed in
+/// any state. Every method runs under the transport's lock, on a vCPU's thread or the event loop's.
 pub trait VirtioDevice: Send {
     /// The virtio device ID (Virtio 1.2, section 5).
     fn device_id(&self) -> u32;
@@ -65,13 +65,16 @@ pub trait VirtioDevice: Send {
     /// For each queue the largest size offered: a power of two, at most 32768. Constant.
     fn queue_max_sizes(&self) -> &[u16];
 
-    /// Device-specific feature bits (0 to 23, 50 and up); the transport adds [`TRANSPORT_FEATURES`]. Constant.
+    /// Device-specific feature bits (0 to 23, 50 and up); the transport adds
+    /// [`TRANSPORT_FEATURES`]. Constant.
     fn features(&self) -> u64;
 
-    /// Reads device configuration space. Bytes outside of it are left as they are (the transport zeroes them).
+    /// Reads device configuration space. Bytes outside of it are left as they are (the transport
+    /// zeroes them).
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    /// Writes device configuration space. Writes outside of it, or to read-only fields, are ignored.
+    /// Writes device configuration space. Writes outside of it, or to read-only fields, are
+    /// ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// The driver has set DRIVER_OK.
@@ -79,12 +82,12 @@ pub trait VirtioDevice: Send {
 
     /// The driver has made buffers available in queue `index`, which is ready.
     ///
-    /// On an error the ring itself cannot be used any more: the transport sets DEVICE_NEEDS_RESET, and calls nothing
-    /// but `reset` until the driver does that.
+    /// On an error the ring itself cannot be used any more: the transport sets DEVICE_NEEDS_RESET,
+    /// and calls nothing but `reset` until the driver does that.
     fn process_queue(&mut self, index: usize) -> Result<Progress, RingError>;
 
-    /// What becomes readable when the host has something for a queue, and that queue's index: it is processed then, as if the driver
-    /// had notified. Watched edge-triggered. Constant.
+    /// What becomes readable when the host has something for a queue, and that queue's index: it is
+    /// processed then, as if the driver had notified. Watched edge-triggered. Constant.
     fn source(&self) -> Option<(BorrowedFd<'_>, usize)> {
         None
     }
@@ -92,13 +95,14 @@ pub trait VirtioDevice: Send {
     /// Forget the activation: drop queues and memory, stop everything in flight before returning.
     fn reset(&mut self);
 
-    /// Finish what is in flight and tell the driver of it, for at most until `limit`; nothing new is begun. False if something still is
-    /// in flight then. The vCPUs stand still.
+    /// Finish what is in flight and tell the driver of it, for at most until `limit`; nothing new
+    /// is begun. False if something still is in flight then. The vCPUs stand still.
     fn quiesce(&mut self, _limit: Instant) -> Result<bool, RingError> {
         Ok(true)
     }
 
-    /// How far it has got in queue `index`: the next entries of the available and of the used ring. None while it has no such queue.
+    /// How far it has got in queue `index`: the next entries of the available and of the used ring.
+    /// None while it has no such queue.
     fn queue_place(&self, index: usize) -> Option<(u16, u16)>;
 
     /// What it knows besides its queues and what `activate` tells it.
@@ -156,8 +160,9 @@ fn place(queue: Option<&Queue>) -> Option<(u16, u16)> {
 pub struct Activation {
     /// Guest RAM.
     pub memory: Arc<GuestMemory>,
-    /// By queue index; None where the driver did not make the queue ready. Each queue given has been checked:
-    /// its size is a power of two within the maximum and its rings are aligned and inside RAM.
+    /// By queue index; None where the driver did not make the queue ready. Each queue given has
+    /// been checked: its size is a power of two within the maximum and its rings are aligned and
+    /// inside RAM.
     pub queues: Vec<Option<Queue>>,
     /// Features that both sides agreed on, [`TRANSPORT_FEATURES`] included.
     pub features: u64,

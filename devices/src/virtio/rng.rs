@@ -1,7 +1,7 @@
 //! The entropy device (Virtio 1.2, section 5.4): one queue, no configuration, no feature bits.
 //!
-//! Bytes come from the host's getrandom(2). A request is bounded, and a guest that asks without end burns its own vCPU's
-//! time, so a rate limit is for those that want one.
+//! Bytes come from the host's getrandom(2). A request is bounded, and a guest that asks without end
+//! burns its own vCPU's time, so a rate limit is for those that want one.
 
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ use crate::warn::Limited;
 /// Drivers keep one or two requests in flight.
 const QUEUE_SIZES: [u16; 1] = [16];
 
-/// Most bytes answered per request. The device may use less than the whole buffer (5.4.6.2). Linux asks for at
-/// most a cache line to a page; without a cap one descriptor could keep a host thread in getrandom for
-/// gigabytes.
+/// Most bytes answered per request. The device may use less than the whole buffer (5.4.6.2). Linux
+/// asks for at most a cache line to a page; without a cap one descriptor could keep a host thread
+/// in getrandom for gigabytes.
 const MAX_REQUEST_BYTES: usize = 4096;
 
 /// The device.

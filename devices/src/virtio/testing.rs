@@ -1,4 +1,5 @@
-//! The other side, for tests: a driver that talks to the transport's registers and lays out rings in RAM.
+//! The other side, for tests: a driver that talks to the transport's registers and lays out rings
+//! in RAM.
 
 pub(crate) mod probe;
 
@@ -194,7 +195,8 @@ impl Driver {
         ring
     }
 
-    /// The whole initialisation with every transport feature but EVENT_IDX if `event_idx` is false, and queue 0.
+    /// The whole initialisation with every transport feature but EVENT_IDX if `event_idx` is false,
+    /// and queue 0.
     pub(crate) fn start(&mut self, size: u16, event_idx: bool) -> Ring {
         let without = if event_idx { 0 } else { 1 << 29 };
         self.negotiate(TRANSPORT_FEATURES & !without);

@@ -13,8 +13,8 @@ pub struct Chase {
     pub class: Class,
     /// How many pages, or with `packed` lines: a power of two.
     pub nodes: u64,
-    /// One line of each page, or every line of a 64th of the pages: as many lines, and so as much of the
-    /// caches, with as good as no misses of the TLB.
+    /// One line of each page, or every line of a 64th of the pages: as many lines, and so as much
+    /// of the caches, with as good as no misses of the TLB.
     pub packed: bool,
 }
 

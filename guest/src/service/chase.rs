@@ -1,8 +1,10 @@
-//! A pointer chase: reads of which each needs what the one before has read, so that the processor can
-//! neither begin one early nor guess where it goes. What a read takes is then the caches' and the TLB's.
+//! A pointer chase: reads of which each needs what the one before has read, so that the processor
+//! can neither begin one early nor guess where it goes. What a read takes is then the caches' and
+//! the TLB's.
 //!
-//! The order is that of a linear congruential generator with the full period of a power of two: every
-//! node once, far from its neighbours. It needs no pointers in memory: pages that others share stay so.
+//! The order is that of a linear congruential generator with the full period of a power of two:
+//! every node once, far from its neighbours. It needs no pointers in memory: pages that others
+//! share stay so.
 
 use core::hint::black_box;
 use core::ops::Range;
@@ -11,8 +13,8 @@ use crate::protocol::{Chase, Chased};
 use crate::tsc;
 use crate::workload::{Pages, Workload};
 
-/// Reads in a batch; also what is done before the caller may look at its input again. Where each faults,
-/// that is some 100 ms.
+/// Reads in a batch; also what is done before the caller may look at its input again. Where each
+/// faults, that is some 100 ms.
 const BATCH: u64 = 4096;
 /// Batches that are timed, after every node has been read once.
 const BATCHES: usize = 32;

@@ -1,8 +1,10 @@
-//! A process that fills a VM's memory by userfaultfd, as Firecracker's users write them: `SOCKET MEMORY_FILE HOW`.
+//! A process that fills a VM's memory by userfaultfd, as Firecracker's users write them: `SOCKET
+//! MEMORY_FILE HOW`.
 //!
-//! It listens on SOCKET, prints `listening`, takes one VM, and prints the list of regions that it was told. HOW: `serve`, it fills each page that is asked for from the
-//! file, or with zeros if it was given back, and prints `removed N` with every N more pages that were; `die:N`, it ends when it has filled N pages; `deaf`, it
-//! answers nothing.
+//! It listens on SOCKET, prints `listening`, takes one VM, and prints the list of regions that it
+//! was told. HOW: `serve`, it fills each page that is asked for from the file, or with zeros if it
+//! was given back, and prints `removed N` with every N more pages that were; `die:N`, it ends when
+//! it has filled N pages; `deaf`, it answers nothing.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -105,13 +107,15 @@ fn copy(descriptor: &impl AsFd, to: u64, bytes: &[u8]) -> Result<()> {
     loop {
         let from = bytes.as_ptr().expose_provenance() as u64;
         let mut copied = Copied { to, from, bytes: PAGE, mode: 0, copied: 0 };
-        // SAFETY: the kernel reads a page at `from`, which has that many bytes, and writes to another process.
+        // SAFETY: the kernel reads a page at `from`, which has that many bytes, and writes to
+        // another process.
         let done = unsafe { libc::ioctl(descriptor.as_fd().as_raw_fd(), COPY, &mut copied) };
         match std::io::Error::last_os_error().raw_os_error() {
             _ if done == 0 => return Ok(()),
             // Two threads touched it.
             Some(libc::EEXIST) => return Ok(()),
-            // Something is being given back: that message comes first, and the page is asked for again.
+            // Something is being given back: that message comes first, and the page is asked for
+            // again.
             Some(libc::EAGAIN) => std::thread::yield_now(),
             _ => bail!("UFFDIO_COPY: {}", std::io::Error::last_os_error()),
         }

@@ -1,7 +1,9 @@
-//! No circle of files within a crate: of two files that need each other, neither can be read, or changed, alone.
+//! No circle of files within a crate: of two files that need each other, neither can be read, or
+//! changed, alone.
 //!
-//! An arrow goes from a file to the one that defines what it names, in a `use` or in a path. `mod` and `pub use` make none: a name that is
-//! passed on is followed to where it is defined. What stands behind a macro of another crate, a glob or a method call is not seen.
+//! An arrow goes from a file to the one that defines what it names, in a `use` or in a path. `mod`
+//! and `pub use` make none: a name that is passed on is followed to where it is defined. What
+//! stands behind a macro of another crate, a glob or a method call is not seen.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

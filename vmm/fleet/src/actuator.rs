@@ -10,8 +10,8 @@ use super::runtime::FleetDir;
 use merge::SlabPages;
 use os::lock;
 
-/// Manages the memory of `fleet`, whose files are in `dir`, as its fleet file says. It goes on from what an earlier governor has
-/// left there.
+/// Manages the memory of `fleet`, whose files are in `dir`, as its fleet file says. It goes on from
+/// what an earlier governor has left there.
 pub fn govern(fleet: &Arc<Mutex<Fleet>>, dir: &FleetDir) -> Result<Governor, HostError> {
     let (handles, overcommit) = {
         let mut fleet = lock(fleet);

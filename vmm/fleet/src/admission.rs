@@ -57,7 +57,8 @@ pub fn capacity(overcommit: &Overcommit) -> Result<(Capacity, Readings), HostErr
     Ok((capacity, readings))
 }
 
-/// Pages that a VM process takes for itself: measured with the built-in guest and Debian's, 2 to 4 MiB.
+/// Pages that a VM process takes for itself: measured with the built-in guest and Debian's, 2 to 4
+/// MiB.
 const VM_PAGES: u64 = 4 << 8;
 /// One page in this many of a guest's memory is page tables, this process's and the second level's.
 const TABLES_PART: u64 = 256;
@@ -123,7 +124,8 @@ pub fn judge(spec: &FleetSpec) -> Result<Admission, HostError> {
     Ok(Admission { capacity, mode, policy: spec.overcommit.policy, room, others, guests })
 }
 
-/// Judges guests that come later to the fleet of `spec`, on top of what `ledger` says. A guest that is admitted has no refusal.
+/// Judges guests that come later to the fleet of `spec`, on top of what `ledger` says. A guest that
+/// is admitted has no refusal.
 pub fn judge_more(
     guests: &[GuestSpec],
     ledger: &Ledger,

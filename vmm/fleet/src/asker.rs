@@ -1,7 +1,9 @@
-//! Asks each VM apart: every one has a thread of its own and at most one request on its way, so that one that does not answer (it is
-//! stopped, or waits for a slow drive) keeps no other waiting, and is known as silent since when.
+//! Asks each VM apart: every one has a thread of its own and at most one request on its way, so
+//! that one that does not answer (it is stopped, or waits for a slow drive) keeps no other waiting,
+//! and is known as silent since when.
 //!
-//! A request that was sent is not given up while the VM's process lives: it may be carried out at any time, and then that must be known.
+//! A request that was sent is not given up while the VM's process lives: it may be carried out at
+//! any time, and then that must be known.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,7 +29,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// A VM whose socket refuses is asked again after this time, and each time after twice that ...
 const RETRY: Duration = Duration::from_millis(250);
-/// ... up to this: to be refused costs next to nothing, and a socket that was removed is soon made anew.
+/// ... up to this: to be refused costs next to nothing, and a socket that was removed is soon made
+/// anew.
 const RETRY_MOST: Duration = Duration::from_secs(1);
 /// How often a thread that waits for an answer sees whether it is to end.
 const POLL: Duration = Duration::from_millis(500);
@@ -134,8 +137,8 @@ impl Askers {
         }
     }
 
-    /// Waits until all have answered their requests, or `limit` is over. One that is late then is not waited for again until it
-    /// has answered.
+    /// Waits until all have answered their requests, or `limit` is over. One that is late then is
+    /// not waited for again until it has answered.
     pub fn wait(&mut self, limit: Duration) {
         let until = Instant::now() + limit;
         for asker in self.askers.values_mut() {
@@ -196,7 +199,8 @@ impl Asker {
         lock(&shared.state).ask = true;
         let (its, worker) = (shared.clone(), handle.clone());
         let name = format!("ask {}", handle.guest);
-        // Without a thread it is not asked: it is as one that has not answered yet, and another look tries again.
+        // Without a thread it is not asked: it is as one that has not answered yet, and another
+        // look tries again.
         let started = thread::Builder::new().name(name).spawn(move || its.run(&worker));
         if let Err(error) = started {
             tracing::warn!(%error, guest = handle.guest, "there is no thread to ask this guest's VM");
@@ -243,7 +247,8 @@ impl Shared {
                     self.changed.notify_all();
                 }
                 Err(_) => {
-                    // It has a socket that refuses, or has just ended: it is due since it was asked first.
+                    // It has a socket that refuses, or has just ended: it is due since it was asked
+                    // first.
                     state.ask = true;
                     drop(state);
                     self.sleep(pause);
@@ -317,7 +322,8 @@ impl Shared {
             match self.control(handle, &Request::BalloonStatistics) {
                 Ok(_) => {}
                 Err(error) if error.is_refusal(ErrorKind::NoStatistics) => {}
-                // What it said before holds: one that does not answer any more is met by the next question.
+                // What it said before holds: one that does not answer any more is met by the next
+                // question.
                 Err(error) => _ = said.tolerates(error),
             }
         }
@@ -359,7 +365,8 @@ impl Shared {
     }
 }
 
-/// Connects to a socket that the process `pid` serves, and waits for room there no longer than [`POLL`].
+/// Connects to a socket that the process `pid` serves, and waits for room there no longer than
+/// [`POLL`].
 fn join(path: &Path, pid: u32) -> io::Result<UnixStream> {
     let stream = client::connect(path, POLL)?;
     client::check_peer(&stream, Some(pid))?;

@@ -1,4 +1,5 @@
-//! Setting a guest's balloon from outside and waiting for it: what was reached, and why it stopped there.
+//! Setting a guest's balloon from outside and waiting for it: what was reached, and why it stopped
+//! there.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -23,7 +24,8 @@ const STALL: Duration = Duration::from_secs(5);
 const NO_DRIVER: Duration = Duration::from_secs(3);
 /// How long a daemon may take to say whether it has a policy.
 const POLICY_LIMIT: Duration = Duration::from_secs(5);
-/// A guest that has less than this beyond what is still asked of it keeps it for itself: kernels hold reserves.
+/// A guest that has less than this beyond what is still asked of it keeps it for itself: kernels
+/// hold reserves.
 const RESERVE_BYTES: u64 = 16 << 20;
 
 /// Where a balloon stopped, and why.
@@ -64,7 +66,8 @@ impl Stop {
 }
 
 impl Target {
-    /// Whether its fleet has a policy that sets balloons, too. What the policy sets holds: it is asked for again.
+    /// Whether its fleet has a policy that sets balloons, too. What the policy sets holds: it is
+    /// asked for again.
     ///
     /// # Errors
     /// Its daemon is there and does not say.
@@ -95,7 +98,8 @@ impl Target {
         }
     }
 
-    /// Its balloon with statistics from after now, if the guest gives some within `limit`; else with those at hand.
+    /// Its balloon with statistics from after now, if the guest gives some within `limit`; else
+    /// with those at hand.
     pub fn fresh(&self, limit: Duration, interrupted: &AtomicBool) -> Result<BalloonStatus, HostError> {
         let first = self.status()?;
         match control(&self.guest, &self.socket, &Request::BalloonStatistics) {
@@ -143,8 +147,8 @@ impl Judge {
         Self { asked_pages, limit, actual_pages: None, moved: Duration::ZERO }
     }
 
-    /// Looks at the balloon, `now` after the beginning. None while it may still move. A guest that does not follow
-    /// is [`Stop::Refused`], until [`why`] knows better.
+    /// Looks at the balloon, `now` after the beginning. None while it may still move. A guest that
+    /// does not follow is [`Stop::Refused`], until [`why`] knows better.
     pub fn look(&mut self, now: Duration, size: BalloonSize, paused: bool) -> Option<Stop> {
         if self.actual_pages != Some(size.actual_pages) {
             (self.actual_pages, self.moved) = (Some(size.actual_pages), now);
@@ -168,8 +172,8 @@ impl Judge {
     }
 }
 
-/// A better reason than `stop`, if the guest's statistics give one: by its own word, it may not be able to spare what
-/// is still asked of it.
+/// A better reason than `stop`, if the guest's statistics give one: by its own word, it may not be
+/// able to spare what is still asked of it.
 pub fn why(stop: Stop, status: &BalloonStatus) -> Stop {
     let asked = u64::from(status.size.target_pages.saturating_sub(status.size.actual_pages)) * PAGE_BYTES;
     let short =

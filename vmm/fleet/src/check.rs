@@ -1,5 +1,6 @@
-//! The host's own check of what guests filled their memory with: every page is read from outside and compared
-//! with what its place and generation say it must hold. The guests must be paused meanwhile.
+//! The host's own check of what guests filled their memory with: every page is read from outside
+//! and compared with what its place and generation say it must hold. The guests must be paused
+//! meanwhile.
 
 use guest::content::{PAGE_SIZE, PageKey, check_page, identify, page_from_bytes};
 use guest::layout::{self, Layout};
@@ -16,8 +17,8 @@ use memory::{Extent, Gpa, PAGE_BYTES};
 /// Pages read at a time.
 const BATCH_PAGES: usize = 256;
 
-/// How many of the guest's pages are wrong, or missing, by what the host sees. `report` is the guest's own
-/// account of them. 0 for a guest that was not filled.
+/// How many of the guest's pages are wrong, or missing, by what the host sees. `report` is the
+/// guest's own account of them. 0 for a guest that was not filled.
 pub fn wrong_pages(guest: &Guest, report: &Report) -> Result<u64, CheckError> {
     let (Some(ready), Some(fill), Ok(space)) = (guest.ready(), guest.filled(), guest.space()) else {
         return Ok(0);
@@ -85,8 +86,8 @@ impl<'a> Tally<'a> {
     }
 }
 
-/// Where `pages` workload pages lie that begin at guest-physical `base` and step over the device hole: the
-/// number of the first page of each run, and the run in the VM's process.
+/// Where `pages` workload pages lie that begin at guest-physical `base` and step over the device
+/// hole: the number of the first page of each run, and the run in the VM's process.
 fn placed(extents: &[Extent], base: u64, pages: u64) -> Vec<(u64, Extent)> {
     let below = (HOLE_START.saturating_sub(base) / PAGE_BYTES).min(pages);
     let mut runs = Vec::new();
@@ -101,8 +102,9 @@ fn placed(extents: &[Extent], base: u64, pages: u64) -> Vec<(u64, Extent)> {
     runs
 }
 
-/// Reads what there is of an extent of another process and hands out its pages, numbered from 0. What is on swap comes back to memory
-/// for that; absent pages stay untouched and are not handed out.
+/// Reads what there is of an extent of another process and hands out its pages, numbered from 0.
+/// What is on swap comes back to memory for that; absent pages stay untouched and are not handed
+/// out.
 fn each_page(
     pid: u32,
     extent: Extent,

@@ -1,4 +1,5 @@
-//! The two ways into a VM process: its control socket (JSON lines) and its COM2 socket (the guest's protocol).
+//! The two ways into a VM process: its control socket (JSON lines) and its COM2 socket (the guest's
+//! protocol).
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -39,7 +40,8 @@ pub fn control(guest: &str, path: &Path, request: &control::Request) -> Result<c
     control_within(guest, path, None, request, ANSWER_LIMIT)
 }
 
-/// As [`control`], with this time to answer. Where it is known which process the VM is, no other one is asked.
+/// As [`control`], with this time to answer. Where it is known which process the VM is, no other
+/// one is asked.
 pub fn control_within(
     guest: &str,
     path: &Path,
@@ -115,7 +117,8 @@ impl Com2 {
         self.generation
     }
 
-    /// The next reply, or None after `POLL` without one. What is no reply is skipped: a guest may say anything.
+    /// The next reply, or None after `POLL` without one. What is no reply is skipped: a guest may
+    /// say anything.
     pub fn poll(&mut self) -> Result<Option<Reply>, HostError> {
         let failed = |source: io::Error| HostError::socket(format!("COM2 of guest {}", self.guest), source);
         if self.buffered.is_empty() {
@@ -147,9 +150,9 @@ impl Com2 {
         Ok(reply)
     }
 
-    /// Sends a command and waits for its final reply. `step` sees progress and may end the wait by an error;
-    /// it is also called, without progress, while the guest is silent, and says whether that is no fault of the guest's.
-    /// Silence that is, is allowed for `limit`.
+    /// Sends a command and waits for its final reply. `step` sees progress and may end the wait by
+    /// an error; it is also called, without progress, while the guest is silent, and says whether
+    /// that is no fault of the guest's. Silence that is, is allowed for `limit`.
     pub fn command(
         &mut self,
         command: &Command,

@@ -12,7 +12,8 @@ use super::status::{Answer, Reply, Request};
 use os::Peer;
 use wire::{LineError, Lines};
 
-/// Connects to the daemon of a fleet. That there is none is an error, and so is one of another user.
+/// Connects to the daemon of a fleet. That there is none is an error, and so is one of another
+/// user.
 pub fn connect(fleet: &str, limit: Duration) -> Result<UnixStream, HostError> {
     let dir = FleetDir::of(fleet);
     dir.check_owners()?;

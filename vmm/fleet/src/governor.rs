@@ -1,8 +1,10 @@
-//! Manages a fleet's memory: looks at every guest several times a second, decides ([`policy::step`]), carries out.
+//! Manages a fleet's memory: looks at every guest several times a second, decides
+//! ([`policy::step`]), carries out.
 //!
-//! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on, and a VM that does not answer keeps
-//! it from looking at the others for a tenth of a second, once. What it must not forget is in a file before it is done: a daemon that is
-//! started again goes on from there and from what it sees.
+//! It has a thread of its own and no guest's memory; whatever takes the fleet long, this goes on,
+//! and a VM that does not answer keeps it from looking at the others for a tenth of a second, once.
+//! What it must not forget is in a file before it is done: a daemon that is started again goes on
+//! from there and from what it sees.
 
 use os::lock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +28,8 @@ use overcommit::knobs::Knobs;
 use overcommit::policy;
 use overcommit::view::{GuestView, HostView};
 
-/// From one look to the next, unless that would take more than this part of one processor's time ...
+/// From one look to the next, unless that would take more than this part of one processor's time
+/// ...
 const INTERVAL: Duration = Duration::from_millis(200);
 const LOOK_PART: u32 = 50;
 /// ... but no longer than this: memory may be gone faster.
@@ -42,11 +45,13 @@ pub trait Actuator: Send {
     fn budget(&mut self) -> Budget;
     /// Has the engine merge at urgent priority, or at its normal one.
     fn merge(&mut self, urgent: bool);
-    /// Has the fleet let go of images that have no name. False if it was told before and has not done it yet.
+    /// Has the fleet let go of images that have no name. False if it was told before and has not
+    /// done it yet.
     fn drop_images(&mut self) -> bool;
 }
 
-/// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended stays so.
+/// The thread that manages a fleet. Dropping it ends the thread; what is throttled or suspended
+/// stays so.
 pub struct Governor {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -156,7 +161,8 @@ impl Work {
     fn run(mut self) {
         let mut interval = INTERVAL;
         while !self.wait(interval) {
-            // Not by the clock: on a busy host a look waits for others, and must not be the rarer for it.
+            // Not by the clock: on a busy host a look waits for others, and must not be the rarer
+            // for it.
             let before = self.observer.cpu_time();
             self.look();
             interval = ((self.observer.cpu_time() - before) * LOOK_PART).clamp(INTERVAL, LONGEST_INTERVAL);
@@ -192,7 +198,8 @@ impl Work {
         self.tell(host, guests, reading, entries);
     }
 
-    /// Has everything done that can be done now. What was done comes back, also what was asked for in an earlier look.
+    /// Has everything done that can be done now. What was done comes back, also what was asked for
+    /// in an earlier look.
     fn carry_out_all(&mut self, actions: &[Action], handles: &[VmHandle], seconds: f64) -> Vec<Entry> {
         let mut entries = Vec::new();
         for action in actions {
@@ -205,7 +212,8 @@ impl Work {
             {
                 entries.push(Entry::new(action, None, None, seconds));
             }
-            // One that is late may yet carry out an earlier request: what it should do is decided again when that is known.
+            // One that is late may yet carry out an earlier request: what it should do is decided
+            // again when that is known.
             let handle = action.guest().and_then(|n| handles.get(n));
             let Some(handle) = handle.filter(|handle| lock(&self.shared.askers).takes(&handle.guest)) else {
                 continue;
@@ -217,7 +225,8 @@ impl Work {
                 Action::Stop { reason, .. } => self.state.stop(&handle.guest, &reason.to_string()),
                 _ => {}
             }
-            // Each guest's in order, all guests' at once: when memory is short none waits for the slowest.
+            // Each guest's in order, all guests' at once: when memory is short none waits for the
+            // slowest.
             lock(&self.shared.askers).tell(&handle.guest, *action, request);
         }
         let outcomes = {

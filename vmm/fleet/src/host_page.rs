@@ -1,4 +1,5 @@
-//! A page of a VM process as the host's kernel has it: absent, on swap, on a frame; in a slab or not; which other processes have the frame.
+//! A page of a VM process as the host's kernel has it: absent, on swap, on a frame; in a slab or
+//! not; which other processes have the frame.
 
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +135,8 @@ impl VmProcess {
         })
     }
 
-    /// The slab and the page of it that lies at `hva`. A page that was written lies in a slab's mapping, but no longer in the slab.
+    /// The slab and the page of it that lies at `hva`. A page that was written lies in a slab's
+    /// mapping, but no longer in the slab.
     fn slab_at(&self, hva: Hva, entry: PagemapEntry) -> Option<(u64, u64)> {
         if !entry.file_or_shared() {
             return None;
@@ -143,7 +145,8 @@ impl VmProcess {
         Some((mapping.inode, mapping.slab_page(hva).0.into()))
     }
 
-    /// Calls `found` with the guest's address of each page that has the frame of `page`; that returns false when it has enough.
+    /// Calls `found` with the guest's address of each page that has the frame of `page`; that
+    /// returns false when it has enough.
     fn each_like(&mut self, page: &HostPage, mut found: impl FnMut(u64) -> bool) {
         let mut entries = Vec::new();
         match page.place {

@@ -19,8 +19,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How long the daemon may take: others may have asked before.
 const DAEMON_LIMIT: Duration = Duration::from_secs(180);
 
-/// Asks the daemon of `fleet` what the kernel of `guest` uses its frames for: runs from guest frame 0 on, as
-/// [`guest::protocol::frame_runs`] reads them.
+/// Asks the daemon of `fleet` what the kernel of `guest` uses its frames for: runs from guest frame
+/// 0 on, as [`guest::protocol::frame_runs`] reads them.
 ///
 /// # Errors
 /// The guest cannot tell (the built-in one never can), is paused, or is gone; or the daemon is.
@@ -53,7 +53,8 @@ impl Guest {
                 let peer = format!("COM2 of guest {}", self.spec.name);
                 return Err(HostError::socket(peer, io::Error::from(io::ErrorKind::NotConnected)));
             };
-            // Unlike other commands this one does not wait for a guest that is held back: the whole fleet would.
+            // Unlike other commands this one does not wait for a guest that is held back: the whole
+            // fleet would.
             let slow = || HostError::Slow { guest: self.spec.name.clone(), command: "frames", limit: LIMIT };
             let reply = com2.command(&command, LIMIT, &mut |_| {
                 watch.check()?;

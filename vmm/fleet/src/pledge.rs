@@ -1,7 +1,9 @@
-//! What fleets have promised to their guests, for each other to read: a file in each fleet's directory.
+//! What fleets have promised to their guests, for each other to read: a file in each fleet's
+//! directory.
 //!
-//! The process that keeps the fleet has a lock on the file for as long as it lives. Without it the promise is as good as the VMs that
-//! are still there. Guests are admitted under one more lock, so that no two fleets are given the same memory.
+//! The process that keeps the fleet has a lock on the file for as long as it lives. Without it the
+//! promise is as good as the VMs that are still there. Guests are admitted under one more lock, so
+//! that no two fleets are given the same memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -117,7 +119,8 @@ fn other(fleet: String) -> Option<OtherFleet> {
         ours.is_some() && fs::read_to_string(format!("/proc/{}/cgroup", vm.process.pid())).ok() == ours
     });
     let mut other = OtherFleet { fleet, promised_pages, ballooned_pages: 0, held_pages: held, in_our_group };
-    // The daemon knows what is in balloons, and what in slabs. One that is busy, or gone, is done without: then more counts as promised.
+    // The daemon knows what is in balloons, and what in slabs. One that is busy, or gone, is done
+    // without: then more counts as promised.
     if is_kept && let Ok(Reply::Management(now)) = request(&other.fleet, &Request::Management, ANSWER_LIMIT) {
         let living = now.guests.iter().filter(|guest| guest.state != GuestState::Dead);
         other.ballooned_pages = living.filter_map(|guest| Some(guest.balloon?.actual_pages)).sum();

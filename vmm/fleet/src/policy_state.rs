@@ -1,4 +1,5 @@
-//! What must not be forgotten when the daemon ends: which guests the policy suspended or stopped and why, and what it remembers.
+//! What must not be forgotten when the daemon ends: which guests the policy suspended or stopped
+//! and why, and what it remembers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +52,8 @@ impl PolicyState {
         self.save();
     }
 
-    /// Forgets suspensions of guests that were resumed by others, or that have ended. Of one that is late it is not known yet.
+    /// Forgets suspensions of guests that were resumed by others, or that have ended. Of one that
+    /// is late it is not known yet.
     pub fn keep(&mut self, guests: &[GuestView], is_late: impl Fn(&str) -> bool) {
         let before = self.suspended.len();
         // One that does not answer may still be paused.

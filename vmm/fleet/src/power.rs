@@ -10,8 +10,8 @@ use super::target::Target;
 use machine::control::{Reply, Request};
 use os::Peer;
 
-/// Has one VM's guest power off. False if it had to be cut off: after `limit`, or when `watch`, which sees how long it has still,
-/// says false. When it returns the VM's process has ended.
+/// Has one VM's guest power off. False if it had to be cut off: after `limit`, or when `watch`,
+/// which sees how long it has still, says false. When it returns the VM's process has ended.
 pub fn power_off(
     target: &Target,
     limit: Duration,

@@ -1,5 +1,5 @@
-//! Ends guests in good order: all are asked at once to power off, those that have not when their time is up are cut off,
-//! and which these were is told.
+//! Ends guests in good order: all are asked at once to power off, those that have not when their
+//! time is up are cut off, and which these were is told.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -18,7 +18,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 pub(super) const LOOK: Duration = Duration::from_millis(100);
 
-/// Asks a guest's VM to have it power off within `limit`: by its power button, and by a line that Samepage's guests obey.
+/// Asks a guest's VM to have it power off within `limit`: by its power button, and by a line that
+/// Samepage's guests obey.
 pub fn request(limit: Duration) -> Request {
     let timeout_seconds = u32::try_from(limit.as_secs().max(1)).unwrap_or(u32::MAX);
     Request::ShutDown { timeout_seconds, com2: Some("poweroff".into()) }

@@ -13,7 +13,8 @@ use measure::Space;
 /// How long the daemon may take to say which guests there are.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The guests of `fleet` that live, or those of them that are called so, each with its trust domain.
+/// The guests of `fleet` that live, or those of them that are called so, each with its trust
+/// domain.
 ///
 /// # Errors
 /// The daemon or a guest does not answer, or there is no guest of a name.

@@ -18,7 +18,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// The guest called `guest` of a fleet; or, with a `/` in it, the VM whose control socket that is.
+    /// The guest called `guest` of a fleet; or, with a `/` in it, the VM whose control socket that
+    /// is.
     pub fn find(guest: &str, fleet: Option<String>) -> Result<Self, HostError> {
         let path = Path::new(guest);
         if guest.contains('/') {

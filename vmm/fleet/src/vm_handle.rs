@@ -1,4 +1,5 @@
-//! A guest as the management of its memory sees it: its control socket, its process, and what the fleet file promised it.
+//! A guest as the management of its memory sees it: its control socket, its process, and what the
+//! fleet file promised it.
 
 use std::path::PathBuf;
 use std::thread;
@@ -32,7 +33,8 @@ pub struct VmHandle {
     pub reservation: Reservation,
 }
 
-/// Asks many VMs at once: one that is busy does not keep the others waiting. The results are in the order of `handles`.
+/// Asks many VMs at once: one that is busy does not keep the others waiting. The results are in the
+/// order of `handles`.
 pub fn each<T: Send>(handles: &[VmHandle], work: impl Fn(usize, &VmHandle) -> T + Sync) -> Vec<T> {
     let mut all = Vec::with_capacity(handles.len());
     for (n, some) in handles.chunks(AT_ONCE).enumerate() {
@@ -108,7 +110,8 @@ impl Said {
         Ok(())
     }
 
-    /// The balloon in the answer of `guest` to [`Request::Balloon`]; None where it has none, or cannot see it, which is noted.
+    /// The balloon in the answer of `guest` to [`Request::Balloon`]; None where it has none, or
+    /// cannot see it, which is noted.
     pub(super) fn balloon_of(
         &mut self,
         guest: &str,
@@ -137,8 +140,9 @@ impl Said {
         Some(BalloonStatus { age_seconds: self.age_seconds(), ..self.balloon.clone()? })
     }
 
-    /// What a balloon could be asked for now: what the guest could do without, by a word that is not old, if a driver runs that could give
-    /// it. A guest that is paused or does not answer gives nothing.
+    /// What a balloon could be asked for now: what the guest could do without, by a word that is
+    /// not old, if a driver runs that could give it. A guest that is paused or does not answer
+    /// gives nothing.
     pub fn to_give_pages(&self) -> u64 {
         let driver = self.balloon.as_ref().is_some_and(|balloon| balloon.size.driver);
         let fresh = self.age_seconds().is_some_and(|age| age <= WORD_SECONDS);

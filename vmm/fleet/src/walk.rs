@@ -13,7 +13,8 @@ use machine::control::{Reply, Request};
 use machine::paging::{Paging, Rights, Run};
 use machine::walk::{TablePart, Tables, Walked};
 
-/// Parts of page tables that are asked for, of some ten thousand entries each: a guest whose tables point at themselves maps without end.
+/// Parts of page tables that are asked for, of some ten thousand entries each: a guest whose tables
+/// point at themselves maps without end.
 const MAX_PARTS: usize = 4096;
 /// Ranges that an audit names for each finding.
 const MAX_NAMED: usize = 16;
@@ -30,7 +31,8 @@ pub struct TableAudit {
     pub executable_by_kernel: Finding,
     /// Whether the page at address 0 is mapped.
     pub maps_null: bool,
-    /// The tables were not read to their end: they point at themselves, or the guest changes them faster.
+    /// The tables were not read to their end: they point at themselves, or the guest changes them
+    /// faster.
     pub is_partial: bool,
 }
 
@@ -87,7 +89,8 @@ impl Target {
         }
     }
 
-    /// Reads all of the guest's page tables. `goes_on` is asked between two parts, with the address reached.
+    /// Reads all of the guest's page tables. `goes_on` is asked between two parts, with the address
+    /// reached.
     pub fn audit_tables(
         &self,
         tables: Tables,
@@ -116,7 +119,8 @@ impl Target {
         }
     }
 
-    /// What the host has at an address of the VM process, and which guests of the fleet have the same frame.
+    /// What the host has at an address of the VM process, and which guests of the fleet have the
+    /// same frame.
     pub fn host_page(&self, hva: u64) -> Result<HostPage, HostError> {
         let mut own = VmProcess::find(self)?;
         let mut page = own.page(hva)?;

@@ -7,9 +7,10 @@
 //!
 //! A root file system for it ([`rootfs`]) is made of Debian, an archive or a directory.
 //!
-//! It must not know a VM or run a shell; the tools that it runs are apt, to fetch a package, and for root file systems mmdebstrap, mke2fs
-//! and debugfs. Whatever it reads may be cut short or hostile. Begin with [`vmlinux`] (which kernel is this?),
-//! then [`Options`] and [`format`] (what a file is by its first bytes).
+//! It must not know a VM or run a shell; the tools that it runs are apt, to fetch a package, and
+//! for root file systems mmdebstrap, mke2fs and debugfs. Whatever it reads may be cut short or
+//! hostile. Begin with [`vmlinux`] (which kernel is this?), then [`Options`] and [`format`] (what a
+//! file is by its first bytes).
 
 pub mod apt;
 pub mod bzimage;
@@ -48,8 +49,9 @@ use vmlinux::{Kernel, KernelError, KernelProblem, Unpack};
 
 /// The modules every image has: the transport of our devices, and the devices.
 pub const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_blk"];
-/// Modules that an image has if its kernel has them: the port by which the kernel reports a panic, the number by which a copy of a guest
-/// knows that it is one, the network device, and sockets between guest and host.
+/// Modules that an image has if its kernel has them: the port by which the kernel reports a panic,
+/// the number by which a copy of a guest knows that it is one, the network device, and sockets
+/// between guest and host.
 pub const OPTIONAL_MODULES: [&str; 4] =
     ["pvpanic_mmio", "vmgenid", "virtio_net", "vmw_vsock_virtio_transport"];
 

@@ -1,8 +1,9 @@
-//! The root file system of a Linux guest: an ext4 image, made without root of Debian, of a tar archive, or of a directory.
+//! The root file system of a Linux guest: an ext4 image, made without root of Debian, of a tar
+//! archive, or of a directory.
 //!
-//! `mmdebstrap` makes Debian's tree, `mke2fs -d` the file system, and `debugfs` writes into it what an ordinary user's files cannot have:
-//! owners and modes. Device nodes are left out: guests have devtmpfs. A tree without an init gets a small one. The image appears whole or
-//! not at all.
+//! `mmdebstrap` makes Debian's tree, `mke2fs -d` the file system, and `debugfs` writes into it what
+//! an ordinary user's files cannot have: owners and modes. Device nodes are left out: guests have
+//! devtmpfs. A tree without an init gets a small one. The image appears whole or not at all.
 
 mod tree;
 
@@ -52,7 +53,8 @@ pub enum Source {
         suite: String,
         /// Packages beside the essential ones.
         packages: Vec<String>,
-        /// Where packages come from: URLs, or lines or files as apt's; empty for mmdebstrap's default.
+        /// Where packages come from: URLs, or lines or files as apt's; empty for mmdebstrap's
+        /// default.
         mirrors: Vec<String>,
     },
     /// A tar archive of a tree, not compressed.
@@ -100,7 +102,8 @@ pub fn make(options: &Options, progress: &mut dyn Progress) -> Result<Rootfs, Im
         .unwrap_or_else(|| (tree.bytes + tree.bytes / 4 + ROOM_BYTES).next_multiple_of(64 << 20));
     progress.stage("making the file system", None);
     let sectors = (bytes / 1024).to_string() + "k";
-    // The sizes of `mke2fs` are in its blocks unless they have a unit. Owners of the tree's top are set below.
+    // The sizes of `mke2fs` are in its blocks unless they have a unit. Owners of the tree's top are
+    // set below.
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.args(["-q", "-F", "-t", "ext4", "-m", "1", "-E", "root_owner=0:0,lazy_itable_init=1"]);
     mke2fs.arg("-d").arg(&tree.dir).arg(image.path()).arg(sectors);
@@ -136,7 +139,8 @@ fn publish(
     })
 }
 
-/// Has `mmdebstrap` write Debian's tree to `path`. Root has no password: what has the console is root.
+/// Has `mmdebstrap` write Debian's tree to `path`. Root has no password: what has the console is
+/// root.
 fn debootstrap(
     suite: &str,
     packages: &[String],

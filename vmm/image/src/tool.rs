@@ -16,8 +16,8 @@ pub(super) struct Ended {
     pub(super) words: String,
 }
 
-/// Runs `command`, whose standard output is `out`, and calls `look` every now and then. None if the work is to stop; then the program was
-/// killed.
+/// Runs `command`, whose standard output is `out`, and calls `look` every now and then. None if the
+/// work is to stop; then the program was killed.
 pub(super) fn run(
     command: &mut Command,
     out: Stdio,

@@ -1,5 +1,5 @@
-//! Files that a thread may open from now on, by Landlock. What is open already stays so: a VM's kernel,
-//! drives, console, devices.
+//! Files that a thread may open from now on, by Landlock. What is open already stays so: a VM's
+//! kernel, drives, console, devices.
 #![expect(unsafe_code, reason = "the landlock crate does not tell the kernel's version")]
 
 use std::fs::File;
@@ -22,11 +22,13 @@ const ASKED: ABI = ABI::V6;
 pub enum Files {
     /// Its own entries in /proc, and its sockets in these directories.
     Sockets(Vec<PathBuf>),
-    /// Any regular file and socket, as far as its user may: a client of its API names where snapshots go.
+    /// Any regular file and socket, as far as its user may: a client of its API names where
+    /// snapshots go.
     Named,
 }
 
-/// Restricts the calling thread to `files`, or those of them that threads of its kind need, for good.
+/// Restricts the calling thread to `files`, or those of them that threads of its kind need, for
+/// good.
 pub(super) fn restrict(thread: Thread, files: &Files) -> Result<(), RulesetError> {
     let ruleset = match (thread, files) {
         (Thread::EventLoop, Files::Sockets(directories)) => {
@@ -44,12 +46,13 @@ pub(super) fn restrict(thread: Thread, files: &Files) -> Result<(), RulesetError
         (Thread::Merge, _) => with_proc(ruleset()?)?,
         _ => ruleset()?,
     };
-    // Where the kernel has no Landlock, or an older one, that is all there is: `samepage doctor` says so.
+    // Where the kernel has no Landlock, or an older one, that is all there is: `samepage doctor`
+    // says so.
     ruleset.restrict_self().map(drop)
 }
 
-/// Nothing may be opened, executed or made, no TCP socket bound or connected, no abstract socket of another
-/// domain connected to.
+/// Nothing may be opened, executed or made, no TCP socket bound or connected, no abstract socket of
+/// another domain connected to.
 fn ruleset() -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .handle_access(AccessFs::from_all(ASKED))?
@@ -61,8 +64,8 @@ fn ruleset() -> Result<RulesetCreated, RulesetError> {
 /// This process's own entries in /proc, and what swap there is.
 fn with_proc(ruleset: RulesetCreated) -> Result<RulesetCreated, RulesetError> {
     static HELD: OnceLock<Vec<File>> = OnceLock::new();
-    // Held: a rule is of an inode, and those of /proc would be others when memory is short and these are
-    // dropped.
+    // Held: a rule is of an inode, and those of /proc would be others when memory is short and
+    // these are dropped.
     let held = HELD.get_or_init(|| {
         let open = |path| {
             let mut how = File::options();

@@ -1,6 +1,6 @@
-//! Every system call that a kind of thread is not to make is tried under its filter, each in a process
-//! of its own: it ends that with the status and the name that are promised, or fails, as the mode says.
-//! Those that are let through by their arguments alone are tried with others.
+//! Every system call that a kind of thread is not to make is tried under its filter, each in a
+//! process of its own: it ends that with the status and the name that are promised, or fails, as
+//! the mode says. Those that are let through by their arguments alone are tried with others.
 #![expect(unsafe_code, reason = "makes system calls that nothing else would make")]
 
 mod confined;
@@ -12,7 +12,8 @@ use confined::{CAME_BACK, confined};
 
 /// The last number that is tried; Linux 6.18 has 470.
 const LAST: i64 = 600;
-/// uretprobe and uprobe, which newer kernels let past every filter: outside of a probe they do nothing.
+/// uretprobe and uprobe, which newer kernels let past every filter: outside of a probe they do
+/// nothing.
 const PROBES: [i64; 2] = [335, 336];
 
 /// How a process ended that was confined and made one call, and what it printed.
@@ -76,8 +77,8 @@ fn arguments() -> Vec<(Sysno, [i64; 4], &'static str)> {
         0,
     ];
     all.extend(families.map(|family| (Sysno::socket, [i64::from(family), 1, 0, 0], "a socket")));
-    // TIOCSTI, TIOCLINUX, TUNSETIFF, SIOCSIFFLAGS, BLKDISCARD, KVM_CREATE_DEVICE, UFFDIO_MOVE, UFFDIO_API,
-    // FS_IOC_SETFLAGS, and one with something in its upper half.
+    // TIOCSTI, TIOCLINUX, TUNSETIFF, SIOCSIFFLAGS, BLKDISCARD, KVM_CREATE_DEVICE, UFFDIO_MOVE,
+    // UFFDIO_API, FS_IOC_SETFLAGS, and one with something in its upper half.
     let requests = [
         0x5412,
         0x541c,

@@ -1,6 +1,6 @@
-//! A VM's process that a guest has taken over: what it tries against its neighbours, the daemon and the host
-//! from inside the walls. Each attempt is refused, and the neighbour is as it was. The neighbour runs as the
-//! same user, which without walls may do most of it.
+//! A VM's process that a guest has taken over: what it tries against its neighbours, the daemon and
+//! the host from inside the walls. Each attempt is refused, and the neighbour is as it was. The
+//! neighbour runs as the same user, which without walls may do most of it.
 #![expect(unsafe_code, reason = "makes the system calls that an attacker would make")]
 
 mod confined;
@@ -54,7 +54,8 @@ impl Neighbour {
         let mut seen = [0u8; 16];
         let here = libc::iovec { iov_base: seen.as_mut_ptr().cast(), iov_len: 16 };
         let there = libc::iovec { iov_base: self.secret.as_ptr().cast_mut().cast(), iov_len: 16 };
-        // SAFETY: `seen` has room for 16 bytes; the other's memory is at the same place, for it was forked.
+        // SAFETY: `seen` has room for 16 bytes; the other's memory is at the same place, for it was
+        // forked.
         let read = unsafe { libc::process_vm_readv(self.child, &raw const here, 1, &raw const there, 1, 0) };
         assert_eq!((read, &seen), (16, &*self.secret), "the neighbour is not as it was");
     }

@@ -1,7 +1,8 @@
-//! NUMA as the host's kernel shows it: which nodes have memory, which processors are near, and on which
-//! nodes a process's pages lie.
+//! NUMA as the host's kernel shows it: which nodes have memory, which processors are near, and on
+//! which nodes a process's pages lie.
 //!
-//! Source: the kernel's Documentation/ABI/stable/sysfs-devices-node and numa(7) of the manual pages.
+//! Source: the kernel's Documentation/ABI/stable/sysfs-devices-node and numa(7) of the manual
+//! pages.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,7 +41,8 @@ fn list(text: &str) -> Vec<u32> {
     ranges.flatten().collect()
 }
 
-/// The pages with a frame of the mappings of `pid` that begin in `memory`, by node. Reading it walks the page tables.
+/// The pages with a frame of the mappings of `pid` that begin in `memory`, by node. Reading it
+/// walks the page tables.
 pub fn pages_of(pid: u32, memory: &[Range<u64>]) -> io::Result<Vec<NodePages>> {
     Ok(parse(&fs::read_to_string(format!("/proc/{pid}/numa_maps"))?, memory))
 }

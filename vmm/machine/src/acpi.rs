@@ -1,10 +1,11 @@
-//! ACPI tables: MADT, FADT with its FACS, and a DSDT that names the serial ports, the panic port, the
-//! generation (VMGenID, VMClock) and each virtio-mmio device (`LNRO0005`), so that a stock kernel finds everything
-//! without being told.
+//! ACPI tables: MADT, FADT with its FACS, and a DSDT that names the serial ports, the panic port,
+//! the generation (VMGenID, VMClock) and each virtio-mmio device (`LNRO0005`), so that a stock
+//! kernel finds everything without being told.
 //!
-//! The hardware is not called reduced. Of a machine that is, Linux believes that only EFI can reset it, finds no EFI, and jumps to
-//! the BIOS instead of writing the reset register that is named beside; and it leaves the 8259 alone, so that with `noapic` on its
-//! command line nothing is left to interrupt it.
+//! The hardware is not called reduced. Of a machine that is, Linux believes that only EFI can reset
+//! it, finds no EFI, and jumps to the BIOS instead of writing the reset register that is named
+//! beside; and it leaves the 8259 alone, so that with `noapic` on its command line nothing is left
+//! to interrupt it.
 
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
@@ -73,7 +74,8 @@ fn madt(vcpus: u8) -> Sdt {
     table(*b"APIC", 5, &body)
 }
 
-/// An interrupt source override: ISA interrupt `irq` is active high and level-triggered. Without it ISA's are edges.
+/// An interrupt source override: ISA interrupt `irq` is active high and level-triggered. Without it
+/// ISA's are edges.
 fn source_override(irq: u32) -> Vec<u8> {
     const INTERRUPT_SOURCE_OVERRIDE: u8 = 2;
     const ISA: u8 = 0;
@@ -146,7 +148,8 @@ fn generation(out: &mut Vec<u8>) {
     const CHANGED: u8 = 0x80;
     let page = |at: u64, bytes: u64| aml::Memory32Fixed::new(false, at as u32, bytes as u32);
     let (low, high) = (GENERATION as u32, (GENERATION >> 32) as u32);
-    // The range is in _CRS too: a guest's kernel shows its users that, as in /proc/iomem, and not what ADDR says.
+    // The range is in _CRS too: a guest's kernel shows its users that, as in /proc/iomem, and not
+    // what ADDR says.
     aml::Device::new(
         "_SB_.VGEN".into(),
         vec![

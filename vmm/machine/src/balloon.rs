@@ -90,10 +90,11 @@ pub struct BalloonHost {
     pub held_pages: u64,
     /// Of these, pages without a frame: what the host really has back.
     pub absent_pages: u64,
-    /// Of these, pages with a frame (or on swap) again: the guest has touched them, or the host kernel has put a huge page
-    /// over them and their neighbours.
+    /// Of these, pages with a frame (or on swap) again: the guest has touched them, or the host
+    /// kernel has put a huge page over them and their neighbours.
     pub touched_pages: u64,
-    /// Of these, pages with a frame that the host cannot have: parts of huge pages of the pool of which the guest uses the rest.
+    /// Of these, pages with a frame that the host cannot have: parts of huge pages of the pool of
+    /// which the guest uses the rest.
     #[serde(default)]
     pub kept_pages: u64,
     /// Pages that were found so and dropped again, each time counted.

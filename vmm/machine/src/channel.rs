@@ -1,5 +1,5 @@
-//! COM2: the control channel, as bytes on a Unix socket. One client at a time; what the guest says while
-//! no client is there is kept, up to a bound, for the next one.
+//! COM2: the control channel, as bytes on a Unix socket. One client at a time; what the guest says
+//! while no client is there is kept, up to a bound, for the next one.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -90,7 +90,8 @@ impl Channel {
         }
     }
 
-    /// What the client is watched for: input while the guest has room for it, output while some is kept.
+    /// What the client is watched for: input while the guest has room for it, output while some is
+    /// kept.
     fn watch(&mut self, ops: &EventOps) {
         if let Some(client) = &self.client {
             let kept = !os::lock(&self.output.kept).is_empty();
@@ -131,7 +132,8 @@ impl Channel {
         let mut buffer = [0u8; 1024];
         let room = self.feed().room().min(buffer.len());
         if room == 0 && gone {
-            // EPOLLHUP is reported for as long as it is watched, so waiting for room would be spinning.
+            // EPOLLHUP is reported for as long as it is watched, so waiting for room would be
+            // spinning.
             return self.hang_up(ops);
         }
         if room == 0 {

@@ -1,7 +1,7 @@
 //! A kernel's command line, which ends where its init's begins: at the first parameter `--`.
 
-/// `line` with `more` as the last of the kernel's own parameters: before `--`, after which the kernel passes the rest to init.
-/// A `--` within quotes is part of a value.
+/// `line` with `more` as the last of the kernel's own parameters: before `--`, after which the
+/// kernel passes the rest to init. A `--` within quotes is part of a value.
 pub fn append(line: &str, more: &str) -> String {
     let (own, inits) = line.split_at(end_of_parameters(line));
     let before = if own.is_empty() || own.ends_with(is_space) { "" } else { " " };
@@ -14,8 +14,8 @@ fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
 }
 
-/// Where `--` begins, or the end. As the kernel reads it: quotes hold blanks together, and around a whole parameter they
-/// are left out.
+/// Where `--` begins, or the end. As the kernel reads it: quotes hold blanks together, and around a
+/// whole parameter they are left out.
 fn end_of_parameters(line: &str) -> usize {
     let (mut quoted, mut start) = (false, None);
     for (at, c) in line.char_indices().chain([(line.len(), ' ')]) {

@@ -1,7 +1,9 @@
-//! Writes to a port that KVM keeps in a ring while the guest runs on, instead of an exit for each (coalesced port I/O, Linux 4.20).
+//! Writes to a port that KVM keeps in a ring while the guest runs on, instead of an exit for each
+//! (coalesced port I/O, Linux 4.20).
 //!
-//! For output that the guest does not wait for: the built-in guest's. It asks neither for the state of the port nor for an interrupt, and
-//! exits soon after in any case, to wait. Linux's driver waits for an interrupt that the port would never raise, so for other guests there is no ring.
+//! For output that the guest does not wait for: the built-in guest's. It asks neither for the state
+//! of the port nor for an interrupt, and exits soon after in any case, to wait. Linux's driver
+//! waits for an interrupt that the port would never raise, so for other guests there is no ring.
 #![expect(unsafe_code, reason = "reads a ring that the kernel writes")]
 
 use std::io;
@@ -17,17 +19,20 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// Writes that fit in the ring; of one that is full each write is an exit.
 const ENTRIES: usize = (PAGE - size_of::<kvm_coalesced_mmio_ring>()) / size_of::<kvm_coalesced_mmio>();
 
-/// The ring of a VM of which the first vCPU alone writes to these ports: it takes out what that has put in, each time that it has left the guest.
-/// What another one writes after all is taken out then, too.
+/// The ring of a VM of which the first vCPU alone writes to these ports: it takes out what that has
+/// put in, each time that it has left the guest. What another one writes after all is taken out
+/// then, too.
 pub(super) struct Ring {
     page: NonNull<kvm_coalesced_mmio_ring>,
 }
 
-// SAFETY: the page is reached through its owner alone, which is moved to the vCPU's thread; the kernel writes it during KVM_RUN there.
+// SAFETY: the page is reached through its owner alone, which is moved to the vCPU's thread; the
+// kernel writes it during KVM_RUN there.
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// Has writes to these ports kept in the ring of `vm`. None where KVM cannot: then each is an exit.
+    /// Has writes to these ports kept in the ring of `vm`. None where KVM cannot: then each is an
+    /// exit.
     pub(super) fn of(vm: &VmFd, vcpu: &VcpuFd, ports: &[u16]) -> Option<Self> {
         if !vm.check_extension(Cap::CoalescedPio) {
             return None;
@@ -52,17 +57,21 @@ impl Ring {
     /// Takes out what is in it, in order: for each write its port and its bytes.
     pub(super) fn drain(&mut self, mut write: impl FnMut(u64, &[u8])) {
         let ring = self.page.as_ptr();
-        // SAFETY: the ring is mapped as long as `self`; this makes pointers into it and reads nothing.
+        // SAFETY: the ring is mapped as long as `self`; this makes pointers into it and reads
+        // nothing.
         let (first, last) = unsafe { (&raw mut (*ring).first, &raw mut (*ring).last) };
-        // SAFETY: both are aligned, mapped as long as `self`, and only this process and the kernel access them, four bytes at a time.
+        // SAFETY: both are aligned, mapped as long as `self`, and only this process and the kernel
+        // access them, four bytes at a time.
         let (first, last) = unsafe { (AtomicU32::from_ptr(first), AtomicU32::from_ptr(last)) };
-        // The guest's other vCPUs may run and write meanwhile: what the ring holds is enough for once.
+        // The guest's other vCPUs may run and write meanwhile: what the ring holds is enough for
+        // once.
         for _ in 0..ENTRIES {
             let at = first.load(Ordering::Relaxed);
             if at == last.load(Ordering::Acquire) || at as usize >= ENTRIES {
                 return;
             }
-            // SAFETY: the entry is in the page, which was just checked, and the kernel has finished with it.
+            // SAFETY: the entry is in the page, which was just checked, and the kernel has finished
+            // with it.
             let entry = unsafe {
                 let entries = (&raw const (*ring).coalesced_mmio).cast::<kvm_coalesced_mmio>();
                 entries.add(at as usize).read()

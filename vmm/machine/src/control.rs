@@ -44,7 +44,8 @@ const DONE: u32 = 3;
 pub enum Request {
     /// What this VM is and where its memory lies.
     Status,
-    /// The same with the frames it has, `{"op":"status","frames":true}`: reading them walks its page table.
+    /// The same with the frames it has, `{"op":"status","frames":true}`: reading them walks its
+    /// page table.
     #[serde(skip)]
     StatusAndFrames,
     /// Stop all vCPUs in place.
@@ -63,7 +64,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         com2: Option<String>,
     },
-    /// Give what the VM is, state and memory, to the keeper of images that listens here ([`crate::capture`]).
+    /// Give what the VM is, state and memory, to the keeper of images that listens here
+    /// ([`crate::capture`]).
     Capture {
         /// The keeper's socket.
         socket: PathBuf,
@@ -120,8 +122,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// Reads one. An operation takes its own keys and no others, which serde does not see to by itself where it
-    /// has none.
+    /// Reads one. An operation takes its own keys and no others, which serde does not see to by
+    /// itself where it has none.
     pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
         let mut value: serde_json::Value = serde_json::from_slice(line)?;
         if value["op"] == "status"
@@ -233,7 +235,8 @@ impl<S: Serve> Control<S> {
         }
     }
 
-    /// Takes what has come and answers every whole line. An error when the client is to be disconnected.
+    /// Takes what has come and answers every whole line. An error when the client is to be
+    /// disconnected.
     fn talk(&mut self, fd: RawFd) -> Result<(), LineError> {
         let Some(client) = self.clients.get_mut(&fd) else { return Ok(()) };
         match client.lines.take() {
@@ -269,7 +272,8 @@ impl<S: Serve> Control<S> {
         Ok(())
     }
 
-    /// Does what threads have left to do, and answers. A client that is gone wants no answer, and nothing is done for it.
+    /// Does what threads have left to do, and answers. A client that is gone wants no answer, and
+    /// nothing is done for it.
     fn end_work(&mut self, ops: &mut EventOps) {
         for (fd, number, rest) in self.done.take() {
             let client = self.clients.get_mut(&fd).filter(|client| client.number == number);

@@ -1,5 +1,5 @@
-//! CPUID as a guest sees it: what KVM supports, with this VM's topology, the TSC deadline timer, and
-//! without nested virtualization.
+//! CPUID as a guest sees it: what KVM supports, with this VM's topology, the TSC deadline timer,
+//! and without nested virtualization.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
@@ -27,7 +27,8 @@ pub fn for_vcpu(supported: &CpuId, deadline_timer: bool, id: u8, count: u8) -> C
     for e in cpuid.as_mut_slice() {
         match e.function {
             0x1 => leaf1(e, deadline_timer, id32, count32),
-            // Deterministic cache parameters: cores in the package (31:26), threads sharing a cache (25:14).
+            // Deterministic cache parameters: cores in the package (31:26), threads sharing a cache
+            // (25:14).
             0x4 if e.eax & 0x1f != 0 => {
                 let level = (e.eax >> 5) & 7;
                 let sharing = if level >= 3 { count32 - 1 } else { 0 };

@@ -1,8 +1,10 @@
-//! KVM's dirty log, cleared by hand and a part at a time (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, all pages set at first), and with it what
-//! the VMM itself writes. It has several readers, which know nothing of each other: KVM has one bit for a page, and the reader that clears it leaves
-//! it to the others as *pending*.
+//! KVM's dirty log, cleared by hand and a part at a time (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, all
+//! pages set at first), and with it what the VMM itself writes. It has several readers, which know
+//! nothing of each other: KVM has one bit for a page, and the reader that clears it leaves it to
+//! the others as *pending*.
 //!
-//! Source: the kernel's Documentation/virt/kvm/api.rst, 4.8 (KVM_GET_DIRTY_LOG), 4.117 (KVM_CLEAR_DIRTY_LOG), 7.18.
+//! Source: the kernel's Documentation/virt/kvm/api.rst, 4.8 (KVM_GET_DIRTY_LOG), 4.117
+//! (KVM_CLEAR_DIRTY_LOG), 7.18.
 #![expect(
     unsafe_code,
     reason = "kvm-ioctls has no call for KVM_CLEAR_DIRTY_LOG, and one for KVM_GET_DIRTY_LOG that allocates"
@@ -32,13 +34,15 @@ const KVM_GET_DIRTY_LOG: libc::c_ulong = 0x4010_ae42;
 const KVM_CLEAR_DIRTY_LOG: libc::c_ulong = 0xc018_aec0;
 const _: () = assert!(size_of::<kvm_dirty_log>() == 16 && size_of::<kvm_clear_dirty_log>() == 24);
 
-/// How KVM is to keep the log: it write-protects on request, and a log begins with every page set, so that beginning one costs the guest
-/// nothing.
+/// How KVM is to keep the log: it write-protects on request, and a log begins with every page set,
+/// so that beginning one costs the guest nothing.
 const PROTECT: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 
-/// Words cleared in one call, 2048 pages: KVM holds the lock meanwhile that vCPUs need for their faults, up to 0.4 ms.
+/// Words cleared in one call, 2048 pages: KVM holds the lock meanwhile that vCPUs need for their
+/// faults, up to 0.4 ms.
 const MAX_SPAN_WORDS: usize = 32;
-/// Words without a bit that are worth taking along: KVM passes over them, and each call flushes the vCPUs' translations.
+/// Words without a bit that are worth taking along: KVM passes over them, and each call flushes the
+/// vCPUs' translations.
 const GAP_WORDS: usize = 16;
 
 /// A reader of the log.
@@ -55,8 +59,9 @@ pub enum Reader {
 /// How many there are.
 const READERS: usize = 3;
 
-/// The log of one VM's writes, its vCPUs' and its devices', as one reader sees it: as if there were no other. Clones are the same log. It
-/// keeps no VM alive: when the VM has ended, every call fails.
+/// The log of one VM's writes, its vCPUs' and its devices', as one reader sees it: as if there were
+/// no other. Clones are the same log. It keeps no VM alive: when the VM has ended, every call
+/// fails.
 #[derive(Clone)]
 pub struct DirtyLog {
     log: Arc<Mutex<Log>>,
@@ -70,8 +75,8 @@ struct Log {
     /// Which words are those of each slot, and how many pages it has.
     slots: Vec<(Range<usize>, u64)>,
     supported: bool,
-    /// Of each reader that has it on: pages that were written since it cleared them, and whose bits another has cleared. KVM's log is on
-    /// while one of them is.
+    /// Of each reader that has it on: pages that were written since it cleared them, and whose bits
+    /// another has cleared. KVM's log is on while one of them is.
     pending: [Option<PageSet>; READERS],
     own: OwnWrites,
     /// KVM's bitmap of one slot.
@@ -79,8 +84,8 @@ struct Log {
 }
 
 impl DirtyLog {
-    /// The log of `vm`, whose memory slots are those of `ram`, as merging sees it. It is off, and is to be made before anything else is logged
-    /// there.
+    /// The log of `vm`, whose memory slots are those of `ram`, as merging sees it. It is off, and
+    /// is to be made before anything else is logged there.
     pub(super) fn new(vm: &Arc<VmFd>, ram: &Ram) -> Self {
         let known = vm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
         let mut protect = kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
@@ -202,7 +207,8 @@ impl Log {
             self.buffer.resize(words.len(), 0);
             let buffer = kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: self.buffer.as_mut_ptr().cast() };
             let log = kvm_dirty_log { slot, padding1: 0, __bindgen_anon_1: buffer };
-            // SAFETY: KVM fills a bitmap of the slot's pages in whole words, which `buffer` has room for.
+            // SAFETY: KVM fills a bitmap of the slot's pages in whole words, which `buffer` has
+            // room for.
             check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_GET_DIRTY_LOG, &log) })?;
             let slot = written.words_mut().get_mut(words.clone()).unwrap_or_default();
             slot.iter_mut().zip(&self.buffer).for_each(|(written, guest)| *written |= guest);
@@ -228,7 +234,8 @@ impl Log {
         if !self.others(reader).any(|pending| pending.is_some()) {
             self.clear(vm, pages, between)?;
         } else {
-            // Those whose bits are set now stay set until they are cleared here. A bit that is set from now on stays as it is, for both.
+            // Those whose bits are set now stay set until they are cleared here. A bit that is set
+            // from now on stays as it is, for both.
             let mut written = PageSet::default();
             self.read(vm, &mut written)?;
             written.intersect(pages);
@@ -259,7 +266,8 @@ impl Log {
                     first_page,
                     __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bits },
                 };
-                // SAFETY: KVM reads, and only reads, one bit for each of `num_pages` pages, in whole words, which the span has.
+                // SAFETY: KVM reads, and only reads, one bit for each of `num_pages` pages, in
+                // whole words, which the span has.
                 check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG, &clear) })?;
                 between();
             }
@@ -268,7 +276,8 @@ impl Log {
     }
 }
 
-/// The next words from `from` on that are cleared in one call: they begin and end with words that have bits.
+/// The next words from `from` on that are cleared in one call: they begin and end with words that
+/// have bits.
 fn next_span(words: &[u64], from: usize) -> Option<Range<usize>> {
     let start = from + words.get(from..)?.iter().position(|word| *word != 0)?;
     let mut end = start + 1;

@@ -1,4 +1,5 @@
-//! The event loop of a VM's process, and what ends it from outside: signals, or the loss of its lifeline.
+//! The event loop of a VM's process, and what ends it from outside: signals, or the loss of its
+//! lifeline.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -13,14 +14,16 @@ use super::exit::{Ending, Outcome};
 use os::print::errln;
 use os::signals;
 
-/// What is watched on the main thread. It outlives the VM: signals end the program before one is built, too.
+/// What is watched on the main thread. It outlives the VM: signals end the program before one is
+/// built, too.
 pub struct EventLoop {
     subscribers: EventManager<Box<dyn MutEventSubscriber>>,
     outcome: Outcome,
 }
 
 impl EventLoop {
-    /// A loop that ends at SIGINT, SIGTERM or SIGHUP, where these were not ignored when the program was started, and with `lifeline` when standard input ends.
+    /// A loop that ends at SIGINT, SIGTERM or SIGHUP, where these were not ignored when the program
+    /// was started, and with `lifeline` when standard input ends.
     pub fn new(lifeline: bool) -> Result<Self, VmError> {
         let outcome = Outcome::new().map_err(VmError::host("make an eventfd"))?;
         let mut events = Self { subscribers: EventManager::new()?, outcome: outcome.clone() };

@@ -142,13 +142,15 @@ impl FaultReport {
     }
 }
 
-/// Reads everything worth knowing from a vCPU that stopped with `fault`, and of what was done to its memory.
+/// Reads everything worth knowing from a vCPU that stopped with `fault`, and of what was done to
+/// its memory.
 pub fn describe(vcpu: &mut VcpuFd, fault: Fault, merges: &MergeLog) -> FaultReport {
     let (at, merges) = (Instant::now(), merges.last());
     let (mut suberror, mut instruction) = (None, Vec::new());
     if matches!(fault, Fault::Internal) {
         let run = vcpu.get_kvm_run();
-        // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member of the union.
+        // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member of
+        // the union.
         let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
         suberror = Some(failure.suberror);
         if failure.suberror == EMULATION && failure.ndata >= 3 && failure.flags & 1 != 0 {

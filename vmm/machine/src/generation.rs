@@ -1,7 +1,9 @@
-//! Tells a guest that it is a copy: VMGenID, 128 bits that no other copy has, and VMClock, counters that a program in the guest can map
-//! (Linux' `vmclock-abi.h`). Both are in guest memory, on a page each, found by the ACPI tables; an interrupt says that they changed.
+//! Tells a guest that it is a copy: VMGenID, 128 bits that no other copy has, and VMClock, counters
+//! that a program in the guest can map (Linux' `vmclock-abi.h`). Both are in guest memory, on a
+//! page each, found by the ACPI tables; an interrupt says that they changed.
 //!
-//! The built-in guest reads the former alone, and reads zeros until it is a copy: its pages cost nothing before that.
+//! The built-in guest reads the former alone, and reads zeros until it is a copy: its pages cost
+//! nothing before that.
 
 use std::io;
 
@@ -27,7 +29,8 @@ pub enum GenerationError {
     Interrupt(#[source] kvm_ioctls::Error),
 }
 
-/// Where a memory file, and no guest, has the number that its state file has, too: behind VMGenID, in memory that no guest uses.
+/// Where a memory file, and no guest, has the number that its state file has, too: behind VMGenID,
+/// in memory that no guest uses.
 pub const PAIR: u64 = GENERATION + 16;
 /// The page that it is in.
 pub const PAIR_PAGE: PageNo = PageNo(PAIR / PAGE_BYTES);
@@ -61,8 +64,9 @@ pub fn write(memory: &GuestMemory) -> Result<(), GenerationError> {
     Ok(())
 }
 
-/// Makes a guest that was restored, and whose vCPUs have not run, another copy: what it reads there is new before its first instruction.
-/// The counters are the guest's memory, so they are worth as much as the guest has left there.
+/// Makes a guest that was restored, and whose vCPUs have not run, another copy: what it reads there
+/// is new before its first instruction. The counters are the guest's memory, so they are worth as
+/// much as the guest has left there.
 pub fn renew(vm: &VmFd, memory: &GuestMemory) -> Result<(), GenerationError> {
     memory.write_slice(&random()?, GuestAddress(GENERATION))?;
     let has_clock =

@@ -34,7 +34,8 @@ impl GuestEnd {
         Self(Arc::new(Mutex::new(Asked { events, last_words, outcome })))
     }
 
-    /// Sets the ending that the guest has asked for, if it is not set yet; the event loop does so by itself. True if there was one.
+    /// Sets the ending that the guest has asked for, if it is not set yet; the event loop does so
+    /// by itself. True if there was one.
     pub fn tell(&self) -> bool {
         let asked = os::lock(&self.0);
         // Under one lock: a caller that finds no event here finds the ending set.

@@ -1,4 +1,5 @@
-//! Network interfaces: TAPs of the host's that a guest is on. Taken, or made, before the guest runs.
+//! Network interfaces: TAPs of the host's that a guest is on. Taken, or made, before the guest
+//! runs.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -32,7 +33,8 @@ pub struct Interface {
     /// Its address; None: any that is administered locally.
     #[serde(default)]
     pub mac: Option<Mac>,
-    /// The longest packet that the guest may send; None: 1500, if the guest does not decide otherwise.
+    /// The longest packet that the guest may send; None: 1500, if the guest does not decide
+    /// otherwise.
     #[serde(default)]
     pub mtu: Option<u16>,
     /// What may be sent to it.
@@ -123,7 +125,8 @@ fn any_mac() -> Result<Mac, InterfaceError> {
     Ok(Mac::local(bytes))
 }
 
-/// Reads what `samepage run --net` takes: the name of a TAP, or `auto`, and behind commas `mac=`, `mtu=`, `bridge=`.
+/// Reads what `samepage run --net` takes: the name of a TAP, or `auto`, and behind commas `mac=`,
+/// `mtu=`, `bridge=`.
 impl FromStr for Interface {
     type Err = InterfaceError;
 

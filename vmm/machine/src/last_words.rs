@@ -1,7 +1,8 @@
 //! What a guest's kernel says last on its console: whether it has panicked, and of what.
 //!
-//! A kernel without a driver for the panic port says it here alone, and then resets as it would for a reboot. All of it is the
-//! guest's word: it decides how the guest's end is reported, and nothing else.
+//! A kernel without a driver for the panic port says it here alone, and then resets as it would for
+//! a reboot. All of it is the guest's word: it decides how the guest's end is reported, and nothing
+//! else.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};

@@ -46,7 +46,8 @@ pub enum ListenerError {
 }
 
 impl Listener {
-    /// Makes a non-blocking socket at `path`, which must be free, or a socket without a listener; its mode is up to the umask.
+    /// Makes a non-blocking socket at `path`, which must be free, or a socket without a listener;
+    /// its mode is up to the umask.
     pub fn bind(path: &Path) -> Result<Self, ListenerError> {
         Self::of(path, Mode::RWXU | Mode::RWXG | Mode::RWXO)
     }
@@ -103,7 +104,8 @@ impl Listener {
         }
     }
 
-    /// Looks after the file: if it was removed, the socket is made again. What has come to its place stays.
+    /// Looks after the file: if it was removed, the socket is made again. What has come to its
+    /// place stays.
     pub(super) fn look_after(&mut self, ops: &mut EventOps, clients: u32) {
         self.keeper.iter().for_each(Timer::clear);
         if self.file.state() != State::Gone {

@@ -33,7 +33,8 @@ pub struct Machine {
     pub com1: Arc<Mutex<Serial>>,
     /// The control channel.
     pub com2: Arc<Mutex<Serial>>,
-    /// Readable when the guest asked for power-off, for a reset, or said that its kernel has panicked.
+    /// Readable when the guest asked for power-off, for a reset, or said that its kernel has
+    /// panicked.
     pub asks: [EventFd; 3],
     /// The power button.
     pub power_button: PowerButton,
@@ -113,7 +114,8 @@ impl Machine {
     }
 }
 
-/// One event for each queue of the device at `base`, which both KVM writes, at a driver's notification, and the device itself.
+/// One event for each queue of the device at `base`, which both KVM writes, at a driver's
+/// notification, and the device itself.
 fn kicks(vm: &VmFd, base: u64, transport: &Mutex<MmioTransport>) -> Result<Vec<EventFd>, VmError> {
     let mut transport = os::lock(transport);
     let mut events = Vec::new();

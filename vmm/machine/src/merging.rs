@@ -1,4 +1,5 @@
-//! How a VM takes part in Samepage's own merging: the agent in its process, started by a fleet or not.
+//! How a VM takes part in Samepage's own merging: the agent in its process, started by a fleet or
+//! not.
 
 use std::path::PathBuf;
 
@@ -16,8 +17,9 @@ pub(super) struct Merging {
 }
 
 impl Merging {
-    /// For RAM with everything in it that the VM starts from, which is shared here and now if the matchmaker is there. None if the VM is
-    /// not to be merged; if it cannot be, it runs all the same, and says so.
+    /// For RAM with everything in it that the VM starts from, which is shared here and now if the
+    /// matchmaker is there. None if the VM is not to be merged; if it cannot be, it runs all the
+    /// same, and says so.
     pub(super) fn prepare(config: &VmConfig, ram: &Ram, found: FoundSlabs) -> Option<Self> {
         let socket = config.merge.clone()?;
         let agent = Agent::new(ram, found).inspect_err(|error| not_merged(&config.name, error));

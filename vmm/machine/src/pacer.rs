@@ -1,18 +1,21 @@
-//! The arithmetic of pacing: a token bucket of pages, and from it when a vCPU runs, how long before it looks again, and when it is
-//! held. Plain numbers; the clock, the counting and the timer are [`super::throttle`]'s and [`super::slice`]'s.
+//! The arithmetic of pacing: a token bucket of pages, and from it when a vCPU runs, how long before
+//! it looks again, and when it is held. Plain numbers; the clock, the counting and the timer are
+//! [`super::throttle`]'s and [`super::slice`]'s.
 //!
-//! *The bound.* A vCPU runs a slice at a time, and begins one only while nothing is owed. So what a guest has is never more than
-//! rate x time + [`Pacer::ahead_pages`]: the burst, what each vCPU can touch in the one slice that it had begun before, and what a disk
-//! writes for one request. Slices are cut so short that this is at most a second's worth of the rate, or 1200 pages for each vCPU where
-//! that is more: a slice is never shorter than [`LEAST_SLICE`], and a huge page comes whole.
+//! *The bound.* A vCPU runs a slice at a time, and begins one only while nothing is owed. So what a
+//! guest has is never more than rate x time + [`Pacer::ahead_pages`]: the burst, what each vCPU can
+//! touch in the one slice that it had begun before, and what a disk writes for one request. Slices
+//! are cut so short that this is at most a second's worth of the rate, or 1200 pages for each vCPU
+//! where that is more: a slice is never shorter than [`LEAST_SLICE`], and a huge page comes whole.
 //!
-//! What is owed is paid before the guest runs on, with one exception: after [`HOLD_LIMIT`] it has one slice, for its clock and its
-//! interrupts. So a rate that does not bring in [`HOLD_LIMIT`] what the guest takes in a slice cannot be kept; the guest then has that
-//! slice each time.
+//! What is owed is paid before the guest runs on, with one exception: after [`HOLD_LIMIT`] it has
+//! one slice, for its clock and its interrupts. So a rate that does not bring in [`HOLD_LIMIT`]
+//! what the guest takes in a slice cannot be kept; the guest then has that slice each time.
 
 use std::time::Duration;
 
-/// The longest time without a vCPU running: a quarter of what makes Linux report a processor as stuck.
+/// The longest time without a vCPU running: a quarter of what makes Linux report a processor as
+/// stuck.
 pub const HOLD_LIMIT: Duration = Duration::from_secs(5);
 /// The shortest slice: what cutting it shorter would save goes into looking.
 const LEAST_SLICE: Duration = Duration::from_micros(100);
@@ -68,7 +71,8 @@ impl Pacer {
         self.tokens = self.tokens.min(self.burst());
     }
 
-    /// How long a vCPU runs before it looks: all of them together then touch at most half a second's worth.
+    /// How long a vCPU runs before it looks: all of them together then touch at most half a
+    /// second's worth.
     pub fn slice(&self) -> Duration {
         let micros = self.pages_per_second / 2 / (self.vcpus * FASTEST_PAGES_PER_MICRO);
         Duration::from_micros(micros).clamp(LEAST_SLICE, LONGEST_SLICE)
@@ -88,12 +92,13 @@ impl Pacer {
         self.brings(BURST).max(i128::from(LEAST_BURST_PAGES) * NANOS)
     }
 
-    /// Decides, when `elapsed` has gone by since the last time any vCPU looked and the guest has `grown` by pages since: below zero
-    /// when it has given some back, which pays for others.
+    /// Decides, when `elapsed` has gone by since the last time any vCPU looked and the guest has
+    /// `grown` by pages since: below zero when it has given some back, which pays for others.
     pub fn step(&mut self, elapsed: Duration, grown: i64) -> Next {
         let (burst, most) = (self.burst(), i128::from(self.ahead_pages()) * NANOS);
         let filled = self.tokens.saturating_add(self.brings(elapsed)).min(burst);
-        // More than the guest can have taken is the process's own affair, and the guest does not pay for it.
+        // More than the guest can have taken is the process's own affair, and the guest does not
+        // pay for it.
         self.tokens = filled.saturating_sub(i128::from(grown) * NANOS).clamp(-most, burst);
         if self.tokens >= 0 {
             (self.held, self.breath) = (Duration::ZERO, Duration::ZERO);
@@ -126,8 +131,9 @@ mod tests {
     /// What each vCPU may have ahead, however low the rate.
     const LEAST_AHEAD_PAGES: u64 = LEAST_SLICE.as_micros() as u64 * FASTEST_PAGES_PER_MICRO + HUGE_PAGES;
 
-    /// vCPUs that each look when their slice or hold is over, and take pages as the next of `appetites` says, in each slice. Calls
-    /// `see` for every look: what was decided, the time, the pages so far. Returns time, pages, and the time that the first was held.
+    /// vCPUs that each look when their slice or hold is over, and take pages as the next of
+    /// `appetites` says, in each slice. Calls `see` for every look: what was decided, the time, the
+    /// pages so far. Returns time, pages, and the time that the first was held.
     fn guest(
         pacer: &mut Pacer,
         vcpus: u8,

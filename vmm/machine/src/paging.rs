@@ -1,7 +1,8 @@
 //! How a guest translates its addresses: its page tables, read as its processor would.
 //!
-//! Source: Intel SDM volume 3, chapter 5 (paging), 5.5.4 for the entries; AMD's are the same. What is read is believed no more than a
-//! driver's ring: a table may lie outside RAM, point at itself, or change meanwhile, and each look takes a bounded number of reads.
+//! Source: Intel SDM volume 3, chapter 5 (paging), 5.5.4 for the entries; AMD's are the same. What
+//! is read is believed no more than a driver's ring: a table may lie outside RAM, point at itself,
+//! or change meanwhile, and each look takes a bounded number of reads.
 
 use serde::{Deserialize, Serialize};
 

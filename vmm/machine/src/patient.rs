@@ -1,8 +1,8 @@
 //! Console output to something that may block: a terminal, a pipe.
 //!
-//! vCPUs hold the serial port's lock while they write, and the event loop takes it, so neither may ever wait for
-//! the console's reader. A thread waits instead. A reader that is merely slow slows the guest down, as a
-//! real line would; output for one that does not read at all is lost.
+//! vCPUs hold the serial port's lock while they write, and the event loop takes it, so neither may
+//! ever wait for the console's reader. A thread waits instead. A reader that is merely slow slows
+//! the guest down, as a real line would; output for one that does not read at all is lost.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,8 +20,8 @@ use super::trouble::Trouble;
 const KEPT_BYTES: usize = 64 << 10;
 /// Bytes written at once: a reader that takes as many within [`PATIENCE`] is slow, not stuck.
 const CHUNK_BYTES: usize = 4096;
-/// How long the guest is held up by a reader that takes nothing; then it is not held up again before the reader
-/// takes something.
+/// How long the guest is held up by a reader that takes nothing; then it is not held up again
+/// before the reader takes something.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long the last words may take when the VM has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -96,7 +96,8 @@ impl Shared {
     }
 }
 
-/// Writes all of it, however long that takes. A terminal or pipe may be non-blocking: it is shared with other processes.
+/// Writes all of it, however long that takes. A terminal or pipe may be non-blocking: it is shared
+/// with other processes.
 fn write_all(file: &File, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(file, bytes) {

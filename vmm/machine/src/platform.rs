@@ -1,4 +1,5 @@
-//! The machine a guest sees: where its devices and boot data lie, and on which interrupt each device is.
+//! The machine a guest sees: where its devices and boot data lie, and on which interrupt each
+//! device is.
 
 use memory::layout::HOLE_START;
 

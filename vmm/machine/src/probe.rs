@@ -47,7 +47,8 @@ pub enum Backend {
         /// Nested paging is on.
         npt: bool,
     },
-    /// No processor extension: guest user mode runs natively, guest ring 0 is emulated, shadow paging.
+    /// No processor extension: guest user mode runs natively, guest ring 0 is emulated, shadow
+    /// paging.
     Pvm,
 }
 

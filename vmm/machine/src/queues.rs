@@ -19,8 +19,9 @@ use super::vcpu::Shared;
 pub(super) enum Notified {
     /// The driver, and the device itself when a turn has left something.
     ByDriver(EventFd),
-    /// The host, by what is readable as long as there is something: so it is watched for edges, and read by the device only. An edge
-    /// that finds no driver is made up for when there is one, as then every queue is processed once.
+    /// The host, by what is readable as long as there is something: so it is watched for edges, and
+    /// read by the device only. An edge that finds no driver is made up for when there is one, as
+    /// then every queue is processed once.
     ByHost(OwnedFd),
 }
 
@@ -37,7 +38,8 @@ struct QueueEvent {
 }
 
 impl QueueEvent {
-    /// False if the device is in use for longer than an access takes: a vCPU resets it, and its disk is slow.
+    /// False if the device is in use for longer than an access takes: a vCPU resets it, and its
+    /// disk is slow.
     fn process(&mut self) -> bool {
         let Some(mut transport) = lock_soon(&self.transport) else { return false };
         let progress = match self.notified {
@@ -69,13 +71,15 @@ fn lock_soon<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     None
 }
 
-/// Behind the queues' numbers, and those of the resumption and of the throttle's timer: that of the rate limits' timer.
+/// Behind the queues' numbers, and those of the resumption and of the throttle's timer: that of the
+/// rate limits' timer.
 const REFILLED: u32 = 2;
 /// The least wait for a rate limit: a timer that is set more often costs more than it is worth.
 const LEAST_WAIT: Duration = Duration::from_micros(100);
 
 /// Handles queue notifications on the event loop; holds them back while the VM is paused, so that
-/// devices leave a paused guest's memory alone, and those that take memory while it is held by its throttle.
+/// devices leave a paused guest's memory alone, and those that take memory while it is held by its
+/// throttle.
 #[derive(Default)]
 pub struct Queues {
     all: Vec<QueueEvent>,
@@ -89,7 +93,8 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Watches queue `queue` of a device, which has work when `notified` says so. `takes_memory`: what it does may cost frames.
+    /// Watches queue `queue` of a device, which has work when `notified` says so. `takes_memory`:
+    /// what it does may cost frames.
     pub(super) fn add(
         &mut self,
         notified: Notified,
@@ -101,12 +106,14 @@ impl Queues {
         self.all.push(QueueEvent { notified, transport, queue, takes_memory, missed: false, due: None });
     }
 
-    /// The vCPUs to wake after work on a queue: one that waits in this process does not see the interrupt.
+    /// The vCPUs to wake after work on a queue: one that waits in this process does not see the
+    /// interrupt.
     pub fn wake(&mut self, vcpus: Arc<Shared>) {
         self.vcpus = Some(vcpus);
     }
 
-    /// The switch that holds notifications back, and the event to write after it is off again, or after the throttle's rate is another.
+    /// The switch that holds notifications back, and the event to write after it is off again, or
+    /// after the throttle's rate is another.
     pub fn pausing(&mut self) -> Result<(Arc<AtomicBool>, EventFd), VmError> {
         let resumed = EventFd::new(libc::EFD_NONBLOCK).map_err(VmError::host("make an eventfd"))?;
         self.resumed = Some(resumed.try_clone().map_err(VmError::host("duplicate an eventfd"))?);

@@ -85,8 +85,8 @@ fn set_delivery_mode(lapic: &mut kvm_lapic_state, register: usize, mode: u32) {
     }
 }
 
-/// Points vCPU `number` at the kernel's 64-bit entry. One that is not the first runs then, too, instead
-/// of waiting for its startup interrupt.
+/// Points vCPU `number` at the kernel's 64-bit entry. One that is not the first runs then, too,
+/// instead of waiting for its startup interrupt.
 pub fn enter(vcpu: &VcpuFd, entry: u64, number: u64) -> Result<(), VmError> {
     let mut sregs = vcpu.get_sregs().map_err(VmError::kvm("read the special registers"))?;
     long_mode(&mut sregs);

@@ -1,7 +1,8 @@
 //! A vCPU's `kvm_run` as seen beside its file descriptor: a second mapping of the same page.
 //!
-//! What the descriptor's own mapping is reached by is borrowed anew with every call, so no pointer into it may be kept. This one is
-//! its own, and is mapped for as long as it is referenced, wherever its vCPU's thread has got to.
+//! What the descriptor's own mapping is reached by is borrowed anew with every call, so no pointer
+//! into it may be kept. This one is its own, and is mapped for as long as it is referenced,
+//! wherever its vCPU's thread has got to.
 #![expect(unsafe_code, reason = "reads and writes kvm_run beside the kernel")]
 
 use std::io;
@@ -25,7 +26,8 @@ pub(super) struct RunPage {
     _mapping: Option<KvmRunWrapper>,
 }
 
-// SAFETY: `immediate_exit` is an atomic. `io_size` is read only, by volatile accesses, and written by the kernel alone.
+// SAFETY: `immediate_exit` is an atomic. `io_size` is read only, by volatile accesses, and written
+// by the kernel alone.
 unsafe impl Send for RunPage {}
 // SAFETY: as above.
 unsafe impl Sync for RunPage {}
@@ -48,11 +50,13 @@ impl RunPage {
     }
 
     fn immediate_exit(&self) -> &AtomicU8 {
-        // SAFETY: it is mapped as long as `self`, and the kernel and this process only do single-byte accesses to it.
+        // SAFETY: it is mapped as long as `self`, and the kernel and this process only do
+        // single-byte accesses to it.
         unsafe { self.immediate_exit.as_ref() }
     }
 
-    /// Makes the next (or current, once a signal has interrupted it) KVM_RUN return at once. May be called by a signal handler.
+    /// Makes the next (or current, once a signal has interrupted it) KVM_RUN return at once. May be
+    /// called by a signal handler.
     pub(super) fn interrupt(&self) {
         self.immediate_exit().store(1, Ordering::SeqCst);
     }
@@ -68,8 +72,8 @@ impl RunPage {
         self.immediate_exit().load(Ordering::SeqCst) != 0
     }
 
-    /// Bytes of one access of the port exit that KVM_RUN has just returned on this thread. A string instruction makes many to the
-    /// same port, of which KVM reports as many as it has at once.
+    /// Bytes of one access of the port exit that KVM_RUN has just returned on this thread. A string
+    /// instruction makes many to the same port, of which KVM reports as many as it has at once.
     pub(super) fn operand_bytes(&self) -> usize {
         // SAFETY: it is mapped as long as `self`, and KVM writes it only during KVM_RUN.
         let bytes = unsafe { self.io_size.read_volatile() };
@@ -107,7 +111,8 @@ mod tests {
         assert_eq!(vcpu.get_kvm_run().immediate_exit, 0);
         vcpu.get_kvm_run().__bindgen_anon_1.io.size = 4;
         assert_eq!(page.operand_bytes(), 4);
-        // Interrupting a vCPU that has ended, or whose thread unwinds, writes to memory that is still there.
+        // Interrupting a vCPU that has ended, or whose thread unwinds, writes to memory that is
+        // still there.
         drop((vcpu, vm));
         page.interrupt();
         assert!(page.is_interrupted());

@@ -1,4 +1,5 @@
-//! Ending a guest in good order from outside: it is asked to power off, and its VM is stopped if it does not.
+//! Ending a guest in good order from outside: it is asked to power off, and its VM is stopped if it
+//! does not.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,8 @@ use super::exit::{Ending, Outcome};
 use super::feed::Feed;
 use super::timer::Timer;
 
-/// How often the line is said again: what is said before a guest's driver of the port is up is lost.
+/// How often the line is said again: what is said before a guest's driver of the port is up is
+/// lost.
 const REPEAT: Duration = Duration::from_secs(5);
 
 /// The two ways to ask a guest, and the clock that runs after it.
@@ -57,8 +59,8 @@ impl ShutDown {
         self.button.press()
     }
 
-    /// Presses the power button, sends the guest the line on COM2 if there is one, and gives it `limit`, which is not
-    /// zero, from now on.
+    /// Presses the power button, sends the guest the line on COM2 if there is one, and gives it
+    /// `limit`, which is not zero, from now on.
     pub fn begin(&self, limit: Duration, line: Option<&str>) -> io::Result<()> {
         let asked = Asked { limit, until: Instant::now() + limit, line: line.map(str::to_owned) };
         *os::lock(&self.asked) = Some(asked);

@@ -1,7 +1,9 @@
-//! Slices of time for a vCPU: a timer of its thread that makes KVM_RUN return, whatever other threads have to wait for.
+//! Slices of time for a vCPU: a timer of its thread that makes KVM_RUN return, whatever other
+//! threads have to wait for.
 //!
-//! The kernel sends the thread the signal that interrupts vCPUs. If it comes while the guest runs, KVM_RUN returns; if it comes before,
-//! its handler has set `kvm_run.immediate_exit`, and KVM_RUN returns at once. So no slice is missed.
+//! The kernel sends the thread the signal that interrupts vCPUs. If it comes while the guest runs,
+//! KVM_RUN returns; if it comes before, its handler has set `kvm_run.immediate_exit`, and KVM_RUN
+//! returns at once. So no slice is missed.
 #![expect(
     unsafe_code,
     reason = "makes POSIX timers, and sets kvm_run's immediate_exit from a signal handler"
@@ -20,7 +22,8 @@ use super::run_page::RunPage;
 use super::throttle::Throttle;
 
 thread_local! {
-    /// That of this thread's vCPU; null in other threads. Has no destructor, so that a signal handler can read it at any time.
+    /// That of this thread's vCPU; null in other threads. Has no destructor, so that a signal
+    /// handler can read it at any time.
     static RUN_PAGE: Cell<*const RunPage> = const { Cell::new(ptr::null()) };
 }
 
@@ -28,7 +31,8 @@ thread_local! {
 pub(super) extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let page = RUN_PAGE.get();
     if !page.is_null() {
-        // SAFETY: `Interruptible` has put it there, has a share of it, and takes it away before it gives that up.
+        // SAFETY: `Interruptible` has put it there, has a share of it, and takes it away before it
+        // gives that up.
         unsafe { (*page).interrupt() };
     }
 }
@@ -62,7 +66,8 @@ pub(super) struct Slices {
 }
 
 impl Slices {
-    /// Begins a slice if none runs and `throttle` has a rate. Else it returns how long this vCPU is held.
+    /// Begins a slice if none runs and `throttle` has a rate. Else it returns how long this vCPU is
+    /// held.
     pub(super) fn begin(&mut self, throttle: &Throttle) -> Option<Duration> {
         if self.runs {
             return None;
@@ -120,7 +125,8 @@ impl SliceTimer {
             tv_nsec: libc::c_long::from(slice.subsec_nanos().cast_signed()),
         };
         let time = libc::itimerspec { it_interval: none, it_value: after };
-        // SAFETY: the timer is this value's own, and the pointer is to a value of this frame; the old time is not wanted.
+        // SAFETY: the timer is this value's own, and the pointer is to a value of this frame; the
+        // old time is not wanted.
         match unsafe { libc::timer_settime(self.0, 0, &time, ptr::null_mut()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -20,7 +20,8 @@ pub fn set(vm: &VmFd, ram: &Ram, log_writes: bool) -> Result<(), kvm_ioctls::Err
             userspace_addr: stretch.hva().0,
             flags: if log_writes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         };
-        // SAFETY: the region is of guest RAM, which is not unmapped while there is a handle of it: the VM has one.
+        // SAFETY: the region is of guest RAM, which is not unmapped while there is a handle of it:
+        // the VM has one.
         unsafe { vm.set_user_memory_region(region) }?;
     }
     Ok(())

@@ -26,8 +26,9 @@ pub struct Status {
     /// How its growth is paced.
     #[serde(default)]
     pub throttle: Throttled,
-    /// Pages that are elsewhere in the process just now, to see whether they are touched. They have frames, which `/proc/PID/pagemap` does not
-    /// show where they belong. There are none while it is paused.
+    /// Pages that are elsewhere in the process just now, to see whether they are touched. They have
+    /// frames, which `/proc/PID/pagemap` does not show where they belong. There are none while it
+    /// is paused.
     #[serde(default)]
     pub parked_pages: u64,
     /// Why output of its console, or messages of its process, are lost; None while they are not.

@@ -1,8 +1,9 @@
 //! Drops pages again that are in the balloon and have got frames since.
 //!
-//! A guest that touches what it gave costs the host a frame. So does the host kernel itself: where a whole huge page has
-//! gone into the balloon and one small page of it comes out again, the next touch brings the whole of it back, and
-//! khugepaged fills what is missing around pages that are there.
+//! A guest that touches what it gave costs the host a frame. So does the host kernel itself: where
+//! a whole huge page has gone into the balloon and one small page of it comes out again, the next
+//! touch brings the whole of it back, and khugepaged fills what is missing around pages that are
+//! there.
 
 use std::io;
 use std::ops::Range;
@@ -16,7 +17,8 @@ use super::timer::Timer;
 use memory::ram::Ram;
 use memory::resident::page_count;
 
-/// From one sweep to the next: as often as khugepaged wakes up. A sweep reads 8 bytes for each page of the balloon.
+/// From one sweep to the next: as often as khugepaged wakes up. A sweep reads 8 bytes for each page
+/// of the balloon.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Sweeps `balloon`, whose pages are in `ram`, every [`PERIOD`].

@@ -1,4 +1,5 @@
-//! The terminal: raw while a guest has it, as it was on every way out, and left alone while another job has it.
+//! The terminal: raw while a guest has it, as it was on every way out, and left alone while another
+//! job has it.
 
 use std::io::{self, IsTerminal};
 use std::sync::Mutex;
@@ -15,12 +16,14 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 pub struct Terminal(());
 
 impl Terminal {
-    /// The terminal that standard input is, if it is one. It is not changed yet; a panic of any thread will restore it.
+    /// The terminal that standard input is, if it is one. It is not changed yet; a panic of any
+    /// thread will restore it.
     pub fn of_input() -> Option<Self> {
         if !io::stdin().is_terminal() {
             return None;
         }
-        // Between asking which job has it and using it another may get it: that is an error then, and no stop that only SIGKILL would end.
+        // Between asking which job has it and using it another may get it: that is an error then,
+        // and no stop that only SIGKILL would end.
         signals::ignore_job_control();
         let inner = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -30,7 +33,8 @@ impl Terminal {
         Some(Self(()))
     }
 
-    /// Makes it raw if this process has it, also once more: the shell has put it right while we were stopped. Says which job has it.
+    /// Makes it raw if this process has it, also once more: the shell has put it right while we
+    /// were stopped. Says which job has it.
     pub fn take(&self) -> Holder {
         let holder = holder();
         match holder {
@@ -43,10 +47,12 @@ impl Terminal {
         let now = tcgetattr(io::stdin())?;
         let mut raw = now.clone();
         raw.make_raw();
-        // Output stays as it was, so that the lines of this program and of the guest both begin at the left.
+        // Output stays as it was, so that the lines of this program and of the guest both begin at
+        // the left.
         raw.output_modes = now.output_modes;
         os::lock(&BEFORE).get_or_insert(now);
-        // Now: a terminal whose output is stopped (Control-S) would be waited for, beyond SIGTERM. What was typed ahead is for the guest.
+        // Now: a terminal whose output is stopped (Control-S) would be waited for, beyond SIGTERM.
+        // What was typed ahead is for the guest.
         Ok(tcsetattr(io::stdin(), OptionalActions::Now, &raw)?)
     }
 }

@@ -1,9 +1,11 @@
-//! Holds a guest back that takes frames faster than it may: the growth of this process's anonymous memory is paced, by whatever it
-//! grows, first touches, copies of shared pages, pages read back from swap, or what a disk writes.
+//! Holds a guest back that takes frames faster than it may: the growth of this process's anonymous
+//! memory is paced, by whatever it grows, first touches, copies of shared pages, pages read back
+//! from swap, or what a disk writes.
 //!
-//! No thread watches: one that has to wait for a processor would watch too late, and that is when it matters. Each vCPU looks itself,
-//! before it enters the guest and at the end of each slice of time, which a timer of its own ends ([`super::slice`]); [`super::pacer`] says
-//! how long a slice is and what follows from it. Without a rate there is no timer, and a vCPU reads one number more.
+//! No thread watches: one that has to wait for a processor would watch too late, and that is when
+//! it matters. Each vCPU looks itself, before it enters the guest and at the end of each slice of
+//! time, which a timer of its own ends ([`super::slice`]); [`super::pacer`] says how long a slice
+//! is and what follows from it. Without a rate there is no timer, and a vCPU reads one number more.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +76,8 @@ impl Throttle {
         Self { vcpus, is_on: AtomicBool::new(false), state: Mutex::default() }
     }
 
-    /// Sets the rate, or lifts it. Held vCPUs have to be woken then, and those that run without a slice made to look.
+    /// Sets the rate, or lifts it. Held vCPUs have to be woken then, and those that run without a
+    /// slice made to look.
     pub(super) fn set(&self, pages_per_second: Option<u64>) -> Result<(), ThrottleError> {
         if pages_per_second == Some(0) {
             return Err(ThrottleError::Zero);

@@ -9,7 +9,8 @@ use memory::written::WriteLog;
 
 use crate::dirty::{DirtyLog, Reader};
 
-/// Pages that were written, or given back, since the last snapshot, if that is tracked. Clones are the same.
+/// Pages that were written, or given back, since the last snapshot, if that is tracked. Clones are
+/// the same.
 #[derive(Clone, Default)]
 pub struct Tracking(Option<Arc<Mutex<Changes>>>);
 
@@ -21,7 +22,8 @@ struct Changes {
 }
 
 impl Tracking {
-    /// From now on. Of what `is_loaded` nothing has changed yet; otherwise everything counts as changed.
+    /// From now on. Of what `is_loaded` nothing has changed yet; otherwise everything counts as
+    /// changed.
     pub fn start(log: &DirtyLog, ram: &Ram, is_loaded: bool) -> io::Result<Self> {
         let mut log = log.seen_by(Reader::Snapshots);
         log.start()?;
@@ -33,7 +35,8 @@ impl Tracking {
         Ok(Self(Some(Arc::new(Mutex::new(changes)))))
     }
 
-    /// Pages that have changed since the last snapshot, and whether there is one; None if that is not tracked.
+    /// Pages that have changed since the last snapshot, and whether there is one; None if that is
+    /// not tracked.
     pub fn changed(&self) -> io::Result<Option<(PageSet, bool)>> {
         let Some(changes) = &self.0 else { return Ok(None) };
         let mut changes = os::lock(changes);

@@ -16,7 +16,8 @@ impl Trouble {
         *os::lock(&self.0) = Some(format!("{error}{advice}"));
     }
 
-    /// Why some is lost, of the console's output or of this process's messages, which in a fleet go to the same file.
+    /// Why some is lost, of the console's output or of this process's messages, which in a fleet go
+    /// to the same file.
     pub fn why(&self) -> Option<String> {
         let why = os::lock(&self.0).clone();
         why.or_else(|| print::lost().map(|lost| lost.why))

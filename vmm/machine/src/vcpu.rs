@@ -45,8 +45,8 @@ struct Gate {
     roused: usize,
 }
 
-/// Something that is done to a paused vCPU, by its own thread: KVM takes most calls from no other. It has completed
-/// what it exited for.
+/// Something that is done to a paused vCPU, by its own thread: KVM takes most calls from no other.
+/// It has completed what it exited for.
 pub type Errand = Arc<dyn Fn(usize, &VcpuFd) + Send + Sync>;
 
 /// What a vCPU's thread does next.
@@ -64,7 +64,8 @@ pub struct Shared {
     pub pio: Bus,
     /// Devices in memory.
     pub mmio: Bus,
-    /// Is there console or control input, or a device's interrupt, that the guest has not looked at?
+    /// Is there console or control input, or a device's interrupt, that the guest has not looked
+    /// at?
     pub input_waits: Box<dyn Fn() -> bool + Send + Sync>,
     /// Sets the ending that the guest has asked for, if it is not set yet. Whether there was one.
     pub has_ended: Box<dyn Fn() -> bool + Send + Sync>,
@@ -113,8 +114,9 @@ impl Shared {
         })
     }
 
-    /// Has each of these vCPUs return once from its wait for input. A guest that goes on from elsewhere may have been saved after it
-    /// looked for what is new and before it waits, and nothing else would wake it.
+    /// Has each of these vCPUs return once from its wait for input. A guest that goes on from
+    /// elsewhere may have been saved after it looked for what is new and before it waits, and
+    /// nothing else would wake it.
     pub fn rouse(&self, vcpus: u8) {
         self.gate().roused = vcpus.into();
         self.changed.notify_all();
@@ -135,8 +137,8 @@ impl Shared {
         os::lock(&self.gate)
     }
 
-    /// Waits while the VM is paused, or held by its throttle, and begins the vCPU's slice if it needs one. Comes back meanwhile with
-    /// an errand that is not the one it has `done`.
+    /// Waits while the VM is paused, or held by its throttle, and begins the vCPU's slice if it
+    /// needs one. Comes back meanwhile with an errand that is not the one it has `done`.
     fn next(&self, slices: &mut Slices, done: u64) -> Next {
         let (mut gate, mut still) = (self.gate(), false);
         let errand = loop {
@@ -178,7 +180,8 @@ impl Shared {
         gate.errands
     }
 
-    /// Parks a vCPU until input waits, the time is over (`u32::MAX`: never), or the VM is to stop or pause.
+    /// Parks a vCPU until input waits, the time is over (`u32::MAX`: never), or the VM is to stop
+    /// or pause.
     fn idle(&self, ms: u32) {
         let until = (ms != u32::MAX).then(|| Instant::now() + Duration::from_millis(ms.into()));
         let mut gate = self.gate();
@@ -205,7 +208,8 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU. A VM that has a ring has it with its first one, which alone writes to its ports.
+    /// Starts a thread for each vCPU. A VM that has a ring has it with its first one, which alone
+    /// writes to its ports.
     pub(super) fn start(
         shared: Arc<Shared>,
         vcpus: Vec<VcpuFd>,
@@ -255,7 +259,8 @@ impl Vcpus {
         true
     }
 
-    /// Has every vCPU do `errand` where it stands: they are paused. True when all have, false if one did not within the limit, or has ended.
+    /// Has every vCPU do `errand` where it stands: they are paused. True when all have, false if
+    /// one did not within the limit, or has ended.
     pub fn send(&self, errand: Errand) -> bool {
         let mut gate = self.shared.gate();
         (gate.errand, gate.errands, gate.done) = (Some(errand), gate.errands + 1, 0);
@@ -338,7 +343,8 @@ fn run_until_end(
     shared: &Shared,
 ) -> Option<Ending> {
     let mut slices = Slices::default();
-    // Whether KVM may have to be entered once more to complete what it exited for; and the last errand.
+    // Whether KVM may have to be entered once more to complete what it exited for; and the last
+    // errand.
     let (mut is_half_done, mut errand_done) = (false, 0);
     loop {
         match shared.next(&mut slices, errand_done) {
@@ -385,7 +391,8 @@ fn run_until_end(
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
                 return Some(fault(vcpu, shared, Fault::GuestCrash));
             }
-            // A kernel that has asked for a reset does not wait long for it before it tries a triple fault.
+            // A kernel that has asked for a reset does not wait long for it before it tries a
+            // triple fault.
             Ok(VcpuExit::Shutdown) if (shared.has_ended)() => return None,
             Ok(VcpuExit::Shutdown) => return Some(fault(vcpu, shared, Fault::Triple)),
             Ok(VcpuExit::FailEntry(reason, _)) => return Some(fault(vcpu, shared, Fault::Entry { reason })),

@@ -1,4 +1,5 @@
-//! What a guest's addresses mean: asked of a vCPU that stands still for that, while the others do, too.
+//! What a guest's addresses mean: asked of a vCPU that stands still for that, while the others do,
+//! too.
 
 use std::sync::{Arc, Mutex};
 
@@ -32,7 +33,8 @@ pub enum WalkError {
 pub struct Tables {
     /// The vCPU whose rules hold, and whose tables are meant if no others are.
     pub vcpu: u8,
-    /// The guest-physical address of a topmost table, as another process of the guest's has it in CR3.
+    /// The guest-physical address of a topmost table, as another process of the guest's has it in
+    /// CR3.
     pub root: Option<u64>,
 }
 

@@ -1,7 +1,9 @@
-//! How much of its memory a guest uses: estimated from a random sample of pages, as Waldspurger's "Memory Resource Management in VMware
-//! ESX Server" (OSDI 2002) has it. In each period some pages are parked ([`memory::parker`]), and those that are touched counted.
+//! How much of its memory a guest uses: estimated from a random sample of pages, as Waldspurger's
+//! "Memory Resource Management in VMware ESX Server" (OSDI 2002) has it. In each period some pages
+//! are parked ([`memory::parker`]), and those that are touched counted.
 //!
-//! Every touch counts: a vCPU's, a device's, and also the merging agent's when it hashes a page that was written.
+//! Every touch counts: a vCPU's, a device's, and also the merging agent's when it hashes a page
+//! that was written.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -18,7 +20,8 @@ use memory::parking::Parked;
 use memory::ram::Ram;
 use splitmix::SplitMix64;
 
-/// The most pages of a sample: each costs up to three mappings while it is parked, of which the rest of the process leaves 8192.
+/// The most pages of a sample: each costs up to three mappings while it is parked, of which the
+/// rest of the process leaves 8192.
 pub const MAX_SAMPLES: u64 = 2000;
 /// Quantile of the normal distribution for 95 %.
 const Z: f64 = 1.959_964;
@@ -78,7 +81,8 @@ pub struct WorkingSet {
     pub estimated_pages: u64,
     /// Half the width of the 95 % confidence interval.
     pub error_pages: u64,
-    /// Pages that may have been written since the log of writes was last cleared, if that is on: it is for an engine that merges.
+    /// Pages that may have been written since the log of writes was last cleared, if that is on: it
+    /// is for an engine that merges.
     pub written_pages: Option<u64>,
 }
 
@@ -99,7 +103,8 @@ impl WorkingSet {
 
     fn of(periods: u64, sampling: Sampling, population: Population, chosen: u64, parked: Parked) -> Self {
         let samples = parked.touched + parked.idle;
-        // Those that could not be parked, being shared by the kernel's merging or gone, are no part of what is spoken of.
+        // Those that could not be parked, being shared by the kernel's merging or gone, are no part
+        // of what is spoken of.
         let watched = samples + parked.withdrawn;
         let sampled_pages = (population.pages as f64 * watched as f64 / chosen.max(1) as f64).round() as u64;
         let sampled_pages = sampled_pages.min(population.pages);
@@ -123,7 +128,8 @@ impl WorkingSet {
 pub(super) struct Sampler(Arc<Mutex<Result<WorkingSet, WorkingSetError>>>);
 
 impl Sampler {
-    /// Samples `ram` from now on, on a thread of its own, for as long as this process lives; or, without `sampling`, not.
+    /// Samples `ram` from now on, on a thread of its own, for as long as this process lives; or,
+    /// without `sampling`, not.
     pub(super) fn start(ram: &Ram, sampling: Option<Sampling>) -> Self {
         let known = |known| Self(Arc::new(Mutex::new(Err(known))));
         let Some(sampling) = sampling else { return known(WorkingSetError::Off) };
@@ -185,7 +191,8 @@ impl Sampler {
 /// `count` different numbers below `end`, ascending; all of them where there are no more.
 fn ranks(numbers: &mut SplitMix64, count: u64, end: u64) -> Vec<u64> {
     let mut ranks = std::collections::BTreeSet::new();
-    // Floyd's way: each of the last `count` numbers stands for itself where a random one is taken already.
+    // Floyd's way: each of the last `count` numbers stands for itself where a random one is taken
+    // already.
     for last in end.saturating_sub(count)..end {
         let drawn = numbers.below(last + 1);
         if !ranks.insert(drawn) {
@@ -214,7 +221,8 @@ mod tests {
             let touched = touched % (samples + 1);
             let (pages, error) = WorkingSet::estimate(samples, touched, all);
             prop_assert!(pages <= all);
-            // However many are touched, something is known: less than all, and never nothing at all.
+            // However many are touched, something is known: less than all, and never nothing at
+            // all.
             prop_assert!(error <= all);
             prop_assert!(all < 10_000 || error > 0);
         }
@@ -226,7 +234,8 @@ mod tests {
         }
     }
 
-    /// Draws samples of a population of which a part is used, and counts how often the truth is within the error.
+    /// Draws samples of a population of which a part is used, and counts how often the truth is
+    /// within the error.
     fn right_of_100(random: &mut SplitMix64, all: u64, used: u64, samples: u64) -> u64 {
         (0..100)
             .filter(|_| {

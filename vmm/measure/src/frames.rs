@@ -58,7 +58,8 @@ pub struct Pages {
     pub total: u64,
     /// Never touched, or given back.
     pub absent: u64,
-    /// Of an image, and not touched yet: they lie in mappings of slabs and have no entry in the page table.
+    /// Of an image, and not touched yet: they lie in mappings of slabs and have no entry in the
+    /// page table.
     #[serde(default, skip_serializing_if = "is_none")]
     pub image: u64,
     /// Mapping the kernel's zero frame.

@@ -1,4 +1,5 @@
-//! Which pages were given back: no write log has them, and a copy that was made before holds what they were.
+//! Which pages were given back: no write log has them, and a copy that was made before holds what
+//! they were.
 
 use std::sync::{Arc, Mutex};
 

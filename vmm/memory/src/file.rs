@@ -10,9 +10,10 @@ use vm_memory::{FileOffset, ReadVolatile, VolatileSlice};
 
 use super::page::to_usize;
 
-/// All bytes of a file, mapped privately and for reading only; they are copied out and never referred to, for another process that writes
-/// to the file may change them meanwhile. To be used at once and dropped: should the file be truncated, the kernel ends this process
-/// (SIGBUS), which is one VM's that was just being started.
+/// All bytes of a file, mapped privately and for reading only; they are copied out and never
+/// referred to, for another process that writes to the file may change them meanwhile. To be used
+/// at once and dropped: should the file be truncated, the kernel ends this process (SIGBUS), which
+/// is one VM's that was just being started.
 #[derive(Debug)]
 pub struct MappedFile {
     region: MmapRegion<()>,

@@ -1,8 +1,9 @@
-//! Guest RAM as a flat file, as Firecracker has it: its pages one after the other in guest-physical order, without the hole, and as
-//! long as RAM is. What is not in the file (a hole) reads as zeros.
+//! Guest RAM as a flat file, as Firecracker has it: its pages one after the other in guest-physical
+//! order, without the hole, and as long as RAM is. What is not in the file (a hole) reads as zeros.
 //!
-//! Loading here copies: a process that has the file open cannot change a running guest's memory, and cutting the file short is no SIGBUS. See
-//! [`super::mapped_file`] for where that is not needed.
+//! Loading here copies: a process that has the file open cannot change a running guest's memory,
+//! and cutting the file short is no SIGBUS. See [`super::mapped_file`] for where that is not
+//! needed.
 
 use std::fs::File;
 use std::io;
@@ -59,8 +60,8 @@ impl FlatError {
 }
 
 impl Ram {
-    /// Writes those of `pages` to `file`, each at its place. No vCPU runs and no device works meanwhile; what merges, parks or gives back
-    /// waits. Returns how many pages were written.
+    /// Writes those of `pages` to `file`, each at its place. No vCPU runs and no device works
+    /// meanwhile; what merges, parks or gives back waits. Returns how many pages were written.
     pub fn save_flat(&self, file: &File, pages: &PageSet, zeros: Zeros) -> Result<u64, FlatError> {
         let mut placement = self.placement();
         for stretch in self.stretches() {
@@ -87,7 +88,8 @@ impl Ram {
 
     /// Pages that may be other than zeros.
     fn filled(&self) -> io::Result<PageSet> {
-        // What another process fills, or is a file's, is not there before it is touched; of other backings the page table does not tell.
+        // What another process fills, or is a file's, is not there before it is touched; of other
+        // backings the page table does not tell.
         if self.is_filled_by_handler() || self.maps_file() || self.backing() != Backing::Anonymous {
             return Ok(PageSet::all(self.pages().pages()));
         }
@@ -108,11 +110,12 @@ impl Ram {
         if found == expected { Ok(()) } else { Err(FlatError::Length { found, expected }) }
     }
 
-    /// Fills RAM, to which nothing was written yet, from `file`. Pages of zeros are left untouched, and cost no frame. Returns how many
-    /// pages were filled.
+    /// Fills RAM, to which nothing was written yet, from `file`. Pages of zeros are left untouched,
+    /// and cost no frame. Returns how many pages were filled.
     ///
     /// # Errors
-    /// The file is of another length, or cannot be read. Then some pages may be filled: the memory is of no use.
+    /// The file is of another length, or cannot be read. Then some pages may be filled: the memory
+    /// is of no use.
     pub fn load_flat(&self, file: &File) -> Result<u64, FlatError> {
         self.check_length(file)?;
         let (mut buffer, mut filled, mut at) = (PageBuffer::new(to_usize(PIECE_PAGES)), 0, PageNo(0));
@@ -145,7 +148,8 @@ impl Ram {
     }
 }
 
-/// Makes `to`, an empty file, what `from` is, of `bytes` bytes: by reference where the file system can.
+/// Makes `to`, an empty file, what `from` is, of `bytes` bytes: by reference where the file system
+/// can.
 pub fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());

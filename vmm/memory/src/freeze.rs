@@ -1,9 +1,10 @@
-//! Freezing a run of pages: until it is thawed, a vCPU, a thread of ours, or the kernel on behalf of either that writes
-//! to it sleeps.
+//! Freezing a run of pages: until it is thawed, a vCPU, a thread of ours, or the kernel on behalf
+//! of either that writes to it sleeps.
 //!
-//! By userfaultfd's write protection, registered for the run just in time (all of RAM registered from the start would cost
-//! fault-around and forbid large folios). The descriptor's messages are never read: sleepers are woken by address. I/O
-//! that has pinned a page before still writes to it, see [`super::in_flight`].
+//! By userfaultfd's write protection, registered for the run just in time (all of RAM registered
+//! from the start would cost fault-around and forbid large folios). The descriptor's messages are
+//! never read: sleepers are woken by address. I/O that has pinned a page before still writes to it,
+//! see [`super::in_flight`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -48,8 +49,8 @@ pub(super) struct Frozen<'a> {
 }
 
 impl Frozen<'_> {
-    /// Says that something else is mapped over the whole run now, which has dropped the registration with the old mapping.
-    /// Sleepers go on and find the new one.
+    /// Says that something else is mapped over the whole run now, which has dropped the
+    /// registration with the old mapping. Sleepers go on and find the new one.
     pub(super) fn replaced(mut self) {
         self.registered = false;
     }
@@ -58,8 +59,8 @@ impl Frozen<'_> {
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         let range = UffdRange::of(self.run);
-        // In this order: unregistering takes the protection away and wakes no sleeper; one that is woken before faults
-        // and sleeps again.
+        // In this order: unregistering takes the protection away and wakes no sleeper; one that is
+        // woken before faults and sleeps again.
         let thawed = self.freezer.descriptor().and_then(|descriptor| {
             if self.registered {
                 uffd::unregister(descriptor, range)?;

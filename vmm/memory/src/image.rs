@@ -1,14 +1,18 @@
-//! A VM's memory as pages of sealed slabs: captured from a paused VM, and mapped under one that has not run yet.
+//! A VM's memory as pages of sealed slabs: captured from a paused VM, and mapped under one that has
+//! not run yet.
 //!
-//! What is taken are *runs*: adjacent pages of guest RAM that are adjacent pages of a slab. Pages that are in slabs already are referenced
-//! where they lie; other pages are copied once, in guest order; zeros and absent pages are in no run, and read as zeros in the copy.
-//! Gaps of a few zeros are bridged: written once per image, they save two mappings in each copy.
+//! What is taken are *runs*: adjacent pages of guest RAM that are adjacent pages of a slab. Pages
+//! that are in slabs already are referenced where they lie; other pages are copied once, in guest
+//! order; zeros and absent pages are in no run, and read as zeros in the copy. Gaps of a few zeros
+//! are bridged: written once per image, they save two mappings in each copy.
 //!
-//! Most of it is copied while the guest runs ([`Ram::copy_ahead`]). What it has written since a log of writes tells ([`Ram::capture_written`]); where there
-//! is none it is seen by comparing ([`Ram::capture`]): of the time for which a guest is paused most is otherwise the frames of the copies.
+//! Most of it is copied while the guest runs ([`Ram::copy_ahead`]). What it has written since a log
+//! of writes tells ([`Ram::capture_written`]); where there is none it is seen by comparing
+//! ([`Ram::capture`]): of the time for which a guest is paused most is otherwise the frames of the
+//! copies.
 //!
-//! RAM that is mapped so is private anonymous memory with mappings of slabs over it, as merging leaves it: giving back, parking, merging and
-//! pushing out know no other case.
+//! RAM that is mapped so is private anonymous memory with mappings of slabs over it, as merging
+//! leaves it: giving back, parking, merging and pushing out know no other case.
 
 mod ahead;
 mod pieces;
@@ -34,7 +38,8 @@ use super::{PAGE, PAGE_BYTES, PageNo, PageRange, SlabPage};
 
 /// Pages of a slab of an image.
 pub const SLAB_PAGES: u64 = 2048;
-/// The shortest run of pages in another's slab that is referenced and not copied: each costs two mappings.
+/// The shortest run of pages in another's slab that is referenced and not copied: each costs two
+/// mappings.
 const LEAST_REFERENCED: u64 = 16;
 /// Pages of which the page table is read at a time, with merging, parking and giving back held off.
 const LOOK_PAGES: u64 = 1 << 16;
@@ -44,7 +49,8 @@ const RUNS_PER_GAP: usize = 512;
 /// The most runs: each may be two mappings, of which a process has vm.max_map_count (65,530).
 pub const MAX_RUNS: usize = 1 << 14;
 
-/// The most pages of slabs that a capture of `ram_pages` may fill: each page once, and the room that is left over in the last slab.
+/// The most pages of slabs that a capture of `ram_pages` may fill: each page once, and the room
+/// that is left over in the last slab.
 pub const fn most_pages(ram_pages: u64) -> u64 {
     ram_pages + SLAB_PAGES
 }
@@ -57,8 +63,9 @@ pub trait Slabs {
     /// It is filled and sealed. Its number in the image.
     fn filled(&mut self, slab: &Slab) -> io::Result<u32>;
 
-    /// The number in the image of the slab that has this file, and its pages; None if it cannot be had, or is not worth it for the `used`
-    /// pages that the memory has of it: they are to be copied.
+    /// The number in the image of the slab that has this file, and its pages; None if it cannot be
+    /// had, or is not worth it for the `used` pages that the memory has of it: they are to be
+    /// copied.
     fn known(&mut self, inode: u64, used: u64) -> io::Result<Option<(u32, u64)>>;
 }
 
@@ -109,8 +116,9 @@ impl ImageError {
 }
 
 impl Ram {
-    /// Takes what is in it, as far as it is not what was copied `ahead` into the same `slabs`: all is read, and compared. No vCPU runs and no
-    /// device works meanwhile; merging, parking and giving back wait.
+    /// Takes what is in it, as far as it is not what was copied `ahead` into the same `slabs`: all
+    /// is read, and compared. No vCPU runs and no device works meanwhile; merging, parking and
+    /// giving back wait.
     pub fn capture(&self, slabs: &mut dyn Slabs, ahead: &Ahead) -> Result<Taken, ImageError> {
         self.check_backing()?;
         let mut placement = self.placement();
@@ -122,8 +130,8 @@ impl Ram {
         Ok(self.take(slabs, ahead, pieces, None)?.0)
     }
 
-    /// The same, of memory in which nothing but `written` has changed since it was copied `ahead`: nothing else is looked at, not even in the page
-    /// table. Nothing was given back in between.
+    /// The same, of memory in which nothing but `written` has changed since it was copied `ahead`:
+    /// nothing else is looked at, not even in the page table. Nothing was given back in between.
     ///
     /// # Errors
     /// As those of [`Self::capture`]; [`ImageError::Runs`] also where that would do with fewer.
@@ -146,8 +154,8 @@ impl Ram {
         if taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(taken) }
     }
 
-    /// Copies what is in it, while the guest may run and write. Nothing waits for long: what merging, parking and giving back change meanwhile is
-    /// copied as it was, or as it is.
+    /// Copies what is in it, while the guest may run and write. Nothing waits for long: what
+    /// merging, parking and giving back change meanwhile is copied as it was, or as it is.
     pub fn copy_ahead(&self, slabs: &mut dyn Slabs) -> Result<Ahead, ImageError> {
         self.check_backing()?;
         let mut pieces = Vec::new();
@@ -186,8 +194,8 @@ impl Ram {
         pieces
     }
 
-    /// What was taken, and the slabs that were made for it. Pages in none of the `pieces` are zeros, or, where only those `looked_at` are in
-    /// some, unknown.
+    /// What was taken, and the slabs that were made for it. Pages in none of the `pieces` are
+    /// zeros, or, where only those `looked_at` are in some, unknown.
     fn take(
         &self,
         slabs: &mut dyn Slabs,
@@ -216,10 +224,12 @@ impl Ram {
         writer.finish()
     }
 
-    /// Has it hold what `runs` say, of `slabs`. Nothing has been written to it yet, nothing runs on it, and nothing has its pages pinned.
+    /// Has it hold what `runs` say, of `slabs`. Nothing has been written to it yet, nothing runs on
+    /// it, and nothing has its pages pinned.
     ///
     /// # Errors
-    /// A run is not possible, or the kernel refused. Then some runs may be mapped: the memory is of no use.
+    /// A run is not possible, or the kernel refused. Then some runs may be mapped: the memory is of
+    /// no use.
     pub fn map_image(&self, runs: &[ImageRun], slabs: &[Slab]) -> Result<(), ImageError> {
         if self.backing() != Backing::Anonymous {
             return Err(ImageError::Backing(self.backing()));
@@ -324,7 +334,8 @@ impl Writer<'_> {
     /// Whether these pages are in a copy that was made ahead, which then is theirs.
     fn reuse(&mut self, piece: PageRange, bytes: &[u8]) -> bool {
         let runs = &mut self.taken.runs;
-        // A guest that has written here and there has many pieces; it is copied anew before they are too many.
+        // A guest that has written here and there has many pieces; it is copied anew before they
+        // are too many.
         let place = if runs.len() < MAX_RUNS / 2 { self.ahead.place(piece, bytes) } else { None };
         let Some((slab, slab_page)) = place else { return false };
         // What comes behind it does not go on where the last copy ended.
@@ -386,7 +397,8 @@ impl Writer<'_> {
         if self.taken.runs.len() > MAX_RUNS { Err(ImageError::Runs) } else { Ok(()) }
     }
 
-    /// Writes the zeros between the last page that was copied and `page`, if these are few and were looked at.
+    /// Writes the zeros between the last page that was copied and `page`, if these are few and were
+    /// looked at.
     fn bridge(&mut self, page: PageNo) -> Result<(), ImageError> {
         let most = GAP_PAGES.1.min(GAP_PAGES.0 << (self.taken.runs.len() / RUNS_PER_GAP).min(10));
         let Some(filling) = &mut self.draft else { return Ok(()) };

@@ -1,8 +1,9 @@
 //! Pages that a device is about to have written behind the processor's back.
 //!
-//! I/O that has pinned a page before it is frozen (O_DIRECT, io_uring with registered buffers, vhost) writes to the old
-//! frame once it is replaced, and the write is lost. So a device marks the range first, pins it then, and unmarks it when
-//! the write is done; and the merge step looks at the marks after it has frozen a run and before it compares.
+//! I/O that has pinned a page before it is frozen (O_DIRECT, io_uring with registered buffers,
+//! vhost) writes to the old frame once it is replaced, and the write is lost. So a device marks the
+//! range first, pins it then, and unmarks it when the write is done; and the merge step looks at
+//! the marks after it has frozen a run and before it compares.
 
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -24,8 +25,8 @@ impl InFlight {
         Self { blocks: (0..blocks).map(|_| AtomicU32::new(0)).collect() }
     }
 
-    /// Marks pages until what it returns is dropped. Take it before the system call that pins them, and keep it until the
-    /// last write is done. Pages outside are not there to be pinned.
+    /// Marks pages until what it returns is dropped. Take it before the system call that pins them,
+    /// and keep it until the last write is done. Pages outside are not there to be pinned.
     #[must_use = "the mark is gone at once"]
     pub fn mark(&self, pages: PageRange) -> Mark<'_> {
         let mark = Mark { blocks: self.blocks(pages) };
@@ -35,9 +36,11 @@ impl InFlight {
         mark
     }
 
-    /// Whether any of `pages` may be marked. True too where only a neighbour is: a run that is refused is tried again.
+    /// Whether any of `pages` may be marked. True too where only a neighbour is: a run that is
+    /// refused is tried again.
     pub fn any(&self, pages: PageRange) -> bool {
-        // Pairs with the marker's: either we see the mark, or it pins the page after we froze it, which waits.
+        // Pairs with the marker's: either we see the mark, or it pins the page after we froze it,
+        // which waits.
         fence(Ordering::SeqCst);
         self.blocks(pages).iter().any(|block| block.load(Ordering::SeqCst) > 0)
     }

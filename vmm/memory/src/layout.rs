@@ -1,5 +1,5 @@
-//! Where guest RAM lies in guest-physical space: up to 3 GiB from address 0, the rest from 4 GiB on,
-//! with the hole for devices between them.
+//! Where guest RAM lies in guest-physical space: up to 3 GiB from address 0, the rest from 4 GiB
+//! on, with the hole for devices between them.
 
 /// First guest-physical address of the device hole.
 pub const HOLE_START: u64 = 3 << 30;

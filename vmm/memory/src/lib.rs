@@ -1,12 +1,13 @@
 //! Guest RAM and everything that maps, advises or reads it.
 //!
-//! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this crate, and with them the host side's unsafe
-//! code. It must not know KVM, a device model, a fleet or why pages are merged: its callers say what to do to which pages, and it
-//! checks that this is safe.
+//! Every mmap, madvise, fallocate and userfaultfd call on guest RAM is in this crate, and with them
+//! the host side's unsafe code. It must not know KVM, a device model, a fleet or why pages are
+//! merged: its callers say what to do to which pages, and it checks that this is safe.
 //!
-//! Begin with [`ram`] (how RAM is mapped, and its lock), then [`replace`] (the only way in which a page is replaced:
-//! freeze, compare, map, wake), [`slab`] (sealed memfds), `reclaim` (giving back) and [`parking`] (sampling what is used).
-//! [`remote`] and [`scan`] look into other processes; what the kernel shows of them is read by `kernel_view`.
+//! Begin with [`ram`] (how RAM is mapped, and its lock), then [`replace`] (the only way in which a
+//! page is replaced: freeze, compare, map, wake), [`slab`] (sealed memfds), `reclaim` (giving back)
+//! and [`parking`] (sampling what is used). [`remote`] and [`scan`] look into other processes; what
+//! the kernel shows of them is read by `kernel_view`.
 
 // A page or an address that is cut short is another one. Tests count small numbers.
 #![cfg_attr(

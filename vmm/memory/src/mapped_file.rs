@@ -1,8 +1,10 @@
-//! Guest RAM that lies in a flat file (see [`super::flat`]): a private mapping of it, read when it is touched. VMs that go on from one file have the
-//! frames of the page cache in common until they write, and starting one takes no time for its size.
+//! Guest RAM that lies in a flat file (see [`super::flat`]): a private mapping of it, read when it
+//! is touched. VMs that go on from one file have the frames of the page cache in common until they
+//! write, and starting one takes no time for its size.
 //!
-//! What another process writes to the file would show in the guest, and cutting it short would end the VM: so it is mapped under a lease, and
-//! before that is given up [`Ram::leave_file`] copies what still lies there.
+//! What another process writes to the file would show in the guest, and cutting it short would end
+//! the VM: so it is mapped under a lease, and before that is given up [`Ram::leave_file`] copies
+//! what still lies there.
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -13,16 +15,19 @@ use super::page_set::PageSet;
 use super::ram::Ram;
 use super::{PageNo, PageRange};
 
-/// Holes of at most this many pages are mapped with what is around them; larger ones, too, if there are too many pieces.
+/// Holes of at most this many pages are mapped with what is around them; larger ones, too, if there
+/// are too many pieces.
 const GAP_PAGES: u64 = 16;
 /// Pages copied at a time.
 const PIECE_PAGES: u64 = 2048;
 
 impl Ram {
-    /// Has RAM, to which nothing was written yet, hold what `file` does. Returns how many pages of it are mapped.
+    /// Has RAM, to which nothing was written yet, hold what `file` does. Returns how many pages of
+    /// it are mapped.
     ///
     /// # Errors
-    /// The file is of another length, or cannot be mapped. Then a part may be: the memory is of no use.
+    /// The file is of another length, or cannot be mapped. Then a part may be: the memory is of no
+    /// use.
     pub fn map_flat(&self, file: &File) -> Result<u64, FlatError> {
         self.check_length(file)?;
         let pieces = pieces(file, self.pages().end())?;
@@ -46,7 +51,8 @@ impl Ram {
     /// Has it hold what it does, in memory of its own. No vCPU runs and no device works meanwhile.
     ///
     /// # Errors
-    /// There is no memory. What was not copied is in the file as before, but for the piece at which it failed.
+    /// There is no memory. What was not copied is in the file as before, but for the piece at which
+    /// it failed.
     pub fn leave_file(&self) -> Result<(), FlatError> {
         let mut placement = self.placement();
         let pieces: Vec<PageRange> = placement.slab_pages.runs_of(self.pages(), PIECE_PAGES).collect();

@@ -68,7 +68,8 @@ impl Maps {
     }
 }
 
-/// What a mapping is, if it is of a slab: whatever its name, a file that is mapped further on than any slab reaches is none.
+/// What a mapping is, if it is of a slab: whatever its name, a file that is mapped further on than
+/// any slab reaches is none.
 fn slab_mapping(mapping: &Mapping<'_>) -> Option<SlabMapping> {
     if !mapping.name.contains(SLAB_NAME) {
         return None;

@@ -1,7 +1,9 @@
-//! The last pages of a VM that were replaced by others: what is shown when its guest ends unexpectedly.
+//! The last pages of a VM that were replaced by others: what is shown when its guest ends
+//! unexpectedly.
 //!
-//! A wrong merge shows only when the guest trips over it, so a report of a crash has what was done to its memory just
-//! before. Written after a step, never within one: the guest may be asleep there.
+//! A wrong merge shows only when the guest trips over it, so a report of a crash has what was done
+//! to its memory just before. Written after a step, never within one: the guest may be asleep
+//! there.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! Where on a NUMA host a VM's memory comes from, and where it runs.
 //!
-//! By the policy of the whole process (set_mempolicy) and not by mbind of guest RAM: ranges that were discarded or
-//! merged are mapped anew and would lose theirs, and no neighbours of another policy join into one mapping.
+//! By the policy of the whole process (set_mempolicy) and not by mbind of guest RAM: ranges that
+//! were discarded or merged are mapped anew and would lose theirs, and no neighbours of another
+//! policy join into one mapping.
 #![expect(unsafe_code, reason = "no crate of ours has set_mempolicy")]
 
 use std::fmt;
@@ -96,8 +97,8 @@ impl Placement {
         }
     }
 
-    /// Has the calling thread, and all that it starts from now on, take memory from the node and run on its processors. A node
-    /// that is memory alone leaves them where they run.
+    /// Has the calling thread, and all that it starts from now on, take memory from the node and
+    /// run on its processors. A node that is memory alone leaves them where they run.
     ///
     /// # Errors
     /// This host has no such node, or the kernel refuses it.
@@ -112,7 +113,8 @@ impl Placement {
             Policy::Bind => MPOL_BIND,
             Policy::Prefer => MPOL_PREFERRED,
         };
-        // SAFETY: the kernel reads so many bits of the mask, which is ours and that long; no memory of ours is changed.
+        // SAFETY: the kernel reads so many bits of the mask, which is ours and that long; no memory
+        // of ours is changed.
         let done = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), MAX_NODES) };
         if done != 0 {
             return Err(NumaError::Refused { node, source: io::Error::last_os_error() });

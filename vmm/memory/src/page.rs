@@ -1,8 +1,8 @@
 //! Addresses and pages of guest RAM, each a type of its own.
 //!
-//! [`Gpa`] is where the guest has a byte, [`Hva`] where a process of the host has it. [`PageNo`] counts the pages of one guest's RAM,
-//! in guest-physical order without the hole; it is the name that a page has from the log of writes to its merge. [`SlabPage`] counts the
-//! pages of one slab.
+//! [`Gpa`] is where the guest has a byte, [`Hva`] where a process of the host has it. [`PageNo`]
+//! counts the pages of one guest's RAM, in guest-physical order without the hole; it is the name
+//! that a page has from the log of writes to its merge. [`SlabPage`] counts the pages of one slab.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -32,7 +32,8 @@ impl SlabPage {
 impl Add<u64> for SlabPage {
     type Output = Self;
 
-    /// The page `pages` further on. Slabs are too small for it to overflow: see [`MAX_SLAB_PAGES`](crate::slab::MAX_SLAB_PAGES).
+    /// The page `pages` further on. Slabs are too small for it to overflow: see
+    /// [`MAX_SLAB_PAGES`](crate::slab::MAX_SLAB_PAGES).
     fn add(self, pages: u64) -> Self {
         Self::at(u64::from(self.0).saturating_add(pages))
     }
@@ -89,8 +90,8 @@ impl fmt::Display for PageNo {
     }
 }
 
-/// Adjacent pages of one guest's RAM. Whether there are such is for [`Ram::range`](crate::ram::Ram::range) to say; but where the last one
-/// ends can always be said.
+/// Adjacent pages of one guest's RAM. Whether there are such is for
+/// [`Ram::range`](crate::ram::Ram::range) to say; but where the last one ends can always be said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageRange {
     first: PageNo,

@@ -4,8 +4,9 @@ use std::ops::{Deref, DerefMut};
 
 use super::PAGE;
 
-/// Bytes for whole pages, zeros at first, that begin where a page begins: a copy between places that lie differently in their
-/// cache lines, and a vector load across two lines, take up to twice as long.
+/// Bytes for whole pages, zeros at first, that begin where a page begins: a copy between places
+/// that lie differently in their cache lines, and a vector load across two lines, take up to twice
+/// as long.
 #[derive(Debug)]
 pub struct PageBuffer {
     bytes: Vec<u8>,
@@ -16,7 +17,8 @@ impl PageBuffer {
     /// Room for `pages` pages.
     pub fn new(pages: usize) -> Self {
         let mut bytes = vec![0; (pages + 1) * PAGE];
-        // For bytes there always is such an offset, and it is less than a page; should there be none, it is slow.
+        // For bytes there always is such an offset, and it is less than a page; should there be
+        // none, it is slow.
         let skip = bytes.as_ptr().align_offset(PAGE).min(PAGE);
         bytes.truncate(skip + pages * PAGE);
         Self { bytes, skip }

@@ -74,9 +74,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Pushes out up to `pages` pages of `ram` from the hand on, once round at the most and not after `until`. Pages that are in
-    /// `keep` are passed over. Neither pages of slabs nor parked ones are touched,
-    /// for they are not found: what is found and replaced waits for the same lock.
+    /// Pushes out up to `pages` pages of `ram` from the hand on, once round at the most and not
+    /// after `until`. Pages that are in `keep` are passed over. Neither pages of slabs nor parked
+    /// ones are touched, for they are not found: what is found and replaced waits for the same
+    /// lock.
     pub fn page_out(
         &mut self,
         ram: &Ram,

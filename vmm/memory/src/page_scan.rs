@@ -1,7 +1,8 @@
 //! A fast look at a process's page table: which pages are there, and what kind they are, in ranges.
 //!
-//! By the PAGEMAP_SCAN ioctl (Linux 6.7), 0.03 to 0.08 us a page; on older kernels by reading `/proc/self/pagemap`, which does not tell
-//! huge pages and zero pages from others. Like pagemap it touches nothing and is no snapshot.
+//! By the PAGEMAP_SCAN ioctl (Linux 6.7), 0.03 to 0.08 us a page; on older kernels by reading
+//! `/proc/self/pagemap`, which does not tell huge pages and zero pages from others. Like pagemap it
+//! touches nothing and is no snapshot.
 //!
 //! Source: the kernel's include/uapi/linux/fs.h and Documentation/admin-guide/mm/pagemap.rst.
 #![expect(unsafe_code, reason = "PAGEMAP_SCAN is an ioctl")]
@@ -20,7 +21,8 @@ use kernel_view::pagemap::{Pagemap, PagemapEntry};
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// Regions the kernel may find in one call; then it is called again.
 const MAX_REGIONS: usize = 1024;
-/// Pages looked at in one call, 256 MiB, for the kernel holds mmap_lock meanwhile, which mapping memory needs.
+/// Pages looked at in one call, 256 MiB, for the kernel holds mmap_lock meanwhile, which mapping
+/// memory needs.
 const MAX_CALL_PAGES: u64 = 1 << 16;
 
 /// `struct pm_scan_arg`.
@@ -71,7 +73,8 @@ impl Categories {
         self.0 & Self::PRESENT != 0
     }
 
-    /// The frames belong to a file: a slab's do, until the page is written and has a copy of its own.
+    /// The frames belong to a file: a slab's do, until the page is written and has a copy of its
+    /// own.
     pub fn file(self) -> bool {
         self.0 & Self::FILE != 0
     }
@@ -81,7 +84,8 @@ impl Categories {
         self.0 & Self::SWAPPED != 0
     }
 
-    /// They are the zero page. False on kernels without PAGEMAP_SCAN; some with it do not know the huge one.
+    /// They are the zero page. False on kernels without PAGEMAP_SCAN; some with it do not know the
+    /// huge one.
     pub fn zero(self) -> bool {
         self.0 & Self::ZERO != 0
     }
@@ -119,7 +123,8 @@ impl Pages {
     }
 }
 
-/// Which pages are wanted: those in all of `all`, in none of `none`, and in one of `any` if it is not empty; and which of their categories are reported.
+/// Which pages are wanted: those in all of `all`, in none of `none`, and in one of `any` if it is
+/// not empty; and which of their categories are reported.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wanted {
     all: u64,
@@ -153,8 +158,8 @@ impl PageScan {
     /// That is not allowed, the process has ended, or this kernel has no PAGEMAP_SCAN.
     pub fn open(pid: u32) -> io::Result<Self> {
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-        // A process that has ended has no page table, which reading tells and the ioctl must not be asked: some kernels take what
-        // it is given for granted.
+        // A process that has ended has no page table, which reading tells and the ioctl must not be
+        // asked: some kernels take what it is given for granted.
         match pagemap.read_at(&mut [0; 8], 0)? {
             0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             _ => Self::by_ioctl(pagemap),
@@ -183,14 +188,15 @@ impl PageScan {
         Ok(Self(How::Entries { pagemap, entries: Vec::new() }))
     }
 
-    /// Calls `each` with the pages at the addresses `hvas` that have frames or are on swap, in order, adjacent ones of one
-    /// kind together.
+    /// Calls `each` with the pages at the addresses `hvas` that have frames or are on swap, in
+    /// order, adjacent ones of one kind together.
     pub fn walk(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
         self.find(hvas, Wanted { any, reported: Categories::ALL, ..Wanted::default() }, each)
     }
 
-    /// As [`Self::walk`], for memory of which none is a file's: a third of the time, for the kernel need not look at the frames.
+    /// As [`Self::walk`], for memory of which none is a file's: a third of the time, for the kernel
+    /// need not look at the frames.
     pub fn anonymous_memory(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let any = Categories::PRESENT | Categories::SWAPPED;
         self.find(
@@ -200,20 +206,22 @@ impl PageScan {
         )
     }
 
-    /// Calls `each` with the pages whose frame is neither a file's nor the zero page: guest memory that may be worth
-    /// merging. Of their categories only [`Categories::huge`] is reported.
+    /// Calls `each` with the pages whose frame is neither a file's nor the zero page: guest memory
+    /// that may be worth merging. Of their categories only [`Categories::huge`] is reported.
     pub fn anonymous(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let none = Categories::FILE | Categories::ZERO;
         self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, reported: Categories::HUGE }, each)
     }
 
-    /// As [`Self::anonymous`], for pages of which none is a file's: a third of the time, for the kernel need not look at the frames.
+    /// As [`Self::anonymous`], for pages of which none is a file's: a third of the time, for the
+    /// kernel need not look at the frames.
     pub fn frames(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let none = Categories::ZERO;
         self.find(hvas, Wanted { all: Categories::PRESENT, none, any: 0, reported: Categories::HUGE }, each)
     }
 
-    /// Calls `each` with the pages whose frame is a file's, as those of slabs are. None of their categories is reported.
+    /// Calls `each` with the pages whose frame is a file's, as those of slabs are. None of their
+    /// categories is reported.
     pub fn files(&mut self, hvas: Range<Hva>, each: impl FnMut(Pages)) -> io::Result<()> {
         let all = Categories::PRESENT | Categories::FILE;
         self.find(hvas, Wanted { all, ..Wanted::default() }, each)
@@ -275,8 +283,8 @@ fn scan_once(
         let pages = (region.end - region.start) / PAGE_BYTES;
         found(Pages { hva: Hva(region.start), pages, categories: Categories(region.categories) });
     }
-    // It stops early only when there is no room for more. Where is not taken from `walk_end`: kernels (6.18 at least) leave an older place
-    // in there when the walk has gone on to the end.
+    // It stops early only when there is no room for more. Where is not taken from `walk_end`:
+    // kernels (6.18 at least) leave an older place in there when the walk has gone on to the end.
     match regions.last() {
         Some(last) if count == regions.len() && last.end > hvas.start.0 => Ok(Hva(last.end)),
         // Else we would be here for ever.
@@ -290,8 +298,9 @@ fn scan(pagemap: &File, arg: &mut ScanArg, regions: &mut [Region]) -> io::Result
     arg.size = size_of::<ScanArg>() as u64;
     arg.vec_len = regions.len() as u64;
     arg.vec = if regions.is_empty() { 0 } else { Hva::of(regions.as_mut_ptr()).0 };
-    // SAFETY: the kernel reads and writes one ScanArg, and at most `vec_len` regions where `vec` says, all of which are
-    // exclusively ours. Without the flags for write protection it changes nothing else.
+    // SAFETY: the kernel reads and writes one ScanArg, and at most `vec_len` regions where `vec`
+    // says, all of which are exclusively ours. Without the flags for write protection it changes
+    // nothing else.
     let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, arg) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }

@@ -8,8 +8,9 @@ use super::page::{PageIndex, PageNo, PageRange, to_usize};
 /// Pages of one word of a set.
 pub const WORD_PAGES: u64 = u64::BITS as u64;
 
-/// A set of pages of one guest's RAM; or, with another `P`, of one slab. A bit for each, the lowest of a word first: as KVM's log of writes
-/// has them, which is why its words can be had. Its capacity is fixed when it is made; pages beyond it are never in it.
+/// A set of pages of one guest's RAM; or, with another `P`, of one slab. A bit for each, the lowest
+/// of a word first: as KVM's log of writes has them, which is why its words can be had. Its
+/// capacity is fixed when it is made; pages beyond it are never in it.
 pub struct PageSet<P = PageNo> {
     words: Vec<u64>,
     of: PhantomData<fn() -> P>,
@@ -133,7 +134,8 @@ impl PageSet {
         })
     }
 
-    /// Divides a range into runs of pages that are in the set, and of those that are not: each with whether it is.
+    /// Divides a range into runs of pages that are in the set, and of those that are not: each with
+    /// whether it is.
     pub fn runs(&self, range: PageRange) -> impl Iterator<Item = (PageRange, bool)> {
         let mut rest = range;
         std::iter::from_fn(move || {
@@ -144,7 +146,8 @@ impl PageSet {
         })
     }
 
-    /// How many pages from the first of `range` on are in the set, or are not; as many words as that are looked at. It may be more than the range has.
+    /// How many pages from the first of `range` on are in the set, or are not; as many words as
+    /// that are looked at. It may be more than the range has.
     fn same(&self, range: PageRange, is: bool) -> u64 {
         let mut at = range.first().0;
         while at < range.end().0 {
@@ -172,7 +175,8 @@ impl PageSet {
         })
     }
 
-    /// Whether a page of those words is in the set in which `range` has pages: a neighbour of those counts. Beyond its end there are such.
+    /// Whether a page of those words is in the set in which `range` has pages: a neighbour of those
+    /// counts. Beyond its end there are such.
     pub fn may_have(&self, range: PageRange) -> bool {
         let words = to_usize(range.first().0 / WORD_PAGES)..to_usize(range.end().0.div_ceil(WORD_PAGES));
         self.words.get(words).is_none_or(|words| words.iter().any(|word| *word != 0))

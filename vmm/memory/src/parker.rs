@@ -1,6 +1,8 @@
-//! Chooses random pages of guest RAM, parks them ([`super::parking`]), and brings back those that are touched.
+//! Chooses random pages of guest RAM, parks them ([`super::parking`]), and brings back those that
+//! are touched.
 //!
-//! One thread uses it, and for as long as a page is parked that thread does nothing that could wait for an access to guest RAM.
+//! One thread uses it, and for as long as a page is parked that thread does nothing that could wait
+//! for an access to guest RAM.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,7 +33,8 @@ const MESSAGES: usize = 16;
 pub struct Population {
     /// Present pages of 4096 bytes that are this guest's alone.
     pub pages: u64,
-    /// Besides, those that are mapped as parts of huge pages: to park one would break the huge page up.
+    /// Besides, those that are mapped as parts of huge pages: to park one would break the huge page
+    /// up.
     pub huge_pages: u64,
 }
 
@@ -46,7 +49,8 @@ pub struct Parker {
 }
 
 impl Parker {
-    /// For `ram`, which must be anonymous memory. Needs a userfaultfd that handles faults of the kernel (KVM's are such).
+    /// For `ram`, which must be anonymous memory. Needs a userfaultfd that handles faults of the
+    /// kernel (KVM's are such).
     pub fn new(ram: &Ram) -> io::Result<Self> {
         if ram.backing() != Backing::Anonymous {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "guest RAM is not anonymous memory"));
@@ -70,7 +74,8 @@ impl Parker {
         Ok(population)
     }
 
-    /// Those of the pages whose numbers among the population are `ranks`, which ascend. None may be parked.
+    /// Those of the pages whose numbers among the population are `ranks`, which ascend. None may be
+    /// parked.
     pub fn choose(&mut self, ranks: &[u64]) -> io::Result<Vec<PageNo>> {
         let (mut chosen, mut first, mut ranks) = (Vec::new(), 0, ranks.iter().copied().peekable());
         self.each_run(|page, run| {
@@ -93,7 +98,8 @@ impl Parker {
         Ok(())
     }
 
-    /// Parks those of `pages` that are still this guest's alone. Returns how many. Touches are served meanwhile.
+    /// Parks those of `pages` that are still this guest's alone. Returns how many. Touches are
+    /// served meanwhile.
     pub fn park(&mut self, pages: &[PageNo]) -> io::Result<u64> {
         let mut parked = 0;
         self.ram.placement().parking.begin();
@@ -102,14 +108,17 @@ impl Parker {
             {
                 let mut placement = self.ram.placement();
                 self.pagemap.read(here.hva(), 1, &mut self.entries).map_err(io::Error::other)?;
-                // A page of the kernel's merging that others have too would be unmerged by being moved.
+                // A page of the kernel's merging that others have too would be unmerged by being
+                // moved.
                 let alone = |e: &&PagemapEntry| e.present() && e.exclusive() && !e.file_or_shared();
-                // A copy that the guest has made of a slab's page is in the slab's mapping still: were it moved away, the next touch would not be
-                // reported but find the slab's page, as it was before the guest wrote.
+                // A copy that the guest has made of a slab's page is in the slab's mapping still:
+                // were it moved away, the next touch would not be reported but find the slab's
+                // page, as it was before the guest wrote.
                 let apart = !placement.slab_pages.has(*page);
                 if apart && self.entries.first().filter(alone).is_some() {
                     match placement.parking.park(here) {
-                        // A device marks before it pins: so either we see the mark here, or it finds the page missing and waits for it.
+                        // A device marks before it pins: so either we see the mark here, or it
+                        // finds the page missing and waits for it.
                         Ok(true) if self.ram.in_flight().any(here.pages()) => placement.settle(here)?,
                         Ok(is) => parked += u64::from(is),
                         Err(error) => {
@@ -144,7 +153,8 @@ impl Parker {
         }
     }
 
-    /// Brings back all that is parked. Returns what became of each since [`Self::park`]; None if a page cannot be brought back yet.
+    /// Brings back all that is parked. Returns what became of each since [`Self::park`]; None if a
+    /// page cannot be brought back yet.
     pub fn end(&mut self) -> Option<Parked> {
         // A page at a time, for others want the lock.
         while self.ram.placement().parking.unpark_next() {}

@@ -1,11 +1,12 @@
-//! Parking pages: for a while a page of guest RAM is somewhere else in this process, so that its first access is
-//! noticed, be it a vCPU's, a thread's of ours, or the kernel's on their behalf. The access sleeps until the page is
-//! back, some microseconds later.
+//! Parking pages: for a while a page of guest RAM is somewhere else in this process, so that its
+//! first access is noticed, be it a vCPU's, a thread's of ours, or the kernel's on their behalf.
+//! The access sleeps until the page is back, some microseconds later.
 //!
-//! The page is moved, never copied (mremap with MREMAP_DONTUNMAP), so it keeps its frame. Where it was, userfaultfd
-//! reports a missing page. [`Parking`] is behind the lock that every replacement of guest pages takes, and what is to be
-//! replaced is unparked first: a page discarded while parked would otherwise come back with its old bytes, and a page
-//! being merged would be compared by a thread that sleeps on it while it holds the lock. So:
+//! The page is moved, never copied (mremap with MREMAP_DONTUNMAP), so it keeps its frame. Where it
+//! was, userfaultfd reports a missing page. [`Parking`] is behind the lock that every replacement
+//! of guest pages takes, and what is to be replaced is unparked first: a page discarded while
+//! parked would otherwise come back with its old bytes, and a page being merged would be compared
+//! by a thread that sleeps on it while it holds the lock. So:
 //!
 //! - a thread that holds the lock touches no guest RAM but pages that it has unparked under it;
 //! - the thread that serves faults ([`super::parker`]) never touches guest RAM at all.
@@ -26,7 +27,8 @@ use super::{Hva, PAGE, PageNo, PageRange};
 pub struct Parked {
     /// Touched, and brought back for that.
     pub touched: u64,
-    /// Brought back because something else was to be done to them: of those it is not known whether they would have been touched.
+    /// Brought back because something else was to be done to them: of those it is not known whether
+    /// they would have been touched.
     pub withdrawn: u64,
     /// Untouched to the end.
     pub idle: u64,
@@ -52,7 +54,8 @@ impl Away {
     }
 }
 
-/// The pages of one VM's RAM that are parked. It is reached by way of that [`Ram`](super::ram::Ram), so the RAM is mapped wherever this is used.
+/// The pages of one VM's RAM that are parked. It is reached by way of that
+/// [`Ram`](super::ram::Ram), so the RAM is mapped wherever this is used.
 #[derive(Debug, Default)]
 pub(super) struct Parking {
     /// Set once a thread serves its faults.
@@ -63,7 +66,8 @@ pub(super) struct Parking {
 }
 
 impl Parking {
-    /// Parks with `descriptor`, whose faults a thread serves from now on for as long as this process lives.
+    /// Parks with `descriptor`, whose faults a thread serves from now on for as long as this
+    /// process lives.
     pub(super) fn serve_by(&mut self, descriptor: Arc<OwnedFd>) {
         self.descriptor = Some(descriptor);
     }
@@ -83,7 +87,8 @@ impl Parking {
         self.so_far
     }
 
-    /// Unparks all, and parks none until it is opened. What cannot be unparked now is on its next touch.
+    /// Unparks all, and parks none until it is opened. What cannot be unparked now is on its next
+    /// touch.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.so_far.interrupted = true;
@@ -105,8 +110,9 @@ impl Parking {
         self.closed = false;
     }
 
-    /// Parks a page, of this Parking's RAM and one only, which must be a present page of private anonymous memory, seen so under the lock. False
-    /// where parking is not allowed, or it is parked already.
+    /// Parks a page, of this Parking's RAM and one only, which must be a present page of private
+    /// anonymous memory, seen so under the lock. False where parking is not allowed, or it is
+    /// parked already.
     pub(super) fn park(&mut self, page: GuestRange<'_>) -> io::Result<bool> {
         let Some(descriptor) = self.descriptor.as_ref().filter(|_| !self.closed) else { return Ok(false) };
         if page.bytes() != PAGE || self.places.contains_key(&page.pages().first()) {
@@ -116,8 +122,8 @@ impl Parking {
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
         // The fifth argument must be there: the kernel takes it for a hint.
         let anywhere: *mut c_void = std::ptr::null_mut();
-        // SAFETY: a page of guest RAM, which stays mapped where it is: a touch there is answered by the page's return. Where it goes is the
-        // kernel's choice among unused addresses.
+        // SAFETY: a page of guest RAM, which stays mapped where it is: a touch there is answered by
+        // the page's return. Where it goes is the kernel's choice among unused addresses.
         let place = unsafe { libc::mremap(page.as_ptr(), PAGE, PAGE, flags, anywhere) };
         if place == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
@@ -129,8 +135,8 @@ impl Parking {
         Ok(true)
     }
 
-    /// Brings back the page of an address that was touched, if it is parked, and wakes its sleepers in any case: the message of a touch may
-    /// come after the page was brought back.
+    /// Brings back the page of an address that was touched, if it is parked, and wakes its sleepers
+    /// in any case: the message of a touch may come after the page was brought back.
     pub(super) fn touched(&mut self, page: Option<PageNo>, hva: Hva) {
         if page.is_some_and(|page| self.unpark(page).is_some()) {
             self.so_far.touched += 1;
@@ -138,8 +144,8 @@ impl Parking {
             // Not back yet. A sleeper woken now would only fault again.
             return;
         } else if let Some(descriptor) = &self.descriptor {
-            // Nearly always there is nothing to undo. But where unregistering failed before, and the page is gone since, a
-            // sleeper that was only woken would fault again for ever.
+            // Nearly always there is nothing to undo. But where unregistering failed before, and
+            // the page is gone since, a sleeper that was only woken would fault again for ever.
             let _ = uffd::unregister(descriptor, UffdRange::page(hva));
         }
         self.wake(hva);
@@ -186,8 +192,8 @@ impl Parking {
     fn unpark(&mut self, page: PageNo) -> Option<Hva> {
         let away = *self.places.get(&page)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: the page at `place` is ours alone, and is no more after that. What it replaces at `home` is of guest RAM and empty, and ends
-        // its registration.
+        // SAFETY: the page at `place` is ours alone, and is no more after that. What it replaces at
+        // `home` is of guest RAM and empty, and ends its registration.
         let moved = unsafe { libc::mremap(away.place, PAGE, PAGE, flags, away.home) };
         if moved == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
@@ -201,13 +207,16 @@ impl Parking {
         Some(away.home())
     }
 
-    /// The way back that needs no mapping, where the kernel allows no more of them. Unlike the other it makes a new frame, which a device that
-    /// had pinned the old one would not know of: what is marked ([`super::in_flight`]) is not parked.
+    /// The way back that needs no mapping, where the kernel allows no more of them. Unlike the
+    /// other it makes a new frame, which a device that had pinned the old one would not know of:
+    /// what is marked ([`super::in_flight`]) is not parked.
     fn copy_back(&self, away: Away) -> io::Result<()> {
         let descriptor = self.descriptor.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        // SAFETY: the page at `place` is ours alone; the one at `home` is missing, and what it held is at `place`.
+        // SAFETY: the page at `place` is ours alone; the one at `home` is missing, and what it held
+        // is at `place`.
         unsafe { uffd::copy_page(descriptor, away.home(), Hva::of(away.place)) }?;
-        // From here on the page is the one at `home`. A registration that stays reports nothing as long as that is there; after, see `touched`.
+        // From here on the page is the one at `home`. A registration that stays reports nothing as
+        // long as that is there; after, see `touched`.
         if let Err(error) = uffd::unregister(descriptor, UffdRange::page(away.home())) {
             tracing::debug!("a sampled page of guest RAM stays watched: {error}");
         }

@@ -40,7 +40,8 @@ pub(super) const HUGE_PAGE_BYTES: u64 = 2 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backing {
-    /// Private anonymous memory, never reserved. The host kernel can merge it, and back it with huge pages by itself.
+    /// Private anonymous memory, never reserved. The host kernel can merge it, and back it with
+    /// huge pages by itself.
     #[default]
     Anonymous,
     /// A memfd, never reserved: memory that another process can map.
@@ -143,15 +144,16 @@ const HUGE: [Option<Advice>; 3] = [None, Some(Advice::HugePages), Some(Advice::N
 pub(super) struct Placement {
     /// Some may be those of slabs.
     pub(super) slabs: bool,
-    /// The pages that lie in mappings of slabs: also once they were written to, and are copies of the guest's own in there. Without room
-    /// for any as long as none does.
+    /// The pages that lie in mappings of slabs: also once they were written to, and are copies of
+    /// the guest's own in there. Without room for any as long as none does.
     pub(super) slab_pages: PageSet,
     /// Some are elsewhere for a while.
     pub(super) parking: Parking,
 }
 
 impl Placement {
-    /// Has parked pages of the range brought back: to be called before anything is done to it, and if it fails nothing may be.
+    /// Has parked pages of the range brought back: to be called before anything is done to it, and
+    /// if it fails nothing may be.
     pub(super) fn settle(&mut self, range: GuestRange<'_>) -> io::Result<()> {
         self.parking.unpark_range(range.pages())
     }
@@ -197,8 +199,9 @@ impl Ram {
         })
     }
 
-    /// Gives everything back, frames, huge pages that were reserved, and the range of addresses: for a VM that was not started after
-    /// all. Only the last handle can; else RAM stays as it is, and the handle comes back.
+    /// Gives everything back, frames, huge pages that were reserved, and the range of addresses:
+    /// for a VM that was not started after all. Only the last handle can; else RAM stays as it is,
+    /// and the handle comes back.
     pub fn unmap(mut self) -> Result<(), Self> {
         // Handles are cloned whole, and devices have the memory alone: so its count tells of all.
         if Arc::get_mut(&mut self.memory).is_none() {
@@ -240,7 +243,8 @@ impl Ram {
         self.map.find(pages).map(|found| unsafe { GuestRange::new(found) })
     }
 
-    /// What is at these guest-physical addresses, if those are whole pages, at least one, all in one stretch of RAM.
+    /// What is at these guest-physical addresses, if those are whole pages, at least one, all in
+    /// one stretch of RAM.
     pub fn range_at(&self, gpas: &Range<Gpa>) -> Option<GuestRange<'_>> {
         // SAFETY: as in `range`.
         self.map.at(gpas).map(|found| unsafe { GuestRange::new(found) })
@@ -272,8 +276,9 @@ impl Ram {
         self.map.find(PageRange::one(page)).map(|found| found.gpa)
     }
 
-    /// What may be in the place of its pages. While the guard lives nothing else replaces or moves pages. Its holder touches no
-    /// guest RAM but what it has unparked under it: see [`super::parking`].
+    /// What may be in the place of its pages. While the guard lives nothing else replaces or moves
+    /// pages. Its holder touches no guest RAM but what it has unparked under it: see
+    /// [`super::parking`].
     pub(super) fn placement(&self) -> MutexGuard<'_, Placement> {
         os::lock(&self.placement)
     }
@@ -303,9 +308,9 @@ impl Ram {
         &self.merges
     }
 
-    /// Pages that were given back so far, each as often as it was. No write log has them: they read as zeros that were never
-    /// written. Like a page's bit there, the number goes up after the pages are gone: once it has gone up, they are seen to
-    /// be.
+    /// Pages that were given back so far, each as often as it was. No write log has them: they read
+    /// as zeros that were never written. Like a page's bit there, the number goes up after the
+    /// pages are gone: once it has gone up, they are seen to be.
     pub fn discards(&self) -> u64 {
         self.discards.load(Ordering::Acquire)
     }
@@ -343,7 +348,8 @@ impl Ram {
         Ok(rustix::fs::fallocate(file, how, offset, range.pages().bytes())?)
     }
 
-    /// Opts all of RAM in to (or out of) the host kernel's samepage merging. Opting out breaks every merge.
+    /// Opts all of RAM in to (or out of) the host kernel's samepage merging. Opting out breaks
+    /// every merge.
     pub fn set_mergeable(&self, on: bool) -> Result<(), RamError> {
         match on {
             true => self.advise(Advice::Mergeable, "allow samepage merging (MADV_MERGEABLE)"),
@@ -364,8 +370,9 @@ impl Ram {
         Ok(())
     }
 
-    /// What the kernel is to be advised of guest memory that is mapped anew, as it was advised of the old: else what guests keep would be in
-    /// core dumps, and the mapping would not join its neighbours. Failure costs no more than that.
+    /// What the kernel is to be advised of guest memory that is mapped anew, as it was advised of
+    /// the old: else what guests keep would be in core dumps, and the mapping would not join its
+    /// neighbours. Failure costs no more than that.
     pub(super) fn advice_anew(&self) -> impl Iterator<Item = Advice> + use<> {
         let huge = HUGE.get(usize::from(self.huge_pages.load(Ordering::Relaxed))).copied().flatten();
         std::iter::once(Advice::NoDump).chain(huge)
@@ -391,28 +398,30 @@ fn memfd(bytes: u64) -> io::Result<File> {
     Ok(fd.into())
 }
 
-/// A range of addresses with a stretch of RAM in it. Dropping it unmaps all of it: its owner must know that nothing uses it any more.
+/// A range of addresses with a stretch of RAM in it. Dropping it unmaps all of it: its owner must
+/// know that nothing uses it any more.
 #[derive(Debug)]
 struct Reservation {
     base: *mut libc::c_void,
     bytes: usize,
 }
 
-// SAFETY: it is an address that nothing is reached by; what is done with it, once, any thread may do.
+// SAFETY: it is an address that nothing is reached by; what is done with it, once, any thread may
+// do.
 unsafe impl Send for Reservation {}
 // SAFETY: as above.
 unsafe impl Sync for Reservation {}
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map`, nothing else ever maps in it, and it is dropped only before anything had it or by the
-        // last handle of the RAM.
+        // SAFETY: the range was mapped by `map`, nothing else ever maps in it, and it is dropped
+        // only before anything had it or by the last handle of the RAM.
         unsafe { libc::munmap(self.base, self.bytes) };
     }
 }
 
-/// Reserves the stretch with a guard before and behind it, then makes the inside usable: from `file`, at an offset, where
-/// there is one.
+/// Reserves the stretch with a guard before and behind it, then makes the inside usable: from
+/// `file`, at an offset, where there is one.
 fn map(
     stretch: Stretch,
     backing: Backing,
@@ -453,15 +462,17 @@ fn map(
     };
     // At most 1 TiB: RAM has no more.
     let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset.cast_signed()));
-    // SAFETY: [start, start + len) lies inside the reservation made above, which nothing else uses yet.
+    // SAFETY: [start, start + len) lies inside the reservation made above, which nothing else uses
+    // yet.
     let inside = unsafe { libc::mmap(start, len, prot, flags | libc::MAP_FIXED, fd, offset) };
     if inside == libc::MAP_FAILED {
         return Err(failed(io::Error::last_os_error()));
     }
-    // Dumps of the VMM must not hold what guests keep in memory. Failure costs nothing but dump size.
-    // SAFETY: the range is the mapping just made; the advice changes no contents.
+    // Dumps of the VMM must not hold what guests keep in memory. Failure costs nothing but dump
+    // size. SAFETY: the range is the mapping just made; the advice changes no contents.
     unsafe { libc::madvise(inside, len, libc::MADV_DONTDUMP) };
-    // SAFETY: the mapping has this address, length and protection, and outlives the region: see `Ram::unmap`.
+    // SAFETY: the mapping has this address, length and protection, and outlives the region: see
+    // `Ram::unmap`.
     let region = unsafe { MmapRegion::build_raw(inside.cast(), len, prot, flags) }
         .map_err(|e| failed(io::Error::other(e)))?;
     Ok((reservation, GuestRegionMmap::new(region, GuestAddress(stretch.gpa))))
@@ -496,7 +507,8 @@ mod tests {
         let start = ram.stretches().nth(1).unwrap().as_ptr();
         let is_mapped = || {
             let mut resident = 0u8;
-            // SAFETY: one page is asked about, which takes one byte; what is not mapped is an error.
+            // SAFETY: one page is asked about, which takes one byte; what is not mapped is an
+            // error.
             unsafe { libc::mincore(start, 4096, &mut resident) == 0 }
         };
         let keeps = ram.memory().clone();

@@ -1,8 +1,9 @@
-//! Gives guest pages back to the host, so that they read as zeros when the guest touches them again.
+//! Gives guest pages back to the host, so that they read as zeros when the guest touches them
+//! again.
 //!
-//! What does that depends on what backs the page: dropping it from the page table (anonymous memory, merged by the
-//! kernel or not), a hole in the file (memfd: dropping would bring the same bytes back), or, for less than a
-//! whole huge page, nothing but writing the zeros.
+//! What does that depends on what backs the page: dropping it from the page table (anonymous
+//! memory, merged by the kernel or not), a hole in the file (memfd: dropping would bring the same
+//! bytes back), or, for less than a whole huge page, nothing but writing the zeros.
 #![expect(unsafe_code, reason = "drops many ranges of guest pages by one system call")]
 
 use std::io;
@@ -71,7 +72,8 @@ impl Ram {
         }
     }
 
-    /// Of `ranges` what can be given back, and what cannot, because it is a part of a huge page of the pool.
+    /// Of `ranges` what can be given back, and what cannot, because it is a part of a huge page of
+    /// the pool.
     pub fn units(&self, ranges: &[Range<Gpa>]) -> (Vec<Range<Gpa>>, Vec<Range<Gpa>>) {
         let unit = self.unit_bytes();
         let (mut whole, mut parts) = (Vec::new(), Vec::new());
@@ -117,9 +119,9 @@ impl Ram {
         }
     }
 
-    /// Drops ranges with one system call, which flushes the processors' translations once for all of them and not
-    /// once for each. Returns how many of them are done; 0 on a kernel that does not let a process advise itself so
-    /// (before 6.13).
+    /// Drops ranges with one system call, which flushes the processors' translations once for all
+    /// of them and not once for each. Returns how many of them are done; 0 on a kernel that does
+    /// not let a process advise itself so (before 6.13).
     fn drop_batch(&self, ranges: &[Range<Gpa>]) -> usize {
         let mut placement = self.placement();
         let (false, Some(process)) = (placement.slabs, own_process()) else { return 0 };
@@ -134,8 +136,8 @@ impl Ram {
             self.discard_log().add(found.pages());
         }
         let count = places.iter().take_while(|place| place.iov_len > 0).count();
-        // SAFETY: each of the first `count` entries is a range of guest RAM, of which any contents may become any others; the descriptor is
-        // this process's own.
+        // SAFETY: each of the first `count` entries is a range of guest RAM, of which any contents
+        // may become any others; the descriptor is this process's own.
         let done = unsafe {
             libc::syscall(
                 libc::SYS_process_madvise,

@@ -1,11 +1,13 @@
-//! Reading the memory of another process, through /proc/PID/mem; pages that are not shared, faster: see `remote/pinned.rs`.
+//! Reading the memory of another process, through /proc/PID/mem; pages that are not shared, faster:
+//! see `remote/pinned.rs`.
 //!
-//! Not all by process_vm_readv: it pins the pages it reads, and for a page that is shared by samepage merging the kernel
-//! breaks the sharing before it pins it (measured on 6.18: reading a merged guest so unmerged all
-//! but its zero pages). A read through /proc/PID/mem takes plain references and leaves sharing alone.
+//! Not all by process_vm_readv: it pins the pages it reads, and for a page that is shared by
+//! samepage merging the kernel breaks the sharing before it pins it (measured on 6.18: reading a
+//! merged guest so unmerged all but its zero pages). A read through /proc/PID/mem takes plain
+//! references and leaves sharing alone.
 //!
-//! Read only, by copy: what is read is a private buffer that has no other writer. Needs what ptrace reading
-//! needs: the same user, or CAP_SYS_PTRACE.
+//! Read only, by copy: what is read is a private buffer that has no other writer. Needs what ptrace
+//! reading needs: the same user, or CAP_SYS_PTRACE.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -47,8 +49,8 @@ impl RemoteMemory {
         Ok(Self { pid, file, may_pin: proc_is_ours() })
     }
 
-    /// Reads `ranges`, one after the other, into the start of `buffer`; returns how many bytes that was, which
-    /// is the sum of the ranges.
+    /// Reads `ranges`, one after the other, into the start of `buffer`; returns how many bytes that
+    /// was, which is the sum of the ranges.
     ///
     /// # Panics
     /// If `buffer` is shorter than the sum of the ranges: the caller's own arithmetic.
@@ -81,7 +83,8 @@ impl RemoteMemory {
     }
 }
 
-/// Whether numbers in /proc are those that system calls take: not so if it is another pid namespace's.
+/// Whether numbers in /proc are those that system calls take: not so if it is another pid
+/// namespace's.
 fn proc_is_ours() -> bool {
     fs::read_link("/proc/self").is_ok_and(|link| link.to_str() == Some(&std::process::id().to_string()))
 }

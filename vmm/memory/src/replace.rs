@@ -1,8 +1,9 @@
 //! The merge step: replacing a run of private pages with pages of a sealed slab that hold the same.
 //!
-//! Whatever led here, a hash, another process, a mistake, the pages are compared byte by byte while they cannot be
-//! written to. Freeze, look for pages in flight, compare, map, wake: in that order, and all of it here. In between there is no lock,
-//! no message to another process, no allocation and no log, for the guest's vCPUs may be asleep.
+//! Whatever led here, a hash, another process, a mistake, the pages are compared byte by byte while
+//! they cannot be written to. Freeze, look for pages in flight, compare, map, wake: in that order,
+//! and all of it here. In between there is no lock, no message to another process, no allocation
+//! and no log, for the guest's vCPUs may be asleep.
 #![expect(unsafe_code, reason = "compares and replaces guest pages")]
 
 use std::io;
@@ -101,7 +102,8 @@ impl RamRegion {
         self.replace(run, With::Zeros(zeros.ok_or(Refusal::Run)?))
     }
 
-    /// The step itself: the run is replaced by pages that hold the same, those of a slab or fresh ones.
+    /// The step itself: the run is replaced by pages that hold the same, those of a slab or fresh
+    /// ones.
     fn replace(&mut self, run: PageRange, with: With<'_>) -> Result<(), Refusal> {
         let run = self.ram.range(run).filter(|run| run.pages().pages() <= MAX_RUN_PAGES);
         let run = run.ok_or(Refusal::Run)?;
@@ -113,8 +115,8 @@ impl RamRegion {
             return Err(Refusal::InFlight);
         }
         let same = with.bytes();
-        // SAFETY: both ranges are mapped and that long. The first is not written to: it is frozen, and no device has it. Even
-        // if it were, this reads bytes and believes nothing of them.
+        // SAFETY: both ranges are mapped and that long. The first is not written to: it is frozen,
+        // and no device has it. Even if it were, this reads bytes and believes nothing of them.
         let differ = unsafe { libc::memcmp(run.as_ptr(), same.as_ptr().cast(), run.bytes().min(same.len())) };
         if differ != 0 || same.len() != run.bytes() {
             return Err(Refusal::Differs);
@@ -159,8 +161,8 @@ impl With<'_> {
         match self {
             Self::Slab(staged, slab, first) => match staged.move_to(run) {
                 Ok(()) => Ok(()),
-                // It may have left a hole, which is filled before a sleeper wakes. Where the old mapping is still there this
-                // replaces it, or fails and leaves it.
+                // It may have left a hole, which is filled before a sleeper wakes. Where the old
+                // mapping is still there this replaces it, or fails and leaves it.
                 Err(_) => {
                     let prot = ProtFlags::READ | ProtFlags::WRITE;
                     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;

@@ -8,8 +8,8 @@ use super::{Gpa, PAGE_BYTES};
 use kernel_view::pagemap::{Pagemap, PagemapError};
 
 impl Ram {
-    /// The pages in `ranges` that have a frame, or are on swap, in the same order, adjacent ones together. A range that is not in one
-    /// stretch of RAM has none.
+    /// The pages in `ranges` that have a frame, or are on swap, in the same order, adjacent ones
+    /// together. A range that is not in one stretch of RAM has none.
     pub fn resident(&self, ranges: &[Range<Gpa>]) -> Result<Vec<Range<Gpa>>, PagemapError> {
         let (mut pagemap, mut entries) = (Pagemap::open_self()?, Vec::new());
         let mut resident: Vec<Range<Gpa>> = Vec::new();

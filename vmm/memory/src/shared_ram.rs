@@ -1,4 +1,5 @@
-//! Guest RAM whose pages may be those of slabs: what merges them, and what keeps merging and giving back apart.
+//! Guest RAM whose pages may be those of slabs: what merges them, and what keeps merging and giving
+//! back apart.
 
 use std::io;
 
@@ -58,8 +59,8 @@ impl SharedRam {
         let range = ram.range(run).ok_or(Refusal::Run)?;
         // At worst the run is a mapping of its own, and what was around it is two.
         *left = left.checked_sub(2).ok_or(Refusal::Mappings)?;
-        // Taken before anything is frozen. A device that gives pages back waits here: else it could drop them between our looking
-        // and our mapping, and what it dropped would come back.
+        // Taken before anything is frozen. A device that gives pages back waits here: else it could
+        // drop them between our looking and our mapping, and what it dropped would come back.
         let mut placement = ram.placement();
         if !placement.slabs {
             (placement.slabs, placement.slab_pages) = (true, PageSet::none(ram.pages().pages()));
@@ -76,8 +77,8 @@ impl SharedRam {
         Ok(())
     }
 
-    /// Adds to `found` those of `pages` that have frames which are this guest's alone, adjacent ones together. `mixed`
-    /// says that some of them may be those of slabs: to tell takes longer.
+    /// Adds to `found` those of `pages` that have frames which are this guest's alone, adjacent
+    /// ones together. `mixed` says that some of them may be those of slabs: to tell takes longer.
     pub fn private(&mut self, pages: PageRange, mixed: bool, found: &mut Vec<Private>) -> io::Result<()> {
         let Self { ram, scan, .. } = self;
         for part in ram.parts(pages) {
@@ -94,8 +95,9 @@ impl SharedRam {
         Ok(())
     }
 
-    /// All pages that are those of slabs now, ascending. Also counts anew how many mappings there may be. It takes as long as there are
-    /// mappings and pages of slabs: to be called now and then.
+    /// All pages that are those of slabs now, ascending. Also counts anew how many mappings there
+    /// may be. It takes as long as there are mappings and pages of slabs: to be called now and
+    /// then.
     pub fn mapped(&mut self) -> io::Result<Vec<Mapped>> {
         let maps = Maps::own()?;
         self.left = self.most.saturating_sub(maps.count);
@@ -107,7 +109,8 @@ impl SharedRam {
             let inside = |m: &&SlabMapping| stretch.hvas().contains(&m.hvas.start);
             let mut mappings =
                 maps.slabs.iter().filter(inside).inspect(|_| self.slab_mappings += 1).peekable();
-            // One walk for all of them: they may be many, and what is found in one piece may be of several.
+            // One walk for all of them: they may be many, and what is found in one piece may be of
+            // several.
             scan.files(stretch.hvas(), |run| {
                 let (mut hva, run_end) = (run.hva, run.end());
                 while hva < run_end {

@@ -46,7 +46,8 @@ pub fn written(bytes: u64) -> String {
     }
 }
 
-/// Parses a size such as `64M`, `512MiB` or `2G` into bytes: whole pages between `least` and `most` bytes.
+/// Parses a size such as `64M`, `512MiB` or `2G` into bytes: whole pages between `least` and `most`
+/// bytes.
 pub fn parse_size(text: &str, least: u64, most: u64) -> Result<u64, SizeError> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

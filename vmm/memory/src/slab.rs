@@ -1,7 +1,9 @@
-//! Sealed slabs: memory files of page contents that no process can change any more, not even their maker.
+//! Sealed slabs: memory files of page contents that no process can change any more, not even their
+//! maker.
 //!
-//! A shared page lives in one. A process that receives a slab checks the seals, and the size, before it believes
-//! anything of it; after that the bytes it reads are the bytes there will ever be.
+//! A shared page lives in one. A process that receives a slab checks the seals, and the size,
+//! before it believes anything of it; after that the bytes it reads are the bytes there will ever
+//! be.
 #![expect(unsafe_code, reason = "maps a sealed file for reading")]
 
 use std::fs::File;
@@ -22,7 +24,8 @@ use super::{PAGE, PAGE_BYTES, SlabPage};
 pub const MAX_SLAB_PAGES: u64 = 1 << 18;
 /// `f_type` of the file system of memfds that are not made of huge pages (TMPFS_MAGIC).
 const TMPFS: i64 = 0x0102_1994;
-/// Bytes, aligned, that the kernel maps around a page of a file that is read (fault_around_bytes), unless it was told otherwise.
+/// Bytes, aligned, that the kernel maps around a page of a file that is read (fault_around_bytes),
+/// unless it was told otherwise.
 const FAULT_AROUND: usize = 64 << 10;
 /// What the kernel calls the file of a slab in lists of mappings.
 pub const SLAB_NAME: &str = "/memfd:samepage-slab";
@@ -87,7 +90,8 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// An empty one of `pages` pages, all of which are charged to this process's cgroup, whichever process fills them.
+    /// An empty one of `pages` pages, all of which are charged to this process's cgroup, whichever
+    /// process fills them.
     pub fn new(pages: u64) -> Result<Self, SlabError> {
         Self::reserved(pages, &mut || {})
     }
@@ -100,7 +104,8 @@ impl Draft {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
         let file = rustix::fs::memfd_create(SLAB_NAME.trim_start_matches("/memfd:"), flags)
             .map_err(SlabError::kernel("make"))?;
-        // Reserves the frames as well as setting the size. A kernel that does not preempt itself does not let others run meanwhile.
+        // Reserves the frames as well as setting the size. A kernel that does not preempt itself
+        // does not let others run meanwhile.
         for page in (0..pages).step_by(RESERVE_PAGES) {
             let part = (pages - page).min(RESERVE_PAGES as u64) * PAGE_BYTES;
             rustix::fs::fallocate(&file, FallocateFlags::empty(), page * PAGE_BYTES, part)
@@ -185,7 +190,8 @@ impl Slab {
         }
         let inode = file.metadata().map_err(SlabError::kernel("look at"))?.ino();
         let bytes = to_usize(pages * PAGE_BYTES);
-        // SAFETY: a new mapping where the kernel likes, of a file that holds that many bytes for ever.
+        // SAFETY: a new mapping where the kernel likes, of a file that holds that many bytes for
+        // ever.
         let view = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ, MapFlags::PRIVATE, &file, 0)
         };
@@ -200,7 +206,8 @@ impl Slab {
         Self::receive(file.into(), self.pages)
     }
 
-    /// The number of its file, which no other one on this host has as long as this one is open or mapped.
+    /// The number of its file, which no other one on this host has as long as this one is open or
+    /// mapped.
     pub fn inode(&self) -> u64 {
         self.inode
     }
@@ -229,8 +236,9 @@ impl Slab {
         })
     }
 
-    /// Maps `pages` pages from `page` on, as guest RAM is to have them, with entries in the page table for all of them: else they would look as
-    /// if they were not there to pagemap, and in counts of frames.
+    /// Maps `pages` pages from `page` on, as guest RAM is to have them, with entries in the page
+    /// table for all of them: else they would look as if they were not there to pagemap, and in
+    /// counts of frames.
     pub fn stage(&self, page: SlabPage, pages: u64) -> Result<Staged, StageError> {
         if pages == 0 || !self.has(page, pages) {
             return Err(StageError::Range);
@@ -245,8 +253,9 @@ impl Slab {
             error => StageError::Kernel(error.into()),
         })?;
         let staged = Staged { view, bytes };
-        // The kernel maps what is around a page that is read: that takes a third of the time of MADV_POPULATE_READ. Where it is set to map
-        // less, the rest comes when it is compared. Read, not written: a written page would be no slab's any more.
+        // The kernel maps what is around a page that is read: that takes a third of the time of
+        // MADV_POPULATE_READ. Where it is set to map less, the rest comes when it is compared.
+        // Read, not written: a written page would be no slab's any more.
         let to_aligned = (view.addr() + 1).next_multiple_of(FAULT_AROUND) - view.addr();
         for at in std::iter::once(0).chain((to_aligned..bytes).step_by(FAULT_AROUND)) {
             // SAFETY: the address is in the mapping that was made just now.
@@ -255,16 +264,16 @@ impl Slab {
         Ok(staged)
     }
 
-    /// Maps pages from `page` on over guest RAM that has not been written to, without entries in the page table: a page costs nothing until it
-    /// is touched.
+    /// Maps pages from `page` on over guest RAM that has not been written to, without entries in
+    /// the page table: a page costs nothing until it is touched.
     pub(crate) fn map_over(&self, range: GuestRange<'_>, page: SlabPage) -> io::Result<()> {
         if !self.has(page, range.pages().pages()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before. The file
-        // has those pages for ever.
+        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is
+        // mapped all the time, and as before. The file has those pages for ever.
         unsafe { rustix::mm::mmap(range.as_ptr(), range.bytes(), prot, flags, &self.file, page.offset()) }?;
         Ok(())
     }
@@ -299,7 +308,8 @@ pub enum StageError {
     Kernel(io::Error),
 }
 
-/// Pages of a slab that are mapped privately and writable, and on their way to where they are wanted. Never written to here.
+/// Pages of a slab that are mapped privately and writable, and on their way to where they are
+/// wanted. Never written to here.
 #[derive(Debug)]
 pub struct Staged {
     view: *mut std::ffi::c_void,
@@ -315,7 +325,8 @@ impl Staged {
 
     /// What is in them.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is ours, as long as `self`, and neither it nor the slab is written to.
+        // SAFETY: the mapping is ours, as long as `self`, and neither it nor the slab is written
+        // to.
         unsafe { std::slice::from_raw_parts(self.view.cast(), self.bytes) }
     }
 
@@ -325,8 +336,8 @@ impl Staged {
             return Err(rustix::io::Errno::INVAL);
         }
         let flags = MremapFlags::MAYMOVE;
-        // SAFETY: the source is ours, and is no more after that. What it replaces is a range of guest RAM, of which any contents may become
-        // any others.
+        // SAFETY: the source is ours, and is no more after that. What it replaces is a range of
+        // guest RAM, of which any contents may become any others.
         unsafe { rustix::mm::mremap_fixed(self.view, self.bytes, self.bytes, flags, run.as_ptr()) }?;
         // The view has been moved away: there is nothing left to unmap.
         std::mem::forget(self);

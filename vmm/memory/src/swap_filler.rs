@@ -1,4 +1,5 @@
-//! Takes up the host's swap, to see what is done without: memory of our own, paged out until there is room for no more.
+//! Takes up the host's swap, to see what is done without: memory of our own, paged out until there
+//! is room for no more.
 #![expect(unsafe_code, reason = "advises the kernel about mappings of its own")]
 
 use vm_memory::{MmapRegion, VolatileMemory};
@@ -9,9 +10,11 @@ use kernel_view::pagemap::Pagemap;
 
 /// Bytes that are written and paged out at a time.
 const CHUNK_BYTES: usize = 4 << 20;
-/// Swap is full once nothing of this many chunks in a row went there: the kernel keeps some slots per processor.
+/// Swap is full once nothing of this many chunks in a row went there: the kernel keeps some slots
+/// per processor.
 const LAST_TRIES: u32 = 3;
-/// Every byte of every page: not zero, so that it takes a slot, and the same everywhere, so that zram keeps next to nothing.
+/// Every byte of every page: not zero, so that it takes a slot, and the same everywhere, so that
+/// zram keeps next to nothing.
 const FILLING: u8 = 0xa5;
 
 /// Swap that is taken. Dropped, it is free again.
@@ -21,7 +24,8 @@ pub struct SwapFiller {
 }
 
 impl SwapFiller {
-    /// Takes all the swap there is, unless `go_on` says no before. Returns how much it has now, in pages.
+    /// Takes all the swap there is, unless `go_on` says no before. Returns how much it has now, in
+    /// pages.
     ///
     /// # Errors
     /// There is no swap, or it cannot be seen.
@@ -41,7 +45,8 @@ impl SwapFiller {
             // With less than 4 MiB of memory left this stops; the swap taken so far stays taken.
             let Ok(chunk) = MmapRegion::<()>::new(CHUNK_BYTES) else { break };
             chunk.as_volatile_slice().copy_from(&filling);
-            // SAFETY: the range is the mapping just made; the advice keeps its contents. What it did the page table tells.
+            // SAFETY: the range is the mapping just made; the advice keeps its contents. What it
+            // did the page table tells.
             unsafe { libc::madvise(chunk.as_ptr().cast(), CHUNK_BYTES, libc::MADV_PAGEOUT) };
             if swapped(&chunk)? > 0 {
                 self.chunks.push(chunk);

@@ -95,18 +95,21 @@ pub(super) fn wake(descriptor: &OwnedFd, mut range: UffdRange) -> io::Result<()>
     ioctl(descriptor, WAKE, &mut range)
 }
 
-/// Fills the missing page at `to` with the bytes of the page at `from`, and wakes threads that sleep on it.
+/// Fills the missing page at `to` with the bytes of the page at `from`, and wakes threads that
+/// sleep on it.
 ///
 /// # Safety
-/// `from` is a page that stays mapped and that nothing writes to meanwhile; `to` is a missing page of guest RAM that is to hold those bytes.
+/// `from` is a page that stays mapped and that nothing writes to meanwhile; `to` is a missing page
+/// of guest RAM that is to hold those bytes.
 pub(super) unsafe fn copy_page(descriptor: &OwnedFd, to: Hva, from: Hva) -> io::Result<()> {
     let mut copied = Copied { to: to.0, from: from.0, bytes: PAGE_BYTES, mode: 0, copied: 0 };
     ioctl(descriptor, COPY, &mut copied)
 }
 
 fn ioctl<T>(descriptor: &OwnedFd, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
-    // SAFETY: each request here takes the structure it is called with, which is exclusively ours. COPY writes to memory, for which
-    // the caller of `copy_page` vouches; the others change which pages may be written, and no content.
+    // SAFETY: each request here takes the structure it is called with, which is exclusively ours.
+    // COPY writes to memory, for which the caller of `copy_page` vouches; the others change which
+    // pages may be written, and no content.
     match unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

@@ -1,6 +1,8 @@
-//! Whether userfaultfd is there for us, which of its features, and a descriptor of it. Registers no memory.
+//! Whether userfaultfd is there for us, which of its features, and a descriptor of it. Registers no
+//! memory.
 //!
-//! Source: the kernel's include/uapi/linux/userfaultfd.h and Documentation/admin-guide/mm/userfaultfd.rst.
+//! Source: the kernel's include/uapi/linux/userfaultfd.h and
+//! Documentation/admin-guide/mm/userfaultfd.rst.
 
 #![expect(unsafe_code, reason = "userfaultfd is reached by raw system calls")]
 
@@ -99,7 +101,8 @@ pub fn can_freeze() -> io::Result<()> {
     }
 }
 
-/// A descriptor that handles faults from the kernel, with the features of these names (as for [`Support::has`]).
+/// A descriptor that handles faults from the kernel, with the features of these names (as for
+/// [`Support::has`]).
 pub(super) fn open(features: &[&str]) -> io::Result<OwnedFd> {
     let bit = |name: &&str| FEATURES.iter().position(|feature| feature == name).map_or(0, |bit| 1u64 << bit);
     let (descriptor, _) = descriptor()?;
@@ -114,7 +117,8 @@ fn descriptor() -> io::Result<(OwnedFd, Access)> {
     }
 }
 
-/// Says hello, once for each descriptor; returns what the kernel has. Features that it lacks are an error.
+/// Says hello, once for each descriptor; returns what the kernel has. Features that it lacks are an
+/// error.
 fn api(descriptor: &OwnedFd, features: u64) -> io::Result<u64> {
     let mut api = UffdioApi { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: the kernel reads and writes one UffdioApi, which is exclusively ours.

@@ -1,5 +1,5 @@
-//! Which pages of guest RAM were written since they were last cleared: the log that a VM's vCPUs and devices write to, and the part of it
-//! that the VMM itself writes.
+//! Which pages of guest RAM were written since they were last cleared: the log that a VM's vCPUs
+//! and devices write to, and the part of it that the VMM itself writes.
 
 use std::io;
 use std::ops::Range;
@@ -15,26 +15,30 @@ use super::ram::Ram;
 ///
 /// Sets are of all of RAM; what is left of their last word is 0.
 ///
-/// A page's bit says that it may have been written since the bit was last cleared. To know what is in a page, clear its
-/// bit, and *then* look: whatever is written after [`WriteLog::clear`] has returned sets the bit again, what was written before
-/// is there to be seen, and may set the bit once more. A write of the VMM's own that is under way while the log is read may be
-/// missing there; the next read has it. So a bit that is not set is a reason not to look at a page; it is no proof that the page is as it
-/// was, and a page is compared before it is replaced.
+/// A page's bit says that it may have been written since the bit was last cleared. To know what is
+/// in a page, clear its bit, and *then* look: whatever is written after [`WriteLog::clear`] has
+/// returned sets the bit again, what was written before is there to be seen, and may set the bit
+/// once more. A write of the VMM's own that is under way while the log is read may be missing
+/// there; the next read has it. So a bit that is not set is a reason not to look at a page; it is
+/// no proof that the page is as it was, and a page is compared before it is replaced.
 ///
-/// Pages that are given back set no bit: see [`Ram::discards`]. Nor do those of a slab that replace what holds the same.
+/// Pages that are given back set no bit: see [`Ram::discards`]. Nor do those of a slab that replace
+/// what holds the same.
 ///
-/// While the log is on KVM maps pages of 4 KiB only, and breaks up huge ones where bits are cleared. The guest pays for its first write to
-/// each page after a clear: 10 to 22 us (shadow paging), 27 to 31 us (nested paging, emulated). Its reads cost nothing. For 256 MiB reading
-/// the log takes some 45 us, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose bit is left set costs the
-/// guest nothing: leave the bits of pages that keep changing.
+/// While the log is on KVM maps pages of 4 KiB only, and breaks up huge ones where bits are
+/// cleared. The guest pays for its first write to each page after a clear: 10 to 22 us (shadow
+/// paging), 27 to 31 us (nested paging, emulated). Its reads cost nothing. For 256 MiB reading the
+/// log takes some 45 us, clearing 16,384 pages 0.1 to 3 ms, switching it on 0.1 ms. A page whose
+/// bit is left set costs the guest nothing: leave the bits of pages that keep changing.
 ///
-/// Clearing is seen by every user of this log: one of these has one user. After an error of `read` or `clear` nothing is known
-/// of any page, until the log is stopped and started.
+/// Clearing is seen by every user of this log: one of these has one user. After an error of `read`
+/// or `clear` nothing is known of any page, until the log is stopped and started.
 pub trait WriteLog: Send {
     /// Switches logging on; nothing, if it is on. After it every page counts as written.
     fn start(&mut self) -> io::Result<()>;
 
-    /// Switches logging off; nothing, if it is off. What is written then is not logged, and the guest may have huge pages again.
+    /// Switches logging off; nothing, if it is off. What is written then is not logged, and the
+    /// guest may have huge pages again.
     fn stop(&mut self) -> io::Result<()>;
 
     /// Replaces the contents of `written`. Clears nothing.
@@ -58,7 +62,8 @@ pub trait WriteLog: Send {
     fn clear_in_parts(&mut self, pages: &PageSet, between: &mut dyn FnMut()) -> io::Result<()>;
 }
 
-/// The log of what the VMM itself writes: devices and loaders, by way of [`Ram::memory`]. For RAM that belongs to no VM it is all there is.
+/// The log of what the VMM itself writes: devices and loaders, by way of [`Ram::memory`]. For RAM
+/// that belongs to no VM it is all there is.
 pub struct OwnWrites {
     ram: Ram,
     /// None while it is off.
@@ -76,7 +81,8 @@ impl OwnWrites {
         let Some(written) = &mut self.written else { return };
         let words = words(&self.ram);
         for (region, words) in self.ram.memory().iter().zip(words) {
-            // Writers mark after they have written. So what is marked here can be read from here on.
+            // Writers mark after they have written. So what is marked here can be read from here
+            // on.
             let marked = (**region).bitmap().get_and_reset();
             let own = written.words_mut().get_mut(words).unwrap_or_default();
             own.iter_mut().zip(marked).for_each(|(own, marked)| *own |= marked);
@@ -112,7 +118,8 @@ impl WriteLog for OwnWrites {
                 format!("a bitmap of {found} words was to be cleared: expected {expected}"),
             ));
         }
-        // Only what `take` has got so far. What was marked since is read next time, once more than need be.
+        // Only what `take` has got so far. What was marked since is read next time, once more than
+        // need be.
         written.subtract(pages);
         Ok(())
     }

@@ -15,10 +15,12 @@ pub trait Engine: Send {
         Ok(())
     }
 
-    /// Admits process `pid`, the VM of a guest, to a trust domain. Only for an engine that keeps domains apart.
+    /// Admits process `pid`, the VM of a guest, to a trust domain. Only for an engine that keeps
+    /// domains apart.
     fn admit(&mut self, _guest: &str, _pid: u32, _domain: &str, _memory_bytes: u64) {}
 
-    /// VMs that apply and were neither admitted nor refused, each returned once. Only an engine that is open to others has any.
+    /// VMs that apply and were neither admitted nor refused, each returned once. Only an engine
+    /// that is open to others has any.
     fn applicants(&mut self) -> Vec<slab::Applicant> {
         Vec::new()
     }
@@ -40,7 +42,8 @@ pub trait Engine: Send {
         None
     }
 
-    /// A way to ask from any thread how many pages all slabs have; None from an engine that has none.
+    /// A way to ask from any thread how many pages all slabs have; None from an engine that has
+    /// none.
     fn slab_pages(&self) -> Option<SlabPages> {
         None
     }
@@ -50,11 +53,12 @@ pub trait Engine: Send {
         None
     }
 
-    /// Merges at urgent priority while memory is short, whatever it costs. An engine without a limit does nothing.
+    /// Merges at urgent priority while memory is short, whatever it costs. An engine without a
+    /// limit does nothing.
     fn set_priority(&mut self, _urgent: bool) {}
 
-    /// Stops merging and puts back every host setting; what is merged stays merged. Idempotent; dropping
-    /// an engine does the same.
+    /// Stops merging and puts back every host setting; what is merged stays merged. Idempotent;
+    /// dropping an engine does the same.
     fn stop(&mut self);
 
     /// Why nothing merges any more, though it was started; None while something does or may.

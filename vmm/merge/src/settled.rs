@@ -2,7 +2,8 @@
 
 use super::Progress;
 
-/// Merging has settled when this many full passes brought nothing new: the first pass after a change only remembers what it saw.
+/// Merging has settled when this many full passes brought nothing new: the first pass after a
+/// change only remembers what it saw.
 const SETTLED_PASSES: u64 = 3;
 
 /// Follows an engine until it has settled. The one definition, for users, experiments and benches.

@@ -1,5 +1,6 @@
-//! KSM driven with a guard and with other owners, on the real kernel where we may drive it, on a directory that looks like its knobs
-//! elsewhere. Whatever changes the host's KSM runs one at a time.
+//! KSM driven with a guard and with other owners, on the real kernel where we may drive it, on a
+//! directory that looks like its knobs elsewhere. Whatever changes the host's KSM runs one at a
+//! time.
 
 #![expect(unsafe_code, reason = "madvise")]
 #![expect(clippy::unwrap_used, reason = "what tests share fails as they do")]
@@ -88,7 +89,8 @@ fn owner(role: &str) -> (Child, u32) {
     (owner, guard.unwrap_or_else(|| panic!("it says {line:?}")))
 }
 
-/// As the out-of-memory killer may. The process is one that was started here, or its child, and is not waited for yet.
+/// As the out-of-memory killer may. The process is one that was started here, or its child, and is
+/// not waited for yet.
 fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
     let stat = format!("/proc/{pid}/stat");

@@ -1,4 +1,5 @@
-//! What the tests of `ksm.rs` need other processes for: `guard` puts KSM's settings back, `owner DIRECTORY` merges until it is killed.
+//! What the tests of `ksm.rs` need other processes for: `guard` puts KSM's settings back, `owner
+//! DIRECTORY` merges until it is killed.
 
 use std::error::Error;
 use std::io::{Write, stdout};

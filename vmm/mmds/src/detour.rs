@@ -118,7 +118,8 @@ impl Detour {
         Some(self.framed(TYPE_IPV4, &packet))
     }
 
-    /// Sets the timer by the stack (which clears it, if its time had come), and has it looked at again if there is an answer.
+    /// Sets the timer by the stack (which clears it, if its time had come), and has it looked at
+    /// again if there is an answer.
     fn schedule(&mut self) {
         if self.arp.is_some() || self.stack.has_next() {
             // It fails only if it has been rung more often than it can count: then it is readable.

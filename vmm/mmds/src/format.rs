@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-/// As EC2's service shows it: an object as its keys, a line each, those of objects with a slash behind; text as it is. None of anything else.
+/// As EC2's service shows it: an object as its keys, a line each, those of objects with a slash
+/// behind; text as it is. None of anything else.
 pub fn imds(value: &Value) -> Option<String> {
     match value {
         Value::Object(keys) => {

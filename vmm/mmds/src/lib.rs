@@ -1,12 +1,13 @@
-//! The metadata service of one VM (Firecracker's MMDS): JSON that the host puts there, and that programs in the guest read by HTTP at a
-//! link-local address, through the VM's own network interface.
+//! The metadata service of one VM (Firecracker's MMDS): JSON that the host puts there, and that
+//! programs in the guest read by HTTP at a link-local address, through the VM's own network
+//! interface.
 //!
-//! It knows frames and a TAP ([`devices::virtio::net::Tap`]); no KVM, no API. Begin with [`detour`], which takes the frames for the
-//! service out of those that the guest sends; behind it are `stack` (TCP/IP by smoltcp), `service` (what is answered), [`store`] and
-//! `token`.
+//! It knows frames and a TAP ([`devices::virtio::net::Tap`]); no KVM, no API. Begin with
+//! [`detour`], which takes the frames for the service out of those that the guest sends; behind it
+//! are `stack` (TCP/IP by smoltcp), `service` (what is answered), [`store`] and `token`.
 //!
-//! Everything that comes from the guest is bounded: connections, bytes of a request, frames that wait, and how long a connection may
-//! take.
+//! Everything that comes from the guest is bounded: connections, bytes of a request, frames that
+//! wait, and how long a connection may take.
 
 pub mod detour;
 mod format;

@@ -1,5 +1,5 @@
-//! What the service answers, without a network: bytes of requests in, bytes of responses out. The words are close to Firecracker's, for
-//! programs in guests look at them.
+//! What the service answers, without a network: bytes of requests in, bytes of responses out. The
+//! words are close to Firecracker's, for programs in guests look at them.
 
 use std::time::Instant;
 
@@ -186,7 +186,8 @@ fn header<'a>(headers: &[Header<'a>], names: &[&str]) -> Option<&'a [u8]> {
     headers.iter().find(is_one).map(|header| header.value)
 }
 
-/// The path of a request's target: without a scheme and host, a query, and slashes that stand together or at the end.
+/// The path of a request's target: without a scheme and host, a query, and slashes that stand
+/// together or at the end.
 fn path_of(target: &str) -> String {
     let target = target.split(['?', '#']).next().unwrap_or_default();
     let target = match target.strip_prefix("http://") {

@@ -1,4 +1,5 @@
-//! TCP/IP for the service: smoltcp on IP packets. The guest is the only other host; frames and ARP are [`crate::detour`]'s.
+//! TCP/IP for the service: smoltcp on IP packets. The guest is the only other host; frames and ARP
+//! are [`crate::detour`]'s.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -82,9 +83,11 @@ impl Stack {
         !self.link.waiting.is_empty()
     }
 
-    /// Does what is due: what came is answered, what was lost is sent again, what takes too long ends.
+    /// Does what is due: what came is answered, what was lost is sent again, what takes too long
+    /// ends.
     pub fn turn(&mut self, now: Instant) {
-        // What came is in the sockets after the first poll, and what is answered leaves by the second.
+        // What came is in the sockets after the first poll, and what is answered leaves by the
+        // second.
         for _ in 0..2 {
             let at = self.at(now);
             self.interface.poll(at, &mut self.link, &mut self.sockets);

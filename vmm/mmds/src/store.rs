@@ -36,7 +36,8 @@ impl Store {
         Ok(())
     }
 
-    /// Changes what is there by a merge patch (RFC 7396): a key that is null goes, objects are merged, all else takes the old value's place.
+    /// Changes what is there by a merge patch (RFC 7396): a key that is null goes, objects are
+    /// merged, all else takes the old value's place.
     pub fn patch(&self, patch: Value, limit: usize) -> Result<(), StoreError> {
         let Value::Object(patch) = patch else { return Err(StoreError::Kind) };
         let mut now = os::lock(&self.0);

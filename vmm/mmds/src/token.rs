@@ -1,5 +1,5 @@
-//! Session tokens of version 2. They carry when they end and are authenticated by a key of this process's, so that none is remembered: a
-//! guest may ask for any number of them.
+//! Session tokens of version 2. They carry when they end and are authenticated by a key of this
+//! process's, so that none is remembered: a guest may ask for any number of them.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ const CLAIM_BYTES: usize = 16;
 /// Hexadecimal digits of a token.
 const TOKEN_CHARS: usize = 2 * (CLAIM_BYTES + blake3::OUT_LEN);
 
-/// Gives tokens out, and knows them again. Those of another process, or from before a snapshot, are not known.
+/// Gives tokens out, and knows them again. Those of another process, or from before a snapshot, are
+/// not known.
 pub struct Tokens {
     key: [u8; blake3::KEY_LEN],
     start: Instant,

@@ -1,5 +1,6 @@
-//! A lease on a file (fcntl(2), F_SETLEASE): before another process may write to it or cut it short, this one gets SIGIO, and the other waits in
-//! open(2) or truncate(2) until the lease is given up, or for `/proc/sys/fs/lease-break-time`, 45 s.
+//! A lease on a file (fcntl(2), F_SETLEASE): before another process may write to it or cut it
+//! short, this one gets SIGIO, and the other waits in open(2) or truncate(2) until the lease is
+//! given up, or for `/proc/sys/fs/lease-break-time`, 45 s.
 #![expect(unsafe_code, reason = "rustix has no call for leases")]
 
 use std::fs::File;
@@ -11,10 +12,12 @@ use std::os::fd::AsRawFd;
 pub struct Lease(File);
 
 impl Lease {
-    /// Takes one on `file`, which is open for reading. From here on SIGIO may come, by default the end of the process.
+    /// Takes one on `file`, which is open for reading. From here on SIGIO may come, by default the
+    /// end of the process.
     ///
     /// # Errors
-    /// Another process has it open for writing (EAGAIN), it is another user's (EACCES), or its file system has no leases (EINVAL).
+    /// Another process has it open for writing (EAGAIN), it is another user's (EACCES), or its file
+    /// system has no leases (EINVAL).
     pub fn take(file: &File) -> io::Result<Self> {
         // A lease belongs to what open(2) made: also that of a copy of the descriptor.
         let file = file.try_clone()?;

@@ -1,5 +1,6 @@
-//! A file that takes another's place whole, or not at all: written under a name of its own beside it, and renamed when it is safe on
-//! disk. Its directory is held: what is renamed or removed is what was made, whatever becomes of the path.
+//! A file that takes another's place whole, or not at all: written under a name of its own beside
+//! it, and renamed when it is safe on disk. Its directory is held: what is renamed or removed is
+//! what was made, whatever becomes of the path.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

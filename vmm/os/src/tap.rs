@@ -1,7 +1,8 @@
-//! TAP interfaces: Ethernet segments of the host's network whose other end is a descriptor (Documentation/networking/tuntap.rst).
+//! TAP interfaces: Ethernet segments of the host's network whose other end is a descriptor
+//! (Documentation/networking/tuntap.rst).
 //!
-//! One that is made here is gone with its descriptor, however this process ends. Everything is done by that descriptor: an interface
-//! that takes the name meanwhile is not touched.
+//! One that is made here is gone with its descriptor, however this process ends. Everything is done
+//! by that descriptor: an interface that takes the name meanwhile is not touched.
 #![expect(unsafe_code, reason = "ioctl(2) of /dev/net/tun and of sockets")]
 
 use std::fs::{File, OpenOptions};
@@ -111,7 +112,8 @@ impl Tap {
         }
     }
 
-    /// Makes one that goes with this value, and brings it up: for packets of `mtu` bytes, on `bridge`.
+    /// Makes one that goes with this value, and brings it up: for packets of `mtu` bytes, on
+    /// `bridge`.
     pub fn make(mtu: Option<u16>, bridge: Option<&str>) -> Result<Self, TapError> {
         let tap = Self::attach(PATTERN).map_err(|error| match error {
             Attach::Tap(error) => error,
@@ -131,7 +133,8 @@ impl Tap {
     pub fn is_up(&self) -> bool {
         let mut request = request(&self.name);
         let up = any_socket().and_then(|socket| control(&socket, libc::SIOCGIFFLAGS, &mut request));
-        // SAFETY: the kernel has written the flags; the union has no other kind of bytes there than integers.
+        // SAFETY: the kernel has written the flags; the union has no other kind of bytes there than
+        // integers.
         up.is_ok() && unsafe { request.ifr_ifru.ifru_flags } & libc::IFF_UP as libc::c_short != 0
     }
 
@@ -175,7 +178,8 @@ impl Tap {
     fn flags(&self) -> Result<libc::c_short, TapError> {
         let mut request = request(&self.name);
         control(&self.file, libc::TUNGETIFF, &mut request).map_err(failed("look at", &self.name))?;
-        // SAFETY: the kernel has written the flags; the union has no other kind of bytes there than integers.
+        // SAFETY: the kernel has written the flags; the union has no other kind of bytes there than
+        // integers.
         Ok(unsafe { request.ifr_ifru.ifru_flags })
     }
 
@@ -203,7 +207,8 @@ impl Tap {
         }
         let mut request = request(&self.name);
         control(&socket, libc::SIOCGIFFLAGS, &mut request).map_err(failed(what, &self.name))?;
-        // SAFETY: the kernel has written the flags; the union has no other kind of bytes there than integers.
+        // SAFETY: the kernel has written the flags; the union has no other kind of bytes there than
+        // integers.
         let flags = unsafe { request.ifr_ifru.ifru_flags };
         request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
         control(&socket, libc::SIOCSIFFLAGS, &mut request).map_err(failed(what, &self.name))
@@ -264,7 +269,8 @@ fn request(name: &str) -> libc::ifreq {
 }
 
 fn control(to: impl AsFd, call: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: each of the calls reads and writes one `ifreq`, which this is, and which lives until it returns.
+    // SAFETY: each of the calls reads and writes one `ifreq`, which this is, and which lives until
+    // it returns.
     done(unsafe { libc::ioctl(to.as_fd().as_raw_fd(), call, &raw mut *request) })
 }
 

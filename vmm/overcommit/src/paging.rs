@@ -153,8 +153,8 @@ mod tests {
 
     const MIB: u64 = 256;
 
-    /// One uses all that it has and has most above its part, another has memory that it does not use: that goes first, and only what is
-    /// missing then is taken from what is used.
+    /// One uses all that it has and has most above its part, another has memory that it does not
+    /// use: that goes first, and only what is missing then is taken from what is used.
     #[test]
     fn what_is_used_goes_after_all_that_is_not() {
         let view = |name: &str, held: u64, used: u64| GuestView {

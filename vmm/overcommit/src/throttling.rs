@@ -65,8 +65,8 @@ pub(super) fn of_all(scene: &Scene) -> f64 {
     }
 }
 
-/// The most that all guests together may ever touch each second. Between two looks they can touch a good part of a small host's memory,
-/// and must not take all that is free at once.
+/// The most that all guests together may ever touch each second. Between two looks they can touch a
+/// good part of a small host's memory, and must not take all that is free at once.
 fn brake(scene: &Scene) -> f64 {
     scene.host.free_pages as f64 / scene.knobs.brake_seconds.max(1e-3)
 }
@@ -135,7 +135,8 @@ mod tests {
         assert!(rates(10_000 * MIB).is_empty());
     }
 
-    /// Limits that were right a moment ago and are a little too high now would let guests take more than all that is free.
+    /// Limits that were right a moment ago and are a little too high now would let guests take more
+    /// than all that is free.
     #[test]
     fn limits_are_never_left_above_the_brake() {
         let view = |name: &str, limit| GuestView {

@@ -10,7 +10,8 @@ use os::print::outln;
 use super::shown::{Bar, quoted};
 use crate::progress::interrupt_flag;
 
-/// Make the root file system of a Linux guest: an ext4 image of Debian, of a tar archive, or of a directory
+/// Make the root file system of a Linux guest: an ext4 image of Debian, of a tar archive, or of a
+/// directory
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -33,7 +34,8 @@ pub(crate) struct Args {
     /// Packages beside the essential ones, with commas in between
     #[arg(long, value_name = "PACKAGES", value_delimiter = ',', conflicts_with_all = ["dir", "tar"])]
     include: Vec<String>,
-    /// Where packages come from: a URL, a line of sources.list, or such a file; may be repeated [default: Debian's own]
+    /// Where packages come from: a URL, a line of sources.list, or such a file; may be repeated
+    /// [default: Debian's own]
     #[arg(long, value_name = "MIRROR", conflicts_with_all = ["dir", "tar"])]
     mirror: Vec<String>,
     /// The tree in this directory, instead of Debian
@@ -42,7 +44,8 @@ pub(crate) struct Args {
     /// The tree in this archive, which is not compressed
     #[arg(long, value_name = "FILE")]
     tar: Option<PathBuf>,
-    /// The size of the image, which is sparse: 16M to 256G [default: that of the tree, a quarter, and 1 GiB]
+    /// The size of the image, which is sparse: 16M to 256G [default: that of the tree, a quarter,
+    /// and 1 GiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     size: Option<u64>,
     /// Print what was made as one JSON object

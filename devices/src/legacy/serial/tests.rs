@@ -182,8 +182,8 @@ fn a_wide_access_is_split_into_registers() {
 }
 
 proptest! {
-    /// Whatever the guest does to the registers, input is never lost, repeated or reordered, unless the
-    /// guest itself used loopback.
+    /// Whatever the guest does to the registers, input is never lost, repeated or reordered, unless
+    /// the guest itself used loopback.
     #[test]
     fn input_survives_any_register_access(
         steps in prop::collection::vec((0u8..3, 1u64..8, any::<u8>()), 0..300),

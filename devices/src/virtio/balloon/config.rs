@@ -30,8 +30,8 @@ pub(super) enum Kind {
 pub struct Config {
     /// Target at the start, in pages of 4096 bytes.
     pub target_pages: u32,
-    /// Let the guest take pages back when it runs out of memory (VIRTIO_BALLOON_F_DEFLATE_ON_OOM). The driver does all of
-    /// it; the host sees deflated pages and a lower `actual`.
+    /// Let the guest take pages back when it runs out of memory (VIRTIO_BALLOON_F_DEFLATE_ON_OOM).
+    /// The driver does all of it; the host sees deflated pages and a lower `actual`.
     pub deflate_on_oom: bool,
     /// Offer the statistics queue (VIRTIO_BALLOON_F_STATS_VQ).
     pub statistics: bool,
@@ -58,8 +58,9 @@ impl Config {
 
     /// What each queue is for, by index, under these features; None is the statistics queue.
     ///
-    /// The specification numbers the queues 0 to 4, but drivers give the next number to the next queue whose feature was
-    /// negotiated (Linux in `init_vqs` and its transports' `find_vqs`), and so do devices.
+    /// The specification numbers the queues 0 to 4, but drivers give the next number to the next
+    /// queue whose feature was negotiated (Linux in `init_vqs` and its transports' `find_vqs`), and
+    /// so do devices.
     pub(super) fn queue_kinds(&self, features: u64) -> impl Iterator<Item = Option<Kind>> {
         [
             (0, Some(Kind::Inflate)),

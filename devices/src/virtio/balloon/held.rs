@@ -15,7 +15,8 @@ pub(super) struct Held {
 #[derive(Debug)]
 struct Region {
     first: u64,
-    /// Bit `i % 64` of word `i / 64` is page `first + i`. The bits behind the last page are never set.
+    /// Bit `i % 64` of word `i / 64` is page `first + i`. The bits behind the last page are never
+    /// set.
     bits: Vec<u64>,
 }
 
@@ -75,7 +76,8 @@ impl Held {
 }
 
 impl Region {
-    /// Applies `change` to the words that hold `pages`, with a mask of those pages. Returns how many bits changed.
+    /// Applies `change` to the words that hold `pages`, with a mask of those pages. Returns how
+    /// many bits changed.
     fn change(&mut self, pages: &Range<u64>, change: impl Fn(u64, u64) -> u64) -> u64 {
         let (start, end) = ((pages.start - self.first) as usize, (pages.end - self.first) as usize);
         let mut changed = 0;
@@ -120,7 +122,8 @@ mod tests {
     use crate::GuestMemory;
     use crate::reclaim::PAGE_BYTES;
 
-    /// A region that ends in the middle of a word, a hole, one of exactly two words, and one that touches it.
+    /// A region that ends in the middle of a word, a hole, one of exactly two words, and one that
+    /// touches it.
     fn ram() -> Ram {
         let pages = [0..100, 200..328, 328..331];
         let regions =

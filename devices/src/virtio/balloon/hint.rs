@@ -1,8 +1,10 @@
-//! Free page hinting's command IDs (Virtio 1.2, section 5.5.6.4): which hints belong to a run that is still wanted.
+//! Free page hinting's command IDs (Virtio 1.2, section 5.5.6.4): which hints belong to a run that
+//! is still wanted.
 //!
-//! The host starts a run by a new ID in configuration space. The driver repeats the ID in the queue, gives the pages
-//! it does not use, and ends with STOP; it keeps those pages for itself until the host says DONE. So a hint may be
-//! acted on only between the driver's ID and the first of its STOP and the host's DONE.
+//! The host starts a run by a new ID in configuration space. The driver repeats the ID in the
+//! queue, gives the pages it does not use, and ends with STOP; it keeps those pages for itself
+//! until the host says DONE. So a hint may be acted on only between the driver's ID and the first
+//! of its STOP and the host's DONE.
 
 /// VIRTIO_BALLOON_CMD_ID_STOP: no hints are wanted; the driver keeps what it has hinted.
 pub(super) const STOP: u32 = 0;
@@ -33,7 +35,8 @@ impl Hinting {
         self.status
     }
 
-    /// Asks for a run that differs from all before it (but for those that four billion runs ago had its number).
+    /// Asks for a run that differs from all before it (but for those that four billion runs ago had
+    /// its number).
     pub(super) fn start(&mut self, acknowledge_on_stop: bool) {
         self.last_run = self.last_run.wrapping_add(1).max(FIRST_RUN);
         self.status.host_cmd = self.last_run;

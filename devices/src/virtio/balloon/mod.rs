@@ -1,15 +1,18 @@
-//! The balloon device (Virtio 1.2, section 5.5): the guest gives pages back to the host and takes them again.
+//! The balloon device (Virtio 1.2, section 5.5): the guest gives pages back to the host and takes
+//! them again.
 //!
-//! Inflating, statistics, free page hinting and free page reporting are here. What is given back reads as zeros when
-//! the guest touches it again, so with a poison value other than zero (VIRTIO_BALLOON_F_PAGE_POISON) pages that are only
-//! hinted or reported are left alone: the driver expects its pattern in them. Pages in the balloon are
-//! discarded whatever the poison, since the driver writes them before it uses them again (5.5.6.6).
+//! Inflating, statistics, free page hinting and free page reporting are here. What is given back
+//! reads as zeros when the guest touches it again, so with a poison value other than zero
+//! (VIRTIO_BALLOON_F_PAGE_POISON) pages that are only hinted or reported are left alone: the driver
+//! expects its pattern in them. Pages in the balloon are discarded whatever the poison, since the
+//! driver writes them before it uses them again (5.5.6.6).
 //!
-//! The device never changes its own target and knows no policy: [`Handle`] is where the host asks, and where it learns what
-//! the guest did.
+//! The device never changes its own target and knows no policy: [`Handle`] is where the host asks,
+//! and where it learns what the guest did.
 //!
-//! *Locks:* the transport's lock is the outer one, the lock behind [`Handle`] the inner. A discard happens under
-//! both, so that no page is taken after [`Handle::stop_hinting`] has returned; a [`Reclaim`] must not call the handle.
+//! *Locks:* the transport's lock is the outer one, the lock behind [`Handle`] the inner. A discard
+//! happens under both, so that no page is taken after [`Handle::stop_hinting`] has returned; a
+//! [`Reclaim`] must not call the handle.
 
 mod config;
 mod held;
@@ -41,14 +44,14 @@ use crate::reclaim::Reclaim;
 use crate::state::{DeviceState, RestoreError};
 use crate::warn::Limited;
 
-/// Size of every queue. Linux keeps one buffer each in most, wants at least 32 for reporting, and in the hinting queue
-/// gives up pages that do not fit in.
+/// Size of every queue. Linux keeps one buffer each in most, wants at least 32 for reporting, and
+/// in the hinting queue gives up pages that do not fit in.
 const QUEUE_SIZE: u16 = 256;
 /// All queues that there can be.
 const MAX_QUEUES: usize = 5;
 
-/// Pages that requests may name before others get their turn. At a microsecond for a discard, a turn whose every page stands
-/// alone takes less than a tenth of a second.
+/// Pages that requests may name before others get their turn. At a microsecond for a discard, a
+/// turn whose every page stands alone takes less than a tenth of a second.
 const TURN_PAGES: u64 = 1 << 16;
 
 /// The device.

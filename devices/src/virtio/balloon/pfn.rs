@@ -1,14 +1,17 @@
 //! Page frame numbers as a driver lists them, made into runs of pages.
 //!
-//! Pure: no memory, no device. A discard costs a system call and a flush of every vCPU's TLB, so what stands together in
-//! memory should go together, in whatever order the driver found it. Drivers list pages as their allocator yields
-//! them, which is mostly up or down by one; only what is neither is sorted.
+//! Pure: no memory, no device. A discard costs a system call and a flush of every vCPU's TLB, so
+//! what stands together in memory should go together, in whatever order the driver found it.
+//! Drivers list pages as their allocator yields them, which is mostly up or down by one; only what
+//! is neither is sorted.
 
 use std::ops::Range;
 
-/// Replaces `runs` by the pages that `pfns` names: ascending, apart from each other, each page once.
+/// Replaces `runs` by the pages that `pfns` names: ascending, apart from each other, each page
+/// once.
 ///
-/// The ends are page numbers too, and wider than a PFN because the last page's end does not fit into one.
+/// The ends are page numbers too, and wider than a PFN because the last page's end does not fit
+/// into one.
 pub(super) fn coalesce(pfns: impl IntoIterator<Item = u32>, runs: &mut Vec<Range<u64>>) {
     runs.clear();
     let mut pfns = pfns.into_iter().map(u64::from);

@@ -7,7 +7,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use crate::GuestMemory;
 use crate::reclaim::{Gpa, PAGE_BYTES};
 
-// So it is in every interface of the balloon, whatever the guest's own pages are: VIRTIO_BALLOON_PFN_SHIFT.
+// So it is in every interface of the balloon, whatever the guest's own pages are:
+// VIRTIO_BALLOON_PFN_SHIFT.
 const _: () = assert!(PAGE_BYTES == 1 << 12);
 
 /// The page numbers (address / 4096) of each region of RAM, ascending.
@@ -42,7 +43,8 @@ impl Ram {
         cuts.map(|(region, pages)| Part { region, pages }).filter(|part| !part.pages.is_empty())
     }
 
-    /// Cuts `part` at the ends of granules of `pages` pages: each piece with its granule; None where that is not all RAM.
+    /// Cuts `part` at the ends of granules of `pages` pages: each piece with its granule; None
+    /// where that is not all RAM.
     pub(super) fn granules(&self, part: &Part, pages: u64) -> impl Iterator<Item = (Part, Option<Part>)> {
         let (region, whole) = (part.region, part.pages.clone());
         let inside = self.0.get(region).cloned().unwrap_or(0..0);

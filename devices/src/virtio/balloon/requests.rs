@@ -1,7 +1,7 @@
 //! What the driver asks of the balloon: pages in, pages out, and pages that are free for now.
 //!
-//! A request is completed when everything in it has been done, hence never before its pages are gone. What makes no
-//! sense is counted, warned of at a limited rate, and left out.
+//! A request is completed when everything in it has been done, hence never before its pages are
+//! gone. What makes no sense is counted, warned of at a limited rate, and left out.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,8 +15,9 @@ use crate::reclaim::{Gpa, PAGE_BYTES, Reclaim};
 use crate::virtio::Chain;
 use crate::warn::Limited;
 
-/// Most pages that one request may name, 1 GiB: what is beyond is left out. Linux lists at most 256 pages at once
-/// (VIRTIO_BALLOON_ARRAY_PFNS_MAX), Windows 1024, and Linux reports at most 32 blocks of 4 MiB.
+/// Most pages that one request may name, 1 GiB: what is beyond is left out. Linux lists at most 256
+/// pages at once (VIRTIO_BALLOON_ARRAY_PFNS_MAX), Windows 1024, and Linux reports at most 32 blocks
+/// of 4 MiB.
 pub(super) const MAX_REQUEST_PAGES: u64 = 1 << 18;
 /// PFNs that are read, sorted and acted on at a time; the handle's lock is released between.
 const PIECE_PFNS: usize = 4096;
@@ -187,8 +188,8 @@ impl Requests {
         pages
     }
 
-    /// Discards the whole pages in the device-writable buffers, if they are `wanted`. Returns how many pages were named,
-    /// and how many bytes discarded.
+    /// Discards the whole pages in the device-writable buffers, if they are `wanted`. Returns how
+    /// many pages were named, and how many bytes discarded.
     fn free_pages(
         &self,
         state: &mut State,
@@ -215,7 +216,8 @@ impl Requests {
             if wanted && self.granule_pages == 1 {
                 ranges.extend(self.ram.parts(pages).map(|part| addresses(&part.pages)));
             } else if wanted {
-                // Pages that are only free now are not kept for a granule that may become whole later.
+                // Pages that are only free now are not kept for a granule that may become whole
+                // later.
                 for part in self.ram.parts(pages) {
                     let whole = |(piece, whole): (Part, Option<Part>)| (whole? == piece).then_some(piece);
                     let granules = self.ram.granules(&part, self.granule_pages).filter_map(whole);
@@ -244,8 +246,9 @@ impl Requests {
     }
 }
 
-/// Puts the pieces of granules into the balloon. Those granules that become whole by it go to `whole`, pieces of others to `parts`. What
-/// is in a granule that was whole before has been given back already.
+/// Puts the pieces of granules into the balloon. Those granules that become whole by it go to
+/// `whole`, pieces of others to `parts`. What is in a granule that was whole before has been given
+/// back already.
 fn gather(
     held: &mut Held,
     granules: impl Iterator<Item = (Part, Option<Part>)>,

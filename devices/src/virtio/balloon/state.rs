@@ -22,8 +22,8 @@ use crate::warn::Limited;
 
 /// The host's way to a balloon. Clones share it.
 ///
-/// Every method returns at once, but may first wait for the discards of one request. None may be called from a
-/// [`Reclaim`](crate::reclaim::Reclaim).
+/// Every method returns at once, but may first wait for the discards of one request. None may be
+/// called from a [`Reclaim`](crate::reclaim::Reclaim).
 #[derive(Clone, Debug)]
 pub struct Handle(Arc<Mutex<State>>);
 
@@ -50,7 +50,8 @@ pub(super) struct Attached {
     pub(super) statistics: Option<StatisticsQueue>,
 }
 
-/// The queue that works the other way round: the device keeps the driver's buffer until it wants the next.
+/// The queue that works the other way round: the device keeps the driver's buffer until it wants
+/// the next.
 #[derive(Debug)]
 pub(super) struct StatisticsQueue {
     pub(super) queue: Queue,
@@ -116,25 +117,29 @@ impl Handle {
         }
     }
 
-    /// The size the driver says it has reached (`actual` in configuration space). 0 without a driver.
+    /// The size the driver says it has reached (`actual` in configuration space). 0 without a
+    /// driver.
     pub fn actual_pages(&self) -> u32 {
         self.lock().actual_pages
     }
 
-    /// The pages the driver has given and not taken back, as ranges in ascending order, each inside one region of RAM.
+    /// The pages the driver has given and not taken back, as ranges in ascending order, each inside
+    /// one region of RAM.
     pub fn held(&self) -> Vec<Range<Gpa>> {
         self.lock().held.ranges()
     }
 
-    /// How many pages [`Handle::held`] has. Unlike [`Handle::actual_pages`] this is counted, not said.
+    /// How many pages [`Handle::held`] has. Unlike [`Handle::actual_pages`] this is counted, not
+    /// said.
     pub fn held_pages(&self) -> u64 {
         self.lock().held.pages()
     }
 
-    /// Lets `drop_again` look through the pages in the balloon and drop those that have got frames again; it says how many
-    /// pages those were. No page leaves the balloon meanwhile.
+    /// Lets `drop_again` look through the pages in the balloon and drop those that have got frames
+    /// again; it says how many pages those were. No page leaves the balloon meanwhile.
     ///
-    /// Does nothing with a driver that may use pages before it tells (without VIRTIO_BALLOON_F_MUST_TELL_HOST).
+    /// Does nothing with a driver that may use pages before it tells (without
+    /// VIRTIO_BALLOON_F_MUST_TELL_HOST).
     pub fn sweep(&self, drop_again: impl FnOnce(&[Range<Gpa>]) -> u64) {
         let mut state = self.lock();
         let tells = state.running().is_some_and(|driver| driver.features & MUST_TELL_HOST != 0);
@@ -158,21 +163,23 @@ impl Handle {
         self.lock().counters
     }
 
-    /// Starts a run of free page hinting. With `acknowledge_on_stop` the device acknowledges the run as soon as the
-    /// guest has reported everything, and the guest may use the pages again.
+    /// Starts a run of free page hinting. With `acknowledge_on_stop` the device acknowledges the
+    /// run as soon as the guest has reported everything, and the guest may use the pages again.
     ///
     /// A page is discarded as soon as its hint is seen. A run that goes on is replaced.
     ///
-    /// Linux's driver keeps hinted pages to itself until the run is done, but under memory pressure it frees some
-    /// earlier, without asking whether the device has seen the hint. Such a page may be in use again when it is
-    /// discarded, and what is in it is lost. So a run is for guests that have memory to spare; reporting has no such gap.
+    /// Linux's driver keeps hinted pages to itself until the run is done, but under memory pressure
+    /// it frees some earlier, without asking whether the device has seen the hint. Such a page may
+    /// be in use again when it is discarded, and what is in it is lost. So a run is for guests that
+    /// have memory to spare; reporting has no such gap.
     pub fn start_hinting(&self, acknowledge_on_stop: bool) -> Result<(), HintError> {
         self.change_hinting(|hinting| hinting.start(acknowledge_on_stop))
     }
 
     /// Ends the run: the guest may use all hinted pages again.
     ///
-    /// Once this has returned nothing more is discarded that was hinted. Without a run it does no harm.
+    /// Once this has returned nothing more is discarded that was hinted. Without a run it does no
+    /// harm.
     pub fn stop_hinting(&self) -> Result<(), HintError> {
         self.change_hinting(Hinting::stop)
     }
@@ -225,8 +232,9 @@ impl Handle {
         self.lock().driver = Some(Attached { memory, interrupt, features, statistics });
     }
 
-    /// The driver is gone. A good one has deflated the balloon before; one that rebooted uses all of its RAM again. So
-    /// nothing is held, and what the driver said does not count any more. The target stays.
+    /// The driver is gone. A good one has deflated the balloon before; one that rebooted uses all
+    /// of its RAM again. So nothing is held, and what the driver said does not count any more. The
+    /// target stays.
     pub(super) fn detach(&self) {
         let mut state = self.lock();
         state.driver = None;
@@ -260,7 +268,8 @@ impl Handle {
             if bytes > 0 {
                 statistics.merge(entries(&buffer[..bytes]).flatten());
             }
-            // There should be only one. The driver gets the older one back, as if it had been asked for more.
+            // There should be only one. The driver gets the older one back, as if it had been asked
+            // for more.
             returned.extend(kept.replace(chain.head()));
             Completion::Held
         })?;
@@ -342,8 +351,8 @@ impl State {
         self.hinting.is_running()
     }
 
-    /// Whether pages that are only free, not in the balloon, must keep what is in them: the driver fills them with
-    /// something that is not zero and looks for it later.
+    /// Whether pages that are only free, not in the balloon, must keep what is in them: the driver
+    /// fills them with something that is not zero and looks for it later.
     pub(super) fn keeps_free_pages(&self) -> bool {
         let fills = self.driver.as_ref().is_some_and(|driver| driver.features & PAGE_POISON != 0);
         fills && self.poison != 0
@@ -351,7 +360,8 @@ impl State {
 }
 
 impl Attached {
-    /// Gives the kept statistics buffer back, which makes the driver send a fresh one. False if there is none.
+    /// Gives the kept statistics buffer back, which makes the driver send a fresh one. False if
+    /// there is none.
     fn return_statistics(&mut self) -> bool {
         let Some(StatisticsQueue { queue, kept }) = &mut self.statistics else { return false };
         let Some(head) = kept.take() else { return false };

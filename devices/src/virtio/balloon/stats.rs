@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Bytes of an entry in the queue's buffer: a tag of 16 bits and a value of 64, little-endian, not padded.
+/// Bytes of an entry in the queue's buffer: a tag of 16 bits and a value of 64, little-endian, not
+/// padded.
 pub(super) const ENTRY_BYTES: usize = 10;
 /// Entries looked at in one buffer. A driver sends each tag at most once.
 pub(super) const MAX_ENTRIES: usize = 64;
@@ -84,7 +85,8 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// A value, if the guest has ever given it. Memory is in bytes, events are counted since the guest's boot.
+    /// A value, if the guest has ever given it. Memory is in bytes, events are counted since the
+    /// guest's boot.
     pub fn get(&self, tag: Tag) -> Option<u64> {
         self.values[tag as usize]
     }

@@ -1,7 +1,9 @@
-//! One request: a header that the device reads, data in either direction, and a status byte that it writes last (5.2.6).
+//! One request: a header that the device reads, data in either direction, and a status byte that it
+//! writes last (5.2.6).
 //!
-//! How the parts are divided into descriptors is the driver's business: the header is the first 16 bytes of the device-readable part,
-//! the status is the last byte of the device-writable part, and what is between them is data.
+//! How the parts are divided into descriptors is the driver's business: the header is the first 16
+//! bytes of the device-readable part, the status is the last byte of the device-writable part, and
+//! what is between them is data.
 
 use std::io;
 use std::sync::Arc;
@@ -227,7 +229,8 @@ fn ranges(bytes: u32, most: u32) -> Result<u32, Refusal> {
     }
 }
 
-/// The next range of a request: where in the file it begins, its bytes, its flags. Not empty, for that a file system would refuse.
+/// The next range of a request: where in the file it begins, its bytes, its flags. Not empty, for
+/// that a file system would refuse.
 fn range(disk: &Disk, chain: &mut Chain<'_>, most: u32) -> Result<(u64, u64, u32), Refusal> {
     let mut bytes = [0; RANGE_BYTES];
     // The guest may change its memory, not how much of it there is.
@@ -241,7 +244,8 @@ fn range(disk: &Disk, chain: &mut Chain<'_>, most: u32) -> Result<(u64, u64, u32
     Ok((place(disk, sector, bytes)?, bytes, u32::from_le_bytes([e, f, g, h])))
 }
 
-/// Where in the file `bytes` bytes of data from `sector` on begin, if a request may have as many and the disk has them.
+/// Where in the file `bytes` bytes of data from `sector` on begin, if a request may have as many
+/// and the disk has them.
 fn place_of_data(disk: &Disk, sector: u64, bytes: u32) -> Result<u64, Refusal> {
     match bytes <= MAX_REQUEST_BYTES && u64::from(bytes).is_multiple_of(SECTOR_BYTES) {
         true => place(disk, sector, bytes.into()),

@@ -82,7 +82,8 @@ impl Bench {
         finish(&mut self.driver, &self.ring, requests);
     }
 
-    /// Sends a chain of these descriptors; returns what the used ring says was written, None if the chain was not completed.
+    /// Sends a chain of these descriptors; returns what the used ring says was written, None if the
+    /// chain was not completed.
     fn send(&mut self, parts: &[(u64, u32, u16)]) -> Option<u32> {
         for (n, (address, len, flags)) in parts.iter().enumerate() {
             let next = if n + 1 < parts.len() { NEXT } else { 0 };
@@ -102,7 +103,8 @@ impl Bench {
         self.driver.memory.write_obj(0xee_u8, GuestAddress(STATUS)).unwrap();
     }
 
-    /// A request as Linux makes it, with one data buffer at [`DATA`]. Returns its status and the length in the used ring.
+    /// A request as Linux makes it, with one data buffer at [`DATA`]. Returns its status and the
+    /// length in the used ring.
     fn request(&mut self, kind: u32, sector: u64, bytes: u32) -> (u32, u32) {
         self.header(kind, sector);
         let writes = if kind == VIRTIO_BLK_T_OUT { 0 } else { WRITE };
@@ -470,7 +472,8 @@ fn another_disk_takes_its_place() {
 #[test]
 fn a_disk_that_fails_is_the_guests_error() {
     let mut bench = Bench::new(false);
-    // Reading a file that is open for writing only, and writing one that is for reading, fail as a broken disk does.
+    // Reading a file that is open for writing only, and writing one that is for reading, fail as a
+    // broken disk does.
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(SECTORS * 512).unwrap();
     let only_write = File::options().write(true).open(file.path()).unwrap();
@@ -486,7 +489,8 @@ fn a_disk_that_fails_is_the_guests_error() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 64 } else { 1024 }))]
 
-    /// Any header, any chain: it is completed, a status is in the last byte the device may write, and a read-only disk never changes.
+    /// Any header, any chain: it is completed, a status is in the last byte the device may write,
+    /// and a read-only disk never changes.
     #[test]
     fn rubbish_is_completed(
         requests in prop::collection::vec(

@@ -267,8 +267,8 @@ fn interrupts_are_suppressed_as_the_driver_asks() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Random rings: the guest memory is the input. Every chain the device sees is within bounds, and the
-    /// loop ends after a bounded number of chains, whatever it finds.
+    /// Random rings: the guest memory is the input. Every chain the device sees is within bounds,
+    /// and the loop ends after a bounded number of chains, whatever it finds.
     #[test]
     fn rubbish_is_survived(
         size_shift in 0u32..5,
@@ -301,7 +301,8 @@ proptest! {
             assert_eq!(chain.read(&mut data), readable.min(0x2_0000));
             Completion::Written(chain.write(&data[..64]) as u32)
         });
-        // Writing to the buffers may overwrite the ring itself, so that it goes on, but not for ever.
+        // Writing to the buffers may overwrite the ring itself, so that it goes on, but not for
+        // ever.
         prop_assert!(chains <= MAX_PASSES * ring_size);
         if avail_idx > size {
             prop_assert!(result.is_err());

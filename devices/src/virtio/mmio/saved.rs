@@ -39,10 +39,12 @@ impl MmioTransport {
         }
     }
 
-    /// Restores what was saved; no driver has seen the device yet. Raises no interrupt: see [`MmioTransport::wake`].
+    /// Restores what was saved; no driver has seen the device yet. Raises no interrupt: see
+    /// [`MmioTransport::wake`].
     ///
     /// # Errors
-    /// The state is of another device, one that no driver reaches, or has a ring outside RAM. The device is reset then.
+    /// The state is of another device, one that no driver reaches, or has a ring outside RAM. The
+    /// device is reset then.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         let device = self.device.device_id();
         if state.device_id != device {
@@ -93,8 +95,9 @@ impl MmioTransport {
         self.device.restore(&state.device)
     }
 
-    /// After [`MmioTransport::restore`], when interrupts arrive: has each queue looked at once, and each interrupt that waits to be acknowledged
-    /// arrive once more. Neither does harm if it had happened before.
+    /// After [`MmioTransport::restore`], when interrupts arrive: has each queue looked at once, and
+    /// each interrupt that waits to be acknowledged arrive once more. Neither does harm if it had
+    /// happened before.
     pub fn wake(&self) {
         if self.running() {
             for queue in self.queues.iter().filter(|queue| queue.setup.ready) {
@@ -106,7 +109,8 @@ impl MmioTransport {
         self.interrupt.raise_again();
     }
 
-    /// Whether a driver gets there: by the steps of [`MmioTransport::write_status`], with features that are offered.
+    /// Whether a driver gets there: by the steps of [`MmioTransport::write_status`], with features
+    /// that are offered.
     fn check_status(&self, state: &TransportState) -> Result<(), RestoreError> {
         let TransportState { status, driver_features: features, .. } = *state;
         let steps = [0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | FEATURES_OK];

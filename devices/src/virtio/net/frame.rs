@@ -1,13 +1,14 @@
 //! One frame with its header, on its way between a tap and guest memory.
 
-/// Bytes of the header: `virtio_net_hdr_v1`, which every driver of Virtio 1.0 and later uses whatever it accepts.
+/// Bytes of the header: `virtio_net_hdr_v1`, which every driver of Virtio 1.0 and later uses
+/// whatever it accepts.
 pub(super) const HEADER_BYTES: usize = 12;
 /// Where in the header the number of buffers is, 2 bytes.
 pub(super) const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
 /// A header, and one of Ethernet.
 pub(super) const MIN_BYTES: usize = HEADER_BYTES + 14;
-/// As the least, with a VLAN tag and the longest packet of IPv4. Linux sends and accepts nothing longer without features that are
-/// not offered.
+/// As the least, with a VLAN tag and the longest packet of IPv4. Linux sends and accepts nothing
+/// longer without features that are not offered.
 pub(super) const MAX_BYTES: usize = MIN_BYTES + 4 + 65535;
 
 /// Bytes of a frame without its header.

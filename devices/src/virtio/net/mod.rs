@@ -1,16 +1,19 @@
-//! The network device (Virtio 1.2, section 5.1): one pair of queues, over an Ethernet tap of the host's.
+//! The network device (Virtio 1.2, section 5.1): one pair of queues, over an Ethernet tap of the
+//! host's.
 //!
-//! Offered besides the transport's features: checksums and TCP segmentation left to the other side, both ways, so that a frame may
-//! have 64 KiB and a checksum that was not computed; receive buffers that are joined for one frame (5.1.6.4); a MAC address, and
-//! an MTU where one is configured. Not offered: a control queue, and so no filters (every frame of the tap's goes to the guest), no
+//! Offered besides the transport's features: checksums and TCP segmentation left to the other side,
+//! both ways, so that a frame may have 64 KiB and a checksum that was not computed; receive buffers
+//! that are joined for one frame (5.1.6.4); a MAC address, and an MTU where one is configured. Not
+//! offered: a control queue, and so no filters (every frame of the tap's goes to the guest), no
 //! second pair of queues; UDP fragmentation.
 //!
-//! A frame is copied once on its way, through a buffer of the device's own, in both directions. So guest memory is written by this
-//! process's ordinary stores only, which merging sees ([`crate::in_flight`] is about other ways), and what a driver changes
-//! while a frame is sent is changed before it is copied or not at all.
+//! A frame is copied once on its way, through a buffer of the device's own, in both directions. So
+//! guest memory is written by this process's ordinary stores only, which merging sees
+//! ([`crate::in_flight`] is about other ways), and what a driver changes while a frame is sent is
+//! changed before it is copied or not at all.
 //!
-//! The header before each frame (5.1.6) goes between driver and tap as it is, but for `num_buffers`: the kernel checks what a
-//! guest writes there, as it must from any process.
+//! The header before each frame (5.1.6) goes between driver and tap as it is, but for
+//! `num_buffers`: the kernel checks what a guest writes there, as it must from any process.
 
 mod frame;
 mod receive;
@@ -160,7 +163,8 @@ impl Net {
         }
     }
 
-    /// The configuration space: `mac`, `status` and `max_virtqueue_pairs` (without a meaning, as their features are not offered), `mtu`.
+    /// The configuration space: `mac`, `status` and `max_virtqueue_pairs` (without a meaning, as
+    /// their features are not offered), `mtu`.
     fn config(&self) -> [u8; 12] {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.config.mac.0);

@@ -39,8 +39,9 @@ impl Receiver {
         (self.waiting_bytes, self.is_let_through) = (0, false);
     }
 
-    /// Takes frames from `tap` until it has none or the driver has no buffers for them, or for a turn: so many bytes, or so many chains,
-    /// each of which may be a small frame and a system call.
+    /// Takes frames from `tap` until it has none or the driver has no buffers for them, or for a
+    /// turn: so many bytes, or so many chains, each of which may be a small frame and a system
+    /// call.
     pub(super) fn receive(
         &mut self,
         queue: &mut Queue,

@@ -21,7 +21,8 @@ pub trait Tap: Send {
     /// Hands one frame to the host, without waiting.
     fn send(&mut self, frame: &[u8]) -> io::Result<()>;
 
-    /// Takes one frame from the host into `frame`, without waiting: its length. `WouldBlock` if there is none.
+    /// Takes one frame from the host into `frame`, without waiting: its length. `WouldBlock` if
+    /// there is none.
     fn receive(&mut self, frame: &mut [u8]) -> io::Result<usize>;
 
     /// From now on, what the guest's side of `offload` says may be left undone in frames for it.

@@ -1,4 +1,5 @@
-//! What both queues of a network device have in common: how long a turn is, and what is counted of it.
+//! What both queues of a network device have in common: how long a turn is, and what is counted of
+//! it.
 
 use crate::warn::Limited;
 

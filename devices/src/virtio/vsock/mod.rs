@@ -1,13 +1,15 @@
-//! The socket device (Virtio 1.2, section 5.10): streams between programs in the guest and Unix sockets of the host's, without a network.
-//! The host's side is Firecracker's: a client of the listener says `CONNECT PORT\n`, and reads `OK PORT\n` if a program
-//! in the guest accepts; a program in the guest that connects to a port of the host's is given what [`Dial`] finds for it.
+//! The socket device (Virtio 1.2, section 5.10): streams between programs in the guest and Unix
+//! sockets of the host's, without a network. The host's side is Firecracker's: a client of the
+//! listener says `CONNECT PORT\n`, and reads `OK PORT\n` if a program in the guest accepts; a
+//! program in the guest that connects to a port of the host's is given what [`Dial`] finds for it.
 //!
-//! Three queues: to the guest, from the guest, events. The crate virtio-vsock reads packets, too, but from one or two descriptors only,
-//! and a driver may cut them as it likes.
+//! Three queues: to the guest, from the guest, events. The crate virtio-vsock reads packets, too,
+//! but from one or two descriptors only, and a driver may cut them as it likes.
 //!
-//! Credit is kept both ways. What the guest sends and the host does not take fills a buffer of 64 KiB for that connection, and the guest
-//! gets no more room: so a program of the host's that never reads stops its own connection, and no other. Connections, bytes
-//! and packets in a turn are bounded.
+//! Credit is kept both ways. What the guest sends and the host does not take fills a buffer of 64
+//! KiB for that connection, and the guest gets no more room: so a program of the host's that never
+//! reads stops its own connection, and no other. Connections, bytes and packets in a turn are
+//! bounded.
 
 mod connection;
 mod mux;
@@ -64,7 +66,8 @@ struct Active {
 }
 
 impl Vsock {
-    /// A device for guest number `cid`, whose host connects to `listener`, and is found by `dial`. Without a driver.
+    /// A device for guest number `cid`, whose host connects to `listener`, and is found by `dial`.
+    /// Without a driver.
     pub fn new(cid: u32, listener: UnixListener, dial: Dial) -> io::Result<Self> {
         Ok(Self {
             cid,

@@ -158,7 +158,8 @@ impl Mux {
         }
     }
 
-    /// A port of the host's that has no connection with `guest_port`: there are far more than connections.
+    /// A port of the host's that has no connection with `guest_port`: there are far more than
+    /// connections.
     fn free_port(&mut self, guest_port: u32) -> u32 {
         loop {
             let host_port = self.next_port;
@@ -273,8 +274,8 @@ impl Mux {
             || self.connections.values().any(|(_, one)| one.has_news() || one.wants_to_read())
     }
 
-    /// The next packet for the guest, in `packet`, of at most `room` bytes, which are a header's at least: how many it has. None if
-    /// there is none after all.
+    /// The next packet for the guest, in `packet`, of at most `room` bytes, which are a header's at
+    /// least: how many it has. None if there is none after all.
     pub(super) fn give(&mut self, packet: &mut Vec<u8>, room: usize) -> Option<usize> {
         if let Some(stray) = self.strays.pop_front() {
             packet.clear();

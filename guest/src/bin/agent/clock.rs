@@ -1,4 +1,5 @@
-//! Whether time goes on as it should: a sleep takes as long as asked, and no processor's clock is behind another's.
+//! Whether time goes on as it should: a sleep takes as long as asked, and no processor's clock is
+//! behind another's.
 
 use guest::protocol::{Clock, Done, ErrorCode, Reply, Text};
 use guest::tsc;
@@ -24,7 +25,8 @@ pub(crate) fn obey(millis: u32) -> Reply {
     }
 }
 
-/// Processors, readings, and how many readings were earlier than the one before, by the clock or by the counter.
+/// Processors, readings, and how many readings were earlier than the one before, by the clock or by
+/// the counter.
 fn compare() -> Result<(u64, u64, u64), sys::Errno> {
     let all = sys::affinity()?;
     let cpus = (0..64).filter(|cpu| all & 1 << cpu != 0);

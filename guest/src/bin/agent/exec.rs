@@ -1,5 +1,6 @@
-//! Commands that a program on the host has run in this guest, over the frames of [`guest::exec`]. A process waits on the port and forks one for
-//! each stream; that one starts the command, and passes on what goes in and comes out.
+//! Commands that a program on the host has run in this guest, over the frames of [`guest::exec`]. A
+//! process waits on the port and forks one for each stream; that one starts the command, and passes
+//! on what goes in and comes out.
 
 use core::ffi::CStr;
 use core::ptr;
@@ -128,7 +129,8 @@ fn start_program(name: &[u8], arguments: &[*const core::ffi::c_char; MAX_ARGUMEN
     sys::exit(NOT_FOUND)
 }
 
-/// Passes on what goes in and comes out, until the command and its output have ended, or the stream has.
+/// Passes on what goes in and comes out, until the command and its output have ended, or the stream
+/// has.
 fn pass_on(stream: Fd, child: Child, input: Fd, mut outputs: [(Fd, Kind); 2]) {
     process::block_sigpipe();
     process::set_nonblocking(input);

@@ -1,5 +1,6 @@
-//! Whether this guest is a copy of another one, and has to begin anew with what is random: the 128 bits of VMGenID, which the VMM
-//! changes in each copy before its first instruction. The kernel does that too, by an interrupt, a moment later.
+//! Whether this guest is a copy of another one, and has to begin anew with what is random: the 128
+//! bits of VMGenID, which the VMM changes in each copy before its first instruction. The kernel
+//! does that too, by an interrupt, a moment later.
 
 use crate::init::log;
 use crate::sys::{self, Access, Errno, Fd};
@@ -37,7 +38,8 @@ impl Generation {
         self.at.map_or([0; 2], |words| words.each_ref().map(sys::Word::get))
     }
 
-    /// The number, if it has changed since the last time: then what the kernel draws from now on no other copy draws.
+    /// The number, if it has changed since the last time: then what the kernel draws from now on no
+    /// other copy draws.
     pub(crate) fn change(&mut self) -> Option<u64> {
         let now = self.now();
         if now == core::mem::replace(&mut self.known, now) {

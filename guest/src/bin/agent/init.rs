@@ -36,8 +36,9 @@ pub(crate) fn log(message: fmt::Arguments<'_>) {
     let _ = STDERR.write(line.as_bytes());
 }
 
-/// Mounts, loads modules, configures the network, opens the control channel, and switches to another root if there is one. A failure is
-/// reported and the rest goes on, except without that root. Whether this process is the first one still.
+/// Mounts, loads modules, configures the network, opens the control channel, and switches to
+/// another root if there is one. A failure is reported and the rest goes on, except without that
+/// root. Whether this process is the first one still.
 pub(crate) fn start() -> (Channel, bool) {
     let told = STDOUT.write(FIRST_LINE.as_bytes());
     for (kind, at) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {

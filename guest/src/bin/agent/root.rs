@@ -1,5 +1,5 @@
-//! From the initramfs into the root file system that the kernel's command line asks for. Its init becomes process 1; the agent goes on
-//! beside it, in the same root.
+//! From the initramfs into the root file system that the kernel's command line asks for. Its init
+//! becomes process 1; the agent goes on beside it, in the same root.
 
 use core::ffi::CStr;
 use core::fmt;
@@ -12,7 +12,8 @@ use crate::sys::{self, ENODEV, ENOENT, Errno};
 
 /// Where it is mounted before it is the root.
 const PLACE: &CStr = c"/mnt";
-/// What is tried if it is not said which: the kernel has those that it was built with, and those whose modules the image has.
+/// What is tried if it is not said which: the kernel has those that it was built with, and those
+/// whose modules the image has.
 const KINDS: [&CStr; 4] = [c"ext4", c"xfs", c"btrfs", c"erofs"];
 /// As the kernel's.
 const INITS: [&CStr; 4] = [c"/sbin/init", c"/etc/init", c"/bin/init", c"/bin/sh"];
@@ -33,8 +34,8 @@ pub(crate) enum Process {
     Agent,
 }
 
-/// Switches to the root that `cmdline` asks for, if it does. One that cannot be used ends this process, and so the machine: a guest without
-/// its disk is not what was asked for.
+/// Switches to the root that `cmdline` asks for, if it does. One that cannot be used ends this
+/// process, and so the machine: a guest without its disk is not what was asked for.
 pub(crate) fn switch(cmdline: &str) -> Process {
     match Root::of(cmdline) {
         None => Process::Init,

@@ -8,8 +8,8 @@
 //!
 //! Command line: `tsc_khz=N`, the frequency of the time stamp counter, for the rate of churn;
 //! `virtio_mmio=0xADDRESS:N`, where to look for a balloon; `generation=N`, the address of the
-//! number that differs in each copy of this guest; `processors=N`, how many it has. The first does all
-//! the work; the others read pages when `touch` says so, and wait in the VMM otherwise.
+//! number that differs in each copy of this guest; `processors=N`, how many it has. The first does
+//! all the work; the others read pages when `touch` says so, and wait in the VMM otherwise.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the entry points from assembly")]
@@ -110,7 +110,8 @@ fn serve<T: Transport>(
     }
 }
 
-/// Sees whether this guest has become a copy, and then says so. Nothing else is done in between: others may know what comes next.
+/// Sees whether this guest has become a copy, and then says so. Nothing else is done in between:
+/// others may know what comes next.
 fn look<P: Pages, T: Transport>(
     service: &mut Service<'_, P, T>,
     ports: &mut Ports,

@@ -102,7 +102,8 @@ extern "C" fn processor_main(number: u32) -> ! {
     }
 }
 
-/// Reads a word of each page, from another place than the other processors, until something else is wanted.
+/// Reads a word of each page, from another place than the other processors, until something else is
+/// wanted.
 fn read_for_a_while(number: u64) {
     let (start, end) = (START.load(Ordering::Relaxed), END.load(Ordering::Relaxed));
     let (late, away) = (LATE.load(Ordering::Relaxed), AWAY.load(Ordering::Relaxed));
@@ -120,8 +121,8 @@ fn read_for_a_while(number: u64) {
         let mut before = tsc::now();
         for _ in 0..BATCH {
             let address = start + page * PAGE_SIZE as u64;
-            // SAFETY: mapped RAM of the workload, aligned. The first processor may write it meanwhile:
-            // so it is read as an atomic, and what it holds is of no interest.
+            // SAFETY: mapped RAM of the workload, aligned. The first processor may write it
+            // meanwhile: so it is read as an atomic, and what it holds is of no interest.
             let word = unsafe { AtomicU64::from_ptr(address as *mut u64) };
             core::hint::black_box(word.load(Ordering::Relaxed));
             let now = tsc::now();

@@ -1,4 +1,5 @@
-//! Guests held still while they are measured, and let run again by a later daemon if this one is killed meanwhile.
+//! Guests held still while they are measured, and let run again by a later daemon if this one is
+//! killed meanwhile.
 
 use std::fs;
 use std::io;
@@ -22,8 +23,9 @@ impl Fleet {
         written.map_err(|source| HostError::Runtime { what: "write", path, source })
     }
 
-    /// Has those guests run again that were held still for a measurement by a daemon that was killed, or that did not answer when they were
-    /// to run again. Of those that do not answer yet it is tried again.
+    /// Has those guests run again that were held still for a measurement by a daemon that was
+    /// killed, or that did not answer when they were to run again. Of those that do not answer yet
+    /// it is tried again.
     pub(crate) fn release_held(&mut self) {
         let Ok(bytes) = fs::read(self.held()) else { return };
         let held: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -62,7 +64,8 @@ impl Fleet {
         // A guest that others have paused stays so.
         let running = self.each(|guest| Ok((!guest.vm_status()?.paused).then(|| guest.spec.name.clone())))?;
         let ours: Vec<String> = running.into_iter().flatten().collect();
-        // Written down first: were we killed now, they would be taken to be paused by their owner, for ever.
+        // Written down first: were we killed now, they would be taken to be paused by their owner,
+        // for ever.
         self.write_held(&ours)?;
         let is_ours = |guest: &Guest| ours.contains(&guest.spec.name);
         let paused = self.each(|guest| match is_ours(guest) {

@@ -37,7 +37,8 @@ impl Guest {
         };
         let tail = read().unwrap_or_default();
         let text = String::from_utf8_lossy(&tail);
-        // A guest's console may hold anything, also what would command the terminal that shows this.
+        // A guest's console may hold anything, also what would command the terminal that shows
+        // this.
         text.replace(|c: char| c.is_control() && c != '\n', " ")
     }
 }

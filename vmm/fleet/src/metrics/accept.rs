@@ -1,4 +1,5 @@
-//! Which format a client is sent: what its Accept header (RFC 9110, 12.5.1) prefers, Prometheus' own text by default.
+//! Which format a client is sent: what its Accept header (RFC 9110, 12.5.1) prefers, Prometheus'
+//! own text by default.
 
 use super::text::Format;
 
@@ -11,8 +12,9 @@ const OFFERS: [(Format, &str, &str, &[&str]); 2] = [
     (Format::OpenMetrics, "application", "openmetrics-text", &["1.0.0", "0.0.1"]),
 ];
 
-/// The format for a request with these Accept headers: OpenMetrics if it is asked for by name and is preferred, or as
-/// good as the other. A client that accepts neither is sent text, as other exporters do.
+/// The format for a request with these Accept headers: OpenMetrics if it is asked for by name and
+/// is preferred, or as good as the other. A client that accepts neither is sent text, as other
+/// exporters do.
 pub(super) fn format<'h>(headers: impl Iterator<Item = &'h [u8]>) -> Format {
     let ranges: Vec<Range> = headers
         .filter_map(|header| std::str::from_utf8(header).ok())
@@ -65,8 +67,8 @@ impl<'h> Range<'h> {
         self.precision(format).is_some_and(|precision| precision >= 2)
     }
 
-    /// How much it says about a format: its version 3, its type 2, half of its type 1, nothing in particular 0. None if
-    /// it is about others.
+    /// How much it says about a format: its version 3, its type 2, half of its type 1, nothing in
+    /// particular 0. None if it is about others.
     fn precision(&self, format: Format) -> Option<u8> {
         let (_, kind, subtype, versions) = OFFERS.iter().find(|(offer, ..)| *offer == format)?;
         let is = |asked: &str, ours: &str| asked.eq_ignore_ascii_case(ours);

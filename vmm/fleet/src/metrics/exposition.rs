@@ -1,7 +1,9 @@
-//! A fleet's metrics: names and units by Prometheus' conventions, every metric with its help, type and unit.
+//! A fleet's metrics: names and units by Prometheus' conventions, every metric with its help, type
+//! and unit.
 //!
-//! Each metric is there in every scrape, without samples where there is nothing to tell: a dashboard shows no data rather
-//! than an error. What one guest has bears its name; so sums over guests stay right when guests come and go.
+//! Each metric is there in every scrape, without samples where there is nothing to tell: a
+//! dashboard shows no data rather than an error. What one guest has bears its name; so sums over
+//! guests stay right when guests come and go.
 
 use super::families::{self, EngineNow};
 use super::sheet::{Of, Sheet};

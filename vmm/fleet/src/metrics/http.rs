@@ -1,6 +1,7 @@
 //! A scrape: a GET of /metrics, answered, and the connection closed.
 //!
-//! Whatever a client sends, no more than a head's worth of it is kept, and it is gone after [`LIFE`].
+//! Whatever a client sends, no more than a head's worth of it is kept, and it is gone after
+//! [`LIFE`].
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A fleet's numbers for Prometheus: written in its text format or in OpenMetrics, served over HTTP. Only reads; there
-//! is no authentication.
+//! A fleet's numbers for Prometheus: written in its text format or in OpenMetrics, served over
+//! HTTP. Only reads; there is no authentication.
 
 mod accept;
 mod exposition;

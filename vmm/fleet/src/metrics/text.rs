@@ -1,9 +1,9 @@
 //! The two text formats of Prometheus: its own, and OpenMetrics.
 //!
-//! - Prometheus' text format 0.0.4, which everything that reads metrics understands: `promtool`, node_exporter's
-//!   textfile collector, `curl`. It knows neither units nor the type `info`.
-//! - [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/), for a client that asks for it. Samples
-//!   of a counter end in `_total`, and its family's name does not.
+//! - Prometheus' text format 0.0.4, which everything that reads metrics understands: `promtool`,
+//!   node_exporter's textfile collector, `curl`. It knows neither units nor the type `info`.
+//! - [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/), for a client that
+//!   asks for it. Samples of a counter end in `_total`, and its family's name does not.
 
 use std::fmt::Write;
 
@@ -110,7 +110,8 @@ fn write_family(text: &mut String, family: &Family, format: Format) -> std::fmt:
     Ok(())
 }
 
-/// Text with its backslashes and line feeds escaped, and its quotes where both formats have them so.
+/// Text with its backslashes and line feeds escaped, and its quotes where both formats have them
+/// so.
 fn escaped(text: &str, quotes: bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

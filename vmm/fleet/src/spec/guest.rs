@@ -61,7 +61,8 @@ pub struct GuestSpec {
     pub name: String,
     /// Its trust domain: pages are never shared with a guest of another one.
     pub domain: String,
-    /// Its VM, as far as a fleet file describes it: sockets, and what the engine and the governor need, are added when it is started.
+    /// Its VM, as far as a fleet file describes it: sockets, and what the engine and the governor
+    /// need, are added when it is started.
     pub vm: VmConfig,
     /// How long it may take until it is ready; None is the default of its kind of guest.
     pub ready_seconds: Option<u32>,

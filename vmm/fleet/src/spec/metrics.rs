@@ -12,7 +12,8 @@ use super::paths::resolve;
 /// What an address begins with that is a path.
 const UNIX: &str = "unix:";
 
-/// An address at which metrics are collected. There is no authentication: every process that can connect can read.
+/// An address at which metrics are collected. There is no authentication: every process that can
+/// connect can read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MetricsAddress {

@@ -18,7 +18,8 @@ use super::paths::resolve;
 pub struct Open {
     /// Where they find it; None: in the fleet's directory, which only this user reaches.
     pub socket: Option<PathBuf>,
-    /// Which VM belongs to which domain: the first that fits. None at all: this user's VMs belong to the domain that is called as the fleet.
+    /// Which VM belongs to which domain: the first that fits. None at all: this user's VMs belong
+    /// to the domain that is called as the fleet.
     pub domains: Vec<DomainRule>,
 }
 

@@ -1,4 +1,5 @@
-//! What a fleet may use, which guests are admitted, and how its memory is managed: `[overcommit]` of a fleet file.
+//! What a fleet may use, which guests are admitted, and how its memory is managed: `[overcommit]`
+//! of a fleet file.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -9,7 +10,8 @@ use overcommit::knobs::{KnobError, Knobs};
 /// The least that a fleet may be given, and the most that can be written.
 const MIN_CAPACITY_BYTES: u64 = 1 << 20;
 const MAX_CAPACITY_BYTES: u64 = 1 << 50;
-/// Cover for each frame of debt, where the fleet file says nothing: half of what is owed could be paid.
+/// Cover for each frame of debt, where the fleet file says nothing: half of what is owed could be
+/// paid.
 const USUAL_FLOOR: f64 = 0.5;
 /// Percent of capacity that may be promised, where the fleet file says nothing.
 const USUAL_RATIO_PERCENT: f64 = 100.0;
@@ -47,7 +49,8 @@ pub struct Overcommit {
     pub policy: bool,
     /// How.
     pub knobs: Knobs,
-    /// How long some pages of each guest are watched to see how many it uses, while there is a policy; 0: none are.
+    /// How long some pages of each guest are watched to see how many it uses, while there is a
+    /// policy; 0: none are.
     pub working_set_seconds: f64,
 }
 
@@ -65,7 +68,8 @@ impl Default for Overcommit {
             admission: AdmissionName::default(),
             ratio_percent: USUAL_RATIO_PERCENT,
             floor: USUAL_FLOOR,
-            // Balloons that were set by hand are left alone, unless the fleet file asks for a policy.
+            // Balloons that were set by hand are left alone, unless the fleet file asks for a
+            // policy.
             policy: false,
             knobs: Knobs::default(),
             working_set_seconds: USUAL_WORKING_SET_SECONDS,

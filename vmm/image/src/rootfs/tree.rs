@@ -1,4 +1,5 @@
-//! The tree that a file system is made of, as files of this user, and what the files are to be instead.
+//! The tree that a file system is made of, as files of this user, and what the files are to be
+//! instead.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

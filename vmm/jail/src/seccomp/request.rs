@@ -1,9 +1,9 @@
 //! Numbers of ioctl(2)'s requests, from the kernel's headers: `linux/kvm.h`, `linux/userfaultfd.h`,
-//! `linux/fs.h`, `linux/if_tun.h`, `asm-generic/ioctls.h`. That each is right is seen by a VM's life
-//! under its filters: with a wrong one the life would end.
+//! `linux/fs.h`, `linux/if_tun.h`, `asm-generic/ioctls.h`. That each is right is seen by a VM's
+//! life under its filters: with a wrong one the life would end.
 
-/// `_IO`, `_IOW`, `_IOR` and `_IOWR` of `asm-generic/ioctl.h`: number `nr` of the device `kind`, which
-/// copies `bytes` bytes.
+/// `_IO`, `_IOW`, `_IOR` and `_IOWR` of `asm-generic/ioctl.h`: number `nr` of the device `kind`,
+/// which copies `bytes` bytes.
 const fn none(kind: u8, nr: u8) -> u64 {
     ((kind as u64) << 8) | nr as u64
 }
@@ -120,7 +120,8 @@ pub(super) const TAP: &[u64] = &[write(b'T', 208, 4)];
 /// FIONBIO: a socket that does not wait.
 pub(super) const SOCKET: &[u64] = &[0x5421];
 
-/// TCGETS, TCSETS, TCSETSW, TCSETSF, TCFLSH, TIOCGPGRP, TIOCGSID; TCGETS2, TCSETS2, TCSETSW2, TCSETSF2.
+/// TCGETS, TCSETS, TCSETSW, TCSETSF, TCFLSH, TIOCGPGRP, TIOCGSID; TCGETS2, TCSETS2, TCSETSW2,
+/// TCSETSF2.
 pub(super) const TERMINAL: &[u64] = &[
     0x5401,
     0x5402,

@@ -16,8 +16,8 @@ pub struct Allowed {
     pub why: &'static str,
 }
 
-/// What an argument, counted from 0, must be. But for a pointer its upper 32 bits are not looked at: the
-/// kernel does not either, in what is checked here.
+/// What an argument, counted from 0, must be. But for a pointer its upper 32 bits are not looked
+/// at: the kernel does not either, in what is checked here.
 #[derive(Clone, Copy, Debug)]
 pub enum Check {
     /// One of these values.

@@ -25,7 +25,8 @@ thread_local! {
 /// Catches SIGSYS, which a filter sends to the thread that made the call.
 pub(super) fn catch(name: &str) -> io::Result<()> {
     let _ = NAME.set(name.to_owned());
-    // SAFETY: all zeros are a valid sigaction; the handler calls nothing that must not be called in one.
+    // SAFETY: all zeros are a valid sigaction; the handler calls nothing that must not be called in
+    // one.
     let done = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = tell as *const () as libc::sighandler_t;
@@ -43,7 +44,7 @@ pub(super) fn this_is(thread: Thread) {
     THREAD.set(Some(thread));
 }
 
-/// The first members of what the kernel passes with a SIGSYS (`siginfo_t`, the member `_sigsys`).
+/// The beginning of what the kernel tells of a SIGSYS (`siginfo_t`, the member `_sigsys`).
 #[repr(C)]
 struct Told {
     _signal: [c_int; 4],

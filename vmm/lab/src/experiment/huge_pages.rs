@@ -1,10 +1,10 @@
-//! How far the TLB reaches, as a guest sees it, in small and in huge pages of the host; and what that is worth
-//! against what merging saves.
+//! How far the TLB reaches, as a guest sees it, in small and in huge pages of the host; and what
+//! that is worth against what merging saves.
 //!
-//! A guest reads one line of each page of growing sets, in an order that no prefetcher guesses, each read
-//! after the one before. As many lines packed into few pages take the same room in the caches and no TLB: what is
-//! left of the difference is the walk of the page tables. Once more when merging has settled, over the pages that
-//! are merged and over those that cannot be.
+//! A guest reads one line of each page of growing sets, in an order that no prefetcher guesses,
+//! each read after the one before. As many lines packed into few pages take the same room in the
+//! caches and no TLB: what is left of the difference is the walk of the page tables. Once more when
+//! merging has settled, over the pages that are merged and over those that cannot be.
 
 use std::fs;
 use std::time::Instant;
@@ -20,7 +20,8 @@ use memory::PAGE_BYTES;
 
 /// The smallest set, in pages.
 const LEAST_PAGES: u64 = 16;
-/// A set is within reach of the TLB while a read takes at most this many times what it takes packed.
+/// A set is within reach of the TLB while a read takes at most this many times what it takes
+/// packed.
 const WITHIN_REACH: f64 = 1.5;
 /// Lines of a page.
 const PAGE_LINES: u64 = 64;
@@ -63,7 +64,8 @@ fn anon_huge_pages(rollup: &str) -> u64 {
     kib.unwrap_or(0) * 1024 / PAGE_BYTES
 }
 
-/// Reads sets of pages of `class`, each twice as large as the one before, as far as the guest holds them.
+/// Reads sets of pages of `class`, each twice as large as the one before, as far as the guest holds
+/// them.
 fn sets(
     stage: &Stage<'_>,
     fleet: &mut Fleet,

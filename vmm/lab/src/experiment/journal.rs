@@ -48,7 +48,8 @@ pub struct Recorded {
     pub trials: Vec<Trial>,
 }
 
-/// Adds all trials of a file, each to those of its plan and machine. What stands in two files counts once; a torn last line is left out.
+/// Adds all trials of a file, each to those of its plan and machine. What stands in two files
+/// counts once; a torn last line is left out.
 ///
 /// # Errors
 /// It cannot be read, or is something else.

@@ -1,8 +1,9 @@
-//! What guests that are not alike have in common: by sharing, by patches of similar pages, and by compression.
+//! What guests that are not alike have in common: by sharing, by patches of similar pages, and by
+//! compression.
 //!
-//! Guests have three workloads in turn, and where there is a Linux kernel every second guest is the built-in one
-//! instead: two kernels. Sharing is measured, by merging to the end; what patches and compression would save of the
-//! rest is an estimate, from a sample of the contents.
+//! Guests have three workloads in turn, and where there is a Linux kernel every second guest is the
+//! built-in one instead: two kernels. Sharing is measured, by merging to the end; what patches and
+//! compression would save of the rest is an estimate, from a sample of the contents.
 
 use std::time::Instant;
 
@@ -18,7 +19,8 @@ use measure::scan::{Options, scan};
 use measure::source::Source;
 use measure::source::process::ProcessSource;
 
-/// Zero, common, duplicate and unique pages of each workload, in percent: a server that has just started, one in use, a cache.
+/// Zero, common, duplicate and unique pages of each workload, in percent: a server that has just
+/// started, one in use, a cache.
 const WORKLOADS: [[u8; 4]; 3] = [[50, 40, 5, 5], [10, 40, 10, 40], [5, 10, 5, 80]];
 /// Contents that are looked at for patches and compression.
 const SAMPLE: usize = 2000;

@@ -43,8 +43,8 @@ pub enum Kind {
     InflateDeflate,
     /// What clones of one guest cost, against their number.
     CloneFanout,
-    /// What discards, merges and broken shares cost in TLB flushes and interrupts, against the vCPUs
-    /// that run.
+    /// What discards, merges and broken shares cost in TLB flushes and interrupts, against the
+    /// vCPUs that run.
     Shootdown,
     /// How far the TLB reaches in small and in huge pages, against what merging saves.
     HugePages,

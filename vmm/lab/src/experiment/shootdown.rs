@@ -1,11 +1,11 @@
 //! What a page costs in TLB flushes and interrupts when the host takes it, merges it, or breaks its
 //! sharing, while vCPUs run that have it in their TLBs.
 //!
-//! The first guest has one vCPU that times its writes, and others that read the pages which are merged,
-//! without end. Steps follow one another: nothing, for comparison; a balloon that takes many pages at
-//! once, and one that takes them one by one; merging, which an engine does in runs or page by page;
-//! writes to what was merged. KVM counts the flushes of this VM; interrupts are the whole host's, less
-//! what came in the same time without work.
+//! The first guest has one vCPU that times its writes, and others that read the pages which are
+//! merged, without end. Steps follow one another: nothing, for comparison; a balloon that takes
+//! many pages at once, and one that takes them one by one; merging, which an engine does in runs or
+//! page by page; writes to what was merged. KVM counts the flushes of this VM; interrupts are the
+//! whole host's, less what came in the same time without work.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,8 +33,9 @@ const ONE_BY_ONE: u32 = 64;
 const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(1);
 
-/// Lines of /proc/interrupts, and their names in figures. The first is the kernel's own count of shootdowns, the second of functions
-/// called on other processors (KVM's requests among them), the third of processors that were woken or kicked.
+/// Lines of /proc/interrupts, and their names in figures. The first is the kernel's own count of
+/// shootdowns, the second of functions called on other processors (KVM's requests among them), the
+/// third of processors that were woken or kicked.
 const INTERRUPTS: [(&str, &str); 3] =
     [("TLB", "tlb_interrupts"), ("CAL", "call_interrupts"), ("RES", "reschedule_interrupts")];
 /// Values of KVM's statistics. Not every KVM has each.
@@ -95,7 +96,8 @@ pub(super) fn run(stage: &Stage<'_>) -> Result<Measured, ExperimentError> {
     })
 }
 
-/// Has the balloon of the observed guest grow from `from` by `pages`, `each` at a time. Returns how many.
+/// Has the balloon of the observed guest grow from `from` by `pages`, `each` at a time. Returns how
+/// many.
 fn inflate(
     stage: &Stage<'_>,
     fleet: &mut Fleet,
@@ -176,7 +178,8 @@ fn step(
     Ok(Step { seconds, events: events.collect(), writes, reads })
 }
 
-/// Writes a step's figures down: events for each of `pages`, less what `quiet` had in the same time where that is the host's.
+/// Writes a step's figures down: events for each of `pages`, less what `quiet` had in the same time
+/// where that is the host's.
 fn put(measured: &mut Measured, name: &str, step: &Step, pages: f64, quiet: Option<&Step>) {
     measured.put(&format!("{name}_seconds"), step.seconds);
     measured.put(&format!("{name}_touched_pages"), if quiet.is_some() { pages } else { 0.0 });

@@ -1,9 +1,10 @@
 //! How much work a guest gets done the less memory it has left, and where the knee is.
 //!
-//! A guest writes one part of its memory all the time, its working set, and leaves the rest alone. The host pushes
-//! pages out to its swap until no more than a share of them have frames, and goes on pushing what comes back. As long
-//! as cold pages can go, the guest hardly notices; once the working set does not fit, each write waits for a page that
-//! was pushed out a moment ago. The share is given as overcommit: at 200 % half of the memory is left.
+//! A guest writes one part of its memory all the time, its working set, and leaves the rest alone.
+//! The host pushes pages out to its swap until no more than a share of them have frames, and goes
+//! on pushing what comes back. As long as cold pages can go, the guest hardly notices; once the
+//! working set does not fit, each write waits for a page that was pushed out a moment ago. The
+//! share is given as overcommit: at 200 % half of the memory is left.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,7 +28,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const AS_FAST_AS_IT_CAN: u64 = 1_000_000;
 /// Thrashing begins where less than so much of the work without pressure is done, in percent.
 const KNEE_PERCENT: f64 = 50.0;
-/// Looks until memory is down to its share before work is counted: pages that were written lately are passed over once.
+/// Looks until memory is down to its share before work is counted: pages that were written lately
+/// are passed over once.
 const MOST_LOOKS: u32 = 50;
 
 /// What was done under one pressure.
@@ -90,7 +92,8 @@ fn set_throttle(fleet: &mut Fleet, pages_per_second: Option<u64>) -> Result<(), 
     Ok(())
 }
 
-/// Counts what all guests write within the plan's time while each has at most `left` pages with frames.
+/// Counts what all guests write within the plan's time while each has at most `left` pages with
+/// frames.
 fn under_pressure(
     stage: &Stage<'_>,
     fleet: &mut Fleet,

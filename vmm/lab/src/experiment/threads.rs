@@ -8,7 +8,8 @@ use fleet::guest::Guest;
 /// The prefix of the names of threads that run guest code.
 const VCPU: &str = "vcpu";
 
-/// Processor time so far of all threads of a VM, in seconds. A thread that ends meanwhile counts no more.
+/// Processor time so far of all threads of a VM, in seconds. A thread that ends meanwhile counts no
+/// more.
 pub(super) fn all_seconds(guest: &Guest) -> f64 {
     seconds(guest, |_| true)
 }

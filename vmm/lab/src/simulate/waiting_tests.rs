@@ -15,8 +15,8 @@ use overcommit::suspension::longest_wait_seconds;
 use overcommit::view::GuestState;
 
 const FLEETS: u64 = if cfg!(debug_assertions) { 400 } else { 100_000 };
-/// Fleets that a debug build tries too, for they failed: limits above the brake; touches denied while swap became free; what is used
-/// paged out before what is not.
+/// Fleets that a debug build tries too, for they failed: limits above the brake; touches denied
+/// while swap became free; what is used paged out before what is not.
 const FAILED_ONCE: [u64; 3] = [1709, 26_379, 68_268];
 /// Times are shorter than by default, so that a fleet is through with all of them soon.
 const KNOBS: &str = "turn_seconds = 40\nturn_run_seconds = 10\nsuspend_hold_seconds = 5\nresume_hold_seconds = 10\nmay_stop = false";

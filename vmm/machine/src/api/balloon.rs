@@ -33,7 +33,8 @@ pub fn mib(pages: u32) -> u32 {
     pages / PAGES_PER_MIB
 }
 
-/// `GET /balloon/statistics`: sizes, the guest's statistics, and what the host has seen, with the age of the former.
+/// `GET /balloon/statistics`: sizes, the guest's statistics, and what the host has seen, with the
+/// age of the former.
 pub fn statistics(handle: &Handle, mut host: Value) -> Value {
     let mut all = sizes(handle);
     if let Some(reported) = handle.statistics() {

@@ -1,5 +1,5 @@
-//! How requests get from the API's thread to the VM's main thread, and answers back: channels, and events that wake
-//! a thread that waits in poll.
+//! How requests get from the API's thread to the VM's main thread, and answers back: channels, and
+//! events that wake a thread that waits in poll.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

@@ -192,8 +192,8 @@ impl<'de> Visitor<'de> for Sections<'_> {
                 return Err(M::Error::custom(format_args!("the section {section:?} is there twice")));
             }
             *self.at = Some(section.clone());
-            // A section that is null or an empty list counts as not there: GET /vm/config shows, and Firecracker's own
-            // files have, what is not used so.
+            // A section that is null or an empty list counts as not there: GET /vm/config shows,
+            // and Firecracker's own files have, what is not used so.
             match section.as_str() {
                 "logger" => contents.logger = map.next_value()?,
                 "metrics" => contents.metrics = map.next_value()?,

@@ -1,5 +1,5 @@
-//! Why a request was not carried out: what clients read as `fault_message`. Where Firecracker refuses the same, the
-//! words are close to its own, for there are clients that look at them.
+//! Why a request was not carried out: what clients read as `fault_message`. Where Firecracker
+//! refuses the same, the words are close to its own, for there are clients that look at them.
 
 use std::io;
 use std::net::Ipv4Addr;

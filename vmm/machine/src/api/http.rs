@@ -1,5 +1,5 @@
-//! The API over HTTP: how its clients are served, and what its answers look like. What Firecracker's clients see is
-//! decided here; the bytes and the connections are [`wire::http`]'s.
+//! The API over HTTP: how its clients are served, and what its answers look like. What
+//! Firecracker's clients see is decided here; the bytes and the connections are [`wire::http`]'s.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use super::response::Response;
 
 /// Longest body unless the command line says otherwise; Firecracker's limit.
 pub const MAX_BODY_BYTES: usize = 51_200;
-/// Clients at a time. One more takes the place of the one that has been idle longest, or is turned away.
+/// Clients at a time. One more takes the place of the one that has been idle longest, or is turned
+/// away.
 pub const MAX_CONNECTIONS: usize = 256;
 
 /// The limits on clients, whose bodies have at most `max_body_bytes`.

@@ -1,6 +1,6 @@
-//! How keys of Firecracker's objects are read: null where a key is optional, and keys for which Samepage has only what
-//! Firecracker has by default. Configurations that people copy spell them out; what would be something else is refused
-//! by name.
+//! How keys of Firecracker's objects are read: null where a key is optional, and keys for which
+//! Samepage has only what Firecracker has by default. Configurations that people copy spell them
+//! out; what would be something else is refused by name.
 
 use serde::de::{Deserialize, Deserializer, Error};
 use serde_json::Value;
@@ -55,7 +55,8 @@ pub(super) fn cpu_template<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     only(deserializer, "cpu_template", |value| value == "None", "\"None\" or ").map(Some)
 }
 
-/// Two buckets, each null or as Firecracker has it that limits nothing: of no size, or filled in no time.
+/// Two buckets, each null or as Firecracker has it that limits nothing: of no size, or filled in no
+/// time.
 fn is_unlimited(limiter: &Value) -> bool {
     let is_known = |key: &String| key == "bandwidth" || key == "ops";
     limiter.as_object().is_some_and(|buckets| buckets.keys().all(is_known) && buckets.values().all(is_open))

@@ -1,5 +1,5 @@
-//! Where this program's own messages go: standard error, or what `PUT /logger` and `--log-path` say, in lines like
-//! Firecracker's. There is one logger a process, as there is one VM.
+//! Where this program's own messages go: standard error, or what `PUT /logger` and `--log-path`
+//! say, in lines like Firecracker's. There is one logger a process, as there is one VM.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -67,7 +67,8 @@ fn state() -> MutexGuard<'static, State> {
 /// The crates below `vmm/` that a VM process is made of, and the command.
 const VMM: [&str; 8] = ["vmm", "machine", "merge", "measure", "memory", "image", "os", "programs"];
 
-/// Whether a module is this one or below it. `vmm` is all of [`VMM`], and `vmm::machine` is `machine`.
+/// Whether a module is this one or below it. `vmm` is all of [`VMM`], and `vmm::machine` is
+/// `machine`.
 fn is_within(target: &str, module: &str) -> bool {
     let module = match module.strip_prefix("vmm") {
         Some("") => return VMM.contains(&target.split("::").next().unwrap_or(target)),
@@ -128,7 +129,8 @@ impl<S: Subscriber> Layer<S> for Log {
         event.record(&mut message);
         let text = format!("{}{}", message.text, message.fields);
         let mut state = state();
-        // Neither a full disk, nor a FIFO that is full or has lost its reader, is a reason to stop: the line is lost.
+        // Neither a full disk, nor a FIFO that is full or has lost its reader, is a reason to stop:
+        // the line is lost.
         let line = state.line(metadata, &text);
         let _ = match &mut state.file {
             Some(file) => file.write_all(line.as_bytes()),

@@ -1,7 +1,8 @@
 //! A VM's API: Firecracker's REST API over a Unix socket.
 //!
-//! Two threads. The one called "api" ([`wire::http::Server`]) deals with clients and their bytes. The main thread carries out what
-//! they ask ([`instance`]), between the turns of the event loop that also serves the VM's devices.
+//! Two threads. The one called "api" ([`wire::http::Server`]) deals with clients and their bytes.
+//! The main thread carries out what they ask ([`instance`]), between the turns of the event loop
+//! that also serves the VM's devices.
 
 mod balloon;
 mod call;
@@ -47,10 +48,11 @@ pub const EXIT_BAD_CONFIGURATION: u8 = 152;
 
 /// Where Firecracker makes its socket if it is not told.
 pub const API_SOCKET: &str = "/run/firecracker.socket";
-/// What follows the API socket's path in that of the control socket of a VM that is called as `firecracker` and has a daemon. The daemon
-/// looks there.
+/// What follows the API socket's path in that of the control socket of a VM that is called as
+/// `firecracker` and has a daemon. The daemon looks there.
 pub const CONTROL_SUFFIX: &str = ".control";
-/// The version of Firecracker whose API description this one follows: what a program called `firecracker` says.
+/// The version of Firecracker whose API description this one follows: what a program called
+/// `firecracker` says.
 pub const FIRECRACKER_VERSION: &str = "1.17.0-dev";
 
 /// What the API and the command line say together.
@@ -74,7 +76,8 @@ pub struct Options {
     pub metadata: Option<PathBuf>,
     /// What `GET /version` says.
     pub firecracker_version: &'static str,
-    /// What the API does not say: sockets, console, merging, the VM's name. Its `cmdline` is for kernels without `boot_args`.
+    /// What the API does not say: sockets, console, merging, the VM's name. Its `cmdline` is for
+    /// kernels without `boot_args`.
     pub rest: VmConfig,
 }
 
@@ -196,8 +199,8 @@ pub fn run(options: Options) -> Result<Ending, ApiError> {
     Ok(ending)
 }
 
-/// Starts the thread that serves the clients of `listener` (non-blocking). Their requests, with bodies of at most
-/// `max_body_bytes`, come out of the inbox.
+/// Starts the thread that serves the clients of `listener` (non-blocking). Their requests, with
+/// bodies of at most `max_body_bytes`, come out of the inbox.
 fn serve(listener: UnixListener, max_body_bytes: usize) -> io::Result<(Server, Inbox)> {
     let (caller, inbox) = way(Wake::new()?)?;
     let thread = thread::Builder::new().name("api".into()).stack_size(256 << 10);

@@ -125,7 +125,8 @@ pub struct Drive {
     /// Whether the guest may only read it.
     #[serde(default, deserialize_with = "or_default")]
     pub is_read_only: bool,
-    /// The partition that is the root file system, if this is the root device; the whole drive otherwise.
+    /// The partition that is the root file system, if this is the root device; the whole drive
+    /// otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partuuid: Option<String>,
     /// Whether the guest's flushes reach the disk. They always do.
@@ -212,7 +213,8 @@ pub struct NetworkInterface {
     pub tx_rate_limiter: Limits,
 }
 
-/// `PATCH /network-interfaces/{iface_id}`: other limits. A bucket that is not given stays as it is; one of no size is removed.
+/// `PATCH /network-interfaces/{iface_id}`: other limits. A bucket that is not given stays as it is;
+/// one of no size is removed.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterfacePatch {
@@ -490,7 +492,8 @@ pub struct StatisticsPatch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HintingStart {
-    /// Tell the guest that the run is done as soon as it has reported everything: yes, if nothing is said.
+    /// Tell the guest that the run is done as soon as it has reported everything: yes, if nothing
+    /// is said.
     #[serde(default)]
     pub acknowledge_on_stop: Option<bool>,
 }

@@ -14,7 +14,8 @@ use super::snapshot::{CreateSnapshot, LoadSnapshot};
 /// First parts of paths that Firecracker serves and Samepage does not yet.
 const NOT_YET: &[&str] = &["hotplug"];
 
-/// A request that is well formed. Whether it can be carried out is up to [`Instance`](super::instance::Instance).
+/// A request that is well formed. Whether it can be carried out is up to
+/// [`Instance`](super::instance::Instance).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     GetInstance,

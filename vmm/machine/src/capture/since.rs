@@ -8,7 +8,8 @@ use memory::written::WriteLog;
 
 use crate::dirty::{DirtyLog, Reader};
 
-/// From some instant on. While there is one KVM logs writes; the guest pays for its first to each page.
+/// From some instant on. While there is one KVM logs writes; the guest pays for its first to each
+/// page.
 pub(super) struct Since {
     log: DirtyLog,
     ram: Ram,
@@ -25,8 +26,8 @@ impl Since {
         Ok(since)
     }
 
-    /// Pages that may have been written, of a VM that stands still. None where that is not known: pages were given back, which no write log tells,
-    /// or the log has failed.
+    /// Pages that may have been written, of a VM that stands still. None where that is not known:
+    /// pages were given back, which no write log tells, or the log has failed.
     pub(super) fn written(&mut self) -> Option<PageSet> {
         let mut written = PageSet::default();
         self.log.read(&mut written).ok()?;

@@ -178,7 +178,8 @@ fn a_kvm_without_it_says_what_is_missing() {
     assert!(error.kind() == io::ErrorKind::Unsupported && error.to_string().contains("Linux 5.7"), "{error}");
 }
 
-/// They read and clear as they like, each against a list of its own of what was written: none notices the others.
+/// They read and clear as they like, each against a list of its own of what was written: none
+/// notices the others.
 #[test]
 fn readers_do_not_notice_each_other() {
     use std::collections::BTreeSet;

@@ -1,7 +1,8 @@
-//! The process that fills a guest's memory page by page, by userfaultfd: what it receives, and what happens when it ends.
+//! The process that fills a guest's memory page by page, by userfaultfd: what it receives, and what
+//! happens when it ends.
 //!
-//! The handshake is Firecracker's: a connection to the handler's socket, on it one message with the descriptor and, as JSON, where the
-//! memory's parts are in this process and in the memory file.
+//! The handshake is Firecracker's: a connection to the handler's socket, on it one message with the
+//! descriptor and, as JSON, where the memory's parts are in this process and in the memory file.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,7 +27,8 @@ use wire::packets;
 use super::load_error::HandlerError;
 use crate::running::Running;
 
-/// How long the handler may take to make room for one message; and the main thread to notice that it has ended.
+/// How long the handler may take to make room for one message; and the main thread to notice that
+/// it has ended.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// A part of RAM, as it is described to the handler. The names are Firecracker's.
@@ -59,7 +61,8 @@ impl Connection {
         Ok(Self { stream, process })
     }
 
-    /// Has it fill `ram`, which nothing was written to. From now on a thread that touches `ram` waits for it.
+    /// Has it fill `ram`, which nothing was written to. From now on a thread that touches `ram`
+    /// waits for it.
     pub(crate) fn fill(self, ram: &Ram) -> Result<Handler, HandlerError> {
         let descriptor = ram.fill_by_handler().map_err(HandlerError::Userfaultfd)?;
         let mut offset = 0;
@@ -84,7 +87,8 @@ impl Connection {
     }
 }
 
-/// A process that fills the memory of a VM, with a thread that waits for its end: the main thread may sleep on a page itself.
+/// A process that fills the memory of a VM, with a thread that waits for its end: the main thread
+/// may sleep on a page itself.
 pub(crate) struct Handler {
     /// While it is open, threads that wait for a page go on waiting when the handler is gone.
     descriptor: HandlerFd,

@@ -1,5 +1,6 @@
-//! The memory file in which a guest's RAM lies. Before another process writes to it or cuts it short, what still lies there is copied: the guest
-//! stands still meanwhile, and the other process waits.
+//! The memory file in which a guest's RAM lies. Before another process writes to it or cuts it
+//! short, what still lies there is copied: the guest stands still meanwhile, and the other process
+//! waits.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -44,7 +45,8 @@ impl FileLease {
     /// Takes one.
     ///
     /// # Errors
-    /// The file may be written to by others, or is of a file system that has none: then it is to be copied.
+    /// The file may be written to by others, or is of a file system that has none: then it is to be
+    /// copied.
     pub(crate) fn take(file: &File) -> io::Result<Self> {
         // Before there is a lease: the signal would end this process.
         let told = Told::new()?;

@@ -61,7 +61,8 @@ impl MemoryFile {
         Ok(Self { file, path: path.into(), stamp: Stamp::of(&meta) })
     }
 
-    /// Fills `ram` with it: maps it, if it `may_be_mapped` and a lease reports every other writer; else copies it.
+    /// Fills `ram` with it: maps it, if it `may_be_mapped` and a lease reports every other writer;
+    /// else copies it.
     pub(crate) fn fill(&self, ram: &Ram, may_be_mapped: bool) -> Result<Option<FileLease>, LoadError> {
         let lease = may_be_mapped.then(|| FileLease::take(&self.file));
         let lease = lease.and_then(|taken| {

@@ -1,7 +1,9 @@
-//! Snapshots on disk, as Firecracker's API has them: a file with the state, and one with the memory.
+//! Snapshots on disk, as Firecracker's API has them: a file with the state, and one with the
+//! memory.
 //!
-//! A file that is loaded is believed no more than a driver: the state's digests are checked before anything in it is decoded, what is
-//! decoded is checked where it is used, and memory is copied, or mapped under a lease, so that nothing changes it afterwards.
+//! A file that is loaded is believed no more than a driver: the state's digests are checked before
+//! anything in it is decoded, what is decoded is checked where it is used, and memory is copied, or
+//! mapped under a lease, so that nothing changes it afterwards.
 
 pub mod create;
 mod handler;

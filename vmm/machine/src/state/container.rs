@@ -1,4 +1,5 @@
-//! The form in which state travels: sections with digests, which are checked before anything in them is read.
+//! The form in which state travels: sections with digests, which are checked before anything in
+//! them is read.
 //!
 //! ```text
 //! magic   8 bytes  "SAMEPAGE"
@@ -9,9 +10,10 @@
 //! sections, one after the other, to the end
 //! ```
 //!
-//! Numbers are little-endian. A section is a structure of `state` in postcard's format, which is documented and stable; of another
-//! version it is another structure, and older ones stay readable. The digests are against accidents: a writer of the file can write
-//! them, and everything that follows treats what it reads as hostile.
+//! Numbers are little-endian. A section is a structure of `state` in postcard's format, which is
+//! documented and stable; of another version it is another structure, and older ones stay readable.
+//! The digests are against accidents: a writer of the file can write them, and everything that
+//! follows treats what it reads as hostile.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,5 +1,5 @@
-//! The time stamp counters of a VM, and its clock, as of one instant. A guest measures the one by the other, and calls a counter
-//! unstable that was off by some hundred microseconds.
+//! The time stamp counters of a VM, and its clock, as of one instant. A guest measures the one by
+//! the other, and calls a counter unstable that was off by some hundred microseconds.
 
 use kvm_bindings::kvm_msr_entry;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -9,7 +9,8 @@ use super::msrs::{self, TSC, TSC_DEADLINE, kvm_msrs};
 use super::vcpu::VcpuV1;
 use attribute::{set_tsc_offset, tsc_offset};
 
-/// How often the two are read; the quickest reading counts, for the reader may be preempted in between.
+/// How often the two are read; the quickest reading counts, for the reader may be preempted in
+/// between.
 const READINGS: usize = 16;
 /// Ticks that end the reading early: a few microseconds.
 const SOON_TICKS: u64 = 20_000;
@@ -59,8 +60,9 @@ fn ticks_between(from: u64, to: u64, khz: u32) -> u64 {
     (nanoseconds * i128::from(khz) / 1_000_000) as u64
 }
 
-/// Gives the saved `vcpus` the counters that they had, or will have, when the clock shows `clock`. What they differ by among each other
-/// is kept to the tick. Where KVM does not tell the offsets they stay as they were read.
+/// Gives the saved `vcpus` the counters that they had, or will have, when the clock shows `clock`.
+/// What they differ by among each other is kept to the tick. Where KVM does not tell the offsets
+/// they stay as they were read.
 pub fn pin(vcpus: &mut [VcpuV1], readings: &[Reading], clock: u64) {
     let khz = vcpus.first().and_then(|vcpu| vcpu.tsc_khz);
     let (Some(first), Some(khz)) = (readings.first(), khz) else { return };
@@ -74,9 +76,9 @@ pub fn pin(vcpus: &mut [VcpuV1], readings: &[Reading], clock: u64) {
     }
 }
 
-/// Sets the counters of `vcpus`, which were made what `saved` says, by the VM's clock, which was set to `clock` meanwhile: all by one
-/// reading, so that they differ among each other as they did. Where KVM has no offsets, it matches counters that are written within a
-/// second by itself.
+/// Sets the counters of `vcpus`, which were made what `saved` says, by the VM's clock, which was
+/// set to `clock` meanwhile: all by one reading, so that they differ among each other as they did.
+/// Where KVM has no offsets, it matches counters that are written within a second by itself.
 pub fn align(vm: &VmFd, vcpus: &[VcpuFd], saved: &[VcpuV1], clock: u64) -> Result<(), StateError> {
     let (Some(vcpu), Some(first)) = (vcpus.first(), saved.first()) else { return Ok(()) };
     let (Some(khz), Some(first_ticks)) = (first.tsc_khz, tsc(first)) else { return Ok(()) };

@@ -5,8 +5,8 @@ use kvm_bindings::CpuId;
 use super::StateError;
 use super::mirror::CpuidLeaf;
 
-/// Leaves whose bits are features, one by one: what the guest has must be here too. `(function, index, registers)` with a letter for each of eax, ebx,
-/// ecx, edx whose bits count.
+/// Leaves whose bits are features, one by one: what the guest has must be here too. `(function,
+/// index, registers)` with a letter for each of eax, ebx, ecx, edx whose bits count.
 const FEATURES: [(u32, u32, &str); 8] = [
     (0x1, 0, "cd"),
     (0x7, 0, "bcd"),
@@ -18,7 +18,8 @@ const FEATURES: [(u32, u32, &str); 8] = [
     (0x8000_0008, 0, "b"),
 ];
 
-/// Bits that the VMM sets itself, or that follow the guest's own registers: CPUID 1 ecx TSC_DEADLINE, OSXSAVE, HYPERVISOR; edx HTT; 7 ecx OSPKE.
+/// Bits that the VMM sets itself, or that follow the guest's own registers: CPUID 1 ecx
+/// TSC_DEADLINE, OSXSAVE, HYPERVISOR; edx HTT; 7 ecx OSPKE.
 const OWN: [(u32, char, u32); 3] =
     [(0x1, 'c', 1 << 24 | 1 << 27 | 1 << 31), (0x1, 'd', 1 << 28), (0x7, 'c', 1 << 4)];
 

@@ -1,4 +1,5 @@
-//! Bytes that are nearly a state, made from one that is: what a careless or hostile hand makes of a state file. The same from every seed.
+//! Bytes that are nearly a state, made from one that is: what a careless or hostile hand makes of a
+//! state file. The same from every seed.
 
 use splitmix::SplitMix64;
 
@@ -6,7 +7,8 @@ use super::container::{self, Section};
 
 /// Something that is wrong with `whole`, which is a state.
 ///
-/// Half of them have the right digests: those are no proof, for the writer of the sections writes them too.
+/// Half of them have the right digests: those are no proof, for the writer of the sections writes
+/// them too.
 pub fn damaged(whole: &[u8], dice: &mut SplitMix64) -> Vec<u8> {
     match dice.below(8) {
         0 => whole[..dice.below(whole.len() as u64) as usize].to_vec(),

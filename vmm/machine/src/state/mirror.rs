@@ -1,4 +1,5 @@
-//! KVM's structures of registers as our own: named fields, without padding, with a form that stays when KVM's bindings change.
+//! KVM's structures of registers as our own: named fields, without padding, with a form that stays
+//! when KVM's bindings change.
 
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_pic_state, kvm_pit_channel_state, kvm_regs, kvm_segment,

@@ -1,10 +1,13 @@
-//! The state of a VM besides its memory: saved from a paused VM, restored to one on which nothing has run.
+//! The state of a VM besides its memory: saved from a paused VM, restored to one on which nothing
+//! has run.
 //!
-//! The structures are our own and have versions: what was written by an older build is read by a newer one. Of what is in them
-//! nothing is believed that KVM does not check: lengths are checked here, rings by the devices.
+//! The structures are our own and have versions: what was written by an older build is read by a
+//! newer one. Of what is in them nothing is believed that KVM does not check: lengths are checked
+//! here, rings by the devices.
 //!
-//! Begin with [`vcpu`]; [`chips`] is what KVM has once for a VM; [`mirror`] has KVM's registers by name; [`msrs`] says which
-//! model-specific registers there are. `other_vm_tests.rs` has the built-in guest go on in another VM.
+//! Begin with [`vcpu`]; [`chips`] is what KVM has once for a VM; [`mirror`] has KVM's registers by
+//! name; [`msrs`] says which model-specific registers there are. `other_vm_tests.rs` has the
+//! built-in guest go on in another VM.
 
 pub(crate) mod chips;
 pub(crate) mod container;

@@ -1,4 +1,5 @@
-//! Model-specific registers: which of them are a vCPU's state on this host, and what becomes of those that are not.
+//! Model-specific registers: which of them are a vCPU's state on this host, and what becomes of
+//! those that are not.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -12,7 +13,8 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 /// More than KVM has.
 pub const MAX: usize = 1024;
 
-/// What KVM's list leaves out: memory types (fixed, variable, default), and which supervisor states are saved.
+/// What KVM's list leaves out: memory types (fixed, variable, default), and which supervisor states
+/// are saved.
 fn unlisted() -> impl Iterator<Item = u32> {
     [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f).chain(0x200..=0x20f).chain([0x2ff, XSS])
 }
@@ -21,8 +23,9 @@ const XSS: u32 = 0xda0;
 
 /// What is not state, though KVM lists it and a guest may have written it: `(first, last)`.
 ///
-/// Async page faults are a promise of this KVM to wake a task of the guest; restored elsewhere it is not kept, and Linux
-/// asks for it again on each vCPU only when it starts. Hyper-V's synthetic registers are not offered.
+/// Async page faults are a promise of this KVM to wake a task of the guest; restored elsewhere it
+/// is not kept, and Linux asks for it again on each vCPU only when it starts. Hyper-V's synthetic
+/// registers are not offered.
 const SKIPPED: [(u32, u32); 1] = [(0x4000_0000, 0x4000_01ff)];
 
 /// Which registers are saved, and what a vCPU has before it has run.
@@ -62,7 +65,8 @@ impl Savable {
     /// What `vcpu` has in them.
     ///
     /// # Errors
-    /// One that cannot be written has another value than in a vCPU that has not run: it could not be given to a clone.
+    /// One that cannot be written has another value than in a vCPU that has not run: it could not
+    /// be given to a clone.
     pub fn read(&self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, StateError> {
         let all: Vec<u32> = self.both.iter().copied().chain(self.read_only.iter().map(|(i, _)| *i)).collect();
         let mut values = Vec::with_capacity(all.len());

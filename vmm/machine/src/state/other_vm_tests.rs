@@ -1,4 +1,5 @@
-//! The built-in guest is stopped in the middle of its work, and goes on in another VM: what this KVM can give back.
+//! The built-in guest is stopped in the middle of its work, and goes on in another VM: what this
+//! KVM can give back.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};

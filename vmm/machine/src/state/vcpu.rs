@@ -74,9 +74,10 @@ impl VcpuV1 {
         Ok(Self { cpuid, tsc_khz, mp_state, registers, system, xsave, xcrs, debug, lapic, msrs, events })
     }
 
-    /// Makes `vcpu`, on which nothing has run yet, what was saved. One that was saved elsewhere needs a vCPU with the CPUID of a new guest,
-    /// with which the saved one is compared. The memory slots must be there, for some registers point into them; the time stamp
-    /// counter goes on from where it was.
+    /// Makes `vcpu`, on which nothing has run yet, what was saved. One that was saved elsewhere
+    /// needs a vCPU with the CPUID of a new guest, with which the saved one is compared. The memory
+    /// slots must be there, for some registers point into them; the time stamp counter goes on from
+    /// where it was.
     pub fn restore(&self, vcpu: &VcpuFd, saved: Saved, xsave_bytes: usize) -> Result<(), StateError> {
         self.check(xsave_bytes)?;
         if saved == Saved::Anywhere {

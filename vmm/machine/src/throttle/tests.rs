@@ -54,8 +54,8 @@ fn without_a_rate_no_vcpu_looks_and_with_one_it_is_stated_how_far_ahead_is_possi
     assert_eq!((throttle.look(), throttle.status().pages_per_second), (None, None));
 }
 
-/// Four vCPUs that do nothing but touch new pages, beside as many threads that do nothing but spin: at no moment is there more than
-/// the rate has brought, and a second's worth.
+/// Four vCPUs that do nothing but touch new pages, beside as many threads that do nothing but spin:
+/// at no moment is there more than the rate has brought, and a second's worth.
 #[test]
 fn four_vcpus_beside_busy_threads_are_never_a_second_ahead() {
     const RATE: u64 = 6000;

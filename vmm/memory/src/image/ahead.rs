@@ -1,4 +1,5 @@
-//! Copies of pages that were made while the guest ran. Each is good as long as the page holds the same.
+//! Copies of pages that were made while the guest ran. Each is good as long as the page holds the
+//! same.
 
 use super::super::page::to_usize;
 use super::super::slab::Slab;
@@ -53,7 +54,8 @@ impl Ahead {
         Some(&self.slabs[at].1)
     }
 
-    /// Where a copy of all of `pages` is that holds `bytes`: the number of its slab, and the first page there.
+    /// Where a copy of all of `pages` is that holds `bytes`: the number of its slab, and the first
+    /// page there.
     pub(super) fn place(&self, pages: PageRange, bytes: &[u8]) -> Option<(u32, SlabPage)> {
         let behind = self.runs.partition_point(|run| run.page <= pages.first());
         let run = self.runs.get(behind.checked_sub(1)?)?;

@@ -1,4 +1,5 @@
-//! Which pages of guest RAM may hold something, and whether they are its own or a slab's, by the page table and the mappings.
+//! Which pages of guest RAM may hold something, and whether they are its own or a slab's, by the
+//! page table and the mappings.
 
 use std::io;
 
@@ -46,7 +47,8 @@ impl Ram {
                 if at < within.start {
                     scan.anonymous_memory(at..within.start, |run| pieces.push(Piece::Own(own(run))))?;
                 }
-                // What is not the guest's own copy is the slab's, also without an entry in the page table.
+                // What is not the guest's own copy is the slab's, also without an entry in the page
+                // table.
                 let mut rest = within.start;
                 let of_slab = |pieces: &mut Vec<Piece>, from, to| {
                     if from < to {

@@ -9,7 +9,8 @@ use crate::ram::{Backing, Ram};
 use crate::slab::Draft;
 use crate::{Extent, Gpa, PageNo, PageRange, SlabPage};
 
-/// Memory of some pages, none of them touched, and both ways to look at it. They are huge pages only where that is wanted.
+/// Memory of some pages, none of them touched, and both ways to look at it. They are huge pages
+/// only where that is wanted.
 fn ram() -> (Ram, Extent, [PageScan; 2]) {
     let ram = Ram::new(32 << 20, Backing::Anonymous).unwrap();
     ram.set_huge_pages(false).unwrap();

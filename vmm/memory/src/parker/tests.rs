@@ -15,7 +15,8 @@ use crate::{Gpa, PAGE, SlabPage};
 const BYTES: u64 = 16 << 20;
 const PAGES: u64 = BYTES / PAGE_BYTES;
 
-/// RAM in which every page holds its number, and what parks pages of it. None where there is no userfaultfd for us.
+/// RAM in which every page holds its number, and what parks pages of it. None where there is no
+/// userfaultfd for us.
 fn filled() -> Option<(Ram, Parker)> {
     let ram = Ram::new(BYTES, Backing::Anonymous).unwrap();
     for page in 0..PAGES {
@@ -182,7 +183,8 @@ fn merging_and_advising_have_parked_pages_brought_back() {
 #[test]
 fn pages_that_a_device_is_about_to_write_are_left_where_they_are() {
     let Some((ram, mut parker)) = filled() else { return };
-    // Marks are those of 64 pages together: 70 is a neighbour of the page that is read into, 200 is not.
+    // Marks are those of 64 pages together: 70 is a neighbour of the page that is read into, 200 is
+    // not.
     let (device, range): (&dyn InFlight, _) = (&ram, Gpa(80 * PAGE_BYTES)..Gpa(80 * PAGE_BYTES + 512));
     let chosen = numbers([70, 80, 200]);
     let mut parked = None;
@@ -266,15 +268,16 @@ fn where_no_mapping_is_left_the_page_is_copied_back() {
 fn a_page_that_is_missing_and_not_parked_is_not_waited_for() {
     let Some((ram, mut parker)) = filled() else { return };
     let whole = mappings(&ram);
-    // As if it could not be unregistered when it was brought back, and was given back to the host since.
+    // As if it could not be unregistered when it was brought back, and was given back to the host
+    // since.
     ram.placement().parking.watch_only(ram.range(run(5, 1)).unwrap()).unwrap();
     ram.discard(Gpa(5 * PAGE_BYTES)..Gpa(6 * PAGE_BYTES)).unwrap();
     served(&mut parker, || assert_eq!(read(&ram, 5), 0));
     assert_eq!((mappings(&ram), parker.end().map(|parked| parked.touched)), (whole, Some(0)));
 }
 
-/// What a look from outside sees: a read of another process's memory neither hangs nor disturbs, and after parking was forbidden, as
-/// a pause does, all is there.
+/// What a look from outside sees: a read of another process's memory neither hangs nor disturbs,
+/// and after parking was forbidden, as a pause does, all is there.
 #[test]
 fn a_read_from_outside_does_not_hang() {
     let Some((ram, mut parker)) = filled() else { return };
@@ -295,7 +298,8 @@ fn nothing_is_lost_among_writers_and_givers_back() {
     let Some((ram, mut parker)) = filled() else { return };
     let whole = mappings(&ram);
     let over = &AtomicBool::new(false);
-    // Each thread has pages of its own, writes what it counts, and finds it again; and gives some back, and finds zeros.
+    // Each thread has pages of its own, writes what it counts, and finds it again; and gives some
+    // back, and finds zeros.
     let worker = |first: u64| {
         let mut held: Vec<u64> = (0..PAGES / 4).map(|page| first * PAGES / 4 + page).collect();
         let mut random = first.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

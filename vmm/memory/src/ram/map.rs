@@ -74,7 +74,8 @@ impl RamMap {
         })
     }
 
-    /// The pages at these guest-physical addresses, if those are whole pages of one stretch, at least one.
+    /// The pages at these guest-physical addresses, if those are whole pages of one stretch, at
+    /// least one.
     pub(super) fn at(&self, gpas: &Range<Gpa>) -> Option<Found> {
         let mut whole = self.touched_by(gpas.clone());
         let found = self.find(whole.next()?)?;

@@ -1,4 +1,5 @@
-//! What may be done to guest RAM, and to which of it: the calls that take no promise of their caller, for a [`GuestRange`] is one.
+//! What may be done to guest RAM, and to which of it: the calls that take no promise of their
+//! caller, for a [`GuestRange`] is one.
 #![expect(unsafe_code, reason = "advises, replaces and zeroes guest pages")]
 
 use std::ffi::c_void;
@@ -15,14 +16,19 @@ use super::map::{Found, RamMap};
 
 /// Adjacent pages of guest RAM in this process.
 ///
-/// [`Ram`](super::Ram) alone makes them, from what it has mapped itself. Wherever there is one, this holds:
+/// [`Ram`](super::Ram) alone makes them, from what it has mapped itself. Wherever there is one,
+/// this holds:
 ///
-/// - all its bytes are mapped readable and writable in one stretch of RAM, at least a page, and whole ones;
-/// - they stay so while it lives: it borrows a handle of the RAM, which is unmapped by its last one only;
-/// - no Rust reference to any of them exists. The guest writes to them at any time, so this process reaches them by raw pointers, volatile
-///   accesses, and system calls, and believes nothing of what it reads.
+/// - all its bytes are mapped readable and writable in one stretch of RAM, at least a page, and
+///   whole ones;
+/// - they stay so while it lives: it borrows a handle of the RAM, which is unmapped by its last one
+///   only;
+/// - no Rust reference to any of them exists. The guest writes to them at any time, so this process
+///   reaches them by raw pointers, volatile accesses, and system calls, and believes nothing of
+///   what it reads.
 ///
-/// So pages may be frozen, moved, given other frames or other contents: to every observer, the guest might have written that.
+/// So pages may be frozen, moved, given other frames or other contents: to every observer, the
+/// guest might have written that.
 ///
 /// RAM of which there is one cannot be unmapped:
 ///
@@ -133,33 +139,39 @@ impl<'a> GuestRange<'a> {
         succeeded(unsafe { libc::madvise(self.as_ptr(), self.bytes(), libc::MADV_DONTNEED) })
     }
 
-    /// Maps fresh memory in their place, atomically: they read as zeros after. Where it fails, the old mapping stays.
+    /// Maps fresh memory in their place, atomically: they read as zeros after. Where it fails, the
+    /// old mapping stays.
     pub(crate) fn map_fresh(self) -> Result<(), Errno> {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
-        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before.
+        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is
+        // mapped all the time, and as before.
         unsafe { rustix::mm::mmap_anonymous(self.as_ptr(), self.bytes(), prot, flags | MapFlags::FIXED) }
             .map(drop)
     }
 
-    /// Maps what a flat file has in their place, for this process alone. Where it fails, the old mapping stays.
+    /// Maps what a flat file has in their place, for this process alone. Where it fails, the old
+    /// mapping stays.
     pub(crate) fn map_file(self, file: &File) -> Result<(), Errno> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         let offset = self.at.pages.first().0 * PAGE_BYTES;
-        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is mapped all the time, and as before.
+        // SAFETY: a range of guest RAM, of which any contents may become any others, and which is
+        // mapped all the time, and as before.
         unsafe { rustix::mm::mmap(self.as_ptr(), self.bytes(), prot, flags, file, offset) }.map(drop)
     }
 
-    /// Puts a copy of them in their place, in fresh memory. Nothing writes to them meanwhile. Where it fails there may be a hole.
+    /// Puts a copy of them in their place, in fresh memory. Nothing writes to them meanwhile. Where
+    /// it fails there may be a hole.
     pub(crate) fn copy_in_place(self) -> Result<(), Errno> {
         let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
         // SAFETY: a new mapping where the kernel likes.
         let copy = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), self.bytes(), prot, flags) }?;
-        // SAFETY: both are mapped, as long as the other, and apart; nothing writes to the one, as the caller promises, and nothing else has the
-        // other.
+        // SAFETY: both are mapped, as long as the other, and apart; nothing writes to the one, as
+        // the caller promises, and nothing else has the other.
         unsafe { std::ptr::copy_nonoverlapping(self.as_ptr().cast::<u8>(), copy.cast::<u8>(), self.bytes()) };
         let how = MremapFlags::MAYMOVE;
-        // SAFETY: the source is ours, and is no more after that. What it replaces is a range of guest RAM that holds the same.
+        // SAFETY: the source is ours, and is no more after that. What it replaces is a range of
+        // guest RAM that holds the same.
         let moved = unsafe { rustix::mm::mremap_fixed(copy, self.bytes(), self.bytes(), how, self.as_ptr()) };
         moved.map(drop).inspect_err(|_| {
             // SAFETY: it was not moved, and nothing has it.
@@ -167,8 +179,8 @@ impl<'a> GuestRange<'a> {
         })
     }
 
-    /// Writes zeros to those of them that have a frame: others read as zeros already, and writing would get them one. The guest may write at
-    /// the same time; then either is there.
+    /// Writes zeros to those of them that have a frame: others read as zeros already, and writing
+    /// would get them one. The guest may write at the same time; then either is there.
     pub(crate) fn zero(self) -> io::Result<()> {
         for page in self.at.pages.iter().filter_map(|page| self.part(PageRange::one(page))) {
             let mut resident = 0u8;
@@ -177,7 +189,8 @@ impl<'a> GuestRange<'a> {
             if resident & 1 != 0 {
                 let words = page.as_ptr().cast::<u64>();
                 for n in 0..PAGE / size_of::<u64>() {
-                    // SAFETY: an aligned word of a page of guest RAM. Volatile, for the guest may be writing to it.
+                    // SAFETY: an aligned word of a page of guest RAM. Volatile, for the guest may
+                    // be writing to it.
                     unsafe { words.add(n).write_volatile(0) };
                 }
             }
@@ -229,7 +242,8 @@ mod tests {
         assert!(!entries[0].present(), "it was absent, and got a frame");
     }
 
-    /// Among writers: whatever a thread writes at the same time, the page has that or zeros, and the writer's next write is there.
+    /// Among writers: whatever a thread writes at the same time, the page has that or zeros, and
+    /// the writer's next write is there.
     #[test]
     fn zeroing_races_with_the_guest_and_loses_nothing_after() {
         let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();

@@ -1,13 +1,17 @@
-//! Reading pages of another process with process_vm_readv: one copy instead of two, and many pages by one call.
+//! Reading pages of another process with process_vm_readv: one copy instead of two, and many pages
+//! by one call.
 //!
-//! It pins what it reads, for reading and for as long as the call lasts. Before it does, the kernel (since 5.19; `gup_must_unshare` in its
-//! mm/internal.h) makes an anonymous page the process's alone if that is not marked as such: a page that KSM merged never is, nor
-//! one that a fork shares. Such a page gets a frame of its own, which is what a reader must not cause. Pages of files, memfds and shared memory
-//! stay as they are, as the pin is not a long one. So what [`PagemapEntry::keeps_frame_when_pinned`] says yes to may be read
-//! here, and everything else by [`RemoteMemory::read`].
+//! It pins what it reads, for reading and for as long as the call lasts. Before it does, the kernel
+//! (since 5.19; `gup_must_unshare` in its mm/internal.h) makes an anonymous page the process's
+//! alone if that is not marked as such: a page that KSM merged never is, nor one that a fork
+//! shares. Such a page gets a frame of its own, which is what a reader must not cause. Pages of
+//! files, memfds and shared memory stay as they are, as the pin is not a long one. So what
+//! [`PagemapEntry::keeps_frame_when_pinned`] says yes to may be read here, and everything else by
+//! [`RemoteMemory::read`].
 //!
-//! Between a look at the page table and the pin a page may be merged: then it is unshared, and merged again by the next pass. And one
-//! that a userfaultfd takes away in that moment is waited for, as its own process would.
+//! Between a look at the page table and the pin a page may be merged: then it is unshared, and
+//! merged again by the next pass. And one that a userfaultfd takes away in that moment is waited
+//! for, as its own process would.
 //!
 //! [`PagemapEntry::keeps_frame_when_pinned`]: kernel_view::pagemap::PagemapEntry::keeps_frame_when_pinned
 #![expect(unsafe_code, reason = "process_vm_readv takes lists of addresses")]
@@ -27,8 +31,9 @@ const MAX_RANGES: usize = 1024;
 const NOWHERE: u64 = 1 << 62;
 
 impl RemoteMemory {
-    /// Fills `into` from the addresses `hvas`, one for each. Says whether all of it was read; if not, `into` holds
-    /// garbage, and [`RemoteMemory::read`] says what is wrong. Where it is not permitted it is not tried again.
+    /// Fills `into` from the addresses `hvas`, one for each. Says whether all of it was read; if
+    /// not, `into` holds garbage, and [`RemoteMemory::read`] says what is wrong. Where it is not
+    /// permitted it is not tried again.
     ///
     /// The process is known by its number here: see [`Self::check_alive`].
     pub fn read_pinned(&mut self, hvas: &[Hva], into: &mut [IoSliceMut<'_>]) -> bool {
@@ -42,8 +47,9 @@ impl RemoteMemory {
         let remote: Vec<libc::iovec> = hvas.iter().zip(into.iter()).map(range).collect();
         let wanted: usize = into.iter().map(|part| part.len()).sum();
         let count = remote.len() as libc::c_ulong;
-        // SAFETY: an IoSliceMut is an iovec by its documentation, and each is memory that is ours alone for as long as the call lasts. The
-        // other list's addresses mean something in the other process only, which is not written to.
+        // SAFETY: an IoSliceMut is an iovec by its documentation, and each is memory that is ours
+        // alone for as long as the call lasts. The other list's addresses mean something in the
+        // other process only, which is not written to.
         let read = unsafe {
             libc::process_vm_readv(
                 self.pid.cast_signed(),
@@ -60,7 +66,8 @@ impl RemoteMemory {
         usize::try_from(read) == Ok(wanted)
     }
 
-    /// Whether the process that was opened is still there, after it was read by its number: that may be another's by now.
+    /// Whether the process that was opened is still there, after it was read by its number: that
+    /// may be another's by now.
     ///
     /// # Errors
     /// [`RemoteError::Exited`]: what [`Self::read_pinned`] read since the last check may be another process's.

@@ -20,7 +20,8 @@ mod pinned;
 /// All of RAM; the tests use the first of it.
 const RAM_PAGES: u64 = 4096;
 
-/// The first of RAM that stays mapped as long as the test's process, and what merges it; None, said aloud, where userfaultfd is denied.
+/// The first of RAM that stays mapped as long as the test's process, and what merges it; None, said
+/// aloud, where userfaultfd is denied.
 fn memory() -> Option<(usize, RamRegion)> {
     let ram = Ram::new(RAM_PAGES * PAGE_BYTES, Backing::Anonymous).unwrap();
     match RamRegion::new(&ram) {
@@ -250,8 +251,8 @@ impl Source {
     }
 }
 
-/// Writes to words that have no other writer, each time looks whether it is there, and puts the old content back. Returns
-/// how many writes were lost.
+/// Writes to words that have no other writer, each time looks whether it is there, and puts the old
+/// content back. Returns how many writes were lost.
 fn writer(hva: usize, pages: u64, place: usize, how: How, writes: &AtomicU64, end: &AtomicBool) -> u64 {
     let source = Source::new();
     let (mut lost, mut turn) = (0, place as u64);

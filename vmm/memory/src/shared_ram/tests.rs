@@ -20,7 +20,8 @@ const RAM_BYTES: u64 = 16 << 20;
 const FIRST: u64 = 100;
 const PAGES: u64 = 4;
 
-/// RAM with some pages of sevens, what merges them, and a slab of such; None, said aloud, where userfaultfd is denied.
+/// RAM with some pages of sevens, what merges them, and a slab of such; None, said aloud, where
+/// userfaultfd is denied.
 fn sevens() -> Option<(Ram, SharedRam, Slab)> {
     let ram = Ram::new(RAM_BYTES, Backing::Anonymous).unwrap();
     let shared_ram = match SharedRam::new(&ram) {
@@ -84,7 +85,8 @@ fn what_is_replaced_is_remembered() {
     );
 }
 
-/// A balloon that gives pages back between any two steps of their merge waits for its end: it would be undone.
+/// A balloon that gives pages back between any two steps of their merge waits for its end: it would
+/// be undone.
 #[test]
 fn giving_back_waits_for_the_merge() {
     /// In which step the balloon is told to go, and what says that it is about to.
@@ -132,7 +134,8 @@ fn giving_back_waits_for_the_merge() {
     }
 }
 
-/// What was advised of memory holds for what is mapped in its place: else neighbours never join again.
+/// What was advised of memory holds for what is mapped in its place: else neighbours never join
+/// again.
 #[test]
 fn given_back_it_is_one_mapping_again() {
     let Some((ram, mut shared_ram, slab)) = sevens() else { return };

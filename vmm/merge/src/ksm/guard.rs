@@ -1,13 +1,13 @@
 //! The process that puts KSM's settings back when its owner is gone, however it went.
 //!
 //! The owner starts it with one end of a socket pair as standard input and sends one line, the
-//! `Request`. The guard leaves the owner's session, takes the lock, saves the settings *under* the lock
-//! (so that it never saves what another fleet has set), and answers one line, the `Answer`. Only then
-//! does the owner change anything. When the owner's end closes, be it by its own hand or by SIGKILL, the
-//! guard restores, says what it has left, and exits; the lock goes with it.
+//! `Request`. The guard leaves the owner's session, takes the lock, saves the settings *under* the
+//! lock (so that it never saves what another fleet has set), and answers one line, the `Answer`.
+//! Only then does the owner change anything. When the owner's end closes, be it by its own hand or
+//! by SIGKILL, the guard restores, says what it has left, and exits; the lock goes with it.
 //!
-//! Should the guard be killed, too, a record of what was changed stands beside the lock, which is free then: the owner,
-//! the next guard, and `samepage doctor` go by it.
+//! Should the guard be killed, too, a record of what was changed stands beside the lock, which is
+//! free then: the owner, the next guard, and `samepage doctor` go by it.
 
 #![expect(
     unsafe_code,
@@ -84,7 +84,8 @@ impl Record {
     }
 }
 
-/// Puts back what a process and its guard, both killed, have left changed. None: there is nothing of the kind.
+/// Puts back what a process and its guard, both killed, have left changed. None: there is nothing
+/// of the kind.
 pub(super) fn recover(lock: &Path, knobs: &Knobs) -> Result<Option<(Record, Vec<Kept>)>, EngineError> {
     let _held = take_lock(lock, std::process::id())?;
     recover_locked(lock, knobs)
@@ -197,10 +198,11 @@ pub(super) fn take_lock(path: &Path, owner: u32) -> Result<File, EngineError> {
     Ok(file)
 }
 
-/// Out of reach of the terminal's signals, and of a service manager's polite ones: the guard ends when its
-/// owner does.
+/// Out of reach of the terminal's signals, and of a service manager's polite ones: the guard ends
+/// when its owner does.
 fn detach() {
-    // SAFETY: no memory is involved. It fails for a process group leader, which is then out of reach already.
+    // SAFETY: no memory is involved. It fails for a process group leader, which is then out of
+    // reach already.
     unsafe { libc::setsid() };
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
         // SAFETY: ignoring a signal installs no handler of ours.

@@ -1,8 +1,8 @@
 //! The host kernel's own merging (KSM) as an engine: its settings, its counters, its cost.
 //!
 //! Merges whatever on the host opted in, across all processes; rescans for as long as it runs. Its
-//! settings belong to the whole host, so they are changed under a lock and put back on every way out,
-//! also by SIGKILL: see [`guard`].
+//! settings belong to the whole host, so they are changed under a lock and put back on every way
+//! out, also by SIGKILL: see [`guard`].
 
 pub mod guard;
 mod ksmd;
@@ -250,7 +250,8 @@ impl Guard {
         answer
     }
 
-    /// Whether it is there. Until it is released it sends nothing, so anything to be read is its end.
+    /// Whether it is there. Until it is released it sends nothing, so anything to be read is its
+    /// end.
     fn is_alive(&self) -> bool {
         let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
         !matches!(poll(&mut socket, Some(&Timespec::default())), Ok(1..))

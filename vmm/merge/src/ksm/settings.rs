@@ -1,8 +1,8 @@
 //! The knobs under `/sys/kernel/mm/ksm`: read, set, put back.
 //!
-//! Source: the kernel's Documentation/admin-guide/mm/ksm.rst and mm/ksm.c. Knobs that a kernel does not
-//! have are left out. `max_page_sharing` and `merge_across_nodes` are never touched: the kernel only lets
-//! them change while nothing is merged.
+//! Source: the kernel's Documentation/admin-guide/mm/ksm.rst and mm/ksm.c. Knobs that a kernel does
+//! not have are left out. `max_page_sharing` and `merge_across_nodes` are never touched: the kernel
+//! only lets them change while nothing is merged.
 
 use std::fmt;
 use std::fs;
@@ -89,8 +89,9 @@ const ADVISOR: &str = "advisor_mode";
 const SCAN_TIME: &str = "scan-time";
 const PAGES: &str = "pages_to_scan";
 const RUN: &str = "run";
-/// Every knob this module may change, and so saves, in the order in which they are written: the advisor refuses changes of
-/// `pages_to_scan`, so it is off while they are made, and `run` comes last.
+/// Every knob this module may change, and so saves, in the order in which they are written: the
+/// advisor refuses changes of `pages_to_scan`, so it is off while they are made, and `run` comes
+/// last.
 const KNOBS: [&str; 6] = ["sleep_millisecs", "use_zero_pages", "smart_scan", PAGES, ADVISOR, RUN];
 
 /// The directory of KSM's knobs.
@@ -152,8 +153,8 @@ impl Knobs {
         ))
     }
 
-    /// What `settings` make of the knobs that are in `saved`, in the order in which they are written. What the advisor is to choose is
-    /// not among them.
+    /// What `settings` make of the knobs that are in `saved`, in the order in which they are
+    /// written. What the advisor is to choose is not among them.
     pub fn wanted(&self, settings: &KsmSettings, saved: &Saved) -> Saved {
         let flag = |on: bool| u64::from(on).to_string();
         let value = |name: &str| match name {
@@ -177,9 +178,10 @@ impl Knobs {
         wanted.knobs.iter().try_for_each(|(name, value)| self.put(name, value))
     }
 
-    /// Puts back what still holds what was `written`, and says what does not: an operator has changed that meanwhile; one that has stopped
-    /// KSM wants it stopped. Goes on after an error, so that one knob does not cost the others; returns the first. A `run` of 0 stops
-    /// scanning and keeps what is merged (2 would unmerge it).
+    /// Puts back what still holds what was `written`, and says what does not: an operator has
+    /// changed that meanwhile; one that has stopped KSM wants it stopped. Goes on after an error,
+    /// so that one knob does not cost the others; returns the first. A `run` of 0 stops scanning
+    /// and keeps what is merged (2 would unmerge it).
     pub fn restore(&self, saved: &Saved, written: &Saved) -> Result<Vec<Kept>, EngineError> {
         let now = self.save()?;
         let mut first = None;
@@ -209,7 +211,8 @@ impl Knobs {
         first.map_or(Ok(kept), Err)
     }
 
-    /// What would have to be written to put back `saved`, by name, in order: of what still holds what was `written`.
+    /// What would have to be written to put back `saved`, by name, in order: of what still holds
+    /// what was `written`.
     pub fn left(&self, saved: &Saved, written: &Saved) -> Result<Vec<(&'static str, String)>, EngineError> {
         let now = self.save()?;
         let left = KNOBS.into_iter().filter_map(|name| {

@@ -1,4 +1,5 @@
-//! What the engine says where there is no KSM to drive. Driving it takes other processes: `vmm/merge/tests/ksm.rs`.
+//! What the engine says where there is no KSM to drive. Driving it takes other processes:
+//! `vmm/merge/tests/ksm.rs`.
 
 use std::fs;
 

@@ -1,11 +1,13 @@
-//! Which merges did not last: pages that the guest wrote to soon after they had been merged, or given back as zeros.
+//! Which merges did not last: pages that the guest wrote to soon after they had been merged, or
+//! given back as zeros.
 
 use std::time::Duration;
 
 use memory::{PageNo, PageRange, PageSet};
 
-/// A merge that is broken in the period in which it was made, or in the next one, was broken soon: within 5 to 10 s. What merging costs
-/// agent and guest, some 60 us a page, then is more than the frame was worth for that time.
+/// A merge that is broken in the period in which it was made, or in the next one, was broken soon:
+/// within 5 to 10 s. What merging costs agent and guest, some 60 us a page, then is more than the
+/// frame was worth for that time.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// See the module's description.
@@ -27,7 +29,8 @@ impl Breaks {
         Self { fresh: [none(), none()], period: 0, soon: none(), late: none() }
     }
 
-    /// It is so late by any clock that never goes back. Whether a period has ended: then it may be asked what has [`Self::lasted`].
+    /// It is so late by any clock that never goes back. Whether a period has ended: then it may be
+    /// asked what has [`Self::lasted`].
     pub fn tick(&mut self, now: Duration) -> bool {
         let period = now.as_secs() / PERIOD.as_secs();
         let ended = period.saturating_sub(self.period);
@@ -49,7 +52,8 @@ impl Breaks {
         self.fresh[0].insert_range(pages);
     }
 
-    /// The guest has written to these of the pages of word `n`, of which `shared` were merged. Returns which were broken soon.
+    /// The guest has written to these of the pages of word `n`, of which `shared` were merged.
+    /// Returns which were broken soon.
     pub fn written(&mut self, n: usize, written: u64, shared: u64) -> u64 {
         let mut soon = 0;
         for fresh in &mut self.fresh {

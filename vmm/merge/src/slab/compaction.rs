@@ -1,8 +1,10 @@
-//! Which slabs are put together: those of which so little is used that the frames which that gives back are worth it.
+//! Which slabs are put together: those of which so little is used that the frames which that gives
+//! back are worth it.
 //!
-//! What is moved costs every guest that uses it one more fault a page, some 30 us. So a slab that goes on losing pages waits until half
-//! of it is dead, which costs one page moved for each that comes back; one that has not lost any for a while is cleaned at a
-//! sixteenth, once. And what is moved in a second is limited.
+//! What is moved costs every guest that uses it one more fault a page, some 30 us. So a slab that
+//! goes on losing pages waits until half of it is dead, which costs one page moved for each that
+//! comes back; one that has not lost any for a while is cleaned at a sixteenth, once. And what is
+//! moved in a second is limited.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +18,8 @@ const SMALL_PAGES: u64 = 256;
 const STILL: Duration = Duration::from_secs(4);
 /// Of such a slab one page in this many may be dead.
 const DEAD_PART: u64 = 16;
-/// Pages that putting slabs together must give back, or slabs that it must save: what it costs the guests is worth no less.
+/// Pages that putting slabs together must give back, or slabs that it must save: what it costs the
+/// guests is worth no less.
 const WORTH_PAGES: u64 = 64;
 const WORTH_SLABS: usize = 16;
 /// Slabs that are filled at a time.
@@ -106,8 +109,9 @@ impl Allowance {
     }
 }
 
-/// What is to be in each of at most `most` new slabs: the pages that are used of those of `sparse` that are worth it, the emptiest first, and
-/// no more pages than `allowed`. The pages of a slab are all in the same one.
+/// What is to be in each of at most `most` new slabs: the pages that are used of those of `sparse`
+/// that are worth it, the emptiest first, and no more pages than `allowed`. The pages of a slab are
+/// all in the same one.
 pub fn together(
     mut sparse: Vec<Sparse>,
     live: &HashMap<u32, Live>,
@@ -241,7 +245,8 @@ mod tests {
             }
             prop_assert!(moved <= BURST_PAGES + SECONDS * PAGES_A_SECOND);
             let died: u64 = deaths.iter().map(|(_, died)| died).sum();
-            // At most `DEAD_PART` are moved for each that is given back; and small slabs, a few at a time.
+            // At most `DEAD_PART` are moved for each that is given back; and small slabs, a few at
+            // a time.
             prop_assert!(moved <= died * DEAD_PART + SECONDS * SMALL_PAGES, "{moved} for {died}");
             let dead: u64 = all.values().map(|(usage, pages)| pages - usage.used).sum();
             let pages: u64 = all.values().map(|(_, pages)| pages).sum();

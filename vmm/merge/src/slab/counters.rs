@@ -55,7 +55,8 @@ counters! {
     zero_pages,
     /// Merged pages that the guest has written to since, which gave it a copy of its own.
     broken_pages,
-    /// Pages that the guest has written to within 5 to 10 s after they were merged, or given back as zeros: they wait.
+    /// Pages that the guest has written to within 5 to 10 s after they were merged, or given back
+    /// as zeros: they wait.
     broken_soon_pages,
     /// Pages of runs refused because they held something else by then.
     differed_pages,

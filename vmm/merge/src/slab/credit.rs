@@ -1,4 +1,5 @@
-//! How much merging is worth in a domain: less while most of what is merged there is broken again soon.
+//! How much merging is worth in a domain: less while most of what is merged there is broken again
+//! soon.
 
 use std::time::Duration;
 
@@ -8,14 +9,16 @@ const STEP: Duration = Duration::from_secs(1);
 const FEW_PAGES: u64 = 512;
 /// What a guest may have watched a second at the first level; half as much at each further one.
 const FIRST_PAGES: u64 = 1 << 14;
-/// The last level: 512 pages, 2 MiB, a second. It is never nothing, for only by merging does it show that merges last again.
+/// The last level: 512 pages, 2 MiB, a second. It is never nothing, for only by merging does it
+/// show that merges last again.
 const MAX_LEVEL: u32 = 6;
 
 /// See the module's description.
 ///
-/// Once a second it is looked at the merges of the last seconds, each of which counts for half of the one after it. If more than half
-/// as many were broken soon, merging becomes a level slower; with less than a quarter, or next to no merges, a level faster. So it is at
-/// its slowest after 6 s of nothing but breaks, and at full speed again within 20 s of the last of them.
+/// Once a second it is looked at the merges of the last seconds, each of which counts for half of
+/// the one after it. If more than half as many were broken soon, merging becomes a level slower;
+/// with less than a quarter, or next to no merges, a level faster. So it is at its slowest after 6
+/// s of nothing but breaks, and at full speed again within 20 s of the last of them.
 #[derive(Debug, Default)]
 pub struct Credit {
     level: u32,
@@ -31,7 +34,8 @@ impl Credit {
         self.broken = self.broken.saturating_add(broken);
     }
 
-    /// Judges, if it is time, by any clock that never goes back. Whether that has changed [`Self::watch_pages`].
+    /// Judges, if it is time, by any clock that never goes back. Whether that has changed
+    /// [`Self::watch_pages`].
     pub fn judge(&mut self, now: Duration) -> bool {
         let judged = *self.judged.get_or_insert(now);
         if now.saturating_sub(judged) < STEP {

@@ -38,7 +38,8 @@ pub struct Domain {
     looked: Option<Instant>,
     /// Slabs by the number of their file.
     by_inode: HashMap<u64, u32>,
-    /// The slabs into which others are put together, while they are being filled; and which those are.
+    /// The slabs into which others are put together, while they are being filled; and which those
+    /// are.
     compacting: HashMap<u32, HashSet<u32>>,
     /// Pages that may be moved.
     allowance: Allowance,
@@ -57,7 +58,8 @@ struct OpenSlab {
     usage: Usage,
 }
 
-/// The slabs of a domain by the number of their file, with their pages, for another thread to look up.
+/// The slabs of a domain by the number of their file, with their pages, for another thread to look
+/// up.
 pub type SlabFiles = Arc<Mutex<HashMap<u64, (Arc<File>, u64)>>>;
 
 /// One domain.
@@ -113,8 +115,8 @@ impl Domain {
         }
     }
 
-    /// A file for a slab of `pages` pages, charged to the host. None if there can be no more. `between` is called now and
-    /// then meanwhile.
+    /// A file for a slab of `pages` pages, charged to the host. None if there can be no more.
+    /// `between` is called now and then meanwhile.
     pub fn draft(&mut self, slab: u32, pages: u64, between: &mut dyn FnMut()) -> Option<Arc<File>> {
         if self.slabs.len() + self.drafts.len() >= MAX_OPEN_SLABS {
             return None;
@@ -132,7 +134,8 @@ impl Domain {
         }
     }
 
-    /// `guest` says that it has filled and sealed a draft. What follows from that; an error if it was not asked.
+    /// `guest` says that it has filled and sealed a draft. What follows from that; an error if it
+    /// was not asked.
     pub fn published(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> io::Result<Published> {
         let draft = self.drafts.remove(&slab).ok_or(io::ErrorKind::InvalidData)?;
         let compacting = self.compacting.remove(&slab).is_some();
@@ -168,7 +171,8 @@ impl Domain {
         Ok(Slab::receive(file.into(), open.pages).is_ok().then_some(*number))
     }
 
-    /// Registers a slab from an earlier host, or of an image. Its number; None if there is no room for it.
+    /// Registers a slab from an earlier host, or of an image. Its number; None if there is no room
+    /// for it.
     pub fn known(
         &mut self,
         file: OwnedFd,
@@ -223,8 +227,8 @@ impl Domain {
         }
     }
 
-    /// Now that every agent has said which pages it uses: what is not used, or so little that it is worth being put together. It is so
-    /// late by any clock that never goes back.
+    /// Now that every agent has said which pages it uses: what is not used, or so little that it is
+    /// worth being put together. It is so late by any clock that never goes back.
     pub fn tidy<'a>(&mut self, used: impl Iterator<Item = &'a HashMap<u32, Live>>, now: Duration) -> Tidy {
         let mut live: HashMap<u32, Live> = HashMap::new();
         for one in used {
@@ -272,7 +276,8 @@ impl Domain {
         self.unsettled
     }
 
-    /// `guest` is to put these pages together. The number of the slab, and its file. `between`: as in [`Self::draft`].
+    /// `guest` is to put these pages together. The number of the slab, and its file. `between`: as
+    /// in [`Self::draft`].
     pub fn compact(
         &mut self,
         guest: GuestId,

@@ -1,4 +1,5 @@
-//! The hub: one thread in the host that serves the agents of a fleet. It maps no guest memory and reads none.
+//! The hub: one thread in the host that serves the agents of a fleet. It maps no guest memory and
+//! reads none.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -49,7 +50,8 @@ struct Peer {
     knows: HashSet<u32>,
     /// Orders to merge and to move that it was given.
     ordered: u64,
-    /// What it has said so far of which pages it uses, and what it had said when it was done, unless it was given orders since.
+    /// What it has said so far of which pages it uses, and what it had said when it was done,
+    /// unless it was given orders since.
     saying: HashMap<u32, Live>,
     live: Option<HashMap<u32, Live>>,
 }
@@ -241,7 +243,8 @@ impl Hub {
         peer.state == State::Refused && peer.waiting.is_empty()
     }
 
-    /// Tells agents how to merge: those of which, by their place in the list and their domain, `to` is true.
+    /// Tells agents how to merge: those of which, by their place in the list and their domain, `to`
+    /// is true.
     fn tell_settings(&mut self, to: impl Fn(usize, usize) -> bool) {
         let Some(settings) = lock_state(&self.shared).settings else { return };
         self.yielding.urgent = settings.urgent;
@@ -362,7 +365,8 @@ impl Hub {
         Ok(())
     }
 
-    /// Takes over what the agent of session `serial` has counted; its domain's credit follows from that.
+    /// Takes over what the agent of session `serial` has counted; its domain's credit follows from
+    /// that.
     fn count(&mut self, serial: u64, domain: usize, counters: Counters) {
         if let Some(session) = lock_state(&self.shared).sessions.get_mut(&serial) {
             let (merged, broken) = (lasting(&counters), counters.broken_soon_pages);
@@ -427,7 +431,8 @@ impl Hub {
         (0..self.peers.len()).filter(|at| of(&self.peers[*at])).collect()
     }
 
-    /// Drops unused slabs, and compacts those that are used little; if all agents have said what they use.
+    /// Drops unused slabs, and compacts those that are used little; if all agents have said what
+    /// they use.
     fn tidy(&mut self, domain: usize) {
         let members = self.members(domain);
         let used: Option<Vec<_>> = members.iter().map(|at| self.peers[*at].live.as_ref()).collect();
@@ -466,7 +471,8 @@ impl Hub {
         }
     }
 
-    /// A slab has been filled with pages of others: their users are to use it instead, and they are dropped.
+    /// A slab has been filled with pages of others: their users are to use it instead, and they are
+    /// dropped.
     fn put_together(&mut self, domain: usize, new: u32, pages: &[SlabPlace]) {
         let old: HashSet<u32> = pages.iter().map(|page| page.slab).collect();
         for at in self.members(domain) {

@@ -5,7 +5,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use memory::{PageNo, SlabPage};
 
-/// Pages published at a time: long enough for long runs, short enough that guests do not wait long for the first.
+/// Pages published at a time: long enough for long runs, short enough that guests do not wait long
+/// for the first.
 pub const DRAFT_PAGES: usize = 2048;
 /// Guests in one domain: what [`Place`] has bits for.
 pub const MAX_GUESTS: u32 = 1 << 16;
@@ -17,8 +18,9 @@ pub const MAX_SLABS: u32 = 1 << 31;
 /// A page's hash, keyed for the domain: the same contents in another one have another.
 pub type PageHash = u64;
 
-/// A guest of the domain, by a number that is its own while it is there. After [`Matchmaker::remove`](super::matchmaker::Matchmaker::remove) nothing of it is left
-/// under the number, which the next guest may have.
+/// A guest of the domain, by a number that is its own while it is there. After
+/// [`Matchmaker::remove`](super::matchmaker::Matchmaker::remove) nothing of it is left under the
+/// number, which the next guest may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestId(pub u16);
 
@@ -99,7 +101,8 @@ type Shard = HashMap<PageHash, Packed, BuildHasherDefault<Uniform>>;
 
 /// The index.
 ///
-/// *Memory:* 17 bytes a bucket of hash tables that are between 7/16 and 7/8 full: 20 to 39 bytes for each hash.
+/// *Memory:* 17 bytes a bucket of hash tables that are between 7/16 and 7/8 full: 20 to 39 bytes
+/// for each hash.
 pub struct Index {
     shards: Box<[Shard]>,
 }

@@ -1,7 +1,9 @@
-//! Finds pages of the same hash among the guests of one trust domain, and orders which of them publish and merge what.
+//! Finds pages of the same hash among the guests of one trust domain, and orders which of them
+//! publish and merge what.
 //!
-//! It knows hashes and places and never sees a page. Whatever it says, right or wrong, the agent in the guest's process
-//! compares every byte before it merges, so that a collision or a lie costs a merge and no more.
+//! It knows hashes and places and never sees a page. Whatever it says, right or wrong, the agent in
+//! the guest's process compares every byte before it merges, so that a collision or a lie costs a
+//! merge and no more.
 
 use std::collections::HashMap;
 
@@ -23,7 +25,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// The guest's pages; None where there are no such numbers, as a run of another process may say.
+    /// The guest's pages; None where there are no such numbers, as a run of another process may
+    /// say.
     pub fn range(self) -> Option<PageRange> {
         PageRange::new(self.page, self.pages.into())
     }
@@ -76,11 +79,13 @@ pub struct SlabPlace {
 
 /// The index of one trust domain.
 ///
-/// *Memory:* 20 to 39 bytes for each different page ([`Index`]), 8 for each page of a guest and 8 for each page of a slab.
+/// *Memory:* 20 to 39 bytes for each different page ([`Index`]), 8 for each page of a guest and 8
+/// for each page of a slab.
 #[derive(Default)]
 pub struct Matchmaker {
     index: Index,
-    /// For each page of a guest the hash under which the index says that it is the owner; 0: it is not.
+    /// For each page of a guest the hash under which the index says that it is the owner; 0: it is
+    /// not.
     owned: HashMap<GuestId, Vec<PageHash>>,
     drafts: HashMap<u32, Draft>,
     compactions: HashMap<u32, Compaction>,
@@ -106,7 +111,8 @@ impl Matchmaker {
         self.owned.insert(guest, vec![0; pages.min(MAX_PAGES) as usize]);
     }
 
-    /// `guest` has these pages now, with these hashes. Says what its agent is to do. A page that cannot be is passed over.
+    /// `guest` has these pages now, with these hashes. Says what its agent is to do. A page that
+    /// cannot be is passed over.
     pub fn offer(&mut self, guest: GuestId, pages: impl IntoIterator<Item = (PageNo, PageHash)>) -> Orders {
         let mut orders = Orders::default();
         let mut draft = None;
@@ -164,7 +170,8 @@ impl Matchmaker {
         }
     }
 
-    /// The draft that takes one more page of `guest`: the one at hand, or a new one. None if there can be no more slabs.
+    /// The draft that takes one more page of `guest`: the one at hand, or a new one. None if there
+    /// can be no more slabs.
     fn draft(&mut self, guest: GuestId, at_hand: &mut Option<u32>, orders: &mut Orders) -> Option<u32> {
         let full = |slab: &u32| self.drafts.get(slab).is_none_or(|draft| draft.pages.len() >= DRAFT_PAGES);
         if let Some(full) = at_hand.take_if(|slab| full(slab)) {
@@ -191,8 +198,9 @@ impl Matchmaker {
         }
     }
 
-    /// `guest` has published a slab; `hashes` are those of the pages that are in it, which it took while it copied them.
-    /// Says what every agent concerned is to merge. None if it was not asked for that slab: then nothing has happened.
+    /// `guest` has published a slab; `hashes` are those of the pages that are in it, which it took
+    /// while it copied them. Says what every agent concerned is to merge. None if it was not asked
+    /// for that slab: then nothing has happened.
     pub fn published(
         &mut self,
         guest: GuestId,
@@ -231,7 +239,8 @@ impl Matchmaker {
         Some(all)
     }
 
-    /// `guest` could not publish a slab, or is no more to be trusted with it. Pages that waited for it are matched anew.
+    /// `guest` could not publish a slab, or is no more to be trusted with it. Pages that waited for
+    /// it are matched anew.
     pub fn unpublished(&mut self, guest: GuestId, slab: u32) -> HashMap<GuestId, Orders> {
         let mut all = HashMap::new();
         self.compactions.remove(&slab);
@@ -245,7 +254,8 @@ impl Matchmaker {
         all
     }
 
-    /// There will be no such slab. Its pages may be offered again by any guest. Whether it was a draft.
+    /// There will be no such slab. Its pages may be offered again by any guest. Whether it was a
+    /// draft.
     pub fn abandon(&mut self, slab: u32) -> bool {
         self.compactions.remove(&slab);
         let draft = self.drafts.remove(&slab);
@@ -253,7 +263,8 @@ impl Matchmaker {
         draft.is_some()
     }
 
-    /// Removes `guest`, which has ended. What it was to publish, another may. Its number may be given to another.
+    /// Removes `guest`, which has ended. What it was to publish, another may. Its number may be
+    /// given to another.
     pub fn remove(&mut self, guest: GuestId) -> HashMap<GuestId, Orders> {
         for (page, hash) in (0..).map(PageNo).zip(self.owned.remove(&guest).unwrap_or_default()) {
             if hash != 0 && self.index.get(hash) == Some(Place::Owner(GuestPage { guest, page })) {
@@ -283,7 +294,8 @@ impl Matchmaker {
         self.compactions.contains_key(&slab)
     }
 
-    /// A slab that was there before the matchmaker was: pages of these hashes are in it. Its number, and which guests merge with it now.
+    /// A slab that was there before the matchmaker was: pages of these hashes are in it. Its
+    /// number, and which guests merge with it now.
     pub fn known(&mut self, hashes: &[PageHash]) -> Option<(u32, HashMap<GuestId, Orders>)> {
         let slab = self.number()?;
         let mut found: HashMap<GuestId, Vec<Run>> = HashMap::new();
@@ -312,15 +324,17 @@ impl Matchmaker {
         }
     }
 
-    /// These pages of slabs are to be together in a new one, which `guest` fills. The number of that.
+    /// These pages of slabs are to be together in a new one, which `guest` fills. The number of
+    /// that.
     pub fn compact(&mut self, guest: GuestId, pages: Vec<SlabPlace>) -> Option<u32> {
         let slab = self.number().filter(|_| (1..=DRAFT_PAGES).contains(&pages.len()))?;
         self.compactions.insert(slab, Compaction { publisher: guest, pages });
         Some(slab)
     }
 
-    /// `guest` has filled a slab with pages of others. From now on their contents are found there. Says which pages those were,
-    /// in the order of the new slab; None if it was not asked for that.
+    /// `guest` has filled a slab with pages of others. From now on their contents are found there.
+    /// Says which pages those were, in the order of the new slab; None if it was not asked for
+    /// that.
     pub fn compacted(&mut self, guest: GuestId, slab: u32, hashes: &[PageHash]) -> Option<Vec<SlabPlace>> {
         let asked = |c: &Compaction| c.publisher == guest && c.pages.len() == hashes.len();
         if !self.compactions.get(&slab).is_some_and(asked) {

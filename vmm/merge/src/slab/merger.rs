@@ -1,4 +1,5 @@
-//! Carries out what is to be merged in one guest, within what it may cost: mappings, and huge pages that would be broken up.
+//! Carries out what is to be merged in one guest, within what it may cost: mappings, and huge pages
+//! that would be broken up.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,12 +21,13 @@ const MAX_LATER: usize = 1 << 14;
 
 /// See the module's description.
 ///
-/// *Mappings.* A run may cost two mappings, of which a process has vm.max_map_count. While more than half of them are left, every run that is
-/// as long as the settings say is merged; then only runs of 4 pages, of 16 below a quarter, of 64 below an eighth: what is left is for
-/// the longest. The others wait.
+/// *Mappings.* A run may cost two mappings, of which a process has vm.max_map_count. While more
+/// than half of them are left, every run that is as long as the settings say is merged; then only
+/// runs of 4 pages, of 16 below a quarter, of 64 below an eighth: what is left is for the longest.
+/// The others wait.
 ///
-/// *Huge pages.* Where the host has put a huge page, what could be saved in it is added up first; it is broken up once that is as
-/// much of it as the settings say.
+/// *Huge pages.* Where the host has put a huge page, what could be saved in it is added up first;
+/// it is broken up once that is as much of it as the settings say.
 pub struct Merger {
     shared_ram: SharedRam,
     /// Those the matchmaker has spoken of.
@@ -37,7 +39,8 @@ pub struct Merger {
     held: HashMap<u64, Vec<Work>>,
     /// What waits for mappings.
     later: Vec<Run>,
-    /// Which pages are those of slabs, as far as is known: a page that the guest has written to is not until the next count.
+    /// Which pages are those of slabs, as far as is known: a page that the guest has written to is
+    /// not until the next count.
     shared: PageSet,
     breaks: Breaks,
 }
@@ -182,7 +185,8 @@ impl Merger {
         self.shared.may_have(pages)
     }
 
-    /// These pages are the guest's alone: what was a slab's has been written to while it was not watched.
+    /// These pages are the guest's alone: what was a slab's has been written to while it was not
+    /// watched.
     pub fn private(&mut self, pages: PageRange, counters: &mut Counters) {
         for page in pages.iter().filter(|page| self.shared.has(*page)).collect::<Vec<_>>() {
             self.shared.remove(page);
@@ -289,7 +293,8 @@ impl Merger {
 
     /// Merges a run of at most [`MAX_RUN_PAGES`]; the halves of it, if a page in it has changed.
     fn merge(&mut self, run: Run, counters: &mut Counters) {
-        // Before, not after: the pages are frozen at the beginning of a turn of ours, and hardly ever while others have theirs.
+        // Before, not after: the pages are frozen at the beginning of a turn of ours, and hardly
+        // ever while others have theirs.
         self.yielding.yield_if_due();
         let pages = u64::from(run.pages);
         let (Some(slab), Some(range)) = (self.slabs.get(&run.slab), run.range()) else {
@@ -347,8 +352,8 @@ impl Merger {
         self.slabs.iter().map(|(number, slab)| (slab.inode(), *number)).collect()
     }
 
-    /// Finds out which pages are those of slabs: what it counts is exact after that. Returns which pages of each slab that is known are
-    /// in use.
+    /// Finds out which pages are those of slabs: what it counts is exact after that. Returns which
+    /// pages of each slab that is known are in use.
     pub fn count(&mut self, counters: &mut Counters) -> io::Result<HashMap<u32, Live>> {
         let numbers = self.numbers();
         let mut live: HashMap<u32, Live> = HashMap::new();

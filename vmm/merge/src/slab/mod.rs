@@ -1,8 +1,10 @@
-//! Samepage's own merging: pages that are equal across guests of one trust domain are replaced by pages of sealed slabs.
+//! Samepage's own merging: pages that are equal across guests of one trust domain are replaced by
+//! pages of sealed slabs.
 //!
-//! An agent in each VM process ([`agent`]) learns from the log of writes which pages are quiet ([`watcher`]), hashes them, and offers
-//! them to the hub in the host ([`hub`]), whose matchmaker ([`matchmaker`], one for each [`domain`]) orders which agent
-//! publishes what and which merge with it ([`merger`]). Only the agents touch guest memory.
+//! An agent in each VM process ([`agent`]) learns from the log of writes which pages are quiet
+//! ([`watcher`]), hashes them, and offers them to the hub in the host ([`hub`]), whose matchmaker
+//! ([`matchmaker`], one for each [`domain`]) orders which agent publishes what and which merge with
+//! it ([`merger`]). Only the agents touch guest memory.
 
 pub mod agent;
 mod breaks;

@@ -1,7 +1,8 @@
 //! Slabs that images have: the daemon says which, the hub leaves those as they are.
 //!
-//! An image is mapped by clones to come, all of it: its slabs are neither put together with others nor let go of because no guest uses them
-//! just now. Their frames are on the image's account, not on that of merging.
+//! An image is mapped by clones to come, all of it: its slabs are neither put together with others
+//! nor let go of because no guest uses them just now. Their frames are on the image's account, not
+//! on that of merging.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! What the hub's thread and the engine share: the members, the settings, and what is known of agents and domains.
+//! What the hub's thread and the engine share: the members, the settings, and what is known of
+//! agents and domains.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
@@ -40,7 +41,8 @@ pub struct Applicant {
 pub struct SharedState {
     /// The members, by process; None: every process that connects is one, all in one domain.
     pub members: Option<HashMap<u32, Member>>,
-    /// VMs that apply, and wait to be admitted or refused. None: applications are not looked at, and wait.
+    /// VMs that apply, and wait to be admitted or refused. None: applications are not looked at,
+    /// and wait.
     pub applicants: Option<Vec<Applicant>>,
     /// Connections that are to end, and why.
     pub refused: Vec<(u64, Refusal)>,

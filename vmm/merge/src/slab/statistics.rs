@@ -11,7 +11,8 @@ use super::counters::Counters;
 pub struct Statistics {
     /// All guests together.
     pub host: Counters,
-    /// Seconds since everything that was quiet had last been dealt with in all guests; None: not yet.
+    /// Seconds since everything that was quiet had last been dealt with in all guests; None: not
+    /// yet.
     pub seconds_since_convergence: Option<f64>,
     /// Processor time of the matchmaker.
     pub matchmaker_cpu_seconds: f64,
@@ -38,7 +39,8 @@ pub struct DomainStatistics {
     /// How long ago that was; absent: it was not yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slab_use_age_seconds: Option<f64>,
-    /// Pages that each of its guests may have watched a second while most merges are broken soon; 0: as many as there are.
+    /// Pages that each of its guests may have watched a second while most merges are broken soon;
+    /// 0: as many as there are.
     #[serde(default)]
     pub watch_pages_per_second: u64,
 }

@@ -1,5 +1,5 @@
-//! Finds pages that were written and are quiet now, from the log of writes. What it costs follows what was written, not how much
-//! memory there is.
+//! Finds pages that were written and are quiet now, from the log of writes. What it costs follows
+//! what was written, not how much memory there is.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use memory::written::WriteLog;
 
 /// A page that was written this many times is left alone for 2 to the power of that many rounds.
 const MAX_LEVEL: u8 = 7;
-/// A page whose merge was broken soon this many times in a row rests for 2 to the power of that many seconds.
+/// A page whose merge was broken soon this many times in a row rests for 2 to the power of that
+/// many seconds.
 const MAX_REST: u8 = 7;
 /// Looks without a write after which a page is trusted a bit more again.
 const FORGIVE: u64 = 128;
@@ -21,15 +22,17 @@ const SPREAD: u64 = 4;
 
 /// See the module's description.
 ///
-/// Every page is looked at once. To see writes to it after that, it is *watched*: marked clean in the log, which costs the guest one fault at its
-/// next write to it. A watched page that is still clean at the next look is *quiet*. One that was written is watched again later. As long as it
-/// is not watched it costs the guest nothing.
+/// Every page is looked at once. To see writes to it after that, it is *watched*: marked clean in
+/// the log, which costs the guest one fault at its next write to it. A watched page that is still
+/// clean at the next look is *quiet*. One that was written is watched again later. As long as it is
+/// not watched it costs the guest nothing.
 ///
-/// *How much later.* After a page was written n times, 2 to the power of n rounds later: so one that was read from a disk into two guests is
-/// found at once, however long it took to arrive. A page whose merge was broken soon ([`super::breaks`]) *rests* instead, by the clock: after
-/// n times in a row until the next second that is a multiple of 2 to the power of n. So within T seconds it is merged again at most
-/// log2(T + 2) times, and from the 7th time on once in 128 s; never is it given up. It is trusted a step more for each 5 s for which a
-/// merge has lasted.
+/// *How much later.* After a page was written n times, 2 to the power of n rounds later: so one
+/// that was read from a disk into two guests is found at once, however long it took to arrive. A
+/// page whose merge was broken soon ([`super::breaks`]) *rests* instead, by the clock: after n
+/// times in a row until the next second that is a multiple of 2 to the power of n. So within T
+/// seconds it is merged again at most log2(T + 2) times, and from the 7th time on once in 128 s;
+/// never is it given up. It is trusted a step more for each 5 s for which a merge has lasted.
 ///
 /// *Memory:* 1 byte and 6 bits for each page.
 pub struct Watcher {
@@ -44,7 +47,8 @@ pub struct Watcher {
     quiet: PageSet,
     /// Pages that rest.
     resting: PageSet,
-    /// Of each page how often it was written lately, or, of one that rests, how often its merge was broken soon.
+    /// Of each page how often it was written lately, or, of one that rests, how often its merge was
+    /// broken soon.
     levels: Vec<u8>,
     looks: u64,
     /// Rounds that are over, in which every page was watched whose turn it was.
@@ -89,7 +93,8 @@ impl Watcher {
         }
     }
 
-    /// From now on writes are seen. The first look finds every page quiet, and then all are watched bit by bit.
+    /// From now on writes are seen. The first look finds every page quiet, and then all are watched
+    /// bit by bit.
     pub fn start(&mut self) -> io::Result<()> {
         (self.looks, self.rounds, self.round.next) = (0, 0, 0);
         self.watched.clear();
@@ -103,8 +108,9 @@ impl Watcher {
         self.log.stop()
     }
 
-    /// Looks what was written since the last look. The quiet pages are in [`Self::quiet`] until the next one, those that were written
-    /// in [`Self::hit`]: of these [`Self::blame`] wants to know which were merged.
+    /// Looks what was written since the last look. The quiet pages are in [`Self::quiet`] until the
+    /// next one, those that were written in [`Self::hit`]: of these [`Self::blame`] wants to know
+    /// which were merged.
     pub fn look(&mut self) -> io::Result<Look> {
         let mut look = Look::default();
         self.log.read(&mut self.written)?;
@@ -133,7 +139,8 @@ impl Watcher {
         Ok(look)
     }
 
-    /// Has pages wait that were written: of those found at this look or before, these were merged and broken `soon`, and these `late`.
+    /// Has pages wait that were written: of those found at this look or before, these were merged
+    /// and broken `soon`, and these `late`.
     pub fn blame(&mut self, (soon, late): (&PageSet, &PageSet)) {
         let resting = self.resting.words_mut();
         for (n, (soon, late)) in soon.words().iter().zip(late.words()).enumerate() {
@@ -170,8 +177,9 @@ impl Watcher {
         }
     }
 
-    /// Watches the pages whose turn it is, about `most` at a time: the rest of the round follows the next time. It is so late by any clock
-    /// that never goes back. `between` is called between two parts of the work.
+    /// Watches the pages whose turn it is, about `most` at a time: the rest of the round follows
+    /// the next time. It is so late by any clock that never goes back. `between` is called between
+    /// two parts of the work.
     pub fn watch(&mut self, now: Duration, most: u64, between: &mut dyn FnMut()) -> io::Result<()> {
         if most == 0 {
             return Ok(());
@@ -204,8 +212,9 @@ impl Watcher {
         if candidates == 0 || self.rounds < SPREAD && at * SPREAD / words != self.rounds {
             return 0;
         }
-        // Turns are spread, so that no look has all of them; but not within a block: what lies together is to be
-        // offered together, else guests that do the same at the same time publish every other page each.
+        // Turns are spread, so that no look has all of them; but not within a block: what lies
+        // together is to be offered together, else guests that do the same at the same time publish
+        // every other page each.
         let block = at / BLOCK_WORDS;
         let (before, now) = (self.round.seconds.0 + block, self.round.seconds.1 + block);
         let mut due = 0;

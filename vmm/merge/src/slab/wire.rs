@@ -1,5 +1,6 @@
-//! What the agents in VM processes and the matchmaker say to each other: packets of 64-bit words on a Unix socket, some with a
-//! file descriptor. Either side believes nothing of the other: lengths are checked here, and what is said is checked by bytes.
+//! What the agents in VM processes and the matchmaker say to each other: packets of 64-bit words on
+//! a Unix socket, some with a file descriptor. Either side believes nothing of the other: lengths
+//! are checked here, and what is said is checked by bytes.
 
 use std::fs::File;
 use std::io;
@@ -19,10 +20,11 @@ use memory::{PageNo, PageSet, SlabPage};
 pub const OFFER_PAGES: usize = 4096;
 /// Runs in one order to merge.
 pub const MERGE_RUNS: usize = 1024;
-/// Slabs of a domain that are open at a time, 32 GiB: each is a descriptor in the host and in every agent that merges with it.
+/// Slabs of a domain that are open at a time, 32 GiB: each is a descriptor in the host and in every
+/// agent that merges with it.
 pub const MAX_OPEN_SLABS: usize = 4096;
-/// What an agent of this build understands: 1 is a refusal's kind. It stands in `Hello` where other packets have a slab's number
-/// and earlier builds have, and read, nothing.
+/// What an agent of this build understands: 1 is a refusal's kind. It stands in `Hello` where other
+/// packets have a slab's number and earlier builds have, and read, nothing.
 pub const VERSION: u32 = 1;
 /// The longest reason for which an agent is refused, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
@@ -44,7 +46,8 @@ pub struct Settings {
     pub min_run_pages: u64,
     /// How much of a huge page must be saved for it to be broken up, in percent.
     pub huge_page_percent: u64,
-    /// Pages that may be watched a second, at most, while most merges are broken soon; 0: as many as there are.
+    /// Pages that may be watched a second, at most, while most merges are broken soon; 0: as many
+    /// as there are.
     pub watch_pages: u64,
     /// Memory is short: merge at urgent priority.
     pub urgent: bool,
@@ -71,7 +74,8 @@ pub enum Message {
     Published(u32, Vec<PageHash>),
     /// Agent: it could not be done.
     Unpublished(u32),
-    /// Agent, with a slab that it has from elsewhere, an earlier host or an image: pages of these hashes are in it. No hashes: is it known?
+    /// Agent, with a slab that it has from elsewhere, an earlier host or an image: pages of these
+    /// hashes are in it. No hashes: is it known?
     Have(Vec<PageHash>),
     /// Host: what you had is known by this number; [`u32::MAX`]: it is not.
     Named(u32),
@@ -89,7 +93,8 @@ pub enum Message {
     LiveEnd(u64),
     /// Agent: what it has done.
     Report(Box<Counters>),
-    /// Host: the guest is not admitted, for this reason. Its kind is only for agents from version 1 on.
+    /// Host: the guest is not admitted, for this reason. Its kind is only for agents from version 1
+    /// on.
     Refused(Refusal),
 }
 

@@ -1,22 +1,24 @@
-//! How an agent shares the processors with guests: it works in pieces of less than a millisecond, and yields between them.
+//! How an agent shares the processors with guests: it works in pieces of less than a millisecond,
+//! and yields between them.
 //!
-//! Why not by the class SCHED_IDLE: while a thread has pages frozen, writers to them wait for it. Beside two busy loops on
-//! two processors such a thread, once preempted, came back after up to 1.6 s; one that has just yielded has a time slice
-//! before it that is longer than a run is frozen. Nor could it leave that class again without privilege when memory is
-//! short.
+//! Why not by the class SCHED_IDLE: while a thread has pages frozen, writers to them wait for it.
+//! Beside two busy loops on two processors such a thread, once preempted, came back after up to 1.6
+//! s; one that has just yielded has a time slice before it that is longer than a run is frozen. Nor
+//! could it leave that class again without privilege when memory is short.
 
 use std::time::{Duration, Instant};
 
-/// The shortest and the longest piece. Short ones give a guest that wakes up the processor soon; longer ones, within a
-/// millisecond, are for a busy machine. Yielding costs a microsecond or two.
+/// The shortest and the longest piece. Short ones give a guest that wakes up the processor soon;
+/// longer ones, within a millisecond, are for a busy machine. Yielding costs a microsecond or two.
 const PIECE: (Duration, Duration) = (Duration::from_micros(150), Duration::from_micros(900));
 /// Its nice value, as ksmd's.
 const NICE: i32 = 5;
-/// A thread that runs for longer than this before our next time slice is busy all the time. A few other agents, each with a
-/// piece of its own, run for less: their pieces must not make ours longer, and so theirs.
+/// A thread that runs for longer than this before our next time slice is busy all the time. A few
+/// other agents, each with a piece of its own, run for less: their pieces must not make ours
+/// longer, and so theirs.
 const BUSY: Duration = Duration::from_micros(1500);
-/// Beside a busy thread a piece takes the time that others had before it, divided by this: about the share of its nice
-/// value beside one other.
+/// Beside a busy thread a piece takes the time that others had before it, divided by this: about
+/// the share of its nice value beside one other.
 const PART: u32 = 4;
 
 /// See the module's description.
@@ -42,7 +44,8 @@ impl Yielding {
         let _ = rustix::process::nice(NICE);
     }
 
-    /// Yields, if it is time. To be called between two small parts of the work, with nothing frozen and no lock held.
+    /// Yields, if it is time. To be called between two small parts of the work, with nothing frozen
+    /// and no lock held.
     pub fn yield_if_due(&mut self) {
         let now = Instant::now();
         if self.urgent || now.duration_since(self.began) < self.piece {

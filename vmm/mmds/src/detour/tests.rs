@@ -221,7 +221,8 @@ fn arp_is_answered_and_other_frames_pass() {
     assert_eq!(received(&mut detour), Some(frame(TYPE_IPV4, &[1; 60])));
 }
 
-/// One that opens connections and says nothing has them until they are given up, and then others are served.
+/// One that opens connections and says nothing has them until they are given up, and then others
+/// are served.
 #[test]
 fn connections_are_bounded() {
     let (mut detour, _host) = detour(json!({"a": "b"}));

@@ -73,7 +73,8 @@ fn loops_and_endless_chains() {
         let flags = if queue == REPORT { WRITE } else { 0 };
         let before = guest.rings[queue].used_idx();
         let ring = &mut guest.rings[queue];
-        // A descriptor that is its own successor, a next that is none, a table in a table, a head that is none.
+        // A descriptor that is its own successor, a next that is none, a table in a table, a head
+        // that is none.
         ring.descriptor(0, (DATA, 4096, flags | NEXT, 0));
         ring.descriptor(1, (DATA, 4096, flags | NEXT, 256));
         ring.descriptor(2, (DATA, 32, INDIRECT, 0));

@@ -1,7 +1,7 @@
 //! Guests whose memory is the input: rings, lists and buffers from a numbered pseudo-random source.
 //!
-//! An input is a number, so one that fails is run again by that number alone. The release build runs many
-//! (`tests/run`), the debug build a few.
+//! An input is a number, so one that fails is run again by that number alone. The release build
+//! runs many (`tests/run`), the debug build a few.
 
 use super::*;
 use crate::bus::BusDevice;
@@ -315,7 +315,8 @@ fn modelled(input: u64) {
     }
 }
 
-/// Offers a list in buffers cut at any byte, with up to three bytes too many and perhaps a buffer to write.
+/// Offers a list in buffers cut at any byte, with up to three bytes too many and perhaps a buffer
+/// to write.
 fn offer(
     guest: &mut Guest,
     queue: usize,

@@ -86,7 +86,8 @@ fn a_request_is_completed_after_its_pages_are_gone() {
 #[test]
 fn pages_outside_ram_are_left_out_and_counted() {
     let mut guest = Guest::running(ALL, ALL_FEATURES);
-    // The last page below the hole, the first in it, the ends of the upper region, and the highest there can be.
+    // The last page below the hole, the first in it, the ends of the upper region, and the highest
+    // there can be.
     guest.list(INFLATE, &[0xff, 0x100, 0x1ff, 0x200, 0x20f, 0x210, u32::MAX, u32::MAX]);
     assert_eq!(guest.discarded(), [(0xff, 0x100), (0x200, 0x201), (0x20f, 0x210)]);
     assert_eq!((guest.handle.counters().inflated_pages, guest.refused()), (3, 5));

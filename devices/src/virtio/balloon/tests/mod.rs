@@ -1,4 +1,5 @@
-//! The balloon behind the transport's registers, with a driver that is good or bad and a host that takes notes.
+//! The balloon behind the transport's registers, with a driver that is good or bad and a host that
+//! takes notes.
 
 mod bad_driver;
 mod config_space;
@@ -126,7 +127,8 @@ impl Guest {
         assert_eq!(self.driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
-    /// Offers one chain of (address, length, flags) and says so. Returns how many chains were completed.
+    /// Offers one chain of (address, length, flags) and says so. Returns how many chains were
+    /// completed.
     fn send_chain(&mut self, queue: usize, buffers: &[(u64, u32, u16)]) -> u16 {
         let before = self.rings[queue].used_idx();
         self.offer_chain(queue, buffers);

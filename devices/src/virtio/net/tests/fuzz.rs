@@ -1,4 +1,5 @@
-//! Guests whose rings are anything, from a numbered pseudo-random source: an input that fails is run again by its number.
+//! Guests whose rings are anything, from a numbered pseudo-random source: an input that fails is
+//! run again by its number.
 
 use splitmix::SplitMix64;
 

@@ -21,7 +21,8 @@ const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 const EVENT_IDX: u64 = 1 << 29;
 /// Every feature that a driver can have, without the event index.
 const ALL: u64 = TRANSPORT_FEATURES & !EVENT_IDX | OFFERED;
-/// CSUM, GUEST_CSUM, MAC, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, MRG_RXBUF.
+/// CSUM, GUEST_CSUM, MAC, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN,
+/// MRG_RXBUF.
 const OFFERED: u64 = 0b1011_1011_1010_0011;
 
 /// A segment with the test at its other end.

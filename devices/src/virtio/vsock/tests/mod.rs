@@ -186,7 +186,8 @@ fn no_more_is_sent_than_the_guest_has_room_for() {
     guest.send(Header { op: op::CREDIT_UPDATE, ..about(port, 100, 60) }, &[]);
     assert_eq!(guest.receive().unwrap().1.len(), 60);
     assert_eq!((guest.operation(), guest.operation()), (Some(op::CREDIT_REQUEST), None));
-    // A guest that takes room back, or has taken what was never sent, gets nothing, and no harm comes of it.
+    // A guest that takes room back, or has taken what was never sent, gets nothing, and no harm
+    // comes of it.
     guest.send(Header { op: op::CREDIT_UPDATE, ..about(port, 1, 0) }, &[]);
     assert_eq!((guest.operation(), guest.operation()), (Some(op::CREDIT_REQUEST), None));
     guest.send(Header { op: op::CREDIT_UPDATE, ..about(port, u32::MAX, 160) }, &[]);

@@ -50,7 +50,8 @@ pub(crate) fn unlink(path: &CStr) -> Result<(), Errno> {
     unsafe { syscall(UNLINK, [path.as_ptr() as usize, 0, 0, 0, 0, 0]) }.map(drop)
 }
 
-/// Goes on in a child, too, which gets 0 and is in a session of its own; the parent gets the child's number.
+/// Goes on in a child, too, which gets 0 and is in a session of its own; the parent gets the
+/// child's number.
 pub(crate) fn fork() -> Result<usize, Errno> {
     // SAFETY: there is one thread, and its memory is copied.
     let child = unsafe { syscall(FORK, [0; 6]) }?;

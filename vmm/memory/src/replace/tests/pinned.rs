@@ -1,5 +1,5 @@
-//! Writers that pin a page before it is frozen and write to its frame later, whatever is mapped by then: why devices mark what
-//! they have in flight.
+//! Writers that pin a page before it is frozen and write to its frame later, whatever is mapped by
+//! then: why devices mark what they have in flight.
 
 use std::fs::OpenOptions;
 use std::io::{Error, Read};
@@ -47,8 +47,8 @@ impl Late {
     }
 
     fn ioctl<const N: usize>(&self, request: libc::c_ulong, argument: &mut [u64; N]) {
-        // SAFETY: each request here takes this many words. It concerns the page above, to which there is no reference, and the
-        // kernel copies from one that lives.
+        // SAFETY: each request here takes this many words. It concerns the page above, to which
+        // there is no reference, and the kernel copies from one that lives.
         let done = unsafe { libc::ioctl(self.faults.as_raw_fd(), request, argument) };
         assert_eq!(done, 0, "{}", Error::last_os_error());
     }
@@ -66,7 +66,8 @@ fn merge_what_is_pinned(marked: bool) -> Option<(Result<(), Refusal>, u64)> {
         let writer = scope.spawn(move || {
             let local = libc::iovec { iov_base: from as *mut libc::c_void, iov_len: 8 };
             let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: 8 };
-            // SAFETY: the kernel reads from one mapping and writes to another, in a word that is this thread's alone.
+            // SAFETY: the kernel reads from one mapping and writes to another, in a word that is
+            // this thread's alone.
             unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) }
         });
         // It has pinned what it will write to when it looks for what to write.
@@ -91,8 +92,8 @@ fn a_pinned_page_is_merged_only_where_it_is_not_marked() {
     assert_eq!(word.to_le_bytes(), content(2)[..8], "the write went to a frame that is still mapped");
 }
 
-/// A file of `pages` pages, each other than what is in memory, that is read past the page cache; None, said aloud, where the
-/// file system cannot.
+/// A file of `pages` pages, each other than what is in memory, that is read past the page cache;
+/// None, said aloud, where the file system cannot.
 fn direct_file(pages: u64) -> Option<File> {
     let named = tempfile::NamedTempFile::new().unwrap();
     for page in 0..pages {

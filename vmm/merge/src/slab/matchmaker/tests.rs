@@ -10,7 +10,8 @@ const A: GuestId = GuestId(0);
 const B: GuestId = GuestId(1);
 const C: GuestId = GuestId(2);
 
-/// Guests whose pages are numbers, 0 apart: what is in a slab page, and which slab page each guest page was replaced by.
+/// Guests whose pages are numbers, 0 apart: what is in a slab page, and which slab page each guest
+/// page was replaced by.
 #[derive(Default)]
 struct World {
     matchmaker: Matchmaker,
@@ -229,7 +230,8 @@ proptest! {
         world.assert_all_shared();
     }
 
-    /// Nothing that guests say makes it panic, or have a guest merge with a slab that was not published.
+    /// Nothing that guests say makes it panic, or have a guest merge with a slab that was not
+    /// published.
     #[test]
     fn it_survives_whatever_is_said(
         words in prop::collection::vec((0u8..5, 0u16..4, any::<u64>(), 0u64..6, 0u32..4), 0..200),
@@ -300,7 +302,8 @@ fn pages_of_slabs_move_into_another() {
     assert_eq!(orders.merge, [run(2, 1, new, 0), run(4, 1, new, 1)]);
 }
 
-/// Numbers are used again: whatever the one before had offered, published, waited for or was to fill, the next has nothing of it.
+/// Numbers are used again: whatever the one before had offered, published, waited for or was to
+/// fill, the next has nothing of it.
 #[test]
 fn nothing_is_left_under_the_number_of_a_guest_that_is_gone() {
     let mut matchmaker = joined();

@@ -9,7 +9,8 @@ use memory::{PAGE_BYTES, PageNo};
 
 const FIRST: u64 = 1024;
 
-/// 16 MiB of which some pages are filled, and what merges them. None, said aloud, where userfaultfd is denied.
+/// 16 MiB of which some pages are filled, and what merges them. None, said aloud, where userfaultfd
+/// is denied.
 fn world(pages: u64) -> Option<(Ram, Merger, Counters)> {
     let ram = Ram::new(16 << 20, Backing::Anonymous).unwrap();
     for page in FIRST..FIRST + pages {

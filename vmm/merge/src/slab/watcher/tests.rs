@@ -134,8 +134,8 @@ fn what_changes_while_it_is_hashed_is_hashed_again() {
     assert_eq!(found, 2);
 }
 
-/// A guest that writes to page 9 every `period` looks, 50 ms apart, for `seconds`; the page is merged once it is quiet.
-/// Returns when it was merged, in milliseconds.
+/// A guest that writes to page 9 every `period` looks, 50 ms apart, for `seconds`; the page is
+/// merged once it is quiet. Returns when it was merged, in milliseconds.
 fn storm(watcher: &mut Watcher, log: &Log, period: u64, seconds: u64) -> Vec<u64> {
     const LOOK: u64 = 50;
     let (mut merges, mut is_merged) = (Vec::new(), true);
@@ -169,7 +169,8 @@ fn a_page_whose_merges_break_soon_is_merged_ever_less_but_never_given_up() {
             let count = merges.iter().filter(|at| **at <= seconds * 1000).count();
             assert!(count as f64 <= bound, "{count} in {seconds} s: {merges:?}");
         }
-        // Once in 128 s after that, for ever; where it is written more often than looked at, it may have bad luck.
+        // Once in 128 s after that, for ever; where it is written more often than looked at, it may
+        // have bad luck.
         let late = merges.iter().filter(|at| **at > 250_000).count();
         assert!(late <= 6 && (period < 7 || late >= 4), "{merges:?}");
         // The storm is over: it is found.
@@ -204,7 +205,8 @@ fn a_page_is_trusted_again_once_its_merges_last() {
 fn what_was_broken_before_it_was_watched_rests_too() {
     let (_log, mut watcher) = started();
     watcher.next(false);
-    // It was found private, and so broken, when it was quiet: it is watched now, and rests the next time.
+    // It was found private, and so broken, when it was quiet: it is watched now, and rests the next
+    // time.
     watcher.next_at(Duration::ZERO, &[7], true);
     assert!(watcher.resting.has(PageNo(7)) && watcher.levels[7] == 1);
 }
