@@ -34,7 +34,7 @@ pub enum JailError {
         #[source]
         source: ::landlock::RulesetError,
     },
-    #[error("cannot catch SIGSYS, which tells of a forbidden system call")]
+    #[error("cannot catch SIGSYS, which reports a forbidden system call")]
     Handler(#[source] std::io::Error),
     #[error("cannot make the filter of system calls for the {thread} thread")]
     Compile {
