@@ -3,23 +3,23 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::virtio::pmem;
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::MutEventSubscriber;
 use memory::Gpa;
 use memory::file_region::{FileRegion, region_bytes};
 use memory::layout::file_starts;
 use memory::page_scan::PageScan;
-use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::drive::{Drive, DriveError};
 use super::status::PmemPages;
+use super::timer::Timer;
 
 /// The most files that one VM has as memory.
 pub const MAX_PMEM: usize = 4;
@@ -94,8 +94,8 @@ impl Pmem {
     }
 }
 
-/// Bytes of events that are read at a time.
-const EVENTS_BYTES: usize = 4096;
+/// How often it is looked whether a file was cut short.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The files that a VM has as memory, in order.
 #[derive(Debug, Default)]
@@ -144,18 +144,15 @@ impl Regions {
         self.iter().map(&mut pages).collect()
     }
 
-    /// What is to be watched for files that are cut short: KVM may try for ever to have a page that is no longer there, and the guest
-    /// with it. None without files.
+    /// What looks now and then whether a file was cut short: KVM may try for ever to have a page that is no longer there, and the guest with
+    /// it. None without files.
     pub(super) fn watch(self: &Arc<Self>) -> io::Result<Option<Box<dyn MutEventSubscriber>>> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        for region in self.iter() {
-            let path = format!("/proc/self/fd/{}", region.file().as_raw_fd());
-            inotify::add_watch(&inotify, path, inotify::WatchFlags::MODIFY)?;
-        }
-        Ok(Some(Box::new(LengthWatch { inotify, regions: self.clone() })))
+        let (timer, regions) = (Timer::new()?, self.clone());
+        timer.every(LOOK)?;
+        Ok(Some(timer.subscriber(move || _ = regions.replace_lost())))
     }
 
     /// If a file was cut short, the guest sees zeros there from now on, and true is returned.
@@ -175,24 +172,6 @@ impl Regions {
             }
         };
         self.iter().filter(|region| replaced(region)).count() > 0
-    }
-}
-
-/// Sees that a file was written to, or is of another length.
-struct LengthWatch {
-    inotify: OwnedFd,
-    regions: Arc<Regions>,
-}
-
-impl MutEventSubscriber for LengthWatch {
-    fn init(&mut self, ops: &mut EventOps) {
-        let _ = ops.add(Events::new(&self.inotify, EventSet::IN));
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps) {
-        // What happened is seen by looking. Alike events are kept but once, so this is no flood.
-        let _ = rustix::io::read(&self.inotify, &mut [0_u8; EVENTS_BYTES]);
-        self.regions.replace_lost();
     }
 }
 
