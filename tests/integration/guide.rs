@@ -170,7 +170,7 @@ fn lab_a_debian_on_a_disk_has_a_shell() {
     assert_eq!(before, after, "the image was written");
 }
 
-/// The third section.
+/// The third section and the fourth.
 #[test]
 fn lab_ten_debians_have_one_image() {
     let _ = require_tool!("mmdebstrap");
@@ -181,9 +181,10 @@ fn lab_ten_debians_have_one_image() {
     // The roots are up, and not only the agents, while the fleet is.
     let looked = "for n in {0..9}; do until grep -q '# ' /run/samepage/fleets/debians/debian-$n.log; do sleep 1; done; done; \
                   echo all ten have a shell; samepage fleet down";
-    let body = body.replace("samepage fleet down", looked);
+    let body = body.replacen("samepage fleet down", looked, 1);
     let outcome = lab_script(Duration::from_secs(540), &(head + &body)).success();
-    let said = ["all ten have a shell", "is down", "ID=debian"];
+    // And those of the fourth section, whose root is the image itself.
+    let said = ["all ten have a shell", "is down", "ID=debian", "/dev/pmem0 / ext4 ro,relatime,dax=always"];
     assert!(said.iter().all(|words| outcome.stdout.contains(words)), "{outcome}");
 }
 
