@@ -56,15 +56,20 @@ fn what_ksm_has_merged_stays_merged() {
     // All that is in both, and nearly all that is in one more than once.
     eventually("KSM has merged the guests", || shared(&vms).concat().len() > 8000);
     set("run", "0");
-    let before = shared(&vms);
+    let lengths = |guests: &[Vec<PagemapEntry>]| guests.iter().map(Vec::len).collect::<Vec<_>>();
+    // A page that the kernel is just moving is in no entry.
+    let mut before = shared(&vms);
+    eventually("no page is being moved", || {
+        let was = std::mem::replace(&mut before, shared(&vms));
+        lengths(&was) == lengths(&before)
+    });
     let pids = vms.each_ref().map(|vm| vm.running().pid().to_string());
     let measure = || {
         let args = ["measure", "--json", "--pid", &pids[0], "--pid", &pids[1], "--beyond", "100"];
         sandbox.samepage(args).timeout(LIMIT).output().success().json()
     };
     let [first, second] = [measure(), measure()];
-    let lengths = |guests: &[Vec<PagemapEntry>]| guests.iter().map(Vec::len).collect::<Vec<_>>();
-    // A page that the kernel is just moving is in no entry. One that was unshared stays so: KSM is off.
+    // One that was unshared stays so: KSM is off.
     let mut after = Vec::new();
     eventually("what was merged before it was measured is merged", || {
         after = shared(&vms);
