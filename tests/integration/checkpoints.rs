@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use splitmix::SplitMix64;
 use tests::require_slabs;
+use tests::sandbox::Sandbox;
 use tests::vm::{eventually, field};
 
 use super::clones::Fleet;
@@ -135,6 +136,22 @@ fn a_guest_that_cannot_be_saved_keeps_its_fleet_up() {
     assert!(fleet.guests().iter().all(|guest| guest["state"] == "running"), "they run on");
     assert_eq!(fleet.ok(&["snapshot", "list"]).stdout, "no snapshots\n", "nothing is left over");
     fleet.verify();
+    fleet.down();
+}
+
+#[test]
+fn a_file_that_is_a_guests_memory_is_to_be_the_one_that_it_was() {
+    require_slabs!();
+    let files = Sandbox::new();
+    let file = files.file("base.img");
+    fs::write(&file, vec![7; 1 << 20]).expect("a file");
+    let pmem = format!("name = \"web\"\npmem = [{{ path = {file:?}, read_only = true }}]");
+    let fleet = Fleet::up(&FLEET.replace("name = \"web\"", &pmem));
+    let _ = fleet.ok(&["snapshot", "web", "warm", "--disk"]);
+    let _ = fleet.ok(&["restore", "warm", "--as", "r"]);
+    verified(&fleet, "r-0");
+    fs::write(&file, vec![7; 2 << 20]).expect("a longer file");
+    fleet.refused(&["restore", "warm", "--as", "s"], 1, "of 1048576 bytes, and is");
     fleet.down();
 }
 

@@ -252,7 +252,7 @@ fn running_vcpus_feel_what_the_host_does_to_pages() {
         assert_eq!(figure("running_vcpus"), running, "{trial:#}");
         for step in ["quiet", "discard_at_once", "discard_one_by_one", "merge", "break"] {
             // Those vCPUs did read, and KVM's count is a count.
-            assert!(figure(&format!("{step}_reads")) > 1000.0, "{step}: {trial:#}");
+            assert!(figure(&format!("{step}_reads")) > 0.0, "{step}: {trial:#}");
             assert!(figure(&format!("{step}_remote_tlb_flush_requests")) >= 0.0, "{step}: {trial:#}");
         }
         assert!(figure("merge_touched_pages") > 1000.0 && figure("break_touched_pages") > 50.0, "{trial:#}");

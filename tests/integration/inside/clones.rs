@@ -153,6 +153,8 @@ fn clones_of_a_debian_guest_with_two_processors_keep_their_clocks_together() {
 fn clones_of_a_debian_guest_have_addresses_of_their_own() {
     let fleet = debian_with(1, "net = [{ tap = \"auto\" }]");
     let names = cloned(&fleet, 3);
+    fleet.verify();
+    // From here on COM2 is the test's.
     let all: Vec<String> = std::iter::once("deb".to_owned()).chain(names).collect();
     let mut addresses = BTreeSet::new();
     for name in &all {
@@ -164,7 +166,6 @@ fn clones_of_a_debian_guest_have_addresses_of_their_own() {
         assert_eq!(has, "ok command=mac interfaces=1", "{name} is not {own}");
         assert!(addresses.insert(own), "{name} has the address of another one");
     }
-    fleet.verify();
     // A copy of a copy.
     let _ = fleet.ok(&["clone", &all[1], "--as", "again"]);
     for own in &addresses {

@@ -22,6 +22,8 @@ use wire::LineError;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How long its socket may take to come back after its directory was removed.
 const SOCKET_LIMIT: Duration = Duration::from_secs(3);
+/// How long a VM whose socket fails may take to end.
+const ENDING_LIMIT: Duration = Duration::from_secs(1);
 /// How often it is looked for.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -152,8 +154,8 @@ fn judge(vm: &LivingVm, spec: &FleetSpec, dir: &FleetDir) -> Judged {
     }
     match ask(vm, dir, &Request::Status) {
         Ok(()) => Judged::Whole(number, Box::new(saved)),
-        // One that ends meanwhile is not there.
-        Err(_) if vm.process.has_ended() => Judged::Unfinished,
+        // One that ends meanwhile is not there. Its sockets are closed before it has ended.
+        Err(_) if vm.process.ends_within(ENDING_LIMIT) => Judged::Unfinished,
         Err(error) => Judged::Differs(vec![Difference::Silent { guest, pid, why: one_line(&error) }]),
     }
 }

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest::protocol::{Command, Fill, Ready, Reply};
 use machine::capture::Captured;
-use machine::{MAX_DRIVES, MAX_INTERFACES, MAX_VCPUS, VmConfig};
+use machine::{MAX_DRIVES, MAX_INTERFACES, MAX_PMEM, MAX_VCPUS, VmConfig};
 use memory::layout::{MAX_RAM_BYTES, MIN_RAM_BYTES};
 use memory::ram::Backing;
 use serde::{Deserialize, Serialize};
@@ -64,14 +64,14 @@ impl DriveIdentity {
 impl Description {
     /// Of an image that is saved now.
     pub(super) fn of(name: &str, image: &Image, suspended: Option<String>) -> Result<Self, CheckpointError> {
-        let identity = |path: &PathBuf| {
-            DriveIdentity::of(path.clone()).map_err(|source| CheckpointError::Drive {
+        let identity = |path: &Path| {
+            DriveIdentity::of(path.into()).map_err(|source| CheckpointError::Drive {
                 name: name.into(),
-                path: path.clone(),
+                path: path.into(),
                 why: source.to_string(),
             })
         };
-        let drives = image.spec.vm.drives.iter().map(|drive| identity(&drive.path));
+        let drives = image.spec.vm.images().map(|(path, _)| identity(path));
         let saved_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         Ok(Self {
             version: VERSION,
@@ -115,6 +115,8 @@ impl Description {
         let is_possible = (MIN_RAM_BYTES..=MAX_RAM_BYTES).contains(&vm.memory_bytes)
             && (1..=MAX_VCPUS).contains(&vm.cpus)
             && vm.drives.len() <= MAX_DRIVES
+            && vm.pmem.len() <= MAX_PMEM
+            && vm.pmem.iter().all(|pmem| pmem.read_only)
             && vm.net.len() <= MAX_INTERFACES
             && vm.drives.iter().all(|drive| drive.read_only && drive.overlay.is_none());
         match is_possible {
@@ -141,7 +143,7 @@ impl Description {
             read.guest.domain = domain.into();
         }
         let vm = &read.guest.vm;
-        if !vm.drives.is_empty() || !vm.net.is_empty() || vm.vsock.is_some() {
+        if vm.images().next().is_some() || !vm.net.is_empty() || vm.vsock.is_some() {
             let why = "it comes from elsewhere, and its guest has drives, network interfaces or sockets of that host".into();
             return Err(CheckpointError::Unfit { name: name.into(), why });
         }
@@ -163,8 +165,8 @@ impl Description {
             }
         }
         let vm = &self.guest.vm;
-        let named: Vec<_> = vm.drives.iter().map(|drive| &drive.path).collect();
-        if named != self.drives.iter().map(|drive| &drive.path).collect::<Vec<_>>() {
+        let named: Vec<_> = vm.images().map(|(path, _)| path).collect();
+        if named != self.drives.iter().map(|drive| drive.path.as_path()).collect::<Vec<_>>() {
             let why = "it does not say of each drive which file it was".into();
             return Err(CheckpointError::Unfit { name: name.into(), why });
         }
@@ -178,6 +180,7 @@ impl Description {
             backing: Backing::Anonymous,
             cpus: vm.cpus,
             drives: vm.drives.clone(),
+            pmem: vm.pmem.clone(),
             net: vm.net.clone(),
             vsock: vm.vsock.clone(),
             entropy: vm.entropy,
@@ -214,7 +217,7 @@ impl Description {
 
 #[cfg(test)]
 mod tests {
-    use machine::{Console, Drive, ImageFds};
+    use machine::{Console, Drive, ImageFds, Pmem};
     use proptest::prelude::*;
 
     use super::*;
@@ -255,6 +258,7 @@ mod tests {
             VmConfig { cpus: 0, ..VmConfig::default() },
             VmConfig { drives: vec![drive(false)], ..VmConfig::default() },
             VmConfig { drives: vec![drive(true); MAX_DRIVES + 1], ..VmConfig::default() },
+            VmConfig { pmem: vec![Pmem::default()], ..VmConfig::default() },
         ] {
             assert!(refused(&described(vm)).contains("no checkpoint can have"));
         }
